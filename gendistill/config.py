@@ -1,0 +1,167 @@
+"""Every setting of a run, typed and documented; the same from the command line, YAML and Python."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class DataConfig(Section):
+    """What the student learns on."""
+
+    path: str | None = Field(None, description="image folder, WebDataset shards (folder, file or glob) with captions")
+    prompts: str | None = Field(None, description="text file, one prompt a line: the teacher makes the pictures")
+    caption: str | dict[str, float] | None = Field(
+        None, description="caption field of the data; or several with their shares, e.g. {name: 0.3, subcategory: 0.7}"
+    )
+    resolution: int | None = Field(None, ge=8, description="pixels; the teacher's own where not given")
+    cache: str = Field(".cache/gendistill", description="folder for encoded latents and prompts, shared by runs")
+    num_synthetic: int = Field(2048, ge=1, description="pictures to make with the teacher when only prompts are given")
+    synthetic_steps: int = Field(20, ge=1, description="steps of the teacher for each of them (DPM-Solver++)")
+    synthetic_guidance: float = Field(3.0, ge=1, description="guidance scale for them")
+
+
+class ConsistencyConfig(Section):
+    """Consistency distillation (`--method consistency`)."""
+
+    num_ddim_timesteps: int = Field(40, ge=2, description="K, points of the solver grid; 40 holds the 1-, 2-, 4-step grids")
+    num_phases: int = Field(1, ge=1, description="phases of multi-step consistency; 1 is plain consistency")
+    loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
+    target: Literal["ema", "student"] = Field("ema", description="whose x_0 is the target, without gradient")
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    guidance: Literal["embedded", "baked", "cfg"] = Field(
+        "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
+    )
+    guidance_scale: float = Field(3.0, ge=1, description="the scale to bake in, or to sample with by default")
+    guidance_range: tuple[float, float] = Field((1.0, 6.0), description="scales that an embedded student learns")
+    prompt_dropout: float = Field(0.15, ge=0, le=1, description="share of empty prompts, for cfg students")
+
+
+class LoraSettings(Section):
+    """Train a low-rank adapter on the frozen teacher instead of all weights."""
+
+    enabled: bool = False
+    rank: int = Field(64, ge=1)
+    alpha: float | None = Field(None, gt=0, description="scale; the rank where not given")
+
+
+class TrainerConfig(Section):
+    """The optimisation, its checkpoints and its validation."""
+
+    max_steps: int = Field(1000, ge=1, description="optimizer steps")
+    max_minutes: float | None = Field(None, gt=0, description="stop after so many minutes of training, if sooner")
+    batch_size: int = Field(32, ge=1, description="samples an optimizer step, over all processes")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(20, ge=0)
+    lr_schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up; cosine falls to 0")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(100, ge=1, description="steps")
+    validate_every: int = Field(100, ge=1, description="steps")
+    num_validation: int = Field(256, ge=2, description="pictures drawn at a validation")
+    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
+    trackers: list[str] = Field(["tensorboard"], description="any tracker of accelerate")
+
+
+class DistillConfig(Section):
+    """One distillation run."""
+
+    teacher: str = Field("assets/tiny-sd", description="diffusers folder or hub id")
+    method: Literal["consistency"] = "consistency"
+    out: str = Field("runs/distill", description="run folder")
+    steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
+    solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "lcm"], description="ways of stepping to choose from")
+    seed: int = Field(0, ge=0)
+    device: str | None = Field(None, description="cuda, mps, cpu; the best that is there where not given")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the frozen teacher")
+    data: DataConfig = DataConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
+    lora: LoraSettings = LoraSettings()
+    trainer: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DistillConfig:
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"steps {self.steps}: takes at least one step count, each 1 or more")
+        if self.lora.enabled and self.consistency.guidance == "embedded":
+            raise ValueError(
+                "consistency.guidance 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"
+            )
+        low, high = self.consistency.guidance_range
+        if not 1 <= low < high:
+            raise ValueError(f"consistency.guidance_range {low}, {high}: takes 1 <= low < high")
+        per_pass = self.trainer.batch_size // self.trainer.gradient_accumulation_steps
+        if per_pass * self.trainer.gradient_accumulation_steps != self.trainer.batch_size:
+            raise ValueError(
+                f"trainer.batch_size {self.trainer.batch_size}: takes a multiple of gradient_accumulation_steps "
+                f"({self.trainer.gradient_accumulation_steps})"
+            )
+        return self
+
+
+def load_config(file: Path | None = None, overrides: dict[str, Any] | None = None) -> DistillConfig:
+    """A config from a YAML file and overrides by dotted name (`{"trainer.max_steps": 500}`), overrides winning.
+
+    Raises:
+        ValueError: an unknown key or a wrong value, in one sentence that names it.
+    """
+    settings: dict[str, Any] = {}
+    if file is not None:
+        if not file.is_file():
+            raise ValueError(f"config {file} does not exist")
+        try:
+            settings = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"config {file} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"config {file} holds a {type(settings).__name__}; takes settings by name")
+    for name, value in (overrides or {}).items():
+        *sections, last = name.split(".")
+        inside = settings
+        for section in sections:
+            inside = inside.setdefault(section, {})
+            if not isinstance(inside, dict):
+                raise ValueError(f"setting {name}: {section} is a value, not a section")
+        inside[last] = value
+    try:
+        return DistillConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(_one_sentence(error)) from error
+
+
+def save_config(config: DistillConfig, path: Path) -> None:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def setting_names(model: type[BaseModel] = DistillConfig, prefix: str = "") -> list[str]:
+    """Every setting by its dotted name."""
+    names = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += setting_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _one_sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, setting_names(), 1, 0.5)
+        return f"setting {name} is not known" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    if not name:
+        return first["msg"].removeprefix("Value error, ")
+    return f"setting {name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

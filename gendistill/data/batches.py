@@ -1,0 +1,50 @@
+"""From cached rows to what a method takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gendistill.data.cache import Cache
+from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.codec import sample_moments
+from gendistill.diffusion.conditioning import Conditioning
+
+CONDITION = "condition."
+
+
+@dataclass(frozen=True)
+class Batch:
+    """latents (B, C, h, w) float32 of about unit variance, and their conditions."""
+
+    latents: Tensor
+    conditioning: Conditioning
+
+
+class LatentData:
+    """Cached moments and conditions, by row. Nothing but the rows asked for is in memory.
+
+    A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
+        """The samples at `rows` (B,) int64; their latents are drawn anew from the encoder's posterior each time."""
+        tensors = self.cache.rows(rows)
+        moments = tensors.pop("moments").float()
+        latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))
+        conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
+        return Batch(latents.to(device), conditioning.to(device))
+
+
+def as_rows(moments: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+    """What `LatentData` reads, in half precision where it is a floating number."""
+    rows = {"moments": moments, **{CONDITION + name: tensor for name, tensor in conditioning.tensors().items()}}
+    return {name: tensor.half().cpu() if tensor.is_floating_point() else tensor.cpu() for name, tensor in rows.items()}

@@ -1,0 +1,39 @@
+"""Prompts alone: what a teacher needs to make its own training data."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gendistill.data.texts import text_lines
+
+
+class Prompts:
+    """Prompts without pictures: what a teacher needs to make its own training data.
+
+    Args:
+        prompts: a UTF-8 text file with one prompt a line, or the prompts themselves; blank ones are left out.
+
+    Raises:
+        ValueError: the file cannot be read as UTF-8, or no prompt is left.
+    """
+
+    def __init__(self, prompts: str | Path | Sequence[str]):
+        self.path = Path(prompts) if isinstance(prompts, str | Path) else None
+        lines = prompts if not isinstance(prompts, str | Path) else text_lines(Path(prompts), "prompts")
+        self.prompts = [line.strip() for line in lines if line.strip()]
+        if not self.prompts:
+            raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; it takes a text file with one a line.")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.prompts)
+
+    def fingerprint(self) -> str:
+        """A hash of the prompts in their order."""
+        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+
+    def describe(self) -> str:
+        return f"{len(self)} prompts" + (f" of {self.path}" if self.path else "")

@@ -1,0 +1,36 @@
+"""Reading the texts that come with pictures: UTF-8, JSON objects, files of lines."""
+
+import json
+from pathlib import Path
+
+
+def decode_text(data: bytes) -> str:
+    """A caption's bytes as text; "" where they are no UTF-8, so that it counts as missing."""
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return ""
+
+
+def text_fields(line: str) -> dict[str, str]:
+    """The texts of a JSON object by field; none where it is no JSON object."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return {}
+    items = fields.items() if isinstance(fields, dict) else ()
+    return {name: text.strip() for name, text in items if isinstance(text, str)}
+
+
+def text_lines(path: Path, field: str) -> list[str]:
+    """The lines of a UTF-8 file without their ends.
+
+    Split at line ends only: `str.splitlines` would also cut at U+2028, which JSON may hold.
+
+    Raises:
+        ValueError: the file cannot be read or is no UTF-8; `field` is the option that named it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{field}: {str(path)!r} cannot be read ({error}); it takes a UTF-8 text file.") from error

@@ -1,0 +1,59 @@
+"""Between pictures and the space that diffusion happens in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LatentCodec:
+    """An `AutoencoderKL` with its scaling: pictures in [-1, 1] to latents of about unit variance and back."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        self.vae = vae
+        config = vae.config
+        self.scaling_factor: float = config["scaling_factor"]
+        self.shift_factor: float = config.get("shift_factor") or 0.0
+        self.factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+        self.channels: int = config["latent_channels"]
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        return self.channels, resolution // self.factor, resolution // self.factor
+
+    @torch.no_grad()
+    def moments(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] to mean and standard deviation of their latents: (B, 2 C, h, w).
+
+        What is cached: a latent is drawn from it anew each time the picture is seen, at no cost.
+        """
+        posterior = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
+        mean = (posterior.mean.float() - self.shift_factor) * self.scaling_factor
+        return torch.cat([mean, posterior.std.float() * self.scaling_factor], dim=1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to pictures (B, 3, H, W) float in [-1, 1]."""
+        unscaled = latents / self.scaling_factor + self.shift_factor
+        return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+
+
+class PixelCodec:
+    """The identity, for models that diffuse pixels: a 'moment' has standard deviation zero."""
+
+    channels = 3
+    factor = 1
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        return self.channels, resolution, resolution
+
+    def moments(self, pictures: Tensor) -> Tensor:
+        return torch.cat([pictures, torch.zeros_like(pictures)], dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.float().clamp(-1, 1)
+
+
+def sample_moments(moments: Tensor, noise: Tensor) -> Tensor:
+    """A latent (B, C, h, w) from cached moments (B, 2 C, h, w) and unit noise (B, C, h, w)."""
+    mean, std = moments.chunk(2, dim=1)
+    return mean + std * noise

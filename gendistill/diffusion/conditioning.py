@@ -1,0 +1,63 @@
+"""Everything a network takes beside x_t and t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A batch of conditions; what a network does not take is None. All None: an unconditional network.
+
+    prompt_embeds   (B, L, D)  text encoder states for cross-attention
+    pooled_embeds   (B, P)     pooled text embedding (SDXL)
+    time_ids        (B, 6)     original size, crop, target size (SDXL)
+    class_labels    (B,) int64
+    guidance_scale  (B,)       the scale that a w-conditioned student is to imitate; 1 is no guidance
+    """
+
+    prompt_embeds: Tensor | None = None
+    pooled_embeds: Tensor | None = None
+    time_ids: Tensor | None = None
+    class_labels: Tensor | None = None
+    guidance_scale: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same with `function` applied to every tensor that is there."""
+        return Conditioning(**{name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def __getitem__(self, index: slice | Tensor) -> Conditioning:
+        return self.map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
+        """Moved to a device; floating tensors also to `dtype`."""
+        return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+    def expand(self, batch_size: int) -> Conditioning:
+        """One condition (batch of 1) for `batch_size` samples, without copying."""
+        return self.map(lambda tensor: tensor.expand(batch_size, *tensor.shape[1:]))
+
+    def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
+        """Row by row: this one where `chosen` (B,) bool, else `other` (batch of 1 or B)."""
+
+        def pick(name: str, tensor: Tensor) -> Tensor:
+            mask = chosen.reshape(-1, *[1] * (tensor.ndim - 1))
+            return torch.where(mask, tensor, getattr(other, name))
+
+        return Conditioning(**{name: pick(name, tensor) for name, tensor in self.tensors().items()})
+
+    def with_guidance(self, guidance_scale: Tensor | None) -> Conditioning:
+        return replace(self, guidance_scale=guidance_scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name: what is saved and what `Conditioning(**tensors)` restores."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Concatenated along the batch; all parts hold the same kinds of condition."""
+        return Conditioning(**{name: torch.cat([p.tensors()[name] for p in parts]) for name in parts[0].tensors()})

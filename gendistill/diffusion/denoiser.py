@@ -1,0 +1,94 @@
+"""A network, adapted once: (x_t, t, Conditioning) -> Prediction. No method ever sees a UNet's call signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.prediction import Prediction, to_prediction
+from gendistill.schedulers import NoiseSchedule
+
+NetworkCall = Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+
+
+class Denoiser:
+    """What a diffusion teacher or student is: a network, its noise schedule and the dialect that it predicts in.
+
+    Args:
+        network: any module.
+        schedule: of the noise that the network was trained on.
+        prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
+        call: how this family's network is called; gives the raw output, of x_t's shape.
+    """
+
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, prediction_type: str, call: NetworkCall) -> None:
+        self.network, self.schedule, self.prediction_type, self.call = network, schedule, prediction_type, call
+
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
+        """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
+        output = self.call(self.network, x_t, t, conditioning)
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
+        return to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule)
+
+    def guided(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
+    ) -> Prediction:
+        """Classifier-free guidance at `scale` ((B,) or one number; 1 is none), both branches in one network call.
+
+        `unconditional` holds one condition (batch of 1) or B.
+        """
+        batch = len(x_t)
+        both = Conditioning.cat([conditioning, unconditional.expand(batch)])
+        prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        return prediction[:batch].guided(prediction[batch:], scale)
+
+    def with_network(self, network: nn.Module) -> Denoiser:
+        """The same family, schedule and dialect around other weights."""
+        return Denoiser(network, self.schedule, self.prediction_type, self.call)
+
+
+def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:
+    """(B,) guidance scales as (B, dimensions) sinusoids of w = scale - 1.
+
+    The formula that diffusers' pipelines feed to w-conditioned UNets (Kingma et al. 2021's timestep embedding of 1000 w),
+    so that a student trained with it is driven by their `guidance_scale`.
+    """
+    half = dimensions // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=guidance_scale.device)
+        * -(torch.log(torch.tensor(10000.0)) / (half - 1))
+    )
+    angles = (guidance_scale.float() - 1)[:, None] * 1000.0 * frequencies[None]
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(embedding, (0, dimensions % 2))
+
+
+def call_unet_2d_condition(network: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """How a `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, XL) is called."""
+    dtype = next(network.parameters()).dtype
+    config = network.config
+    timestep_cond = None
+    if config["time_cond_proj_dim"] is not None:
+        assert conditioning.guidance_scale is not None, "a w-conditioned network needs a guidance scale"
+        timestep_cond = guidance_embedding(conditioning.guidance_scale, config["time_cond_proj_dim"]).to(dtype)
+    added = None
+    if conditioning.pooled_embeds is not None and conditioning.time_ids is not None:
+        added = {"text_embeds": conditioning.pooled_embeds.to(dtype), "time_ids": conditioning.time_ids.to(dtype)}
+    assert conditioning.prompt_embeds is not None
+    return network(
+        x_t.to(dtype),
+        t,
+        encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
+        timestep_cond=timestep_cond,
+        class_labels=conditioning.class_labels,
+        added_cond_kwargs=added,
+    ).sample
+
+
+def call_unet_2d(network: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """How a `UNet2DModel` (unconditional or class-conditional, pixel space) is called."""
+    dtype = next(network.parameters()).dtype
+    return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample

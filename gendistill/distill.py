@@ -1,0 +1,203 @@
+"""A teacher folder in, a student folder out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torchvision.utils import make_grid, save_image
+
+import gendistill
+from gendistill.config import DistillConfig, save_config
+from gendistill.data.encode import prepare_data, weights_fingerprint
+from gendistill.diffusion.denoiser import call_unet_2d_condition
+from gendistill.diffusion.networks import Networks, full_networks, lora_networks
+from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.evaluation import Judge, build_judge
+from gendistill.export.student import export_student, student_pipeline
+from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.samplers import FewStepSampler, StudentSpec
+from gendistill.schedulers import student_scheduler
+from gendistill.training.trainer import Trainer, TrainingResult, Validation
+
+GUIDANCE_EMBEDDING = 256
+GRID_PICTURES = 32
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    student_folder: Path
+    spec: StudentSpec
+    training: TrainingResult
+    networks: Networks
+
+
+def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
+    """Distill `config.teacher` and write `config.out`/student.
+
+    Raises:
+        ValueError: a setting, the teacher or the data cannot be used, in one sentence.
+    """
+    run = Path(config.out)
+    run.mkdir(parents=True, exist_ok=True)
+    device = config.device or best_device()
+    teacher = load_teacher(config.teacher, dtype=getattr(torch, config.dtype), device=device)
+    if config.lora.enabled:
+        networks = lora_networks(teacher.denoiser, config.lora.rank, config.lora.alpha)
+    else:
+        embedded = config.consistency.guidance == "embedded"
+        networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if embedded else None)
+    unconditional = teacher.encode_prompts([""])
+    method = ConsistencyDistillation(networks, unconditional, config.consistency)
+    with encoding_bar() as progress:
+        data = prepare_data(config.data, teacher, config.seed, progress)
+    judge = _judge(config)
+    save_config(config, run / "config.yaml")
+    validator = _Validator(config, teacher, networks, judge, run / "samples") if judge else None
+    trainer = Trainer(
+        method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=device == "cpu"
+    )
+    training = trainer.train(resume=resume)
+    spec, scheduler = _specify(config, teacher, networks, training)
+    if trainer.accelerator.is_main_process:
+        export_student(
+            run / "student", teacher, networks, spec, scheduler, _lineage(config, teacher, data.cache.provenance, training)
+        )
+    return DistillResult(run / "student", spec, training, networks)
+
+
+class _Validator:
+    """Judges the average at every step count with every solver in question, and draws a grid at fixed seeds."""
+
+    def __init__(
+        self, config: DistillConfig, teacher: Teacher, networks: Networks, judge: Judge, samples: Path
+    ) -> None:
+        self.config, self.teacher, self.networks, self.judge, self.samples = config, teacher, networks, judge, samples
+        samples.mkdir(exist_ok=True)
+
+    def __call__(self, step: int) -> Validation:
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts."""
+        sampler = FewStepSampler(student_pipeline(self.teacher, self.networks))
+        distances: dict[str, dict[str, float]] = {}
+        for solver in self.config.solvers:
+            sampler.pipeline.scheduler = student_scheduler(
+                solver,
+                self.teacher.pipeline.scheduler.config,
+                self.networks.student.prediction_type,
+                self.config.consistency.num_ddim_timesteps,
+            )
+            distances[solver] = {}
+            for count in self.config.steps:
+                if count == 1 and distances and solver != self.config.solvers[0]:
+                    distances[solver]["1"] = distances[self.config.solvers[0]]["1"]  # one step knows no solver
+                    continue
+                pictures = self.judge.draw(sampler, count, pipeline_guidance_scale(self.config))
+                distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
+                if count == self.config.steps[0]:
+                    grid = make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8)
+                    save_image(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
+        means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
+        best = min(means, key=lambda solver: means[solver])
+        return Validation(means[best], {"solver": best, self.judge.metric: distances})
+
+
+def _judge(config: DistillConfig) -> Judge | None:
+    """Real pictures to validate against, where the run has any; without them the last step becomes the student."""
+    reference = config.validation_reference or config.data.path
+    if reference is None:
+        return None
+    with encoding_bar("reference") as progress:
+        judge = build_judge(
+            reference,
+            caption=config.data.caption,
+            num=config.trainer.num_validation,
+            seed=1_000 + config.seed,  # other prompts and seeds than an evaluation draws
+            cache=config.data.cache,
+            progress=progress,
+        )
+    return judge.first(config.trainer.num_validation)
+
+
+def _specify(
+    config: DistillConfig, teacher: Teacher, networks: Networks, training: TrainingResult
+) -> tuple[StudentSpec, Any]:
+    """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
+    solver = training.best.figures["solver"] if training.best else config.solvers[0]
+    prediction_type = networks.student.prediction_type
+    settings = config.consistency
+    scheduler = student_scheduler(
+        solver, teacher.pipeline.scheduler.config, prediction_type, settings.num_ddim_timesteps
+    )
+    spec = StudentSpec(
+        method=config.method,
+        teacher=config.teacher,
+        num_inference_steps=tuple(config.steps),
+        solver=solver,
+        scheduler_class=type(scheduler).__name__,
+        scheduler_config=dict(scheduler.config),
+        guidance=settings.guidance,
+        guidance_scale=settings.guidance_scale,
+        guidance_range=settings.guidance_range if settings.guidance == "embedded" else None,
+        prediction_type=prediction_type,
+        lora=config.lora.enabled,
+        figures={"validation": training.best.score} if training.best else {},
+    )
+    return spec, scheduler
+
+
+def _lineage(
+    config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult
+) -> dict[str, Any]:
+    return {
+        "teacher network": f"sha256 {weights_fingerprint(teacher.network)}" if not config.lora.enabled else "see teacher",
+        "data": data.get("described", "unknown"),
+        "steps trained": f"{training.steps} at batch {config.trainer.batch_size}, best at {training.best_step}",
+        "minutes": f"{training.seconds / 60:.1f}",
+        "seed": config.seed,
+        "versions": f"gendistill {gendistill.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"transformers {transformers.__version__}",
+    }
+
+
+def pipeline_guidance_scale(config: DistillConfig) -> float:
+    """What the student's pipeline is called with."""
+    return 1.0 if config.consistency.guidance == "baked" else config.consistency.guidance_scale
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+class encoding_bar:
+    """`with encoding_bar() as advance`: a bar that appears with the first advance, of a length not known before."""
+
+    def __init__(self, text: str = "encoding") -> None:
+        self.text = text
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, TimeRemainingColumn(), transient=not sys.stdout.isatty())
+
+    def __enter__(self) -> Callable[[int], None]:
+        task: list[Any] = []
+
+        def advance(count: int) -> None:
+            if not task:
+                self.bar.start()
+                task.append(self.bar.add_task(self.text, total=None))
+            self.bar.advance(task[0], count)
+
+        return advance
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+__all__ = ["DistillResult", "call_unet_2d_condition", "distill"]

@@ -1,0 +1,84 @@
+"""A student folder: opened by plain diffusers, as a pipeline or as a LoRA on the teacher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+
+from gendistill.diffusion.networks import AVERAGE, AdapterView, Networks
+from gendistill.diffusion.pipeline import Teacher
+from gendistill.export.card import model_card
+from gendistill.samplers import StudentSpec
+
+
+def student_pipeline(teacher: Teacher, networks: Networks) -> StableDiffusionPipeline:
+    """The teacher's pipeline around the student's average, sharing every other part. In LoRA mode the adapter is on."""
+    network = networks.average.network
+    if isinstance(network, AdapterView):
+        network.base.enable_adapters()
+        network.base.set_adapter(AVERAGE)
+        network = network.base
+    pipeline = StableDiffusionPipeline(
+        **{**teacher.pipeline.components, "unet": network}, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def export_student(
+    folder: Path,
+    teacher: Teacher,
+    networks: Networks,
+    spec: StudentSpec,
+    scheduler: Any,
+    lineage: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write the student to `folder` (replacing what is there), whole or not at all.
+
+    Args:
+        scheduler: the stock diffusers scheduler that samples it.
+        lineage: what the model card tells: teacher, data, seeds, versions, figures.
+        dtype: of the saved weights; diffusers opens them in whatever its user asks for.
+    """
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    pipeline = student_pipeline(teacher, networks)
+    if networks.lora is not None:
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE))
+        StableDiffusionPipeline.save_lora_weights(
+            aside,
+            unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
+            unet_lora_adapter_metadata=networks.lora.to_dict(),
+        )
+        scheduler.save_pretrained(aside / "scheduler")
+    else:
+        full_precision = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+        pipeline.register_modules(scheduler=scheduler)
+        kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        pipeline.to(dtype)
+        pipeline.save_pretrained(aside, safe_serialization=True)
+        for name, before in kept.items():
+            getattr(pipeline, name).to(before)
+        pipeline.unet.load_state_dict(full_precision)
+    spec.save(aside)
+    (aside / "README.md").write_text(model_card(spec, lineage))
+    replace_folder(aside, folder)
+
+
+def replace_folder(aside: Path, final: Path) -> None:
+    """Give a finished folder its final name; what stood there goes only once the new one is complete."""
+    old = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(aside, final)
+    shutil.rmtree(old, ignore_errors=True)

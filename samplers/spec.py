@@ -1,0 +1,68 @@
+"""How a student wants to be sampled: `gendistill.json` in its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "gendistill.json"
+GUIDANCE = ("embedded", "baked", "cfg")
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """What a sampler must know of a student beside its weights.
+
+    Attributes:
+        num_inference_steps: the step counts that it was validated at, best first: `(4, 2, 1)`.
+        solver: `ddim`, `lcm` or `tcd`, the way of stepping that measured best.
+        scheduler_class, scheduler_config: the diffusers scheduler that does it.
+        guidance: `embedded` (the scale is an input, one network call), `baked` (one scale, no input) or `cfg` (the
+            student keeps both branches; a guided step costs two network calls).
+        guidance_scale: what to sample with by default; for `baked`, what was baked in.
+        guidance_range: of an `embedded` student, the scales that it was trained for.
+    """
+
+    method: str
+    teacher: str
+    num_inference_steps: tuple[int, ...]
+    solver: str
+    scheduler_class: str
+    scheduler_config: dict[str, Any]
+    guidance: str
+    guidance_scale: float
+    guidance_range: tuple[float, float] | None = None
+    prediction_type: str = "epsilon"
+    lora: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
+    format_version: int = 1
+
+    @property
+    def pipeline_guidance_scale(self) -> float:
+        """The `guidance_scale` to call a diffusers pipeline with; 1 (off) where the scale is baked in."""
+        return 1.0 if self.guidance == "baked" else self.guidance_scale
+
+    def network_calls(self, num_inference_steps: int) -> int:
+        """Network evaluations a picture: a step of classifier-free guidance costs two."""
+        doubled = self.guidance == "cfg" and self.guidance_scale > 1
+        return num_inference_steps * (2 if doubled else 1)
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> StudentSpec | None:
+        """The spec in a folder, or None where the folder is no student of ours."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            return None
+        try:
+            stored = json.loads(path.read_text())
+            stored["num_inference_steps"] = tuple(stored["num_inference_steps"])
+            if stored.get("guidance_range") is not None:
+                stored["guidance_range"] = tuple(stored["guidance_range"])
+            return StudentSpec(**stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a student description of this version: {error}") from error

@@ -1,0 +1,46 @@
+"""From how a student wants to be sampled to the stock diffusers scheduler that does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
+
+NOISE_SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+SOLVERS = ("ddim", "lcm", "tcd")
+
+
+def student_scheduler(
+    solver: str, teacher_config: dict[str, Any], prediction_type: str, num_ddim_timesteps: int = 50
+) -> DDIMScheduler | LCMScheduler | TCDScheduler:
+    """A scheduler that samples a consistency student in few steps on the teacher's noise schedule.
+
+    - `ddim`: deterministic; from the predicted x_0 and eps straight to the next timestep, and the last step returns x_0.
+    - `lcm`: fresh noise on the predicted x_0 between steps (Luo et al. 2023, algorithm 3).
+    - `tcd`: in between, a share of fresh noise at every step (Zheng et al. 2024); diffusers' default eta of 0.3.
+
+    Args:
+        teacher_config: the config of the teacher's scheduler; only its noise schedule is taken.
+        num_ddim_timesteps: K of the training grid, from which LCM and TCD choose their timesteps.
+    """
+    noise = {key: teacher_config[key] for key in NOISE_SCHEDULE_KEYS if teacher_config.get(key) is not None}
+    noise["prediction_type"] = prediction_type
+    if solver == "ddim":
+        return DDIMScheduler(**noise, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    if solver == "lcm":
+        return LCMScheduler(
+            **noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True
+        )
+    if solver == "tcd":
+        return TCDScheduler(
+            **noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True
+        )
+    raise ValueError(f"solver {solver!r} is not known; takes one of {', '.join(SOLVERS)}")

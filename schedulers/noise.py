@@ -1,0 +1,121 @@
+"""The noise schedule x_t = alpha(t) x_0 + sigma(t) eps, one interface over diffusers' schedulers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """alpha and sigma as functions of t, where t is in the network's own timestep units. Everything is float64.
+
+    `kind` says how t maps to noise:
+
+    - `vp`: a table of N angles phi with alpha = cos(phi), sigma = sin(phi); t in [0, N - 1]. Between two integers the
+      angle is interpolated linearly, which is exact at the integers and well behaved at zero terminal SNR.
+    - `flow`: alpha = 1 - t / N, sigma = t / N; t in [0, N]. A scheduler's `shift` moves its timestep grid, not this map.
+    - `edm`: alpha = 1, sigma = exp(4 t) (Karras et al. 2022, table 1: c_noise = ln(sigma) / 4).
+    """
+
+    kind: str
+    num_train_timesteps: int
+    angles: Tensor | None = None  # (N,) float64, only for `vp`
+    sigma_min: float = 0.002  # only for `edm`
+    sigma_max: float = 80.0
+
+    @staticmethod
+    def from_alphas_cumprod(alphas_cumprod: Tensor) -> NoiseSchedule:
+        """A variance-preserving schedule from alpha_bar (N,), values in [0, 1], falling."""
+        alpha_bar = alphas_cumprod.detach().double().cpu().clamp(0, 1)
+        return NoiseSchedule("vp", len(alpha_bar), torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt()))
+
+    @staticmethod
+    def from_scheduler(scheduler: Any) -> NoiseSchedule:
+        """The schedule of any diffusers scheduler, whatever its solver.
+
+        Raises:
+            ValueError: the scheduler is none of variance-preserving, flow matching and EDM.
+        """
+        name, config = type(scheduler).__name__, scheduler.config
+        if name in FLOW_MATCHING:
+            return NoiseSchedule("flow", config.num_train_timesteps)
+        if name in EDM:
+            return NoiseSchedule(
+                "edm", config.num_train_timesteps, sigma_min=config.sigma_min, sigma_max=config.sigma_max
+            )
+        if hasattr(scheduler, "alphas_cumprod"):
+            return NoiseSchedule.from_alphas_cumprod(_exact_alphas_cumprod(scheduler))
+        raise ValueError(
+            f"scheduler {name} has no known noise schedule; takes any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
+        )
+
+    def alpha(self, t: Tensor | float) -> Tensor:
+        """Signal scale at t, float64, of t's shape; in [0, 1]."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if self.kind == "vp":
+            return torch.cos(self._angle(t))
+        if self.kind == "flow":
+            return 1 - t / self.num_train_timesteps
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor | float) -> Tensor:
+        """Noise scale at t, float64, of t's shape; in [0, 1] but for `edm`."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        if self.kind == "vp":
+            return torch.sin(self._angle(t))
+        if self.kind == "flow":
+            return t / self.num_train_timesteps
+        return torch.exp(4 * t)
+
+    def log_snr(self, t: Tensor | float) -> Tensor:
+        """ln(alpha^2 / sigma^2) at t, float64; -inf where the signal is gone."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def t_of_log_snr(self, log_snr: Tensor | float) -> Tensor:
+        """The t at which `log_snr` is met, float64: the inverse of `log_snr` (clamped to the table for `vp`)."""
+        value = torch.as_tensor(log_snr, dtype=torch.float64)
+        ratio = torch.exp(-value / 2)  # sigma / alpha
+        if self.kind == "flow":
+            return self.num_train_timesteps * ratio / (1 + ratio)
+        if self.kind == "edm":
+            return -value / 8
+        assert self.angles is not None
+        angle = torch.atan(ratio)
+        right = torch.searchsorted(self.angles, angle).clamp(1, len(self.angles) - 1)
+        low, high = self.angles[right - 1], self.angles[right]
+        return (right - 1 + (angle - low) / (high - low)).clamp(0, len(self.angles) - 1)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha(t) x_0 + sigma(t) eps for x_0 and noise (B, ...), t (B,); in x_0's dtype and on its device."""
+        return expand_to(self.alpha(t), x_0) * x_0 + expand_to(self.sigma(t), x_0) * noise
+
+    def _angle(self, t: Tensor) -> Tensor:
+        assert self.angles is not None
+        t = t.cpu().clamp(0, len(self.angles) - 1)
+        low = t.floor().long().clamp(max=max(len(self.angles) - 2, 0))
+        high = (low + 1).clamp(max=len(self.angles) - 1)
+        return torch.lerp(self.angles[low], self.angles[high], t - low)
+
+
+def expand_to(values: Tensor, like: Tensor) -> Tensor:
+    """values (B,) or () as (B, 1, ...) with the number of dimensions, dtype and device of `like` (B, ...)."""
+    values = values.to(device=like.device, dtype=like.dtype)
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
+
+
+def _exact_alphas_cumprod(scheduler: Any) -> Tensor:
+    """diffusers' own float32 table: teachers were trained on it, and parity with its samplers is worth more than digits."""
+    table = scheduler.alphas_cumprod
+    if not isinstance(table, Tensor):
+        table = torch.as_tensor(table)
+    if not math.isfinite(table.double().sum().item()):
+        raise ValueError(f"scheduler {type(scheduler).__name__} has a noise schedule with values that are not finite")
+    return table

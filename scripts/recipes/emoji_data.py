@@ -1,0 +1,203 @@
+"""Make `assets/emoji`: the emoji of Google's Noto set and of Twemoji as 32x32 pictures with captions of three levels.
+
+    python scripts/recipes/emoji_data.py                      # downloads both npm packages with `npm pack`
+    python scripts/recipes/emoji_data.py --packages DIR       # or takes the two .tgz files from DIR
+
+The pictures are the 64-pixel PNGs, composited on white and halved (Lanczos). Each has three captions, from the one that
+fixes the picture to the one that leaves almost everything open:
+
+    name         google emoji of waving hand sign with medium skin tone
+    subcategory  google emoji of hand fingers open
+    category     google emoji of people and body
+
+A fixed tenth of the emoji (by hash of the base name, so that every skin tone and both vendors go together) is held out.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+VERSION = "16.0.0"
+VENDORS = ("google", "twitter")
+RESOLUTION = 32
+HELD_OUT = 0.1
+SHARD_SIZE = 2000
+SKIN_TONES = {
+    "1F3FB": "light",
+    "1F3FC": "medium-light",
+    "1F3FD": "medium",
+    "1F3FE": "medium-dark",
+    "1F3FF": "dark",
+}
+
+
+def plain(text: str) -> str:
+    """`Food & Drink` -> `food and drink`, `face-hand` -> `face hand`."""
+    return re.sub(r"\s+", " ", text.lower().replace("&", "and").replace("-", " ").replace(":", "")).strip()
+
+
+def with_tones(name: str, tones: str) -> str:
+    words = [f"{SKIN_TONES[tone]} skin tone" for tone in tones.split("-")]
+    return f"{name} with {' and '.join(dict.fromkeys(words))}"
+
+
+def is_held_out(name: str) -> bool:
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
+
+
+def read_picture(archive: tarfile.TarFile, path: str) -> bytes:
+    """The 64-pixel PNG on white at 32x32, as an uncompressed PNG: the shard's gzip compresses across pictures."""
+    member = archive.extractfile(path)
+    assert member is not None, path
+    picture = Image.open(io.BytesIO(member.read())).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture).convert("RGB").resize((RESOLUTION, RESOLUTION), Image.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=0)
+    return out.getvalue()
+
+
+def read_vendor(package: Path, vendor: str) -> list[dict]:
+    """Every picture that the package holds, in the order of its `emoji.json`."""
+    with tarfile.open(package) as archive:
+        table = archive.extractfile("package/emoji.json")
+        assert table is not None
+        samples = []
+        for emoji in json.load(table):
+            base = emoji["name"].lower().replace(":", "")
+            variants = [(base, emoji)]
+            variants += [(with_tones(base, tones), v) for tones, v in emoji.get("skin_variations", {}).items()]
+            for name, variant in variants:
+                if not variant[f"has_img_{vendor}"]:
+                    continue
+                samples.append(
+                    {
+                        "key": f"{vendor}-{variant['unified'].lower()}",
+                        "png": read_picture(archive, f"package/img/{vendor}/64/{variant['image']}"),
+                        "split": "heldout" if is_held_out(base) else "train",
+                        "json": {
+                            "vendor": vendor,
+                            "unified": variant["unified"],
+                            "name": f"{vendor} emoji of {name}",
+                            "subcategory": f"{vendor} emoji of {plain(emoji['subcategory'])}",
+                            "category": f"{vendor} emoji of {plain(emoji['category'])}",
+                        },
+                    }
+                )
+    return samples
+
+
+def write_shard(path: Path, samples: list[dict]) -> None:
+    """A WebDataset shard: `KEY.png`, `KEY.txt` (the name caption) and `KEY.json` (all three) for each sample."""
+
+    def anonymous(info: tarfile.TarInfo, size: int) -> tarfile.TarInfo:
+        info.size, info.mode = size, 0o644
+        return info
+
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as shard,
+    ):
+        for sample in samples:
+            parts = {
+                "json": json.dumps(sample["json"]).encode(),
+                "png": sample["png"],
+                "txt": sample["json"]["name"].encode(),
+            }
+            for extension, data in parts.items():
+                info = anonymous(tarfile.TarInfo(f"{sample['key']}.{extension}"), len(data))
+                shard.addfile(info, io.BytesIO(data))
+
+
+CARD = """\
+# emoji: the embedded data
+
+{total} emoji at {resolution}x{resolution} on white, of two vendors, with captions of three levels; WebDataset shards
+(`.png`, `.txt` with the name caption, `.json` with `name`, `subcategory`, `category`, `vendor`, `unified`).
+
+| split | pictures | names | shards |
+|---|---|---|---|
+{splits}
+
+{subcategories} subcategory captions and {categories} category captions over both vendors. The held-out tenth is chosen
+by a hash of the emoji's base name: every skin tone and both vendors of a name are on one side.
+
+| level | example |
+|---|---|
+| name | {example[name]} |
+| subcategory | {example[subcategory]} |
+| category | {example[category]} |
+
+Made by `scripts/recipes/emoji_data.py` from `emoji-datasource-google` and `emoji-datasource-twitter` {version}. There is
+no randomness in it.
+
+## Attribution
+
+- Pictures `google-*`: Noto Emoji, copyright Google LLC, licensed under the Apache License 2.0
+  (https://github.com/googlefonts/noto-emoji). Changed here: composited on white, resized to 32x32.
+- Pictures `twitter-*`: Twemoji, copyright Twitter, Inc. and other contributors, licensed under CC-BY 4.0
+  (https://creativecommons.org/licenses/by/4.0/; https://github.com/twitter/twemoji). Changed here: composited on white,
+  resized to 32x32.
+- Names and categories: `emoji-data` by Cal Henderson, MIT licence (https://github.com/iamcal/emoji-data).
+"""
+
+
+def write_card(out: Path, samples: list[dict]) -> None:
+    rows = []
+    for split in ("train", "heldout"):
+        of_split = [s["json"] for s in samples if s["split"] == split]
+        names = {s["name"].split(" emoji of ")[1] for s in of_split}
+        rows.append(f"| {split} | {len(of_split)} | {len(names)} | `{split}-*.tar.gz` |")
+    example = next(s["json"] for s in samples if s["json"]["name"].endswith("waving hand sign with medium skin tone"))
+    card = CARD.format(
+        total=len(samples),
+        resolution=RESOLUTION,
+        splits="\n".join(rows),
+        subcategories=len({s["json"]["subcategory"] for s in samples}),
+        categories=len({s["json"]["category"] for s in samples}),
+        example=example,
+        version=VERSION,
+    )
+    (out / "README.md").write_text(card)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, help="folder that holds the two npm packages as .tgz files")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "assets" / "emoji")
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        packages = args.packages or Path(scratch)
+        names = {vendor: f"emoji-datasource-{vendor}" for vendor in VENDORS}
+        if args.packages is None:
+            specs = [f"{name}@{VERSION}" for name in names.values()]
+            subprocess.run(["npm", "pack", "--silent", *specs], cwd=scratch, check=True)
+        samples = []
+        for vendor, name in names.items():
+            samples += read_vendor(packages / f"{name}-{VERSION}.tgz", vendor)
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "heldout"):
+        of_split = [s for s in samples if s["split"] == split]
+        for start in range(0, len(of_split), SHARD_SIZE):
+            write_shard(args.out / f"{split}-{start // SHARD_SIZE:03d}.tar.gz", of_split[start : start + SHARD_SIZE])
+    write_card(args.out, samples)
+    size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
+    print(f"{len(samples)} pictures {dict(Counter(s['split'] for s in samples))}, {size:.1f} MB in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A training loop that can be killed: warm-up, constant and cosine learning rate, EMA, log lines and checkpoints."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class ResumableRun:
+    """Counts steps for a recipe; the recipe's loop body computes a loss and calls `backward`.
+
+    The data of a step must be drawn from `run.generator`, which is seeded by (seed, step): a resumed run then sees what
+    an uninterrupted one would have seen.
+
+    Args:
+        decay_share: the last part of the steps, over which the learning rate falls to zero by a cosine; constant before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: nn.Module,
+        *,
+        steps: int,
+        learning_rate: float,
+        seed: int,
+        warmup: int = 200,
+        weight_decay: float = 0.01,
+        ema_decay: float = 0.999,
+        decay_share: float = 1.0,
+        checkpoint_seconds: float = 120,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.network, self.steps, self.warmup = folder, network, steps, warmup
+        self.learning_rate, self.seed, self.ema_decay = learning_rate, seed, ema_decay
+        self.decay_share, self.checkpoint_seconds = decay_share, checkpoint_seconds
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+        )
+        self.ema = [p.detach().clone() for p in network.parameters()]
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.generator = torch.Generator()
+        if (folder / "checkpoint.pt").exists():
+            self._load()
+
+    def __iter__(self) -> Iterator[int]:
+        saved = logged = time.monotonic()
+        while self.step < self.steps:
+            self.generator.manual_seed(self.seed * 1_000_003 + self.step)
+            decayed = max(0.0, 1 - (1 - self.step / self.steps) / self.decay_share)
+            scale = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * decayed))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * scale
+            started = time.monotonic()
+            yield self.step
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.network.parameters()], 1 - decay)
+            now = time.monotonic()
+            self.seconds += now - started
+            if now - logged > 15:
+                self._log()
+                logged = now
+            if now - saved > self.checkpoint_seconds or self.step == self.steps:
+                self._save()
+                saved = now
+
+    def record(self, loss: torch.Tensor) -> None:
+        self.losses.append(loss.detach())
+
+    def use_ema(self) -> None:
+        """Overwrite the network's weights by their moving average (at the end, before saving the result)."""
+        for parameter, average in zip(self.network.parameters(), self.ema, strict=True):
+            parameter.data.copy_(average)
+
+    def _log(self) -> None:
+        loss = torch.stack(self.losses).mean().item() if self.losses else float("nan")
+        self.losses.clear()
+        remaining = self.seconds / max(self.step, 1) * (self.steps - self.step) / 60
+        line = {"step": self.step, "loss": round(loss, 5), "minutes": round(self.seconds / 60, 2)}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        print(f"step {self.step}/{self.steps}  loss {loss:.5f}  {remaining:.0f} min left", flush=True)
+
+    def _save(self) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        torch.save(state, self.folder / "checkpoint.tmp")
+        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+        print(f"resumed at step {self.step}")

@@ -1,0 +1,175 @@
+"""Train tiny-sd: a text-to-image latent diffusion pipeline in Stable Diffusion's own format, on the emoji.
+
+    python scripts/recipes/tiny_vae.py && python scripts/recipes/tiny_sd.py      # hours on 2 CPU cores; resumes
+
+The text encoder is trained with the UNet. Captions are drawn from three levels, so that the pipeline knows prompts that
+fix the picture and prompts that leave it open, and are dropped in 15 %, so that classifier-free guidance works.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from emoji import ASSETS, LEVELS, Emoji, load_emoji
+from resumable import ResumableRun
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+RUN = Path("runs/recipes/tiny-sd")
+LEVEL_SHARES = (0.20, 0.45, 0.20)  # name, subcategory, category; the rest (15 %) is the empty prompt
+VOCABULARY = 1400
+MAX_TOKENS = 24
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """A byte-level BPE with CLIP's own normalisation, learned from the captions, as `vocab.json` and `merges.txt`."""
+    like_clip = CLIPTokenizer().backend_tokenizer
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END))
+    bpe.normalizer = like_clip.normalizer or normalizers.Lowercase()
+    bpe.pre_tokenizer = like_clip.pre_tokenizer
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - 2, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    learned = json.loads(bpe.to_str())["model"]
+    vocabulary = dict(learned["vocab"])
+    for letter in alphabet:  # every byte at the end of a word as well, so that no text is unknown
+        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
+    for special in (START, END):  # the end token has the highest id, as in CLIP
+        vocabulary[special] = len(vocabulary)
+    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]]
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    tokenizer.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return tokenizer
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            projection_dim=96,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        block_out_channels=[64, 128],
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=96,
+        attention_head_dim=4,  # the number of heads, by diffusers' own misnaming
+    )
+
+
+def build_schedulers() -> tuple[DDPMScheduler, PNDMScheduler]:
+    """Stable Diffusion 1.5's noise schedule, for training and as its pipeline ships it."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    shipped = PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    return DDPMScheduler(**betas, clip_sample=False), shipped
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """(N, 3, 32, 32) to the posterior's mean and standard deviation, scaled: (N, 8, 8, 8)."""
+    rows = []
+    for batch in pictures.split(256):
+        posterior = vae.encode(batch).latent_dist
+        rows.append(torch.cat([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor)
+    return torch.cat(rows)
+
+
+def tokenize_levels(tokenizer: CLIPTokenizer, emoji: Emoji) -> torch.Tensor:
+    """Token ids (4, N, MAX_TOKENS) of name, subcategory, category and of the empty prompt."""
+
+    def ids(texts: list[str]) -> torch.Tensor:
+        encoded = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        return encoded.input_ids
+
+    levels = [ids([caption[level] for caption in emoji.captions]) for level in LEVELS]
+    return torch.stack([*levels, ids([""] * len(emoji))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-vae/vae"))
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    emoji = load_emoji("train")
+    RUN.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer([c[level] for c in emoji.captions for level in LEVELS], RUN / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(args.vae).eval()
+    latents = encode_pictures(vae, emoji.pictures)
+    tokens = tokenize_levels(tokenizer, emoji)
+    unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    noise_scheduler, shipped_scheduler = build_schedulers()
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
+    predict = torch.compile(unet) if args.compile else unet
+
+    run = ResumableRun(
+        RUN, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3
+    )
+    shares = torch.tensor([*LEVEL_SHARES, 1 - sum(LEVEL_SHARES)])
+    for _ in run:
+        chosen = torch.randint(len(emoji), (args.batch,), generator=run.generator)
+        level = torch.multinomial(shares, args.batch, replacement=True, generator=run.generator)
+        mean, std = latents[chosen].chunk(2, dim=1)
+        clean = mean + std * torch.randn(mean.shape, generator=run.generator)
+        noise = torch.randn(mean.shape, generator=run.generator)
+        timesteps = torch.randint(1000, (args.batch,), generator=run.generator)
+        texts, repeats = torch.unique(tokens[level, chosen], dim=0, return_inverse=True)
+        states = text_encoder(texts).last_hidden_state[repeats]
+        noisy = noise_scheduler.add_noise(clean, noise, timesteps)
+        loss = F.mse_loss(predict(noisy, timesteps, states).sample, noise)
+        loss.backward()
+        run.record(loss)
+    run.use_ema()
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=shipped_scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(args.out)
+    print(f"saved {args.out}")
+
+
+if __name__ == "__main__":
+    main()

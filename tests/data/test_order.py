@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from gendistill.data.order import PerSampleRandom, epoch_order, indices_of_step
+
+
+def test_an_epoch_is_a_permutation_that_its_seed_and_number_decide():
+    order = epoch_order(0, 0, 1000)
+    assert torch.equal(order.sort().values, torch.arange(1000))
+    assert torch.equal(order, epoch_order(0, 0, 1000))
+    assert not torch.equal(order, epoch_order(0, 1, 1000))
+    assert not torch.equal(order, epoch_order(1, 0, 1000))
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(4, 12), (5, 12), (12, 12), (31, 12), (1, 3), (3, 1)])
+def test_steps_walk_epoch_after_epoch_without_dropping_a_row(batch_size, count):
+    epochs = torch.cat([epoch_order(7, epoch, count) for epoch in range(40)])
+    steps = [indices_of_step(7, step, batch_size, count) for step in range(len(epochs) // batch_size)]
+    assert all(len(step) == batch_size and step.dtype == torch.int64 for step in steps)
+    walked = torch.cat(steps)
+    assert torch.equal(walked, epochs[: len(walked)])
+
+
+def test_a_step_does_not_depend_on_the_steps_before_it():
+    alone = indices_of_step(0, 1000, 8, 50)
+    for step in range(1000):
+        indices_of_step(0, step, 8, 50).zero_()
+    assert torch.equal(indices_of_step(0, 1000, 8, 50), alone)
+
+
+def test_a_sample_gets_the_same_numbers_at_any_split_of_its_step():
+    whole, part = PerSampleRandom(3, 5, 0, 8), PerSampleRandom(3, 5, 4, 4)
+    for _ in range(2):
+        assert torch.equal(whole.normal((4, 3, 3))[4:], part.normal((4, 3, 3)))
+        assert torch.equal(whole.uniform()[4:], part.uniform())
+
+
+def test_seed_step_and_sample_each_give_other_numbers():
+    drawn = [
+        PerSampleRandom(seed, step, first, 1).normal((16,))
+        for seed, step, first in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 10, 1), (11, 0, 1)]
+    ]
+    assert len({tuple(numbers[0].tolist()) for numbers in drawn}) == len(drawn)
+
+
+def test_a_stream_goes_on_from_call_to_call():
+    random = PerSampleRandom(0, 0, 0, 2)
+    assert not torch.equal(random.normal((16,)), random.normal((16,)))
+
+
+def test_the_numbers_are_standard_normal_and_uniform_over_samples():
+    random = PerSampleRandom(0, 0, 0, 4000)
+    normal, uniform = random.normal((2,)), random.uniform()
+    assert normal.shape == (4000, 2)
+    assert normal.dtype == uniform.dtype == torch.float32
+    assert normal.mean().abs() < 0.05
+    assert normal.std() == pytest.approx(1, abs=0.05)
+    assert 0 <= uniform.min() < uniform.max() < 1
+    assert uniform.mean() == pytest.approx(0.5, abs=0.02)

@@ -1,0 +1,103 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gendistill.data.pictures import decode_picture, to_tensor
+
+
+def encoded(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    file.seek(0)
+    return file
+
+
+def test_transparency_is_composited_on_white():
+    half_black = Image.new("RGBA", (4, 4), (0, 0, 0, 51))
+    assert decode_picture(encoded(half_black)).getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_a_transparent_palette_colour_is_white():
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 1), 1)
+    picture = decode_picture(encoded(palette, transparency=0))
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert picture.getpixel((1, 1)) == (0, 0, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped():
+    grey = np.array([[0, 32896, 65535]], dtype=np.uint16)
+    picture = decode_picture(encoded(Image.fromarray(grey)))
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_mode_of_a_png_becomes_rgb(mode):
+    assert decode_picture(encoded(Image.new("RGB", (5, 3), "white").convert(mode))).mode == "RGB"
+
+
+def test_cmyk_becomes_rgb():
+    picture = decode_picture(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert np.abs(np.array(picture.getpixel((4, 4))) - [255, 0, 0]).max() < 8
+
+
+def test_exif_orientation_turns_the_picture_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    assert decode_picture(encoded(Image.new("RGB", (6, 2)), "JPEG", exif=exif)).size == (2, 6)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a picture", encoded(Image.new("RGB", (64, 64), "red")).read()[:60]])
+def test_damaged_bytes_are_a_value_error(damage):
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_picture(io.BytesIO(damage))
+
+
+def test_a_format_that_starts_other_programs_is_not_tried():
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_picture(encoded(Image.new("RGB", (4, 4)), "EPS"))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
+    header = b"IHDR" + struct.pack(">IIBBBBB", 12_000, 12_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    data = b"IDAT" + zlib.compress(b"\0" * 1000)
+    bomb += struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="12000x12000 is more than"):
+        decode_picture(io.BytesIO(bomb))
+
+
+def test_to_tensor_spans_minus_one_to_one():
+    picture = Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]] * 2, dtype=np.uint8))
+    tensor = to_tensor(picture, 2)
+    assert tensor.shape == (3, 2, 2)
+    assert tensor.dtype == torch.float32
+    assert torch.equal(tensor[0], torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
+
+
+def test_to_tensor_keeps_the_centre_of_the_longer_side():
+    wide = Image.new("RGB", (60, 20), "black")
+    wide.paste("white", (20, 0, 40, 20))
+    assert to_tensor(wide, 20).min() == 1
+
+
+def test_to_tensor_is_resizing_the_shortest_side_and_cropping_the_centre():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    resized = picture.resize((48, 32), Image.Resampling.LANCZOS).crop((8, 0, 40, 32))
+    inner = (to_tensor(picture, 32) - to_tensor(resized, 32))[:, :, 3:-3]  # the crop's own edge has other neighbours
+    assert inner.abs().max() <= 2 / 127.5
+
+
+def test_to_tensor_enlarges_a_picture_that_is_too_small():
+    assert to_tensor(Image.new("RGB", (3, 5)), 16).shape == (3, 16, 16)
+
+
+def test_to_tensor_of_a_hair_takes_no_more_memory_than_of_a_square():
+    assert to_tensor(Image.new("RGB", (1, 50_000)), 64).shape == (3, 64, 64)

@@ -1,0 +1,30 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gendistill.metrics.clip_score import ClipScorer
+from gendistill.metrics.features import EmojiFeatures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    """(pictures uint8 (N, 3, 32, 32), captions) of the embedded data's held-out split."""
+    sys.path.insert(0, str(ROOT / "scripts" / "recipes"))
+    from emoji import load_emoji
+
+    emoji = load_emoji("heldout")
+    return ((emoji.pictures + 1) * 127.5).round().to(torch.uint8), emoji.captions
+
+
+@pytest.fixture(scope="session")
+def extractor():
+    return EmojiFeatures.from_folder(ROOT / "assets" / "emoji-features")
+
+
+@pytest.fixture(scope="session")
+def scorer():
+    return ClipScorer.from_folder(ROOT / "assets" / "tiny-clip")
