@@ -50,7 +50,7 @@ class LoraSettings(Section):
 
     enabled: bool = False
     rank: int = Field(64, ge=1)
-    alpha: float | None = Field(None, gt=0, description="scale; the rank where not given")
+    alpha: int | None = Field(None, ge=1, description="scale; the rank where not given")
 
 
 class TrainerConfig(Section):
@@ -83,6 +83,7 @@ class DistillConfig(Section):
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "lcm"], description="ways of stepping to choose from")
+    validation_reference: str | None = Field(None, description="real pictures to validate against; data.path where not given")
     seed: int = Field(0, ge=0)
     device: str | None = Field(None, description="cuda, mps, cpu; the best that is there where not given")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the frozen teacher")

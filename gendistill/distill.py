@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,17 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torchvision.utils import make_grid, save_image
 
 import gendistill
 from gendistill.config import DistillConfig, save_config
 from gendistill.data.encode import prepare_data, weights_fingerprint
-from gendistill.diffusion.denoiser import call_unet_2d_condition
 from gendistill.diffusion.networks import Networks, full_networks, lora_networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
-from gendistill.evaluation import Judge, build_judge
 from gendistill.export.student import export_student, student_pipeline
+from gendistill.judge import Judge, build_judge
 from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.schedulers import student_scheduler
 from gendistill.training.trainer import Trainer, TrainingResult, Validation
@@ -56,19 +53,22 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
         networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if embedded else None)
     unconditional = teacher.encode_prompts([""])
     method = ConsistencyDistillation(networks, unconditional, config.consistency)
-    with encoding_bar() as progress:
+    with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
     judge = _judge(config)
     save_config(config, run / "config.yaml")
     validator = _Validator(config, teacher, networks, judge, run / "samples") if judge else None
-    trainer = Trainer(
-        method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=device == "cpu"
-    )
+    trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=device == "cpu")
     training = trainer.train(resume=resume)
     spec, scheduler = _specify(config, teacher, networks, training)
     if trainer.accelerator.is_main_process:
         export_student(
-            run / "student", teacher, networks, spec, scheduler, _lineage(config, teacher, data.cache.provenance, training)
+            run / "student",
+            teacher,
+            networks,
+            spec,
+            scheduler,
+            _lineage(config, teacher, data.cache.provenance, training),
         )
     return DistillResult(run / "student", spec, training, networks)
 
@@ -76,9 +76,7 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
 class _Validator:
     """Judges the average at every step count with every solver in question, and draws a grid at fixed seeds."""
 
-    def __init__(
-        self, config: DistillConfig, teacher: Teacher, networks: Networks, judge: Judge, samples: Path
-    ) -> None:
+    def __init__(self, config: DistillConfig, teacher: Teacher, networks: Networks, judge: Judge, samples: Path) -> None:
         self.config, self.teacher, self.networks, self.judge, self.samples = config, teacher, networks, judge, samples
         samples.mkdir(exist_ok=True)
 
@@ -113,7 +111,7 @@ def _judge(config: DistillConfig) -> Judge | None:
     reference = config.validation_reference or config.data.path
     if reference is None:
         return None
-    with encoding_bar("reference") as progress:
+    with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,
             caption=config.data.caption,
@@ -125,16 +123,12 @@ def _judge(config: DistillConfig) -> Judge | None:
     return judge.first(config.trainer.num_validation)
 
 
-def _specify(
-    config: DistillConfig, teacher: Teacher, networks: Networks, training: TrainingResult
-) -> tuple[StudentSpec, Any]:
+def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, training: TrainingResult) -> tuple[StudentSpec, Any]:
     """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
     solver = training.best.figures["solver"] if training.best else config.solvers[0]
     prediction_type = networks.student.prediction_type
     settings = config.consistency
-    scheduler = student_scheduler(
-        solver, teacher.pipeline.scheduler.config, prediction_type, settings.num_ddim_timesteps
-    )
+    scheduler = student_scheduler(solver, teacher.pipeline.scheduler.config, prediction_type, settings.num_ddim_timesteps)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -152,9 +146,7 @@ def _specify(
     return spec, scheduler
 
 
-def _lineage(
-    config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult
-) -> dict[str, Any]:
+def _lineage(config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult) -> dict[str, Any]:
     return {
         "teacher network": f"sha256 {weights_fingerprint(teacher.network)}" if not config.lora.enabled else "see teacher",
         "data": data.get("described", "unknown"),
@@ -175,29 +167,3 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-class encoding_bar:
-    """`with encoding_bar() as advance`: a bar that appears with the first advance, of a length not known before."""
-
-    def __init__(self, text: str = "encoding") -> None:
-        self.text = text
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, TimeRemainingColumn(), transient=not sys.stdout.isatty())
-
-    def __enter__(self) -> Callable[[int], None]:
-        task: list[Any] = []
-
-        def advance(count: int) -> None:
-            if not task:
-                self.bar.start()
-                task.append(self.bar.add_task(self.text, total=None))
-            self.bar.advance(task[0], count)
-
-        return advance
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-
-__all__ = ["DistillResult", "call_unet_2d_condition", "distill"]

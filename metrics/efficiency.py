@@ -16,9 +16,7 @@ class Timing:
     p90: float
 
 
-def seconds_per_picture(
-    generate: Callable[[int], object], pictures: int = 8, warmup: int = 1, repeats: int = 5
-) -> Timing:
+def seconds_per_picture(generate: Callable[[int], object], pictures: int = 8, warmup: int = 1, repeats: int = 5) -> Timing:
     """Time `generate(pictures)`, which makes that many pictures, `repeats` times after `warmup` untimed calls.
 
     On a GPU the clock is read only after all of its work is done.

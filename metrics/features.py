@@ -86,9 +86,7 @@ class InceptionFeatures:
         try:
             from torch_fidelity import feature_extractor_inceptionv3 as fidelity
         except ImportError as error:
-            raise ImportError(
-                "FID needs the package torch-fidelity: `pip install gendistill[fid]` installs it."
-            ) from error
+            raise ImportError("FID needs the package torch-fidelity: `pip install gendistill[fid]` installs it.") from error
         path = Path(weights_path) if weights_path else _downloaded(fidelity.URL_INCEPTION_V3)
         self.weights_hash = weights_hash(path)
         torch.load(path, "meta", weights_only=True)  # refuse code here: torch-fidelity unpickles whatever it is given

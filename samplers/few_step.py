@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from .opening import open_student
 from .spec import StudentSpec
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
@@ -36,15 +35,18 @@ class FewStepSampler:
     def from_pretrained(
         folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> FewStepSampler:
-        """Open a student folder (or any diffusers pipeline folder or hub id)."""
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        )
-        return FewStepSampler(pipeline.to(device), StudentSpec.load(Path(folder)))
+        """Open a student folder or LoRA (or any diffusers pipeline folder or hub id); ValueError if it is none."""
+        pipeline, spec = open_student(Path(folder), dtype=dtype)
+        return FewStepSampler(pipeline.to(device), spec)
 
-    def use_scheduler(self, class_name: str, config: dict[str, Any]) -> None:
-        """Sample with another diffusers scheduler from now on."""
-        self.pipeline.scheduler = getattr(diffusers, class_name).from_config(config)
+    @property
+    def default_steps(self) -> int:
+        """The step count to sample with where nothing else is asked for."""
+        return self.spec.num_inference_steps[0] if self.spec else TEACHER_STEPS
+
+    @property
+    def default_guidance_scale(self) -> float:
+        return self.spec.pipeline_guidance_scale if self.spec else TEACHER_GUIDANCE
 
     def latents(
         self,
@@ -94,10 +96,8 @@ class FewStepSampler:
         batch_size: int,
         output_type: str,
     ) -> Iterator[Tensor]:
-        if steps is None:
-            steps = self.spec.num_inference_steps[0] if self.spec else TEACHER_STEPS
-        if guidance_scale is None:
-            guidance_scale = self.spec.pipeline_guidance_scale if self.spec else TEACHER_GUIDANCE
+        steps = self.default_steps if steps is None else steps
+        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
         for start in range(0, len(prompts), batch_size):
             of_batch = list(prompts[start : start + batch_size])
             yield self.pipeline(

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
+
 FILE_NAME = "gendistill.json"
 GUIDANCE = ("embedded", "baked", "cfg")
 
@@ -43,6 +45,10 @@ class StudentSpec:
     def pipeline_guidance_scale(self) -> float:
         """The `guidance_scale` to call a diffusers pipeline with; 1 (off) where the scale is baked in."""
         return 1.0 if self.guidance == "baked" else self.guidance_scale
+
+    def scheduler(self) -> Any:
+        """The diffusers scheduler that samples this student."""
+        return getattr(diffusers, self.scheduler_class).from_config(self.scheduler_config)
 
     def network_calls(self, num_inference_steps: int) -> int:
         """Network evaluations a picture: a step of classifier-free guidance costs two."""

@@ -36,11 +36,7 @@ def student_scheduler(
     if solver == "ddim":
         return DDIMScheduler(**noise, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
     if solver == "lcm":
-        return LCMScheduler(
-            **noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True
-        )
+        return LCMScheduler(**noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True)
     if solver == "tcd":
-        return TCDScheduler(
-            **noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True
-        )
+        return TCDScheduler(**noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True)
     raise ValueError(f"solver {solver!r} is not known; takes one of {', '.join(SOLVERS)}")

@@ -48,9 +48,7 @@ class NoiseSchedule:
         if name in FLOW_MATCHING:
             return NoiseSchedule("flow", config.num_train_timesteps)
         if name in EDM:
-            return NoiseSchedule(
-                "edm", config.num_train_timesteps, sigma_min=config.sigma_min, sigma_max=config.sigma_max
-            )
+            return NoiseSchedule("edm", config.num_train_timesteps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
         if hasattr(scheduler, "alphas_cumprod"):
             return NoiseSchedule.from_alphas_cumprod(_exact_alphas_cumprod(scheduler))
         raise ValueError(

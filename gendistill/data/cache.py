@@ -44,9 +44,7 @@ class CacheWriter:
         provenance: how it was made, for people; anything JSON holds.
     """
 
-    def __init__(
-        self, folder: Path, rows_per_shard: int = 1024, *, key: str = "", provenance: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, folder: Path, rows_per_shard: int = 1024, *, key: str = "", provenance: Mapping[str, Any] | None = None):
         self.folder = Path(folder)
         self.rows_per_shard = rows_per_shard
         self._index: dict[str, Any] = {
@@ -99,9 +97,7 @@ class CacheWriter:
     def __enter__(self) -> "CacheWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if kind is None:
             self.close()
 

@@ -71,9 +71,7 @@ def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, progres
     return LatentData(build_or_open(Path(config.cache), cache_key(**made_by), provenance, build))
 
 
-def _synthesise(
-    prompts: Prompts, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None
-) -> LatentData:
+def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
     """Data-free: the teacher paints `num_synthetic` pictures of the prompts, which stay latents."""
     made_by = {
         "prompts": prompts.fingerprint(),

@@ -58,9 +58,7 @@ class PerSampleRandom:
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal, float32 (count, *shape) on the CPU."""
-        return torch.stack(
-            [torch.randn(shape, generator=generator, dtype=torch.float32) for generator in self.generators]
-        )
+        return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float32) for generator in self.generators])
 
     def uniform(self) -> Tensor:
         """Uniform in [0, 1), float32 (count,) on the CPU."""

@@ -100,9 +100,7 @@ def _expanded(pattern: str) -> list[str]:
     try:
         return list(braceexpand(pattern, escape=False))
     except ValueError:
-        raise ValueError(
-            f"data: {pattern!r} has a brace too many; it takes a pattern such as '{{000..003}}'."
-        ) from None
+        raise ValueError(f"data: {pattern!r} has a brace too many; it takes a pattern such as '{{000..003}}'.") from None
 
 
 def _matches(pattern: str) -> list[Path]:

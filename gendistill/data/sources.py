@@ -16,9 +16,7 @@ from gendistill.data.shards import WebDatasetShards, is_shard
 __all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "open_source", "to_tensor"]
 
 
-def open_source(
-    path: str | Path, caption: CaptionOption = None, seed: int = 0
-) -> ImageFolder | WebDatasetShards | Prompts:
+def open_source(path: str | Path, caption: CaptionOption = None, seed: int = 0) -> ImageFolder | WebDatasetShards | Prompts:
     """Open whatever `path` is.
 
     Args:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class LatentCodec:
     """An `AutoencoderKL` with its scaling: pictures in [-1, 1] to latents of about unit variance and back."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae = vae
         config = vae.config
         self.scaling_factor: float = config["scaling_factor"]

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.prediction import Prediction, to_prediction
 from gendistill.schedulers import NoiseSchedule
 
-NetworkCall = Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
+NetworkCall = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
 
 
 class Denoiser:
     """What a diffusion teacher or student is: a network, its noise schedule and the dialect that it predicts in.
 
     Args:
-        network: any module.
+        network: any `nn.Module`.
         schedule: of the noise that the network was trained on.
         prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
         call: how this family's network is called; gives the raw output, of x_t's shape.
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule, prediction_type: str, call: NetworkCall) -> None:
+    def __init__(self, network: Any, schedule: NoiseSchedule, prediction_type: str, call: NetworkCall) -> None:
         self.network, self.schedule, self.prediction_type, self.call = network, schedule, prediction_type, call
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
@@ -45,7 +46,7 @@ class Denoiser:
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         return prediction[:batch].guided(prediction[batch:], scale)
 
-    def with_network(self, network: nn.Module) -> Denoiser:
+    def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""
         return Denoiser(network, self.schedule, self.prediction_type, self.call)
 
@@ -58,15 +59,14 @@ def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:
     """
     half = dimensions // 2
     frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=guidance_scale.device)
-        * -(torch.log(torch.tensor(10000.0)) / (half - 1))
+        torch.arange(half, dtype=torch.float32, device=guidance_scale.device) * -(torch.log(torch.tensor(10000.0)) / (half - 1))
     )
     angles = (guidance_scale.float() - 1)[:, None] * 1000.0 * frequencies[None]
     embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
     return torch.nn.functional.pad(embedding, (0, dimensions % 2))
 
 
-def call_unet_2d_condition(network: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+def call_unet_2d_condition(network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """How a `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, XL) is called."""
     dtype = next(network.parameters()).dtype
     config = network.config
@@ -88,7 +88,7 @@ def call_unet_2d_condition(network: nn.Module, x_t: Tensor, t: Tensor, condition
     ).sample
 
 
-def call_unet_2d(network: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+def call_unet_2d(network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """How a `UNet2DModel` (unconditional or class-conditional, pixel space) is called."""
     dtype = next(network.parameters()).dtype
     return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample

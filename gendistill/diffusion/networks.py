@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -65,7 +66,7 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None) -> N
     )
 
 
-def copy_network(network: nn.Module, time_cond_proj_dim: int | None) -> nn.Module:
+def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
     """A copy that is w-conditioned where `time_cond_proj_dim` says so."""
     if network.config.get("time_cond_proj_dim") == time_cond_proj_dim:
         return copy.deepcopy(network)
@@ -77,12 +78,10 @@ def copy_network(network: nn.Module, time_cond_proj_dim: int | None) -> nn.Modul
     return copied.to(next(network.parameters()).device)
 
 
-def lora_networks(teacher: Denoiser, rank: int, alpha: float | None = None) -> Networks:
+def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Networks:
     """One frozen base; the student and its average are two low-rank adapters on it, the teacher is none."""
     base = teacher.network
-    lora = LoraConfig(
-        r=rank, lora_alpha=alpha or rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian"
-    )
+    lora = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
     base.add_adapter(lora, STUDENT)
     base.add_adapter(lora, AVERAGE)
     of = {name: dict(adapter_parameters(base, name)) for name in (STUDENT, AVERAGE)}
@@ -114,7 +113,7 @@ class AdapterView(nn.Module):
     The student must be the last one called before `backward`: gradient checkpointing calls the base again there.
     """
 
-    def __init__(self, base: nn.Module, adapter: str | None) -> None:
+    def __init__(self, base: Any, adapter: str | None) -> None:
         super().__init__()
         self.base, self.adapter = base, adapter
         self.config = base.config

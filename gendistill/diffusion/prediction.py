@@ -1,9 +1,9 @@
 """What a denoiser says about x_t = alpha x_0 + sigma eps, whichever of its four dialects the network speaks.
 
-    epsilon       eps
-    sample        x_0
-    v_prediction  v = alpha eps - sigma x_0          (Salimans & Ho 2022, appendix D)
-    flow          u = eps - x_0                      (rectified flow: d x_t / d sigma for alpha = 1 - sigma)
+epsilon       eps
+sample        x_0
+v_prediction  v = alpha eps - sigma x_0          (Salimans & Ho 2022, appendix D)
+flow          u = eps - x_0                      (rectified flow: d x_t / d sigma for alpha = 1 - sigma)
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ class Prediction:
     def guided(self, unconditional: Prediction, guidance_scale: Tensor | float) -> Prediction:
         """Classifier-free guidance, scale 1 being none (Ho & Salimans 2022, eq. 6 with their w = scale - 1)."""
         scale = expand_to(torch.as_tensor(guidance_scale), self.x_0)
-        return Prediction(
-            torch.lerp(unconditional.x_0, self.x_0, scale), torch.lerp(unconditional.eps, self.eps, scale)
-        )
+        return Prediction(torch.lerp(unconditional.x_0, self.x_0, scale), torch.lerp(unconditional.eps, self.eps, scale))
 
 
 def to_prediction(output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule) -> Prediction:

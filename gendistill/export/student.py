@@ -25,9 +25,7 @@ def student_pipeline(teacher: Teacher, networks: Networks) -> StableDiffusionPip
         network.base.enable_adapters()
         network.base.set_adapter(AVERAGE)
         network = network.base
-    pipeline = StableDiffusionPipeline(
-        **{**teacher.pipeline.components, "unet": network}, requires_safety_checker=False
-    )
+    pipeline: Any = StableDiffusionPipeline(**{**teacher.pipeline.components, "unet": network}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -51,7 +49,7 @@ def export_student(
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    pipeline = student_pipeline(teacher, networks)
+    pipeline: Any = student_pipeline(teacher, networks)
     if networks.lora is not None:
         state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE))
         StableDiffusionPipeline.save_lora_weights(

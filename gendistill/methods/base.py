@@ -48,5 +48,6 @@ class Method(ABC):
     def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
         """The losses of a batch, in the order in which their optimizers step (critic before student, say)."""
 
+    @abstractmethod
     def after_step(self, step: int) -> None:
-        """Called after the optimizers have stepped."""
+        """Called after the optimizers have stepped: the average follows here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             cpu=cpu,
-            log_with=config.trackers or None,  # type: ignore[arg-type]
+            log_with=config.trackers or None,
             project_config=ProjectConfiguration(str(run_folder), str(run_folder)),
         )
         self.checkpoints = Checkpoints(run_folder / "checkpoints")
@@ -117,7 +117,8 @@ class Trainer:
         modules = self.method.trained_modules()
         if self.config.gradient_checkpointing:
             for module in modules.values():
-                getattr(module, "base", module).enable_gradient_checkpointing()
+                base: Any = getattr(module, "base", module)
+                base.enable_gradient_checkpointing()
         optimizers = {}
         for name, parameters in self.method.trained_parameters().items():
             optimizers[name] = self.accelerator.prepare(self._optimizer(list(parameters.values())))
@@ -125,15 +126,17 @@ class Trainer:
         return optimizers
 
     def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        options = {"lr": self.config.learning_rate, "betas": (0.9, 0.999), "weight_decay": self.config.weight_decay}
+        options: dict[str, Any] = {
+            "lr": self.config.learning_rate,
+            "betas": (0.9, 0.999),
+            "weight_decay": self.config.weight_decay,
+        }
         if self.config.optimizer == "adamw":
             return torch.optim.AdamW(parameters, **options)
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise ValueError(
-                "trainer.optimizer adamw_8bit needs bitsandbytes: pip install gendistill[eight-bit]"
-            ) from error
+            raise ValueError("trainer.optimizer adamw_8bit needs bitsandbytes: pip install gendistill[eight-bit]") from error
         return AdamW8bit(parameters, **options)
 
     def _train_step(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -221,7 +224,7 @@ class Trainer:
     def _save(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         if not self.accelerator.is_main_process:
             return
-        weights = {f"average.{name}": tensor for name, tensor in self.method.networks.averaged.items()}
+        weights: dict[str, Tensor] = {f"average.{name}": tensor for name, tensor in self.method.networks.averaged.items()}
         for optimizer, parameters in self.method.trained_parameters().items():
             weights.update({f"{optimizer}.{name}": tensor for name, tensor in parameters.items()})
         state = {
@@ -277,6 +280,3 @@ class _ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-
-
-__all__ = ["Iterator", "Trainer", "TrainingResult", "Validation"]

@@ -92,8 +92,8 @@ CARD = """\
 # emoji-features: the extractor of `fd-emoji`
 
 A pre-activation ResNet ({parameters} parameters) over 32x32 pictures in [-1, 1] that was trained to tell the category
-({categories} classes), the vendor ({vendors}) and the words of the name ({words} labels: those in at least {frequent}
-training pictures). Its pooled layer (128 features) takes the place of Inception-v3's in the Fréchet distance where no
+({categories} classes), the vendor ({vendors}) and the words of the name ({words}: those in at least {frequent} training
+pictures). Its pooled layer (128 features) takes the place of Inception-v3's in the Fréchet distance where no
 Inception weights are at hand. The number is then called `fd-emoji`: it says nothing beside an FID.
 
 | held out ({held_out} pictures, names never seen) | |

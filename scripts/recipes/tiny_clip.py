@@ -107,6 +107,9 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path) -> Non
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(out)
+    saved = json.loads((out / "tokenizer_config.json").read_text())
+    saved["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
+    (out / "tokenizer_config.json").write_text(json.dumps(saved, indent=2) + "\n")
     weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, out / "open_clip_model.safetensors")
 
@@ -196,8 +199,7 @@ def main() -> None:
 
     saved, _ = open_clip.create_model_from_pretrained(f"local-dir:{args.out}")
     figures = {
-        name: top1_among(saved, tokenizer, split, args.seed)
-        for name, split in {"held_in": train, "held_out": held_out}.items()
+        name: top1_among(saved, tokenizer, split, args.seed) for name, split in {"held_in": train, "held_out": held_out}.items()
     }
     card = CARD.format(
         parameters=sum(p.numel() for p in saved.parameters()),

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from emoji import ASSETS, LEVELS, Emoji, load_emoji
-from resumable import ResumableRun
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from emoji import ASSETS, LEVELS, Emoji, load_emoji
+from resumable import ResumableRun
 
 RUN = Path("runs/recipes/tiny-sd")
 LEVEL_SHARES = (0.20, 0.45, 0.20)  # name, subcategory, category; the rest (15 %) is the empty prompt
@@ -139,9 +140,7 @@ def main() -> None:
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
     predict = torch.compile(unet) if args.compile else unet
 
-    run = ResumableRun(
-        RUN, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3
-    )
+    run = ResumableRun(RUN, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3)
     shares = torch.tensor([*LEVEL_SHARES, 1 - sum(LEVEL_SHARES)])
     for _ in run:
         chosen = torch.randint(len(emoji), (args.batch,), generator=run.generator)

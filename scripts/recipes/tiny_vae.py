@@ -1,6 +1,6 @@
 """Train tiny-sd's `AutoencoderKL`: 32x32 pictures to 8x8x4 latents. The first half of `assets/tiny-sd`.
 
-    python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
+python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
 """
 
 import argparse
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
 from emoji import load_emoji
 from resumable import ResumableRun
 

@@ -1,0 +1,215 @@
+"""The command line: distill, sample, evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+app = typer.Typer(
+    name="gendistill",
+    help="Distill slow diffusion models into few-step ones that diffusers opens.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(stderr=True)
+
+TINY_SD = "assets/tiny-sd"
+Teacher = Annotated[str, typer.Argument(help="diffusers folder or hub id", show_default=TINY_SD)]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best that is there")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+
+
+@app.command(
+    epilog="[bold]Example[/]: gendistill distill assets/tiny-sd --data 'assets/emoji/train-*.tar.gz' --steps 4,2,1 "
+    "--set data.caption=subcategory --out runs/mine"
+)
+def distill(
+    teacher: Teacher = TINY_SD,
+    method: Annotated[str | None, typer.Option(help="consistency")] = None,
+    steps: Annotated[str | None, typer.Option(help="step counts of the student, the main one first: 4 or 4,2,1")] = None,
+    data: Annotated[str | None, typer.Option(help="image folder or WebDataset shards, with captions")] = None,
+    prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the pictures")] = None,
+    out: Annotated[str | None, typer.Option(help="run folder")] = None,
+    lora: Annotated[bool | None, typer.Option("--lora", help="train a LoRA on the frozen teacher")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; see a run's config.yaml")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="any setting: trainer.max_steps=500")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in the run folder")] = False,
+    seed: Annotated[int | None, typer.Option()] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="of the frozen teacher: float32, float16, bfloat16")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Distill TEACHER into a few-step student: OUT/student opens in plain diffusers."""
+    from gendistill.config import load_config
+    from gendistill.distill import distill as run
+
+    given = {
+        "teacher": teacher if teacher != TINY_SD or config is None else None,
+        "method": method,
+        "steps": None if steps is None else parse_steps(steps),
+        "data.path": data,
+        "data.prompts": prompts,
+        "out": out,
+        "lora.enabled": lora,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
+    overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(set_ or [])
+    result = run(load_config(config, overrides), resume=resume)
+    if as_json:
+        print(json.dumps({"student": str(result.student_folder), **dataclasses.asdict(result.training)}))
+        return
+    spec, training = result.spec, result.training
+    console.print(
+        f"{result.student_folder}: {spec.method} student, sampled by {spec.solver}; {training.steps} steps in "
+        f"{training.seconds / 60:.1f} min, best at step {training.best_step}"
+    )
+
+
+@app.command(
+    epilog='[bold]Example[/]: gendistill sample runs/demo/student --prompt "google emoji of food fruit" --num 8 --out fruit.png'
+)
+def sample(
+    student: Annotated[str, typer.Argument(help="student folder, any diffusers folder or hub id")] = TINY_SD,
+    prompt: Annotated[list[str] | None, typer.Option(help="may be given more than once")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the first picture; the next ones count on")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    out: Annotated[
+        Path, typer.Option(help="a .png (a grid if there are several), a folder, or .npy (floats in [0, 1])")
+    ] = Path("sample.png"),
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures from a student, or from any diffusers pipeline."""
+    from gendistill.drawing import draw
+
+    made = draw(
+        student,
+        _prompts(prompt, prompts),
+        out,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        num=num,
+        batch_size=batch_size,
+        device=device,
+    )
+    print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())
+
+
+@app.command(
+    epilog="[bold]Example[/]: gendistill evaluate runs/demo/student --reference 'assets/emoji/train-*.tar.gz' "
+    "--caption subcategory --out runs/demo"
+)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="student folder; or a teacher, for the figures that students are held against")],
+    teacher: Annotated[str | None, typer.Option(help="the one in the student's gendistill.json")] = None,
+    reference: Annotated[str, typer.Option(help="real pictures, with captions")] = "assets/emoji/train-*.tar.gz",
+    caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
+    prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
+    steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
+    extractor: Annotated[str | None, typer.Option(help="emoji, inception, a .pth of Inception's weights, a folder")] = None,
+    clip: Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and report.html; the model's own")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Frechet distance, CLIP score and time of a student beside its teacher: a table, evaluation.json, report.html."""
+    from gendistill.comparison import evaluate as run
+
+    result = run(
+        model,
+        teacher=teacher,
+        reference=reference,
+        caption=caption,
+        prompts=prompts,
+        num=num,
+        steps=None if steps is None else parse_steps(steps),
+        extractor=extractor,
+        clip=clip,
+        seed=seed,
+        out=out,
+        device=device,
+    )
+    if as_json:
+        print(result.to_json())
+        return
+    Console().print(result.table())
+    for file in result.files:
+        console.print(f"wrote {file}")
+
+
+def parse_steps(text: str) -> list[int]:
+    """`4,2,1` as [4, 2, 1]."""
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"steps {text!r}: takes whole numbers, such as 4 or 4,2,1") from error
+    if min(steps) < 1:
+        raise ValueError(f"steps {text!r}: takes numbers of at least 1")
+    return steps
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`["trainer.max_steps=500"]` as {"trainer.max_steps": 500}; values are YAML."""
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r}: takes NAME=VALUE, such as trainer.max_steps=500")
+        settings[name.strip()] = _number_or(yaml.safe_load(value))
+    return settings
+
+
+def _number_or(value: Any) -> Any:
+    """YAML reads `2e-4` as text; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+    from gendistill.data.prompts import Prompts
+
+    if (given is None) == (file is None):
+        raise ValueError("--prompt and --prompts: takes one of them")
+    return list(given or []) if file is None else Prompts(file).prompts
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except ValueError as error:
+        console.print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; go on with --resume")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

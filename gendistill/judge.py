@@ -1,0 +1,176 @@
+"""One protocol: the same prompts, seeds, reference and feature networks for every model that is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor
+
+import gendistill
+from gendistill.data.cache import cache_key
+from gendistill.data.encode import batched
+from gendistill.data.pictures import to_tensor
+from gendistill.data.samples import PictureSource
+from gendistill.data.sources import Prompts, open_source
+from gendistill.metrics.clip_score import ClipScorer, load_scorer
+from gendistill.metrics.evaluate import Evaluation, Protocol, evaluate_images
+from gendistill.metrics.features import FeatureExtractor, extract, load_extractor, metric_name
+from gendistill.metrics.frechet import GaussianStatistics, gaussian_statistics
+from gendistill.samplers import FewStepSampler, to_uint8
+
+TINY_CLIP = "assets/tiny-clip"
+SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What every model of a comparison is held against."""
+
+    prompts: list[str]
+    seeds: list[int]
+    reference: GaussianStatistics
+    reference_name: str
+    prompt_source: str
+    extractor: FeatureExtractor
+    scorer: ClipScorer | None
+    seed: int
+
+    @property
+    def metric(self) -> str:
+        """The name of the distance that decides: `fid`, `fd-emoji`."""
+        return metric_name(self.extractor)
+
+    def first(self, count: int) -> Judge:
+        """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
+        return dataclasses.replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count], scorer=None)
+
+    def scores(self, pictures: Tensor) -> dict[str, float]:
+        """Scores of pictures uint8 (N, 3, H, W), one a prompt."""
+        return evaluate_images(pictures, self.prompts, self.reference, self.extractor, self.scorer)
+
+    def draw(self, sampler: FewStepSampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Tensor:
+        """The model's pictures for all prompts, uint8 (N, 3, H, W)."""
+        batches = sampler.pictures(
+            self.prompts,
+            self.seeds,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            batch_size=100,
+            progress=progress,
+        )
+        return torch.cat([to_uint8(batch) for batch in batches])
+
+    def evaluate(
+        self,
+        sampler: FewStepSampler,
+        *,
+        model: str,
+        solver: str,
+        steps: int,
+        guidance_scale: float,
+        network_calls: int,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """Draw, time and score."""
+        started = time.perf_counter()
+        pictures = self.draw(sampler, steps, guidance_scale, progress)
+        seconds = (time.perf_counter() - started) / len(pictures)
+        protocol = Protocol(
+            metric=self.metric,
+            extractor=self.extractor.name,
+            weights_hash=self.extractor.weights_hash,
+            resize=self.extractor.resize,
+            num_samples=len(pictures),
+            reference=self.reference_name,
+            reference_count=self.reference.count,
+            seed=self.seed,
+            prompts=self.prompt_source,
+            guidance_scale=guidance_scale,
+            num_inference_steps=steps,
+            versions={
+                "gendistill": gendistill.__version__,
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+            },
+            clip_model=self.scorer.name if self.scorer else None,
+            clip_weights_hash=self.scorer.weights_hash if self.scorer else None,
+        )
+        return Evaluation(model, solver, network_calls, self.scores(pictures), seconds, protocol)
+
+
+def build_judge(
+    reference: str,
+    *,
+    caption: str | dict[str, float] | None = None,
+    num: int = 2000,
+    seed: int = 0,
+    extractor: str | None = None,
+    clip: str | None = None,
+    prompts: str | None = None,
+    cache: str = ".cache/gendistill",
+    progress: Progress | None = None,
+) -> Judge:
+    """A judge from real pictures: their feature statistics, and prompts drawn from their captions by frequency.
+
+    Args:
+        reference: image folder or WebDataset shards.
+        prompts: a text file to draw prompts from instead.
+        extractor: `emoji`, `inception` or a folder; the best one that fits the reference where not given.
+
+    Raises:
+        ValueError: nothing to compare with.
+    """
+    source = open_source(reference, caption, seed)
+    if isinstance(source, Prompts):
+        raise ValueError(f"reference {reference} is a prompt file; takes pictures")
+    network = load_extractor(extractor or "emoji")
+    statistics, captions = _reference(source, network, Path(cache), progress)
+    if prompts is not None:
+        captions = Prompts(Path(prompts)).prompts
+    generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
+    chosen = torch.randint(len(captions), (num,), generator=generator).tolist()
+    described = f"{num} drawn by frequency from {prompts or f'the {caption} captions of {Path(reference).name}'}"
+    return Judge(
+        prompts=[captions[index] for index in chosen],
+        seeds=[SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)],
+        reference=statistics,
+        reference_name=Path(reference).name if Path(reference).is_dir() else "/".join(Path(reference).parts[-2:]),
+        prompt_source=described,
+        extractor=network,
+        scorer=load_scorer(clip or TINY_CLIP),
+        seed=seed,
+    )
+
+
+def _reference(
+    source: PictureSource, extractor: FeatureExtractor, cache: Path, progress: Progress | None
+) -> tuple[GaussianStatistics, list[str]]:
+    """Feature statistics and captions of all pictures of a source; kept on disk."""
+    key = cache_key(source=source.fingerprint(), extractor=extractor.name, weights=extractor.weights_hash)
+    statistics_file, captions_file = cache / f"reference-{key}.npz", cache / f"reference-{key}.json"
+    if statistics_file.is_file() and captions_file.is_file():
+        return GaussianStatistics.load(statistics_file), json.loads(captions_file.read_text())
+    features, captions = [], []
+    for samples in batched(source, 128):
+        pictures = [to_tensor(sample.picture, min(sample.picture.size)) for sample in samples]
+        if len({picture.shape for picture in pictures}) == 1:
+            features.append(extract(extractor, to_uint8(torch.stack(pictures) / 2 + 0.5)))
+        else:
+            features += [extract(extractor, to_uint8(picture[None] / 2 + 0.5)) for picture in pictures]
+        captions += [sample.caption for sample in samples]
+        if progress:
+            progress(len(samples))
+    statistics = gaussian_statistics(torch.cat(features))
+    cache.mkdir(parents=True, exist_ok=True)
+    statistics.save(statistics_file)
+    captions_file.write_text(json.dumps(captions))
+    return statistics, captions

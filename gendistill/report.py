@@ -1,0 +1,153 @@
+"""What came of it, as a table for the terminal and as one self-contained page with pictures side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from gendistill.evaluation import SOLVERS, TEACHER_STEPS, Gap
+from gendistill.metrics.evaluate import Evaluation
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+GRID_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The same prompts and seeds, drawn by one model: pictures uint8 (N, 3, H, W)."""
+
+    title: str
+    pictures: Tensor
+
+
+def results_table(student: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap]) -> Table:
+    """Student beside the teacher at full length and at its best within as many network calls."""
+    metric = student[0].protocol.metric
+    table = Table(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left")
+    for column in ("model", "sampler", "calls", metric, "CLIP score", "ms a picture", "gap closed"):
+        table.add_column(column, justify="left" if column in ("model", "sampler") else "right")
+    closed = {gap.network_calls: gap.closed for gap in gaps}
+    for row in student:
+        gap = f"{closed[row.network_calls]:.2f}" if row.network_calls in closed else ""
+        table.add_row(*_cells(row, metric), gap, style="bold")
+    for row in best_rows(student, teacher):
+        table.add_row(*_cells(row, metric), "")
+    return table
+
+
+def teacher_table(rows: list[Evaluation]) -> Table:
+    """All that was measured of a teacher."""
+    metric = rows[0].protocol.metric
+    table = Table(title=f"{metric} on {rows[0].protocol.prompts}", title_justify="left")
+    for column in ("model", "sampler", "calls", metric, "CLIP score", "ms a picture"):
+        table.add_column(column, justify="left" if column in ("model", "sampler") else "right")
+    for row in rows:
+        table.add_row(*_cells(row, metric))
+    return table
+
+
+def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Evaluation]:
+    """The teacher's best row at 50 steps, and for each solver its best within each of the student's numbers of calls."""
+    metric = student[0].protocol.metric
+    rows = [_best([row for row in teacher if row.protocol.num_inference_steps == TEACHER_STEPS], metric)]
+    for calls in sorted({row.network_calls for row in student}, reverse=True):
+        for solver in SOLVERS:
+            within = [row for row in teacher if row.network_calls <= calls and row.sampler == solver]
+            rows += [_best(within, metric)] if within else []
+    return [row for number, row in enumerate(rows) if row not in rows[:number]]
+
+
+def write_report(
+    path: Path,
+    title: str,
+    student: list[Evaluation],
+    teacher: list[Evaluation],
+    gaps: list[Gap],
+    galleries: list[Gallery],
+    prompts: list[str],
+) -> None:
+    """report.html: figures, quality against network calls, and grids at the same prompts and seeds."""
+    metric = student[0].protocol.metric
+    environment = Environment(loader=PackageLoader("gendistill", "."), autoescape=select_autoescape(default=True))
+    rows = [(row, _cells(row, metric), row in student) for row in [*student, *best_rows(student, teacher)]]
+    closed = {gap.network_calls: f"{gap.closed:.2f}" for gap in gaps}
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        metric=metric,
+        rows=rows,
+        closed=closed,
+        gaps=gaps,
+        plot=_as_png(_plot(student, teacher)),
+        galleries=[(gallery.title, _grid(gallery.pictures)) for gallery in galleries],
+        columns=GRID_COLUMNS,
+        prompts=prompts,
+        protocol=student[0].protocol,
+    )
+    path.write_text(page)
+
+
+def _cells(row: Evaluation, metric: str) -> list[str]:
+    scale = row.protocol.guidance_scale
+    guidance = f", guidance {scale:g}" if scale > 1 else ""
+    clip = f"{row.scores['clip_score']:.1f}" if "clip_score" in row.scores else ""
+    return [
+        row.model,
+        f"{row.sampler}, {row.protocol.num_inference_steps} steps{guidance}",
+        str(row.network_calls),
+        f"{row.scores[metric]:.1f}",
+        clip,
+        f"{row.seconds_per_picture * 1000:.1f}",
+    ]
+
+
+def _best(rows: list[Evaluation], metric: str) -> Evaluation:
+    return min(rows, key=lambda row: row.scores[metric])
+
+
+def _plot(student: list[Evaluation], teacher: list[Evaluation]) -> bytes:
+    """Distance against network calls: the student's curve and the teacher's best by each solver."""
+    metric = student[0].protocol.metric
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for solver in SOLVERS:
+        points: dict[int, float] = {}
+        for row in teacher:
+            if row.sampler == solver:
+                points[row.network_calls] = min(row.scores[metric], points.get(row.network_calls, float("inf")))
+        calls = sorted(points)
+        axes.plot(calls, [points[call] for call in calls], "o--", label=f"teacher, {solver}", alpha=0.8)
+    ordered = sorted(student, key=lambda row: row.network_calls)
+    axes.plot([row.network_calls for row in ordered], [row.scores[metric] for row in ordered], "o-", lw=2, label="student")
+    axes.set(xscale="log", xlabel="network calls a picture", ylabel=f"{metric} (lower is better)")
+    ticks = sorted({row.network_calls for row in [*student, *teacher]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150)
+    plt.close(figure)
+    return out.getvalue()
+
+
+def _grid(pictures: Tensor) -> str:
+    grid = make_grid(pictures, nrow=GRID_COLUMNS, padding=2, pad_value=255)
+    image = Image.fromarray(grid.permute(1, 2, 0).to(torch.uint8).numpy())
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return _as_png(out.getvalue())
+
+
+def _as_png(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
