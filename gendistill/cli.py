@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -197,10 +198,18 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
     return list(given or []) if file is None else Prompts(file).prompts
 
 
+def _quieten_libraries() -> None:
+    """Loading bars and notices about how diffusers and transformers load say nothing to our users."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _quieten_libraries()
     try:
         app()
     except ValueError as error:

@@ -36,8 +36,7 @@ def results_table(student: list[Evaluation], teacher: list[Evaluation], gaps: li
     """Student beside the teacher at full length and at its best within as many network calls."""
     metric = student[0].protocol.metric
     table = Table(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left")
-    for column in ("model", "sampler", "calls", metric, "CLIP score", "ms a picture", "gap closed"):
-        table.add_column(column, justify="left" if column in ("model", "sampler") else "right")
+    _add_columns(table, metric, "gap closed")
     closed = {gap.network_calls: gap.closed for gap in gaps}
     for row in student:
         gap = f"{closed[row.network_calls]:.2f}" if row.network_calls in closed else ""
@@ -51,8 +50,7 @@ def teacher_table(rows: list[Evaluation]) -> Table:
     """All that was measured of a teacher."""
     metric = rows[0].protocol.metric
     table = Table(title=f"{metric} on {rows[0].protocol.prompts}", title_justify="left")
-    for column in ("model", "sampler", "calls", metric, "CLIP score", "ms a picture"):
-        table.add_column(column, justify="left" if column in ("model", "sampler") else "right")
+    _add_columns(table, metric)
     for row in rows:
         table.add_row(*_cells(row, metric))
     return table
@@ -98,13 +96,22 @@ def write_report(
     path.write_text(page)
 
 
+COLUMNS = ("model", "sampler", "steps", "guidance", "calls")
+
+
+def _add_columns(table: Table, metric: str, *more: str) -> None:
+    for column in (*COLUMNS, metric, "CLIP", "ms", *more):
+        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
+
+
 def _cells(row: Evaluation, metric: str) -> list[str]:
     scale = row.protocol.guidance_scale
-    guidance = f", guidance {scale:g}" if scale > 1 else ""
     clip = f"{row.scores['clip_score']:.1f}" if "clip_score" in row.scores else ""
     return [
         row.model,
-        f"{row.sampler}, {row.protocol.num_inference_steps} steps{guidance}",
+        row.sampler,
+        str(row.protocol.num_inference_steps),
+        f"{scale:g}" if scale > 1 else "-",
         str(row.network_calls),
         f"{row.scores[metric]:.1f}",
         clip,

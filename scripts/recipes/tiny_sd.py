@@ -8,6 +8,7 @@ fix the picture and prompts that leave it open, and are dropped in 15 %, so that
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -167,6 +168,8 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(args.out)
+    for name in ("vocab.json", "merges.txt"):  # what transformers 4 opens; 5 saves its own tokenizer.json only
+        shutil.copy(RUN / "tokenizer" / name, args.out / "tokenizer" / name)
     print(f"saved {args.out}")
 
 

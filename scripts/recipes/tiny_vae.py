@@ -68,7 +68,7 @@ def normalise_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)
@@ -92,7 +92,9 @@ def main() -> None:
     run.use_ema()
     normalise_latents(vae, train.pictures)
     vae.save_pretrained(RUN / "vae")
-    print(f"held-out PSNR {held_out_psnr(vae, held_out.pictures):.2f} dB")
+    psnr = f"{held_out_psnr(vae, held_out.pictures):.2f}"
+    (RUN / "psnr.txt").write_text(psnr)
+    print(f"held-out PSNR {psnr} dB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+# Two commands do all set-up: `make demo` and `make test`. Both make .venv when it is missing and do nothing twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo full test test-slow lint format assets clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report on it
+	$(BIN)/gendistill distill --config configs/demo.yaml --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
+	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --out runs/demo
+
+full: $(READY)  ## the same for up to an hour: the figures in the README
+	$(BIN)/gendistill distill --config configs/full.yaml --out runs/full $(if $(wildcard runs/full/checkpoints),--resume)
+	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --out runs/full
+
+test: $(READY)
+	$(BIN)/pytest
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd scripts && ../$(BIN)/mypy -p gendistill --config-file ../pyproject.toml
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+assets: $(READY)  ## make assets/ again: hours; each recipe resumes
+	$(BIN)/python scripts/recipes/emoji_data.py
+	$(BIN)/python scripts/recipes/emoji_features.py
+	$(BIN)/python scripts/recipes/tiny_clip.py
+	$(BIN)/python scripts/recipes/tiny_vae.py
+	$(BIN)/python scripts/recipes/tiny_sd.py
+	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory
+	$(BIN)/python scripts/recipes/tiny_sd_card.py
+
+clean:
+	rm -rf runs .cache

@@ -1,0 +1,71 @@
+import torch
+
+from gendistill.diffusion.conditioning import Conditioning
+
+
+def some(count=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Conditioning(
+        prompt_embeds=torch.randn(count, 5, 3, generator=generator),
+        time_ids=torch.randn(count, 6, generator=generator),
+        class_labels=torch.randint(10, (count,), generator=generator),
+    )
+
+
+def assert_same(one, other):
+    assert one.tensors().keys() == other.tensors().keys()
+    for name, tensor in one.tensors().items():
+        assert tensor.dtype == other.tensors()[name].dtype
+        assert torch.equal(tensor, other.tensors()[name]), name
+
+
+def test_tensors_restore_the_conditioning_and_leave_out_what_is_not_there():
+    assert list(some().tensors()) == ["prompt_embeds", "time_ids", "class_labels"]
+    assert_same(Conditioning(**some().tensors()), some())
+    assert Conditioning().tensors() == {}
+
+
+def test_pieces_cut_out_and_concatenated_are_the_whole():
+    whole = some()
+    assert_same(Conditioning.cat([whole[:2], whole[2:5], whole[5:]]), whole)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert_same(whole[order][order.argsort()], whole)
+
+
+def test_where_takes_row_by_row_and_one_row_stands_for_all():
+    ours, other = some(), some(seed=1)
+    chosen = torch.tensor([True, False, True, True, False, False])
+    for there in (other, other[2:3]):
+        picked = ours.where(chosen, there)
+        for row in range(6):
+            from_other = there[:1] if len(there.prompt_embeds) == 1 else there[row : row + 1]
+            assert_same(picked[row : row + 1], ours[row : row + 1] if chosen[row] else from_other)
+    assert_same(ours.where(torch.ones(6, dtype=torch.bool), other), ours)
+
+
+def test_expand_repeats_one_condition_without_copying_it():
+    one = some(1)
+    expanded = one.expand(4)
+    assert_same(expanded, Conditioning.cat([one] * 4))
+    assert expanded.prompt_embeds.data_ptr() == one.prompt_embeds.data_ptr()
+
+
+def test_to_casts_floats_only():
+    cast = some().to("cpu", torch.float16)
+    assert cast.prompt_embeds.dtype == torch.float16
+    assert cast.class_labels.dtype == torch.int64
+    assert_same(some().to("cpu"), some())
+    assert_same(some().to("cpu", torch.float64).to("cpu", torch.float32), some())
+
+
+def test_guidance_is_added_and_taken_away_without_touching_the_original():
+    plain = some()
+    guided = plain.with_guidance(torch.full((6,), 3.0))
+    assert plain.guidance_scale is None
+    assert torch.equal(guided.guidance_scale, torch.full((6,), 3.0))
+    assert_same(guided.with_guidance(None), plain)
+
+
+def test_no_conditions_at_all_pass_through_everything():
+    nothing = Conditioning()
+    assert_same(Conditioning.cat([nothing[:2], nothing.expand(3), nothing.where(torch.tensor([True]), nothing)]), nothing)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+
+from gendistill.samplers import FewStepSampler, to_uint8
+from gendistill.schedulers import student_scheduler
+
+PROMPTS = ["emoji of animals", "a red apple", "emoji of animals", "smileys", "food"]
+SEEDS = [3, 1, 4, 1, 5]
+
+
+def sampler_of(teacher, solver="lcm"):
+    teacher.pipeline.scheduler = student_scheduler(solver, teacher.pipeline.scheduler.config, "epsilon", 40)
+    return FewStepSampler(teacher.pipeline)
+
+
+def draw(sampler, **arguments):
+    return torch.cat(list(sampler.pictures(PROMPTS, SEEDS, num_inference_steps=2, **arguments)))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "lcm", "tcd"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_picture_k_does_not_depend_on_the_batch_size(teacher, solver, guidance_scale):
+    sampler = sampler_of(teacher, solver)
+    at_once = draw(sampler, guidance_scale=guidance_scale)
+    for batch_size in (1, 2):
+        in_pieces = draw(sampler, guidance_scale=guidance_scale, batch_size=batch_size)
+        torch.testing.assert_close(in_pieces, at_once, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_picture_is_the_plain_pipelines(teacher, guidance_scale):
+    sampler = sampler_of(teacher)
+    ours = draw(sampler, guidance_scale=guidance_scale)
+    for number, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
+        (theirs,) = teacher.pipeline(
+            prompt,
+            num_inference_steps=2,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+        ).images
+        torch.testing.assert_close(ours[number], theirs, atol=1e-5, rtol=0)
+
+
+def test_each_distinct_prompt_is_encoded_once(teacher):
+    encoded = []
+    sampler = sampler_of(teacher)
+    teacher.pipeline.text_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[0])))
+    draw(sampler, guidance_scale=3.0, batch_size=2)
+    assert sum(encoded) == len({*PROMPTS, ""})
+    draw(sampler, guidance_scale=3.0)
+    assert sum(encoded) == len({*PROMPTS, ""})
+
+
+def test_latents_decode_to_the_pictures_and_progress_counts_them(teacher):
+    sampler, counted = sampler_of(teacher), []
+    latents = torch.cat(
+        list(sampler.latents(PROMPTS, SEEDS, num_inference_steps=2, guidance_scale=1, batch_size=2, progress=counted.append))
+    )
+    assert counted == [2, 2, 1]
+    decoded = teacher.codec.decode(latents) / 2 + 0.5
+    torch.testing.assert_close(decoded, draw(sampler, guidance_scale=1), atol=1e-5, rtol=0)
+
+
+def test_pictures_are_rounded_as_diffusers_rounds_them(teacher, generator):
+    pictures = torch.rand(2, 3, 8, 8, generator=generator)
+    by_diffusers = teacher.pipeline.image_processor.numpy_to_pil(pictures.permute(0, 2, 3, 1).numpy())
+    ours = to_uint8(pictures).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(ours, np.stack([np.asarray(picture) for picture in by_diffusers]))
+
+
+def test_a_folder_that_is_no_pipeline_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"has no model_index\.json; takes a diffusers pipeline folder"):
+        FewStepSampler.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not exist; takes a diffusers pipeline folder"):
+        FewStepSampler.from_pretrained(tmp_path / "nothing")

@@ -1,0 +1,111 @@
+import math
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    ScoreSdeVeScheduler,
+)
+
+from gendistill.schedulers import NoiseSchedule, expand_to
+
+SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VARIANCE_PRESERVING = [
+    *((kind, SCALED_LINEAR) for kind in (DDPMScheduler, DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler)),
+    *((kind, {"beta_schedule": "linear"}) for kind in (DDPMScheduler, DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler)),
+    *((kind, {"beta_schedule": "squaredcos_cap_v2"}) for kind in (DDPMScheduler, DDIMScheduler, PNDMScheduler)),
+    *(
+        (kind, {**SCALED_LINEAR, "rescale_betas_zero_snr": True})
+        for kind in (DDPMScheduler, DDIMScheduler, EulerDiscreteScheduler)
+    ),
+]
+ALL = [
+    *(kind(**config) for kind, config in VARIANCE_PRESERVING),
+    FlowMatchEulerDiscreteScheduler(shift=3.0),
+    EDMEulerScheduler(),
+]
+
+
+def interior_times(schedule, count=999):
+    if schedule.kind == "edm":
+        return torch.linspace(math.log(schedule.sigma_min) / 4, math.log(schedule.sigma_max) / 4, count, dtype=torch.float64)
+    return torch.linspace(0.5, schedule.num_train_timesteps - 1.5, count, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("kind", "config"), VARIANCE_PRESERVING)
+def test_alpha_squared_is_diffusers_alphas_cumprod_at_every_integer(kind, config):
+    scheduler = kind(**config)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    t = torch.arange(1000)
+    expected = torch.as_tensor(scheduler.alphas_cumprod).double()
+    torch.testing.assert_close(schedule.alpha(t) ** 2, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(schedule.sigma(t) ** 2, 1 - expected, atol=1e-12, rtol=0)
+
+
+def test_zero_terminal_snr_has_no_signal_at_the_last_timestep():
+    schedule = NoiseSchedule.from_scheduler(DDIMScheduler(**SCALED_LINEAR, rescale_betas_zero_snr=True))
+    assert schedule.alpha(999).item() == pytest.approx(0, abs=1e-12)
+    assert schedule.sigma(999).item() == 1
+    assert schedule.t_of_log_snr(-math.inf).item() == 999
+
+
+def test_between_two_timesteps_a_variance_preserving_schedule_preserves_variance_and_falls():
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler(**SCALED_LINEAR))
+    t = torch.linspace(0, 999, 5000, dtype=torch.float64)
+    torch.testing.assert_close(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2, torch.ones_like(t))
+    assert (schedule.log_snr(t).diff() < 0).all()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_has_diffusers_sigmas_at_its_timesteps(shift, generator):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    scheduler.set_timesteps(7)
+    torch.testing.assert_close(schedule.sigma(scheduler.timesteps).float(), scheduler.sigmas[:-1])
+    x_0, noise = torch.randn(2, 7, 3, 2, 2, generator=generator)
+    expected = scheduler.scale_noise(x_0, scheduler.timesteps, noise)
+    torch.testing.assert_close(schedule.add_noise(x_0, noise, scheduler.timesteps), expected)
+
+
+def test_edm_has_diffusers_sigmas_at_its_timesteps():
+    scheduler = EDMEulerScheduler()
+    scheduler.set_timesteps(18)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    torch.testing.assert_close(schedule.sigma(scheduler.timesteps).float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0)
+    assert (schedule.alpha(scheduler.timesteps) == 1).all()
+
+
+@pytest.mark.parametrize("scheduler", ALL, ids=lambda scheduler: type(scheduler).__name__)
+def test_t_of_log_snr_inverts_log_snr(scheduler):
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    t = interior_times(schedule)
+    torch.testing.assert_close(schedule.t_of_log_snr(schedule.log_snr(t)), t, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "config"), VARIANCE_PRESERVING)
+def test_add_noise_is_diffusers_add_noise(kind, config, generator):
+    schedule = NoiseSchedule.from_scheduler(kind(**config))
+    scheduler = DDPMScheduler(**config)
+    scheduler.alphas_cumprod = torch.as_tensor(kind(**config).alphas_cumprod)
+    x_0, noise = torch.randn(2, 6, 4, 3, 3, generator=generator)
+    t = torch.tensor([0, 1, 250, 500, 998, 999])
+    noisy = schedule.add_noise(x_0, noise, t)
+    assert noisy.dtype == x_0.dtype
+    torch.testing.assert_close(noisy, scheduler.add_noise(x_0, noise, t), atol=1e-6, rtol=1e-6)
+
+
+def test_values_of_a_batch_are_expanded_to_its_dimensions_and_dtype():
+    expanded = expand_to(torch.arange(3, dtype=torch.float64), torch.zeros(3, 4, 2, 2))
+    assert expanded.shape == (3, 1, 1, 1)
+    assert expanded.dtype == torch.float32
+    assert expand_to(torch.tensor(2.0), torch.zeros(3, 4)).shape == ()
+
+
+def test_a_scheduler_without_a_known_schedule_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"ScoreSdeVeScheduler has no known noise schedule; takes any with"):
+        NoiseSchedule.from_scheduler(ScoreSdeVeScheduler())

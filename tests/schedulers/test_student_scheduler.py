@@ -1,0 +1,53 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+
+from gendistill.diffusion.prediction import to_prediction
+from gendistill.samplers import ddim_step
+from gendistill.schedulers import NoiseSchedule, student_scheduler, trailing
+
+STABLE_DIFFUSION = PNDMScheduler(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+)
+TEACHER = STABLE_DIFFUSION.config
+
+
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_the_ddim_scheduler_of_a_student_makes_our_ddim_steps_and_ends_in_x_0(num_inference_steps, prediction_type, generator):
+    scheduler = student_scheduler("ddim", TEACHER, prediction_type)
+    scheduler.set_timesteps(num_inference_steps)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    grid = trailing(num_inference_steps)
+    assert torch.equal(scheduler.timesteps, grid)
+    ours = theirs = torch.randn(2, 4, 8, 8, generator=generator)
+    for number, t in enumerate(grid):
+        output = torch.randn(ours.shape, generator=generator)
+        theirs = scheduler.step(output, t, theirs).prev_sample
+        prediction = to_prediction(output, ours, t.expand(2), prediction_type, schedule)
+        last = number == num_inference_steps - 1
+        ours = prediction.x_0 if last else ddim_step(prediction.x_0, prediction.eps, grid[number + 1].expand(2), schedule)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "lcm", "tcd"])
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 4])
+def test_every_solver_visits_the_trailing_grid_on_the_teachers_noise_schedule(solver, num_inference_steps):
+    scheduler = student_scheduler(solver, TEACHER, "epsilon", num_ddim_timesteps=40)
+    scheduler.set_timesteps(num_inference_steps)
+    assert torch.equal(scheduler.timesteps.cpu(), trailing(num_inference_steps))
+    assert torch.equal(scheduler.alphas_cumprod, STABLE_DIFFUSION.alphas_cumprod)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "lcm", "tcd"])
+def test_a_zero_terminal_snr_teacher_gives_its_schedule_and_dialect_on(solver):
+    config = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).config
+    scheduler = student_scheduler(solver, config, "v_prediction")
+    assert torch.equal(scheduler.alphas_cumprod, DDIMScheduler.from_config(config).alphas_cumprod)
+    assert scheduler.config.prediction_type == "v_prediction"
+    assert not scheduler.config.clip_sample
+
+
+def test_an_unknown_solver_is_refused_in_one_sentence_that_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"^solver 'euler' is not known; takes one of ddim, lcm, tcd$"):
+        student_scheduler("euler", TEACHER, "epsilon")
