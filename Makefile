@@ -28,7 +28,9 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd scripts && ../$(BIN)/mypy -p gendistill --config-file ../pyproject.toml
+	rm -rf build/installed  # mypy does not follow editable installs
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/installed .
+	cd build/installed && ../../$(BIN)/mypy -p gendistill --config-file ../../pyproject.toml
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

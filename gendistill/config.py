@@ -84,6 +84,9 @@ class DistillConfig(Section):
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "lcm"], description="ways of stepping to choose from")
     validation_reference: str | None = Field(None, description="real pictures to validate against; data.path where not given")
+    validation_extractor: str | None = Field(
+        None, description="feature network of the validation: emoji, inception, a .pth of Inception's weights, a folder"
+    )
     seed: int = Field(0, ge=0)
     device: str | None = Field(None, description="cuda, mps, cpu; the best that is there where not given")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the frozen teacher")

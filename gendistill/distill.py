@@ -13,11 +13,13 @@ from torchvision.utils import make_grid, save_image
 
 import gendistill
 from gendistill.config import DistillConfig, save_config
+from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data, weights_fingerprint
+from gendistill.data.sources import Prompts
 from gendistill.diffusion.networks import Networks, full_networks, lora_networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
 from gendistill.export.student import export_student, student_pipeline
-from gendistill.judge import Judge, build_judge
+from gendistill.judge import Judge, build_judge, teacher_judge
 from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
@@ -55,9 +57,9 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     method = ConsistencyDistillation(networks, unconditional, config.consistency)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
-    judge = _judge(config)
+    judge = _judge(config, teacher, data)
     save_config(config, run / "config.yaml")
-    validator = _Validator(config, teacher, networks, judge, run / "samples") if judge else None
+    validator = _Validator(config, teacher, networks, judge, run / "samples")
     trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=device == "cpu")
     training = trainer.train(resume=resume)
     spec, scheduler = _specify(config, teacher, networks, training)
@@ -93,7 +95,7 @@ class _Validator:
             )
             distances[solver] = {}
             for count in self.config.steps:
-                if count == 1 and distances and solver != self.config.solvers[0]:
+                if count == 1 and solver != self.config.solvers[0]:
                     distances[solver]["1"] = distances[self.config.solvers[0]]["1"]  # one step knows no solver
                     continue
                 pictures = self.judge.draw(sampler, count, pipeline_guidance_scale(self.config))
@@ -106,26 +108,29 @@ class _Validator:
         return Validation(means[best], {"solver": best, self.judge.metric: distances})
 
 
-def _judge(config: DistillConfig) -> Judge | None:
-    """Real pictures to validate against, where the run has any; without them the last step becomes the student."""
-    reference = config.validation_reference or config.data.path
+def _judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
+    """Real pictures to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
+    reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
     if reference is None:
-        return None
+        prompts = Prompts(Path(config.data.prompts or "")).prompts
+        return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,
             caption=config.data.caption,
-            num=config.trainer.num_validation,
-            seed=1_000 + config.seed,  # other prompts and seeds than an evaluation draws
+            num=num,
+            seed=seed,
+            extractor=config.validation_extractor,
             cache=config.data.cache,
             progress=progress,
         )
-    return judge.first(config.trainer.num_validation)
+    return judge.first(num)
 
 
 def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, training: TrainingResult) -> tuple[StudentSpec, Any]:
     """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
-    solver = training.best.figures["solver"] if training.best else config.solvers[0]
+    assert training.best is not None  # the validator has judged at least the start
+    solver = training.best.figures["solver"]
     prediction_type = networks.student.prediction_type
     settings = config.consistency
     scheduler = student_scheduler(solver, teacher.pipeline.scheduler.config, prediction_type, settings.num_ddim_timesteps)
@@ -141,7 +146,7 @@ def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, traini
         guidance_range=settings.guidance_range if settings.guidance == "embedded" else None,
         prediction_type=prediction_type,
         lora=config.lora.enabled,
-        figures={"validation": training.best.score} if training.best else {},
+        figures={"validation": training.best.score},
     )
     return spec, scheduler
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 import gendistill
+from gendistill.data.batches import LatentData
 from gendistill.data.cache import cache_key
 from gendistill.data.encode import batched
 from gendistill.data.pictures import to_tensor
 from gendistill.data.samples import PictureSource
 from gendistill.data.sources import Prompts, open_source
+from gendistill.diffusion.codec import LatentCodec
 from gendistill.metrics.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.evaluate import Evaluation, Protocol, evaluate_images
 from gendistill.metrics.features import FeatureExtractor, extract, load_extractor, metric_name
@@ -147,6 +149,33 @@ def build_judge(
         prompt_source=described,
         extractor=network,
         scorer=load_scorer(clip or TINY_CLIP),
+        seed=seed,
+    )
+
+
+def teacher_judge(
+    data: LatentData, codec: LatentCodec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
+) -> Judge:
+    """A judge without real pictures: the teacher's own, decoded from the latents that it made for training.
+
+    Args:
+        data: cached latents that the teacher made of `prompts`.
+        num: prompts to judge on, drawn anew, with seeds that the cached latents were not made with.
+    """
+    network = load_extractor(extractor or "emoji")
+    features = []
+    for rows in torch.arange(len(data)).split(64):
+        moments = data.cache.rows(rows)["moments"].float()
+        features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5)))
+    chosen = torch.randint(len(prompts), (num,), generator=torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)).tolist()
+    return Judge(
+        prompts=[prompts[index] for index in chosen],
+        seeds=[SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)],
+        reference=gaussian_statistics(torch.cat(features)),
+        reference_name="the teacher's own pictures",
+        prompt_source=f"{num} of the training prompts",
+        extractor=network,
+        scorer=None,
         seed=seed,
     )
 

@@ -92,7 +92,7 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
                 texts = [prompts.prompts[number % len(prompts)] for number in numbers]
                 (latents,) = sampler.latents(
                     texts,
-                    [(seed << 32) + number for number in numbers],
+                    [seed * 1_000_003 + number for number in numbers],
                     num_inference_steps=config.synthetic_steps,
                     guidance_scale=config.synthetic_guidance,
                     batch_size=len(texts),

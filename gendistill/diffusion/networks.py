@@ -70,7 +70,7 @@ def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
     """A copy that is w-conditioned where `time_cond_proj_dim` says so."""
     if network.config.get("time_cond_proj_dim") == time_cond_proj_dim:
         return copy.deepcopy(network)
-    copied = type(network).from_config({**network.config, "time_cond_proj_dim": time_cond_proj_dim})
+    copied = type(network).from_config(network.config, time_cond_proj_dim=time_cond_proj_dim)
     missing, unexpected = copied.load_state_dict(network.state_dict(), strict=False)
     assert set(missing) <= {"time_embedding.cond_proj.weight"}, missing
     assert not unexpected, unexpected

@@ -1,6 +1,6 @@
 """Write tiny-sd's model card, with the figures of its `evaluation.json` and a grid of samples.
 
-    gendistill evaluate assets/tiny-sd --caption subcategory && python scripts/recipes/tiny_sd_card.py
+gendistill evaluate assets/tiny-sd --caption subcategory && python scripts/recipes/tiny_sd_card.py
 """
 
 import importlib.metadata
@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import torch
-from emoji import ASSETS, load_emoji
 from torchvision.utils import make_grid, save_image
 
+from emoji import ASSETS, load_emoji
 from gendistill.evaluation import SOLVERS, TEACHER_SCALES, TEACHER_STEPS, load_rows, teacher_scheduler
 from gendistill.samplers import FewStepSampler
 
@@ -58,8 +58,9 @@ VAE: {psnr} dB PSNR on the held-out pictures.
 ## How it was made
 
 `scripts/recipes/tiny_vae.py` (seed 1, 5,000 steps of 16 pictures), then `scripts/recipes/tiny_sd.py` (seed 2, {steps:,} steps
-of 64 latents, AdamW 1e-3, EMA 0.999, {minutes:.0f} minutes of training on 2 CPU cores, in part on one of them), on the training split of `assets/emoji`.
-Captions: 20 % name, 45 % subcategory, 20 % category, 15 % empty. Weights are the moving average, in float16. {versions}.
+of 64 latents, AdamW 1e-3, EMA 0.999, {minutes:.0f} minutes of training on 2 shared CPU cores), on the training split of
+`assets/emoji`. Captions: 20 % name, 45 % subcategory, 20 % category, 15 % empty.
+Weights are the moving average, in float16. {versions}.
 
 ## Licence and attribution
 
