@@ -18,9 +18,7 @@ NOISE_SCHEDULE_KEYS = (
 SOLVERS = ("ddim", "lcm", "tcd")
 
 
-def student_scheduler(
-    solver: str, teacher_config: dict[str, Any], prediction_type: str, num_ddim_timesteps: int = 50
-) -> Any:
+def student_scheduler(solver: str, teacher_config: dict[str, Any], prediction_type: str, num_ddim_timesteps: int = 50) -> Any:
     """A diffusers scheduler that samples a consistency student in few steps on the teacher's noise schedule.
 
     - `ddim`: deterministic; from the predicted x_0 and eps straight to the next timestep, and the last step returns x_0.
