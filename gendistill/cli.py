@@ -176,7 +176,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set {pair!r}: takes NAME=VALUE, such as trainer.max_steps=500")
-        settings[name.strip()] = _number_or(yaml.safe_load(value))
+        try:
+            settings[name.strip()] = _number_or(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {pair!r}: the value is not YAML; takes a number, a text or [a, list]") from error
     return settings
 
 

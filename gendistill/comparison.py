@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gendistill.distill import best_device
+from gendistill.distill import usable_device
 from gendistill.evaluation import (
     FILE_NAME,
     TEACHER_PLANS,
@@ -79,7 +79,7 @@ def evaluate(
     Raises:
         ValueError: a model, the reference or a metric network cannot be used.
     """
-    device = device or best_device()
+    device = usable_device(device)
     sampler = FewStepSampler.from_pretrained(model, device=device)
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(

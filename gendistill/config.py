@@ -99,6 +99,11 @@ class DistillConfig(Section):
     def _fits_together(self) -> DistillConfig:
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps {self.steps}: takes at least one step count, each 1 or more")
+        most = self.consistency.num_ddim_timesteps
+        if max(self.steps) > most:
+            raise ValueError(f"steps {self.steps}: takes at most consistency.num_ddim_timesteps ({most})")
+        if self.consistency.num_phases > most:
+            raise ValueError(f"consistency.num_phases {self.consistency.num_phases}: takes at most num_ddim_timesteps ({most})")
         if self.lora.enabled and self.consistency.guidance == "embedded":
             raise ValueError(
                 "consistency.guidance 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"

@@ -24,6 +24,7 @@ from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.schedulers import student_scheduler
+from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.trainer import Trainer, TrainingResult, Validation
 
 GUIDANCE_EMBEDDING = 256
@@ -44,10 +45,12 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, in one sentence.
     """
-    run = Path(config.out)
-    run.mkdir(parents=True, exist_ok=True)
-    device = config.device or best_device()
+    run = make_folder(Path(config.out))
+    if Checkpoints(run / "checkpoints").steps() and not resume:  # before the encoding, and before config.yaml is written
+        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    device = usable_device(config.device)
     teacher = load_teacher(config.teacher, dtype=getattr(torch, config.dtype), device=device)
+    torch.manual_seed(config.seed)  # adapters start at random
     if config.lora.enabled:
         networks = lora_networks(teacher.denoiser, config.lora.rank, config.lora.alpha)
     else:
@@ -166,6 +169,24 @@ def _lineage(config: DistillConfig, teacher: Teacher, data: dict[str, Any], trai
 def pipeline_guidance_scale(config: DistillConfig) -> float:
     """What the student's pipeline is called with."""
     return 1.0 if config.consistency.guidance == "baked" else config.consistency.guidance_scale
+
+
+def make_folder(path: Path) -> Path:
+    """The folder `path`, made where it is not there; ValueError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out {path} cannot be made a folder: {error.strerror}") from error
+    return path
+
+
+def usable_device(device: str | None) -> str:
+    """`device`, or the best one that is there for None; ValueError where torch cannot use it."""
+    try:
+        torch.empty(0, device=device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device} cannot be used here; takes cuda, mps or cpu") from error
+    return device or best_device()
 
 
 def best_device() -> str:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from gendistill.distill import best_device
+from gendistill.distill import make_folder, usable_device
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, to_uint8
 
@@ -50,10 +50,13 @@ def draw(
     """
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
-    sampler = FewStepSampler.from_pretrained(model, device=device or best_device())
+    make_folder(out.parent if out.suffix else out)
+    sampler = FewStepSampler.from_pretrained(model, device=usable_device(device))
     repeated = [prompt for prompt in prompts for _ in range(num)]
     seeds = [seed + number for number in range(len(repeated))]
     steps = sampler.default_steps if steps is None else steps
+    if steps > (most := sampler.pipeline.scheduler.config.num_train_timesteps):
+        raise ValueError(f"steps {steps}: takes at most {most}, the model's timesteps")
     started = time.perf_counter()
     with advancing_bar("sampling", len(repeated)) as progress:
         batches = sampler.pictures(
@@ -71,7 +74,6 @@ def draw(
 
 def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:
     """Pictures (N, 3, H, W) in [0, 1] to `out`; gives the files."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         np.save(out, pictures.permute(0, 2, 3, 1).numpy())
         return [out]
@@ -79,7 +81,6 @@ def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:
         grid = make_grid(pictures, nrow=columns if columns > 1 else 8, padding=2) if len(pictures) > 1 else pictures[0]
         _save_png(grid, out)
         return [out]
-    out.mkdir(exist_ok=True)
     files = [out / f"{number:05d}.png" for number in range(len(pictures))]
     for picture, file in zip(pictures, files, strict=True):
         _save_png(picture, file)

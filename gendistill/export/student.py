@@ -63,6 +63,7 @@ def export_student(
         pipeline.register_modules(scheduler=scheduler)
         kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         pipeline.to(dtype)
+        pipeline.text_encoder.float()  # transformers opens weights in the dtype of the file, diffusers in float32
         pipeline.save_pretrained(aside, safe_serialization=True)
         for name, before in kept.items():
             getattr(pipeline, name).to(before)

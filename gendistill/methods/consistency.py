@@ -80,13 +80,21 @@ class ConsistencyDistillation(Method):
 
     Args:
         unconditional: the empty prompt, a batch of 1.
+
+    Raises:
+        ValueError: the solver grid is finer than the teacher's timesteps.
     """
 
     name = "consistency"
 
     def __init__(self, networks: Networks, unconditional: Conditioning, config: ConsistencyConfig) -> None:
         self.networks, self.unconditional, self.config = networks, unconditional, config
-        self.grid = skipping(config.num_ddim_timesteps, networks.teacher.schedule.num_train_timesteps)
+        timesteps = networks.teacher.schedule.num_train_timesteps
+        if config.num_ddim_timesteps > timesteps:
+            raise ValueError(
+                f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: takes at most the teacher's {timesteps} timesteps"
+            )
+        self.grid = skipping(config.num_ddim_timesteps, timesteps)
         self.edges = phase_edges(config.num_phases, self.grid)
         self.distance = pseudo_huber if config.loss == "pseudo_huber" else l2
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -243,6 +244,11 @@ class Trainer:
             return
         weights, states, state = last
         groups = {"average": self.method.networks.averaged, **self.method.trained_parameters()}
+        shapes = {f"{group}.{name}": p.shape for group, of in groups.items() for name, p in of.items()}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            raise ValueError(
+                f"out {self.run_folder} holds a run of another kind of student; takes the settings of its config.yaml to resume"
+            )
         for group, parameters in groups.items():
             for name, parameter in parameters.items():
                 parameter.copy_(weights[f"{group}.{name}"])
@@ -268,6 +274,7 @@ class _ProgressBar:
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            console=Console(stderr=True),
             disable=not trainer.accelerator.is_main_process,
         )
 

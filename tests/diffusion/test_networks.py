@@ -1,7 +1,8 @@
 import pytest
 import torch
+from tiny_pipeline import tiny_unet
 
-from gendistill.diffusion.networks import full_networks, lora_networks
+from gendistill.diffusion.networks import copy_network, full_networks, lora_networks
 
 T = torch.tensor([999, 19])
 
@@ -117,3 +118,13 @@ def test_a_student_of_a_half_precision_teacher_learns_in_float32(teacher, inputs
     assert {parameter.dtype for parameter in networks.trained.values()} == {torch.float32}
     assert {parameter.dtype for parameter in networks.averaged.values()} == {torch.float32}
     assert torch.isfinite(networks.student(*inputs).x_0).all()
+
+
+def test_a_network_whose_config_does_not_mention_guidance_can_be_w_conditioned(generator):
+    network = tiny_unet()  # as Stable Diffusion 1.5's, whose config.json is older than the setting
+    assert "time_cond_proj_dim" in network.config["_use_default_values"]
+    copied = copy_network(network, 256)
+    x_t, embeds, w = (torch.randn(2, *shape, generator=generator) for shape in ((4, 8, 8), (5, 32), (256,)))
+    with torch.no_grad():
+        expected = network(x_t, T, embeds).sample
+        assert torch.equal(copied(x_t, T, embeds, timestep_cond=w).sample, expected)

@@ -1,0 +1,63 @@
+"""`gendistill.distill(...)` as a function: what a seed and a settings file promise."""
+
+import pytest
+import torch
+
+from gendistill.config import load_config
+from gendistill.distill import distill
+
+
+@pytest.fixture
+def settings(tiny_folder, tmp_path):
+    """settings(name, **changes by dotted name) of a data-free run in tmp_path/name."""
+    (tmp_path / "prompts.txt").write_text("food\nemoji of animals\n")
+
+    def make(name, **changes):
+        given = {
+            "teacher": str(tiny_folder),
+            "out": str(tmp_path / name),
+            "device": "cpu",
+            "steps": [2],
+            "solvers": ["ddim"],
+            "data.prompts": str(tmp_path / "prompts.txt"),
+            "data.cache": str(tmp_path / "cache"),
+            "data.num_synthetic": 4,
+            "data.synthetic_steps": 2,
+            "trainer.max_steps": 4,
+            "trainer.batch_size": 2,
+            "trainer.checkpoint_every": 2,
+            "trainer.num_validation": 4,
+            "trainer.trackers": [],
+        }
+        return load_config(None, given | {name.replace("__", "."): value for name, value in changes.items()})
+
+    return make
+
+
+def students(*results):
+    return [{name: p.detach().clone() for name, p in result.networks.trained.items()} for result in results]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_seed_decides_the_student_whether_or_not_the_run_was_stopped(settings, lora):
+    at_once = distill(settings("one", lora__enabled=lora))
+    torch.manual_seed(99)  # whatever the process did before
+    distill(settings("other", lora__enabled=lora, trainer__max_steps=2))
+    torch.manual_seed(100)
+    resumed = distill(settings("other", lora__enabled=lora), resume=True)
+    one, other = students(at_once, resumed)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_run_goes_on_only_as_the_kind_of_student_that_it_began(settings):
+    distill(settings("run", trainer__max_steps=2))
+    for change in ({"lora__enabled": True}, {"consistency__guidance": "embedded"}):
+        with pytest.raises(ValueError, match=r"holds a run of another kind of student; takes the settings of its config\.yaml"):
+            distill(settings("run", **change), resume=True)
+
+
+def test_a_config_written_by_a_run_starts_the_same_run(settings, tmp_path):
+    config = settings("run", trainer__max_steps=1)
+    distill(config)
+    assert load_config(tmp_path / "run" / "config.yaml") == config

@@ -1,0 +1,122 @@
+"""Rows, gaps, stored figures and the page that shows them."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gendistill.comparison import evaluate
+from gendistill.evaluation import TEACHER_PLANS, TEACHER_STEPS, Gap, calls_a_step, gaps, save_rows, stored_rows
+from gendistill.judge import build_judge
+from gendistill.metrics.evaluate import Evaluation, Protocol
+from gendistill.report import Gallery, best_rows, write_report
+
+HELD_OUT = "assets/emoji/heldout-*.tar.gz"
+PROTOCOL = Protocol(
+    metric="fd-emoji",
+    extractor="emoji",
+    weights_hash="0" * 16,
+    resize="none",
+    num_samples=10,
+    reference="emoji",
+    reference_count=100,
+    seed=0,
+    prompts="10 drawn",
+    guidance_scale=1.0,
+    num_inference_steps=4,
+    versions={},
+)
+
+
+def row(distance, calls, *, steps=None, sampler="ddim", model="teacher", scale=1.0):
+    protocol = dataclasses.replace(PROTOCOL, num_inference_steps=steps or calls, guidance_scale=scale)
+    return Evaluation(model, sampler, calls, {"fd-emoji": distance, "clip_score": 40.0}, 0.01, protocol)
+
+
+TEACHER = [
+    row(30.0, 50, steps=50),
+    row(20.0, 100, steps=50, scale=3.0),
+    row(60.0, 4),
+    row(50.0, 4, steps=2, scale=3.0, sampler="dpm-solver++"),
+    row(80.0, 2),
+    row(100.0, 1),
+]
+
+
+def test_the_gap_is_measured_from_the_best_within_as_many_calls_to_the_best_teacher():
+    student = [row(26.0, 4, model="student"), row(50.0, 2, model="student"), row(100.0, 1, model="student")]
+    measured = gaps(student, TEACHER)
+    assert measured[0] == Gap(4, student=26.0, free=50.0, teacher=20.0)
+    assert [gap.closed for gap in measured] == pytest.approx([0.8, 0.5, 0.0])
+
+
+def test_a_better_row_within_fewer_calls_counts_for_more_calls_too():
+    student = [row(26.0, 4, model="student")]
+    assert gaps(student, [*TEACHER[:3], row(40.0, 2)])[0].free == 40.0
+
+
+def test_every_plan_of_the_teacher_fits_its_number_of_calls():
+    few = [(steps, scale) for _, steps, scale in TEACHER_PLANS if steps != TEACHER_STEPS]
+    assert {steps * calls_a_step(scale) for steps, scale in few} == {8, 4, 2, 1}
+    assert min(steps for steps, _ in few) == 1
+
+
+def test_stored_rows_are_used_only_under_the_same_protocol(tmp_path):
+    save_rows(TEACHER, tmp_path / "evaluation.json")
+    assert stored_rows(tmp_path, row(1.0, 4, model="student")) == TEACHER
+    other = dataclasses.replace(TEACHER[0], protocol=dataclasses.replace(PROTOCOL, num_samples=11))
+    assert stored_rows(tmp_path, other) == []
+    assert stored_rows(tmp_path / "nowhere", TEACHER[0]) == []
+
+
+def test_the_report_is_one_file_that_loads_nothing(tmp_path):
+    student = [row(26.0, 4, model="student")]
+    gallery = Gallery("student <b>", torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
+    write_report(tmp_path / "r.html", "title", student, TEACHER, gaps(student, TEACHER), [gallery], ["a <script> prompt"])
+    page = (tmp_path / "r.html").read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert "<script>" not in page
+    assert "0.80" in page
+
+
+def test_the_table_shows_each_of_the_teachers_best_once():
+    student = [row(26.0, calls, model="student") for calls in (4, 2, 1)]
+    shown = best_rows(student, TEACHER)
+    assert shown[0].scores["fd-emoji"] == 20.0
+    assert len(shown) == len([r for n, r in enumerate(shown) if r not in shown[:n]])
+
+
+def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path):
+    draw = {"caption": "subcategory", "cache": str(tmp_path)}
+    judge = build_judge(HELD_OUT, num=3000, **draw)
+    again = build_judge(HELD_OUT, num=3000, **draw)
+    assert (judge.prompts, judge.seeds) == (again.prompts, again.seeds)
+    assert build_judge(HELD_OUT, num=3000, seed=1, **draw).prompts != judge.prompts
+    assert judge.reference.count == 754
+    assert judge.prompts.count("google emoji of person role") > 5 * judge.prompts.count("google emoji of mail")
+
+
+def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folder, tmp_path):
+    command = ["evaluate", str(tiny_folder), "--reference", HELD_OUT, "--caption", "subcategory", "--num", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gendistill.cli", *command, "--out", str(tmp_path), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["teacher"]
+    assert len(rows) == len(TEACHER_PLANS)
+    assert [r["network_calls"] for r in rows[:4]] == [50, 100, 100, 100]
+    assert len(json.loads((tmp_path / "evaluation.json").read_text())) == len(rows)
+
+
+def test_an_evaluation_is_the_same_twice(tiny_folder, tmp_path):
+    options = {"reference": HELD_OUT, "caption": "subcategory", "num": 4}
+    first = evaluate(str(tiny_folder), out=tmp_path / "a", **options)
+    second = evaluate(str(tiny_folder), out=tmp_path / "b", **options)
+    assert [r.scores for r in first.teacher] == [r.scores for r in second.teacher]

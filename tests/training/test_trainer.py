@@ -1,0 +1,183 @@
+import json
+
+import pytest
+import torch
+
+from gendistill.config import ConsistencyConfig, TrainerConfig
+from gendistill.data.batches import LatentData, as_rows
+from gendistill.data.cache import Cache, CacheWriter
+from gendistill.diffusion.networks import full_networks, lora_networks
+from gendistill.diffusion.pipeline import load_teacher
+from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.training.trainer import Trainer, Validation
+
+
+class Stopped(Exception):
+    """What ends a run in these tests, as a killed process would."""
+
+
+@pytest.fixture(scope="module")
+def data(tiny_folder, tmp_path_factory):
+    folder, teacher = tmp_path_factory.mktemp("cache"), load_teacher(tiny_folder)
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.cat([torch.randn(20, 4, 8, 8, generator=generator), torch.full((20, 4, 8, 8), 0.1)], dim=1)
+    with CacheWriter(folder) as writer:
+        writer.append(as_rows(moments, teacher.encode_prompts(["food", "animals"] * 10)))
+    return LatentData(Cache.open(folder))
+
+
+@pytest.fixture
+def trainer(tiny_folder, data):
+    """trainer(folder, validate=..., lora=..., **settings of TrainerConfig): a fresh one, as a fresh process makes it."""
+
+    def make(folder, *, validate=None, lora=False, **settings):
+        teacher = load_teacher(tiny_folder)
+        networks = lora_networks(teacher.denoiser, 4) if lora else full_networks(teacher.denoiser)
+        if lora:  # peft draws its adapters from the global generator, as a new process does
+            fill = torch.Generator().manual_seed(0)
+            for number, parameter in enumerate(networks.trained.values()):
+                with torch.no_grad():
+                    parameter.copy_(0.01 * torch.randn(parameter.shape, generator=fill) if number % 2 == 0 else parameter * 0)
+            networks.update_average(0.0)
+        method = ConsistencyDistillation(networks, teacher.encode_prompts([""]), ConsistencyConfig(num_ddim_timesteps=10))
+        config = TrainerConfig(
+            **{"batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 1, "trackers": [], **settings}
+        )
+        return Trainer(method, data, config, folder, seed=5, validate=validate, cpu=True)
+
+    return make
+
+
+def weights(trainer):
+    networks = trainer.method.networks
+    groups = {"student": networks.trained, "average": networks.averaged}
+    return {f"{group}.{name}": p.detach().clone() for group, of in groups.items() for name, p in of.items()}
+
+
+def assert_bitwise_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"lr_schedule": "cosine"}, {"lora": True}, {"gradient_accumulation_steps": 2}])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_bit_by_bit(trainer, tmp_path, settings):
+    def stop_at_5(step):
+        if step == 5:
+            raise Stopped
+        return Validation(float(10 - step), {})
+
+    settings = {"max_steps": 7, **settings}
+    uninterrupted = trainer(tmp_path / "whole", validate=lambda step: Validation(float(10 - step), {}), **settings)
+    at_once = uninterrupted.train()
+    first = trainer(tmp_path / "stopped", validate=stop_at_5, **settings)
+    with pytest.raises(Stopped):
+        first.train()
+    assert first.checkpoints.steps()[-1] == "step-00000004"
+    second = trainer(tmp_path / "stopped", validate=lambda step: Validation(float(10 - step), {}), **settings)
+    resumed = second.train(resume=True)
+    assert_bitwise_equal(weights(second), weights(uninterrupted))
+    assert (
+        (resumed.steps, resumed.best_step, resumed.best)
+        == (at_once.steps, at_once.best_step, at_once.best)
+        == (
+            *(7, 7),
+            Validation(3.0, {}),
+        )
+    )
+
+
+def test_resuming_a_finished_run_changes_nothing(trainer, tmp_path):
+    first = trainer(tmp_path, max_steps=3)
+    first.train()
+    second = trainer(tmp_path, max_steps=3)
+    assert second.train(resume=True).steps == 3
+    assert_bitwise_equal(weights(second), weights(first))
+
+
+def test_resume_starts_from_the_beginning_where_there_is_no_checkpoint(trainer, tmp_path):
+    one, other = trainer(tmp_path / "one", max_steps=2), trainer(tmp_path / "other", max_steps=2)
+    one.train(resume=True)
+    other.train()
+    assert_bitwise_equal(weights(one), weights(other))
+
+
+def test_a_run_is_not_overwritten_without_being_asked_to_resume(trainer, tmp_path):
+    trainer(tmp_path, max_steps=2).train()
+    with pytest.raises(ValueError, match=r"holds a run already; takes --resume, or another folder$"):
+        trainer(tmp_path, max_steps=2).train()
+
+
+def test_gradient_accumulation_makes_the_same_gradient(trainer, tmp_path):
+    runs = [trainer(tmp_path / str(n), max_steps=2, gradient_accumulation_steps=n, learning_rate=1e-6) for n in (1, 2)]
+    moments = []
+    for run in runs:
+        run.train()
+        states = run.checkpoints.load_last()[1]["student"]["state"].values()
+        moments.append(torch.cat([state["exp_avg"].flatten() for state in states]))
+    assert (moments[0] - moments[1]).norm() < 1e-5 * moments[0].norm()
+    for name, tensor in weights(runs[0]).items():
+        torch.testing.assert_close(weights(runs[1])[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_the_best_and_not_the_last_average_is_left_in_the_method(trainer, tmp_path):
+    scores, seen = [5.0, 4.0, 1.0, 3.0, 2.0], {}
+
+    def validate(step):
+        seen[step] = {name: p.detach().clone() for name, p in run.method.networks.averaged.items()}
+        return Validation(scores[step], {"step": step})
+
+    run = trainer(tmp_path, validate=validate, max_steps=4)
+    result = run.train()
+    assert (result.steps, result.best_step, result.best) == (4, 2, Validation(1.0, {"step": 2}))
+    assert_bitwise_equal(dict(run.method.networks.averaged), seen[2])
+    assert any(not torch.equal(seen[4][name], tensor) for name, tensor in seen[2].items())
+
+
+def test_without_a_validation_the_last_average_is_left_in_the_method(trainer, tmp_path):
+    run = trainer(tmp_path, max_steps=3)
+    assert run.train().best is None
+    saved = run.checkpoints.load_last()[0]
+    assert_bitwise_equal(
+        {f"average.{name}": p for name, p in run.method.networks.averaged.items()},
+        {name: tensor for name, tensor in saved.items() if name.startswith("average.")},
+    )
+
+
+def test_training_stops_when_patience_runs_out(trainer, tmp_path):
+    scores = [5.0, 4.0, 3.0, 3.0, 3.5, 1.0]
+    run = trainer(tmp_path, validate=lambda step: Validation(scores[step], {}), max_steps=5, patience=2)
+    result = run.train()
+    assert (result.steps, result.best_step) == (4, 2)
+    assert run.checkpoints.steps()[-1] == "step-00000004"
+
+
+def test_training_stops_when_time_runs_out(trainer, tmp_path):
+    assert trainer(tmp_path, max_steps=1000, max_minutes=1e-6).train().steps == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(trainer, tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    with torch.no_grad():
+        next(iter(run.method.networks.trained.values())).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"training stopped at step 1: .* is not finite; .*Lower trainer\.learning_rate"):
+        run.train()
+    assert run.checkpoints.steps() == []
+
+
+def test_the_log_holds_losses_and_validations(trainer, tmp_path):
+    trainer(tmp_path, validate=lambda step: Validation(1.0, {"fid": 2.0}), max_steps=10, validate_every=5).train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [0, 5, 10]
+    (losses,) = [line for line in lines if "loss" in line]
+    assert losses["step"] == 10
+    assert losses["student_gradient_norm"] > 0
+
+
+def test_warm_up_and_cosine_scale_the_learning_rate(trainer, tmp_path):
+    run = trainer(tmp_path, max_steps=100, warmup_steps=4, lr_schedule="cosine")
+    scales = []
+    for step in (0, 1, 50, 100):
+        run.step = step
+        scales.append(run._lr_scale())
+    assert scales == pytest.approx([0.2, 0.4, 0.5, 0.0], abs=1e-3)
