@@ -143,7 +143,7 @@ def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, traini
         num_inference_steps=tuple(config.steps),
         solver=solver,
         scheduler_class=type(scheduler).__name__,
-        scheduler_config=dict(scheduler.config),
+        scheduler_config={name: value for name, value in scheduler.config.items() if not name.startswith("_")},
         guidance=settings.guidance,
         guidance_scale=settings.guidance_scale,
         guidance_range=settings.guidance_range if settings.guidance == "embedded" else None,

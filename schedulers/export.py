@@ -21,7 +21,8 @@ SOLVERS = ("ddim", "lcm", "tcd")
 def student_scheduler(solver: str, teacher_config: dict[str, Any], prediction_type: str, num_ddim_timesteps: int = 50) -> Any:
     """A diffusers scheduler that samples a consistency student in few steps on the teacher's noise schedule.
 
-    - `ddim`: deterministic; from the predicted x_0 and eps straight to the next timestep, and the last step returns x_0.
+    - `ddim`: deterministic; from the predicted x_0 and eps straight to the next timestep, and the last step returns x_0
+      (exactly where the number of steps divides the timesteps, as 1, 2, 4, 5 and 8 do).
     - `lcm`: fresh noise on the predicted x_0 between steps (Luo et al. 2023, algorithm 3).
     - `tcd`: in between, a share of fresh noise at every step (Zheng et al. 2024); diffusers' default eta of 0.3.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -59,18 +61,25 @@ def export_student(
         )
         scheduler.save_pretrained(aside / "scheduler")
     else:
-        full_precision = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
-        pipeline.register_modules(scheduler=scheduler)
-        kept = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-        pipeline.to(dtype)
-        pipeline.text_encoder.float()  # transformers opens weights in the dtype of the file, diffusers in float32
-        pipeline.save_pretrained(aside, safe_serialization=True)
-        for name, before in kept.items():
-            getattr(pipeline, name).to(before)
-        pipeline.unet.load_state_dict(full_precision)
+        parts = {
+            name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
+            for name, part in pipeline.components.items()
+        }
+        saved: Any = StableDiffusionPipeline(**{**parts, "scheduler": scheduler}, requires_safety_checker=False)
+        saved.save_pretrained(aside, safe_serialization=True)
+        open_in_float32(aside)
     spec.save(aside)
     (aside / "README.md").write_text(model_card(spec, lineage))
     replace_folder(aside, folder)
+
+
+def open_in_float32(folder: Path) -> None:
+    """Say in a saved pipeline that its text encoder opens in float32 by default, as diffusers opens all other parts.
+
+    transformers 5 would open it in the dtype of the file, and the UNet would refuse its half-precision states.
+    """
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def replace_folder(aside: Path, final: Path) -> None:

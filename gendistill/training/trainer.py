@@ -97,17 +97,22 @@ class Trainer:
             started = time.monotonic() - self.seconds
             if self.validate and self.step == 0:
                 self._validate()
-            while not self._finished():
+            finished = self._finished()
+            while not finished:
                 losses = self._train_step(optimizers)
                 self.step += 1
                 self.method.after_step(self.step)
                 self.seconds = time.monotonic() - started
-                self._log(losses, note)
+                finished = self._finished()
+                if self.step % 10 == 0 or finished:
+                    self._log(losses, note)
                 advance()
-                if self.validate and (self.step % self.config.validate_every == 0 or self._finished()):
+                if self.validate and (self.step % self.config.validate_every == 0 or finished):
                     self._validate()
-                if self.step % self.config.checkpoint_every == 0 or self._finished():
+                    finished = self._finished()
+                if self.step % self.config.checkpoint_every == 0 or finished:
                     self._save(optimizers)
+        accelerator.wait_for_everyone()
         accelerator.end_training()
         if (best := self.checkpoints.load_best()) is not None:
             self.method.networks.load_average(best[0])
@@ -187,7 +192,14 @@ class Trainer:
         config = self.config
         out_of_time = config.max_minutes is not None and self.seconds / 60 >= config.max_minutes
         out_of_patience = config.patience is not None and self.validations_since_best >= config.patience
-        return self.step >= config.max_steps or out_of_time or out_of_patience
+        return self.step >= config.max_steps or self._any_process(out_of_time or out_of_patience)
+
+    def _any_process(self, condition: bool) -> bool:
+        """True on all processes where it is on one: clocks differ, and only the main process validates."""
+        if self.accelerator.num_processes == 1:
+            return condition
+        flag = torch.tensor(float(condition), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _validate(self) -> None:
         """Judge the average; keep it aside if it is the best so far."""
@@ -205,8 +217,6 @@ class Trainer:
             self.validations_since_best += 1
 
     def _log(self, losses: dict[str, Tensor], note: Callable[[str], None]) -> None:
-        if self.step % 10 and not self._finished():
-            return
         values = {name: float(value) for name, value in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError(

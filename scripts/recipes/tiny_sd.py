@@ -19,6 +19,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emoji import ASSETS, LEVELS, Emoji, load_emoji
+from gendistill.export.student import open_in_float32
 from resumable import ResumableRun
 
 RUN = Path("runs/recipes/tiny-sd")
@@ -120,7 +121,7 @@ def tokenize_levels(tokenizer: CLIPTokenizer, emoji: Emoji) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-vae/vae"))
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=8400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=2)
@@ -168,6 +169,7 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(args.out)
+    open_in_float32(args.out)
     for name in ("vocab.json", "merges.txt"):  # what transformers 4 opens; 5 saves its own tokenizer.json only
         shutil.copy(RUN / "tokenizer" / name, args.out / "tokenizer" / name)
     print(f"saved {args.out}")
