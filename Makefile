@@ -13,12 +13,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report on it
 	$(BIN)/gendistill distill --config configs/demo.yaml --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
-	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --out runs/demo
+	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --num 1000 --out runs/demo
 	@echo "Look at runs/demo/report.html. 'make full' trains for up to an hour and closes more of the gap."
 
 full: $(READY)  ## the same for up to an hour: the figures in the README
 	$(BIN)/gendistill distill --config configs/full.yaml --out runs/full $(if $(wildcard runs/full/checkpoints),--resume)
-	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --out runs/full
+	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --num 1000 --out runs/full
 
 test: $(READY)
 	$(BIN)/pytest
@@ -43,7 +43,7 @@ assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 	$(BIN)/python scripts/recipes/tiny_clip.py
 	$(BIN)/python scripts/recipes/tiny_vae.py
 	$(BIN)/python scripts/recipes/tiny_sd.py
-	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory
+	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory --num 1000
 	$(BIN)/python scripts/recipes/tiny_sd_card.py
 
 clean:

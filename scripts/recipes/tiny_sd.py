@@ -1,6 +1,7 @@
 """Train tiny-sd: a text-to-image latent diffusion pipeline in Stable Diffusion's own format, on the emoji.
 
     python scripts/recipes/tiny_vae.py && python scripts/recipes/tiny_sd.py      # hours on 2 CPU cores; resumes
+    python scripts/recipes/tiny_sd.py --init assets/tiny-sd --run runs/recipes/tiny-sd-2 --steps 18000   # train it further
 
 The text encoder is trained with the UNet. Captions are drawn from three levels, so that the pipeline knows prompts that
 fix the picture and prompts that leave it open, and are dropped in 15 %, so that classifier-free guidance works.
@@ -22,7 +23,6 @@ from emoji import ASSETS, LEVELS, Emoji, load_emoji
 from gendistill.export.student import open_in_float32
 from resumable import ResumableRun
 
-RUN = Path("runs/recipes/tiny-sd")
 LEVEL_SHARES = (0.20, 0.45, 0.20)  # name, subcategory, category; the rest (15 %) is the empty prompt
 VOCABULARY = 1400
 MAX_TOKENS = 24
@@ -121,28 +121,31 @@ def tokenize_levels(tokenizer: CLIPTokenizer, emoji: Emoji) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-vae/vae"))
+    parser.add_argument("--init", type=Path, help="pipeline folder to go on from, instead of random weights")
+    parser.add_argument("--run", type=Path, default=Path("runs/recipes/tiny-sd"), help="checkpoints and log")
     parser.add_argument("--steps", type=int, default=8400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     emoji = load_emoji("train")
-    RUN.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer([c[level] for c in emoji.captions for level in LEVELS], RUN / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(args.vae).eval()
+    args.run.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer([c[level] for c in emoji.captions for level in LEVELS], args.run / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(args.init / "vae" if args.init else args.vae).eval()
     latents = encode_pictures(vae, emoji.pictures)
     tokens = tokenize_levels(tokenizer, emoji)
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    if args.init:
+        unet = UNet2DConditionModel.from_pretrained(args.init / "unet")
+        text_encoder = CLIPTextModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
     noise_scheduler, shipped_scheduler = build_schedulers()
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
-    predict = torch.compile(unet) if args.compile else unet
 
-    run = ResumableRun(RUN, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3)
+    run = ResumableRun(args.run, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3)
     shares = torch.tensor([*LEVEL_SHARES, 1 - sum(LEVEL_SHARES)])
     for _ in run:
         chosen = torch.randint(len(emoji), (args.batch,), generator=run.generator)
@@ -154,7 +157,7 @@ def main() -> None:
         texts, repeats = torch.unique(tokens[level, chosen], dim=0, return_inverse=True)
         states = text_encoder(texts).last_hidden_state[repeats]
         noisy = noise_scheduler.add_noise(clean, noise, timesteps)
-        loss = F.mse_loss(predict(noisy, timesteps, states).sample, noise)
+        loss = F.mse_loss(unet(noisy, timesteps, states).sample, noise)
         loss.backward()
         run.record(loss)
     run.use_ema()
@@ -171,7 +174,7 @@ def main() -> None:
     pipeline.to(torch.float16).save_pretrained(args.out)
     open_in_float32(args.out)
     for name in ("vocab.json", "merges.txt"):  # what transformers 4 opens; 5 saves its own tokenizer.json only
-        shutil.copy(RUN / "tokenizer" / name, args.out / "tokenizer" / name)
+        shutil.copy(args.run / "tokenizer" / name, args.out / "tokenizer" / name)
     print(f"saved {args.out}")
 
 
