@@ -15,6 +15,7 @@ from gendistill.evaluation import SOLVERS, TEACHER_SCALES, TEACHER_STEPS, load_r
 from gendistill.samplers import FewStepSampler
 
 FOLDER = ASSETS / "tiny-sd"
+IMAGES = ASSETS.parent / "docs" / "images"
 RUNS = Path("runs/recipes")
 CARD = """\
 ---
@@ -41,8 +42,8 @@ picture = pipeline("google emoji of animal mammal", num_inference_steps=50, guid
 Prompts are `VENDOR emoji of TEXT`, where VENDOR is `google` or `twitter` and TEXT a name ("waving hand sign with medium
 skin tone"), a subcategory ("hand fingers open") or a category ("people and body"), as in `assets/emoji`.
 
-![64 named emoji of the training split, 50 DDIM steps, guidance 3](samples-names.png)
-![8 subcategory prompts, 8 seeds each, 50 DDIM steps, guidance 3](samples-subcategories.png)
+![64 named emoji of the training split, 50 DDIM steps, guidance 3](../../docs/images/tiny-sd-names.png)
+![8 subcategory prompts, 8 seeds each, 50 DDIM steps, guidance 3](../../docs/images/tiny-sd-subcategories.png)
 
 ## Figures
 
@@ -106,13 +107,13 @@ def draw_samples() -> None:
     chosen = torch.randperm(len(captions), generator=torch.Generator().manual_seed(4)).tolist()
     names = [captions[index]["name"] for index in chosen[:64]]
     subcategories = [prompt for prompt in sorted({captions[index]["subcategory"] for index in chosen[:8]}) for _ in range(8)]
-    for file, prompts in {"samples-names.png": names, "samples-subcategories.png": subcategories}.items():
+    for file, prompts in {"tiny-sd-names.png": names, "tiny-sd-subcategories.png": subcategories}.items():
         batches = sampler.pictures(
             prompts, range(len(prompts)), num_inference_steps=TEACHER_STEPS, guidance_scale=3.0, batch_size=64
         )
         grid = make_grid(torch.cat(list(batches)), nrow=8, padding=2, pad_value=1)
-        save_image(torch.nn.functional.interpolate(grid[None], scale_factor=2)[0], FOLDER / file)
-    (FOLDER / "samples-names.txt").write_text("\n".join(names) + "\n")
+        save_image(torch.nn.functional.interpolate(grid[None], scale_factor=2)[0], IMAGES / file)
+    (IMAGES / "tiny-sd-names.txt").write_text("\n".join(names) + "\n")
 
 
 def last_line(log: Path) -> dict[str, float]:
