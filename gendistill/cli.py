@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -55,6 +54,7 @@ def distill(
     from gendistill.config import load_config
     from gendistill.distill import distill as run
 
+    _quieten_libraries()
     given = {
         "teacher": teacher if teacher != TINY_SD or config is None else None,
         "method": method,
@@ -100,6 +100,7 @@ def sample(
     """Draw pictures from a student, or from any diffusers pipeline."""
     from gendistill.drawing import draw
 
+    _quieten_libraries()
     made = draw(
         student,
         _prompts(prompt, prompts),
@@ -136,6 +137,7 @@ def evaluate(
     """Frechet distance, CLIP score and time of a student beside its teacher: a table, evaluation.json, report.html."""
     from gendistill.comparison import evaluate as run
 
+    _quieten_libraries()
     result = run(
         model,
         teacher=teacher,
@@ -203,16 +205,18 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
 
 def _quieten_libraries() -> None:
     """Loading bars and notices about how diffusers and transformers load say nothing to our users."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    _quieten_libraries()
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app()
     except ValueError as error:

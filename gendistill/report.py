@@ -11,6 +11,7 @@ import matplotlib
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -35,8 +36,8 @@ class Gallery:
 def results_table(student: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap]) -> Table:
     """Student beside the teacher at full length and at its best within as many network calls."""
     metric = student[0].protocol.metric
-    table = Table(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left")
-    _add_columns(table, metric, "gap closed")
+    table = Table(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
+    _add_columns(table, metric, "gap")
     closed = {gap.network_calls: gap.closed for gap in gaps}
     for row in student:
         gap = f"{closed[row.network_calls]:.2f}" if row.network_calls in closed else ""
@@ -49,7 +50,7 @@ def results_table(student: list[Evaluation], teacher: list[Evaluation], gaps: li
 def teacher_table(rows: list[Evaluation]) -> Table:
     """All that was measured of a teacher."""
     metric = rows[0].protocol.metric
-    table = Table(title=f"{metric} on {rows[0].protocol.prompts}", title_justify="left")
+    table = Table(title=f"{metric} on {rows[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
     _add_columns(table, metric)
     for row in rows:
         table.add_row(*_cells(row, metric))
@@ -96,7 +97,7 @@ def write_report(
     path.write_text(page)
 
 
-COLUMNS = ("model", "sampler", "steps", "guidance", "calls")
+COLUMNS = ("model", "sampler", "steps", "scale", "calls")
 
 
 def _add_columns(table: Table, metric: str, *more: str) -> None:
