@@ -48,13 +48,18 @@ skin tone"), a subcategory ("hand fingers open") or a category ("people and body
 ## Figures
 
 `{metric}` against the {reference_count} pictures of {reference}, CLIP score by tiny-clip, {prompts}; a guided step is two
-network calls. Made by `gendistill evaluate assets/tiny-sd --caption subcategory`.
+network calls. Made by `gendistill evaluate assets/tiny-sd --caption subcategory --num 1000`.
 
 | network calls | sampler | {header} |
 |---|---|{rules}
 {rows}
 
 VAE: {psnr} dB PSNR on the held-out pictures.
+
+## Limits
+
+People, faces, hands, couples and flags are recognisable; many objects, animals and signs that are asked for by *name* are
+not yet (see the first grid and `docs/images/tiny-sd-names.txt`). It needs more training: `tiny_sd.py --init` goes on from it.
 
 ## How it was made
 
