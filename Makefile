@@ -14,9 +14,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report on it
 	$(BIN)/gendistill distill --config configs/demo.yaml --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --num 1000 --out runs/demo
-	@echo "Look at runs/demo/report.html. 'make full' trains for up to an hour and closes more of the gap."
+	@echo "Look at runs/demo/report.html. 'make full' trains for longer."
 
-full: $(READY)  ## the same for up to an hour: the figures in the README
+full: $(READY)  ## the same with more steps, larger batches and a falling learning rate
 	$(BIN)/gendistill distill --config configs/full.yaml --out runs/full $(if $(wildcard runs/full/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --num 1000 --out runs/full
 

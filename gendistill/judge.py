@@ -126,7 +126,7 @@ def build_judge(
     Args:
         reference: image folder or WebDataset shards.
         prompts: a text file to draw prompts from instead.
-        extractor: `emoji`, `inception` or a folder; the best one that fits the reference where not given.
+        extractor: `emoji`, `inception`, a `.pth` of Inception's weights or a folder; `emoji` where not given.
 
     Raises:
         ValueError: nothing to compare with.
