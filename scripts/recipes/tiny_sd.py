@@ -23,7 +23,6 @@ from emoji import ASSETS, LEVELS, Emoji, load_emoji
 from gendistill.export.student import open_in_float32
 from resumable import ResumableRun
 
-LEVEL_SHARES = (0.20, 0.45, 0.20)  # name, subcategory, category; the rest (15 %) is the empty prompt
 VOCABULARY = 1400
 MAX_TOKENS = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -126,6 +125,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8400)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--level-shares",
+        type=float,
+        nargs=3,
+        default=(0.20, 0.45, 0.20),
+        help="how often the caption is the name, the subcategory, the category; the rest is the empty prompt",
+    )
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
     args = parser.parse_args()
@@ -146,7 +152,7 @@ def main() -> None:
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
 
     run = ResumableRun(args.run, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3)
-    shares = torch.tensor([*LEVEL_SHARES, 1 - sum(LEVEL_SHARES)])
+    shares = torch.tensor([*args.level_shares, 1 - sum(args.level_shares)])
     for _ in run:
         chosen = torch.randint(len(emoji), (args.batch,), generator=run.generator)
         level = torch.multinomial(shares, args.batch, replacement=True, generator=run.generator)

@@ -115,7 +115,7 @@ def test_gradient_accumulation_makes_the_same_gradient(trainer, tmp_path):
         run.train()
         states = run.checkpoints.load_last()[1]["student"]["state"].values()
         moments.append(torch.cat([state["exp_avg"].flatten() for state in states]))
-    assert (moments[0] - moments[1]).norm() < 1e-5 * moments[0].norm()
+    assert (moments[0] - moments[1]).norm() < 1e-4 * moments[0].norm()  # the sums differ in their order
     for name, tensor in weights(runs[0]).items():
         torch.testing.assert_close(weights(runs[1])[name], tensor, atol=1e-5, rtol=0)
 
