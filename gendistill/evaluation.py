@@ -18,7 +18,15 @@ TEACHER_STEPS = 50
 TEACHER_SCALES = (1.0, 2.0, 3.0, 5.0)
 FREE_CALLS = (8, 4, 2, 1)
 SOLVERS = ("ddim", "dpm-solver++")
-# (solver, steps, guidance scale): the teacher at full length, and all that fits within a few calls
+
+
+def calls_a_step(guidance_scale: float) -> int:
+    """Network calls of one step of classifier-free guidance; a scale of 1 is none."""
+    return 2 if guidance_scale > 1 else 1
+
+
+# (solver, steps, guidance scale): the teacher at full length, and all that fits within a few calls; in one step
+# DPM-Solver++ is DDIM
 TEACHER_PLANS = [
     *(("ddim", TEACHER_STEPS, scale) for scale in TEACHER_SCALES),
     *(
@@ -26,7 +34,7 @@ TEACHER_PLANS = [
         for calls in FREE_CALLS
         for solver in SOLVERS
         for scale in TEACHER_SCALES
-        if scale == 1 or calls > 1
+        if calls >= calls_a_step(scale) and (solver == "ddim" or calls > calls_a_step(scale))
     ),
 ]
 FILE_NAME = "evaluation.json"
@@ -35,7 +43,7 @@ FILE_NAME = "evaluation.json"
 def evaluate_teacher(
     sampler: FewStepSampler, judge: Judge, *, model: str, progress: Progress | None = None
 ) -> list[Evaluation]:
-    """The teacher's rows: 50 DDIM steps at every scale, then within 4, 2, 1 calls by DDIM and DPM-Solver++, guided or not."""
+    """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
     config = sampler.pipeline.scheduler.config
     rows = []
     for solver, steps, scale in TEACHER_PLANS:
@@ -52,11 +60,6 @@ def evaluate_teacher(
             )
         )
     return rows
-
-
-def calls_a_step(guidance_scale: float) -> int:
-    """Network calls of one step of classifier-free guidance; a scale of 1 is none."""
-    return 2 if guidance_scale > 1 else 1
 
 
 def teacher_scheduler(solver: str, config: Any) -> Any:

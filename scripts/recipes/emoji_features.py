@@ -5,7 +5,6 @@
 It is a metric network: nothing that is evaluated by it may be trained with it or share its seed.
 """
 
-import argparse
 import platform
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from emoji import ASSETS, Emoji, load_emoji
 from gendistill.metrics.emoji_network import EmojiFeatureNetwork
-from resumable import ResumableRun
+from resumable import ResumableRun, recipe_parser
 
 RUN = Path("runs/recipes/emoji-features")
 CHANNELS = [16, 32, 64, 128]
@@ -116,12 +115,7 @@ CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/; https://github.com/twit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--run", type=Path, default=RUN)
+    parser = recipe_parser(__doc__, RUN, steps=3000, batch=64, learning_rate=2e-3, seed=11)
     parser.add_argument("--out", type=Path, default=ASSETS / "emoji-features")
     args = parser.parse_args()
 

@@ -1,5 +1,6 @@
-"""A training loop that can be killed: warm-up, constant and cosine learning rate, EMA, log lines and checkpoints."""
+"""A recipe's arguments, and a training loop that can be killed: warm-up, decay, EMA, log lines and checkpoints."""
 
+import argparse
 import json
 import math
 import os
@@ -9,6 +10,19 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+
+def recipe_parser(
+    description: str, run: Path, *, steps: int, batch: int, learning_rate: float, seed: int
+) -> argparse.ArgumentParser:
+    """The arguments that every training recipe takes, with its own defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=run, help="checkpoints and log")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument("--seed", type=int, default=seed)
+    return parser
 
 
 class ResumableRun:

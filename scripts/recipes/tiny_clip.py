@@ -7,7 +7,6 @@ contrastive loss of Radford et al. 2021; half of the patches are dropped in trai
 metric network: nothing that is evaluated by it may be trained with it or share its seed.
 """
 
-import argparse
 import json
 import platform
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emoji import ASSETS, LEVELS, Emoji, load_emoji
 from emoji_features import shifted
-from resumable import ResumableRun
+from resumable import ResumableRun, recipe_parser
 
 RUN = Path("runs/recipes/tiny-clip")
 LEVEL_PROBABILITY = (0.65, 0.25, 0.1)  # name, subcategory, category
@@ -153,12 +152,7 @@ CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/; https://github.com/twit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=23)
-    parser.add_argument("--run", type=Path, default=RUN)
+    parser = recipe_parser(__doc__, RUN, steps=1200, batch=128, learning_rate=2e-3, seed=23)
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-clip")
     args = parser.parse_args()
 

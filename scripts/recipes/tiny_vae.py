@@ -3,7 +3,6 @@
 python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from emoji import load_emoji
-from resumable import ResumableRun
+from resumable import ResumableRun, recipe_parser
 
 RUN = Path("runs/recipes/tiny-vae")
 KL_WEIGHT = 1e-6
@@ -67,17 +66,12 @@ def normalise_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
+    args = recipe_parser(__doc__, RUN, steps=5000, batch=16, learning_rate=1e-3, seed=1).parse_args()
 
     torch.manual_seed(args.seed)
     train, held_out = load_emoji("train"), load_emoji("heldout")
     vae = build_vae()
-    run = ResumableRun(RUN, vae, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, ema_decay=0.998)
+    run = ResumableRun(args.run, vae, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, ema_decay=0.998)
     for step in run:
         chosen = torch.randint(len(train), (args.batch,), generator=run.generator)
         pictures = augmented(train.pictures[chosen], run.generator)
@@ -91,9 +85,9 @@ def main() -> None:
             print(f"held-out PSNR {held_out_psnr(vae, held_out.pictures[::4]):.2f} dB", flush=True)
     run.use_ema()
     normalise_latents(vae, train.pictures)
-    vae.save_pretrained(RUN / "vae")
+    vae.save_pretrained(args.run / "vae")
     psnr = f"{held_out_psnr(vae, held_out.pictures):.2f}"
-    (RUN / "psnr.txt").write_text(psnr)
+    (args.run / "psnr.txt").write_text(psnr)
     print(f"held-out PSNR {psnr} dB")
 
 
