@@ -36,7 +36,7 @@ class ConsistencyConfig(Section):
     num_phases: int = Field(1, ge=1, description="phases of multi-step consistency; 1 is plain consistency")
     loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
     target: Literal["ema", "student"] = Field("ema", description="whose x_0 is the target, without gradient")
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
     guidance: Literal["embedded", "baked", "cfg"] = Field(
         "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
     )
@@ -82,7 +82,7 @@ class DistillConfig(Section):
     method: Literal["consistency"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
-    solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "lcm"], description="ways of stepping to choose from")
+    solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
     validation_reference: str | None = Field(None, description="real pictures to validate against; data.path where not given")
     validation_extractor: str | None = Field(
         None, description="feature network of the validation: emoji, inception, a .pth of Inception's weights, a folder"

@@ -23,7 +23,7 @@ from gendistill.judge import Judge, build_judge, teacher_judge
 from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
-from gendistill.schedulers import student_scheduler
+from gendistill.schedulers import solver_eta, student_scheduler
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.trainer import Trainer, TrainingResult, Validation
 
@@ -96,6 +96,7 @@ class _Validator:
                 self.networks.student.prediction_type,
                 self.config.consistency.num_ddim_timesteps,
             )
+            sampler.eta = solver_eta(solver)
             distances[solver] = {}
             for count in self.config.steps:
                 if count == 1 and solver != self.config.solvers[0]:
@@ -149,6 +150,7 @@ def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, traini
         guidance_range=settings.guidance_range if settings.guidance == "embedded" else None,
         prediction_type=prediction_type,
         lora=config.lora.enabled,
+        eta=solver_eta(solver),
         figures={"validation": training.best.score},
     )
     return spec, scheduler

@@ -24,10 +24,12 @@ class FewStepSampler:
     Args:
         pipeline: a loaded diffusers pipeline.
         spec: how it wants to be sampled; None for a pipeline that is no student.
+        eta: the share of fresh noise in a step, for schedulers that know one; the spec's where None.
     """
 
-    def __init__(self, pipeline: Any, spec: StudentSpec | None = None) -> None:
+    def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
         self.pipeline, self.spec = pipeline, spec
+        self.eta = eta if eta is not None else spec.eta if spec else 0.0
         self._embeddings: dict[str, Tensor] = {}
         pipeline.set_progress_bar_config(disable=True)
 
@@ -105,6 +107,7 @@ class FewStepSampler:
                 negative_prompt_embeds=self._encode([""] * len(of_batch)) if guidance_scale > 1 else None,
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
+                eta=self.eta,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
                 output_type=output_type,
                 return_dict=False,

@@ -21,6 +21,7 @@ class StudentSpec:
         num_inference_steps: the step counts that it was validated at, best first: `(4, 2, 1)`.
         solver: `ddim`, `lcm` or `tcd`, the way of stepping that measured best.
         scheduler_class, scheduler_config: the diffusers scheduler that does it.
+        eta: what to call the pipeline with beside it, in [0, 1]; 0 is a pipeline's own default.
         guidance: `embedded` (the scale is an input, one network call), `baked` (one scale, no input) or `cfg` (the
             student keeps both branches; a guided step costs two network calls).
         guidance_scale: what to sample with by default; for `baked`, what was baked in.
@@ -38,6 +39,7 @@ class StudentSpec:
     guidance_range: tuple[float, float] | None = None
     prediction_type: str = "epsilon"
     lora: bool = False
+    eta: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
     format_version: int = 1
 

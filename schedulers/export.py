@@ -16,6 +16,7 @@ NOISE_SCHEDULE_KEYS = (
     "rescale_betas_zero_snr",
 )
 SOLVERS = ("ddim", "lcm", "tcd")
+TCD_ETA = 0.5
 
 
 def student_scheduler(solver: str, teacher_config: dict[str, Any], prediction_type: str, num_ddim_timesteps: int = 50) -> Any:
@@ -24,7 +25,7 @@ def student_scheduler(solver: str, teacher_config: dict[str, Any], prediction_ty
     - `ddim`: deterministic; from the predicted x_0 and eps straight to the next timestep, and the last step returns x_0
       (exactly where the number of steps divides the timesteps, as 1, 2, 4, 5 and 8 do).
     - `lcm`: fresh noise on the predicted x_0 between steps (Luo et al. 2023, algorithm 3).
-    - `tcd`: in between, a share of fresh noise at every step (Zheng et al. 2024); diffusers' default eta of 0.3.
+    - `tcd`: in between, a share of fresh noise at every step (Zheng et al. 2024): that of `solver_eta`.
 
     Args:
         teacher_config: the config of the teacher's scheduler; only its noise schedule is taken.
@@ -39,3 +40,11 @@ def student_scheduler(solver: str, teacher_config: dict[str, Any], prediction_ty
     if solver == "tcd":
         return TCDScheduler(**noise, original_inference_steps=num_ddim_timesteps, clip_sample=False, set_alpha_to_one=True)
     raise ValueError(f"solver {solver!r} is not known; takes one of {', '.join(SOLVERS)}")
+
+
+def solver_eta(solver: str) -> float:
+    """The `eta` to call a diffusers pipeline with: how much of a step's noise is fresh (Zheng et al. 2024's gamma), in [0, 1].
+
+    No scheduler's config can hold it: pipelines pass their own argument, 0 by default, which makes TCD deterministic.
+    """
+    return TCD_ETA if solver == "tcd" else 0.0

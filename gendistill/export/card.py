@@ -36,7 +36,7 @@ FULL_USAGE = """\
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
-picture = pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}).images[0]"""
+picture = pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta}).images[0]"""
 
 LORA_USAGE = """\
 from diffusers import {scheduler}, DiffusionPipeline
@@ -44,7 +44,7 @@ from diffusers import {scheduler}, DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("{teacher}")
 pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")
 pipeline.scheduler = {scheduler}.from_pretrained("PATH_OF_THIS_FOLDER", subfolder="scheduler")
-picture = pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}).images[0]"""
+picture = pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta}).images[0]"""
 
 GUIDANCE = {
     "embedded": "`guidance_scale` is an input of the network, trained from {low:g} to {high:g}; it costs no second call.",
@@ -62,6 +62,7 @@ def model_card(spec: StudentSpec, lineage: dict[str, Any]) -> str:
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
         steps=spec.num_inference_steps[0],
         scale=spec.pipeline_guidance_scale,
+        eta=f", eta={spec.eta:g}" if spec.eta else "",
         teacher=spec.teacher,
         scheduler=spec.scheduler_class,
     )

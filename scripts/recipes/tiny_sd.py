@@ -149,7 +149,11 @@ def main() -> None:
     emoji = load_emoji("train")
     args.run.mkdir(parents=True, exist_ok=True)
     (args.run / "settings.json").write_text(json.dumps(vars(args), default=str, indent=1))  # for the card
-    tokenizer = train_tokenizer([c[level] for c in emoji.captions for level in LEVELS], args.run / "tokenizer")
+    if args.init:  # ties in the merges fall out differently from run to run: the text encoder knows its own tokenizer
+        shutil.copytree(args.init / "tokenizer", args.run / "tokenizer", dirs_exist_ok=True)
+        tokenizer = CLIPTokenizer.from_pretrained(args.run / "tokenizer")
+    else:
+        tokenizer = train_tokenizer([c[level] for c in emoji.captions for level in LEVELS], args.run / "tokenizer")
     vae = AutoencoderKL.from_pretrained(args.init / "vae" if args.init else args.vae).eval()
     latents = encode_pictures(vae, emoji.pictures)
     tokens = tokenize_levels(tokenizer, emoji)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gendistill.samplers import FewStepSampler, to_uint8
-from gendistill.schedulers import student_scheduler
+from gendistill.schedulers import solver_eta, student_scheduler
 
 PROMPTS = ["emoji of animals", "a red apple", "emoji of animals", "smileys", "food"]
 SEEDS = [3, 1, 4, 1, 5]
@@ -11,7 +11,7 @@ SEEDS = [3, 1, 4, 1, 5]
 
 def sampler_of(teacher, solver="lcm"):
     teacher.pipeline.scheduler = student_scheduler(solver, teacher.pipeline.scheduler.config, "epsilon", 40)
-    return FewStepSampler(teacher.pipeline)
+    return FewStepSampler(teacher.pipeline, eta=solver_eta(solver))
 
 
 def draw(sampler, **arguments):
@@ -75,3 +75,17 @@ def test_a_folder_that_is_no_pipeline_is_refused_in_one_sentence(tmp_path):
         FewStepSampler.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not exist; takes a diffusers pipeline folder"):
         FewStepSampler.from_pretrained(tmp_path / "nothing")
+
+
+def test_the_share_of_fresh_noise_that_a_spec_asks_for_is_what_the_plain_pipeline_makes_of_eta(teacher):
+    sampler = sampler_of(teacher, "tcd")
+    drawn = {}
+    for eta in (0.0, 0.5):
+        sampler.eta = eta
+        drawn[eta] = next(sampler.pictures(["food", "animals"], [3, 4], num_inference_steps=4, guidance_scale=1))
+        generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+        plain = teacher.pipeline(
+            ["food", "animals"], num_inference_steps=4, guidance_scale=1, eta=eta, generator=generators, output_type="pt"
+        ).images
+        torch.testing.assert_close(drawn[eta], plain, atol=1e-5, rtol=0)
+    assert (drawn[0.0] - drawn[0.5]).abs().max() > 1e-3
