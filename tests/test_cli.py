@@ -15,15 +15,15 @@ from gendistill.samplers import FewStepSampler, StudentSpec
 PROMPTS = ["emoji of animals", "food", "a red apple"]
 PLAIN_DIFFUSERS = """
 import sys, json, numpy, torch, diffusers
-folder, teacher, steps, scale, prompts, out = sys.argv[1:]
+folder, teacher, steps, scale, eta, prompts, out = sys.argv[1:]
 pipeline = diffusers.DiffusionPipeline.from_pretrained(teacher or folder)
 if teacher:
     pipeline.load_lora_weights(folder)
     scheduler = json.load(open(folder + "/scheduler/scheduler_config.json"))["_class_name"]
     pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
 pictures = [
-    pipeline(prompt, num_inference_steps=int(steps), guidance_scale=float(scale), output_type="np",
-             generator=torch.Generator().manual_seed(7 + k)).images[0]
+    pipeline(prompt, num_inference_steps=int(steps), guidance_scale=float(scale), eta=float(eta),
+             output_type="np", generator=torch.Generator().manual_seed(7 + k)).images[0]
     for k, prompt in enumerate(json.loads(prompts))
 ]
 assert "gendistill" not in sys.modules
@@ -78,7 +78,7 @@ def embedded(place, tiny_folder):
 def by_plain_diffusers(folder, spec, out):
     teacher = spec.teacher if spec.lora else ""
     steps, scale = spec.num_inference_steps[0], spec.pipeline_guidance_scale
-    arguments = (folder, teacher, steps, scale, json.dumps(PROMPTS), out)
+    arguments = (folder, teacher, steps, scale, spec.eta, json.dumps(PROMPTS), out)
     ran = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, *map(str, arguments)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return np.load(out)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from gendistill.config import load_config
+from gendistill.diffusion.networks import adapter_parameters
 from gendistill.distill import distill
+from gendistill.samplers import FewStepSampler
 
 
 @pytest.fixture
@@ -61,3 +63,12 @@ def test_a_config_written_by_a_run_starts_the_same_run(settings, tmp_path):
     config = settings("run", trainer__max_steps=1)
     distill(config)
     assert load_config(tmp_path / "run" / "config.yaml") == config
+
+
+def test_diffusers_loads_every_layer_of_an_exported_lora(settings):
+    result = distill(settings("lora", lora__enabled=True))
+    unet = FewStepSampler.from_pretrained(result.student_folder).pipeline.unet
+    (adapter,) = unet.peft_config
+    loaded = dict(adapter_parameters(unet, adapter))
+    assert loaded.keys() == result.networks.averaged.keys()
+    assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 
 from gendistill.diffusion.networks import AVERAGE, AdapterView, Networks
@@ -53,7 +52,8 @@ def export_student(
     aside.mkdir(parents=True)
     pipeline: Any = student_pipeline(teacher, networks)
     if networks.lora is not None:
-        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE))
+        # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
+        state = get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE)
         StableDiffusionPipeline.save_lora_weights(
             aside,
             unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
