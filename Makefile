@@ -13,12 +13,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report on it
 	$(BIN)/gendistill distill --config configs/demo.yaml --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
-	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --num 2000 --out runs/demo
+	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --out runs/demo
 	@echo "Look at runs/demo/report.html. 'make full' trains for longer."
 
 full: $(READY)  ## the same with more steps, larger batches and a falling learning rate
 	$(BIN)/gendistill distill --config configs/full.yaml --out runs/full $(if $(wildcard runs/full/checkpoints),--resume)
-	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --num 2000 --out runs/full
+	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --out runs/full
 
 test: $(READY)
 	$(BIN)/pytest
@@ -45,7 +45,7 @@ assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 	$(BIN)/python scripts/recipes/tiny_sd.py --out runs/recipes/tiny-sd/pipeline
 	$(BIN)/python scripts/recipes/tiny_sd.py --init runs/recipes/tiny-sd/pipeline --run runs/recipes/tiny-sd-2 --seed 4 \
 		--steps 8400 --learning-rate 8e-4 --level-shares 0.5 0.25 0.1
-	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory --num 2000
+	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory
 	$(BIN)/python scripts/recipes/tiny_sd_card.py
 
 clean:

@@ -117,7 +117,7 @@ def sample(
 
 @app.command(
     epilog="[bold]Example[/]: gendistill evaluate runs/demo/student --reference 'assets/emoji/train-*.tar.gz' "
-    "--caption subcategory --num 2000 --out runs/demo"
+    "--caption subcategory --out runs/demo"
 )
 def evaluate(
     model: Annotated[str, typer.Argument(help="student folder; or a teacher, for the figures that students are held against")],

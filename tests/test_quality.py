@@ -13,7 +13,7 @@ def test_the_demo_closes_half_of_the_gap_to_the_teacher(tmp_path):
         subprocess.run([sys.executable, "-m", "gendistill.cli", *command], check=True)
 
     gendistill("distill", "--config", "configs/demo.yaml", "--out", str(tmp_path))
-    gendistill("evaluate", str(tmp_path / "student"), "--caption", "subcategory", "--num", "2000", "--out", str(tmp_path))
+    gendistill("evaluate", str(tmp_path / "student"), "--caption", "subcategory", "--out", str(tmp_path))
     result = json.loads((tmp_path / "evaluation.json").read_text())
     closed = {gap["network_calls"]: gap["closed"] for gap in result["gaps"]}
     assert closed[4] >= 0.5

@@ -142,6 +142,7 @@ def main() -> None:
         default=(0.20, 0.45, 0.20),
         help="how often the caption is the name, the subcategory, the category; the rest is the empty prompt",
     )
+    parser.add_argument("--note", default="", help="what else the card is to say of this run")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
     args = parser.parse_args()
 

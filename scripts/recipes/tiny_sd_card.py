@@ -17,7 +17,6 @@ from gendistill.samplers import FewStepSampler
 FOLDER = ASSETS / "tiny-sd"
 IMAGES = ASSETS.parent / "docs" / "images"
 RUNS = Path("runs/recipes")
-STAGES = ("tiny-sd", "tiny-sd-2", "tiny-sd-3")
 CARD = """\
 ---
 library_name: diffusers
@@ -49,7 +48,7 @@ skin tone"), a subcategory ("hand fingers open") or a category ("people and body
 ## Figures
 
 `{metric}` against the {reference_count} pictures of {reference}, CLIP score by tiny-clip, {prompts}; a guided step is two
-network calls. Made by `gendistill evaluate assets/tiny-sd --caption subcategory --num 2000`.
+network calls. Made by `gendistill evaluate assets/tiny-sd --caption subcategory`.
 
 | network calls | sampler | {header} |
 |---|---|{rules}
@@ -68,13 +67,9 @@ other colours, faces of another mood), and the rest are not (small objects, rare
 `scripts/recipes/tiny_vae.py` (seed 1, 5,000 steps of 16 pictures), then `scripts/recipes/tiny_sd.py` in {runs} runs, each
 from the average of the one before, on the training split of `assets/emoji`, on 2 shared CPU cores (AdamW, EMA 0.999):
 
-| run | steps | batch | learning rate | seed | captions: name / subcategory / category / empty | minutes |
-|---|---|---|---|---|---|---|
+| run | steps | batch | learning rate | seed | captions: name / subcategory / category / empty | minutes | note |
+|---|---|---|---|---|---|---|---|
 {stages}
-
-Runs 1 and 2 drew captions of all levels by picture, run 3 those of the name by emoji, as the recipe does now: without
-that, people in six skin tones crowd out the objects. Run 2 was stopped before its learning rate fell. So `make assets`,
-which does it in two runs, gives a like pipeline and not these very weights.
 
 Weights are the moving average, in float16. {versions}.
 
@@ -139,18 +134,19 @@ def stage_row(number: int, run: Path) -> str:
     captions = " / ".join(f"{share:.0%}" for share in shares)
     return (
         f"| {number} | {settings['steps']:,} | {settings['batch']} | {settings['learning_rate']:g} | {settings['seed']} "
-        f"| {captions} | {trained['minutes']:.0f} |"
+        f"| {captions} | {trained['minutes']:.0f} | {settings['note']} |"
     )
 
 
 def main() -> None:
+    runs = sorted(path.parent for path in RUNS.glob("tiny-sd*/settings.json"))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
     draw_samples()
     card = CARD.format(
         **figures_table(),
         psnr=(RUNS / "tiny-vae" / "psnr.txt").read_text().strip(),
-        runs=len(STAGES),
-        stages="\n".join(stage_row(number, RUNS / run) for number, run in enumerate(STAGES, start=1)),
+        runs=len(runs),
+        stages="\n".join(stage_row(number, run) for number, run in enumerate(runs, start=1)),
         versions=versions,
     )
     (FOLDER / "README.md").write_text(card)
