@@ -13,6 +13,7 @@ from tiny_pipeline import CAPTIONS
 
 from gendistill.comparison import evaluate
 from gendistill.config import load_config
+from gendistill.diffusion.networks import adapter_parameters
 from gendistill.distill import distill
 from gendistill.drawing import draw
 from gendistill.samplers import FewStepSampler, StudentSpec
@@ -122,6 +123,11 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_draws_
     assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
     assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
     assert plain.scheduler.config.clip_sample == (family in ("unconditional", "classes"))
+    if result.spec.lora:
+        (adapter,) = plain.get_active_adapters()
+        loaded = dict(adapter_parameters(plain.unet, adapter))
+        assert loaded.keys() == result.networks.averaged.keys()
+        assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
     card = (result.student_folder / "README.md").read_text()
     assert (result.spec.guidance == "embedded") == ("an input of the network" in card)
     assert not list(result.student_folder.rglob("*.bin"))

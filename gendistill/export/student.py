@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 
 from gendistill.diffusion.networks import AVERAGE, AdapterView, Networks
@@ -52,7 +51,8 @@ def export_student(
     aside.mkdir(parents=True)
     pipeline = student_pipeline(teacher, networks)
     if networks.lora is not None:
-        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE))
+        # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
+        state = get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE)
         pipeline.save_lora_weights(
             aside,
             unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
