@@ -25,7 +25,7 @@ app = typer.Typer(
 console = Console(stderr=True)
 
 TINY_SD = "assets/tiny-sd"
-Teacher = Annotated[str, typer.Argument(help="diffusers folder or hub id", show_default=TINY_SD)]
+Teacher = Annotated[str, typer.Argument(help="diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best that is there")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
@@ -83,8 +83,8 @@ def distill(
     epilog='[bold]Example[/]: gendistill sample runs/demo/student --prompt "google emoji of food fruit" --num 8 --out fruit.png'
 )
 def sample(
-    student: Annotated[str, typer.Argument(help="student folder, any diffusers folder or hub id")] = TINY_SD,
-    prompt: Annotated[list[str] | None, typer.Option(help="may be given more than once")] = None,
+    student: Annotated[str, typer.Argument(help="student folder, or whatever a teacher may be")] = TINY_SD,
+    prompt: Annotated[list[str] | None, typer.Option(help="may be given more than once; a text, or a class number")] = None,
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
@@ -195,12 +195,12 @@ def _number_or(value: Any) -> Any:
     return value
 
 
-def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
+def _prompts(given: list[str] | None, file: Path | None) -> list[str] | None:
     from gendistill.data.prompts import Prompts
 
-    if (given is None) == (file is None):
+    if given is not None and file is not None:
         raise ValueError("--prompt and --prompts: takes one of them")
-    return list(given or []) if file is None else Prompts(file).prompts
+    return given if file is None else Prompts(file).prompts
 
 
 def _quieten_libraries() -> None:

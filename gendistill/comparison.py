@@ -9,16 +9,16 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gendistill.distill import usable_device
+from gendistill.distill import make_folder, usable_device
 from gendistill.evaluation import (
     FILE_NAME,
-    TEACHER_PLANS,
     Gap,
     evaluate_student,
     evaluate_teacher,
     gaps,
     save_rows,
     stored_rows,
+    teacher_plans,
     teacher_scheduler,
 )
 from gendistill.judge import Judge, build_judge
@@ -92,8 +92,9 @@ def evaluate(
             prompts=prompts,
             progress=progress,
         )
-    folder = out or Path(model)
-    folder.mkdir(parents=True, exist_ok=True)
+    if sampler.own_prompts is not None:  # no texts that a picture could be held against
+        judge = dataclasses.replace(judge, scorer=None)
+    folder = make_folder(out or Path(model))
     if sampler.spec is None:
         rows = _teacher_rows(sampler, judge, Path(model).name)
         save_rows(rows, folder / FILE_NAME)
@@ -102,8 +103,9 @@ def evaluate(
     counts = steps or list(sampler.spec.num_inference_steps)
     with advancing_bar("drawing from the student", num * len(counts)) as progress:
         student_rows = evaluate_student(sampler, judge, model="student", steps=counts, progress=progress)
+    pinned = {"config": sampler.spec.teacher_config, "revision": sampler.spec.teacher_revision} if teacher is None else {}
     teacher = teacher or sampler.spec.teacher
-    teacher_sampler = FewStepSampler.from_pretrained(teacher, device=device)
+    teacher_sampler = FewStepSampler.from_pretrained(teacher, **pinned, device=device)
     teacher_rows = stored_rows(Path(teacher), student_rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
     closed = gaps(student_rows, teacher_rows)
     comparison = Comparison(student_rows, teacher_rows, closed, [folder / FILE_NAME, folder / "report.html"])
@@ -116,7 +118,7 @@ def evaluate(
 
 
 def _teacher_rows(sampler: FewStepSampler, judge: Judge, name: str) -> list[Evaluation]:
-    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(TEACHER_PLANS)) as progress:
+    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(teacher_plans(sampler))) as progress:
         return evaluate_teacher(sampler, judge, model=name, progress=progress)
 
 
@@ -134,7 +136,7 @@ def _galleries(
         for row in [*student_rows, *teacher_rows]:
             sampler = student if row in student_rows else teacher
             if sampler is teacher:
-                teacher.pipeline.scheduler = teacher_scheduler(row.sampler, config)
+                teacher.pipeline.scheduler = teacher_scheduler(row.sampler, config, bounded=teacher.family.bounded)
             steps, scale = row.protocol.num_inference_steps, row.protocol.guidance_scale
             pictures = judge.draw(sampler, steps, scale, progress)
             guidance = f", guidance {scale:g}" if scale > 1 else ""

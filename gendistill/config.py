@@ -40,7 +40,7 @@ class ConsistencyConfig(Section):
     guidance: Literal["embedded", "baked", "cfg"] = Field(
         "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
     )
-    guidance_scale: float = Field(3.0, ge=1, description="the scale to bake in, or to sample with by default")
+    guidance_scale: float = Field(3.0, ge=1, description="to bake in, or to sample with by default; 1 is none")
     guidance_range: tuple[float, float] = Field((1.0, 6.0), description="scales that an embedded student learns")
     prompt_dropout: float = Field(0.15, ge=0, le=1, description="share of empty prompts, for cfg students")
 
@@ -78,7 +78,11 @@ class TrainerConfig(Section):
 class DistillConfig(Section):
     """One distillation run."""
 
-    teacher: str = Field("assets/tiny-sd", description="diffusers folder or hub id")
+    teacher: str = Field("assets/tiny-sd", description="diffusers folder, hub id or .safetensors checkpoint")
+    teacher_config: str | None = Field(
+        None, description="for a checkpoint: sd1, sd2-base, sd2-v, sdxl, or a diffusers folder with its configs"
+    )
+    teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
     method: Literal["consistency"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")

@@ -14,8 +14,7 @@ from torchvision.utils import make_grid, save_image
 import gendistill
 from gendistill.config import DistillConfig, save_config
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import prepare_data, weights_fingerprint
-from gendistill.data.sources import Prompts
+from gendistill.data.encode import prepare_data, training_prompts, weights_fingerprint
 from gendistill.diffusion.networks import Networks, full_networks, lora_networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
 from gendistill.export.student import export_student, student_pipeline
@@ -49,15 +48,22 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     if Checkpoints(run / "checkpoints").steps() and not resume:  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
     device = usable_device(config.device)
-    teacher = load_teacher(config.teacher, dtype=getattr(torch, config.dtype), device=device)
+    teacher = load_teacher(
+        config.teacher,
+        config=config.teacher_config,
+        revision=config.teacher_revision,
+        resolution=config.data.resolution if config.data.path else None,  # what a teacher paints has its own size
+        dtype=getattr(torch, config.dtype),
+        device=device,
+    )
+    config = fitting(config, teacher)
     torch.manual_seed(config.seed)  # adapters start at random
     if config.lora.enabled:
         networks = lora_networks(teacher.denoiser, config.lora.rank, config.lora.alpha)
     else:
         embedded = config.consistency.guidance == "embedded"
         networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if embedded else None)
-    unconditional = teacher.encode_prompts([""])
-    method = ConsistencyDistillation(networks, unconditional, config.consistency)
+    method = ConsistencyDistillation(networks, teacher.unconditional(), config.consistency)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
     judge = _judge(config, teacher, data)
@@ -65,7 +71,7 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     validator = _Validator(config, teacher, networks, judge, run / "samples")
     trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=device == "cpu")
     training = trainer.train(resume=resume)
-    spec, scheduler = _specify(config, teacher, networks, training)
+    spec, scheduler = _specify(config, teacher, training)
     if trainer.accelerator.is_main_process:
         export_student(
             run / "student",
@@ -76,6 +82,23 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
             _lineage(config, teacher, data.cache.provenance, training),
         )
     return DistillResult(run / "student", spec, training, networks)
+
+
+def fitting(config: DistillConfig, teacher: Teacher) -> DistillConfig:
+    """The config as its teacher can meet it: without classifier-free guidance every scale is 1.
+
+    Raises:
+        ValueError: guidance was asked for where there is none, or a LoRA where diffusers loads none.
+    """
+    kind = f"teacher {config.teacher} ({type(teacher.pipeline).__name__})"
+    if config.lora.enabled and not teacher.family.lora:
+        raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
+    if teacher.drawing.guided:
+        return config
+    asked = config.consistency.model_fields_set
+    if (config.consistency.guidance_scale > 1 and "guidance_scale" in asked) or config.consistency.guidance != "baked":
+        raise ValueError(f"consistency.guidance: {kind} knows no guidance; takes 'baked' with a guidance_scale of 1")
+    return config.model_copy(update={"consistency": config.consistency.model_copy(update={"guidance_scale": 1.0})})
 
 
 class _Validator:
@@ -90,12 +113,7 @@ class _Validator:
         sampler = FewStepSampler(student_pipeline(self.teacher, self.networks))
         distances: dict[str, dict[str, float]] = {}
         for solver in self.config.solvers:
-            sampler.pipeline.scheduler = student_scheduler(
-                solver,
-                self.teacher.pipeline.scheduler.config,
-                self.networks.student.prediction_type,
-                self.config.consistency.num_ddim_timesteps,
-            )
+            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher)
             sampler.eta = solver_eta(solver)
             distances[solver] = {}
             for count in self.config.steps:
@@ -116,7 +134,7 @@ def _judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
     """Real pictures to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
     reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
     if reference is None:
-        prompts = Prompts(Path(config.data.prompts or "")).prompts
+        prompts = training_prompts(config.data, teacher).prompts
         return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
@@ -131,13 +149,23 @@ def _judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
     return judge.first(num)
 
 
-def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, training: TrainingResult) -> tuple[StudentSpec, Any]:
+def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher) -> Any:
+    """The stock scheduler that samples the student by `solver`."""
+    return student_scheduler(
+        solver,
+        teacher.pipeline.scheduler.config,
+        teacher.denoiser.prediction_type,
+        config.consistency.num_ddim_timesteps,
+        bounded=teacher.drawing.bounded,
+    )
+
+
+def _specify(config: DistillConfig, teacher: Teacher, training: TrainingResult) -> tuple[StudentSpec, Any]:
     """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
     assert training.best is not None  # the validator has judged at least the start
     solver = training.best.figures["solver"]
-    prediction_type = networks.student.prediction_type
     settings = config.consistency
-    scheduler = student_scheduler(solver, teacher.pipeline.scheduler.config, prediction_type, settings.num_ddim_timesteps)
+    scheduler = scheduler_of(solver, config, teacher)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -148,9 +176,11 @@ def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, traini
         guidance=settings.guidance,
         guidance_scale=settings.guidance_scale,
         guidance_range=settings.guidance_range if settings.guidance == "embedded" else None,
-        prediction_type=prediction_type,
+        prediction_type=teacher.denoiser.prediction_type,
         lora=config.lora.enabled,
-        eta=solver_eta(solver),
+        eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
+        teacher_config=config.teacher_config,
+        teacher_revision=teacher.commit or config.teacher_revision,
         figures={"validation": training.best.score},
     )
     return spec, scheduler
@@ -158,7 +188,8 @@ def _specify(config: DistillConfig, teacher: Teacher, networks: Networks, traini
 
 def _lineage(config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult) -> dict[str, Any]:
     return {
-        "teacher network": f"sha256 {weights_fingerprint(teacher.network)}" if not config.lora.enabled else "see teacher",
+        **({"teacher commit": teacher.commit} if teacher.commit else {}),
+        "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
         "data": data.get("described", "unknown"),
         "steps trained": f"{training.steps} at batch {config.trainer.batch_size}, best at {training.best_step}",
         "minutes": f"{training.seconds / 60:.1f}",

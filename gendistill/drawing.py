@@ -30,7 +30,7 @@ class Drawing:
 
 def draw(
     model: str,
-    prompts: list[str],
+    prompts: list[str] | None,
     out: Path,
     *,
     steps: int | None = None,
@@ -43,15 +43,18 @@ def draw(
     """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
 
     Args:
+        prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
         out: `.png` for one picture or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
 
     Raises:
-        ValueError: the model cannot be opened, or `out` has an ending that is none of these.
+        ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
     """
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
     sampler = FewStepSampler.from_pretrained(model, device=usable_device(device))
+    if prompts is None and (prompts := sampler.own_prompts) is None:
+        raise ValueError("--prompt and --prompts: takes one of them")
     repeated = [prompt for prompt in prompts for _ in range(num)]
     seeds = [seed + number for number in range(len(repeated))]
     steps = sampler.default_steps if steps is None else steps

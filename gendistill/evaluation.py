@@ -46,8 +46,8 @@ def evaluate_teacher(
     """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
     config = sampler.pipeline.scheduler.config
     rows = []
-    for solver, steps, scale in TEACHER_PLANS:
-        sampler.pipeline.scheduler = teacher_scheduler(solver, config)
+    for solver, steps, scale in teacher_plans(sampler):
+        sampler.pipeline.scheduler = teacher_scheduler(solver, config, bounded=sampler.family.bounded)
         rows.append(
             judge.evaluate(
                 sampler,
@@ -62,10 +62,24 @@ def evaluate_teacher(
     return rows
 
 
-def teacher_scheduler(solver: str, config: Any) -> Any:
-    """The solvers that a teacher is sampled with in a comparison, each on the grid that suits few steps best (trailing)."""
+def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
+    """The plans that a teacher can be sampled by: without guidance, the unguided ones."""
+    return [plan for plan in TEACHER_PLANS if sampler.family.guided or plan[2] == 1]
+
+
+def calls_a_step(guidance_scale: float) -> int:
+    """Network calls of one step of classifier-free guidance; a scale of 1 is none."""
+    return 2 if guidance_scale > 1 else 1
+
+
+def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False) -> Any:
+    """The solvers that a teacher is sampled with in a comparison, each on the grid that suits few steps best (trailing).
+
+    `bounded`: what is diffused is pictures, whose x_0 the teacher's scheduler may clip; latents never are.
+    """
     if solver == "ddim":
-        return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+        clip = bounded and config.get("clip_sample", False)
+        return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=clip, set_alpha_to_one=True)
     return DPMSolverMultistepScheduler.from_config(
         config, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
     )

@@ -20,12 +20,12 @@ from gendistill.data.encode import batched
 from gendistill.data.pictures import to_tensor
 from gendistill.data.samples import PictureSource
 from gendistill.data.sources import Prompts, open_source
-from gendistill.diffusion.codec import LatentCodec
+from gendistill.diffusion.codec import Codec
 from gendistill.metrics.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.evaluate import Evaluation, Protocol, evaluate_images
 from gendistill.metrics.features import FeatureExtractor, extract, load_extractor, metric_name
 from gendistill.metrics.frechet import GaussianStatistics, gaussian_statistics
-from gendistill.samplers import FewStepSampler, to_uint8
+from gendistill.samplers import FewStepSampler, pictures_at_once, to_uint8
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
@@ -66,10 +66,10 @@ class Judge:
             self.seeds,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
-            batch_size=100,
+            batch_size=pictures_at_once(sampler.resolution, 100),
             progress=progress,
         )
-        return torch.cat([to_uint8(batch) for batch in batches])
+        return torch.cat([to_uint8(batch).cpu() for batch in batches])
 
     def evaluate(
         self,
@@ -140,7 +140,8 @@ def build_judge(
         captions = Prompts(Path(prompts)).prompts
     generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
     chosen = torch.randint(len(captions), (num,), generator=generator).tolist()
-    described = f"{num} drawn by frequency from {prompts or f'the {caption} captions of {Path(reference).name}'}"
+    captions_of = f"the {caption} captions of" if caption else "the captions of"
+    described = f"{num} drawn by frequency from {prompts or f'{captions_of} {Path(reference).name}'}"
     return Judge(
         prompts=[captions[index] for index in chosen],
         seeds=[SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)],
@@ -154,7 +155,7 @@ def build_judge(
 
 
 def teacher_judge(
-    data: LatentData, codec: LatentCodec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
+    data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
 ) -> Judge:
     """A judge without real pictures: the teacher's own, decoded from the latents that it made for training.
 
@@ -164,9 +165,10 @@ def teacher_judge(
     """
     network = load_extractor(extractor or "emoji")
     features = []
-    for rows in torch.arange(len(data)).split(64):
+    edge = data.cache.rows([0])["moments"].shape[-1] * codec.factor
+    for rows in torch.arange(len(data)).split(pictures_at_once(edge)):
         moments = data.cache.rows(rows)["moments"].float()
-        features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5)))
+        features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5).cpu()))
     chosen = torch.randint(len(prompts), (num,), generator=torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)).tolist()
     return Judge(
         prompts=[prompts[index] for index in chosen],

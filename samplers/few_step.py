@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .families import Conditions, family_of
 from .opening import open_student
 from .spec import StudentSpec
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
+PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them
 
 
 class FewStepSampler:
-    """Draws from a text-to-image diffusers pipeline, a student of ours or any other.
+    """Draws from a diffusers pipeline of any family that is supported, a student of ours or any other.
 
     Picture k depends on its own seed and prompt only, not on the batch that it is drawn in. Each distinct prompt is
-    encoded once and its embedding kept.
+    encoded once and kept. What a prompt is, the family says: a text, the number of a class, or anything for a model
+    without conditions.
 
     Args:
         pipeline: a loaded diffusers pipeline.
@@ -28,17 +31,23 @@ class FewStepSampler:
     """
 
     def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
-        self.pipeline, self.spec = pipeline, spec
+        self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
-        self._embeddings: dict[str, Tensor] = {}
+        self._encoded: dict[str, Conditions] = {}
+        self._unconditional: Conditions | None = None
         pipeline.set_progress_bar_config(disable=True)
 
     @staticmethod
     def from_pretrained(
-        folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        folder: str | Path,
+        *,
+        config: str | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
     ) -> FewStepSampler:
-        """Open a student folder or LoRA (or any diffusers pipeline folder or hub id); ValueError if it is none."""
-        pipeline, spec = open_student(Path(folder), dtype=dtype)
+        """Open a student folder or LoRA, or any model that `open_pipeline` takes; ValueError if it is none."""
+        pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype)
         return FewStepSampler(pipeline.to(device), spec)
 
     @property
@@ -48,7 +57,19 @@ class FewStepSampler:
 
     @property
     def default_guidance_scale(self) -> float:
-        return self.spec.pipeline_guidance_scale if self.spec else TEACHER_GUIDANCE
+        if self.spec:
+            return self.spec.pipeline_guidance_scale
+        return TEACHER_GUIDANCE if self.family.guided else 1.0
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along an edge of the model's pictures."""
+        return self.pipeline.unet.config.sample_size * getattr(self.pipeline, "vae_scale_factor", 1)
+
+    @property
+    def own_prompts(self) -> list[str] | None:
+        """All prompts that the model knows; None where it takes any text."""
+        return self.family.own_prompts(self.pipeline)
 
     def latents(
         self,
@@ -57,7 +78,7 @@ class FewStepSampler:
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Tensor]:
         """Batches of latents (B, C, h, w), scaled as the network sees them, in the order of the prompts.
@@ -65,9 +86,10 @@ class FewStepSampler:
         Args:
             seeds: one a prompt; the noise of picture k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
             guidance_scale: as the pipeline's own; the spec's where None.
+            batch_size: what `pictures_at_once` says where None.
             progress: called with the number of pictures after each batch.
         """
-        for batch in self._run(prompts, seeds, num_inference_steps, guidance_scale, batch_size, "latent"):
+        for batch in self._run(prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=True):
             yield batch
             if progress:
                 progress(len(batch))
@@ -79,11 +101,11 @@ class FewStepSampler:
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Tensor]:
         """Batches of pictures (B, 3, H, W), float32 in [0, 1]; arguments as for `latents`."""
-        for batch in self._run(prompts, seeds, num_inference_steps, guidance_scale, batch_size, "pt"):
+        for batch in self._run(prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=False):
             yield batch.float()
             if progress:
                 progress(len(batch))
@@ -95,32 +117,43 @@ class FewStepSampler:
         seeds: Sequence[int],
         steps: int | None,
         guidance_scale: float | None,
-        batch_size: int,
-        output_type: str,
+        batch_size: int | None,
+        *,
+        latent: bool,
     ) -> Iterator[Tensor]:
         steps = self.default_steps if steps is None else steps
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
+        batch_size = batch_size or pictures_at_once(self.resolution)
+        if guidance_scale > 1 and not self.family.guided:
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a {type(self.pipeline).__name__} knows no guidance; takes 1")
+        if guidance_scale > 1 and self._unconditional is None:
+            self._unconditional = self.family.unconditional(self.pipeline)
         for start in range(0, len(prompts), batch_size):
-            of_batch = list(prompts[start : start + batch_size])
-            yield self.pipeline(
-                prompt_embeds=self._encode(of_batch),
-                negative_prompt_embeds=self._encode([""] * len(of_batch)) if guidance_scale > 1 else None,
+            yield self.family.draw(
+                self.pipeline,
+                self._encode(list(prompts[start : start + batch_size])),
+                self._unconditional or {},
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 eta=self.eta,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
-                output_type=output_type,
-                return_dict=False,
-            )[0]
+                generators=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
+                latent=latent,
+            )
 
-    def _encode(self, prompts: list[str]) -> Tensor:
-        """Text encoder states (B, L, D); prompts seen before cost nothing."""
-        new = sorted(set(prompts) - self._embeddings.keys())
+    def _encode(self, prompts: list[str]) -> Conditions:
+        """The conditions (B, ...) of prompts; those seen before cost nothing."""
+        new = sorted(set(prompts) - self._encoded.keys())
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
-            encoded, _ = self.pipeline.encode_prompt(part, self.pipeline.device, 1, False)
-            self._embeddings.update(zip(part, encoded.unbind(), strict=True))
-        return torch.stack([self._embeddings[prompt] for prompt in prompts])
+            encoded = self.family.encode(self.pipeline, part)
+            self._encoded.update({prompt: {name: t[k] for name, t in encoded.items()} for k, prompt in enumerate(part)})
+        rows = [self._encoded[prompt] for prompt in prompts]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def pictures_at_once(resolution: int, most: int = 64) -> int:
+    """How many pictures to draw, encode or decode together: 64 of 64 pixels, 2 of 512, 1 of 1024."""
+    return min(most, max(1, PIXELS_AT_ONCE // resolution**2))
 
 
 def to_uint8(pictures: Tensor) -> Tensor:

@@ -1,48 +1,109 @@
-"""Open a diffusers pipeline folder, a hub id or a student's LoRA, with one clear sentence where that fails."""
+"""Open a pipeline folder, a hub id, a single-file checkpoint or a student's LoRA; one clear sentence where that fails."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
+from .families import require_supported
+from .single_file import SUFFIXES, left_out, open_single_file
 from .spec import StudentSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def open_pipeline(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """A diffusers pipeline from a folder or a hub id, all parts in `dtype`.
+def open_pipeline(
+    source: str | Path, *, config: str | None = None, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A diffusers pipeline of a supported family, all parts in `dtype`.
 
-    Only safetensors weights are read, and no code from the folder is run.
+    Only safetensors weights are read, and no code that comes with them is run.
+
+    Args:
+        source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in Stable Diffusion's original layout.
+        config: for a checkpoint, see `open_single_file`.
+        revision: for a hub id: a branch, a tag or a commit.
 
     Raises:
-        ValueError: nothing is there, or it is not a pipeline.
+        ValueError: nothing is there, a part of it is missing, or it is of another family.
     """
-    folder = Path(source)
-    looks_local = folder.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
-    if looks_local and not (folder / "model_index.json").is_file():
-        state = "has no model_index.json" if folder.is_dir() else "does not exist"
-        raise ValueError(f"model {source} {state}; takes a diffusers pipeline folder or a hub id such as user/name")
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(source), torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-        )
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {reason}") from error
+    path = Path(source).expanduser()
+    is_file = path.suffix in SUFFIXES
+    if config is not None and not is_file:
+        raise ValueError(f"teacher_config {config}: takes a .safetensors checkpoint as the teacher, not {source}")
+    looks_local = is_file or path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
+    if revision is not None and looks_local:
+        raise ValueError(f"teacher_revision {revision}: takes a hub id as the teacher, not {source}")
+    if is_file:
+        pipeline = open_single_file(path, config=config, dtype=dtype)
+    else:
+        pipeline = _open_folder(source, path if looks_local else _download(str(source), revision), dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def open_student(folder: Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, StudentSpec | None]:
+def open_student(
+    folder: str | Path, *, config: str | None = None, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Any, StudentSpec | None]:
     """A student's pipeline and spec: its own folder, or its teacher with its LoRA and scheduler. No spec: not ours."""
-    spec = StudentSpec.load(folder)
+    spec = StudentSpec.load(Path(folder))
     if spec is None or not spec.lora:
-        return open_pipeline(folder, dtype=dtype), spec
-    pipeline = open_pipeline(spec.teacher, dtype=dtype)
+        return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
+    pipeline = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, dtype=dtype)
     pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
     pipeline.scheduler = spec.scheduler()
     return pipeline, spec
+
+
+def commit_of(pipeline: Any) -> str | None:
+    """The commit that an opened pipeline was downloaded at: the name of its snapshot. None: not from the hub."""
+    opened_from = Path(pipeline.config.get("_name_or_path") or "")
+    return opened_from.name if opened_from.parent.name == "snapshots" else None
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    """The local snapshot of a hub repository; nothing else than what the pipeline needs is fetched."""
+    try:
+        index = DiffusionPipeline.load_config(hub_id, revision=revision)
+        require_supported(hub_id, str(index["_class_name"]))
+        return Path(DiffusionPipeline.download(hub_id, revision=revision, use_safetensors=True, **left_out(index)))
+    except OSError as error:
+        raise ValueError(f"model {hub_id} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
+
+
+def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
+    if not (folder / "model_index.json").is_file():
+        state = "has no model_index.json" if folder.is_dir() else "does not exist"
+        raise ValueError(
+            f"model {source} {state}; takes a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
+        )
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        _require_parts(source, folder, index)
+        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **left_out(index))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
+
+
+def _require_parts(source: str | Path, folder: Path, index: dict[str, Any]) -> None:
+    """Raise ValueError where the folder is of another family, or one of its parts is missing."""
+    require_supported(source, str(index.get("_class_name")))
+    parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+    for name, kind in parts.items():
+        if name in NOT_NEEDED:
+            continue
+        missing = f"model {source} cannot be opened as a diffusers pipeline: it has no"
+        if not (folder / name).is_dir():
+            raise ValueError(f"{missing} {name}, which its model_index.json lists as a {kind}")
+        is_network = (folder / name / "config.json").is_file()
+        if is_network and not list((folder / name).glob("*.safetensors")):
+            raise ValueError(f"{missing} .safetensors weights in {name}, and others are not read")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

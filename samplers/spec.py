@@ -26,6 +26,7 @@ class StudentSpec:
             student keeps both branches; a guided step costs two network calls).
         guidance_scale: what to sample with by default; for `baked`, what was baked in.
         guidance_range: of an `embedded` student, the scales that it was trained for.
+        teacher_config, teacher_revision: what it takes beside its name to open the teacher as it was (`open_pipeline`).
     """
 
     method: str
@@ -40,6 +41,8 @@ class StudentSpec:
     prediction_type: str = "epsilon"
     lora: bool = False
     eta: float = 0.0
+    teacher_config: str | None = None
+    teacher_revision: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     format_version: int = 1
 

@@ -14,6 +14,17 @@ with `metadata.jsonl` or `.txt` captions, or WebDataset shards):
 A local fine-tune, from prompts alone (the teacher makes the pictures):
 
     accelerate launch scripts/distill_sd.py --teacher /models/my-fine-tune --prompts prompts.txt --lora --out runs/mine
+
+Stable Diffusion XL from a local folder, at its own 1024 pixels:
+
+    accelerate launch scripts/distill_sd.py --teacher /models/stable-diffusion-xl-base-1.0 --data my-pictures \\
+        --lora --dtype bfloat16 --mixed-precision bf16 --gradient-checkpointing \\
+        --batch-size 8 --gradient-accumulation-steps 8 --guidance-scale 7.5 --max-steps 2000 --out runs/sdxl-lora
+
+One checkpoint file, as other programs share them; a Stable Diffusion 2 file does not say what it predicts, so it is told:
+
+    accelerate launch scripts/distill_sd.py --teacher v2-1_768-ema-pruned.safetensors --teacher-config sd2-v \\
+        --prompts prompts.txt --lora --out runs/sd21
 """
 
 import argparse
@@ -27,7 +38,8 @@ DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", help="diffusers folder or hub id; without it, the embedded default")
+    parser.add_argument("--teacher", help="diffusers folder, hub id or .safetensors file; without it, the embedded default")
+    parser.add_argument("--teacher-config", help="of a checkpoint: sd1, sd2-base, sd2-v, sdxl or a folder with its configs")
     parser.add_argument("--data", help="image folder or WebDataset shards, with captions")
     parser.add_argument("--prompts", help="text file, one prompt a line, instead of pictures")
     parser.add_argument("--out", default="runs/distill-sd")
@@ -49,6 +61,7 @@ def main() -> None:
         config = load_config(
             overrides={
                 "teacher": args.teacher,
+                "teacher_config": args.teacher_config,
                 "out": args.out,
                 "dtype": args.dtype,
                 "data.path": args.data,

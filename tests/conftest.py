@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import TINY, tiny_pipeline
 
 from gendistill.diffusion.pipeline import load_teacher
 
@@ -11,6 +11,20 @@ def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny-pipeline")
     tiny_pipeline(folder / "tokenizer-of-its-own").save_pretrained(folder / "pipeline")
     return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory):
+    """family_folder("sdxl"): the folder of a tiny random pipeline of that family."""
+    made = {}
+
+    def folder_of(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            TINY[name](made[name] / "tokenizer-of-its-own").save_pretrained(made[name] / "pipeline")
+        return made[name] / "pipeline"
+
+    return folder_of
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from gendistill import cli
 
@@ -27,10 +26,9 @@ def place(tiny_folder, tmp_path_factory):
     (place / "damaged" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not a safetensors file")
     shutil.copytree(tiny_folder, place / "half")
     shutil.rmtree(place / "half" / "vae")
-    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-    DDPMPipeline(UNet2DModel(8, layers_per_block=1, norm_num_groups=4, **blocks), DDPMScheduler()).save_pretrained(
-        place / "family"
-    )
+    (place / "family").mkdir()
+    (place / "family" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (place / "pickle.ckpt").write_bytes(b"")
     (place / "student").mkdir()
     (place / "student" / "gendistill.json").write_text("{}")
     return place
@@ -43,7 +41,11 @@ MISTAKES = [
     ("distill empty --prompts prompts.txt --out run", "has no model_index.json"),
     ("distill half --prompts prompts.txt --out run", "half cannot be opened as a diffusers pipeline"),
     ("distill damaged --prompts prompts.txt --out run", "damaged cannot be opened as a diffusers pipeline"),
-    ("distill family --prompts prompts.txt --out run", "family DDPMPipeline is not supported"),
+    ("distill family --prompts prompts.txt --out run", "family FluxPipeline is not supported; takes StableDiffusionPipeline,"),
+    ("distill pickle.ckpt --prompts prompts.txt --out run", "is a pickle, which may run code"),
+    ("distill half --prompts prompts.txt --out run", "it has no vae, which its model_index.json lists as a AutoencoderKL"),
+    (f"{DISTILL} --set teacher_config=sd1", "teacher_config sd1: takes a .safetensors checkpoint as the teacher"),
+    (f"{DISTILL} --set teacher_revision=main", "teacher_revision main: takes a hub id as the teacher"),
     ("distill teacher --out run", "data.path and data.prompts: takes one of them"),
     (f"{DISTILL} --data pictures", "data.path and data.prompts: takes one of them"),
     ("distill teacher --data nowhere --out run", "'nowhere' does not exist"),

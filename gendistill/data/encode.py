@@ -20,11 +20,11 @@ from gendistill.data.samples import PictureSource
 from gendistill.data.sources import Prompts, open_source
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.pipeline import Teacher
-from gendistill.samplers import FewStepSampler
+from gendistill.samplers import FewStepSampler, pictures_at_once
 
 Item = TypeVar("Item")
 Progress = Callable[[int], None]
-BATCH_SIZE = 64
+NOTHING_TO_LEARN_ON = "data.path and data.prompts: takes one of them, pictures to learn on or prompts for the teacher to paint"
 
 
 def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None) -> LatentData:
@@ -34,34 +34,40 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
         progress: called with the number of samples after each encoded batch; not at all if the cache has them.
 
     Raises:
-        ValueError: neither or both of `data.path` and `data.prompts` are given, or there is nothing to learn on.
+        ValueError: both of `data.path` and `data.prompts` are given, or neither to a teacher that needs prompts, or there
+            is nothing to learn on.
     """
-    if (config.path is None) == (config.prompts is None):
-        raise ValueError(
-            "data.path and data.prompts: takes one of them, pictures to learn on or prompts for the teacher to paint"
-        )
+    if config.path is None:
+        return _synthesise(training_prompts(config, teacher), config, teacher, seed, progress)
     if config.prompts is not None:
-        return _synthesise(Prompts(Path(config.prompts)), config, teacher, seed, progress)
-    assert config.path is not None
+        raise ValueError(NOTHING_TO_LEARN_ON)
     source = open_source(config.path, config.caption, seed)
     if isinstance(source, Prompts):
         raise ValueError(f"data.path {config.path} is a prompt file; takes pictures (data.prompts takes prompts)")
     return _encode(source, config, teacher, progress)
 
 
+def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
+    """The prompts that a teacher paints without pictures: those given, or all that it knows."""
+    if config.prompts is not None:
+        return Prompts(Path(config.prompts))
+    if teacher.own_prompts is None:
+        raise ValueError(NOTHING_TO_LEARN_ON)
+    return Prompts(teacher.own_prompts)
+
+
 def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, progress: Progress | None) -> LatentData:
-    resolution = config.resolution or teacher.resolution
     made_by = {
         "source": source.fingerprint(),
         "caption": source.choice.describe(),
-        "resolution": resolution,
-        "vae": weights_fingerprint(teacher.pipeline.vae),
-        "text_encoder": weights_fingerprint(teacher.pipeline.text_encoder),
+        "resolution": teacher.resolution,
+        **_fingerprints(teacher.codec.networks),
+        **_fingerprints(teacher.prompt_encoders),
     }
 
     def build(writer: CacheWriter) -> None:
-        for samples in batched(source, BATCH_SIZE):
-            pictures = torch.stack([to_tensor(sample.picture, resolution) for sample in samples])
+        for samples in batched(source, pictures_at_once(teacher.resolution)):
+            pictures = torch.stack([to_tensor(sample.picture, teacher.resolution) for sample in samples])
             moments = teacher.codec.moments(pictures.to(teacher.pipeline.device))
             writer.append(as_rows(moments, _encode_captions(teacher, [sample.caption for sample in samples])))
             if progress:
@@ -80,7 +86,7 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
         "guidance_scale": config.synthetic_guidance,
         "seed": seed,
         "network": weights_fingerprint(teacher.network),
-        "text_encoder": weights_fingerprint(teacher.pipeline.text_encoder),
+        **_fingerprints(teacher.prompt_encoders),
     }
 
     def build(writer: CacheWriter) -> None:
@@ -88,13 +94,13 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
         stock = teacher.pipeline.scheduler
         teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(stock.config)
         try:
-            for numbers in batched(range(config.num_synthetic), BATCH_SIZE):
+            for numbers in batched(range(config.num_synthetic), pictures_at_once(teacher.resolution)):
                 texts = [prompts.prompts[number % len(prompts)] for number in numbers]
                 (latents,) = sampler.latents(
                     texts,
                     [seed * 1_000_003 + number for number in numbers],
                     num_inference_steps=config.synthetic_steps,
-                    guidance_scale=config.synthetic_guidance,
+                    guidance_scale=config.synthetic_guidance if teacher.drawing.guided else 1.0,
                     batch_size=len(texts),
                 )
                 moments = torch.cat([latents, torch.zeros_like(latents)], dim=1)
@@ -115,11 +121,17 @@ def _encode_captions(teacher: Teacher, captions: list[str]) -> Conditioning:
     return teacher.encode_prompts(distinct)[torch.tensor([place[caption] for caption in captions])]
 
 
+def _fingerprints(networks: dict[str, nn.Module]) -> dict[str, str]:
+    return {name: weights_fingerprint(network) for name, network in networks.items()}
+
+
 def weights_fingerprint(network: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of a network's weights, wherever they were loaded from."""
+    """16 hex digits of the SHA-256 of a network's weights, wherever they were loaded from; adapters on it do not count."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
+        if ".lora_" in name:
+            continue
+        digest.update(name.replace(".base_layer.", ".").encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -12,7 +12,8 @@ class Prompts:
     """Prompts without pictures: what a teacher needs to make its own training data.
 
     Args:
-        prompts: a UTF-8 text file with one prompt a line, or the prompts themselves; blank ones are left out.
+        prompts: a UTF-8 text file with one prompt a line, of which blank ones are left out; or the prompts themselves,
+            taken as they are (a teacher without conditions knows the blank one).
 
     Raises:
         ValueError: the file cannot be read as UTF-8, or no prompt is left.
@@ -20,8 +21,10 @@ class Prompts:
 
     def __init__(self, prompts: str | Path | Sequence[str]):
         self.path = Path(prompts) if isinstance(prompts, str | Path) else None
-        lines = prompts if not isinstance(prompts, str | Path) else text_lines(Path(prompts), "prompts")
-        self.prompts = [line.strip() for line in lines if line.strip()]
+        if isinstance(prompts, str | Path):
+            self.prompts = [line.strip() for line in text_lines(Path(prompts), "prompts") if line.strip()]
+        else:
+            self.prompts = list(prompts)
         if not self.prompts:
             raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; it takes a text file with one a line.")
 

@@ -13,13 +13,13 @@ def decode_text(data: bytes) -> str:
 
 
 def text_fields(line: str) -> dict[str, str]:
-    """The texts of a JSON object by field; none where it is no JSON object."""
+    """The texts and whole numbers of a JSON object by field, as texts; none where it is no JSON object."""
     try:
         fields = json.loads(line)
     except ValueError:
         return {}
     items = fields.items() if isinstance(fields, dict) else ()
-    return {name: text.strip() for name, text in items if isinstance(text, str)}
+    return {name: str(value).strip() for name, value in items if isinstance(value, str | int) and not isinstance(value, bool)}
 
 
 def text_lines(path: Path, field: str) -> list[str]:

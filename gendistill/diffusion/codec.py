@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LatentCodec:
-    """An `AutoencoderKL` with its scaling: pictures in [-1, 1] to latents of about unit variance and back."""
+    """An `AutoencoderKL` with its scaling: pictures in [-1, 1] to latents of about unit variance and back.
+
+    A VAE in float16 works in float32 where its config says that it overflows otherwise, as that of SDXL does.
+    """
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
@@ -18,6 +23,10 @@ class LatentCodec:
         self.shift_factor: float = config.get("shift_factor") or 0.0
         self.factor: int = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels: int = config["latent_channels"]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae}
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return self.channels, resolution // self.factor, resolution // self.factor
@@ -28,7 +37,8 @@ class LatentCodec:
 
         What is cached: a latent is drawn from it anew each time the picture is seen, at no cost.
         """
-        posterior = self.vae.encode(pictures.to(self.vae.dtype)).latent_dist
+        with self._without_overflow():
+            posterior = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype)).latent_dist
         mean = (posterior.mean.float() - self.shift_factor) * self.scaling_factor
         return torch.cat([mean, posterior.std.float() * self.scaling_factor], dim=1)
 
@@ -36,7 +46,17 @@ class LatentCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to pictures (B, 3, H, W) float in [-1, 1]."""
         unscaled = latents / self.scaling_factor + self.shift_factor
-        return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+        with self._without_overflow():
+            return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float().clamp(-1, 1)
+
+    @contextmanager
+    def _without_overflow(self) -> Iterator[None]:
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast")
+        if upcast:
+            self.vae.float()
+        yield
+        if upcast:
+            self.vae.half()
 
 
 class PixelCodec:
@@ -44,6 +64,10 @@ class PixelCodec:
 
     channels = 3
     factor = 1
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return self.channels, resolution, resolution
@@ -53,6 +77,9 @@ class PixelCodec:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.float().clamp(-1, 1)
+
+
+Codec: TypeAlias = LatentCodec | PixelCodec
 
 
 def sample_moments(moments: Tensor, noise: Tensor) -> Tensor:

@@ -23,16 +23,25 @@ class Denoiser:
         schedule: of the noise that the network was trained on.
         prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
         call: how this family's network is called; gives the raw output, of x_t's shape.
+        clip: of pixels, the largest |x_0|, as the teacher's scheduler clips it (and as diffusers' schedulers do: eps stays
+            what the network said). The gradient passes as if nothing were clipped.
     """
 
-    def __init__(self, network: Any, schedule: NoiseSchedule, prediction_type: str, call: NetworkCall) -> None:
-        self.network, self.schedule, self.prediction_type, self.call = network, schedule, prediction_type, call
+    def __init__(
+        self, network: Any, schedule: NoiseSchedule, prediction_type: str, call: NetworkCall, clip: float | None = None
+    ) -> None:
+        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+        self.call, self.clip = call, clip
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
         output = self.call(self.network, x_t, t, conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
-        return to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule)
+        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule)
+        if self.clip is None:
+            return prediction
+        x_0 = prediction.x_0
+        return Prediction(x_0.detach().clamp(-self.clip, self.clip) + (x_0 - x_0.detach()), prediction.eps)
 
     def guided(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
@@ -48,7 +57,7 @@ class Denoiser:
 
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""
-        return Denoiser(network, self.schedule, self.prediction_type, self.call)
+        return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip)
 
 
 def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 
 from gendistill.diffusion.networks import AVERAGE, AdapterView, Networks
@@ -19,14 +18,14 @@ from gendistill.export.card import model_card
 from gendistill.samplers import StudentSpec
 
 
-def student_pipeline(teacher: Teacher, networks: Networks) -> StableDiffusionPipeline:
+def student_pipeline(teacher: Teacher, networks: Networks) -> Any:
     """The teacher's pipeline around the student's average, sharing every other part. In LoRA mode the adapter is on."""
     network = networks.average.network
     if isinstance(network, AdapterView):
         network.base.enable_adapters()
         network.base.set_adapter(AVERAGE)
         network = network.base
-    pipeline: Any = StableDiffusionPipeline(**{**teacher.pipeline.components, "unet": network}, requires_safety_checker=False)
+    pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -50,11 +49,11 @@ def export_student(
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    pipeline: Any = student_pipeline(teacher, networks)
+    pipeline = student_pipeline(teacher, networks)
     if networks.lora is not None:
         # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
         state = get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE)
-        StableDiffusionPipeline.save_lora_weights(
+        pipeline.save_lora_weights(
             aside,
             unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
             unet_lora_adapter_metadata=networks.lora.to_dict(),
@@ -65,21 +64,21 @@ def export_student(
             name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
             for name, part in pipeline.components.items()
         }
-        saved: Any = StableDiffusionPipeline(**{**parts, "scheduler": scheduler}, requires_safety_checker=False)
+        saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
         saved.save_pretrained(aside, safe_serialization=True)
         open_in_float32(aside)
     spec.save(aside)
-    (aside / "README.md").write_text(model_card(spec, lineage))
+    (aside / "README.md").write_text(model_card(spec, lineage, teacher.drawing))
     replace_folder(aside, folder)
 
 
 def open_in_float32(folder: Path) -> None:
-    """Say in a saved pipeline that its text encoder opens in float32 by default, as diffusers opens all other parts.
+    """Say in a saved pipeline that its text encoders open in float32 by default, as diffusers opens all other parts.
 
-    transformers 5 would open it in the dtype of the file, and the UNet would refuse its half-precision states.
+    transformers 5 would open them in the dtype of the file, and the UNet would refuse their half-precision states.
     """
-    path = folder / "text_encoder" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    for path in folder.glob("text_encoder*/config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
 
 def replace_folder(aside: Path, final: Path) -> None:

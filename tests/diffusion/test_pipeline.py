@@ -2,9 +2,10 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from gendistill.diffusion.pipeline import load_teacher
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_prompts_are_encoded_as_the_pipeline_encodes_them(teacher):
@@ -31,8 +32,36 @@ def test_pickled_weights_are_refused(tiny_folder, tmp_path):
 
 
 def test_another_family_is_refused_by_name(tmp_path):
-    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-    network = UNet2DModel(sample_size=8, layers_per_block=1, norm_num_groups=4, **blocks)
-    DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="family DDPMPipeline is not supported; takes StableDiffusionPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match="family FluxPipeline is not supported; takes StableDiffusionPipeline, StableDiff"):
         load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vae", "tokenizer", "text_encoder", "scheduler"])
+def test_a_part_that_is_missing_is_named(tiny_folder, tmp_path, part):
+    shutil.copytree(tiny_folder, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / part)
+    with pytest.raises(ValueError, match=f"it has no {part}, which its model_index.json lists as a "):
+        load_teacher(tmp_path / "half")
+
+
+def test_code_that_comes_with_a_folder_is_not_run(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "coded")
+    index = tmp_path / "coded" / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '["pipeline", "Mine"]'))
+    (tmp_path / "coded" / "pipeline.py").write_text("open('owned', 'w')")
+    with pytest.raises(ValueError, match="is not supported; takes StableDiffusionPipeline"):
+        load_teacher(tmp_path / "coded")
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT])
+def test_a_teacher_from_the_hub_knows_its_commit(tiny_folder, tmp_path, monkeypatch, revision):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    assert load_teacher("someone/tiny", revision=revision).commit == COMMIT
+    with pytest.raises(ValueError, match="model someone/tiny cannot be opened as a diffusers pipeline"):
+        load_teacher("someone/tiny", revision="another")

@@ -1,0 +1,140 @@
+"""Open one `.safetensors` checkpoint in Stable Diffusion's original layout, without asking the hub for anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTokenizer
+
+from .families import require_supported
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+ARCHITECTURES = Path(__file__).parent / "architectures"
+PARTS = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": ("cond_stage_model.", "conditioner.")}
+CLIP_VOCABULARY = 49408
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def open_single_file(file: Path, *, config: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline that a checkpoint holds, by diffusers' own conversion.
+
+    Args:
+        config: the name of an architecture in `architectures/`, or a folder in diffusers' layout (weights are not
+            needed in it); by default the architecture that the names of the weights tell. A folder without a tokenizer
+            gets CLIP's own.
+
+    Raises:
+        ValueError: there is no such file, it is a pickle, it lacks a part, or it does not tell its architecture.
+    """
+    if not file.is_file():
+        raise ValueError(f"model {file} does not exist; takes a .safetensors checkpoint, a diffusers folder or a hub id")
+    if file.suffix != ".safetensors":
+        raise ValueError(f"model {file} is a pickle, which may run code when it is opened; takes a .safetensors checkpoint")
+    names, channels = _header(file)
+    for part, prefix in PARTS.items():
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"model {file} holds no {part}; takes a whole checkpoint: UNet, VAE and text encoder in one file")
+    if channels not in (None, 4):
+        raise ValueError(f"model {file} takes {channels} channels, for inpainting or editing; takes a text-to-image model")
+    folder = _config_folder(file, names, config)
+    index = json.loads((folder / "model_index.json").read_text())
+    require_supported(file, index["_class_name"])
+    given = {**_tokenizers(folder, index), **left_out(index)}
+    try:
+        pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
+            str(file),
+            config=str(folder),
+            local_files_only=True,
+            torch_dtype=dtype,
+            **given,
+        )
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # whatever weights of other shapes or names end in
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); takes another one") from error
+    if "v_pred" in names or "ztsnr" in names:
+        pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
+    return pipeline
+
+
+def left_out(index: dict[str, Any]) -> dict[str, Any]:
+    """What to open a pipeline with, by its model_index.json, so that it comes without a safety checker."""
+    return {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+
+
+def _header(file: Path) -> tuple[set[str], int | None]:
+    """The names of the weights, and how many channels the UNet takes, without loading any."""
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    try:
+        with safe_open(file, framework="pt") as weights:
+            names = set(weights.keys())
+            return names, weights.get_slice(first).get_shape()[1] if first in names else None
+    except SafetensorError as error:
+        raise ValueError(f"model {file} is no safetensors file: {error}") from error
+
+
+def _config_folder(file: Path, names: set[str], config: str | None) -> Path:
+    known = sorted(folder.name for folder in ARCHITECTURES.iterdir())
+    if config is None:
+        if any(name.startswith("conditioner.embedders.1.") for name in names):
+            return ARCHITECTURES / "sdxl"
+        if any(name.startswith("cond_stage_model.transformer.") for name in names):
+            return ARCHITECTURES / "sd1"
+        raise ValueError(
+            f"model {file} does not tell its architecture (a Stable Diffusion 2 file does not say what it predicts); "
+            f"takes teacher_config: sd2-base (epsilon, 512 pixels), sd2-v (v, 768 pixels), or a folder with its configs"
+        )
+    if config in known:
+        return ARCHITECTURES / config
+    if not (Path(config) / "model_index.json").is_file():
+        raise ValueError(
+            f"teacher_config {config} has no model_index.json; takes a diffusers folder, or one of {', '.join(known)}"
+        )
+    return Path(config)
+
+
+def _tokenizers(folder: Path, index: dict[str, Any]) -> dict[str, CLIPTokenizer]:
+    """CLIP's own tokenizer for each that the folder lacks.
+
+    Raises:
+        ValueError: the text encoder was trained with another vocabulary than CLIP's.
+    """
+    made = {}
+    for name in [name for name in ("tokenizer", "tokenizer_2") if name in index and not (folder / name).is_dir()]:
+        encoder = json.loads((folder / name.replace("tokenizer", "text_encoder") / "config.json").read_text())
+        if encoder["vocab_size"] != CLIP_VOCABULARY:
+            raise ValueError(
+                f"teacher_config {folder} has no {name}, and its text encoder knows {encoder['vocab_size']} tokens, not "
+                f"CLIP's {CLIP_VOCABULARY}; takes a folder with {name}/vocab.json and {name}/merges.txt"
+            )
+        made[name] = clip_tokenizer(pad_token=END if encoder["hidden_act"] == "quick_gelu" else "!")
+    return made
+
+
+def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
+    """CLIP's tokenizer from the vocabulary that open_clip carries: no download.
+
+    Args:
+        pad_token: OpenAI's CLIP pads with the end token, OpenCLIP (Stable Diffusion 2, XL's second) with "!", token 0.
+    """
+    from open_clip.tokenizer import SimpleTokenizer
+
+    bpe = SimpleTokenizer()
+    tokens = [*list(bpe.encoder)[:-2], START, END]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe.bpe_ranks))
+        return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token, model_max_length=77)
+
+
+def _marked_scheduler(scheduler: Any, names: set[str]) -> Any:
+    """Fine-tunes that predict v at zero terminal SNR say so by two empty tensors, `v_pred` and `ztsnr`."""
+    changes: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
+    if "ztsnr" in names:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return diffusers.DDIMScheduler.from_config(scheduler.config, **changes, clip_sample=False, set_alpha_to_one=False)

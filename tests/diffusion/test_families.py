@@ -1,0 +1,170 @@
+"""Every family through the same door: what a teacher of it says and is, against diffusers' own pipelines."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+)
+from tiny_pipeline import TINY, tiny_pixel_unet, tiny_unet
+
+from gendistill.diffusion.pipeline import load_teacher
+from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import FAMILIES
+from gendistill.schedulers import student_scheduler
+
+SEEDS = [3, 1, 4]
+PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"]}
+OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
+
+
+def arguments_of_a_call(name, prompt, scale):
+    """How plain diffusers asks a family for one picture of `prompt`."""
+    if name == "unconditional":
+        return {}
+    if name == "classes":
+        return {"class_labels": int(prompt)}
+    return {"prompt": prompt, "guidance_scale": scale}
+
+
+@pytest.mark.parametrize("solver", ["ddim", "lcm"])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)],
+)
+def test_a_picture_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
+    teacher = load_teacher(family_folder(name))
+    prompts = PROMPTS.get(name, OF_TEXT)
+    config = teacher.pipeline.scheduler.config
+    bounded = teacher.drawing.bounded
+    scheduler = student_scheduler(solver, config, teacher.denoiser.prediction_type, 40, bounded=bounded)
+    sampler = FewStepSampler(teacher.pipeline)
+    sampler.pipeline.scheduler = scheduler
+    options = {"num_inference_steps": 2, "guidance_scale": scale}
+    at_once = torch.cat(list(sampler.pictures(prompts, SEEDS, **options)))
+    one_by_one = torch.cat(list(sampler.pictures(prompts, SEEDS, **options, batch_size=1)))
+    rounding = 1e-4 if bounded else 1e-5  # DDPM's schedule ends at alpha = 0.006: x_0 is 160 times as far off as the output
+    torch.testing.assert_close(one_by_one, at_once, atol=rounding, rtol=0)
+    latents = torch.cat(list(sampler.latents(prompts, SEEDS, **options)))
+    torch.testing.assert_close(teacher.codec.decode(latents) / 2 + 0.5, at_once, atol=1e-5, rtol=0)
+
+    plain = DiffusionPipeline.from_pretrained(family_folder(name))
+    plain.scheduler = scheduler
+    plain.set_progress_bar_config(disable=True)
+    for ours, prompt, seed in zip(one_by_one, prompts, SEEDS, strict=True):
+        (theirs,) = plain(
+            **arguments_of_a_call(name, prompt, scale),
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).images
+        torch.testing.assert_close(ours, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
+    teacher = load_teacher(family_folder("sdxl"))
+    seen = []
+    hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    teacher.pipeline("food", num_inference_steps=1, guidance_scale=3.0, output_type="latent")
+    hook.remove()
+    conditioning, empty = teacher.encode_prompts(["food"]), teacher.unconditional()
+    added = seen[0]["added_cond_kwargs"]
+    assert torch.equal(seen[0]["encoder_hidden_states"], torch.cat([empty.prompt_embeds, conditioning.prompt_embeds]))
+    assert torch.equal(added["text_embeds"], torch.cat([empty.pooled_embeds, conditioning.pooled_embeds]))
+    assert torch.equal(added["time_ids"], torch.cat([empty.time_ids, conditioning.time_ids]))
+    assert not empty.prompt_embeds.any()  # force_zeros_for_empty_prompt
+
+
+def test_the_size_that_sdxl_is_told_is_that_of_the_training_pictures(family_folder):
+    conditioning = load_teacher(family_folder("sdxl"), resolution=24).encode_prompts(["food", "animals"])
+    assert conditioning.time_ids.tolist() == [[24, 24, 0, 0, 24, 24]] * 2
+
+
+@pytest.mark.parametrize("prompt", ["cat", "3", "-1", "", "1.0"])
+def test_what_is_no_class_is_refused_with_the_classes_that_there_are(family_folder, prompt):
+    teacher = load_teacher(family_folder("classes"))
+    with pytest.raises(ValueError, match="takes the number of a class, from 0 to 2"):
+        teacher.encode_prompts(["0", prompt])
+
+
+def test_a_model_without_guidance_refuses_a_scale(family_folder):
+    sampler = FewStepSampler(load_teacher(family_folder("unconditional")).pipeline)
+    assert sampler.default_guidance_scale == 1.0
+    with pytest.raises(ValueError, match="guidance_scale 2: a DDPMPipeline knows no guidance; takes 1"):
+        list(sampler.pictures([""], [0], num_inference_steps=1, guidance_scale=2.0))
+
+
+@torch.no_grad()
+def test_pixels_are_clipped_as_the_teachers_own_sampler_clips_them(family_folder, generator):
+    teacher = load_teacher(family_folder("unconditional"))
+    scheduler = DDIMScheduler.from_config(teacher.pipeline.scheduler.config)
+    x_t, t = torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([999, 999])
+    prediction = teacher.denoiser(x_t, t, teacher.unconditional())
+    scheduler.set_timesteps(1)
+    theirs = scheduler.step(teacher.network(x_t, t).sample, 999, x_t).pred_original_sample
+    torch.testing.assert_close(prediction.x_0, theirs)
+    assert prediction.x_0.abs().max() == 1.0
+
+
+def test_the_gradient_passes_through_clipping(family_folder, generator):
+    teacher = load_teacher(family_folder("unconditional"))
+    teacher.network.conv_out.bias.requires_grad_(True)
+    x_t = torch.randn(1, 3, 16, 16, generator=generator)
+    teacher.denoiser(x_t, torch.tensor([999]), teacher.unconditional()).x_0.sum().backward()
+    assert teacher.network.conv_out.bias.grad.abs().min() > 1
+
+
+@torch.no_grad()
+def test_v_prediction_at_zero_terminal_snr_is_exact_where_there_is_noise_alone(family_folder, generator):
+    teacher = load_teacher(family_folder("sd2"))
+    x_t, t = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([999])
+    conditioning = teacher.encode_prompts(["food"])
+    prediction = teacher.denoiser(x_t, t, conditioning)
+    torch.testing.assert_close(prediction.x_0, -teacher.network(x_t, t, conditioning.prompt_embeds).sample)
+    torch.testing.assert_close(prediction.eps, x_t)
+
+
+def test_an_epsilon_teacher_at_zero_terminal_snr_is_refused(tmp_path):
+    DDPMPipeline(tiny_pixel_unet(), DDPMScheduler(rescale_betas_zero_snr=True)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its schedule ends in noise alone .* takes a teacher that predicts v or the picture"):
+        load_teacher(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [({"sample_size": (16, 24)}, "takes square pictures"), ({"in_channels": 1, "out_channels": 1}, "takes 3 to 3")],
+)
+def test_unusual_networks_are_refused_in_one_sentence(tmp_path, changes, sentence):
+    DDPMPipeline(tiny_pixel_unet(**changes), DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        load_teacher(tmp_path)
+
+
+def test_a_student_that_takes_its_guidance_as_an_input_is_refused_as_a_teacher(tiny_folder, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipeline.unet = tiny_unet(time_cond_proj_dim=256)
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it is a student already; takes a teacher"):
+        load_teacher(tmp_path)
+
+
+def test_every_pipeline_belongs_to_one_family_and_a_ddim_pipeline_to_that_of_ddpm(family_folder):
+    for name in TINY:
+        pipeline = load_teacher(family_folder(name)).pipeline
+        assert sum(family.takes(pipeline) for family in FAMILIES) == 1
+    ddim = DDIMPipeline(tiny_pixel_unet(), DDIMScheduler())
+    assert [type(family).__name__ for family in FAMILIES if family.takes(ddim)] == ["Unconditional"]
+
+
+def test_float16_networks_keep_a_vae_that_overflows_in_float32(family_folder):
+    teacher = load_teacher(family_folder("sdxl"), dtype=torch.float16)
+    used = []
+    teacher.pipeline.vae.decoder.register_forward_pre_hook(lambda module, args: used.append(args[0].dtype))
+    teacher.codec.decode(torch.zeros(1, 4, 8, 8))
+    assert used == [torch.float32]
+    assert teacher.pipeline.vae.dtype == torch.float16

@@ -1,0 +1,120 @@
+"""One checkpoint in the original layout, opened without the hub."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from original_layout import save_original_layout
+from safetensors.torch import load_file, save_file
+
+from gendistill.samplers import FewStepSampler
+from gendistill.samplers.opening import open_pipeline
+from gendistill.samplers.single_file import ARCHITECTURES, clip_tokenizer
+
+PROMPTS = ["emoji of animals", "a red apple"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_folder, tmp_path_factory):
+    """The tiny pipeline as one file."""
+    file = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_original_layout(open_pipeline(tiny_folder), file)
+    return file
+
+
+@pytest.fixture
+def configs(tiny_folder, tmp_path):
+    """The tiny pipeline's folder without its weights."""
+    folder = tmp_path / "configs"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+def draw(pipeline):
+    return torch.cat(list(FewStepSampler(pipeline).pictures(PROMPTS, [5, 6], num_inference_steps=3, guidance_scale=3.0)))
+
+
+def test_a_checkpoint_draws_what_its_folder_draws(checkpoint, configs, tiny_folder):
+    from_file = open_pipeline(checkpoint, config=str(configs))
+    assert torch.equal(draw(from_file), draw(open_pipeline(tiny_folder)))
+
+
+@pytest.mark.parametrize(("family", "version"), [("sd2", 2), ("sdxl", "xl")])
+def test_checkpoints_of_the_other_versions_draw_what_their_folders_draw(family_folder, tmp_path, family, version):
+    from_folder = open_pipeline(family_folder(family))
+    save_original_layout(from_folder, tmp_path / "one.safetensors", version)
+    from_file = open_pipeline(tmp_path / "one.safetensors", config=str(family_folder(family)))
+    assert torch.equal(draw(from_file), draw(from_folder))
+
+
+def test_a_checkpoint_that_says_that_it_predicts_v_is_scheduled_so(checkpoint, configs, tmp_path):
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file({**load_file(checkpoint), **marks}, tmp_path / "v.safetensors")
+    config = open_pipeline(tmp_path / "v.safetensors", config=str(configs)).scheduler.config
+    assert config.prediction_type == "v_prediction"
+    assert config.rescale_betas_zero_snr
+    assert config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize(("pad_token", "pad"), [("<|endoftext|>", 49407), ("!", 0)])
+def test_clips_tokenizer_is_made_without_a_download_and_says_what_open_clips_says(pad_token, pad):
+    from open_clip import get_tokenizer
+
+    texts = ["a photo of a cat", "Emoji: red apple, 2 leaves?", "", "tea " * 100]
+    theirs = get_tokenizer("ViT-B-32")(texts)
+    made = clip_tokenizer(pad_token)
+    ours = made(texts, padding="max_length", truncation=True, return_tensors="pt")
+    padding = ours.attention_mask == 0
+    assert torch.equal(ours.input_ids.masked_fill(padding, 0), theirs)
+    assert (made.pad_token_id, made.model_max_length) == (pad, 77)
+
+
+def test_every_architecture_that_we_carry_has_all_its_configs():
+    for folder in ARCHITECTURES.iterdir():
+        index = json.loads((folder / "model_index.json").read_text())
+        parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+        assert parts - {"tokenizer", "tokenizer_2"} == {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def without(checkpoint, prefix, file):
+    save_file({name: t for name, t in load_file(checkpoint).items() if not name.startswith(prefix)}, file)
+    return file
+
+
+def test_what_a_checkpoint_lacks_is_named(checkpoint, tmp_path):
+    file = without(checkpoint, "first_stage_model", tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="holds no VAE"):
+        open_pipeline(file)
+
+
+def test_a_checkpoint_that_does_not_tell_what_it_predicts_asks_for_it(checkpoint, tmp_path):
+    weights = {
+        name.replace("cond_stage_model.transformer", "cond_stage_model.model"): t for name, t in load_file(checkpoint).items()
+    }
+    save_file(weights, tmp_path / "sd2.safetensors")
+    with pytest.raises(ValueError, match=r"takes teacher_config: sd2-base \(epsilon, 512 pixels\), sd2-v"):
+        open_pipeline(tmp_path / "sd2.safetensors")
+
+
+def test_mistakes_about_checkpoints_are_one_sentence(checkpoint, configs, tiny_folder, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    shutil.rmtree(configs / "tokenizer")
+    mistakes = [
+        (tmp_path / "model.ckpt", None, "is a pickle, which may run code"),
+        (tmp_path / "none.safetensors", None, "does not exist"),
+        (tmp_path / "broken.safetensors", None, "is no safetensors file"),
+        (
+            checkpoint,
+            "sd3",
+            "sd3 has no model_index.json; takes a diffusers folder, or one of sd1, sd2-base",
+        ),
+        (checkpoint, str(configs), "has no tokenizer, and its text encoder knows .* tokens, not CLIP's 49408"),
+        (checkpoint, "sd1", "does not fit the architecture"),
+        (tiny_folder, "sd1", "takes a .safetensors checkpoint as the teacher"),
+    ]
+    for source, config, sentence in mistakes:
+        with pytest.raises(ValueError, match=sentence) as error:
+            open_pipeline(source, config=config)
+        assert "\n" not in str(error.value)
