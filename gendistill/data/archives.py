@@ -20,14 +20,14 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
     # Opened here: tarfile's own stream would take the end of a gzip that was cut short for the end of the archive.
     opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
     try:
-        with opened(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+        with opened(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 _refuse(member, archive)
                 if member.isfile():
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name, file.read()
-                tar.members = []  # tarfile would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         what = getattr(error, "strerror", None) or error.args[0]
         raise ValueError(f"data: the shard {archive} cannot be read ({what}); it takes a tar.") from error

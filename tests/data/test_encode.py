@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gendistill.config import DataConfig
+from gendistill.config import DataConfig, load_config
 from gendistill.data import encode
 from gendistill.data.encode import prepare_data
 from gendistill.data.order import PerSampleRandom
+from gendistill.distill import distill
 
 COUNT = 24
 
@@ -129,6 +130,19 @@ def test_a_batch_holds_one_bucket_and_every_picture_is_seen_as_often(prepare, sh
         assert len(whole.conditioning.prompt_embeds) == 4
     assert seen.tolist() == [4] * COUNT
     assert not torch.equal(data.rows_of_step(3, 0, 4), data.rows_of_step(4, 0, 4))
+
+
+def test_a_run_trains_on_buckets_and_logs_what_its_data_were(pictures, shapes, tiny_folder, tmp_path):
+    (pictures / "03.png").write_bytes(b"not a picture")
+    (pictures / "04.txt").unlink()
+    settings = {"teacher": str(tiny_folder), "out": str(tmp_path / "run"), "device": "cpu", "steps": [2], "solvers": ["ddim"]}
+    of_data = {"data.path": str(pictures), "data.cache": str(tmp_path / "cache"), "data.crop": "buckets"}
+    trainer = {"trainer.max_steps": 6, "trainer.batch_size": 2, "trainer.num_validation": 4, "trainer.trackers": []}
+    result = distill(load_config(None, settings | of_data | trainer))
+    assert result.training.steps == 6
+    logged = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["data"]
+    assert logged["buckets"] == {"24x40": 4, "32x32": 14, "40x24": 5}
+    assert (logged["rows"], logged["broken"], logged["missing_captions"]) == (23, 1, 1)
 
 
 # ---- captions
