@@ -91,7 +91,7 @@ def described_part(folder: Path, number: int, hashes: HashMemo | None = None) ->
     """
     file = _rows_file(folder, number)
     try:
-        described = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        described = _read_json(file.with_suffix(".json"))
     except (OSError, ValueError):
         return None
     actual = None if not file.is_file() else hashes.sha256(file) if hashes else file_sha256(file)
@@ -218,12 +218,12 @@ class Cache:
         """Open the cache in `folder`; ValueError if it is incomplete or of another format."""
         folder = Path(folder)
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            if index["format"] != FORMAT:
-                raise ValueError(f"cache: {folder} has format {index['format']!r}; it takes {FORMAT}.")
-            return cls(folder, index)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"cache: {folder} is incomplete ({error!r}); it takes a folder with {INDEX}.") from error
+            index = _read_json(folder / INDEX)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cache: {folder} is incomplete ({error}); it takes a folder with {INDEX}.") from error
+        if index["format"] != FORMAT:
+            raise ValueError(f"cache: {folder} has format {index['format']!r}; it takes {FORMAT}.")
+        return cls(folder, index)
 
     def __len__(self) -> int:
         return sum(self.groups.values())
@@ -278,6 +278,14 @@ def _rows_file(folder: Path, number: int) -> Path:
     return folder / f"rows-{number:05d}.safetensors"
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: dict[str, Any]) -> None:
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(value), encoding="utf-8")
+        aside.write_text(json.dumps({"hash": cache_key(**value), **value}), encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What `_write_json` wrote; ValueError if it is something else."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or value.pop("hash", "") != cache_key(**value):
+        raise ValueError(f"{path.name} is damaged")
+    return value

@@ -68,12 +68,22 @@ def test_a_flipped_byte_is_noticed_and_only_its_part_is_made_again(tmp_path, cap
 
 
 @pytest.mark.parametrize("leftover", ["[]", "{}", '{"format": 1}', "not json", '{"format": 2, "key": "other"}'])
-def test_an_index_that_says_nothing_is_written_anew(tmp_path, leftover):
+def test_an_index_that_is_none_is_written_anew(tmp_path, leftover):
     made = []
     build(tmp_path, made)
     (tmp_path / "key" / "index.json").write_text(leftover)
     assert_whole(build(tmp_path, made))
     assert made == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("name", "remade"), [("index.json", []), ("rows-00002.json", [2])])
+def test_a_number_that_changed_in_a_description_is_noticed(tmp_path, name, remade):
+    made = []
+    build(tmp_path, made)
+    file = tmp_path / "key" / name
+    file.write_text(file.read_text().replace(": 3", ": 2"))
+    assert_whole(build(tmp_path, made))
+    assert made[5:] == remade
 
 
 def test_those_who_build_at_once_share_the_parts(tmp_path):

@@ -241,7 +241,7 @@ DAMAGE = {
     "empty": lambda file: file.write_bytes(b""),
     "gone": lambda file: file.unlink(),
     "not described": lambda file: file.with_suffix(".json").unlink(),
-    "described wrongly": lambda file: file.with_suffix(".json").write_text('{"sha256": '),
+    "described wrongly": lambda file: file.with_suffix(".json").write_text("{}"),
 }
 
 
