@@ -38,7 +38,7 @@ def distill(
     teacher: Teacher = TINY_SD,
     method: Annotated[str | None, typer.Option(help="consistency")] = None,
     steps: Annotated[str | None, typer.Option(help="step counts of the student, the main one first: 4 or 4,2,1")] = None,
-    data: Annotated[str | None, typer.Option(help="image folder or WebDataset shards, with captions")] = None,
+    data: Annotated[str | None, typer.Option(help="image folder, WebDataset shards or dataset, with captions")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the pictures")] = None,
     out: Annotated[str | None, typer.Option(help="run folder")] = None,
     lora: Annotated[bool | None, typer.Option("--lora", help="train a LoRA on the frozen teacher")] = None,

@@ -136,6 +136,7 @@ def _judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
         return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
+    is_data = reference == config.data.path
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,
@@ -144,6 +145,8 @@ def _judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
             seed=seed,
             extractor=config.validation_extractor,
             cache=config.data.cache,
+            image_column=config.data.image_column if is_data else None,
+            split=config.data.split if is_data else None,
             progress=progress,
         )
     return judge.first(num)

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 import gendistill
+from gendistill.data.atomic import written_aside
 from gendistill.data.batches import LatentData
+from gendistill.data.building import HASHES
 from gendistill.data.cache import cache_key
 from gendistill.data.encode import batched
+from gendistill.data.hashing import HashMemo
 from gendistill.data.pictures import to_tensor
 from gendistill.data.samples import PictureSource
 from gendistill.data.sources import Prompts, open_source
@@ -119,19 +122,21 @@ def build_judge(
     clip: str | None = None,
     prompts: str | None = None,
     cache: str = ".cache/gendistill",
+    image_column: str | None = None,
+    split: str | None = None,
     progress: Progress | None = None,
 ) -> Judge:
     """A judge from real pictures: their feature statistics, and prompts drawn from their captions by frequency.
 
     Args:
-        reference: image folder or WebDataset shards.
+        reference: image folder, WebDataset shards or dataset; `image_column` and `split` are of a dataset.
         prompts: a text file to draw prompts from instead.
         extractor: `emoji`, `inception`, a `.pth` of Inception's weights or a folder; `emoji` where not given.
 
     Raises:
         ValueError: nothing to compare with.
     """
-    source = open_source(reference, caption, seed)
+    source = open_source(reference, caption, seed, image_column=image_column, split=split)
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; takes pictures")
     network = load_extractor(extractor or "emoji")
@@ -186,7 +191,9 @@ def _reference(
     source: PictureSource, extractor: FeatureExtractor, cache: Path, progress: Progress | None
 ) -> tuple[GaussianStatistics, list[str]]:
     """Feature statistics and captions of all pictures of a source; kept on disk."""
-    key = cache_key(source=source.fingerprint(), extractor=extractor.name, weights=extractor.weights_hash)
+    hashes = HashMemo(cache / HASHES)
+    key = cache_key(source=source.fingerprint(hashes), extractor=extractor.name, weights=extractor.weights_hash)
+    hashes.keep()
     statistics_file, captions_file = cache / f"reference-{key}.npz", cache / f"reference-{key}.json"
     if statistics_file.is_file() and captions_file.is_file():
         return GaussianStatistics.load(statistics_file), json.loads(captions_file.read_text())
@@ -202,6 +209,8 @@ def _reference(
             progress(len(samples))
     statistics = gaussian_statistics(torch.cat(features))
     cache.mkdir(parents=True, exist_ok=True)
-    statistics.save(statistics_file)
-    captions_file.write_text(json.dumps(captions))
+    with written_aside(statistics_file) as aside:
+        statistics.save(aside)
+    with written_aside(captions_file) as aside:
+        aside.write_text(json.dumps(captions))
     return statistics, captions

@@ -49,7 +49,7 @@ MISTAKES = [
     ("distill teacher --out run", "data.path and data.prompts: takes one of them"),
     (f"{DISTILL} --data pictures", "data.path and data.prompts: takes one of them"),
     ("distill teacher --data nowhere --out run", "'nowhere' does not exist"),
-    ("distill teacher --data empty --out run", "holds no picture and no shard"),
+    ("distill teacher --data empty --out run", "holds no picture, no shard and no parquet"),
     ("distill teacher --data prompts.txt --out run", "is a prompt file"),
     ("distill teacher --prompts nowhere.txt --out run", "'nowhere.txt' cannot be read"),
     ("distill teacher --prompts latin.txt --out run", "takes a UTF-8 text file"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gendistill.data.cache import Cache
-from gendistill.data.order import PerSampleRandom
+from gendistill.data.order import PerSampleRandom, bucket_of_step, indices_of_step
 from gendistill.diffusion.codec import sample_moments
 from gendistill.diffusion.conditioning import Conditioning
 
@@ -26,7 +28,8 @@ class Batch:
 class LatentData:
     """Cached moments and conditions, by row. Nothing but the rows asked for is in memory.
 
-    A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`.
+    A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`; a group of it is a
+    bucket, whose latents have one shape.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -35,6 +38,15 @@ class LatentData:
     def __len__(self) -> int:
         return len(self.cache)
 
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """The rows (batch_size,) int64 that global step `step` sees, over all processes: all of one bucket."""
+        sizes = list(self.cache.groups.values())
+        if len(sizes) == 1:
+            return indices_of_step(seed, step, batch_size, sizes[0])
+        bucket, step_of_bucket = bucket_of_step(seed, step, sizes)
+        start = [0, *accumulate(sizes)][bucket]
+        return start + indices_of_step(seed, step_of_bucket, batch_size, sizes[bucket])
+
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
         """The samples at `rows` (B,) int64; their latents are drawn anew from the encoder's posterior each time."""
         tensors = self.cache.rows(rows)
@@ -42,6 +54,18 @@ class LatentData:
         latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))
         conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
         return Batch(latents.to(device), conditioning.to(device))
+
+    def summary(self) -> dict[str, Any]:
+        """What there is and what was left out, for a log."""
+        cache = self.cache
+        return {
+            "rows": len(cache),
+            "buckets": cache.groups,
+            "broken": cache.broken,
+            "left_out": cache.left_out,
+            "missing_captions": cache.missing_captions,
+            "cache": str(cache.folder),
+        }
 
 
 def as_rows(moments: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:

@@ -1,98 +1,171 @@
 """Rows of named tensors on disk, encoded once and read at random, in memory that does not grow with the data.
 
-    folder/KEY/rows-00000.safetensors   `rows_per_shard` rows of every tensor
-    folder/KEY/table-NAME.safetensors   a tensor that rows point into, such as one embedding a distinct prompt
-    folder/KEY/index.json               what there is, written last: without it the cache is incomplete
+    folder/KEY/rows-00000.safetensors   some rows of every tensor
+    folder/KEY/rows-00000.json          how many, their shapes, the file's SHA-256, and what was left out
+    folder/KEY/index.json               all of these together, written last: without it the cache is incomplete
+    folder/KEY/skipped.jsonl            the pictures that were left out, and why
 
-Every file is written aside, flushed and renamed, so that what has its final name is whole.
+Rows of different shapes are different groups: those of one group follow one another in the numbering of rows. Every file
+is written aside, flushed and renamed, so that what has its final name is whole.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from gendistill.data.hashing import file_sha256, update
+from gendistill.data.atomic import written_aside
+from gendistill.data.hashing import HashMemo, file_sha256
+from gendistill.data.rows import RowFile, write_rows
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
+SKIPPED = "skipped.jsonl"
 
-# A shard that is open is one or two of the 65,530 memory maps that Linux grants a process.
-MAX_OPEN_SHARDS = 1024
+# Each is an open file; a process may have 1,024 of them.
+MAX_OPEN_FILES = 256
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out, and why; `broken` where its bytes are at fault."""
+
+    key: str
+    reason: str
+    broken: bool = True
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one file of rows was made of.
+
+    Attributes:
+        groups: tensors (n, ...) by name, of one shape within a group; a group of no rows is left out.
+        skipped: what was left out.
+        missing_captions: rows whose caption is "".
+    """
+
+    groups: Mapping[str, Mapping[str, Tensor]]
+    skipped: list[Skipped] = field(default_factory=list)
+    missing_captions: int = 0
+
+
+def write_part(folder: Path, number: int, part: Part) -> dict[str, Any]:
+    """Write a part into a cache that is being made: its rows, then what describes them, which is returned.
+
+    Raises:
+        ValueError: the tensors of a group have different numbers of rows.
+    """
+    for group, tensors in part.groups.items():
+        if len({len(tensor) for tensor in tensors.values()}) != 1:
+            sizes = {name: len(tensor) for name, tensor in tensors.items()}
+            raise ValueError(f"rows: got {sizes} rows of {group!r}; it takes the same number in every tensor.")
+    file = _rows_file(folder, number)
+    write_rows(file, part.groups)
+    described = {
+        "rows": {group: len(next(iter(tensors.values()))) for group, tensors in part.groups.items()},
+        "tensors": {
+            group: {name: [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")] for name, tensor in of.items()}
+            for group, of in part.groups.items()
+        },
+        "sha256": file_sha256(file),
+        "skipped": [asdict(skipped) for skipped in part.skipped],
+        "missing_captions": part.missing_captions,
+    }
+    _write_json(file.with_suffix(".json"), described)
+    return described
+
+
+def described_part(folder: Path, number: int, hashes: HashMemo | None = None) -> dict[str, Any] | None:
+    """What describes part `number`; None if it is not there.
+
+    Raises:
+        ValueError: its rows are not those that were written; from now on it counts as not there.
+    """
+    file = _rows_file(folder, number)
+    try:
+        described = _read_json(file.with_suffix(".json"))
+    except (OSError, ValueError):
+        return None
+    actual = None if not file.is_file() else hashes.sha256(file) if hashes else file_sha256(file)
+    if actual != described["sha256"]:
+        file.with_suffix(".json").unlink(missing_ok=True)
+        raise ValueError(f"cache: {file} is damaged; it takes sha256 {described['sha256']}.")
+    return described
+
+
+def write_index(folder: Path, parts: Sequence[dict[str, Any]], key: str, provenance: Mapping[str, Any]) -> None:
+    """Make the cache complete.
+
+    Raises:
+        ValueError: parts differ in the shapes or dtypes of a group.
+    """
+    tensors: dict[str, Any] = {}
+    for part in parts:
+        for group, of_group in part["tensors"].items():
+            if tensors.setdefault(group, of_group) != of_group:
+                raise ValueError(f"rows: got {of_group} of {group!r}; it takes {tensors[group]}, as in the first rows.")
+    skipped = [line for part in parts for line in part["skipped"]]
+    with written_aside(folder / SKIPPED) as aside:
+        aside.write_text("".join(json.dumps(line) + "\n" for line in skipped), encoding="utf-8")
+    index = {
+        "format": FORMAT,
+        "key": key,
+        "tensors": tensors,
+        "parts": [part["rows"] for part in parts],
+        "skipped": {"broken": sum(line["broken"] for line in skipped), "other": sum(not line["broken"] for line in skipped)},
+        "missing_captions": sum(part["missing_captions"] for part in parts),
+        "provenance": provenance,
+    }
+    _write_json(folder / INDEX, index)
 
 
 class CacheWriter:
-    """Writes a cache row by row; at most `rows_per_shard` rows and one append wait in memory.
+    """Writes a cache row by row, for rows that no source is walked for.
 
     As a context manager it closes the cache if all went well and leaves it incomplete otherwise.
 
     Args:
         folder: made if it is not there; a complete cache in it counts as incomplete from now on.
-        rows_per_shard: rows in each file but the last.
+        rows_per_part: rows in each file but the last.
         key: what the cache was made of, see `cache_key`.
         provenance: how it was made, for people; anything JSON holds.
     """
 
-    def __init__(self, folder: Path, rows_per_shard: int = 1024, *, key: str = "", provenance: Mapping[str, Any] | None = None):
-        self.folder = Path(folder)
-        self.rows_per_shard = rows_per_shard
-        self._index: dict[str, Any] = {
-            "format": FORMAT,
-            "key": key,
-            "rows": 0,
-            "shards": [],
-            "tensors": {},
-            "tables": {},
-            "provenance": json.loads(json.dumps(provenance or {})),  # now, not after hours of encoding
-        }
-        self._waiting: list[dict[str, Tensor]] = []
-        self._waiting_rows = 0
+    def __init__(self, folder: Path, rows_per_part: int = 256, *, key: str = "", provenance: Mapping[str, Any] | None = None):
+        self.folder, self.rows_per_part, self.key, self.provenance = Path(folder), rows_per_part, key, provenance or {}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / INDEX).unlink(missing_ok=True)
+        self._parts: list[dict[str, Any]] = []
+        self._waiting: dict[str, Tensor] = {}
 
     def append(self, rows: Mapping[str, Tensor]) -> None:
-        """Add n rows.
-
-        Args:
-            rows: tensors (n, ...) by name, on any device; copied.
+        """Add tensors (n, ...) by name, on any device; they are copied.
 
         Raises:
-            ValueError: names, shapes or dtypes differ from those of the first rows, or n from tensor to tensor.
+            ValueError: names, shapes or dtypes differ from those of the first rows.
         """
-        if len({len(tensor) for tensor in rows.values()}) != 1:
-            sizes = {name: len(tensor) for name, tensor in rows.items()}
-            raise ValueError(f"rows: got {sizes} rows; it takes the same number in every tensor.")
-        tensors = {name: _signature(tensor.shape[1:], tensor.dtype) for name, tensor in rows.items()}
-        expected = self._index["tensors"] = self._index["tensors"] or tensors
-        if tensors != expected:
-            raise ValueError(f"rows: got {tensors}; it takes {expected}, as in the first rows.")
-        self._waiting.append({name: tensor.detach().to("cpu", copy=True) for name, tensor in rows.items()})
-        self._waiting_rows += len(next(iter(rows.values())))
-        if self._waiting_rows >= self.rows_per_shard:
-            self._write_waiting(keep_rest=True)
-
-    def add_table(self, name: str, tensor: Tensor) -> None:
-        """Store a tensor (...) as a whole, for rows to point into by an int64 column of their own."""
-        entry = self._write(f"table-{name}.safetensors", {"table": tensor.detach().cpu().contiguous()})
-        self._index["tables"][name] = entry | _signature(tensor.shape, tensor.dtype)
+        waiting = self._waiting or {name: tensor[:0].cpu() for name, tensor in rows.items()}
+        got = {name: (*tensor.shape[1:], tensor.dtype) for name, tensor in rows.items()}
+        expected = {name: (*tensor.shape[1:], tensor.dtype) for name, tensor in waiting.items()}
+        if got != expected:
+            raise ValueError(f"rows: got {got}; it takes {expected}, as in the first rows.")
+        self._waiting = {name: torch.cat([before, rows[name].detach().cpu()]) for name, before in waiting.items()}
+        while len(next(iter(self._waiting.values()))) >= self.rows_per_part:
+            self._write(self.rows_per_part)
 
     def close(self) -> None:
         """Write what still waits, then the index, which makes the cache complete."""
-        self._write_waiting(keep_rest=False)
-        aside = self.folder / f".{INDEX}.tmp"
-        aside.write_text(json.dumps(self._index, indent=1), encoding="utf-8")
-        _rename_flushed(aside, self.folder / INDEX)
+        if self._waiting and len(next(iter(self._waiting.values()))):
+            self._write(self.rows_per_part)
+        write_index(self.folder, self._parts, self.key, self.provenance)
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -101,72 +174,62 @@ class CacheWriter:
         if kind is None:
             self.close()
 
-    def _write_waiting(self, keep_rest: bool) -> None:
-        if not self._waiting_rows:
-            return
-        rows = {name: torch.cat([part[name] for part in self._waiting]) for name in self._index["tensors"]}
-        whole = self._waiting_rows // self.rows_per_shard * self.rows_per_shard
-        end = whole if keep_rest else self._waiting_rows
-        for first in range(0, end, self.rows_per_shard):
-            last = min(first + self.rows_per_shard, end)
-            shard = {name: tensor[first:last].contiguous() for name, tensor in rows.items()}
-            entry = self._write(f"rows-{len(self._index['shards']):05d}.safetensors", shard)
-            self._index["shards"].append(entry | {"rows": last - first})
-            self._index["rows"] += last - first
-        self._waiting = [{name: tensor[end:].clone() for name, tensor in rows.items()}]
-        self._waiting_rows -= end
-
-    def _write(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        aside = self.folder / f".{name}.tmp"
-        save_file(tensors, aside)
-        entry = {"name": name, "bytes": aside.stat().st_size, "sha256": file_sha256(aside)}
-        _rename_flushed(aside, self.folder / name)
-        return entry
+    def _write(self, count: int) -> None:
+        part = Part({"rows": {name: rows[:count] for name, rows in self._waiting.items()}})
+        self._parts.append(write_part(self.folder, len(self._parts), part))
+        self._waiting = {name: rows[count:].clone() for name, rows in self._waiting.items()}
 
 
 class Cache:
-    """A complete cache, read through memory maps: what is not asked for is not loaded.
+    """A complete cache. Nothing but the rows asked for is in memory.
 
     Attributes:
         folder: where it lies.
-        names: of the tensors that a row has.
+        groups: rows of each group, in the order of their numbering.
         key: what it was made of.
         provenance: how it was made.
+        broken, left_out, missing_captions: pictures that could not be decoded, that were left out for another reason,
+            and rows whose caption is "".
     """
 
     def __init__(self, folder: Path, index: dict[str, Any]):
         self.folder = folder
-        self.names: list[str] = list(index["tensors"])
         self.key: str = index["key"]
         self.provenance: dict[str, Any] = index["provenance"]
-        self._index = index
-        self._starts = torch.tensor([0] + [shard["rows"] for shard in index["shards"]]).cumsum(0)
-        self._open = lru_cache(maxsize=MAX_OPEN_SHARDS)(self._open_file)
+        self.broken, self.left_out = index["skipped"]["broken"], index["skipped"]["other"]
+        self.missing_captions: int = index["missing_captions"]
+        self.num_parts = len(index["parts"])
+        self._tensors: dict[str, Any] = index["tensors"]
+        # Stretches of rows that follow one another in a file: (group, number of the file, rows)
+        self._stretches = [
+            (group, number, rows[group])
+            for group in sorted(self._tensors)
+            for number, rows in enumerate(index["parts"])
+            if rows.get(group)
+        ]
+        self.groups = dict.fromkeys(sorted(self._tensors), 0)
+        for group, _, count in self._stretches:
+            self.groups[group] += count
+        self._starts = torch.tensor([0] + [count for _, _, count in self._stretches]).cumsum(0)
+        self._open = lru_cache(maxsize=MAX_OPEN_FILES)(lambda number: RowFile(_rows_file(folder, number)))
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
-        """Open the cache in `folder`.
-
-        Raises:
-            ValueError: the cache is incomplete, of another format, or a file of it is missing or cut short.
-        """
+        """Open the cache in `folder`; ValueError if it is incomplete or of another format."""
         folder = Path(folder)
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            if index["format"] != FORMAT:
-                raise ValueError(f"cache: {folder} has format {index['format']!r}; it takes {FORMAT}.")
-            for file in _files(index):
-                if (folder / file["name"]).stat().st_size != file["bytes"]:
-                    raise ValueError(f"cache: {folder / file['name']} is cut short; it takes {file['bytes']} bytes.")
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"cache: {folder} is incomplete ({error!r}); it takes a folder with {INDEX}.") from error
+            index = _read_json(folder / INDEX)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cache: {folder} is incomplete ({error}); it takes a folder with {INDEX}.") from error
+        if index["format"] != FORMAT:
+            raise ValueError(f"cache: {folder} has format {index['format']!r}; it takes {FORMAT}.")
         return cls(folder, index)
 
     def __len__(self) -> int:
-        return self._index["rows"]
+        return sum(self.groups.values())
 
     def rows(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Read rows in the order asked for, the same one more than once if asked for.
+        """Read rows of one group in the order asked for, the same one more than once if asked for.
 
         Args:
             indices: n integers in [0, len(self)).
@@ -176,59 +239,33 @@ class Cache:
 
         Raises:
             IndexError: an index is out of range.
+            ValueError: the rows are of several groups, or a file is not what the index says.
         """
         wanted = torch.as_tensor(indices, dtype=torch.int64).cpu()
         if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
             raise IndexError(f"rows {int(wanted.min())} to {int(wanted.max())} of a cache of {len(self)}")
-        out = {
-            name: torch.empty(len(wanted), *signature["shape"], dtype=getattr(torch, signature["dtype"]))
-            for name, signature in self._index["tensors"].items()
-        }
-        shard_of_row = torch.searchsorted(self._starts, wanted, right=True) - 1
-        for shard in shard_of_row.unique().tolist():
-            here = (shard_of_row == shard).nonzero()[:, 0]
-            file = self._open(self._index["shards"][shard]["name"])
-            for name, tensor in out.items():
-                # get_tensor is a view of the memory map; indexing it copies the rows asked for and no others
-                tensor[here] = file.get_tensor(name)[wanted[here] - self._starts[shard]]
+        stretch_of_row = torch.searchsorted(self._starts, wanted, right=True) - 1
+        stretches = stretch_of_row.unique().tolist()
+        groups = {self._stretches[stretch][0] for stretch in stretches} or {next(iter(self.groups))}
+        if len(groups) > 1:
+            raise ValueError(f"cache: got rows of {', '.join(sorted(groups))}; it takes rows of one group.")
+        (group,) = groups
+        out = {}
+        for name, (shape, dtype_name) in self._tensors[group].items():
+            dtype = getattr(torch, dtype_name)
+            out[name] = torch.empty(len(wanted), *shape, dtype=dtype)
+            for stretch in stretches:
+                here = (stretch_of_row == stretch).nonzero()[:, 0]
+                numbers = (wanted[here] - self._starts[stretch]).tolist()
+                file = self._open(self._stretches[stretch][1])
+                out[name][here] = file.read(f"{group}/{name}", numbers, shape, dtype)
         return out
-
-    def table(self, name: str) -> Tensor:
-        """A table as a memory-mapped tensor, to be read and not written: only the pages that are touched are loaded."""
-        return self._open(self._index["tables"][name]["name"]).get_tensor("table")
 
     def verify(self) -> None:
         """Read every byte and raise ValueError if a file is not what was written."""
-        for file in _files(self._index):
-            if file_sha256(self.folder / file["name"]) != file["sha256"]:
-                raise ValueError(f"cache: {self.folder / file['name']} is damaged; it takes sha256 {file['sha256']}.")
-
-    def _open_file(self, name: str) -> Any:
-        return safe_open(self.folder / name, framework="pt")
-
-
-def build_or_open(folder: Path, key: str, provenance: Mapping[str, Any], build: Callable[[CacheWriter], None]) -> Cache:
-    """Open the cache `folder/key`, after building it if it is not there, is incomplete or was made of something else.
-
-    A lock lets one process build while the others of the same machine wait, and then open what it built.
-
-    Args:
-        folder: of all caches.
-        key: from `cache_key`.
-        provenance: how the cache is made, for people; anything JSON holds.
-        build: appends all rows to the writer it is given, and adds the tables; it need not close it.
-    """
-    folder = Path(folder)
-    if (cache := _complete(folder / key, key)) is not None:
-        return cache
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{key}.lock"):
-        if (cache := _complete(folder / key, key)) is not None:  # another process built it while this one waited
-            return cache
-        shutil.rmtree(folder / key, ignore_errors=True)
-        with CacheWriter(folder / key, key=key, provenance=provenance) as writer:
-            build(writer)
-    return Cache.open(folder / key)
+        for number in range(self.num_parts):
+            if described_part(self.folder, number) is None:
+                raise ValueError(f"cache: {_rows_file(self.folder, number)} is not there or not described.")
 
 
 def cache_key(**parts: Any) -> str:
@@ -237,41 +274,18 @@ def cache_key(**parts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def weights_hash(path: Path) -> str:
-    """16 hex digits for the weights of a model: the safetensors files below a folder, by path and content, or one file.
-
-    Raises:
-        ValueError: there is no safetensors file.
-    """
-    path = Path(path)
-    files = {path.name: path} if path.is_file() else {f.relative_to(path).as_posix(): f for f in path.rglob("*")}
-    weights = sorted(name for name, file in files.items() if file.suffix == ".safetensors")
-    if not weights:
-        raise ValueError(f"weights: {str(path)!r} holds no weights; it takes a folder with .safetensors files.")
-    digest = hashlib.sha256()
-    for name in weights:
-        update(digest, [name, file_sha256(files[name])])
-    return digest.hexdigest()[:16]
+def _rows_file(folder: Path, number: int) -> Path:
+    return folder / f"rows-{number:05d}.safetensors"
 
 
-def _complete(folder: Path, key: str) -> Cache | None:
-    try:
-        cache = Cache.open(folder)
-    except ValueError:
-        return None
-    return cache if cache.key == key else None
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps({"hash": cache_key(**value), **value}), encoding="utf-8")
 
 
-def _signature(shape: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
-    return {"shape": list(shape), "dtype": str(dtype).removeprefix("torch.")}
-
-
-def _files(index: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*index["shards"], *index["tables"].values()]
-
-
-def _rename_flushed(aside: Path, final: Path) -> None:
-    """Give a file its final name once its bytes are on the disk."""
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, final)
+def _read_json(path: Path) -> dict[str, Any]:
+    """What `_write_json` wrote; ValueError if it is something else."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or value.pop("hash", "") != cache_key(**value):
+        raise ValueError(f"{path.name} is damaged")
+    return value

@@ -1,11 +1,12 @@
 """Which of a picture's texts is its caption."""
 
-import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeAlias
+
+from gendistill.data.hashing import chance
 
 CaptionOption: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
 """A field, several of equal weight, fields with their weights, or None for the source's own default."""
@@ -17,7 +18,7 @@ class CaptionChoice:
 
     Attributes:
         weights: (field, weight) in the order of the fields' names; weights are >= 0 and need not sum to 1.
-        seed: another seed draws other fields.
+        seed: another seed draws other fields; 0 where there is one field, and nothing to draw.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -36,7 +37,8 @@ class CaptionChoice:
         sound = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values())
         if not sound or sum(weights.values()) <= 0:
             raise ValueError(f"caption: got {option!r}; it takes a field, or fields with weights >= 0 and one above 0.")
-        return cls(tuple(sorted((field, float(weight)) for field, weight in weights.items())), seed)
+        drawn = sum(weight > 0 for weight in weights.values()) > 1
+        return cls(tuple(sorted((field, float(weight)) for field, weight in weights.items())), seed if drawn else 0)
 
     @property
     def fields(self) -> list[str]:
@@ -54,8 +56,7 @@ class CaptionChoice:
     def draw(self, key: str, texts: Mapping[str, str]) -> str:
         """The caption of picture `key`, drawn by weight among those of its texts that are not empty; "" if all are."""
         present = [(texts[field], weight) for field, weight in self.weights if texts.get(field) and weight > 0]
-        digest = hashlib.sha256(f"{self.seed}/{key}".encode("utf-8", "surrogateescape")).digest()
-        left = int.from_bytes(digest[:8], "big") / 2**64 * sum(weight for _, weight in present)
+        left = chance(self.seed, key) * sum(weight for _, weight in present)
         for text, weight in present:
             left -= weight
             if left < 0:

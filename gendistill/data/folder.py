@@ -5,19 +5,18 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from gendistill.data.captions import CaptionChoice, CaptionOption
-from gendistill.data.hashing import file_sha256, update
-from gendistill.data.pictures import SUFFIXES
-from gendistill.data.samples import PictureSource
+from gendistill.data.hashing import HashMemo, file_sha256, update
+from gendistill.data.pictures import SUFFIXES, TAKEN
+from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.texts import decode_text, text_fields, text_lines
 
 logger = logging.getLogger(__name__)
 
 
 class ImageFolder(PictureSource):
-    """The pictures (PNG, JPEG, WebP, BMP) of a folder and of those below it, in the order of their paths.
+    """The pictures (PNG, JPEG, WebP, BMP, GIF) of a folder and of those below it, in the order of their paths.
 
     Captions come from `metadata.jsonl` (a line a picture: `file_name`, relative to that file, and text fields), as
     Hugging Face's `imagefolder` reads it, or from a `.txt` of the same name beside the picture. Names that begin
@@ -39,7 +38,7 @@ class ImageFolder(PictureSource):
         files = sorted(files_below(self.path))
         self.pictures = [name for name in files if is_picture(name)]
         if not self.pictures:
-            raise ValueError(f"data: {str(path)!r} holds no picture; it takes a folder with PNG, JPEG, WebP or BMP.")
+            raise ValueError(f"data: {str(path)!r} holds no picture; it takes a folder with {TAKEN}.")
         self._metadata_files = [name for name in files if Path(name).name == "metadata.jsonl"]
         known = set(files)
         self._text_files = [text for name in self.pictures if (text := _text_beside(name)) in known]
@@ -51,7 +50,7 @@ class ImageFolder(PictureSource):
         """Pictures in the folder, the broken ones among them."""
         return len(self.pictures)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hashes: HashMemo | None = None) -> str:
         """A hash of names, sizes and modification times, of the captions' file, and of how captions are drawn."""
         digest = hashlib.sha256(repr(self.choice).encode())
         for name in sorted({*self.pictures, *self._text_files}):
@@ -64,14 +63,14 @@ class ImageFolder(PictureSource):
     def describe(self) -> str:
         return f"{len(self)} pictures in {self.path} (caption: {self.choice.describe()})"
 
-    def _entries(self) -> Iterator[tuple[str, Path | BinaryIO, dict[str, str]]]:
+    def entries(self) -> Iterator[Entry]:
         beside = set(self._text_files)
         for name in self.pictures:
             texts = dict(self._metadata.get(name, {}))
             if (text := _text_beside(name)) in beside:
                 texts["txt"] = decode_text((self.path / text).read_bytes())
                 texts.setdefault("text", texts["txt"])
-            yield name, self.path / name, texts
+            yield Entry(name, self.path / name, texts)
 
     def _read_metadata(self) -> tuple[dict[str, dict[str, str]], set[str]]:
         """The caption fields of each picture, and the names of all text fields that are there."""

@@ -1,22 +1,23 @@
 """Which rows a step sees and which random numbers each of them gets: pure functions of seed and step.
 
-So a run that goes on after an interruption, or on another number of processes, sees what it would have seen.
+So a run that goes on after an interruption, or on another number of processes, sees what it would have seen. No order
+is ever written down: a step of ten million rows costs as much as a step of ten.
 """
 
 import hashlib
-from functools import lru_cache
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+ROUNDS = 8
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which an epoch walks `count` rows: int64 (count,), a permutation of 0 ... count - 1."""
-    return torch.randperm(count, generator=_generator("epoch", seed, epoch))
-
-
-# Steps that follow one another share an epoch or two: shuffling is O(count), and need not be paid at every step.
-_recent_order = lru_cache(maxsize=2)(epoch_order)
+    return torch.from_numpy(permuted(range(count), count, "epoch", seed, epoch))
 
 
 def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor:
@@ -26,7 +27,7 @@ def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor
         seed: of the shuffling.
         step: from 0.
         batch_size: of all processes together; may be more than `count`.
-        count: rows there are.
+        count: rows there are, less than 2^32.
 
     Returns:
         int64 (batch_size,) in [0, count). A batch may begin in one epoch and end in the next.
@@ -35,8 +36,62 @@ def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor
     pieces = []
     for epoch in range(first // count, (last - 1) // count + 1):
         start = epoch * count
-        pieces.append(_recent_order(seed, epoch, count)[max(first - start, 0) : last - start])
-    return torch.cat(pieces)
+        places = range(max(first - start, 0), min(last - start, count))
+        pieces.append(permuted(places, count, "epoch", seed, epoch))
+    return torch.from_numpy(np.concatenate(pieces))
+
+
+def bucket_of_step(seed: int, step: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """Which bucket step `step` sees, and which of that bucket's own steps it is.
+
+    In N steps, N the number of all rows, a bucket of n rows has n steps, in an order drawn anew each N steps: with
+    `indices_of_step` over the rows of the bucket every row is seen batch_size times in N steps, in small buckets as in
+    large ones.
+
+    Args:
+        sizes: rows of each bucket, all above 0.
+
+    Returns:
+        The number of the bucket, and the step of it, from 0.
+    """
+    round_, place = divmod(step, sum(sizes))
+    left = int(permuted(range(place, place + 1), sum(sizes), "bucket", seed, round_)[0])
+    for bucket, size in enumerate(sizes):
+        if left < size:
+            return bucket, round_ * size + left
+        left -= size
+    raise AssertionError("a place is below the sum of the sizes")
+
+
+def permuted(places: range, count: int, *key: str | int) -> NDArray[np.int64]:
+    """Where the permutation of 0 ... count - 1 that `key` decides sends `places`, n numbers in [0, count): int64 (n,).
+
+    A Feistel network over the next power of four, walked until it is back below `count` (Black & Rogaway 2002, "Ciphers
+    with arbitrary finite domains"): constant memory, and time that does not grow with `count`.
+    """
+    half = max(((count - 1).bit_length() + 1) // 2, 2)
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    round_keys = [int.from_bytes(digest[4 * k : 4 * k + 4], "big") for k in range(ROUNDS)]
+    out = _feistel(np.array(places, dtype=np.int64), half, round_keys)
+    while (outside := out >= count).any():
+        out[outside] = _feistel(out[outside], half, round_keys)
+    return out
+
+
+def _feistel(value: NDArray[np.int64], half: int, round_keys: list[int]) -> NDArray[np.int64]:
+    """A permutation of 0 ... 4^half - 1."""
+    low = (1 << half) - 1
+    left, right = value >> half, value & low
+    for key in round_keys:
+        left, right = right, left ^ (_mixed(right ^ key) & low)
+    return (left << half) | right
+
+
+def _mixed(value: NDArray[np.int64]) -> NDArray[np.int64]:
+    """32 bits that each depend on all 32 bits of `value`; the factor is small enough for int64."""
+    for _ in range(2):
+        value = ((value ^ (value >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    return value ^ (value >> 16)
 
 
 class PerSampleRandom:

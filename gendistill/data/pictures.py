@@ -1,5 +1,6 @@
 """From the bytes of a picture, of whatever kind, to an RGB picture and to the tensor that an encoder takes."""
 
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -8,10 +9,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 # Named, because Pillow otherwise tries every decoder it has, and some (EPS) start another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+TAKEN = "PNG, JPEG, WebP, BMP or GIF"
 
 # Pillow's own warning level, a quarter of a gigabyte in 24-bit colour: a few kilobytes of PNG can ask for far more.
 MAX_PIXELS = 89_478_485
@@ -24,41 +26,56 @@ def decode_picture(file: Path | BinaryIO) -> Image.Image:
     taken.
 
     Raises:
-        ValueError: the bytes are no PNG, JPEG, WebP or BMP, are damaged, or hold more than `MAX_PIXELS` pixels.
+        ValueError: the bytes are no PNG, JPEG, WebP, BMP or GIF, are damaged, or hold more than `MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings():  # Pillow warns of what is refused below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)
+        with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
             return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
-        raise ValueError(f"picture: it cannot be decoded ({error}); it takes PNG, JPEG, WebP or BMP.") from error
+        raise ValueError(f"picture: it cannot be decoded ({error}); it takes {TAKEN}.") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode that PNG, JPEG, WebP and BMP decode to into RGB; transparency is composited on white."""
+    """Convert any mode that these formats decode to into RGB; transparency is composited on white."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips where it should scale
-        image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+        transparent = image.info.get("transparency")
+        grey = np.asarray(image)
+        image = Image.fromarray((grey.astype(np.float32) / 257).round().astype(np.uint8))
+        if transparent is not None:
+            image = Image.merge("LA", (image, Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8))))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def to_tensor(picture: Image.Image, resolution: int) -> Tensor:
-    """Bring the centre square of a picture to `resolution`, with Pillow's Lanczos filter (antialiased).
+def fitted(picture: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Bring the largest crop of a picture with the shape of (height, width) to that size, with Lanczos (antialiased).
 
-    It is the picture that resizing the shortest side and cropping the centre gives, but cropped first: so a long,
-    thin picture costs no more memory than a square one.
+    It is the picture that resizing until it covers (height, width) and then cropping gives, but cropped first: so a
+    long, thin picture costs no more memory than a square one.
 
     Args:
-        picture: RGB, of any size.
-        resolution: R, in pixels.
-
-    Returns:
-        float32 (3, R, R) in [-1, 1].
+        picture: RGB, of any size; a smaller one is enlarged.
+        at: where the crop lies along x and y: 0 left or top, 0.5 the centre, 1 right or bottom.
     """
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    square = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 127.5 - 1
+    scale = min(picture.width / width, picture.height / height)
+    box_width, box_height = width * scale, height * scale
+    left, top = (picture.width - box_width) * at[0], (picture.height - box_height) * at[1]
+    right, bottom = min(left + box_width, picture.width), min(top + box_height, picture.height)
+    return picture.resize((width, height), Image.Resampling.LANCZOS, (left, top, right, bottom))
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """RGB to float32 (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 127.5 - 1
+
+
+def to_tensor(picture: Image.Image, resolution: int) -> Tensor:
+    """The centre square of an RGB picture at `resolution` R: float32 (3, R, R) in [-1, 1]."""
+    return as_tensor(fitted(picture, resolution, resolution))

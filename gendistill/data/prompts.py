@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gendistill.data.samples import MAX_CAPTION
 from gendistill.data.texts import text_lines
 
 
@@ -12,19 +13,24 @@ class Prompts:
     """Prompts without pictures: what a teacher needs to make its own training data.
 
     Args:
-        prompts: a UTF-8 text file with one prompt a line, of which blank ones are left out; or the prompts themselves,
-            taken as they are (a teacher without conditions knows the blank one).
+        prompts: a UTF-8 text file with one prompt a line (a byte order mark and any line ends are understood), of which blank
+            ones are left out; or the prompts themselves, taken as they are (a teacher without conditions knows the blank
+            one).
 
     Raises:
-        ValueError: the file cannot be read as UTF-8, or no prompt is left.
+        ValueError: the file cannot be read as UTF-8, a line is longer than `MAX_CAPTION`, or no prompt is left.
     """
 
     def __init__(self, prompts: str | Path | Sequence[str]):
         self.path = Path(prompts) if isinstance(prompts, str | Path) else None
         if isinstance(prompts, str | Path):
-            self.prompts = [line.strip() for line in text_lines(Path(prompts), "prompts") if line.strip()]
+            lines = text_lines(Path(prompts), "prompts")
+            self.prompts = [line.strip() for line in lines if line.strip()]
         else:
-            self.prompts = list(prompts)
+            lines = self.prompts = list(prompts)
+        for number, line in enumerate(lines, start=1):
+            if len(line) > MAX_CAPTION:
+                raise ValueError(f"prompts: line {number} has {len(line)} characters; it takes at most {MAX_CAPTION}.")
         if not self.prompts:
             raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; it takes a text file with one a line.")
 

@@ -1,4 +1,4 @@
-"""What a source of pictures gives: samples, decoded one by one."""
+"""What a source of pictures gives: entries as they lie there, samples decoded one by one."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -10,9 +10,28 @@ from typing import BinaryIO
 from PIL import Image
 
 from gendistill.data.captions import CaptionChoice
+from gendistill.data.hashing import HashMemo
 from gendistill.data.pictures import decode_picture
 
 logger = logging.getLogger(__name__)
+
+# No text encoder reads more than 512 tokens; tokenizers take minutes over a megabyte.
+MAX_CAPTION = 10_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture as it lies in its source.
+
+    Attributes:
+        key: its name in the source.
+        file: the encoded picture.
+        texts: those that may be its caption, by field.
+    """
+
+    key: str
+    file: Path | BinaryIO
+    texts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,24 +64,35 @@ class PictureSource(ABC):
 
     def __iter__(self) -> Iterator[Sample]:
         self.broken_pictures = self.missing_captions = 0
-        for key, file, texts in self._entries():
+        example = ""
+        for entry in self.entries():
             try:
-                picture = decode_picture(file)
+                sample = self.decode(entry)
             except ValueError as error:
                 self.broken_pictures += 1
-                logger.warning("skipped %s: %s", key, error)
+                example = example or f"{entry.key}: {error}"
                 continue
-            caption = self.choice.draw(key, texts)
-            self.missing_captions += not caption
-            yield Sample(key, picture, caption)
+            self.missing_captions += not sample.caption
+            yield sample
+        if self.broken_pictures:
+            logger.warning("skipped %d pictures of %s, such as %s", self.broken_pictures, self.describe(), example)
+
+    def decode(self, entry: Entry) -> Sample:
+        """The picture and caption of an entry; ValueError if the picture cannot be decoded."""
+        caption = self.choice.draw(entry.key, entry.texts)[:MAX_CAPTION]
+        return Sample(entry.key, decode_picture(entry.file), caption)
 
     @abstractmethod
-    def _entries(self) -> Iterator[tuple[str, Path | BinaryIO, dict[str, str]]]:
-        """Key, encoded picture, and the texts that may be its caption by field."""
+    def entries(self) -> Iterator[Entry]:
+        """Every picture, always in the same order, none of them decoded."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """64 hex digits: the same wherever the data lies, another as soon as pictures or captions may differ."""
+    def fingerprint(self, hashes: HashMemo | None = None) -> str:
+        """64 hex digits: the same wherever the data lies, another as soon as pictures or captions may differ.
+
+        Args:
+            hashes: what is known already of large files.
+        """
 
     @abstractmethod
     def describe(self) -> str:

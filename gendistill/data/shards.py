@@ -1,30 +1,28 @@
 """Pictures that lie in WebDataset shards: tar files, read as streams."""
 
 import glob
-import gzip
 import hashlib
 import io
 import os
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from braceexpand import braceexpand
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
+from gendistill.data.archives import tar_members
 from gendistill.data.captions import CaptionChoice, CaptionOption
-from gendistill.data.hashing import file_sha256, update
+from gendistill.data.hashing import HashMemo, file_sha256, update
 from gendistill.data.pictures import SUFFIXES
-from gendistill.data.samples import PictureSource
+from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.texts import decode_text, text_fields
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 class WebDatasetShards(PictureSource):
-    """The samples of WebDataset shards, shard after shard: KEY.png (or jpg, jpeg, webp, bmp), KEY.txt, KEY.json.
+    """The samples of WebDataset shards, shard after shard: KEY.png (or jpg, jpeg, webp, bmp, gif), KEY.txt, KEY.json.
 
     Shards are read as streams, and nothing in them is ever written to disk.
 
@@ -34,7 +32,8 @@ class WebDatasetShards(PictureSource):
         seed: of the draw among several caption fields.
 
     Raises:
-        ValueError: there is no such shard, a shard is damaged, or the first sample has no such caption field.
+        ValueError: there is no such shard, a shard is damaged or would write outside its folder, or the first sample has
+            no such caption field.
     """
 
     def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
@@ -47,11 +46,11 @@ class WebDatasetShards(PictureSource):
         if caption is not None:
             self.choice.require(_sample_texts(first), f"the first sample of {self.path}")
 
-    def fingerprint(self) -> str:
-        """A hash of the shards' names and contents, and of how captions are drawn; it reads every byte once."""
+    def fingerprint(self, hashes: HashMemo | None = None) -> str:
+        """A hash of the shards' names and contents, and of how captions are drawn; it reads bytes that `hashes` lacks."""
         digest = hashlib.sha256(repr(self.choice).encode())
         for shard in self.shards:
-            update(digest, [shard.name, file_sha256(shard)])
+            update(digest, [shard.name, hashes.sha256(shard) if hashes else file_sha256(shard)])
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -60,19 +59,17 @@ class WebDatasetShards(PictureSource):
 
     def _samples(self) -> Iterator[dict[str, Any]]:
         for shard in self.shards:
-            # Opened here: webdataset would take the end of a gzip that was cut short for the end of the shard.
-            opened = gzip.open if shard.suffix.lower() in (".gz", ".tgz") else open
+            files = ({"fname": name, "data": data, "__url__": str(shard)} for name, data in tar_members(shard))
             try:
-                with opened(shard, "rb") as stream:
-                    yield from group_by_keys(tar_file_expander([{"url": str(shard), "stream": stream}]))
-            except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-                what = getattr(error, "strerror", None) or error.args[0]
-                raise ValueError(f"data: the shard {shard} cannot be read ({what}); it takes a tar.") from error
+                yield from group_by_keys(files)
+            except ValueError as error:  # ours, or webdataset's when a name comes twice
+                ours = str(error.args[0]).startswith("data: ")
+                raise error if ours else ValueError(f"data: the shard {shard} cannot be read ({error.args[0]}).") from error
 
-    def _entries(self) -> Iterator[tuple[str, Path | BinaryIO, dict[str, str]]]:
+    def entries(self) -> Iterator[Entry]:
         for sample in self._samples():
             picture = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
-            yield sample["__key__"], io.BytesIO(picture), _sample_texts(sample)
+            yield Entry(sample["__key__"], io.BytesIO(picture), _sample_texts(sample))
 
 
 def find_shards(path: str | Path) -> list[Path]:

@@ -28,9 +28,12 @@ def text_lines(path: Path, field: str) -> list[str]:
     Split at line ends only: `str.splitlines` would also cut at U+2028, which JSON may hold.
 
     Raises:
-        ValueError: the file cannot be read or is no UTF-8; `field` is the option that named it.
+        ValueError: the file cannot be read, is no UTF-8 or holds a zero byte; `field` is the option that named it.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-8", b"\0", 0, 1, "a zero byte")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{field}: {str(path)!r} cannot be read ({error}); it takes a UTF-8 text file.") from error
+    return text.split("\n")

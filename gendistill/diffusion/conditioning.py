@@ -42,13 +42,18 @@ class Conditioning:
         return self.map(lambda tensor: tensor.expand(batch_size, *tensor.shape[1:]))
 
     def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
-        """Row by row: this one where `chosen` (B,) bool, else `other` (batch of 1 or B)."""
+        """Row by row: this one where `chosen` (B,) bool, else this one `under` the other (batch of 1 or B)."""
+        other = self.under(other, len(chosen))
 
         def pick(name: str, tensor: Tensor) -> Tensor:
             mask = chosen.reshape(-1, *[1] * (tensor.ndim - 1))
             return torch.where(mask, tensor, getattr(other, name))
 
         return Conditioning(**{name: pick(name, tensor) for name, tensor in self.tensors().items()})
+
+    def under(self, other: Conditioning, batch_size: int) -> Conditioning:
+        """These pictures with the conditions that `other` (batch of 1 or B) has; the rest, their sizes, stay their own."""
+        return replace(self, **other.expand(batch_size).tensors())
 
     def with_guidance(self, guidance_scale: Tensor | None) -> Conditioning:
         return replace(self, guidance_scale=guidance_scale)

@@ -48,10 +48,10 @@ class Denoiser:
     ) -> Prediction:
         """Classifier-free guidance at `scale` ((B,) or one number; 1 is none), both branches in one network call.
 
-        `unconditional` holds one condition (batch of 1) or B.
+        `unconditional` holds one condition (batch of 1) or B, of which `conditioning` keeps what it says nothing of.
         """
         batch = len(x_t)
-        both = Conditioning.cat([conditioning, unconditional.expand(batch)])
+        both = Conditioning.cat([conditioning, conditioning.under(unconditional, batch)])
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         return prediction[:batch].guided(prediction[batch:], scale)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,8 +37,11 @@ class Family(ABC):
         """Between its pictures and the space that it diffuses in."""
 
     @abstractmethod
-    def conditioning(self, encoded: dict[str, Tensor], resolution: int) -> Conditioning:
-        """What its network takes of conditions (B, ...) encoded by the pipeline, for square pictures of `resolution`."""
+    def conditioning(self, encoded: dict[str, Tensor], size: tuple[int, int] | None) -> Conditioning:
+        """What its network takes of conditions (B, ...) encoded by the pipeline, for pictures of (height, width).
+
+        Without a size it says nothing of one.
+        """
 
     def prompt_encoders(self, pipeline: Any) -> dict[str, nn.Module]:
         """The networks that encode prompts, by name."""
@@ -61,7 +65,7 @@ class StableDiffusion(Family):
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae)
 
-    def conditioning(self, encoded: dict[str, Tensor], resolution: int) -> Conditioning:
+    def conditioning(self, encoded: dict[str, Tensor], size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(prompt_embeds=encoded["prompt_embeds"])
 
     def prompt_encoders(self, pipeline: Any) -> dict[str, nn.Module]:
@@ -76,13 +80,14 @@ class StableDiffusionXL(StableDiffusion):
 
     drawing = pipelines.StableDiffusionXL
 
-    def conditioning(self, encoded: dict[str, Tensor], resolution: int) -> Conditioning:
-        """Original and target size are `resolution`, nothing is cropped: what the pipeline says by default."""
+    def conditioning(self, encoded: dict[str, Tensor], size: tuple[int, int] | None) -> Conditioning:
+        """Original and target size are `size`, nothing is cropped: what the pipeline says by default."""
         embeds = encoded["prompt_embeds"]
-        sizes = torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=embeds.dtype, device=embeds.device)
-        return Conditioning(
-            prompt_embeds=embeds, pooled_embeds=encoded["pooled_prompt_embeds"], time_ids=sizes.repeat(len(embeds), 1)
-        )
+        texts = Conditioning(prompt_embeds=embeds, pooled_embeds=encoded["pooled_prompt_embeds"])
+        if size is None:
+            return texts
+        sizes = torch.tensor([*size, 0, 0, *size], dtype=embeds.dtype, device=embeds.device)
+        return replace(texts, time_ids=sizes.repeat(len(embeds), 1))
 
     def prompt_encoders(self, pipeline: Any) -> dict[str, nn.Module]:
         return {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
@@ -105,7 +110,7 @@ class Unconditional(Family):
     def codec(self, pipeline: Any) -> Codec:
         return PixelCodec()
 
-    def conditioning(self, encoded: dict[str, Tensor], resolution: int) -> Conditioning:
+    def conditioning(self, encoded: dict[str, Tensor], size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(**encoded)
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:

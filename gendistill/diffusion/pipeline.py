@@ -56,20 +56,23 @@ class Teacher:
         return self.family.prompt_encoders(self.pipeline)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Prompts (B) as the pipeline itself encodes them.
+    def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
+        """Prompts (B) as the pipeline itself encodes them, for pictures of (height, width); squares of `resolution` where None.
 
         Raises:
             ValueError: a prompt means nothing to the pipeline.
         """
-        return self.family.conditioning(self.drawing.encode(self.pipeline, prompts), self.resolution)
+        return self.family.conditioning(self.drawing.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
-        """The other branch of classifier-free guidance, a batch of 1; empty for a family that knows no guidance."""
+        """The other branch of classifier-free guidance, a batch of 1, for pictures of any size.
+
+        Empty for a family that knows no guidance.
+        """
         if not self.drawing.guided:
             return Conditioning()
-        return self.family.conditioning(self.drawing.unconditional(self.pipeline), self.resolution)
+        return self.family.conditioning(self.drawing.unconditional(self.pipeline), None)
 
 
 def load_teacher(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gendistill.config import TrainerConfig
 from gendistill.data.batches import LatentData
-from gendistill.data.order import PerSampleRandom, indices_of_step
+from gendistill.data.order import PerSampleRandom
 from gendistill.methods.base import Method
 from gendistill.training.checkpoint import Checkpoints
 
@@ -93,6 +93,7 @@ class Trainer:
             self._load(optimizers)
         if self.config.trackers:
             accelerator.init_trackers("tensorboard")
+        self._write({"data": self.data.summary()})
         with self._progress() as (advance, note):
             started = time.monotonic() - self.seconds
             if self.validate and self.step == 0:
@@ -148,7 +149,7 @@ class Trainer:
     def _train_step(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
         """One optimizer step over the global batch, of which this process takes its share in micro-batches."""
         config, accelerator = self.config, self.accelerator
-        rows = indices_of_step(self.seed, self.step, config.batch_size, len(self.data))
+        rows = self.data.rows_of_step(self.seed, self.step, config.batch_size)
         share = config.batch_size // accelerator.num_processes
         micro = share // config.gradient_accumulation_steps
         for optimizer in optimizers.values():

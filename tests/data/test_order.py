@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gendistill.data.order import PerSampleRandom, epoch_order, indices_of_step
+from gendistill.data.order import PerSampleRandom, bucket_of_step, epoch_order, indices_of_step
 
 
 def test_an_epoch_is_a_permutation_that_its_seed_and_number_decide():
@@ -10,6 +10,30 @@ def test_an_epoch_is_a_permutation_that_its_seed_and_number_decide():
     assert torch.equal(order, epoch_order(0, 0, 1000))
     assert not torch.equal(order, epoch_order(0, 1, 1000))
     assert not torch.equal(order, epoch_order(1, 0, 1000))
+
+
+def test_a_row_is_as_likely_in_one_place_of_an_epoch_as_in_another():
+    orders = torch.stack([epoch_order(0, epoch, 12) for epoch in range(2400)])
+    seen = torch.stack([(orders == row).sum(0) for row in range(12)]).float()
+    chi_squared = ((seen - 200) ** 2 / 200).sum()  # 121 degrees of freedom: mean 121, standard deviation 15.6
+    assert 70 < chi_squared < 180
+    neighbours = (orders[:, 1:] - orders[:, :-1] == 1).float().mean()
+    assert neighbours == pytest.approx(1 / 12, abs=0.01)
+
+
+def test_a_step_of_billions_of_rows_costs_as_little_as_a_step_of_few():
+    rows = indices_of_step(0, 10_000_000, 64, 4_000_000_000)
+    assert rows.unique().numel() == 64
+    assert 0 <= rows.min() < rows.max() < 4_000_000_000
+
+
+def test_buckets_take_turns_by_their_sizes_and_each_walks_its_own_steps():
+    sizes = [7, 1, 12]
+    for round_ in range(3):
+        visits = [bucket_of_step(0, step, sizes) for step in range(20 * round_, 20 * round_ + 20)]
+        assert sorted(visits) == [(b, round_ * n + k) for b, n in enumerate(sizes) for k in range(n)]
+    assert visits != sorted(visits)
+    assert [bucket_of_step(0, step, [5]) for step in range(5)] != [bucket_of_step(1, step, [5]) for step in range(5)]
 
 
 @pytest.mark.parametrize(("batch_size", "count"), [(4, 12), (5, 12), (12, 12), (31, 12), (1, 3), (3, 1)])

@@ -91,7 +91,8 @@ def test_a_broken_picture_is_skipped_counted_and_logged(photos, caplog):
     with caplog.at_level(logging.WARNING):
         assert "c.png" not in captions(source)
     assert source.broken_pictures == 1
-    assert "skipped c.png" in caplog.text
+    assert "skipped 1 pictures of" in caplog.text
+    assert "such as c.png: picture: it cannot be decoded" in caplog.text
     list(source)
     assert source.broken_pictures == 1
 
@@ -156,10 +157,9 @@ def test_a_sample_without_a_picture_is_skipped_and_one_without_a_caption_counted
 
 
 def test_nothing_in_a_tar_is_written_to_disk(tmp_path):
-    write_tar(tmp_path / "x.tar", {"../outside.png": png(), "/absolute.png": png()})
-    assert len(list(WebDatasetShards(tmp_path / "x.tar"))) == 2
+    write_tar(tmp_path / "x.tar", {"deep/a.png": png(), "b.pkl": b"a pickle", "c.png": png()})
+    assert [sample.key for sample in WebDatasetShards(tmp_path / "x.tar")] == ["deep/a", "c"]
     assert os.listdir(tmp_path) == ["x.tar"]
-    assert not (tmp_path.parent / "outside.png").exists()
 
 
 def test_a_shard_has_the_same_fingerprint_elsewhere_and_another_when_it_changes(tmp_path):
@@ -223,7 +223,7 @@ def test_what_a_path_is_decides_the_source(photos):
         ("pipe:touch owned", "does not exist"),
         ("none-*.tar", "matches no file"),
         ("part-{0..1.tar", "has a brace too many"),
-        ("empty", "holds no picture and no shard"),
+        ("empty", "holds no picture, no shard and no parquet"),
         ("both", "holds both shards and pictures"),
         ("notes.md", "is no shard"),
         ("blank.txt", "holds no prompt"),

@@ -76,13 +76,26 @@ def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
     added = seen[0]["added_cond_kwargs"]
     assert torch.equal(seen[0]["encoder_hidden_states"], torch.cat([empty.prompt_embeds, conditioning.prompt_embeds]))
     assert torch.equal(added["text_embeds"], torch.cat([empty.pooled_embeds, conditioning.pooled_embeds]))
-    assert torch.equal(added["time_ids"], torch.cat([empty.time_ids, conditioning.time_ids]))
+    both = torch.cat([conditioning.under(empty, 1).time_ids, conditioning.time_ids])
+    assert torch.equal(added["time_ids"], both)
     assert not empty.prompt_embeds.any()  # force_zeros_for_empty_prompt
 
 
 def test_the_size_that_sdxl_is_told_is_that_of_the_training_pictures(family_folder):
-    conditioning = load_teacher(family_folder("sdxl"), resolution=24).encode_prompts(["food", "animals"])
-    assert conditioning.time_ids.tolist() == [[24, 24, 0, 0, 24, 24]] * 2
+    teacher = load_teacher(family_folder("sdxl"), resolution=24)
+    assert teacher.encode_prompts(["food", "animals"]).time_ids.tolist() == [[24, 24, 0, 0, 24, 24]] * 2
+    assert teacher.encode_prompts(["food"], (16, 32)).time_ids.tolist() == [[16, 32, 0, 0, 16, 32]]
+
+
+@torch.no_grad()
+def test_both_branches_of_guidance_are_told_the_size_of_the_picture(family_folder):
+    teacher = load_teacher(family_folder("sdxl"))
+    seen = []
+    hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    conditioning, x_t = teacher.encode_prompts(["food"], (16, 32)), torch.randn(1, 4, 4, 8)
+    teacher.denoiser.guided(x_t, torch.tensor([500]), conditioning, teacher.unconditional(), 3.0)
+    hook.remove()
+    assert seen[0]["added_cond_kwargs"]["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]] * 2
 
 
 @pytest.mark.parametrize("prompt", ["cat", "3", "-1", "", "1.0"])

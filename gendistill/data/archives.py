@@ -1,0 +1,45 @@
+"""Tar archives, read as streams: nothing in them reaches the disk, and nothing that would climb out is read."""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+
+# More than any picture that `MAX_PIXELS` lets through; a gzip of a megabyte can hold a gigabyte of zeros.
+MAX_MEMBER_BYTES = 512 * 2**20
+
+
+def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in a `.tar`, `.tar.gz` or `.tgz`, one in memory at a time.
+
+    Raises:
+        ValueError: the archive is damaged, or a member is a link or a device, lies outside the archive's folder, or is
+            larger than `MAX_MEMBER_BYTES`.
+    """
+    # Opened here: tarfile's own stream would take the end of a gzip that was cut short for the end of the archive.
+    opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
+    try:
+        with opened(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                _refuse(member, archive)
+                if member.isfile():
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield member.name, file.read()
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        what = getattr(error, "strerror", None) or error.args[0]
+        raise ValueError(f"data: the shard {archive} cannot be read ({what}); it takes a tar.") from error
+
+
+def _refuse(member: tarfile.TarInfo, archive: Path) -> None:
+    path = PureWindowsPath(member.name)  # which knows both kinds of slash, and drives
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"data: the shard {archive} holds {member.name!r}, outside its folder; it takes relative paths.")
+    if not (member.isfile() or member.isdir()):
+        raise ValueError(f"data: the shard {archive} holds {member.name!r}, a link or device; it takes files.")
+    if member.size > MAX_MEMBER_BYTES:
+        raise ValueError(
+            f"data: the shard {archive} holds {member.name!r} of {member.size} bytes; it takes at most {MAX_MEMBER_BYTES}."
+        )

@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all, whoever else writes them and whenever the power fails."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def written_aside(final: Path) -> Iterator[Path]:
+    """A name beside `final` to write under, which is flushed and becomes `final` if the block ends well.
+
+    The name is this writer's own, so that two who write the same file do not meet; it keeps the suffix of `final`.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
+    aside = final.with_name(f".{final.stem}.{uuid.uuid4().hex}{final.suffix}")
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, final)
+    except OSError as error:
+        raise ValueError(f"{final} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)

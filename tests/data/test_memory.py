@@ -1,0 +1,77 @@
+"""Memory does not grow with the data: two fresh processes, one with twenty times the pictures of the other.
+
+Measured is the peak resident set of the whole process (VmHWM), its file-backed pages among it, over writing the cache,
+reading every row of it and training on it. What the kernel keeps of files in its own page cache is not the process's.
+(`ru_maxrss` would not do: it begins at the peak of the process that started this one.)
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+STEPS, BATCH = 400, 64
+TRAINED_STEPS = 20
+TOKENS, WIDTH = 160, 32  # 11 kB a row: 20,000 of them are 226 MB
+
+
+def peak_of_a_run(folder: Path, count: int) -> int:
+    """Write `count` rows, read them all, train on some; the process's peak resident memory in bytes."""
+    from diffusers import DDPMScheduler
+    from tiny_pipeline import tiny_unet
+
+    from gendistill.config import ConsistencyConfig, TrainerConfig
+    from gendistill.data.batches import LatentData, as_rows
+    from gendistill.data.cache import Cache, CacheWriter
+    from gendistill.data.order import PerSampleRandom
+    from gendistill.diffusion.conditioning import Conditioning
+    from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
+    from gendistill.diffusion.networks import full_networks
+    from gendistill.methods.consistency import ConsistencyDistillation
+    from gendistill.schedulers import NoiseSchedule
+    from gendistill.training.trainer import Trainer
+
+    with CacheWriter(folder / "cache") as writer:
+        for first in range(0, count, 500):
+            number = torch.arange(first, first + 500).float()
+            moments = number.reshape(-1, 1, 1, 1).expand(-1, 8, 8, 8) / count
+            prompts = torch.full((500, TOKENS, WIDTH), 0.1)
+            writer.append(as_rows(moments, Conditioning(prompt_embeds=prompts)))
+    data = LatentData(Cache.open(folder / "cache"))
+    seen = torch.zeros(count, dtype=torch.bool)
+    for step in range(STEPS):
+        rows = data.rows_of_step(0, step, BATCH)
+        data.batch(rows, PerSampleRandom(0, step, 0, BATCH))
+        seen[rows] = True
+    assert seen.all()
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear"))
+    networks = full_networks(Denoiser(tiny_unet(), schedule, "epsilon", call_unet_2d_condition))
+    nothing = Conditioning(prompt_embeds=torch.zeros(1, TOKENS, WIDTH))
+    config = TrainerConfig(batch_size=8, max_steps=TRAINED_STEPS, trackers=[])
+    Trainer(ConsistencyDistillation(networks, nothing, ConsistencyConfig()), data, config, folder, seed=0, cpu=True).train()
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_run_on_twenty_thousand_pictures_takes_the_memory_of_one_on_a_thousand(tmp_path):
+    peaks = []
+    for count in (1_000, 20_000):
+        (tmp_path / str(count)).mkdir()
+        ran = subprocess.run(
+            [sys.executable, __file__, str(tmp_path / str(count)), str(count)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        peaks.append(int(ran.stdout))
+    print(f"peak resident memory: {peaks[0] / 2**20:.0f} MiB with 1,000 pictures, {peaks[1] / 2**20:.0f} MiB with 20,000")
+    assert peaks[1] - peaks[0] < 50 * 10**6
+
+
+if __name__ == "__main__":
+    print(peak_of_a_run(Path(sys.argv[1]), int(sys.argv[2])))
