@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.sharding import whole
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -38,7 +39,7 @@ class Networks:
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """average <- decay * average + (1 - decay) * student."""
-        torch._foreach_lerp_(list(self.averaged.values()), list(self.trained.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.averaged.values()), [whole(p) for p in self.trained.values()], 1 - decay)
 
     def average_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.averaged.items()}
