@@ -45,14 +45,16 @@ def distill(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; see a run's config.yaml")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="any setting: trainer.max_steps=500")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in the run folder")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print all settings and what would happen; do nothing")] = False,
     seed: Annotated[int | None, typer.Option()] = None,
     device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="of the frozen teacher: float32, float16, bfloat16")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Distill TEACHER into a few-step student: OUT/student opens in plain diffusers."""
-    from gendistill.config import load_config
+    from gendistill.config import config_text, load_config
     from gendistill.distill import distill as run
+    from gendistill.dry_run import dry_run as plan
 
     _quieten_libraries()
     given = {
@@ -68,7 +70,19 @@ def distill(
         "dtype": dtype,
     }
     overrides = {name: value for name, value in given.items() if value is not None} | parse_settings(set_ or [])
-    result = run(load_config(config, overrides), resume=resume)
+    settings = load_config(config, overrides)
+    if dry_run:
+        planned = plan(settings, resume=resume)
+        if as_json:
+            print(json.dumps({"config": settings.model_dump(mode="json"), "plan": dataclasses.asdict(planned)}))
+            return
+        print(config_text(settings), end="")
+        for line in planned.lines():
+            console.print(line, soft_wrap=True, highlight=False)
+        return
+    result = run(settings, resume=resume)
+    if not result.is_main_process:
+        return
     if as_json:
         print(json.dumps({"student": str(result.student_folder), **dataclasses.asdict(result.training)}))
         return
@@ -222,9 +236,9 @@ def main() -> None:
     except ValueError as error:
         console.print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("stopped; go on with --resume")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        console.print(str(stop) or "stopped", soft_wrap=True, highlight=False)
+        sys.exit(getattr(stop, "exit_code", 130))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 
 class Section(BaseModel):
+    """Settings of one part. A mistake in them is a ValueError of one sentence, in Python too."""
+
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise ValueError(_one_sentence(error, type(self))) from error
+
+    # Sections within sections are validated without calling this, so that a mistake is named from the outermost one.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in type(self).model_fields:
+            raise ValueError(_unknown(name, type(self)))
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise ValueError(_one_sentence(error, type(self))) from error
 
 
 class DataConfig(Section):
@@ -79,11 +100,18 @@ class TrainerConfig(Section):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    log_every: int = Field(10, ge=1, description="steps; to read a loss is to wait for the device")
     checkpoint_every: int = Field(100, ge=1, description="steps")
+    checkpoint_minutes: float | None = Field(None, gt=0, description="and where the last one is so many minutes old")
     validate_every: int = Field(100, ge=1, description="steps")
     num_validation: int = Field(256, ge=2, description="pictures drawn at a validation")
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
-    trackers: list[str] = Field(["tensorboard"], description="any tracker of accelerate")
+    divergence_factor: float | None = Field(
+        10.0, gt=1, description="stop where the loss stays so many times above its median; null lets it"
+    )
+    trackers: list[Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]] = (
+        Field(["tensorboard"], description="those of accelerate; each but tensorboard has to be installed")
+    )
 
 
 class DistillConfig(Section):
@@ -159,14 +187,19 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
             if not isinstance(inside, dict):
                 raise ValueError(f"setting {name}: {section} is a value, not a section")
         inside[last] = value
-    try:
-        return DistillConfig.model_validate(settings)
-    except ValidationError as error:
-        raise ValueError(_one_sentence(error)) from error
+    return DistillConfig(**{str(name): value for name, value in settings.items()})
+
+
+def config_text(config: DistillConfig) -> str:
+    """All settings as YAML that `load_config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def save_config(config: DistillConfig, path: Path) -> None:
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    """Write `config_text`, whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(config_text(config))
+    os.replace(aside, path)
 
 
 def setting_names(model: type[BaseModel] = DistillConfig, prefix: str = "") -> list[str]:
@@ -180,12 +213,61 @@ def setting_names(model: type[BaseModel] = DistillConfig, prefix: str = "") -> l
     return names
 
 
-def _one_sentence(error: ValidationError) -> str:
+# What a setting takes, by the kind of pydantic's error.
+TAKES = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list such as [4, 2]",
+    "tuple_type": "two numbers such as [1, 6]",
+    "missing": "two numbers such as [1, 6]",
+    "too_long": "two numbers such as [1, 6]",
+    "dict_type": "shares by field such as {{name: 0.3, subcategory: 0.7}}",
+    "model_type": "settings of its own, by name",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "finite_number": "a finite number",
+    "literal_error": "{expected}",
+}
+
+
+def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake: its setting, what it got, what it takes, and the nearest valid one where there is any."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        nearest = difflib.get_close_matches(name, setting_names(), 1, 0.5)
-        return f"setting {name} is not known" + (f"; did you mean {nearest[0]}?" if nearest else "")
-    if not name:
+        return _unknown(".".join(map(str, first["loc"])), model)
+    if not first["loc"]:
         return first["msg"].removeprefix("Value error, ")
-    return f"setting {name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    name = _setting_of(first["loc"], model)
+    kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
+    takes = " or ".join(TAKES.get(kind, each["msg"]).format(**each.get("ctx", {})) for kind, each in kinds.items())
+    choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
+    return f"setting {name} is {first['input']!r}; takes {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
+
+
+def _setting_of(location: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    """The setting that an error is about: its location without the item of a list or the branch of a union."""
+    names = setting_names(model)
+    parts = [str(part) for part in location]
+    return next((name for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in names), ".".join(parts))
+
+
+def _unknown(name: str, model: type[BaseModel]) -> str:
+    names = setting_names(model)
+    last = {setting.rpartition(".")[2]: setting for setting in names}
+    if name in last:  # in no section, or in a wrong one
+        return f"setting {name} is not known; did you mean {last[name]}?"
+    sections = sorted({setting.partition(".")[0] for setting in names})
+    return f"setting {name} is not known{_nearest(name, names + sections)}"
+
+
+def _nearest(name: str, choices: list[str]) -> str:
+    near = difflib.get_close_matches(name, choices, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""

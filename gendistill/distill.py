@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,24 +11,28 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from accelerate import PartialState
+from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 import gendistill
 from gendistill.config import DistillConfig, save_config
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data, training_prompts, weights_fingerprint
-from gendistill.diffusion.networks import Networks, full_networks, lora_networks
+from gendistill.diffusion.families import Family
+from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
 from gendistill.export.student import export_student, student_pipeline
+from gendistill.failures import told_in_a_sentence
 from gendistill.judge import Judge, build_judge, teacher_judge
 from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.schedulers import solver_eta, student_scheduler
 from gendistill.training.checkpoint import Checkpoints
+from gendistill.training.processes import gathered, join_processes, share
 from gendistill.training.trainer import Trainer, TrainingResult, Validation
 
-GUIDANCE_EMBEDDING = 256
 GRID_PICTURES = 32
 
 
@@ -36,27 +42,35 @@ class DistillResult:
     spec: StudentSpec
     training: TrainingResult
     networks: Networks
+    is_main_process: bool = True
 
 
 def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
-    """Distill `config.teacher` and write `config.out`/student.
+    """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
 
     Raises:
-        ValueError: a setting, the teacher or the data cannot be used, in one sentence.
+        ValueError: a setting, the teacher or the data cannot be used, memory or the disk ran out, or training went wrong; in
+            one sentence.
+        Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
     run = make_folder(Path(config.out))
     if Checkpoints(run / "checkpoints").steps() and not resume:  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
-    device = usable_device(config.device)
+    processes = join_processes(config.trainer, usable_device(config.device))
+    with told_in_a_sentence(config, processes.num_processes):
+        return _distill(config, run, processes, resume)
+
+
+def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: bool) -> DistillResult:
     teacher = load_teacher(
         config.teacher,
         config=config.teacher_config,
         revision=config.teacher_revision,
         resolution=config.data.resolution if config.data.path else None,  # what a teacher paints has its own size
         dtype=getattr(torch, config.dtype),
-        device=device,
+        device=processes.device,
     )
-    config = fitting(config, teacher)
+    config = fitting(config, teacher.family, type(teacher.pipeline).__name__)
     torch.manual_seed(config.seed)  # adapters start at random
     if config.lora.enabled:
         networks = lora_networks(teacher.denoiser, config.lora.rank, config.lora.alpha)
@@ -66,13 +80,16 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     method = ConsistencyDistillation(networks, teacher.unconditional(), config.consistency)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
-    judge = _judge(config, teacher, data)
-    save_config(config, run / "config.yaml")
+    with processes.local_main_process_first():  # which reads the reference for the others of its machine
+        judge = _judge(config, teacher, data)
+    if processes.is_main_process:
+        save_config(config, run / "config.yaml")
     validator = _Validator(config, teacher, networks, judge, run / "samples")
-    trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=device == "cpu")
+    cpu = processes.device.type == "cpu"
+    trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=cpu)
     training = trainer.train(resume=resume)
     spec, scheduler = _specify(config, teacher, training)
-    if trainer.accelerator.is_main_process:
+    if processes.is_main_process:
         export_student(
             run / "student",
             teacher,
@@ -81,19 +98,19 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
             scheduler,
             _lineage(config, teacher, data.cache.provenance, training),
         )
-    return DistillResult(run / "student", spec, training, networks)
+    return DistillResult(run / "student", spec, training, networks, processes.is_main_process)
 
 
-def fitting(config: DistillConfig, teacher: Teacher) -> DistillConfig:
+def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> DistillConfig:
     """The config as its teacher can meet it: without classifier-free guidance every scale is 1.
 
     Raises:
         ValueError: guidance was asked for where there is none, or a LoRA where diffusers loads none.
     """
-    kind = f"teacher {config.teacher} ({type(teacher.pipeline).__name__})"
-    if config.lora.enabled and not teacher.family.lora:
+    kind = f"teacher {config.teacher} ({pipeline_class})"
+    if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
-    if teacher.drawing.guided:
+    if family.drawing.guided:
         return config
     asked = config.consistency.model_fields_set
     if (config.consistency.guidance_scale > 1 and "guidance_scale" in asked) or config.consistency.guidance != "baked":
@@ -109,7 +126,7 @@ class _Validator:
         samples.mkdir(exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts."""
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the drawing."""
         sampler = FewStepSampler(student_pipeline(self.teacher, self.networks))
         distances: dict[str, dict[str, float]] = {}
         for solver in self.config.solvers:
@@ -120,11 +137,13 @@ class _Validator:
                 if count == 1 and solver != self.config.solvers[0]:
                     distances[solver]["1"] = distances[self.config.solvers[0]]["1"]  # one step knows no solver
                     continue
-                pictures = self.judge.draw(sampler, count, pipeline_guidance_scale(self.config))
+                mine = self.judge.of(share(len(self.judge.prompts)))
+                pictures = mine.draw(sampler, count, pipeline_guidance_scale(self.config))
+                pictures = gathered(pictures, len(self.judge.prompts))
                 distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
                 if count == self.config.steps[0]:
                     grid = make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8)
-                    save_image(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
+                    save_picture(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
         best = min(means, key=lambda solver: means[solver])
         return Validation(means[best], {"solver": best, self.judge.metric: distances})
@@ -207,12 +226,23 @@ def pipeline_guidance_scale(config: DistillConfig) -> float:
     return 1.0 if config.consistency.guidance == "baked" else config.consistency.guidance_scale
 
 
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture (3, H, W) in [0, 1], whole or not at all; one process does."""
+    if PartialState().is_main_process:
+        aside = path.with_name(f".{path.name}")
+        save_image(picture, aside, format="png")
+        os.replace(aside, path)
+
+
 def make_folder(path: Path) -> Path:
-    """The folder `path`, made where it is not there; ValueError where it cannot be."""
+    """The folder `path`, made where it is not there; ValueError where nothing can be written to it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        tempfile.TemporaryFile(dir=path).close()
+    except FileExistsError as error:
         raise ValueError(f"out {path} cannot be made a folder: {error.strerror}") from error
+    except OSError as error:
+        raise ValueError(f"out {path} cannot be written to: {(error.strerror or str(error)).lower()}") from error
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,13 @@ class Judge:
 
     def first(self, count: int) -> Judge:
         """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
-        return dataclasses.replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count], scorer=None)
+        return dataclasses.replace(self.of(range(min(count, len(self.prompts)))), scorer=None)
+
+    def of(self, numbers: Iterable[int]) -> Judge:
+        """The same with some of the prompts, by their numbers."""
+        chosen = list(numbers)
+        prompts, seeds = [self.prompts[number] for number in chosen], [self.seeds[number] for number in chosen]
+        return dataclasses.replace(self, prompts=prompts, seeds=seeds)
 
     def scores(self, pictures: Tensor) -> dict[str, float]:
         """Scores of pictures uint8 (N, 3, H, W), one a prompt."""

@@ -25,3 +25,13 @@ def advancing_bar(text: str, total: int | None = None) -> Iterator[Callable[[int
         yield advance
     finally:
         bar.stop()
+
+
+@contextmanager
+def training_bar(total: int, completed: int, shown: bool) -> Iterator[Callable[[int, str | None], None]]:
+    """`with training_bar(1000, 0, True) as show: ... show(step, "loss 0.03")`, with rate and time left."""
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not shown)
+    with bar:
+        task = bar.add_task("", total=total, completed=completed)
+        yield lambda step, text: bar.update(task, completed=step, description=text)

@@ -19,6 +19,7 @@ class Family(ABC):
 
     Attributes:
         pipelines: diffusers' names of the pipelines that belong to it.
+        texts: whether its prompts are texts; otherwise it knows all its prompts by itself (`own_prompts`).
         guided: whether it knows classifier-free guidance.
         bounded: whether it diffuses pictures, which lie in [-1, 1], rather than latents.
         takes_eta: whether its pipelines are called with `eta`; the others leave it to the scheduler's own default.
@@ -27,7 +28,7 @@ class Family(ABC):
     """
 
     pipelines: tuple[str, ...]
-    guided = bounded = takes_eta = False
+    texts = guided = bounded = takes_eta = False
     task: str
     example: str
 
@@ -76,7 +77,7 @@ class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x."""
 
     pipelines = ("StableDiffusionPipeline",)
-    guided = takes_eta = True
+    texts = guided = takes_eta = True
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 

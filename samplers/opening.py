@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .families import require_supported
-from .single_file import SUFFIXES, left_out, open_single_file
+from .single_file import SUFFIXES, architecture_of, left_out, open_single_file
 from .spec import StudentSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -32,6 +32,21 @@ def open_pipeline(
     Raises:
         ValueError: nothing is there, a part of it is missing, or it is of another family.
     """
+    path, folder = Path(source).expanduser(), configs_of(source, config=config, revision=revision)
+    if folder is not None and path.suffix in SUFFIXES:
+        pipeline = open_single_file(path, folder, dtype)
+    else:
+        pipeline = _open_folder(source, folder or _download(str(source), revision), dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def configs_of(source: str | Path, *, config: str | None = None, revision: str | None = None) -> Path | None:
+    """The folder with the configs of what `open_pipeline` would open, without opening it; None for a hub id.
+
+    Raises:
+        ValueError: as `open_pipeline`, as far as it can be told without reading any weights.
+    """
     path = Path(source).expanduser()
     is_file = path.suffix in SUFFIXES
     if config is not None and not is_file:
@@ -40,11 +55,11 @@ def open_pipeline(
     if revision is not None and looks_local:
         raise ValueError(f"teacher_revision {revision}: takes a hub id as the teacher, not {source}")
     if is_file:
-        pipeline = open_single_file(path, config=config, dtype=dtype)
-    else:
-        pipeline = _open_folder(source, path if looks_local else _download(str(source), revision), dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        return architecture_of(path, config)
+    if not looks_local:
+        return None
+    _require_pipeline(source, path)
+    return path
 
 
 def open_student(
@@ -77,6 +92,15 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 
 def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
+    index = _require_pipeline(source, folder)
+    try:
+        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **left_out(index))
+    except OSError as error:
+        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
+
+
+def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
+    """The model_index.json of a folder; ValueError where it is of another family, or one of its parts is missing."""
     if not (folder / "model_index.json").is_file():
         state = "has no model_index.json" if folder.is_dir() else "does not exist"
         raise ValueError(
@@ -84,14 +108,10 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
         )
     try:
         index = json.loads((folder / "model_index.json").read_text())
-        _require_parts(source, folder, index)
-        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **left_out(index))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
-
-
-def _require_parts(source: str | Path, folder: Path, index: dict[str, Any]) -> None:
-    """Raise ValueError where the folder is of another family, or one of its parts is missing."""
+    if not isinstance(index, dict):
+        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: its model_index.json holds no object")
     require_supported(source, str(index.get("_class_name")))
     parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
     for name, kind in parts.items():
@@ -103,6 +123,7 @@ def _require_parts(source: str | Path, folder: Path, index: dict[str, Any]) -> N
         is_network = (folder / name / "config.json").is_file()
         if is_network and not list((folder / name).glob("*.safetensors")):
             raise ValueError(f"{missing} .safetensors weights in {name}, and others are not read")
+    return index
 
 
 def _first_line(error: Exception) -> str:

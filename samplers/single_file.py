@@ -21,8 +21,8 @@ CLIP_VOCABULARY = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def open_single_file(file: Path, *, config: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline that a checkpoint holds, by diffusers' own conversion.
+def architecture_of(file: Path, config: str | None = None) -> Path:
+    """The folder with the configs of the pipeline that a checkpoint holds; nothing but its header is read.
 
     Args:
         config: the name of an architecture in `architectures/`, or a folder in diffusers' layout (weights are not
@@ -43,8 +43,20 @@ def open_single_file(file: Path, *, config: str | None = None, dtype: torch.dtyp
     if channels not in (None, 4):
         raise ValueError(f"model {file} takes {channels} channels, for inpainting or editing; takes a text-to-image model")
     folder = _config_folder(file, names, config)
+    require_supported(file, json.loads((folder / "model_index.json").read_text())["_class_name"])
+    return folder
+
+
+def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline that a checkpoint holds, by diffusers' own conversion.
+
+    Args:
+        folder: from `architecture_of`.
+
+    Raises:
+        ValueError: the weights do not fit the architecture.
+    """
     index = json.loads((folder / "model_index.json").read_text())
-    require_supported(file, index["_class_name"])
     given = {**_tokenizers(folder, index), **left_out(index)}
     try:
         pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
@@ -57,6 +69,7 @@ def open_single_file(file: Path, *, config: str | None = None, dtype: torch.dtyp
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # whatever weights of other shapes or names end in
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); takes another one") from error
+    names, _ = _header(file)
     if "v_pred" in names or "ztsnr" in names:
         pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
     return pipeline

@@ -101,13 +101,14 @@ def test_a_run_folder_holds_all_that_it_should(full):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [0, 2, 3]
     assert result["steps"] == 3
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best", "step-00000003"]
+    best = f"best-{result['best_step']:08d}"
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [best, "step-00000003"]
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_steps"] == 3
     assert any((folder / "samples").glob("*.png"))
     spec, card = StudentSpec.load(folder / "student"), (folder / "student" / "README.md").read_text()
     assert spec.num_inference_steps == (4, 2)
     assert f"num_inference_steps=4, guidance_scale={spec.pipeline_guidance_scale:g}" in card
-    assert not list(folder.rglob("*.bin"))
+    assert not [path for kind in ("*.bin", "*.pt", "*.pkl") for path in folder.rglob(kind)]
 
 
 def test_a_data_free_run_makes_its_own_data_and_exports_guidance_as_an_input(embedded):

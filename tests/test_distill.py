@@ -72,3 +72,15 @@ def test_diffusers_loads_every_layer_of_an_exported_lora(settings):
     loaded = dict(adapter_parameters(unet, adapter))
     assert loaded.keys() == result.networks.averaged.keys()
     assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
+
+
+def test_a_secret_of_the_environment_is_written_nowhere(settings, tmp_path, monkeypatch, capfd):
+    secret = "hf_kept_to_itself"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, secret)
+    distill(settings("run", trainer__max_steps=1, trainer__trackers=["tensorboard"]))
+    shown = capfd.readouterr()
+    assert secret not in shown.out + shown.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files)
+    assert not [path for path in files if secret.encode() in path.read_bytes()]

@@ -131,6 +131,11 @@ class ClassConditional(Unconditional):
 FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), Unconditional(), ClassConditional())
 
 
+def family_called(pipeline_class: str) -> Family:
+    """The first family that has pipelines of diffusers' class of that name."""
+    return next(family for family in FAMILIES if pipeline_class in family.drawing.pipelines)
+
+
 def family_of(pipeline: Any) -> Family:
     """The family that an opened pipeline belongs to."""
     found = pipelines.family_of(pipeline)

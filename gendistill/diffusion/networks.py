@@ -12,11 +12,13 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.sharding import whole
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
+GUIDANCE_EMBEDDING = 256
 STUDENT, AVERAGE = "student", "average"
 
 
@@ -38,7 +40,7 @@ class Networks:
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """average <- decay * average + (1 - decay) * student."""
-        torch._foreach_lerp_(list(self.averaged.values()), list(self.trained.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.averaged.values()), [whole(p) for p in self.trained.values()], 1 - decay)
 
     def average_state(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.averaged.items()}
@@ -78,10 +80,14 @@ def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
     return copied.to(next(network.parameters()).device)
 
 
+def lora_config(rank: int, alpha: int | None = None) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+
+
 def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Networks:
     """One frozen base; the student and its average are two low-rank adapters on it, the teacher is none."""
     base = teacher.network
-    lora = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+    lora = lora_config(rank, alpha)
     base.add_adapter(lora, STUDENT)
     base.add_adapter(lora, AVERAGE)
     of = {name: dict(adapter_parameters(base, name)) for name in (STUDENT, AVERAGE)}

@@ -1,28 +1,34 @@
-"""The training loop: data of a step, losses of the method, optimizers, average, checkpoint, validation. In this order."""
+"""The training loop: validation, checkpoint, data of a step, losses of the method, optimizers, average. In this order."""
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
 from gendistill.config import TrainerConfig
 from gendistill.data.batches import LatentData
 from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.sharding import whole
 from gendistill.methods.base import Method
-from gendistill.training.checkpoint import Checkpoints
+from gendistill.progress import training_bar
+from gendistill.training.checkpoint import Checkpoint, Checkpoints
+from gendistill.training.divergence import LossGuard, all_finite
+from gendistill.training.log import RunLog
+from gendistill.training.preparation import prepare
+from gendistill.training.processes import join_processes
+from gendistill.training.snapshot import Optimizers, restore, snapshot
+from gendistill.training.stopping import Stopped, StopSignals
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Trainer:
     what an uninterrupted one would have seen, and so does a run on another number of processes.
 
     Args:
-        validate: called every `validate_every` steps with the step; the average is what it should look at. Without it
-            the last step's average becomes the student.
+        validate: called every `validate_every` steps with the step, on every process; the average is what it should look
+            at, and what the main process gets is what counts. Without it the last step's average becomes the student.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Trainer:
     ) -> None:
         self.method, self.data, self.config, self.seed, self.validate = method, data, config, seed, validate
         self.run_folder = run_folder
+        join_processes(config, "cpu" if cpu else "")
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             cpu=cpu,
@@ -75,78 +82,73 @@ class Trainer:
             project_config=ProjectConfiguration(str(run_folder), str(run_folder)),
         )
         self.checkpoints = Checkpoints(run_folder / "checkpoints")
+        self.log = RunLog(run_folder / "log.jsonl")
+        self.guard = LossGuard(config.divergence_factor)
         self.step, self.seconds = 0, 0.0
         self.best: Validation | None = None
         self.best_step, self.validations_since_best = 0, 0
+        self.validated_step: int | None = None
+        self.unsaved, self.saved_at = False, time.monotonic()
 
     def train(self, *, resume: bool = False) -> TrainingResult:
         """Run to the end, or to where time or patience runs out; leaves the best average loaded in the method.
 
         Raises:
-            ValueError: there is a run in the folder already and `resume` was not asked for, or the loss is not finite.
+            ValueError: there is a run in the folder already and `resume` was not asked for, no checkpoint of it is whole,
+                or training has gone wrong: the last good checkpoint is kept.
+            Stopped: SIGTERM or Ctrl-C came; there is a checkpoint of the last step.
         """
         if self.checkpoints.steps() and not resume:
             raise ValueError(f"out {self.run_folder} holds a run already; takes --resume, or another folder")
+        self.run_folder.mkdir(parents=True, exist_ok=True)
         accelerator = self.accelerator
-        optimizers = self._prepare()
-        if resume:
-            self._load(optimizers)
+        optimizers = prepare(self.method, self.config, accelerator)
+        last = self.checkpoints.load_last()
+        log_size = self._restore(optimizers, last) if last else 0
+        accelerator.wait_for_everyone()  # before any file is removed that another one may be reading
+        if accelerator.is_main_process:
+            self.checkpoints.tidy(last and last.name)
+            self.log.cut(log_size)
+        if last is None:
+            self._write({"data": self.data.summary()})
         if self.config.trackers:
-            accelerator.init_trackers("tensorboard")
-        self._write({"data": self.data.summary()})
-        with self._progress() as (advance, note):
-            started = time.monotonic() - self.seconds
-            if self.validate and self.step == 0:
-                self._validate()
-            finished = self._finished()
-            while not finished:
-                losses = self._train_step(optimizers)
-                self.step += 1
-                self.method.after_step(self.step)
-                self.seconds = time.monotonic() - started
-                finished = self._finished()
-                if self.step % 10 == 0 or finished:
-                    self._log(losses, note)
-                advance()
-                if self.validate and (self.step % self.config.validate_every == 0 or finished):
-                    self._validate()
-                    finished = self._finished()
-                if self.step % self.config.checkpoint_every == 0 or finished:
-                    self._save(optimizers)
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        with StopSignals() as stop:
+            with training_bar(self.config.max_steps, self.step, accelerator.is_main_process) as show:
+                stopped = self._loop(optimizers, stop, show)
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        if (best := self.checkpoints.load_best()) is not None:
-            self.method.networks.load_average(best[0])
+        if stopped or stop.number is not None:
+            kept = "with a checkpoint; go on with --resume" if self.checkpoints.steps() else "before the first checkpoint"
+            raise Stopped(f"stopped after step {self.step}, {kept}", stop.number)
+        if self.best is not None:
+            self.method.networks.load_average(self.checkpoints.load_best(self.best_step))
         return TrainingResult(self.step, self.seconds, self.best_step, self.best)
 
-    def _prepare(self) -> dict[str, torch.optim.Optimizer]:
-        """Optimizers over the method's parameters, and its modules wrapped for however many processes there are."""
-        modules = self.method.trained_modules()
-        if self.config.gradient_checkpointing:
-            for module in modules.values():
-                base: Any = getattr(module, "base", module)
-                base.enable_gradient_checkpointing()
-        optimizers = {}
-        for name, parameters in self.method.trained_parameters().items():
-            optimizers[name] = self.accelerator.prepare(self._optimizer(list(parameters.values())))
-        self.method.replace_modules({name: self.accelerator.prepare(module) for name, module in modules.items()})
-        return optimizers
+    def _loop(self, optimizers: Optimizers, stop: StopSignals, show: Callable[[int, str | None], None]) -> bool:
+        """Steps until all is done (False) or a signal has come (True)."""
+        config, started = self.config, time.monotonic() - self.seconds
+        while True:
+            stopped, out_of_time, out_of_minutes = self._on_any_process(
+                stop.number is not None, self._out_of_time(), self._checkpoint_minutes_over()
+            )
+            finished = out_of_time or self._out_of_steps_or_patience()
+            if self.validate and not stopped and self._validation_due(finished):
+                stopped = not self._validate(stop)
+                finished = out_of_time or self._out_of_steps_or_patience()
+            due = self.step > 0 and (self.step % config.checkpoint_every == 0 or out_of_minutes)
+            if self.unsaved and (stopped or finished or due):
+                self._save(optimizers)
+            if stopped or finished:
+                return stopped
+            losses = self._train_step(optimizers)
+            self.step, self.unsaved = self.step + 1, True
+            self.method.after_step(self.step)
+            self.seconds = time.monotonic() - started
+            logged = self.step % config.log_every == 0 or self.step == config.max_steps
+            show(self.step, self._log(losses) if logged else None)
 
-    def _optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        options: dict[str, Any] = {
-            "lr": self.config.learning_rate,
-            "betas": (0.9, 0.999),
-            "weight_decay": self.config.weight_decay,
-        }
-        if self.config.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, **options)
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise ValueError("trainer.optimizer adamw_8bit needs bitsandbytes: pip install gendistill[eight-bit]") from error
-        return AdamW8bit(parameters, **options)
-
-    def _train_step(self, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    def _train_step(self, optimizers: Optimizers) -> dict[str, Tensor]:
         """One optimizer step over the global batch, of which this process takes its share in micro-batches."""
         config, accelerator = self.config, self.accelerator
         rows = self.data.rows_of_step(self.seed, self.step, config.batch_size)
@@ -154,7 +156,7 @@ class Trainer:
         micro = share // config.gradient_accumulation_steps
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * self._lr_scale()
+                group["lr"] = self._learning_rate()
         totals: dict[str, Tensor] = {}
         for number in range(config.gradient_accumulation_steps):
             first = accelerator.process_index * share + number * micro
@@ -167,6 +169,7 @@ class Trainer:
                         stack.enter_context(accelerator.no_sync(module))
                 stack.enter_context(accelerator.autocast())
                 for update in self.method.updates(batch, random):
+                    self.guard.watch(self.step + 1, update.optimizer, update.loss.detach())
                     accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
                         totals[name] = totals.get(name, 0) + value / config.gradient_accumulation_steps
@@ -175,10 +178,13 @@ class Trainer:
                         parameters = self.method.trained_parameters()[update.optimizer].values()
                         norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
                         if norm is not None:
-                            totals[f"{update.optimizer}_gradient_norm"] = norm
+                            totals[f"{update.optimizer}_gradient_norm"] = whole(norm)
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
         return totals
+
+    def _learning_rate(self) -> float:
+        return self.config.learning_rate * self._lr_scale()
 
     def _lr_scale(self) -> float:
         warm = min(1.0, (self.step + 1) / (self.config.warmup_steps + 1))
@@ -189,112 +195,102 @@ class Trainer:
             progress = max(progress, self.seconds / 60 / self.config.max_minutes)
         return warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
 
-    def _finished(self) -> bool:
-        config = self.config
-        out_of_time = config.max_minutes is not None and self.seconds / 60 >= config.max_minutes
-        out_of_patience = config.patience is not None and self.validations_since_best >= config.patience
-        return self.step >= config.max_steps or self._any_process(out_of_time or out_of_patience)
+    def _out_of_time(self) -> bool:
+        return self.config.max_minutes is not None and self.seconds / 60 >= self.config.max_minutes
 
-    def _any_process(self, condition: bool) -> bool:
-        """True on all processes where it is on one: clocks differ, and only the main process validates."""
+    def _out_of_steps_or_patience(self) -> bool:
+        patience = self.config.patience
+        return self.step >= self.config.max_steps or (patience is not None and self.validations_since_best >= patience)
+
+    def _checkpoint_minutes_over(self) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self.saved_at >= minutes * 60
+
+    def _validation_due(self, finished: bool) -> bool:
+        return self.validated_step != self.step and (finished or self.step % self.config.validate_every == 0)
+
+    def _on_any_process(self, *conditions: bool) -> list[bool]:
+        """Each of them, true on all processes where it is on one: clocks and signals differ."""
         if self.accelerator.num_processes == 1:
-            return condition
-        flag = torch.tensor(float(condition), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+            return list(conditions)
+        flags = torch.tensor(conditions, dtype=torch.float32, device=self.accelerator.device)
+        return (self.accelerator.reduce(flags, "sum") > 0).tolist()
 
-    def _validate(self) -> None:
-        """Judge the average; keep it aside if it is the best so far."""
+    def _validate(self, stop: StopSignals) -> bool:
+        """Judge the average and keep it if it is the best so far. False if a signal cut this short, to be done on resume."""
         assert self.validate is not None
-        if not self.accelerator.is_main_process:
-            return
-        validation = self.validate(self.step)
-        self._write({"step": self.step, "seconds": round(self.seconds, 1), "validation": validation.figures})
+        average = self.method.networks.average_state()
+        self._require_finite({f"average.{name}": tensor for name, tensor in average.items()})
+        if self.accelerator.num_processes == 1:
+            try:
+                with stop.at_once():
+                    validation = self.validate(self.step)
+            except Stopped:
+                return False
+        else:  # this process cannot leave others that wait for it
+            [validation] = broadcast_object_list([self.validate(self.step)])
+        self._write({"validation": validation.figures})
         self.accelerator.log({"validation/score": validation.score}, step=self.step)
+        self.validated_step, self.unsaved = self.step, True
         if self.best is None or validation.score < self.best.score:
             self.best, self.best_step, self.validations_since_best = validation, self.step, 0
-            state = {"step": self.step, "score": validation.score, "figures": validation.figures}
-            self.checkpoints.save_best(self.method.networks.average_state(), state)
+            if self.accelerator.is_main_process:
+                self.checkpoints.save_best(self.step, average, asdict(validation))
         else:
             self.validations_since_best += 1
+        return True
 
-    def _log(self, losses: dict[str, Tensor], note: Callable[[str], None]) -> None:
-        values = {name: float(value) for name, value in losses.items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise ValueError(
-                f"training stopped at step {self.step}: {values} is not finite; the last checkpoint is kept. "
-                f"Lower trainer.learning_rate ({self.config.learning_rate}) and go on with --resume"
-            )
-        self._write({"step": self.step, "seconds": round(self.seconds, 1), **values})
+    def _log(self, losses: dict[str, Tensor]) -> str:
+        """Write the means over all processes, and say them in a few words."""
+        networks = list(self.guard.losses)
+        everything = [value.detach().float() for value in (*self.guard.losses.values(), *losses.values())]
+        means: list[float] = self.accelerator.reduce(torch.stack(everything), "mean").tolist()
+        self.guard.check(self.step, dict(zip(networks, means[: len(networks)], strict=True)), self._learning_rate())
+        values = dict(zip(losses, means[len(networks) :], strict=True))
+        self._write(values)
         self.accelerator.log(values, step=self.step)
-        note(f"loss {values.get('loss', next(iter(values.values()))):.4f}  {self.step / self.seconds:.2f} steps/s")
+        return f"loss {values.get('loss', next(iter(values.values()))):.4f}  {self.step / self.seconds:.2f} steps/s"
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, figures: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.run_folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+            self.log.write({"step": self.step, "seconds": round(self.seconds, 1), **figures})
 
-    def _save(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        weights: dict[str, Tensor] = {f"average.{name}": tensor for name, tensor in self.method.networks.averaged.items()}
-        for optimizer, parameters in self.method.trained_parameters().items():
-            weights.update({f"{optimizer}.{name}": tensor for name, tensor in parameters.items()})
+    def _require_finite(self, weights: dict[str, Tensor]) -> None:
+        if not all_finite(weights.values()):
+            name = next(name for name, tensor in weights.items() if not tensor.isfinite().all())
+            raise ValueError(self.guard.not_finite(self.step, self._learning_rate(), f"the weight {name}"))
+
+    def _save(self, optimizers: Optimizers) -> None:
+        """Gathered by all processes, written by the main one, read by any number of them."""
+        weights, states = snapshot(self.method, optimizers)
+        self._require_finite(weights)
         state = {
             "seconds": self.seconds,
+            "best": None if self.best is None else asdict(self.best),
             "best_step": self.best_step,
-            "best": None if self.best is None else {"score": self.best.score, "figures": self.best.figures},
             "validations_since_best": self.validations_since_best,
+            "validated_step": self.validated_step,
+            "losses": self.guard.history,
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
-        states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-        self.checkpoints.save(self.step, weights, states, state)
+        if self.accelerator.is_main_process:
+            state["log_size"] = self.log.flushed_size()
+            self.checkpoints.save(self.step, weights, states, state, None if self.best is None else self.best_step)
+        self.unsaved, self.saved_at = False, time.monotonic()
 
-    @torch.no_grad()
-    def _load(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
-        """Go on from the last checkpoint, or from the start where there is none yet."""
-        if (last := self.checkpoints.load_last()) is None:
-            return
-        weights, states, state = last
-        groups = {"average": self.method.networks.averaged, **self.method.trained_parameters()}
-        shapes = {f"{group}.{name}": p.shape for group, of in groups.items() for name, p in of.items()}
-        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+    def _restore(self, optimizers: Optimizers, last: Checkpoint) -> int:
+        """Go on from a checkpoint. Gives the size that the log had then."""
+        for damage in last.passed_over:
+            self.accelerator.print(f"checkpoint {damage}; going on from {last.name}", file=sys.stderr)
+        if not restore(self.method, optimizers, last.weights, last.optimizers):
             raise ValueError(
                 f"out {self.run_folder} holds a run of another kind of student; takes the settings of its config.yaml to resume"
             )
-        for group, parameters in groups.items():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[f"{group}.{name}"])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(states[name])
+        state = last.state
         self.step, self.seconds, self.best_step = state["step"], state["seconds"], state["best_step"]
         self.best = None if state["best"] is None else Validation(**state["best"])
-        self.validations_since_best = state["validations_since_best"]
-
-    def _progress(self) -> _ProgressBar:
-        return _ProgressBar(self)
-
-
-class _ProgressBar:
-    """A bar with loss, rate and time left, on the main process."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not trainer.accelerator.is_main_process,
-        )
-
-    def __enter__(self) -> tuple[Callable[[], None], Callable[[str], None]]:
-        self.bar.start()
-        task = self.bar.add_task("", total=self.trainer.config.max_steps, completed=self.trainer.step)
-        return (lambda: self.bar.update(task, completed=self.trainer.step)), (
-            lambda text: self.bar.update(task, description=text)
-        )
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self.validations_since_best, self.validated_step = state["validations_since_best"], state["validated_step"]
+        self.guard.history = state["losses"]
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return state["log_size"]

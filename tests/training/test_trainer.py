@@ -3,49 +3,11 @@ import json
 import pytest
 import torch
 
-from gendistill.config import ConsistencyConfig, TrainerConfig
-from gendistill.data.batches import LatentData, as_rows
-from gendistill.data.cache import Cache, CacheWriter
-from gendistill.diffusion.networks import full_networks, lora_networks
-from gendistill.diffusion.pipeline import load_teacher
-from gendistill.methods.consistency import ConsistencyDistillation
-from gendistill.training.trainer import Trainer, Validation
+from gendistill.training.trainer import Validation
 
 
 class Stopped(Exception):
     """What ends a run in these tests, as a killed process would."""
-
-
-@pytest.fixture(scope="module")
-def data(tiny_folder, tmp_path_factory):
-    folder, teacher = tmp_path_factory.mktemp("cache"), load_teacher(tiny_folder)
-    generator = torch.Generator().manual_seed(0)
-    moments = torch.cat([torch.randn(20, 4, 8, 8, generator=generator), torch.full((20, 4, 8, 8), 0.1)], dim=1)
-    with CacheWriter(folder) as writer:
-        writer.append(as_rows(moments, teacher.encode_prompts(["food", "animals"] * 10)))
-    return LatentData(Cache.open(folder))
-
-
-@pytest.fixture
-def trainer(tiny_folder, data):
-    """trainer(folder, validate=..., lora=..., **settings of TrainerConfig): a fresh one, as a fresh process makes it."""
-
-    def make(folder, *, validate=None, lora=False, **settings):
-        teacher = load_teacher(tiny_folder)
-        networks = lora_networks(teacher.denoiser, 4) if lora else full_networks(teacher.denoiser)
-        if lora:  # peft draws its adapters from the global generator, as a new process does
-            fill = torch.Generator().manual_seed(0)
-            for number, parameter in enumerate(networks.trained.values()):
-                with torch.no_grad():
-                    parameter.copy_(0.01 * torch.randn(parameter.shape, generator=fill) if number % 2 == 0 else parameter * 0)
-            networks.update_average(0.0)
-        method = ConsistencyDistillation(networks, teacher.encode_prompts([""]), ConsistencyConfig(num_ddim_timesteps=10))
-        config = TrainerConfig(
-            **{"batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 1, "trackers": [], **settings}
-        )
-        return Trainer(method, data, config, folder, seed=5, validate=validate, cpu=True)
-
-    return make
 
 
 def weights(trainer):
@@ -113,8 +75,8 @@ def test_gradient_accumulation_makes_the_same_gradient(trainer, tmp_path):
     moments = []
     for run in runs:
         run.train()
-        states = run.checkpoints.load_last()[1]["student"]["state"].values()
-        moments.append(torch.cat([state["exp_avg"].flatten() for state in states]))
+        states = run.checkpoints.load_last().optimizers
+        moments.append(torch.cat([state.flatten() for name, state in states.items() if name.endswith(".exp_avg")]))
     assert (moments[0] - moments[1]).norm() < 1e-4 * moments[0].norm()  # the sums differ in their order
     for name, tensor in weights(runs[0]).items():
         torch.testing.assert_close(weights(runs[1])[name], tensor, atol=1e-5, rtol=0)
@@ -137,7 +99,7 @@ def test_the_best_and_not_the_last_average_is_left_in_the_method(trainer, tmp_pa
 def test_without_a_validation_the_last_average_is_left_in_the_method(trainer, tmp_path):
     run = trainer(tmp_path, max_steps=3)
     assert run.train().best is None
-    saved = run.checkpoints.load_last()[0]
+    saved = run.checkpoints.load_last().weights
     assert_bitwise_equal(
         {f"average.{name}": p for name, p in run.method.networks.averaged.items()},
         {name: tensor for name, tensor in saved.items() if name.startswith("average.")},
@@ -160,9 +122,49 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(trainer, tmp_pa
     run = trainer(tmp_path, max_steps=1)
     with torch.no_grad():
         next(iter(run.method.networks.trained.values())).fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"training stopped at step 1: .* is not finite; .*Lower trainer\.learning_rate"):
+    with pytest.raises(ValueError, match=r"stopped at step 1: the loss of the student is not finite; .*Lower trainer\."):
         run.train()
     assert run.checkpoints.steps() == []
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_weights_that_are_not_finite_are_never_written(trainer, tmp_path, validated):
+    run = trainer(tmp_path, max_steps=9, validate=(lambda step: Validation(-float(step), {})) if validated else None)
+    after_step = run.method.after_step
+
+    def spoil(step):
+        if step == 4:
+            with torch.no_grad():
+                run.method.networks.trained["conv_in.weight"][0, 0, 0, 0] = torch.nan
+        after_step(step)
+
+    run.method.after_step = spoil
+    with pytest.raises(ValueError, match=r"training stopped at step 4: the weight average\.conv_in\.weight is not finite"):
+        run.train()
+    assert run.checkpoints.steps() == ["step-00000002"]
+    assert run.checkpoints.load_last().name == "step-00000002"
+
+
+def test_a_resumed_run_has_no_line_of_the_log_twice(trainer, tmp_path):
+    def stop_at_5(step):
+        if step == 5:
+            raise Stopped
+        return Validation(1.0, {})
+
+    with pytest.raises(Stopped):
+        trainer(tmp_path, validate=stop_at_5, max_steps=7, log_every=1).train()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "sec')  # killed within a line
+    trainer(tmp_path, validate=lambda step: Validation(1.0, {}), max_steps=7, log_every=1).train(resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in lines if "validation" in line] == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_checkpoint_is_also_written_when_the_last_one_is_old(trainer, tmp_path):
+    run = trainer(tmp_path, max_steps=3, checkpoint_every=100, checkpoint_minutes=1e-9)
+    run.train()
+    assert run.checkpoints.steps() == ["step-00000002", "step-00000003"]
 
 
 def test_the_log_holds_losses_and_validations(trainer, tmp_path):

@@ -1,0 +1,124 @@
+"""What a run would do, told without doing it: no folder is made, no weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from accelerate import init_empty_weights
+
+from gendistill.config import DistillConfig
+from gendistill.data.encode import NOTHING_TO_LEARN_ON
+from gendistill.data.prompts import Prompts
+from gendistill.data.sources import open_source
+from gendistill.diffusion.families import family_called
+from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, lora_config
+from gendistill.distill import fitting
+from gendistill.samplers.opening import configs_of
+from gendistill.training.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One line each."""
+
+    teacher: str
+    trains: str
+    data: str
+    steps: str
+    checkpoints: str
+    writes: str
+    resume: str
+
+    def lines(self) -> Iterator[str]:
+        for name, text in vars(self).items():
+            yield f"{name + ':':<13}{text}"
+
+
+def dry_run(config: DistillConfig, *, resume: bool = False) -> Plan:
+    """What `distill(config, resume=resume)` would do.
+
+    Raises:
+        ValueError: the teacher or the data are not there or do not go together with the settings, or the run folder holds a
+            run and `resume` is not asked for.
+    """
+    teacher, trains, texts = _networks(config)
+    trainer, run = config.trainer, Path(config.out)
+    until = f", at most {trainer.max_minutes:g} minutes" if trainer.max_minutes else ""
+    minutes = f" or {trainer.checkpoint_minutes:g} minutes" if trainer.checkpoint_minutes else ""
+    return Plan(
+        teacher=teacher,
+        trains=trains,
+        data=f"{_data(config, texts)}; encoded into {config.data.cache}",
+        steps=f"{trainer.max_steps} of batch {trainer.batch_size} ({trainer.max_steps * trainer.batch_size:,} samples){until}; "
+        f"a validation every {trainer.validate_every}",
+        checkpoints=f"every {trainer.checkpoint_every} steps{minutes}, the last two and the best are kept",
+        writes=f"{run}/config.yaml, log.jsonl, samples/, checkpoints/, {', '.join(f'{name}/' for name in trainer.trackers)} "
+        f"and the student in {run / 'student'}",
+        resume=_resume(run, resume),
+    )
+
+
+def _networks(config: DistillConfig) -> tuple[str, str, bool]:
+    """The teacher and what of it is trained, in words, and whether its prompts are texts."""
+    what = f"a LoRA of rank {config.lora.rank}" if config.lora.enabled else "all weights"
+    folder = configs_of(config.teacher, config=config.teacher_config, revision=config.teacher_revision)
+    if folder is None:
+        return f"{config.teacher}, on the hub", what, True
+    index = json.loads((folder / "model_index.json").read_text())
+    family = family_called(index["_class_name"])
+    fitting(config, family, index["_class_name"])
+    whole, trained = count_parameters(folder / "unet", index["unet"][1], config)
+    return (
+        f"{config.teacher}, a {index['_class_name']} of {_millions(whole)} parameters",
+        f"{what}, {_millions(trained)} parameters",
+        family.drawing.texts,
+    )
+
+
+def count_parameters(folder: Path, network_class: str, config: DistillConfig) -> tuple[int, int]:
+    """How many numbers a network has, and how many of them or of its adapter are trained.
+
+    Args:
+        folder: with the network's config.json.
+        network_class: diffusers' name of it.
+    """
+    kind = getattr(diffusers, network_class)
+    embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.consistency.guidance == "embedded" else {}
+    with init_empty_weights():
+        network: Any = kind.from_config(kind.load_config(folder))
+        student: Any = kind.from_config(network.config, **embedded)
+        if config.lora.enabled:
+            student.requires_grad_(False).add_adapter(lora_config(config.lora.rank, config.lora.alpha))
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    return network.num_parameters(), trained
+
+
+def _data(config: DistillConfig, texts: bool) -> str:
+    path, prompts = config.data.path, config.data.prompts
+    if (path and prompts) or (texts and not path and not prompts):
+        raise ValueError(NOTHING_TO_LEARN_ON)
+    if path is not None:
+        source = open_source(
+            path, config.data.caption, config.seed, image_column=config.data.image_column, split=config.data.split
+        )
+        return source.describe()
+    what = Prompts(Path(prompts)).describe() if prompts else "all that it knows"
+    return f"{config.data.num_synthetic} pictures that the teacher paints of {what}"
+
+
+def _resume(run: Path, resume: bool) -> str:
+    steps = Checkpoints(run / "checkpoints").steps()
+    if not steps:
+        return "nothing to go on from; starts at step 0"
+    if not resume:
+        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    return f"goes on from {steps[-1]}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"

@@ -1,0 +1,68 @@
+"""Training that has gone wrong is stopped while the last good checkpoint is still there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+BEFORE, LASTING = 100, 20  # logged losses: what is usual, and how many in a row have to be far above it
+
+
+class LossGuard:
+    """Watches the loss of each network: one that is not finite, and one that stays far above what was usual.
+
+    `watch` is called at each step and never waits for the device; what it saw is read where a loss is logged anyway.
+
+    Args:
+        factor: a loss that stays so many times above its median is diverging; None lets it.
+    """
+
+    def __init__(self, factor: float | None) -> None:
+        self.factor = factor
+        self.losses: dict[str, Tensor] = {}
+        self.history: dict[str, list[float]] = {}
+        self._first_bad: dict[str, Tensor] = {}
+
+    def watch(self, step: int, network: str, loss: Tensor) -> None:
+        """Remember the newest loss (0-d), and the first step at which it was not finite."""
+        self.losses[network] = loss
+        first = self._first_bad.setdefault(network, torch.full((), math.inf, device=loss.device))
+        self._first_bad[network] = torch.where(loss.isfinite() | first.isfinite(), first, step)
+
+    def check(self, step: int, losses: dict[str, float], learning_rate: float) -> None:
+        """Judge the logged losses, by network.
+
+        Raises:
+            ValueError: one of them is not finite, or has been diverging.
+        """
+        for network, loss in losses.items():
+            if not math.isfinite(loss):
+                raise ValueError(self.not_finite(step, learning_rate, f"the loss of the {network}"))
+            history = self.history.setdefault(network, [])
+            history.append(loss)
+            del history[: -BEFORE - LASTING]
+            usual = median(history[:-LASTING]) if len(history) == BEFORE + LASTING else 0.0
+            if self.factor and usual > 0 and min(history[-LASTING:]) > self.factor * usual:
+                raise ValueError(
+                    f"training stopped at step {step}: the loss of the {network} has been more than {self.factor:g} times its "
+                    f"usual {usual:.3g} for long, at learning rate {learning_rate:.3g}; the last checkpoint is kept. "
+                    f"Lower trainer.learning_rate, say to {learning_rate / 5:.1g}, and go on with --resume; "
+                    "or raise trainer.divergence_factor"
+                )
+
+    def not_finite(self, step: int, learning_rate: float, what: str) -> str:
+        """The sentence for a loss or a weight that is not finite; `step` is where that was seen, not where it began."""
+        began = min([step, *(float(first) for first in self._first_bad.values())])
+        return (
+            f"training stopped at step {began:.0f}: {what} is not finite; the learning rate was {learning_rate:.3g}, and the "
+            f"last checkpoint is kept. Lower trainer.learning_rate, say to {learning_rate / 5:.1g}, and go on with --resume"
+        )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number is finite: one wait for the device."""
+    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).isfinite().all())

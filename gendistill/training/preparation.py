@@ -1,0 +1,48 @@
+"""Optimizers over what a method trains, and its modules wrapped for however many processes there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.nn.parallel import DistributedDataParallel
+
+from gendistill.config import TrainerConfig
+from gendistill.diffusion.sharding import owners
+from gendistill.methods.base import Method
+from gendistill.training.optimizers import build_optimizer
+from gendistill.training.snapshot import Optimizers
+
+
+def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> Optimizers:
+    """The optimizers by name; the method's modules and parameters are those that accelerate gives back from now on.
+
+    Raises:
+        ValueError: the processes were started in a way that this cannot be trained in, or the optimizer is not installed.
+    """
+    kind, lora = accelerator.distributed_type, method.networks.lora is not None
+    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (lora or not accelerator.is_fsdp2)):
+        raise ValueError(
+            f"accelerate's {kind.value.lower()} cannot train this; takes DDP (configs/accelerate/ddp.yaml), or for all "
+            "weights FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+        )
+    optimizers: Optimizers = {}
+    wrapped, trained = {}, method.trained_parameters()
+    for name, module in method.trained_modules().items():
+        if config.gradient_checkpointing:
+            base: Any = getattr(module, "base", module)
+            base.enable_gradient_checkpointing()
+        module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
+        for parameter in trained[name].values():
+            parameter.requires_grad_(True)
+        places = owners(module)
+        optimizer = build_optimizer(config, trained[name])
+        wrapped[name], optimizers[name] = accelerator.prepare(module, optimizer)
+        if isinstance(wrapped[name], DistributedDataParallel):
+            wrapped[name].config = module.config  # which a denoiser reads
+        for path, parameter in trained[name].items():
+            submodule, leaf = places[parameter]
+            trained[name][path] = getattr(submodule, leaf)  # FSDP has put a sharded one in its place
+    method.replace_modules(wrapped)
+    return optimizers

@@ -1,0 +1,80 @@
+"""A wrong setting is named, with what it takes and the nearest valid one: in YAML, by name and in Python."""
+
+import pytest
+import yaml
+
+from gendistill.config import DistillConfig, TrainerConfig, load_config, save_config, setting_names
+
+WRONG = [
+    ({"method": "consistancy"}, "setting method is 'consistancy'; takes consistency; did you mean consistency?"),
+    ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; takes adamw or adamw_8bit; did you mean adamw?"),
+    ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; takes ddim, lcm or tcd; did you mean lcm?"),
+    ({"trainer.trackers": ["wandbb"]}, "did you mean wandb?"),
+    ({"trainer.max_step": 5}, "setting trainer.max_step is not known; did you mean trainer.max_steps?"),
+    ({"max_steps": 5}, "setting max_steps is not known; did you mean trainer.max_steps?"),
+    ({"trianer.max_steps": 5}, "setting trianer is not known; did you mean trainer?"),
+    ({"xyzzy": 5}, "setting xyzzy is not known"),
+    ({"trainer.max_steps": "many"}, "setting trainer.max_steps is 'many'; takes a whole number"),
+    ({"trainer.max_steps": 1.5}, "setting trainer.max_steps is 1.5; takes a whole number"),
+    ({"trainer.max_steps": 0}, "setting trainer.max_steps is 0; takes at least 1"),
+    ({"trainer.learning_rate": 0}, "setting trainer.learning_rate is 0; takes more than 0"),
+    ({"consistency.ema_decay": 1}, "setting consistency.ema_decay is 1; takes less than 1"),
+    ({"consistency.prompt_dropout": 2}, "setting consistency.prompt_dropout is 2; takes at most 1"),
+    ({"consistency.guidance_range": [1]}, "takes two numbers such as [1, 6]"),
+    ({"lora.enabled": "maybe"}, "setting lora.enabled is 'maybe'; takes true or false"),
+    ({"lora": True}, "setting lora is True; takes settings of its own, by name"),
+    ({"data.caption": 5}, "setting data.caption is 5; takes a text or shares by field such as {name: 0.3, subcategory: 0.7}"),
+    ({"steps": 4}, "setting steps is 4; takes a list such as [4, 2]"),
+    ({"device": 5}, "setting device is 5; takes a text"),
+]
+
+
+def nested(settings):
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    made = {}
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        inside = made
+        for section in sections:
+            inside = inside.setdefault(section, {})
+        inside[last] = value
+    return made
+
+
+@pytest.mark.parametrize(("settings", "sentence"), WRONG, ids=[str(settings) for settings, _ in WRONG])
+@pytest.mark.parametrize("way", ["by name", "in YAML", "in Python"])
+def test_a_wrong_setting_is_named_with_what_it_takes(tmp_path, settings, sentence, way):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(nested(settings)))
+    load = {
+        "by name": lambda: load_config(None, settings),
+        "in YAML": lambda: load_config(tmp_path / "config.yaml"),
+        "in Python": lambda: DistillConfig(**nested(settings)),
+    }
+    with pytest.raises(ValueError, match=r"^\S") as error:
+        load[way]()
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_section_of_its_own_and_a_setting_that_is_changed_are_checked_too():
+    with pytest.raises(ValueError, match=r"^setting max_step is not known; did you mean max_steps\?$"):
+        TrainerConfig(max_step=3)
+    config = DistillConfig()
+    with pytest.raises(ValueError, match=r"^setting max_step is not known; did you mean max_steps\?$"):
+        config.trainer.max_step = 3
+    with pytest.raises(ValueError, match=r"^setting seed is -1; takes at least 0$"):
+        config.seed = -1
+    config.trainer.max_steps = 7
+    assert config.trainer.max_steps == 7
+
+
+def test_a_config_that_is_written_holds_every_setting_and_is_read_as_the_same(tmp_path):
+    config = load_config(None, {"trainer.max_steps": 7, "data.caption": {"name": 0.5, "group": 0.5}})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for name in setting_names():
+        inside = written
+        for part in name.split("."):
+            inside = inside[part]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
