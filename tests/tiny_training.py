@@ -1,10 +1,10 @@
 """A trainer that is real but for its size: 20 random latents, the tiny random pipeline, steps of milliseconds."""
 
 import torch
+from row_cache import write_cache
 
 from gendistill.config import ConsistencyConfig, TrainerConfig
 from gendistill.data.batches import LatentData, as_rows
-from gendistill.data.cache import Cache, CacheWriter
 from gendistill.diffusion.networks import full_networks, lora_networks
 from gendistill.diffusion.pipeline import load_teacher
 from gendistill.methods.consistency import ConsistencyDistillation
@@ -15,9 +15,8 @@ def tiny_data(teacher_folder, folder):
     """The cache of the latents, written to `folder`."""
     generator = torch.Generator().manual_seed(0)
     moments = torch.cat([torch.randn(20, 4, 8, 8, generator=generator), torch.full((20, 4, 8, 8), 0.1)], dim=1)
-    with CacheWriter(folder) as writer:
-        writer.append(as_rows(moments, load_teacher(teacher_folder).encode_prompts(["food", "animals"] * 10)))
-    return LatentData(Cache.open(folder))
+    prompts = load_teacher(teacher_folder).encode_prompts(["food", "animals"] * 10)
+    return LatentData(write_cache(folder, [as_rows(moments, prompts)]))
 
 
 def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **settings):

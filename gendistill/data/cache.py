@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -125,59 +124,6 @@ def write_index(folder: Path, parts: Sequence[dict[str, Any]], key: str, provena
         "provenance": provenance,
     }
     _write_json(folder / INDEX, index)
-
-
-class CacheWriter:
-    """Writes a cache row by row, for rows that no source is walked for.
-
-    As a context manager it closes the cache if all went well and leaves it incomplete otherwise.
-
-    Args:
-        folder: made if it is not there; a complete cache in it counts as incomplete from now on.
-        rows_per_part: rows in each file but the last.
-        key: what the cache was made of, see `cache_key`.
-        provenance: how it was made, for people; anything JSON holds.
-    """
-
-    def __init__(self, folder: Path, rows_per_part: int = 256, *, key: str = "", provenance: Mapping[str, Any] | None = None):
-        self.folder, self.rows_per_part, self.key, self.provenance = Path(folder), rows_per_part, key, provenance or {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / INDEX).unlink(missing_ok=True)
-        self._parts: list[dict[str, Any]] = []
-        self._waiting: dict[str, Tensor] = {}
-
-    def append(self, rows: Mapping[str, Tensor]) -> None:
-        """Add tensors (n, ...) by name, on any device; they are copied.
-
-        Raises:
-            ValueError: names, shapes or dtypes differ from those of the first rows.
-        """
-        waiting = self._waiting or {name: tensor[:0].cpu() for name, tensor in rows.items()}
-        got = {name: (*tensor.shape[1:], tensor.dtype) for name, tensor in rows.items()}
-        expected = {name: (*tensor.shape[1:], tensor.dtype) for name, tensor in waiting.items()}
-        if got != expected:
-            raise ValueError(f"rows: got {got}; it takes {expected}, as in the first rows.")
-        self._waiting = {name: torch.cat([before, rows[name].detach().cpu()]) for name, before in waiting.items()}
-        while len(next(iter(self._waiting.values()))) >= self.rows_per_part:
-            self._write(self.rows_per_part)
-
-    def close(self) -> None:
-        """Write what still waits, then the index, which makes the cache complete."""
-        if self._waiting and len(next(iter(self._waiting.values()))):
-            self._write(self.rows_per_part)
-        write_index(self.folder, self._parts, self.key, self.provenance)
-
-    def __enter__(self) -> "CacheWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
-
-    def _write(self, count: int) -> None:
-        part = Part({"rows": {name: rows[:count] for name, rows in self._waiting.items()}})
-        self._parts.append(write_part(self.folder, len(self._parts), part))
-        self._waiting = {name: rows[count:].clone() for name, rows in self._waiting.items()}
 
 
 class Cache:

@@ -3,8 +3,9 @@ import sys
 
 import pytest
 import torch
+from row_cache import write_cache
 
-from gendistill.data.cache import Cache, CacheWriter, Part, Skipped, cache_key, write_index, write_part
+from gendistill.data.cache import Cache, Part, Skipped, cache_key, write_index, write_part
 from gendistill.data.rows import RowFile
 
 
@@ -17,21 +18,18 @@ def some_rows(count, seed=0):
     }
 
 
-def write(folder, rows, rows_per_part=8, pieces=(1, 5, 100)):
-    with CacheWriter(folder, rows_per_part, key="k", provenance={"teacher": "tiny"}) as writer:
-        first = 0
-        for size in pieces:
-            writer.append({name: tensor[first : first + size] for name, tensor in rows.items()})
-            first += size
-    return Cache.open(folder)
+def write(folder, rows, rows_per_part=8):
+    count = len(rows["latents"])
+    starts = range(0, count, rows_per_part)
+    return write_cache(folder, ({name: rows[name][first : first + rows_per_part] for name in rows} for first in starts))
 
 
-@pytest.mark.parametrize("pieces", [(30,), (1, 5, 24), (8, 8, 8, 6), (0, 30), tuple([1] * 30)])
-def test_rows_come_back_as_they_were_written_however_they_were_appended(tmp_path, pieces):
+@pytest.mark.parametrize("rows_per_part", [1, 7, 8, 30, 100])
+def test_rows_come_back_as_they_were_written_however_they_were_parted(tmp_path, rows_per_part):
     rows = some_rows(30)
-    cache = write(tmp_path, rows, pieces=pieces)
+    cache = write(tmp_path, rows, rows_per_part)
     assert len(cache) == 30
-    assert [part["rows"] for part in json.loads((tmp_path / "index.json").read_text())["parts"]] == [8, 8, 8, 6]
+    assert cache.num_parts == -(-30 // rows_per_part)
     for indices in ([29, 0, 7, 8, 8, 15, 3], torch.arange(30), range(30), [], torch.tensor([16])):
         read = cache.rows(indices)
         assert list(read) == ["latents", "embedding", "prompt_index"]
@@ -61,21 +59,17 @@ def test_rows_of_other_shapes_are_groups_that_follow_one_another(tmp_path):
 
 
 def test_a_row_that_is_not_there_is_an_index_error(tmp_path):
-    cache = write(tmp_path, some_rows(9), pieces=(9,))
+    cache = write(tmp_path, some_rows(9))
     for indices in ([9], [-1]):
         with pytest.raises(IndexError):
             cache.rows(indices)
 
 
-def test_changing_what_was_read_or_appended_does_not_change_the_cache(tmp_path):
+def test_changing_what_was_read_does_not_change_the_cache(tmp_path):
     rows = some_rows(9)
-    kept = rows["latents"].clone()
-    with CacheWriter(tmp_path) as writer:
-        writer.append(rows)
-        rows["latents"].zero_()
-    cache = Cache.open(tmp_path)
+    cache = write(tmp_path, rows)
     cache.rows([0])["latents"].zero_()
-    assert torch.equal(cache.rows(range(9))["latents"], kept)
+    assert torch.equal(cache.rows(range(9))["latents"], rows["latents"])
 
 
 def resident_memory():
@@ -87,42 +81,28 @@ def resident_memory():
 def test_reading_and_writing_hold_no_more_than_a_few_parts_in_memory(tmp_path):
     part = torch.zeros(1024, 1024)  # 4 MiB a part, 96 MiB in all
     before = resident_memory()
-    with CacheWriter(tmp_path, rows_per_part=1024) as writer:
-        for _ in range(24):
-            writer.append({"latents": part})
-    cache = Cache.open(tmp_path)
+    cache = write_cache(tmp_path, ({"latents": part} for _ in range(24)))
     for first in range(0, len(cache), 256):
         cache.rows(range(first, first + 256))
     assert resident_memory() - before < 40 * 2**20
 
 
 def test_rows_of_another_shape_name_dtype_or_number_are_refused(tmp_path):
-    writer = CacheWriter(tmp_path)
-    writer.append({"latents": torch.zeros(2, 4)})
     for rows in ({"latents": torch.zeros(2, 5)}, {"latent": torch.zeros(2, 4)}, {"latents": torch.zeros(2, 4).half()}):
         with pytest.raises(ValueError, match="as in the first rows"):
-            writer.append(rows)
+            write_cache(tmp_path, [{"latents": torch.zeros(2, 4)}, rows])
     with pytest.raises(ValueError, match="same number"):
         write_part(tmp_path, 0, Part({"rows": {"latents": torch.zeros(2, 4), "labels": torch.zeros(3)}}))
-    parts = [write_part(tmp_path, number, Part({"rows": {"x": torch.zeros(2, 4 + number)}})) for number in range(2)]
-    with pytest.raises(ValueError, match="as in the first rows"):
-        write_index(tmp_path, parts, "k", {})
 
 
-def test_a_cache_that_was_not_closed_is_incomplete(tmp_path):
-    writer = CacheWriter(tmp_path, rows_per_part=4)
-    writer.append(some_rows(9))
-    with pytest.raises(ValueError, match="incomplete"):
-        Cache.open(tmp_path)
-    writer.close()
-    assert len(Cache.open(tmp_path)) == 9
-    CacheWriter(tmp_path)
+def test_a_cache_without_its_index_is_incomplete(tmp_path):
+    write_part(tmp_path, 0, Part({"rows": some_rows(9)}))
     with pytest.raises(ValueError, match="incomplete"):
         Cache.open(tmp_path)
 
 
 def test_a_file_that_is_cut_short_or_changed_is_seen(tmp_path):
-    cache = write(tmp_path, some_rows(9), pieces=(9,))
+    cache = write(tmp_path, some_rows(9))
     file = tmp_path / "rows-00001.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
@@ -137,7 +117,7 @@ def test_a_file_that_is_cut_short_or_changed_is_seen(tmp_path):
 
 
 def test_a_file_with_other_shapes_than_the_index_says_is_a_value_error(tmp_path):
-    cache = write(tmp_path, some_rows(8), pieces=(8,))
+    cache = write(tmp_path, some_rows(8))
     write_part(tmp_path, 0, Part({"rows": some_rows(8) | {"latents": torch.zeros(8, 4, 3, 3)}}))
     with pytest.raises(ValueError, match=r"does not hold rows/latents \[4, 2, 2\]"):
         cache.rows([0])

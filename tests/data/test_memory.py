@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-STEPS, BATCH = 400, 64
+STEPS, BATCH, PART = 400, 64, 250
 TRAINED_STEPS = 20
 TOKENS, WIDTH = 160, 32  # 11 kB a row: 20,000 of them are 226 MB
 
@@ -21,11 +21,11 @@ TOKENS, WIDTH = 160, 32  # 11 kB a row: 20,000 of them are 226 MB
 def peak_of_a_run(folder: Path, count: int) -> int:
     """Write `count` rows, read them all, train on some; the process's peak resident memory in bytes."""
     from diffusers import DDPMScheduler
+    from row_cache import write_cache
     from tiny_pipeline import tiny_unet
 
     from gendistill.config import ConsistencyConfig, TrainerConfig
     from gendistill.data.batches import LatentData, as_rows
-    from gendistill.data.cache import Cache, CacheWriter
     from gendistill.data.order import PerSampleRandom
     from gendistill.diffusion.conditioning import Conditioning
     from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
@@ -34,13 +34,12 @@ def peak_of_a_run(folder: Path, count: int) -> int:
     from gendistill.schedulers import NoiseSchedule
     from gendistill.training.trainer import Trainer
 
-    with CacheWriter(folder / "cache") as writer:
-        for first in range(0, count, 500):
-            number = torch.arange(first, first + 500).float()
-            moments = number.reshape(-1, 1, 1, 1).expand(-1, 8, 8, 8) / count
-            prompts = torch.full((500, TOKENS, WIDTH), 0.1)
-            writer.append(as_rows(moments, Conditioning(prompt_embeds=prompts)))
-    data = LatentData(Cache.open(folder / "cache"))
+    def parts():
+        for first in range(0, count, PART):
+            moments = torch.arange(first, first + PART).reshape(-1, 1, 1, 1).expand(-1, 8, 8, 8) / count
+            yield as_rows(moments, Conditioning(prompt_embeds=torch.full((PART, TOKENS, WIDTH), 0.1)))
+
+    data = LatentData(write_cache(folder / "cache", parts()))
     seen = torch.zeros(count, dtype=torch.bool)
     for step in range(STEPS):
         rows = data.rows_of_step(0, step, BATCH)
