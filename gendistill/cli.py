@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     name="gendistill",
@@ -234,10 +235,10 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        console.print(f"[red]error[/]: {error}", soft_wrap=True, highlight=False)
+        console.print(f"[red]error[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        console.print(str(stop) or "stopped", soft_wrap=True, highlight=False)
+        console.print(escape(str(stop)) or "stopped", soft_wrap=True, highlight=False)
         sys.exit(getattr(stop, "exit_code", 130))
 
 

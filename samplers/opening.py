@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from .families import require_supported
 from .single_file import SUFFIXES, architecture_of, left_out, open_single_file
@@ -70,7 +71,10 @@ def open_student(
     if spec is None or not spec.lora:
         return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
     pipeline = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, dtype=dtype)
-    pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+    try:
+        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"model {folder} cannot be opened as a LoRA of {spec.teacher}: {_first_line(error)}") from error
     pipeline.scheduler = spec.scheduler()
     return pipeline, spec
 
@@ -95,7 +99,7 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     index = _require_pipeline(source, folder)
     try:
         return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **left_out(index))
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # configs that do not fit
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
 
 

@@ -53,7 +53,12 @@ class StudentSpec:
 
     def scheduler(self) -> Any:
         """The diffusers scheduler that samples this student."""
-        return getattr(diffusers, self.scheduler_class).from_config(self.scheduler_config)
+        kind = getattr(diffusers, self.scheduler_class, None)
+        if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+            raise ValueError(
+                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; takes a scheduler of diffusers"
+            )
+        return kind.from_config(self.scheduler_config)
 
     def network_calls(self, num_inference_steps: int) -> int:
         """Network evaluations a picture: a step of classifier-free guidance costs two."""

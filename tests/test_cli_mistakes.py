@@ -81,7 +81,7 @@ MISTAKES = [
     ("distill teacher --prompts prompts.txt --out file --device cpu", "out file cannot be made a folder"),
     ("distill teacher --prompts prompts.txt --out file/run --device cpu", "out file/run cannot be written to: not a directory"),
     ("distill teacher --prompts prompts.txt --out /proc/run", "out /proc/run cannot be written to: no such file or directory"),
-    ("distill nowhere --prompts prompts.txt --out run --dry-run", "model nowhere cannot be read"),
+    ("distill nowhere --prompts prompts.txt --out run --dry-run", "model nowhere does not exist"),
     ("sample nowhere --prompt food", "model nowhere does not exist"),
     ("sample student --prompt food", "is not a student description of this version"),
     ("sample teacher", "--prompt and --prompts: takes one of them"),

@@ -139,10 +139,15 @@ def _encode_batch(teacher: Teacher, batch: list[tuple[str, Image.Image, str]]) -
         teacher.codec.moments(pictures.to(teacher.pipeline.device)),
         _encode_captions(teacher, [caption for _, _, caption in batch], (pictures.shape[-2], pictures.shape[-1])),
     )
-    finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in rows.values()]).all(0)
+    return _finite(rows, "encoding", [key for key, _, _ in batch])
+
+
+def _finite(rows: dict[str, Tensor], what: str, keys: list[str]) -> dict[str, Tensor]:
+    """The rows; ValueError, with the first one's key, where numbers are not finite."""
+    finite = torch.stack([tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in rows.values()]).all(0)
     if not finite.all():
-        key = batch[int(finite.int().argmin())][0]
-        raise ValueError(f"data: encoding {key!r} gives numbers that are not finite; takes dtype float32 or bfloat16")
+        key = keys[int(finite.int().argmin())]
+        raise ValueError(f"data: {what} {key!r} gives numbers that are not finite; takes dtype float32 or bfloat16")
     return rows
 
 
@@ -197,7 +202,8 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
             mean = torch.cat(list(latents))
         finally:
             teacher.pipeline.scheduler = stock
-        return Part({"painted": as_rows(torch.cat([mean, torch.zeros_like(mean)], dim=1), _encode_captions(teacher, texts))})
+        rows = as_rows(torch.cat([mean, torch.zeros_like(mean)], dim=1), _encode_captions(teacher, texts))
+        return Part({"painted": _finite(rows, "painting", texts)})
 
     def parts() -> Iterator[Callable[[], Part]]:
         for numbers in batched(range(config.num_synthetic), PART_SIZE):

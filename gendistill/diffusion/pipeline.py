@@ -13,6 +13,7 @@ from gendistill.diffusion.codec import Codec
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.families import Family, family_of
+from gendistill.diffusion.prediction import PREDICTION_TYPES
 from gendistill.samplers import families as pipelines
 from gendistill.samplers.opening import commit_of, open_pipeline
 from gendistill.schedulers import NoiseSchedule
@@ -125,6 +126,10 @@ def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, s
         )
     if config.get("time_cond_proj_dim") is not None:
         raise ValueError(f"model {source} takes its guidance as an input: it is a student already; takes a teacher")
+    if denoiser.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; takes {', '.join(PREDICTION_TYPES)}"
+        )
     if schedule.kind != "vp":
         raise ValueError(f"model {source}: the noise schedule of {scheduler} is not supported; takes a variance-preserving one")
     last = float(schedule.alpha(schedule.num_train_timesteps - 1))

@@ -1,8 +1,11 @@
-"""Data that is broken or meant to harm: one sentence, exit code 2, nothing run, nothing lost."""
+"""Input that is broken, mistaken or meant to harm: one sentence, exit code 2, nothing run, nothing lost."""
 
+import dataclasses
 import io
+import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,9 +16,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from gendistill import cli
+from gendistill.data.prompts import Prompts
+from gendistill.samplers import StudentSpec
 
 
 class Opened:
@@ -146,33 +153,9 @@ PICTURES = {
 
 
 def tree():
-    """Every file here and what it holds."""
-    return {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file() and path.parts[0] != "cache"}
-
-
-def assert_refused(monkeypatch, capsys, command, sentence):
-    before = tree()
-    monkeypatch.setattr(sys, "argv", ["gendistill", *command.split()])
-    with pytest.raises(SystemExit) as exit_:
-        cli.main()
-    shown = capsys.readouterr().err
-    assert exit_.value.code == 2, shown
-    assert sentence in " ".join(shown.split()), shown
-    assert "Traceback" not in shown
-    assert shown.count("error:") == 1
-    assert tree() == before
-    assert not Path("owned").exists()
-    assert not Path("run/student").exists()
-
-
-COMMAND = "distill {teacher} --out run --device cpu --set data.cache=cache"
-
-
-@pytest.mark.parametrize("case", PICTURES)
-def test_hostile_pictures_are_one_sentence(tiny_folder, tmp_path, monkeypatch, capsys, case):
-    monkeypatch.chdir(tmp_path)
-    make, sentence = PICTURES[case]
-    assert_refused(monkeypatch, capsys, f"{COMMAND.format(teacher=tiny_folder)} --data {make()}", sentence)
+    """Every file here and what it holds, but for what a run writes."""
+    files = [path for path in sorted(Path().rglob("*")) if path.is_file() and path.parts[0] not in ("cache", "run")]
+    return {str(path): path.read_bytes() for path in files}
 
 
 PROMPTS = {
@@ -186,14 +169,6 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("case", PROMPTS)
-def test_hostile_prompts_are_one_sentence(tiny_folder, tmp_path, monkeypatch, capsys, case):
-    monkeypatch.chdir(tmp_path)
-    data, sentence = PROMPTS[case]
-    file("prompts.txt", data)
-    assert_refused(monkeypatch, capsys, f"{COMMAND.format(teacher=tiny_folder)} --prompts prompts.txt", sentence)
-
-
 SETTINGS = {
     "data.split=test": "data.image_column and data.split: take a dataset",
     "data.missing_caption=error": "'0.png' of 10 pictures in folder (caption: text) has no caption",
@@ -205,28 +180,178 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_settings_that_do_not_fit_the_data_are_one_sentence(tiny_folder, tmp_path, monkeypatch, capsys, setting):
-    monkeypatch.chdir(tmp_path)
-    ten()
-    command = f"{COMMAND.format(teacher=tiny_folder)} --data folder --set {setting}"
-    assert_refused(monkeypatch, capsys, command, SETTINGS[setting])
+def teacher(change):
+    """A copy of the good teacher after `change(its folder)`."""
+
+    def make():
+        shutil.copytree("teacher", "other")
+        change(Path("other"))
+        return "other"
+
+    return make
 
 
-def test_a_fresh_process_refuses_a_shard_that_climbs_out_and_writes_nothing(tiny_folder, tmp_path, monkeypatch):
+def with_code(place):
+    """A pipeline whose UNet is a class of its own."""
+    index = json.loads((place / "model_index.json").read_text())
+    (place / "model_index.json").write_text(json.dumps(index | {"unet": ["evil", "Evil"]}))
+    (place / "unet" / "evil.py").write_text("import os\nos.mkdir('owned')\nclass Evil: pass\n")
+
+
+def with_pickled_weights(place):
+    for weights in place.glob("unet/*.safetensors"):
+        weights.unlink()
+    (place / "unet" / "diffusion_pytorch_model.bin").write_bytes(PICKLE)
+
+
+def with_numbers_that_are_none(place):
+    (weights,) = place.glob("unet/*.safetensors")
+    tensors = load_file(weights)
+    tensors["conv_out.bias"][0] = float("nan")
+    save_file(tensors, weights)
+
+
+def with_settings(part, **settings):
+    def change(place):
+        path = place / part
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return change
+
+
+def with_bytes(part, data):
+    return lambda place: (place / part).write_bytes(data)
+
+
+def student(**settings):
+    def make():
+        spec = StudentSpec("consistency", "teacher", (4,), "ddim", "DDIMScheduler", {}, "baked", 3.0, lora=True)
+        Path("student").mkdir()
+        dataclasses.replace(spec, **settings).save(Path("student"))
+        return "student"
+
+    return make
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+TEACHERS = {
+    "no UNet": (teacher(lambda place: shutil.rmtree(place / "unet")), "it has no unet, which its model_index.json lists"),
+    "no tokenizer": (teacher(lambda place: shutil.rmtree(place / "tokenizer")), "it has no tokenizer"),
+    "an index that is a list": (teacher(with_bytes("model_index.json", b"[]")), "its model_index.json holds no object"),
+    "an index that is no JSON": (teacher(with_bytes("model_index.json", b"{")), "cannot be opened as a diffusers pipeline"),
+    "code of its own": (teacher(with_code), "other cannot be opened as a diffusers pipeline"),
+    "pickled weights": (teacher(with_pickled_weights), "it has no .safetensors weights in unet, and others are not read"),
+    "weights that are a pickle": (teacher(with_bytes(WEIGHTS, PICKLE)), "other cannot be opened as a diffusers pipeline"),
+    "weights of nothing": (teacher(with_bytes(WEIGHTS, b"")), "other cannot be opened as a diffusers pipeline"),
+    "weights of other shapes": (
+        teacher(with_settings("unet/config.json", block_out_channels=[16, 48])),
+        "other cannot be opened as a diffusers pipeline",
+    ),
+    "weights that are no numbers": (teacher(with_numbers_that_are_none), "gives numbers that are not finite"),
+    "a config that is no JSON": (teacher(with_bytes("unet/config.json", b"{")), "cannot be opened as a diffusers pipeline"),
+    "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "other cannot be opened"),
+    "a dialect that nobody knows": (
+        teacher(with_settings("scheduler/scheduler_config.json", prediction_type="magic")),
+        "prediction_type 'magic' is not known; takes epsilon,",
+    ),
+    "a file that is none": (lambda: file("a.safetensors", b"<html>not found</html>"), "a.safetensors is no safetensors file"),
+    "a file that claims too much": (lambda: file("a.safetensors", b"\xff" * 64), "a.safetensors is no safetensors file"),
+    "a pickle": (lambda: file("a.ckpt", PICKLE), "a.ckpt is a pickle, which may run code"),
+    "a LoRA": (lambda: save_file({"lora": torch.zeros(2)}, "a.safetensors") or "a.safetensors", "holds no UNet"),
+    "a folder named like markup": (lambda: "[/red]", "model [/red] does not exist"),
+    "a hub id with a path": (lambda: "../etc/passwd", "model ../etc/passwd does not exist"),
+    "a student": (lambda: student(lora=False)(), "student has no model_index.json"),
+}
+STUDENTS = {
+    "a scheduler that is none": (student(scheduler_class="DiffusionPipeline"), "scheduler_class 'DiffusionPipeline'"),
+    "a scheduler that nobody knows": (student(scheduler_class="os.system"), "scheduler_class 'os.system'"),
+    "no teacher": (student(teacher="nowhere/at/all"), "model nowhere/at/all does not exist"),
+    "no weights": (student(), "student cannot be opened as a LoRA"),
+}
+CONFIGS = {
+    "a program": (b"teacher: !!python/object/apply:os.mkdir [owned]", "config run.yaml is not YAML"),
+    "a typo": (b"trainer: {max_step: 5}", "did you mean trainer.max_steps?"),
+    "a value for a section": (b"trainer: 5", "setting trainer is 5"),
+    "bytes": (b"\xff\xfe\x00", "config run.yaml is not YAML"),
+    "a number that is none": (b"trainer: {learning_rate: .nan}", "setting trainer.learning_rate is nan"),
+    "endless names": (b"a: &a [*a, *a]", "config run.yaml: unknown setting a"),
+}
+TYPOS = {
+    "--method consistancy": "did you mean consistency?",
+    "--metod consistency": "No such option: --metod",
+    "--set trainer.max_step=5": "did you mean trainer.max_steps?",
+    "--set trainer.batch_size=[": "the value is not YAML",
+    "--set trainer.learning_rate=inf": "setting trainer.learning_rate is inf",
+    "--set [/red]=1": "[/red]",
+    "--steps four": "takes whole numbers, such as 4 or 4,2,1",
+    "--dtype float8": "setting dtype is 'float8'",
+}
+
+DISTILL = "distill teacher --out run --device cpu --set data.cache=cache --set data.num_synthetic=4"
+CASES = {
+    **{f"pictures: {name}": (lambda make=make: f"{DISTILL} --data {make()}", told) for name, (make, told) in PICTURES.items()},
+    **{
+        f"prompts: {name}": (lambda data=data: f"{DISTILL} --prompts {file('other.txt', data)}", told)
+        for name, (data, told) in PROMPTS.items()
+    },
+    **{
+        f"setting: {name}": (lambda name=name: f"{DISTILL} --data {ten()} --set {name}", told)
+        for name, told in SETTINGS.items()
+    },
+    **{
+        f"teacher: {name}": (lambda make=make: f"{DISTILL.replace('teacher', make())} --prompts prompts.txt", told)
+        for name, (make, told) in TEACHERS.items()
+    },
+    **{
+        f"student: {name}": (lambda make=make: f"sample {make()} --prompt food --device cpu", told)
+        for name, (make, told) in STUDENTS.items()
+    },
+    **{
+        f"config: {name}": (lambda data=data: f"{DISTILL} --prompts prompts.txt --config {file('run.yaml', data)}", told)
+        for name, (data, told) in CONFIGS.items()
+    },
+    **{f"typo: {name}": (lambda name=name: f"{DISTILL} --prompts prompts.txt {name}", told) for name, told in TYPOS.items()},
+}
+
+
+@pytest.fixture
+def place(tiny_folder, tmp_path, monkeypatch):
+    """The working folder, with a good teacher and good prompts."""
+    (tmp_path / "teacher").symlink_to(tiny_folder)
+    (tmp_path / "prompts.txt").write_text("food\nanimals\n")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hostile_input_is_one_sentence(place, monkeypatch, capsys, case):
+    make, sentence = CASES[case]
+    command = make()
+    before = tree()
+    monkeypatch.setattr(sys, "argv", ["gendistill", *command.split()])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    shown = capsys.readouterr()
+    assert (exit_.value.code, shown.out) == (2, ""), shown.err
+    assert sentence in " ".join(shown.err.split()), shown.err
+    assert "Traceback" not in shown.err
+    assert shown.err.lower().count("error") == 1 + sentence.count("error")
+    assert tree() == before
+    assert not Path("owned").exists()
+    assert not Path("run/student").exists()
+
+
+def test_a_fresh_process_refuses_a_shard_that_climbs_out_and_writes_nothing(place):
     tar(("../climbs.png", tarfile.REGTYPE, "", None))
-    command = f"{COMMAND.format(teacher=tiny_folder)} --data x.tar".split()
-    ran = subprocess.run([sys.executable, "-m", "gendistill.cli", *command], capture_output=True, text=True)
+    command = [sys.executable, "-m", "gendistill.cli", *DISTILL.split(), "--data", "x.tar"]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
     assert "error: data: the shard x.tar holds '../climbs.png', outside its folder" in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
-    assert not (tmp_path.parent / "climbs.png").exists()
+    assert not (place.parent / "climbs.png").exists()
 
 
 def test_prompts_of_any_script_and_line_end_are_kept_as_they_are(tmp_path):
-    from gendistill.data.prompts import Prompts
-
     texts = ["a 🦊 in snow", "קטה על מחצלת", "‏قطة‏", "一只猫", "e\u0301te\u0301", "line\u2028separator"]
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "prompts.txt").write_bytes(("\ufeff" + end.join([*texts, "", " "])).encode())
