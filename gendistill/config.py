@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 class Section(BaseModel):
     """Settings of one part. A mistake in them is a ValueError of one sentence, in Python too."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -175,7 +175,7 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
             raise ValueError(f"config {file} does not exist")
         try:
             settings = yaml.safe_load(file.read_text()) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"config {file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(settings, dict):
             raise ValueError(f"config {file} holds a {type(settings).__name__}; takes settings by name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .single_file import SUFFIXES, architecture_of, left_out, open_single_file
 from .spec import StudentSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -52,7 +54,7 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
     is_file = path.suffix in SUFFIXES
     if config is not None and not is_file:
         raise ValueError(f"teacher_config {config}: takes a .safetensors checkpoint as the teacher, not {source}")
-    looks_local = is_file or path.exists() or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
+    looks_local = is_file or path.exists() or not HUB_ID.fullmatch(str(source))
     if revision is not None and looks_local:
         raise ValueError(f"teacher_revision {revision}: takes a hub id as the teacher, not {source}")
     if is_file:
@@ -70,12 +72,13 @@ def open_student(
     spec = StudentSpec.load(Path(folder))
     if spec is None or not spec.lora:
         return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
+    scheduler = spec.scheduler()
     pipeline = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, dtype=dtype)
     try:
         pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"model {folder} cannot be opened as a LoRA of {spec.teacher}: {_first_line(error)}") from error
-    pipeline.scheduler = spec.scheduler()
+    pipeline.scheduler = scheduler
     return pipeline, spec
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from datetime import timedelta
 
 import torch
@@ -10,6 +12,8 @@ from accelerate.utils import gather
 from torch import Tensor
 
 from gendistill.config import TrainerConfig
+
+logger = logging.getLogger(__name__)
 
 # By default a process that waits for another is ended after 10 minutes (NCCL) or 30 (gloo). Encoding a large data set and
 # reading a reference take longer, and only one process does them.
@@ -25,6 +29,11 @@ def join_processes(config: TrainerConfig, device: str) -> PartialState:
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+    if state.num_processes == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
+        logger.warning(
+            "accelerate launch --cpu has started one process: it needs MPI for more; "
+            "--config_file configs/accelerate/cpu.yaml does without"
+        )
     multiple = state.num_processes * config.gradient_accumulation_steps
     if config.batch_size % multiple:
         fits = max(1, round(config.batch_size / multiple)) * multiple

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from fresh_process import FreshProcess, gendistill, together
@@ -14,6 +15,7 @@ from tiny_training import tiny_data, tiny_trainer
 
 from gendistill.training.checkpoint import Checkpoints
 
+CPU = Path(__file__).parents[2] / "configs" / "accelerate" / "cpu.yaml"
 SETTINGS = {
     "device": "cpu",
     "solvers": "[ddim]",
@@ -180,8 +182,9 @@ def test_all_processes_hold_the_same_average_and_one_can_go_on(place, tiny_folde
 
 @pytest.mark.slow
 def test_accelerate_launch_starts_two(place, alone):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-    command += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "gendistill.cli", *map(str, arguments("launched", {}))]
+    command = [sys.executable, "-m", "accelerate.commands.launch", f"--config_file={CPU}", "--num_processes=2"]
+    command += ["-m", "gendistill.cli", *map(str, arguments("launched", {}))]
     ran = subprocess.run(command, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert_same_curve(place / "launched", alone)
+    assert [path.name for path in (place / "launched" / "student").glob("README.md")]
