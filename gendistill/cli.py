@@ -56,6 +56,7 @@ def distill(
     from gendistill.config import config_text, load_config
     from gendistill.distill import distill as run
     from gendistill.dry_run import dry_run as plan
+    from gendistill.training.stopping import Stopped
 
     _quieten_libraries()
     given = {
@@ -81,7 +82,11 @@ def distill(
         for line in planned.lines():
             console.print(line, soft_wrap=True, highlight=False)
         return
-    result = run(settings, resume=resume)
+    try:
+        result = run(settings, resume=resume)
+    except Stopped as stop:
+        console.print(escape(str(stop)), soft_wrap=True, highlight=False)
+        raise typer.Exit(stop.exit_code) from stop
     if not result.is_main_process:
         return
     if as_json:
@@ -237,9 +242,6 @@ def main() -> None:
     except ValueError as error:
         console.print(f"[red]error[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        console.print(escape(str(stop)) or "stopped", soft_wrap=True, highlight=False)
-        sys.exit(getattr(stop, "exit_code", 130))
 
 
 if __name__ == "__main__":

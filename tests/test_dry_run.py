@@ -41,7 +41,7 @@ def test_it_prints_a_complete_config_and_a_plan_and_makes_nothing(place, monkeyp
     expected = load_config(None, given | {"trainer.max_steps": 70, "trainer.checkpoint_minutes": 5})
     assert load_config(place / "printed.yaml") == expected
     for sentence in (
-        "trains: all weights, 0.22 M parameters",
+        "trains: all weights, 0.25 M parameters",
         "data: 2048 pictures that the teacher paints of 2 prompts of prompts.txt; encoded into .cache/gendistill",
         "steps: 70 of batch 32 (2,240 samples); a validation every 100",
         "checkpoints: every 100 steps or 5 minutes, the last two and the best are kept",
