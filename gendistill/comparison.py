@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from gendistill.atomic import written_aside
 from gendistill.distill import make_folder, usable_device
 from gendistill.evaluation import (
     FILE_NAME,
@@ -81,6 +82,8 @@ def evaluate(
     """
     device = usable_device(device)
     sampler = FewStepSampler.from_pretrained(model, device=device)
+    if out is None and not Path(model).is_dir():
+        raise ValueError(f"out: model {model} is no folder to write to; takes --out FOLDER")
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,
@@ -109,7 +112,8 @@ def evaluate(
     teacher_rows = stored_rows(Path(teacher), student_rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
     closed = gaps(student_rows, teacher_rows)
     comparison = Comparison(student_rows, teacher_rows, closed, [folder / FILE_NAME, folder / "report.html"])
-    (folder / FILE_NAME).write_text(comparison.to_json() + "\n")
+    with written_aside(folder / FILE_NAME) as aside:
+        aside.write_text(comparison.to_json() + "\n")
     few = judge.first(GALLERY_PICTURES)
     galleries = _galleries(few, sampler, student_rows, teacher_sampler, best_rows(student_rows, teacher_rows))
     title = f"{sampler.spec.method} student of {Path(teacher).name}"

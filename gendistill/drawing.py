@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
+from gendistill.atomic import written_aside
 from gendistill.distill import make_folder, usable_device
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, to_uint8
@@ -78,7 +79,8 @@ def draw(
 def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:
     """Pictures (N, 3, H, W) in [0, 1] to `out`; gives the files."""
     if out.suffix == ".npy":
-        np.save(out, pictures.permute(0, 2, 3, 1).numpy())
+        with written_aside(out) as aside:
+            np.save(aside, pictures.permute(0, 2, 3, 1).numpy())
         return [out]
     if out.suffix == ".png":
         grid = make_grid(pictures, nrow=columns if columns > 1 else 8, padding=2) if len(pictures) > 1 else pictures[0]
@@ -91,4 +93,5 @@ def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:
 
 
 def _save_png(picture: torch.Tensor, file: Path) -> None:
-    Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()).save(file)
+    with written_aside(file) as aside:
+        Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()).save(aside)

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
+from gendistill.atomic import written_aside
 from gendistill.judge import Judge, Progress
 from gendistill.metrics.evaluate import Evaluation, comparable, gap_closed
 from gendistill.samplers import FewStepSampler
@@ -137,7 +138,8 @@ def gaps(student: list[Evaluation], teacher: list[Evaluation]) -> list[Gap]:
 
 
 def save_rows(rows: list[Evaluation], path: Path) -> None:
-    path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def load_rows(path: Path) -> list[Evaluation]:

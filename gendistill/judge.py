@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import gendistill
-from gendistill.data.atomic import written_aside
+from gendistill.atomic import written_aside
 from gendistill.data.batches import LatentData
 from gendistill.data.building import HASHES
 from gendistill.data.cache import cache_key

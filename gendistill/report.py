@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from gendistill.atomic import written_aside
 from gendistill.evaluation import SOLVERS, TEACHER_STEPS, Gap
 from gendistill.metrics.evaluate import Evaluation
 
@@ -94,7 +95,8 @@ def write_report(
         prompts=prompts,
         protocol=student[0].protocol,
     )
-    path.write_text(page)
+    with written_aside(path) as aside:
+        aside.write_text(page)
 
 
 COLUMNS = ("model", "sampler", "steps", "scale", "calls")

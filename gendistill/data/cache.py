@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.atomic import written_aside
+from gendistill.atomic import written_aside
 from gendistill.data.hashing import HashMemo, file_sha256
 from gendistill.data.rows import RowFile, write_rows
 

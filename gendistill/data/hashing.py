@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gendistill.data.atomic import written_aside
+from gendistill.atomic import written_aside
 
 # A file that changed less than this ago may change again without its times showing it.
 SETTLED_NS = 2_000_000_000

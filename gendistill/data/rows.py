@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gendistill.data.atomic import written_aside
+from gendistill.atomic import written_aside
 
 
 def write_rows(path: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
