@@ -114,6 +114,7 @@ class Judge:
             },
             clip_model=self.scorer.name if self.scorer else None,
             clip_weights_hash=self.scorer.weights_hash if self.scorer else None,
+            eta=sampler.eta,
         )
         return Evaluation(model, solver, network_calls, self.scores(pictures), seconds, protocol)
 

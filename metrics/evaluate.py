@@ -31,6 +31,7 @@ class Protocol:
     versions: dict[str, str]  # package: version
     clip_model: str | None = None
     clip_weights_hash: str | None = None
+    eta: float = 0.0  # share of fresh noise in a step
 
 
 @dataclass(frozen=True)
