@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.table import Table
 
 from gendistill.atomic import written_aside
-from gendistill.distill import make_folder, usable_device
 from gendistill.evaluation import (
     FILE_NAME,
     Gap,
@@ -23,6 +22,7 @@ from gendistill.evaluation import (
     teacher_scheduler,
 )
 from gendistill.judge import Judge, build_judge
+from gendistill.machine import make_folder, usable_device
 from gendistill.metrics.evaluate import Evaluation
 from gendistill.progress import advancing_bar
 from gendistill.report import Gallery, best_rows, results_table, teacher_table, write_report

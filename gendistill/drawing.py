@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from gendistill.atomic import written_aside
-from gendistill.distill import make_folder, usable_device
+from gendistill.machine import make_folder, usable_device
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, to_uint8
 

@@ -1,0 +1,103 @@
+"""What decides which checkpoint becomes the student: its pictures, at every step count and by every solver in question."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from gendistill.config import DistillConfig
+from gendistill.data.batches import LatentData
+from gendistill.data.encode import training_prompts
+from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.pipeline import Teacher
+from gendistill.export.student import student_pipeline
+from gendistill.judge import Judge, build_judge, teacher_judge
+from gendistill.progress import advancing_bar
+from gendistill.samplers import FewStepSampler
+from gendistill.schedulers import solver_eta, student_scheduler
+from gendistill.training.processes import gathered, share
+from gendistill.training.trainer import Validation
+
+GRID_PICTURES = 32
+
+
+class Validator:
+    """Judges the average at every step count with every solver in question, and draws a grid at fixed seeds."""
+
+    def __init__(self, config: DistillConfig, teacher: Teacher, networks: Networks, judge: Judge, samples: Path) -> None:
+        self.config, self.teacher, self.networks, self.judge, self.samples = config, teacher, networks, judge, samples
+        samples.mkdir(exist_ok=True)
+
+    def __call__(self, step: int) -> Validation:
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the drawing."""
+        sampler = FewStepSampler(student_pipeline(self.teacher, self.networks))
+        distances: dict[str, dict[str, float]] = {}
+        for solver in self.config.solvers:
+            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher)
+            sampler.eta = solver_eta(solver)
+            distances[solver] = {}
+            for count in self.config.steps:
+                if count == 1 and solver != self.config.solvers[0]:
+                    distances[solver]["1"] = distances[self.config.solvers[0]]["1"]  # one step knows no solver
+                    continue
+                mine = self.judge.of(share(len(self.judge.prompts)))
+                pictures = mine.draw(sampler, count, pipeline_guidance_scale(self.config))
+                pictures = gathered(pictures, len(self.judge.prompts))
+                distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
+                if count == self.config.steps[0]:
+                    grid = make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8)
+                    save_picture(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
+        means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
+        best = min(means, key=lambda solver: means[solver])
+        return Validation(means[best], {"solver": best, self.judge.metric: distances})
+
+
+def validation_judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
+    """Real pictures to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
+    reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
+    if reference is None:
+        prompts = training_prompts(config.data, teacher).prompts
+        return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
+    is_data = reference == config.data.path
+    with advancing_bar("reading the reference") as progress:
+        judge = build_judge(
+            reference,
+            caption=config.data.caption,
+            num=num,
+            seed=seed,
+            extractor=config.validation_extractor,
+            cache=config.data.cache,
+            image_column=config.data.image_column if is_data else None,
+            split=config.data.split if is_data else None,
+            progress=progress,
+        )
+    return judge.first(num)
+
+
+def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher) -> Any:
+    """The stock scheduler that samples the student by `solver`."""
+    return student_scheduler(
+        solver,
+        teacher.pipeline.scheduler.config,
+        teacher.denoiser.prediction_type,
+        config.consistency.num_ddim_timesteps,
+        bounded=teacher.drawing.bounded,
+    )
+
+
+def pipeline_guidance_scale(config: DistillConfig) -> float:
+    """What the student's pipeline is called with."""
+    return 1.0 if config.consistency.guidance == "baked" else config.consistency.guidance_scale
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture (3, H, W) in [0, 1], whole or not at all; one process does."""
+    if PartialState().is_main_process:
+        aside = path.with_name(f".{path.name}")
+        save_image(picture, aside, format="png")
+        os.replace(aside, path)
