@@ -61,6 +61,22 @@ class DataConfig(Section):
     synthetic_guidance: float = Field(3.0, ge=1, description="guidance scale for them")
 
 
+class GuidanceConfig(Section):
+    """What becomes of classifier-free guidance in the student."""
+
+    mode: Literal["embedded", "baked", "cfg"] = Field(
+        "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
+    )
+    scale: float = Field(3.0, ge=1, description="to bake in, or to sample with by default; 1 is none")
+    range: tuple[float, float] = Field((1.0, 6.0), description="scales that an embedded student learns")
+    prompt_dropout: float = Field(0.15, ge=0, le=1, description="share of empty prompts, for cfg students")
+
+    @property
+    def of_pipeline(self) -> float:
+        """The `guidance_scale` that the student's pipeline is called with; 1 (off) where the scale is baked in."""
+        return 1.0 if self.mode == "baked" else self.scale
+
+
 class ConsistencyConfig(Section):
     """Consistency distillation (`--method consistency`)."""
 
@@ -69,12 +85,6 @@ class ConsistencyConfig(Section):
     loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
     target: Literal["ema", "student"] = Field("ema", description="whose x_0 is the target, without gradient")
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
-    guidance: Literal["embedded", "baked", "cfg"] = Field(
-        "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
-    )
-    guidance_scale: float = Field(3.0, ge=1, description="to bake in, or to sample with by default; 1 is none")
-    guidance_range: tuple[float, float] = Field((1.0, 6.0), description="scales that an embedded student learns")
-    prompt_dropout: float = Field(0.15, ge=0, le=1, description="share of empty prompts, for cfg students")
 
 
 class LoraSettings(Section):
@@ -134,6 +144,7 @@ class DistillConfig(Section):
     device: str | None = Field(None, description="cuda, mps, cpu; the best that is there where not given")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the frozen teacher")
     data: DataConfig = DataConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
@@ -147,13 +158,13 @@ class DistillConfig(Section):
             raise ValueError(f"steps {self.steps}: takes at most consistency.num_ddim_timesteps ({most})")
         if self.consistency.num_phases > most:
             raise ValueError(f"consistency.num_phases {self.consistency.num_phases}: takes at most num_ddim_timesteps ({most})")
-        if self.lora.enabled and self.consistency.guidance == "embedded":
+        if self.lora.enabled and self.guidance.mode == "embedded":
             raise ValueError(
-                "consistency.guidance 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"
+                "guidance.mode 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"
             )
-        low, high = self.consistency.guidance_range
+        low, high = self.guidance.range
         if not 1 <= low < high:
-            raise ValueError(f"consistency.guidance_range {low}, {high}: takes 1 <= low < high")
+            raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")
         per_pass = self.trainer.batch_size // self.trainer.gradient_accumulation_steps
         if per_pass * self.trainer.gradient_accumulation_steps != self.trainer.batch_size:
             raise ValueError(

@@ -21,6 +21,7 @@ from gendistill.export.student import export_student
 from gendistill.failures import told_in_a_sentence
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.methods.guidance import Guidance
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.schedulers import solver_eta
@@ -69,9 +70,9 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     if config.lora.enabled:
         networks = lora_networks(teacher.denoiser, config.lora.rank, config.lora.alpha)
     else:
-        embedded = config.consistency.guidance == "embedded"
+        embedded = config.guidance.mode == "embedded"
         networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if embedded else None)
-    method = ConsistencyDistillation(networks, teacher.unconditional(), config.consistency)
+    method = ConsistencyDistillation(networks, Guidance(teacher.unconditional(), config.guidance), config.consistency)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
     with processes.local_main_process_first():  # which reads the reference for the others of its machine
@@ -106,17 +107,17 @@ def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> Disti
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
     if family.drawing.guided:
         return config
-    asked = config.consistency.model_fields_set
-    if (config.consistency.guidance_scale > 1 and "guidance_scale" in asked) or config.consistency.guidance != "baked":
-        raise ValueError(f"consistency.guidance: {kind} knows no guidance; takes 'baked' with a guidance_scale of 1")
-    return config.model_copy(update={"consistency": config.consistency.model_copy(update={"guidance_scale": 1.0})})
+    asked = config.guidance.model_fields_set
+    if (config.guidance.scale > 1 and "scale" in asked) or config.guidance.mode != "baked":
+        raise ValueError(f"guidance: {kind} knows no guidance; takes the mode 'baked' with a scale of 1")
+    return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": 1.0})})
 
 
 def _specify(config: DistillConfig, teacher: Teacher, training: TrainingResult) -> tuple[StudentSpec, Any]:
     """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
     assert training.best is not None  # the validator has judged at least the start
     solver = training.best.figures["solver"]
-    settings = config.consistency
+    settings = config.guidance
     scheduler = scheduler_of(solver, config, teacher)
     spec = StudentSpec(
         method=config.method,
@@ -125,9 +126,9 @@ def _specify(config: DistillConfig, teacher: Teacher, training: TrainingResult) 
         solver=solver,
         scheduler_class=type(scheduler).__name__,
         scheduler_config={name: value for name, value in scheduler.config.items() if not name.startswith("_")},
-        guidance=settings.guidance,
-        guidance_scale=settings.guidance_scale,
-        guidance_range=settings.guidance_range if settings.guidance == "embedded" else None,
+        guidance=settings.mode,
+        guidance_scale=settings.scale,
+        guidance_range=settings.range if settings.mode == "embedded" else None,
         prediction_type=teacher.denoiser.prediction_type,
         lora=config.lora.enabled,
         eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,

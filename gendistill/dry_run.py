@@ -88,7 +88,7 @@ def count_parameters(folder: Path, network_class: str, config: DistillConfig) ->
         network_class: diffusers' name of it.
     """
     kind = getattr(diffusers, network_class)
-    embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.consistency.guidance == "embedded" else {}
+    embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" else {}
     with init_empty_weights():
         network: Any = kind.from_config(kind.load_config(folder))
         student: Any = kind.from_config(network.config, **embedded)

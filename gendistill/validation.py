@@ -46,7 +46,7 @@ class Validator:
                     distances[solver]["1"] = distances[self.config.solvers[0]]["1"]  # one step knows no solver
                     continue
                 mine = self.judge.of(share(len(self.judge.prompts)))
-                pictures = mine.draw(sampler, count, pipeline_guidance_scale(self.config))
+                pictures = mine.draw(sampler, count, self.config.guidance.of_pipeline)
                 pictures = gathered(pictures, len(self.judge.prompts))
                 distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
                 if count == self.config.steps[0]:
@@ -88,11 +88,6 @@ def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher) -> Any:
         config.consistency.num_ddim_timesteps,
         bounded=teacher.drawing.bounded,
     )
-
-
-def pipeline_guidance_scale(config: DistillConfig) -> float:
-    """What the student's pipeline is called with."""
-    return 1.0 if config.consistency.guidance == "baked" else config.consistency.guidance_scale
 
 
 def save_picture(picture: Tensor, path: Path) -> None:

@@ -67,7 +67,7 @@ def main() -> None:
                 "data.path": args.data,
                 "data.prompts": args.prompts,
                 "lora.enabled": args.lora,
-                "consistency.guidance_scale": args.guidance_scale,
+                "guidance.scale": args.guidance_scale,
                 "trainer.mixed_precision": args.mixed_precision,
                 "trainer.gradient_checkpointing": args.gradient_checkpointing,
                 "trainer.batch_size": args.batch_size,

@@ -65,13 +65,13 @@ def full(place, tiny_folder):
 
 @pytest.fixture(scope="module")
 def lora(place, tiny_folder):
-    return distill(place, tiny_folder, "lora", "--data", place / "pictures", "--lora", "--set=consistency.guidance=cfg")
+    return distill(place, tiny_folder, "lora", "--data", place / "pictures", "--lora", "--set=guidance.mode=cfg")
 
 
 @pytest.fixture(scope="module")
 def embedded(place, tiny_folder):
     made = ("num_synthetic=6", "synthetic_steps=2")
-    settings = [f"--set=data.{setting}" for setting in made] + ["--set=consistency.guidance=embedded"]
+    settings = [f"--set=data.{setting}" for setting in made] + ["--set=guidance.mode=embedded"]
     return distill(place, tiny_folder, "embedded", "--prompts", place / "prompts.txt", *settings)
 
 

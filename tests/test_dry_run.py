@@ -59,12 +59,12 @@ def test_json_holds_both(place, monkeypatch, capsys):
     assert said["plan"]["trains"].startswith("a LoRA of rank 64, ")
 
 
-@pytest.mark.parametrize("mode", [{}, {"lora.enabled": True, "lora.rank": 4}, {"consistency.guidance": "embedded"}])
+@pytest.mark.parametrize("mode", [{}, {"lora.enabled": True, "lora.rank": 4}, {"guidance.mode": "embedded"}])
 def test_parameters_are_counted_from_the_configs_alone(place, teacher, mode):
     config = load_config(None, {"teacher": "teacher", "data.prompts": "prompts.txt"} | mode)
     total, trained = count_parameters(place / "teacher" / "unet", "UNet2DConditionModel", config)
     assert total == sum(parameter.numel() for parameter in teacher.network.parameters())
-    embedding = 256 if config.consistency.guidance == "embedded" else None
+    embedding = 256 if config.guidance.mode == "embedded" else None
     networks = lora_networks(teacher.denoiser, 4) if config.lora.enabled else full_networks(teacher.denoiser, embedding)
     assert trained == sum(parameter.numel() for parameter in networks.trained.values())
 

@@ -96,13 +96,13 @@ def with_nothing(prompt, scale):
 
 RUNS = {
     "sd1, full, baked": ("sd1", with_text, {"data__prompts": True, "solvers": ["tcd"]}),
-    "sd2, full, embedded": ("sd2", with_text, {"data__path": True, "consistency__guidance": "embedded"}),
+    "sd2, full, embedded": ("sd2", with_text, {"data__path": True, "guidance__mode": "embedded"}),
     "sd2, LoRA, baked": ("sd2", with_text, {"data__path": True, "lora__enabled": True, "lora__rank": 4}),
-    "sdxl, full, embedded": ("sdxl", with_text, {"data__prompts": True, "consistency__guidance": "embedded"}),
+    "sdxl, full, embedded": ("sdxl", with_text, {"data__prompts": True, "guidance__mode": "embedded"}),
     "sdxl, LoRA, cfg": (
         "sdxl",
         with_text,
-        {"data__path": True, "lora__enabled": True, "lora__rank": 4, "consistency__guidance": "cfg", "solvers": ["tcd"]},
+        {"data__path": True, "lora__enabled": True, "lora__rank": 4, "guidance__mode": "cfg", "solvers": ["tcd"]},
     ),
     "unconditional, from pictures": ("unconditional", with_nothing, {"data__path": True}),
     "unconditional, from nothing": ("unconditional", with_nothing, {"solvers": ["tcd"]}),
@@ -148,8 +148,8 @@ def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
 @pytest.mark.parametrize(
     ("family", "changes", "sentence"),
     [
-        ("unconditional", {"consistency__guidance_scale": 3.0}, r"\(DDPMPipeline\) knows no guidance; takes 'baked'"),
-        ("classes", {"consistency__guidance": "embedded"}, r"\(ConsistencyModelPipeline\) knows no guidance"),
+        ("unconditional", {"guidance__scale": 3.0}, r"\(DDPMPipeline\) knows no guidance; takes the mode 'baked'"),
+        ("classes", {"guidance__mode": "embedded"}, r"\(ConsistencyModelPipeline\) knows no guidance"),
         ("unconditional", {"lora__enabled": True}, r"loads no LoRA into teacher .* takes the full mode"),
         ("classes", {"data__path": True}, "prompt '.*': the model takes the number of a class, from 0 to 2"),
         ("sd1", {}, "data.path and data.prompts: takes one of them"),
@@ -167,7 +167,7 @@ def test_the_config_that_a_run_writes_starts_the_same_run_where_there_is_no_guid
     config = settings(tmp_path, family_folder("unconditional"), "run", trainer__max_steps=1)
     distill(config)
     written = load_config(tmp_path / "run" / "config.yaml")
-    assert written.consistency.guidance_scale == 1.0
+    assert written.guidance.scale == 1.0
     assert distill(written, resume=True).training.steps == 1
 
 

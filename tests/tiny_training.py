@@ -3,11 +3,12 @@
 import torch
 from row_cache import write_cache
 
-from gendistill.config import ConsistencyConfig, TrainerConfig
+from gendistill.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
 from gendistill.data.batches import LatentData, as_rows
 from gendistill.diffusion.networks import full_networks, lora_networks
 from gendistill.diffusion.pipeline import load_teacher
 from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.methods.guidance import Guidance
 from gendistill.training.trainer import Trainer
 
 
@@ -29,7 +30,8 @@ def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **s
             with torch.no_grad():
                 parameter.copy_(0.01 * torch.randn(parameter.shape, generator=fill) if number % 2 == 0 else parameter * 0)
         networks.update_average(0.0)
-    method = ConsistencyDistillation(networks, teacher.encode_prompts([""]), ConsistencyConfig(num_ddim_timesteps=10))
+    guidance = Guidance(teacher.unconditional(), GuidanceConfig())
+    method = ConsistencyDistillation(networks, guidance, ConsistencyConfig(num_ddim_timesteps=10))
     config = TrainerConfig(
         **{"batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 1, "trackers": [], **settings}
     )

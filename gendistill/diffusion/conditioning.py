@@ -37,6 +37,11 @@ class Conditioning:
         """Moved to a device; floating tensors also to `dtype`."""
         return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU where there are none."""
+        return next((tensor.device for tensor in self.tensors().values()), torch.device("cpu"))
+
     def expand(self, batch_size: int) -> Conditioning:
         """One condition (batch of 1) for `batch_size` samples, without copying."""
         return self.map(lambda tensor: tensor.expand(batch_size, *tensor.shape[1:]))

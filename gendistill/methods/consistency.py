@@ -20,6 +20,7 @@ from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.prediction import Prediction
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.base import Method, Update
+from gendistill.methods.guidance import Guidance
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping
 
@@ -55,31 +56,8 @@ def phase_edges(num_phases: int, grid: Tensor) -> Tensor:
     return torch.stack([grid[start - 1] if start else torch.zeros_like(grid[0]) for start in starts])
 
 
-def solver_step(
-    teacher: Denoiser,
-    x_t: Tensor,
-    t: Tensor,
-    s: Tensor,
-    conditioning: Conditioning,
-    unconditional: Conditioning,
-    guidance_scale: Tensor | float,
-) -> Tensor:
-    """x_s on the guided teacher's trajectory through x_t: one skipping DDIM step (Luo et al. 2023, eq. 12 to 14).
-
-    Without guidance (a scale of exactly 1 for all) the unconditional branch is not computed.
-    """
-    if isinstance(guidance_scale, float) and guidance_scale == 1.0:
-        prediction = teacher(x_t, t, conditioning)
-    else:
-        prediction = teacher.guided(x_t, t, conditioning, unconditional, guidance_scale)
-    return ddim_step(prediction.x_0, prediction.eps, s, teacher.schedule)
-
-
 class ConsistencyDistillation(Method):
     """The three networks, wired by the functions above.
-
-    Args:
-        unconditional: the empty prompt, a batch of 1.
 
     Raises:
         ValueError: the solver grid is finer than the teacher's timesteps.
@@ -87,8 +65,8 @@ class ConsistencyDistillation(Method):
 
     name = "consistency"
 
-    def __init__(self, networks: Networks, unconditional: Conditioning, config: ConsistencyConfig) -> None:
-        self.networks, self.unconditional, self.config = networks, unconditional, config
+    def __init__(self, networks: Networks, guidance: Guidance, config: ConsistencyConfig) -> None:
+        self.networks, self.guidance, self.config = networks, guidance, config
         timesteps = networks.teacher.schedule.num_train_timesteps
         if config.num_ddim_timesteps > timesteps:
             raise ValueError(
@@ -107,26 +85,12 @@ class ConsistencyDistillation(Method):
         s = torch.where(index > 0, self.grid[index - 1], 0)
         x_t = self.networks.teacher.schedule.add_noise(latents, noise, t)
 
-        guidance_scale = self._guidance(random)
-        if self.config.guidance == "embedded":
-            assert isinstance(guidance_scale, Tensor)
-            conditioning = conditioning.with_guidance(guidance_scale.to(device))
-        elif self.config.guidance == "cfg":
-            kept = (random.uniform() >= self.config.prompt_dropout).to(device)
-            conditioning = conditioning.where(kept, self.unconditional)
-
+        conditioning, scale = self.guidance.draw(conditioning, random)
         t, s = t.to(device), s.to(device)
         target_network = self.networks.average if self.config.target == "ema" else self.networks.student
         with torch.no_grad():
-            x_s = solver_step(
-                self.networks.teacher,
-                x_t,
-                t,
-                s,
-                conditioning.with_guidance(None),
-                self.unconditional,
-                guidance_scale,
-            )
+            guided = self.guidance.predict(self.networks.teacher, x_t, t, conditioning, scale)
+            x_s = ddim_step(guided.x_0, guided.eps, s, self.networks.teacher.schedule)  # Luo et al. 2023, eq. 12 to 14
             target = self._map(target_network, x_s, s, t, conditioning)
         loss = self.distance(self._map(self.networks.student, x_t, t, t, conditioning), target)
         yield Update(loss, logs={"loss": loss.detach()})
@@ -134,13 +98,6 @@ class ConsistencyDistillation(Method):
     def after_step(self, step: int) -> None:
         """The average follows the student; its decay warms up, so that it forgets the teacher."""
         self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
-
-    def _guidance(self, random: PerSampleRandom) -> Tensor | float:
-        config = self.config
-        if config.guidance == "embedded":
-            low, high = config.guidance_range
-            return low + (high - low) * random.uniform()
-        return config.guidance_scale if config.guidance == "baked" else 1.0
 
     def _map(self, denoiser: Denoiser, x: Tensor, at: Tensor, phase_of: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x, at) within the phase that holds the time `phase_of`."""

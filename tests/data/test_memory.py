@@ -24,13 +24,14 @@ def peak_of_a_run(folder: Path, count: int) -> int:
     from row_cache import write_cache
     from tiny_pipeline import tiny_unet
 
-    from gendistill.config import ConsistencyConfig, TrainerConfig
+    from gendistill.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
     from gendistill.data.batches import LatentData, as_rows
     from gendistill.data.order import PerSampleRandom
     from gendistill.diffusion.conditioning import Conditioning
     from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
     from gendistill.diffusion.networks import full_networks
     from gendistill.methods.consistency import ConsistencyDistillation
+    from gendistill.methods.guidance import Guidance
     from gendistill.schedulers import NoiseSchedule
     from gendistill.training.trainer import Trainer
 
@@ -50,7 +51,14 @@ def peak_of_a_run(folder: Path, count: int) -> int:
     networks = full_networks(Denoiser(tiny_unet(), schedule, "epsilon", call_unet_2d_condition))
     nothing = Conditioning(prompt_embeds=torch.zeros(1, TOKENS, WIDTH))
     config = TrainerConfig(batch_size=8, max_steps=TRAINED_STEPS, trackers=[])
-    Trainer(ConsistencyDistillation(networks, nothing, ConsistencyConfig()), data, config, folder, seed=0, cpu=True).train()
+    Trainer(
+        ConsistencyDistillation(networks, Guidance(nothing, GuidanceConfig()), ConsistencyConfig()),
+        data,
+        config,
+        folder,
+        seed=0,
+        cpu=True,
+    ).train()
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, LCMScheduler
 
-from gendistill.config import ConsistencyConfig
+from gendistill.config import ConsistencyConfig, GuidanceConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
@@ -20,8 +20,9 @@ from gendistill.methods.consistency import (
     consistency_function,
     phase_edges,
     phase_function,
-    solver_step,
 )
+from gendistill.methods.guidance import Guidance
+from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping, trailing
 
 SCHEDULE = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
@@ -66,16 +67,16 @@ def solve(teacher, x_t, grid):
     """From the last point of a rising grid down to 0 by the method's solver."""
     falling = [*grid.flip(0), torch.tensor(0)]
     for t, s in pairwise(falling):
-        x_t = solver_step(teacher, x_t, t.expand(len(x_t)), s.expand(len(x_t)), NOTHING, NOTHING, 1.0)
+        prediction = teacher(x_t, t.expand(len(x_t)), NOTHING)
+        x_t = ddim_step(prediction.x_0, prediction.eps, s.expand(len(x_t)), SCHEDULE)
     return x_t
 
 
 def loss_of(denoiser, num_ddim_timesteps, **settings):
     gaussian = Gaussian()
-    config = ConsistencyConfig(
-        num_ddim_timesteps=num_ddim_timesteps, guidance="baked", guidance_scale=1.0, loss="l2", **settings
-    )
-    method = ConsistencyDistillation(Networks(gaussian.teacher(), denoiser, denoiser, {}, {}), NOTHING, config)
+    config = ConsistencyConfig(num_ddim_timesteps=num_ddim_timesteps, loss="l2", **settings)
+    networks = Networks(gaussian.teacher(), denoiser, denoiser, {}, {})
+    method = ConsistencyDistillation(networks, Guidance(NOTHING, GuidanceConfig(scale=1.0)), config)
     generator = torch.Generator().manual_seed(1)
     latents = gaussian.mean + gaussian.std * torch.randn(2048, 2, dtype=torch.float64, generator=generator)
     (update,) = method.updates(Batch(latents, NOTHING), PerSampleRandom(0, 0, 0, len(latents)))
@@ -152,11 +153,13 @@ def test_within_every_phase_the_exact_map_to_its_edge_is_a_fixed_point():
 
 @pytest.mark.parametrize(
     ("settings", "teacher_batch"),
-    [({"guidance": "cfg"}, 4), ({"guidance": "baked", "guidance_scale": 3.0}, 8), ({"guidance": "embedded"}, 8)],
+    [({"mode": "cfg"}, 4), ({"mode": "baked", "scale": 3.0}, 8), ({"mode": "embedded"}, 8)],
 )
 def test_the_teacher_is_called_once_and_doubles_its_batch_only_where_it_is_guided(teacher, settings, teacher_batch, generator):
-    networks = full_networks(teacher.denoiser, 256 if settings["guidance"] == "embedded" else None)
-    method = ConsistencyDistillation(networks, teacher.encode_prompts([""]), ConsistencyConfig(**settings))
+    networks = full_networks(teacher.denoiser, 256 if settings["mode"] == "embedded" else None)
+    method = ConsistencyDistillation(
+        networks, Guidance(teacher.unconditional(), GuidanceConfig(**settings)), ConsistencyConfig()
+    )
     batches = {"teacher": [], "student": [], "average": []}
     for name, sizes in batches.items():
         network = getattr(networks, name).network
@@ -168,7 +171,9 @@ def test_the_teacher_is_called_once_and_doubles_its_batch_only_where_it_is_guide
 
 def test_the_averages_decay_warms_up_to_its_setting(teacher):
     networks = full_networks(teacher.denoiser)
-    method = ConsistencyDistillation(networks, teacher.encode_prompts([""]), ConsistencyConfig(ema_decay=0.95))
+    method = ConsistencyDistillation(
+        networks, Guidance(teacher.unconditional(), GuidanceConfig()), ConsistencyConfig(ema_decay=0.95)
+    )
     name = next(iter(networks.trained))
     for step, decay in [(1, 2 / 11), (90, 0.91), (10_000, 0.95)]:
         with torch.no_grad():

@@ -7,13 +7,14 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from tiny_pipeline import tiny_unet
 
-from gendistill.config import ConsistencyConfig
+from gendistill.config import ConsistencyConfig, GuidanceConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
 from gendistill.diffusion.networks import full_networks
 from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.methods.guidance import Guidance
 from gendistill.schedulers import NoiseSchedule
 
 SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -75,12 +76,11 @@ def test_the_loss_and_its_gradient_are_those_of_diffusers_lcm_script(prediction_
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    config = ConsistencyConfig(
-        num_ddim_timesteps=K, loss=loss, guidance="embedded", guidance_range=(W_MIN + 1, W_MAX + 1), target="ema"
-    )
+    config = ConsistencyConfig(num_ddim_timesteps=K, loss=loss, target="ema")
+    guidance = GuidanceConfig(mode="embedded", range=(W_MIN + 1, W_MAX + 1))
     latents = torch.randn(BATCH, 4, 8, 8, generator=generator)
     embeds, empty = torch.randn(BATCH, 6, 32, generator=generator), torch.randn(1, 6, 32, generator=generator)
-    method = ConsistencyDistillation(networks, Conditioning(empty), config)
+    method = ConsistencyDistillation(networks, Guidance(Conditioning(empty), guidance), config)
     (update,) = method.updates(Batch(latents, Conditioning(embeds)), PerSampleRandom(3, 0, 0, BATCH))
     update.loss.backward()
 

@@ -4,13 +4,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from gendistill.config import ConsistencyConfig
+from gendistill.config import ConsistencyConfig, GuidanceConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import full_networks
 from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.methods.guidance import Guidance
 from gendistill.schedulers import NoiseSchedule, expand_to
 
 SCHEDULE = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
@@ -77,8 +78,8 @@ def test_one_step_of_a_student_is_much_closer_to_the_data_than_one_step_of_its_t
     networks = full_networks(Denoiser(SmallNetwork(), SCHEDULE, "sample", call_small_network))
     networks.teacher = Denoiser(None, SCHEDULE, "sample", posterior_mean)
     denoise_as_the_teacher(networks, 400, generator)
-    config = ConsistencyConfig(num_ddim_timesteps=40, guidance="baked", guidance_scale=1.0, ema_decay=0.9, loss="l2")
-    method = ConsistencyDistillation(networks, Conditioning(), config)
+    config = ConsistencyConfig(num_ddim_timesteps=40, ema_decay=0.9, loss="l2")
+    method = ConsistencyDistillation(networks, Guidance(Conditioning(), GuidanceConfig(scale=1.0)), config)
     optimizer = torch.optim.Adam(networks.trained.values(), 2e-3)
     for step in range(1, 601):
         batch = Batch(draw_data(BATCH, generator), Conditioning())
