@@ -13,15 +13,17 @@ from accelerate import PartialState
 
 import gendistill
 from gendistill.config import DistillConfig, save_config
+from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data, weights_fingerprint
 from gendistill.diffusion.families import Family
-from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
+from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
 from gendistill.export.student import export_student
 from gendistill.failures import told_in_a_sentence
+from gendistill.judge import Judge
 from gendistill.machine import make_folder, usable_device
-from gendistill.methods.consistency import ConsistencyDistillation
-from gendistill.methods.guidance import Guidance
+from gendistill.methods import METHODS
+from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.schedulers import solver_eta
@@ -49,11 +51,16 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
         Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
     run = make_folder(Path(config.out))
-    if Checkpoints(run / "checkpoints").steps() and not resume:  # before the encoding, and before config.yaml is written
+    if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         return _distill(config, run, processes, resume)
+
+
+def is_begun(run: Path) -> bool:
+    """Whether a run folder holds checkpoints, of any stage."""
+    return any(Checkpoints(folder).steps() for folder in (run / "checkpoints", *run.glob("stages/*/checkpoints")))
 
 
 def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: bool) -> DistillResult:
@@ -66,34 +73,47 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
         device=processes.device,
     )
     config = fitting(config, teacher.family, type(teacher.pipeline).__name__)
-    torch.manual_seed(config.seed)  # adapters start at random
-    if config.lora.enabled:
-        networks = lora_networks(teacher.denoiser, config.lora.rank, config.lora.alpha)
-    else:
-        embedded = config.guidance.mode == "embedded"
-        networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if embedded else None)
-    method = ConsistencyDistillation(networks, Guidance(teacher.unconditional(), config.guidance), config.consistency)
+    stages = METHODS[config.method](config, teacher.denoiser, teacher.unconditional())
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
     with processes.local_main_process_first():  # which reads the reference for the others of its machine
         judge = validation_judge(config, teacher, data)
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
-    validator = Validator(config, teacher, networks, judge, run / "samples")
+    torch.manual_seed(config.seed)  # adapters start at random
+    main: DistillResult | None = None
+    for stage in stages:
+        trained = _train(stage, config, teacher, data, judge, run, processes, resume)
+        if trained is not None and config.steps[0] in trained.spec.num_inference_steps:
+            main = trained
+    assert main is not None  # every method makes a student of the main step count
+    return main
+
+
+def _train(
+    stage: Stage,
+    config: DistillConfig,
+    teacher: Teacher,
+    data: LatentData,
+    judge: Judge,
+    run: Path,
+    processes: PartialState,
+    resume: bool,
+) -> DistillResult | None:
+    """Train a stage to its end and write its student, where it has one."""
+    folder = make_folder(run / stage.folder)
+    settings = config.trainer.model_copy(update=stage.trainer)
+    validator = Validator(config, teacher, stage, judge, folder / "samples")
     cpu = processes.device.type == "cpu"
-    trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=cpu)
+    trainer = Trainer(stage.method, data, settings, folder, seed=config.seed, validate=validator, cpu=cpu)
     training = trainer.train(resume=resume)
-    spec, scheduler = _specify(config, teacher, training)
+    if stage.student is None:
+        return None
+    spec, scheduler = _specify(config, teacher, stage, training)
     if processes.is_main_process:
-        export_student(
-            run / "student",
-            teacher,
-            networks,
-            spec,
-            scheduler,
-            _lineage(config, teacher, data.cache.provenance, training),
-        )
-    return DistillResult(run / "student", spec, training, networks, processes.is_main_process)
+        lineage = _lineage(config, teacher, data.cache.provenance, training)
+        export_student(run / stage.student, teacher, stage.method.networks, spec, scheduler, lineage)
+    return DistillResult(run / stage.student, spec, training, stage.method.networks, processes.is_main_process)
 
 
 def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> DistillConfig:
@@ -113,23 +133,24 @@ def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> Disti
     return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": 1.0})})
 
 
-def _specify(config: DistillConfig, teacher: Teacher, training: TrainingResult) -> tuple[StudentSpec, Any]:
+def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: TrainingResult) -> tuple[StudentSpec, Any]:
     """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
     assert training.best is not None  # the validator has judged at least the start
     solver = training.best.figures["solver"]
     settings = config.guidance
-    scheduler = scheduler_of(solver, config, teacher)
+    prediction_type = stage.method.networks.average.prediction_type
+    scheduler = scheduler_of(solver, config, teacher, prediction_type)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
-        num_inference_steps=tuple(config.steps),
+        num_inference_steps=tuple(stage.steps),
         solver=solver,
         scheduler_class=type(scheduler).__name__,
         scheduler_config={name: value for name, value in scheduler.config.items() if not name.startswith("_")},
         guidance=settings.mode,
         guidance_scale=settings.scale,
         guidance_range=settings.range if settings.mode == "embedded" else None,
-        prediction_type=teacher.denoiser.prediction_type,
+        prediction_type=prediction_type,
         lora=config.lora.enabled,
         eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
         teacher_config=config.teacher_config,

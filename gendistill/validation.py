@@ -13,10 +13,10 @@ from torchvision.utils import make_grid, save_image
 from gendistill.config import DistillConfig
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
-from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher
 from gendistill.export.student import student_pipeline
 from gendistill.judge import Judge, build_judge, teacher_judge
+from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import solver_eta, student_scheduler
@@ -27,29 +27,30 @@ GRID_PICTURES = 32
 
 
 class Validator:
-    """Judges the average at every step count with every solver in question, and draws a grid at fixed seeds."""
+    """Judges a stage's average at every step count with every solver in question, and draws a grid at fixed seeds."""
 
-    def __init__(self, config: DistillConfig, teacher: Teacher, networks: Networks, judge: Judge, samples: Path) -> None:
-        self.config, self.teacher, self.networks, self.judge, self.samples = config, teacher, networks, judge, samples
-        samples.mkdir(exist_ok=True)
+    def __init__(self, config: DistillConfig, teacher: Teacher, stage: Stage, judge: Judge, samples: Path) -> None:
+        self.config, self.teacher, self.stage, self.judge, self.samples = config, teacher, stage, judge, samples
+        samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
         """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the drawing."""
-        sampler = FewStepSampler(student_pipeline(self.teacher, self.networks))
+        networks, steps, solvers = self.stage.method.networks, self.stage.steps, self.stage.solvers
+        sampler = FewStepSampler(student_pipeline(self.teacher, networks))
         distances: dict[str, dict[str, float]] = {}
-        for solver in self.config.solvers:
-            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher)
+        for solver in solvers:
+            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, networks.average.prediction_type)
             sampler.eta = solver_eta(solver)
             distances[solver] = {}
-            for count in self.config.steps:
-                if count == 1 and solver != self.config.solvers[0]:
-                    distances[solver]["1"] = distances[self.config.solvers[0]]["1"]  # one step knows no solver
+            for count in steps:
+                if count == 1 and solver != solvers[0]:
+                    distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
                     continue
                 mine = self.judge.of(share(len(self.judge.prompts)))
                 pictures = mine.draw(sampler, count, self.config.guidance.of_pipeline)
                 pictures = gathered(pictures, len(self.judge.prompts))
                 distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
-                if count == self.config.steps[0]:
+                if count == steps[0]:
                     grid = make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8)
                     save_picture(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
@@ -79,12 +80,12 @@ def validation_judge(config: DistillConfig, teacher: Teacher, data: LatentData) 
     return judge.first(num)
 
 
-def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher) -> Any:
-    """The stock scheduler that samples the student by `solver`."""
+def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher, prediction_type: str) -> Any:
+    """The stock scheduler that samples by `solver` a student that predicts `prediction_type`."""
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
-        teacher.denoiser.prediction_type,
+        prediction_type,
         config.consistency.num_ddim_timesteps,
         bounded=teacher.drawing.bounded,
     )

@@ -68,6 +68,16 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None) -> N
     )
 
 
+def first_networks(teacher: Denoiser, *, lora: bool, rank: int, alpha: int | None, embedded: bool) -> Networks:
+    """Networks in either mode, the student initialised from the teacher.
+
+    Args:
+        lora, rank, alpha: whether to train a low-rank adapter, and which.
+        embedded: whether the student takes a guidance scale as an input; all weights only.
+    """
+    return lora_networks(teacher, rank, alpha) if lora else full_networks(teacher, GUIDANCE_EMBEDDING if embedded else None)
+
+
 def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
     """A copy that is w-conditioned where `time_cond_proj_dim` says so."""
     if network.config.get("time_cond_proj_dim") == time_cond_proj_dim:

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gendistill.config import ConsistencyConfig
+from gendistill.config import ConsistencyConfig, DistillConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.networks import Networks, first_networks
 from gendistill.diffusion.prediction import Prediction
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.base import Method, Update
 from gendistill.methods.guidance import Guidance
+from gendistill.methods.stage import Stage
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping
 
@@ -107,3 +108,13 @@ class ConsistencyDistillation(Method):
         edges = self.edges.to(phase_of.device)
         edge = edges[torch.searchsorted(edges, phase_of) - 1]
         return phase_function(prediction, edge, denoiser.schedule)
+
+
+def consistency_stages(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+    """One stage: a consistency student is validated at every step count, and by every solver."""
+    embedded = config.guidance.mode == "embedded"
+    networks = first_networks(
+        teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
+    )
+    method = ConsistencyDistillation(networks, Guidance(unconditional, config.guidance), config.consistency)
+    yield Stage(method, config.steps, list(config.solvers), "student")

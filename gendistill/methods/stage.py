@@ -1,0 +1,29 @@
+"""A stretch of training: one method's networks, trained by one trainer until its limits, then handed to the next stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gendistill.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the driver trains next.
+
+    Attributes:
+        method: with its networks; the average that validates best is loaded in them once the stage is trained.
+        steps: step counts to validate at, the main one first.
+        solvers: ways of stepping to choose from.
+        student: the folder of the run that the student is written to; None where it is only the next stage's teacher.
+        folder: of the run, for checkpoints and log; "" is the run's own.
+        trainer: settings of the trainer that differ from the run's.
+    """
+
+    method: Method
+    steps: list[int]
+    solvers: list[str]
+    student: str | None
+    folder: str = ""
+    trainer: dict[str, Any] = field(default_factory=dict)
