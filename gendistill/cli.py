@@ -237,6 +237,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
     try:
         app()
     except ValueError as error:

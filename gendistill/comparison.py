@@ -106,9 +106,9 @@ def evaluate(
     counts = steps or list(sampler.spec.num_inference_steps)
     with advancing_bar("drawing from the student", num * len(counts)) as progress:
         student_rows = evaluate_student(sampler, judge, model="student", steps=counts, progress=progress)
-    pinned = {"config": sampler.spec.teacher_config, "revision": sampler.spec.teacher_revision} if teacher is None else {}
+    config, revision = (sampler.spec.teacher_config, sampler.spec.teacher_revision) if teacher is None else (None, None)
     teacher = teacher or sampler.spec.teacher
-    teacher_sampler = FewStepSampler.from_pretrained(teacher, **pinned, device=device)
+    teacher_sampler = FewStepSampler.from_pretrained(teacher, config=config, revision=revision, device=device)
     teacher_rows = stored_rows(Path(teacher), student_rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
     closed = gaps(student_rows, teacher_rows)
     comparison = Comparison(student_rows, teacher_rows, closed, [folder / FILE_NAME, folder / "report.html"])

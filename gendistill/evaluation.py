@@ -68,11 +68,6 @@ def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
     return [plan for plan in TEACHER_PLANS if sampler.family.guided or plan[2] == 1]
 
 
-def calls_a_step(guidance_scale: float) -> int:
-    """Network calls of one step of classifier-free guidance; a scale of 1 is none."""
-    return 2 if guidance_scale > 1 else 1
-
-
 def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False) -> Any:
     """The solvers that a teacher is sampled with in a comparison, each on the grid that suits few steps best (trailing).
 

@@ -158,7 +158,7 @@ class Unconditional(Family):
         latent: bool,
     ) -> Tensor:
         """By `ConsistencyModelPipeline`, the stock pipeline that takes class labels, any of our solvers and any dtype."""
-        drawing = ConsistencyModelPipeline(pipeline.unet, pipeline.scheduler)
+        drawing: Any = ConsistencyModelPipeline(pipeline.unet, pipeline.scheduler)
         drawing.set_progress_bar_config(disable=True)
         pictures = drawing(
             batch_size=len(generators),

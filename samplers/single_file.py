@@ -16,7 +16,11 @@ from .families import require_supported
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 ARCHITECTURES = Path(__file__).parent / "architectures"
-PARTS = {"UNet": "model.diffusion_model.", "VAE": "first_stage_model.", "text encoder": ("cond_stage_model.", "conditioner.")}
+PARTS = {
+    "UNet": ("model.diffusion_model.",),
+    "VAE": ("first_stage_model.",),
+    "text encoder": ("cond_stage_model.", "conditioner."),
+}
 CLIP_VOCABULARY = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -117,7 +121,7 @@ def _tokenizers(folder: Path, index: dict[str, Any]) -> dict[str, CLIPTokenizer]
     Raises:
         ValueError: the text encoder was trained with another vocabulary than CLIP's.
     """
-    made = {}
+    made: dict[str, CLIPTokenizer] = {}
     for name in [name for name in ("tokenizer", "tokenizer_2") if name in index and not (folder / name).is_dir()]:
         encoder = json.loads((folder / name.replace("tokenizer", "text_encoder") / "config.json").read_text())
         if encoder["vocab_size"] != CLIP_VOCABULARY:

@@ -1,8 +1,15 @@
+import os
+
 import pytest
 import torch
 from tiny_pipeline import TINY, tiny_pipeline
 
 from gendistill.diffusion.pipeline import load_teacher
+
+# Networks of these sizes are no faster on several threads, and where another program computes at the same time threads that
+# wait for one another are a hundred times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

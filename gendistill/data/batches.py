@@ -64,7 +64,7 @@ class LatentData:
             "broken": cache.broken,
             "left_out": cache.left_out,
             "missing_captions": cache.missing_captions,
-            "cache": str(cache.folder),
+            "cache": cache.key,
         }
 
 

@@ -107,7 +107,7 @@ class Trainer:
         log_size = self._restore(optimizers, last) if last else 0
         accelerator.wait_for_everyone()  # before any file is removed that another one may be reading
         if accelerator.is_main_process:
-            self.checkpoints.tidy(last and last.name)
+            self.checkpoints.tidy(last.name if last else None)
             self.log.cut(log_size)
         if last is None:
             self._write({"data": self.data.summary()})
