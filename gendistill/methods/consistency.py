@@ -64,14 +64,8 @@ def solver_step(
     unconditional: Conditioning,
     guidance_scale: Tensor | float,
 ) -> Tensor:
-    """x_s on the guided teacher's trajectory through x_t: one skipping DDIM step (Luo et al. 2023, eq. 12 to 14).
-
-    Without guidance (a scale of exactly 1 for all) the unconditional branch is not computed.
-    """
-    if isinstance(guidance_scale, float) and guidance_scale == 1.0:
-        prediction = teacher(x_t, t, conditioning)
-    else:
-        prediction = teacher.guided(x_t, t, conditioning, unconditional, guidance_scale)
+    """x_s on the guided teacher's trajectory through x_t: one skipping DDIM step (Luo et al. 2023, eq. 12 to 14)."""
+    prediction = teacher.guided(x_t, t, conditioning, unconditional, guidance_scale)
     return ddim_step(prediction.x_0, prediction.eps, s, teacher.schedule)
 
 
