@@ -1,0 +1,120 @@
+"""The N-step DDIM grid that follows one teacher's trajectories best, found by dynamic programming: no training.
+
+The teacher is run once through a fine grid of K candidate times, as a sampler would. A step that skips candidates, from
+x_i at t_i straight to t_j, is then a sum of what is known already, and so is its error against the trajectory's own x_j. The
+cheapest path of N such steps from the first candidate to the clean end is the grid (as Watson et al. 2021, "Learning to
+efficiently sample from diffusion probabilistic models", find theirs on the terms of the ELBO).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .noise import NoiseSchedule, expand_to
+
+
+class Estimate(Protocol):
+    """What a denoiser says of x_t: `gendistill.diffusion.prediction.Prediction` is one."""
+
+    @property
+    def x_0(self) -> Tensor: ...
+
+    @property
+    def eps(self) -> Tensor: ...
+
+
+Teacher = Callable[[Tensor, Tensor], Estimate]
+
+
+def search_grid(
+    teacher: Teacher,
+    noise: Tensor,
+    candidates: Tensor,
+    num_inference_steps: int,
+    schedule: NoiseSchedule,
+    *,
+    batch_size: int = 8,
+) -> Tensor:
+    """The best N of K candidate times, (N,) falling: `cheapest_path` over `step_costs`, whose arguments it takes.
+
+    Several step counts share the costs: call the two by themselves.
+    """
+    costs = step_costs(teacher, noise, candidates, schedule, batch_size=batch_size)
+    return candidates[cheapest_path(costs, num_inference_steps)]
+
+
+@torch.no_grad()
+def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: NoiseSchedule, *, batch_size: int = 8) -> Tensor:
+    """How far every single DDIM step strays from the teacher's trajectory: (K, K + 1) float64.
+
+    Entry (i, j) is the root mean square of x_j - step(x_i, t_i -> t_j) over samples and their elements; j = K is the clean
+    end. It is inf where j <= i, and 0 for the steps of the trajectory itself.
+
+    An error in x_j does not reach the clean end at its own size. For data of standard deviation d the probability-flow ODE
+    takes it there times d / sqrt(alpha_j^2 d^2 + sigma_j^2), the ratio of the standard deviations of x_0 and x_j (exactly, for
+    a Gaussian). Errors are multiplied by that, with the d of the trajectories' own ends, which makes them comparable over
+    times and their sum along a path a bound on the error at its end (Minkowski): hence the root, and not the square.
+
+    Args:
+        teacher: (x_t (B, ...), t (B,)) -> x_0 and eps; guided or not. Called K times a batch.
+        noise: (M, ...), x at the first candidate, as the sampler draws it.
+        candidates: (K,), falling, int64 or float; the path starts at the first of them.
+        batch_size: samples held at once. Memory is K (4 batch_size elements a sample + 8 K bytes), beside the teacher's.
+    """
+    alphas, sigmas = (scale.to(noise.device) for scale in (schedule.alpha(candidates), schedule.sigma(candidates)))
+    ends = torch.tensor([1.0, 0.0], dtype=torch.float64, device=noise.device)
+    alphas, sigmas = torch.cat([alphas, ends[:1]]), torch.cat([sigmas, ends[1:]])
+    count, last = len(candidates), schedule.clean
+    squares = torch.full((count, count + 1), math.inf, dtype=torch.float64, device=noise.device)
+    squares[torch.ones_like(squares, dtype=torch.bool).triu(1)] = 0
+    moments = torch.zeros(2, dtype=torch.float64, device=noise.device)
+    for batch in noise.split(batch_size):
+        path, estimates = [batch], []
+        for k, t in enumerate(candidates):
+            estimate = teacher(path[-1], t.to(batch.device).expand(len(batch)))
+            s = candidates[k + 1] if k + 1 < count else torch.tensor(last)
+            path.append(schedule.add_noise(estimate.x_0, estimate.eps, s))
+            estimates.append(estimate)
+        x = torch.stack(path)  # (K + 1, b, ...)
+        for i, estimate in enumerate(estimates):
+            a, b = (expand_to(scale[i + 1 :], x[i + 1 :]) for scale in (alphas, sigmas))
+            strayed = a * estimate.x_0 + b * estimate.eps - x[i + 1 :]
+            squares[i, i + 1 :] += strayed.double().square().flatten(1).sum(1)
+        moments += torch.stack([x[-1].double().sum(), x[-1].double().square().sum()])
+    mean, power = moments / noise.numel()
+    variance = power - mean**2
+    return (squares / noise.numel() * variance / (alphas**2 * variance + sigmas**2)).sqrt().cpu()
+
+
+def cheapest_path(costs: Tensor, num_steps: int, *, worst: bool = False) -> Tensor:
+    """The path of exactly `num_steps` steps from the first of K times to the clean end that costs least.
+
+    Args:
+        costs: (K, K + 1), of the step from i to j; inf where there is none. The last column is the clean end.
+        num_steps: in [1, K].
+        worst: make the dearest step of the path as cheap as can be, instead of the sum of its steps.
+
+    Returns:
+        (num_steps,) int64, rising: the places among the K times that are left by a step, 0 the first of them.
+
+    Raises:
+        ValueError: there are less times than steps.
+    """
+    count = len(costs)
+    if not 1 <= num_steps <= count:
+        raise ValueError(f"{num_steps} steps: takes 1 to {count}, the number of candidate times")
+    join = torch.maximum if worst else torch.add
+    cheapest, arrivals = costs[0], []  # (K + 1,): of all paths of so many steps that end there
+    for _ in range(num_steps - 1):
+        cheapest, before = join(cheapest[:count, None], costs).min(0)
+        arrivals.append(before)
+    place, path = torch.tensor(count), []
+    for before in reversed(arrivals):
+        place = before[place]
+        path.append(place)
+    return torch.stack([torch.tensor(0), *reversed(path)])
