@@ -52,13 +52,13 @@ def search_grid(
 def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: NoiseSchedule, *, batch_size: int = 8) -> Tensor:
     """How far every single DDIM step strays from the teacher's trajectory: (K, K + 1) float64.
 
-    Entry (i, j) is the root mean square of x_j - step(x_i, t_i -> t_j) over samples and their elements; j = K is the clean
-    end. It is inf where j <= i, and 0 for the steps of the trajectory itself.
+    Entry (i, j) is the mean square of x_j - step(x_i, t_i -> t_j) over samples and their elements; j = K is the clean end. It
+    is inf where j <= i, and 0 for the steps of the trajectory itself.
 
     An error in x_j does not reach the clean end at its own size. For data of standard deviation d the probability-flow ODE
     takes it there times d / sqrt(alpha_j^2 d^2 + sigma_j^2), the ratio of the standard deviations of x_0 and x_j (exactly, for
     a Gaussian). Errors are multiplied by that, with the d of the trajectories' own ends, which makes them comparable over
-    times and their sum along a path a bound on the error at its end (Minkowski): hence the root, and not the square.
+    times: N times the sum along a path of N steps bounds the square of what they add up to at its end (Cauchy-Schwarz).
 
     Args:
         teacher: (x_t (B, ...), t (B,)) -> x_0 and eps; guided or not. Called K times a batch.
@@ -88,7 +88,7 @@ def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: No
         moments += torch.stack([x[-1].double().sum(), x[-1].double().square().sum()])
     mean, power = moments / noise.numel()
     variance = power - mean**2
-    return (squares / noise.numel() * variance / (alphas**2 * variance + sigmas**2)).sqrt().cpu()
+    return (squares / noise.numel() * variance / (alphas**2 * variance + sigmas**2)).cpu()
 
 
 def cheapest_path(costs: Tensor, num_steps: int, *, worst: bool = False) -> Tensor:
