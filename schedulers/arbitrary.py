@@ -22,10 +22,11 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
     Why not a stock scheduler (diffusers 0.42): none has timesteps in its config. Those that take any list of them
     (`set_timesteps(timesteps=...)` of DDPM, DPMSolverMultistep, Euler, Heun, LCM, TCD and others) take it from whoever calls
     the pipeline, each time. `DDIMScheduler` takes none, and steps to `t - num_train_timesteps // N` rather than to the next
-    of its timesteps: where N does not divide the timesteps the two are not the same. A stock scheduler that does go from
-    each point of the trailing grid to the next at any N, as this one does, is `DPMSolverMultistepScheduler` with
-    `solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero"`; its config also holds Karras' grid and the uniform
-    one in log SNR.
+    of its timesteps: where N does not divide the timesteps the two are not the same.
+
+    The stock scheduler that makes these very steps, along the trailing grid at any N or along one that the pipeline is called
+    with (`timesteps=[999, 310]`), is `DPMSolverMultistepScheduler` with `solver_order=1, timestep_spacing="trailing",
+    final_sigmas_type="zero"`. It does not clip x_0 to a range.
 
     A pipeline folder with it opens where gendistill is installed: `DiffusionPipeline.from_pretrained` imports the class.
 
@@ -36,6 +37,9 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
     Raises:
         ValueError: a grid does not fall, leaves [0, num_train_timesteps), or two have one length.
     """
+
+    config: Any
+    alphas_cumprod: Tensor
 
     @register_to_config
     def __init__(
@@ -79,9 +83,9 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
         """Take the grid of that length from the config, or trailing; or `timesteps` (N,), falling, for this once."""
         if timesteps is None:
             assert num_inference_steps is not None
-            timesteps = next((grid for grid in self.config.grids if len(grid) == num_inference_steps), None)
-        if timesteps is None:
-            timesteps = trailing(num_inference_steps, self.config.num_train_timesteps).tolist()
+            of_length = {len(grid): grid for grid in self.config.grids}
+            timesteps = of_length.get(num_inference_steps)
+            timesteps = timesteps or trailing(num_inference_steps, self.config.num_train_timesteps).tolist()
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, device=device)
 

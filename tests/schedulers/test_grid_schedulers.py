@@ -9,6 +9,7 @@ from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDD
 
 SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ZERO_SNR = {**SCALED_LINEAR, "rescale_betas_zero_snr": True}
+FIRST_ORDER = {"solver_order": 1, "timestep_spacing": "trailing", "final_sigmas_type": "zero"}
 GRIDS = [[999, 900, 400, 50], [999, 310], [700]]
 OURS = [GridDDIMScheduler, StochasticDDIMScheduler]
 
@@ -62,12 +63,21 @@ def test_without_grids_it_is_diffusers_trailing_ddim_where_steps_divide_the_time
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_at_any_number_of_steps_it_is_diffusers_dpm_solver_of_first_order(prediction_type, num_inference_steps, x_t):
     config = {**SCALED_LINEAR, "prediction_type": prediction_type}
-    theirs = DPMSolverMultistepScheduler(
-        **config, solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero", algorithm_type="dpmsolver++"
-    )
+    theirs = DPMSolverMultistepScheduler(**config, **FIRST_ORDER)
     ours = sample(GridDDIMScheduler(**config, clip_sample=False), x_t, num_inference_steps)
     torch.testing.assert_close(ours, sample(theirs, x_t, num_inference_steps), atol=1e-4, rtol=1e-4)
     assert torch.equal(theirs.timesteps, trailing(num_inference_steps))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=len)
+def test_diffusers_dpm_solver_of_first_order_makes_the_same_steps_when_it_is_given_the_grid(grid, x_t):
+    theirs = DPMSolverMultistepScheduler(**SCALED_LINEAR, **FIRST_ORDER)
+    theirs.set_timesteps(timesteps=grid)
+    expected = x_t
+    for t in theirs.timesteps:
+        expected = theirs.step(network(expected, t), t, expected).prev_sample
+    ours = sample(GridDDIMScheduler(**SCALED_LINEAR, clip_sample=False, grids=GRIDS), x_t, len(grid))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, trailing(5).tolist()], ids=len)
