@@ -161,6 +161,20 @@ def test_the_target_of_a_teacher_on_its_trajectory_is_its_own_prediction_of_a_po
         torch.testing.assert_close(halving_target(teacher, noise, t, middle, s, SCALED_LINEAR).x_0, point)
 
 
+def test_the_steps_of_a_teacher_that_clips_its_pictures_are_met_as_well(noise):
+    """Its x_0 and eps do not make x_t any more, as in diffusers' schedulers; its two steps are still one of the student's."""
+    exact = Gaussian(SCALED_LINEAR)
+
+    def clipping(x_t, t):
+        return Prediction(exact(x_t, t).x_0.clamp(-0.3, 0.3), exact(x_t, t).eps)
+
+    for t, middle, s in steps_of(stage_times(4, SCALED_LINEAR), 6):
+        twice = ddim(clipping, ddim(clipping, noise, t, middle, SCALED_LINEAR), middle, s, SCALED_LINEAR)
+        target = halving_target(clipping, noise, t, middle, s, SCALED_LINEAR)
+        torch.testing.assert_close(ddim_step(target.x_0, target.eps, s, SCALED_LINEAR), twice, atol=1e-10, rtol=0)
+    assert target.x_0.abs().max() <= 0.3  # of the last step: what is drawn is clipped
+
+
 def test_no_gradient_reaches_the_teacher(noise):
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     (step, *_) = steps_of(stage_times(4, SCALED_LINEAR), 6)
