@@ -50,15 +50,15 @@ def search_grid(
 
 @torch.no_grad()
 def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: NoiseSchedule, *, batch_size: int = 8) -> Tensor:
-    """How far every single DDIM step strays from the teacher's trajectory: (K, K + 1) float64.
+    """How far every single DDIM step strays from the teacher's trajectory: (K, K + 1) float64, on the CPU.
 
-    Entry (i, j) is the mean square of x_j - step(x_i, t_i -> t_j) over samples and their elements; j = K is the clean end. It
-    is inf where j <= i, and 0 for the steps of the trajectory itself.
+    Entry (i, j) is the mean square of (x_j - step(x_i, t_i -> t_j)) / alpha_j over samples and their elements; j = K is the
+    clean end. It is inf where j <= i, and 0 for the steps of the trajectory itself.
 
-    An error in x_j does not reach the clean end at its own size. For data of standard deviation d the probability-flow ODE
-    takes it there times d / sqrt(alpha_j^2 d^2 + sigma_j^2), the ratio of the standard deviations of x_0 and x_j (exactly, for
-    a Gaussian). Errors are multiplied by that, with the d of the trajectories' own ends, which makes them comparable over
-    times: N times the sum along a path of N steps bounds the square of what they add up to at its end (Cauchy-Schwarz).
+    Errors are those of x / alpha, so that they compare over times: DDIM is Euler's method for x / alpha (Song et al. 2021,
+    eq. 14), in which an error that the teacher does not react to reaches the clean end at its own size. Measured on
+    assets/tiny-sd it arrives at 0.8 to 1.3 times that size from t = 599 down, and at 0.2 times from 999. N times the sum
+    along a path of N steps bounds the square of what errors of that size add up to (Cauchy-Schwarz).
 
     Args:
         teacher: (x_t (B, ...), t (B,)) -> x_0 and eps; guided or not. Called K times a batch.
@@ -72,7 +72,6 @@ def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: No
     count, last = len(candidates), schedule.clean
     squares = torch.full((count, count + 1), math.inf, dtype=torch.float64, device=noise.device)
     squares[torch.ones_like(squares, dtype=torch.bool).triu(1)] = 0
-    moments = torch.zeros(2, dtype=torch.float64, device=noise.device)
     for batch in noise.split(batch_size):
         path, estimates = [batch], []
         for k, t in enumerate(candidates):
@@ -85,10 +84,7 @@ def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: No
             a, b = (expand_to(scale[i + 1 :], x[i + 1 :]) for scale in (alphas, sigmas))
             strayed = a * estimate.x_0 + b * estimate.eps - x[i + 1 :]
             squares[i, i + 1 :] += strayed.double().square().flatten(1).sum(1)
-        moments += torch.stack([x[-1].double().sum(), x[-1].double().square().sum()])
-    mean, power = moments / noise.numel()
-    variance = power - mean**2
-    return (squares / noise.numel() * variance / (alphas**2 * variance + sigmas**2)).cpu()
+    return (squares / alphas**2 / noise.numel()).cpu()
 
 
 def cheapest_path(costs: Tensor, num_steps: int, *, worst: bool = False) -> Tensor:
