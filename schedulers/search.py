@@ -32,24 +32,17 @@ Teacher = Callable[[Tensor, Tensor], Estimate]
 
 
 def search_grid(
-    teacher: Teacher,
-    noise: Tensor,
-    candidates: Tensor,
-    num_inference_steps: int,
-    schedule: NoiseSchedule,
-    *,
-    batch_size: int = 8,
+    teacher: Teacher, noise: Tensor, candidates: Tensor, num_inference_steps: int, schedule: NoiseSchedule
 ) -> Tensor:
     """The best N of K candidate times, (N,) falling: `cheapest_path` over `step_costs`, whose arguments it takes.
 
-    Several step counts share the costs: call the two by themselves.
+    For several step counts, or several batches, call the two by themselves.
     """
-    costs = step_costs(teacher, noise, candidates, schedule, batch_size=batch_size)
-    return candidates[cheapest_path(costs, num_inference_steps)]
+    return candidates[cheapest_path(step_costs(teacher, noise, candidates, schedule), num_inference_steps)]
 
 
 @torch.no_grad()
-def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: NoiseSchedule, *, batch_size: int = 8) -> Tensor:
+def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: NoiseSchedule) -> Tensor:
     """How far every single DDIM step strays from the teacher's trajectory: (K, K + 1) float64, on the CPU.
 
     Entry (i, j) is the mean square of (x_j - step(x_i, t_i -> t_j)) / alpha_j over samples and their elements; j = K is the
@@ -60,31 +53,27 @@ def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: No
     assets/tiny-sd it arrives at 0.8 to 1.3 times that size from t = 599 down, and at 0.2 times from 999. N times the sum
     along a path of N steps bounds the square of what errors of that size add up to (Cauchy-Schwarz).
 
+    The costs of several batches of one size, each under its own conditions, are their mean. Memory is that of 5 K times
+    `noise` and of K^2 numbers, beside the teacher's.
+
     Args:
-        teacher: (x_t (B, ...), t (B,)) -> x_0 and eps; guided or not. Called K times a batch.
-        noise: (M, ...), x at the first candidate, as the sampler draws it.
+        teacher: (x_t (B, ...), t (B,)) -> x_0 and eps; guided or not. Called K times.
+        noise: (B, ...), x at the first candidate, as the sampler draws it.
         candidates: (K,), falling, int64 or float; the path starts at the first of them.
-        batch_size: samples held at once. Memory is K (4 batch_size elements a sample + 8 K bytes), beside the teacher's.
     """
-    alphas, sigmas = (scale.to(noise.device) for scale in (schedule.alpha(candidates), schedule.sigma(candidates)))
-    ends = torch.tensor([1.0, 0.0], dtype=torch.float64, device=noise.device)
-    alphas, sigmas = torch.cat([alphas, ends[:1]]), torch.cat([sigmas, ends[1:]])
-    count, last = len(candidates), schedule.clean
-    squares = torch.full((count, count + 1), math.inf, dtype=torch.float64, device=noise.device)
-    squares[torch.ones_like(squares, dtype=torch.bool).triu(1)] = 0
-    for batch in noise.split(batch_size):
-        path, estimates = [batch], []
-        for k, t in enumerate(candidates):
-            estimate = teacher(path[-1], t.to(batch.device).expand(len(batch)))
-            s = candidates[k + 1] if k + 1 < count else torch.tensor(last)
-            path.append(schedule.add_noise(estimate.x_0, estimate.eps, s))
-            estimates.append(estimate)
-        x = torch.stack(path)  # (K + 1, b, ...)
-        for i, estimate in enumerate(estimates):
-            a, b = (expand_to(scale[i + 1 :], x[i + 1 :]) for scale in (alphas, sigmas))
-            strayed = a * estimate.x_0 + b * estimate.eps - x[i + 1 :]
-            squares[i, i + 1 :] += strayed.double().square().flatten(1).sum(1)
-    return (squares / alphas**2 / noise.numel()).cpu()
+    times = torch.cat([candidates.double(), torch.tensor([schedule.clean])])  # (K + 1,)
+    path, estimates = [noise], []
+    for t, s in zip(candidates.to(noise.device), times[1:], strict=True):
+        estimate = teacher(path[-1], t.expand(len(noise)))
+        path.append(schedule.add_noise(estimate.x_0, estimate.eps, s))
+        estimates.append(estimate)
+    x = torch.stack(path)  # (K + 1, B, ...)
+    costs = torch.full((len(candidates), len(times)), math.inf, dtype=torch.float64)
+    for i, estimate in enumerate(estimates):
+        alpha, sigma = (expand_to(scale(times[i + 1 :]), x[i + 1 :]) for scale in (schedule.alpha, schedule.sigma))
+        strayed = (alpha * estimate.x_0 + sigma * estimate.eps - x[i + 1 :]) / alpha
+        costs[i, i + 1 :] = strayed.double().square().flatten(1).mean(1).cpu()
+    return costs
 
 
 def cheapest_path(costs: Tensor, num_steps: int, *, worst: bool = False) -> Tensor:

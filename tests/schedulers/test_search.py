@@ -92,15 +92,28 @@ def test_a_cost_is_the_mean_squared_error_of_x_over_alpha_after_one_step(schedul
         prediction = teacher(path[i], times[i].expand(len(x)))
         error = (schedule.add_noise(prediction.x_0, prediction.eps, times[j]) - path[j]).square().mean()
         expected[i, j] = error / schedule.alpha(times[j]) ** 2
-    costs = step_costs(teacher, x, candidates, schedule, batch_size=10)
+    costs = step_costs(teacher, x, candidates, schedule)
     torch.testing.assert_close(costs, expected)
     assert (costs.diagonal(1) < 1e-30).all()  # the trajectory's own steps
 
 
-def test_the_teacher_is_called_once_for_each_candidate_and_batch(generator):
+def test_the_teacher_is_called_once_for_each_candidate(generator):
     calls = []
-    search_grid(mixture(SCALED_LINEAR, calls), noise(20, generator), trailing(10), 4, SCALED_LINEAR, batch_size=8)
-    assert calls == [8] * 10 + [8] * 10 + [4] * 10
+    search_grid(mixture(SCALED_LINEAR, calls), noise(8, generator), trailing(10), 4, SCALED_LINEAR)
+    assert calls == [8] * 10
+
+
+def test_the_costs_of_batches_are_their_mean(generator):
+    teacher, x = mixture(SCALED_LINEAR), noise(16, generator)
+    parts = [step_costs(teacher, part, trailing(10), SCALED_LINEAR) for part in x.split(8)]
+    torch.testing.assert_close(sum(parts) / 2, step_costs(teacher, x, trailing(10), SCALED_LINEAR))
+
+
+def test_a_search_starts_where_there_is_no_signal_at_all(generator):
+    schedule = NoiseSchedule.from_scheduler(DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True))
+    grid = search_grid(mixture(schedule), noise(16, generator), trailing(50), 4, schedule)
+    assert grid[0] == 999
+    assert (grid.diff() < 0).all()
 
 
 def test_a_search_among_as_many_candidates_as_steps_finds_them_all(generator):
@@ -112,7 +125,7 @@ def test_a_search_among_as_many_candidates_as_steps_finds_them_all(generator):
 @pytest.mark.parametrize("worst", [False, True])
 def test_a_searched_grid_follows_the_teacher_more_closely_than_any_grid_without_a_search(worst, num_inference_steps, generator):
     teacher, candidates = mixture(SCALED_LINEAR), trailing(100)
-    costs = step_costs(teacher, noise(256, generator), candidates, SCALED_LINEAR, batch_size=256)
+    costs = step_costs(teacher, noise(256, generator), candidates, SCALED_LINEAR)
     x = noise(1000, generator)  # not those of the search
     exact = solve(teacher, x, trailing(250), SCALED_LINEAR)
 
