@@ -87,6 +87,24 @@ class ConsistencyConfig(Section):
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
 
 
+class ProgressiveConfig(Section):
+    """Progressive step-halving (`--method progressive`); the trainer's limits are those of each stage."""
+
+    start_steps: int = Field(64, ge=2, description="steps of the teacher before the first halving; 64 gives 32, 16, ..., 1")
+    prediction_type: Literal["v_prediction", "sample", "epsilon"] = Field(
+        "v_prediction", description="of the student where the teacher predicts the noise"
+    )
+    weighting: Literal["truncated_snr", "snr_plus_one", "snr", "uniform"] = Field(
+        "truncated_snr", description="of the squared error of x_0"
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student and the next stage's teacher")
+    imitation_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps of the stage that takes in guidance and dialect; trainer.max_steps where not given",
+    )
+
+
 class LoraSettings(Section):
     """Train a low-rank adapter on the frozen teacher instead of all weights."""
 
@@ -132,7 +150,7 @@ class DistillConfig(Section):
         None, description="for a checkpoint: sd1, sd2-base, sd2-v, sdxl, or a diffusers folder with its configs"
     )
     teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
-    method: Literal["consistency"] = "consistency"
+    method: Literal["consistency", "progressive"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
@@ -146,15 +164,29 @@ class DistillConfig(Section):
     data: DataConfig = DataConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
+    progressive: ProgressiveConfig = ProgressiveConfig()
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
+
+    def _halves_to_its_steps(self) -> None:
+        start, counts = self.progressive.start_steps, []
+        while start > min(self.steps):
+            start = max((start + 1) // 2, min(self.steps))
+            counts.append(start)
+        if not set(self.steps) <= set(counts):
+            raise ValueError(
+                f"steps {self.steps}: takes some of {counts}, which progressive.start_steps {self.progressive.start_steps} "
+                "is halved to"
+            )
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistillConfig:
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"steps {self.steps}: takes at least one step count, each 1 or more")
+        if self.method == "progressive":
+            self._halves_to_its_steps()
         most = self.consistency.num_ddim_timesteps
-        if max(self.steps) > most:
+        if self.method == "consistency" and max(self.steps) > most:
             raise ValueError(f"steps {self.steps}: takes at most consistency.num_ddim_timesteps ({most})")
         if self.consistency.num_phases > most:
             raise ValueError(f"consistency.num_phases {self.consistency.num_phases}: takes at most num_ddim_timesteps ({most})")

@@ -82,8 +82,8 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
         save_config(config, run / "config.yaml")
     torch.manual_seed(config.seed)  # adapters start at random
     main: DistillResult | None = None
-    for stage in stages:
-        trained = _train(stage, config, teacher, data, judge, run, processes, resume)
+    for number, stage in enumerate(stages):
+        trained = _train(stage, config.seed + number, config, teacher, data, judge, run, processes, resume)
         if trained is not None and config.steps[0] in trained.spec.num_inference_steps:
             main = trained
     assert main is not None  # every method makes a student of the main step count
@@ -92,6 +92,7 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
 
 def _train(
     stage: Stage,
+    seed: int,
     config: DistillConfig,
     teacher: Teacher,
     data: LatentData,
@@ -105,7 +106,7 @@ def _train(
     settings = config.trainer.model_copy(update=stage.trainer)
     validator = Validator(config, teacher, stage, judge, folder / "samples")
     cpu = processes.device.type == "cpu"
-    trainer = Trainer(stage.method, data, settings, folder, seed=config.seed, validate=validator, cpu=cpu)
+    trainer = Trainer(stage.method, data, settings, folder, seed=seed, validate=validator, cpu=cpu)
     training = trainer.train(resume=resume)
     if stage.student is None:
         return None

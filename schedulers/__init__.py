@@ -1,7 +1,31 @@
-"""Noise schedules, timestep grids and the schedulers that students are exported with."""
+"""Noise schedules, timestep grids and their search, and the schedulers that students are exported with."""
 
+from .arbitrary import GridDDIMScheduler
 from .export import solver_eta, student_scheduler
 from .noise import NoiseSchedule, expand_to
-from .timesteps import skipping, trailing
+from .prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
+from .search import cheapest_path, search_grid, step_costs
+from .stochastic import StochasticDDIMScheduler
+from .timesteps import karras, leading, linspace, skipping, trailing, uniform_log_snr
 
-__all__ = ["NoiseSchedule", "expand_to", "skipping", "solver_eta", "student_scheduler", "trailing"]
+__all__ = [
+    "PREDICTION_TYPES",
+    "GridDDIMScheduler",
+    "NoiseSchedule",
+    "Prediction",
+    "StochasticDDIMScheduler",
+    "cheapest_path",
+    "expand_to",
+    "from_prediction",
+    "karras",
+    "leading",
+    "linspace",
+    "search_grid",
+    "skipping",
+    "solver_eta",
+    "step_costs",
+    "student_scheduler",
+    "to_prediction",
+    "trailing",
+    "uniform_log_snr",
+]

@@ -23,6 +23,9 @@ class NoiseSchedule:
       angle is interpolated linearly, which is exact at the integers and well behaved at zero terminal SNR.
     - `flow`: alpha = 1 - t / N, sigma = t / N; t in [0, N]. A scheduler's `shift` moves its timestep grid, not this map.
     - `edm`: alpha = 1, sigma = exp(4 t) (Karras et al. 2022, table 1: c_noise = ln(sigma) / 4).
+
+    `clean` is the time without noise, where a sampler's last step ends. Networks never see it; for `vp` it is -1, the
+    integer below the table, as in diffusers' schedulers.
     """
 
     kind: str
@@ -54,6 +57,11 @@ class NoiseSchedule:
         raise ValueError(
             f"scheduler {name} has no known noise schedule; takes any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
         )
+
+    @property
+    def clean(self) -> float:
+        """The t at which alpha is 1 and sigma is 0, exactly: -1 for `vp`, 0 for `flow`, -inf for `edm`."""
+        return {"vp": -1.0, "flow": 0.0, "edm": -math.inf}[self.kind]
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Signal scale at t, float64, of t's shape; in [0, 1]."""
@@ -95,12 +103,22 @@ class NoiseSchedule:
         """x_t = alpha(t) x_0 + sigma(t) eps for x_0 and noise (B, ...), t (B,); in x_0's dtype and on its device."""
         return expand_to(self.alpha(t), x_0) * x_0 + expand_to(self.sigma(t), x_0) * noise
 
+    def perturb(self, x_s: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """x_t of the forward process through x_s, noisier by t: its law given x_0 is that of `add_noise` at t.
+
+        (alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) eps (Kingma et al. 2021, app. A.1), for x_s
+        and noise (B, ...), s and t (B,) or (), where t has no more signal than s and alpha(s) > 0.
+        """
+        ratio = self.alpha(t) / self.alpha(s)
+        fresh = (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp(min=0).sqrt()
+        return expand_to(ratio, x_s) * x_s + expand_to(fresh, x_s) * noise
+
     def _angle(self, t: Tensor) -> Tensor:
         assert self.angles is not None
-        t = t.cpu().clamp(0, len(self.angles) - 1)
-        low = t.floor().long().clamp(max=max(len(self.angles) - 2, 0))
-        high = (low + 1).clamp(max=len(self.angles) - 1)
-        return torch.lerp(self.angles[low], self.angles[high], t - low)
+        angles = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])  # the first is that of `clean`
+        place = t.cpu().clamp(-1, len(self.angles) - 1) + 1
+        low = place.floor().long().clamp(max=len(angles) - 2)
+        return torch.lerp(angles[low], angles[low + 1], place - low)
 
 
 def expand_to(values: Tensor, like: Tensor) -> Tensor:

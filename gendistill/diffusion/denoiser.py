@@ -48,12 +48,19 @@ class Denoiser:
     ) -> Prediction:
         """Classifier-free guidance at `scale` ((B,) or one number; 1 is none), both branches in one network call.
 
-        `unconditional` holds one condition (batch of 1) or B, of which `conditioning` keeps what it says nothing of.
+        `unconditional` holds one condition (batch of 1) or B, of which `conditioning` keeps what it says nothing of. Where
+        the scale is the number 1 its branch is not computed.
         """
+        if isinstance(scale, float) and scale == 1.0:
+            return self(x_t, t, conditioning)
         batch = len(x_t)
         both = Conditioning.cat([conditioning, conditioning.under(unconditional, batch)])
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         return prediction[:batch].guided(prediction[batch:], scale)
+
+    def speaking(self, prediction_type: str) -> Denoiser:
+        """The same network, read in another dialect."""
+        return Denoiser(self.network, self.schedule, prediction_type, self.call, self.clip)
 
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""

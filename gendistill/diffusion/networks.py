@@ -19,7 +19,7 @@ LORA_TARGETS = (
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
 GUIDANCE_EMBEDDING = 256
-STUDENT, AVERAGE = "student", "average"
+STUDENT, AVERAGE, PREVIOUS = "student", "average", "previous"
 
 
 @dataclass
@@ -76,6 +76,24 @@ def first_networks(teacher: Denoiser, *, lora: bool, rank: int, alpha: int | Non
         embedded: whether the student takes a guidance scale as an input; all weights only.
     """
     return lora_networks(teacher, rank, alpha) if lora else full_networks(teacher, GUIDANCE_EMBEDDING if embedded else None)
+
+
+def next_networks(networks: Networks) -> Networks:
+    """Those of the next stage: the average has become the teacher, and the student and its average start as it."""
+    average = networks.average
+    if networks.lora is None:
+        return full_networks(average, average.network.config.get("time_cond_proj_dim"))
+    base = average.network.base
+    if PREVIOUS not in base.peft_config:
+        base.add_adapter(networks.lora, PREVIOUS)
+    previous = dict(adapter_parameters(base, PREVIOUS))
+    student = dict(adapter_parameters(base, STUDENT))
+    with torch.no_grad():
+        for name, parameter in networks.averaged.items():
+            previous[name].data = parameter.detach().clone()
+            student[name].copy_(parameter)
+    views = {name: average.with_network(AdapterView(base, name)) for name in (PREVIOUS, STUDENT, AVERAGE)}
+    return Networks(views[PREVIOUS], views[STUDENT], views[AVERAGE], student, networks.averaged, networks.lora)
 
 
 def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:

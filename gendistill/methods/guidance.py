@@ -44,7 +44,4 @@ class Guidance:
         self, teacher: Denoiser, x_t: Tensor, t: Tensor, conditioning: Conditioning, scale: Tensor | float
     ) -> Prediction:
         """The teacher at x_t (B, ...), t (B,), guided at `scale`; at 1 for all the unconditional branch is not computed."""
-        conditioning = conditioning.with_guidance(None)
-        if isinstance(scale, float) and scale == 1.0:
-            return teacher(x_t, t, conditioning)
-        return teacher.guided(x_t, t, conditioning, self.unconditional, scale)
+        return teacher.guided(x_t, t, conditioning.with_guidance(None), self.unconditional, scale)

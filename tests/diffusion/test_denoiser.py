@@ -33,7 +33,7 @@ def test_a_denoiser_says_what_the_unet_and_diffusers_scheduler_say(teacher, inpu
 @torch.no_grad()
 def test_guidance_of_scale_1_is_the_conditional_prediction_and_of_0_the_unconditional(teacher, inputs):
     x_t, t, conditioning, empty = inputs
-    assert_close(teacher.denoiser.guided(x_t, t, conditioning, empty, 1.0), teacher.denoiser(x_t, t, conditioning))
+    assert_close(teacher.denoiser.guided(x_t, t, conditioning, empty, torch.ones(3)), teacher.denoiser(x_t, t, conditioning))
     assert_close(teacher.denoiser.guided(x_t, t, conditioning, empty, 0.0), teacher.denoiser(x_t, t, empty.expand(3)))
 
 
@@ -58,12 +58,13 @@ def test_guidance_keeps_x_t(teacher, inputs):
 
 
 @torch.no_grad()
-def test_guidance_calls_the_network_once_with_both_branches(teacher, inputs):
+def test_guidance_calls_the_network_once_with_the_branches_that_it_needs(teacher, inputs):
     x_t, t, conditioning, empty = inputs
     batches = []
     teacher.network.register_forward_hook(lambda module, arguments, output: batches.append(len(arguments[0])))
     teacher.denoiser.guided(x_t, t, conditioning, empty, 3.0)
-    assert batches == [6]
+    teacher.denoiser.guided(x_t, t, conditioning, empty, 1.0)  # no guidance: one branch
+    assert batches == [6, 3]
 
 
 @torch.no_grad()

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -109,3 +110,24 @@ def test_values_of_a_batch_are_expanded_to_its_dimensions_and_dtype():
 def test_a_scheduler_without_a_known_schedule_is_refused_by_name():
     with pytest.raises(ValueError, match=r"ScoreSdeVeScheduler has no known noise schedule; takes any with"):
         NoiseSchedule.from_scheduler(ScoreSdeVeScheduler())
+
+
+@pytest.mark.parametrize("scheduler", ALL, ids=lambda scheduler: type(scheduler).__name__)
+def test_at_the_clean_time_there_is_all_signal_and_no_noise(scheduler):
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    assert schedule.alpha(schedule.clean) == 1
+    assert schedule.sigma(schedule.clean) == 0
+
+
+@pytest.mark.parametrize("scheduler", ALL, ids=lambda scheduler: type(scheduler).__name__)
+def test_noise_added_in_two_parts_is_noise_added_at_once(scheduler, generator):
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    times = interior_times(schedule, 5)
+    x_0, nothing = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator)
+    nothing = 0 * nothing
+    for s, t in itertools.combinations([torch.tensor(schedule.clean), *times], 2):
+        kept = schedule.perturb(schedule.alpha(s) * x_0, nothing, s, t)  # the mean of x_t given x_0
+        torch.testing.assert_close(kept, schedule.alpha(t) * x_0)
+        through_s = schedule.perturb(schedule.sigma(s) * torch.ones(1, dtype=torch.float64), nothing[0, :1], s, t)
+        fresh = schedule.perturb(nothing[0, :1], torch.ones(1, dtype=torch.float64), s, t)
+        torch.testing.assert_close(through_s**2 + fresh**2, schedule.sigma(t).reshape(1) ** 2)  # and its variance

@@ -1,0 +1,258 @@
+"""Progressive distillation (Salimans & Ho 2022), of guided teachers too (Meng et al. 2023).
+
+A student learns to do in one DDIM step what its teacher does in two, then becomes the teacher of the next stage: 64 steps,
+32, ..., 1. What it is fitted to is a prediction, x_0 and eps at once, so that every dialect and weighting reads its own.
+
+Two kinds of stage halve nothing, and come first. Their target is the teacher's own prediction at a time that the next stage
+visits, `teacher(x_t, t)`:
+
+- one network for the two branches of guidance (Meng et al. 2023, section 3.1): the teacher is guided, and the student takes
+  the scale as an input, or keeps one;
+- another dialect. An epsilon student cannot be halved to one step well: x_0 = (x_t - sigma eps) / alpha makes much of a
+  small error where alpha is small, and has no meaning where it is 0 (section 4 of the paper, whose own teachers predict x_0,
+  v, or both x_0 and eps). No choice of weights turns a network that says eps into one that says v = (eps - sigma x_t) / alpha:
+  the output would need its input x_t added, in a proportion that depends on t, for which networks have no path; and a
+  wrapper that does so is no longer a model that diffusers opens. So the student starts from the teacher's weights read in
+  the new dialect, which is right only where there is little noise (v -> eps as sigma -> 0), and learns the rest. See
+  `dialect_target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gendistill.config import DistillConfig, ProgressiveConfig
+from gendistill.data.batches import Batch
+from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.networks import Networks, first_networks, next_networks
+from gendistill.diffusion.prediction import Prediction, from_prediction
+from gendistill.methods.base import Method, Update
+from gendistill.methods.guidance import Guidance
+from gendistill.methods.stage import Stage
+from gendistill.samplers import ddim_step, invert_ddim_step
+from gendistill.schedulers import NoiseSchedule, trailing
+
+Teacher = Callable[[Tensor, Tensor], Prediction]  # x_t (B, ...), t (B,); its conditions are bound
+WEIGHTINGS = ("truncated_snr", "snr_plus_one", "snr", "uniform")
+
+
+@dataclass(frozen=True)
+class Halving:
+    """The steps of a stage: row k goes from t[k] to s[k] in one step of the student, in two of its teacher by middle[k].
+
+    All (N,), t falling, t > middle > s; int64 where networks take integers. s is the schedule's `clean` in the last row.
+    """
+
+    t: Tensor
+    middle: Tensor
+    s: Tensor
+
+
+def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
+    """The step counts of the students of all stages, from a teacher of `teacher_steps` down to `student_steps`.
+
+    64 to 4: (32, 16, 8, 4). Odd counts are halved upwards, so that no step is longer than two of its teacher's, and the last
+    stage may halve less: 50 to 4 is (25, 13, 7, 4). Where every count is half of the one before, each teacher is asked at
+    the times that it was trained at and at no others; else at times between them.
+
+    Raises:
+        ValueError: not 1 <= student_steps < teacher_steps.
+    """
+    if not 1 <= student_steps < teacher_steps:
+        raise ValueError(f"{student_steps} student steps: takes 1 to {teacher_steps - 1}, less than the teacher's")
+    counts = []
+    while teacher_steps > student_steps:
+        teacher_steps = max((teacher_steps + 1) // 2, student_steps)
+        counts.append(teacher_steps)
+    return tuple(counts)
+
+
+def sampled_times(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """The (N,) times that a sampler of N steps visits, falling, as diffusers' pipelines have them.
+
+    Of `vp` the trailing grid, int64; of `flow` N - i of N parts of the way, float64, where nothing shifts it.
+
+    Raises:
+        ValueError: of `edm`, whose grid (Karras et al. 2022, eq. 5) has no points between its own, nor below its last.
+    """
+    if schedule.kind == "vp":
+        return trailing(num_steps, schedule.num_train_timesteps)
+    if schedule.kind == "flow":
+        return torch.arange(num_steps, 0, -1, dtype=torch.float64) * schedule.num_train_timesteps / num_steps
+    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; takes vp or flow")
+
+
+def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool = False) -> Halving:
+    """Where the student of `num_steps` steps and its teacher of twice as many go.
+
+    The student goes from each point of the N-step grid to the next and from the last to `clean`, as the sampler will. Its
+    teacher goes through the other points of the 2 N-step grid, of which the student's are every second one (but for a
+    rounding by one timestep at a few N, 48 of 1000 the first).
+
+    N need not divide the timesteps, but then diffusers' `DDIMScheduler` does not land on its own next timestep, as
+    `GridDDIMScheduler` and `DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero")` do at any N.
+
+    With `stochastic`, steps as long as these start at all 2 N points: those that the sampler of Meng et al. 2023, section
+    3.3, makes (`StochasticDDIMScheduler`, in 2 N network calls). The very last of them can only be half as long.
+
+    Raises:
+        ValueError: a student step leaves no timestep for its teacher's second.
+    """
+    halves = sampled_times(2 * num_steps, schedule)
+    clean = torch.tensor([schedule.clean], dtype=torch.float64).to(halves.dtype)
+    if stochastic:
+        t, s = halves, torch.cat([halves[2:], clean, clean])
+        middle = torch.cat([halves[1:], sampled_times(4 * num_steps, schedule)[-1:]])
+    else:
+        t, middle = sampled_times(num_steps, schedule), halves[1::2]
+        s = torch.cat([t[1:], clean])
+    between = (t > middle) & (middle > s)
+    if not between.all():
+        first = int((~between).long().argmax())
+        raise ValueError(
+            f"{num_steps} student steps: that from timestep {t[first]} to {s[first]} leaves its teacher none between; takes "
+            f"fewer steps of {schedule.num_train_timesteps} timesteps"
+        )
+    return Halving(t, middle, s)
+
+
+@torch.no_grad()
+def halving_target(teacher: Teacher, x_t: Tensor, t: Tensor, middle: Tensor, s: Tensor, schedule: NoiseSchedule) -> Prediction:
+    """What a student must say of x_t (B, ...) at t (B,) to reach in one DDIM step to s what the teacher reaches in two.
+
+    Salimans & Ho 2022, algorithm 2: x_0 = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t), for any
+    alpha and sigma; at s = `clean` this is x_s itself. Exact at zero terminal SNR, where the teacher's x_0 must be finite: no
+    epsilon teacher's is.
+    """
+    first = teacher(x_t, t)
+    x_middle = ddim_step(first.x_0, first.eps, middle, schedule)
+    second = teacher(x_middle, middle)
+    x_s = ddim_step(second.x_0, second.eps, s, schedule)
+    return Prediction(*invert_ddim_step(x_t, t, x_s, s, schedule))
+
+
+@torch.no_grad()
+def dialect_target(teacher: Teacher, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule) -> Tensor:
+    """What a network of another dialect would put out (B, ...) in the teacher's place, at x_t (B, ...) and t (B,).
+
+    A student that starts from an epsilon teacher's weights is fitted to this before any halving, by `prediction_loss` against
+    `teacher(x_t, t)` or, which is the same for v under `vp` and `snr_plus_one`, by the mean square on its raw output.
+    """
+    return from_prediction(teacher(x_t, t), t, prediction_type, schedule)
+
+
+def x_0_weight(t: Tensor, weighting: str, schedule: NoiseSchedule) -> Tensor:
+    """w(t) of the loss w(t) |x_0 error|^2, float64 of t's shape (Salimans & Ho 2022, section 4, with SNR = alpha^2 / sigma^2).
+
+    - `snr`: SNR, the error of eps. It is 0 where the signal is gone, where a student of one step has its only time.
+    - `truncated_snr`: max(SNR, 1), the larger of the errors of x_0 and eps; the paper's choice beside the next.
+    - `snr_plus_one`: SNR + 1, under `vp` the error of v.
+    - `uniform`: 1, the error of x_0.
+
+    It is inf at `clean`. `prediction_loss` computes the same without the SNR.
+    """
+    snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
+    weights = {"snr": snr, "truncated_snr": snr.clamp(min=1), "snr_plus_one": snr + 1, "uniform": torch.ones_like(snr)}
+    return weights[_known(weighting)]
+
+
+def prediction_loss(prediction: Prediction, target: Prediction, weighting: str = "truncated_snr") -> Tensor:
+    """The mean, over the batch and its elements, of x_0's squared error times `x_0_weight`: a scalar.
+
+    Two predictions at one x_t have alpha dx_0 = -sigma deps, so SNR dx_0^2 is deps^2. No SNR is computed, so none is infinite
+    and none is 0.
+    """
+    x_0, eps = (prediction.x_0 - target.x_0).square(), (prediction.eps - target.eps).square()
+    if _known(weighting) == "snr":
+        return eps.mean()
+    if weighting == "truncated_snr":
+        return torch.maximum(x_0, eps).mean()
+    return (x_0 + eps).mean() if weighting == "snr_plus_one" else x_0.mean()
+
+
+def _known(weighting: str) -> str:
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting {weighting!r} is not known; takes one of {', '.join(WEIGHTINGS)}")
+    return weighting
+
+
+class ProgressiveDistillation(Method):
+    """What all stages share: a time of the stage's grid for each sample, and a prediction to be fitted there.
+
+    Args:
+        times: (N,) falling, the times that the student is trained at: those that it is sampled at.
+    """
+
+    name = "progressive"
+
+    def __init__(self, networks: Networks, guidance: Guidance, config: ProgressiveConfig, times: Tensor) -> None:
+        self.networks, self.guidance, self.config, self.times = networks, guidance, config, times
+
+    def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
+        latents, schedule = batch.latents, self.networks.teacher.schedule
+        noise = random.normal(latents.shape[1:]).to(latents.device)
+        row = (random.uniform() * len(self.times)).long()
+        t = self.times[row]
+        x_t = schedule.add_noise(latents, noise, t)
+        conditioning, scale = self.guidance.draw(batch.conditioning, random)
+        target = self.target(x_t, row, conditioning, scale)
+        loss = prediction_loss(self.networks.student(x_t, t.to(x_t.device), conditioning), target, self.config.weighting)
+        yield Update(loss, logs={"loss": loss.detach()})
+
+    def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
+        """What the student must say of x_t (B, ...) at `times[row]`."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
+
+
+class Imitation(ProgressiveDistillation):
+    """The stage that halves nothing: the guided teacher's own prediction, in one call and in the student's dialect."""
+
+    @torch.no_grad()
+    def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
+        return self.guidance.predict(self.networks.teacher, x_t, self.times[row].to(x_t.device), conditioning, scale)
+
+
+class StepHalving(ProgressiveDistillation):
+    """One step of the student for two of its teacher, which is called as the student is."""
+
+    def __init__(self, networks: Networks, guidance: Guidance, config: ProgressiveConfig, num_steps: int) -> None:
+        self.halving = halving_times(num_steps, networks.teacher.schedule)
+        super().__init__(networks, guidance, config, self.halving.t)
+
+    def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
+        teacher = self.networks.teacher
+        t, middle, s = (times[row].to(x_t.device) for times in (self.halving.t, self.halving.middle, self.halving.s))
+        return halving_target(lambda x, at: teacher(x, at, conditioning), x_t, t, middle, s, teacher.schedule)
+
+
+def progressive_stages(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+    """The imitation of a guided teacher or in another dialect, where there is any, then one stage a halving.
+
+    Each stage's teacher is the average that the one before has made; the student starts as it.
+    """
+    settings, guidance = config.progressive, Guidance(unconditional, config.guidance)
+    embedded = config.guidance.mode == "embedded"
+    dialect = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
+    networks = first_networks(
+        teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
+    )
+    guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
+    if guided or dialect != teacher.prediction_type:
+        networks.student, networks.average = networks.student.speaking(dialect), networks.average.speaking(dialect)
+        method = Imitation(networks, guidance, settings, sampled_times(settings.start_steps, teacher.schedule))
+        limits = {"max_steps": settings.imitation_steps} if settings.imitation_steps else {}
+        yield Stage(method, [settings.start_steps], ["ddim"], None, "stages/imitation", limits)
+        networks = next_networks(networks)
+    for number, count in enumerate(halvings(settings.start_steps, min(config.steps))):
+        networks = next_networks(networks) if number else networks
+        student = f"student-{count}" if count in config.steps else None
+        yield Stage(StepHalving(networks, guidance, settings, count), [count], ["ddim"], student, f"stages/{count}")
