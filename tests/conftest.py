@@ -35,6 +35,15 @@ def family_folder(tmp_path_factory):
 
 
 @pytest.fixture
+def place(tiny_folder, tmp_path, monkeypatch):
+    """The working folder, with a good teacher and good prompts."""
+    (tmp_path / "teacher").symlink_to(tiny_folder)
+    (tmp_path / "prompts.txt").write_text("food\nanimals\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def teacher(tiny_folder):
     """The tiny random pipeline, opened anew for each test."""
     return load_teacher(tiny_folder)

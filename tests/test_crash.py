@@ -15,23 +15,19 @@ import pytest
 import yaml
 from fresh_process import count_writes, die_at_write, gendistill, limit
 from PIL import Image
+from tiny_training import TINY_RUN
 
 from gendistill.training.checkpoint import Checkpoints
 
 KILLS = 20
 MAX_STEPS = 9
 SETTINGS = {
-    "device": "cpu",
-    "solvers": "[ddim]",
-    "data.num_synthetic": 4,
-    "data.synthetic_steps": 2,
+    **TINY_RUN,
     "trainer.max_steps": MAX_STEPS,
     "trainer.batch_size": 2,
-    "trainer.log_every": 1,
     "trainer.checkpoint_every": 2,
     "trainer.validate_every": 3,
     "trainer.num_validation": 4,
-    "trainer.trackers": "[]",
 }
 
 

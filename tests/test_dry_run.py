@@ -15,14 +15,6 @@ from gendistill.dry_run import count_parameters, dry_run
 NAMES_OF_SD1 = ("model.diffusion_model.w", "first_stage_model.w", "cond_stage_model.transformer.w")
 
 
-@pytest.fixture
-def place(tiny_folder, tmp_path, monkeypatch):
-    (tmp_path / "teacher").symlink_to(tiny_folder)
-    (tmp_path / "prompts.txt").write_text("food\nanimals\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def run(monkeypatch, capsys, *arguments):
     command = ["gendistill", "distill", "teacher", "--prompts", "prompts.txt", "--out", "run", "--dry-run", *arguments]
     monkeypatch.setattr(sys, "argv", command)

@@ -314,15 +314,6 @@ CASES = {
 }
 
 
-@pytest.fixture
-def place(tiny_folder, tmp_path, monkeypatch):
-    """The working folder, with a good teacher and good prompts."""
-    (tmp_path / "teacher").symlink_to(tiny_folder)
-    (tmp_path / "prompts.txt").write_text("food\nanimals\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_hostile_input_is_one_sentence(place, monkeypatch, capsys, case):
     make, sentence = CASES[case]

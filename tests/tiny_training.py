@@ -11,6 +11,15 @@ from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.methods.guidance import Guidance
 from gendistill.training.trainer import Trainer
 
+TINY_RUN = {
+    "device": "cpu",
+    "solvers": "[ddim]",
+    "data.num_synthetic": 4,
+    "data.synthetic_steps": 2,
+    "trainer.log_every": 1,
+    "trainer.trackers": "[]",
+}
+
 
 def tiny_data(teacher_folder, folder):
     """The cache of the latents, written to `folder`."""

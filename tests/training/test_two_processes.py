@@ -11,23 +11,18 @@ from pathlib import Path
 import pytest
 from fresh_process import FreshProcess, gendistill, together
 from safetensors.torch import load_file, save_file
-from tiny_training import tiny_data, tiny_trainer
+from tiny_training import TINY_RUN, tiny_data, tiny_trainer
 
 from gendistill.training.checkpoint import Checkpoints
 
 CPU = Path(__file__).parents[2] / "configs" / "accelerate" / "cpu.yaml"
 SETTINGS = {
-    "device": "cpu",
-    "solvers": "[ddim]",
-    "data.num_synthetic": 4,
-    "data.synthetic_steps": 2,
+    **TINY_RUN,
     "trainer.max_steps": 8,
     "trainer.batch_size": 4,
-    "trainer.log_every": 1,
     "trainer.checkpoint_every": 4,
     "trainer.validate_every": 4,
     "trainer.num_validation": 5,
-    "trainer.trackers": "[]",
 }
 
 
