@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -87,6 +87,25 @@ class ConsistencyConfig(Section):
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
 
 
+def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
+    """The step counts of the students of all stages, from a teacher of `teacher_steps` down to `student_steps`.
+
+    64 to 4: (32, 16, 8, 4). Odd counts are halved upwards, so that no step is longer than two of its teacher's, and the last
+    stage may halve less: 50 to 4 is (25, 13, 7, 4). Where every count is half of the one before, each teacher is asked at
+    the times that it was trained at and at no others; else at times between them.
+
+    Raises:
+        ValueError: not 1 <= student_steps < teacher_steps.
+    """
+    if not 1 <= student_steps < teacher_steps:
+        raise ValueError(f"{student_steps} student steps: takes 1 to {teacher_steps - 1}, less than the teacher's")
+    counts = []
+    while teacher_steps > student_steps:
+        teacher_steps = max((teacher_steps + 1) // 2, student_steps)
+        counts.append(teacher_steps)
+    return tuple(counts)
+
+
 class ProgressiveConfig(Section):
     """Progressive step-halving (`--method progressive`); the trainer's limits are those of each stage."""
 
@@ -98,11 +117,18 @@ class ProgressiveConfig(Section):
         "truncated_snr", description="of the squared error of x_0"
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student and the next stage's teacher")
-    imitation_steps: int | None = Field(
-        None,
-        ge=1,
-        description="optimizer steps of the stage that takes in guidance and dialect; trainer.max_steps where not given",
+    dialect_steps: int = Field(
+        300, ge=0, description="optimizer steps over which a student of an epsilon teacher goes over to v; 0 jumps"
     )
+    stages: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of the trainer for single stages, by name, e.g. {imitation: {max_minutes: 12}, 4: {max_steps: 900}}"
+    )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _names_are_texts(cls, stages: Any) -> Any:
+        """YAML reads the name of a stage of 4 steps as a number."""
+        return {str(name): settings for name, settings in stages.items()} if isinstance(stages, dict) else stages
 
 
 class LoraSettings(Section):
@@ -141,6 +167,15 @@ class TrainerConfig(Section):
         Field(["tensorboard"], description="those of accelerate; each but tensorboard has to be installed")
     )
 
+    @model_validator(mode="after")
+    def _accumulates_whole_passes(self) -> TrainerConfig:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"trainer.batch_size {self.batch_size}: takes a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps})"
+            )
+        return self
+
 
 class DistillConfig(Section):
     """One distillation run."""
@@ -168,16 +203,30 @@ class DistillConfig(Section):
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
 
+    def trainer_of(self, stage: str) -> TrainerConfig:
+        """The trainer's settings for a stage of progressive distillation: those of all, and its own over them.
+
+        Raises:
+            ValueError: a setting that the trainer does not have, or does not take.
+        """
+        own = self.progressive.stages.get(stage, {})
+        try:
+            return TrainerConfig(**(self.trainer.model_dump() | own))
+        except ValueError as error:
+            raise ValueError(f"progressive.stages.{stage}: {error}") from error
+
     def _halves_to_its_steps(self) -> None:
-        start, counts = self.progressive.start_steps, []
-        while start > min(self.steps):
-            start = max((start + 1) // 2, min(self.steps))
-            counts.append(start)
+        counts = list(halvings(self.progressive.start_steps, min(self.steps)))
         if not set(self.steps) <= set(counts):
             raise ValueError(
                 f"steps {self.steps}: takes some of {counts}, which progressive.start_steps {self.progressive.start_steps} "
                 "is halved to"
             )
+        names = ["imitation", *map(str, counts)]
+        for name in self.progressive.stages:
+            if name not in names:
+                raise ValueError(f"progressive.stages.{name} is not known; takes one of {', '.join(names)}")
+            self.trainer_of(name)
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistillConfig:
@@ -197,12 +246,6 @@ class DistillConfig(Section):
         low, high = self.guidance.range
         if not 1 <= low < high:
             raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")
-        per_pass = self.trainer.batch_size // self.trainer.gradient_accumulation_steps
-        if per_pass * self.trainer.gradient_accumulation_steps != self.trainer.batch_size:
-            raise ValueError(
-                f"trainer.batch_size {self.trainer.batch_size}: takes a multiple of gradient_accumulation_steps "
-                f"({self.trainer.gradient_accumulation_steps})"
-            )
         return self
 
 

@@ -103,16 +103,15 @@ def _train(
 ) -> DistillResult | None:
     """Train a stage to its end and write its student, where it has one."""
     folder = make_folder(run / stage.folder)
-    settings = config.trainer.model_copy(update=stage.trainer)
     validator = Validator(config, teacher, stage, judge, folder / "samples")
     cpu = processes.device.type == "cpu"
-    trainer = Trainer(stage.method, data, settings, folder, seed=seed, validate=validator, cpu=cpu)
+    trainer = Trainer(stage.method, data, stage.trainer, folder, seed=seed, validate=validator, cpu=cpu)
     training = trainer.train(resume=resume)
     if stage.student is None:
         return None
     spec, scheduler = _specify(config, teacher, stage, training)
     if processes.is_main_process:
-        lineage = _lineage(config, teacher, data.cache.provenance, training)
+        lineage = _lineage(config, teacher, data.cache.provenance, training, stage.trainer.batch_size)
         export_student(run / stage.student, teacher, stage.method.networks, spec, scheduler, lineage)
     return DistillResult(run / stage.student, spec, training, stage.method.networks, processes.is_main_process)
 
@@ -161,12 +160,14 @@ def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: Tr
     return spec, scheduler
 
 
-def _lineage(config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult) -> dict[str, Any]:
+def _lineage(
+    config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult, batch_size: int
+) -> dict[str, Any]:
     return {
         **({"teacher commit": teacher.commit} if teacher.commit else {}),
         "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
         "data": data.get("described", "unknown"),
-        "steps trained": f"{training.steps} at batch {config.trainer.batch_size}, best at {training.best_step}",
+        "steps trained": f"{training.steps} at batch {batch_size}, best at {training.best_step}",
         "minutes": f"{training.seconds / 60:.1f}",
         "seed": config.seed,
         "versions": f"gendistill {gendistill.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "

@@ -34,35 +34,51 @@ class Prediction:
         return Prediction(torch.lerp(unconditional.x_0, self.x_0, scale), torch.lerp(unconditional.eps, self.eps, scale))
 
 
-def to_prediction(output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule) -> Prediction:
+def to_prediction(
+    output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule, share: float = 1.0
+) -> Prediction:
     """A network's raw output (B, ...) at x_t (B, ...), t (B,) as x_0 and eps.
 
     At zero terminal SNR (alpha = 0) an `epsilon` network says nothing of x_0: the division gives infinities, as the
     mathematics has it. Such teachers predict v or x_0.
+
+    Args:
+        share: of a network on its way from noise to v or flow, how much of its output is that; the rest is eps.
+
+    Raises:
+        ValueError: `sample` with a share: on the way from eps to x_0 the output says nothing, at sigma share = alpha (1 - share).
     """
     alpha, sigma = expand_to(schedule.alpha(t), x_t), expand_to(schedule.sigma(t), x_t)
+    _check_share(prediction_type, share)
     if prediction_type == "epsilon":
         return Prediction((x_t - sigma * output) / alpha, output)
     if prediction_type == "sample":
         return Prediction(output, (x_t - alpha * output) / sigma)
-    if prediction_type == "v_prediction":
-        power = alpha**2 + sigma**2
-        return Prediction((alpha * x_t - sigma * output) / power, (sigma * x_t + alpha * output) / power)
-    if prediction_type == "flow":
-        total = alpha + sigma
-        return Prediction((x_t - sigma * output) / total, (x_t + alpha * output) / total)
-    raise ValueError(f"prediction_type {prediction_type!r} is not known; takes one of {', '.join(PREDICTION_TYPES)}")
+    # output = of_eps eps - of_x_0 x_0, and x_t = alpha x_0 + sigma eps
+    of_eps, of_x_0 = (alpha, share * sigma) if prediction_type == "v_prediction" else (torch.ones_like(alpha), share)
+    of_eps = 1 - share + share * of_eps
+    total = alpha * of_eps + sigma * of_x_0
+    return Prediction((of_eps * x_t - sigma * output) / total, (of_x_0 * x_t + alpha * output) / total)
 
 
-def from_prediction(prediction: Prediction, t: Tensor, prediction_type: str, schedule: NoiseSchedule) -> Tensor:
+def from_prediction(
+    prediction: Prediction, t: Tensor, prediction_type: str, schedule: NoiseSchedule, share: float = 1.0
+) -> Tensor:
     """The inverse of `to_prediction`: what a network of that type would have put out. Exact in every dialect."""
     x_0, eps = prediction.x_0, prediction.eps
+    _check_share(prediction_type, share)
     if prediction_type == "epsilon":
         return eps
     if prediction_type == "sample":
         return x_0
     if prediction_type == "v_prediction":
-        return expand_to(schedule.alpha(t), x_0) * eps - expand_to(schedule.sigma(t), x_0) * x_0
-    if prediction_type == "flow":
-        return eps - x_0
-    raise ValueError(f"prediction_type {prediction_type!r} is not known; takes one of {', '.join(PREDICTION_TYPES)}")
+        of_v = expand_to(schedule.alpha(t), x_0) * eps - expand_to(schedule.sigma(t), x_0) * x_0
+        return of_v if share == 1 else torch.lerp(eps, of_v, share)
+    return eps - share * x_0
+
+
+def _check_share(prediction_type: str, share: float) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type {prediction_type!r} is not known; takes one of {', '.join(PREDICTION_TYPES)}")
+    if prediction_type == "sample" and share != 1:
+        raise ValueError(f"share {share} of sample: takes 1; between eps and x_0 there is an output that says nothing")

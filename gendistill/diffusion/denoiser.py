@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.prediction import Prediction, to_prediction
+from gendistill.diffusion.prediction import Prediction, from_prediction, to_prediction
 from gendistill.schedulers import NoiseSchedule
 
 NetworkCall = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
@@ -25,23 +25,34 @@ class Denoiser:
         call: how this family's network is called; gives the raw output, of x_t's shape.
         clip: of pixels, the largest |x_0|, as the teacher's scheduler clips it (and as diffusers' schedulers do: eps stays
             what the network said). The gradient passes as if nothing were clipped.
+        share: how much of the output is of that dialect, the rest being eps; 1 but on the way there (`to_prediction`).
     """
 
     def __init__(
-        self, network: Any, schedule: NoiseSchedule, prediction_type: str, call: NetworkCall, clip: float | None = None
+        self,
+        network: Any,
+        schedule: NoiseSchedule,
+        prediction_type: str,
+        call: NetworkCall,
+        clip: float | None = None,
+        share: float = 1.0,
     ) -> None:
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self.call, self.clip = call, clip
+        self.call, self.clip, self.share = call, clip, share
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
         output = self.call(self.network, x_t, t, conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
-        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule)
+        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.share)
         if self.clip is None:
             return prediction
         x_0 = prediction.x_0
         return Prediction(x_0.detach().clamp(-self.clip, self.clip) + (x_0 - x_0.detach()), prediction.eps)
+
+    def output_of(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """What its network would have put out (B, ...) to say `prediction` at t (B,)."""
+        return from_prediction(prediction, t, self.prediction_type, self.schedule, self.share)
 
     def guided(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
@@ -58,13 +69,13 @@ class Denoiser:
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         return prediction[:batch].guided(prediction[batch:], scale)
 
-    def speaking(self, prediction_type: str) -> Denoiser:
-        """The same network, read in another dialect."""
-        return Denoiser(self.network, self.schedule, prediction_type, self.call, self.clip)
+    def speaking(self, prediction_type: str, share: float = 1.0) -> Denoiser:
+        """The same network, read in another dialect, or in one that is partly eps still."""
+        return Denoiser(self.network, self.schedule, prediction_type, self.call, self.clip, share)
 
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""
-        return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip)
+        return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip, self.share)
 
 
 def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:

@@ -117,4 +117,4 @@ def consistency_stages(config: DistillConfig, teacher: Denoiser, unconditional: 
         teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
     )
     method = ConsistencyDistillation(networks, Guidance(unconditional, config.guidance), config.consistency)
-    yield Stage(method, config.steps, list(config.solvers), "student")
+    yield Stage(method, config.steps, list(config.solvers), "student", config.trainer)

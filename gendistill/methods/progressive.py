@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
-from gendistill.config import DistillConfig, ProgressiveConfig
+from gendistill.config import DistillConfig, ProgressiveConfig, halvings
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
@@ -36,7 +37,7 @@ from gendistill.methods.base import Method, Update
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
 from gendistill.samplers import ddim_step, invert_ddim_step
-from gendistill.schedulers import NoiseSchedule, trailing
+from gendistill.schedulers import NoiseSchedule, expand_to, trailing
 
 Teacher = Callable[[Tensor, Tensor], Prediction]  # x_t (B, ...), t (B,); its conditions are bound
 WEIGHTINGS = ("truncated_snr", "snr_plus_one", "snr", "uniform")
@@ -52,25 +53,6 @@ class Halving:
     t: Tensor
     middle: Tensor
     s: Tensor
-
-
-def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
-    """The step counts of the students of all stages, from a teacher of `teacher_steps` down to `student_steps`.
-
-    64 to 4: (32, 16, 8, 4). Odd counts are halved upwards, so that no step is longer than two of its teacher's, and the last
-    stage may halve less: 50 to 4 is (25, 13, 7, 4). Where every count is half of the one before, each teacher is asked at
-    the times that it was trained at and at no others; else at times between them.
-
-    Raises:
-        ValueError: not 1 <= student_steps < teacher_steps.
-    """
-    if not 1 <= student_steps < teacher_steps:
-        raise ValueError(f"{student_steps} student steps: takes 1 to {teacher_steps - 1}, less than the teacher's")
-    counts = []
-    while teacher_steps > student_steps:
-        teacher_steps = max((teacher_steps + 1) // 2, student_steps)
-        counts.append(teacher_steps)
-    return tuple(counts)
 
 
 def sampled_times(num_steps: int, schedule: NoiseSchedule) -> Tensor:
@@ -186,7 +168,8 @@ class ProgressiveDistillation(Method):
     """What all stages share: a time of the stage's grid for each sample, and a prediction to be fitted there.
 
     Args:
-        times: (N,) falling, the times that the student is trained at: those that it is sampled at.
+        times: (N,) falling, the times that the student is trained at: those that it is sampled at. At the first of them it
+            sees noise alone, as a sampler begins; at the others noisy data.
     """
 
     name = "progressive"
@@ -195,30 +178,47 @@ class ProgressiveDistillation(Method):
         self.networks, self.guidance, self.config, self.times = networks, guidance, config, times
 
     def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
-        latents, schedule = batch.latents, self.networks.teacher.schedule
+        latents = batch.latents
         noise = random.normal(latents.shape[1:]).to(latents.device)
         row = (random.uniform() * len(self.times)).long()
-        t = self.times[row]
-        x_t = schedule.add_noise(latents, noise, t)
+        t = self.times[row].to(latents.device)
+        begins = expand_to(row == 0, latents).bool()
+        x_t = torch.where(begins, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
         conditioning, scale = self.guidance.draw(batch.conditioning, random)
         target = self.target(x_t, row, conditioning, scale)
-        loss = prediction_loss(self.networks.student(x_t, t.to(x_t.device), conditioning), target, self.config.weighting)
+        loss = self.loss(x_t, t, conditioning, target, random.step)
         yield Update(loss, logs={"loss": loss.detach()})
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         """What the student must say of x_t (B, ...) at `times[row]`."""
         raise NotImplementedError
 
+    def loss(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
+        """How far from it the student is, in step `step` of its training: a scalar."""
+        return prediction_loss(self.networks.student(x_t, t, conditioning), target, self.config.weighting)
+
     def after_step(self, step: int) -> None:
         self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
 
 
 class Imitation(ProgressiveDistillation):
-    """The stage that halves nothing: the guided teacher's own prediction, in one call and in the student's dialect."""
+    """The stage that halves nothing: the guided teacher's own prediction, in one call and in the student's dialect.
+
+    A student that changes from eps to v does so over `dialect_steps` steps: what its output is fitted to is
+    `(1 - share) eps + share v` (B, ...), and share grows from 0 to 1.
+    """
 
     @torch.no_grad()
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         return self.guidance.predict(self.networks.teacher, x_t, self.times[row].to(x_t.device), conditioning, scale)
+
+    def loss(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
+        student = self.networks.student
+        if step >= self.config.dialect_steps or student.prediction_type in ("sample", self.networks.teacher.prediction_type):
+            return super().loss(x_t, t, conditioning, target, step)
+        student = student.speaking(student.prediction_type, step / self.config.dialect_steps)
+        outputs = (student.output_of(prediction, t) for prediction in (student(x_t, t, conditioning), target))
+        return mse_loss(*outputs)
 
 
 class StepHalving(ProgressiveDistillation):
@@ -248,11 +248,11 @@ def progressive_stages(config: DistillConfig, teacher: Denoiser, unconditional: 
     guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
     if guided or dialect != teacher.prediction_type:
         networks.student, networks.average = networks.student.speaking(dialect), networks.average.speaking(dialect)
-        method = Imitation(networks, guidance, settings, sampled_times(settings.start_steps, teacher.schedule))
-        limits = {"max_steps": settings.imitation_steps} if settings.imitation_steps else {}
-        yield Stage(method, [settings.start_steps], ["ddim"], None, "stages/imitation", limits)
+        imitation = Imitation(networks, guidance, settings, sampled_times(settings.start_steps, teacher.schedule))
+        yield Stage(imitation, [settings.start_steps], ["ddim"], None, config.trainer_of("imitation"), "stages/imitation")
         networks = next_networks(networks)
     for number, count in enumerate(halvings(settings.start_steps, min(config.steps))):
         networks = next_networks(networks) if number else networks
         student = f"student-{count}" if count in config.steps else None
-        yield Stage(StepHalving(networks, guidance, settings, count), [count], ["ddim"], student, f"stages/{count}")
+        method = StepHalving(networks, guidance, settings, count)
+        yield Stage(method, [count], ["ddim"], student, config.trainer_of(str(count)), f"stages/{count}")

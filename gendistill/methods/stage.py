@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from gendistill.config import TrainerConfig
 from gendistill.methods.base import Method
 
 
@@ -17,13 +17,13 @@ class Stage:
         steps: step counts to validate at, the main one first.
         solvers: ways of stepping to choose from.
         student: the folder of the run that the student is written to; None where it is only the next stage's teacher.
+        trainer: its settings.
         folder: of the run, for checkpoints and log; "" is the run's own.
-        trainer: settings of the trainer that differ from the run's.
     """
 
     method: Method
     steps: list[int]
     solvers: list[str]
     student: str | None
+    trainer: TrainerConfig
     folder: str = ""
-    trainer: dict[str, Any] = field(default_factory=dict)

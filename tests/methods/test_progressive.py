@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from gendistill.config import GuidanceConfig
+from gendistill.config import GuidanceConfig, halvings
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
@@ -16,7 +16,6 @@ from gendistill.methods.progressive import (
     dialect_target,
     halving_target,
     halving_times,
-    halvings,
     prediction_loss,
     sampled_times,
     x_0_weight,
