@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full test test-slow lint format assets clean
+.PHONY: demo full progressive bench test test-slow lint format assets clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +19,13 @@ demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report 
 full: $(READY)  ## the same with more steps, larger batches and a falling learning rate
 	$(BIN)/gendistill distill --config configs/full.yaml --out runs/full $(if $(wildcard runs/full/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/full/student --caption subcategory --out runs/full
+
+progressive: $(READY)  ## tiny-sd halved from 64 steps to 1, with a guidance slider: hours
+	$(BIN)/gendistill distill --config configs/progressive.yaml --out runs/progressive $(if $(wildcard runs/progressive/stages),--resume)
+	$(BIN)/gendistill evaluate runs/progressive --caption subcategory
+
+bench: $(READY)  ## what a training step costs beside its network calls
+	$(BIN)/python scripts/bench.py
 
 test: $(READY)
 	$(BIN)/pytest

@@ -1,4 +1,4 @@
-"""The command line: distill, sample, evaluate."""
+"""The command line: distill, sample, grid, evaluate."""
 
 from __future__ import annotations
 
@@ -133,6 +133,36 @@ def sample(
         device=device,
     )
     print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())
+
+
+@app.command(epilog='[bold]Example[/]: gendistill grid assets/tiny-sd --prompt "google emoji of food fruit" --steps 4 -w 2')
+def grid(
+    teacher: Teacher = TINY_SD,
+    prompt: Annotated[list[str] | None, typer.Option(help="may be given more than once; a text, or a class number")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line; some dozens tell enough")] = None,
+    steps: Annotated[str, typer.Option(help="step counts: 8,4,2")] = "8,4,2",
+    guidance_scale: Annotated[float, typer.Option("--guidance-scale", "-w", min=1, help="to sample with; 1 is none")] = 1.0,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the timesteps at which few DDIM steps of TEACHER stray least from its many: no training."""
+    from gendistill.grid_search import find_grids
+
+    _quieten_libraries()
+    found = find_grids(teacher, _prompts(prompt, prompts), parse_steps(steps), guidance_scale, device)
+    if as_json:
+        print(json.dumps({count: dataclasses.asdict(grid) for count, grid in found.items()}))
+        return
+    for count, grid in found.items():
+        usual = "" if grid.trailing_error is None else f", trailing's {grid.trailing_error:.3f}"
+        print(f"{count} steps: {grid.timesteps} (error {grid.error:.3f}{usual})")
+    console.print(
+        "take one as progressive.grid, or with DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type='zero') in "
+        "diffusers: pipe(..., timesteps=[...])",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 @app.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,8 +121,15 @@ class ProgressiveConfig(Section):
     dialect_steps: int = Field(
         300, ge=0, description="optimizer steps over which a student of an epsilon teacher goes over to v; 0 jumps"
     )
+    sampler: Literal["ddim", "stochastic"] = Field(
+        "ddim", description="deterministic; or two steps forward, one back, whose students make steps twice as long"
+    )
+    grid: list[int] | None = Field(
+        None, description="timesteps of one of the students, falling, as `gendistill grid` finds them; trailing where not given"
+    )
     stages: dict[str, dict[str, Any]] = Field(
-        {}, description="settings of the trainer for single stages, by name, e.g. {imitation: {max_minutes: 12}, 4: {max_steps: 900}}"
+        {},
+        description="settings of the trainer for single stages, by name: {imitation: {max_steps: 900}, 4: {patience: 3}}",
     )
 
     @field_validator("stages", mode="before")
@@ -129,6 +137,11 @@ class ProgressiveConfig(Section):
     def _names_are_texts(cls, stages: Any) -> Any:
         """YAML reads the name of a stage of 4 steps as a number."""
         return {str(name): settings for name, settings in stages.items()} if isinstance(stages, dict) else stages
+
+    @property
+    def calls_a_step(self) -> int:
+        """Network calls in which the sampler goes as far as one step of a student."""
+        return 2 if self.sampler == "stochastic" else 1
 
 
 class LoraSettings(Section):
@@ -215,18 +228,39 @@ class DistillConfig(Section):
         except ValueError as error:
             raise ValueError(f"progressive.stages.{stage}: {error}") from error
 
+    def halved_to(self) -> list[int]:
+        """Network calls of the students of all stages of progressive distillation.
+
+        Raises:
+            ValueError: it cannot be halved to the least of `steps`.
+        """
+        a_step, fewest = self.progressive.calls_a_step, min(self.steps)
+        if fewest % a_step:
+            raise ValueError(f"steps {self.steps}: takes even numbers for the stochastic sampler")
+        return [a_step * count for count in halvings(self.progressive.start_steps, fewest // a_step)]
+
     def _halves_to_its_steps(self) -> None:
-        counts = list(halvings(self.progressive.start_steps, min(self.steps)))
+        settings, counts = self.progressive, self.halved_to()
         if not set(self.steps) <= set(counts):
             raise ValueError(
-                f"steps {self.steps}: takes some of {counts}, which progressive.start_steps {self.progressive.start_steps} "
-                "is halved to"
+                f"steps {self.steps}: takes some of {counts}, which progressive.start_steps {settings.start_steps} is halved to"
             )
         names = ["imitation", *map(str, counts)]
-        for name in self.progressive.stages:
+        for name in settings.stages:
             if name not in names:
                 raise ValueError(f"progressive.stages.{name} is not known; takes one of {', '.join(names)}")
             self.trainer_of(name)
+        if settings.grid is not None:
+            self._check_grid(settings.grid, counts)
+
+    def _check_grid(self, grid: list[int], counts: list[int]) -> None:
+        if not grid or min(grid) < 0 or sorted(set(grid), reverse=True) != grid:
+            raise ValueError(f"progressive.grid {grid}: takes falling timesteps, such as [999, 749, 499, 249]")
+        if len(grid) not in counts or any(two != 2 * one for two, one in pairwise([self.progressive.start_steps, *counts])):
+            raise ValueError(
+                f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, where "
+                "each makes half as many as the one before"
+            )
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistillConfig:
@@ -299,6 +333,11 @@ def setting_names(model: type[BaseModel] = DistillConfig, prefix: str = "") -> l
     return names
 
 
+# What settings that are mappings take.
+MAPPINGS = {
+    "data.caption": "shares by field such as {name: 0.3, subcategory: 0.7}",
+    "progressive.stages": "settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}",
+}
 # What a setting takes, by the kind of pydantic's error.
 TAKES = {
     "int_parsing": "a whole number",
@@ -313,7 +352,6 @@ TAKES = {
     "tuple_type": "two numbers such as [1, 6]",
     "missing": "two numbers such as [1, 6]",
     "too_long": "two numbers such as [1, 6]",
-    "dict_type": "shares by field such as {{name: 0.3, subcategory: 0.7}}",
     "model_type": "settings of its own, by name",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
@@ -333,7 +371,10 @@ def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = _setting_of(first["loc"], model)
     kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
-    takes = " or ".join(TAKES.get(kind, each["msg"]).format(**each.get("ctx", {})) for kind, each in kinds.items())
+    takes = " or ".join(
+        MAPPINGS[name] if kind == "dict_type" else TAKES.get(kind, each["msg"]).format(**each.get("ctx", {}))
+        for kind, each in kinds.items()
+    )
     choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
     return f"setting {name} is {first['input']!r}; takes {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
 

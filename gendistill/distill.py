@@ -29,6 +29,7 @@ from gendistill.samplers import StudentSpec
 from gendistill.schedulers import solver_eta
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.processes import join_processes
+from gendistill.training.stopping import Stopped
 from gendistill.training.trainer import Trainer, TrainingResult
 from gendistill.validation import Validator, scheduler_of, validation_judge
 
@@ -55,7 +56,13 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
-        return _distill(config, run, processes, resume)
+        try:
+            result = _distill(config, run, processes, resume)
+        except Stopped:
+            processes.destroy_process_group()
+            raise
+        processes.destroy_process_group()
+        return result
 
 
 def is_begun(run: Path) -> bool:
@@ -134,12 +141,12 @@ def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> Disti
 
 
 def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: TrainingResult) -> tuple[StudentSpec, Any]:
-    """How the student is sampled: the solver that validated best, as a stock diffusers scheduler."""
+    """How the student is sampled: by the solver that validated best."""
     assert training.best is not None  # the validator has judged at least the start
     solver = training.best.figures["solver"]
     settings = config.guidance
     prediction_type = stage.method.networks.average.prediction_type
-    scheduler = scheduler_of(solver, config, teacher, prediction_type)
+    scheduler = scheduler_of(solver, config, teacher, stage)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,

@@ -11,14 +11,20 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from gendistill.atomic import written_aside
+from gendistill.diffusion.pipeline import teacher_of
+from gendistill.grid_search import search_grids, searchable
 from gendistill.judge import Judge, Progress
 from gendistill.metrics.evaluate import Evaluation, comparable, gap_closed
 from gendistill.samplers import FewStepSampler
+from gendistill.schedulers import GridDDIMScheduler
 
 TEACHER_STEPS = 50
 TEACHER_SCALES = (1.0, 2.0, 3.0, 5.0)
 FREE_CALLS = (8, 4, 2, 1)
-SOLVERS = ("ddim", "dpm-solver++")
+SOLVERS = ("ddim", "dpm-solver++")  # what anyone has: those that a student's gap is measured from
+SEARCHED = "ddim, searched grid"
+TEACHER_SAMPLERS = (*SOLVERS, SEARCHED)
+SEARCH_PROMPTS = 64
 
 
 def calls_a_step(guidance_scale: float) -> int:
@@ -26,14 +32,14 @@ def calls_a_step(guidance_scale: float) -> int:
     return 2 if guidance_scale > 1 else 1
 
 
-# (solver, steps, guidance scale): the teacher at full length, and all that fits within a few calls; in one step
-# DPM-Solver++ is DDIM
+# (solver, steps, guidance scale): the teacher at full length, and all that fits within a few calls; in one step all
+# solvers are DDIM
 TEACHER_PLANS = [
     *(("ddim", TEACHER_STEPS, scale) for scale in TEACHER_SCALES),
     *(
         (solver, calls if scale == 1 else calls // 2, scale)
         for calls in FREE_CALLS
-        for solver in SOLVERS
+        for solver in TEACHER_SAMPLERS
         for scale in TEACHER_SCALES
         if calls >= calls_a_step(scale) and (solver == "ddim" or calls > calls_a_step(scale))
     ),
@@ -46,9 +52,11 @@ def evaluate_teacher(
 ) -> list[Evaluation]:
     """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
     config = sampler.pipeline.scheduler.config
+    grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
     rows = []
     for solver, steps, scale in teacher_plans(sampler):
-        sampler.pipeline.scheduler = teacher_scheduler(solver, config, bounded=sampler.family.bounded)
+        timesteps = grids[scale][steps] if solver == SEARCHED else None
+        sampler.pipeline.scheduler = teacher_scheduler(solver, config, bounded=sampler.family.bounded, timesteps=timesteps)
         rows.append(
             judge.evaluate(
                 sampler,
@@ -57,24 +65,44 @@ def evaluate_teacher(
                 steps=steps,
                 guidance_scale=scale,
                 network_calls=steps * calls_a_step(scale),
+                timesteps=timesteps,
                 progress=progress,
             )
         )
     return rows
 
 
+def searched_grids(sampler: FewStepSampler, judge: Judge) -> dict[float, dict[int, list[int]]]:
+    """Timesteps by guidance scale and number of steps, of the teacher's plans that go by a searched grid."""
+    teacher = teacher_of(sampler.pipeline, "the teacher")
+    wanted: dict[float, list[int]] = {}
+    for solver, steps, scale in teacher_plans(sampler):
+        if solver == SEARCHED:
+            wanted.setdefault(scale, []).append(steps)
+    found = {scale: search_grids(teacher, judge.prompts[:SEARCH_PROMPTS], counts, scale) for scale, counts in wanted.items()}
+    return {scale: {count: grid.timesteps for count, grid in of.items()} for scale, of in found.items()}
+
+
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
     """The plans that a teacher can be sampled by: without guidance, the unguided ones."""
-    return [plan for plan in TEACHER_PLANS if sampler.family.guided or plan[2] == 1]
+    return [
+        plan
+        for plan in TEACHER_PLANS
+        if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or searchable(sampler.pipeline))
+    ]
 
 
-def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False) -> Any:
+def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timesteps: list[int] | None = None) -> Any:
     """The solvers that a teacher is sampled with in a comparison, each on the grid that suits few steps best (trailing).
 
-    `bounded`: what is diffused is pictures, whose x_0 the teacher's scheduler may clip; latents never are.
+    Args:
+        bounded: what is diffused is pictures, whose x_0 the teacher's scheduler may clip; latents never are.
+        timesteps: of DDIM, instead of the trailing ones.
     """
+    clip = bounded and config.get("clip_sample", False)
+    if timesteps is not None:
+        return GridDDIMScheduler.from_config(config, grids=[timesteps], clip_sample=clip)
     if solver == "ddim":
-        clip = bounded and config.get("clip_sample", False)
         return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=clip, set_alpha_to_one=True)
     return DPMSolverMultistepScheduler.from_config(
         config, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
@@ -87,9 +115,10 @@ def evaluate_student(
     *,
     model: str,
     steps: list[int],
+    guidance_scale: float | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """A row for each step count of a student, sampled as its spec says."""
+    """A row for each step count of a student, sampled as its spec says; at another `guidance_scale` where one is given."""
     spec = sampler.spec
     assert spec is not None
     return [
@@ -98,12 +127,27 @@ def evaluate_student(
             model=model,
             solver=spec.solver,
             steps=count,
-            guidance_scale=spec.pipeline_guidance_scale,
+            guidance_scale=spec.pipeline_guidance_scale if guidance_scale is None else guidance_scale,
             network_calls=spec.network_calls(count),
             progress=progress,
         )
         for count in steps
     ]
+
+
+def slider_scales(sampler: FewStepSampler) -> list[float]:
+    """The scales that the teacher is measured at, of those that a w-conditioned student knows; none for others."""
+    spec = sampler.spec
+    if spec is None or spec.guidance_range is None:
+        return []
+    low, high = spec.guidance_range
+    return [scale for scale in TEACHER_SCALES if low <= scale <= high]
+
+
+def imitated_scale(sampler: FewStepSampler, row: Evaluation) -> float:
+    """The guidance scale of the teacher that the student of a row imitates."""
+    assert sampler.spec is not None
+    return sampler.spec.guidance_scale if sampler.spec.guidance == "baked" else row.protocol.guidance_scale
 
 
 @dataclass(frozen=True)
@@ -121,12 +165,12 @@ class Gap:
 
 
 def gaps(student: list[Evaluation], teacher: list[Evaluation]) -> list[Gap]:
-    """One for each of the student's rows whose number of network calls the teacher was measured within."""
+    """One for each of the student's rows whose number of network calls the teacher was measured within by `SOLVERS`."""
     metric = student[0].protocol.metric
     best = min(row.scores[metric] for row in teacher if row.protocol.num_inference_steps == TEACHER_STEPS)
     result = []
     for row in student:
-        within = [t.scores[metric] for t in teacher if t.network_calls <= row.network_calls]
+        within = [t.scores[metric] for t in teacher if t.network_calls <= row.network_calls and t.sampler in SOLVERS]
         if within:
             result.append(Gap(row.network_calls, row.scores[metric], min(within), best))
     return result

@@ -89,9 +89,10 @@ class Judge:
         steps: int,
         guidance_scale: float,
         network_calls: int,
+        timesteps: list[int] | None = None,
         progress: Progress | None = None,
     ) -> Evaluation:
-        """Draw, time and score."""
+        """Draw, time and score; `timesteps` are only written down."""
         started = time.perf_counter()
         pictures = self.draw(sampler, steps, guidance_scale, progress)
         seconds = (time.perf_counter() - started) / len(pictures)
@@ -115,6 +116,7 @@ class Judge:
             clip_model=self.scorer.name if self.scorer else None,
             clip_weights_hash=self.scorer.weights_hash if self.scorer else None,
             eta=sampler.eta,
+            timesteps=timesteps,
         )
         return Evaluation(model, solver, network_calls, self.scores(pictures), seconds, protocol)
 

@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from gendistill.atomic import written_aside
-from gendistill.evaluation import SOLVERS, TEACHER_STEPS, Gap
+from gendistill.evaluation import TEACHER_SAMPLERS, TEACHER_STEPS, Gap
 from gendistill.metrics.evaluate import Evaluation
 
 matplotlib.use("Agg")
@@ -34,17 +35,17 @@ class Gallery:
     pictures: Tensor
 
 
-def results_table(student: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap]) -> Table:
+def results_table(student: list[Evaluation], slider: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap]) -> Table:
     """Student beside the teacher at full length and at its best within as many network calls."""
     metric = student[0].protocol.metric
     table = Table(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
-    _add_columns(table, metric, "gap")
+    _add_columns(table, metric, "PSNR", "cosine", "gap")
     closed = {gap.network_calls: gap.closed for gap in gaps}
     for row in student:
         gap = f"{closed[row.network_calls]:.2f}" if row.network_calls in closed else ""
-        table.add_row(*_cells(row, metric), gap, style="bold")
-    for row in best_rows(student, teacher):
-        table.add_row(*_cells(row, metric), "")
+        table.add_row(*_cells(row, metric), *_fidelity_cells(row), gap, style="bold")
+    for row in [*slider, *best_rows(student, teacher)]:
+        table.add_row(*_cells(row, metric), *_fidelity_cells(row), "")
     return table
 
 
@@ -63,7 +64,7 @@ def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Eval
     metric = student[0].protocol.metric
     rows = [_best([row for row in teacher if row.protocol.num_inference_steps == TEACHER_STEPS], metric)]
     for calls in sorted({row.network_calls for row in student}, reverse=True):
-        for solver in SOLVERS:
+        for solver in TEACHER_SAMPLERS:
             within = [row for row in teacher if row.network_calls <= calls and row.sampler == solver]
             rows += [_best(within, metric)] if within else []
     return [row for number, row in enumerate(rows) if row not in rows[:number]]
@@ -73,15 +74,19 @@ def write_report(
     path: Path,
     title: str,
     student: list[Evaluation],
+    slider: list[Evaluation],
     teacher: list[Evaluation],
     gaps: list[Gap],
     galleries: list[Gallery],
     prompts: list[str],
 ) -> None:
-    """report.html: figures, quality against network calls, and grids at the same prompts and seeds."""
+    """report.html: figures, quality against network calls, the slider's curve, and grids at the same prompts and seeds."""
     metric = student[0].protocol.metric
     environment = Environment(loader=PackageLoader("gendistill", "."), autoescape=select_autoescape(default=True))
-    rows = [(row, _cells(row, metric), row in student) for row in [*student, *best_rows(student, teacher)]]
+    rows = [
+        (row, [*_cells(row, metric), *_fidelity_cells(row)], row in student)
+        for row in [*student, *slider, *best_rows(student, teacher)]
+    ]
     closed = {gap.network_calls: f"{gap.closed:.2f}" for gap in gaps}
     page = environment.get_template("report.html.jinja").render(
         title=title,
@@ -90,6 +95,7 @@ def write_report(
         closed=closed,
         gaps=gaps,
         plot=_as_png(_plot(student, teacher)),
+        slider_plot=_as_png(_slider_plot(slider, teacher)) if slider and "clip_score" in slider[0].scores else None,
         galleries=[(gallery.title, _grid(gallery.pictures)) for gallery in galleries],
         columns=GRID_COLUMNS,
         prompts=prompts,
@@ -116,10 +122,16 @@ def _cells(row: Evaluation, metric: str) -> list[str]:
         str(row.protocol.num_inference_steps),
         f"{scale:g}" if scale > 1 else "-",
         str(row.network_calls),
-        f"{row.scores[metric]:.1f}",
+        f"{row.scores[metric]:.2f}",
         clip,
         f"{row.seconds_per_picture * 1000:.1f}",
     ]
+
+
+def _fidelity_cells(row: Evaluation) -> list[str]:
+    if "psnr" not in row.scores:
+        return ["", ""]
+    return [f"{row.scores['psnr']:.1f}", f"{row.scores['feature_cosine']:.3f}"]
 
 
 def _best(rows: list[Evaluation], metric: str) -> Evaluation:
@@ -130,7 +142,7 @@ def _plot(student: list[Evaluation], teacher: list[Evaluation]) -> bytes:
     """Distance against network calls: the student's curve and the teacher's best by each solver."""
     metric = student[0].protocol.metric
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for solver in SOLVERS:
+    for solver in TEACHER_SAMPLERS:
         points: dict[int, float] = {}
         for row in teacher:
             if row.sampler == solver:
@@ -145,6 +157,30 @@ def _plot(student: list[Evaluation], teacher: list[Evaluation]) -> bytes:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
+    return _png(figure)
+
+
+def _slider_plot(slider: list[Evaluation], teacher: list[Evaluation]) -> bytes:
+    """CLIP score against distance, a point a guidance scale: w-conditioned students beside the teacher at full length."""
+    metric = slider[0].protocol.metric
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    full = [row for row in teacher if row.protocol.num_inference_steps == TEACHER_STEPS]
+    curves = {"teacher, 50 steps": full}
+    for row in slider:
+        curves.setdefault(f"{row.model}, {row.protocol.num_inference_steps} steps", []).append(row)
+    for number, (name, rows) in enumerate(curves.items()):
+        ordered = sorted(rows, key=lambda row: row.protocol.guidance_scale)
+        points = [(row.scores["clip_score"], row.scores[metric]) for row in ordered]
+        axes.plot(*zip(*points, strict=True), "o-" if number else "ks--", label=name, alpha=0.85)
+        for row, point in zip(ordered, points, strict=True):
+            axes.annotate(f"{row.protocol.guidance_scale:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.set(xlabel="CLIP score (higher is better)", ylabel=f"{metric} (lower is better)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=150)
     plt.close(figure)

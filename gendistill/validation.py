@@ -39,7 +39,7 @@ class Validator:
         sampler = FewStepSampler(student_pipeline(self.teacher, networks))
         distances: dict[str, dict[str, float]] = {}
         for solver in solvers:
-            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, networks.average.prediction_type)
+            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
             sampler.eta = solver_eta(solver)
             distances[solver] = {}
             for count in steps:
@@ -80,14 +80,16 @@ def validation_judge(config: DistillConfig, teacher: Teacher, data: LatentData) 
     return judge.first(num)
 
 
-def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher, prediction_type: str) -> Any:
-    """The stock scheduler that samples by `solver` a student that predicts `prediction_type`."""
+def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher, stage: Stage) -> Any:
+    """What samples the student of a stage by `solver`: a stock scheduler wherever there is one."""
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
-        prediction_type,
+        stage.method.networks.average.prediction_type,
         config.consistency.num_ddim_timesteps,
         bounded=teacher.drawing.bounded,
+        steps=stage.steps,
+        grids=stage.grids,
     )
 
 

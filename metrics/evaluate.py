@@ -10,6 +10,7 @@ import torch
 
 from gendistill.metrics.clip_score import ClipScorer
 from gendistill.metrics.features import FeatureExtractor, extract, metric_name
+from gendistill.metrics.fidelity import feature_cosine, psnr
 from gendistill.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
 
 
@@ -32,6 +33,7 @@ class Protocol:
     clip_model: str | None = None
     clip_weights_hash: str | None = None
     eta: float = 0.0  # share of fresh noise in a step
+    timesteps: list[int] | None = None  # where they are not those that the sampler has by itself
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,15 @@ def evaluate_images(
     if scorer is not None and prompts is not None:
         scores["clip_score"] = scorer.score(images, prompts).mean().item()
     return scores
+
+
+def fidelity(images: torch.Tensor, of_teacher: torch.Tensor, extractor: FeatureExtractor) -> dict[str, float]:
+    """How near pictures are to the teacher's of the same prompts and seeds, both uint8 (N, 3, H, W).
+
+    `psnr` in dB, the mean of the pictures' own; `feature_cosine` in [-1, 1], the mean over pairs. Higher is nearer.
+    """
+    cosine = feature_cosine(extract(extractor, images), extract(extractor, of_teacher))
+    return {"psnr": psnr(images, of_teacher).clamp(max=100).mean().item(), "feature_cosine": cosine.mean().item()}
 
 
 def gap_closed(student_fd: float, free_fd: float, teacher_fd: float) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 import diffusers
 
+from gendistill.schedulers import GridDDIMScheduler, StochasticDDIMScheduler
+
 FILE_NAME = "gendistill.json"
 GUIDANCE = ("embedded", "baked", "cfg")
 
@@ -19,8 +21,8 @@ class StudentSpec:
 
     Attributes:
         num_inference_steps: the step counts that it was validated at, best first: `(4, 2, 1)`.
-        solver: `ddim`, `lcm` or `tcd`, the way of stepping that measured best.
-        scheduler_class, scheduler_config: the diffusers scheduler that does it.
+        solver: `ddim`, `lcm`, `tcd` or `stochastic`, the way of stepping that measured best.
+        scheduler_class, scheduler_config: the scheduler that does it.
         eta: what to call the pipeline with beside it, in [0, 1]; 0 is a pipeline's own default.
         guidance: `embedded` (the scale is an input, one network call), `baked` (one scale, no input) or `cfg` (the
             student keeps both branches; a guided step costs two network calls).
@@ -52,11 +54,13 @@ class StudentSpec:
         return 1.0 if self.guidance == "baked" else self.guidance_scale
 
     def scheduler(self) -> Any:
-        """The diffusers scheduler that samples this student."""
-        kind = getattr(diffusers, self.scheduler_class, None)
+        """The scheduler that samples this student: of diffusers, or one of ours."""
+        ours = {kind.__name__: kind for kind in (GridDDIMScheduler, StochasticDDIMScheduler)}
+        kind = ours.get(self.scheduler_class) or getattr(diffusers, self.scheduler_class, None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ValueError(
-                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; takes a scheduler of diffusers"
+                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; takes a scheduler of diffusers, or "
+                + " or ".join(ours)
             )
         return kind.from_config(self.scheduler_config)
 

@@ -46,7 +46,8 @@ def to_prediction(
         share: of a network on its way from noise to v or flow, how much of its output is that; the rest is eps.
 
     Raises:
-        ValueError: `sample` with a share: on the way from eps to x_0 the output says nothing, at sigma share = alpha (1 - share).
+        ValueError: `sample` with a share: on the way from eps to x_0 there is an output that says nothing, where
+            sigma share = alpha (1 - share).
     """
     alpha, sigma = expand_to(schedule.alpha(t), x_t), expand_to(schedule.sigma(t), x_t)
     _check_share(prediction_type, share)

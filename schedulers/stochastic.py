@@ -16,7 +16,7 @@ class StochasticDDIMScheduler(GridDDIMScheduler, SchedulerMixin):  # named for t
 
     From t_i to t_{i+2} by DDIM and back to t_{i+1} by the forward process: N steps of it make as many network calls as N
     steps of DDIM, at the same timesteps, but each step that a network makes is as long as those of N / 2 steps. So it is for
-    students of N / 2 steps, trained at all N timesteps (`stage_times(N / 2, ..., stochastic=True)`). The two last steps end
+    students of N / 2 steps, trained at all N timesteps (`halving_times(N / 2, ..., stochastic=True)`). The two last steps end
     clean: that from t_{N-1} is noised back to t_N, that from t_N, of half the length, is the deterministic end.
 
     No stock scheduler does this: DDIM's `eta` and TCD's share the noise out within a step, without a longer one. Arguments,

@@ -24,9 +24,55 @@ WRONG = [
     ({"lora.enabled": "maybe"}, "setting lora.enabled is 'maybe'; takes true or false"),
     ({"lora": True}, "setting lora is True; takes settings of its own, by name"),
     ({"data.caption": 5}, "setting data.caption is 5; takes a text or shares by field such as {name: 0.3, subcategory: 0.7}"),
+    (
+        {"progressive.stages": 5},
+        "setting progressive.stages is 5; takes settings by stage such as {imitation: ",
+    ),
+    ({"progressive.grid": 5}, "setting progressive.grid is 5; takes a list such as [4, 2]"),
     ({"steps": 4}, "setting steps is 4; takes a list such as [4, 2]"),
     ({"device": 5}, "setting device is 5; takes a text"),
 ]
+
+
+HALVED = {"method": "progressive", "steps": [8, 4, 2, 1]}
+WRONG_HALVINGS = [
+    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; takes one of imitation, 32, 16, 8, 4, 2, 1"),
+    (
+        {"progressive.stages": {4: {"max_step": 9}}},
+        "progressive.stages.4: setting max_step is not known; did you mean",
+    ),
+    ({"progressive.stages": {4: {"patience": 0}}}, "progressive.stages.4: setting patience is 0; takes at least 1"),
+    (
+        {"progressive.start_steps": 48},
+        "steps [8, 4, 2, 1]: takes some of [24, 12, 6, 3, 2, 1], which",
+    ),
+    ({"progressive.start_steps": 8, "steps": [8]}, "8 student steps: takes 1 to 7, less than the teacher's"),
+    ({"progressive.sampler": "stochastic"}, "steps [8, 4, 2, 1]: takes even numbers for the stochastic sampler"),
+    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: takes falling timesteps, such as"),
+    ({"progressive.grid": [999, 499, 0]}, "progressive.grid of 3 timesteps: takes as many as one of the students makes steps"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), WRONG_HALVINGS, ids=[str(settings) for settings, _ in WRONG_HALVINGS])
+def test_stages_that_cannot_be_are_named_with_those_that_can(settings, sentence):
+    with pytest.raises(ValueError, match=r"^\S") as error:
+        load_config(None, HALVED | settings)
+    assert sentence in str(error.value)
+
+
+def test_a_stage_is_trained_by_the_settings_of_all_and_its_own_over_them(tmp_path):
+    (tmp_path / "config.yaml").write_text("progressive: {stages: {imitation: {max_steps: 7}, 4: {patience: 2}}}")
+    config = load_config(tmp_path / "config.yaml", HALVED | {"trainer.max_steps": 5, "progressive.stages.2.batch_size": 64})
+    assert [config.trainer_of(stage).max_steps for stage in ("imitation", "8", "4")] == [7, 5, 5]
+    assert [config.trainer_of(stage).patience for stage in ("imitation", "4")] == [None, 2]
+    assert config.trainer_of("2").batch_size == 64
+    save_config(config, tmp_path / "again.yaml")
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_the_stochastic_sampler_makes_two_calls_of_a_students_step():
+    config = load_config(None, HALVED | {"steps": [4, 8], "progressive.sampler": "stochastic"})
+    assert config.halved_to() == [64, 32, 16, 8, 4]
 
 
 def nested(settings):

@@ -76,7 +76,7 @@ def test_stored_rows_are_used_only_under_the_same_protocol(tmp_path):
 def test_the_report_is_one_file_that_loads_nothing(tmp_path):
     student = [row(26.0, 4, model="student")]
     gallery = Gallery("student <b>", torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
-    write_report(tmp_path / "r.html", "title", student, TEACHER, gaps(student, TEACHER), [gallery], ["a <script> prompt"])
+    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), [gallery], ["a <script> prompt"])
     page = (tmp_path / "r.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:)", page)
     assert "<script>" not in page

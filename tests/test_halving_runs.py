@@ -55,6 +55,8 @@ RUNS = {
     "sd1, LoRA, baked, x_0": ("sd1", {"lora__enabled": True, "progressive__prediction_type": "sample"}, "sample"),
     "sd2, embedded": ("sd2", {"guidance__mode": "embedded"}, "v_prediction"),
     "sdxl, noise": ("sdxl", {"progressive__prediction_type": "epsilon"}, "epsilon"),
+    "sd1, stochastic": ("sd1", {"progressive__sampler": "stochastic", "steps": [4, 2]}, "v_prediction"),
+    "sd1, a grid": ("sd1", {"progressive__grid": [999, 310]}, "v_prediction"),
     "unconditional": ("unconditional", {}, "v_prediction"),
     "classes": ("classes", {"data__caption": "label"}, "v_prediction"),
 }
@@ -67,14 +69,17 @@ def test_every_stage_leaves_what_its_step_count_asks_for_and_plain_diffusers_dra
     result = distill(settings(place, family_folder(family), out, **changes))
     stages = {path.name for path in (out / "stages").iterdir()}
     unguided = changes.get("guidance__mode") == "cfg" or family in ("unconditional", "classes")
-    assert stages - {"imitation"} == {"4", "2", "1"}
+    steps_of_students = changes.get("steps", [2, 1])
+    assert stages - {"imitation"} == ({"8", "4", "2"} if "stochastic" in run else {"4", "2", "1"})
     assert ("imitation" in stages) == (not unguided or dialect != "epsilon")
-    assert sorted(path.name for path in out.glob("student-*")) == ["student-1", "student-2"]
-    assert result.student_folder == out / "student-2"
+    assert {path.name for path in out.glob("student-*")} == {f"student-{steps}" for steps in steps_of_students}
+    assert result.student_folder == out / f"student-{steps_of_students[0]}"
     prompts = ["0", "2"] if family == "classes" else CAPTIONS[:2]
-    for steps in (2, 1):
+    for steps in steps_of_students:
         sampler = FewStepSampler.from_pretrained(out / f"student-{steps}")
         spec = sampler.spec
+        ours_alone = {"sd1, stochastic": "StochasticDDIMScheduler", "sd1, a grid": "GridDDIMScheduler"}
+        assert spec.scheduler_class == ours_alone.get(run, "DDIMScheduler")
         assert (spec.method, spec.num_inference_steps, spec.prediction_type) == ("progressive", (steps,), dialect)
         assert sampler.pipeline.scheduler.config.prediction_type == dialect
         ours = torch.cat(list(sampler.pictures(prompts, SEEDS, batch_size=1)))
@@ -148,7 +153,5 @@ def test_a_run_killed_in_its_third_stage_goes_on_to_the_same_bits(family_folder,
 
 
 def test_steps_that_are_never_visited_are_refused_with_those_that_are(place):
-    with pytest.raises(
-        ValueError, match=r"steps \[6, 3\]: takes some of \[32, 16, 8, 4, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"steps \[6, 3\]: takes some of \[32, 16, 8, 4, 3\]"):
         settings(place, "teacher", "run", steps=[6, 3], progressive__start_steps=64)

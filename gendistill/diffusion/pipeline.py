@@ -95,8 +95,16 @@ def load_teacher(
         ValueError: it cannot be opened, its family is not supported, or its network cannot be distilled.
     """
     pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
+    return teacher_of(pipeline.to(device), source, resolution)
+
+
+def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None) -> Teacher:
+    """An opened pipeline as a teacher; nothing in it learns from then on.
+
+    Raises:
+        ValueError: as `load_teacher`.
+    """
     family = family_of(pipeline)
-    pipeline.to(device)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()

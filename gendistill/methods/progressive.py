@@ -10,29 +10,27 @@ visits, `teacher(x_t, t)`:
   the scale as an input, or keeps one;
 - another dialect. An epsilon student cannot be halved to one step well: x_0 = (x_t - sigma eps) / alpha makes much of a
   small error where alpha is small, and has no meaning where it is 0 (section 4 of the paper, whose own teachers predict x_0,
-  v, or both x_0 and eps). No choice of weights turns a network that says eps into one that says v = (eps - sigma x_t) / alpha:
-  the output would need its input x_t added, in a proportion that depends on t, for which networks have no path; and a
-  wrapper that does so is no longer a model that diffusers opens. So the student starts from the teacher's weights read in
-  the new dialect, which is right only where there is little noise (v -> eps as sigma -> 0), and learns the rest. See
-  `dialect_target`.
+  v, or both x_0 and eps). No choice of weights turns a network that says eps into one that says v = (eps - sigma x_t) / alpha,
+  which would need the network's input added in a proportion that depends on t. So the student is asked for
+  (1 - share) eps + share v, and share grows from 0, where it is the teacher, to 1 (`Denoiser.speaking`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from gendistill.config import DistillConfig, ProgressiveConfig, halvings
+from gendistill.config import DistillConfig, ProgressiveConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks, first_networks, next_networks
-from gendistill.diffusion.prediction import Prediction, from_prediction
+from gendistill.diffusion.prediction import Prediction
 from gendistill.methods.base import Method, Update
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
@@ -55,14 +53,20 @@ class Halving:
     s: Tensor
 
 
-def sampled_times(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+def sampled_times(num_steps: int, schedule: NoiseSchedule, grid: Sequence[int] = ()) -> Tensor:
     """The (N,) times that a sampler of N steps visits, falling, as diffusers' pipelines have them.
 
     Of `vp` the trailing grid, int64; of `flow` N - i of N parts of the way, float64, where nothing shifts it.
 
+    Args:
+        grid: other timesteps to go by. N less are every so manieth of them, N more lie between them, halfway each time.
+
     Raises:
-        ValueError: of `edm`, whose grid (Karras et al. 2022, eq. 5) has no points between its own, nor below its last.
+        ValueError: of `edm`, whose grid (Karras et al. 2022, eq. 5) has no points between its own, nor below its last; or the
+            grid's length is not N after halvings or doublings, or two of its times leave none between.
     """
+    if grid:
+        return _nested(num_steps, grid, schedule)
     if schedule.kind == "vp":
         return trailing(num_steps, schedule.num_train_timesteps)
     if schedule.kind == "flow":
@@ -70,7 +74,20 @@ def sampled_times(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; takes vp or flow")
 
 
-def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool = False) -> Halving:
+def _nested(num_steps: int, grid: Sequence[int], schedule: NoiseSchedule) -> Tensor:
+    times = torch.tensor(grid)
+    while len(times) < num_steps:
+        after = torch.cat([times[1:], torch.tensor([int(schedule.clean)])])
+        times = torch.stack([times, (times + after).div(2, rounding_mode="floor").clamp(min=0)], 1).flatten()
+    if len(times) % num_steps or num_steps > len(times):
+        raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; takes one that halves to it")
+    times = times[:: len(times) // num_steps]
+    if (times[:-1] <= times[1:]).any():
+        raise ValueError(f"a grid of {len(grid)} timesteps has not room for {num_steps}; takes fewer steps to start from")
+    return times
+
+
+def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool = False, grid: Sequence[int] = ()) -> Halving:
     """Where the student of `num_steps` steps and its teacher of twice as many go.
 
     The student goes from each point of the N-step grid to the next and from the last to `clean`, as the sampler will. Its
@@ -78,21 +95,24 @@ def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool =
     rounding by one timestep at a few N, 48 of 1000 the first).
 
     N need not divide the timesteps, but then diffusers' `DDIMScheduler` does not land on its own next timestep, as
-    `GridDDIMScheduler` and `DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero")` do at any N.
+    `DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero")` does at any N.
 
     With `stochastic`, steps as long as these start at all 2 N points: those that the sampler of Meng et al. 2023, section
     3.3, makes (`StochasticDDIMScheduler`, in 2 N network calls). The very last of them can only be half as long.
 
+    Args:
+        grid: as for `sampled_times`.
+
     Raises:
         ValueError: a student step leaves no timestep for its teacher's second.
     """
-    halves = sampled_times(2 * num_steps, schedule)
+    halves = sampled_times(2 * num_steps, schedule, grid)
     clean = torch.tensor([schedule.clean], dtype=torch.float64).to(halves.dtype)
     if stochastic:
         t, s = halves, torch.cat([halves[2:], clean, clean])
-        middle = torch.cat([halves[1:], sampled_times(4 * num_steps, schedule)[-1:]])
+        middle = torch.cat([halves[1:], sampled_times(4 * num_steps, schedule, grid)[-1:]])
     else:
-        t, middle = sampled_times(num_steps, schedule), halves[1::2]
+        t, middle = sampled_times(num_steps, schedule, grid), halves[1::2]
         s = torch.cat([t[1:], clean])
     between = (t > middle) & (middle > s)
     if not between.all():
@@ -117,16 +137,6 @@ def halving_target(teacher: Teacher, x_t: Tensor, t: Tensor, middle: Tensor, s: 
     second = teacher(x_middle, middle)
     x_s = ddim_step(second.x_0, second.eps, s, schedule)
     return Prediction(*invert_ddim_step(x_t, t, x_s, s, schedule))
-
-
-@torch.no_grad()
-def dialect_target(teacher: Teacher, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule) -> Tensor:
-    """What a network of another dialect would put out (B, ...) in the teacher's place, at x_t (B, ...) and t (B,).
-
-    A student that starts from an epsilon teacher's weights is fitted to this before any halving, by `prediction_loss` against
-    `teacher(x_t, t)` or, which is the same for v under `vp` and `snr_plus_one`, by the mean square on its raw output.
-    """
-    return from_prediction(teacher(x_t, t), t, prediction_type, schedule)
 
 
 def x_0_weight(t: Tensor, weighting: str, schedule: NoiseSchedule) -> Tensor:
@@ -225,7 +235,8 @@ class StepHalving(ProgressiveDistillation):
     """One step of the student for two of its teacher, which is called as the student is."""
 
     def __init__(self, networks: Networks, guidance: Guidance, config: ProgressiveConfig, num_steps: int) -> None:
-        self.halving = halving_times(num_steps, networks.teacher.schedule)
+        stochastic = config.sampler == "stochastic"
+        self.halving = halving_times(num_steps, networks.teacher.schedule, stochastic=stochastic, grid=config.grid or ())
         super().__init__(networks, guidance, config, self.halving.t)
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
@@ -237,7 +248,8 @@ class StepHalving(ProgressiveDistillation):
 def progressive_stages(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
     """The imitation of a guided teacher or in another dialect, where there is any, then one stage a halving.
 
-    Each stage's teacher is the average that the one before has made; the student starts as it.
+    Each stage's teacher is the average that the one before has made; the student starts as it. Stages are named by the
+    network calls of their students, which the stochastic sampler makes two of a step.
     """
     settings, guidance = config.progressive, Guidance(unconditional, config.guidance)
     embedded = config.guidance.mode == "embedded"
@@ -245,14 +257,20 @@ def progressive_stages(config: DistillConfig, teacher: Denoiser, unconditional: 
     networks = first_networks(
         teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
     )
+
+    def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
+        grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
+        return Stage(method, [steps], [solver], student, config.trainer_of(name), f"stages/{name}", grids)
+
     guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
     if guided or dialect != teacher.prediction_type:
         networks.student, networks.average = networks.student.speaking(dialect), networks.average.speaking(dialect)
-        imitation = Imitation(networks, guidance, settings, sampled_times(settings.start_steps, teacher.schedule))
-        yield Stage(imitation, [settings.start_steps], ["ddim"], None, config.trainer_of("imitation"), "stages/imitation")
+        times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
+        imitation = Imitation(networks, guidance, settings, times)
+        yield stage(imitation, "imitation", settings.start_steps, "ddim", None)
         networks = next_networks(networks)
-    for number, count in enumerate(halvings(settings.start_steps, min(config.steps))):
+    calls = config.halved_to()
+    for number, count in enumerate(calls):
         networks = next_networks(networks) if number else networks
-        student = f"student-{count}" if count in config.steps else None
-        method = StepHalving(networks, guidance, settings, count)
-        yield Stage(method, [count], ["ddim"], student, config.trainer_of(str(count)), f"stages/{count}")
+        method = StepHalving(networks, guidance, settings, count // settings.calls_a_step)
+        yield stage(method, str(count), count, settings.sampler, f"student-{count}" if count in config.steps else None)

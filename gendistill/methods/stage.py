@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gendistill.config import TrainerConfig
 from gendistill.methods.base import Method
@@ -19,6 +19,7 @@ class Stage:
         student: the folder of the run that the student is written to; None where it is only the next stage's teacher.
         trainer: its settings.
         folder: of the run, for checkpoints and log; "" is the run's own.
+        grids: timesteps that its student is sampled at where they are not the trailing ones.
     """
 
     method: Method
@@ -27,3 +28,4 @@ class Stage:
     student: str | None
     trainer: TrainerConfig
     folder: str = ""
+    grids: list[list[int]] = field(default_factory=list)

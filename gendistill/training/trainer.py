@@ -117,7 +117,8 @@ class Trainer:
             with training_bar(self.config.max_steps, self.step, accelerator.is_main_process) as show:
                 stopped = self._loop(optimizers, stop, show)
         accelerator.wait_for_everyone()
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # and not `end_training`, which ends the processes' ties: a stage may follow
+            tracker.finish()
         if stopped or stop.number is not None:
             kept = "with a checkpoint; go on with --resume" if self.checkpoints.steps() else "before the first checkpoint"
             raise Stopped(f"stopped after step {self.step}, {kept}", stop.number)

@@ -82,3 +82,30 @@ def test_an_unknown_dialect_is_refused_in_one_sentence(generator):
         to_prediction(x, x, torch.zeros(4), "noise", schedule)
     with pytest.raises(ValueError, match=r"^prediction_type 'noise' is not known"):
         from_prediction(Prediction(x, x), torch.zeros(4), "noise", schedule)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 1.0])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "flow"])
+@pytest.mark.parametrize(("scheduler", "t"), SCHEDULES)
+def test_a_network_on_its_way_from_the_noise_says_x_0_and_eps_all_the_way(scheduler, t, prediction_type, share, generator):
+    schedule, t = NoiseSchedule.from_scheduler(scheduler), torch.tensor(t)
+    x_0, eps = draw(generator), draw(generator)
+    output = from_prediction(Prediction(x_0, eps), t, prediction_type, schedule, share)
+    whole = from_prediction(Prediction(x_0, eps), t, prediction_type, schedule)
+    torch.testing.assert_close(output, (1 - share) * eps + share * whole, atol=1e-12, rtol=0)
+    found = to_prediction(output, schedule.add_noise(x_0, eps, t), t, prediction_type, schedule, share)
+    torch.testing.assert_close(found.x_0, x_0, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(found.eps, eps, atol=1e-9, rtol=1e-9)
+
+
+def test_on_the_way_to_v_a_network_says_x_0_even_where_there_is_noise_alone(generator):
+    schedule = NoiseSchedule.from_scheduler(DDPMScheduler(**SCALED_LINEAR, rescale_betas_zero_snr=True))
+    x_0, eps, t = draw(generator), draw(generator), torch.full((4,), 999)
+    output = from_prediction(Prediction(x_0, eps), t, "v_prediction", schedule, 0.01)
+    torch.testing.assert_close(to_prediction(output, eps, t, "v_prediction", schedule, 0.01).x_0, x_0)
+
+
+def test_there_is_no_way_from_the_noise_to_x_0(generator):
+    schedule, x = NoiseSchedule.from_scheduler(DDPMScheduler()), draw(generator)
+    with pytest.raises(ValueError, match=r"^share 0.5 of sample: takes 1; between eps and x_0"):
+        to_prediction(x, x, torch.zeros(4), "sample", schedule, 0.5)

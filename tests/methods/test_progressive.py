@@ -13,7 +13,6 @@ from gendistill.diffusion.prediction import PREDICTION_TYPES, Prediction, from_p
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.progressive import (
     WEIGHTINGS,
-    dialect_target,
     halving_target,
     halving_times,
     prediction_loss,
@@ -219,6 +218,27 @@ def test_of_the_stochastic_sampler_each_step_is_two_of_its_grid_and_the_last_one
     assert stage.middle.tolist() == [*grid[1:], trailing(16).tolist()[-1]]
 
 
+GRID = [999, 760, 520, 210]
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_grid_of_ones_own_is_halved_and_doubled_around(stochastic):
+    assert sampled_times(4, SCALED_LINEAR, GRID).tolist() == GRID
+    assert sampled_times(2, SCALED_LINEAR, GRID).tolist() == [999, 520]
+    assert sampled_times(1, SCALED_LINEAR, GRID).tolist() == [999]
+    assert sampled_times(8, SCALED_LINEAR, GRID).tolist() == [999, 879, 760, 640, 520, 365, 210, 104]
+    for num_steps in (32, 16, 8, 4, 2, 1):
+        stage = halving_times(num_steps, SCALED_LINEAR, stochastic=stochastic, grid=GRID)
+        assert set(stage.t.tolist()) <= set(sampled_times(2 * num_steps, SCALED_LINEAR, GRID).tolist())
+        assert set(stage.middle.tolist()) <= set(sampled_times(4 * num_steps, SCALED_LINEAR, GRID).tolist())
+
+
+@pytest.mark.parametrize(("num_steps", "grid", "sentence"), [(3, GRID, "does not nest in one of 3"), (4, [2, 1], "room for 4")])
+def test_a_grid_that_cannot_be_nested_is_refused(num_steps, grid, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sampled_times(num_steps, SCALED_LINEAR, grid)
+
+
 @pytest.mark.parametrize("num_steps", [501, 1000, 2000])
 def test_two_teacher_steps_that_cannot_be_distinct_are_refused(num_steps):
     with pytest.raises(ValueError, match=rf"^{num_steps} student steps: that from timestep .* leaves its teacher none between"):
@@ -305,7 +325,7 @@ def test_an_unknown_weighting_is_refused_by_both():
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_a_network_that_puts_out_the_target_in_another_dialect_is_its_teacher(prediction_type, noise):
     teacher, t = Gaussian(SCALED_LINEAR), torch.full((6,), 300)
-    output = dialect_target(teacher, noise, t, prediction_type, SCALED_LINEAR)
+    output = from_prediction(teacher(noise, t), t, prediction_type, SCALED_LINEAR)
     found = to_prediction(output, noise, t, prediction_type, SCALED_LINEAR)
     assert prediction_loss(found, teacher(noise, t), "snr_plus_one") < 1e-25
 
@@ -315,7 +335,7 @@ def test_read_as_v_an_epsilon_network_is_right_only_where_there_is_little_noise(
     for time in (0, 10, 100, 500):
         t, x_t = torch.full((512,), time), teacher.draw(torch.tensor(time), 512, generator)
         eps = teacher(x_t, t).eps
-        as_v = dialect_target(teacher, x_t, t, "v_prediction", SCALED_LINEAR)
+        as_v = from_prediction(teacher(x_t, t), t, "v_prediction", SCALED_LINEAR)
         errors.append((eps - as_v).square().mean().item())
     assert errors == sorted(errors)
     assert errors[0] < 0.01

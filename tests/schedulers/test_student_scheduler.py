@@ -1,10 +1,10 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
 from gendistill.diffusion.prediction import to_prediction
 from gendistill.samplers import ddim_step
-from gendistill.schedulers import NoiseSchedule, student_scheduler, trailing
+from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, student_scheduler, trailing
 
 STABLE_DIFFUSION = PNDMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
@@ -12,10 +12,10 @@ STABLE_DIFFUSION = PNDMScheduler(
 TEACHER = STABLE_DIFFUSION.config
 
 
-@pytest.mark.parametrize("num_inference_steps", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 4, 5, 8, 3, 6, 7, 12, 13, 16, 25, 32, 48, 64])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_the_ddim_scheduler_of_a_student_makes_our_ddim_steps_and_ends_in_x_0(num_inference_steps, prediction_type, generator):
-    scheduler = student_scheduler("ddim", TEACHER, prediction_type)
+    scheduler = student_scheduler("ddim", TEACHER, prediction_type, steps=[num_inference_steps])
     scheduler.set_timesteps(num_inference_steps)
     schedule = NoiseSchedule.from_scheduler(scheduler)
     grid = trailing(num_inference_steps)
@@ -28,6 +28,23 @@ def test_the_ddim_scheduler_of_a_student_makes_our_ddim_steps_and_ends_in_x_0(nu
         last = number == num_inference_steps - 1
         ours = prediction.x_0 if last else ddim_step(prediction.x_0, prediction.eps, grid[number + 1].expand(2), schedule)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+def test_ddim_is_diffusers_own_class_wherever_that_goes_by_its_own_grid():
+    pixels = DDIMScheduler(clip_sample=True).config
+    assert type(student_scheduler("ddim", TEACHER, "epsilon", steps=[8, 4, 2, 1])) is DDIMScheduler
+    assert type(student_scheduler("ddim", TEACHER, "epsilon", steps=[8, 16])) is DPMSolverMultistepScheduler
+    assert type(student_scheduler("ddim", pixels, "epsilon", bounded=True, steps=[16])) is GridDDIMScheduler
+    assert student_scheduler("ddim", pixels, "epsilon", bounded=True, steps=[16]).config.clip_sample
+
+
+@pytest.mark.parametrize(("solver", "kind"), [("ddim", GridDDIMScheduler), ("stochastic", StochasticDDIMScheduler)])
+def test_a_grid_is_carried_by_a_scheduler_of_ours(solver, kind):
+    scheduler = student_scheduler(solver, TEACHER, "v_prediction", steps=[3], grids=[[999, 700, 200]])
+    scheduler.set_timesteps(3)
+    assert type(scheduler) is kind
+    assert scheduler.timesteps.tolist() == [999, 700, 200]
+    assert torch.equal(scheduler.alphas_cumprod, STABLE_DIFFUSION.alphas_cumprod)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "lcm", "tcd"])
@@ -49,5 +66,5 @@ def test_a_zero_terminal_snr_teacher_gives_its_schedule_and_dialect_on(solver):
 
 
 def test_an_unknown_solver_is_refused_in_one_sentence_that_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"^solver 'euler' is not known; takes one of ddim, lcm, tcd$"):
+    with pytest.raises(ValueError, match=r"^solver 'euler' is not known; takes one of ddim, lcm, tcd, stochastic$"):
         student_scheduler("euler", TEACHER, "epsilon")

@@ -96,6 +96,16 @@ def test_a_lora_does_too(distill, place):
     assert_same_curve(place / "lora-two", place / "lora-alone")
 
 
+def test_stages_follow_one_another_on_two_processes_as_on_one(distill, place):
+    settings = {"method": "progressive", "progressive__start_steps": 4, "trainer__max_steps": 3}
+    for run, processes in (("stages-alone", 1), ("stages-two", 2)):
+        started, codes = distill(run, processes, **settings)
+        assert codes == [0] * processes, [process.text for process in started]
+    for stage in ("imitation", "2"):
+        assert_same_curve(place / "stages-two" / "stages" / stage, place / "stages-alone" / "stages" / stage, 3)
+    assert (place / "stages-two" / "student-2" / "model_index.json").exists()
+
+
 def test_a_run_of_two_goes_on_as_one_and_a_run_of_one_as_two(distill, place, alone):
     for run, before, after in (("shrinking", 2, 1), ("growing", 1, 2)):
         _, codes = distill(run, before, trainer__max_steps=4)
