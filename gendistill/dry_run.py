@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 from accelerate import init_empty_weights
 
-from gendistill.config import DistillConfig
+from gendistill.config import DistillConfig, TrainerConfig
 from gendistill.data.encode import NOTHING_TO_LEARN_ON
 from gendistill.data.prompts import Prompts
 from gendistill.data.sources import open_source
@@ -48,19 +48,38 @@ def dry_run(config: DistillConfig, *, resume: bool = False) -> Plan:
     """
     teacher, trains, texts = _networks(config)
     trainer, run = config.trainer, Path(config.out)
-    until = f", at most {trainer.max_minutes:g} minutes" if trainer.max_minutes else ""
+    students = [f"student-{count}" for count in config.steps] if config.method == "progressive" else ["student"]
     minutes = f" or {trainer.checkpoint_minutes:g} minutes" if trainer.checkpoint_minutes else ""
     return Plan(
         teacher=teacher,
         trains=trains,
         data=f"{_data(config, texts)}; encoded into {config.data.cache}",
-        steps=f"{trainer.max_steps} of batch {trainer.batch_size} ({trainer.max_steps * trainer.batch_size:,} samples){until}; "
-        f"a validation every {trainer.validate_every}",
+        steps="; ".join(_stages(config)) + f"; a validation every {trainer.validate_every}",
         checkpoints=f"every {trainer.checkpoint_every} steps{minutes}, the last two and the best are kept",
-        writes=f"{run}/config.yaml, log.jsonl, samples/, checkpoints/, {', '.join(f'{name}/' for name in trainer.trackers)} "
-        f"and the student in {run / 'student'}",
+        writes=f"{run}/config.yaml, {_of_stages(config)}log.jsonl, samples/, checkpoints/, "
+        f"{', '.join(f'{name}/' for name in trainer.trackers)} and the student in "
+        f"{', '.join(str(run / student) for student in students)}",
         resume=_resume(run, resume),
     )
+
+
+def _stages(config: DistillConfig) -> Iterator[str]:
+    """What is trained one after another."""
+    if config.method == "progressive":
+        for name in ("imitation", *config.halved_to()):
+            yield f"{name}: {_length(config.trainer_of(str(name)))}"
+    else:
+        yield _length(config.trainer)
+
+
+def _length(trainer: TrainerConfig) -> str:
+    until = f", at most {trainer.max_minutes:g} minutes" if trainer.max_minutes else ""
+    samples = trainer.max_steps * trainer.batch_size
+    return f"{trainer.max_steps} of batch {trainer.batch_size} ({samples:,} samples){until}"
+
+
+def _of_stages(config: DistillConfig) -> str:
+    return "stages/ with their " if config.method == "progressive" else ""
 
 
 def _networks(config: DistillConfig) -> tuple[str, str, bool]:
@@ -112,12 +131,15 @@ def _data(config: DistillConfig, texts: bool) -> str:
 
 
 def _resume(run: Path, resume: bool) -> str:
-    steps = Checkpoints(run / "checkpoints").steps()
-    if not steps:
+    """Where it would go on: in the last stage that has a checkpoint."""
+    folders = [folder for folder in (run, *run.glob("stages/*")) if Checkpoints(folder / "checkpoints").steps()]
+    if not folders:
         return "nothing to go on from; starts at step 0"
     if not resume:
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
-    return f"goes on from {steps[-1]}"
+    last = max(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
+    name = Checkpoints(last / "checkpoints").steps()[-1]
+    return f"goes on from {name}" + ("" if last == run else f" of stage {last.name}")
 
 
 def _millions(count: int) -> str:

@@ -60,7 +60,7 @@ def student_scheduler(
     if solver == "ddim":
         if grids:
             return GridDDIMScheduler(**settings, grids=list(grids))
-        stock = DDIMScheduler(**settings, set_alpha_to_one=True, timestep_spacing="trailing")
+        stock: Any = DDIMScheduler(**settings, set_alpha_to_one=True, timestep_spacing="trailing")
         if all(_lands_on_its_grid(count, stock.config.num_train_timesteps) for count in steps):
             return stock
         if settings["clip_sample"]:

@@ -227,8 +227,7 @@ class Imitation(ProgressiveDistillation):
         if step >= self.config.dialect_steps or student.prediction_type in ("sample", self.networks.teacher.prediction_type):
             return super().loss(x_t, t, conditioning, target, step)
         student = student.speaking(student.prediction_type, step / self.config.dialect_steps)
-        outputs = (student.output_of(prediction, t) for prediction in (student(x_t, t, conditioning), target))
-        return mse_loss(*outputs)
+        return mse_loss(student.output_of(student(x_t, t, conditioning), t), student.output_of(target, t))
 
 
 class StepHalving(ProgressiveDistillation):

@@ -218,7 +218,10 @@ class Trainer:
         return (self.accelerator.reduce(flags, "sum") > 0).tolist()
 
     def _validate(self, stop: StopSignals) -> bool:
-        """Judge the average and keep it if it is the best so far. False if a signal cut this short, to be done on resume."""
+        """Judge the average and keep it if it is the best so far. False if a signal cut this short, to be done on resume.
+
+        What training starts from is judged for the log, and kept only until there is something that was trained.
+        """
         assert self.validate is not None
         average = self.method.networks.average_state()
         self._require_finite({f"average.{name}": tensor for name, tensor in average.items()})
@@ -233,7 +236,7 @@ class Trainer:
         self._write({"validation": validation.figures})
         self.accelerator.log({"validation/score": validation.score}, step=self.step)
         self.validated_step, self.unsaved = self.step, True
-        if self.best is None or validation.score < self.best.score:
+        if self.best is None or self.best_step == 0 or validation.score < self.best.score:
             self.best, self.best_step, self.validations_since_best = validation, self.step, 0
             if self.accelerator.is_main_process:
                 self.checkpoints.save_best(self.step, average, asdict(validation))

@@ -114,6 +114,13 @@ def test_training_stops_when_patience_runs_out(trainer, tmp_path):
     assert run.checkpoints.steps()[-1] == "step-00000004"
 
 
+def test_what_training_starts_from_is_judged_but_does_not_become_the_student(trainer, tmp_path):
+    scores = {0: 1.0, 2: 3.0, 4: 2.0}
+    run = trainer(tmp_path, validate=lambda step: Validation(scores[step], {}), max_steps=4, validate_every=2)
+    result = run.train()
+    assert (result.best_step, result.best) == (4, Validation(2.0, {}))
+
+
 def test_training_stops_when_time_runs_out(trainer, tmp_path):
     assert trainer(tmp_path, max_steps=1000, max_minutes=1e-6).train().steps == 1
 
