@@ -10,10 +10,25 @@ import pytest
 import torch
 
 from gendistill.comparison import evaluate
-from gendistill.evaluation import TEACHER_PLANS, TEACHER_STEPS, Gap, calls_a_step, gaps, save_rows, stored_rows
+from gendistill.config import load_config
+from gendistill.distill import distill
+from gendistill.evaluation import (
+    SEARCHED,
+    TEACHER_PLANS,
+    TEACHER_STEPS,
+    Gap,
+    calls_a_step,
+    gaps,
+    save_rows,
+    stored_rows,
+    teacher_scheduler,
+)
 from gendistill.judge import build_judge
 from gendistill.metrics.evaluate import Evaluation, Protocol
+from gendistill.metrics.features import extract
+from gendistill.metrics.fidelity import psnr
 from gendistill.report import Gallery, best_rows, write_report
+from gendistill.samplers import FewStepSampler
 
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
 PROTOCOL = Protocol(
@@ -120,3 +135,71 @@ def test_an_evaluation_is_the_same_twice(tiny_folder, tmp_path):
     first = evaluate(str(tiny_folder), out=tmp_path / "a", **options)
     second = evaluate(str(tiny_folder), out=tmp_path / "b", **options)
     assert [r.scores for r in first.teacher] == [r.scores for r in second.teacher]
+
+
+@pytest.fixture(scope="module")
+def halved_run(tiny_folder, tmp_path_factory):
+    """A run that left two students with a slider, after a step of training each."""
+    place = tmp_path_factory.mktemp("halved")
+    (place / "prompts.txt").write_text("food\nanimals\n")
+    settings = {
+        "teacher": str(tiny_folder),
+        "method": "progressive",
+        "steps": [2, 1],
+        "device": "cpu",
+        "out": str(place / "run"),
+        "data.prompts": str(place / "prompts.txt"),
+        "data.num_synthetic": 4,
+        "data.synthetic_steps": 2,
+        "data.cache": str(place / "cache"),
+        "guidance.mode": "embedded",
+        "guidance.range": [1, 4],
+        "progressive.start_steps": 4,
+        "trainer.max_steps": 1,
+        "trainer.batch_size": 2,
+        "trainer.num_validation": 2,
+        "trainer.trackers": [],
+    }
+    distill(load_config(None, settings))
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def halved_comparison(halved_run):
+    return evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4)
+
+
+def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, halved_comparison):
+    rows = [(row.model, row.network_calls, row.protocol.guidance_scale) for row in halved_comparison.student]
+    assert rows == [("student-2", 2, 3.0), ("student-1", 1, 3.0)]
+    moved = [(row.model, row.protocol.guidance_scale) for row in halved_comparison.slider]
+    assert moved == [(name, scale) for name in ("student-2", "student-1") for scale in (1.0, 2.0, 3.0)]
+    assert [gap.network_calls for gap in halved_comparison.gaps] == [2, 1]
+    stored = json.loads((halved_run / "evaluation.json").read_text())
+    assert stored["slider"][0]["scores"] == halved_comparison.slider[0].scores
+    page = (halved_run / "report.html").read_text()
+    assert "The guidance scale" in page
+    assert "student-1" in page
+
+
+def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
+    row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
+    judge = build_judge(HELD_OUT, caption="subcategory", num=4)
+    teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
+    teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
+    theirs, ours = judge.draw(teacher, TEACHER_STEPS, 2.0), judge.draw(student, 2, 2.0)
+    cosine = torch.cosine_similarity(extract(judge.extractor, ours), extract(judge.extractor, theirs))
+    assert row.scores["psnr"] == pytest.approx(psnr(ours, theirs).mean().item())
+    assert row.scores["feature_cosine"] == pytest.approx(cosine.mean().item())
+
+
+def test_steps_that_no_student_of_a_run_was_trained_for_are_refused(halved_run):
+    with pytest.raises(ValueError, match=r"^steps \[3\]: the run has students of other step counts: student-2, student-1$"):
+        evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, steps=[3])
+
+
+def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():
+    student = [row(26.0, 4, model="student")]
+    searched = row(27.0, 4, sampler=SEARCHED)
+    assert gaps(student, [*TEACHER, searched]) == gaps(student, TEACHER)
+    assert searched in best_rows(student, [*TEACHER, searched])

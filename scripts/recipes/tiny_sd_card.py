@@ -11,7 +11,7 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from emoji import ASSETS, load_emoji
-from gendistill.evaluation import SOLVERS, TEACHER_SCALES, TEACHER_STEPS, load_rows, teacher_scheduler
+from gendistill.evaluation import TEACHER_SAMPLERS, TEACHER_SCALES, TEACHER_STEPS, load_rows, teacher_scheduler
 from gendistill.samplers import FewStepSampler
 
 FOLDER = ASSETS / "tiny-sd"
@@ -86,7 +86,7 @@ def figures_table() -> dict[str, object]:
     protocol = rows[0].protocol
     lines = []
     for calls in sorted({row.network_calls for row in rows}, reverse=True):
-        for solver in SOLVERS:
+        for solver in TEACHER_SAMPLERS:
             cells = []
             for scale in TEACHER_SCALES:
                 found = [
