@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(stderr=True)
+WIDE = 160  # columns, where tables are not printed to a terminal
 
 TINY_SD = "assets/tiny-sd"
 Teacher = Annotated[str, typer.Argument(help="diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
@@ -205,7 +206,7 @@ def evaluate(
     if as_json:
         print(result.to_json())
         return
-    Console().print(result.table())
+    Console(width=None if sys.stdout.isatty() else WIDE).print(result.table())
     for file in result.files:
         console.print(f"wrote {file}")
 

@@ -44,7 +44,7 @@ class Comparison:
     """The rows of students, their teacher's and the gap between them; without a student, the teacher's alone.
 
     Attributes:
-        slider: rows of w-conditioned students at the guidance scales that the teacher was measured at.
+        slider: rows of w-conditioned students at other guidance scales, those that the teacher was measured at.
     """
 
     student: list[Evaluation]

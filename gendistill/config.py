@@ -135,7 +135,7 @@ class ProgressiveConfig(Section):
     @field_validator("stages", mode="before")
     @classmethod
     def _names_are_texts(cls, stages: Any) -> Any:
-        """YAML reads the name of a stage of 4 steps as a number."""
+        """Python writes the name of a stage of 4 steps as a number."""
         return {str(name): settings for name, settings in stages.items()} if isinstance(stages, dict) else stages
 
     @property
@@ -299,6 +299,7 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
             raise ValueError(f"config {file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(settings, dict):
             raise ValueError(f"config {file} holds a {type(settings).__name__}; takes settings by name")
+        settings = _named(settings)
     for name, value in (overrides or {}).items():
         *sections, last = name.split(".")
         inside = settings
@@ -307,7 +308,12 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
             if not isinstance(inside, dict):
                 raise ValueError(f"setting {name}: {section} is a value, not a section")
         inside[last] = value
-    return DistillConfig(**{str(name): value for name, value in settings.items()})
+    return DistillConfig(**settings)
+
+
+def _named(settings: dict[Any, Any]) -> dict[str, Any]:
+    """The same with texts for names, throughout: YAML reads the name of a stage of 4 steps as a number."""
+    return {str(name): _named(value) if isinstance(value, dict) else value for name, value in settings.items()}
 
 
 def config_text(config: DistillConfig) -> str:

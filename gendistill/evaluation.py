@@ -136,12 +136,12 @@ def evaluate_student(
 
 
 def slider_scales(sampler: FewStepSampler) -> list[float]:
-    """The scales that the teacher is measured at, of those that a w-conditioned student knows; none for others."""
+    """The other scales, of those that the teacher is measured at, that a w-conditioned student knows; none for others."""
     spec = sampler.spec
     if spec is None or spec.guidance_range is None:
         return []
     low, high = spec.guidance_range
-    return [scale for scale in TEACHER_SCALES if low <= scale <= high]
+    return [scale for scale in TEACHER_SCALES if low <= scale <= high and scale != spec.guidance_scale]
 
 
 def imitated_scale(sampler: FewStepSampler, row: Evaluation) -> float:

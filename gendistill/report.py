@@ -88,6 +88,7 @@ def write_report(
         for row in [*student, *slider, *best_rows(student, teacher)]
     ]
     closed = {gap.network_calls: f"{gap.closed:.2f}" for gap in gaps}
+    curved = slider and "clip_score" in slider[0].scores
     page = environment.get_template("report.html.jinja").render(
         title=title,
         metric=metric,
@@ -95,7 +96,7 @@ def write_report(
         closed=closed,
         gaps=gaps,
         plot=_as_png(_plot(student, teacher)),
-        slider_plot=_as_png(_slider_plot(slider, teacher)) if slider and "clip_score" in slider[0].scores else None,
+        slider_plot=_as_png(_slider_plot([*student, *slider], teacher)) if curved else None,
         galleries=[(gallery.title, _grid(gallery.pictures)) for gallery in galleries],
         columns=GRID_COLUMNS,
         prompts=prompts,
@@ -160,13 +161,13 @@ def _plot(student: list[Evaluation], teacher: list[Evaluation]) -> bytes:
     return _png(figure)
 
 
-def _slider_plot(slider: list[Evaluation], teacher: list[Evaluation]) -> bytes:
+def _slider_plot(students: list[Evaluation], teacher: list[Evaluation]) -> bytes:
     """CLIP score against distance, a point a guidance scale: w-conditioned students beside the teacher at full length."""
-    metric = slider[0].protocol.metric
+    metric = students[0].protocol.metric
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     full = [row for row in teacher if row.protocol.num_inference_steps == TEACHER_STEPS]
     curves = {"teacher, 50 steps": full}
-    for row in slider:
+    for row in students:
         curves.setdefault(f"{row.model}, {row.protocol.num_inference_steps} steps", []).append(row)
     for number, (name, rows) in enumerate(curves.items()):
         ordered = sorted(rows, key=lambda row: row.protocol.guidance_scale)

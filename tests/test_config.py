@@ -62,10 +62,10 @@ def test_stages_that_cannot_be_are_named_with_those_that_can(settings, sentence)
 
 def test_a_stage_is_trained_by_the_settings_of_all_and_its_own_over_them(tmp_path):
     (tmp_path / "config.yaml").write_text("progressive: {stages: {imitation: {max_steps: 7}, 4: {patience: 2}}}")
-    config = load_config(tmp_path / "config.yaml", HALVED | {"trainer.max_steps": 5, "progressive.stages.2.batch_size": 64})
+    config = load_config(tmp_path / "config.yaml", HALVED | {"trainer.max_steps": 5, "progressive.stages.4.batch_size": 64})
     assert [config.trainer_of(stage).max_steps for stage in ("imitation", "8", "4")] == [7, 5, 5]
     assert [config.trainer_of(stage).patience for stage in ("imitation", "4")] == [None, 2]
-    assert config.trainer_of("2").batch_size == 64
+    assert config.trainer_of("4").batch_size == 64
     save_config(config, tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml") == config
 
