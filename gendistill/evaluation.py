@@ -85,11 +85,8 @@ def searched_grids(sampler: FewStepSampler, judge: Judge) -> dict[float, dict[in
 
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
     """The plans that a teacher can be sampled by: without guidance, the unguided ones."""
-    return [
-        plan
-        for plan in TEACHER_PLANS
-        if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or searchable(sampler.pipeline))
-    ]
+    followed = searchable(sampler.pipeline)
+    return [plan for plan in TEACHER_PLANS if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or followed)]
 
 
 def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timesteps: list[int] | None = None) -> Any:

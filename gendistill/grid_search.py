@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.diffusion.pipeline import Teacher, load_teacher, teacher_of
 from gendistill.machine import usable_device
 from gendistill.progress import advancing_bar
 from gendistill.samplers import pictures_at_once
@@ -32,8 +32,12 @@ class FoundGrid:
 
 
 def searchable(pipeline: Any) -> bool:
-    """Whether a pipeline's noise schedule has timesteps to choose from, and its network guidance from outside."""
-    return hasattr(pipeline.scheduler, "alphas_cumprod") and pipeline.unet.config.get("time_cond_proj_dim") is None
+    """Whether a pipeline can be followed: one that no student could be taught by is only drawn from."""
+    try:
+        teacher_of(pipeline, "")
+    except ValueError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from fresh_process import gendistill
 
-from gendistill.evaluation import teacher_scheduler
-from gendistill.grid_search import find_grids, search_grids
+from gendistill.evaluation import SEARCHED, teacher_plans, teacher_scheduler
+from gendistill.grid_search import find_grids, search_grids, searchable
 from gendistill.samplers import FewStepSampler
 
 
@@ -65,3 +66,12 @@ def test_a_model_without_guidance_refuses_a_scale_and_knows_its_own_prompts(fami
     assert find_grids(folder, None, [2], 1.0)[2].timesteps[0] == 999
     with pytest.raises(ValueError, match=r"^guidance_scale 2: .* knows no guidance; takes 1$"):
         find_grids(folder, None, [2], 2.0)
+
+
+def test_a_pipeline_that_cannot_teach_is_evaluated_without_a_search(tiny_folder):
+    sampler = FewStepSampler.from_pretrained(tiny_folder)
+    assert any(solver == SEARCHED for solver, _, _ in teacher_plans(sampler))
+    noise_alone = DDIMScheduler.from_config(sampler.pipeline.scheduler.config, rescale_betas_zero_snr=True)
+    sampler.pipeline.scheduler = noise_alone  # from which an epsilon network says nothing of the picture
+    assert not searchable(sampler.pipeline)
+    assert not any(solver == SEARCHED for solver, _, _ in teacher_plans(sampler))
