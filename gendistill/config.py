@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """Settings of one part. A mistake in them is a ValueError of one sentence, in Python too."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
-
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ValueError(_one_sentence(error, type(self))) from error
-
-    # Sections within sections are validated without calling this, so that a mistake is named from the outermost one.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in type(self).model_fields:
-            raise ValueError(_unknown(name, type(self)))
-        try:
-            super().__setattr__(name, value)
-        except ValidationError as error:
-            raise ValueError(_one_sentence(error, type(self))) from error
+from gendistill.section import Section
 
 
 class DataConfig(Section):
@@ -326,81 +303,3 @@ def save_config(config: DistillConfig, path: Path) -> None:
     aside = path.with_name(f".{path.name}")
     aside.write_text(config_text(config))
     os.replace(aside, path)
-
-
-def setting_names(model: type[BaseModel] = DistillConfig, prefix: str = "") -> list[str]:
-    """Every setting by its dotted name."""
-    names = []
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += setting_names(field.annotation, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
-
-
-# What settings that are mappings take.
-MAPPINGS = {
-    "data.caption": "shares by field such as {name: 0.3, subcategory: 0.7}",
-    "progressive.stages": "settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}",
-}
-# What a setting takes, by the kind of pydantic's error.
-TAKES = {
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "list_type": "a list such as [4, 2]",
-    "tuple_type": "two numbers such as [1, 6]",
-    "missing": "two numbers such as [1, 6]",
-    "too_long": "two numbers such as [1, 6]",
-    "model_type": "settings of its own, by name",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "finite_number": "a finite number",
-    "literal_error": "{expected}",
-}
-
-
-def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake: its setting, what it got, what it takes, and the nearest valid one where there is any."""
-    first = error.errors()[0]
-    if first["type"] == "extra_forbidden":
-        return _unknown(".".join(map(str, first["loc"])), model)
-    if not first["loc"]:
-        return first["msg"].removeprefix("Value error, ")
-    name = _setting_of(first["loc"], model)
-    kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
-    takes = " or ".join(
-        MAPPINGS[name] if kind == "dict_type" else TAKES.get(kind, each["msg"]).format(**each.get("ctx", {}))
-        for kind, each in kinds.items()
-    )
-    choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    return f"setting {name} is {first['input']!r}; takes {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
-
-
-def _setting_of(location: tuple[str | int, ...], model: type[BaseModel]) -> str:
-    """The setting that an error is about: its location without the item of a list or the branch of a union."""
-    names = setting_names(model)
-    parts = [str(part) for part in location]
-    return next((name for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in names), ".".join(parts))
-
-
-def _unknown(name: str, model: type[BaseModel]) -> str:
-    names = setting_names(model)
-    last = {setting.rpartition(".")[2]: setting for setting in names}
-    if name in last:  # in no section, or in a wrong one
-        return f"setting {name} is not known; did you mean {last[name]}?"
-    sections = sorted({setting.partition(".")[0] for setting in names})
-    return f"setting {name} is not known{_nearest(name, names + sections)}"
-
-
-def _nearest(name: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(name, choices, 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from gendistill.config import DistillConfig, TrainerConfig, load_config, save_config, setting_names
+from gendistill.config import DistillConfig, TrainerConfig, load_config, save_config
+from gendistill.section import setting_names
 
 WRONG = [
     ({"method": "consistancy"}, "setting method is 'consistancy'; takes consistency or progressive; did you mean consistency?"),
@@ -119,7 +120,7 @@ def test_a_config_that_is_written_holds_every_setting_and_is_read_as_the_same(tm
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    for name in setting_names():
+    for name in setting_names(DistillConfig):
         inside = written
         for part in name.split("."):
             inside = inside[part]
