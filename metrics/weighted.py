@@ -129,21 +129,19 @@ def _freedom(weights: Matrix) -> Matrix:
 def _covariances(y: Matrix, weights: Matrix) -> Matrix:
     """Unbiased covariances (B, R, R) of the rows of `y` (N, R), which has mean 0, weighted by `weights` (B, N)."""
     count, dim = y.shape
-    total = weights.sum(axis=1)
+    freedom = _freedom(weights)[:, None, None]
+    mean = weights @ y / weights.sum(axis=1, keepdims=True)
     if len(weights) == 1:
         drawn = np.flatnonzero(weights[0])
-        rows = y[drawn] * np.sqrt(weights[0, drawn])[:, None]
-        second = (rows.T @ rows)[None]
-    else:
-        second = np.zeros((len(weights), dim * dim))
-        step = max(1, 2_000_000 // dim**2)
-        for start in range(0, count, step):
-            part = y[start : start + step]
-            second += weights[:, start : start + step] @ (part[:, :, None] * part[:, None, :]).reshape(len(part), -1)
-        second = second.reshape(-1, dim, dim)
-    mean = weights @ y / total[:, None]
-    second -= total[:, None, None] * mean[:, :, None] * mean[:, None, :]
-    return second / _freedom(weights)[:, None, None]
+        rows = (y[drawn] - mean) * np.sqrt(weights[0, drawn] / freedom[0, 0])[:, None]
+        return (rows.T @ rows)[None]
+    second = np.zeros((len(weights), dim * dim))
+    step = max(1, 2_000_000 // dim**2)
+    for start in range(0, count, step):
+        part = y[start : start + step]
+        second += weights[:, start : start + step] @ (part[:, :, None] * part[:, None, :]).reshape(len(part), -1)
+    total = weights.sum(axis=1)[:, None, None]
+    return (second.reshape(-1, dim, dim) - total * mean[:, :, None] * mean[:, None, :]) / freedom
 
 
 def _roots(covariances: Matrix) -> Matrix:
