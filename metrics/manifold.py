@@ -85,5 +85,5 @@ def _squared_distances(x: Matrix, y: Matrix) -> Matrix:
     """(N, M). What is below the rounding of |x|^2 + |y|^2 - 2 x.y is a distance of equal pictures: exactly 0."""
     norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
     squared = norms - 2 * (x @ y.T)
-    squared[squared < 1e-13 * norms] = 0
+    squared[squared < 1e-12 * norms] = 0
     return squared

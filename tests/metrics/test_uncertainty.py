@@ -31,7 +31,7 @@ def gaussians(dim, shift, scale, seed=0):
 
 @pytest.mark.parametrize(("count", "dim", "shift", "scale"), [(1000, 8, 0.1, 1.1), (1000, 16, 0.05, 1.05), (300, 32, 0.1, 1.2)])
 def test_the_interval_of_the_distance_covers_that_of_infinitely_many_pictures(count, dim, shift, scale):
-    """95 % in about 95 of 100 repeats, where most plain distances lie above it: those of 300 pictures of 32 features by 1.6 times."""
+    """95 % in about 95 of 100 repeats, where most plain distances lie above: of 300 pictures of 32 features by 1.6 times."""
     root, mean, reference, truth = gaussians(dim, shift, scale)
     rng = np.random.default_rng(1)
     repeats, covered, above = 200, 0, 0
