@@ -58,9 +58,7 @@ class Resize:
         return f"to {self.size}x{self.size}, {_IN_WORDS[self.convention]}" if self.size else "none"
 
 
-def resize_clean(
-    images: torch.Tensor, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
-) -> torch.Tensor:
+def resize_clean(images: torch.Tensor, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> torch.Tensor:
     """`images` uint8 (B, C, H, W) to float32 (B, C, size, size) in [0, 255], each channel for itself by Pillow.
 
     Pillow lets go of Python's lock while it resizes, so several threads do it side by side.
