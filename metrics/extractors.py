@@ -195,7 +195,7 @@ def torchvision_features(
 
     if network_name not in models.list_models(module=models):
         raise ValueError(f"extractor: got 'torchvision:{network_name}', takes a name of torchvision.models.list_models().")
-    public = models.get_model_weights(network_name).DEFAULT  # type: ignore[attr-defined]
+    public = models.get_model_weights(network_name).DEFAULT
     path = Path(weights_path) if weights_path else downloaded(public.url, f"the weights of torchvision's {network_name}")
     if weights_path is None:
         network = models.get_model(network_name, weights=public)  # finds the file where it has just been put

@@ -22,7 +22,7 @@ class ClipFeatures:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: open_clip.CLIP | open_clip.CustomTextCLIP,
         preprocess: Callable[[Image.Image], torch.Tensor],
         name: str,
         weights_hash: str,
