@@ -115,6 +115,8 @@ def dinov2_features(
             reason = str(error).split("\n", 1)[0]
             raise ValueError(f"extractor: {folder_or_id} cannot be read ({reason}); takes a folder as DINOv2's.") from error
         raise unreachable(f"DINOv2 {str(folder_or_id)!r}", "the Hugging Face hub", error) from error
+    if not model.config.model_type.startswith("dinov2"):
+        raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; takes a DINOv2.")
     name = "dinov2" if local or str(folder_or_id) == DINOV2 else str(folder_or_id).replace("/", "-").removeprefix("facebook-")
     name += "" if resize == "clean" else f"-{resize}"
     size = None if resize == "none" else min(DINOV2_SIZE, model.config.image_size)

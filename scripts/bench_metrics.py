@@ -58,9 +58,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2000, help="in each of the two folders")
     parser.add_argument("--size", type=int, default=64, help="of the pictures, in pixels")
     parser.add_argument("--network", choices=["inception", "small", "both"], default="both")
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="of which the median counts; small takes thrice"
-    )
+    parser.add_argument("--rounds", type=int, default=1, help="of which the median counts; small takes thrice")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of 20,000 pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)

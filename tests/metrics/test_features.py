@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import inception_v3, resnet18
 from torchvision.transforms.functional import to_pil_image
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from gendistill.metrics import extractors
 from gendistill.metrics.extractors import IMAGENET
@@ -214,6 +214,9 @@ def test_dinov2_gives_the_class_token_of_clean_pictures(tmp_path, held_out):
     with torch.inference_mode():
         expected = model(pixel_values=pictures).last_hidden_state[:, 0]
     torch.testing.assert_close(network(held_out[0][:4]), expected)
+    ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="is a vit; takes a DINOv2"):
+        load_extractor(f"dinov2:{tmp_path / 'vit'}")
     assert load_extractor(f"dinov2:{tmp_path}", resize="legacy").name == f"dinov2-legacy-{network.weights_hash[:8]}"
 
 

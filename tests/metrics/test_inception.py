@@ -36,7 +36,7 @@ def file(state, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(held_out):
-    return held_out[0][:4]
+    return held_out[0][:2]
 
 
 def relative_error(ours, theirs):
@@ -52,7 +52,7 @@ def test_features_equal_those_of_torch_fidelity_with_the_same_weights(file, pict
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     expected = features(theirs, pictures)[0]
     ours = features(FidInception.load(file), resize_legacy(pictures, 299))
-    assert ours.shape == (4, 2048)
+    assert ours.shape == (2, 2048)
     assert expected.std(dim=0).mean() > 0.01 * expected.mean()  # the pictures differ to this network
     assert relative_error(ours, expected) < 1e-4
 
@@ -85,7 +85,7 @@ class Boom:
 
 
 def test_files_that_hold_code_or_other_tensors_are_refused_in_one_sentence(tmp_path, capsys):
-    (tmp_path / "code.pth").write_bytes(pickle.dumps({"a": Boom()}))
+    (tmp_path / "code.pth").write_bytes(pickle.dumps({"a": Boom()}, protocol=2))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "broken.safetensors").write_bytes(b"no safetensors")
