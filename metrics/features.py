@@ -1,156 +1,138 @@
 """Pictures to feature vectors, once; every distance between sets of pictures is computed from these.
 
-An extractor carries what a figure's protocol must say: which network, which weights, how pictures were resized.
+Pictures are resized in threads ahead of the network, a batch or two: memory does not grow with their number.
 """
 
-import difflib
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Protocol
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
+import numpy as np
 import torch
-from torch.nn import functional as F
+from numpy.typing import NDArray
+from PIL import Image
 
-from gendistill.metrics.emoji_network import EmojiFeatureNetwork
-from gendistill.metrics.weights import weights_hash
+from gendistill.metrics.extractors import (
+    EMOJI_FEATURES,
+    EmojiFeatures,
+    FeatureExtractor,
+    InceptionFeatures,
+    ModuleFeatures,
+    metric_name,
+)
+from gendistill.metrics.load_extractor import load_extractor
 
-# Beside this package: the repository's `assets/`, or those that the installed package carries.
-EMOJI_FEATURES = Path(__file__).parents[1] / "assets" / "emoji-features"
+__all__ = [
+    "EMOJI_FEATURES",
+    "EmojiFeatures",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "ModuleFeatures",
+    "Pictures",
+    "extract",
+    "feature_batches",
+    "load_extractor",
+    "metric_name",
+]
 
+Picture = Image.Image | NDArray[np.uint8]
+Pictures = torch.Tensor | Iterable[torch.Tensor] | Iterable[Picture]
 
-class FeatureExtractor(Protocol):
-    """A frozen network that maps pictures to features.
-
-    name: what the metric is named after (see `metric_name`); dim: D, features a picture; weights_hash: 16 hex digits;
-    resize: the resizing convention in words.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def weights_hash(self) -> str: ...
-    @property
-    def resize(self) -> str: ...
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """`images` uint8 (B, 3, H, W) of any size to features float32 (B, D)."""
-        ...
-
-
-def metric_name(extractor: FeatureExtractor) -> str:
-    """`fid` for Inception-v3's features, `fd-NAME` for all others: two protocols never share a name."""
-    return "fid" if extractor.name == "inception" else f"fd-{extractor.name}"
-
-
-class EmojiFeatures:
-    """The pooled layer of the emoji classifier (`assets/emoji-features`); computed where the network lies."""
-
-    name = "emoji"
-    resize = "to 32x32, bilinear with antialiasing, in float32, not rounded"
-
-    def __init__(self, network: EmojiFeatureNetwork, weights_hash: str) -> None:
-        self.network, self.weights_hash = network, weights_hash
-        self.dim = network.channels[-1]
-
-    @classmethod
-    def from_folder(cls, path: str | Path, device: torch.device | str = "cpu") -> "EmojiFeatures":
-        """From a folder of `config.json` and `model.safetensors`; raises FileNotFoundError if one is missing."""
-        folder = Path(path)
-        return cls(EmojiFeatureNetwork.load(folder).to(device), weights_hash(folder / "model.safetensors"))
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = images.to(self.network.stem.weight.device).float() / 127.5 - 1
-        if pictures.shape[-2:] != (32, 32):
-            pictures = F.interpolate(pictures, (32, 32), mode="bilinear", antialias=True)
-        return self.network.features(pictures)
-
-
-class InceptionFeatures:
-    """The 2048 pooled features of FID's Inception-v3 (the TensorFlow weights of 2015-12-05), by torch-fidelity."""
-
-    name = "inception"
-    dim = 2048
-    resize = "to 299x299, bilinear as TensorFlow 1.x (no antialiasing), as torch-fidelity"
-
-    def __init__(self, weights_path: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        """`weights_path`: torch-fidelity's `.pth`; None takes its usual download (once, into torch's hub folder).
-
-        Raises:
-            ImportError: torch-fidelity is not installed.
-            FileNotFoundError: there is no such file.
-            pickle.UnpicklingError: the file holds more than tensors.
-        """
-        try:
-            from torch_fidelity import feature_extractor_inceptionv3 as fidelity
-        except ImportError as error:
-            raise ImportError("FID needs the package torch-fidelity: `pip install gendistill[fid]` installs it.") from error
-        path = Path(weights_path) if weights_path else _downloaded(fidelity.URL_INCEPTION_V3)
-        self.weights_hash = weights_hash(path)
-        torch.load(path, "meta", weights_only=True)  # refuse code here: torch-fidelity unpickles whatever it is given
-        network = fidelity.FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=path)
-        self.network, self.device = network.eval().to(device), device
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(images.to(self.device))[0]
-
-
-def _downloaded(url: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))
-    return path
-
-
-def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """`emoji` (the embedded network), `inception`, an `.pth` of Inception's weights, or a folder as `emoji-features`.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if str(name_or_path) == "emoji":
-        return EmojiFeatures.from_folder(EMOJI_FEATURES, device)
-    if str(name_or_path) == "inception":
-        return InceptionFeatures(device=device)
-    path = Path(name_or_path)
-    if path.is_file() and path.suffix == ".pth":
-        return InceptionFeatures(path, device)
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        return EmojiFeatures.from_folder(path, device)
-    near = difflib.get_close_matches(str(name_or_path), ["emoji", "inception"], 1, 0.5)
-    raise ValueError(
-        f"extractor: got {str(name_or_path)!r}, takes 'emoji', 'inception', a .pth file of Inception-v3 weights or a "
-        f"folder with config.json and model.safetensors" + (f"; did you mean {near[0]!r}?" if near else ".")
-    )
+BATCHES_AHEAD = 1  # prepared while the network works: at 299x299 a batch of 64 is 69 MB
+PIECE = 8  # pictures of a batch that one thread prepares
 
 
 def extract(
     extractor: FeatureExtractor,
-    images: torch.Tensor | Iterable[torch.Tensor],
+    images: Pictures,
     batch_size: int = 64,
     progress: Callable[[int], object] | None = None,
+    workers: int | None = None,
 ) -> torch.Tensor:
-    """Features float32 (N, D) on the CPU of `images`: uint8 (N, 3, H, W), or an iterable of such batches.
-
-    A tensor is cut into batches of `batch_size`; an iterable's batches are taken as they come. `progress` is called
-    after each batch with the number of pictures done so far.
+    """Features float32 (N, D) on the CPU of `images`; see `feature_batches`, which does not keep them all in memory.
 
     Raises:
-        ValueError: the pictures are not uint8 (B, 3, H, W), or there are none.
+        ValueError: as `feature_batches`; or there are no pictures.
     """
-    batches = images.split(batch_size) if isinstance(images, torch.Tensor) else images
-    features, done = [], 0
-    for batch in batches:
-        if batch.dtype != torch.uint8 or batch.ndim != 4 or batch.shape[1] != 3:
-            raise ValueError(f"images: got {batch.dtype} {tuple(batch.shape)}, takes torch.uint8 (B, 3, H, W).")
-        features.append(extractor(batch).cpu())
-        done += len(batch)
-        if progress is not None:
-            progress(done)
-    if done == 0:
+    features = list(feature_batches(extractor, images, batch_size, progress, workers))
+    if not features:
         raise ValueError("images: got none, takes at least one picture.")
     return torch.cat(features)
+
+
+def feature_batches(
+    extractor: FeatureExtractor,
+    images: Pictures,
+    batch_size: int = 64,
+    progress: Callable[[int], object] | None = None,
+    workers: int | None = None,
+) -> Iterator[torch.Tensor]:
+    """Features float32 (B, D) on the CPU, batch after batch, in the order of `images`.
+
+    Args:
+        images: uint8 (N, 3, H, W), which is cut into batches; or an iterable of such batches, which are taken as they
+            come; or an iterable of RGB pictures of mixed sizes, Pillow's or uint8 arrays (H, W, 3).
+        batch_size: pictures that go through the network together.
+        progress: called after each batch with the number of pictures done so far.
+        workers: threads that prepare; by default as many as there are processors.
+
+    Raises:
+        ValueError: the pictures are of another kind, or of mixed sizes where the extractor does not resize.
+    """
+    waiting: deque[list[Future[torch.Tensor]]] = deque()
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    done = 0
+    try:
+        for pieces in chain(_batches(images, batch_size), [None] * BATCHES_AHEAD):
+            if pieces is not None:
+                waiting.append([pool.submit(_prepare, extractor, piece) for piece in pieces])
+            if waiting and (pieces is None or len(waiting) > BATCHES_AHEAD):
+                features = extractor.features(_together([future.result() for future in waiting.popleft()])).cpu()
+                done += len(features)
+                if progress is not None:
+                    progress(done)
+                yield features
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(images: Pictures, batch_size: int) -> Iterator[list[torch.Tensor | Picture]]:
+    """The pictures of one call of the network each, in pieces."""
+    pictures: list[torch.Tensor | Picture] = []
+    for item in images.split(batch_size) if isinstance(images, torch.Tensor) else images:
+        if isinstance(item, torch.Tensor):
+            if item.dtype != torch.uint8 or item.ndim != 4 or item.shape[1] != 3:
+                raise ValueError(f"images: got {item.dtype} {tuple(item.shape)}, takes torch.uint8 (B, 3, H, W).")
+            if len(item):
+                yield list(item.split(PIECE))
+            continue
+        if isinstance(item, Image.Image):
+            if item.mode != "RGB":
+                raise ValueError(f"images: got a picture of mode {item.mode}, takes RGB.")
+        elif not isinstance(item, np.ndarray) or item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+            got = f"{item.dtype} {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
+            raise ValueError(f"images: got {got}, takes RGB pictures, uint8 arrays (H, W, 3) or tensors (B, 3, H, W).")
+        pictures.append(item)
+        if len(pictures) == batch_size:
+            yield pictures
+            pictures = []
+    if pictures:
+        yield pictures
+
+
+def _prepare(extractor: FeatureExtractor, piece: torch.Tensor | Picture) -> torch.Tensor:
+    if isinstance(piece, torch.Tensor):
+        return extractor.prepare(piece)
+    return extractor.prepare(torch.from_numpy(np.array(piece)).permute(2, 0, 1)[None])
+
+
+def _together(prepared: list[torch.Tensor]) -> torch.Tensor:
+    sizes = sorted({tuple(tensor.shape[-2:]) for tensor in prepared})
+    if len(sizes) > 1:
+        (a_height, a_width), (b_height, b_width) = sizes[:2]
+        raise ValueError(
+            f"images: got {a_width}x{a_height} and {b_width}x{b_height} in a batch, takes equal sizes where resize is 'none'."
+        )
+    return prepared[0] if len(prepared) == 1 else torch.cat(prepared)

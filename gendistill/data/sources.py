@@ -1,4 +1,4 @@
-"""Where training data comes from: a folder of pictures, WebDataset shards, a `datasets` dataset, or prompts alone.
+"""Where pictures come from: a folder or a zip of them, WebDataset shards, a `datasets` dataset; or prompts alone.
 
 A source can be walked again and again, always in the same order, and holds one sample in memory at a time.
 """
@@ -12,8 +12,9 @@ from gendistill.data.pictures import to_tensor
 from gendistill.data.prompts import Prompts
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.data.shards import WebDatasetShards, is_shard
+from gendistill.data.zips import ZipPictures
 
-__all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "open_source", "to_tensor"]
+__all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "ZipPictures", "open_source", "to_tensor"]
 
 
 def open_source(
@@ -27,9 +28,10 @@ def open_source(
     """Open whatever `path` is.
 
     Args:
-        path: a folder of pictures, a folder of WebDataset shards, a shard, a pattern of shards, a `.txt` of prompts, or
-            a dataset, see `DatasetPictures`.
-        caption: which text is the caption, for pictures; see `ImageFolder`, `WebDatasetShards` and `DatasetPictures`.
+        path: a folder or a `.zip` of pictures, a folder of WebDataset shards, a shard (any tar of pictures is one), a
+            pattern of shards, a `.txt` of prompts, or a dataset, see `DatasetPictures`.
+        caption: which text is the caption, for pictures; see `ImageFolder`, `ZipPictures`, `WebDatasetShards` and
+            `DatasetPictures`.
         seed: of the draw among several caption fields.
         image_column, split: of a dataset.
 
@@ -46,6 +48,8 @@ def open_source(
     if image_column or split:
         raise ValueError(f"data.image_column and data.split: take a dataset; {str(path)!r} is none")
     here = Path(path).expanduser()
+    if kind == "zip":
+        return ZipPictures(here, caption, seed)
     return ImageFolder(here, caption, seed) if kind == "pictures" else WebDatasetShards(here, caption, seed)
 
 
@@ -68,4 +72,6 @@ def _kind(path: str | Path) -> str:
         return kinds[0]
     if str(path).startswith("hf://") or here.suffix.lower() == ".parquet":
         return "dataset"
+    if here.suffix.lower() == ".zip" and here.is_file():
+        return "zip"
     return "prompts" if here.suffix.lower() == ".txt" and here.is_file() else "shards"
