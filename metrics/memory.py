@@ -62,7 +62,10 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory 
         work()
         return PeakMemory(before, max(before, _status_bytes("VmHWM")), "resident memory, the kernel's high-water mark")
     resident = resident_memory()
-    return _sampled(work, resident, "resident memory, sampled every 2 ms") if resident else _unmeasured(work)
+    if resident is not None:
+        return _sampled(work, resident, "resident memory, sampled every 2 ms")
+    work()
+    return None
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -106,10 +109,6 @@ def _sampled(work: Callable[[], object], in_use: Callable[[], int], method: str)
         done.set()
         watcher.join()
     return PeakMemory(before, max(peak, in_use()), method)
-
-
-def _unmeasured(work: Callable[[], object]) -> None:
-    work()
 
 
 def _reset_high_water() -> bool:
