@@ -309,7 +309,7 @@ def _too_large(size: int, before: BatchCost, device: torch.device) -> str:
     if device.type != "cpu" or before.memory is None:
         return ""
     expected = before.memory.working * size / before.batch_size
-    available = available_memory(device)
+    available = available_memory()
     if available is None or expected <= MOST_OF_MEMORY * available:
         return ""
     return f"which would take about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"

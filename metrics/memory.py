@@ -68,13 +68,8 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory 
     return None
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had; None where nobody says."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type != "cpu":
-        return None
+def available_memory() -> int | None:
+    """Bytes of the machine's memory, or of the container's, that can still be had; None where nobody says."""
     known = [_machine_available(), _group_available()]
     return min((size for size in known if size is not None), default=None)
 

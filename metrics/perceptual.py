@@ -116,13 +116,14 @@ def load_lpips(
             raise ValueError(_not_there(network, path, asked=weights is not None))
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(f"https://download.pytorch.org/models/{backbone.file}", str(path))
-    layers = torchvision.models.get_model(backbone.builder, weights=None).features
+    with torch.device("meta"):  # without the time and the memory of random weights, most of them of layers that are not used
+        layers = torchvision.models.get_model(backbone.builder, weights=None).features
     stored = {name.removeprefix("features."): t for name, t in _tensors(path).items() if name.startswith("features.")}
     try:
-        layers.load_state_dict(stored)
+        layers.load_state_dict(stored, assign=True)
     except RuntimeError as error:
         raise ValueError(f"weights: {path} holds other tensors than torchvision's {backbone.builder}.") from error
-    return Lpips(network, layers, _heads(network, heads), weights_hash(path)).to(device)
+    return Lpips(network, layers.float(), _heads(network, heads), weights_hash(path)).to(device)
 
 
 def available_lpips(network: str = "alex", device: torch.device | str = "cpu") -> tuple[Lpips | None, str]:

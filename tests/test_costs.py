@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gendistill.costs import components_of, measure_costs
+from gendistill.metrics.components import flops_by_component
 from gendistill.metrics.efficiency import Costs
 from gendistill.samplers import FewStepSampler
 
@@ -28,7 +30,7 @@ def costs(sampler):
     def of(steps, scale):
         if (steps, scale) not in measured:
             measured[steps, scale] = measure_costs(
-                sampler, PROMPTS, steps=steps, guidance_scale=scale, batch_sizes=[1, 3], repeats=3, energy_seconds=0
+                sampler, PROMPTS, steps=steps, guidance_scale=scale, batch_sizes=[1, 3], repeats=2, energy_seconds=0
             )
         return measured[steps, scale]
 
@@ -64,6 +66,19 @@ def test_one_call_of_the_network_counts_at_least_two_operations_a_weight_and_pix
     ends = sum(2 * 64 * conv.weight.numel() for conv in (unet.conv_in, unet.conv_out))
     one = costs(2, 1.0).components["network"].flops / 2
     assert ends < one < 2 * 64 * sum(p.numel() for p in unet.parameters())
+
+
+def test_operations_are_the_same_whichever_kernel_computes_the_attention(sampler, costs):
+    """As one fused kernel, or as the matrix products that torch's own counter knows."""
+
+    def draw():
+        fresh = FewStepSampler(sampler.pipeline)
+        list(fresh.pictures(PROMPTS[:1], [0], num_inference_steps=2, guidance_scale=1))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        flops = flops_by_component(draw, components_of(sampler.pipeline))
+    assert flops["network"] == costs(2, 1.0).components["network"].flops
+    assert flops["text_encoder"] == costs(2, 1.0).components["text_encoder"].flops
 
 
 def test_every_picture_pays_for_its_text_and_guidance_for_the_empty_one(costs):

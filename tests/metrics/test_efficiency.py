@@ -193,7 +193,7 @@ def test_peak_memory_is_that_of_the_work_and_not_of_larger_work_before(monkeypat
 
 
 def test_available_memory_is_less_than_a_petabyte_and_more_than_nothing():
-    assert 0 < available_memory(CPU) < 2**50
+    assert 0 < available_memory() < 2**50
 
 
 def test_batch_sizes_stop_where_memory_runs_out_and_say_so():
