@@ -1,0 +1,157 @@
+"""How much memory a piece of work takes at its peak, in a process that has done other work before."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import re
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SAMPLED_EVERY = 0.002  # seconds
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes in use before a piece of work and at its peak; how they were measured, in words.
+
+    What is in use before holds the model's weights, Python, and whatever else the process has loaded: two models in one
+    process compare by `working`, or by their weights and that.
+    """
+
+    before: int
+    peak: int
+    method: str
+
+    @property
+    def working(self) -> int:
+        """Bytes that the work took besides what was there."""
+        return self.peak - self.before
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory | None:
+    """Do the work and tell its peak: of the device's memory on a GPU, of the process's resident memory on a CPU.
+
+    On CUDA: what torch has allocated (`torch.cuda.max_memory_allocated`). On Linux: the kernel's own high-water mark,
+    which is reset before (5 to /proc/self/clear_refs, see proc(5)) and misses nothing; `ru_maxrss` as it stood before is
+    lost. Elsewhere: by looking every 2 ms, which may miss a peak that is shorter. None where there is no way to look
+    (psutil is not installed).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return PeakMemory(before, torch.cuda.max_memory_allocated(device), "CUDA, allocated by torch")
+    if device.type == "mps":
+        torch.mps.synchronize()
+        return _sampled(work, torch.mps.current_allocated_memory, "MPS, allocated by torch, sampled every 2 ms")
+    _give_back_freed()
+    if _reset_high_water():
+        before = _status_bytes("VmRSS")
+        work()
+        return PeakMemory(before, max(before, _status_bytes("VmHWM")), "resident memory, the kernel's high-water mark")
+    resident = resident_memory()
+    if resident is not None:
+        return _sampled(work, resident, "resident memory, sampled every 2 ms")
+    work()
+    return None
+
+
+def available_memory() -> int | None:
+    """Bytes of the machine's memory, or of the container's, that can still be had; None where nobody says."""
+    known = [_machine_available(), _group_available()]
+    return min((size for size in known if size is not None), default=None)
+
+
+def resident_memory() -> Callable[[], int] | None:
+    """What tells the bytes of this process's resident memory: the kernel's statm on Linux, psutil elsewhere."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        import resource
+
+        page = resource.getpagesize()
+        return lambda: int(statm.read_text().split()[1]) * page
+    process = _psutil()
+    return None if process is None else lambda: process.Process().memory_info().rss
+
+
+def _sampled(work: Callable[[], object], in_use: Callable[[], int], method: str) -> PeakMemory:
+    before = in_use()
+    peak = before
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(SAMPLED_EVERY):
+            peak = max(peak, in_use())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return PeakMemory(before, max(peak, in_use()), method)
+
+
+def _reset_high_water() -> bool:
+    """Whether the kernel took the mark back to what is in use now; some containers do not let it."""
+    try:
+        _CLEAR.write_text("5")
+        return _status_bytes("VmHWM") <= _status_bytes("VmRSS") * 1.05
+    except (OSError, ValueError):
+        return False
+
+
+def _status_bytes(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{_STATUS}: has no {name}.")
+    return int(found[1]) * 1024
+
+
+def _give_back_freed() -> None:
+    """Return freed memory to the system where the C library can (glibc): it would stand for the next work's."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _machine_available() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None
+    process = _psutil()
+    return None if process is None else process.virtual_memory().available
+
+
+def _group_available() -> int | None:
+    """What the container's limit (cgroup v2) leaves; files that are kept in memory give way."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+        files = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no such group, or its limit is "max"
+        return None
+    return limit - used + (int(files[1]) if files else 0)
+
+
+def _psutil() -> Any | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return psutil
