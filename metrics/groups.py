@@ -67,7 +67,7 @@ def covering(
     """Which drawn picture covers which reference picture: bool (M, N), sparse, of features (M, D) and (N, D).
 
     It does if it lies within the distance from the reference picture to its k-th nearest other reference picture
-    (Naeem et al. 2020, eq. 6). A row with any True is a reference picture that is covered; their share is the coverage.
+    (Naeem et al. 2020). A row with any True is a reference picture that is covered; their share is the coverage.
 
     Args:
         radii: (M,) distances where they are known already; `k` is not used then.

@@ -1,6 +1,6 @@
 """Which modes a student lost: the share of its pictures in each bin of the reference's features.
 
-The bins are the reference pictures' k-means cells (NDB, Richardson & Weiss 2018, section 3). A model that leaves out a
+The bins are the reference pictures' k-means cells (NDB, Richardson & Weiss 2018). A model that leaves out a
 kind of picture has too few in its bins, which a distance between two Gaussians hardly feels.
 """
 
@@ -62,9 +62,10 @@ class ModeLoss:
         if not self.lost:
             return f"{first} The student lost no mode of the teacher's beyond chance."
         lost = [b for b in self.bins if b.number in self.lost]
+        before, after = sum(b.teacher for b in lost), sum(b.student for b in lost)
         return (
-            f"{first} The student lost ground in {len(lost)} of them, from {sum(b.teacher for b in lost):.1%} of the "
-            f"teacher's pictures to {sum(b.student for b in lost):.1%} of its own; {sum(b.student == 0 for b in lost)} are empty."
+            f"{first} The student lost ground in {len(lost)} of them, which hold {before:.1%} of the teacher's pictures and "
+            f"{after:.1%} of its own; {sum(b.student == 0 for b in lost)} are empty."
         )
 
 
@@ -139,7 +140,7 @@ def mode_loss(
 
 
 def differing_bins(a: NDArray[np.int64], b: NDArray[np.int64], significance: float = 0.05) -> int:
-    """The number of bins whose shares differ by a two-proportion z-test (Richardson & Weiss 2018, section 3).
+    """The number of bins whose shares differ by a two-proportion z-test (Richardson & Weiss 2018).
 
     The pooled share is that of the two counts (K,) together.
     """

