@@ -20,8 +20,8 @@ Features = torch.Tensor | NDArray[np.floating]
 class ValueShare:
     """One value: its share of teacher's and student's pictures, with Wilson intervals.
 
-    recall: of held-out real pictures of this value, the share that the probe recognises. difference: student - teacher,
-    with Newcombe's interval. teacher_adjusted, student_adjusted: shares corrected for what the probe confuses.
+    recall: of the pictures of this value that the probe was tested on, the share that it recognises. difference: student -
+    teacher, with Newcombe's interval. teacher_adjusted, student_adjusted: shares corrected for what the probe confuses.
     examples: numbers of the student's pictures that are most certainly of this value.
     """
 
@@ -43,14 +43,17 @@ class ValueShare:
 
 @dataclass(frozen=True)
 class AttributeBias:
-    """Values by the size of the change. total_variation: half the sum of the absolute differences, [0, 1]; p_value: its
-    permutation test. accuracy: the probe's on held-out real pictures. certainty: mean probability of the likeliest value,
-    (teacher, student); far below the accuracy it says that drawn pictures are not what the probe knows. changed: numbers
-    of pairs whose value differs between teacher and student, the surest first; empty where they are no pairs.
+    """Values by the size of the change.
+
+    total_variation: half the sum of the absolute differences, in [0, 1]; p_value: its permutation test. accuracy: the
+    probe's on the pictures that `tested_on` names. certainty: mean probability of the likeliest value, (teacher, student);
+    far below the accuracy it says that drawn pictures are not what the probe knows. changed: numbers of pairs whose value
+    differs between teacher and student, the surest first; empty where they are no pairs.
     """
 
     attribute: str
     accuracy: float
+    tested_on: str
     teacher_count: int
     student_count: int
     values: tuple[ValueShare, ...]
@@ -67,7 +70,7 @@ class AttributeBias:
         return (
             f"{self.attribute}: the student's shares {differ} from the teacher's beyond chance "
             f"(total variation {self.total_variation:.1%}, p = {self.p_value:.2g}), read by a probe that is right on "
-            f"{self.accuracy:.1%} of held-out real pictures. The largest change is {most.value}, from {most.teacher:.1%} to "
+            f"{self.accuracy:.1%} of {self.tested_on}. The largest change is {most.value}, from {most.teacher:.1%} to "
             f"{most.student:.1%} ({self.level:.0%} interval of the difference {most.low:+.1%} to {most.high:+.1%})."
         )
 
@@ -130,6 +133,7 @@ def attribute_bias(
     return AttributeBias(
         attribute=probe.attribute,
         accuracy=probe.accuracy,
+        tested_on=probe.tested_on,
         teacher_count=len(a),
         student_count=len(b),
         values=tuple(values),

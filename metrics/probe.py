@@ -5,7 +5,7 @@ The probe errs. Its accuracy on pictures that it was not fitted to goes with eve
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -64,7 +64,8 @@ def colour_histogram(images: torch.Tensor, bins: int = 8) -> torch.Tensor:
 class LinearProbe:
     """A multinomial logistic regression over standardised features, and what it got right on pictures held out.
 
-    values: K names; confusion: float64 (K, K), of held-out pictures of value i the share that it took for j.
+    values: K names; confusion: float64 (K, K), of those pictures of value i the share that it took for j; tested_on: what
+    they were.
     """
 
     attribute: str
@@ -72,6 +73,7 @@ class LinearProbe:
     accuracy: float
     confusion: NDArray[np.float64]
     count: int  # labelled pictures that it was fitted to
+    tested_on: str
     mean: torch.Tensor = field(repr=False)  # (D,)
     scale: torch.Tensor = field(repr=False)  # (D,)
     weight: torch.Tensor = field(repr=False)  # (D + 1, K), the last row the bias
@@ -84,6 +86,27 @@ class LinearProbe:
     def predict(self, features: Features) -> list[str]:
         """The likeliest value of each picture."""
         return [self.values[k] for k in self.probabilities(features).argmax(axis=1)]
+
+    def tested(self, features: Features, labels: Sequence[str | None], on: str) -> "LinearProbe":
+        """The same probe with its accuracy and confusion on other pictures, which `on` names in a report.
+
+        A probe fitted to real pictures is less sure of drawn ones. How much, pictures drawn by the teacher under prompts
+        that name the value tell: their accuracy is the probe's and the teacher's together, and the harder of the two tests.
+
+        Raises:
+            ValueError: numbers differ, a label is no value of the probe's, or a value has no pictures.
+        """
+        if len(labels) != len(features) or {label for label in labels if label is not None} != set(self.values):
+            got = sorted({str(label) for label in labels if label is not None})
+            raise ValueError(
+                f"labels: got {len(labels)} of {got} for {len(features)} features, takes one a picture, and all of "
+                f"{list(self.values)}."
+            )
+        rows = [k for k, label in enumerate(labels) if label is not None]
+        true = np.array([self.values.index(str(labels[k])) for k in rows])
+        predicted = self.probabilities(features).argmax(axis=1)[rows]
+        accuracy, confusion = float((predicted == true).mean()), _confusion(true, predicted, len(self.values))
+        return replace(self, accuracy=accuracy, confusion=confusion, tested_on=on)
 
 
 def fit_probe(
@@ -126,12 +149,24 @@ def fit_probe(
         mean, scale, weight = _fit(x[fold != held_out], y[fold != held_out], len(values), l2, balanced)
         logits = (x[fold == held_out] - mean) / scale @ weight[:-1] + weight[-1]
         predicted[fold == held_out] = logits.argmax(dim=1).numpy()
-    confusion = np.zeros((len(values), len(values)))
-    np.add.at(confusion, (y, predicted), 1)
-    confusion /= confusion.sum(axis=1, keepdims=True)
-    fitted = _fit(x, y, len(values), l2, balanced)
-    accuracy = float((predicted == y).mean())
-    return LinearProbe(attribute, tuple(values.tolist()), accuracy, confusion, len(y), *fitted)
+    mean, scale, weight = _fit(x, y, len(values), l2, balanced)
+    return LinearProbe(
+        attribute=attribute,
+        values=tuple(values.tolist()),
+        accuracy=float((predicted == y).mean()),
+        confusion=_confusion(y, predicted, len(values)),
+        count=len(y),
+        tested_on="held-out real pictures",
+        mean=mean,
+        scale=scale,
+        weight=weight,
+    )
+
+
+def _confusion(true: NDArray[np.int64], predicted: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    confusion = np.zeros((count, count))
+    np.add.at(confusion, (true, predicted), 1)
+    return confusion / confusion.sum(axis=1, keepdims=True)
 
 
 def _folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:

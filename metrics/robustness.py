@@ -152,7 +152,8 @@ def robustness(
     """From scores (N,) of the same prompts and seeds, higher is better; all four against the plain prompts.
 
     Prompt k is the unit: its excess is (student_plain - student_perturbed) - (teacher_plain - teacher_perturbed).
-    Intervals are Student's t. `kind` is what the report calls it.
+    Intervals are Student's t. `kind` is what the report calls it. A student that is poor at plain prompts has less to lose:
+    read the excess beside the plain scores.
 
     Raises:
         ValueError: lengths differ, fewer than 2, or a score is not finite.
