@@ -59,6 +59,18 @@ def test_models_that_draw_alike_seldom_have_a_group_called_worse():
     assert np.mean(np.array(p_values) <= 0.05) < 0.1
 
 
+def test_the_interval_of_coverage_holds_the_true_difference_nine_times_in_ten_or_more():
+    real, of = mixture(200, 20)
+    outcomes = []
+    for repeat in range(60):
+        teacher, student = mixture(100, 1000 + repeat)[0], mixture(100, 2000 + repeat, groups=[0, 0, *range(8)])[0]
+        result = coverage_by_group(covering(real, teacher), covering(real, student), ["all"] * len(of), permutations=99)
+        outcomes.append((result.overall.difference, result.overall.low, result.overall.high))
+    difference, low, high = np.array(outcomes).T
+    assert difference.mean() < -0.1
+    assert np.mean((low <= difference.mean()) & (difference.mean() <= high)) > 0.85
+
+
 def test_a_student_that_draws_the_teachers_pictures_differs_nowhere():
     real, of = mixture(100, 8)
     hits = covering(real, mixture(60, 9)[0])
