@@ -1,0 +1,199 @@
+"""What a picture shows, read from its features by a linear probe that captions taught.
+
+The probe errs. Its accuracy on pictures that it was not fitted to goes with everything that it reads.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Features = torch.Tensor | NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class AttributeRule:
+    """Which words in a caption name which value of an attribute.
+
+    values: value -> the words, one phrase or several, whole and in any case. The longest phrase wins: in "medium-dark
+    skin tone" neither "dark skin tone" nor "medium skin tone" is found. otherwise: the value of captions with none of
+    the words; None leaves them without a label.
+    """
+
+    name: str
+    values: Mapping[str, str | Sequence[str]]
+    otherwise: str | None = None
+
+    def label(self, caption: str) -> str | None:
+        """The value that the caption names; None where it names none (and there is no `otherwise`) or more than one."""
+        rest, found = caption.lower(), set()
+        phrases = [(p.lower(), value) for value, ps in self.values.items() for p in ([ps] if isinstance(ps, str) else ps)]
+        for phrase, value in sorted(phrases, key=lambda pair: -len(pair[0])):
+            # A hyphen joins: "dark" is no word of "medium-dark".
+            rest, times = re.subn(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", " ", rest)
+            if times:
+                found.add(value)
+        return found.pop() if len(found) == 1 else None if found else self.otherwise
+
+    def labels(self, captions: Sequence[str]) -> list[str | None]:
+        """One label a caption."""
+        return [self.label(caption) for caption in captions]
+
+
+def colour_histogram(images: torch.Tensor, bins: int = 8) -> torch.Tensor:
+    """Square roots of the shares of pixels in each of bins^3 cells of RGB, float32 (N, bins^3), of uint8 (N, 3, H, W).
+
+    For attributes that are a colour, such as a skin tone, which the features of a classifier of things partly drop.
+    The roots make Euclidean distances Hellinger's, so that a few coloured pixels on white count.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, takes torch.uint8 (N, 3, H, W).")
+    parts = []
+    for batch in images.split(256):
+        level = (batch.long() * bins) // 256
+        cell = ((level[:, 0] * bins + level[:, 1]) * bins + level[:, 2]).flatten(1)
+        counts = torch.zeros(len(batch), bins**3).scatter_add_(1, cell, torch.ones(cell.shape))
+        parts.append((counts / cell.shape[1]).sqrt())
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """A multinomial logistic regression over standardised features, and what it got right on pictures held out.
+
+    values: K names; confusion: float64 (K, K), of those pictures of value i the share that it took for j; tested_on: what
+    they were.
+    """
+
+    attribute: str
+    values: tuple[str, ...]
+    accuracy: float
+    confusion: NDArray[np.float64]
+    count: int  # labelled pictures that it was fitted to
+    tested_on: str
+    mean: torch.Tensor = field(repr=False)  # (D,)
+    scale: torch.Tensor = field(repr=False)  # (D,)
+    weight: torch.Tensor = field(repr=False)  # (D + 1, K), the last row the bias
+
+    def probabilities(self, features: Features) -> NDArray[np.float64]:
+        """float64 (N, K) of features (N, D)."""
+        x = (torch.as_tensor(features).double() - self.mean) / self.scale
+        return torch.softmax(x @ self.weight[:-1] + self.weight[-1], dim=1).numpy()
+
+    def predict(self, features: Features) -> list[str]:
+        """The likeliest value of each picture."""
+        return [self.values[k] for k in self.probabilities(features).argmax(axis=1)]
+
+    def tested(self, features: Features, labels: Sequence[str | None], on: str) -> "LinearProbe":
+        """The same probe with its accuracy and confusion on other pictures, which `on` names in a report.
+
+        A probe fitted to real pictures is less sure of drawn ones. How much, pictures drawn by the teacher under prompts
+        that name the value tell: their accuracy is the probe's and the teacher's together, and the harder of the two tests.
+
+        Raises:
+            ValueError: numbers differ, a label is no value of the probe's, or a value has no pictures.
+        """
+        if len(labels) != len(features) or {label for label in labels if label is not None} != set(self.values):
+            got = sorted({str(label) for label in labels if label is not None})
+            raise ValueError(
+                f"labels: got {len(labels)} of {got} for {len(features)} features, takes one a picture, and all of "
+                f"{list(self.values)}."
+            )
+        rows = [k for k, label in enumerate(labels) if label is not None]
+        true = np.array([self.values.index(str(labels[k])) for k in rows])
+        predicted = self.probabilities(features).argmax(axis=1)[rows]
+        accuracy, confusion = float((predicted == true).mean()), _confusion(true, predicted, len(self.values))
+        return replace(self, accuracy=accuracy, confusion=confusion, tested_on=on)
+
+
+def fit_probe(
+    features: Features,
+    labels: Sequence[str | None],
+    *,
+    attribute: str = "attribute",
+    groups: Sequence[str] | None = None,
+    l2: float = 0.01,
+    balanced: bool = True,
+    folds: int = 5,
+    seed: int = 0,
+) -> LinearProbe:
+    """Fit to all labelled pictures; accuracy and confusion by cross-validation, each fold fitted without it.
+
+    Args:
+        features: (N, D); labels: N, None for pictures that are left out.
+        groups: N names of what must not be torn apart between fitting and testing, such as one person in several
+            pictures; without them, near-duplicates make the accuracy look better than it is.
+        l2: penalty on the weights of standardised features, beside the mean log loss.
+        balanced: every value weighs the same, however many pictures have it. The shares that the probe then gives are
+            not drawn towards those of the pictures it was fitted to.
+
+    Raises:
+        ValueError: numbers differ, or fewer than two values have pictures in two folds.
+    """
+    x = torch.as_tensor(features).double()
+    if x.ndim != 2 or len(labels) != len(x) or (groups is not None and len(groups) != len(x)):
+        counts = f"{len(labels)} labels" + ("" if groups is None else f" and {len(groups)} groups")
+        raise ValueError(f"labels: got {counts} for features {tuple(x.shape)}, takes one a picture.")
+    rows = [k for k, label in enumerate(labels) if label is not None]
+    values, y = np.unique([str(labels[k]) for k in rows], return_inverse=True)
+    x = x[rows]
+    fold = _folds([groups[k] if groups is not None else str(k) for k in rows], folds, seed)
+    if len(values) < 2 or any(len(np.unique(fold[y == k])) < 2 for k in range(len(values))):
+        told = {str(v): int((y == k).sum()) for k, v in enumerate(values)}
+        raise ValueError(f"labels: got {told}, takes at least two values with pictures in at least two groups each.")
+    predicted = np.empty(len(y), dtype=int)
+    for held_out in np.unique(fold):
+        mean, scale, weight = _fit(x[fold != held_out], y[fold != held_out], len(values), l2, balanced)
+        logits = (x[fold == held_out] - mean) / scale @ weight[:-1] + weight[-1]
+        predicted[fold == held_out] = logits.argmax(dim=1).numpy()
+    mean, scale, weight = _fit(x, y, len(values), l2, balanced)
+    return LinearProbe(
+        attribute=attribute,
+        values=tuple(values.tolist()),
+        accuracy=float((predicted == y).mean()),
+        confusion=_confusion(y, predicted, len(values)),
+        count=len(y),
+        tested_on="held-out real pictures",
+        mean=mean,
+        scale=scale,
+        weight=weight,
+    )
+
+
+def _confusion(true: NDArray[np.int64], predicted: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    confusion = np.zeros((count, count))
+    np.add.at(confusion, (true, predicted), 1)
+    return confusion / confusion.sum(axis=1, keepdims=True)
+
+
+def _folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
+    """A fold for each picture, the same within a group."""
+    names, of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[of]
+
+
+def _fit(
+    x: torch.Tensor, y: NDArray[np.int64], count: int, l2: float, balanced: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean (D,), scale (D,) and weight (D + 1, K) of the least penalised log loss, by L-BFGS in float64."""
+    mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
+    scale = torch.where(scale > 1e-12, scale, 1.0)  # a feature that is constant tells nothing
+    target = torch.from_numpy(y)
+    each = torch.bincount(target, minlength=count).double()
+    class_weight = len(y) / (count * each.clamp(min=1)) if balanced else None
+    z = (x - mean) / scale
+    weight = torch.zeros(x.shape[1] + 1, count, dtype=torch.double, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = torch.nn.functional.cross_entropy(z @ weight[:-1] + weight[-1], target, class_weight)
+        value = value + l2 / 2 * weight[:-1].square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return mean, scale, weight.detach()
