@@ -1,0 +1,106 @@
+"""Names beside what they name: each goes to the first free place around its point, so that few plots need a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+Pair = tuple[float, float]
+
+RIGHT: tuple[Pair, ...] = ((1, 0), (1, 0.5), (1, -0.5), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1), (-1, 0))
+AROUND: tuple[Pair, ...] = ((0, 1), (1, 0.6), (1, -0.6), (0, -1), (-1, 0.6), (-1, -0.6), (1, 0), (-1, 0))
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text and the points that it may stand beside, in data coordinates, best first."""
+
+    text: str
+    anchors: Sequence[Pair]
+    colour: str
+    size: float
+    bold: bool = False
+    directions: Sequence[Pair] = AROUND
+    distances: Sequence[float] = (7.0,)  # from the point to the edge of the text, points
+
+
+@dataclass
+class Obstacles:
+    """What labels keep off, in display coordinates of one point a unit: boxes of text, and points of marks and lines."""
+
+    points: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    boxes: list[Bbox] = field(default_factory=list)
+
+    def add_path(self, axes: Axes, points: Iterable[Pair], *, radius: float = 0) -> None:
+        """A line through points in data coordinates, and round marks at them."""
+        corners = axes.transData.transform(np.asarray(list(points), dtype=float).reshape(-1, 2))
+        parts = [corners]
+        for start, end in zip(corners[:-1], corners[1:], strict=True):
+            count = max(2, int(np.hypot(*(end - start)) / 3))
+            parts.append(start + (end - start) * np.linspace(0, 1, count)[:, None])
+        if radius:
+            ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+            parts += [corners + radius * np.array([np.cos(angle), np.sin(angle)]) for angle in ring]
+        self.points = np.concatenate([self.points, *parts])
+
+    def hit(self, box: Bbox) -> bool:
+        """Whether a text in the box would touch another."""
+        return any(box.overlaps(other) for other in self.boxes)
+
+    def covered(self, box: Bbox) -> int:
+        """How many points of marks and lines a text in the box would cover."""
+        inside = (self.points >= [box.x0, box.y0]) & (self.points <= [box.x1, box.y1])
+        return int(inside.all(axis=1).sum())
+
+
+def place(axes: Axes, labels: Sequence[Label], obstacles: Obstacles, bounds: Bbox) -> list[Label]:
+    """Write the labels on the axes, each where it covers nothing; gives those that found no place.
+
+    The layout of the figure must be final. What is written becomes an obstacle for those that come after.
+    """
+    renderer: Any = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
+    left_out = []
+    for label in labels:
+        text = axes.annotate(
+            label.text,
+            (0, 0),
+            xytext=(0, 0),
+            textcoords="offset points",
+            color=label.colour,
+            fontsize=label.size,
+            fontweight="bold" if label.bold else "normal",
+            ha="center",
+            va="center",
+            annotation_clip=False,
+        )
+        text.set_in_layout(False)
+        box = text.get_window_extent(renderer)
+        if not _settle(axes, text, label, box.width, box.height, obstacles, bounds):
+            text.remove()
+            left_out.append(label)
+    return left_out
+
+
+def _settle(
+    axes: Axes, text: Annotation, label: Label, width: float, height: float, obstacles: Obstacles, bounds: Bbox
+) -> bool:
+    """Move the text to the first place where it covers nothing; False where there is none."""
+    for distance in label.distances:
+        for anchor in label.anchors:
+            x, y = axes.transData.transform(anchor)
+            for right, up in label.directions:
+                dx, dy = right * (width / 2 + distance), up * (height / 2 + distance)
+                box = Bbox.from_bounds(x + dx - width / 2, y + dy - height / 2, width, height).padded(1)
+                inside = box.x0 >= bounds.x0 and box.x1 <= bounds.x1 and box.y0 >= bounds.y0 and box.y1 <= bounds.y1
+                if inside and not obstacles.hit(box) and not obstacles.covered(box):
+                    text.xy = anchor
+                    text.set_position((dx, dy))
+                    obstacles.boxes.append(box)
+                    return True
+    return False

@@ -1,0 +1,311 @@
+"""Curves of a report, a colour and a sign a model, labelled where they run: plain data in, a `Plot` out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+
+from gendistill.reporting.colours import marker
+from gendistill.reporting.labels import RIGHT, Label, Obstacles, place
+from gendistill.reporting.plot import Canvas, Plot
+
+Better = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure at a place; `low` and `high` are the ends of its interval on the y axis."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A model's points, in the order in which they are joined, and its number from `colour_numbers`."""
+
+    name: str
+    points: tuple[Point, ...]
+    colour: int
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Look:
+    """How curves are drawn."""
+
+    x_label: str
+    y_label: str
+    x_log: bool = False
+    y_log: bool = False
+    x_ticks: tuple[float, ...] = ()  # where they are not the round numbers
+    bands: bool = False  # intervals as bands along the lines, else as bars at the points
+    front: Better | None = None  # draw the Pareto front of least x and of y as it is better
+    labels: bool = True  # of points
+
+
+def lines(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    x_log: bool = False,
+    y_log: bool = False,
+    x_ticks: Sequence[float] = (),
+    bands: bool = True,
+) -> Plot:
+    """Any curves with intervals.
+
+    Raises:
+        ValueError: there is no point, or a coordinate is no number or, on a logarithmic axis, not above 0.
+    """
+    look = Look(x_label, y_label, x_log=x_log, y_log=y_log, x_ticks=tuple(x_ticks), bands=bands)
+    return _curves(series, look)
+
+
+def quality_against_steps(series: Sequence[Series], y_label: str, *, y_log: bool = False, x_label: str = "steps") -> Plot:
+    """A score against the number of steps (or of network calls), doubling by doubling, intervals as bands.
+
+    Raises:
+        ValueError: as `lines`.
+    """
+    counts = tuple(sorted({point.x for one in series for point in one.points}))
+    return _curves(series, Look(x_label, y_label, x_log=True, y_log=y_log, x_ticks=counts, bands=True, labels=False))
+
+
+def pareto(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    x_log: bool = True,
+    y_log: bool = False,
+    better: Better = "lower",
+) -> Plot:
+    """Quality against cost. A thin step line runs along the points that no other beats in both, which are filled.
+
+    Args:
+        better: whether a lower y is better or a higher one; a lower x always is.
+
+    Raises:
+        ValueError: as `lines`.
+    """
+    return _curves(series, Look(x_label, y_label, x_log=x_log, y_log=y_log, front=better))
+
+
+def slider(series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False) -> Plot:
+    """One score against another, a point a guidance scale, which its label names.
+
+    Raises:
+        ValueError: as `lines`.
+    """
+    return _curves(series, Look(x_label, y_label, y_log=y_log))
+
+
+def on_front(points: Sequence[Point], better: Better = "lower") -> list[Point]:
+    """The points that no other beats in x (lower) and y together, by x; of equal ones all."""
+    sign = 1 if better == "lower" else -1
+
+    def beaten(point: Point) -> bool:
+        return any(
+            other.x <= point.x and sign * other.y <= sign * point.y and (other.x, other.y) != (point.x, point.y)
+            for other in points
+        )
+
+    return sorted((point for point in points if not beaten(point)), key=lambda point: point.x)
+
+
+def _curves(series: Sequence[Series], look: Look) -> Plot:
+    _check(series, look)
+
+    def draw(figure: Figure, canvas: Canvas) -> None:
+        if not _draw(figure, canvas, series, look, legend=canvas.narrow and len(series) > 1):
+            figure.clear()
+            figure.set_layout_engine("constrained")
+            _draw(figure, canvas, series, look, legend=True)
+
+    ends = [(one.name, one.points[0], one.points[-1]) for one in series]
+    told = [f"{name} from {a.y:.3g} at {a.x:.3g} to {b.y:.3g} at {b.x:.3g}" for name, a, b in ends]
+    return Plot(draw, f"{look.y_label} against {look.x_label}: {'; '.join(told)}.")
+
+
+def _check(series: Sequence[Series], look: Look) -> None:
+    if not series or not all(one.points for one in series):
+        raise ValueError("series: got one without points, takes at least 1 point in each.")
+    for one in series:
+        for point in one.points:
+            for axis, value, log in (("x", point.x, look.x_log), ("y", point.y, look.y_log)):
+                if not math.isfinite(value) or (log and value <= 0):
+                    takes = "a number above 0 on a logarithmic axis" if log else "a finite number"
+                    raise ValueError(f"{one.name}, {axis}: got {value}, takes {takes}.")
+
+
+def _draw(figure: Figure, canvas: Canvas, series: Sequence[Series], look: Look, *, legend: bool) -> bool:
+    """Draw all; False where names are to stand beside their curves and one found no place."""
+    axes = figure.subplots()
+    front = on_front([point for one in series for point in one.points], look.front) if look.front else []
+    for one in series:
+        _draw_series(axes, canvas, one, look, front)
+    _dress(axes, canvas, series, look)
+    if front:
+        _draw_front(axes, canvas, front)
+    if legend:
+        add_legend(figure, canvas, [(one.name, canvas.palette.model(one.colour), marker(one.colour)) for one in series])
+    else:
+        _leave_room(figure, canvas, series)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return _label(figure, axes, canvas, series, look, names=not legend and len(series) > 1)
+
+
+def _draw_series(axes: Axes, canvas: Canvas, one: Series, look: Look, front: Sequence[Point]) -> None:
+    colour = canvas.palette.model(one.colour)
+    xs, ys = [point.x for point in one.points], [point.y for point in one.points]
+    bounded = [point for point in one.points if point.low is not None and point.high is not None]
+    if look.bands and len(bounded) > 1:
+        low, high = zip(*[(point.low, point.high) for point in bounded], strict=True)
+        axes.fill_between([point.x for point in bounded], low, high, color=colour, alpha=0.13, linewidth=0)
+    else:
+        for point in bounded:
+            axes.vlines(point.x, point.low, point.high, color=colour, linewidth=1.5, alpha=0.5)  # type: ignore[arg-type]
+    quiet = look.front is not None
+    style = (0, (4, 3)) if one.dashed else "-"
+    axes.plot(xs, ys, color=colour, linewidth=1.2 if quiet else 2, alpha=0.45 if quiet else 1, linestyle=style, zorder=2.5)
+    size = 7.5 if marker(one.colour) != "D" else 6.5
+    for point in one.points:
+        filled = look.front is None or point in front
+        axes.plot(
+            [point.x],
+            [point.y],
+            marker=marker(one.colour),
+            markersize=size,
+            color=colour if filled else canvas.palette.background,
+            markeredgecolor=canvas.palette.background if filled else colour,
+            markeredgewidth=1 if filled else 1.4,
+            zorder=3,
+        )
+
+
+def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> None:
+    """Axes, ticks and what they measure."""
+    title = textwrap.fill(look.y_label, int(canvas.width / (0.55 * canvas.font_size)))
+    axes.set_title(title, loc="left", color=canvas.palette.ink, pad=12)
+    axes.set_xlabel(look.x_label, loc="right")
+    axes.grid(axis="y")
+    axes.margins(x=0.07 if canvas.narrow else 0.05, y=0.1)
+    xs = [point.x for one in series for point in one.points]
+    ys = [value for one in series for p in one.points for value in (p.y, p.low, p.high) if value is not None]
+    if look.x_log:
+        axes.set_xscale("log")
+        _ticks(axes.xaxis, look.x_ticks or log_ticks(min(xs), max(xs), 5 if canvas.narrow else 8))
+    elif look.x_ticks:
+        _ticks(axes.xaxis, look.x_ticks)
+    if look.y_log:
+        axes.set_yscale("log")
+        _ticks(axes.yaxis, log_ticks(min(y for y in ys if y > 0), max(ys), 6))
+    elif min(ys) >= 0 and min(ys) < 0.4 * max(ys):
+        axes.set_ylim(bottom=0)
+    if not look.y_log:
+        axes.locator_params(axis="y", nbins=5)
+
+
+def _ticks(axis: Any, values: Sequence[float]) -> None:
+    axis.set_ticks(values, [f"{value:,.10g}" for value in values])
+    axis.set_ticks([], minor=True)
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers around [low, high] for a logarithmic axis, `most` at most where some choice of digits allows."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        every = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+        ticks = [tick for tick in every if 0.9 * low <= tick <= 1.1 * high]
+        if len(ticks) <= most:
+            break
+    return ticks
+
+
+def _draw_front(axes: Axes, canvas: Canvas, front: Sequence[Point]) -> None:
+    """From the edge where nothing is so cheap, along the front, to the edge where nothing is better."""
+    x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
+    worst = y_limits[1] if len(front) < 2 or front[0].y >= front[-1].y else y_limits[0]
+    xs = [front[0].x, *(point.x for point in front), x_limits[1]]
+    ys = [worst, *(point.y for point in front), front[-1].y]
+    axes.plot(xs, ys, drawstyle="steps-post", color=canvas.palette.muted, linewidth=1, zorder=1.5, alpha=0.8)
+    axes.set(xlim=x_limits, ylim=y_limits)
+
+
+def add_legend(figure: Figure, canvas: Canvas, entries: Sequence[tuple[str, str, str]]) -> None:
+    """Names with their colours and signs above the plot, in as many columns as fit."""
+    handles = [
+        Line2D([], [], color=colour, marker=sign, linewidth=0, markersize=7, label=shortened(name, canvas, 0.85))
+        for name, colour, sign in entries
+    ]
+    widest = max(len(str(handle.get_label())) for handle in handles) * 0.6 * canvas.font_size + 34
+    columns = max(1, min(len(handles), int(canvas.width / widest)))
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0.2,
+        handletextpad=0.2,
+        columnspacing=1.4,
+    )
+
+
+def shortened(name: str, canvas: Canvas, share: float) -> str:
+    """A name that takes at most a share of the plot's width, its end left out where it is longer."""
+    most = max(4, int(share * canvas.width / (0.6 * canvas.font_size)))
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def _leave_room(figure: Figure, canvas: Canvas, series: Sequence[Series]) -> None:
+    """Right of the axes, for the names of the curves that end there."""
+    last = max(point.x for one in series for point in one.points)
+    names = [one.name for one in series if one.points[-1].x == last]
+    room = max((len(name) for name in names), default=0) * 0.62 * canvas.font_size
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, 0, 1 - min(room, 0.3 * canvas.width) / canvas.width, 1))
+
+
+def _label(figure: Figure, axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look, *, names: bool) -> bool:
+    obstacles = Obstacles()
+    for one in series:
+        obstacles.add_path(axes, [(point.x, point.y) for point in one.points], radius=5)
+        for point in one.points:
+            if not look.bands and point.low is not None and point.high is not None:
+                obstacles.add_path(axes, [(point.x, point.low), (point.x, point.high)])
+    inside = axes.get_window_extent()
+    bounds = Bbox.from_extents(inside.x0, inside.y0 + 2, canvas.width - 2, inside.y1 + 4)
+
+    def label(one: Series, text: str, anchors: Sequence[tuple[float, float]], **more: Any) -> Label:
+        return Label(text, anchors, canvas.palette.model(one.colour), canvas.font_size, **more)
+
+    if names:
+        named = []
+        for one in sorted(series, key=lambda one: one.points[-1].y):
+            anchors = [(point.x, point.y) for point in reversed(one.points)]
+            named.append(label(one, one.name, anchors, bold=True, directions=RIGHT, distances=(7, 12, 18)))
+        if place(axes, named, obstacles, bounds):
+            return False
+    if look.labels:
+        quiet = [dataclasses.replace(label(one, p.label, [(p.x, p.y)]), size=12) for one in series for p in one.points if p.label]
+        place(axes, quiet, obstacles, bounds)
+    return True
+
+
