@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,22 +67,25 @@ def dumbbell(
     if not groups:
         raise ValueError("groups: got none, takes at least 1.")
     shown = worst(groups, better=better, most=most)
+    largest = max(abs(group.change) for group in shown)
+    digits = max(0, 2 - math.floor(math.log10(largest))) if largest > 0 else 0
 
     def draw(figure: Figure, canvas: Canvas) -> None:
         axes = figure.subplots()
         own, reference = canvas.palette.model(colour), canvas.palette.model(0)
         for row, group in enumerate(shown):
-            axes.hlines(row, *sorted((group.teacher.value, group.student.value)), color=own, linewidth=2.5, alpha=0.4)
+            axes.hlines(row, *sorted((group.teacher.value, group.student.value)), color=own, linewidth=6, alpha=0.16)
             for estimate, ink in ((group.teacher, reference), (group.student, own)):
                 if estimate.low is not None and estimate.high is not None:
-                    axes.hlines(row, estimate.low, estimate.high, color=ink, linewidth=1, alpha=0.55)
+                    axes.hlines(row, estimate.low, estimate.high, color=ink, linewidth=1.2, alpha=0.75)
             edge = {"markeredgecolor": canvas.palette.background, "markeredgewidth": 1, "zorder": 3}
             axes.plot([group.teacher.value], [row], marker=marker(0), markersize=6.5, color=reference, **edge)  # type: ignore[arg-type]
             axes.plot([group.student.value], [row], marker=marker(colour), markersize=8, color=own, **edge)  # type: ignore[arg-type]
-            axes.text(1.02, row, f"{group.change:+.3g}", transform=axes.get_yaxis_transform(), va="center", size=canvas.small)
+            _at_right(axes, canvas, row, f"{group.change:+.{digits}f}")
         _rows(axes, canvas, list(enumerate(group.name for group in shown)))
-        axes.set_ylim(len(shown) - 0.4, -0.9 if canvas.narrow else -0.6)
+        axes.set_ylim(len(shown) - 0.4, -0.9)
         axes.set_xlabel(x_label, loc="right")
+        _at_right(axes, canvas, -0.5 if canvas.narrow else -0.85, "change", quiet=True)
         add_legend(figure, canvas, [(teacher, reference, marker(0)), (student, own, marker(colour))])
 
     first = shown[0]
@@ -98,7 +102,8 @@ def shares(
     student: str = "student",
     colour: int = 1,
 ) -> Plot:
-    """How often each value of each attribute is drawn, in [0, 1]: two bars a value, the intervals across their ends.
+    """How often each value of each attribute is drawn, in [0, 1]: two bars a value, the intervals across their ends
+    and the change in percentage points at the right.
 
     Raises:
         ValueError: there is no attribute or one has no values.
@@ -115,15 +120,15 @@ def shares(
     def draw(figure: Figure, canvas: Canvas) -> None:
         axes = figure.subplots()
         own, reference = canvas.palette.model(colour), canvas.palette.model(0)
-        gap, thick = (0.24, 0.2) if canvas.narrow else (0.19, 0.32)
-        low = 0.18 if canvas.narrow else 0.0  # room above the bars for names
+        thick = 0.22 if canvas.narrow else 0.34
+        middle = 0.1 if canvas.narrow else 0.0  # below it where names need room above the bars
         for row, group in values:
-            for estimate, ink, at in ((group.teacher, reference, row - gap + low), (group.student, own, row + gap * 0.9 + low)):
+            for estimate, ink, at in ((group.teacher, reference, row + middle - thick / 2), (group.student, own, row + middle + thick / 2)):
                 opacity = 0.32 if ink == reference else 0.9
                 axes.barh(at, estimate.value, height=thick, color=ink, alpha=opacity, linewidth=0)
                 if estimate.low is not None and estimate.high is not None:
                     axes.hlines(at, estimate.low, estimate.high, color=canvas.palette.ink, linewidth=1.2, alpha=0.75)
-            axes.text(1.02, row + low, f"{group.change:+.1%}", transform=axes.get_yaxis_transform(), va="center", size=canvas.small)
+            _at_right(axes, canvas, row + middle, f"{100 * group.change:+.1f}")
         _rows(axes, canvas, [(row, group.name) for row, group in values])
         for at, heading in headings:
             x = 0 if canvas.narrow else -0.01
@@ -133,7 +138,8 @@ def shares(
         axes.set(xlim=(0, None), ylim=(bottom, -0.6))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel(x_label, loc="right")
-        add_legend(figure, canvas, [(teacher, _mixed(canvas), "s"), (student, own, "s")])
+        _at_right(axes, canvas, 0, "points", quiet=True)
+        add_legend(figure, canvas, [(teacher, canvas.palette.muted, "s"), (student, own, "s")])
 
     changed = max((group for _, group in values), key=lambda group: abs(group.change))
     told = f"{changed.name} from {changed.teacher.value:.0%} to {changed.student.value:.0%}"
@@ -141,8 +147,12 @@ def shares(
     return Plot(draw, alt, (WIDE[0], round(80 + 29 * (bottom + 0.6))), (NARROW[0], round(90 + 40 * (bottom + 0.6))))
 
 
-def _mixed(canvas: Canvas) -> str:
-    return canvas.palette.muted
+def _at_right(axes: Axes, canvas: Canvas, row: float, change: str, *, quiet: bool = False) -> None:
+    """A change right of its row, one below the other by their last digits."""
+    place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right", "va": "center"}
+    text = change.replace("-", "\N{MINUS SIGN}")
+    ink = canvas.palette.muted if quiet else canvas.palette.ink
+    axes.annotate(text, (1, row), (46, 0), size=canvas.small, color=ink, annotation_clip=False, **place)  # type: ignore[arg-type]
 
 
 def _rows(axes: Axes, canvas: Canvas, names: Sequence[tuple[float, str]]) -> None:

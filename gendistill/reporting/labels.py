@@ -35,6 +35,7 @@ class Obstacles:
     """What labels keep off, in display coordinates of one point a unit: boxes of text, and points of marks and lines."""
 
     points: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    marks: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))  # those that a label could be taken to name
     boxes: list[Bbox] = field(default_factory=list)
 
     def add_path(self, axes: Axes, points: Iterable[Pair], *, radius: float = 0) -> None:
@@ -46,6 +47,7 @@ class Obstacles:
             parts.append(start + (end - start) * np.linspace(0, 1, count)[:, None])
         if radius:
             ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+            self.marks = np.concatenate([self.marks, corners])
             parts += [corners + radius * np.array([np.cos(angle), np.sin(angle)]) for angle in ring]
         self.points = np.concatenate([self.points, *parts])
 
@@ -57,6 +59,12 @@ class Obstacles:
         """How many points of marks and lines a text in the box would cover."""
         inside = (self.points >= [box.x0, box.y0]) & (self.points <= [box.x1, box.y1])
         return int(inside.all(axis=1).sum())
+
+    def nearest(self, box: Bbox, mark: np.ndarray) -> bool:
+        """Whether no other mark is nearer to the box."""
+        away = np.hypot(*np.maximum([[box.x0], [box.y0]] - self.marks.T, self.marks.T - [[box.x1], [box.y1]]).clip(min=0))
+        own = np.hypot(*(self.marks - mark).T) < 1
+        return bool(own.any()) and (own.all() or away[own].min() <= away[~own].min() + 1)
 
 
 def place(axes: Axes, labels: Sequence[Label], obstacles: Obstacles, bounds: Bbox) -> list[Label]:
@@ -98,7 +106,8 @@ def _settle(
                 dx, dy = right * (width / 2 + distance), up * (height / 2 + distance)
                 box = Bbox.from_bounds(x + dx - width / 2, y + dy - height / 2, width, height).padded(1)
                 inside = box.x0 >= bounds.x0 and box.x1 <= bounds.x1 and box.y0 >= bounds.y0 and box.y1 <= bounds.y1
-                if inside and not obstacles.hit(box) and not obstacles.covered(box):
+                free = inside and not obstacles.hit(box) and not obstacles.covered(box)
+                if free and obstacles.nearest(box, np.array([x, y])):
                     text.xy = anchor
                     text.set_position((dx, dy))
                     obstacles.boxes.append(box)

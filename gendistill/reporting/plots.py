@@ -12,6 +12,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from gendistill.reporting.colours import marker
@@ -54,6 +55,7 @@ class Look:
     bands: bool = False  # intervals as bands along the lines, else as bars at the points
     front: Better | None = None  # draw the Pareto front of least x and of y as it is better
     labels: bool = True  # of points
+    from_zero: bool = False  # let the y axis begin there where the figures are not far from it
 
 
 def lines(
@@ -71,7 +73,7 @@ def lines(
     Raises:
         ValueError: there is no point, or a coordinate is no number or, on a logarithmic axis, not above 0.
     """
-    look = Look(x_label, y_label, x_log=x_log, y_log=y_log, x_ticks=tuple(x_ticks), bands=bands)
+    look = Look(x_label, y_label, x_log=x_log, y_log=y_log, x_ticks=tuple(x_ticks), bands=bands, from_zero=True)
     return _curves(series, look)
 
 
@@ -82,7 +84,7 @@ def quality_against_steps(series: Sequence[Series], y_label: str, *, y_log: bool
         ValueError: as `lines`.
     """
     counts = tuple(sorted({point.x for one in series for point in one.points}))
-    return _curves(series, Look(x_label, y_label, x_log=True, y_log=y_log, x_ticks=counts, bands=True, labels=False))
+    return _curves(series, Look(x_label, y_label, True, y_log, counts, bands=True, labels=False, from_zero=True))
 
 
 def pareto(
@@ -158,7 +160,7 @@ def _draw(figure: Figure, canvas: Canvas, series: Sequence[Series], look: Look, 
     front = on_front([point for one in series for point in one.points], look.front) if look.front else []
     for one in series:
         _draw_series(axes, canvas, one, look, front)
-    _dress(axes, canvas, series, look)
+    title = _dress(axes, canvas, series, look)
     if front:
         _draw_front(axes, canvas, front)
     if legend:
@@ -167,6 +169,8 @@ def _draw(figure: Figure, canvas: Canvas, series: Sequence[Series], look: Look, 
         _leave_room(figure, canvas, series)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    inside = axes.get_window_extent()
+    title.set_x((3 - inside.x0) / inside.width)  # at the edge of the page's text
     return _label(figure, axes, canvas, series, look, names=not legend and len(series) > 1)
 
 
@@ -182,7 +186,7 @@ def _draw_series(axes: Axes, canvas: Canvas, one: Series, look: Look, front: Seq
             axes.vlines(point.x, point.low, point.high, color=colour, linewidth=1.5, alpha=0.5)  # type: ignore[arg-type]
     quiet = look.front is not None
     style = (0, (4, 3)) if one.dashed else "-"
-    axes.plot(xs, ys, color=colour, linewidth=1.2 if quiet else 2, alpha=0.45 if quiet else 1, linestyle=style, zorder=2.5)
+    axes.plot(xs, ys, color=colour, linewidth=1.2 if quiet else 2, alpha=0.5 if quiet else 1, linestyle=style, zorder=2.5)
     size = 7.5 if marker(one.colour) != "D" else 6.5
     for point in one.points:
         filled = look.front is None or point in front
@@ -198,10 +202,10 @@ def _draw_series(axes: Axes, canvas: Canvas, one: Series, look: Look, front: Seq
         )
 
 
-def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> None:
-    """Axes, ticks and what they measure."""
-    title = textwrap.fill(look.y_label, int(canvas.width / (0.55 * canvas.font_size)))
-    axes.set_title(title, loc="left", color=canvas.palette.ink, pad=12)
+def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> Text:
+    """Axes, ticks and what they measure; gives the name of the y axis, which stands above it."""
+    name = textwrap.fill(look.y_label, int(canvas.width / (0.55 * canvas.font_size)))
+    title = axes.set_title(name, loc="left", color=canvas.palette.ink, pad=12)
     axes.set_xlabel(look.x_label, loc="right")
     axes.grid(axis="y")
     axes.margins(x=0.07 if canvas.narrow else 0.05, y=0.1)
@@ -215,10 +219,11 @@ def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> 
     if look.y_log:
         axes.set_yscale("log")
         _ticks(axes.yaxis, log_ticks(min(y for y in ys if y > 0), max(ys), 6))
-    elif min(ys) >= 0 and min(ys) < 0.4 * max(ys):
+    elif look.from_zero and 0 <= min(ys) < 0.4 * max(ys):
         axes.set_ylim(bottom=0)
     if not look.y_log:
         axes.locator_params(axis="y", nbins=5)
+    return title
 
 
 def _ticks(axis: Any, values: Sequence[float]) -> None:
@@ -241,11 +246,19 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 def _draw_front(axes: Axes, canvas: Canvas, front: Sequence[Point]) -> None:
     """From the edge where nothing is so cheap, along the front, to the edge where nothing is better."""
     x_limits, y_limits = axes.get_xlim(), axes.get_ylim()
-    worst = y_limits[1] if len(front) < 2 or front[0].y >= front[-1].y else y_limits[0]
-    xs = [front[0].x, *(point.x for point in front), x_limits[1]]
-    ys = [worst, *(point.y for point in front), front[-1].y]
-    axes.plot(xs, ys, drawstyle="steps-post", color=canvas.palette.muted, linewidth=1, zorder=1.5, alpha=0.8)
+    xs, ys = zip(*_steps(axes, front), strict=True)
+    axes.fill_between(xs, ys, ys[0], color=canvas.palette.muted, alpha=0.08, linewidth=0, zorder=0.5)
+    axes.plot(xs, ys, color=canvas.palette.muted, linewidth=1, zorder=1.5, alpha=0.5)
     axes.set(xlim=x_limits, ylim=y_limits)
+
+
+def _steps(axes: Axes, front: Sequence[Point]) -> list[tuple[float, float]]:
+    """The corners of the front's line, first those on the worse edge of the axes."""
+    worst = axes.get_ylim()[1] if front[0].y >= front[-1].y else axes.get_ylim()[0]
+    corners = [(front[0].x, worst)]
+    for point, following in zip(front, [*(point.x for point in front[1:]), axes.get_xlim()[1]], strict=True):
+        corners += [(point.x, point.y), (following, point.y)]
+    return corners
 
 
 def add_legend(figure: Figure, canvas: Canvas, entries: Sequence[tuple[str, str, str]]) -> None:
@@ -262,9 +275,10 @@ def add_legend(figure: Figure, canvas: Canvas, entries: Sequence[tuple[str, str,
         ncols=columns,
         frameon=False,
         borderpad=0,
-        borderaxespad=0.2,
-        handletextpad=0.2,
-        columnspacing=1.4,
+        borderaxespad=0.1,
+        handlelength=0.9,
+        handletextpad=0.6,
+        columnspacing=1.6,
     )
 
 
@@ -290,6 +304,9 @@ def _label(figure: Figure, axes: Axes, canvas: Canvas, series: Sequence[Series],
         for point in one.points:
             if not look.bands and point.low is not None and point.high is not None:
                 obstacles.add_path(axes, [(point.x, point.low), (point.x, point.high)])
+    if look.front:
+        steps = on_front([point for one in series for point in one.points], look.front)
+        obstacles.add_path(axes, _steps(axes, steps))
     inside = axes.get_window_extent()
     bounds = Bbox.from_extents(inside.x0, inside.y0 + 2, canvas.width - 2, inside.y1 + 4)
 
@@ -298,9 +315,12 @@ def _label(figure: Figure, axes: Axes, canvas: Canvas, series: Sequence[Series],
 
     if names:
         named = []
+        ends = sorted(one.points[-1].y for one in series)
         for one in sorted(series, key=lambda one: one.points[-1].y):
             anchors = [(point.x, point.y) for point in reversed(one.points)]
-            named.append(label(one, one.name, anchors, bold=True, directions=RIGHT, distances=(7, 12, 18)))
+            low = one.points[-1].y < ends[len(ends) // 2] or (one.points[-1].y == ends[len(ends) // 2] and len(ends) > 2)
+            directions = [(right, -up) for right, up in RIGHT] if low else RIGHT
+            named.append(label(one, one.name, anchors, bold=True, directions=directions, distances=(7, 12, 18)))
         if place(axes, named, obstacles, bounds):
             return False
     if look.labels:

@@ -52,6 +52,7 @@ DISTANCES = {
     "progressive": (4.84, 2.27, 1.49, 1.22, 1.18, 1.16),
     "consistency": (3.12, 1.62, 1.35, 1.41, 1.52, 1.66),
 }
+KINDS = {"tiny-sd": "Teacher, DDIM", "progressive": "Halved six times", "consistency": "Consistency distillation"}
 GROUPS = (
     "person sport, people with medium dark skin tones at play",
     *("country flag", "arts & crafts", "hand fingers open", "family", "time", "sky & weather", "animal marine"),
@@ -100,7 +101,7 @@ def results() -> Table:
                 Cell(f"{4.1 + 1.13 * steps:.1f}", value=4.1 + 1.13 * steps),
                 Cell(f"{214 + 3 * (model == 'tiny-sd')}", value=214, muted=True),
             ]
-            rows.append(Row(cells, highlight=model == "consistency" and steps == 4, group=f"{model}, invented"))
+            rows.append(Row(cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
     columns = [
         Column("model", align="left"),
         Column("steps"),
