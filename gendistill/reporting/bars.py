@@ -74,7 +74,7 @@ def dumbbell(
         axes = figure.subplots()
         own, reference = canvas.palette.model(colour), canvas.palette.model(0)
         for row, group in enumerate(shown):
-            axes.hlines(row, *sorted((group.teacher.value, group.student.value)), color=own, linewidth=6, alpha=0.16)
+            axes.hlines(row, group.teacher.value, group.student.value, color=own, linewidth=6, alpha=0.16)
             for estimate, ink in ((group.teacher, reference), (group.student, own)):
                 if estimate.low is not None and estimate.high is not None:
                     axes.hlines(row, estimate.low, estimate.high, color=ink, linewidth=1.2, alpha=0.75)
@@ -123,7 +123,10 @@ def shares(
         thick = 0.22 if canvas.narrow else 0.34
         middle = 0.1 if canvas.narrow else 0.0  # below it where names need room above the bars
         for row, group in values:
-            for estimate, ink, at in ((group.teacher, reference, row + middle - thick / 2), (group.student, own, row + middle + thick / 2)):
+            for estimate, ink, at in (
+                (group.teacher, reference, row + middle - thick / 2),
+                (group.student, own, row + middle + thick / 2),
+            ):
                 opacity = 0.32 if ink == reference else 0.9
                 axes.barh(at, estimate.value, height=thick, color=ink, alpha=opacity, linewidth=0)
                 if estimate.low is not None and estimate.high is not None:

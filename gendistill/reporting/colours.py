@@ -18,7 +18,7 @@ class Palette:
 
     def model(self, number: int) -> str:
         """The colour of a model: 0 is the one that the others are held against, in ink; then in turns."""
-        return self.ink if number == 0 else self.models[(number - 1) % len(self.models)]
+        return self.names()[colour_name(number)]
 
     def names(self) -> dict[str, str]:
         """Names of CSS variables, without the dashes, to colours."""
@@ -46,15 +46,21 @@ MARKERS = ("D", "o", "s", "^", "v", "P", "X")
 
 
 def colour_numbers(models: Sequence[str], reference: str | None = None) -> dict[str, int]:
-    """A colour for each model, given once for a whole page: 0 for `reference` (the teacher), the others in order.
+    """A number for each model, given once for a whole page: 0 for `reference` (the teacher), the others in order.
 
-    Names that come twice count once. After the last colour it begins again with the first.
+    It stands for a colour and a sign. After the last colour they begin again with the first, with other signs.
     """
     others = [model for model in dict.fromkeys(models) if model != reference]
-    numbers = {model: 1 + position % len(LIGHT.models) for position, model in enumerate(others)}
+    numbers = {model: number for number, model in enumerate(others, start=1)}
     return numbers if reference is None else {reference: 0, **numbers}
+
+
+def colour_name(number: int) -> str:
+    """The CSS variable of a model's colour, without the dashes."""
+    return "model-0" if number == 0 else f"model-{1 + (number - 1) % len(LIGHT.models)}"
 
 
 def marker(number: int) -> str:
     """The sign of a model in plots, so that colour is not all that tells models apart."""
-    return MARKERS[number % len(MARKERS)]
+    turns = (number - 1) // len(LIGHT.models)
+    return MARKERS[0] if number == 0 else MARKERS[1 + (number - 1 + turns) % (len(MARKERS) - 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Obstacles:
         """A line through points in data coordinates, and round marks at them."""
         corners = axes.transData.transform(np.asarray(list(points), dtype=float).reshape(-1, 2))
         parts = [corners]
-        for start, end in zip(corners[:-1], corners[1:], strict=True):
+        for start, end in pairwise(corners):
             count = max(2, int(np.hypot(*(end - start)) / 3))
             parts.append(start + (end - start) * np.linspace(0, 1, count)[:, None])
         if radius:
@@ -72,7 +73,8 @@ def place(axes: Axes, labels: Sequence[Label], obstacles: Obstacles, bounds: Bbo
 
     The layout of the figure must be final. What is written becomes an obstacle for those that come after.
     """
-    renderer: Any = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
+    canvas: Any = axes.figure.canvas
+    renderer = canvas.get_renderer()
     left_out = []
     for label in labels:
         text = axes.annotate(

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from gendistill.atomic import written_aside
 from gendistill.reporting import pictures as picture_files
-from gendistill.reporting.colours import DARK, LIGHT, Palette, marker
+from gendistill.reporting.colours import DARK, LIGHT, Palette, colour_name, marker
 from gendistill.reporting.plot import Plot
 
 Facts = str | Sequence[tuple[str, str]]  # a text, or names and what they stand for
@@ -274,8 +274,8 @@ SIGNS = {
 
 def _sign(number: int) -> Markup:
     """A model's sign, as plots have it, in its colour."""
-    style = f"fill: var(--model-{number})"
-    return Markup(f'<svg class="sign" viewBox="0 0 12 12" aria-hidden="true" style="{style}"><path d="{SIGNS[marker(number)]}"/></svg>')
+    path = f'<path d="{SIGNS[marker(number)]}" fill="var(--{colour_name(number)})"/>'
+    return Markup(f'<svg class="sign" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>')
 
 
 def _grid(gallery: Gallery, columns: int) -> dict[str, Any]:

@@ -97,11 +97,10 @@ class Plot:
 METADATA = ("Date", "Creator", "Format", "Type")  # nothing about the machine goes into a page
 
 
-def _settings(canvas: Canvas, font: str) -> dict[str, Any]:
+def _settings(canvas: Canvas, font: str) -> Any:  # matplotlib types every key of its own
     palette = canvas.palette
     return {
-        "font.family": "sans-serif",
-        "font.sans-serif": [font, "DejaVu Sans"],
+        "font.family": list(dict.fromkeys([font, "DejaVu Sans"])),
         "font.size": canvas.font_size,
         "text.parse_math": False,  # names of models are no formulas
         "text.color": palette.ink,

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from gendistill.reporting.colours import marker
@@ -131,6 +132,8 @@ def on_front(points: Sequence[Point], better: Better = "lower") -> list[Point]:
 
 def _curves(series: Sequence[Series], look: Look) -> Plot:
     _check(series, look)
+    if look.y_log:
+        series = _above_zero(series)
 
     def draw(figure: Figure, canvas: Canvas) -> None:
         if not _draw(figure, canvas, series, look, legend=canvas.narrow and len(series) > 1):
@@ -152,6 +155,16 @@ def _check(series: Sequence[Series], look: Look) -> None:
                 if not math.isfinite(value) or (log and value <= 0):
                     takes = "a number above 0 on a logarithmic axis" if log else "a finite number"
                     raise ValueError(f"{one.name}, {axis}: got {value}, takes {takes}.")
+
+
+def _above_zero(series: Sequence[Series]) -> list[Series]:
+    """The same with intervals that a logarithmic axis can show: those that reach 0 go to the lower edge."""
+    floor = min(point.y for one in series for point in one.points) / 2
+
+    def bounded(point: Point) -> Point:
+        return point if point.low is None else dataclasses.replace(point, low=max(point.low, floor))
+
+    return [dataclasses.replace(one, points=tuple(bounded(point) for point in one.points)) for one in series]
 
 
 def _draw(figure: Figure, canvas: Canvas, series: Sequence[Series], look: Look, *, legend: bool) -> bool:
@@ -213,7 +226,11 @@ def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> 
     ys = [value for one in series for p in one.points for value in (p.y, p.low, p.high) if value is not None]
     if look.x_log:
         axes.set_xscale("log")
-        _ticks(axes.xaxis, look.x_ticks or log_ticks(min(xs), max(xs), 5 if canvas.narrow else 8))
+        axes.minorticks_off()
+        _ticks(
+            axes.xaxis,
+            _spaced(look.x_ticks, 9 if canvas.narrow else 18) or log_ticks(min(xs), max(xs), 5 if canvas.narrow else 8),
+        )
     elif look.x_ticks:
         _ticks(axes.xaxis, look.x_ticks)
     if look.y_log:
@@ -240,7 +257,23 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
         ticks = [tick for tick in every if 0.9 * low <= tick <= 1.1 * high]
         if len(ticks) <= most:
             break
-    return ticks
+    if low == high:
+        return [low]
+    return ticks if len(ticks) > 1 else [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if tick > 0]
+
+
+def _spaced(ticks: Sequence[float], most: int) -> list[float]:
+    """Those of sorted ticks above 0 that stand apart on a logarithmic axis, the ends always."""
+    if not ticks:
+        return []
+    apart = (math.log(ticks[-1]) - math.log(ticks[0])) / most
+    kept = [ticks[0]]
+    for tick in ticks[1:]:
+        if math.log(tick) - math.log(kept[-1]) >= apart:
+            kept.append(tick)
+        elif tick == ticks[-1] and len(kept) > 1:
+            kept[-1] = tick
+    return kept
 
 
 def _draw_front(axes: Axes, canvas: Canvas, front: Sequence[Point]) -> None:
@@ -292,7 +325,7 @@ def _leave_room(figure: Figure, canvas: Canvas, series: Sequence[Series]) -> Non
     """Right of the axes, for the names of the curves that end there."""
     last = max(point.x for one in series for point in one.points)
     names = [one.name for one in series if one.points[-1].x == last]
-    room = max((len(name) for name in names), default=0) * 0.62 * canvas.font_size
+    room = max((len(name) for name in names), default=0) * 0.58 * canvas.font_size
     engine: Any = figure.get_layout_engine()
     engine.set(rect=(0, 0, 1 - min(room, 0.3 * canvas.width) / canvas.width, 1))
 
@@ -324,8 +357,8 @@ def _label(figure: Figure, axes: Axes, canvas: Canvas, series: Sequence[Series],
         if place(axes, named, obstacles, bounds):
             return False
     if look.labels:
-        quiet = [dataclasses.replace(label(one, p.label, [(p.x, p.y)]), size=12) for one in series for p in one.points if p.label]
+        quiet = [
+            dataclasses.replace(label(one, p.label, [(p.x, p.y)]), size=12) for one in series for p in one.points if p.label
+        ]
         place(axes, quiet, obstacles, bounds)
     return True
-
-

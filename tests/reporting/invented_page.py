@@ -112,7 +112,9 @@ def results() -> Table:
         Column("ms", "Median time of a picture after warm-up.", "lower"),
         Column("MiB", "Peak memory."),
     ]
-    return Table(columns, rows, "2,000 pictures of 754 prompts, the same seeds for all. The best of a column is marked.").with_best()
+    return Table(
+        columns, rows, "2,000 pictures of 754 prompts, the same seeds for all. The best of a column is marked."
+    ).with_best()
 
 
 def curves(cost: str) -> list[Series]:
@@ -141,14 +143,17 @@ def groups() -> list[Group]:
     for name in GROUPS:
         teacher = random.uniform(1, 3)
         student = teacher + random.gamma(1.2, 0.9) - 0.2
-        made.append(Group(name, Estimate(teacher, teacher - 0.2, teacher + 0.3), Estimate(student, student - 0.3, student + 0.4)))
+        made.append(
+            Group(name, Estimate(teacher, teacher - 0.2, teacher + 0.3), Estimate(student, student - 0.3, student + 0.4))
+        )
     return made
 
 
 def attributes() -> dict[str, list[Group]]:
     def of(**values: tuple[float, float]) -> list[Group]:
         return [
-            Group(name.replace("_", " "), *(Estimate(v, max(0, v - 0.03), v + 0.03) for v in pair)) for name, pair in values.items()
+            Group(name.replace("_", " "), *(Estimate(v, max(0, v - 0.03), v + 0.03) for v in pair))
+            for name, pair in values.items()
         ]
 
     tones = of(light=(0.21, 0.27), medium_light=(0.19, 0.22), medium=(0.2, 0.2), medium_dark=(0.2, 0.17), dark=(0.2, 0.14))
@@ -181,7 +186,12 @@ def page() -> Page:
     ]
     headline = Cards(
         [
-            Card("1.35", "consistency at 4 steps", "fd-emoji, 1.27–1.46; the teacher at 50 steps has 1.08", COLOURS["consistency"]),
+            Card(
+                "1.35",
+                "consistency at 4 steps",
+                "fd-emoji, 1.27–1.46; the teacher at 50 steps has 1.08",
+                COLOURS["consistency"],
+            ),
             Card("1.49", "progressive at 4 steps", "fd-emoji, 1.40–1.61", COLOURS["progressive"]),
             Card("7.0×", "faster than the teacher", "8.6 ms a picture, not 60.6"),
             Card("0.89", "of the gap closed", "between the best solver of 4 calls and the teacher"),
@@ -211,7 +221,10 @@ def page() -> Page:
                         quality_against_steps(curves("steps"), "fd-emoji, lower is better", y_log=True),
                         "Bands hold 95 of 100 bootstrap samples.",
                     ),
-                    Figure(slider(guidance(), "CLIP score, higher is better", "fd-emoji, lower is better"), "A point a guidance scale."),
+                    Figure(
+                        slider(guidance(), "CLIP score, higher is better", "fd-emoji, lower is better"),
+                        "A point a guidance scale.",
+                    ),
                 ],
                 lead="The front is where nothing is better at the same price.",
             ),
@@ -249,7 +262,10 @@ def page() -> Page:
                         ],
                         opened=True,
                     ),
-                    Details("How to read an interval", "It holds 95 of 100 samples that are drawn from the pictures with replacement."),
+                    Details(
+                        "How to read an interval",
+                        "It holds 95 of 100 samples that are drawn from the pictures with replacement.",
+                    ),
                 ],
             ),
         ],
