@@ -217,9 +217,9 @@ def _draw_series(axes: Axes, canvas: Canvas, one: Series, look: Look, front: Seq
 
 def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> Text:
     """Axes, ticks and what they measure; gives the name of the y axis, which stands above it."""
-    name = textwrap.fill(look.y_label, int(canvas.width / (0.55 * canvas.font_size)))
-    title = axes.set_title(name, loc="left", color=canvas.palette.ink, pad=12)
-    axes.set_xlabel(look.x_label, loc="right")
+    letters = int(0.85 * canvas.width / (0.55 * canvas.font_size))
+    title = axes.set_title(textwrap.fill(look.y_label, letters), loc="left", color=canvas.palette.ink, pad=12)
+    axes.set_xlabel(textwrap.fill(look.x_label, letters), loc="right")
     axes.grid(axis="y")
     axes.margins(x=0.07 if canvas.narrow else 0.05, y=0.1)
     xs = [point.x for one in series for point in one.points]
