@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gendistill.reporting.colours import marker
+from gendistill.reporting.legend import add_legend, shortened
 from gendistill.reporting.plot import NARROW, WIDE, Canvas, Plot
-from gendistill.reporting.plots import Better, add_legend, shortened
+from gendistill.reporting.plots import Better
 
 WORST = 20
 

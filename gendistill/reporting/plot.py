@@ -16,12 +16,14 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 
 from gendistill.atomic import written_aside
 from gendistill.reporting.colours import DARK, LIGHT, Palette
 
 FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Roboto", "Arial", "Liberation Sans", "DejaVu Sans")  # of PNG files
 WIDE = (860, 400)
+MARGIN = 20  # of PNG files, points
 NARROW = (344, 360)  # the text column of a phone of 376 px; it shrinks by a twentieth on one of 360
 
 
@@ -76,11 +78,13 @@ class Plot:
             return _drawn(self.draw, canvas, transparent=False)
 
     def png(self, *, dark: bool = False, scale: float = 2) -> bytes:
-        """A PNG file of the wide rendering with `scale` pixels a point."""
-        out = io.BytesIO()
+        """A PNG file of the wide rendering with `scale` pixels a point and a margin around it."""
+        drawn, out = io.BytesIO(), io.BytesIO()
         with matplotlib.rc_context({"savefig.facecolor": "auto"}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")
-            self.figure(dark=dark).savefig(out, format="png", dpi=72 * scale)
+            self.figure(dark=dark).savefig(drawn, format="png", dpi=72 * scale)
+        ground = (DARK if dark else LIGHT).background
+        ImageOps.expand(Image.open(drawn).convert("RGB"), round(MARGIN * scale), ground).save(out, "PNG", optimize=True)
         return out.getvalue()
 
     def save_png(self, path: Path, *, dark: bool = False, scale: float = 2) -> None:

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from gendistill.reporting.colours import marker
 from gendistill.reporting.labels import RIGHT, Label, Obstacles, place
+from gendistill.reporting.legend import add_legend
 from gendistill.reporting.plot import Canvas, Plot
+from gendistill.reporting.ticks import log_ticks, set_ticks, spaced
 
 Better = Literal["lower", "higher"]
 
@@ -227,53 +227,20 @@ def _dress(axes: Axes, canvas: Canvas, series: Sequence[Series], look: Look) -> 
     if look.x_log:
         axes.set_xscale("log")
         axes.minorticks_off()
-        _ticks(
+        set_ticks(
             axes.xaxis,
-            _spaced(look.x_ticks, 9 if canvas.narrow else 18) or log_ticks(min(xs), max(xs), 5 if canvas.narrow else 8),
+            spaced(look.x_ticks, 9 if canvas.narrow else 18) or log_ticks(min(xs), max(xs), 5 if canvas.narrow else 8),
         )
     elif look.x_ticks:
-        _ticks(axes.xaxis, look.x_ticks)
+        set_ticks(axes.xaxis, look.x_ticks)
     if look.y_log:
         axes.set_yscale("log")
-        _ticks(axes.yaxis, log_ticks(min(y for y in ys if y > 0), max(ys), 6))
+        set_ticks(axes.yaxis, log_ticks(min(y for y in ys if y > 0), max(ys), 6))
     elif look.from_zero and 0 <= min(ys) < 0.4 * max(ys):
         axes.set_ylim(bottom=0)
     if not look.y_log:
         axes.locator_params(axis="y", nbins=5)
     return title
-
-
-def _ticks(axis: Any, values: Sequence[float]) -> None:
-    axis.set_ticks(values, [f"{value:,.10g}" for value in values])
-    axis.set_ticks([], minor=True)
-
-
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers around [low, high] for a logarithmic axis, `most` at most where some choice of digits allows."""
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        every = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
-        ticks = [tick for tick in every if 0.9 * low <= tick <= 1.1 * high]
-        if len(ticks) <= most:
-            break
-    if low == high:
-        return [low]
-    return ticks if len(ticks) > 1 else [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if tick > 0]
-
-
-def _spaced(ticks: Sequence[float], most: int) -> list[float]:
-    """Those of sorted ticks above 0 that stand apart on a logarithmic axis, the ends always."""
-    if not ticks:
-        return []
-    apart = (math.log(ticks[-1]) - math.log(ticks[0])) / most
-    kept = [ticks[0]]
-    for tick in ticks[1:]:
-        if math.log(tick) - math.log(kept[-1]) >= apart:
-            kept.append(tick)
-        elif tick == ticks[-1] and len(kept) > 1:
-            kept[-1] = tick
-    return kept
 
 
 def _draw_front(axes: Axes, canvas: Canvas, front: Sequence[Point]) -> None:
@@ -292,33 +259,6 @@ def _steps(axes: Axes, front: Sequence[Point]) -> list[tuple[float, float]]:
     for point, following in zip(front, [*(point.x for point in front[1:]), axes.get_xlim()[1]], strict=True):
         corners += [(point.x, point.y), (following, point.y)]
     return corners
-
-
-def add_legend(figure: Figure, canvas: Canvas, entries: Sequence[tuple[str, str, str]]) -> None:
-    """Names with their colours and signs above the plot, in as many columns as fit."""
-    handles = [
-        Line2D([], [], color=colour, marker=sign, linewidth=0, markersize=7, label=shortened(name, canvas, 0.85))
-        for name, colour, sign in entries
-    ]
-    widest = max(len(str(handle.get_label())) for handle in handles) * 0.6 * canvas.font_size + 34
-    columns = max(1, min(len(handles), int(canvas.width / widest)))
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=columns,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0.1,
-        handlelength=0.9,
-        handletextpad=0.6,
-        columnspacing=1.6,
-    )
-
-
-def shortened(name: str, canvas: Canvas, share: float) -> str:
-    """A name that takes at most a share of the plot's width, its end left out where it is longer."""
-    most = max(4, int(share * canvas.width / (0.6 * canvas.font_size)))
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
 def _leave_room(figure: Figure, canvas: Canvas, series: Sequence[Series]) -> None:

@@ -27,7 +27,8 @@ from gendistill.reporting import (
     worst,
 )
 from gendistill.reporting.colours import DARK, LIGHT, marker
-from gendistill.reporting.plots import log_ticks
+from gendistill.reporting.plot import MARGIN
+from gendistill.reporting.ticks import log_ticks, spaced
 
 
 def crowd(count: int) -> list[Series]:
@@ -167,6 +168,14 @@ def test_ticks_of_a_logarithmic_axis_are_few_round_and_near(low, high):
     assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
 
 
+def test_ticks_are_left_out_where_they_would_meet_but_never_the_ends():
+    assert spaced([1, 2, 4, 8, 16, 50], 9) == [1, 2, 4, 8, 16, 50]
+    kept = spaced(list(range(1, 65)), 9)
+    assert (kept[0], kept[-1]) == (1, 64)
+    assert len(kept) <= 10
+    assert spaced([], 9) == []
+
+
 def luminance(colour: str) -> float:
     channels = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
@@ -210,7 +219,7 @@ def test_a_plot_is_saved_as_a_png_of_either_palette(tmp_path):
     for dark, palette in ((False, LIGHT), (True, DARK)):
         PLOTS["steps"].save_png(tmp_path / "plot.png", dark=dark, scale=1)
         image = Image.open(tmp_path / "plot.png").convert("RGB")
-        assert image.size == PLOTS["steps"].wide
+        assert image.size == tuple(side + 2 * MARGIN for side in PLOTS["steps"].wide)
         assert "#{:02x}{:02x}{:02x}".format(*image.getpixel((1, 1))) == palette.background
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 

@@ -69,7 +69,7 @@ def files(tmp_path_factory, report_html) -> dict[str, Path]:
     return {path.stem: path for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("name", "width"), [("usual", 360), ("usual", 820), ("unwieldy", 360), ("unwieldy", 1400)])
+@pytest.mark.parametrize(("name", "width"), [("usual", 360), ("unwieldy", 360), ("unwieldy", 1400)])
 def test_nothing_sticks_out_of_a_page_sideways(tmp_path, files, name, width):
     done = shoot(files[name], "--out", tmp_path / "shot.png", "--width", width, "--height", 100)
     assert done.returncode == 0, done.stderr
