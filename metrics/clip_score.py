@@ -9,10 +9,10 @@ from pathlib import Path
 
 import open_clip
 import torch
-from PIL import Image
-from torchvision.transforms.functional import to_pil_image
+from torch.nn import functional as F
 
-from gendistill.metrics.weights import weights_hash
+from gendistill.metrics.features import extract
+from gendistill.metrics.vision_towers import ClipFeatures, Preprocess, open_clip_folder, open_clip_pretrained
 
 
 class ClipScorer:
@@ -24,7 +24,7 @@ class ClipScorer:
     def __init__(
         self,
         model: open_clip.CLIP | open_clip.CustomTextCLIP,
-        preprocess: Callable[[Image.Image], torch.Tensor],
+        preprocess: Preprocess,
         tokenizer: Callable[[list[str]], torch.Tensor],
         name: str,
         weights_hash: str,
@@ -42,9 +42,7 @@ class ClipScorer:
             FileNotFoundError: one of the two is missing.
         """
         folder = Path(path)
-        weights = folder / "open_clip_model.safetensors"
-        digest = weights_hash(weights)
-        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        model, preprocess, digest = open_clip_folder(folder)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         return cls(model, preprocess, tokenizer, folder.resolve().name, digest, device)
 
@@ -53,38 +51,50 @@ class ClipScorer:
         """From open_clip's own list, `MODEL/TAG` such as `ViT-B-32/laion2b_s34b_b79k`; downloaded once.
 
         Raises:
-            ValueError: open_clip lists no such pair.
+            ValueError: open_clip lists no such pair, or it cannot be downloaded.
         """
-        name, _, tag = model_and_tag.partition("/")
-        if (name, tag) not in open_clip.list_pretrained():
-            raise ValueError(
-                f"CLIP model: got {model_and_tag!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
-                f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
-            )
-        weights = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
-        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
-        return cls(model, preprocess, open_clip.get_tokenizer(name), model_and_tag, weights_hash(weights), device)
+        model, preprocess, digest = open_clip_pretrained(model_and_tag, "CLIP model")
+        tokenizer = open_clip.get_tokenizer(model_and_tag.partition("/")[0])
+        return cls(model, preprocess, tokenizer, model_and_tag, digest, device)
+
+    @property
+    def image_extractor(self) -> ClipFeatures:
+        """The model's image tower as an extractor; its features are embeddings before they are scaled to length 1."""
+        return ClipFeatures(self.model, self.preprocess, self.name, self.weights_hash, self.device)
+
+    def embed_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+        """`images` uint8 (N, 3, H, W) to embeddings of length 1, float32 (N, E), on the CPU.
+
+        Raises:
+            ValueError: the pictures are not uint8 (N, 3, H, W).
+        """
+        return F.normalize(extract(self.image_extractor, images, batch_size), dim=1)
 
     @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """`texts` (N) to embeddings of length 1, float32 (N, E), on the CPU; each distinct text goes through once."""
+        distinct = list(dict.fromkeys(texts))
+        embeddings = []
+        for start in range(0, len(distinct), batch_size):
+            tokens = self.tokenizer(distinct[start : start + batch_size])
+            embeddings.append(self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu())
+        place = {text: number for number, text in enumerate(distinct)}
+        return torch.cat(embeddings)[[place[text] for text in texts]]
+
     def score(self, images: torch.Tensor, prompts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
         """CLIP score float32 (N,) in [0, 100], on the CPU, of `images` uint8 (N, 3, H, W) with a prompt each.
 
         Raises:
             ValueError: the pictures are not uint8 (N, 3, H, W), or the prompts are not N.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, takes torch.uint8 (N, 3, H, W).")
         if len(images) != len(prompts):
             raise ValueError(f"prompts: got {len(prompts)} for {len(images)} pictures, takes one a picture.")
-        scores = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size].cpu()
-            pictures = torch.stack([self.preprocess(to_pil_image(image)) for image in batch])
-            tokens = self.tokenizer(list(prompts[start : start + batch_size]))
-            image_features = self.model.encode_image(pictures.to(self.device), normalize=True)
-            text_features = self.model.encode_text(tokens.to(self.device), normalize=True)
-            scores.append(100 * (image_features * text_features).sum(dim=1).clamp(min=0).float().cpu())
-        return torch.cat(scores)
+        return clip_scores(self.embed_images(images, batch_size), self.embed_texts(prompts))
+
+
+def clip_scores(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """CLIP score (N,) in [0, 100] of embeddings of length 1, each (N, E)."""
+    return 100 * (images * texts).sum(dim=1).clamp(min=0)
 
 
 def load_scorer(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipScorer:

@@ -2,21 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from gendistill.metrics.clip_score import ClipScorer
-from gendistill.metrics.features import FeatureExtractor, extract, metric_name
-from gendistill.metrics.fidelity import feature_cosine, psnr
-from gendistill.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an evaluation was made."""
+    """How an evaluation was made; None where a thing has no meaning, such as the guidance of pictures found in a folder."""
 
     metric: str  # `fid`, `fd-emoji`
     extractor: str
@@ -25,27 +20,64 @@ class Protocol:
     num_samples: int
     reference: str  # the set of real pictures, in words
     reference_count: int | None
-    seed: int
-    prompts: str  # where the prompts come from, in words
-    guidance_scale: float
-    num_inference_steps: int
+    seed: int | None
+    prompts: str | None  # where the prompts come from, in words
+    guidance_scale: float | None
+    num_inference_steps: int | None
     versions: dict[str, str]  # package: version
     clip_model: str | None = None
     clip_weights_hash: str | None = None
     eta: float = 0.0  # share of fresh noise in a step
     timesteps: list[int] | None = None  # where they are not those that the sampler has by itself
+    reference_hash: str | None = None  # of the reference's contents
+
+    def describe(self) -> str:
+        """All of it in a sentence, for people."""
+        clip = f"; CLIP by {self.clip_model} ({self.clip_weights_hash})" if self.clip_model else ""
+        prompts = f", {self.prompts}, seed {self.seed}" if self.prompts else ""
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return (
+            f"{self.metric}: features of {self.extractor} ({self.weights_hash}), pictures {self.resize}; {self.num_samples} "
+            f"pictures{prompts}; reference {self.reference} ({self.reference_count} pictures){clip}; {versions}"
+        )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's scores under a protocol."""
+    """A model's scores under a protocol; of pictures that were found and not drawn, no sampler and no calls.
+
+    Attributes:
+        scores: by name.
+        intervals: (low, high) of scores, at 95 %.
+        costs: what a picture takes: `latency_seconds`, `peak_bytes`, `flops`, ...
+    """
 
     model: str
     sampler: str
     network_calls: int  # a picture, guidance counted as two
     scores: dict[str, float]
-    seconds_per_picture: float
+    seconds_per_picture: float | None
     protocol: Protocol
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Of what was drawn."""
+        assert self.protocol.num_inference_steps is not None
+        return self.protocol.num_inference_steps
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of what was drawn."""
+        assert self.protocol.guidance_scale is not None
+        return self.protocol.guidance_scale
+
+    @property
+    def label(self) -> str:
+        """The model and its steps, in words: `tiny-sd, 4 steps`."""
+        steps = self.protocol.num_inference_steps
+        return self.model if steps is None else f"{self.model}, {steps} step{'s' if steps != 1 else ''}"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -58,14 +90,42 @@ class Evaluation:
             ValueError: not JSON, or a field is missing or unknown.
         """
         fields = _checked(cls, json.loads(text))
-        return cls(**{**fields, "protocol": Protocol(**_checked(Protocol, fields["protocol"]))})
+        intervals = {name: (low, high) for name, (low, high) in fields.get("intervals", {}).items()}
+        protocol = Protocol(**_checked(Protocol, fields["protocol"]))
+        return cls(**{**fields, "protocol": protocol, "intervals": intervals})
+
+    def table(self) -> Table:
+        """For the terminal: a line a score, with its interval."""
+        table = Table(title=self.label, title_justify="left", box=SIMPLE_HEAD)
+        for name, justify in (("metric", "left"), ("", "left"), ("score", "right"), ("95 % interval", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for name, score in self.scores.items():
+            interval = "{:.4g} to {:.4g}".format(*self.intervals[name]) if name in self.intervals else ""
+            table.add_row(name, "higher is better" if higher_is_better(name) else "lower is better", f"{score:.4g}", interval)
+        return table
+
+    def differences(self, other: "Evaluation") -> dict[str, float]:
+        """Score by score, this one's minus the other's.
+
+        Raises:
+            ValueError: their protocols differ in one of `MUST_AGREE`.
+        """
+        comparable(self, other)
+        return {name: score - other.scores[name] for name, score in self.scores.items() if name in other.scores}
+
+
+LOWER_IS_BETTER = ("fid", "fd", "kid", "kd", "cmmd", "lpips")  # the words before the first hyphen
+
+
+def higher_is_better(score: str) -> bool:
+    return score.split("-")[0] not in LOWER_IS_BETTER
 
 
 def _checked(kind: type, fields: Any) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{kind.__name__}: got {type(fields).__name__}, takes a JSON object.")
     declared = dataclasses.fields(kind)
-    required = {f.name for f in declared if f.default is dataclasses.MISSING}
+    required = {f.name for f in declared if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     wrong = (required - fields.keys()) | (fields.keys() - {f.name for f in declared})
     if wrong:
         raise ValueError(f"{kind.__name__}: missing or unknown fields {sorted(wrong)}.")
@@ -91,43 +151,13 @@ def comparable(a: Evaluation, b: Evaluation) -> None:
     """Return if the scores of the two may stand in one table.
 
     Raises:
-        ValueError: their protocols differ in one of `MUST_AGREE`.
+        ValueError: their protocols differ in one of `MUST_AGREE`, or their references have other contents.
     """
-    for field in MUST_AGREE:
-        of_a, of_b = getattr(a.protocol, field), getattr(b.protocol, field)
+    contents = a.protocol.reference_hash and b.protocol.reference_hash  # older results have none
+    for name in (*MUST_AGREE, "reference_hash") if contents else MUST_AGREE:
+        of_a, of_b = getattr(a.protocol, name), getattr(b.protocol, name)
         if of_a != of_b:
-            raise ValueError(f"{a.model} and {b.model} cannot be compared: {field} is {of_a!r} for one and {of_b!r}.")
-
-
-def evaluate_images(
-    images: torch.Tensor,
-    prompts: Sequence[str] | None,
-    reference: GaussianStatistics,
-    extractor: FeatureExtractor,
-    scorer: ClipScorer | None = None,
-) -> dict[str, float]:
-    """Scores of `images` uint8 (N, 3, H, W): the Fréchet distance to `reference` under its metric's name (lower is
-    better) and, given a scorer and N prompts, the mean `clip_score` in [0, 100] (higher is better).
-
-    Raises:
-        ValueError: pictures of another kind; a scorer without prompts; `reference` is of another extractor.
-    """
-    if scorer is not None and prompts is None:
-        raise ValueError("prompts: got none, the CLIP score takes one a picture.")
-    statistics = gaussian_statistics(extract(extractor, images))
-    scores = {metric_name(extractor): frechet_distance(statistics, reference)}
-    if scorer is not None and prompts is not None:
-        scores["clip_score"] = scorer.score(images, prompts).mean().item()
-    return scores
-
-
-def fidelity(images: torch.Tensor, of_teacher: torch.Tensor, extractor: FeatureExtractor) -> dict[str, float]:
-    """How near pictures are to the teacher's of the same prompts and seeds, both uint8 (N, 3, H, W).
-
-    `psnr` in dB, the mean of the pictures' own; `feature_cosine` in [-1, 1], the mean over pairs. Higher is nearer.
-    """
-    cosine = feature_cosine(extract(extractor, images), extract(extractor, of_teacher))
-    return {"psnr": psnr(images, of_teacher).clamp(max=100).mean().item(), "feature_cosine": cosine.mean().item()}
+            raise ValueError(f"{a.model} and {b.model} cannot be compared: {name} is {of_a!r} for one and {of_b!r}.")
 
 
 def gap_closed(student_fd: float, free_fd: float, teacher_fd: float) -> float:

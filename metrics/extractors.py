@@ -22,6 +22,8 @@ EMOJI_FEATURES = Path(__file__).parents[1] / "assets" / "emoji-features"
 # Mean and standard deviation of ImageNet's red, green and blue in [0, 255].
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
+ON_CPU = 16  # pictures that a processor works on together: more are slower, as what they need is fetched from far
+
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
@@ -144,6 +146,8 @@ class ModuleFeatures:
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
+        if prepared.device.type == torch.device(self.device).type == "cpu" and len(prepared) > ON_CPU:
+            return torch.cat([self.features(part) for part in prepared.split(ON_CPU)])
         features = self.module(prepared.to(self.device))
         if isinstance(features, torch.Tensor) and features.ndim == 4:
             features = features.mean(dim=(2, 3))
@@ -160,7 +164,7 @@ class InceptionFeatures(ModuleFeatures):
     """The 2048 pooled features of FID's Inception-v3."""
 
     def __init__(
-        self, weights_path: str | Path | None = None, device: torch.device | str = "cpu", resize: str = "clean"
+        self, weights_path: str | Path | None = None, device: torch.device | str = "cpu", resize: str = "legacy"
     ) -> None:
         """`weights_path`: a `.pth` or `.safetensors`; None downloads the public file, once, into torch's hub folder.
 

@@ -81,15 +81,21 @@ def feature_batches(
     Raises:
         ValueError: the pictures are of another kind, or of mixed sizes where the extractor does not resize.
     """
-    waiting: deque[list[Future[torch.Tensor]]] = deque()
+    waiting: deque[tuple[torch.Tensor | None, list[Future[torch.Tensor]]]] = deque()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    buffers: list[torch.Tensor] = []  # of earlier batches: memory that is new each time costs more than the resize
     done = 0
     try:
         for pieces in chain(_batches(images, batch_size), [None] * BATCHES_AHEAD):
             if pieces is not None:
-                waiting.append([pool.submit(_prepare, extractor, piece) for piece in pieces])
+                buffer = buffers.pop() if buffers else None
+                slots = _slots(buffer, pieces)
+                waiting.append((buffer, [pool.submit(_prepare, extractor, *pair) for pair in zip(pieces, slots, strict=True)]))
             if waiting and (pieces is None or len(waiting) > BATCHES_AHEAD):
-                features = extractor.features(_together([future.result() for future in waiting.popleft()])).cpu()
+                buffer, futures = waiting.popleft()
+                prepared = _together([future.result() for future in futures], buffer)
+                features = extractor.features(prepared).cpu()
+                buffers.append(prepared if buffer is None else buffer)
                 done += len(features)
                 if progress is not None:
                     progress(done)
@@ -122,13 +128,28 @@ def _batches(images: Pictures, batch_size: int) -> Iterator[list[torch.Tensor | 
         yield pictures
 
 
-def _prepare(extractor: FeatureExtractor, piece: torch.Tensor | Picture) -> torch.Tensor:
-    if isinstance(piece, torch.Tensor):
-        return extractor.prepare(piece)
-    return extractor.prepare(torch.from_numpy(np.array(piece)).permute(2, 0, 1)[None])
+def _slots(buffer: torch.Tensor | None, pieces: list[torch.Tensor | Picture]) -> list[torch.Tensor | None]:
+    """The part of a buffer for each piece of a batch, None where it has no room."""
+    lengths = [len(piece) if isinstance(piece, torch.Tensor) else 1 for piece in pieces]
+    if buffer is None or len(buffer) < sum(lengths):
+        return [None] * len(pieces)
+    return list(buffer[: sum(lengths)].split(lengths))
 
 
-def _together(prepared: list[torch.Tensor]) -> torch.Tensor:
+def _prepare(extractor: FeatureExtractor, piece: torch.Tensor | Picture, slot: torch.Tensor | None) -> torch.Tensor:
+    """The slot, filled, where the prepared pictures fit into it."""
+    if not isinstance(piece, torch.Tensor):
+        piece = torch.from_numpy(np.array(piece)).permute(2, 0, 1)[None]
+    prepared = extractor.prepare(piece)
+    fits = slot is not None and (slot.shape, slot.dtype, slot.device) == (prepared.shape, prepared.dtype, prepared.device)
+    return slot.copy_(prepared) if slot is not None and fits else prepared
+
+
+def _together(prepared: list[torch.Tensor], buffer: torch.Tensor | None) -> torch.Tensor:
+    if buffer is not None and all(
+        part.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr() for part in prepared
+    ):
+        return buffer[: sum(map(len, prepared))]
     sizes = sorted({tuple(tensor.shape[-2:]) for tensor in prepared})
     if len(sizes) > 1:
         (a_height, a_width), (b_height, b_width) = sizes[:2]

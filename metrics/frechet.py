@@ -169,7 +169,7 @@ def factor(covariance: Matrix) -> Matrix:
     those saved in float32).
     """
     try:
-        return np.linalg.cholesky(covariance)
+        return np.linalg.cholesky(covariance).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         lower, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
         result = np.empty((len(covariance), rank))

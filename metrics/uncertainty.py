@@ -13,7 +13,7 @@ from scipy import stats
 
 from gendistill.metrics.frechet import GaussianStatistics
 from gendistill.metrics.matrix import Features, Matrix
-from gendistill.metrics.weighted import WeightedFrechet, WeightedKernelDistance, WeightedScore, WeightedVendi
+from gendistill.metrics.weighted import WeightedCmmd, WeightedFrechet, WeightedKernelDistance, WeightedScore, WeightedVendi
 
 # Symmetric resamples weigh pictures by 1 +- STEP: near enough to 1 that few pictures are not as if fewer still.
 STEP = 0.5
@@ -95,6 +95,22 @@ def kernel_interval(
         ValueError: the numbers of features differ, or as `mean_interval`.
     """
     return symmetric_bootstrap(WeightedKernelDistance(features, reference), groups, level, resamples, seed)
+
+
+def cmmd_interval(
+    embeddings: Features,
+    reference: Features,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Of CMMD for infinitely many pictures like `embeddings` (N, E), its bias taken off; `reference` stays as it is.
+
+    Raises:
+        ValueError: as `cmmd` and `mean_interval`.
+    """
+    return symmetric_bootstrap(WeightedCmmd(embeddings, reference), groups, level, resamples, seed, at_least=0.0)
 
 
 def vendi_interval(
@@ -184,7 +200,7 @@ def group_sums(values: Matrix, groups: Sequence[Hashable] | None) -> tuple[Matri
     if groups is None:
         return values, np.ones(len(values))
     own = group_numbers(groups, len(values))
-    return np.bincount(own, weights=values), np.bincount(own).astype(np.float64)
+    return np.bincount(own, weights=values).astype(np.float64), np.bincount(own).astype(np.float64)
 
 
 def picture_values(values: Features, name: str = "values") -> Matrix:

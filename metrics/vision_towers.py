@@ -16,6 +16,9 @@ CLIP = "ViT-L-14-336/openai"  # CMMD's (Jayasumana et al. 2024)
 DINOV2 = "facebook/dinov2-large"  # FD-DINOv2's (Stein et al. 2023)
 DINOV2_SIZE = 224
 
+Preprocess = Callable[[Image.Image], torch.Tensor]
+OpenedClip = tuple[open_clip.CLIP | open_clip.CustomTextCLIP, Preprocess, str]  # with the hash of its weights
+
 
 class ClipFeatures:
     """Image embeddings of an open_clip model, not normalised, with the model's own preprocessing."""
@@ -23,7 +26,7 @@ class ClipFeatures:
     def __init__(
         self,
         model: open_clip.CLIP | open_clip.CustomTextCLIP,
-        preprocess: Callable[[Image.Image], torch.Tensor],
+        preprocess: Preprocess,
         name: str,
         weights_hash: str,
         device: torch.device | str = "cpu",
@@ -43,8 +46,7 @@ class ClipFeatures:
             FileNotFoundError: one of the two is missing.
         """
         folder = Path(path)
-        digest = weights_hash(folder / "open_clip_model.safetensors")
-        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        model, preprocess, digest = open_clip_folder(folder)
         return cls(model, preprocess, f"clip-{digest[:8]}", digest, device)
 
     @classmethod
@@ -54,18 +56,8 @@ class ClipFeatures:
         Raises:
             ValueError: open_clip lists no such pair, or it cannot be downloaded.
         """
-        model_name, _, tag = model_and_tag.partition("/")
-        if (model_name, tag) not in open_clip.list_pretrained():
-            raise ValueError(
-                f"extractor: got {model_and_tag!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
-                f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
-            )
-        try:
-            weights = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(model_name, tag)))
-        except OSError as error:
-            raise unreachable(f"CLIP {model_and_tag!r}", "its model hub", error) from error
-        model, preprocess = open_clip.create_model_from_pretrained(model_name, pretrained=tag)
-        return cls(model, preprocess, f"clip-{model_name}-{tag}", weights_hash(weights), device)
+        model, preprocess, digest = open_clip_pretrained(model_and_tag, "extractor")
+        return cls(model, preprocess, f"clip-{model_and_tag.replace('/', '-')}", digest, device)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return torch.stack([self.preprocess(to_pil_image(image)) for image in images.cpu()])
@@ -76,6 +68,33 @@ class ClipFeatures:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return self.features(self.prepare(images))
+
+
+def open_clip_folder(folder: Path) -> OpenedClip:
+    """A model in a folder of `open_clip_config.json` and `open_clip_model.safetensors`; FileNotFoundError if one is missing."""
+    digest = weights_hash(folder / "open_clip_model.safetensors")
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    return model, preprocess, digest
+
+
+def open_clip_pretrained(model_and_tag: str, field: str) -> OpenedClip:
+    """A model of open_clip's list; `field` is what a mistake is about.
+
+    Raises:
+        ValueError: open_clip lists no such pair, or it cannot be downloaded.
+    """
+    name, _, tag = model_and_tag.partition("/")
+    if (name, tag) not in open_clip.list_pretrained():
+        raise ValueError(
+            f"{field}: got {model_and_tag!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
+            f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
+        )
+    try:
+        weights = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+    except OSError as error:
+        raise unreachable(f"CLIP {model_and_tag!r}", "its model hub", error) from error
+    model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
+    return model, preprocess, weights_hash(weights)
 
 
 def _in_words(steps: list[object]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gendistill.metrics.frechet import GaussianStatistics, factor
-from gendistill.metrics.kernel import kernel_sums, polynomial_kernel
+from gendistill.metrics.kernel import gaussian_kernel, kernel_sums, polynomial_kernel
 from gendistill.metrics.matrix import Features, Matrix, feature_matrices, feature_matrix, row_blocks, unit_rows
 from gendistill.metrics.vendi import effective_number
 
@@ -99,6 +99,26 @@ class WeightedKernelDistance:
         pairs = total**2 - np.square(weights).sum(axis=1)
         within = kernel_sums(self._x, self._x, weights, weights, polynomial_kernel, without_diagonal=True) / pairs
         return within + self._reference - 2 * weights @ self._to_reference / total
+
+
+class WeightedCmmd:
+    """CMMD of weighted pictures, with weights of 1 `cmmd`; the reference is not weighted."""
+
+    dim = 1
+
+    def __init__(self, embeddings: Features, reference: Features) -> None:
+        x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
+        self._x, y = unit_rows(x, "embeddings"), unit_rows(y, "reference")
+        self.count = len(self._x)
+        share = np.full((1, len(y)), 1 / len(y))
+        self._reference = kernel_sums(y, y, share, share, gaussian_kernel)[0]
+        blocks = row_blocks(len(self._x), len(y))
+        self._to_reference = np.concatenate([gaussian_kernel(self._x[rows], y).mean(axis=1) for rows in blocks])
+
+    def __call__(self, weights: Matrix) -> Matrix:
+        shares = weights / weights.sum(axis=1, keepdims=True)
+        within = kernel_sums(self._x, self._x, shares, shares, gaussian_kernel)
+        return 1000 * (within + self._reference - 2 * shares @ self._to_reference)
 
 
 class WeightedVendi:

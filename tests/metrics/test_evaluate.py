@@ -2,10 +2,9 @@ import dataclasses
 import json
 
 import pytest
+from rich.console import Console
 
-from gendistill.metrics.evaluate import Evaluation, Protocol, comparable, evaluate_images, gap_closed
-from gendistill.metrics.features import extract
-from gendistill.metrics.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.evaluate import Evaluation, Protocol, comparable, gap_closed, higher_is_better
 
 PROTOCOL = Protocol(
     metric="fd-emoji",
@@ -60,19 +59,33 @@ def test_evaluations_of_different_protocols_are_not_compared(changes):
         comparable(EVALUATION, with_protocol(**changes))
 
 
-def test_images_are_scored_as_the_single_metrics_score_them(extractor, scorer, held_out):
-    images, prompts = held_out[0][:40], [c["name"] for c in held_out[1][:40]]
-    reference = gaussian_statistics(extract(extractor, held_out[0][40:200]))
-    scores = evaluate_images(images, prompts, reference, extractor, scorer)
-    assert scores["fd-emoji"] == frechet_distance(gaussian_statistics(extract(extractor, images)), reference)
-    assert scores["clip_score"] == pytest.approx(scorer.score(images, prompts).mean().item())
-    assert set(evaluate_images(images, None, reference, extractor)) == {"fd-emoji"}
+def test_references_of_other_contents_are_not_compared_though_they_have_one_name():
+    ours, theirs = with_protocol(reference_hash="a" * 16), with_protocol(reference_hash="b" * 16)
+    with pytest.raises(ValueError, match="reference_hash"):
+        comparable(ours, theirs)
+    comparable(ours, EVALUATION)  # from before contents were noted
 
 
-def test_the_clip_score_needs_prompts(extractor, scorer, held_out):
-    reference = gaussian_statistics(extract(extractor, held_out[0][:10]))
-    with pytest.raises(ValueError, match="prompts: got none"):
-        evaluate_images(held_out[0][:10], None, reference, extractor, scorer)
+def test_the_difference_of_two_results_is_score_by_score():
+    other = dataclasses.replace(EVALUATION, scores={"fd-emoji": 2.0})
+    assert EVALUATION.differences(other) == {"fd-emoji": -0.5}
+    with pytest.raises(ValueError, match="cannot be compared"):
+        EVALUATION.differences(with_protocol(num_samples=999))
+
+
+def test_a_result_prints_as_a_table_with_intervals(capsys):
+    row = dataclasses.replace(EVALUATION, intervals={"fd-emoji": (1.25, 1.75)})
+    assert Evaluation.from_json(row.to_json()) == row
+    Console(width=200).print(row.table())
+    printed = capsys.readouterr().out
+    assert "student, 4 steps" in printed
+    assert "1.25 to 1.75" in printed
+    assert "0123456789abcdef" in row.protocol.describe()
+
+
+def test_lower_is_better_for_distances_alone():
+    assert [higher_is_better(name) for name in ("fid", "fid-clean", "kd-emoji", "lpips-alex", "cmmd-x")] == [False] * 5
+    assert all(map(higher_is_better, ("clip_score", "precision", "psnr", "vendi", "feature_cosine")))
 
 
 def test_the_gap_closed_is_1_at_the_teacher_and_0_at_the_free_sampler():
