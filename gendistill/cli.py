@@ -1,4 +1,4 @@
-"""The command line: distill, sample, grid, evaluate."""
+"""The command line: distill, sample, grid, evaluate, compare, statistics."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ WIDE = 160  # columns, where tables are not printed to a terminal
 TINY_SD = "assets/tiny-sd"
 Teacher = Annotated[str, typer.Argument(help="diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best that is there")]
+CACHE = ".cache/gendistill"
+REFERENCE = "assets/emoji/train-*.tar.gz"
+Extractor = Annotated[
+    str | None, typer.Option(help="emoji, inception, clip, dinov2, torchvision:NAME, a file of Inception's weights, a folder")
+]
+Clip = Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")]
+Cache = Annotated[str, typer.Option(help="folder where what was drawn and extracted is kept")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 
@@ -167,28 +174,63 @@ def grid(
 
 
 @app.command(
-    epilog="[bold]Example[/]: gendistill evaluate runs/demo/student --reference 'assets/emoji/train-*.tar.gz' "
-    "--caption subcategory --out runs/demo"
+    epilog="[bold]Examples[/]: gendistill evaluate runs/demo/student --caption subcategory --out runs/demo\n\n"
+    "gendistill evaluate my-pictures --reference real.zip --metrics fid,kid,prdc --extractor inception"
 )
 def evaluate(
-    model: Annotated[str, typer.Argument(help="student folder; or a teacher, for the figures that students are held against")],
+    model: Annotated[
+        str,
+        typer.Argument(help="student folder; a teacher, for the figures that students are held against; or a set of pictures"),
+    ],
     teacher: Annotated[str | None, typer.Option(help="the one in the student's gendistill.json")] = None,
-    reference: Annotated[str, typer.Option(help="real pictures, with captions")] = "assets/emoji/train-*.tar.gz",
+    reference: Annotated[
+        str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
+    ] = REFERENCE,
     caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
     num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
-    extractor: Annotated[str | None, typer.Option(help="emoji, inception, a .pth of Inception's weights, a folder")] = None,
-    clip: Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="of pictures: fid, fid_infinity, kid, prdc, vendi, diversity, clip_score, clip_r, cmmd"),
+    ] = None,
+    extractor: Extractor = None,
+    resize: Annotated[str | None, typer.Option(help="of pictures: clean, legacy or none; the extractor's own")] = None,
+    clip: Clip = None,
+    intervals: Annotated[bool, typer.Option(help="of pictures: bootstrap 95 % intervals")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and report.html; the model's own")] = None,
+    cache: Cache = CACHE,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Frechet distance, CLIP score and time of a student beside its teacher: a table, evaluation.json, report.html."""
-    from gendistill.comparison import evaluate as run
+    """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    from gendistill.evaluation.sets import evaluate_pictures, is_picture_set
+    from gendistill.evaluation.student import evaluate as run
 
     _quieten_libraries()
+    if is_picture_set(model):
+        found = evaluate_pictures(
+            model,
+            reference=reference,
+            caption=caption,
+            metrics=None if metrics is None else metrics.split(","),
+            extractor=extractor,
+            resize=resize,
+            clip=clip,
+            intervals=intervals,
+            seed=seed,
+            out=out,
+            cache=cache,
+            device=device,
+        )
+        _warn(found.warnings)
+        _print(found.evaluation.to_json() if as_json else found.evaluation.table())
+        if not as_json:
+            console.print(found.evaluation.protocol.describe(), highlight=False, markup=False)
+        return
+    if metrics is not None or resize is not None:
+        raise ValueError(f"metrics and resize: take a set of pictures; {model} is read as a model")
     result = run(
         model,
         teacher=teacher,
@@ -201,14 +243,87 @@ def evaluate(
         clip=clip,
         seed=seed,
         out=out,
+        cache=cache,
         device=device,
     )
-    if as_json:
-        print(result.to_json())
-        return
-    Console(width=None if sys.stdout.isatty() else WIDE).print(result.table())
-    for file in result.files:
-        console.print(f"wrote {file}")
+    _print(result.to_json() if as_json else result.table())
+    if not as_json:
+        _tell_files(result.files)
+
+
+@app.command(
+    epilog="[bold]Example[/]: gendistill compare assets/tiny-sd runs/full/student runs/progressive --steps 1,2,4,8,16,50 "
+    "--caption subcategory -w 2 --out runs/compare"
+)
+def compare(
+    models: Annotated[list[str], typer.Argument(help="the first is what the others are held against: the teacher")],
+    steps: Annotated[str, typer.Option(help="a student is drawn in those of them that it was trained for")] = "1,2,4,8,16,50",
+    reference: Annotated[str, typer.Option(help="real pictures, with captions: folder, .zip, tar, dataset")] = REFERENCE,
+    caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
+    prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    num: Annotated[int | None, typer.Option(min=2, help="pictures a row; 2000, or 200 if quick")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", "-w", min=1, help="of all that have a choice; their own where not given")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="of teachers: ddim or dpm-solver++; their own where not given")] = None,
+    extractor: Extractor = None,
+    clip: Clip = None,
+    probes: Annotated[Path | None, typer.Option(help="a probes.yaml; the one beside the reference")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="few pictures: a look before the measurement")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="folder for report.html, quality.png, comparison.csv and comparison.json")] = Path(
+        "runs/compare"
+    ),
+    cache: Cache = CACHE,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Models side by side: quality against steps, time and memory, whether differences are real, what distillation broke.
+
+    What was drawn and measured is kept: stopped, or with one model more, it goes on from there.
+    """
+    from gendistill.evaluation.compare import compare as run
+
+    _quieten_libraries()
+    result = run(
+        models,
+        steps=parse_steps(steps),
+        reference=reference,
+        caption=caption,
+        prompts=prompts,
+        num=num,
+        guidance_scale=guidance_scale,
+        solver=solver,
+        extractor=extractor,
+        clip=clip,
+        probes=probes,
+        quick=quick,
+        seed=seed,
+        out=out,
+        cache=cache,
+        device=device,
+    )
+    _warn(result.warnings)
+    _print(result.to_json() if as_json else result.table())
+    if not as_json:
+        _tell_files(result.files)
+
+
+@app.command(epilog="[bold]Example[/]: gendistill statistics real.zip --extractor inception --out real.npz")
+def statistics(
+    pictures: Annotated[str, typer.Argument(help="folder, .zip, tar or dataset")],
+    out: Annotated[Path, typer.Option(help="a .npz, which clean-fid and pytorch-fid read too")],
+    extractor: Extractor = None,
+    resize: Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")] = None,
+    cache: Cache = CACHE,
+    device: Device = None,
+) -> None:
+    """Mean and covariance of the features of PICTURES, to evaluate against without having the pictures."""
+    from gendistill.evaluation.sets import save_statistics
+
+    _quieten_libraries()
+    saved = save_statistics(pictures, out, extractor=extractor, resize=resize, cache=cache, device=device)
+    console.print(f"wrote {out}: {saved.statistics.count} pictures, {saved.statistics.dim} features", soft_wrap=True)
 
 
 def parse_steps(text: str) -> list[int]:
@@ -252,6 +367,21 @@ def _prompts(given: list[str] | None, file: Path | None) -> list[str] | None:
     if given is not None and file is not None:
         raise ValueError("--prompt and --prompts: takes one of them")
     return given if file is None else Prompts(file).prompts
+
+
+def _print(what: Any) -> None:
+    """Text as it is; a table as wide as it needs where nobody looks at it."""
+    print(what) if isinstance(what, str) else Console(width=None if sys.stdout.isatty() else WIDE).print(what)
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]take care[/]: {escape(warning)}", soft_wrap=True, highlight=False)
+
+
+def _tell_files(files: list[Path]) -> None:
+    for file in files:
+        console.print(f"wrote {file}", soft_wrap=True)
 
 
 def _quieten_libraries() -> None:

@@ -18,9 +18,9 @@ from gendistill.data.encode import prepare_data, weights_fingerprint
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.evaluation.judge import Judge
 from gendistill.export.student import export_student
 from gendistill.failures import told_in_a_sentence
-from gendistill.judge import Judge
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import METHODS
 from gendistill.methods.stage import Stage

@@ -61,6 +61,7 @@ TAKES = {
     "list_type": "a list such as [4, 2]",
     "tuple_type": "two numbers such as [1, 6]",
     "missing": "two numbers such as [1, 6]",
+    "too_short": "at least {min_length}",
     "too_long": "two numbers such as [1, 6]",
     "model_type": "settings of its own, by name",
     "greater_than": "more than {gt}",

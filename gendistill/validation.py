@@ -14,8 +14,8 @@ from gendistill.config import DistillConfig
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
 from gendistill.diffusion.pipeline import Teacher
+from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student import student_pipeline
-from gendistill.judge import Judge, build_judge, teacher_judge
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .families import Conditions, family_of
 from .opening import open_student
@@ -65,6 +67,17 @@ class FewStepSampler:
     def resolution(self) -> int:
         """Pixels along an edge of the model's pictures."""
         return self.pipeline.unet.config.sample_size * getattr(self.pipeline, "vae_scale_factor", 1)
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """16 hex digits of the SHA-256 of all weights, adapters too, as they are when it is first asked for."""
+        digest = hashlib.sha256()
+        modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+        for name, module in sorted(modules.items()):
+            for key, weight in sorted(module.state_dict().items()):
+                digest.update(f"{name}/{key} {weight.dtype} {tuple(weight.shape)}".encode())
+                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     @property
     def own_prompts(self) -> list[str] | None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from tiny_pipeline import TINY, tiny_pipeline
 
+from gendistill.config import load_config
 from gendistill.diffusion.pipeline import load_teacher
+from gendistill.distill import distill
 
 # Networks of these sizes are no faster on several threads, and where another program computes at the same time threads that
 # wait for one another are a hundred times slower.
@@ -32,6 +34,33 @@ def family_folder(tmp_path_factory):
         return made[name] / "pipeline"
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def halved_run(tiny_folder, tmp_path_factory):
+    """A run that left two students with a slider, after a step of training each."""
+    place = tmp_path_factory.mktemp("halved")
+    (place / "prompts.txt").write_text("food\nanimals\n")
+    settings = {
+        "teacher": str(tiny_folder),
+        "method": "progressive",
+        "steps": [2, 1],
+        "device": "cpu",
+        "out": str(place / "run"),
+        "data.prompts": str(place / "prompts.txt"),
+        "data.num_synthetic": 4,
+        "data.synthetic_steps": 2,
+        "data.cache": str(place / "cache"),
+        "guidance.mode": "embedded",
+        "guidance.range": [1, 4],
+        "progressive.start_steps": 4,
+        "trainer.max_steps": 1,
+        "trainer.batch_size": 2,
+        "trainer.num_validation": 2,
+        "trainer.trackers": [],
+    }
+    distill(load_config(None, settings))
+    return place / "run"
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "gendistill.cli", "gendistill.distill", "gendistill.dry_run"])
+_context.set_forkserver_preload(
+    ["pytest", "gendistill.cli", "gendistill.distill", "gendistill.dry_run", "gendistill.evaluation.sets"]
+)
 
 WRITES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "shutil.rmtree")
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from gendistill.comparison import evaluate
-from gendistill.config import load_config
-from gendistill.distill import distill
-from gendistill.evaluation import (
+from gendistill.evaluation.judge import build_judge
+from gendistill.evaluation.student import evaluate
+from gendistill.evaluation.student_report import best_rows, write_report
+from gendistill.evaluation.teacher import (
     SEARCHED,
     TEACHER_PLANS,
     TEACHER_STEPS,
@@ -23,11 +23,10 @@ from gendistill.evaluation import (
     stored_rows,
     teacher_scheduler,
 )
-from gendistill.judge import build_judge
 from gendistill.metrics.evaluate import Evaluation, Protocol
 from gendistill.metrics.features import extract
 from gendistill.metrics.fidelity import psnr
-from gendistill.report import Gallery, best_rows, write_report
+from gendistill.reporting import Gallery
 from gendistill.samplers import FewStepSampler
 
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
@@ -90,10 +89,10 @@ def test_stored_rows_are_used_only_under_the_same_protocol(tmp_path):
 
 def test_the_report_is_one_file_that_loads_nothing(tmp_path):
     student = [row(26.0, 4, model="student")]
-    gallery = Gallery("student <b>", torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
-    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), [gallery], ["a <script> prompt"])
+    gallery = Gallery("student <b>", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["a <script> prompt", "another"])
+    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), [gallery])
     page = (tmp_path / "r.html").read_text()
-    assert not re.search(r"(src|href)=[\"'](?!data:)", page)
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
     assert "<script>" not in page
     assert "0.80" in page
 
@@ -111,12 +110,13 @@ def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path)
     again = build_judge(HELD_OUT, num=3000, **draw)
     assert (judge.prompts, judge.seeds) == (again.prompts, again.seeds)
     assert build_judge(HELD_OUT, num=3000, seed=1, **draw).prompts != judge.prompts
-    assert judge.reference.count == 754
+    assert judge.reference.statistics.count == 754
     assert judge.prompts.count("google emoji of person role") > 5 * judge.prompts.count("google emoji of mail")
 
 
 def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folder, tmp_path):
     command = ["evaluate", str(tiny_folder), "--reference", HELD_OUT, "--caption", "subcategory", "--num", "4"]
+    command += ["--cache", str(tmp_path / "cache")]
     done = subprocess.run(
         [sys.executable, "-m", "gendistill.cli", *command, "--out", str(tmp_path), "--json"],
         capture_output=True,
@@ -132,41 +132,14 @@ def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folde
 
 def test_an_evaluation_is_the_same_twice(tiny_folder, tmp_path):
     options = {"reference": HELD_OUT, "caption": "subcategory", "num": 4}
-    first = evaluate(str(tiny_folder), out=tmp_path / "a", **options)
-    second = evaluate(str(tiny_folder), out=tmp_path / "b", **options)
+    first = evaluate(str(tiny_folder), out=tmp_path / "a", cache=str(tmp_path / "a"), **options)
+    second = evaluate(str(tiny_folder), out=tmp_path / "b", cache=str(tmp_path / "b"), **options)
     assert [r.scores for r in first.teacher] == [r.scores for r in second.teacher]
 
 
 @pytest.fixture(scope="module")
-def halved_run(tiny_folder, tmp_path_factory):
-    """A run that left two students with a slider, after a step of training each."""
-    place = tmp_path_factory.mktemp("halved")
-    (place / "prompts.txt").write_text("food\nanimals\n")
-    settings = {
-        "teacher": str(tiny_folder),
-        "method": "progressive",
-        "steps": [2, 1],
-        "device": "cpu",
-        "out": str(place / "run"),
-        "data.prompts": str(place / "prompts.txt"),
-        "data.num_synthetic": 4,
-        "data.synthetic_steps": 2,
-        "data.cache": str(place / "cache"),
-        "guidance.mode": "embedded",
-        "guidance.range": [1, 4],
-        "progressive.start_steps": 4,
-        "trainer.max_steps": 1,
-        "trainer.batch_size": 2,
-        "trainer.num_validation": 2,
-        "trainer.trackers": [],
-    }
-    distill(load_config(None, settings))
-    return place / "run"
-
-
-@pytest.fixture(scope="module")
 def halved_comparison(halved_run):
-    return evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4)
+    return evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache"))
 
 
 def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, halved_comparison):
@@ -178,13 +151,13 @@ def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, 
     stored = json.loads((halved_run / "evaluation.json").read_text())
     assert stored["slider"][0]["scores"] == halved_comparison.slider[0].scores
     page = (halved_run / "report.html").read_text()
-    assert "The guidance scale" in page
+    assert "numbers are scales" in page
     assert "student-1" in page
 
 
 def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
     row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
-    judge = build_judge(HELD_OUT, caption="subcategory", num=4)
+    judge = build_judge(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache"))
     teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
     teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
     theirs, ours = judge.draw(teacher, TEACHER_STEPS, 2.0), judge.draw(student, 2, 2.0)
@@ -195,7 +168,7 @@ def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, ha
 
 def test_steps_that_no_student_of_a_run_was_trained_for_are_refused(halved_run):
     with pytest.raises(ValueError, match=r"^steps \[3\]: the run has students of other step counts: student-2, student-1$"):
-        evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, steps=[3])
+        evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, steps=[3], cache=str(halved_run / "cache"))
 
 
 def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():

@@ -11,11 +11,11 @@ from original_layout import save_original_layout
 from PIL import Image
 from tiny_pipeline import CAPTIONS
 
-from gendistill.comparison import evaluate
 from gendistill.config import load_config
 from gendistill.diffusion.networks import adapter_parameters
 from gendistill.distill import distill
 from gendistill.drawing import draw
+from gendistill.evaluation.student import evaluate
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.opening import open_pipeline
 

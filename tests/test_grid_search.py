@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from fresh_process import gendistill
 
-from gendistill.evaluation import SEARCHED, teacher_plans, teacher_scheduler
+from gendistill.evaluation.teacher import SEARCHED, teacher_plans, teacher_scheduler
 from gendistill.grid_search import find_grids, search_grids, searchable
 from gendistill.samplers import FewStepSampler
 

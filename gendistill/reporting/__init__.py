@@ -26,7 +26,7 @@ from gendistill.reporting.page import (
 )
 from gendistill.reporting.pictures import write_png
 from gendistill.reporting.plot import Plot
-from gendistill.reporting.plots import Point, Series, lines, on_front, pareto, quality_against_steps, slider
+from gendistill.reporting.plots import Point, Series, guidance_curve, lines, on_front, pareto, quality_against_steps
 
 __all__ = [
     "Block",
@@ -53,13 +53,13 @@ __all__ = [
     "Warning",
     "colour_numbers",
     "dumbbell",
+    "guidance_curve",
     "lines",
     "on_front",
     "pareto",
     "quality_against_steps",
     "render",
     "shares",
-    "slider",
     "worst",
     "write_csv",
     "write_page",

@@ -26,10 +26,11 @@ Facts = str | Sequence[tuple[str, str]]  # a text, or names and what they stand 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph, under a title of its own where it begins something."""
 
     kind: ClassVar[str] = "text"
     text: str
+    title: str = ""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def pareto(
     return _curves(series, Look(x_label, y_label, x_log=x_log, y_log=y_log, front=better))
 
 
-def slider(series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False) -> Plot:
+def guidance_curve(series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False) -> Plot:
     """One score against another, a point a guidance scale, which its label names.
 
     Raises:

@@ -36,10 +36,10 @@ from gendistill.reporting import (
     Warning,
     colour_numbers,
     dumbbell,
+    guidance_curve,
     pareto,
     quality_against_steps,
     shares,
-    slider,
     write_page,
 )
 
@@ -222,7 +222,7 @@ def page() -> Page:
                         "Bands hold 95 of 100 bootstrap samples.",
                     ),
                     Figure(
-                        slider(guidance(), "CLIP score, higher is better", "fd-emoji, lower is better"),
+                        guidance_curve(guidance(), "CLIP score, higher is better", "fd-emoji, lower is better"),
                         "A point a guidance scale.",
                     ),
                 ],

@@ -18,12 +18,12 @@ from gendistill.reporting import (
     Series,
     colour_numbers,
     dumbbell,
+    guidance_curve,
     lines,
     on_front,
     pareto,
     quality_against_steps,
     shares,
-    slider,
     worst,
 )
 from gendistill.reporting.colours import DARK, LIGHT, marker
@@ -48,7 +48,7 @@ PLOTS = {
     "front": pareto(curves("ms"), "milliseconds a picture", "fd-emoji, lower is better", y_log=True),
     "front, linear": pareto(curves("ms"), "milliseconds a picture", "fd-emoji, lower is better", x_log=False),
     "steps": quality_against_steps(curves("steps"), "fd-emoji"),
-    "slider": slider(guidance(), "CLIP score", "fd-emoji"),
+    "guidance_curve": guidance_curve(guidance(), "CLIP score", "fd-emoji"),
     "lines": lines(
         guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 pictures of 754 prompts beside 754 real ones"
     ),

@@ -12,7 +12,9 @@ from rich.table import Table
 from torch import Tensor
 
 from gendistill.atomic import written_aside
-from gendistill.evaluation import (
+from gendistill.evaluation.judge import Judge, build_judge
+from gendistill.evaluation.student_report import best_rows, results_table, teacher_table, write_report
+from gendistill.evaluation.teacher import (
     FILE_NAME,
     TEACHER_STEPS,
     Gap,
@@ -26,11 +28,11 @@ from gendistill.evaluation import (
     teacher_plans,
     teacher_scheduler,
 )
-from gendistill.judge import Judge, build_judge
 from gendistill.machine import make_folder, usable_device
-from gendistill.metrics.evaluate import Evaluation, fidelity
+from gendistill.metrics.evaluate import Evaluation
+from gendistill.metrics.fidelity import paired_fidelity
 from gendistill.progress import advancing_bar
-from gendistill.report import Gallery, best_rows, results_table, teacher_table, write_report
+from gendistill.reporting import Gallery
 from gendistill.samplers import FewStepSampler, StudentSpec
 
 GALLERY_PICTURES = 64
@@ -83,6 +85,7 @@ def evaluate(
     extractor: str | None = None,
     clip: str | None = None,
     seed: int = 0,
+    cache: str = ".cache/gendistill",
     out: Path | None = None,
     device: str | None = None,
 ) -> Comparison:
@@ -92,6 +95,7 @@ def evaluate(
     made (and long) otherwise. A model that is no student is taken as a teacher: its figures are made and written.
 
     Args:
+        cache: folder where what was drawn and extracted is kept.
         model: a student; the folder of a run that left one student a step count (`student-8`, `student-4`, ...), for all of
             them; or a teacher.
 
@@ -113,6 +117,9 @@ def evaluate(
             extractor=extractor,
             clip=clip,
             prompts=prompts,
+            cache=cache,
+            keep=True,
+            device=device,
             progress=progress,
         )
     if sampler.own_prompts is not None:  # no texts that a picture could be held against
@@ -137,7 +144,7 @@ def evaluate(
     few = judge.first(GALLERY_PICTURES)
     galleries = _galleries(few, students, rows, teacher_sampler, best_rows(rows, teacher_rows))
     title = f"{sampler.spec.method} student of {Path(teacher).name}"
-    write_report(folder / "report.html", title, rows, slider, teacher_rows, comparison.gaps, galleries, few.prompts)
+    write_report(folder / "report.html", title, rows, slider, teacher_rows, comparison.gaps, galleries)
     return comparison
 
 
@@ -201,10 +208,10 @@ def _with_fidelity(
             drawn[scale] = _draw_teacher(teacher, few, "ddim", TEACHER_STEPS, scale, None, progress)
 
         def scored(row: Evaluation) -> Evaluation:
-            sampler, protocol = students[row.model][0], row.protocol
-            pictures = few.draw(sampler, protocol.num_inference_steps, protocol.guidance_scale, progress)
-            scores = fidelity(pictures, drawn[scales[id(row)]], judge.extractor)
-            return dataclasses.replace(row, scores={**row.scores, **scores})
+            sampler = students[row.model][0]
+            pictures = few.draw(sampler, row.steps, row.guidance_scale, progress)
+            near = paired_fidelity(pictures, drawn[scales[id(row)]], judge.extractor)
+            return dataclasses.replace(row, scores={**row.scores, **near.means()})
 
         return [scored(row) for row in rows], [scored(row) for row in slider]
 
@@ -237,8 +244,8 @@ def _galleries(
     with advancing_bar("drawing the grids", len(judge.prompts) * len([*student_rows, *teacher_rows])) as progress:
         for row in [*student_rows, *teacher_rows]:
             steps, scale, timesteps = (
-                row.protocol.num_inference_steps,
-                row.protocol.guidance_scale,
+                row.steps,
+                row.guidance_scale,
                 row.protocol.timesteps,
             )
             if row in student_rows:
@@ -246,5 +253,5 @@ def _galleries(
             else:
                 pictures = _draw_teacher(teacher, judge, row.sampler, steps, scale, timesteps, progress)
             guidance = f", guidance {scale:g}" if scale > 1 else ""
-            galleries.append(Gallery(f"{row.model}, {row.sampler}, {steps} steps{guidance}", pictures))
+            galleries.append(Gallery(f"{row.model}, {row.sampler}, {steps} steps{guidance}", pictures, judge.prompts))
     return galleries

@@ -12,8 +12,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from gendistill.atomic import written_aside
 from gendistill.diffusion.pipeline import teacher_of
+from gendistill.evaluation.judge import METRICS, Judge, Progress
 from gendistill.grid_search import search_grids, searchable
-from gendistill.judge import Judge, Progress
 from gendistill.metrics.evaluate import Evaluation, comparable, gap_closed
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import GridDDIMScheduler
@@ -58,7 +58,7 @@ def evaluate_teacher(
         timesteps = grids[scale][steps] if solver == SEARCHED else None
         sampler.pipeline.scheduler = teacher_scheduler(solver, config, bounded=sampler.family.bounded, timesteps=timesteps)
         rows.append(
-            judge.evaluate(
+            judge.judge(
                 sampler,
                 model=model,
                 solver=solver,
@@ -67,7 +67,7 @@ def evaluate_teacher(
                 network_calls=steps * calls_a_step(scale),
                 timesteps=timesteps,
                 progress=progress,
-            )
+            ).evaluation
         )
     return rows
 
@@ -119,15 +119,17 @@ def evaluate_student(
     spec = sampler.spec
     assert spec is not None
     return [
-        judge.evaluate(
+        judge.judge(
             sampler,
             model=model,
             solver=spec.solver,
             steps=count,
             guidance_scale=spec.pipeline_guidance_scale if guidance_scale is None else guidance_scale,
             network_calls=spec.network_calls(count),
+            metrics=METRICS,
+            intervals=True,
             progress=progress,
-        )
+        ).evaluation
         for count in steps
     ]
 
@@ -144,7 +146,7 @@ def slider_scales(sampler: FewStepSampler) -> list[float]:
 def imitated_scale(sampler: FewStepSampler, row: Evaluation) -> float:
     """The guidance scale of the teacher that the student of a row imitates."""
     assert sampler.spec is not None
-    return sampler.spec.guidance_scale if sampler.spec.guidance == "baked" else row.protocol.guidance_scale
+    return sampler.spec.guidance_scale if sampler.spec.guidance == "baked" else row.guidance_scale
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Gap:
 def gaps(student: list[Evaluation], teacher: list[Evaluation]) -> list[Gap]:
     """One for each of the student's rows whose number of network calls the teacher was measured within by `SOLVERS`."""
     metric = student[0].protocol.metric
-    best = min(row.scores[metric] for row in teacher if row.protocol.num_inference_steps == TEACHER_STEPS)
+    best = min(row.scores[metric] for row in teacher if row.steps == TEACHER_STEPS)
     result = []
     for row in student:
         within = [t.scores[metric] for t in teacher if t.network_calls <= row.network_calls and t.sampler in SOLVERS]

@@ -1,0 +1,218 @@
+"""`gendistill compare`: models side by side at several step counts, and what distillation broke."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from gendistill.atomic import written_aside
+from gendistill.costs import measure_costs
+from gendistill.evaluation.album import Album
+from gendistill.evaluation.breakage import Breakage, Examiner
+from gendistill.evaluation.compare_report import write_reports
+from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
+from gendistill.evaluation.contestants import Contestant, open_contestants
+from gendistill.evaluation.extraction import as_tensor
+from gendistill.evaluation.judge import METRICS, Judge, Judged, build_judge
+from gendistill.evaluation.probes import Probes
+from gendistill.machine import make_folder, usable_device
+from gendistill.metrics.clip_score import clip_scores
+from gendistill.metrics.efficiency import Costs, pictures_drawn
+from gendistill.metrics.fidelity import MOST_PSNR, feature_cosine, paired_fidelity
+from gendistill.metrics.paired import paired_test, paired_test_frechet
+from gendistill.metrics.perceptual import Lpips, available_lpips
+from gendistill.metrics.uncertainty import mean_interval, sample_size_warning
+from gendistill.progress import advancing_bar
+
+STEPS = (1, 2, 4, 8, 16, 50)
+FIDELITY_PICTURES = 256
+
+
+@dataclass(frozen=True)
+class Thoroughness:
+    """How much is drawn and measured."""
+
+    num: int  # pictures a row
+    probes: int  # pictures for each attribute and each kind of unusual prompt
+    batch_sizes: tuple[int, ...]  # that costs are measured at
+    repeats: int
+    energy_seconds: float  # that energy is measured for, where it can be; 0 leaves it out
+
+
+THOROUGH = Thoroughness(num=2000, probes=400, batch_sizes=(1, 4, 16), repeats=5, energy_seconds=3)
+QUICK = Thoroughness(num=200, probes=64, batch_sizes=(1, 8), repeats=2, energy_seconds=0)
+
+
+def compare(
+    models: list[str],
+    *,
+    steps: list[int] | None = None,
+    reference: str,
+    caption: str | dict[str, float] | None = None,
+    prompts: str | None = None,
+    num: int | None = None,
+    guidance_scale: float | None = None,
+    solver: str | None = None,
+    extractor: str | None = None,
+    clip: str | None = None,
+    probes: Path | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    cache: str = ".cache/gendistill",
+    out: Path,
+    device: str | None = None,
+) -> ModelComparison:
+    """Draw from every model at every step count, score, time and test; write report.html, PNG, CSV and JSON to `out`.
+
+    What was drawn, extracted and timed is kept, so that a comparison that was stopped, or is asked for again with one model
+    more, goes on from there.
+
+    Args:
+        models: the first is what the others are held against, at its most steps: put the teacher first.
+        steps: `STEPS` where None; a student is drawn in those of them that it was validated at.
+        probes: a `probes.yaml`; the one beside the reference's pictures where None.
+        quick: few pictures; a look before the measurement.
+
+    Raises:
+        ValueError: a model, the reference or a metric network cannot be used.
+    """
+    amount = QUICK if quick else THOROUGH
+    device, folder = usable_device(device), make_folder(out)
+    found = Probes.load(probes) if probes else Probes.beside(reference)
+    contestants = open_contestants(models, steps or list(STEPS), guidance_scale=guidance_scale, solver=solver, device=device)
+    with advancing_bar("reading the reference") as progress:
+        judge = build_judge(
+            reference,
+            caption=caption,
+            num=num or amount.num,
+            seed=seed,
+            extractor=extractor,
+            clip=clip,
+            prompts=prompts,
+            cache=cache,
+            keep=True,
+            device=device,
+            progress=progress,
+        )
+    if any(sampler.own_prompts is not None for model in contestants for sampler in model.samplers.values()):
+        judge = dataclasses.replace(judge, scorer=None)
+    rows = _rows(contestants, judge, amount, folder)
+    examiner = Examiner(judge, reference, found, amount.probes)
+    warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
+    comparison = ModelComparison(judge, rows, _tests(rows, judge), _broken(rows, examiner), [warning] if warning else [])
+    files = write_reports(comparison, folder, reference, found)
+    with written_aside(folder / FILE_NAME) as aside:
+        aside.write_text(comparison.to_json() + "\n")
+    return dataclasses.replace(comparison, files=[*files, folder / FILE_NAME])
+
+
+def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, folder: Path) -> list[Row]:
+    drawn = [(model, steps) for model in contestants for steps in model.samplers]
+    rows: list[Row] = []
+    lpips, _ = available_lpips(device=str(next(iter(contestants[0].samplers.values())).pipeline.device))
+    with advancing_bar("drawing", len(judge.prompts) * len(drawn)) as progress:
+        for model, steps in drawn:
+            judged = judge.judge(
+                model.samplers[steps],
+                model=model.name,
+                solver=model.solver(steps),
+                steps=steps,
+                guidance_scale=model.guidance_scale,
+                network_calls=model.network_calls(steps),
+                metrics=METRICS,
+                intervals=True,
+                progress=progress,
+            )
+            near = _fidelity(judged, rows[0] if rows else None, judge, (model, steps), lpips)
+            rows.append(Row(model, steps, near, costs=None))  # type: ignore[arg-type]
+    each = pictures_drawn(amount.batch_sizes, repeats=amount.repeats)
+    with advancing_bar("timing", each * len(rows)) as progress:
+        return [_with_costs(row, judge, amount, folder / "costs", each, progress) for row in rows]
+
+
+def _fidelity(judged: Judged, baseline: Row | None, judge: Judge, how: tuple[Contestant, int], lpips: Lpips | None) -> Judged:
+    """With how near its pictures are to the first row's of the same prompts and seeds."""
+    if baseline is None:
+        return judged
+    few = judge.first(FIDELITY_PICTURES)
+    model, steps = how
+    ours = few.draw(model.samplers[steps], steps, model.guidance_scale)
+    theirs = few.draw(baseline.contestant.samplers[baseline.steps], baseline.steps, baseline.contestant.guidance_scale)
+    if ours.shape != theirs.shape:
+        return judged
+    values = dict(paired_fidelity(ours, theirs, lpips=lpips).values)
+    values["psnr"] = values["psnr"].clamp(max=MOST_PSNR)
+    values["feature_cosine"] = feature_cosine(as_tensor(judged.pictures.features), as_tensor(baseline.judged.pictures.features))
+    scores, intervals = dict(judged.evaluation.scores), dict(judged.evaluation.intervals)
+    for name, value in values.items():
+        interval = mean_interval(value, seed=judge.seed)
+        scores[name], intervals[name] = value.mean().item(), (interval.low, interval.high)
+    return dataclasses.replace(judged, evaluation=dataclasses.replace(judged.evaluation, scores=scores, intervals=intervals))
+
+
+def _with_costs(
+    row: Row, judge: Judge, amount: Thoroughness, folder: Path, pictures: int, progress: Callable[[int], None]
+) -> Row:
+    """The row with its costs, read where they were measured before of the same model on the same device."""
+    sampler, scale = row.contestant.samplers[row.steps], row.contestant.guidance_scale
+    how = [amount.batch_sizes, amount.repeats, amount.energy_seconds]
+    asked = [Album.key_of(sampler, row.steps, scale), str(sampler.pipeline.device), how]
+    file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
+    try:
+        costs = Costs.from_dict(json.loads(file.read_text()))
+        progress(pictures)
+    except (OSError, ValueError):
+        costs = measure_costs(
+            sampler,
+            judge.prompts[: max(amount.batch_sizes)],
+            steps=row.steps,
+            guidance_scale=scale,
+            batch_sizes=amount.batch_sizes,
+            repeats=amount.repeats,
+            energy_seconds=amount.energy_seconds,
+            progress=progress,
+        )
+        make_folder(folder)
+        with written_aside(file) as aside:
+            aside.write_text(json.dumps(costs.to_dict(), indent=1) + "\n")
+    row = dataclasses.replace(row, costs=costs)
+    told = {"latency_seconds": costs.latency, "pictures_per_second": costs.pictures_per_second, "flops": float(costs.flops)}
+    told |= {} if row.memory is None else {"memory_bytes": float(row.memory)}
+    evaluation = dataclasses.replace(row.evaluation, costs=told)
+    return dataclasses.replace(row, judged=dataclasses.replace(row.judged, evaluation=evaluation))
+
+
+def _tests(rows: list[Row], judge: Judge) -> list[RowTest]:
+    """Every row against the first, and the models against one another at equal numbers of steps."""
+    pairs = [(row, rows[0]) for row in rows[1:]]
+    for number, row in enumerate(rows):
+        pairs += [(other, row) for other in rows[number + 1 :] if other.steps == row.steps and row is not rows[0]]
+    tests = []
+    with advancing_bar("testing differences", len(pairs)) as progress:
+        for a, b in pairs:
+            ours, theirs = a.judged.pictures.features, b.judged.pictures.features
+            found = {judge.metric: paired_test_frechet(ours, theirs, judge.reference.statistics, seed=judge.seed)}
+            if judge.scorer is not None:
+                found["clip_score"] = paired_test(_clip(a), _clip(b), seed=judge.seed)
+            tests += [RowTest(a.evaluation.label, b.evaluation.label, name, test) for name, test in found.items()]
+            progress(1)
+    return tests
+
+
+def _clip(row: Row) -> Tensor:
+    return clip_scores(as_tensor(row.judged.pictures.images), as_tensor(row.judged.pictures.texts))
+
+
+def _broken(rows: list[Row], examiner: Examiner) -> dict[str, Breakage]:
+    """Of every student, at the step count that it is meant for first, against the first row; none where that is a student."""
+    students = main_rows(rows)
+    total = examiner.pictures_to_draw() * 2 * len(students)
+    with advancing_bar("looking for what broke", total) as progress:
+        examining = dataclasses.replace(examiner, progress=progress)
+        return {row.contestant.name: examining.examine(rows[0].side, row.side) for row in students}

@@ -1,0 +1,128 @@
+"""What a comparison gives: rows, tests of their differences, and what each student broke."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gendistill.evaluation.breakage import Breakage, Side
+from gendistill.evaluation.contestants import Contestant
+from gendistill.evaluation.judge import Judge, Judged
+from gendistill.metrics.efficiency import Costs
+from gendistill.metrics.evaluate import Evaluation
+from gendistill.metrics.paired import PairedTest
+
+FILE_NAME = "comparison.json"
+TABLE_SCORES = (("clip_score", 1), ("precision", 2), ("recall", 2), ("psnr", 1))
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """Whether two rows differ in a score, picture by picture."""
+
+    a: str
+    b: str
+    score: str
+    test: PairedTest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one number of steps."""
+
+    contestant: Contestant
+    steps: int
+    judged: Judged
+    costs: Costs
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return self.judged.evaluation
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of its weights and of what drawing one picture takes besides: what else the process holds is left out."""
+        peak = self.costs.peak_memory
+        return None if peak is None else self.costs.parameter_bytes + peak.working
+
+    @property
+    def side(self) -> Side:
+        model = self.contestant
+        return Side(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.judged.pictures)
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """What came of it.
+
+    Attributes:
+        rows: models in the order given, most steps first. The first row is the one that others are held against.
+        breakage: by student.
+        warnings: what to know before trusting the figures.
+    """
+
+    judge: Judge
+    rows: list[Row]
+    tests: list[RowTest]
+    breakage: dict[str, Breakage]
+    warnings: list[str]
+    files: list[Path] = dataclasses.field(default_factory=list)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return [row.evaluation for row in self.rows]
+
+    @property
+    def baseline(self) -> Row:
+        return self.rows[0]
+
+    def row(self, model: str, steps: int | None = None) -> Row:
+        """Of a model, in its most steps where none are given."""
+        return next(row for row in self.rows if row.contestant.name == model and steps in (None, row.steps))
+
+    def table(self) -> Table:
+        """For the terminal."""
+        metric = self.judge.metric
+        table = Table(title=f"{metric} on {self.judge.prompt_source}", title_justify="left", box=SIMPLE_HEAD)
+        names = ("model", "steps", "calls", metric, "", "CLIP", "precision", "recall", "PSNR", "ms", "MB")
+        for number, name in enumerate(names):
+            table.add_column(name, justify="left" if number == 0 else "right")
+        for row in self.rows:
+            scores, interval = row.evaluation.scores, row.evaluation.intervals.get(metric)
+            table.add_row(
+                row.contestant.name,
+                str(row.steps),
+                str(row.evaluation.network_calls),
+                f"{scores[metric]:.2f}",
+                "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
+                *(f"{scores[name]:.{digits}f}" if name in scores else "" for name, digits in TABLE_SCORES),
+                f"{1000 * row.costs.latency:.0f}",
+                "" if row.memory is None else f"{row.memory / 1e6:.0f}",
+                style="bold" if row.contestant.is_student else "",
+            )
+        return table
+
+    def to_json(self) -> str:
+        rows = [{**dataclasses.asdict(row.evaluation), "measured_costs": row.costs.to_dict()} for row in self.rows]
+        tests = [dataclasses.asdict(test) for test in self.tests]
+        broke = {name: dataclasses.asdict(of) for name, of in self.breakage.items()}
+        return json.dumps({"rows": rows, "tests": tests, "breakage": broke, "warnings": self.warnings}, indent=1, default=float)
+
+
+def main_rows(rows: list[Row]) -> list[Row]:
+    """Of every student the row that it is judged by: 4 steps where it knows them, else its own first count."""
+    if rows[0].contestant.is_student:
+        return []
+    names = dict.fromkeys(row.contestant.name for row in rows if row.contestant.is_student)
+    return [_main_row([row for row in rows if row.contestant.name == name]) for name in names]
+
+
+def _main_row(rows: list[Row]) -> Row:
+    spec = rows[0].contestant.samplers[rows[0].steps].spec
+    wanted = 4 if spec is None or any(row.steps == 4 for row in rows) else spec.num_inference_steps[0]
+    return next((row for row in rows if row.steps == wanted), rows[0])

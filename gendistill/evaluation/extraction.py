@@ -1,0 +1,90 @@
+"""From pictures to what the scores are computed from, once: kept on disk by what the pictures are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gendistill.metrics import features as pictures_of
+from gendistill.metrics.clip_score import ClipScorer
+from gendistill.metrics.feature_store import Features, FeatureStore
+from gendistill.metrics.features import FeatureExtractor
+from gendistill.metrics.measure import Pictures
+
+Progress = Callable[[int], None]
+Make = Callable[[], pictures_of.Pictures]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The networks that look at pictures.
+
+    Attributes:
+        scorer: of pictures and prompts; None leaves CLIP's embeddings out.
+        cache: where features are kept; None extracts anew each time.
+    """
+
+    extractor: FeatureExtractor
+    scorer: ClipScorer | None = None
+    cache: Path | None = None
+
+    def of(
+        self,
+        make: Make,
+        prompts: Sequence[str] | None = None,
+        *,
+        source: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Pictures:
+        """Features of pictures, and embeddings where there is a scorer.
+
+        Args:
+            make: opens the pictures, whatever `extract` takes; called once a network, and not at all where all is kept.
+            source: what says which pictures these are; None keeps nothing.
+            progress: called with the number of pictures that are done, more and more; once for each network's.
+        """
+        features = self.features(make, source=source, progress=progress).array()
+        if self.scorer is None:
+            return Pictures(features, prompts)
+        towers = self._kept(self.scorer.image_extractor, make, source, None).array()
+        texts = None if prompts is None else self.scorer.embed_texts(prompts)
+        return Pictures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
+
+    def features(self, make: Make, *, source: Sequence[str] | None = None, progress: Progress | None = None) -> Features:
+        """Of the extractor alone, in files where they are kept: memory does not grow with their number."""
+        return self._kept(self.extractor, make, source, progress)
+
+    def _kept(
+        self, extractor: FeatureExtractor, make: Make, source: Sequence[str] | None, progress: Progress | None
+    ) -> Features:
+        advance = None if progress is None else _advancing(progress)
+        if source is None or self.cache is None:
+            return Features.of(pictures_of.extract(extractor, make(), progress=advance))
+        found = FeatureStore(self.cache / "features").features(*source, extractor=extractor, make=make, progress=advance)
+        if advance is not None:
+            advance(len(found))
+        return found
+
+
+def _advancing(progress: Progress) -> Progress:
+    """From numbers done so far to numbers done since the last call."""
+    before = 0
+
+    def advance(done: int) -> None:
+        nonlocal before
+        if done > before:
+            progress(done - before)
+            before = done
+
+    return advance
+
+
+def as_tensor(features: object) -> Tensor:
+    """Features of any kind as a tensor."""
+    return torch.as_tensor(np.asarray(features))
