@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full progressive bench test test-slow lint format assets clean
+.PHONY: demo full progressive compare bench test test-slow lint format assets clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,8 +24,13 @@ progressive: $(READY)  ## tiny-sd halved from 64 steps to 1, with a guidance sli
 	$(BIN)/gendistill distill --config configs/progressive.yaml --out runs/progressive $(if $(wildcard runs/progressive/stages),--resume)
 	$(BIN)/gendistill evaluate runs/progressive --caption subcategory
 
-bench: $(READY)  ## what a training step costs beside its network calls
+bench: $(READY)  ## a training step beside its network calls; FID beside clean-fid and torch-fidelity: half an hour
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_metrics.py
+
+compare: $(READY)  ## tiny-sd and the students of `make full` and `make progressive` side by side
+	$(BIN)/gendistill compare assets/tiny-sd runs/full/student runs/progressive --caption subcategory -w 2 \
+		--solver dpm-solver++ --out runs/compare
 
 test: $(READY)
 	$(BIN)/pytest
