@@ -88,7 +88,9 @@ def write_report(
     colours = colour_numbers(curves, reference="teacher")
     quality: list[Block] = [
         Figure(
-            quality_against_steps(_quality(student, teacher, colours), f"{metric}, lower is better", x_label="network calls"),
+            quality_against_steps(
+                _quality(student, teacher, colours), f"{metric}, lower is better", y_log=True, x_label="network calls"
+            ),
             "The teacher at its best guidance scale by each solver.",
         )
     ]
