@@ -47,6 +47,7 @@ def measure_costs(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     warmup: int = 1,
     repeats: int = 5,
+    least_seconds: float = 0.0,
     energy_seconds: float = 5.0,
     country: str | None = None,
     progress: Callable[[int], object] | None = None,
@@ -60,7 +61,8 @@ def measure_costs(
         prompts: as many as the largest batch; where there are fewer, they come again with a number behind them, which
             costs the same. A model that knows all its prompts by itself repeats them.
         steps, guidance_scale: the sampler's defaults where None.
-        batch_sizes, warmup, repeats, energy_seconds, country, progress: as for `gendistill.metrics.efficiency.measure`.
+        batch_sizes, warmup, repeats, least_seconds, energy_seconds, country, progress: as for
+            `gendistill.metrics.efficiency.measure`.
 
     Raises:
         ValueError: there are no prompts, or a number is below 1.
@@ -88,6 +90,7 @@ def measure_costs(
         batch_sizes=batch_sizes,
         warmup=warmup,
         repeats=repeats,
+        least_seconds=least_seconds,
         energy_seconds=energy_seconds,
         country=country,
         setting={

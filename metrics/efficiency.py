@@ -28,6 +28,7 @@ from gendistill.metrics.energy import Energy, measure_energy
 from gendistill.metrics.memory import PeakMemory, available_memory, peak_memory
 
 SPLIT_RUNS = 3
+MOST_REPEATS = 100
 MOST_OF_MEMORY = 0.9  # of what is free, what a batch may be expected to take
 
 
@@ -172,6 +173,7 @@ def measure(
     batch_sizes: Sequence[int] = (1, 4, 16),
     warmup: int = 1,
     repeats: int = 5,
+    least_seconds: float = 0.0,
     energy_seconds: float = 5.0,
     country: str | None = None,
     setting: Mapping[str, str | int | float] | None = None,
@@ -188,6 +190,8 @@ def measure(
         batch_sizes: one picture is always measured. The list is left, with a note, where memory runs out: where a GPU
             says so, or before a batch that a CPU's memory would not hold, as nobody would catch that.
         warmup: calls at each batch size that do not count.
+        repeats: calls at each batch size that do, and more until they took `least_seconds`: a median of few short calls is
+            that of whatever else the machine did.
         energy_seconds: how long to draw for the energy; 0 measures none.
         country: where the electricity is from (ISO 3166, three letters); None is the world's average.
         progress: called with a number of pictures whenever as many are drawn, `pictures_drawn` in all.
@@ -203,16 +207,21 @@ def measure(
         raise ValueError(f"network: got {network!r}, takes one of the components: {', '.join(components) or 'there are none'}.")
     device = _device(components)
 
+    untold = pictures_drawn(batch_sizes, warmup, repeats)
+
     def draw(count: int) -> None:
+        nonlocal untold
         generate(count)
         synchronise(device)
-        if progress is not None:
-            progress(count)
+        if progress is not None and (told := min(count, untold)):
+            untold -= told
+            progress(told)
 
     notes: list[str] = []
-    batches = _batches(draw, sorted({1, *batch_sizes}), warmup, repeats, device, notes)
+    batches = _batches(draw, sorted({1, *batch_sizes}), warmup, repeats, least_seconds, device, notes)
     if progress is not None:
         left = [size for size in {1, *batch_sizes} if size > batches[-1].batch_size]
+        untold -= sum(left) * (warmup + repeats)
         progress(sum(left) * (warmup + repeats))
     split = _split(lambda: draw(1), components, device)
     flops = flops_by_component(lambda: draw(1), components)
@@ -258,7 +267,13 @@ def pictures_drawn(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5
 
 
 def _batches(
-    draw: Callable[[int], None], sizes: list[int], warmup: int, repeats: int, device: torch.device, notes: list[str]
+    draw: Callable[[int], None],
+    sizes: list[int],
+    warmup: int,
+    repeats: int,
+    least_seconds: float,
+    device: torch.device,
+    notes: list[str],
 ) -> list[BatchCost]:
     batches: list[BatchCost] = []
     for size in sizes:
@@ -266,7 +281,8 @@ def _batches(
             notes.append(f"batch_sizes: stopped before {size}, {why}.")
             break
         try:
-            batches.append(time_batch(draw, size, warmup=warmup, repeats=repeats, device=device))
+            timed = time_batch(draw, size, warmup=warmup, repeats=repeats, least_seconds=least_seconds, device=device)
+            batches.append(timed)
         except (MemoryError, RuntimeError) as error:
             if not batches or not out_of_memory(error):
                 raise
@@ -285,6 +301,7 @@ def time_batch(
     *,
     warmup: int = 1,
     repeats: int = 5,
+    least_seconds: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> BatchCost:
     """The seconds of `draw(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
@@ -293,7 +310,7 @@ def time_batch(
         draw(size)
 
     def repeat() -> None:
-        for _ in range(repeats):
+        while len(seconds) < repeats or (sum(seconds) < least_seconds and len(seconds) < MOST_REPEATS):
             synchronise(device)
             started = time.perf_counter()
             draw(size)

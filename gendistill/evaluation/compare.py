@@ -42,11 +42,12 @@ class Thoroughness:
     probes: int  # pictures for each attribute and each kind of unusual prompt
     batch_sizes: tuple[int, ...]  # that costs are measured at
     repeats: int
+    least_seconds: float  # of repeats at each batch size
     energy_seconds: float  # that energy is measured for, where it can be; 0 leaves it out
 
 
-THOROUGH = Thoroughness(num=2000, probes=400, batch_sizes=(1, 4, 16), repeats=5, energy_seconds=3)
-QUICK = Thoroughness(num=200, probes=64, batch_sizes=(1, 8), repeats=2, energy_seconds=0)
+THOROUGH = Thoroughness(num=2000, probes=400, batch_sizes=(1, 4, 16), repeats=5, least_seconds=3, energy_seconds=3)
+QUICK = Thoroughness(num=200, probes=64, batch_sizes=(1, 8), repeats=2, least_seconds=0, energy_seconds=0)
 
 
 def compare(
@@ -161,7 +162,7 @@ def _with_costs(
 ) -> Row:
     """The row with its costs, read where they were measured before of the same model on the same device."""
     sampler, scale = row.contestant.samplers[row.steps], row.contestant.guidance_scale
-    how = [amount.batch_sizes, amount.repeats, amount.energy_seconds]
+    how = [amount.batch_sizes, amount.repeats, amount.least_seconds, amount.energy_seconds]
     asked = [Album.key_of(sampler, row.steps, scale), str(sampler.pipeline.device), how]
     file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
     try:
@@ -175,6 +176,7 @@ def _with_costs(
             guidance_scale=scale,
             batch_sizes=amount.batch_sizes,
             repeats=amount.repeats,
+            least_seconds=amount.least_seconds,
             energy_seconds=amount.energy_seconds,
             progress=progress,
         )

@@ -314,3 +314,27 @@ def test_a_network_that_is_no_component_is_refused():
     model = Generator()
     with pytest.raises(ValueError, match="network: got 'unet', takes one of the components: encoder, network, decoder"):
         measure(model, model.components, network="unet")
+
+
+def test_short_calls_are_repeated_until_they_took_long_enough_and_progress_still_counts_what_it_said():
+    calls, told = [], []
+    network = nn.Linear(4, 4)
+
+    def generate(count):
+        calls.append(count)
+        time.sleep(0.01)
+        network(torch.zeros(count, 4))
+
+    components = {"network": Component(network)}
+    measure(
+        generate,
+        components,
+        network="network",
+        batch_sizes=(1,),
+        repeats=2,
+        least_seconds=0.2,
+        energy_seconds=0,
+        progress=told.append,
+    )
+    assert 10 <= len(calls) - 1 - 4 <= 20  # without the warm-up, three split runs and the counting
+    assert sum(told) == pictures_drawn((1,), repeats=2)
