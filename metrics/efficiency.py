@@ -305,7 +305,8 @@ def time_batch(
     device: torch.device | str = "cpu",
 ) -> BatchCost:
     """The seconds of `draw(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
-    device, seconds = torch.device(device), []
+    device = torch.device(device)
+    seconds: list[float] = []
     for _ in range(warmup):
         draw(size)
 
