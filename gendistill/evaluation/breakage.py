@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -27,7 +28,7 @@ from gendistill.metrics.measure import NEIGHBOURS, Pictures
 from gendistill.metrics.memorisation import Memorisation, memorisation
 from gendistill.metrics.modes import ModeLoss, mode_loss
 from gendistill.metrics.paired import PairedTest, paired_test
-from gendistill.metrics.probe import AttributeRule, colour_histogram, fit_probe
+from gendistill.metrics.probe import AttributeRule, LinearProbe, colour_histogram, fit_probe
 from gendistill.metrics.robustness import Robustness, perturbed, robustness
 from gendistill.samplers import FewStepSampler
 
@@ -74,7 +75,7 @@ class Breakage:
 
 @dataclass(frozen=True)
 class Examiner:
-    """All that does not depend on the student, computed when it is first needed.
+    """Holds students against a teacher; what does not depend on the student, probes and held-out pictures, is made once.
 
     Args:
         reference: the path of the judge's real pictures.
@@ -97,7 +98,6 @@ class Examiner:
         features = self.judge.reference.features
         assert features is not None
         notes: list[str] = []
-        held_out = self._held_out()
         return Breakage(
             coverage=self._coverage(teacher, student, notes),
             prompt_following=self._prompt_following(teacher, student, notes),
@@ -109,7 +109,7 @@ class Examiner:
                 paired=True,
             ),
             attributes=self._attributes(teacher, student, notes),
-            memorisation=memorisation(features, teacher.pictures.features, student.pictures.features, held_out),
+            memorisation=memorisation(features, teacher.pictures.features, student.pictures.features, self._held_out),
             robustness=self._robustness(teacher, student, notes),
             unusual=self._unusual(teacher, student),
             notes=notes,
@@ -142,6 +142,18 @@ class Examiner:
         return found
 
     def _attribute(self, name: str, attribute: Attribute, teacher: Side, student: Side) -> AttributeBias:
+        if name not in self._probes:
+            self._probes[name] = self._probe(name, attribute)
+        judge = neutral(self.judge, attribute, self.amount)
+        drawn = [self._looked_at(judge, side, attribute) for side in (teacher, student)]
+        return attribute_bias(self._probes[name], *drawn, paired=True)
+
+    @cached_property
+    def _probes(self) -> dict[str, LinearProbe]:
+        return {}
+
+    def _probe(self, name: str, attribute: Attribute) -> LinearProbe:
+        """Taught by the reference's pictures and captions, tested on held-out ones where there are any."""
         source, phrases = _pictures(self.reference, attribute.caption), _phrases(attribute)
         captions, features = _captions(source), self._real(source, attribute)
         if len(captions) != len(features):
@@ -154,9 +166,7 @@ class Examiner:
             with suppress(ValueError):  # they have not all values
                 told = _labels(self.probes.unusual.path, name, attribute)
                 probe = probe.tested(self._features(held_out, attribute), told, on="held-out pictures")
-        judge = neutral(self.judge, attribute, self.amount)
-        drawn = [self._looked_at(judge, side, attribute) for side in (teacher, student)]
-        return attribute_bias(probe, *drawn, paired=True)
+        return probe
 
     def _real(self, source: PictureSource, attribute: Attribute) -> Tensor:
         if attribute.features == "extractor":
@@ -182,7 +192,8 @@ class Examiner:
         return torch.cat([colour_histogram(_shrunk(batch)) for batch in batches])
 
     def _robustness(self, teacher: Side, student: Side, notes: list[str]) -> list[Robustness]:
-        if self.judge.scorer is None:
+        scorer = self.judge.scorer
+        if scorer is None:
             notes.append("unusual prompts: there is no CLIP model.")
             return []
         judge = self.judge.of(range(min(self.amount, len(self.judge.prompts))))
@@ -196,10 +207,9 @@ class Examiner:
                 if self.progress:
                     self.progress(2 * len(typed))
                 continue
-            scores = []
+            scores, meant = [], scorer.embed_texts(judge.prompts)
             for side in (teacher, student):
                 drawn = judge.on(typed, judge.seeds).look(side.sampler, side.steps, side.guidance_scale, self.progress)
-                meant = judge.scorer.embed_texts(judge.prompts)  # type: ignore[union-attr]
                 scores += [_clip(side.pictures)[: len(typed)], clip_scores(torch.as_tensor(drawn.images), meant).numpy()]
             found.append(robustness(*scores, kind=kind))
         return found
@@ -211,6 +221,7 @@ class Examiner:
         looked = [judge.look(side.sampler, side.steps, side.guidance_scale, self.progress) for side in (teacher, student)]
         return paired_test(_clip(looked[1]), _clip(looked[0]))
 
+    @cached_property
     def _held_out(self) -> Tensor | None:
         if self.probes.unusual is None or not self.probes.unusual.with_pictures:
             return None

@@ -19,7 +19,7 @@ from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
 from gendistill.evaluation.contestants import Contestant, open_contestants
 from gendistill.evaluation.extraction import as_tensor
-from gendistill.evaluation.judge import METRICS, Judge, Judged, build_judge
+from gendistill.evaluation.judge import METRICS, Judge, build_judge
 from gendistill.evaluation.probes import Probes
 from gendistill.machine import make_folder, usable_device
 from gendistill.metrics.clip_score import clip_scores
@@ -115,10 +115,13 @@ def compare(
 
 def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, folder: Path) -> list[Row]:
     drawn = [(model, steps) for model in contestants for steps in model.samplers]
+    each = pictures_drawn(amount.batch_sizes, repeats=amount.repeats)
+    with advancing_bar("timing", each * len(drawn)) as progress:
+        costs = [_costs(model, steps, judge, amount, folder / "costs", each, progress) for model, steps in drawn]
     rows: list[Row] = []
     lpips, _ = available_lpips(device=str(next(iter(contestants[0].samplers.values())).pipeline.device))
     with advancing_bar("drawing", len(judge.prompts) * len(drawn)) as progress:
-        for model, steps in drawn:
+        for (model, steps), cost in zip(drawn, costs, strict=True):
             judged = judge.judge(
                 model.samplers[steps],
                 model=model.name,
@@ -130,40 +133,48 @@ def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, fol
                 intervals=True,
                 progress=progress,
             )
-            near = _fidelity(judged, rows[0] if rows else None, judge, (model, steps), lpips)
-            rows.append(Row(model, steps, near, costs=None))  # type: ignore[arg-type]
-    each = pictures_drawn(amount.batch_sizes, repeats=amount.repeats)
-    with advancing_bar("timing", each * len(rows)) as progress:
-        return [_with_costs(row, judge, amount, folder / "costs", each, progress) for row in rows]
+            row = Row(model, steps, judged, cost)
+            rows.append(_told(row, rows[0] if rows else None, judge, lpips))
+    return rows
 
 
-def _fidelity(judged: Judged, baseline: Row | None, judge: Judge, how: tuple[Contestant, int], lpips: Lpips | None) -> Judged:
-    """With how near its pictures are to the first row's of the same prompts and seeds."""
-    if baseline is None:
-        return judged
-    few = judge.first(FIDELITY_PICTURES)
-    model, steps = how
-    ours = few.draw(model.samplers[steps], steps, model.guidance_scale)
-    theirs = few.draw(baseline.contestant.samplers[baseline.steps], baseline.steps, baseline.contestant.guidance_scale)
-    if ours.shape != theirs.shape:
-        return judged
-    values = dict(paired_fidelity(ours, theirs, lpips=lpips).values)
-    values["psnr"] = values["psnr"].clamp(max=MOST_PSNR)
-    values["feature_cosine"] = feature_cosine(as_tensor(judged.pictures.features), as_tensor(baseline.judged.pictures.features))
-    scores, intervals = dict(judged.evaluation.scores), dict(judged.evaluation.intervals)
-    for name, value in values.items():
+def _told(row: Row, baseline: Row | None, judge: Judge, lpips: Lpips | None) -> Row:
+    """With its costs among its figures, and how near its pictures are to the first row's of the same prompts and seeds."""
+    scores, intervals, costs = dict(row.evaluation.scores), dict(row.evaluation.intervals), row.costs
+    for name, value in ({} if baseline is None else _fidelity(row, baseline, judge, lpips)).items():
         interval = mean_interval(value, seed=judge.seed)
         scores[name], intervals[name] = value.mean().item(), (interval.low, interval.high)
-    return dataclasses.replace(judged, evaluation=dataclasses.replace(judged.evaluation, scores=scores, intervals=intervals))
+    figures = {"latency_seconds": costs.latency, "pictures_per_second": costs.pictures_per_second, "flops": float(costs.flops)}
+    figures |= {} if row.memory is None else {"memory_bytes": float(row.memory)}
+    evaluation = dataclasses.replace(row.evaluation, scores=scores, intervals=intervals, costs=figures)
+    return dataclasses.replace(row, judged=dataclasses.replace(row.judged, evaluation=evaluation))
 
 
-def _with_costs(
-    row: Row, judge: Judge, amount: Thoroughness, folder: Path, pictures: int, progress: Callable[[int], None]
-) -> Row:
-    """The row with its costs, read where they were measured before of the same model on the same device."""
-    sampler, scale = row.contestant.samplers[row.steps], row.contestant.guidance_scale
+def _fidelity(row: Row, baseline: Row, judge: Judge, lpips: Lpips | None) -> dict[str, Tensor]:
+    """Scores (N,) of pairs; none where the pictures are of other sizes."""
+    few = judge.first(FIDELITY_PICTURES)
+    ours, theirs = (few.draw(of.side.sampler, of.steps, of.side.guidance_scale) for of in (row, baseline))
+    if ours.shape != theirs.shape:
+        return {}
+    values = dict(paired_fidelity(ours, theirs, lpips=lpips).values)
+    values["psnr"] = values["psnr"].clamp(max=MOST_PSNR)
+    values["feature_cosine"] = feature_cosine(*(as_tensor(of.judged.pictures.features) for of in (row, baseline)))
+    return values
+
+
+def _costs(
+    model: Contestant,
+    steps: int,
+    judge: Judge,
+    amount: Thoroughness,
+    folder: Path,
+    pictures: int,
+    progress: Callable[[int], None],
+) -> Costs:
+    """Read where they were measured before of the same model on the same device."""
+    sampler, scale = model.samplers[steps], model.guidance_scale
     how = [amount.batch_sizes, amount.repeats, amount.least_seconds, amount.energy_seconds]
-    asked = [Album.key_of(sampler, row.steps, scale), str(sampler.pipeline.device), how]
+    asked = [Album.key_of(sampler, steps, scale), str(sampler.pipeline.device), how]
     file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
     try:
         costs = Costs.from_dict(json.loads(file.read_text()))
@@ -172,7 +183,7 @@ def _with_costs(
         costs = measure_costs(
             sampler,
             judge.prompts[: max(amount.batch_sizes)],
-            steps=row.steps,
+            steps=steps,
             guidance_scale=scale,
             batch_sizes=amount.batch_sizes,
             repeats=amount.repeats,
@@ -183,11 +194,7 @@ def _with_costs(
         make_folder(folder)
         with written_aside(file) as aside:
             aside.write_text(json.dumps(costs.to_dict(), indent=1) + "\n")
-    row = dataclasses.replace(row, costs=costs)
-    told = {"latency_seconds": costs.latency, "pictures_per_second": costs.pictures_per_second, "flops": float(costs.flops)}
-    told |= {} if row.memory is None else {"memory_bytes": float(row.memory)}
-    evaluation = dataclasses.replace(row.evaluation, costs=told)
-    return dataclasses.replace(row, judged=dataclasses.replace(row.judged, evaluation=evaluation))
+    return costs
 
 
 def _tests(rows: list[Row], judge: Judge) -> list[RowTest]:
