@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,8 @@ class MovingAverage:
 
     trained: dict[str, nn.Parameter]
     averaged: dict[str, nn.Parameter]
-    lora: object | None = None
+    lora: Any = None
+    shards = True  # whether FSDP may hold it in pieces
 
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Buffers that training changes, such as those of batch norms: the learner's and the average's, by name."""
@@ -26,10 +29,10 @@ class MovingAverage:
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * student; of running statistics, averages already, the newest are taken."""
+        """average <- decay * average + (1 - decay) * student, running statistics too; counts are the newest."""
         torch._foreach_lerp_(list(self.averaged.values()), [whole(p) for p in self.trained.values()], 1 - decay)
         for newest, average in self.statistics().values():
-            average.copy_(newest)
+            average.lerp_(newest, 1 - decay) if average.is_floating_point() else average.copy_(newest)
 
     def average_tensors(self) -> dict[str, Tensor]:
         """All that makes the average what it is, in place."""

@@ -22,11 +22,11 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
         ValueError: the processes were started in a way that this cannot be trained in, the optimizer is not installed, or a
             network knows no gradient checkpointing.
     """
-    kind, lora = accelerator.distributed_type, method.networks.lora is not None
-    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (lora or not accelerator.is_fsdp2)):
+    kind, unshared = accelerator.distributed_type, method.networks.lora is not None or not method.networks.shards
+    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unshared or not accelerator.is_fsdp2)):
         raise ValueError(
             f"accelerate's {kind.value.lower()} cannot train this; takes DDP (configs/accelerate/ddp.yaml), or for all "
-            "weights FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+            "weights of a diffusion model FSDP of version 2 (configs/accelerate/fsdp.yaml)"
         )
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
