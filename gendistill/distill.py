@@ -18,9 +18,11 @@ from gendistill.data.encode import prepare_data, weights_fingerprint
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.distill_generator import GeneratorResult, distill_generator
 from gendistill.evaluation.judge import Judge
 from gendistill.export.student import export_student
 from gendistill.failures import told_in_a_sentence
+from gendistill.gan.folder import is_gan_folder
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import METHODS
 from gendistill.methods.stage import Stage
@@ -42,8 +44,12 @@ class DistillResult:
     networks: Networks
     is_main_process: bool = True
 
+    def describe(self) -> str:
+        spec = self.spec
+        return f"{self.student_folder}: {spec.method} student, sampled by {spec.solver}"
 
-def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
+
+def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | GeneratorResult:
     """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
 
     Raises:
@@ -54,15 +60,29 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     run = make_folder(Path(config.out))
     if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    if (config.method == "gan") != is_gan(config):
+        takes = "a GAN (its folder, module:Class, .pt2 or .pt)" if config.method == "gan" else "a diffusion model; this GAN --method gan"
+        raise ValueError(f"teacher {config.teacher}: --method {config.method} takes {takes}")
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         try:
-            result = _distill(config, run, processes, resume)
+            run_of = distill_generator if config.method == "gan" else _distill
+            result = run_of(config, run, processes, resume)
         except Stopped:
             processes.destroy_process_group()
             raise
         processes.destroy_process_group()
         return result
+
+
+def is_gan(config: DistillConfig) -> bool:
+    """Whether the teacher is none of diffusion: told without opening it."""
+    path = Path(config.teacher)
+    return is_gan_folder(path) or not ((path / "model_index.json").is_file() or path.suffix == ".safetensors" or _on_hub(config))
+
+
+def _on_hub(config: DistillConfig) -> bool:
+    return not Path(config.teacher).exists() and ":" not in config.teacher
 
 
 def is_begun(run: Path) -> bool:
