@@ -50,8 +50,9 @@ def mmd(x: Tensor, y: Tensor, kernels: Sequence[Kernel] | None = None, unbiased:
     """Squared maximum mean discrepancy, averaged over `kernels`: a scalar.
 
     Gretton et al. 2012, eq. 3 (unbiased: 0 on average for one distribution, so often below 0) and eq. 5, squared (biased: at
-    least 0, and too high by (mean k(x, x) - mean k(x, x')) / N and the same of y). The expectation of the unbiased one does not depend on the
-    batch size. With Gaussian kernels at most 2. Li et al. 2015 (GMMN) train generators by it alone, with batches of 1000.
+    least 0, and too high by (mean k(x, x) - mean k(x, x')) / N and the same of y). The expectation of the unbiased one does
+    not depend on the batch size. With Gaussian kernels at most 2. Li et al. 2015 (GMMN) train generators by it alone, with
+    batches of 1000.
 
     Args:
         kernels: None takes `median_gaussian_kernels(x, y)`.

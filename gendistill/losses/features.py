@@ -50,9 +50,8 @@ def attention_transfer(student: Tensor, teacher: Tensor, p: float = 2.0) -> Tens
     if p < 1:
         raise ValueError(f"p {p:g}: takes at least 1")
     check_shapes(student[:, 0, 0, 0], teacher[:, 0, 0, 0], "student batch")
-    maps = [attention_map(features, p)[:, None] for features in (student, teacher)]
-    size = [min(edges) for edges in zip(*(one.shape[2:] for one in maps), strict=True)]
-    of_student, of_teacher = (unit(F.adaptive_avg_pool2d(one, size).flatten(1), 1) for one in maps)
+    maps = attention_map(student, p)[:, None], attention_map(teacher, p)[:, None]
+    of_student, of_teacher = (unit(one.flatten(1), 1) for one in _pooled_to_the_smaller(*maps))
     return (of_student - of_teacher).square().sum(1).mean()
 
 
@@ -95,8 +94,12 @@ def flow_of_solution(student_first: Tensor, student_second: Tensor, teacher_firs
 
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
-    size = [min(edges) for edges in zip(first.shape[2:], second.shape[2:], strict=True)]
-    return _products(*(F.adaptive_avg_pool2d(layer, size) for layer in (first, second)))
+    return _products(*_pooled_to_the_smaller(first, second))
+
+
+def _pooled_to_the_smaller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    size = min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3])
+    return F.adaptive_avg_pool2d(first, size), F.adaptive_avg_pool2d(second, size)
 
 
 def _products(first: Tensor, second: Tensor) -> Tensor:

@@ -98,10 +98,7 @@ def test_gram_does_not_see_where_features_are(generator):
 
 
 def test_the_flow_is_the_papers_formula_summed_by_hand(generator):
-    first, second = (
-        torch.randn(2, 2, 3, 4, 4, generator=generator).double(),
-        torch.randn(2, 2, 5, 4, 4, generator=generator).double(),
-    )
+    first, second = (torch.randn(2, 2, channels, 4, 4, generator=generator).double() for channels in (3, 5))
     matrices = np.zeros((2, 2, 3, 5))
     for k in range(2):
         for b in range(2):

@@ -1,4 +1,5 @@
-import lpips
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -88,8 +89,10 @@ def test_multi_scale_takes_odd_edges_and_refuses_more_levels_than_there_are(gene
 @pytest.fixture(scope="module")
 def reference():
     """LPIPS of random weights, by its authors' code."""
-    torch.manual_seed(0)
-    network = lpips.LPIPS(net="squeeze", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    theirs = pytest.importorskip("lpips").LPIPS
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+        torch.manual_seed(0)
+        network = theirs(net="squeeze", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
     return network, lambda x: network.net(network.scaling_layer(x))
 
 
