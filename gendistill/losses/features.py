@@ -61,7 +61,6 @@ def gram_matrix(features: Tensor) -> Tensor:
     return _products(features, features)
 
 
-@in_float32
 def gram(student: Tensor, teacher: Tensor) -> Tensor:
     """A quarter of the mean squared difference of Gram matrices, a scalar in the features' scale to the fourth.
 

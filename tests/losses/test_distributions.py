@@ -98,6 +98,13 @@ def test_the_median_heuristic_takes_the_median_of_all_pairs_distances(generator)
     torch.testing.assert_close(mmd(x, y, median_gaussian_kernels(x, y, (0.5, 2))), mmd(x, y, by_hand), rtol=1e-6, atol=1e-9)
 
 
+def test_the_median_is_a_constant_to_the_gradient(generator):
+    x, y = samples(generator)
+    kernels = median_gaussian_kernels(x, y)
+    both = x.requires_grad_(), y.requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(mmd(x, y), both), torch.autograd.grad(mmd(x, y, kernels), both))
+
+
 def test_several_kernels_are_averaged(generator):
     x, y = samples(generator)
     kernels = [gaussian_kernel(0.5), polynomial_kernel(), linear_kernel()]

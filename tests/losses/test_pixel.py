@@ -145,6 +145,22 @@ def test_perceptual_has_finite_gradients_where_all_features_of_a_place_are_dead(
     assert prediction.grad.abs().sum() > 0
 
 
+def test_perceptual_hardly_pulls_from_features_that_are_all_zero(generator):
+    prediction, target = torch.zeros(2, 3, 8, 8, requires_grad=True), pictures(generator)[1]
+    value = perceptual(prediction, target, lambda x: [x])
+    value.backward()
+    assert value.item() == pytest.approx(1)  # of directions against none
+    assert torch.equal(prediction.grad, torch.zeros_like(prediction))  # not 1 over a length of almost 0
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_perceptual_computes_in_float32_whatever_the_network_gives(normalise, generator):
+    prediction, target = (300 * pictures(generator)).half()  # whose squares are beyond float16
+    value = perceptual(prediction, target, lambda x: [x], normalise)
+    assert torch.equal(value, perceptual(prediction.float(), target.float(), lambda x: [x], normalise))
+    assert value.isfinite()
+
+
 def test_perceptual_goes_through_the_feature_network_to_the_pictures(generator):
     network = nn.Conv2d(3, 4, 3).requires_grad_(False)
     prediction, target = pictures(generator)

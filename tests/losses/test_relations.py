@@ -62,6 +62,13 @@ def test_rkd_angle_is_the_papers_formula_triple_by_triple(generator):
     assert rkd_angle(student, teacher).item() == pytest.approx(np.mean(losses), rel=1e-9)
 
 
+def test_angles_at_a_side_of_length_0_count_as_right_ones():
+    """The student's first two of three points are one: of its angles only that at the third is left, of cosine 1."""
+    student = torch.tensor([[0.0], [0.0], [1.0]])
+    even = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]])
+    assert rkd_angle(student, even).item() == pytest.approx((huber(0, 0.5) * 2 + huber(1, 0.5)) / 3, rel=1e-5)
+
+
 def test_rkd_angle_of_known_triangles():
     """Cosines 1, -1, 1 of three points of a line, 1/2 of an even triangle."""
     line = torch.tensor([[0.0], [1.0], [2.0]])
