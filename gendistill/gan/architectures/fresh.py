@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from torch import nn
@@ -11,7 +13,7 @@ from gendistill.gan.architectures.resnet import ResNetDiscriminator
 from gendistill.gan.architectures.translation import PatchDiscriminator
 
 FEWEST, MOST = 100_000, 10_000_000  # parameters where nothing is asked for
-WIDEST = 128  # of the multiples of the narrowest discriminator
+WIDEST = 1024  # channels of the residual blocks, and of the patches' first layer times 4
 
 
 class Spec(Protocol):
@@ -62,14 +64,15 @@ def fresh_discriminator(
     """
     if kind not in ("noise", "image"):
         raise ValueError(f"kind {kind}: takes noise or image")
-    channels, height, width = shape
-    of = (_residual if kind == "noise" else _patch)(channels, height, width, num_classes)
-    # Every width is a whole multiple of k, so the count is a polynomial of degree 2 in k, which three of them tell (Newton).
-    one, two, three = (count(of(k)) for k in (1, 2, 3))
-    if one > num_params:
-        raise ValueError(f"num_params {num_params}: a discriminator of {height} x {width} pictures takes at least {one}")
-    counts = {k: one + (k - 1) * (two - one) + (k - 1) * (k - 2) // 2 * (three - 2 * two + one) for k in range(1, WIDEST + 1)}
-    return of(max(k for k, params in counts.items() if params <= num_params))
+    pictures = (_Residual if kind == "noise" else _Patches)(*shape, num_classes)
+    counts = {base: pictures.count(base) for base in range(8, WIDEST + 1, pictures.step)}
+    fitting = [base for base, params in counts.items() if params <= num_params]
+    if not fitting:
+        _, height, width = shape
+        raise ValueError(
+            f"num_params {num_params}: a discriminator of {height} x {width} pictures takes at least {min(counts.values())}"
+        )
+    return pictures.make(max(fitting))
 
 
 def count(network: nn.Module) -> int:
@@ -77,27 +80,72 @@ def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _residual(channels: int, height: int, width: int, num_classes: int) -> Callable[[int], ResNetDiscriminator]:
+@dataclass(frozen=True)
+class _Residual:
     """Blocks that halve to 8 pixels (or until the shorter edge has 4) and two more: at 32 pixels Miyato et al. 2018, table 4.
 
-    The width is the full one at 32 pixels and below, and half of it for each doubling above, to an eighth.
+    The width is `base` at 32 pixels and below, and half of it for each doubling above, to an eighth.
     """
-    longest, shortest, num_down = max(height, width), min(height, width), 0
-    while longest >> num_down > 8 and shortest >> num_down >= 8:
-        num_down += 1
-    above = [max(0, ((longest >> k) - 1).bit_length() - 5) for k in range(num_down + 2)]
 
-    def make(k: int) -> ResNetDiscriminator:
-        widths = [8 * k >> min(doublings, 3) for doublings in above]
-        return ResNetDiscriminator(height, num_classes, widths, num_down, channels)
+    channels: int
+    height: int
+    width: int
+    num_classes: int
 
-    return make
+    @property
+    def num_down(self) -> int:
+        longest, shortest, num_down = max(self.height, self.width), min(self.height, self.width), 0
+        while longest >> num_down > 8 and shortest >> num_down >= 8:
+            num_down += 1
+        return num_down
+
+    @property
+    def doublings(self) -> list[int]:
+        """Above 32 pixels, of each block, at most 3."""
+        edges = [max(self.height, self.width) >> k for k in range(self.num_down + 2)]
+        return [min(3, max(0, (edge - 1).bit_length() - 5)) for edge in edges]
+
+    @property
+    def step(self) -> int:
+        return 2 ** max(self.doublings)
+
+    def widths(self, base: int) -> list[int]:
+        return [base >> doublings for doublings in self.doublings]
+
+    def count(self, base: int) -> int:
+        """Parameters, known without making the network: at a large width that takes seconds."""
+        widths = self.widths(base)
+        total = widths[-1] * (1 + self.num_classes) + 1
+        for k, (i, o) in enumerate(pairwise([self.channels, *widths])):
+            skip = i * o + o if k < self.num_down or i != o else 0
+            total += 9 * i * o + o + 9 * o * o + o + skip
+        return total
+
+    def make(self, base: int) -> ResNetDiscriminator:
+        return ResNetDiscriminator(self.height, self.num_classes, self.widths(base), self.num_down, self.channels)
 
 
-def _patch(channels: int, height: int, width: int, num_classes: int) -> Callable[[int], PatchDiscriminator]:
-    """Strided layers as in PatchGAN (Isola et al. 2017), at most 3, and as few as leave a logit."""
-    shortest = min(height, width)
-    if shortest < 3:
-        raise ValueError(f"pictures of {height} x {width}: a discriminator of patches takes at least 3 pixels")
-    num_layers = max(k for k in range(4) if shortest >> k >= 3)
-    return lambda k: PatchDiscriminator(channels, num_classes, 0, 2 * k, num_layers, norm=False, spectral=True)
+@dataclass(frozen=True)
+class _Patches:
+    """PatchGAN (Isola et al. 2017) of 3 strided layers, or as many as leave a logit. Its first layer is `base` / 4 wide."""
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int
+    step = 4
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 3:
+            raise ValueError(f"pictures of {self.height} x {self.width}: a discriminator of patches takes at least 3 pixels")
+
+    @property
+    def num_layers(self) -> int:
+        return max(k for k in range(4) if min(self.height, self.width) >> k >= 3)
+
+    def count(self, base: int) -> int:
+        widths = [self.channels, *(base // 4 * 2**k for k in range(self.num_layers + 1))]
+        return sum(16 * i * o + o for i, o in pairwise(widths)) + widths[-1] * (16 + self.num_classes) + 1
+
+    def make(self, base: int) -> PatchDiscriminator:
+        return PatchDiscriminator(self.channels, self.num_classes, 0, base // 4, self.num_layers, norm=False, spectral=True)
