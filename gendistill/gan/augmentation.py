@@ -47,7 +47,7 @@ def _color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) 
     return (x - mean) * each(contrast + 0.5) + mean
 
 
-def _translation(x: Tensor, down: Tensor, right: Tensor, ratio: float = 0.125) -> Tensor:
+def _translation(x: Tensor, down: Tensor, right: Tensor, *, ratio: float = 0.125) -> Tensor:
     height, width = x.shape[2:]
     most = [int(edge * ratio + 0.5) for edge in (height, width)]
     shift = [((2 * far + 1) * draw).floor().long() - far for draw, far in zip((down, right), most, strict=True)]
@@ -58,7 +58,7 @@ def _translation(x: Tensor, down: Tensor, right: Tensor, ratio: float = 0.125) -
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _cutout(x: Tensor, down: Tensor, right: Tensor, ratio: float = 0.5) -> Tensor:
+def _cutout(x: Tensor, down: Tensor, right: Tensor, *, ratio: float = 0.5) -> Tensor:
     inside = []
     for edge, draw in zip(x.shape[2:], (down, right), strict=True):
         size = int(edge * ratio + 0.5)

@@ -6,7 +6,7 @@ Classes are optional: an embedding beside the noise in the generator (Mirza & Os
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,9 +16,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(layers: Iterable[nn.Module]) -> None:
     """Weights from N(0, 0.02), scales of norms from N(1, 0.02) (Radford et al. 2016, section 4)."""
-    for layer in network.modules():
+    for layer in layers:
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(layer.weight, std=0.02)
         elif isinstance(layer, nn.BatchNorm2d):
@@ -68,7 +68,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         self.norms = nn.ModuleList([nn.BatchNorm2d(width) for width in channels])
         self.ups = nn.ModuleList([nn.ConvTranspose2d(i, o, 4, 2, 1, bias=False) for i, o in pairwise(channels)])
         self.out = nn.ConvTranspose2d(channels[-1], out_channels, 4, 2, 1)
-        initialise(self)
+        initialise(self.modules())
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         condition = z if self.classes is None else torch.cat([z, self.classes(labels)], 1)
@@ -106,7 +106,7 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         self.norms = nn.ModuleList([nn.BatchNorm2d(width) for width in channels[1:]])
         self.logit = nn.Conv2d(channels[-1], 1, edge)
         self.classes = nn.Embedding(num_classes, channels[-1]) if num_classes else None
-        initialise(self)
+        initialise(self.modules())
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         x = F.leaky_relu(self.first(x), 0.2)

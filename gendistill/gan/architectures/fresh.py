@@ -64,11 +64,11 @@ def fresh_discriminator(
     """
     if kind not in ("noise", "image"):
         raise ValueError(f"kind {kind}: takes noise or image")
-    pictures = (_Residual if kind == "noise" else _Patches)(*shape, num_classes)
+    channels, height, width = shape
+    pictures = (_Residual if kind == "noise" else _Patches)(channels, height, width, num_classes)
     counts = {base: pictures.count(base) for base in range(8, WIDEST + 1, pictures.step)}
     fitting = [base for base, params in counts.items() if params <= num_params]
     if not fitting:
-        _, height, width = shape
         raise ValueError(
             f"num_params {num_params}: a discriminator of {height} x {width} pictures takes at least {min(counts.values())}"
         )

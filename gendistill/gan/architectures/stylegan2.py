@@ -198,6 +198,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"resolution {resolution}: takes a multiple of {2 ** (len(channels) - 1)} with {len(channels)} channels"
             )
+        self.group = group
         self.first = EqualisedConv2d(in_channels, channels[0], 1)
         self.blocks = nn.ModuleList([HalvingBlock(i, o) for i, o in pairwise(channels)])
         self.last = EqualisedConv2d(channels[-1] + 1, channels[-1], 3, padding=1)
@@ -209,7 +210,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         x = leaky_relu(self.first(x))
         for block in self.blocks:
             x = block(x)
-        x = leaky_relu(self.last(minibatch_deviation(x, self.config.group)))
+        x = leaky_relu(self.last(minibatch_deviation(x, self.group)))
         x = leaky_relu(self.features(x.flatten(1)))
         logit = self.logit(x).squeeze(1)
         if self.classes is None:

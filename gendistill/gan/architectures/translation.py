@@ -44,6 +44,7 @@ class ResNetTranslator(ModelMixin, ConfigMixin):
         num_down: int = 2,
     ) -> None:
         super().__init__()
+        self.step = 2**num_down
         layers: list[nn.Module] = []
 
         def add(conv: nn.Module, width: int) -> None:
@@ -65,9 +66,9 @@ class ResNetTranslator(ModelMixin, ConfigMixin):
         """Raises:
         ValueError: H or W is not a multiple of 2^num_down.
         """
-        height, width, step = x.shape[2], x.shape[3], 2**self.config.num_down
-        if height % step or width % step:
-            raise ValueError(f"a picture of {height} x {width}: takes multiples of {step}")
+        height, width = x.shape[2:]
+        if height % self.step or width % self.step:
+            raise ValueError(f"a picture of {height} x {width}: takes multiples of {self.step}")
         return torch.tanh(self.out(self.layers(x)))
 
 
