@@ -61,7 +61,11 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
     if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
     if (config.method == "gan") != is_gan(config):
-        takes = "a GAN (its folder, module:Class, .pt2 or .pt)" if config.method == "gan" else "a diffusion model; this GAN --method gan"
+        takes = (
+            "a GAN (its folder, module:Class, .pt2 or .pt)"
+            if config.method == "gan"
+            else "a diffusion model; this GAN --method gan"
+        )
         raise ValueError(f"teacher {config.teacher}: --method {config.method} takes {takes}")
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
@@ -78,7 +82,9 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
 def is_gan(config: DistillConfig) -> bool:
     """Whether the teacher is none of diffusion: told without opening it."""
     path = Path(config.teacher)
-    return is_gan_folder(path) or not ((path / "model_index.json").is_file() or path.suffix == ".safetensors" or _on_hub(config))
+    return is_gan_folder(path) or not (
+        (path / "model_index.json").is_file() or path.suffix == ".safetensors" or _on_hub(config)
+    )
 
 
 def _on_hub(config: DistillConfig) -> bool:

@@ -123,7 +123,9 @@ def build_method(
         players.append(Player("partner", pupil, discriminator_of(config, teacher, theirs, device) if adversarial else None))
     if settings.partner == "teacher":
         if isinstance(data, NoData) or not adversarial or not teacher.generator.differentiable:
-            raise ValueError("gan.partner teacher: goes on learning, which takes data.path, gan.adversarial above 0 and no program")
+            raise ValueError(
+                "gan.partner teacher: goes on learning, which takes data.path, gan.adversarial above 0 and no program"
+            )
         teacher.generator.network.train().requires_grad_(True)
         pupil = Pupil(teacher.generator, [hint.teacher for hint in hints])
         goes_on = discriminator_of(config, teacher, theirs, device)
@@ -133,10 +135,10 @@ def build_method(
     perception = _perception(config, teacher.generator, frozen, example)
     real = settings.discriminator.real or ("teacher" if isinstance(data, NoData) or spec.kind == "image" else "data")
     if real != "teacher" and isinstance(data, NoData):
-        raise ValueError(f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones")
-    return GanCodistillation(
-        networks, hints, players, settings, teacher_discriminator=frozen, perception=perception, real=real
-    )
+        raise ValueError(
+            f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones"
+        )
+    return GanCodistillation(networks, hints, players, settings, teacher_discriminator=frozen, perception=perception, real=real)
 
 
 def _hints(config: DistillConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:
@@ -210,7 +212,9 @@ def _student(config: DistillConfig, teacher: Gan, start: Start, method: GanCodis
 def _lineage(
     config: DistillConfig, teacher: Gan, start: Start, data: PictureData | NoData, training: TrainingResult
 ) -> dict[str, Any]:
-    described = data.cache.provenance.get("described", "unknown") if isinstance(data, PictureData) else "none: the teacher's pictures"
+    described = (
+        data.cache.provenance.get("described", "unknown") if isinstance(data, PictureData) else "none: the teacher's pictures"
+    )
     return {
         "teacher": config.teacher,
         "teacher network": f"sha256 {weights_fingerprint(teacher.generator.network)}",

@@ -63,13 +63,17 @@ def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator
         labels = (example.new_zeros(1).long(),) if discriminator.takes_labels else ()
         return Perception(discriminator.network, (example, *labels), takes_labels=discriminator.takes_labels)
     if spec.output_shape[0] != 3:
-        raise ValueError(f"gan.output.perceptual_network {name}: looks at 3 channels, the teacher paints {spec.output_shape[0]}")
+        raise ValueError(
+            f"gan.output.perceptual_network {name}: looks at 3 channels, the teacher paints {spec.output_shape[0]}"
+        )
     if name == "emoji":
         return Perception(_Resized(EmojiFeatureNetwork.load(Path(EMOJI_FEATURES))), (example,))
     kind, _, model = name.partition(":")
     if kind == "torchvision" and model:
         return Perception(_torchvision(model), (example,), imagenet=True)
-    raise ValueError(f"gan.output.perceptual_network {name}: takes discriminator, emoji or torchvision:NAME (torchvision:vgg16)")
+    raise ValueError(
+        f"gan.output.perceptual_network {name}: takes discriminator, emoji or torchvision:NAME (torchvision:vgg16)"
+    )
 
 
 class _Resized(nn.Module):

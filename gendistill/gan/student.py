@@ -47,7 +47,9 @@ class Start:
         )
 
 
-def start_student(teacher: Gan, config: CompressConfig, data: PictureData | NoData, seed: int, importance: str = "magnitude") -> Start:
+def start_student(
+    teacher: Gan, config: CompressConfig, data: PictureData | NoData, seed: int, importance: str = "magnitude"
+) -> Start:
     """The network that a config asks for, on the CPU in float32, with batch norms that fit its channels.
 
     Args:

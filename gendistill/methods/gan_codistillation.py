@@ -279,11 +279,19 @@ class GanCodistillation(Method):
             guides = [guide, *peers]
             add("l1", config.output.l1, lambda: _mean([l1(painted.pictures, of.pictures) for of in guides]))
             add("l2", config.output.l2, lambda: _mean([l2(painted.pictures, of.pictures) for of in guides]))
-            add("multiscale", config.output.multiscale, lambda: _mean([multi_scale(painted.pictures, of.pictures) for of in guides]))
+            add(
+                "multiscale",
+                config.output.multiscale,
+                lambda: _mean([multi_scale(painted.pictures, of.pictures) for of in guides]),
+            )
             for name, loss in FEATURE_LOSSES.items():
                 pairs = list(zip(painted.features, guide.features, strict=True))
                 if pairs:
-                    add(name, getattr(config.features, name), lambda loss=loss: _mean([loss(ours, theirs) for ours, theirs in pairs]))
+                    add(
+                        name,
+                        getattr(config.features, name),
+                        lambda loss=loss: _mean([loss(ours, theirs) for ours, theirs in pairs]),
+                    )
             if weight_at(config.output.perceptual, step) or _any(config.relations, step):
                 maps = self.perception.maps(painted.pictures, labels) if self.perception is not None else []
                 if maps:
