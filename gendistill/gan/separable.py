@@ -1,0 +1,1 @@
+def replace_convolutions(network, inputs): pass

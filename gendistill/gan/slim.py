@@ -1,0 +1,2 @@
+from torch import nn
+def fold(network): pass
