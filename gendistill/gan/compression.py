@@ -82,7 +82,7 @@ def compress(
     student = copy.deepcopy(network)
     slim.fold(student)
     if depthwise:
-        separable.replace_convolutions(student, example_inputs)
+        separable.replace_convolutions(student, keep)
     search = _Search(student, tuple(example_inputs), asked, keep, round_to)
     search.scores = _scores(student, search.groups, importance, seed)
     widths = search.run()
