@@ -22,7 +22,7 @@ class Side(NamedTuple):
     side: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """`size` channels, each of which is rows of the same layers and is interchangeable with the others.
 
@@ -130,16 +130,16 @@ class _Grouping:
         slots, fresh = self.slots[node, side], [index for index in indices if index not in self.slots[node, side]]
         if not fresh:
             return fresh
-        size, why = self.trace.size(node, side), self._why_frozen(node)
+        size, why = self.trace.size(node, side), self._why_frozen(node, side)
         for index in fresh:
             slots[index] = self.sets.new()
             if why or (size is not None and index >= size):
                 self.frozen[slots[index]] = why or f"{self._path(node)}, whose {size} channels do not fit what they come from"
         return fresh
 
-    def _why_frozen(self, node: Node) -> str:
-        if node in self.trace.frozen:
-            return self.trace.frozen[node]
+    def _why_frozen(self, node: Node, side: str) -> str:
+        if (node, side) in self.trace.frozen:
+            return self.trace.frozen[node, side]
         path = self.trace.paths.get(node)
         if path is None or isinstance(node.module, nn.Parameter):
             return ""
@@ -183,7 +183,7 @@ class _Grouping:
             thin = {k: self._count(groups[k]) for k in some}
             if all(run for run in whole.values()) and sum(whole[k] or 0 for k in some) < sum(thin.values()):
                 for k in some:
-                    groups[k] = _merged(groups[k], whole[k] or 1)
+                    groups[k] = merged(groups[k], whole[k] or 1)
         return groups
 
     def _run(self, group: ChannelGroup) -> int | None:
@@ -228,7 +228,7 @@ def whole_norm_groups(norm: nn.GroupNorm, indices: np.ndarray) -> bool:
     return bool(runs and (np.diff(indices, axis=1) == 1).all())
 
 
-def _merged(group: ChannelGroup, run: int) -> ChannelGroup:
+def merged(group: ChannelGroup, run: int) -> ChannelGroup:
     """`run` channels that follow each other become one."""
     return replace(group, members={side: rows.reshape(len(rows) // run, -1) for side, rows in group.members.items()})
 

@@ -6,17 +6,17 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from gendistill.gan import counting, pruning, separable, slim
 from gendistill.gan.budget import CostModel, Widths, allowed_widths, plan
 from gendistill.gan.channels import ChannelGroup, channel_groups
-from gendistill.gan.remembered import Remembered, remembered, set_remembered
+from gendistill.gan.remembered import set_remembered
+from gendistill.gan.trials import prunable, short
 
 TOLERANCE = 0.1
 LEAST_CHANNELS = 4
@@ -101,7 +101,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None
     norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     norms = [layer for layer in norms if layer.track_running_stats]
     momenta = [layer.momentum for layer in norms]
-    with counting.evaluating(network), torch.no_grad():
+    with counting.evaluating(network):
         for layer in norms:
             layer.reset_running_stats()
             layer.momentum = None  # torch: the cumulative mean
@@ -131,7 +131,7 @@ def _count(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     try:
         count = counting.macs(network, inputs)
     except Exception as failure:
-        raise ValueError(f"{type(network).__name__} does not run on the example inputs: {_short(failure)}.") from failure
+        raise ValueError(f"{type(network).__name__} does not run on the example inputs: {short(failure)}.") from failure
     if not count:
         raise ValueError(f"{type(network).__name__} multiplies nothing that torch counts; {INSTEAD}.")
     return count
@@ -155,22 +155,23 @@ class _Search:
         self, network: nn.Module, inputs: tuple[Tensor, ...], asked: np.ndarray, keep: Sequence[str], round_to: int
     ) -> None:
         self.network, self.inputs, self.asked, self.round_to = network, counting.one_sample(inputs), asked, round_to
-        self.shapes = self._shapes(network)
         try:
             found = channel_groups(copy.deepcopy(network), inputs, keep)
         except Exception as failure:
-            raise ValueError(f"{type(network).__name__} cannot be traced ({_short(failure)}); {INSTEAD}.") from failure
+            raise ValueError(f"{type(network).__name__} cannot be traced ({short(failure)}); {INSTEAD}.") from failure
         outside = ("the output", "the input", "keep")
         self.frozen = {group.name: group.frozen for group in found if group.frozen and group.frozen not in outside}
-        self.groups = [group for group in found if not group.frozen and group.size > 1]
+        tried = prunable(network, self.inputs, [group for group in found if not group.frozen and group.size > 1])
+        self.frozen |= tried.whole
+        self.groups, self.notes = tried.groups, tried.notes
+        if not self.groups:
+            raise ValueError(self._nothing())
         self.scores: list[np.ndarray] = []
-        self.remembered: list[Remembered] = []
         self.by_module = counting.macs_by_module(network, inputs)
         self.cost = np.zeros(2)
 
     def run(self) -> Widths:
         """The widest rounding that meets the targets closely; else whichever comes nearest."""
-        self._drop_failing()
         best: tuple[float, Widths, np.ndarray] | None = None
         multiple = self.round_to
         while multiple >= 1:
@@ -207,76 +208,14 @@ class _Search:
         student = copy.deepcopy(self.network)
         keeps = [pruning.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]
         pruning.prune(student, self.groups, keeps)
-        set_remembered(student, self.remembered)
+        set_remembered(student, self.notes)
         return student
-
-    def _drop_failing(self) -> None:
-        """Keep whole the groups without whose channels the network does not run, or gives other shapes."""
-        if not self.groups:
-            raise ValueError(self._nothing())
-        allowed = [allowed_widths(group, 1, LEAST_CHANNELS) for group in self.groups]
-        thinner = [int(widths[len(widths) // 2]) if len(widths) > 1 else int(widths[0]) for widths in allowed]
-        if self._failure(thinner) is None:
-            return
-        bad = []
-        for k, group in enumerate(self.groups):
-            kept = [thinner[i] if i == k else other.size for i, other in enumerate(self.groups)]
-            if (why := self._failure(kept)) is not None:
-                candidates = remembered(self.network, group)
-                for some in (candidates, *([one] for one in candidates)):
-                    before, self.remembered = self.remembered, [*self.remembered, *some]
-                    if some and self._failure(kept) is None:
-                        break
-                    self.remembered = before
-                else:
-                    bad.append(k)
-                    self.frozen[group.name] = why
-        self.groups = [group for k, group in enumerate(self.groups) if k not in bad]
-        self.scores = [scores for k, scores in enumerate(self.scores) if k not in bad]
-        if not self.groups or (why := self._failure([thinner[k] for k in range(len(thinner)) if k not in bad])) is not None:
-            raise ValueError(self._nothing() if not self.groups else f"compress: {why}; {INSTEAD}.")
-
-    def _failure(self, kept: Sequence[int]) -> str | None:
-        """What goes wrong with these widths: the module in which it does, and the message."""
-        student = self.pruned(kept)
-        try:
-            return None if self._shapes(student) == self.shapes else "the output has another shape"
-        except Exception as failure:
-            return f"{_where(student, self.inputs)}: {_short(failure)}"
-
-    def _shapes(self, network: nn.Module) -> list[Any]:
-        with counting.evaluating(network), torch.no_grad():
-            return [tuple(x.shape) if isinstance(x, Tensor) else type(x) for x in tree_leaves(network(*self.inputs))]
 
     def _nothing(self) -> str:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(self.frozen.items())[:3])
         return f"compress: no channels of {type(self.network).__name__} can be followed through its forward" + (
             f" ({why}); {INSTEAD}." if why else f"; {INSTEAD}."
         )
-
-
-def _where(network: nn.Module, inputs: Sequence[Tensor]) -> str:
-    """The innermost module that was running when the network failed."""
-    running: list[str] = []
-    handles = []
-    for name, module in network.named_modules():
-        text = f"{name or 'the network'} ({type(module).__name__})"
-        handles.append(module.register_forward_pre_hook(lambda *_, text=text: running.append(text)))
-        handles.append(module.register_forward_hook(lambda *_: running.pop() and None))
-    try:
-        with counting.evaluating(network), torch.no_grad():
-            network(*inputs)
-    except Exception:
-        return running[-1] if running else type(network).__name__
-    finally:
-        for handle in handles:
-            handle.remove()
-    return type(network).__name__
-
-
-def _short(failure: Exception) -> str:
-    lines = str(failure).strip().splitlines() or [type(failure).__name__]
-    return lines[0].rstrip(".")[:160]
 
 
 def _nearest(
@@ -286,5 +225,6 @@ def _nearest(
         f"{unit} {value:,.0f}" for unit, value in zip(("params", "macs"), asked, strict=True) if not math.isnan(value)
     )
     near = f"{teacher[0] / cost[0]:.3g} times fewer parameters and {teacher[1] / cost[1]:.3g} times fewer multiply-accumulates"
-    whole = f"; kept whole: {', '.join(list(frozen)[:4])}" if frozen else ""
-    return f"compress {what if factor is None else format(factor, 'g')}: the nearest that can be reached is {near}{whole}."
+    whole = [f"{name} is kept whole ({why})" for name, why in list(frozen.items())[:2]]
+    reasons = f"; {', '.join(whole)}; {INSTEAD}" if whole else ""
+    return f"compress {what if factor is None else format(factor, 'g')}: the nearest that can be reached is {near}{reasons}."

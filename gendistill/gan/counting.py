@@ -17,14 +17,18 @@ def one_sample(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and as it was afterwards."""
+    """Every module in eval mode and without gradients, and as it was afterwards."""
     modes = {module: module.training for module in network.modules()}
-    network.eval()
+    learned = [weight for weight in network.parameters() if weight.requires_grad]
+    network.eval().requires_grad_(False)  # torch's counter fails on a parameter that is a module's input
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
+        for weight in learned:
+            weight.requires_grad_(True)
 
 
 def macs(network: nn.Module, example_inputs: Sequence[Tensor]) -> int:
@@ -40,7 +44,7 @@ def macs(network: nn.Module, example_inputs: Sequence[Tensor]) -> int:
 def macs_by_module(network: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, int]:
     """Multiply-accumulates of one sample by the path of the innermost module that spends them ("" is the network itself)."""
     counter = FlopCounterMode(display=False)
-    with evaluating(network), torch.no_grad(), counter:  # a batch norm in training refuses one sample of 1x1
+    with evaluating(network), counter:  # a batch norm in training refuses one sample of 1x1
         network(*one_sample(example_inputs))
     root = type(network).__name__
     total = {name: sum(operations.values()) for name, operations in counter.get_flop_counts().items()}

@@ -64,7 +64,9 @@ class SeparableConv2d(nn.Module):
             ValueError: no settings of this class, or they are of another convolution.
         """
         if not isinstance(settings, Mapping) or dict(settings) != {"bias": dense.bias is not None}:
-            raise ValueError(f"slim record separable: takes bias {str(dense.bias is not None).lower()}; got {str(settings)[:60]}.")
+            raise ValueError(
+                f"slim record separable: takes bias {str(dense.bias is not None).lower()}; got {str(settings)[:60]}."
+            )
         return cls.like(dense)
 
     @classmethod

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gendistill.gan.counting import evaluating
 from gendistill.gan.remembered import integers
 from gendistill.gan.separable import SeparableConv2d
 
@@ -37,20 +36,34 @@ COUNTS: dict[Any, tuple[str, ...]] = {
 
 def fold(network: nn.Module) -> None:
     """Make the weights of parametrised layers (spectral norm, weight norm, of the user's own) plain, as they are now."""
-    with evaluating(network), torch.no_grad():  # a spectral norm in training would take another step
+    training = [layer for layer in network.modules() if layer.training]
+    network.eval()  # a spectral norm in training would take another step
+    with torch.no_grad():
         for layer in network.modules():
             _fold_layer(layer)
+    for layer in training:
+        layer.training = True
 
 
 def _fold_layer(layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer):
+        shared = type(layer)  # a deep copy has the class of its original, which would lose its weight with this one
+        layer.__class__ = type(shared.__name__, shared.__bases__, {k: v for k, v in vars(shared).items() if k != "__dict__"})
         for name in list(layer.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, SpectralNorm):
             remove_spectral_norm(layer, hook.name)
+            _forget_spectral_norm(layer)
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
+
+
+def _forget_spectral_norm(layer: nn.Module) -> None:
+    """torch leaves behind the hook that makes a state dict's plain weight into one under spectral norm."""
+    for key, hook in list(layer._load_state_dict_pre_hooks.items()):
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del layer._load_state_dict_pre_hooks[key]
 
 
 def _is_plain(layer: nn.Module) -> bool:

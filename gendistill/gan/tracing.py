@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch_pruning.dependency import Node
 
 from gendistill.gan.counting import one_sample
@@ -47,7 +48,7 @@ class Trace:
     graph: torch_pruning.DependencyGraph
     paths: dict[Node, str]
     links: dict[Node, list[tuple[str, Node, str, Table | None]]] = field(default_factory=lambda: defaultdict(list))
-    frozen: dict[Node, str] = field(default_factory=dict)  # operations whose channels cannot be followed: why
+    frozen: dict[tuple[Node, str], str] = field(default_factory=dict)  # sides whose channels must stay: why
 
     def sides(self, node: Node) -> tuple[str, str]:
         """The names of a node's input and output channels."""
@@ -115,15 +116,25 @@ def trace(network: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     bare = [weight for weight in network.parameters() if id(weight) not in known]
     dims = [(weight, dim) for weight in bare if (dim := channel_dim(weight)) is not None]
     spans = _Spans(wrapped)
+    ends: list[Any] = []
+
+    def run(net: nn.Module, given: tuple[Tensor, ...]) -> Any:
+        output = net(*given)
+        ends.extend(x.grad_fn for x in tree_leaves(output) if isinstance(x, Tensor))
+        return output
+
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings(), spans:
         warnings.simplefilter("ignore")
-        graph.build_dependency(wrapped, inputs, forward_fn=lambda net, given: net(*given), unwrapped_parameters=dims, verbose=False)
+        graph.build_dependency(wrapped, inputs, forward_fn=run, unwrapped_parameters=dims, verbose=False)
     names: dict[Any, str] = {layer: name for name, layer in wrapped.named_modules() if isinstance(layer, (*MODULES, nn.Module))}
     names |= {weight: name for name, weight in wrapped.named_parameters() if any(weight is one for one, _ in dims)}
     nodes = list(graph.module2node.values())
     found = Trace(graph, {node: names[node.module] for node in nodes if node.module in names})
     _Linker(found, spans.inner(), {id(weight): dim for weight, dim in dims}).link(nodes)
+    for node in nodes:
+        if node.grad_fn in ends:
+            found.frozen[node, found.sides(node)[1]] = "the output"
     return found
 
 
@@ -169,8 +180,6 @@ class _Linker:
 
     def link(self, nodes: list[Node]) -> None:
         for node in _in_order(nodes):
-            if type(node.module).__name__ == "_OutputOp":
-                self.trace.frozen[node] = "the output"
             self._node(node)
 
     def _node(self, node: Node) -> None:
@@ -182,7 +191,9 @@ class _Linker:
         elif node.grad_fn in self.inner:
             self.channel[node] = next((self.channel.get(other) for _, other, _ in before), None)
         elif name.startswith(BARE_PRODUCTS):
-            self.trace.frozen[node] = f"{name.removesuffix('Backward0')} with a weight that belongs to no layer of torch"
+            self.trace.frozen[node, "both"] = (
+                f"{name.removesuffix('Backward0')} with a weight that belongs to no layer of torch"
+            )
             self.channel[node] = 1
         elif name.startswith("Bmm"):
             self._product(node, before)
@@ -321,16 +332,20 @@ def _through(
         return dim, [[start + c] for c in range(size)]
     if name.startswith("Slice") and _dim(function._saved_dim, ndim) == dim:
         start, step = int(function._saved_start), int(function._saved_step)
-        return dim, [[(c - start) // step] if c >= start and (c - start) % step == 0 and (c - start) // step < target[dim]
-                     else [] for c in range(size)]
+        return dim, [
+            [(c - start) // step] if c >= start and (c - start) % step == 0 and (c - start) // step < target[dim] else []
+            for c in range(size)
+        ]
     if name.startswith("Flip") and dim in [_dim(d, ndim) for d in function._saved_dims]:
         return dim, [[size - 1 - c] for c in range(size)]
     if name.startswith("PixelShuffle"):
-        square = function._saved_upscale_factor ** 2
+        square = function._saved_upscale_factor**2
         return dim, [[c // square] for c in range(size)]
     if name.startswith("PixelUnshuffle"):
-        square = function._saved_downscale_factor ** 2
+        square = function._saved_downscale_factor**2
         return dim, [list(range(c * square, (c + 1) * square)) for c in range(size)]
+    if name.startswith("Glu"):
+        return dim, [[c % target[dim]] for c in range(size)] if target[dim] != size else None
     if name.startswith("Repeat"):
         dim = dim + len(target) - ndim
         return dim, [[c + k for k in range(0, target[dim], size)] for c in range(size)]
@@ -362,8 +377,9 @@ def _through(
 def _view(source: tuple[int, ...], dim: int, target: tuple[int, ...]) -> tuple[int, Table | None] | None:
     """Channels through a reshape, exactly: which channel of the target each number of the source becomes.
 
-    Dimensions of both shapes are matched in runs of equal product. In the run of the channels, they go to the first
-    dimension of the target that follows from them or that they follow from: (C * 16,) to (C, 4, 4), (C, 4, 4) to (C * 16,).
+    Dimensions of both shapes are matched in runs of equal product. In the run of the channels, they go to the largest
+    dimension of the target that follows from them or that they follow from: (C * 16,) to (C, 4, 4), (C, 4, 4) to (C * 16,),
+    (C,) to (heads, C / heads). Of two as large, the first of a tensor of numbers alone (a picture follows), else the last.
     """
     i = j = 0
     while i < len(source) and j < len(target):
@@ -376,24 +392,26 @@ def _view(source: tuple[int, ...], dim: int, target: tuple[int, ...]) -> tuple[i
                 right *= target[j_end]
                 j_end += 1
         if i <= dim < i_end:
-            return _view_run(source[i:i_end], dim - i, target[j:j_end], j)
+            return _view_run(source[i:i_end], dim - i, target[j:j_end], j, last=len(source) > 2)
         i, j = i_end, j_end
     return None
 
 
-def _view_run(source: tuple[int, ...], dim: int, target: tuple[int, ...], offset: int) -> tuple[int, Table | None] | None:
+def _view_run(
+    source: tuple[int, ...], dim: int, target: tuple[int, ...], offset: int, *, last: bool
+) -> tuple[int, Table | None] | None:
     numbers = torch.arange(math.prod(source))
     mine = torch.unravel_index(numbers, source)[dim]
-    for k, size in enumerate(target):
-        if size == 1 and source[dim] > 1:
-            continue
+    order = sorted(range(len(target)), key=lambda k: (-target[k], -k if last else k))
+    for k in (k for k in order if target[k] > 1 or source[dim] == 1):
         theirs = torch.unravel_index(numbers, target)[k]
         pairs = torch.unique(torch.stack([mine, theirs], 1), dim=0)
-        if len(pairs) in (source[dim], size):  # one side follows from the other
-            if len(pairs) == source[dim] == size and bool((pairs[:, 0] == pairs[:, 1]).all()):
-                return offset + k, None
-            table: Table = [[] for _ in range(source[dim])]
-            for a, b in pairs.tolist():
-                table[a].append(b)
-            return offset + k, table
+        if len(pairs) not in (source[dim], target[k]):
+            continue  # neither side follows from the other
+        if len(pairs) == source[dim] == target[k] and bool((pairs[:, 0] == pairs[:, 1]).all()):
+            return offset + k, None
+        table: Table = [[] for _ in range(source[dim])]
+        for a, b in pairs.tolist():
+            table[a].append(b)
+        return offset + k, table
     return None
