@@ -223,6 +223,13 @@ def _as_saved(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return saved if torch.isfinite(saved).all() else tensor
 
 
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """To what they will be when they come back from a file of `dtype`."""
+    state: dict[str, Tensor] = network.state_dict()
+    for tensor in state.values():
+        tensor.copy_(_as_saved(tensor, dtype))
+
+
 def _open_network(folder: Path, name: str, source: NetworkSource) -> nn.Module:
     """As the class builds it, pruned as it was, with the weights of the folder."""
     network = build(source.class_path, source.arguments, f"{folder / FILE_NAME}: {name}")
