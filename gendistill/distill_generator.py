@@ -28,11 +28,11 @@ from gendistill.gan.networks import Pupil, gan_networks
 from gendistill.gan.opening import describe, open_teacher
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.gan.picture_cache import prepare_pictures
-from gendistill.gan.settings import weight_at
 from gendistill.gan.student import Start, start_student
 from gendistill.generator_validation import GeneratorValidator
 from gendistill.machine import make_folder
-from gendistill.methods.gan_codistillation import FEATURE_LOSSES, RELATION_LOSSES, GanCodistillation, Player
+from gendistill.methods.gan_codistillation import GanCodistillation, Player
+from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.metrics.features import load_extractor
 from gendistill.progress import advancing_bar
 from gendistill.training.trainer import Trainer, TrainingResult

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -35,10 +34,6 @@ class Perception:
         with Tap(self.network, self.paths) as tap:
             self.network(*self._arguments(pictures, labels))
         return [tap.features[path] for path in self.paths]
-
-    def embeddings(self, maps: Sequence[Tensor]) -> Tensor:
-        """(B, D): what the pictures are to the network, for relations between them."""
-        return maps[-1].float().mean((2, 3))
 
     def _arguments(self, pictures: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.imagenet:

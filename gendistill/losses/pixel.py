@@ -79,14 +79,23 @@ def perceptual(
         ValueError: the numbers of layers and of weights differ, or the shapes of pictures.
     """
     check_shapes(prediction, target, "prediction")
-    of_prediction, of_target = features(prediction), features(target)
-    if weights is not None and len(weights) != len(of_prediction):
-        raise ValueError(f"weights {len(weights)}: takes one a layer, {len(of_prediction)}")
-    total = prediction.new_zeros((), dtype=of_prediction[0].float().dtype)
-    for k, (p, t) in enumerate(zip(of_prediction, of_target, strict=True)):
+    return perceptual_distance(features(prediction), features(target), normalise, weights)
+
+
+def perceptual_distance(
+    prediction: Sequence[Tensor],
+    target: Sequence[Tensor],
+    normalise: bool = True,
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """`perceptual` of features (B, C, ...) that were computed already, a layer each."""
+    if weights is not None and len(weights) != len(prediction):
+        raise ValueError(f"weights {len(weights)}: takes one a layer, {len(prediction)}")
+    total = prediction[0].new_zeros((), dtype=prediction[0].float().dtype)
+    for k, (p, t) in enumerate(zip(prediction, target, strict=True)):
         p, t = p.float(), t.float()
         if normalise:
-            p, t = unit(p, 1), unit(t, 1)
+            p, t = unit(p, -1), unit(t, -1)
         squared = (p - t).square().movedim(1, -1)
         if weights is not None:
             squared = squared * weights[k].to(squared)

@@ -8,8 +8,8 @@ Where there are no data the teacher's pictures are the real ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,38 +22,13 @@ from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.hints import Hint
 from gendistill.gan.networks import GanNetworks, persistent_buffers, tapped
 from gendistill.gan.perception import Perception
-from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig, RelationConfig, Weight, weight_at
-from gendistill.losses import features, relations
+from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig, weight_at
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
 from gendistill.losses.logits import bernoulli_kd, mse_logits
-from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
 from gendistill.methods.base import Method, OptimizerSettings, Update
+from gendistill.methods.gan_imitation import Guide, Imitation, Painted
 
 LASTING = 30  # logs in a row that tell of saturation
-
-FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "hints": features.hint,
-    "attention": features.attention_transfer,
-    "gram": features.gram,
-}
-RELATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "distance": relations.rkd_distance,
-    "angle": relations.rkd_angle,
-    "similarity": relations.similarity_preserving,
-    "correlation": relations.correlation_congruence,
-    "contrastive": relations.contrastive,
-}
-
-
-@dataclass(frozen=True)
-class Painted:
-    """Pictures (B, C, H, W) of a network, and its features of the layers that are matched."""
-
-    pictures: Tensor
-    features: list[Tensor] = field(default_factory=list)
-
-    def detach(self) -> Painted:
-        return Painted(self.pictures.detach(), [of.detach() for of in self.features])
 
 
 @dataclass
@@ -118,7 +93,8 @@ class GanCodistillation(Method):
         real: str = "data",
     ) -> None:
         self.networks, self.players, self.config, self.real = networks, players, config, real
-        self.teacher_discriminator, self.perception = teacher_discriminator, perception
+        self.teacher_discriminator = teacher_discriminator
+        self.imitation = Imitation(config, perception)
         self._teacher_paths = [hint.teacher for hint in hints]
         self._parameters = {
             name: dict(module.named_parameters()) for player in players for name, module in player.modules().items()
@@ -150,8 +126,8 @@ class GanCodistillation(Method):
     def updates(self, batch: GanBatch, random: PerSampleRandom) -> Iterator[Update]:
         inputs, labels = self._asked(batch, random)
         painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
-        guide = painted["teacher"].detach() if "teacher" in painted else self._guide(inputs, labels)
-        real = self._real(batch, guide.pictures)
+        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(inputs, labels)
+        real = self._real(batch, teachers.pictures)
         for player in self.players:
             if player.discriminator is not None:
                 fake = painted[player.name].pictures.detach()
@@ -159,10 +135,10 @@ class GanCodistillation(Method):
                     if number:
                         fake = self._another(player, batch, random)
                     yield self._update_discriminator(player, real, fake, labels, random)
-        guide_maps = self.perception.maps(guide.pictures, labels) if self.perception is not None else []
+        guide = self.imitation.guide(teachers, labels)
         for player in self.players:
             peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
-            yield self._update_generator(player, painted[player.name], guide, guide_maps, peers, labels, random)
+            yield self._update_generator(player, painted[player.name], guide, peers, labels, random)
 
     def after_step(self, step: int) -> None:
         """The average follows the student; its decay warms up, so that it forgets how the student began."""
@@ -204,7 +180,7 @@ class GanCodistillation(Method):
         return inputs, labels
 
     @torch.no_grad()
-    def _guide(self, inputs: Tensor, labels: Tensor | None) -> Painted:
+    def _of_teacher(self, inputs: Tensor, labels: Tensor | None) -> Painted:
         return Painted(*tapped(self.networks.teacher, self._teacher_paths, inputs, labels))
 
     @torch.no_grad()
@@ -226,7 +202,8 @@ class GanCodistillation(Method):
     ) -> Update:
         """Real from made, the teacher's discriminator's opinion, and a penalty every few steps."""
         config, step = self.config.discriminator, random.step
-        assert player.discriminator is not None and player.judge is not None
+        assert player.discriminator is not None
+        assert player.judge is not None
         seen = torch.cat([self._augment(real, random), self._augment(fake, random)])
         twice = None if labels is None else labels.repeat(2)
         logits = player.discriminator(seen, twice).float()
@@ -260,54 +237,25 @@ class GanCodistillation(Method):
         self,
         player: Player,
         painted: Painted,
-        guide: Painted,
-        guide_maps: list[Tensor],
+        guide: Guide,
         peers: list[Painted],
         labels: Tensor | None,
         random: PerSampleRandom,
     ) -> Update:
         """All that a generator is told, each by its weight of this step."""
-        config, step, terms = self.config, random.step, dict[str, tuple[float, Tensor]]()
-
-        def add(name: str, weight: Weight, loss: Callable[[], Tensor]) -> None:
-            if now := weight_at(weight, step):
-                terms[name] = now, loss()
-
-        if player.judge is not None:
-            add("adversarial", config.adversarial, lambda: self._fooling(player, painted.pictures, labels, random))
+        terms: list[tuple[str, float, Tensor]] = []
+        weight = weight_at(self.config.adversarial, random.step)
+        if weight and player.judge is not None:
+            terms.append(("adversarial", weight, self._fooling(player.judge, painted.pictures, labels, random)))
         if player.distils:
-            guides = [guide, *peers]
-            add("l1", config.output.l1, lambda: _mean([l1(painted.pictures, of.pictures) for of in guides]))
-            add("l2", config.output.l2, lambda: _mean([l2(painted.pictures, of.pictures) for of in guides]))
-            add(
-                "multiscale",
-                config.output.multiscale,
-                lambda: _mean([multi_scale(painted.pictures, of.pictures) for of in guides]),
-            )
-            for name, loss in FEATURE_LOSSES.items():
-                pairs = list(zip(painted.features, guide.features, strict=True))
-                if pairs:
-                    add(
-                        name,
-                        getattr(config.features, name),
-                        lambda loss=loss: _mean([loss(ours, theirs) for ours, theirs in pairs]),
-                    )
-            if weight_at(config.output.perceptual, step) or _any(config.relations, step):
-                maps = self.perception.maps(painted.pictures, labels) if self.perception is not None else []
-                if maps:
-                    add("perceptual", config.output.perceptual, lambda: perceptual_distance(maps, guide_maps))
-                ours, theirs = self._embedded(painted.pictures, maps), self._embedded(guide.pictures, guide_maps)
-                for name, loss in RELATION_LOSSES.items():
-                    add(name, getattr(config.relations, name), lambda loss=loss: loss(ours, theirs))
-        total = sum((weight * loss for weight, loss in terms.values()), painted.pictures.new_zeros(()))
+            terms += self.imitation.terms(painted, guide, peers, labels, random.step)
+        total = sum((weight * loss for _, weight, loss in terms), painted.pictures.new_zeros(()))
         prefix = "" if player.name == "student" else f"{player.name}_"
-        logs = {f"{prefix}{name}": loss.detach() for name, (_, loss) in terms.items()}
-        return Update(total, player.name, {f"{prefix}loss": total.detach(), **logs})
+        logs = {f"{prefix}{name}": loss.detach() for name, _, loss in [("loss", 1.0, total), *terms]}
+        return Update(total, player.name, logs)
 
-    def _fooling(self, player: Player, pictures: Tensor, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
+    def _fooling(self, judge: Discriminator, pictures: Tensor, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
         """The adversarial loss; the discriminator takes no gradient from it."""
-        judge = player.judge
-        assert judge is not None
         judge.network.requires_grad_(False)
         logits = judge(self._augment(pictures, random), labels)
         judge.network.requires_grad_(True)
@@ -317,12 +265,6 @@ class GanCodistillation(Method):
         policy = tuple(self.config.discriminator.augment)
         return augment(pictures, random.uniform((DRAWS,)).to(pictures.device), policy) if policy else pictures
 
-    def _embedded(self, pictures: Tensor, maps: list[Tensor]) -> Tensor:
-        """What relations are measured between: the network's view of the pictures, or small copies of them."""
-        if self.perception is not None:
-            return self.perception.embeddings(maps)
-        return torch.nn.functional.adaptive_avg_pool2d(pictures, 8).flatten(1)
-
 
 def _match(logits: Tensor, opinion: Tensor, config: DiscriminatorConfig, step: int) -> Tensor:
     """The teacher's discriminator's logits; of discriminators that judge other patches, pooled to the coarser ones."""
@@ -331,11 +273,3 @@ def _match(logits: Tensor, opinion: Tensor, config: DiscriminatorConfig, step: i
     if config.match_loss == "mse":
         return mse_logits(logits, opinion)
     return bernoulli_kd(logits, opinion, weight_at(config.temperature, step))
-
-
-def _any(config: RelationConfig, step: int) -> bool:
-    return any(weight_at(getattr(config, name), step) for name in RELATION_LOSSES)
-
-
-def _mean(losses: list[Tensor]) -> Tensor:
-    return torch.stack(losses).mean()
