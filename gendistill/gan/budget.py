@@ -119,7 +119,7 @@ def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> 
         return float(np.nanmax(np.abs(error(kept)))), kept
 
     tilts = np.linspace(-2, 2, 33) if intensity.any() else np.zeros(1)
-    best = min((at(float(tilt)) + (abs(float(tilt)),) for tilt in tilts), key=lambda found: (round(found[0], 2), found[2]))
+    best = min(((*at(float(tilt)), abs(float(tilt))) for tilt in tilts), key=lambda found: (round(found[0], 2), found[2]))
     return _rounded(best[1], allowed, lambda kept: float(np.nanmax(np.abs(error(kept)))))
 
 

@@ -153,9 +153,9 @@ class _Grouping:
             return f"{path} ({type(layer).__name__})"
         if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
             return f"{path} (LayerNorm over space)"
-        if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups in (layer.in_channels, layer.out_channels):
-            if layer.groups > 1 and layer.in_channels != layer.out_channels:
-                return f"{path} (depthwise, with {layer.in_channels} channels in and {layer.out_channels} out)"
+        if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and layer.in_channels != layer.out_channels:
+            depthwise = layer.groups in (layer.in_channels, layer.out_channels)
+            return f"{path} (depthwise, {layer.in_channels} channels to {layer.out_channels})" if depthwise else ""
         return ""
 
     def _group(self, atoms: list[dict[Side, list[int]]], frozen: str) -> ChannelGroup:

@@ -81,7 +81,7 @@ def compress(
     student = copy.deepcopy(network)
     slim.fold(student)
     if depthwise:
-        separable.replace_convolutions(student, keep)
+        _separate(student, example_inputs, asked, keep)
     search = _Search(student, tuple(example_inputs), asked, keep, round_to)
     search.scores = _scores(student, search.groups, importance, seed)
     widths = search.run()
@@ -134,6 +134,18 @@ def _count(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     if not count:
         raise ValueError(f"{type(network).__name__} multiplies nothing that torch counts; {INSTEAD}.")
     return count
+
+
+def _separate(network: nn.Module, inputs: Sequence[Tensor], asked: np.ndarray, keep: Sequence[str]) -> None:
+    """Make convolutions separable, the costliest first, as long as no more is saved than was asked."""
+    spent = counting.macs_by_module(network, inputs)
+    left = np.array([counting.parameters(network), sum(spent.values())], float)
+    for path in sorted(separable.replaceable(network, keep), key=lambda path: -spent.get(path, 0)):
+        layer = network.get_submodule(path)
+        saved = separable.saved_share(layer) * np.array([layer.weight.numel(), spent.get(path, 0)], float)  # type: ignore[operator,arg-type]
+        if not (left - saved < asked).any():
+            separable.replace_convolutions(network, [path])
+            left -= saved
 
 
 def _exists(network: nn.Module, path: str) -> bool:

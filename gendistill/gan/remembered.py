@@ -1,4 +1,4 @@
-"""Numbers of channels that a module wrote down when it was built, and that its forward reads: `x.view(-1, self.channels, 4, 4)`."""
+"""Numbers of channels that a module noted when it was built and its forward reads: `x.view(-1, self.channels, 4, 4)`."""
 
 from __future__ import annotations
 

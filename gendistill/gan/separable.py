@@ -88,29 +88,39 @@ class SeparableConv2d(nn.Module):
         return made.requires_grad_(dense.weight.requires_grad).train(dense.training)
 
 
-def replaceable(layer: nn.Module) -> bool:
-    """A dense convolution of more than one pixel that costs less as a separable one: k^2 + out < k^2 out."""
-    if type(layer) is not nn.Conv2d or layer.groups != 1:
-        return False
-    taps = layer.kernel_size[0] * layer.kernel_size[1]
-    return taps > 1 and taps + layer.out_channels < taps * layer.out_channels
+def saved_share(dense: nn.Conv2d) -> float:
+    """The share of a dense convolution's multiply-accumulates that a separable one saves: 1 - 1 / out - 1 / k^2."""
+    return 1 - 1 / dense.out_channels - 1 / (dense.kernel_size[0] * dense.kernel_size[1])
 
 
-def replace_convolutions(network: nn.Module, keep: Sequence[str] = ()) -> list[str]:
-    """Replace dense convolutions by the nearest separable ones where that saves multiply-accumulates, in place.
+def replaceable(network: nn.Module, keep: Sequence[str] = ()) -> list[str]:
+    """Paths of dense convolutions that cost less as separable ones, none of them at or below a path of `keep`."""
+    found = []
+    for path, layer in network.named_modules():
+        kept = any(path == one or path.startswith(one + ".") for one in keep)
+        if path and not kept and type(layer) is nn.Conv2d and layer.groups == 1 and saved_share(layer) > 0:
+            found.append(path)
+    return found
+
+
+def replace_convolutions(network: nn.Module, paths: Sequence[str] | None = None) -> list[str]:
+    """Replace dense convolutions by the nearest separable ones, in place.
 
     Args:
-        keep: paths of modules that stay as they are, with all below them.
+        paths: which; all that are `replaceable` where None.
 
     Returns:
         Paths of what was replaced.
+
+    Raises:
+        ValueError: a path at which there is no dense Conv2d.
     """
-    replaced = []
-    for path, layer in list(network.named_modules()):
-        kept = any(path == one or path.startswith(one + ".") for one in keep)
-        if path and not kept and replaceable(layer):
-            parent, _, name = path.rpartition(".")
-            assert isinstance(layer, nn.Conv2d)
-            setattr(network.get_submodule(parent), name, SeparableConv2d.nearest(layer))
-            replaced.append(path)
-    return replaced
+    paths = replaceable(network) if paths is None else list(paths)
+    modules = dict(network.named_modules())
+    for path in paths:
+        layer = modules.get(path)
+        if type(layer) is not nn.Conv2d or layer.groups != 1 or not path:
+            raise ValueError(f"depthwise {path}: takes a dense Conv2d within the network; got {type(layer).__name__}.")
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, SeparableConv2d.nearest(layer))
+    return paths

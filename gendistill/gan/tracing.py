@@ -191,9 +191,7 @@ class _Linker:
         elif node.grad_fn in self.inner:
             self.channel[node] = next((self.channel.get(other) for _, other, _ in before), None)
         elif name.startswith(BARE_PRODUCTS):
-            self.trace.frozen[node, "both"] = (
-                f"{name.removesuffix('Backward0')} with a weight that belongs to no layer of torch"
-            )
+            self.trace.frozen[node, "both"] = f"{name.removesuffix('Backward0')} with a weight of no torch layer"
             self.channel[node] = 1
         elif name.startswith("Bmm"):
             self._product(node, before)

@@ -66,7 +66,7 @@ class _Trials:
         for tie in self._ties(bad):
             good.append(tied(tie))
             for group in tie:
-                del whole[group.name]
+                whole.pop(group.name, None)
         while good and (why := self._failure(good)) is not None:  # what fails together only: the last is kept whole
             whole[good.pop().name] = why
         return Prunable(good, self.notes, whole)
