@@ -93,9 +93,17 @@ def _to_trace(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     round_weights(network, dtype)
     for module in network.modules():
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name)
+            _fix_parameters(module)
     return _Painting(network).eval()
+
+
+def _fix_parameters(module: nn.Module) -> None:
+    """What `remove_parametrizations` does, to this module alone: it would take them from the class, which copies share."""
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...], kind: str, onnx: bool) -> list[str]:
@@ -106,7 +114,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
     except Exception as error:  # torch.export raises whatever a network makes it stumble over
         (folder / PROGRAM).unlink(missing_ok=True)
         left_out = f"{PROGRAM} and {ONNX} are" if onnx else f"{PROGRAM} is"
-        return [f"{left_out} left out, torch.export cannot trace {_operation(error)}: {in_a_line(error)}"]
+        return [f"{left_out} left out, torch.export cannot trace {_operation(error)}"]
     if not onnx:
         return []
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -124,7 +132,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
 
 def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """Its program for any batch size, without the paths of the machine that it was made on."""
-    batch = torch.export.Dim("batch")
+    batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch before 2.6 knows names alone
     with _quiet():
         program = torch.export.export(network, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
     for module in program.graph_module.modules():
@@ -177,7 +185,9 @@ def _compare(what: Path, written: Any, network: nn.Module, inputs: tuple[Tensor,
 
 
 def _operation(error: Exception) -> str:
-    """Where in the network it was: the last line that is not torch's own."""
+    """What it was, and where in the network: the last line that is not torch's own."""
+    if "specialized it to be a constant" in str(error):
+        return "the network, whose code fixes the batch size (len(x) does, x.shape[0] does not)"
     torch_folder = str(Path(torch.__file__).parent)
     frames = [
         frame
@@ -185,7 +195,8 @@ def _operation(error: Exception) -> str:
         if not frame.filename.startswith((torch_folder, "<")) and Path(frame.filename).name != Path(__file__).name
     ]
     frames = [frame for frame in frames if "/gendistill/gan/generator.py" not in frame.filename]
-    return f"`{frames[-1].line}` ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else "the network"
+    where = f"`{frames[-1].line}` ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else "the network"
+    return f"{where}: {in_a_line(error)}"
 
 
 @contextlib.contextmanager

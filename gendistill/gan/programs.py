@@ -93,7 +93,7 @@ def open_program(path: str | Path, device: str | torch.device = "cpu") -> Progra
     try:
         reader = torch._C.PyTorchFileReader(io.BytesIO(data))
         records = reader.get_all_records()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"program {path}: is no program of TorchScript or torch.export ({in_a_line(error)})") from error
     if any(record.startswith("models/") for record in records):
         return _open_exported(path, data, reader, records, device)

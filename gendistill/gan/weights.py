@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ NESTS = (
     "model",
 )
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, of torch.compile
+PICKLED = b"\x80"  # the first byte of a pickle
 SAVE_INSTEAD = (
     "where you trust it, save its weights as .safetensors: `from safetensors.torch import save_file` and "
     "`save_file(network.state_dict(), 'weights.safetensors')`"
@@ -97,13 +99,16 @@ def _read_safetensors(path: Path, setting: str) -> dict[str, Tensor]:
 def _read_pickle(path: Path, setting: str) -> Any:
     """Tensors, numbers, texts and containers of these: whatever else a pickle could make is refused before it is made."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a pickle is of another version
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if unsafe is None:
+        if unsafe is None and path.read_bytes()[:1] != PICKLED:
             raise ValueError(f"{setting} {path}: is no state_dict that torch saved; {SAVE_INSTEAD}") from error
+        why = f" ({unsafe[1]})" if unsafe else ""
         raise ValueError(
-            f"{setting} {path}: is a pickle that would run code when opened ({unsafe[1]}), so it was not; {SAVE_INSTEAD}"
+            f"{setting} {path}: is a pickle that would run code when opened{why}, so it was not; {SAVE_INSTEAD}"
         ) from error
     except Exception as error:  # torch raises whatever its many readers raise
         if "TorchScript" in str(error):
