@@ -22,6 +22,14 @@ def test_the_defaults_have_the_parameters_of_pytorchs_dcgan_and_biases_of_the_en
     assert sum(p.numel() for p in DCGANDiscriminator().parameters()) == 2_765_568 + 64 + 1
 
 
+def test_the_weights_begin_as_the_paper_says():
+    for network in (DCGANGenerator(), DCGANDiscriminator()):
+        for layer in network.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.BatchNorm2d)):
+                assert layer.weight.std().item() == pytest.approx(0.02, rel=0.3)
+                assert layer.weight.mean().item() == pytest.approx(float(isinstance(layer, torch.nn.BatchNorm2d)), abs=0.01)
+
+
 @pytest.mark.parametrize(("channels", "resolution"), [((8, 4), 16), ((8, 4), 28), ((8, 8, 8, 4), 64), ((4,), 2)])
 def test_pictures_and_logits_have_the_shape_that_was_asked_for(channels, resolution):
     pictures = DCGANGenerator(6, 0, channels, 1, resolution)(torch.randn(3, 6))

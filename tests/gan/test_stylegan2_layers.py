@@ -55,6 +55,16 @@ def test_a_modulated_convolution_that_doubles_is_the_papers_grouped_one(demodula
     torch.testing.assert_close(layer(x, w), grouped(layer, x, w))
 
 
+def test_doubling_is_the_filtered_picture_convolved_away_from_its_border():
+    layer = ModulatedConv(5, 7, 3, 4, up=True).double()
+    x, w = torch.randn(3, 5, 8, 8).double(), torch.randn(3, 4).double()
+    style = layer.style(w) * layer.scale
+    kernel = layer.conv.weight.transpose(0, 1).flip(2, 3)
+    expected = F.conv2d(Blur("up").double()(x * style[:, :, None, None]), kernel, padding=1)
+    expected = expected * layer.demodulation(style)[:, :, None, None]
+    torch.testing.assert_close(layer(x, w)[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
+
+
 def test_the_gradients_of_both_forms_are_equal():
     layer = ModulatedConv(5, 7, 3, 4).double()
     x, w = torch.randn(3, 5, 6, 6).double().requires_grad_(), torch.randn(3, 4).double().requires_grad_()

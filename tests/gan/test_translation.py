@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from network_checks import assert_exports, assert_hinge_steps, assert_saves_and_loads, assert_spectral_norms
 
-from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
+from gendistill.gan.architectures.translation import PatchDiscriminator, ResidualBlock, ResNetTranslator
 
 LABELS = torch.tensor([0, 1])
 
@@ -38,6 +39,16 @@ def test_a_size_that_cannot_be_halved_twice_is_refused(size):
 def test_a_picture_does_not_depend_on_its_batch_even_in_training():
     network, x = small().train(), torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_residual_block_is_its_input_and_two_convolutions_reflected_at_the_border():
+    block, x = ResidualBlock(4), torch.randn(2, 4, 6, 5)
+
+    def normed(conv, x):
+        y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), conv.weight, conv.bias)
+        return (y - y.mean((2, 3), keepdim=True)) / (y.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+
+    torch.testing.assert_close(block(x), x + normed(block.conv2, normed(block.conv1, x).relu()), rtol=1e-4, atol=1e-5)
 
 
 def test_contrast_and_brightness_are_lost_in_the_first_instance_norm():
