@@ -127,7 +127,7 @@ def build_method(
                 "gan.partner teacher: goes on learning, which takes data.path, gan.adversarial above 0 and no program"
             )
         teacher.generator.network.train().requires_grad_(True)
-        pupil = Pupil(teacher.generator, [hint.teacher for hint in hints])
+        pupil = Pupil(teacher.generator, [hint.teacher_path for hint in hints])
         goes_on = discriminator_of(config, teacher, theirs, device)
         players.append(Player("teacher", pupil, goes_on, distils=False))
         frozen = goes_on

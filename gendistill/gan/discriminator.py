@@ -86,7 +86,7 @@ def adapt(network: nn.Module, spec: GeneratorSpec, name: str = "discriminator") 
     """
     channels, height, width = spec.output_shape
     edge = _own_edge(network)
-    if edge is not None and (height, width) != (edge, edge):
+    if edge is not None and edge != height:
         raise ValueError(_of_another_size(name, (edge, edge), spec))
     takes_labels = _takes_labels(network, spec, name)
     adapted = Discriminator(network, takes_labels, spec.num_classes)

@@ -35,9 +35,8 @@ class Pupil(nn.Module):
 
 def tapped(generator: Generator, paths: list[str], inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """A generator's pictures, and its features at `paths`."""
-    with Tap(generator.network, paths) as tap:
-        pictures = generator(inputs, labels)
-    return pictures, [tap.features[path] for path in paths]
+    output, features = Tap(generator.network, paths)(*generator.arguments(inputs, labels))
+    return generator.pictures(output), features
 
 
 @dataclass
@@ -72,7 +71,7 @@ def gan_networks(teacher: Generator, student: nn.Module, hints: list[Hint]) -> G
     average = copy.deepcopy(student).eval().requires_grad_(False)
     return GanNetworks(
         teacher,
-        Pupil(teacher.with_network(student), [hint.student for hint in hints], Regressors(hints)),
+        Pupil(teacher.with_network(student), [hint.student_path for hint in hints], Regressors(hints)),
         teacher.with_network(average),
     )
 

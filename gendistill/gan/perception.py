@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.gan.hints import Tap, stages
+from gendistill.gan.hints import Tap, candidates
 from gendistill.metrics.emoji_network import EmojiFeatureNetwork
 from gendistill.metrics.extractors import EMOJI_FEATURES, IMAGENET
 
@@ -27,13 +27,13 @@ class Perception:
     def __init__(self, network: nn.Module, example: tuple[Tensor, ...], *, takes_labels: bool = False, imagenet: bool = False):
         self.network = network.eval().requires_grad_(False)
         self.takes_labels, self.imagenet = takes_labels, imagenet
-        self.paths = stages(self.network, self._arguments(*example))[-LAYERS:]
+        last = {one.shape[1:]: one.path for one in candidates(self.network, self._arguments(*example))}  # of a resolution
+        self.paths = list(last.values())[-LAYERS:]
 
     def maps(self, pictures: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """Of pictures (B, C, H, W) in [-1, 1]: maps (B, c, h, w), finest first."""
-        with Tap(self.network, self.paths) as tap:
-            self.network(*self._arguments(pictures, labels))
-        return [tap.features[path] for path in self.paths]
+        _, features = Tap(self.network, self.paths)(*self._arguments(pictures, labels))
+        return features
 
     def _arguments(self, pictures: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.imagenet:

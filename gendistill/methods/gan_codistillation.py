@@ -95,7 +95,7 @@ class GanCodistillation(Method):
         self.networks, self.players, self.config, self.real = networks, players, config, real
         self.teacher_discriminator = teacher_discriminator
         self.imitation = Imitation(config, perception)
-        self._teacher_paths = [hint.teacher for hint in hints]
+        self._teacher_paths = [hint.teacher_path for hint in hints]
         self._parameters = {
             name: dict(module.named_parameters()) for player in players for name, module in player.modules().items()
         }
@@ -204,18 +204,16 @@ class GanCodistillation(Method):
         config, step = self.config.discriminator, random.step
         assert player.discriminator is not None
         assert player.judge is not None
-        seen = torch.cat([self._augment(real, random), self._augment(fake, random)])
-        twice = None if labels is None else labels.repeat(2)
-        logits = player.discriminator(seen, twice).float()
-        of_real, of_fake = logits.chunk(2)
+        seen = [self._augment(real, random), self._augment(fake, random)]  # apart: batch norms must not compare the two
+        of_real, of_fake = (player.discriminator(pictures, labels).float() for pictures in seen)
         loss = discriminator_loss(of_real, of_fake, config.loss)
         logs = {f"{player.discriminator_name}_loss": loss.detach()}
         if player.name == "student":
             logs["told_apart"] = told_apart(of_real, of_fake).detach()
         if (weight := weight_at(config.match, step)) and self.teacher_discriminator is not None and player.distils:
             with torch.no_grad():
-                opinion = self.teacher_discriminator(seen, twice).float()
-            matched = _match(logits, opinion, config, step)
+                opinions = [self.teacher_discriminator(pictures, labels).float() for pictures in seen]
+            matched = _match(torch.cat([of_real, of_fake]), torch.cat(opinions), config, step)
             loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
             loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, labels, random)
