@@ -95,7 +95,7 @@ def perceptual_distance(
     for k, (p, t) in enumerate(zip(prediction, target, strict=True)):
         p, t = p.float(), t.float()
         if normalise:
-            p, t = unit(p, -1), unit(t, -1)
+            p, t = unit(p, 1), unit(t, 1)
         squared = (p - t).square().movedim(1, -1)
         if weights is not None:
             squared = squared * weights[k].to(squared)

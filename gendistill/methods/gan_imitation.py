@@ -78,9 +78,10 @@ class Imitation:
         guides = [guide.painted, *peers]
         for name, weight, loss in _weighted(OUTPUT_LOSSES, output, step):
             yield name, weight, _mean(loss(painted.pictures, of.pictures) for of in guides)
-        if guide.painted.features:
-            for name, weight, loss in _weighted(FEATURE_LOSSES, config.features, step):
-                yield name, weight, _mean(map(loss, painted.features, guide.painted.features))
+        pairs = [_scaled(ours, theirs) for ours, theirs in zip(painted.features, guide.painted.features, strict=True)]
+        for name, weight, loss in _weighted(FEATURE_LOSSES, config.features, step):
+            if pairs:
+                yield name, weight, _mean(loss(ours, theirs) for ours, theirs in pairs)
         related = list(_weighted(RELATION_LOSSES, config.relations, step))
         seen = weight_at(output.perceptual, step)
         if not (related or seen):
@@ -99,6 +100,12 @@ def _weighted(losses: dict[str, Loss], weights: object, step: int) -> Iterator[t
         weight: Weight = getattr(weights, name)
         if now := weight_at(weight, step):
             yield name, now, loss
+
+
+def _scaled(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Both over the root mean square of the teacher's: a weight then means the same in every layer of every network."""
+    scale = theirs.float().square().mean().sqrt().clamp(min=1e-8)
+    return ours / scale, theirs / scale
 
 
 def _mean(losses: Iterator[Tensor]) -> Tensor:
