@@ -22,7 +22,9 @@ from gendistill.distill_generator import GeneratorResult, distill_generator
 from gendistill.evaluation.judge import Judge
 from gendistill.export.student import export_student
 from gendistill.failures import told_in_a_sentence
+from gendistill.gan.classes import is_class_path
 from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import METHODS
 from gendistill.methods.stage import Stage
@@ -60,13 +62,7 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
     run = make_folder(Path(config.out))
     if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
-    if (config.method == "gan") != is_gan(config):
-        takes = (
-            "a GAN (its folder, module:Class, .pt2 or .pt)"
-            if config.method == "gan"
-            else "a diffusion model; this GAN --method gan"
-        )
-        raise ValueError(f"teacher {config.teacher}: --method {config.method} takes {takes}")
+    require_fitting_teacher(config)
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         try:
@@ -79,16 +75,16 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
         return result
 
 
-def is_gan(config: DistillConfig) -> bool:
-    """Whether the teacher is none of diffusion: told without opening it."""
+def require_fitting_teacher(config: DistillConfig) -> None:
+    """ValueError where the method is one for the other kind of teacher; told without opening it."""
     path = Path(config.teacher)
-    return is_gan_folder(path) or not (
-        (path / "model_index.json").is_file() or path.suffix == ".safetensors" or _on_hub(config)
-    )
-
-
-def _on_hub(config: DistillConfig) -> bool:
-    return not Path(config.teacher).exists() and ":" not in config.teacher
+    is_gan, is_diffusion = is_gan_folder(path), (path / "model_index.json").is_file()
+    if config.method == "gan" and is_diffusion:
+        raise ValueError(f"teacher {config.teacher}: is a diffusion model; --method gan {TAKES}")
+    if config.method != "gan" and (is_gan or is_class_path(config.teacher)):
+        raise ValueError(
+            f"teacher {config.teacher}: is a GAN, which --method {config.method} cannot distill; takes --method gan"
+        )
 
 
 def is_begun(run: Path) -> bool:
