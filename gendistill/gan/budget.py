@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import nn
 
 from gendistill.gan.channels import ChannelGroup, Side, get_module
 from gendistill.gan.tracing import channel_dim
+
+CLOSE = 0.01  # an error that is not worth another step
+MOST_PAIRED = 32  # groups of which steps of two at once are tried
 
 
 class CostModel:
@@ -123,24 +127,35 @@ def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> 
     return _rounded(best[1], allowed, lambda kept: float(np.nanmax(np.abs(error(kept)))))
 
 
-def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: object) -> Widths:
-    assert callable(error)
+def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[np.ndarray], float]) -> Widths:
+    """Allowed widths near `kept`, moved a step at a time while the error falls: one group's, then two groups' at once."""
     places = [int(np.abs(w - k).argmin()) for w, k in zip(allowed, kept, strict=True)]
 
     def numbers(places: list[int]) -> np.ndarray:
         return np.array([w[p] for w, p in zip(allowed, places, strict=True)], float)
 
+    def moved(moves: tuple[tuple[int, int], ...]) -> tuple[float, float, list[int]] | None:
+        after = list(places)
+        for k, step in moves:
+            after[k] += step
+        if any(not 0 <= after[k] < len(allowed[k]) for k, _ in moves):
+            return None
+        strays = sum(abs(math.log(allowed[k][after[k]] / kept[k])) for k, _ in moves)
+        found = error(numbers(after))
+        return found + 0.02 * strays, found, after
+
     best = error(numbers(places))
+    single = [((k, step),) for k in range(len(places)) for step in (-1, 1)]
+    double = [one + two for one, two in itertools.combinations(single, 2) if one[0][0] != two[0][0]]
+    kinds = [single, double] if len(places) <= MOST_PAIRED else [single]
     for _ in range(40 * len(places)):
-        if best < 0.01:
+        for moves in kinds:
+            tried = [found for move in moves if (found := moved(move)) is not None and found[1] < best]
+            if tried:
+                _, best, places = min(tried)
+                break
+        else:
             break
-        moves = []
-        for k, step in ((k, step) for k in range(len(places)) for step in (-1, 1)):
-            if 0 <= places[k] + step < len(allowed[k]):
-                moved = [*places[:k], places[k] + step, *places[k + 1 :]]
-                strays = abs(math.log(allowed[k][moved[k]] / kept[k]))
-                moves.append((error(numbers(moved)) + 0.02 * strays, error(numbers(moved)), moved))
-        if not moves or min(moves)[1] >= best:
+        if best < CLOSE:
             break
-        _, best, places = min(moves)
     return Widths(numbers(places).astype(int), best)

@@ -160,10 +160,13 @@ def _chosen(theirs: Sequence[Candidate], ours: Sequence[Candidate], teacher_path
 def _find(some: Sequence[Candidate], path: str, whose: str) -> Candidate:
     known = {one.path: one for one in some}
     if path not in known:
-        close = difflib.get_close_matches(path, list(known), 1, cutoff=0)
-        nearest = f"; the nearest is {close[0]}" if close else ""
-        raise ValueError(f"hints {path}: the {whose} has no layer of this path with features (B, C, H, W){nearest}.")
+        raise ValueError(f"hints {path}: the {whose} has no layer of this path with features (B, C, H, W){_nearest(path, known)}.")
     return known[path]
+
+
+def _nearest(path: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(path, [name for name in known if name], 1, cutoff=0)
+    return f"; the nearest is {close[0]}" if close else ""
 
 
 def describe(hints: Sequence[Hint]) -> str:

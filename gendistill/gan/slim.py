@@ -179,12 +179,12 @@ def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
 def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:
     held = integers(module)
     if not isinstance(numbers, Mapping):
-        raise ValueError(f"slim record attributes {path}: takes an object of numbers; got {type(numbers).__name__}.")
+        raise ValueError(f"slim record attributes {path or 'of the network'}: takes an object of numbers; got {type(numbers).__name__}.")
     for name, number in numbers.items():
         if name not in held:
-            raise ValueError(f"slim record attributes {path}: the network has no number {name}{_nearest(name, held)}.")
+            raise ValueError(f"slim record attributes {path or 'of the network'}: the network has no number {name}{_nearest(name, held)}.")
         if number != held[name]:
-            setattr(module, name, _number(f"attributes {path} {name}", number, held[name]))
+            setattr(module, name, _number(f"attributes {path or 'of the network'} {name}", number, held[name]))
 
 
 def _number(what: str, number: Any, whole: Any) -> Any:
