@@ -48,7 +48,7 @@ def network_class(class_path: str, setting: str = "teacher") -> type[nn.Module]:
                 f"nor installed"
             ) from error
         raise ValueError(f"{setting} {class_path}: {module_name} needs {error.name}, which is not installed") from error
-    except Exception as error:  # a stranger's module may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything, a script of theirs reads arguments
         raise ValueError(f"{setting} {class_path}: {module_name} fails when imported: {in_a_line(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):

@@ -177,8 +177,11 @@ def _compare(what: Path, written: Any, network: nn.Module, inputs: tuple[Tensor,
     """
     for count in (len(inputs[0]), 1, 3):
         batch = tuple(torch.cat([each, each])[:count] for each in inputs)
-        with torch.no_grad():
-            of, at = picture_in(written(*batch)), network(*batch)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of networks that draw noise within
+            of = picture_in(written(*batch))
+            torch.manual_seed(0)
+            at = network(*batch)
         worst = (of - at).abs().max().item() if of.shape == at.shape else float("inf")
         if not worst <= TOLERANCE * max(1.0, at.abs().max().item()):
             raise ValueError(f"{what.name} does not paint what the network paints: a batch of {count} is {worst:.2g} off")

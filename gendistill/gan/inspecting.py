@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from gendistill.gan.classes import in_a_line
 from gendistill.gan.generator import GeneratorSpec, picture_in
 from gendistill.gan.programs import Program
 from gendistill.gan.settings import GeneratorConfig
+
+logger = logging.getLogger(__name__)
 
 LATENT_NAMES = (
     "latent_dim",
@@ -90,6 +93,11 @@ def find_spec(
         if picture.ndim != 4 or len(picture) != BATCH or not picture.is_floating_point():
             failures.append(f"it gives {picture.dtype} {list(picture.shape)} of {list(shape)} and no pictures (B, C, H, W)")
             continue
+        if kind == "image" and not settings.input_shape and shape[1] != _first_number(described.known, SIZE_NAMES):
+            logger.warning(
+                "%s: works on pictures of %dx%d, which is taken; --set generator.input_shape=[%d,H,W] says otherwise",
+                *(teacher, *shape[1:], shape[0]),
+            )
         return GeneratorSpec(
             kind=kind,
             input_shape=shape,
@@ -230,7 +238,7 @@ def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int
     """
     inputs = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
     inputs = inputs.clamp(-1, 1) if kind == "image" else inputs
-    labels = (torch.arange(BATCH) % num_classes,) if num_classes else ()
+    labels = (torch.linspace(0, num_classes - 1, BATCH).long(),) if num_classes else ()  # the first and the last
     try:
         output = network(inputs.requires_grad_(), *labels)
     except Exception as error:  # whatever a stranger's network raises

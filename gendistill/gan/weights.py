@@ -63,9 +63,6 @@ def read_state_dict(path: str | Path, setting: str, *, part: str = "generator") 
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    broken = next((name for name, of in found.items() if of.is_floating_point() and not torch.isfinite(of.float()).all()), None)
-    if broken is not None:
-        raise ValueError(f"{setting} {path}: {broken} holds numbers that are not finite")
     return found
 
 
@@ -73,7 +70,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], where: str) -> No
     """Put all of `state` into `network`, in the network's own precision.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape; the sentence names the first.
+        ValueError: a tensor is missing, unknown, of another shape or not finite; the sentence names the first.
     """
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
@@ -86,6 +83,9 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], where: str) -> No
     if problems:
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise ValueError(f"{where}: does not fit {type(network).__name__} with these arguments: {problems[0]}{more}")
+    broken = next((name for name, of in state.items() if of.is_floating_point() and not torch.isfinite(of.float()).all()), None)
+    if broken is not None:
+        raise ValueError(f"{where}: {broken} holds numbers that are not finite")
     network.load_state_dict(state)
 
 

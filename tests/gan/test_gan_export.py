@@ -47,6 +47,20 @@ class Branching(nn.Module):
         return self.fc(z).view(-1, 3, 2, 2)
 
 
+class Counting(Branching):
+    """len() makes a number of the size of a batch, which a program then takes for a constant."""
+
+    def forward(self, z):
+        return self.fc(z).view(len(z), 3, 2, 2)
+
+
+class Noisy(Branching):
+    """It draws noise of its own."""
+
+    def forward(self, z):
+        return self.fc(z + torch.randn_like(z)).view(-1, 3, 2, 2)
+
+
 class Unet(UNet2DModel):
     """diffusers' network as an image-to-image generator: an output object, in which the picture is the sample."""
 
@@ -144,6 +158,18 @@ def test_a_network_that_cannot_be_traced_keeps_its_folder_and_the_log_names_the_
     assert sorted(each.name for each in (tmp_path / "s").iterdir()) == ["README.md", "gan.json", "generator"]
     assert "torch.export.load" not in (tmp_path / "s" / "README.md").read_text()
     assert open_gan(tmp_path / "s").generator(torch.ones(1, 4)).shape == (1, 3, 2, 2)
+
+
+def test_code_that_fixes_the_batch_size_is_told(tmp_path):
+    (said,) = export_student(tmp_path / "s", gan_of(Counting(), GeneratorSpec("noise", (4,), (3, 2, 2))), {})
+    assert "fixes the batch size (len(x) does, x.shape[0] does not)" in said
+
+
+def test_a_network_that_draws_noise_is_compared_with_the_same_noise(tmp_path):
+    gan = gan_of(Noisy(), GeneratorSpec("noise", (4,), (3, 2, 2)))
+    assert export_student(tmp_path / "s", gan, {}, onnx=False) == []
+    program, z = open_program(tmp_path / "s" / "generator.pt2"), torch.zeros(2, 4)
+    assert not torch.equal(program(z), program(z))
 
 
 def test_without_onnx_the_log_says_how_to_install_it(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def place(tmp_path, monkeypatch):
     module = f"hostile_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{module}.py").write_text(MODULE)
     (tmp_path / f"{module}_broken.py").write_text("import a_module_that_nobody_has")
+    (tmp_path / f"{module}_script.py").write_text("import sys; sys.exit(2)")
     (tmp_path / f"{module}_raising.py").write_text("raise RuntimeError('no\\nway')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -177,6 +178,7 @@ TEACHERS = {
     "{module}:function": "is no class of torch.nn.Module",
     "{module}:Nett": "did you mean Net?",
     "{module}_broken:Net": "needs a_module_that_nobody_has",
+    "{module}_script:Net": "fails when imported: SystemExit: 2",
     "{module}_raising:Net": "fails when imported: RuntimeError: no",
     "{module}:Needy": "cannot be built with (): TypeError",
     "{module}:Headless": "has no forward",
@@ -199,6 +201,7 @@ def test_a_class_that_cannot_be_a_teacher_is_told_in_a_sentence(place, teacher):
     [
         ({"input_shape": [5]}, "generator.input_shape [5]: "),
         ({"num_classes": 3}, "takes no class numbers"),
+        ({"kind": "image", "input_shape": [3, 8, 8]}, "does not work with it"),
         ({"discriminator": "nowhere"}, "takes module:Class, a folder, or fresh"),
         ({"discriminator": "os:system", "discriminator_weights": "w.safetensors"}, "is no class of torch.nn.Module"),
         ({"discriminator": "fresh", "discriminator_weights": "w.safetensors"}, "is for a discriminator module:Class"),
@@ -461,6 +464,27 @@ def test_torchscript_that_writes_a_file_is_not_opened():
     traced.save("p.pt")
     path = rewritten("p.pt", lambda name, held: held.replace(b"torch.tanh(", b"torch. save(") if name.endswith(".py") else held)
     assert "calls save, which may run code" in sentence(path)
+
+
+def test_torchscript_with_objects_of_c_is_not_opened():
+    torch.jit.trace(Paint(), (torch.zeros(2, 4),)).save("p.pt")
+    path = rewritten("p.pt", lambda name, held: held.replace(b"fc :", b"fc : __torch__.torch.classes.x.Y\n  fd :"))
+    assert "calls torch.classes, which may run code" in sentence(path)
+
+
+@pytest.mark.parametrize("name", ["p.pt", "p.pt2"])
+def test_a_program_that_would_fill_the_memory_is_not_opened(name):
+    if name == "p.pt":
+        torch.jit.trace(Paint(), (torch.zeros(2, 4),)).save(name)
+    else:
+        exported()
+    with zipfile.ZipFile(name, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/extra/zeros", bytes(2**27))
+    assert "would fill the memory" in sentence(name)
+
+
+def test_more_classes_than_the_network_has_are_told_in_a_sentence(place, folder):
+    assert "index out of range" in sentence(folder, num_classes=3)
 
 
 def test_a_program_of_one_batch_size_is_told_in_a_sentence():

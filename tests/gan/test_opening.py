@@ -152,6 +152,12 @@ def test_what_an_unseen_network_takes_and_gives_is_found(networks, name):
     assert torch.allclose(pictures, own * 2 - 1 if FOUND[name].output_range == (0, 1) else own, atol=1e-6)
 
 
+def test_a_size_that_is_found_by_trying_is_told(networks, caplog):
+    saved(f"{networks}:Deep", "w.pth")
+    opened(f"{networks}:Deep", "w.pth")
+    assert "works on pictures of 64x64, which is taken; --set generator.input_shape=[3,H,W] says otherwise" in caplog.text
+
+
 def test_settings_win_over_what_is_found(networks):
     saved(f"{networks}:Painter", "w.pth")
     gan = opened(f"{networks}:Painter", "w.pth", input_shape=[3, 48, 40], output_range=(-1, 1))
