@@ -116,6 +116,12 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(min=2, help="of a GAN: strips of so many pictures from one noise to another")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first picture; the next ones count on")] = 0,
     num: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -125,7 +131,7 @@ def sample(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures from a student, or from any diffusers pipeline."""
+    """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
     from gendistill.drawing import draw
 
     _quieten_libraries()
@@ -133,6 +139,8 @@ def sample(
         student,
         _prompts(prompt, prompts),
         out,
+        inputs=input_,
+        interpolate=interpolate,
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,

@@ -147,9 +147,9 @@ def _card(row: Row, metric: str, colours: dict[str, int], small: str) -> Card:
 
 def _kind(row: Row) -> str:
     model = row.contestant
-    spec = model.samplers[row.steps].spec
+    method = model.samplers[row.steps].method
     guidance = f", guidance {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
-    return f"{model.name}: {f'{spec.method} student' if spec else model.solver(row.steps)}{guidance}"
+    return f"{model.name}: {f'{method} student' if method else model.solver(row.steps)}{guidance}"
 
 
 def _scores(comparison: ModelComparison) -> list[str]:

@@ -123,6 +123,6 @@ def main_rows(rows: list[Row]) -> list[Row]:
 
 
 def _main_row(rows: list[Row]) -> Row:
-    spec = rows[0].contestant.samplers[rows[0].steps].spec
-    wanted = 4 if spec is None or any(row.steps == 4 for row in rows) else spec.num_inference_steps[0]
+    own = rows[0].contestant.samplers[rows[0].steps].default_steps
+    wanted = 4 if any(row.steps == 4 for row in rows) else own
     return next((row for row in rows if row.steps == wanted), rows[0])

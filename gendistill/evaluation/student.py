@@ -122,8 +122,7 @@ def evaluate(
             device=device,
             progress=progress,
         )
-    if sampler.own_prompts is not None:  # no texts that a picture could be held against
-        judge = dataclasses.replace(judge, scorer=None)
+    judge = judge.of_models([sampler])
     folder = make_folder(out or Path(model))
     if sampler.spec is None:
         rows = _teacher_rows(sampler, judge, Path(model).name)
