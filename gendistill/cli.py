@@ -188,14 +188,19 @@ def grid(
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="student folder; a teacher, for the figures that students are held against; or a set of pictures"),
+        typer.Argument(
+            help="student or GAN folder; a teacher, for the figures that students are held against; or a set of pictures"
+        ),
     ],
-    teacher: Annotated[str | None, typer.Option(help="the one in the student's gendistill.json")] = None,
+    teacher: Annotated[str | None, typer.Option(help="the one that the student's folder names")] = None,
     reference: Annotated[
         str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
     ] = REFERENCE,
     caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
     num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
     metrics: Annotated[
@@ -213,8 +218,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    from gendistill.evaluation.evaluate import evaluate_model as run
     from gendistill.evaluation.sets import evaluate_pictures, is_picture_set
-    from gendistill.evaluation.student import evaluate as run
 
     _quieten_libraries()
     if is_picture_set(model):
@@ -241,6 +246,7 @@ def evaluate(
         raise ValueError(f"metrics and resize: take a set of pictures; {model} is read as a model")
     result = run(
         model,
+        inputs=input_,
         teacher=teacher,
         reference=reference,
         caption=caption,
@@ -254,6 +260,7 @@ def evaluate(
         cache=cache,
         device=device,
     )
+    _warn(result.warnings)
     _print(result.to_json() if as_json else result.table())
     if not as_json:
         _tell_files(result.files)

@@ -216,7 +216,8 @@ class GeneratorSampler(Sampler):
             return names.index(of)
         if of.isdecimal() and int(of) < count:
             return int(of)
-        nearest = get_close_matches(of, names, n=1, cutoff=0.0) if self.generator.spec.classes else []
+        alike = [name for name in names if of.lower() in name.lower()] or get_close_matches(of, names, n=1, cutoff=0.0)
+        nearest = alike if self.generator.spec.classes else []
         hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
         takes = f"one of its {count} classes by name, or its" if self.generator.spec.classes else "a class's"
         raise ValueError(f"prompt {of!r}: the generator takes {takes} number from 0 to {count - 1}{hint}")
