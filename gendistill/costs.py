@@ -47,10 +47,11 @@ def measure_costs(
     steps = sampler.default_steps if steps is None else steps
     scale = sampler.default_guidance_scale if guidance_scale is None else guidance_scale
     given = list(dict.fromkeys(prompts))
+    any_text = sampler.texts and sampler.own_prompts is None
 
     def prompt(k: int) -> str:
         around, index = divmod(k, len(given))
-        return given[index] if around == 0 or sampler.own_prompts is not None else f"{given[index]} {around + 1}"
+        return f"{given[index]} {around + 1}" if around and any_text else given[index]
 
     def draw(count: int) -> None:
         some = [prompt(k) for k in range(count)]

@@ -15,6 +15,7 @@ from gendistill.atomic import written_aside
 from gendistill.costs import measure_costs
 from gendistill.evaluation.album import Album
 from gendistill.evaluation.breakage import Breakage, Examiner
+from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
 from gendistill.evaluation.contestants import Contestant, open_contestants
@@ -77,6 +78,7 @@ def compare(
     Args:
         models: the first is what the others are held against, at its most steps: put the teacher first.
         steps: `STEPS` where None; a student is drawn in those of them that it was validated at, a GAN in one.
+        caption: the field that prompts are drawn from; the one whose texts are a GAN's classes where None.
         probes: a `probes.yaml`; the one beside the reference's pictures where None.
         quick: few pictures; a look before the measurement.
 
@@ -88,6 +90,8 @@ def compare(
     found = Probes.load(probes) if probes else Probes.beside(reference)
     contestants = open_contestants(models, steps or list(STEPS), guidance_scale=guidance_scale, solver=solver, device=device)
     samplers = [sampler for model in contestants for sampler in model.samplers.values()]
+    if caption is None and prompts is None:
+        caption = class_caption(reference, samplers)
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,

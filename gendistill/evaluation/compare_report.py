@@ -9,7 +9,7 @@ from gendistill.atomic import written_aside
 from gendistill.data.samples import PictureSource
 from gendistill.data.sources import open_source
 from gendistill.evaluation.breakage_report import breakage_section
-from gendistill.evaluation.comparison import ModelComparison, Row, main_rows
+from gendistill.evaluation.comparison import ModelComparison, Row, main_rows, milliseconds
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.score_cells import EXPLAINED, score_cell, score_column, short_name
 from gendistill.metrics.energy import Energy
@@ -104,7 +104,7 @@ def _figures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
                 Cell(str(row.steps), value=row.steps),
                 Cell(str(row.evaluation.network_calls), value=row.evaluation.network_calls),
                 *(score_cell(row.evaluation, name) for name in names),
-                Cell(f"{1000 * row.costs.latency:.0f}", value=row.costs.latency),
+                Cell(milliseconds(row.costs.latency), value=row.costs.latency),
                 Cell("") if row.memory is None else Cell(f"{row.memory / 1e6:.0f}", value=row.memory),
             ],
             highlight=row.contestant.is_student,
@@ -228,7 +228,7 @@ def _pictures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
         count = max(8, min(64, GALLERY_PIXELS // sampler.resolution**2))
         few = judge.first(count)
         pictures = few.draw(sampler, row.steps, row.contestant.guidance_scale)
-        note = f"{1000 * row.costs.latency:.0f} ms"
+        note = f"{milliseconds(row.costs.latency)} ms"
         galleries.append(Gallery(row.evaluation.label, pictures, few.prompts, note, colours[row.contestant.name]))
     lead = "Picture k has the same prompt and seed in every grid; they are the first ones, not chosen."
     return Section("The same prompts and seeds", [Galleries(galleries)], lead)
@@ -254,9 +254,9 @@ def _costs(comparison: ModelComparison, colours: dict[str, int]) -> Section:
                 [
                     Cell(row.contestant.name, colour=colours[row.contestant.name]),
                     str(row.steps),
-                    f"{costs.parameters / 1e6:.1f}",
-                    f"{costs.flops / 1e9:.2f}",
-                    f"{1000 * costs.batches[0].seconds_p90:.0f}",
+                    f"{costs.parameters / 1e6:.{1 if costs.parameters >= 1e7 else 2}f}",
+                    f"{costs.flops / 1e9:.{2 if costs.flops >= 1e8 else 4}f}",
+                    milliseconds(costs.batches[0].seconds_p90),
                     *("" if seconds is None else f"{1000 * seconds:.1f}" for seconds in split),
                     f"{1000 * costs.rest_seconds:.1f}",
                     *(rates.get(size, "") for size in sizes),

@@ -101,7 +101,7 @@ class ModelComparison:
                 f"{scores[metric]:.2f}",
                 "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
                 *(f"{scores[name]:.{digits}f}" if name in scores else "" for name, digits in TABLE_SCORES),
-                f"{1000 * row.costs.latency:.0f}",
+                milliseconds(row.costs.latency),
                 "" if row.memory is None else f"{row.memory / 1e6:.0f}",
                 style="bold" if row.contestant.is_student else "",
             )
@@ -112,6 +112,11 @@ class ModelComparison:
         tests = [dataclasses.asdict(test) for test in self.tests]
         broke = {name: dataclasses.asdict(of) for name, of in self.breakage.items()}
         return json.dumps({"rows": rows, "tests": tests, "breakage": broke, "warnings": self.warnings}, indent=1, default=float)
+
+
+def milliseconds(seconds: float) -> str:
+    """To a tenth below 10."""
+    return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f}"
 
 
 def main_rows(rows: list[Row]) -> list[Row]:

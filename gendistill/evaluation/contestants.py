@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gendistill.evaluation.student import student_folders
 from gendistill.evaluation.teacher import SOLVERS, teacher_scheduler
+from gendistill.gan.sampler import GeneratorSampler
 from gendistill.opening import open_sampler
 from gendistill.samplers import FewStepSampler, Sampler
 
@@ -57,6 +58,10 @@ def _open(model: str, name: str, steps: list[int], guidance_scale: float | None,
     folders = [str(folder) for folder in student_folders(Path(model))] or [model]
     samplers = [open_sampler(folder, device=device) for folder in folders]
     first = samplers[0]
+    if isinstance(first, GeneratorSampler) and first.of_pictures:
+        raise ValueError(
+            f"model {model}: paints pictures anew and is given no prompts; takes gendistill evaluate --input FOLDER"
+        )
     chosen_scale = guidance_scale if guidance_scale is not None and first.guided else first.default_guidance_scale
     if first.step_counts is None:
         if solver is not None and isinstance(first, FewStepSampler):

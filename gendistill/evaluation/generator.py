@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from gendistill.atomic import written_aside
+from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.extraction import as_tensor
 from gendistill.evaluation.generator_report import Pictures, results_table, write_report
 from gendistill.evaluation.judge import METRICS, Judge, Judged, build_judge
@@ -126,6 +127,7 @@ def evaluate_generator(
     Args:
         model: a GAN folder, or a run that left one.
         teacher: the GAN folder of the teacher; the one that the student's gan.json names where None.
+        caption: the field whose texts are classes; the one that fits where None.
         inputs: pictures, for generators that paint pictures anew.
         cache: folder where what was drawn and extracted is kept.
 
@@ -140,6 +142,8 @@ def evaluate_generator(
         for count in steps or []:
             sampler.require_steps(count)
     first = next(iter(samplers.values()))
+    if caption is None and prompts is None:
+        caption = class_caption(reference, samplers.values())
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,
@@ -186,8 +190,7 @@ def _open(folder: Path, teacher: str | None, device: str) -> Samplers:
     if student.student is None and teacher is None:
         return {folder.resolve().name: student}
     named = teacher or str((student.student or {}).get("teacher"))
-    found = gan_folder(named)
-    if found is None:
+    if (found := gan_folder(named)) is None:
         raise ValueError(f"teacher {named}: is no GAN folder; takes --teacher FOLDER, with a gan.json")
     of_teacher = _generator(found, device)
     for what in ("kind", "output_shape", "input_shape", "num_classes"):

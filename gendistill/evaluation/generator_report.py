@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from torch import Tensor
 
-from gendistill.evaluation.score_cells import score_cell, score_column
+from gendistill.evaluation.score_cells import EXPLAINED, better, score_cell, short_name
 from gendistill.metrics.evaluate import Evaluation
 from gendistill.metrics.interleaved import SideBySide
 from gendistill.metrics.paired import PairedTest
@@ -121,28 +122,25 @@ def _figures(
     cards = [
         Card(f"{ours / theirs:.2f}×", f"the teacher's {metric}", f"{ours:.2f} to {theirs:.2f}", 1),
         Card(f"{speed:.1f}×", f"as fast, by {last.batch_size}", _between(last, student.model, teacher.model)),
-        Card(
-            f"{teacher.costs['macs'] / student.costs['macs']:.1f}×",
-            "fewer multiply-accumulates",
-            f"{_millions(teacher.costs['macs'])} to {_millions(student.costs['macs'])} a picture",
-        ),
-        Card(
-            f"{teacher.costs['parameters'] / student.costs['parameters']:.1f}×",
-            "fewer parameters",
-            f"{_millions(teacher.costs['parameters'])} to {_millions(student.costs['parameters'])}",
-        ),
     ]
+    for name, words in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
+        if gain := _gain(teacher, student, name):
+            shrunk = f"{_millions(teacher.costs[name])} to {_millions(student.costs[name])}"
+            cards.append(Card(gain, f"fewer {words}", f"{shrunk}{' a picture' * (name == 'macs')}"))
     names = list(dict.fromkeys([*teacher.scores, *student.scores]))
-    columns = [Column("model", align="left"), *(score_column(name) for name in names)]
-    rows = [
-        Row([Cell(of.model, colour=colour), *(score_cell(of, name) for name in names)], highlight=of is student)
-        for colour, of in enumerate((teacher, student))
-    ]
+    columns = [Column("score", align="left"), *(Column(of.model) for of in (teacher, student))]
+    rows = []
+    for name in names:
+        arrow = "↑" if better(name) == "higher" else "↓"
+        cells = [score_cell(of, name) for of in (teacher, student)]
+        rows.append(Row([f"{short_name(name)} {arrow}", *_with_best(cells, better(name))]))
     caption = (
         "Beside a value its 95 % interval; beside distances and Vendi that of infinitely many pictures (∞). PSNR, SSIM and "
         "cosine hold each picture against the teacher's of the same noise."
     )
-    blocks: list[Block] = [Cards(cards), *(Warning(text) for text in warnings), Table(columns, rows, caption).with_best()]
+    meanings = [(short_name(name), EXPLAINED[key]) for name in names if (key := name.split("-")[0]) in EXPLAINED]
+    blocks: list[Block] = [Cards(cards), *(Warning(text) for text in warnings), Table(columns, rows, caption)]
+    blocks += [Details("What the scores mean", meanings)]
     blocks.append(Text(f"{metric}: {test.describe(student.model, teacher.model)}"))
     return Section("Figures", blocks)
 
@@ -165,8 +163,7 @@ def _costs(teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide]
         cells += [Cell(f"{1000 * value:.2f}", value=value) for value in seconds]
         rows.append(Row(cells, highlight=of is student))
     names = student.model, teacher.model
-    gains = [teacher.costs[name] / student.costs[name] for name in ("macs", "parameters")]
-    gained = [Cell(f"{gain:.2f}×") for gain in gains]
+    gained = [Cell(_gain(teacher, student, name, digits=2)) for name in ("macs", "parameters")]
     gained += [Cell(f"{of.speed_up(*names):.2f}×", _between(of, *names)) for of in times]
     rows.append(Row([Cell("gain"), *gained]))
     lead = "Timed turn and turn about in one run; beside a speed-up the quartiles of its rounds."
@@ -183,8 +180,7 @@ def _shown(pictures: Pictures) -> list[Section]:
     ]
     if pictures.rows:
         count = len(pictures.strips[names[0]]) // len(pictures.rows)
-        captions = [f"{row or 'strip'}, {step + 1} of {count}" for row in pictures.rows for step in range(count)]
-        strips = [Gallery(name, pictures.strips[name], captions, colour=names.index(name)) for name in names]
+        strips = [Gallery(name, pictures.strips[name], colour=names.index(name)) for name in names]
         lead = (
             "Each row is of one class and goes from one noise to another, in equal steps on the great circle between them. "
             "A generator that has learned more than examples changes little by little."
@@ -199,6 +195,21 @@ def _made(told: Mapping[str, Any], protocol: str) -> Section:
     facts = [(name.replace("_", " "), str(value)) for name, value in told.items() if isinstance(value, str | int | float)]
     blocks: list[Block] = [Details("How the figures were made", protocol, opened=True)]
     return Section("Protocol", [*blocks, Details("What the student's folder says of it", facts)] if facts else blocks)
+
+
+def _with_best(cells: list[Cell], way: str) -> list[Cell]:
+    """The better of two marked; neither where they are equal or one is missing."""
+    first, second = (cell.value for cell in cells)
+    if first is None or second is None or first == second:
+        return cells
+    wins = (first > second) == (way == "higher")
+    return [dataclasses.replace(cell, best=best) for cell, best in zip(cells, (wins, not wins), strict=True)]
+
+
+def _gain(teacher: Evaluation, student: Evaluation, name: str, digits: int = 1) -> str:
+    """How many times less the student costs; empty of what could not be counted, as operations inside a program."""
+    ours, theirs = student.costs[name], teacher.costs[name]
+    return f"{theirs / ours:.{digits}f}×" if ours and theirs else ""
 
 
 def _between(times: SideBySide, student: str, teacher: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.gan.folder import open_gan
+from gendistill.gan.folder import Gan, open_gan
 from gendistill.gan.generator import Generator, between
 from gendistill.metrics.components import Component
 from gendistill.samplers import NETWORK, Sampler, hash_of_weights, pictures_at_once
@@ -58,9 +58,13 @@ class GeneratorSampler(Sampler):
         folder: str | Path, *, device: str | torch.device = "cpu", read: ReadPicture | None = None
     ) -> GeneratorSampler:
         """Open a GAN folder; ValueError where it cannot be."""
-        gan = open_gan(folder)
+        return GeneratorSampler.of(open_gan(folder), device=device, read=read)
+
+    @staticmethod
+    def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
+        """Of a GAN that was opened, which is moved to the device and laid out anew."""
         network = gan.generator.network.to(device)
-        if torch.device(device).type == "cpu":
+        if torch.device(device).type == "cpu" and gan.generator.differentiable:
             _prefer_channels_last(network, gan.generator)
         source = gan.generator_source
         kind = source.class_path.rpartition(":")[2] if source else None
@@ -244,20 +248,29 @@ class GeneratorSampler(Sampler):
         """Pictures (B, 3, H, W) in [0, 1]."""
         inputs = inputs.to(self.device)
         if not self._random_inside:
-            pictures = self.generator(inputs, labels)
+            pictures = self._generated(inputs, labels)
         else:
             some = (None if labels is None else labels[k : k + 1] for k in range(len(inputs)))
             alone = zip(inputs.split(1), some, seeds, strict=True)
-            pictures = torch.cat([_seeded(lambda x=x, y=y: self.generator(x, y), seed) for x, y, seed in alone])
+            pictures = torch.cat([_seeded(lambda x=x, y=y: self._generated(x, y), seed) for x, y, seed in alone])
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
         return pictures if pictures.shape[1] == 3 else pictures.expand(-1, 3, -1, -1)
+
+    def _generated(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the network makes; of a program that takes one batch size alone, in batches of that size."""
+        size = getattr(self.generator.network, "batch", None)
+        if not isinstance(size, int):
+            return self.generator(inputs, labels)
+        padded = torch.arange(-(-len(inputs) // size) * size).clamp(max=len(inputs) - 1)
+        parts = [self.generator(inputs[k], None if labels is None else labels[k]) for k in padded.split(size)]
+        return torch.cat(parts)[: len(inputs)]
 
     @cached_property
     @torch.inference_mode()
     def _random_inside(self) -> bool:
         """Whether the network draws random numbers by itself: the same inputs give other pictures."""
         inputs = [part.to(self.device) for part in self.generator.example()]
-        first, second = (_seeded(lambda: self.generator(*inputs), seed) for seed in (1, 2))
+        first, second = (_seeded(lambda: self._generated(*inputs), seed) for seed in (1, 2))
         return not torch.equal(first, second)
 
 
