@@ -14,7 +14,6 @@ KINDS = (
     *("smileys and emotion", "symbols", "travel and places"),
 )
 CLASSES = tuple(sorted(f"{vendor} emoji of {kind}" for vendor in ("google", "twitter") for kind in KINDS))
-NOISE = GeneratorSpec("noise", (16,), (3, 32, 32), len(CLASSES), CLASSES)
 
 
 class Recolour(nn.Module):
@@ -40,15 +39,15 @@ class Wide(nn.Module):
         return torch.tanh(x + torch.randn_like(x) if self.random else x)
 
 
-def generator(channels=(12, 12, 8, 8), seed=0):
-    """A random generator of emoji classes."""
+def generator(channels=(12, 12, 8, 8), seed=0, classes=CLASSES):
+    """A random generator of emoji classes, or of others."""
     torch.manual_seed(seed)
-    arguments = {"latent_dim": 16, "num_classes": len(CLASSES), "channels": list(channels), "class_dim": 4}
+    arguments = {"latent_dim": 16, "num_classes": len(classes), "channels": list(channels), "class_dim": 4}
     network = ResNetGenerator(**arguments).eval()
     for parameter in network.parameters():
         parameter.data.mul_(1.5)
     source = NetworkSource(f"{ResNetGenerator.__module__}:ResNetGenerator", arguments)
-    return Generator(network, NOISE), source
+    return Generator(network, GeneratorSpec("noise", (16,), (3, 32, 32), len(classes), classes)), source
 
 
 def save(folder, made, source, student=None):
@@ -68,6 +67,7 @@ def random_gans(place):
         "student": save(place / "run" / "student", *generator(seed=1), told),
         "plain": save(place / "plain", plain, NetworkSource(f"{__name__}:Wide")),
         "noisy": save(place / "noisy", noisy, NetworkSource(f"{__name__}:Wide", {"random": True})),
+        "few": save(place / "few", *generator(classes=("cat", "dog"))),
         "painter": save(place / "painter", painter, NetworkSource(f"{__name__}:Recolour")),
     }
 

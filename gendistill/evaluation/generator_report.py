@@ -71,8 +71,8 @@ def results_table(rows: Sequence[Evaluation], ratio: float | None, speed_up: Map
             f"{row.scores[metric]:.2f}",
             "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
             *(f"{row.scores[name]:.{digits}f}" if name in row.scores else "" for name, digits in scores),
-            f"{row.costs['macs'] / 1e6:.1f}",
-            f"{row.costs['parameters'] / 1e6:.2f}",
+            f"{row.costs['macs'] / 1e6:.3g}",
+            f"{row.costs['parameters'] / 1e6:.3g}",
             *(f"{1000 * row.costs[f'seconds_by_{size}']:.2f}" for size in sizes),
             style="bold" if number else "",
         )
@@ -121,7 +121,7 @@ def _figures(
     speed = last.speed_up(student.model, teacher.model)
     cards = [
         Card(f"{ours / theirs:.2f}×", f"the teacher's {metric}", f"{ours:.2f} to {theirs:.2f}", 1),
-        Card(f"{speed:.1f}×", f"as fast, by {last.batch_size}", _between(last, student.model, teacher.model)),
+        Card(f"{speed:.1f}×", f"as fast, {last.batch_size} together", _between(last, student.model, teacher.model)),
     ]
     for name, words in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
         if gain := _gain(teacher, student, name):
@@ -158,7 +158,7 @@ def _costs(teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide]
     rows = []
     for colour, of in enumerate((teacher, student)):
         cells = [Cell(of.model, colour=colour)]
-        cells += [Cell(f"{of.costs[name] / 1e6:.2f}", value=of.costs[name]) for name in ("macs", "parameters")]
+        cells += [Cell(f"{of.costs[name] / 1e6:.3g}", value=of.costs[name]) for name in ("macs", "parameters")]
         seconds = [timed.seconds_per_picture(of.model) for timed in times]
         cells += [Cell(f"{1000 * value:.2f}", value=value) for value in seconds]
         rows.append(Row(cells, highlight=of is student))

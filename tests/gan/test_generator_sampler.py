@@ -20,11 +20,6 @@ SEEDS = [3, 1, 4, 1, 5]
 
 
 @pytest.fixture(scope="module")
-def gans(tmp_path_factory):
-    return random_gans.random_gans(tmp_path_factory.mktemp("gans"))
-
-
-@pytest.fixture(scope="module")
 def sampler(gans):
     return open_sampler(gans["teacher"])
 
@@ -137,14 +132,14 @@ def test_a_generator_of_pictures_is_given_files(gans, tmp_path):
         input_prompts(open_sampler(gans["plain"]), tmp_path)
 
 
-def test_a_network_that_needs_its_channels_first_keeps_them(tmp_path):
+def test_a_network_that_needs_its_channels_first_keeps_them(gans, tmp_path):
     """`view` of a convolution's output fails where its channels lie last."""
     made = random_gans.save(
         tmp_path / "flat",
         Generator(random_gans.Flat().eval(), GeneratorSpec("noise", (3, 4, 4), (3, 8, 8))),
         random_gans.NetworkSource("random_gans:Flat"),
     )
-    flat, usual = open_sampler(made), open_sampler(random_gans.random_gans(tmp_path)["teacher"])
+    flat, usual = open_sampler(made), open_sampler(gans["teacher"])
     assert flat.generator.network.conv.weight.is_contiguous()
     assert usual.generator.network.out.weight.is_contiguous(memory_format=torch.channels_last)
     assert draw(flat, [""] * 5).shape == (5, 3, 8, 8)
@@ -164,6 +159,21 @@ def test_the_student_of_a_run_is_found_in_its_folder(gans, tmp_path):
     assert gan_folder(gans["student"].parent) == gans["student"]
     assert gan_folder(gans["teacher"]) == gans["teacher"]
     assert gan_folder(tmp_path) is None
+
+
+def test_a_program_of_one_batch_size_is_called_with_that_many(sampler):
+    sizes = []
+
+    class Program(nn.Module):
+        batch = 4
+
+        def forward(self, z, labels):
+            sizes.append(len(z))
+            return sampler.generator.network(z, labels)
+
+    program = GeneratorSampler(Generator(Program(), sampler.generator.spec, differentiable=False))
+    torch.testing.assert_close(draw(program), draw(sampler), atol=1e-5, rtol=0)
+    assert set(sizes) == {4}
 
 
 def test_costs_are_one_call_of_one_part(sampler):
