@@ -144,6 +144,12 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(min=2, help="of a GAN: strips of so many pictures from one noise to another")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first picture; the next ones count on")] = 0,
     num: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -153,7 +159,7 @@ def sample(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures from a student, or from any diffusers pipeline."""
+    """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
     from gendistill.drawing import draw
 
     _quieten_libraries()
@@ -161,6 +167,8 @@ def sample(
         student,
         _prompts(prompt, prompts),
         out,
+        inputs=input_,
+        interpolate=interpolate,
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,
@@ -208,14 +216,19 @@ def grid(
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="student folder; a teacher, for the figures that students are held against; or a set of pictures"),
+        typer.Argument(
+            help="student or GAN folder; a teacher, for the figures that students are held against; or a set of pictures"
+        ),
     ],
-    teacher: Annotated[str | None, typer.Option(help="the one in the student's gendistill.json")] = None,
+    teacher: Annotated[str | None, typer.Option(help="the one that the student's folder names")] = None,
     reference: Annotated[
         str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
     ] = REFERENCE,
     caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
     num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
     metrics: Annotated[
@@ -233,8 +246,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    from gendistill.evaluation.evaluate import evaluate_model as run
     from gendistill.evaluation.sets import evaluate_pictures, is_picture_set
-    from gendistill.evaluation.student import evaluate as run
 
     _quieten_libraries()
     if is_picture_set(model):
@@ -261,6 +274,7 @@ def evaluate(
         raise ValueError(f"metrics and resize: take a set of pictures; {model} is read as a model")
     result = run(
         model,
+        inputs=input_,
         teacher=teacher,
         reference=reference,
         caption=caption,
@@ -274,6 +288,7 @@ def evaluate(
         cache=cache,
         device=device,
     )
+    _warn(result.warnings)
     _print(result.to_json() if as_json else result.table())
     if not as_json:
         _tell_files(result.files)
