@@ -418,6 +418,10 @@ HARMFUL = {
     ),
     "a size": in_graph(lambda model: first_size(model).update(expr_str="open('owned', 'w')")),
     "a size that never ends": in_graph(lambda model: first_size(model).update(expr_str="9**9**9**9")),
+    "powers of powers": in_graph(
+        lambda model: first_size(model).update(expr_str="Pow(Pow(Integer(9), Integer(9)), Pow(Integer(9), Integer(9)))")
+    ),
+    "a size of an object": in_graph(lambda model: first_size(model).update(expr_str="Symbol('s0').func.__init__.__globals__")),
     "an operator": in_graph(lambda model: model["graph_module"]["graph"]["nodes"][0].update(target="torch.os.system")),
     "an operator that reads": in_graph(
         lambda model: model["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.from_file.default")
@@ -435,9 +439,27 @@ HARMFUL = {
 }
 
 
+WHY = {
+    "sample inputs": "sample_inputs/model.pt is a pickle of io.open",
+    "pickled weights": "holds pickled weights",
+    "a size": "has the size open('owned', 'w')",
+    "a size that never ends": "has the size 9**9**9**9",
+    "powers of powers": "has the size Pow(Pow(",
+    "a size of an object": "has the size Symbol('s0').func",
+    "an operator": "calls torch.os.system",
+    "an operator that reads": "calls torch.ops.aten.from_file.default",
+    "a getter": "calls _operator.attrgetter",
+    "a name": "has the name",
+    "a container": "collections.defaultdict",
+    "constants": "holds opaque_obj_0",
+}
+
+
 @pytest.mark.parametrize("name", HARMFUL)
 def test_a_program_that_would_run_code_is_not_opened(name):
-    assert "which may run code when opened, so it was not" in sentence(rewritten(exported(), HARMFUL[name]))
+    said = sentence(rewritten(exported(), HARMFUL[name]))
+    assert WHY[name] in said
+    assert "which may run code when opened, so it was not" in said
 
 
 def test_a_program_with_a_compiled_library_is_not_opened():
@@ -445,6 +467,13 @@ def test_a_program_with_a_compiled_library_is_not_opened():
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("p/data/aotinductor/model/library.so", b"ELF")
     assert "may run code" in sentence(path)
+
+
+def test_a_size_that_is_no_expression_is_told_in_a_sentence():
+    for size in ("s0 +", "(" * 1500, "\0"):
+        assert "is no JSON of a program" in sentence(
+            rewritten(exported(), in_graph(lambda model, size=size: first_size(model).update(expr_str=size)))
+        )
 
 
 def test_guards_of_a_program_are_not_run():
