@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,21 @@ class Program(nn.Module):
         return self
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's exporters and loaders tell of their progress, of what is old, and of what they raise anyway."""
+    before = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export", "torch.fx", "onnxscript")}
+    for name in before:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def open_program(path: str | Path, device: str | torch.device = "cpu") -> Program:
     """A TorchScript `.pt` or torch.export `.pt2` program, called as its network was.
 
@@ -72,8 +90,7 @@ def open_program(path: str | Path, device: str | torch.device = "cpu") -> Progra
 def _open_script(path: Path, data: bytes, reader: Any, records: list[str], device: str | torch.device) -> Program:
     check_script(path, reader, records)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is old
+        with quiet():
             script = torch.jit.load(io.BytesIO(data), map_location=device).eval()
     except Exception as error:  # torch's parser raises whatever it stumbles over
         raise ValueError(f"program {path}: TorchScript cannot open it ({in_a_line(error)})") from error
@@ -91,10 +108,9 @@ def _open_script(path: Path, data: bytes, reader: Any, records: list[str], devic
 
 
 def _open_exported(path: Path, data: bytes, reader: Any, records: list[str], device: str | torch.device) -> Program:
-    check_exported(path, reader, records)
+    check_exported(path, data, reader, records)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             exported = torch.export.load(io.BytesIO(data))
             if torch.device(device).type != "cpu":
                 from torch.export.passes import move_to_device_pass  # of torch from 2.7

@@ -476,6 +476,17 @@ def test_a_size_that_is_no_expression_is_told_in_a_sentence():
         )
 
 
+def test_a_program_within_which_torch_would_look_for_an_older_one_is_not_opened():
+    path = rewritten(
+        exported(), in_graph(lambda model: model["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.x"))
+    )
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("version", "8.1")
+        archive.writestr("serialized_state_dict.pt", harmful_bytes())
+        archive.writestr("serialized_exported_program.json", "{}")
+    assert "program p.pt2" in sentence(path)
+
+
 def test_guards_of_a_program_are_not_run():
     """They are Python, which torch would run to check what goes in."""
     path = rewritten(exported(), in_graph(lambda model: model.update(guards_code=["open('owned', 'w')"])))
