@@ -13,7 +13,6 @@ import io
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,14 +70,12 @@ def check_script(path: Path, reader: Any, records: list[str]) -> None:
             raise refused(path, f"calls {found[0]}")
 
 
-def check_exported(path: Path, data: bytes, reader: Any, records: list[str]) -> None:
+def check_exported(path: Path, reader: Any, records: list[str]) -> None:
     """Of a torch.export archive.
 
     Raises:
         ValueError: it holds anything else, or is no whole archive.
     """
-    if _has_older_archive(data):
-        raise refused(path, "holds an archive of an older torch beside its own")
     if len({record.lower() for record in records}) < len(records):
         raise refused(path, "holds two members of one name")
     for record in records:
@@ -93,15 +90,6 @@ def check_exported(path: Path, data: bytes, reader: Any, records: list[str]) -> 
                 raise ValueError(f"program {path}: {record} is no JSON of a program ({in_a_line(error)})") from error
             if mistake is not None:
                 raise refused(path, mistake)
-
-
-def _has_older_archive(data: bytes) -> bool:
-    """Which torch.export.load falls back to, pickles and all, where it cannot open the newer one."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return "version" in archive.namelist()
-    except zipfile.BadZipFile:
-        return False  # it reads it in the same way
 
 
 def _check_pickle(path: Path, record: str, held: bytes) -> None:

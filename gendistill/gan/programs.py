@@ -108,7 +108,7 @@ def _open_script(path: Path, data: bytes, reader: Any, records: list[str], devic
 
 
 def _open_exported(path: Path, data: bytes, reader: Any, records: list[str], device: str | torch.device) -> Program:
-    check_exported(path, data, reader, records)
+    check_exported(path, reader, records)
     try:
         with quiet():
             exported = torch.export.load(io.BytesIO(data))
