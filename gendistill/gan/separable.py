@@ -50,7 +50,7 @@ class SeparableConv2d(nn.Module):
             stride=dense.stride,  # type: ignore[arg-type]
             padding=dense.padding,  # type: ignore[arg-type]
             dilation=dense.dilation,  # type: ignore[arg-type]
-            padding_mode=dense.padding_mode,  # type: ignore[arg-type]
+            padding_mode=dense.padding_mode,
             bias=dense.bias is not None,
             device=dense.weight.device,
             dtype=dense.weight.dtype,

@@ -132,7 +132,7 @@ def trace(network: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings(), spans:
         warnings.simplefilter("ignore")
-        graph.build_dependency(wrapped, inputs, forward_fn=run, unwrapped_parameters=dims, verbose=False)
+        graph.build_dependency(wrapped, inputs, forward_fn=run, unwrapped_parameters=list(dims), verbose=False)
     names: dict[Any, str] = {layer: name for name, layer in wrapped.named_modules() if isinstance(layer, (*MODULES, nn.Module))}
     names |= {weight: name for name, weight in wrapped.named_parameters() if any(weight is one for one, _ in dims)}
     nodes = list(graph.module2node.values())
@@ -193,7 +193,7 @@ class _Linker:
         name = _name(node.grad_fn)
         self.channel[node] = None
         if node in self.trace.paths:
-            self.channel[node] = self._layer_channel(node)
+            self.channel[node] = self._layer_channel(node, before)
         elif node.grad_fn in self.inner:
             self.channel[node] = next((self.channel.get(other) for _, other, _ in before), None)
         elif product := next((at for kind, at in PRODUCTS.items() if name.startswith(kind)), None):
@@ -231,11 +231,14 @@ class _Linker:
                 self.channel[node] = None if summed else batch + factor
                 self._join(node, other, which, None)
 
-    def _layer_channel(self, node: Node) -> int | None:
+    def _layer_channel(self, node: Node, before: list[tuple[int, Node, int]]) -> int | None:
         layer = node.module
         if isinstance(layer, nn.Parameter):
             return self.dims[id(layer)]
         shape = _shape(node.grad_fn)
+        if isinstance(layer, nn.LayerNorm) and shape:  # one of channels first, which permutes within, gives them back first
+            dims = [dim for _, other, _ in before if (dim := self.channel.get(other)) is not None]
+            return dims[0] if dims and dims[0] < len(shape) and shape[dims[0]] == layer.normalized_shape[-1] else len(shape) - 1
         if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding, *UNFOLLOWED)):
             return len(shape) - 1 if shape else None
         return 1
