@@ -168,7 +168,8 @@ def discriminator_of(
     """One that learns: the teacher's as it is where there is one, else a fresh one that fits the pictures."""
     if theirs is not None and config.gan.discriminator.inherit:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
-    return adapt(_learning(discriminator_for(teacher.generator)).to(device), teacher.generator.spec)
+    fresh: nn.Module = discriminator_for(teacher.generator)
+    return adapt(_learning(fresh).to(device), teacher.generator.spec)
 
 
 def _learning(network: nn.Module) -> nn.Module:
