@@ -7,7 +7,6 @@ in as numbers, so that a run is the same however its batches are split.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 DRAWS = 7  # uniform numbers that a picture's augmentation takes
@@ -17,18 +16,20 @@ POLICIES = ("color", "translation", "cutout")
 def augment(x: Tensor, draws: Tensor, policy: tuple[str, ...] = POLICIES) -> Tensor:
     """Pictures x (B, C, H, W) in [-1, 1], changed by `draws` (B, 7) in [0, 1): the same draws make the same change.
 
-    - `color`: brightness by [-0.5, 0.5), saturation by [0, 2), contrast by [0.5, 1.5) (the last two of pictures in colour).
-    - `translation`: by up to an eighth of the edge, filled with zeros.
-    - `cutout`: a square of half the edge is zero.
+    - `color`: brightness by [-0.5, 0.5), saturation by [0, 2) (nothing where C = 1), contrast by [0.5, 1.5).
+    - `translation`: by up to an eighth of each edge, filled with zeros.
+    - `cutout`: a rectangle of half of each edge, perhaps partly outside, is zero.
+
+    A change is in the same place whatever the precision of x.
 
     Raises:
         ValueError: a policy that is none of these.
     """
     if unknown := set(policy) - set(POLICIES):
         raise ValueError(f"augmentation {', '.join(sorted(unknown))} is not known; takes {', '.join(POLICIES)}")
-    columns = draws.to(x.dtype).unbind(1)
+    columns = draws.unbind(1)
     if "color" in policy:
-        x = _color(x, *columns[:3])
+        x = _color(x, *(column.to(x.dtype) for column in columns[:3]))
     if "translation" in policy:
         x = _translation(x, *columns[3:5])
     return _cutout(x, *columns[5:7]) if "cutout" in policy else x
@@ -45,18 +46,18 @@ def _color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) 
     return (x - mean) * each(contrast + 0.5) + mean
 
 
-def _translation(x: Tensor, down: Tensor, right: Tensor, ratio: float = 0.125) -> Tensor:
-    height, width = x.shape[2:]
-    most = [int(edge * ratio + 0.5) for edge in (height, width)]
-    shift = [((2 * far + 1) * draw).floor().long() - far for draw, far in zip((down, right), most, strict=True)]
-    padded = F.pad(x, (most[1], most[1], most[0], most[0]))
-    rows = torch.arange(height, device=x.device) + most[0] - shift[0][:, None]
-    columns = torch.arange(width, device=x.device) + most[1] - shift[1][:, None]
-    batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+def _translation(x: Tensor, down: Tensor, right: Tensor, *, ratio: float = 0.125) -> Tensor:
+    """Rows and columns are chosen by matrices of ones and zeros: gradients through a product cost less than through indices."""
+    chosen = []
+    for edge, draw in zip(x.shape[2:], (down, right), strict=True):
+        most = int(edge * ratio + 0.5)
+        shift = ((2 * most + 1) * draw).floor() - most
+        place = torch.arange(edge, device=x.device)
+        chosen.append((place == place[:, None] - shift[:, None, None]).to(x.dtype))  # (B, to, from)
+    return chosen[0][:, None] @ x @ chosen[1][:, None].mT
 
 
-def _cutout(x: Tensor, down: Tensor, right: Tensor, ratio: float = 0.5) -> Tensor:
+def _cutout(x: Tensor, down: Tensor, right: Tensor, *, ratio: float = 0.5) -> Tensor:
     inside = []
     for edge, draw in zip(x.shape[2:], (down, right), strict=True):
         size = int(edge * ratio + 0.5)

@@ -60,10 +60,22 @@ class Generator:
             inputs: (B, *input_shape), pictures in [-1, 1].
             labels: (B,) int64; only where there are classes.
         """
+        return self.pictures(self.network(*self.arguments(inputs, labels)))
+
+    def arguments(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What the network is called with, in its own range."""
         low, high = self.spec.output_range
         if self.spec.kind == "image" and (low, high) != (-1.0, 1.0):
             inputs = (inputs + 1) * ((high - low) / 2) + low
-        pictures = picture_in(self.network(inputs, labels) if self.spec.num_classes else self.network(inputs))
+        if not self.spec.num_classes:
+            return (inputs,)
+        assert labels is not None
+        return inputs, labels
+
+    def pictures(self, output: Any) -> Tensor:
+        """What the network gave as pictures in [-1, 1]."""
+        low, high = self.spec.output_range
+        pictures = picture_in(output)
         return pictures if (low, high) == (-1.0, 1.0) else (pictures - low) * (2 / (high - low)) - 1
 
     def example(self, count: int = 1) -> tuple[Tensor, ...]:

@@ -64,5 +64,6 @@ class LossGuard:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number is finite: one wait for the device."""
-    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).isfinite().all())
+    """Whether every number is finite: one wait for the device. Whole numbers always are."""
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating)]).isfinite().all())

@@ -36,11 +36,18 @@ class AdversarialRun:
         self.generator = ResNetGenerator(LATENT, num_classes, args.channels).to(args.device)
         self.average = ResNetGenerator(LATENT, num_classes, args.channels).to(args.device).requires_grad_(False)
         self.average.load_state_dict(self.generator.state_dict())
-        self.discriminator = ResNetDiscriminator(32, num_classes, args.discriminator_channels, 3).to(args.device)
-        slow, fast = args.learning_rate, args.learning_rate * args.discriminator_rate
+        self.discriminator = ResNetDiscriminator(32, num_classes, args.discriminator_channels, 3, spread=True).to(args.device)
+        self.rates = {"generator": args.learning_rate, "discriminator": args.learning_rate * args.discriminator_rate}
+        on_gpu = args.device.startswith("cuda")
         self.optimizers = {
-            "generator": torch.optim.Adam(self.generator.parameters(), slow, betas=(0.0, 0.99), fused=True),
-            "discriminator": torch.optim.Adam(self.discriminator.parameters(), fast, betas=(0.0, 0.99), fused=True),
+            name: torch.optim.Adam(
+                getattr(self, name).parameters(),
+                torch.tensor(rate, device=args.device) if on_gpu else rate,  # which a captured graph reads anew
+                betas=(0.0, 0.99),
+                fused=True,
+                capturable=on_gpu,
+            )
+            for name, rate in self.rates.items()
         }
         self.step, self.seconds = 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
@@ -67,12 +74,78 @@ class AdversarialRun:
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"resumed at step {self.step}")
 
-    def follow(self, decay: float) -> None:
-        """The average follows; of the running statistics of batch norms it takes the newest."""
+    def set_learning_rates(self, scale: float) -> None:
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(self.rates[name] * scale)
+                else:
+                    group["lr"] = self.rates[name] * scale
+
+    def follow(self, share: torch.Tensor) -> None:
+        """The average goes `share` (0-d) of the way; of the running statistics of batch norms it takes the newest."""
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
+            for mine, newest in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+                mine.lerp_(newest, share)
             for mine, newest in zip(self.average.buffers(), self.generator.buffers(), strict=True):
                 mine.copy_(newest)
+
+
+def adversarial_step(run: AdversarialRun, policy: tuple[str, ...]):
+    """A step of both networks as one function; on a GPU captured as one graph, since it consists of hundreds of small kernels.
+
+    It takes pictures (B, 3, 32, 32), their classes (B,), noise (2, B, LATENT), augmentations (3, B, DRAWS) and how far the
+    average goes (0-d), and gives the logits of real and made pictures, (B,) each.
+    """
+    generator, discriminator, device = run.generator.train(), run.discriminator.train(), run.args.device
+
+    def step(pictures, classes, z, draws, share):
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"), cache_enabled=False):
+            with torch.no_grad():
+                fake = generator(z[0], classes).float()
+            seen = torch.cat([augment(pictures, draws[0], policy), augment(fake, draws[1], policy)])
+            of_real, of_fake = discriminator(seen, classes.repeat(2)).float().chunk(2)
+        (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()).backward()
+        run.optimizers["discriminator"].step()
+        run.optimizers["discriminator"].zero_grad()
+        discriminator.requires_grad_(False)
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"), cache_enabled=False):
+            made = augment(generator(z[1], classes).float(), draws[2], policy)
+            loss = -discriminator(made, classes).float().mean()
+        loss.backward()
+        discriminator.requires_grad_(True)
+        run.optimizers["generator"].step()
+        run.optimizers["generator"].zero_grad()
+        run.follow(share)
+        return of_real.detach(), of_fake.detach()
+
+    return captured(step) if device.startswith("cuda") and not run.args.eager else step
+
+
+def captured(step):
+    """The same as a CUDA graph: run eagerly for a few steps, which count, then recorded once and replayed."""
+    inputs, outputs, graph, calls = [], [], torch.cuda.CUDAGraph(), 0
+
+    def call(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls <= 5:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                made = step(*arguments)
+            torch.cuda.current_stream().wait_stream(side)
+            return made
+        if not inputs:
+            inputs.extend(argument.clone() for argument in arguments)
+            with torch.cuda.graph(graph):
+                outputs.extend(step(*inputs))
+        for mine, given in zip(inputs, arguments, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return tuple(outputs)
+
+    return call
 
 
 @torch.no_grad()
@@ -110,10 +183,10 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[256, 192, 128, 96])
     parser.add_argument("--discriminator-channels", type=int, nargs="+", default=[96, 128, 192, 192])
     parser.add_argument("--discriminator-rate", type=float, default=2.0, help="its learning rate, times the generator's")
-    parser.add_argument("--r1", type=float, default=0.0, help="gradient penalty on real pictures, every 16 steps")
     parser.add_argument("--policy", nargs="+", default=["color", "translation", "cutout"])
     parser.add_argument("--ema", type=float, default=0.9995)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graph")
     parser.add_argument("--minutes", type=float, default=None, help="save and stop after so many, to be resumed")
     args = parser.parse_args()
     device, policy = args.device, tuple(args.policy)
@@ -125,46 +198,23 @@ def main() -> None:
     network = load_extractor("emoji", device)
     real = gaussian_statistics(extract(network, ((emoji.pictures + 1) * 127.5).round().to(torch.uint8)))
     run = AdversarialRun(args, len(names))
-    generator, discriminator, average = run.generator, run.discriminator, run.average
+    average, discriminator = run.average, run.discriminator
     random, started, logged = torch.Generator(device), time.monotonic() - run.seconds, time.monotonic()
     stop = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     shown = torch.randn(200, LATENT, generator=torch.Generator().manual_seed(1)).to(device)
     shown_labels = torch.arange(len(names), device=device).repeat_interleave(10)
 
+    step = adversarial_step(run, policy)
     while run.step < args.steps and time.monotonic() < stop:
         random.manual_seed(args.seed * 1_000_003 + run.step)
         rows = torch.randint(len(labels), (args.batch,), device=device, generator=random)
-        z = torch.randn(2 * args.batch, LATENT, device=device, generator=random)
-        draws = torch.rand(3 * args.batch, DRAWS, device=device, generator=random).split(args.batch)
-        classes = labels[rows]
+        z = torch.randn(2, args.batch, LATENT, device=device, generator=random)
+        draws = torch.rand(3, args.batch, DRAWS, device=device, generator=random)
         decay = min(1.0, (args.steps - run.step) / (0.3 * args.steps))  # falls to zero over the last third
-        for name, optimizer in run.optimizers.items():
-            factor = args.discriminator_rate if name == "discriminator" else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * factor * decay
-
-        generator.train()
-        with torch.no_grad():
-            fake = generator(z[: args.batch], classes)
-        seen = torch.cat([augment(pictures[rows], draws[0], policy), augment(fake, draws[1], policy)])
-        of_real, of_fake = discriminator(seen, classes.repeat(2)).chunk(2)
-        loss_d = F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()
-        if args.r1 and run.step % 16 == 0:
-            x = pictures[rows].requires_grad_()
-            slope = torch.autograd.grad(discriminator(augment(x, draws[0], policy), classes).sum(), x, create_graph=True)[0]
-            loss_d = loss_d + 16 * args.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
-        loss_d.backward()
-        run.optimizers["discriminator"].step()
-        run.optimizers["discriminator"].zero_grad()
-
-        discriminator.requires_grad_(False)
-        loss_g = -discriminator(augment(generator(z[args.batch :], classes), draws[2], policy), classes).mean()
-        loss_g.backward()
-        discriminator.requires_grad_(True)
-        run.optimizers["generator"].step()
-        run.optimizers["generator"].zero_grad()
+        run.set_learning_rates(decay)
+        average_by = 1 - min(args.ema, (1 + run.step) / (10 + run.step))
+        of_real, of_fake = step(pictures[rows], labels[rows], z, draws, torch.tensor(average_by, device=device))
         run.step += 1
-        run.follow(min(args.ema, (1 + run.step) / (10 + run.step)))
 
         if time.monotonic() - logged > 30 or run.step == args.steps:
             logged, run.seconds = time.monotonic(), time.monotonic() - started

@@ -114,6 +114,8 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
     Args:
         resolution: H = W.
         channels: of the blocks; the first `num_down` of them halve the resolution.
+        spread: whether psi also sees how different the pictures of a batch are, in fours that follow one another (minibatch
+            standard deviation, Karras et al. 2018, section 3): then one picture's logit depends on the next three.
     """
 
     @register_to_config
@@ -124,18 +126,28 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
         channels: Sequence[int] = (128, 128, 128, 128),
         num_down: int = 2,
         in_channels: int = 3,
+        spread: bool = False,
     ) -> None:
         super().__init__()
         widths = (in_channels, *channels)
         self.blocks = nn.ModuleList(
             [DownBlock(widths[k], widths[k + 1], down=k < num_down, first=k == 0) for k in range(len(channels))]
         )
-        self.logit = spectral_norm(nn.Linear(channels[-1], 1))
+        self.logit = spectral_norm(nn.Linear(channels[-1] + spread, 1))
         self.classes = spectral_norm(nn.Embedding(num_classes, channels[-1])) if num_classes else None
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         for block in self.blocks:
             x = block(x)
         features = F.relu(x).sum((2, 3))
-        logit = self.logit(features).squeeze(1)
+        seen = torch.cat([features, _spread(F.relu(x))], 1) if self.config["spread"] else features
+        logit = self.logit(seen).squeeze(1)
         return logit if self.classes is None else logit + (self.classes(labels) * features).sum(1)
+
+
+def _spread(x: Tensor, together: int = 4) -> Tensor:
+    """(B, 1): the standard deviation over pictures that follow one another, averaged over channels and space."""
+    together = next(size for size in (together, 2, 1) if len(x) % size == 0)
+    variance = x.float().unflatten(0, (-1, together)).var(1, correction=0)
+    deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))
+    return deviation.repeat_interleave(together)[:, None].to(x.dtype)

@@ -1,0 +1,415 @@
+"""How channel numbers travel through a network: torch-pruning's dependency graph, with exact maps at every operation.
+
+`torch_pruning.DependencyGraph` (Fang et al. 2023, "DepGraph") runs the network once and links layers by autograd's record of
+the run. What it knows of shapes it guesses from neighbouring layers; here each link gets the true map of channel numbers,
+from the shapes that autograd recorded: through views, concatenation, splits, slices, pixel shuffle, broadcasting, reductions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch_pruning.dependency import Node
+
+from gendistill.gan.counting import one_sample
+
+Table = list[list[int]]  # for each channel of one side, the channels of the other
+MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.PReLU,
+    nn.Embedding,
+)
+REDUCTIONS = ("Mean", "Sum", "Amax", "Amin", "Max", "Min", "LinalgVectorNorm", "Norm", "Prod", "Logsumexp", "Std", "Var")
+BARE_PRODUCTS = ("Convolution", "Addmm", "Mm", "Baddbmm", "Addbmm", "Einsum")
+
+
+@dataclass
+class Trace:
+    """The nodes of one run and the links between them.
+
+    `links[node]` lists (node's side, other node, other's side, table); a side is "in", "out" or, where both are the same
+    channels, "both". A table of None keeps the numbers. `size(node, side)` is None for operations.
+    """
+
+    graph: torch_pruning.DependencyGraph
+    paths: dict[Node, str]
+    links: dict[Node, list[tuple[str, Node, str, Table | None]]] = field(default_factory=lambda: defaultdict(list))
+    frozen: dict[tuple[Node, str], str] = field(default_factory=dict)  # sides whose channels must stay: why
+
+    def sides(self, node: Node) -> tuple[str, str]:
+        """The names of a node's input and output channels."""
+        pruner = self.graph.get_pruner_of_module(node.module)
+        return ("both", "both") if pruner.prune_in_channels == pruner.prune_out_channels else ("in", "out")
+
+    def size(self, node: Node, side: str) -> int | None:
+        """Channels on a side of a layer."""
+        if isinstance(node.module, (nn.LSTM, nn.MultiheadAttention)) or node not in self.paths:
+            return None
+        return self.graph.get_in_channels(node) if side == "in" else self.graph.get_out_channels(node)
+
+
+class _Doors(nn.Module):
+    """Identity layers before the network, so that its inputs are layers of known channels in the graph, as all others are."""
+
+    def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.doors = nn.ModuleDict()
+        for k, x in enumerate(inputs):
+            if isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 2:
+                self.doors[str(k)] = self._door(x)
+
+    @staticmethod
+    def _door(x: Tensor) -> nn.Module:
+        door: nn.Module
+        if x.ndim in (4, 5):
+            kind = nn.Conv2d if x.ndim == 4 else nn.Conv3d
+            door = kind(x.shape[1], x.shape[1], 1, bias=False, device=x.device, dtype=x.dtype)
+        else:
+            door = nn.Linear(x.shape[-1], x.shape[-1], bias=False, device=x.device, dtype=x.dtype)
+        with torch.no_grad():
+            weight: Any = door.weight
+            weight.copy_(torch.eye(len(weight)).reshape(weight.shape))
+        return door
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.network(*(self.doors[str(k)](x) if str(k) in self.doors else x for k, x in enumerate(inputs)))
+
+
+def channel_dim(parameter: nn.Parameter) -> int | None:
+    """Which dimension of a parameter that belongs to no layer counts channels: None where that cannot be told.
+
+    (C,), (C, 1, 1), (1, C, 1, 1) and constants (1, C, H, W): C. Tokens (1, N, C): C.
+    """
+    large = [k for k, size in enumerate(parameter.shape) if size > 1]
+    if parameter.ndim == 4 and parameter.shape[0] == 1 and parameter.shape[1] > 1:
+        return 1
+    if parameter.ndim == 3 and parameter.shape[0] == 1 and parameter.shape[2] > 1:
+        return 2
+    return large[0] if len(large) == 1 else None
+
+
+def trace(network: nn.Module, inputs: Sequence[Tensor]) -> Trace:
+    """Run the network on one sample and link its layers. `network` comes back in eval mode, with gradients on everywhere.
+
+    Raises:
+        Exception: whatever the network's forward raises.
+    """
+    inputs = one_sample(inputs)
+    wrapped = _Doors(network, inputs)
+    wrapped.eval().requires_grad_(True)
+    known = {id(weight) for layer in network.modules() if isinstance(layer, MODULES) for weight in layer.parameters(False)}
+    bare = [weight for weight in network.parameters() if id(weight) not in known]
+    dims = [(weight, dim) for weight in bare if (dim := channel_dim(weight)) is not None]
+    spans = _Spans(wrapped)
+    ends: list[Any] = []
+
+    def run(net: nn.Module, given: tuple[Tensor, ...]) -> Any:
+        output = net(*given)
+        ends.extend(x.grad_fn for x in tree_leaves(output) if isinstance(x, Tensor))
+        return output
+
+    graph = torch_pruning.DependencyGraph()
+    with torch.enable_grad(), warnings.catch_warnings(), spans:
+        warnings.simplefilter("ignore")
+        graph.build_dependency(wrapped, inputs, forward_fn=run, unwrapped_parameters=dims, verbose=False)
+    names: dict[Any, str] = {layer: name for name, layer in wrapped.named_modules() if isinstance(layer, (*MODULES, nn.Module))}
+    names |= {weight: name for name, weight in wrapped.named_parameters() if any(weight is one for one, _ in dims)}
+    nodes = list(graph.module2node.values())
+    found = Trace(graph, {node: names[node.module] for node in nodes if node.module in names})
+    _Linker(found, spans.inner(), {id(weight): dim for weight, dim in dims}).link(nodes)
+    for node in nodes:
+        if node.grad_fn in ends:
+            found.frozen[node, found.sides(node)[1]] = "the output"
+    return found
+
+
+class _Spans:
+    """Which autograd nodes lie inside a layer, between its inputs and its output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        kinds = (*MODULES, nn.MultiheadAttention, nn.LSTM)
+        self.layers = [layer for layer in network.modules() if isinstance(layer, kinds)]
+        self.calls: list[tuple[Any, list[Any]]] = []
+        self.kept: list[Any] = []  # autograd nodes are compared by identity and must not be freed
+
+    def __enter__(self) -> _Spans:
+        self.handles = [layer.register_forward_hook(self._note) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _note(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
+        self.calls.append((output.grad_fn, [x.grad_fn for x in inputs if isinstance(x, Tensor)]))
+
+    def inner(self) -> set[Any]:
+        found = set()
+        for end, starts in self.calls:
+            stack = [end]
+            while stack:
+                for before, _ in getattr(stack.pop(), "next_functions", ()):
+                    if before is not None and before not in starts and before not in found:
+                        found.add(before)
+                        stack.append(before)
+        return found
+
+
+class _Linker:
+    """Goes through the nodes from inputs to output, noting for each which dimension counts its channels."""
+
+    def __init__(self, trace: Trace, inner: set[Any], dims: dict[int, int]) -> None:
+        self.trace, self.inner, self.dims = trace, inner, dims
+        self.channel: dict[Node, int | None] = {}
+
+    def link(self, nodes: list[Node]) -> None:
+        for node in _in_order(nodes):
+            self._node(node)
+
+    def _node(self, node: Node) -> None:
+        before = self._before(node)
+        name = _name(node.grad_fn)
+        self.channel[node] = None
+        if node in self.trace.paths:
+            self.channel[node] = self._layer_channel(node)
+        elif node.grad_fn in self.inner:
+            self.channel[node] = next((self.channel.get(other) for _, other, _ in before), None)
+        elif name.startswith(BARE_PRODUCTS):
+            self.trace.frozen[node, "both"] = f"{name.removesuffix('Backward0')} with a weight of no torch layer"
+            self.channel[node] = 1
+        elif name.startswith("Bmm"):
+            self._product(node, before)
+            return
+        else:
+            self._operation(node, name, before)
+            return
+        for _, other, which in before:
+            self._join(node, other, which, None)
+
+    def _operation(self, node: Node, name: str, before: list[tuple[int, Node, int]]) -> None:
+        shape = _shape(node.grad_fn)
+        for position, other, which in before:
+            if (dim := self.channel.get(other)) is None:
+                continue
+            source = self._parameter_shape(other) or _shape(other.grad_fn, which)
+            if source is None or shape is None:
+                self.channel[node] = dim
+                self._join(node, other, which, None)
+                continue
+            goes = _through(name, node.grad_fn, position, source, dim, shape)
+            if goes is None or self.channel[node] not in (None, goes[0]):
+                continue  # summed, one for all, or another dimension: what still depends on it is found by running
+            self.channel[node] = goes[0]
+            self._join(node, other, which, goes[1])
+
+    def _product(self, node: Node, before: list[tuple[int, Node, int]]) -> None:
+        """Batched matrix product (B, N, K) x (B, K, M): channels go on along N or M, or are summed along K."""
+        along = {position: self.channel.get(other) for position, other, _ in before}
+        summed = along == {0: 2, 1: 1}
+        for position, other, which in before:
+            if summed or (self.channel[node] is None and along[position] == position + 1):
+                self.channel[node] = None if summed else position + 1
+                self._join(node, other, which, None)
+
+    def _layer_channel(self, node: Node) -> int | None:
+        layer = node.module
+        if isinstance(layer, nn.Parameter):
+            return self.dims[id(layer)]
+        shape = _shape(node.grad_fn)
+        if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.LSTM)):
+            return len(shape) - 1 if shape else None
+        return 1
+
+    def _before(self, node: Node) -> list[tuple[int, Node, int]]:
+        """The nodes that a node reads: at which place, and which output of theirs."""
+        known = {other.grad_fn: other for other in node.inputs}
+        reads = enumerate(getattr(node.grad_fn, "next_functions", ()))
+        found = [(position, known[fn], which) for position, (fn, which) in reads if fn in known]
+        return found + [(0, other, 0) for other in node.inputs if all(other is not one for _, one, _ in found)]
+
+    def _parameter_shape(self, node: Node) -> tuple[int, ...] | None:
+        return tuple(node.module.shape) if isinstance(node.module, nn.Parameter) else None
+
+    def _join(self, node: Node, other: Node, which: int, table: Table | None) -> None:
+        """`table`: from channels of `other`'s output to channels of `node`'s input."""
+        if (dim := self.channel.get(other)) is not None and (part := _split_table(other.grad_fn, which, dim)) is not None:
+            table = _chain(part, table)
+        into, out = self.trace.sides(node)[0], self.trace.sides(other)[1]
+        back: Table | None = None
+        if table is not None:
+            back = [[] for _ in range(1 + max((k for row in table for k in row), default=-1))]
+            for k, row in enumerate(table):
+                for to in row:
+                    back[to].append(k)
+        self.trace.links[other].append((out, node, into, table))
+        self.trace.links[node].append((into, other, out, back))
+
+
+def _in_order(nodes: list[Node]) -> Iterator[Node]:
+    """Inputs before what reads them."""
+    done: set[Node] = set()
+    for last in nodes:
+        stack = [(last, False)]
+        opened: set[Node] = set()
+        while stack:
+            node, ready = stack.pop()
+            if node in done:
+                continue
+            if ready:
+                done.add(node)
+                yield node
+            elif node not in opened:
+                opened.add(node)
+                stack.append((node, True))
+                stack.extend((other, False) for other in node.inputs if other not in done)
+
+
+def _name(function: Any) -> str:
+    return function.name() if hasattr(function, "name") else ""
+
+
+def _shape(function: Any, which: int = 0) -> tuple[int, ...] | None:
+    metadata = getattr(function, "_input_metadata", None)
+    return tuple(metadata[which].shape) if metadata and which < len(metadata) else None
+
+
+def _chain(first: Table, then: Table | None) -> Table:
+    return first if then is None else [[c for b in row if b < len(then) for c in then[b]] for row in first]
+
+
+def _split_table(function: Any, which: int, dim: int) -> Table | None:
+    """From the channels of what was split to those of its part `which`; None where it is no split along channels."""
+    name = _name(function)
+    if not name.startswith("Split") or _dim(function._saved_dim, len(function._saved_self_sym_sizes)) != dim:
+        return None
+    size = int(function._saved_self_sym_sizes[dim])
+    sizes = getattr(function, "_saved_split_sizes", None) or [function._saved_split_size] * math.ceil(
+        size / function._saved_split_size
+    )
+    start = sum(sizes[:which])
+    return [[c - start] if start <= c < start + sizes[which] else [] for c in range(size)]
+
+
+def _dim(dim: int, ndim: int) -> int:
+    dim = int(dim)
+    dim = dim - 2**64 if dim >= 2**63 else dim
+    return dim % ndim if ndim else 0
+
+
+def _through(
+    name: str, function: Any, position: int, source: tuple[int, ...], dim: int, target: tuple[int, ...]
+) -> tuple[int, Table | None] | None:
+    """Where the channels in dimension `dim` of an input go: the dimension of the output and the table, or None if they end."""
+    ndim, size = len(source), source[dim]
+    if name.startswith("Split"):
+        return dim, None  # the table stands at what reads a part, for each has its own
+    if name.startswith("Cat"):
+        along = _dim(function._saved_dim, len(target))
+        if along != dim:
+            return dim, None
+        sizes = [shape[along] if (shape := _shape(fn, part)) else None for fn, part in function.next_functions]
+        if sizes.count(None) == 1:  # a tensor without gradient: its share is what the others leave
+            sizes[sizes.index(None)] = target[along] - sum(n or 0 for n in sizes)
+        start = sum(n or 0 for n in sizes[:position])
+        return dim, [[start + c] for c in range(size)]
+    if name.startswith("Slice") and _dim(function._saved_dim, ndim) == dim:
+        start, step = int(function._saved_start), int(function._saved_step)
+        return dim, [
+            [(c - start) // step] if c >= start and (c - start) % step == 0 and (c - start) // step < target[dim] else []
+            for c in range(size)
+        ]
+    if name.startswith("Flip") and dim in [_dim(d, ndim) for d in function._saved_dims]:
+        return dim, [[size - 1 - c] for c in range(size)]
+    if name.startswith("PixelShuffle"):
+        square = function._saved_upscale_factor**2
+        return dim, [[c // square] for c in range(size)]
+    if name.startswith("PixelUnshuffle"):
+        square = function._saved_downscale_factor**2
+        return dim, [list(range(c * square, (c + 1) * square)) for c in range(size)]
+    if name.startswith("Glu"):
+        return dim, [[c % target[dim]] for c in range(size)] if target[dim] != size else None
+    if name.startswith("Repeat"):
+        dim = dim + len(target) - ndim
+        return dim, [[c + k for k in range(0, target[dim], size)] for c in range(size)]
+    if name.startswith("Permute"):
+        return [_dim(d, ndim) for d in function._saved_dims].index(dim), None
+    if name.startswith(("Transpose", "Swap")):
+        one, two = _dim(function._saved_dim0, ndim), _dim(function._saved_dim1, ndim)
+        return {one: two, two: one}.get(dim, dim), None
+    if name.startswith("TBackward"):
+        return 1 - dim, None
+    if name.startswith(("Unsqueeze", "Stack")):
+        at = _dim(function._saved_dim, len(target))
+        return dim + (at <= dim), None
+    if name.startswith(("View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze")):
+        return _view(source, dim, target)
+    if name.startswith(("Select", "Index", "Unbind")):
+        at = _dim(getattr(function, "_saved_dim", 0), ndim)
+        return None if at == dim else (dim - (at < dim), None)
+    if name.startswith(REDUCTIONS) and len(target) <= ndim:
+        saved = getattr(function, "_saved_dim", None)
+        dims = [] if saved is None else [_dim(d, ndim) for d in (saved if isinstance(saved, (tuple, list)) else [saved])]
+        if (saved is None and len(target) < ndim) or dim in dims:
+            return None
+        return (dim if len(target) == ndim else dim - sum(d < dim for d in dims)), None
+    aligned = dim + len(target) - ndim
+    return (aligned, None) if 0 <= aligned < len(target) and target[aligned] == size and size > 1 else None
+
+
+def _view(source: tuple[int, ...], dim: int, target: tuple[int, ...]) -> tuple[int, Table | None] | None:
+    """Channels through a reshape, exactly: which channel of the target each number of the source becomes.
+
+    Dimensions of both shapes are matched in runs of equal product. In the run of the channels, they go to the largest
+    dimension of the target that follows from them or that they follow from: (C * 16,) to (C, 4, 4), (C, 4, 4) to (C * 16,),
+    (C,) to (heads, C / heads). Of two as large, the first of a tensor of numbers alone (a picture follows), else the last.
+    """
+    i = j = 0
+    while i < len(source) and j < len(target):
+        i_end, j_end, left, right = i + 1, j + 1, source[i], target[j]
+        while left != right:
+            if left < right:
+                left *= source[i_end]
+                i_end += 1
+            else:
+                right *= target[j_end]
+                j_end += 1
+        if i <= dim < i_end:
+            return _view_run(source[i:i_end], dim - i, target[j:j_end], j, last=len(source) > 2)
+        i, j = i_end, j_end
+    return None
+
+
+def _view_run(
+    source: tuple[int, ...], dim: int, target: tuple[int, ...], offset: int, *, last: bool
+) -> tuple[int, Table | None] | None:
+    numbers = torch.arange(math.prod(source))
+    mine = torch.unravel_index(numbers, source)[dim]
+    order = sorted(range(len(target)), key=lambda k: (-target[k], -k if last else k))
+    for k in (k for k in order if target[k] > 1 or source[dim] == 1):
+        theirs = torch.unravel_index(numbers, target)[k]
+        pairs = torch.unique(torch.stack([mine, theirs], 1), dim=0)
+        if len(pairs) not in (source[dim], target[k]):
+            continue  # neither side follows from the other
+        if len(pairs) == source[dim] == target[k] and bool((pairs[:, 0] == pairs[:, 1]).all()):
+            return offset + k, None
+        table: Table = [[] for _ in range(source[dim])]
+        for a, b in pairs.tolist():
+            table[a].append(b)
+        return offset + k, table
+    return None
