@@ -58,7 +58,7 @@ class GeneratorSampler(Sampler):
         folder: str | Path, *, device: str | torch.device = "cpu", read: ReadPicture | None = None
     ) -> GeneratorSampler:
         """Open a GAN folder; ValueError where it cannot be."""
-        return GeneratorSampler.of(open_gan(folder), device=device, read=read)
+        return GeneratorSampler.of(open_gan(folder, device), device=device, read=read)
 
     @staticmethod
     def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
