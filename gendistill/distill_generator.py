@@ -189,8 +189,6 @@ def _perception(
     found = open_perception(settings.output.perceptual_network, teacher.spec, discriminator, example)
     if found is None and settings.output.perceptual != 0:
         logger.warning("gan.output.perceptual is left out: the teacher has no discriminator to look through")
-    if found is not None:
-        found.network.to(example.device)
     return found
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from gendistill.gan.channels import ChannelGroup, Side, get_module
 from gendistill.gan.tracing import channel_dim
 
+MOST_STEPS = 200
 CLOSE = 0.01  # an error that is not worth another step
 MOST_PAIRED = 32  # groups of which steps of two at once are tried
 
@@ -54,9 +55,10 @@ class CostModel:
         self.fixed = np.array(total, float) - self.terms.sum(0)
 
     def costs(self, kept: np.ndarray) -> np.ndarray:
-        """(parameters, multiply-accumulates) where group k keeps kept[k] channels."""
-        shares = np.append(1 - self.rows @ (self.sizes - kept) / self.full, 1.0)
-        return self.fixed + (shares[self.first] * shares[self.second]) @ self.terms
+        """(parameters, multiply-accumulates) (..., 2) where group k keeps kept[..., k] channels."""
+        shares = 1 - (self.sizes - kept) @ self.rows.T / self.full
+        shares = np.concatenate([shares, np.ones((*shares.shape[:-1], 1))], -1)
+        return self.fixed + (shares[..., self.first] * shares[..., self.second]) @ self.terms
 
     def intensity(self) -> np.ndarray:
         """log(multiply-accumulates per parameter) of each group: high where the resolution is; mean 0, deviation 1."""
@@ -124,38 +126,33 @@ def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> 
 
     tilts = np.linspace(-2, 2, 33) if intensity.any() else np.zeros(1)
     best = min(((*at(float(tilt)), abs(float(tilt))) for tilt in tilts), key=lambda found: (round(found[0], 2), found[2]))
-    return _rounded(best[1], allowed, lambda kept: float(np.nanmax(np.abs(error(kept)))))
+    return _rounded(best[1], allowed, lambda kept: np.nanmax(np.abs(error(kept)), -1))
 
 
-def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[np.ndarray], float]) -> Widths:
-    """Allowed widths near `kept`, moved a step at a time while the error falls: one group's, then two groups' at once."""
-    places = [int(np.abs(w - k).argmin()) for w, k in zip(allowed, kept, strict=True)]
+def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[np.ndarray], np.ndarray]) -> Widths:
+    """Allowed widths near `kept`, moved a step at a time while the error falls: one group's, or two groups' at once."""
+    count = len(allowed)
+    table = np.full((count, max(map(len, allowed))), np.nan)
+    for k, widths in enumerate(allowed):
+        table[k, : len(widths)] = widths
+    places = np.array([int(np.abs(w - k).argmin()) for w, k in zip(allowed, kept, strict=True)])
+    single = [step * np.eye(count, dtype=int)[k] for k in range(count) for step in (-1, 1)]
+    double = [one + two for one, two in itertools.combinations(single, 2) if (one + two).any() and abs(one + two).max() < 2]
+    moves = np.array(single + double if count <= MOST_PAIRED else single)
 
-    def numbers(places: list[int]) -> np.ndarray:
-        return np.array([w[p] for w, p in zip(allowed, places, strict=True)], float)
+    def numbers(places: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(table, np.atleast_2d(places).T, 1).T
 
-    def moved(moves: tuple[tuple[int, int], ...]) -> tuple[float, float, list[int]] | None:
-        after = list(places)
-        for k, step in moves:
-            after[k] += step
-        if any(not 0 <= after[k] < len(allowed[k]) for k, _ in moves):
-            return None
-        strays = sum(abs(math.log(allowed[k][after[k]] / kept[k])) for k, _ in moves)
+    best = float(error(numbers(places))[0])
+    for _ in range(MOST_STEPS):
+        after = places + moves
+        after = after[((after >= 0) & (after < [len(widths) for widths in allowed])).all(1)]
+        if best < CLOSE or not len(after):
+            break
         found = error(numbers(after))
-        return found + 0.02 * strays, found, after
-
-    best = error(numbers(places))
-    single = [((k, step),) for k in range(len(places)) for step in (-1, 1)]
-    double = [one + two for one, two in itertools.combinations(single, 2) if one[0][0] != two[0][0]]
-    kinds = [single, double] if len(places) <= MOST_PAIRED else [single]
-    for _ in range(40 * len(places)):
-        for moves in kinds:
-            tried = [found for move in moves if (found := moved(move)) is not None and found[1] < best]
-            if tried:
-                _, best, places = min(tried)
-                break
-        else:
+        strays = np.abs(np.log(numbers(after) / kept)).sum(1) * (after != places).any(1)
+        order = int(np.argmin(np.where(found < best, found + 0.02 * strays, np.inf)))
+        if found[order] >= best:
             break
-        if best < CLOSE:
-            break
-    return Widths(numbers(places).astype(int), best)
+        best, places = float(found[order]), after[order]
+    return Widths(numbers(places)[0].astype(int), best)

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch_pruning.dependency import Node
 
-from gendistill.gan.tracing import MODULES, Trace, trace
+from gendistill.gan.tracing import MODULES, UNFOLLOWED, Trace, trace
 
 
 class Side(NamedTuple):
@@ -149,7 +149,7 @@ class _Grouping:
         if any(path == kept or path.startswith(kept + ".") for kept in self.keep):
             return "keep"
         layer = node.module
-        if isinstance(layer, (nn.MultiheadAttention, nn.LSTM, nn.GRU)):
+        if isinstance(layer, UNFOLLOWED):
             return f"{path} ({type(layer).__name__})"
         if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
             return f"{path} (LayerNorm over space)"

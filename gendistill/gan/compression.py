@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from gendistill.gan import counting, pruning, separable, slim
 from gendistill.gan.budget import CostModel, Widths, allowed_widths, plan
 from gendistill.gan.channels import ChannelGroup, channel_groups
 from gendistill.gan.remembered import set_remembered
+from gendistill.gan.tracing import UNFOLLOWED
 from gendistill.gan.trials import prunable, short
 
 TOLERANCE = 0.1
@@ -78,7 +78,7 @@ def compress(
         raise ValueError(f"importance {importance}: takes magnitude or random.")
     if unknown := [path for path in keep if not _exists(network, path)]:
         raise ValueError(f"keep {unknown[0]}: the network has no such module.")
-    student = copy.deepcopy(network)
+    student = slim.duplicate(network)
     slim.fold(student)
     if depthwise:
         _separate(student, example_inputs, asked, keep)
@@ -123,7 +123,7 @@ def _targets(teacher: tuple[int, int], factor: float | None, params: float | Non
     for name, value, whole in (("params", params, teacher[0]), ("macs", macs, teacher[1])):
         if value is not None and not 0 < value < whole:
             raise ValueError(f"{name} {value:g}: takes more than 0 and less than the teacher's {whole:,}.")
-    return np.array([math.nan if value is None else value for value in (params, macs)])
+    return np.array([math.nan if value is None else float(value) for value in (params, macs)])
 
 
 def _count(network: nn.Module, inputs: Sequence[Tensor]) -> int:
@@ -142,7 +142,8 @@ def _separate(network: nn.Module, inputs: Sequence[Tensor], asked: np.ndarray, k
     left = np.array([counting.parameters(network), sum(spent.values())], float)
     for path in sorted(separable.replaceable(network, keep), key=lambda path: -spent.get(path, 0)):
         layer = network.get_submodule(path)
-        saved = separable.saved_share(layer) * np.array([layer.weight.numel(), spent.get(path, 0)], float)  # type: ignore[operator,arg-type]
+        assert isinstance(layer, nn.Conv2d)
+        saved = separable.saved_share(layer) * np.array([layer.weight.numel(), spent.get(path, 0)], float)
         if not (left - saved < asked).any():
             separable.replace_convolutions(network, [path])
             left -= saved
@@ -167,11 +168,15 @@ class _Search:
     ) -> None:
         self.network, self.inputs, self.asked, self.round_to = network, counting.one_sample(inputs), asked, round_to
         try:
-            found = channel_groups(copy.deepcopy(network), inputs, keep)
+            found = channel_groups(slim.duplicate(network), inputs, keep)
         except Exception as failure:
             raise ValueError(f"{type(network).__name__} cannot be traced ({short(failure)}); {INSTEAD}.") from failure
         outside = ("the output", "the input", "keep")
+        self.kept = any(group.frozen == "keep" for group in found)
         self.frozen = {group.name: group.frozen for group in found if group.frozen and group.frozen not in outside}
+        for path, layer in network.named_modules():
+            if isinstance(layer, UNFOLLOWED):
+                self.frozen.setdefault(path, f"a {type(layer).__name__}, of which no channels are removed")
         tried = prunable(network, self.inputs, [group for group in found if not group.frozen and group.size > 1])
         self.frozen |= tried.whole
         self.groups, self.notes = tried.groups, tried.notes
@@ -216,14 +221,16 @@ class _Search:
 
     def pruned(self, kept: Sequence[int] | np.ndarray) -> nn.Module:
         """A copy in which group k has kept[k] channels."""
-        student = copy.deepcopy(self.network)
+        student = slim.duplicate(self.network)
         keeps = [pruning.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]
         pruning.prune(student, self.groups, keeps)
         set_remembered(student, self.notes)
         return student
 
     def _nothing(self) -> str:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(self.frozen.items())[:3])
+        if self.kept and not self.frozen:
+            return "compress: keep leaves no channels that could be removed."
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(self.frozen.items())[:2])
         return f"compress: no channels of {type(self.network).__name__} can be followed through its forward" + (
             f" ({why}); {INSTEAD}." if why else f"; {INSTEAD}."
         )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import logging
 import shutil
 import traceback
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from gendistill.gan.card import gan_card
 from gendistill.gan.classes import in_a_line
 from gendistill.gan.folder import PROGRAM, Gan, open_gan, round_weights, save_gan
 from gendistill.gan.generator import picture_in
-from gendistill.gan.programs import open_program
+from gendistill.gan.programs import open_program, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +130,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
 def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """Its program for any batch size, without the paths of the machine that it was made on."""
     batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch before 2.6 knows names alone
-    with _quiet():
+    with quiet():
         program = torch.export.export(network, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -143,7 +140,7 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Expo
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram, inputs: tuple[Tensor, ...], kind: str) -> None:
-    with _quiet():
+    with quiet():
         torch.onnx.export(
             program,
             inputs,
@@ -200,18 +197,3 @@ def _operation(error: Exception) -> str:
     frames = [frame for frame in frames if "/gendistill/gan/generator.py" not in frame.filename]
     where = f"`{frames[-1].line}` ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else "the network"
     return f"{where}: {in_a_line(error)}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters tell their progress, and what is old in them."""
-    before = {name: logging.getLogger(name).level for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")}
-    for name in before:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

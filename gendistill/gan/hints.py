@@ -160,7 +160,9 @@ def _chosen(theirs: Sequence[Candidate], ours: Sequence[Candidate], teacher_path
 def _find(some: Sequence[Candidate], path: str, whose: str) -> Candidate:
     known = {one.path: one for one in some}
     if path not in known:
-        raise ValueError(f"hints {path}: the {whose} has no layer of this path with features (B, C, H, W){_nearest(path, known)}.")
+        raise ValueError(
+            f"hints {path}: the {whose} has no layer of this path with features (B, C, H, W){_nearest(path, known)}."
+        )
     return known[path]
 
 

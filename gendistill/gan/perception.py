@@ -25,7 +25,7 @@ class Perception:
     """
 
     def __init__(self, network: nn.Module, example: tuple[Tensor, ...], *, takes_labels: bool = False, imagenet: bool = False):
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.to(example[0].device).eval().requires_grad_(False)
         self.takes_labels, self.imagenet = takes_labels, imagenet
         last = {one.shape[1:]: one.path for one in candidates(self.network, self._arguments(*example))}  # of a resolution
         self.paths = list(last.values())[-LAYERS:]

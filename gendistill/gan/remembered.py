@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gendistill.gan.channels import ChannelGroup, get_module
+from gendistill.gan.slim import integers
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,6 @@ COUNTS = {
     "in": ("in_channels", "in_features"),
     "both": ("num_features", "num_channels", "out_channels", "embedding_dim"),
 }
-
-
-def integers(module: nn.Module) -> dict[str, int]:
-    """Public whole numbers that a module of the user's own holds; none of torch's own layers."""
-    if type(module).__module__.startswith("torch.nn"):
-        return {}
-    own = vars(module).items()
-    return {name: value for name, value in own if type(value) is int and not name.startswith("_") and name != "training"}
 
 
 def remembered(network: nn.Module, group: ChannelGroup) -> list[Remembered]:

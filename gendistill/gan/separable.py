@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class SeparableConv2d(nn.Module):
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] | str = (0, 0),
         dilation: tuple[int, int] = (1, 1),
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,

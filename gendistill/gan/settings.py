@@ -91,7 +91,10 @@ class OutputConfig(Section):
     l2: Weight = 0.0
     multiscale: Weight = Field(0.0, description="L1 at the full, half, quarter, ... resolution")
     perceptual: Weight = Field(0.0, description="distance of a feature network's maps")
-    perceptual_network: str = Field("emoji", description="that network, as for evaluation; `discriminator` is the teacher's")
+    perceptual_network: str = Field(
+        "discriminator",
+        description="that network: the teacher's discriminator; emoji (which fd-emoji looks through too); torchvision:NAME",
+    )
 
 
 class FeatureConfig(Section):

@@ -6,6 +6,7 @@ A pruned network cannot be built from its class and arguments alone. `record` wr
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +17,6 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gendistill.gan.remembered import integers
 from gendistill.gan.separable import SeparableConv2d
 
 VERSION = 1
@@ -32,6 +32,20 @@ COUNTS: dict[Any, tuple[str, ...]] = {
     nn.Embedding: ("num_embeddings", "embedding_dim"),
     nn.PReLU: ("num_parameters",),
 }
+
+
+def duplicate(network: nn.Module) -> Any:
+    """A deep copy, also of a network that has just run: old-style weight norm leaves results in it, which torch won't copy."""
+    held = [value for module in network.modules() for value in vars(module).values()]
+    return copy.deepcopy(network, {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf})
+
+
+def integers(module: nn.Module) -> dict[str, int]:
+    """Public whole numbers that a module of the user's own holds; none of torch's own layers."""
+    if type(module).__module__.startswith("torch.nn"):
+        return {}
+    own = vars(module).items()
+    return {name: value for name, value in own if type(value) is int and not name.startswith("_") and name != "training"}
 
 
 def fold(network: nn.Module) -> None:
@@ -179,10 +193,14 @@ def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
 def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:
     held = integers(module)
     if not isinstance(numbers, Mapping):
-        raise ValueError(f"slim record attributes {path or 'of the network'}: takes an object of numbers; got {type(numbers).__name__}.")
+        raise ValueError(
+            f"slim record attributes {path or 'of the network'}: takes an object of numbers; got {type(numbers).__name__}."
+        )
     for name, number in numbers.items():
         if name not in held:
-            raise ValueError(f"slim record attributes {path or 'of the network'}: the network has no number {name}{_nearest(name, held)}.")
+            raise ValueError(
+                f"slim record attributes {path or 'of the network'}: the network has no number {name}{_nearest(name, held)}."
+            )
         if number != held[name]:
             setattr(module, name, _number(f"attributes {path or 'of the network'} {name}", number, held[name]))
 

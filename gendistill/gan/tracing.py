@@ -33,8 +33,9 @@ MODULES = (
     nn.PReLU,
     nn.Embedding,
 )
+UNFOLLOWED = (nn.MultiheadAttention, nn.RNNBase)  # layers whose channels are not ours to remove
 REDUCTIONS = ("Mean", "Sum", "Amax", "Amin", "Max", "Min", "LinalgVectorNorm", "Norm", "Prod", "Logsumexp", "Std", "Var")
-BARE_PRODUCTS = ("Convolution", "Addmm", "Mm", "Baddbmm", "Addbmm", "Einsum")
+PRODUCTS = {"Bmm": (0, 1), "Mm": (0, 0), "Addmm": (1, 0), "Baddbmm": (1, 1)}  # place of the first factor, batch dimensions
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Trace:
 
     def size(self, node: Node, side: str) -> int | None:
         """Channels on a side of a layer."""
-        if isinstance(node.module, (nn.LSTM, nn.MultiheadAttention)) or node not in self.paths:
+        if isinstance(node.module, UNFOLLOWED) or node not in self.paths:
             return None
         return self.graph.get_in_channels(node) if side == "in" else self.graph.get_out_channels(node)
 
@@ -93,13 +94,17 @@ class _Doors(nn.Module):
 def channel_dim(parameter: nn.Parameter) -> int | None:
     """Which dimension of a parameter that belongs to no layer counts channels: None where that cannot be told.
 
-    (C,), (C, 1, 1), (1, C, 1, 1) and constants (1, C, H, W): C. Tokens (1, N, C): C.
+    (C,), (C, 1, 1), (1, C, 1, 1) and constants (1, C, H, W), (C, H, H), (H, H, C): C. Tokens (1, N, C): C.
     """
     large = [k for k, size in enumerate(parameter.shape) if size > 1]
     if parameter.ndim == 4 and parameter.shape[0] == 1 and parameter.shape[1] > 1:
         return 1
     if parameter.ndim == 3 and parameter.shape[0] == 1 and parameter.shape[2] > 1:
         return 2
+    if parameter.ndim == 3 and parameter.shape[0] == parameter.shape[1]:
+        return 2
+    if parameter.ndim == 3 and parameter.shape[1] == parameter.shape[2]:
+        return 0
     return large[0] if len(large) == 1 else None
 
 
@@ -112,7 +117,8 @@ def trace(network: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     inputs = one_sample(inputs)
     wrapped = _Doors(network, inputs)
     wrapped.eval().requires_grad_(True)
-    known = {id(weight) for layer in network.modules() if isinstance(layer, MODULES) for weight in layer.parameters(False)}
+    layers = [layer for layer in network.modules() if isinstance(layer, (*MODULES, *UNFOLLOWED))]
+    known = {id(weight) for layer in layers for weight in layer.parameters()}
     bare = [weight for weight in network.parameters() if id(weight) not in known]
     dims = [(weight, dim) for weight in bare if (dim := channel_dim(weight)) is not None]
     spans = _Spans(wrapped)
@@ -126,7 +132,7 @@ def trace(network: nn.Module, inputs: Sequence[Tensor]) -> Trace:
     graph = torch_pruning.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings(), spans:
         warnings.simplefilter("ignore")
-        graph.build_dependency(wrapped, inputs, forward_fn=run, unwrapped_parameters=dims, verbose=False)
+        graph.build_dependency(wrapped, inputs, forward_fn=run, unwrapped_parameters=list(dims), verbose=False)
     names: dict[Any, str] = {layer: name for name, layer in wrapped.named_modules() if isinstance(layer, (*MODULES, nn.Module))}
     names |= {weight: name for name, weight in wrapped.named_parameters() if any(weight is one for one, _ in dims)}
     nodes = list(graph.module2node.values())
@@ -142,7 +148,7 @@ class _Spans:
     """Which autograd nodes lie inside a layer, between its inputs and its output."""
 
     def __init__(self, network: nn.Module) -> None:
-        kinds = (*MODULES, nn.MultiheadAttention, nn.LSTM)
+        kinds = (*MODULES, *UNFOLLOWED)
         self.layers = [layer for layer in network.modules() if isinstance(layer, kinds)]
         self.calls: list[tuple[Any, list[Any]]] = []
         self.kept: list[Any] = []  # autograd nodes are compared by identity and must not be freed
@@ -187,14 +193,11 @@ class _Linker:
         name = _name(node.grad_fn)
         self.channel[node] = None
         if node in self.trace.paths:
-            self.channel[node] = self._layer_channel(node)
+            self.channel[node] = self._layer_channel(node, before)
         elif node.grad_fn in self.inner:
             self.channel[node] = next((self.channel.get(other) for _, other, _ in before), None)
-        elif name.startswith(BARE_PRODUCTS):
-            self.trace.frozen[node, "both"] = f"{name.removesuffix('Backward0')} with a weight of no torch layer"
-            self.channel[node] = 1
-        elif name.startswith("Bmm"):
-            self._product(node, before)
+        elif product := next((at for kind, at in PRODUCTS.items() if name.startswith(kind)), None):
+            self._product(node, before, *product)
             return
         else:
             self._operation(node, name, before)
@@ -218,21 +221,25 @@ class _Linker:
             self.channel[node] = goes[0]
             self._join(node, other, which, goes[1])
 
-    def _product(self, node: Node, before: list[tuple[int, Node, int]]) -> None:
-        """Batched matrix product (B, N, K) x (B, K, M): channels go on along N or M, or are summed along K."""
-        along = {position: self.channel.get(other) for position, other, _ in before}
-        summed = along == {0: 2, 1: 1}
+    def _product(self, node: Node, before: list[tuple[int, Node, int]], first: int, batch: int) -> None:
+        """Matrix product (N, K) x (K, M): channels go on along N or M, or are summed along K and end."""
+        along = {position - first: self.channel.get(other) for position, other, _ in before}
+        summed = along.get(0) == batch + 1 and along.get(1) == batch
         for position, other, which in before:
-            if summed or (self.channel[node] is None and along[position] == position + 1):
-                self.channel[node] = None if summed else position + 1
+            factor = position - first
+            if summed or (self.channel[node] is None and factor >= 0 and along[factor] == batch + factor):
+                self.channel[node] = None if summed else batch + factor
                 self._join(node, other, which, None)
 
-    def _layer_channel(self, node: Node) -> int | None:
+    def _layer_channel(self, node: Node, before: list[tuple[int, Node, int]]) -> int | None:
         layer = node.module
         if isinstance(layer, nn.Parameter):
             return self.dims[id(layer)]
         shape = _shape(node.grad_fn)
-        if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.LSTM)):
+        if isinstance(layer, nn.LayerNorm) and shape:  # one of channels first, which permutes within, gives them back first
+            dims = [dim for _, other, _ in before if (dim := self.channel.get(other)) is not None]
+            return dims[0] if dims and dims[0] < len(shape) and shape[dims[0]] == layer.normalized_shape[-1] else len(shape) - 1
+        if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding, *UNFOLLOWED)):
             return len(shape) - 1 if shape else None
         return 1
 
@@ -342,6 +349,8 @@ def _through(
     if name.startswith("PixelUnshuffle"):
         square = function._saved_downscale_factor**2
         return dim, [list(range(c * square, (c + 1) * square)) for c in range(size)]
+    if name.startswith("Convolution"):  # of a weight of no layer: only a filter of each channel lets them through
+        return (1, None) if position == 0 and dim == 1 and function._saved_groups == size == target[1] else None
     if name.startswith("Glu"):
         return dim, [[c % target[dim]] for c in range(size)] if target[dim] != size else None
     if name.startswith("Repeat"):

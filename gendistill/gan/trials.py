@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from gendistill.gan import pruning
 from gendistill.gan.channels import ChannelGroup, Side, merged
 from gendistill.gan.counting import evaluating
 from gendistill.gan.remembered import Remembered, remembered, set_remembered
+from gendistill.gan.slim import duplicate
 
 MOST_PAIRS = 12  # of failing groups of which all pairs are tried
 
@@ -99,7 +99,7 @@ class _Trials:
     def _failure(self, groups: Sequence[ChannelGroup]) -> str | None:
         """What goes wrong without some channels: the module in which it does, and the message. Two widths are tried."""
         for turn in range(2):
-            student = copy.deepcopy(self.network)
+            student = duplicate(self.network)
             keeps = [pruning.choose(np.zeros(g.size), _trial_width(g, k, turn), g.blocks) for k, g in enumerate(groups)]
             pruning.prune(student, groups, keeps)
             set_remembered(student, self.notes)
@@ -123,15 +123,22 @@ def _trial_width(group: ChannelGroup, k: int, turn: int) -> int:
 
 def tied(groups: Sequence[ChannelGroup]) -> ChannelGroup:
     """One group of several that keep the same share of their channels: runs of each, side by side."""
-    size = math.gcd(*(group.size for group in groups))
-    blocks = math.lcm(*(group.blocks for group in groups))
-    if size % blocks:
-        blocks = size  # then only all or nothing
+    free = [_across_blocks(group) for group in groups]
+    size = math.gcd(*(group.size for group in free))
     members: dict[Side, np.ndarray] = {}
-    for group in groups:
+    for group in free:
         for side, rows in merged(group, group.size // size).members.items():
             members[side] = np.concatenate([members[side], rows], 1) if side in members else rows
-    return replace(groups[0], members=members, blocks=blocks)
+    return replace(free[0], members=members)
+
+
+def _across_blocks(group: ChannelGroup) -> ChannelGroup:
+    """One channel of each block become one, so that the blocks stay equal whatever goes."""
+
+    def across(rows: np.ndarray) -> np.ndarray:
+        return rows.reshape(group.blocks, -1, rows.shape[1]).transpose(1, 0, 2).reshape(group.size // group.blocks, -1)
+
+    return replace(group, members={side: across(rows) for side, rows in group.members.items()}, blocks=1)
 
 
 def where(network: nn.Module, inputs: Sequence[Tensor]) -> str:

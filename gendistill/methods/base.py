@@ -50,6 +50,7 @@ class Method(ABC):
 
     name: str
     networks: MovingAverage
+    losses_fall = True  # whether a loss that grows is a sign of trouble; in a game of two it is not
 
     @abstractmethod
     def trained_modules(self) -> dict[str, nn.Module]:

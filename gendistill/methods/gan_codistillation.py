@@ -80,6 +80,7 @@ class GanCodistillation(Method):
     """
 
     name = "gan"
+    losses_fall = False
 
     def __init__(
         self,

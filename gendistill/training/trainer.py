@@ -103,7 +103,7 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(run_folder / "checkpoints")
         self.log = RunLog(run_folder / "log.jsonl")
-        self.guard = LossGuard(config.divergence_factor)
+        self.guard = LossGuard(config.divergence_factor if method.losses_fall else None)
         self.step, self.seconds = 0, 0.0
         self.best: Validation | None = None
         self.best_step, self.validations_since_best = 0, 0

@@ -4,7 +4,7 @@ Classes are the category captions (category x vendor). Hinge loss (Lim & Ye 2017
 Koyama 2018), differentiable augmentation (Zhao et al. 2020), two time scales (Heusel et al. 2017), an average of the
 generator. Hours on a CPU, minutes on a GPU; it resumes.
 
-    python scripts/recipes/tiny_gan.py --steps 40000 --device cuda
+    python scripts/recipes/tiny_gan.py --device cuda
 """
 
 import json
@@ -14,11 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 from torchvision.utils import save_image
 
 from emoji import ASSETS, load_emoji
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
 from gendistill.gan.augmentation import DRAWS, augment
+from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.metrics.features import extract, load_extractor
 from gendistill.metrics.frechet import frechet_distance, gaussian_statistics
 from resumable import recipe_parser
@@ -178,13 +181,13 @@ def distance(average: ResNetGenerator, labels: torch.Tensor, real, network, num:
 
 
 def main() -> None:
-    parser = recipe_parser(__doc__, Path("runs/recipes/tiny-gan"), steps=40_000, batch=128, learning_rate=2e-4, seed=0)
+    parser = recipe_parser(__doc__, Path("runs/recipes/tiny-gan"), steps=24_000, batch=128, learning_rate=2e-4, seed=0)
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-gan")
     parser.add_argument("--channels", type=int, nargs="+", default=[256, 192, 128, 96])
     parser.add_argument("--discriminator-channels", type=int, nargs="+", default=[96, 128, 192, 192])
     parser.add_argument("--discriminator-rate", type=float, default=2.0, help="its learning rate, times the generator's")
     parser.add_argument("--policy", nargs="+", default=["color", "translation", "cutout"])
-    parser.add_argument("--ema", type=float, default=0.9995)
+    parser.add_argument("--ema", type=float, default=0.9997)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--eager", action="store_true", help="no CUDA graph")
     parser.add_argument("--minutes", type=float, default=None, help="save and stop after so many, to be resumed")
@@ -237,11 +240,16 @@ def main() -> None:
     run.save()
     recalibrate(average, labels, random.manual_seed(args.seed))
     print("recalibrated fd-emoji", round(distance(average, labels, real, network, 2000, seed=7), 3))
-    for part, name in ((average, "generator"), (discriminator, "discriminator")):
-        part.half().save_pretrained(args.out / name)
-    (args.out / "recipe.json").write_text(
-        json.dumps({"steps": run.step, "minutes": round(run.seconds / 60, 1), "classes": names}) + "\n"
-    )
+    spec = GeneratorSpec("noise", (LATENT,), (3, 32, 32), len(names), tuple(names))
+    parts = Gan(Generator(average.cpu(), spec), source_of(average), discriminator.cpu(), source_of(discriminator))
+    save_gan(args.out, parts, torch.float16)
+    print(f"{args.out}: {run.step} steps in {run.seconds / 60:.1f} min")
+
+
+def source_of(network: ModelMixin) -> NetworkSource:
+    """Its class, and the arguments that it was made with."""
+    arguments = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    return NetworkSource(f"{type(network).__module__}:{type(network).__name__}", json.loads(json.dumps(arguments)))
 
 
 if __name__ == "__main__":

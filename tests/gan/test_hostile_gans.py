@@ -1,25 +1,21 @@
 """GAN teachers that are broken, mistaken or meant to harm: one sentence, nothing of them is run."""
 
-import io
 import json
 import os
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from harmful import Harmful, sentence
 from safetensors.torch import save_file
+from test_hostile_programs import exported
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.folder import Gan, NetworkSource, open_gan, save_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.opening import open_teacher
-from gendistill.gan.programs import open_program
-from gendistill.gan.settings import GeneratorConfig
 
 MODULE = '''
 import torch
@@ -82,13 +78,6 @@ def function():
 '''
 
 
-class Harmful:
-    """Unpickling it makes a file."""
-
-    def __reduce__(self):
-        return open, ("owned", "w")
-
-
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     """A working directory with networks, and nothing that was run in it afterwards."""
@@ -101,13 +90,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     yield module
     assert not os.path.exists("owned")
-
-
-def sentence(teacher, config=None, **settings):
-    with pytest.raises(ValueError) as error:  # noqa: PT011  its text is what the tests are about
-        open_teacher(teacher, config=config, settings=GeneratorConfig(**settings))
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def net_weights(path="w.safetensors", nz=4):
@@ -218,9 +200,6 @@ def test_a_file_of_arguments_that_is_none_is_told_in_a_sentence(place):
         assert "teacher_config a.json" in sentence(f"{place}:Net", config="a.json")
 
 
-# Discriminators
-
-
 def test_a_discriminator_of_another_resolution_is_told_with_both_sizes(place):
     torch.manual_seed(0)
     ResNetDiscriminator(64, channels=(4, 4)).save_pretrained("d64")
@@ -233,46 +212,6 @@ def test_a_discriminator_of_another_resolution_is_told_with_both_sizes(place):
     )
     assert "8x8" in said
     assert "4x4" in said
-
-
-SPEC = GeneratorSpec("noise", (4,), (3, 8, 8), 5)
-LOGITS = torch.tensor([[0.1, 2.0, -1.0, 0.5, 0.3, 1.5], [1.0, 0.0, 2.0, -2.0, 0.2, 0.4]])
-
-
-class Fixed(nn.Module):
-    """It gives what it holds, for as many pictures as come."""
-
-    def __init__(self, output):
-        super().__init__()
-        self.output = output
-
-    def forward(self, x, labels=None):
-        return self.output
-
-
-def test_logits_of_every_shape_are_logits_of_pictures_or_patches():
-    labels = torch.tensor([1, 4])
-    one = LOGITS[:, :1]
-    for output in (one[:, 0], one, one[:, :, None, None], (one, LOGITS[:, :5])):
-        assert torch.equal(adapt(Fixed(output), SPEC)(torch.zeros(2, 3, 8, 8), labels), one[:, 0])
-    patches = torch.randn(2, 1, 3, 3)
-    assert adapt(Fixed(patches), SPEC)(torch.zeros(2, 3, 8, 8), labels) is patches
-    by_class = adapt(Fixed(LOGITS[:, :5]), SPEC)(torch.zeros(2, 3, 8, 8), labels)
-    assert torch.equal(by_class, torch.stack([LOGITS[0, 1], LOGITS[1, 4]]))
-
-
-def test_classes_and_made_are_the_log_odds_of_being_real():
-    """Salimans et al. 2016, section 5: the share of "made" in the softmax is 1 - D."""
-    logits = Discriminator(Fixed(LOGITS), True, 5)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
-    made = LOGITS.softmax(1)[:, -1]
-    assert torch.allclose(logits, ((1 - made) / made).log(), atol=1e-6)
-
-
-def test_a_discriminator_that_gives_no_logits_is_told_in_a_sentence():
-    for output in (torch.zeros(2, 9), None, {"logits": LOGITS}, torch.zeros(3)):
-        with pytest.raises(ValueError, match="gives") as error:
-            adapt(Fixed(output), SPEC)
-        assert "\n" not in str(error.value)
 
 
 # Folders
@@ -355,168 +294,8 @@ def test_weights_for_a_folder_that_has_its_own_are_told_in_a_sentence(folder):
     assert "takes module:Class as the teacher" in sentence(net_weights())
 
 
-# Programs
-
-
-class Paint(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(4, 48)
-
-    def forward(self, z):
-        return torch.tanh(self.fc(z)).view(-1, 3, 4, 4)
-
-
-def exported(path="p.pt2", batch=torch.export.Dim.DYNAMIC):
-    torch.export.save(torch.export.export(Paint().eval(), (torch.zeros(2, 4),), dynamic_shapes=({0: batch},)), path)
-    return path
-
-
-def rewritten(path, change):
-    """The same archive with members as `change(name, bytes)` gives them: bytes, or None to leave one out."""
-    with zipfile.ZipFile(path) as before:
-        members = {name: before.read(name) for name in before.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as after:
-        for name, held in members.items():
-            held = change(name, held)
-            if held is not None:
-                after.writestr(name, held)
-    return path
-
-
-def in_graph(edit):
-    def change(name, held):
-        if not name.endswith("models/model.json"):
-            return held
-        model = json.loads(held)
-        edit(model)
-        return json.dumps(model).encode()
-
-    return change
-
-
-def harmful_bytes():
-    file = io.BytesIO()
-    torch.save(Harmful(), file)
-    return file.getvalue()
-
-
-def first_size(model):
-    """The first size of the program that is not a number."""
-    sizes = [size for of in model["graph_module"]["graph"]["tensor_values"].values() for size in of["sizes"]]
-    return next(size["as_expr"] for size in sizes if "as_expr" in size)
-
-
-HARMFUL = {
-    "sample inputs": lambda name, held: harmful_bytes() if "sample_inputs" in name else held,
-    "pickled weights": lambda name, held: (
-        held.replace(b'"use_pickle": false', b'"use_pickle": true')
-        if name.endswith("weights_config.json")
-        else harmful_bytes()
-        if "weights/weight_" in name
-        else held
-    ),
-    "a size": in_graph(lambda model: first_size(model).update(expr_str="open('owned', 'w')")),
-    "a size that never ends": in_graph(lambda model: first_size(model).update(expr_str="9**9**9**9")),
-    "an operator": in_graph(lambda model: model["graph_module"]["graph"]["nodes"][0].update(target="torch.os.system")),
-    "an operator that reads": in_graph(
-        lambda model: model["graph_module"]["graph"]["nodes"][0].update(target="torch.ops.aten.from_file.default")
-    ),
-    "a getter": in_graph(lambda model: model["graph_module"]["graph"]["nodes"][0].update(target="_operator.attrgetter")),
-    "a name": in_graph(lambda model: model["graph_module"]["graph"]["nodes"][0].update(name="x=open('owned','w');y")),
-    "a container": lambda name, held: (
-        held.replace(b"builtins.tuple", b"collections.defaultdict") if name.endswith("models/model.json") else held
-    ),
-    "constants": lambda name, held: (
-        b'{"config": {"c": {"path_name": "opaque_obj_0", "is_param": false, "use_pickle": false, "tensor_meta": null}}}'
-        if name.endswith("constants_config.json")
-        else held
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HARMFUL)
-def test_a_program_that_would_run_code_is_not_opened(name):
-    assert "which may run code when opened, so it was not" in sentence(rewritten(exported(), HARMFUL[name]))
-
-
-def test_a_program_with_a_compiled_library_is_not_opened():
-    path = exported()
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("p/data/aotinductor/model/library.so", b"ELF")
-    assert "may run code" in sentence(path)
-
-
-def test_guards_of_a_program_are_not_run():
-    """They are Python, which torch would run to check what goes in."""
-    path = rewritten(exported(), in_graph(lambda model: model.update(guards_code=["open('owned', 'w')"])))
-    assert open_program(path)(torch.zeros(3, 4)).shape == (3, 3, 4, 4)
-
-
-def test_the_pickles_of_these_tests_do_run_code():
-    torch.load(io.BytesIO(harmful_bytes()), weights_only=False).close()
-    assert os.path.exists("owned")
-    os.remove("owned")
-
-
-def test_torchscript_that_writes_a_file_is_not_opened():
-    traced = torch.jit.trace(Paint(), (torch.zeros(2, 4),))
-    traced.save("p.pt")
-    path = rewritten("p.pt", lambda name, held: held.replace(b"torch.tanh(", b"torch. save(") if name.endswith(".py") else held)
-    assert "calls save, which may run code" in sentence(path)
-
-
-def test_torchscript_with_objects_of_c_is_not_opened():
-    torch.jit.trace(Paint(), (torch.zeros(2, 4),)).save("p.pt")
-    path = rewritten("p.pt", lambda name, held: held.replace(b"fc :", b"fc : __torch__.torch.classes.x.Y\n  fd :"))
-    assert "calls torch.classes, which may run code" in sentence(path)
-
-
-@pytest.mark.parametrize("name", ["p.pt", "p.pt2"])
-def test_a_program_that_would_fill_the_memory_is_not_opened(name):
-    if name == "p.pt":
-        torch.jit.trace(Paint(), (torch.zeros(2, 4),)).save(name)
-    else:
-        exported()
-    with zipfile.ZipFile(name, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/extra/zeros", bytes(2**27))
-    assert "would fill the memory" in sentence(name)
-
-
 def test_more_classes_than_the_network_has_are_told_in_a_sentence(place, folder):
     assert "index out of range" in sentence(folder, num_classes=3)
-
-
-def test_a_program_of_one_batch_size_is_told_in_a_sentence():
-    assert "takes batches of 3 alone" in sentence(_static())
-
-
-def _static():
-    torch.export.save(torch.export.export(Paint().eval(), (torch.zeros(3, 4),)), "s.pt2")
-    return "s.pt2"
-
-
-@pytest.mark.parametrize("name", ["p.pt", "p.pt2"])
-def test_a_file_that_is_no_program_is_told_in_a_sentence(name):
-    torch.save({"fc.weight": torch.zeros(2)}, name)
-    assert "is no program but a state_dict" in sentence(name)
-    for held in (b"", b"PK\x03\x04", b"not a program", pickle.dumps(Harmful())):
-        Path(name).write_bytes(held)
-        assert "is no program" in sentence(name)
-    with zipfile.ZipFile(name, "w") as archive:
-        archive.writestr("other/readme.txt", "hello")
-    assert "is no program" in sentence(name)
-
-
-def test_a_cut_program_is_told_in_a_sentence():
-    whole = Path(exported()).read_bytes()
-    Path("p.pt2").write_bytes(whole[: len(whole) // 2])
-    assert "program p.pt2" in sentence("p.pt2")
-    for left_out in ("model.json", "weight_0", "weights_config.json", "archive_version"):
-        Path("p.pt2").write_bytes(whole)
-        assert "program p.pt2" in sentence(
-            rewritten("p.pt2", lambda name, held, end=left_out: None if name.endswith(end) else held)
-        )
 
 
 def test_a_folder_whose_class_is_gone_opens_as_its_program(folder, caplog):

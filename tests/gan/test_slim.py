@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -111,7 +110,7 @@ def test_folding_a_copy_leaves_its_original_as_it_was(kinds: tuple[nn.Module, nn
     teacher, _, inputs = kinds
     teacher.eval()
     before = teacher(*inputs)
-    folded = copy.deepcopy(teacher)
+    folded = slim.duplicate(teacher)
     slim.fold(folded)
     torch.testing.assert_close(folded(*inputs), before)
     assert torch.equal(teacher(*inputs), before)
@@ -140,12 +139,18 @@ CONV = {"in_channels": 3, "out_channels": 8, "groups": 1, "plain": True}
         ({"version": 1, "separable": {}, "layers": []}, "slim record layers: takes an object by paths; got list"),
         (changed("layers", "4", CONV), "layers: the network has no module 4"),
         (changed("layers", "__class__", CONV), "layers: the network has no module __class__"),
-        (changed("layers", "0", CONV | {"out_channels": -4}), "slim record 0 out_channels: takes a whole number from 1 to 8; got -4"),
+        (
+            changed("layers", "0", CONV | {"out_channels": -4}),
+            "slim record 0 out_channels: takes a whole number from 1 to 8; got -4",
+        ),
         (changed("layers", "0", CONV | {"out_channels": 10**12}), "takes a whole number from 1 to 8; got 1000000000000"),
         (changed("layers", "0", CONV | {"out_channels": 4.0}), "takes a whole number from 1 to 8; got 4.0"),
         (changed("layers", "0", CONV | {"out_channels": True}), "takes a whole number from 1 to 8; got True"),
         (changed("layers", "0", CONV | {"out_channels": "4"}), "takes a whole number from 1 to 8; got 4"),
-        (changed("layers", "0", CONV | {"forward": 4}), "the counts of a Conv2d are in_channels, out_channels, groups, plain; got"),
+        (
+            changed("layers", "0", CONV | {"forward": 4}),
+            "the counts of a Conv2d are in_channels, out_channels, groups, plain; got",
+        ),
         (changed("layers", "0", CONV | {"plain": 1}), "plain takes true or false; got 1"),
         (changed("layers", "0", 5), "the counts of a Conv2d are .*; got int"),
         (changed("layers", "1", {"num_channels": 5, "num_groups": 2, "plain": True}), "num_channels 5 does not divide into 2"),
