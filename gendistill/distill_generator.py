@@ -22,7 +22,7 @@ from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.export import export_student
 from gendistill.gan.folder import Gan
 from gendistill.gan.generator import Generator
-from gendistill.gan.hints import Hint, match
+from gendistill.gan.hints import Hint, Regressors, match
 from gendistill.gan.hints import describe as describe_hints
 from gendistill.gan.networks import Pupil, gan_networks
 from gendistill.gan.opening import describe, open_teacher
@@ -119,7 +119,8 @@ def build_method(
     players = [Player("student", networks.student, fresh)]
     if settings.partner == "student":
         twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
-        pupil = Pupil(teacher.generator.with_network(twin.float().train().requires_grad_(True)), [])
+        of_twin = teacher.generator.with_network(twin.float().train().requires_grad_(True))
+        pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
         players.append(Player("partner", pupil, discriminator_of(config, teacher, theirs, device) if adversarial else None))
     if settings.partner == "teacher":
         if isinstance(data, NoData) or not adversarial or not teacher.generator.differentiable:
@@ -130,15 +131,18 @@ def build_method(
         pupil = Pupil(teacher.generator, [hint.teacher_path for hint in hints])
         goes_on = discriminator_of(config, teacher, theirs, device)
         players.append(Player("teacher", pupil, goes_on, distils=False))
-        frozen = goes_on
+    else:
+        goes_on = frozen
     example = torch.zeros(1, *spec.output_shape, device=device)
-    perception = _perception(config, teacher.generator, frozen, example)
+    perception = _perception(config, teacher.generator, frozen, example)  # which stays as it is: what learns is no measure
     real = settings.discriminator.real or ("teacher" if isinstance(data, NoData) or spec.kind == "image" else "data")
     if real != "teacher" and isinstance(data, NoData):
         raise ValueError(
             f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones"
         )
-    return GanCodistillation(networks, hints, players, settings, teacher_discriminator=frozen, perception=perception, real=real)
+    return GanCodistillation(
+        networks, hints, players, settings, teacher_discriminator=goes_on, perception=perception, real=real
+    )
 
 
 def _hints(config: DistillConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:

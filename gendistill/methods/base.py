@@ -15,11 +15,17 @@ from gendistill.data.order import PerSampleRandom
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step's worth of a batch: a loss to differentiate and the optimizer that takes the gradient."""
+    """One optimizer step's worth of a batch: a loss to differentiate and the optimizer that takes the gradient.
+
+    Attributes:
+        given: what other networks that learn gave to the loss, a number (0-d) each, by optimizer name. Where it is not
+            finite, that network is to blame for a loss that is not.
+    """
 
     loss: Tensor
     optimizer: str = "student"
     logs: dict[str, Tensor] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

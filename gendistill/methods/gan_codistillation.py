@@ -135,7 +135,7 @@ class GanCodistillation(Method):
                 fake = painted[player.name].pictures.detach()
                 for number in range(self.config.discriminator.steps):
                     if number:
-                        fake = self._another(player, batch, random)
+                        fake = self._another(player, batch, labels, random)
                     yield self._update_discriminator(player, real, fake, labels, random)
         guide = self.imitation.guide(teachers, labels)
         for player in self.players:
@@ -186,9 +186,9 @@ class GanCodistillation(Method):
         return Painted(*tapped(self.networks.teacher, self._teacher_paths, inputs, labels))
 
     @torch.no_grad()
-    def _another(self, player: Player, batch: GanBatch, random: PerSampleRandom) -> Tensor:
-        """Pictures of other noise, of a batch's further steps of the discriminator."""
-        pictures: Tensor = player.network(*self._asked(batch, random))[0]
+    def _another(self, player: Player, batch: GanBatch, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
+        """Pictures of other noise and the same classes, of a batch's further steps of the discriminator."""
+        pictures: Tensor = player.network(self._asked(batch, random)[0], labels)[0]
         return pictures
 
     def _real(self, batch: GanBatch, painted: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class GanCodistillation(Method):
             loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
             loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, labels, random)
-        return Update(loss, player.discriminator_name, logs)
+        return Update(loss, player.discriminator_name, logs, given={player.name: fake.detach().float().mean()})
 
     def _penalty(
         self, judge: Discriminator, real: Tensor, fake: Tensor, labels: Tensor | None, random: PerSampleRandom

@@ -192,6 +192,8 @@ class Trainer:
                         stack.enter_context(accelerator.no_sync(module))
                 stack.enter_context(accelerator.autocast())
                 for update in self.method.updates(batch, random):
+                    for name, value in update.given.items():
+                        self.guard.note(self.step + 1, name, value.detach())
                     self.guard.watch(self.step + 1, update.optimizer, update.loss.detach())
                     accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
