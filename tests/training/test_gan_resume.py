@@ -216,7 +216,7 @@ def test_a_student_whose_pictures_become_alike_ends_with_its_best(data, tmp_path
     start = type(start)(**{**vars(start), "network": copy.deepcopy(gan.generator.network)})
     method = tiny_method(gan, data, start, ema_decay=0)
     validator = GeneratorValidator(method, data, load_extractor("emoji"), tmp_path / "samples", num=16, seed=0, device="cpu")
-    run = tiny_gan_trainer(method, data, tmp_path / "run", validate=validator, max_steps=20)
+    run = tiny_gan_trainer(method, data, tmp_path / "run", validate=validator, max_steps=20, learning_rate=1e-9)
     seen, after_step = {}, method.after_step
 
     def collapse(step):
