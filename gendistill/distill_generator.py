@@ -129,7 +129,7 @@ def build_method(
             )
         teacher.generator.network.train().requires_grad_(True)
         pupil = Pupil(teacher.generator, [hint.teacher_path for hint in hints])
-        goes_on = discriminator_of(config, teacher, theirs, device)
+        goes_on = discriminator_of(config, teacher, theirs, device, inherit=True)
         players.append(Player("teacher", pupil, goes_on, distils=False))
     else:
         goes_on = frozen
@@ -167,10 +167,19 @@ def _of_teacher(teacher: Gan, config: DistillConfig) -> Discriminator | None:
 
 
 def discriminator_of(
-    config: DistillConfig, teacher: Gan, theirs: Discriminator | None, device: torch.device | str
+    config: DistillConfig,
+    teacher: Gan,
+    theirs: Discriminator | None,
+    device: torch.device | str,
+    inherit: bool | None = None,
 ) -> Discriminator:
-    """One that learns: the teacher's as it is where there is one, else a fresh one that fits the pictures."""
-    if theirs is not None and config.gan.discriminator.inherit:
+    """One that learns: the teacher's as it is where there is one, else a fresh one that fits the pictures.
+
+    Args:
+        inherit: whether to take the teacher's; as the config says where None.
+    """
+    inherit = config.gan.discriminator.inherit if inherit is None else inherit
+    if theirs is not None and inherit:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
     return adapt(_learning(discriminator_for(teacher.generator)).to(device), teacher.generator.spec)
 

@@ -7,8 +7,10 @@ import torch
 from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student, tiny_translator
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
+from gendistill.gan.batches import NoData
 from gendistill.gan.opening import open_teacher
-from gendistill.gan.settings import GeneratorConfig
+from gendistill.gan.settings import CompressConfig, GeneratorConfig
+from gendistill.gan.student import start_student
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, mse_logits
 from gendistill.losses.pixel import l1
@@ -363,6 +365,23 @@ def test_two_students_are_held_against_the_teacher_and_each_other(own_class):
     assert not torch.equal(student, partner)
     assert logs["l1"] == pytest.approx(((l1(student, teacher) + l1(student, partner)) / 2).item(), rel=1e-5)
     assert logs["partner_l1"] == pytest.approx(((l1(partner, teacher) + l1(partner, student)) / 2).item(), rel=1e-5)
+
+
+def test_a_teacher_that_goes_on_learning_keeps_its_discriminator_though_the_students_is_fresh(data):
+    gan = tiny_gan()
+    method = tiny_method(gan, data, partner="teacher", discriminator__inherit=False)
+    assert_same(state(judge_of(method, 1)), state(gan.discriminator))
+    assert state(judge_of(method, 0)).keys() != state(gan.discriminator).keys()
+
+
+def test_a_second_student_that_was_pruned_is_as_large_and_shows_the_same_layers():
+    gan = tiny_gan()
+    start = start_student(gan, CompressConfig(factor=2), NoData(), 0)
+    method = tiny_method(gan, start=start, more={"compress.factor": 2}, partner="student")
+    one, other = (state(player.network.network) for player in method.players)
+    assert {name: of.shape for name, of in one.items()} == {name: of.shape for name, of in other.items()}
+    assert not torch.equal(one["out.weight"], other["out.weight"])
+    assert {"hints", "partner_hints"} <= logs_of(step_of(method)).keys()
 
 
 def test_two_students_train(own_class, tmp_path):
