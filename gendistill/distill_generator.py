@@ -181,7 +181,8 @@ def discriminator_of(
     inherit = config.gan.discriminator.inherit if inherit is None else inherit
     if theirs is not None and inherit:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
-    return adapt(_learning(discriminator_for(teacher.generator)).to(device), teacher.generator.spec)
+    fresh: nn.Module = discriminator_for(teacher.generator)
+    return adapt(_learning(fresh).to(device), teacher.generator.spec)
 
 
 def _learning(network: nn.Module) -> nn.Module:

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from gendistill.data.pictures import as_tensor, decode_picture, fitted
 from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.opening import open_teacher
 from gendistill.gan.sampler import CLASS_MARK, GeneratorSampler
+from gendistill.gan.settings import GeneratorConfig
 from gendistill.samplers import FewStepSampler, Sampler
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+OF_DISCRIMINATORS = ("discriminator", "discriminator_weights", "discriminator_config")
 
 
 def gan_folder(model: str | Path) -> Path | None:
@@ -34,6 +38,24 @@ def open_sampler(model: str | Path, *, config: str | None = None, revision: str 
     if (folder := gan_folder(model)) is not None:
         return GeneratorSampler.from_folder(folder, device=device, read=_read)
     return FewStepSampler.from_pretrained(model, config=config, revision=revision, device=device)
+
+
+def open_teacher_of(student: GeneratorSampler, teacher: str | None = None, *, device: str = "cpu") -> GeneratorSampler:
+    """The generator that a student was made of, as its folder says how to open it; or another `teacher`.
+
+    Args:
+        teacher: whatever `gendistill.gan.opening.open_teacher` takes, or a run that left a GAN.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    told = student.student or {}
+    named = str(teacher or told.get("teacher") or "")
+    described = told.get("generator") if teacher is None else None
+    settings = GeneratorConfig(**(described or {})).model_copy(update=dict.fromkeys(OF_DISCRIMINATORS))
+    config = told.get("teacher_config") if teacher is None else None
+    gan = open_teacher(str(gan_folder(named) or named), config=config, settings=settings, device=device)
+    return GeneratorSampler.of(gan, device=device, read=_read)
 
 
 def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] | None = None) -> list[str]:

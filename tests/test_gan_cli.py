@@ -1,5 +1,6 @@
 """GAN folders from the command line: drawn from and evaluated, in fresh processes."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,12 +13,13 @@ from PIL import Image
 from random_gans import CLASSES
 
 from gendistill.evaluation.class_captions import class_caption
+from gendistill.gan.folder import open_gan, save_gan
 from gendistill.gan.generator import between
 from gendistill.metrics.clip_score import load_scorer
 from gendistill.metrics.features import extract, load_extractor
 from gendistill.metrics.fidelity import psnr
 from gendistill.metrics.frechet import frechet_distance, gaussian_statistics
-from gendistill.opening import open_sampler
+from gendistill.opening import open_sampler, open_teacher_of
 from gendistill.samplers import to_uint8
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +83,7 @@ def test_a_generator_of_pictures_paints_a_folder(gans, tmp_path):
     assert [Image.open(file).size for file in sorted((tmp_path / "painted").glob("*.png"))] == [(32, 32)] * 3
 
 
+ARGUMENTS = ("latent_dim", "num_classes", "channels", "class_dim")
 MISTAKES = [
     (("sample", "teacher", "--steps", "4"), "steps 4: takes 1, a generator draws in one call"),
     (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance; takes 1"),
@@ -90,7 +93,10 @@ MISTAKES = [
     (("sample", "teacher", "--input", "."), "--input .: the model draws pictures from classes, it takes no pictures"),
     (("sample", "assets/tiny-sd", "--prompt", "a", "--interpolate", "3"), "interpolate 3: takes a GAN; this is a StableDif"),
     (("evaluate", "teacher", "--steps", "4"), "steps 4: takes 1, a generator draws in one call"),
-    (("evaluate", "student", "--teacher", "nowhere"), "teacher nowhere: is no GAN folder; takes --teacher FOLDER"),
+    (
+        ("evaluate", "student", "--teacher", "nowhere"),
+        "teacher nowhere: takes a GAN folder .*; there is no such file or folder",
+    ),
     (("evaluate", "student", "--teacher", "plain"), "its output_shape is .1, 12, 24. and the student's .3, 32, 32."),
     (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator takes one of its 20"),
     (("evaluate", "painter"), "--input: takes the pictures that the generator is to paint anew"),
@@ -175,6 +181,19 @@ def test_a_teacher_alone_is_evaluated_into_rows_and_its_caption_field_is_found(g
     assert row["model"] == "teacher"
     assert row["protocol"]["prompts"].startswith("20 drawn by frequency from the category captions of")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+
+
+def test_a_student_is_held_against_a_teacher_that_is_a_class_of_the_users_own(gans, tmp_path):
+    teacher, student = open_sampler(gans["teacher"]), open_gan(gans["student"])
+    weights = gans["teacher"] / "generator" / "diffusion_pytorch_model.safetensors"
+    network = teacher.generator.network
+    (tmp_path / "arguments.json").write_text(json.dumps({name: network.config[name] for name in ARGUMENTS}))
+    path = "gendistill.gan.architectures.resnet:ResNetGenerator"
+    told = {**student.student, "teacher": path, "teacher_config": str(tmp_path / "arguments.json")}
+    told["generator"] = {"weights": str(weights), "num_classes": 20, "input_shape": [16]}
+    save_gan(tmp_path / "student", dataclasses.replace(student, student=told))
+    opened = open_teacher_of(open_sampler(tmp_path / "student"))
+    assert opened.weights_hash == teacher.weights_hash
 
 
 def test_the_field_that_names_a_gans_classes_is_the_one_that_holds_nothing_else(gans):

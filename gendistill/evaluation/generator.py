@@ -26,7 +26,7 @@ from gendistill.metrics.fidelity import MOST_PSNR, feature_cosine, paired_fideli
 from gendistill.metrics.interleaved import SideBySide, time_side_by_side
 from gendistill.metrics.paired import PairedTest, paired_test_frechet
 from gendistill.metrics.uncertainty import mean_interval, sample_size_warning
-from gendistill.opening import gan_folder, input_prompts, open_sampler
+from gendistill.opening import gan_folder, input_prompts, open_sampler, open_teacher_of
 from gendistill.progress import advancing_bar
 from gendistill.samplers import to_uint8
 
@@ -126,7 +126,7 @@ def evaluate_generator(
 
     Args:
         model: a GAN folder, or a run that left one.
-        teacher: the GAN folder of the teacher; the one that the student's gan.json names where None.
+        teacher: the GAN that the student is held against, as `open_teacher_of` takes it; its own where None.
         caption: the field whose texts are classes; the one that fits where None.
         inputs: pictures, for generators that paint pictures anew.
         cache: folder where what was drawn and extracted is kept.
@@ -190,16 +190,14 @@ def _open(folder: Path, teacher: str | None, device: str) -> Samplers:
     if student.student is None and teacher is None:
         return {folder.resolve().name: student}
     named = teacher or str((student.student or {}).get("teacher"))
-    if (found := gan_folder(named)) is None:
-        raise ValueError(f"teacher {named}: is no GAN folder; takes --teacher FOLDER, with a gan.json")
-    of_teacher = _generator(found, device)
+    of_teacher = open_teacher_of(student, teacher, device=device)
     for what in ("kind", "output_shape", "input_shape", "num_classes"):
         ours, theirs = (getattr(of.generator.spec, what) for of in (student, of_teacher))
         if ours != theirs:
             raise ValueError(
                 f"teacher {named}: its {what} is {theirs} and the student's {ours}; takes the student's own teacher"
             )
-    name = found.resolve().name
+    name = (gan_folder(named) or Path(named)).resolve().name
     return {"teacher" if name == STUDENT else name: of_teacher, STUDENT: student}
 
 

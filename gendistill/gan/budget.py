@@ -118,7 +118,7 @@ def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> 
         """The widths of a tilt of which the first cost that was asked is right."""
         low, high = -12.0, 12.0
         first = int(np.isnan(asked[0]))
-        for _ in range(50):
+        for _ in range(30):
             middle = (low + high) / 2
             low, high = (middle, high) if error(widths(middle, tilt))[first] > 0 else (low, middle)
         kept = widths((low + high) / 2, tilt)

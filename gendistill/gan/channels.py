@@ -82,6 +82,11 @@ class _Grouping:
         self.sets = _Union()
         self.slots: dict[tuple[Node, str], dict[int, int]] = defaultdict(dict)
         self.frozen: dict[int, str] = {}
+        owners: dict[int, set[nn.Module]] = defaultdict(set)
+        for module in network.modules():
+            for weight in module.parameters(recurse=False):
+                owners[id(weight)].add(module)
+        self.sharing = {module for modules in owners.values() if len(modules) > 1 for module in modules}
 
     def groups(self) -> list[ChannelGroup]:
         self._spread()
@@ -149,6 +154,8 @@ class _Grouping:
         if any(path == kept or path.startswith(kept + ".") for kept in self.keep):
             return "keep"
         layer = node.module
+        if layer in self.sharing:
+            return f"{path} (its weight is another layer's too)"
         if isinstance(layer, UNFOLLOWED):
             return f"{path} ({type(layer).__name__})"
         if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:

@@ -63,8 +63,8 @@ def compress(
         factor: so many times fewer multiply-accumulates AND parameters, above 1. Or give `params`, `macs` or both.
         params, macs: the number that the student is to have, of one sample.
         importance: `random` keeps random channels, by `seed`: what pruning is compared with.
-        round_to: widths are multiples of this where groups are wide enough and the targets allow it, else of its half...
-            Convolutions are faster so.
+        round_to: widths are multiples of this where groups are wide enough and the targets allow it, else of its half,
+            quarter, ...: convolutions are faster so.
         keep: paths of modules that keep all their channels.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.gan.separable`).
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gendistill.export.student import replace_folder
+from gendistill.atomic import replace_folder
 from gendistill.gan.card import gan_card
 from gendistill.gan.classes import in_a_line
 from gendistill.gan.folder import PROGRAM, Gan, open_gan, round_weights, save_gan

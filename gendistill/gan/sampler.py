@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class GeneratorSampler(Sampler):
         folder: str | Path, *, device: str | torch.device = "cpu", read: ReadPicture | None = None
     ) -> GeneratorSampler:
         """Open a GAN folder; ValueError where it cannot be."""
-        return GeneratorSampler.of(open_gan(folder), device=device, read=read)
+        return GeneratorSampler.of(open_gan(folder, device), device=device, read=read)
 
     @staticmethod
     def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
@@ -250,9 +250,10 @@ class GeneratorSampler(Sampler):
         if not self._random_inside:
             pictures = self._generated(inputs, labels)
         else:
-            some = (None if labels is None else labels[k : k + 1] for k in range(len(inputs)))
-            alone = zip(inputs.split(1), some, seeds, strict=True)
-            pictures = torch.cat([_seeded(lambda x=x, y=y: self._generated(x, y), seed) for x, y, seed in alone])
+            rows = [slice(k, k + 1) for k in range(len(inputs))]
+            given = [(inputs[row], None if labels is None else labels[row]) for row in rows]
+            alone = zip(given, seeds, strict=True)
+            pictures = torch.cat([_seeded(partial(self._generated, *one), seed) for one, seed in alone])
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
         return pictures if pictures.shape[1] == 3 else pictures.expand(-1, 3, -1, -1)
 
@@ -270,7 +271,7 @@ class GeneratorSampler(Sampler):
     def _random_inside(self) -> bool:
         """Whether the network draws random numbers by itself: the same inputs give other pictures."""
         inputs = [part.to(self.device) for part in self.generator.example()]
-        first, second = (_seeded(lambda: self._generated(*inputs), seed) for seed in (1, 2))
+        first, second = (_seeded(partial(self._generated, *inputs), seed) for seed in (1, 2))
         return not torch.equal(first, second)
 
 

@@ -115,7 +115,7 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
 
 def _batches(generator: Generator, data: PictureData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
     """What goes in, some batches of it."""
-    batches = []
+    batches: list[tuple[Tensor, ...]] = []
     for step in range(RECALIBRATION):
         random = PerSampleRandom(seed, step, 0, 32)
         batch = data.batch(data.rows_of_step(seed, step, 32), random)

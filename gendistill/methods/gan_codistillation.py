@@ -80,6 +80,7 @@ class GanCodistillation(Method):
     """
 
     name = "gan"
+    networks: GanNetworks
     losses_fall = False
 
     def __init__(
