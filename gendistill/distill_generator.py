@@ -103,6 +103,9 @@ def build_method(
         ValueError: a loss is asked for that the teacher cannot give.
     """
     settings, spec = config.gan, teacher.generator.spec
+    twin = None
+    if settings.partner == "student":  # before the teacher goes to its device: pruning works on the CPU
+        twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
     for network in (teacher.generator.network, teacher.discriminator, start.network):
         if network is not None:
             network.to(device)
@@ -117,8 +120,8 @@ def build_method(
     adversarial = settings.adversarial != 0
     fresh = discriminator_of(config, teacher, theirs, device) if adversarial else None
     players = [Player("student", networks.student, fresh)]
-    if settings.partner == "student":
-        twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
+    opinion = frozen
+    if twin is not None:
         of_twin = teacher.generator.with_network(twin.float().train().requires_grad_(True))
         pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
         players.append(Player("partner", pupil, discriminator_of(config, teacher, theirs, device) if adversarial else None))
@@ -129,10 +132,9 @@ def build_method(
             )
         teacher.generator.network.train().requires_grad_(True)
         pupil = Pupil(teacher.generator, [hint.teacher_path for hint in hints])
-        goes_on = discriminator_of(config, teacher, theirs, device)
+        goes_on = discriminator_of(config, teacher, theirs, device, inherit=True)
         players.append(Player("teacher", pupil, goes_on, distils=False))
-    else:
-        goes_on = frozen
+        opinion = goes_on
     example = torch.zeros(1, *spec.output_shape, device=device)
     perception = _perception(config, teacher.generator, frozen, example)  # which stays as it is: what learns is no measure
     real = settings.discriminator.real or ("teacher" if isinstance(data, NoData) or spec.kind == "image" else "data")
@@ -141,7 +143,7 @@ def build_method(
             f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones"
         )
     return GanCodistillation(
-        networks, hints, players, settings, teacher_discriminator=goes_on, perception=perception, real=real
+        networks, hints, players, settings, teacher_discriminator=opinion, perception=perception, real=real
     )
 
 
@@ -167,10 +169,19 @@ def _of_teacher(teacher: Gan, config: DistillConfig) -> Discriminator | None:
 
 
 def discriminator_of(
-    config: DistillConfig, teacher: Gan, theirs: Discriminator | None, device: torch.device | str
+    config: DistillConfig,
+    teacher: Gan,
+    theirs: Discriminator | None,
+    device: torch.device | str,
+    inherit: bool | None = None,
 ) -> Discriminator:
-    """One that learns: the teacher's as it is where there is one, else a fresh one that fits the pictures."""
-    if theirs is not None and config.gan.discriminator.inherit:
+    """One that learns: the teacher's as it is where there is one, else a fresh one that fits the pictures.
+
+    Args:
+        inherit: whether to take the teacher's; as the config says where None.
+    """
+    inherit = config.gan.discriminator.inherit if inherit is None else inherit
+    if theirs is not None and inherit:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
     fresh: nn.Module = discriminator_for(teacher.generator)
     return adapt(_learning(fresh).to(device), teacher.generator.spec)

@@ -59,7 +59,7 @@ class GeneratorValidator:
         pictures = gathered(torch.cat(list(self._painted(average, share(num)))), num)
         features = extract(self.extractor, pictures)
         distance = frechet_distance(gaussian_statistics(features), self.reference)
-        relative = diversity(features, self.labels) / self.teacher_diversity
+        relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
         if step:
             self.method.saw_diversity(relative)
         save_picture(make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8), self.samples / f"step-{step:06d}.png")
@@ -106,8 +106,10 @@ def in_colour(pictures: Tensor) -> Tensor:
 
 
 def diversity(features: Tensor, labels: Tensor | None) -> float:
-    """The mean distance between two pictures' features (N, D), of one class where there are classes (N,)."""
+    """The mean distance between two pictures' features (N, D), of one class where there are classes (N,) with two of them."""
     distances = torch.cdist(features, features)
     same = torch.ones_like(distances, dtype=torch.bool) if labels is None else labels[:, None] == labels
     same.fill_diagonal_(False)
+    if not same.any():
+        return diversity(features, None)
     return distances[same].mean().item()

@@ -21,15 +21,16 @@ NUM_PICTURES = 24
 SETTINGS = {
     "data.cache": "cache",
     "gan.output.l1": 2,
+    "gan.output.perceptual_network": "emoji",
     "gan.features.hints": 1,
     "gan.adversarial": 0.02,
     "gan.ema_decay": 0.9,
-    "trainer.max_steps": 24,
+    "trainer.max_steps": 20,
     "trainer.batch_size": 4,
     "trainer.learning_rate": 1e-3,
     "trainer.warmup_steps": 0,
     "trainer.log_every": 1,
-    "trainer.validate_every": 12,
+    "trainer.validate_every": 10,
     "trainer.num_validation": 8,
     "trainer.trackers": "[]",
 }

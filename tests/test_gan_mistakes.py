@@ -90,7 +90,10 @@ COMMON = "--out run --device cpu --set data.cache=cache --set trainer.max_steps=
 GAN = f"distill gan --method gan {COMMON}"
 OWN = f"distill mistaken_painters:Painter --method gan {COMMON}"
 MISTAKES = {
-    "a pickle that would run code": (f"{OWN} --compress 2 --weights harmful.pth", "harmful.pth: would run code when opened"),
+    "a pickle that would run code": (
+        f"{OWN} --compress 2 --weights harmful.pth",
+        "harmful.pth: is a pickle that would run code when opened",
+    ),
     "a whole network in a pickle": (f"{OWN} --compress 2 --weights whole.pth", "would run code when opened"),
     "weights of another network": (f"{OWN} --compress 2 --weights wider.safetensors", "generator.weights wider.safetensors"),
     "no such weights": (f"{OWN} --compress 2 --weights nowhere.safetensors", "nowhere.safetensors"),
@@ -165,10 +168,16 @@ MISTAKES = {
         f"{GAN} --compress 2 --set gan.output.perceptual_network=vgg",
         "gan.output.perceptual_network vgg: takes discriminator, emoji or torchvision:NAME",
     ),
-    "a layer that is not there": (f"{GAN} --compress 2 --set gan.features.layers={{nose:nose}}", "hints nose: the teacher has"),
+    "a layer that is not there": (
+        f'{GAN} --compress 2 --set gan.features.layers={{"nose":"nose"}}',
+        "hints nose: the teacher has",
+    ),
     "a weight below 0": (f"{GAN} --compress 2 --set gan.adversarial=-1", "takes a number of at least 0, or such numbers by"),
-    "a schedule that is none": (f"{GAN} --compress 2 --set gan.output.l1={{soon:1}}", "a number of at least 0, or such"),
-    "a temperature of 0": (f"{GAN} --compress 2 --set gan.discriminator.temperature={{0:4,9:0}}", "temperature"),
+    "a schedule that is none": (f'{GAN} --compress 2 --set gan.output.l1={{"soon":1}}', "a number of at least 0, or such"),
+    "a temperature of 0": (
+        f'{GAN} --compress 2 --set gan.discriminator.temperature={{"0":4,"9":0}}',
+        "a number above 0, or such",
+    ),
     "an augmentation that is none": (f"{GAN} --compress 2 --set gan.discriminator.augment=[blur]", "gan.discriminator.augment"),
     "a typo": (f"{GAN} --compress 2 --set gan.discriminator.stps=2", "did you mean gan.discriminator.steps?"),
     "gradient checkpointing": (
@@ -200,6 +209,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(place, monkeypatch, capsys, m
 def test_in_a_fresh_process_a_pickle_that_would_run_code_makes_nothing(place, tmp_path):
     process = gendistill([*OWN.split(), "--compress", "2", "--weights", "harmful.pth"], tmp_path / "out.txt", folder=place)
     assert process.wait() == 2, process.text
-    assert process.text.startswith("error: generator.weights harmful.pth: would run code when opened"), process.text
+    assert process.text.startswith("error: generator.weights harmful.pth: is a pickle that would run code when opened"), (
+        process.text
+    )
     assert "Traceback" not in process.text
     assert not (place / "owned").exists()

@@ -1,6 +1,7 @@
 """GAN co-distillation that is real but for its size: 16 pixels, 3 classes, 20 random pictures, steps of milliseconds."""
 
 import copy
+import sys
 
 import torch
 from row_cache import write_cache
@@ -86,3 +87,10 @@ def step_of(method, data=None, step=0, learn=None, batch=BATCH):
             learn(update)
         updates.append(update)
     return updates
+
+
+def without_onnx(then=None):
+    """In a process of its own: as where onnx is not installed, which a student's export takes longest for; then `then()`."""
+    sys.modules["onnx"] = None
+    if then is not None:
+        then()

@@ -43,6 +43,8 @@ def candidates(network: nn.Module, inputs: Sequence[Tensor]) -> list[Candidate]:
     last: list[Any] = []
     handles = []
     for path, module in network.named_modules():
+        if "parametrizations" in path.split("."):  # what a spectral norm gives is a weight, in four dimensions too
+            continue
 
         def note(_module: nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:

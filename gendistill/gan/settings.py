@@ -25,8 +25,16 @@ def _weight(value: Any) -> float | dict[int, float]:
     return read
 
 
+def _temperature(value: Any) -> float | dict[int, float]:
+    read = _weight(value)
+    if min(read.values() if isinstance(read, dict) else [read]) <= 0:
+        raise ValueError(WEIGHT.replace("of at least 0", "above 0"))
+    return read
+
+
 # A weight, or weights by step with straight lines between them.
 Weight = Annotated[float | dict[int, float], BeforeValidator(_weight)]
+Temperature = Annotated[float | dict[int, float], BeforeValidator(_temperature)]
 
 
 def weight_at(weight: float | dict[int, float], step: int) -> float:
@@ -87,10 +95,10 @@ class CompressConfig(Section):
 class OutputConfig(Section):
     """How far the student's pictures are from the teacher's of the same noise: weights, 0 is off."""
 
-    l1: Weight = 0.0
+    l1: Weight = 1.0
     l2: Weight = 0.0
     multiscale: Weight = Field(0.0, description="L1 at the full, half, quarter, ... resolution")
-    perceptual: Weight = Field(0.0, description="distance of a feature network's maps")
+    perceptual: Weight = Field(1.0, description="distance of a feature network's maps")
     perceptual_network: str = Field(
         "discriminator",
         description="that network: the teacher's discriminator; emoji (which fd-emoji looks through too); torchvision:NAME",
@@ -100,7 +108,7 @@ class OutputConfig(Section):
 class FeatureConfig(Section):
     """How far inner layers are apart: weights, 0 is off."""
 
-    hints: Weight = Field(0.0, description="squared error after a 1x1 convolution (FitNets)")
+    hints: Weight = Field(1.0, description="squared error after a 1x1 convolution (FitNets)")
     attention: Weight = Field(0.0, description="attention transfer: where, not what")
     gram: Weight = Field(0.0, description="Gram matrices: what, not where")
     layers: dict[str, str] | None = Field(
@@ -122,9 +130,9 @@ class DiscriminatorConfig(Section):
     """What the discriminator learns: real from made, and the teacher's discriminator's opinion."""
 
     loss: Literal["hinge", "logistic", "least_squares", "wasserstein"] = "hinge"
-    match: Weight = Field(0.0, description="of the teacher's discriminator's logits, where there is one")
+    match: Weight = Field(0.1, description="of the teacher's discriminator's logits, where there is one")
     match_loss: Literal["mse", "bernoulli"] = "mse"
-    temperature: Weight = Field(1.0, description="of the Bernoulli loss; a schedule anneals it")
+    temperature: Temperature = Field(1.0, description="of the Bernoulli loss; a schedule anneals it")
     inherit: bool = Field(True, description="start from the teacher's discriminator where there is one; fresh otherwise")
     real: Literal["data", "teacher", "both"] | None = Field(
         None, description="what is real: the data, the teacher's pictures, or half of each; the data where there are any"
@@ -143,10 +151,10 @@ class CodistillationConfig(Section):
     """GAN co-distillation (`--method gan`): the losses between teacher and student."""
 
     adversarial: Weight = 1.0
-    output: OutputConfig = OutputConfig(l1=1.0, perceptual=1.0)
-    features: FeatureConfig = FeatureConfig(hints=1.0)
+    output: OutputConfig = OutputConfig()
+    features: FeatureConfig = FeatureConfig()
     relations: RelationConfig = RelationConfig()
-    discriminator: DiscriminatorConfig = DiscriminatorConfig(match=0.1)
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
     partner: Literal["none", "teacher", "student"] = Field(
         "none", description="who else learns: the teacher goes on learning beside the student, or a second student does"
     )

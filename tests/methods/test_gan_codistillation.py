@@ -7,15 +7,17 @@ import torch
 from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student, tiny_translator
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
+from gendistill.gan.batches import NoData
 from gendistill.gan.opening import open_teacher
-from gendistill.gan.settings import GeneratorConfig
+from gendistill.gan.settings import CompressConfig, GeneratorConfig
+from gendistill.gan.student import start_student
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, mse_logits
 from gendistill.losses.pixel import l1
 from gendistill.training.trainer import Validation
 
 # Nothing but the adversarial loss, and then what a test adds.
-BARE = {"output": {}, "features": {}, "relations": {}, "discriminator": {"augment": []}}
+BARE = {"output": {"l1": 0, "perceptual": 0}, "features": {"hints": 0}, "discriminator": {"match": 0, "augment": []}}
 EVERYTHING = {
     "output": {"l1": 1, "l2": 1, "multiscale": 1, "perceptual": 1},
     "features": {"hints": 1, "attention": 1, "gram": 1},
@@ -250,7 +252,7 @@ def test_every_loss_at_once_trains(data, tmp_path):
 
 
 def test_the_student_comes_to_paint_what_its_teacher_paints():
-    method = tiny_method(adversarial=0, output={"l1": 1, "multiscale": 1}, features={"hints": 1})
+    method = tiny_method(adversarial=0, output={"multiscale": 1, "perceptual": 0})
     optimizer = torch.optim.Adam(method.trained_parameters()["student"].values(), 5e-3)
     losses = []
 
@@ -262,7 +264,8 @@ def test_the_student_comes_to_paint_what_its_teacher_paints():
 
     for _ in range(40):
         step_of(method, learn=learn)  # the same noise each time
-    for name in ("loss", "l1", "multiscale", "hints"):
+    assert losses[0].keys() == {"loss", "l1", "multiscale", "hints"}
+    for name in losses[0]:
         assert losses[-1][name] < 0.8 * losses[0][name], name
 
 
@@ -355,13 +358,30 @@ def test_a_teacher_that_goes_on_learning_is_told_nothing_by_its_student(data):
 
 def test_two_students_are_held_against_the_teacher_and_each_other(own_class):
     gan = tiny_gan()
-    method = tiny_method(gan, more=own_class, partner="student", **{**BARE, "output": {"l1": 1}})
+    method = tiny_method(gan, more=own_class, partner="student", **BARE, **{"output.l1": 1})
     painted = [calls(network) for network in (gan.generator.network, *(player.network.network for player in method.players))]
     logs = logs_of(step_of(method))
     teacher, student, partner = (of[0][-1].detach() for of in painted)
     assert not torch.equal(student, partner)
     assert logs["l1"] == pytest.approx(((l1(student, teacher) + l1(student, partner)) / 2).item(), rel=1e-5)
     assert logs["partner_l1"] == pytest.approx(((l1(partner, teacher) + l1(partner, student)) / 2).item(), rel=1e-5)
+
+
+def test_a_teacher_that_goes_on_learning_keeps_its_discriminator_though_the_students_is_fresh(data):
+    gan = tiny_gan()
+    method = tiny_method(gan, data, partner="teacher", discriminator__inherit=False)
+    assert_same(state(judge_of(method, 1)), state(gan.discriminator))
+    assert state(judge_of(method, 0)).keys() != state(gan.discriminator).keys()
+
+
+def test_a_second_student_that_was_pruned_is_as_large_and_shows_the_same_layers():
+    gan = tiny_gan()
+    start = start_student(gan, CompressConfig(factor=2), NoData(), 0)
+    method = tiny_method(gan, start=start, more={"compress.factor": 2}, partner="student")
+    one, other = (state(player.network.network) for player in method.players)
+    assert {name: of.shape for name, of in one.items()} == {name: of.shape for name, of in other.items()}
+    assert not torch.equal(one["out.weight"], other["out.weight"])
+    assert {"hints", "partner_hints"} <= logs_of(step_of(method)).keys()
 
 
 def test_two_students_train(own_class, tmp_path):
@@ -382,7 +402,7 @@ def test_a_program_tells_of_its_pictures_alone(tmp_path, caplog):
     program = open_teacher(str(tmp_path / "teacher.pt"), settings=settings)
     assert not program.generator.differentiable
     with caplog.at_level(logging.WARNING):
-        method = tiny_method(program, start=tiny_student(gan))
+        method = tiny_method(program, start=tiny_student(gan), output__perceptual_network="emoji")
     assert "gan.features: a program shows no layers; hints is left out" in caplog.text
     logs = logs_of(step_of(method))
     assert {"adversarial", "l1", "perceptual"} <= logs.keys()

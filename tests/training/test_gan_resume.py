@@ -10,13 +10,15 @@ import pytest
 import torch
 from fresh_process import count_writes, die_at_write, gendistill
 from safetensors.torch import load_file
-from tiny_gans import tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student
+from tiny_gans import tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student, without_onnx
 
+from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.gan.folder import open_gan, save_gan
 from gendistill.generator_validation import GeneratorValidator
 from gendistill.metrics.features import load_extractor
 from gendistill.training.trainer import Validation
 
+STUDENT = f"{ResNetGenerator.__module__}:ResNetGenerator"  # which takes no seconds of pruning
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"discriminator": {"match": 0.1, "r1": 0.1, "penalty_every": 3}, "ema_decay": 0.9, "adversarial": {0: 0.1, 5: 1}}
 
@@ -121,12 +123,15 @@ def settings_of(place, **changes):
 def teacher(tmp_path_factory):
     place = tmp_path_factory.mktemp("teacher")
     save_gan(place / "teacher", tiny_gan())
+    (place / "student.json").write_text(json.dumps(tiny_student(tiny_gan()).source.arguments))
     return place / "teacher"
 
 
 def distill(teacher, run, *more, before=None, **changes):
-    arguments = ["distill", teacher, "--method", "gan", "--compress", "2", "--out", run, "--device", "cpu", *more]
-    return gendistill([*arguments, *settings_of(run.parent, **changes)], run.with_suffix(".txt"), folder=ROOT, before=before)
+    arguments = ["distill", teacher, "--method", "gan", "--student", STUDENT, "--out", run, "--device", "cpu", *more]
+    changes = {"compress.student_config": teacher.parent / "student.json", **changes}
+    trap = partial(without_onnx, before)
+    return gendistill([*arguments, *settings_of(run.parent, **changes)], run.with_suffix(".txt"), folder=ROOT, before=trap)
 
 
 def written(run):
@@ -216,7 +221,7 @@ def test_a_student_whose_pictures_become_alike_ends_with_its_best(data, tmp_path
     start = type(start)(**{**vars(start), "network": copy.deepcopy(gan.generator.network)})
     method = tiny_method(gan, data, start, ema_decay=0)
     validator = GeneratorValidator(method, data, load_extractor("emoji"), tmp_path / "samples", num=16, seed=0, device="cpu")
-    run = tiny_gan_trainer(method, data, tmp_path / "run", validate=validator, max_steps=20)
+    run = tiny_gan_trainer(method, data, tmp_path / "run", validate=validator, max_steps=20, learning_rate=1e-9)
     seen, after_step = {}, method.after_step
 
     def collapse(step):
