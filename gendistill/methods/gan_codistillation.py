@@ -130,14 +130,14 @@ class GanCodistillation(Method):
         painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
         teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(inputs, labels)
         real = self._real(batch, teachers.pictures)
-        for player in self.players:
+        for player in self.players if weight_at(self.config.adversarial, random.step) else []:
             if player.discriminator is not None:
                 fake = painted[player.name].pictures.detach()
                 for number in range(self.config.discriminator.steps):
                     if number:
                         fake = self._another(player, batch, labels, random)
                     yield self._update_discriminator(player, real, fake, labels, random)
-        guide = self.imitation.guide(teachers, labels)
+        guide = self.imitation.guide(teachers, labels, random.step)
         for player in self.players:
             peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
             yield self._update_generator(player, painted[player.name], guide, peers, labels, random)

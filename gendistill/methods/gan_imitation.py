@@ -61,8 +61,9 @@ class Imitation:
         self.config, self.perception = config, perception
 
     @torch.no_grad()
-    def guide(self, painted: Painted, labels: Tensor | None) -> Guide:
-        maps = [] if self.perception is None else self.perception.maps(painted.pictures, labels)
+    def guide(self, painted: Painted, labels: Tensor | None, step: int) -> Guide:
+        looks = weight_at(self.config.output.perceptual, step) or any(_weighted(RELATION_LOSSES, self.config.relations, step))
+        maps = self.perception.maps(painted.pictures, labels) if self.perception is not None and looks else []
         return Guide(painted, maps)
 
     def terms(
