@@ -26,6 +26,7 @@ from gendistill.gan.hints import Hint, Regressors, match
 from gendistill.gan.hints import describe as describe_hints
 from gendistill.gan.networks import Pupil, gan_networks
 from gendistill.gan.opening import describe, open_teacher
+from gendistill.gan.pairs import paint_pairs
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.gan.picture_cache import prepare_pictures
 from gendistill.gan.student import Start, start_student
@@ -35,7 +36,7 @@ from gendistill.methods.gan_codistillation import GanCodistillation, Player
 from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.metrics.features import load_extractor
 from gendistill.progress import advancing_bar
-from gendistill.training.trainer import Trainer, TrainingResult
+from gendistill.training.trainer import Trainer, TrainingData, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,11 @@ def distill_generator(config: DistillConfig, run: Path, processes: PartialState,
     _say(describe(teacher))
     with advancing_bar("reading the pictures") as progress:
         data = prepare_pictures(config.data, teacher.generator.spec, config.seed, progress)
+    learned_on: TrainingData = data
+    if config.gan.pairs:
+        with advancing_bar("painting pairs") as progress:
+            teacher.generator.network.to(device)
+            learned_on = paint_pairs(teacher.generator, data, config.gan.pairs, config.data.cache, progress)
     torch.manual_seed(config.seed)  # fresh networks start at random
     with processes.local_main_process_first():
         start = start_student(teacher, config.compress, data, config.seed)
@@ -86,7 +92,7 @@ def distill_generator(config: DistillConfig, run: Path, processes: PartialState,
         device=device,
     )
     cpu = device.type == "cpu"
-    trainer = Trainer(method, data, config.trainer, run, seed=config.seed, validate=validator, cpu=cpu)
+    trainer = Trainer(method, learned_on, config.trainer, run, seed=config.seed, validate=validator, cpu=cpu)
     training = trainer.train(resume=resume)
     student = _student(config, teacher, start, method, training)
     if processes.is_main_process:

@@ -19,15 +19,19 @@ class GanBatch:
     """What a step sees.
 
     Attributes:
-        inputs: pictures (B, C, h, w) in [-1, 1] to paint from; None where noise is what goes in.
+        inputs: what generators are given (B, ...): pictures in [-1, 1], or noise; None where noise is yet to be drawn.
+        labels: (B,) int64, the classes that they are asked for; None where these are yet to be drawn, or there are none.
+        painted: (B, C, H, W) in [-1, 1], the teacher's pictures of these inputs and classes; None where it is to be asked.
         real: (B, C, H, W) in [-1, 1]; None where there are none.
-        labels: (B,) int64, classes of the real pictures; None where they have none.
+        real_labels: (B,) int64, their classes.
     """
 
     device: torch.device | str
     inputs: Tensor | None = None
-    real: Tensor | None = None
     labels: Tensor | None = None
+    painted: Tensor | None = None
+    real: Tensor | None = None
+    real_labels: Tensor | None = None
 
 
 class NoData:
@@ -69,9 +73,9 @@ class PictureData:
         channels = self.spec.output_shape[0] if self.spec.kind == "noise" else self.spec.input_shape[0]
         pictures = pictures.mean(1, keepdim=True) if channels == 1 else pictures
         if self.spec.kind == "noise":
-            return GanBatch(device, real=pictures, labels=labels)
+            return GanBatch(device, labels=labels, real=pictures, real_labels=labels)
         if is_enlarging(self.spec):
-            return GanBatch(device, smaller(pictures, self.spec), pictures, labels)
+            return GanBatch(device, smaller(pictures, self.spec), labels, real=pictures, real_labels=labels)
         return GanBatch(device, pictures, labels=labels)
 
     def summary(self) -> dict[str, Any]:

@@ -155,6 +155,12 @@ class CodistillationConfig(Section):
     features: FeatureConfig = FeatureConfig()
     relations: RelationConfig = RelationConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    pairs: int = Field(
+        0,
+        ge=0,
+        description="pictures that the teacher paints once, of fixed noise, and that all steps go by which ask for no layers of "
+        "it; 0 paints anew in each step",
+    )
     partner: Literal["none", "teacher", "student"] = Field(
         "none", description="who else learns: the teacher goes on learning beside the student, or a second student does"
     )

@@ -128,15 +128,15 @@ class GanCodistillation(Method):
     def updates(self, batch: GanBatch, random: PerSampleRandom) -> Iterator[Update]:
         inputs, labels = self._asked(batch, random)
         painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
-        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(inputs, labels)
-        real = self._real(batch, teachers.pictures)
+        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(batch, inputs, labels, random.step)
+        real, real_labels = self._real(batch, teachers.pictures, labels)
         for player in self.players if weight_at(self.config.adversarial, random.step) else []:
             if player.discriminator is not None:
                 fake = painted[player.name].pictures.detach()
                 for number in range(self.config.discriminator.steps):
                     if number:
                         fake = self._another(player, batch, labels, random)
-                    yield self._update_discriminator(player, real, fake, labels, random)
+                    yield self._update_discriminator(player, real, real_labels, fake, labels, random)
         guide = self.imitation.guide(teachers, labels, random.step)
         for player in self.players:
             peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
@@ -182,8 +182,12 @@ class GanCodistillation(Method):
         return inputs, labels
 
     @torch.no_grad()
-    def _of_teacher(self, inputs: Tensor, labels: Tensor | None) -> Painted:
-        return Painted(*tapped(self.networks.teacher, self._teacher_paths, inputs, labels))
+    def _of_teacher(self, batch: GanBatch, inputs: Tensor, labels: Tensor | None, step: int) -> Painted:
+        """Its pictures, and its features where a loss of this step looks at them."""
+        paths = self._teacher_paths if self.imitation.looks_at_features(step) else []
+        if batch.painted is not None and not paths:
+            return Painted(batch.painted)
+        return Painted(*tapped(self.networks.teacher, paths, inputs, labels))
 
     @torch.no_grad()
     def _another(self, player: Player, batch: GanBatch, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
@@ -191,34 +195,43 @@ class GanCodistillation(Method):
         pictures: Tensor = player.network(self._asked(batch, random)[0], labels)[0]
         return pictures
 
-    def _real(self, batch: GanBatch, painted: Tensor) -> Tensor:
+    def _real(self, batch: GanBatch, painted: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What is real to the discriminators, and its classes."""
         if batch.real is None or self.real == "teacher":
-            return painted
+            return painted, labels
         if self.real == "data":
-            return batch.real
-        first = (torch.arange(len(painted), device=painted.device) % 2 == 0)[:, None, None, None]
-        return torch.where(first, batch.real, painted)
+            return batch.real, batch.real_labels
+        data = torch.arange(len(painted), device=painted.device) % 2 == 0  # every second one
+        mixed = None if labels is None or batch.real_labels is None else torch.where(data, batch.real_labels, labels)
+        return torch.where(data[:, None, None, None], batch.real, painted), mixed
 
     def _update_discriminator(
-        self, player: Player, real: Tensor, fake: Tensor, labels: Tensor | None, random: PerSampleRandom
+        self,
+        player: Player,
+        real: Tensor,
+        real_labels: Tensor | None,
+        fake: Tensor,
+        labels: Tensor | None,
+        random: PerSampleRandom,
     ) -> Update:
         """Real from made, the teacher's discriminator's opinion, and a penalty every few steps."""
         config, step = self.config.discriminator, random.step
         assert player.discriminator is not None
         assert player.judge is not None
-        seen = [self._augment(real, random), self._augment(fake, random)]  # apart: batch norms must not compare the two
-        of_real, of_fake = (player.discriminator(pictures, labels).float() for pictures in seen)
+        # one after the other: batch norms must not compare the two
+        seen = [(self._augment(real, random), real_labels), (self._augment(fake, random), labels)]
+        of_real, of_fake = (player.discriminator(*pictures).float() for pictures in seen)
         loss = discriminator_loss(of_real, of_fake, config.loss)
         logs = {f"{player.discriminator_name}_loss": loss.detach()}
         if player.name == "student":
             logs["told_apart"] = told_apart(of_real, of_fake).detach()
         if (weight := weight_at(config.match, step)) and self.teacher_discriminator is not None and player.distils:
             with torch.no_grad():
-                opinions = [self.teacher_discriminator(pictures, labels).float() for pictures in seen]
+                opinions = [self.teacher_discriminator(*pictures).float() for pictures in seen]
             matched = _match(torch.cat([of_real, of_fake]), torch.cat(opinions), config, step)
             loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
-            loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, labels, random)
+            loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, real_labels, random)
         return Update(loss, player.discriminator_name, logs, given={player.name: fake.detach().float().mean()})
 
     def _penalty(

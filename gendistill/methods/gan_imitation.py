@@ -60,6 +60,10 @@ class Imitation:
     def __init__(self, config: CodistillationConfig, perception: Perception | None) -> None:
         self.config, self.perception = config, perception
 
+    def looks_at_features(self, step: int) -> bool:
+        """Whether a loss of this step asks for the layers behind the pictures."""
+        return any(_weighted(FEATURE_LOSSES, self.config.features, step))
+
     @torch.no_grad()
     def guide(self, painted: Painted, labels: Tensor | None, step: int) -> Guide:
         looks = weight_at(self.config.output.perceptual, step) or any(_weighted(RELATION_LOSSES, self.config.relations, step))
@@ -79,7 +83,8 @@ class Imitation:
         guides = [guide.painted, *peers]
         for name, weight, loss in _weighted(OUTPUT_LOSSES, output, step):
             yield name, weight, _mean(loss(painted.pictures, of.pictures) for of in guides)
-        pairs = [_scaled(ours, theirs) for ours, theirs in zip(painted.features, guide.painted.features, strict=True)]
+        theirs = guide.painted.features  # none where no loss looks at them
+        pairs = [_scaled(*pair) for pair in zip(painted.features, theirs, strict=True)] if theirs else []
         for name, weight, loss in _weighted(FEATURE_LOSSES, config.features, step):
             if pairs:
                 yield name, weight, _mean(loss(ours, theirs) for ours, theirs in pairs)
