@@ -158,8 +158,8 @@ class CodistillationConfig(Section):
     pairs: int = Field(
         0,
         ge=0,
-        description="pictures that the teacher paints once, of fixed noise, and that all steps go by which ask for no layers of "
-        "it; 0 paints anew in each step",
+        description="pictures that the teacher paints once, of fixed noise; steps that ask for none of its layers go by "
+        "them; 0 paints anew in each step",
     )
     partner: Literal["none", "teacher", "student"] = Field(
         "none", description="who else learns: the teacher goes on learning beside the student, or a second student does"
