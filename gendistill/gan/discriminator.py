@@ -47,8 +47,24 @@ class Discriminator:
         Raises:
             ValueError: the network gives anything else.
         """
+        return self.outputs(pictures, labels)[0]
+
+    def outputs(self, pictures: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The logits, and those of the classes (B, K) or (B, K + 1) where the network has a head for them."""
         output = self.network(pictures, labels) if self.takes_labels else self.network(pictures)
-        return as_logits(output, labels, self.num_classes)
+        return as_logits(output, labels, self.num_classes), class_logits(output, self.num_classes)
+
+
+def class_logits(output: Any, num_classes: int) -> Tensor | None:
+    """Logits (B, K) or (B, K + 1) of K > 1 classes among what a discriminator gave, in AC-GANs (Odena et al. 2017) beside
+    the logit of real and made; None where there are none."""
+    parts = output if isinstance(output, list | tuple) else [output]
+    heads = [
+        part
+        for part in parts
+        if isinstance(part, Tensor) and part.ndim == 2 and part.shape[1] in (num_classes, num_classes + 1)
+    ]
+    return heads[0] if heads and num_classes > 1 else None
 
 
 def as_logits(output: Any, labels: Tensor | None, num_classes: int) -> Tensor:

@@ -36,8 +36,8 @@ class PairedData:
         return torch.stack([pairs, self.real.rows_of_step(seed, step, batch_size)], 1)
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
-        tensors = self.pairs.rows(rows[:, 0])
-        real = self.real.batch(rows[:, 1], random, device)
+        tensors = self.pairs.rows(rows[:, 0].contiguous())
+        real = self.real.batch(rows[:, 1].contiguous(), random, device)
         return GanBatch(
             device,
             inputs=tensors["inputs"].to(device),
@@ -85,7 +85,8 @@ def _paint(teacher: Generator, data: PictureData | NoData, numbers: list[int], p
     inputs = random.normal(spec.input_shape)
     rows = {"inputs": inputs}
     if spec.num_classes:
-        drawn = data.batch(data.rows_of_step(PAIRS_SEED, numbers[0], len(numbers)), random).real_labels
+        walked = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
+        drawn = data.batch(walked, random).real_labels
         rows["labels"] = (random.uniform() * spec.num_classes).long() if drawn is None else drawn
     painted = []
     for part in torch.arange(len(numbers)).split(pictures_at_once(max(spec.output_shape[1:]))):

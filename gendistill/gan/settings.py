@@ -132,7 +132,7 @@ class DiscriminatorConfig(Section):
     loss: Literal["hinge", "logistic", "least_squares", "wasserstein"] = "hinge"
     match: Weight = Field(0.1, description="of the teacher's discriminator's logits, where there is one")
     match_loss: Literal["mse", "bernoulli"] = "mse"
-    temperature: Temperature = Field(1.0, description="of the Bernoulli loss; a schedule anneals it")
+    temperature: Temperature = Field(1.0, description="of the Bernoulli loss, and of class heads; a schedule anneals it")
     inherit: bool = Field(True, description="start from the teacher's discriminator where there is one; fresh otherwise")
     real: Literal["data", "teacher", "both"] | None = Field(
         None, description="what is real: the data, the teacher's pictures, or half of each; the data where there are any"

@@ -24,9 +24,11 @@ from gendistill.gan.networks import GanNetworks, persistent_buffers, tapped
 from gendistill.gan.perception import Perception
 from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig, weight_at
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
-from gendistill.losses.logits import bernoulli_kd, mse_logits
+from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.methods.base import Method, OptimizerSettings, Update
 from gendistill.methods.gan_imitation import Guide, Imitation, Painted
+
+Judgement = tuple[Tensor, Tensor | None]  # logits of real and made, and of classes
 
 LASTING = 30  # logs in a row that tell of saturation
 
@@ -220,15 +222,16 @@ class GanCodistillation(Method):
         assert player.judge is not None
         # one after the other: batch norms must not compare the two
         seen = [(self._augment(real, random), real_labels), (self._augment(fake, random), labels)]
-        of_real, of_fake = (player.discriminator(*pictures).float() for pictures in seen)
+        judged = [player.discriminator.outputs(*pictures) for pictures in seen]
+        of_real, of_fake = (logits.float() for logits, _ in judged)
         loss = discriminator_loss(of_real, of_fake, config.loss)
         logs = {f"{player.discriminator_name}_loss": loss.detach()}
         if player.name == "student":
             logs["told_apart"] = told_apart(of_real, of_fake).detach()
         if (weight := weight_at(config.match, step)) and self.teacher_discriminator is not None and player.distils:
             with torch.no_grad():
-                opinions = [self.teacher_discriminator(*pictures).float() for pictures in seen]
-            matched = _match(torch.cat([of_real, of_fake]), torch.cat(opinions), config, step)
+                opinions = [self.teacher_discriminator.outputs(*pictures) for pictures in seen]
+            matched = _mean([_match(ours, theirs, config, step) for ours, theirs in zip(judged, opinions, strict=True)])
             loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
             loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, real_labels, random)
@@ -279,10 +282,20 @@ class GanCodistillation(Method):
         return augment(pictures, random.uniform((DRAWS,)).to(pictures.device), policy) if policy else pictures
 
 
-def _match(logits: Tensor, opinion: Tensor, config: DiscriminatorConfig, step: int) -> Tensor:
-    """The teacher's discriminator's logits; of discriminators that judge other patches, pooled to the coarser ones."""
+def _match(ours: Judgement, theirs: Judgement, config: DiscriminatorConfig, step: int) -> Tensor:
+    """How far two discriminators' opinions of the same pictures are apart.
+
+    Class by class where both have a head for classes, else in the one logit; of discriminators that judge patches of different
+    sizes, in its mean over the picture.
+    """
+    (logits, classes), (opinion, their_classes) = ours, theirs
+    temperature = weight_at(config.temperature, step)
+    if classes is not None and their_classes is not None and classes.shape == their_classes.shape:
+        return kd(classes, their_classes, temperature)
     if logits.shape != opinion.shape:
         logits, opinion = logits.flatten(1).mean(1), opinion.flatten(1).mean(1)
-    if config.match_loss == "mse":
-        return mse_logits(logits, opinion)
-    return bernoulli_kd(logits, opinion, weight_at(config.temperature, step))
+    return mse_logits(logits, opinion) if config.match_loss == "mse" else bernoulli_kd(logits, opinion, temperature)
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return torch.stack(losses).mean()

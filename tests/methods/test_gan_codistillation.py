@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from gendistill.gan.opening import open_teacher
 from gendistill.gan.settings import CompressConfig, GeneratorConfig
 from gendistill.gan.student import start_student
 from gendistill.losses.adversarial import r1_penalty
-from gendistill.losses.logits import bernoulli_kd, mse_logits
+from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
 from gendistill.training.trainer import Validation
 
@@ -516,3 +517,34 @@ def test_it_trains_in_pieces_with_batch_norms_too(data, tmp_path):
     run = tiny_gan_trainer(tiny_method(data=data), data, tmp_path, max_steps=2, gradient_accumulation_steps=2)
     run.validate = lambda step: Validation(-float(step), {})
     assert run.train().best_step == 2
+
+
+class WithClassHead(torch.nn.Module):
+    """A discriminator as in AC-GANs: a logit, and logits of the classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = torch.nn.Conv2d(3, 4, 3)
+        self.real, self.kind = torch.nn.Linear(4, 1), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        features = self.features(x).mean((2, 3))
+        return self.real(features), self.kind(features)
+
+
+def test_heads_of_classes_are_matched_by_their_softened_distributions():
+    torch.manual_seed(0)
+    gan = dataclasses.replace(tiny_gan(), discriminator=WithClassHead(), discriminator_source=None)
+    method = tiny_method(
+        gan, discriminator__inherit=True, discriminator__match=1, discriminator__temperature=4, discriminator__augment=[]
+    )
+    ours = method.players[0].judge.network
+    torch.nn.init.normal_(ours.kind.weight)
+    torch.nn.init.normal_(ours.real.weight)
+    seen = []
+    ours.register_forward_hook(lambda _, given, output: seen.append((given[0], output[1].detach())))
+    update = step_of(method)[0]
+    theirs = method.teacher_discriminator.network
+    expected = [kd(classes, theirs(pictures)[1], 4.0) for pictures, classes in seen[:2]]
+    torch.testing.assert_close(update.logs["discriminator_match"], torch.stack(expected).mean())
+    assert update.logs["discriminator_match"] > 0
