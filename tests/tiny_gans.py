@@ -62,10 +62,14 @@ def tiny_pictures(folder, spec=NOISE, labels=(0, 0, 0, 1, 2)):
 
 
 def tiny_method(gan=None, data=None, start=None, more=None, **settings):
-    """The method as a run builds it; `settings` by dotted name below `gan.`, with __ or dots; `more` by their whole name."""
+    """The method as a run builds it, adversarial from the first step.
+
+    `settings` by dotted name below `gan.`, with __ or dots; `more` by their whole name.
+    """
     gan = gan or tiny_gan()
     given = {f"gan.{name.replace('__', '.')}": value for name, value in settings.items()}
-    config = load_config(None, copy.deepcopy({"method": "gan", "device": "cpu", **given, **(more or {})}))
+    given = {"method": "gan", "device": "cpu", "gan.adversarial": 1, **given}
+    config = load_config(None, copy.deepcopy({**given, **(more or {})}))
     torch.manual_seed(7)
     return build_method(config, gan, start or tiny_student(gan), data or NoData(), "cpu")
 

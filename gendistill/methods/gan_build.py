@@ -19,6 +19,7 @@ from gendistill.gan.generator import Generator
 from gendistill.gan.hints import Hint, Regressors, describe, match
 from gendistill.gan.networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.perception import Perception, open_perception
+from gendistill.gan.settings import in_steps
 from gendistill.gan.student import Start, start_student
 from gendistill.methods.gan_codistillation import GanCodistillation, Player
 from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
@@ -34,7 +35,7 @@ def build_method(
     Raises:
         ValueError: a loss is asked for that the teacher cannot give.
     """
-    settings, spec = config.gan, teacher.generator.spec
+    settings, spec = in_steps(config.gan, config.trainer.max_steps), teacher.generator.spec
     twin = None
     if settings.partner == "student":  # before the teacher goes to its device: pruning works on the CPU
         twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)

@@ -158,7 +158,7 @@ def test_a_process_that_is_killed_and_begun_again_ends_with_the_same_files(teach
 
 def test_a_run_that_the_method_ends_leaves_its_best_with_a_sentence_and_exit_code_0(teacher, tmp_path):
     run = tmp_path / "run"
-    saturated = {"gan.collapse_saturation": 0.001, "trainer.max_steps": 200, "trainer.validate_every": 20}
+    saturated = {"gan.adversarial": 1, "gan.collapse_saturation": 0.001, "trainer.max_steps": 200, "trainer.validate_every": 20}
     process = distill(teacher, run, **saturated)
     assert process.wait() == 0, process.text
     assert "training ended at step 30: the discriminator is saturated, it tells" in process.text
