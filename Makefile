@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full progressive compare bench test test-slow lint format assets clean
+.PHONY: demo full progressive gan compare bench test test-slow lint format assets clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,10 @@ full: $(READY)  ## the same with more steps, larger batches and a falling learni
 progressive: $(READY)  ## tiny-sd halved from 64 steps to 1, with a guidance slider: hours
 	$(BIN)/gendistill distill --config configs/progressive.yaml --out runs/progressive $(if $(wildcard runs/progressive/stages),--resume)
 	$(BIN)/gendistill evaluate runs/progressive --caption subcategory
+
+gan: $(READY)  ## tiny-gan with a quarter of its multiply-accumulates and parameters
+	$(BIN)/gendistill distill --config configs/gan.yaml --out runs/gan $(if $(wildcard runs/gan/checkpoints),--resume)
+	$(BIN)/gendistill evaluate runs/gan/student --caption category --out runs/gan
 
 bench: $(READY)  ## a training step beside its network calls; FID beside clean-fid and torch-fidelity: half an hour
 	$(BIN)/python scripts/bench.py
@@ -59,6 +63,8 @@ assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 		--steps 8400 --learning-rate 8e-4 --level-shares 0.5 0.25 0.1
 	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory
 	$(BIN)/python scripts/recipes/tiny_sd_card.py
+	$(BIN)/python scripts/recipes/tiny_gan.py  # hours on a CPU, 6 minutes on an H100
+	$(BIN)/gendistill evaluate assets/tiny-gan --caption category
 
 clean:
 	rm -rf runs .cache

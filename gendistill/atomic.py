@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whoever else writes them and whenever the power fails."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,3 +28,13 @@ def written_aside(final: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def replace_folder(aside: Path, final: Path) -> None:
+    """Give a finished folder its final name; what stood there goes only once the new one is complete."""
+    old = final.with_name(f".{final.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(aside, final)
+    shutil.rmtree(old, ignore_errors=True)

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 app = typer.Typer(
     name="gendistill",
-    help="Distill slow diffusion models into few-step ones that diffusers opens.",
+    help="Distill slow diffusion models into few-step ones that diffusers opens, and GANs into smaller ones.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -26,8 +26,14 @@ app = typer.Typer(
 console = Console(stderr=True)
 WIDE = 160  # columns, where tables are not printed to a terminal
 
-TINY_SD = "assets/tiny-sd"
+TINY_SD, TINY_GAN = "assets/tiny-sd", "assets/tiny-gan"
 Teacher = Annotated[str, typer.Argument(help="diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
+AnyTeacher = Annotated[
+    str,
+    typer.Argument(
+        help="diffusers folder, hub id or .safetensors checkpoint; a GAN's folder, module:Class or .pt2", show_default=TINY_SD
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best that is there")]
 CACHE = ".cache/gendistill"
 REFERENCE = "assets/emoji/train-*.tar.gz"
@@ -41,16 +47,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object inst
 
 @app.command(
     epilog="[bold]Example[/]: gendistill distill assets/tiny-sd --data 'assets/emoji/train-*.tar.gz' --steps 4,2,1 "
-    "--set data.caption=subcategory --out runs/mine"
+    "--set data.caption=subcategory --out runs/mine\n\n"
+    "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data pictures/ --out runs/small"
 )
 def distill(
-    teacher: Teacher = TINY_SD,
-    method: Annotated[str | None, typer.Option(help="consistency or progressive")] = None,
+    teacher: AnyTeacher = TINY_SD,
+    method: Annotated[str | None, typer.Option(help="consistency, progressive or gan")] = None,
     steps: Annotated[str | None, typer.Option(help="step counts of the student, the main one first: 4 or 4,2,1")] = None,
     data: Annotated[str | None, typer.Option(help="image folder, WebDataset shards or dataset, with captions")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the pictures")] = None,
     out: Annotated[str | None, typer.Option(help="run folder")] = None,
     lora: Annotated[bool | None, typer.Option("--lora", help="train a LoRA on the frozen teacher")] = None,
+    compress: Annotated[
+        float | None, typer.Option(help="of a GAN: so many times fewer multiply-accumulates and parameters")
+    ] = None,
+    student_params: Annotated[int | None, typer.Option(help="of a GAN's student, instead")] = None,
+    student_macs: Annotated[int | None, typer.Option(help="multiply-accumulates of a picture, instead or besides")] = None,
+    student: Annotated[str | None, typer.Option(help="of a GAN: a class of your own as the student, module:Class")] = None,
+    weights: Annotated[str | None, typer.Option(help="of a GAN module:Class: .safetensors, or a state_dict's .pth")] = None,
+    teacher_config: Annotated[
+        str | None, typer.Option(help="of a module:Class: JSON file with its arguments; of a checkpoint, see docs/teachers.md")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; see a run's config.yaml")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="any setting: trainer.max_steps=500")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in the run folder")] = False,
@@ -60,7 +77,7 @@ def distill(
     dtype: Annotated[str | None, typer.Option(help="of the frozen teacher: float32, float16, bfloat16")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Distill TEACHER into a few-step student: OUT/student opens in plain diffusers."""
+    """Distill TEACHER: a diffusion model into a few-step student that plain diffusers opens, a GAN into a smaller one."""
     from gendistill.config import config_text, load_config
     from gendistill.distill import distill as run
     from gendistill.dry_run import dry_run as plan
@@ -68,13 +85,19 @@ def distill(
 
     _quieten_libraries()
     given = {
-        "teacher": teacher if teacher != TINY_SD or config is None else None,
+        "teacher": _teacher(teacher, method, config),
         "method": method,
         "steps": None if steps is None else parse_steps(steps),
         "data.path": data,
         "data.prompts": prompts,
         "out": out,
         "lora.enabled": lora,
+        "compress.factor": compress,
+        "compress.params": student_params,
+        "compress.macs": student_macs,
+        "compress.student": student,
+        "generator.weights": weights,
+        "teacher_config": teacher_config,
         "seed": seed,
         "device": device,
         "dtype": dtype,
@@ -100,11 +123,16 @@ def distill(
     if as_json:
         print(json.dumps({"student": str(result.student_folder), **dataclasses.asdict(result.training)}))
         return
-    spec, training = result.spec, result.training
+    training = result.training
     console.print(
-        f"{result.student_folder}: {spec.method} student, sampled by {spec.solver}; {training.steps} steps in "
-        f"{training.seconds / 60:.1f} min, best at step {training.best_step}"
+        escape(
+            f"{result.describe()}; {training.steps} steps in {training.seconds / 60:.1f} min, best at step {training.best_step}"
+        ),
+        soft_wrap=True,
+        highlight=False,
     )
+    if training.ended:
+        console.print(f"[yellow]{escape(training.ended)}[/]", soft_wrap=True, highlight=False)
 
 
 @app.command(
@@ -116,6 +144,12 @@ def sample(
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(min=2, help="of a GAN: strips of so many pictures from one noise to another")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the first picture; the next ones count on")] = 0,
     num: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
@@ -125,7 +159,7 @@ def sample(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures from a student, or from any diffusers pipeline."""
+    """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
     from gendistill.drawing import draw
 
     _quieten_libraries()
@@ -133,6 +167,8 @@ def sample(
         student,
         _prompts(prompt, prompts),
         out,
+        inputs=input_,
+        interpolate=interpolate,
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,
@@ -180,14 +216,19 @@ def grid(
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(help="student folder; a teacher, for the figures that students are held against; or a set of pictures"),
+        typer.Argument(
+            help="student or GAN folder; a teacher, for the figures that students are held against; or a set of pictures"
+        ),
     ],
-    teacher: Annotated[str | None, typer.Option(help="the one in the student's gendistill.json")] = None,
+    teacher: Annotated[str | None, typer.Option(help="the one that the student's folder names")] = None,
     reference: Annotated[
         str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
     ] = REFERENCE,
     caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
     num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
     metrics: Annotated[
@@ -205,8 +246,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    from gendistill.evaluation.evaluate import evaluate_model as run
     from gendistill.evaluation.sets import evaluate_pictures, is_picture_set
-    from gendistill.evaluation.student import evaluate as run
 
     _quieten_libraries()
     if is_picture_set(model):
@@ -233,6 +274,7 @@ def evaluate(
         raise ValueError(f"metrics and resize: take a set of pictures; {model} is read as a model")
     result = run(
         model,
+        inputs=input_,
         teacher=teacher,
         reference=reference,
         caption=caption,
@@ -246,6 +288,7 @@ def evaluate(
         cache=cache,
         device=device,
     )
+    _warn(result.warnings)
     _print(result.to_json() if as_json else result.table())
     if not as_json:
         _tell_files(result.files)
@@ -324,6 +367,15 @@ def statistics(
     _quieten_libraries()
     saved = save_statistics(pictures, out, extractor=extractor, resize=resize, cache=cache, device=device)
     console.print(f"wrote {out}: {saved.statistics.count} pictures, {saved.statistics.dim} features", soft_wrap=True)
+
+
+def _teacher(given: str, method: str | None, config: Path | None) -> str | None:
+    """The one that was given; without one that of the config file, or the embedded one of the method."""
+    if given != TINY_SD:
+        return given
+    if config is not None:
+        return None
+    return TINY_GAN if method == "gan" else TINY_SD
 
 
 def parse_steps(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.section import Section
 
 
@@ -170,12 +171,17 @@ class TrainerConfig(Section):
 class DistillConfig(Section):
     """One distillation run."""
 
-    teacher: str = Field("assets/tiny-sd", description="diffusers folder, hub id or .safetensors checkpoint")
+    teacher: str = Field(
+        "assets/tiny-sd",
+        description="diffusers folder, hub id or .safetensors checkpoint; of a GAN its folder, module:Class, .pt2 or .pt",
+    )
     teacher_config: str | None = Field(
-        None, description="for a checkpoint: sd1, sd2-base, sd2-v, sdxl, or a diffusers folder with its configs"
+        None,
+        description="for a checkpoint: sd1, sd2-base, sd2-v, sdxl, or a diffusers folder with its configs; for a module:Class "
+        "a JSON file with its arguments",
     )
     teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
-    method: Literal["consistency", "progressive"] = "consistency"
+    method: Literal["consistency", "progressive", "gan"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
@@ -190,6 +196,9 @@ class DistillConfig(Section):
     guidance: GuidanceConfig = GuidanceConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
     progressive: ProgressiveConfig = ProgressiveConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    compress: CompressConfig = CompressConfig()
+    gan: CodistillationConfig = CodistillationConfig()
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
 

@@ -18,9 +18,13 @@ from gendistill.data.encode import prepare_data, weights_fingerprint
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.distill_generator import GeneratorResult, distill_generator
 from gendistill.evaluation.judge import Judge
 from gendistill.export.student import export_student
 from gendistill.failures import told_in_a_sentence
+from gendistill.gan.classes import is_class_path
+from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import METHODS
 from gendistill.methods.stage import Stage
@@ -42,8 +46,12 @@ class DistillResult:
     networks: Networks
     is_main_process: bool = True
 
+    def describe(self) -> str:
+        spec = self.spec
+        return f"{self.student_folder}: {spec.method} student, sampled by {spec.solver}"
 
-def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
+
+def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | GeneratorResult:
     """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
 
     Raises:
@@ -54,15 +62,29 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult:
     run = make_folder(Path(config.out))
     if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
         raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    require_fitting_teacher(config)
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         try:
-            result = _distill(config, run, processes, resume)
+            run_of = distill_generator if config.method == "gan" else _distill
+            result = run_of(config, run, processes, resume)
         except Stopped:
             processes.destroy_process_group()
             raise
         processes.destroy_process_group()
         return result
+
+
+def require_fitting_teacher(config: DistillConfig) -> None:
+    """ValueError where the method is one for the other kind of teacher; told without opening it."""
+    path = Path(config.teacher)
+    is_gan, is_diffusion = is_gan_folder(path), (path / "model_index.json").is_file()
+    if config.method == "gan" and is_diffusion:
+        raise ValueError(f"teacher {config.teacher}: is a diffusion model; --method gan {TAKES}")
+    if config.method != "gan" and (is_gan or is_class_path(config.teacher)):
+        raise ValueError(
+            f"teacher {config.teacher}: is a GAN, which --method {config.method} cannot distill; takes --method gan"
+        )
 
 
 def is_begun(run: Path) -> bool:

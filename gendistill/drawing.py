@@ -1,4 +1,4 @@
-"""`gendistill sample`: pictures from prompts, to a file or a folder."""
+"""`gendistill sample`: pictures from prompts, from noise or from other pictures, to a file or a folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from gendistill.atomic import written_aside
+from gendistill.gan.sampler import GeneratorSampler
 from gendistill.machine import make_folder, usable_device
+from gendistill.opening import input_prompts, open_sampler
 from gendistill.progress import advancing_bar
-from gendistill.samplers import FewStepSampler, to_uint8
+from gendistill.samplers import Sampler, to_uint8
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Drawing:
 
     def describe(self) -> str:
         shown = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
-        return f"{shown}: {self.pictures} pictures of {self.steps} steps in {self.seconds:.1f} s"
+        of = f"{self.pictures} pictures of {self.steps} step{'s' if self.steps != 1 else ''}"
+        return f"{shown}: {of} in {self.seconds:.1f} s"
 
 
 def draw(
@@ -34,6 +37,8 @@ def draw(
     prompts: list[str] | None,
     out: Path,
     *,
+    inputs: Path | None = None,
+    interpolate: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     seed: int = 0,
@@ -46,6 +51,9 @@ def draw(
     Args:
         prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
         out: `.png` for one picture or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
+        inputs: a picture or a folder of them, for a generator that paints pictures anew.
+        interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
+            the next, a row a strip.
 
     Raises:
         ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
@@ -53,27 +61,43 @@ def draw(
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
-    sampler = FewStepSampler.from_pretrained(model, device=usable_device(device))
-    if prompts is None and (prompts := sampler.own_prompts) is None:
-        raise ValueError("--prompt and --prompts: takes one of them")
+    sampler = open_sampler(model, device=usable_device(device))
+    if inputs is not None:
+        prompts = input_prompts(sampler, inputs, prompts)
+    elif prompts is None and (prompts := sampler.own_prompts) is None:
+        takes_pictures = isinstance(sampler, GeneratorSampler)
+        raise ValueError(f"--input: takes pictures, which {model} paints anew" if takes_pictures else NO_PROMPT)
     repeated = [prompt for prompt in prompts for _ in range(num)]
-    seeds = [seed + number for number in range(len(repeated))]
     steps = sampler.default_steps if steps is None else steps
-    if steps > (most := sampler.pipeline.scheduler.config.num_train_timesteps):
-        raise ValueError(f"steps {steps}: takes at most {most}, the model's timesteps")
+    sampler.require_steps(steps)
     started = time.perf_counter()
-    with advancing_bar("sampling", len(repeated)) as progress:
-        batches = sampler.pictures(
-            repeated,
-            seeds,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        pictures = torch.cat([batch.cpu() for batch in batches])
+    if interpolate is not None:
+        pictures = _strips(sampler, repeated, interpolate, seed, guidance_scale)
+    else:
+        with advancing_bar("sampling", len(repeated)) as progress:
+            batches = sampler.pictures(
+                repeated,
+                [seed + number for number in range(len(repeated))],
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                batch_size=batch_size,
+                progress=progress,
+            )
+            pictures = torch.cat([batch.cpu() for batch in batches])
     seconds = time.perf_counter() - started
-    return Drawing(_write(pictures, out, num), len(pictures), steps, seconds)
+    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds)
+
+
+NO_PROMPT = "--prompt and --prompts: takes one of them"
+
+
+def _strips(sampler: Sampler, prompts: list[str], count: int, seed: int, guidance_scale: float | None) -> torch.Tensor:
+    """Pictures (P * count, 3, H, W): strip k of `count` goes from the noise of seed + 2k to that of seed + 2k + 1."""
+    if not isinstance(sampler, GeneratorSampler):
+        raise ValueError(f"interpolate {count}: takes a GAN; this is a {sampler.kind}")
+    sampler.require_guidance(guidance_scale)
+    ends = [(seed + 2 * number, seed + 2 * number + 1) for number in range(len(prompts))]
+    return sampler.strips(prompts, ends, count).flatten(0, 1).cpu()
 
 
 def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:

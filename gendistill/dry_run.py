@@ -17,7 +17,10 @@ from gendistill.data.prompts import Prompts
 from gendistill.data.sources import open_source
 from gendistill.diffusion.families import family_called
 from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, lora_config
-from gendistill.distill import fitting
+from gendistill.distill import fitting, require_fitting_teacher
+from gendistill.gan.batches import NoData
+from gendistill.gan.opening import describe, open_teacher
+from gendistill.gan.student import start_student
 from gendistill.samplers.opening import configs_of
 from gendistill.training.checkpoint import Checkpoints
 
@@ -46,8 +49,11 @@ def dry_run(config: DistillConfig, *, resume: bool = False) -> Plan:
         ValueError: the teacher or the data are not there or do not go together with the settings, or the run folder holds a
             run and `resume` is not asked for.
     """
-    teacher, trains, texts = _networks(config)
+    require_fitting_teacher(config)
     trainer, run = config.trainer, Path(config.out)
+    if config.method == "gan":
+        return _of_gan(config, resume)
+    teacher, trains, texts = _networks(config)
     students = [f"student-{count}" for count in config.steps] if config.method == "progressive" else ["student"]
     minutes = f" or {trainer.checkpoint_minutes:g} minutes" if trainer.checkpoint_minutes else ""
     return Plan(
@@ -59,6 +65,30 @@ def dry_run(config: DistillConfig, *, resume: bool = False) -> Plan:
         writes=f"{run}/config.yaml, {_of_stages(config)}log.jsonl, samples/, checkpoints/, "
         f"{', '.join(f'{name}/' for name in trainer.trackers)} and the student in "
         f"{', '.join(str(run / student) for student in students)}",
+        resume=_resume(run, resume),
+    )
+
+
+def _of_gan(config: DistillConfig, resume: bool) -> Plan:
+    """Of a GAN: what it is has to be found by opening it, and its student's size by making it."""
+    trainer, run = config.trainer, Path(config.out)
+    teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
+    if config.data.path is None:
+        data = "none: the teacher's pictures are the real ones"
+    else:
+        source = open_source(
+            config.data.path, config.data.caption, config.seed, image_column=config.data.image_column, split=config.data.split
+        )
+        data = f"{source.describe()}; brought to size into {config.data.cache}"
+    start = start_student(teacher, config.compress, NoData(), config.seed)
+    return Plan(
+        teacher=f"{config.teacher}, {describe(teacher)}",
+        trains=f"a student of {start.describe()}, and its discriminator",
+        data=data,
+        steps=f"{_length(trainer)}; a validation every {trainer.validate_every}",
+        checkpoints=f"every {trainer.checkpoint_every} steps, the last two and the best are kept",
+        writes=f"{run}/config.yaml, log.jsonl, samples/, checkpoints/, {', '.join(f'{name}/' for name in trainer.trackers)} "
+        f"and the student in {run}/student",
         resume=_resume(run, resume),
     )
 

@@ -42,13 +42,16 @@ def out_of_memory(config: DistillConfig, num_processes: int = 1) -> str:
     finer = [parts for parts in range(trainer.gradient_accumulation_steps + 1, share + 1) if share % parts == 0]
     if finer:
         remedies.append(f"trainer.gradient_accumulation_steps={next((n for n in finer if n % 2 == 0), finer[0])}")
-    if not trainer.gradient_checkpointing:
+    of_gan = config.method == "gan"
+    if not trainer.gradient_checkpointing and not of_gan:
         remedies.append("trainer.gradient_checkpointing=true")
     if trainer.mixed_precision == "no" and config.device != "cpu":
         remedies.append("trainer.mixed_precision=bf16")
-    if config.dtype == "float32" and config.device != "cpu":
+    if config.dtype == "float32" and config.device != "cpu" and not of_gan:
         remedies.append("dtype=bfloat16")
-    if not config.lora.enabled:
+    if of_gan:
+        remedies.append(f"trainer.batch_size={max(1, trainer.batch_size // 2)}")
+    elif not config.lora.enabled:
         remedies.append("lora.enabled=true")
     elif config.lora.rank > 8:
         remedies.append(f"lora.rank={config.lora.rank // 2}")

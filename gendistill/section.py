@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 
 class Section(BaseModel):
@@ -46,6 +47,7 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 # What settings that are mappings take.
 MAPPINGS = {
     "data.caption": "shares by field such as {name: 0.3, subcategory: 0.7}",
+    "gan.features.layers": "layers of the student by those of the teacher such as {blocks.2: blocks.1}",
     "progressive.stages": "settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}",
 }
 # What a setting takes, by the kind of pydantic's error.
@@ -78,16 +80,20 @@ def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         return _unknown(".".join(map(str, first["loc"])), model)
-    if not first["loc"]:
-        return first["msg"].removeprefix("Value error, ")
     name = _setting_of(first["loc"], model)
+    if first["type"] == "value_error" and name not in setting_names(model):  # of a section: a sentence of its own
+        return first["msg"].removeprefix("Value error, ")
     kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
-    takes = " or ".join(
-        MAPPINGS[name] if kind == "dict_type" else TAKES.get(kind, each["msg"]).format(**each.get("ctx", {}))
-        for kind, each in kinds.items()
-    )
+    takes = " or ".join(MAPPINGS[name] if kind == "dict_type" else _takes(each) for kind, each in kinds.items())
     choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
     return f"setting {name} is {first['input']!r}; takes {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
+
+
+def _takes(error: ErrorDetails) -> str:
+    """By the kind of the error; a validator of ours says it itself."""
+    if error["type"] not in TAKES:
+        return error["msg"].removeprefix("Value error, ")
+    return TAKES[error["type"]].format(**error.get("ctx", {}))
 
 
 def _setting_of(location: tuple[str | int, ...], model: type[BaseModel]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gendistill.metrics.components import Component
+
 from .families import Conditions, family_of
 from .opening import open_student
+from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
 from .spec import StudentSpec
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
-PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them
 
 
-class FewStepSampler:
+class FewStepSampler(Sampler):
     """Draws from a diffusers pipeline of any family that is supported, a student of ours or any other.
 
     Picture k depends on its own seed and prompt only, not on the batch that it is drawn in. Each distinct prompt is
@@ -53,8 +54,15 @@ class FewStepSampler:
         return FewStepSampler(pipeline.to(device), spec)
 
     @property
+    def kind(self) -> str:
+        return type(self.pipeline).__name__
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipeline.device)
+
+    @property
     def default_steps(self) -> int:
-        """The step count to sample with where nothing else is asked for."""
         return self.spec.num_inference_steps[0] if self.spec else TEACHER_STEPS
 
     @property
@@ -64,25 +72,78 @@ class FewStepSampler:
         return TEACHER_GUIDANCE if self.family.guided else 1.0
 
     @property
-    def resolution(self) -> int:
-        """Pixels along an edge of the model's pictures."""
-        return self.pipeline.unet.config.sample_size * getattr(self.pipeline, "vae_scale_factor", 1)
+    def guided(self) -> bool:
+        return self.spec.guidance != "baked" if self.spec else self.family.guided
+
+    def require_steps(self, steps: int) -> None:
+        if steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
+            raise ValueError(f"steps {steps}: takes at most {most}, the model's timesteps")
+
+    @property
+    def solver(self) -> str:
+        """The student's, or the scheduler that the pipeline has now."""
+        return self.spec.solver if self.spec else type(self.pipeline.scheduler).__name__.removesuffix("Scheduler")
+
+    @property
+    def method(self) -> str | None:
+        return self.spec.method if self.spec else None
+
+    def network_calls(self, steps: int, guidance_scale: float) -> int:
+        return self.spec.network_calls(steps) if self.spec else steps * (2 if guidance_scale > 1 else 1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        edge = self.pipeline.unet.config.sample_size * getattr(self.pipeline, "vae_scale_factor", 1)
+        return edge, edge
 
     @cached_property
     def weights_hash(self) -> str:
         """16 hex digits of the SHA-256 of all weights, adapters too, as they are when it is first asked for."""
-        digest = hashlib.sha256()
-        modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-        for name, module in sorted(modules.items()):
-            for key, weight in sorted(module.state_dict().items()):
-                digest.update(f"{name}/{key} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return hash_of_weights({name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)})
+
+    def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
+        pipeline = self.pipeline
+        settings = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
+        return {
+            "weights": self.weights_hash,
+            "pipeline": self.kind,
+            "dtype": str(pipeline.dtype),
+            "scheduler": [type(pipeline.scheduler).__name__, settings],
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "eta": self.eta,
+        }
+
+    def components(self) -> dict[str, Component]:
+        return components_of(self.pipeline)
+
+    def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
+        return {
+            "pipeline": self.kind,
+            "scheduler": type(self.pipeline.scheduler).__name__,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "resolution": self.resolution,
+            "text": "every prompt is encoded anew" if self.texts else "no text",
+        }
+
+    def cold(self) -> FewStepSampler:
+        """Without the prompts that were encoded before."""
+        return FewStepSampler(self.pipeline, self.spec, self.eta)
 
     @property
     def own_prompts(self) -> list[str] | None:
-        """All prompts that the model knows; None where it takes any text."""
         return self.family.own_prompts(self.pipeline)
+
+    @property
+    def texts(self) -> bool:
+        return self.family.texts
+
+    def tells_apart(self, a: Sequence[str], b: Sequence[str]) -> bool:
+        """Whether the model's tokenizers see any difference."""
+        parts = self.pipeline.components.items()
+        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+        return any(tokenizer(list(a)).input_ids != tokenizer(list(b)).input_ids for tokenizer in tokenizers)
 
     def latents(
         self,
@@ -164,11 +225,22 @@ class FewStepSampler:
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def pictures_at_once(resolution: int, most: int = 64) -> int:
-    """How many pictures to draw, encode or decode together: 64 of 64 pixels, 2 of 512, 1 of 1024."""
-    return min(most, max(1, PIXELS_AT_ONCE // resolution**2))
+def components_of(pipeline: Any) -> dict[str, Component]:
+    """The parts of a pipeline that compute: its text encoders, the network that is called in every step, the decoder.
 
+    The decoder is the VAE, called by `decode`; its parameters are those of the whole VAE, which is loaded.
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] to uint8, rounded as diffusers rounds them when it makes PIL images."""
-    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
+    Raises:
+        ValueError: the pipeline has no network that we know.
+    """
+    parts: dict[str, Component] = {}
+    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        if isinstance(encoder := getattr(pipeline, name, None), nn.Module):
+            parts[name] = Component(encoder)
+    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if network is None:
+        raise ValueError(f"pipeline: got a {type(pipeline).__name__}, takes one with a `unet` or a `transformer`.")
+    parts[NETWORK] = Component(network)
+    if isinstance(vae := getattr(pipeline, "vae", None), nn.Module):
+        parts["decoder"] = Component(vae, "decode")
+    return parts

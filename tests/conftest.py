@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from random_gans import random_gans
 from tiny_pipeline import TINY, tiny_pipeline
 
 from gendistill.config import load_config
@@ -81,3 +82,9 @@ def teacher(tiny_folder):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def gans(tmp_path_factory):
+    """Folders of tiny random GANs, by name."""
+    return random_gans(tmp_path_factory.mktemp("gans"))

@@ -7,7 +7,10 @@ from gendistill.config import DistillConfig, TrainerConfig, load_config, save_co
 from gendistill.section import setting_names
 
 WRONG = [
-    ({"method": "consistancy"}, "setting method is 'consistancy'; takes consistency or progressive; did you mean consistency?"),
+    (
+        {"method": "consistancy"},
+        "setting method is 'consistancy'; takes consistency, progressive or gan; did you mean consistency?",
+    ),
     ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; takes adamw or adamw_8bit; did you mean adamw?"),
     ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; takes ddim, lcm or tcd; did you mean lcm?"),
     ({"trainer.trackers": ["wandbb"]}, "did you mean wandb?"),

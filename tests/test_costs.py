@@ -7,10 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gendistill.costs import components_of, measure_costs
+from gendistill.costs import measure_costs
 from gendistill.metrics.components import flops_by_component
 from gendistill.metrics.efficiency import Costs
-from gendistill.samplers import FewStepSampler
+from gendistill.samplers import FewStepSampler, components_of
 
 PROMPTS = ["google emoji of food", "twitter emoji of animals"]
 

@@ -91,7 +91,7 @@ def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: i
 
     provenance = {**made_by, "described": source.describe()}
     cache = build_or_open(Path(config.cache), cache_key(**made_by), provenance, parts)
-    _tell_what_is_missing(cache, source)
+    tell_what_is_missing(cache, source)
     return LatentData(cache)
 
 
@@ -151,7 +151,7 @@ def _finite(rows: dict[str, Tensor], what: str, keys: list[str]) -> dict[str, Te
     return rows
 
 
-def _tell_what_is_missing(cache: Cache, source: PictureSource) -> None:
+def tell_what_is_missing(cache: Cache, source: PictureSource) -> None:
     """A line about what is not as it should be; ValueError if it is too much."""
     pictures = len(cache) + cache.broken + cache.left_out
     listed = f"they are listed in {cache.folder / SKIPPED}"

@@ -116,9 +116,9 @@ class PerSampleRandom:
         """Standard normal, float32 (count, *shape) on the CPU."""
         return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float32) for generator in self.generators])
 
-    def uniform(self) -> Tensor:
-        """Uniform in [0, 1), float32 (count,) on the CPU."""
-        return torch.stack([torch.rand((), generator=generator, dtype=torch.float32) for generator in self.generators])
+    def uniform(self, shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform in [0, 1), float32 (count, *shape) on the CPU."""
+        return torch.stack([torch.rand(shape, generator=generator, dtype=torch.float32) for generator in self.generators])
 
 
 def _generator(purpose: str, *parts: int) -> torch.Generator:

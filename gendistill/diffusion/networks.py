@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 
+from gendistill.average import MovingAverage
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.sharding import whole
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -23,7 +23,7 @@ STUDENT, AVERAGE, PREVIOUS = "student", "average", "previous"
 
 
 @dataclass
-class Networks:
+class Networks(MovingAverage):
     """What a distillation method works with.
 
     `student` is the one that learns; `average` holds its exponential moving average (same structure, never a gradient).
@@ -36,19 +36,6 @@ class Networks:
     trained: dict[str, nn.Parameter]
     averaged: dict[str, nn.Parameter]
     lora: LoraConfig | None = None
-
-    @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * student."""
-        torch._foreach_lerp_(list(self.averaged.values()), [whole(p) for p in self.trained.values()], 1 - decay)
-
-    def average_state(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.averaged.items()}
-
-    @torch.no_grad()
-    def load_average(self, state: dict[str, Tensor]) -> None:
-        for name, parameter in self.averaged.items():
-            parameter.copy_(state[name])
 
 
 def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None) -> Networks:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from gendistill.atomic import written_aside
 from gendistill.data.pictures import decode_picture
 from gendistill.machine import make_folder
-from gendistill.samplers import FewStepSampler, pictures_at_once, to_uint8
+from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 
 Progress = Callable[[int], None]
 
@@ -34,17 +33,17 @@ class Album:
         root: of all albums.
     """
 
-    def __init__(self, root: Path, sampler: FewStepSampler, steps: int, guidance_scale: float) -> None:
+    def __init__(self, root: Path, sampler: Sampler, steps: int, guidance_scale: float) -> None:
         self.sampler, self.steps, self.guidance_scale = sampler, steps, guidance_scale
-        self.described = described(sampler, steps, guidance_scale)
+        self.described = sampler.described(steps, guidance_scale)
         self.key = self.key_of(sampler, steps, guidance_scale)
         self.folder = root / self.key
         self._times = self.folder / "drawing.json"
 
     @staticmethod
-    def key_of(sampler: FewStepSampler, steps: int, guidance_scale: float) -> str:
+    def key_of(sampler: Sampler, steps: int, guidance_scale: float) -> str:
         """24 hex digits of all that a picture depends on beside its prompt and seed."""
-        of = described(sampler, steps, guidance_scale)
+        of = sampler.described(steps, guidance_scale)
         return hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     def __iter__(self) -> Iterator[Path]:
@@ -111,21 +110,6 @@ class Album:
 def name_of(prompt: str, seed: int) -> str:
     """The name of a picture in an album: 20 hex digits."""
     return hashlib.sha256(json.dumps([prompt, seed]).encode()).hexdigest()[:20]
-
-
-def described(sampler: FewStepSampler, steps: int, guidance_scale: float) -> dict[str, Any]:
-    """All that a picture of a sampler depends on beside its prompt and seed."""
-    pipeline = sampler.pipeline
-    settings = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
-    return {
-        "weights": sampler.weights_hash,
-        "pipeline": type(pipeline).__name__,
-        "dtype": str(pipeline.dtype),
-        "scheduler": [type(pipeline.scheduler).__name__, settings],
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "eta": sampler.eta,
-    }
 
 
 def _write(picture: Tensor, file: Path) -> None:

@@ -30,12 +30,13 @@ from gendistill.metrics.modes import ModeLoss, mode_loss
 from gendistill.metrics.paired import PairedTest, paired_test
 from gendistill.metrics.probe import AttributeRule, LinearProbe, colour_histogram, fit_probe
 from gendistill.metrics.robustness import Robustness, perturbed, robustness
-from gendistill.samplers import FewStepSampler
+from gendistill.samplers import Sampler
 
 SEED_OF_PROBES = 40_000_003  # apart from those of training and of the prompts that are judged
 SMALLEST_GROUP = 5  # pictures, below which nothing can be said of a group
 COLOUR_EDGE = 32  # pixels that colours are counted in
 BINS = 50
+MISSPELT = {"typo": "other spelling", "upper": "capitals"}
 
 Progress = Callable[[int], None]
 
@@ -45,7 +46,7 @@ class Side:
     """A model as it is drawn from, and its pictures of the judge's prompts."""
 
     name: str
-    sampler: FewStepSampler
+    sampler: Sampler
     steps: int
     guidance_scale: float
     pictures: Pictures
@@ -111,7 +112,7 @@ class Examiner:
             attributes=self._attributes(teacher, student, notes),
             memorisation=memorisation(features, teacher.pictures.features, student.pictures.features, self._held_out),
             robustness=self._robustness(teacher, student, notes),
-            unusual=self._unusual(teacher, student),
+            unusual=self._unusual(teacher, student, notes),
             notes=notes,
         )
 
@@ -135,6 +136,10 @@ class Examiner:
     def _attributes(self, teacher: Side, student: Side, notes: list[str]) -> dict[str, AttributeBias]:
         found = {}
         for name, attribute in self.probes.attributes.items():
+            if why := _unknown(attribute.prompts, teacher, student):
+                notes.append(f"attribute {name}: {why}, and neutral prompts are none of them.")
+                self._skip(2 * self.amount)
+                continue
             try:
                 found[name] = self._attribute(name, attribute, teacher, student)
             except ValueError as error:
@@ -177,7 +182,7 @@ class Examiner:
         """What the probe of an attribute sees of a source's pictures."""
         if attribute.features == "extractor":
             extraction = Extraction(self.judge.extractor, None, self.judge.albums)
-            return as_tensor(read_reference(source, extraction, square=True).reference.features)
+            return as_tensor(read_reference(source, extraction, square=self.judge.square).reference.features)
         pictures = (torch.from_numpy(np.array(fitted(sample.picture, COLOUR_EDGE, COLOUR_EDGE))) for sample in source)
         blocks = []
         while block := list(islice(pictures, 512)):
@@ -198,14 +203,15 @@ class Examiner:
             return []
         judge = self.judge.of(range(min(self.amount, len(self.judge.prompts))))
         found = []
-        for kind in ("typo", "upper"):
+        for kind in MISSPELT:
             typed = perturbed(judge.prompts, kind, seed=judge.seed)
-            if not any(_seen_apart(side.sampler, judge.prompts, typed) for side in (teacher, student)):
-                notes.append(
-                    f"prompts in {'capitals' if kind == 'upper' else 'other spelling'}: the tokenizer sees no difference."
-                )
-                if self.progress:
-                    self.progress(2 * len(typed))
+            if why := _unknown(typed, teacher, student):
+                notes.append(f"prompts in {MISSPELT[kind]}: {why}.")
+                self._skip(2 * len(typed))
+                continue
+            if not any(side.sampler.tells_apart(judge.prompts, typed) for side in (teacher, student)):
+                notes.append(f"prompts in {MISSPELT[kind]}: the tokenizer sees no difference.")
+                self._skip(2 * len(typed))
                 continue
             scores, meant = [], scorer.embed_texts(judge.prompts)
             for side in (teacher, student):
@@ -214,12 +220,21 @@ class Examiner:
             found.append(robustness(*scores, kind=kind))
         return found
 
-    def _unusual(self, teacher: Side, student: Side) -> PairedTest | None:
+    def _unusual(self, teacher: Side, student: Side, notes: list[str]) -> PairedTest | None:
         if self.probes.unusual is None or self.judge.scorer is None:
             return None
         judge = unusual(self.judge, self.probes, self.amount)
+        if why := _unknown(judge.prompts, teacher, student):
+            notes.append(f"prompts that nobody trained on: {why}.")
+            self._skip(2 * len(judge.prompts))
+            return None
         looked = [judge.look(side.sampler, side.steps, side.guidance_scale, self.progress) for side in (teacher, student)]
         return paired_test(_clip(looked[1]), _clip(looked[0]))
+
+    def _skip(self, pictures: int) -> None:
+        """Count pictures that are not drawn as done."""
+        if self.progress:
+            self.progress(pictures)
 
     @cached_property
     def _held_out(self) -> Tensor | None:
@@ -227,7 +242,7 @@ class Examiner:
             return None
         source = _pictures(self.probes.unusual.path, self.probes.unusual.caption)
         extraction = Extraction(self.judge.extractor, None, self.judge.albums)
-        return as_tensor(read_reference(source, extraction, square=True).reference.features)
+        return as_tensor(read_reference(source, extraction, square=self.judge.square).reference.features)
 
 
 def neutral(judge: Judge, attribute: Attribute, amount: int) -> Judge:
@@ -244,6 +259,12 @@ def unusual(judge: Judge, probes: Probes, amount: int) -> Judge:
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(SEED_OF_PROBES)).tolist()
     chosen = [prompts[order[number % len(order)]] for number in range(amount)]
     return judge.on(chosen, [SEED_OF_PROBES + 1_000_000 + number for number in range(amount)])
+
+
+def _unknown(prompts: Sequence[str], *sides: Side) -> str:
+    """Who cannot draw these; empty where all can."""
+    strangers = [side.name for side in sides if not side.sampler.knows(prompts)]
+    return f"{' and '.join(strangers)} draw{'s' * (len(strangers) == 1)} own classes only" if strangers else ""
 
 
 def _pictures(path: str, caption: str | None) -> PictureSource:
@@ -288,11 +309,3 @@ def _shrunk(pictures: Tensor) -> Tensor:
         return pictures
     smaller = torch.nn.functional.interpolate(pictures.float(), (COLOUR_EDGE, COLOUR_EDGE), mode="bilinear", antialias=True)
     return smaller.round().clamp(0, 255).to(torch.uint8)
-
-
-def _seen_apart(sampler: FewStepSampler, a: list[str], b: list[str]) -> bool:
-    """Whether the model's tokenizers tell any of the texts from those they were made of."""
-    tokenizers = [
-        part for name, part in sampler.pipeline.components.items() if name.startswith("tokenizer") and part is not None
-    ]
-    return any(tokenizer(a).input_ids != tokenizer(b).input_ids for tokenizer in tokenizers)

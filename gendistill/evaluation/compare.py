@@ -15,6 +15,7 @@ from gendistill.atomic import written_aside
 from gendistill.costs import measure_costs
 from gendistill.evaluation.album import Album
 from gendistill.evaluation.breakage import Breakage, Examiner
+from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
 from gendistill.evaluation.contestants import Contestant, open_contestants
@@ -76,7 +77,8 @@ def compare(
 
     Args:
         models: the first is what the others are held against, at its most steps: put the teacher first.
-        steps: `STEPS` where None; a student is drawn in those of them that it was validated at.
+        steps: `STEPS` where None; a student is drawn in those of them that it was validated at, a GAN in one.
+        caption: the field that prompts are drawn from; the one whose texts are a GAN's classes where None.
         probes: a `probes.yaml`; the one beside the reference's pictures where None.
         quick: few pictures; a look before the measurement.
 
@@ -87,6 +89,9 @@ def compare(
     device, folder = usable_device(device), make_folder(out)
     found = Probes.load(probes) if probes else Probes.beside(reference)
     contestants = open_contestants(models, steps or list(STEPS), guidance_scale=guidance_scale, solver=solver, device=device)
+    samplers = [sampler for model in contestants for sampler in model.samplers.values()]
+    if caption is None and prompts is None:
+        caption = class_caption(reference, samplers)
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
             reference,
@@ -98,11 +103,10 @@ def compare(
             prompts=prompts,
             cache=cache,
             keep=True,
+            square=all(sampler.size[0] == sampler.size[1] for sampler in samplers),
             device=device,
             progress=progress,
-        )
-    if any(sampler.own_prompts is not None for model in contestants for sampler in model.samplers.values()):
-        judge = dataclasses.replace(judge, scorer=None)
+        ).of_models(samplers)
     rows = _rows(contestants, judge, amount, folder)
     examiner = Examiner(judge, reference, found, amount.probes)
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
@@ -119,7 +123,7 @@ def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, fol
     with advancing_bar("timing", each * len(drawn)) as progress:
         costs = [_costs(model, steps, judge, amount, folder / "costs", each, progress) for model, steps in drawn]
     rows: list[Row] = []
-    lpips, _ = available_lpips(device=str(next(iter(contestants[0].samplers.values())).pipeline.device))
+    lpips, _ = available_lpips(device=str(next(iter(contestants[0].samplers.values())).device))
     with advancing_bar("drawing", len(judge.prompts) * len(drawn)) as progress:
         for (model, steps), cost in zip(drawn, costs, strict=True):
             judged = judge.judge(
@@ -174,7 +178,7 @@ def _costs(
     """Read where they were measured before of the same model on the same device."""
     sampler, scale = model.samplers[steps], model.guidance_scale
     how = [amount.batch_sizes, amount.repeats, amount.least_seconds, amount.energy_seconds]
-    asked = [Album.key_of(sampler, steps, scale), str(sampler.pipeline.device), how]
+    asked = [Album.key_of(sampler, steps, scale), str(sampler.device), how]
     file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
     try:
         costs = Costs.from_dict(json.loads(file.read_text()))

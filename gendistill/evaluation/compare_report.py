@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 from gendistill.atomic import written_aside
 from gendistill.data.samples import PictureSource
 from gendistill.data.sources import open_source
 from gendistill.evaluation.breakage_report import breakage_section
-from gendistill.evaluation.comparison import ModelComparison, Row, main_rows
+from gendistill.evaluation.comparison import ModelComparison, Row, main_rows, milliseconds
 from gendistill.evaluation.probes import Probes
+from gendistill.evaluation.score_cells import EXPLAINED, score_cell, score_column, short_name
 from gendistill.metrics.energy import Energy
 from gendistill.metrics.evaluate import higher_is_better
 from gendistill.metrics.measure import kernel_name
@@ -42,24 +42,6 @@ from gendistill.reporting import (
 from gendistill.reporting import Row as TableRow
 
 GALLERY_PIXELS = 2**16  # of all pictures of a grid: 64 of 32x32, 16 of 64x64, 4 of 128x128 and at least as many beyond
-
-EXPLAINED = {
-    "fd": "Fréchet distance between the features of drawn and of real pictures.",
-    "kd": "Kernel distance: an unbiased MMD² of the same features, times 1000.",
-    "precision": "Share of drawn pictures that lie among the real ones.",
-    "recall": "Share of real pictures that lie among the drawn ones.",
-    "density": "How densely real pictures lie around drawn ones; may exceed 1.",
-    "coverage": "Share of real pictures with a drawn one nearby.",
-    "vendi": "Effective number of different pictures.",
-    "diversity": "Mean cosine distance between pictures of the same prompt.",
-    "clip_score": "How well a picture fits its prompt, 0 to 100.",
-    "clip_r": "Share of pictures whose own prompt fits best among 100.",
-    "psnr": "Nearness to the first row's picture of the same prompt and seed, in dB.",
-    "ssim": "Structural similarity to the first row's picture of the same prompt and seed.",
-    "feature_cosine": "Cosine of features with the first row's picture of the same prompt and seed.",
-}
-OF_MANY = ("fd", "fid", "vendi")  # whose intervals are for infinitely many pictures, and need not hold the value
-SHORT = {"clip_score": "CLIP", "clip_r": "CLIP-R", "feature_cosine": "cosine", "psnr": "PSNR", "ssim": "SSIM"}
 
 
 def write_reports(comparison: ModelComparison, folder: Path, reference: str, probes: Probes) -> list[Path]:
@@ -110,7 +92,7 @@ def _figures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
         Column("steps"),
         Column("calls", "Network calls a picture; a guided step is two."),
     ]
-    columns += [Column(_short(name), EXPLAINED.get(name.split("-")[0], ""), _better(name)) for name in names]
+    columns += [score_column(name) for name in names]
     columns += [
         Column("ms", "Median time of one picture by itself, after warm-up.", "lower"),
         Column("MB", "Weights, and what drawing one picture takes besides.", "lower"),
@@ -121,8 +103,8 @@ def _figures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
                 Cell(row.contestant.name, colour=colours[row.contestant.name]),
                 Cell(str(row.steps), value=row.steps),
                 Cell(str(row.evaluation.network_calls), value=row.evaluation.network_calls),
-                *(_score_cell(row, name) for name in names),
-                Cell(f"{1000 * row.costs.latency:.0f}", value=row.costs.latency),
+                *(score_cell(row.evaluation, name) for name in names),
+                Cell(milliseconds(row.costs.latency), value=row.costs.latency),
                 Cell("") if row.memory is None else Cell(f"{row.memory / 1e6:.0f}", value=row.memory),
             ],
             highlight=row.contestant.is_student,
@@ -147,36 +129,13 @@ def _card(row: Row, metric: str, colours: dict[str, int], small: str) -> Card:
 
 def _kind(row: Row) -> str:
     model = row.contestant
-    spec = model.samplers[row.steps].spec
+    method = model.samplers[row.steps].method
     guidance = f", guidance {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
-    return f"{model.name}: {f'{spec.method} student' if spec else model.solver(row.steps)}{guidance}"
+    return f"{model.name}: {f'{method} student' if method else model.solver(row.steps)}{guidance}"
 
 
 def _scores(comparison: ModelComparison) -> list[str]:
     return list(dict.fromkeys(name for row in comparison.rows for name in row.evaluation.scores))
-
-
-def _score_cell(row: Row, name: str) -> Cell:
-    value, interval = row.evaluation.scores.get(name), row.evaluation.intervals.get(name)
-    if value is None:
-        return Cell("")
-    times = 1000 if name.split("-")[0] in ("kd", "kid") else 1
-    digits = _digits(name)
-    many = "∞ " if name.split("-")[0] in OF_MANY else ""
-    small = "" if interval is None else f"{many}{times * interval[0]:.{digits}f}–{times * interval[1]:.{digits}f}"
-    return Cell(f"{times * value:.{digits}f}", small, value)
-
-
-def _digits(name: str) -> int:
-    return {"clip_score": 1, "psnr": 1, "vendi": 1, "feature_cosine": 3}.get(name, 2)
-
-
-def _short(name: str) -> str:
-    return SHORT.get(name, f"{name} ×1000" if name.split("-")[0] in ("kd", "kid") else name)
-
-
-def _better(name: str) -> Literal["lower", "higher"]:
-    return "higher" if higher_is_better(name) else "lower"
 
 
 def _series(comparison: ModelComparison, colours: dict[str, int], score: str, x: str) -> list[Series]:
@@ -205,14 +164,14 @@ def _against_latency(comparison: ModelComparison, colours: dict[str, int]) -> Pl
 
 def _costs_and_quality(comparison: ModelComparison, colours: dict[str, int]) -> Section:
     metric = comparison.judge.metric
-    better = f"{metric}, lower is better"
+    distance = f"{metric}, lower is better"
     blocks: list[Block] = [
         Figure(
             _against_latency(comparison, colours),
             "Filled points are on the front: nothing is faster and better. Numbers are steps.",
         ),
         Figure(
-            quality_against_steps(_series(comparison, colours, metric, "steps"), better, y_log=True),
+            quality_against_steps(_series(comparison, colours, metric, "steps"), distance, y_log=True),
             f"Bands: what other {len(comparison.judge.prompts):,} pictures of the same models would give, 95 % of the time.",
         ),
     ]
@@ -223,7 +182,7 @@ def _costs_and_quality(comparison: ModelComparison, colours: dict[str, int]) -> 
         memory = _series(comparison, colours, metric, "MB")
         blocks.append(
             Figure(
-                pareto(memory, "MB of weights and of drawing one picture", better, x_log=False, y_log=True),
+                pareto(memory, "MB of weights and of drawing one picture", distance, x_log=False, y_log=True),
                 "One picture takes the same memory in any number of steps; the median over a model's rows.",
             )
         )
@@ -250,7 +209,7 @@ def _differences(comparison: ModelComparison) -> Section:
                 [
                     found.a,
                     found.b,
-                    _short(found.score),
+                    short_name(found.score),
                     Cell(f"{test.difference:+.2f}", interval, test.difference, muted=not test.significant),
                     f"{test.p_value:.2g}",
                     Cell(verdict, muted=not test.significant),
@@ -269,7 +228,7 @@ def _pictures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
         count = max(8, min(64, GALLERY_PIXELS // sampler.resolution**2))
         few = judge.first(count)
         pictures = few.draw(sampler, row.steps, row.contestant.guidance_scale)
-        note = f"{1000 * row.costs.latency:.0f} ms"
+        note = f"{milliseconds(row.costs.latency)} ms"
         galleries.append(Gallery(row.evaluation.label, pictures, few.prompts, note, colours[row.contestant.name]))
     lead = "Picture k has the same prompt and seed in every grid; they are the first ones, not chosen."
     return Section("The same prompts and seeds", [Galleries(galleries)], lead)
@@ -295,9 +254,9 @@ def _costs(comparison: ModelComparison, colours: dict[str, int]) -> Section:
                 [
                     Cell(row.contestant.name, colour=colours[row.contestant.name]),
                     str(row.steps),
-                    f"{costs.parameters / 1e6:.1f}",
-                    f"{costs.flops / 1e9:.2f}",
-                    f"{1000 * costs.batches[0].seconds_p90:.0f}",
+                    f"{costs.parameters / 1e6:.{1 if costs.parameters >= 1e7 else 2}f}",
+                    f"{costs.flops / 1e9:.{2 if costs.flops >= 1e8 else 4}f}",
+                    milliseconds(costs.batches[0].seconds_p90),
                     *("" if seconds is None else f"{1000 * seconds:.1f}" for seconds in split),
                     f"{1000 * costs.rest_seconds:.1f}",
                     *(rates.get(size, "") for size in sizes),
@@ -330,7 +289,7 @@ def _protocol(comparison: ModelComparison) -> Section:
     ]
     kernel = kernel_name(comparison.judge.metric)
     explained = [
-        (_short(name), EXPLAINED[name.split("-")[0]]) for name in _scores(comparison) if name.split("-")[0] in EXPLAINED
+        (short_name(name), EXPLAINED[name.split("-")[0]]) for name in _scores(comparison) if name.split("-")[0] in EXPLAINED
     ]
     named = f"{comparison.judge.metric} and {kernel} are named after the extractor: no two protocols share a name."
     return Section(

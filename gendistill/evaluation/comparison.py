@@ -101,7 +101,7 @@ class ModelComparison:
                 f"{scores[metric]:.2f}",
                 "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
                 *(f"{scores[name]:.{digits}f}" if name in scores else "" for name, digits in TABLE_SCORES),
-                f"{1000 * row.costs.latency:.0f}",
+                milliseconds(row.costs.latency),
                 "" if row.memory is None else f"{row.memory / 1e6:.0f}",
                 style="bold" if row.contestant.is_student else "",
             )
@@ -114,6 +114,11 @@ class ModelComparison:
         return json.dumps({"rows": rows, "tests": tests, "breakage": broke, "warnings": self.warnings}, indent=1, default=float)
 
 
+def milliseconds(seconds: float) -> str:
+    """To a tenth below 10."""
+    return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f}"
+
+
 def main_rows(rows: list[Row]) -> list[Row]:
     """Of every student the row that it is judged by: 4 steps where it knows them, else its own first count."""
     if rows[0].contestant.is_student:
@@ -123,6 +128,6 @@ def main_rows(rows: list[Row]) -> list[Row]:
 
 
 def _main_row(rows: list[Row]) -> Row:
-    spec = rows[0].contestant.samplers[rows[0].steps].spec
-    wanted = 4 if spec is None or any(row.steps == 4 for row in rows) else spec.num_inference_steps[0]
+    own = rows[0].contestant.samplers[rows[0].steps].default_steps
+    wanted = 4 if any(row.steps == 4 for row in rows) else own
     return next((row for row in rows if row.steps == wanted), rows[0])

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gendistill.evaluation.student import student_folders
-from gendistill.evaluation.teacher import SOLVERS, calls_a_step, teacher_scheduler
-from gendistill.samplers import FewStepSampler
+from gendistill.evaluation.teacher import SOLVERS, teacher_scheduler
+from gendistill.gan.sampler import GeneratorSampler
+from gendistill.opening import open_sampler
+from gendistill.samplers import FewStepSampler, Sampler
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,16 @@ class Contestant:
     """
 
     name: str
-    samplers: dict[int, FewStepSampler]
+    samplers: dict[int, Sampler]
     guidance_scale: float
     is_student: bool
 
     def network_calls(self, steps: int) -> int:
         """Of a picture in that many steps."""
-        spec = self.samplers[steps].spec
-        return spec.network_calls(steps) if spec else steps * calls_a_step(self.guidance_scale)
+        return self.samplers[steps].network_calls(steps, self.guidance_scale)
 
     def solver(self, steps: int) -> str:
-        spec, scheduler = self.samplers[steps].spec, self.samplers[steps].pipeline.scheduler
-        return spec.solver if spec else type(scheduler).__name__.removesuffix("Scheduler")
+        return self.samplers[steps].solver
 
 
 def open_contestants(
@@ -40,8 +40,8 @@ def open_contestants(
     """Open what is compared.
 
     Args:
-        models: students, folders of runs that left several, or any other pipelines.
-        steps: counts to draw in; a student is drawn in those of them that it was validated at.
+        models: students, folders of runs that left several, GANs, or any other pipelines.
+        steps: counts to draw in; a student is drawn in those of them that it was validated at, a GAN in one.
         guidance_scale: of all models that have a choice; their own defaults where None.
         solver: one of `SOLVERS`, of models that are no students; the scheduler that they come with where None.
 
@@ -56,20 +56,24 @@ def open_contestants(
 
 def _open(model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, device: str) -> Contestant:
     folders = [str(folder) for folder in student_folders(Path(model))] or [model]
-    samplers = [FewStepSampler.from_pretrained(folder, device=device) for folder in folders]
+    samplers = [open_sampler(folder, device=device) for folder in folders]
     first = samplers[0]
-    if first.spec is None:
-        if solver is not None:
+    if isinstance(first, GeneratorSampler) and first.of_pictures:
+        raise ValueError(
+            f"model {model}: paints pictures anew and is given no prompts; takes gendistill evaluate --input FOLDER"
+        )
+    chosen_scale = guidance_scale if guidance_scale is not None and first.guided else first.default_guidance_scale
+    if first.step_counts is None:
+        if solver is not None and isinstance(first, FewStepSampler):
             config = first.pipeline.scheduler.config
             first.pipeline.scheduler = teacher_scheduler(solver, config, bounded=first.family.bounded)
-        scale = guidance_scale if guidance_scale is not None and first.family.guided else first.default_guidance_scale
-        return Contestant(name, dict.fromkeys(sorted(steps, reverse=True), first), scale, is_student=False)
-    known = {count: sampler for sampler in samplers if sampler.spec for count in sampler.spec.num_inference_steps}
+        return Contestant(name, dict.fromkeys(sorted(steps, reverse=True), first), chosen_scale, is_student=False)
+    known = {count: sampler for sampler in samplers for count in sampler.step_counts or ()}
     chosen = {count: known[count] for count in sorted(steps, reverse=True) if count in known}
     if not chosen:
-        raise ValueError(f"steps {steps}: {model} was trained for {', '.join(map(str, sorted(known)))}; takes one of them")
-    movable = first.spec.guidance != "baked" and guidance_scale is not None
-    return Contestant(name, chosen, guidance_scale if movable else first.default_guidance_scale, is_student=True)  # type: ignore[arg-type]
+        made = "was trained for" if first.spec else "is a GAN, which draws in"
+        raise ValueError(f"steps {steps}: {model} {made} {', '.join(map(str, sorted(known)))}; takes one of them")
+    return Contestant(name, chosen, chosen_scale, is_student=first.method is not None)
 
 
 def distinct_names(models: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ from gendistill.metrics.evaluate import Evaluation, Protocol
 from gendistill.metrics.features import FeatureExtractor, extract, load_extractor, metric_name
 from gendistill.metrics.frechet import gaussian_statistics
 from gendistill.metrics.measure import NEIGHBOURS, OF_CLIP, Pictures, Reference, Scores, measure
-from gendistill.samplers import FewStepSampler, pictures_at_once, to_uint8
+from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
@@ -52,6 +52,7 @@ class Judge:
     Attributes:
         captions: of the reference's pictures, in their order.
         albums: where drawn pictures and their features are kept; None draws anew each time.
+        square: whether real pictures are seen by their centre squares, as square drawn ones are held against.
     """
 
     prompts: list[str]
@@ -65,11 +66,16 @@ class Judge:
     reference_hash: str | None = None
     captions: list[str] = dataclasses.field(default_factory=list)
     albums: Path | None = None
+    square: bool = True
 
     @property
     def metric(self) -> str:
         """The name of the distance that decides: `fid`, `fd-emoji`."""
         return metric_name(self.extractor)
+
+    def of_models(self, samplers: Iterable[Sampler]) -> Judge:
+        """The same for what these draw: without the CLIP score where prompts are no texts that a picture could fit."""
+        return self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
 
     def first(self, count: int) -> Judge:
         """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
@@ -98,12 +104,12 @@ class Judge:
         clip = self.scorer.name if self.scorer else None
         return measure(pictures, self.reference, able, fd=self.metric, clip=clip, intervals=intervals, seed=self.seed)
 
-    def draw(self, sampler: FewStepSampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Tensor:
+    def draw(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Tensor:
         """The model's pictures for all prompts, uint8 (N, 3, H, W)."""
         return torch.cat(list(self.batches(sampler, steps, guidance_scale, progress)))
 
     def batches(
-        self, sampler: FewStepSampler, steps: int, guidance_scale: float, progress: Progress | None = None
+        self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None
     ) -> Iterator[Tensor]:
         """The same batch by batch, from the model's album where albums are kept."""
         if self.albums is not None:
@@ -119,7 +125,7 @@ class Judge:
         )
         return (to_uint8(batch).cpu() for batch in batches)
 
-    def look(self, sampler: FewStepSampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Pictures:
+    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Pictures:
         """Features of the model's pictures for all prompts; kept where albums are."""
         extraction = Extraction(self.extractor, self.scorer, self.albums)
         if self.albums is None:
@@ -133,7 +139,7 @@ class Judge:
 
     def judge(
         self,
-        sampler: FewStepSampler,
+        sampler: Sampler,
         *,
         model: str,
         solver: str,
@@ -204,6 +210,7 @@ def build_judge(
     image_column: str | None = None,
     split: str | None = None,
     keep: bool = False,
+    square: bool = True,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Judge:
@@ -214,6 +221,7 @@ def build_judge(
         prompts: a text file to draw prompts from instead.
         extractor: what `load_extractor` takes; `emoji` where not given.
         keep: whether drawn pictures and their features are kept in the cache.
+        square: whether what is judged draws squares.
 
     Raises:
         ValueError: nothing to compare with.
@@ -222,7 +230,7 @@ def build_judge(
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; takes pictures")
     network, scorer = load_extractor(extractor or "emoji", device), load_scorer(clip or TINY_CLIP, device)
-    real = read_reference(source, Extraction(network, None, Path(cache)), square=True, progress=progress)
+    real = read_reference(source, Extraction(network, None, Path(cache)), square=square, progress=progress)
     captions = real.seen.captions if prompts is None else Prompts(Path(prompts)).prompts
     generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
     chosen = torch.randint(len(captions), (num,), generator=generator).tolist()
@@ -240,6 +248,7 @@ def build_judge(
         reference_hash=real.seen.contents,
         captions=real.seen.captions,
         albums=Path(cache) if keep else None,
+        square=square,
     )
 
 

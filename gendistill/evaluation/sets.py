@@ -21,6 +21,7 @@ from gendistill.metrics.features import load_extractor, metric_name
 from gendistill.metrics.frechet import GaussianStatistics, frechet_distance
 from gendistill.metrics.measure import OF_CLIP, OF_PROMPTS, Pictures, Reference, Scores, chosen_metrics, measure
 from gendistill.metrics.uncertainty import sample_size_warning
+from gendistill.opening import gan_folder
 from gendistill.progress import advancing_bar
 
 EMBEDDED = "assets/emoji/"
@@ -57,7 +58,7 @@ def is_picture_set(path: str) -> bool:
     """Whether a path means pictures or their statistics, rather than a model."""
     here = Path(path).expanduser()
     if here.is_dir():
-        return not any((here / name).is_file() for name in OF_A_MODEL) and not student_folders(here)
+        return not any((here / name).is_file() for name in OF_A_MODEL) and not student_folders(here) and not gan_folder(here)
     return here.name.lower().endswith(ENDINGS) or path.startswith("hf://")
 
 

@@ -47,6 +47,7 @@ class Comparison:
 
     Attributes:
         slider: rows of w-conditioned students at other guidance scales, those that the teacher was measured at.
+        warnings: what to know before trusting the figures.
     """
 
     student: list[Evaluation]
@@ -54,6 +55,7 @@ class Comparison:
     gaps: list[Gap]
     files: list[Path]
     slider: list[Evaluation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def table(self) -> Table:
         """For the terminal."""
@@ -122,8 +124,7 @@ def evaluate(
             device=device,
             progress=progress,
         )
-    if sampler.own_prompts is not None:  # no texts that a picture could be held against
-        judge = dataclasses.replace(judge, scorer=None)
+    judge = judge.of_models([sampler])
     folder = make_folder(out or Path(model))
     if sampler.spec is None:
         rows = _teacher_rows(sampler, judge, Path(model).name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from peft.utils import get_peft_model_state_dict
 
+from gendistill.atomic import replace_folder
 from gendistill.diffusion.networks import AVERAGE, AdapterView, Networks
 from gendistill.diffusion.pipeline import Teacher
 from gendistill.export.card import model_card
@@ -79,13 +79,3 @@ def open_in_float32(folder: Path) -> None:
     """
     for path in folder.glob("text_encoder*/config.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
-
-
-def replace_folder(aside: Path, final: Path) -> None:
-    """Give a finished folder its final name; what stood there goes only once the new one is complete."""
-    old = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(aside, final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -19,7 +19,8 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks, first_networks
 from gendistill.diffusion.prediction import Prediction
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.methods.base import Method, Update
+from gendistill.methods.base import Update
+from gendistill.methods.diffusion import DiffusionMethod
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
 from gendistill.samplers import ddim_step
@@ -57,7 +58,7 @@ def phase_edges(num_phases: int, grid: Tensor) -> Tensor:
     return torch.stack([grid[start - 1] if start else torch.zeros_like(grid[0]) for start in starts])
 
 
-class ConsistencyDistillation(Method):
+class ConsistencyDistillation(DiffusionMethod):
     """The three networks, wired by the functions above.
 
     Raises:

@@ -31,7 +31,8 @@ from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks, first_networks, next_networks
 from gendistill.diffusion.prediction import Prediction
-from gendistill.methods.base import Method, Update
+from gendistill.methods.base import Update
+from gendistill.methods.diffusion import DiffusionMethod
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
 from gendistill.samplers import ddim_step, invert_ddim_step
@@ -174,7 +175,7 @@ def _known(weighting: str) -> str:
     return weighting
 
 
-class ProgressiveDistillation(Method):
+class ProgressiveDistillation(DiffusionMethod):
     """What all stages share: a time of the stage's grid for each sample, and a prediction to be fitted there.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gendistill.config import TrainerConfig
-from gendistill.methods.base import Method
+from gendistill.methods.diffusion import DiffusionMethod
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Stage:
         grids: timesteps that its student is sampled at where they are not the trailing ones.
     """
 
-    method: Method
+    method: DiffusionMethod
     steps: list[int]
     solvers: list[str]
     student: str | None

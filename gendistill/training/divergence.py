@@ -15,7 +15,8 @@ BEFORE, LASTING = 100, 20  # logged losses: what is usual, and how many in a row
 class LossGuard:
     """Watches the loss of each network: one that is not finite, and one that stays far above what was usual.
 
-    `watch` is called at each step and never waits for the device; what it saw is read where a loss is logged anyway.
+    `watch` and `note` are called at each step and never wait for the device; what they saw is read where a loss is logged
+    anyway. The first that was not finite is to blame: of networks that learn from one another it spoils the others at once.
 
     Args:
         factor: a loss that stays so many times above its median is diverging; None lets it.
@@ -25,13 +26,21 @@ class LossGuard:
         self.factor = factor
         self.losses: dict[str, Tensor] = {}
         self.history: dict[str, list[float]] = {}
-        self._first_bad: dict[str, Tensor] = {}
+        self._noted: list[str] = []
+        self._first_bad: Tensor | None = None  # (2,): the step, and the network's number
 
     def watch(self, step: int, network: str, loss: Tensor) -> None:
-        """Remember the newest loss (0-d), and the first step at which it was not finite."""
+        """Remember the newest loss (0-d), and whether it is the first that is not finite."""
         self.losses[network] = loss
-        first = self._first_bad.setdefault(network, torch.full((), math.inf, device=loss.device))
-        self._first_bad[network] = torch.where(loss.isfinite() | first.isfinite(), first, step)
+        self.note(step, network, loss)
+
+    def note(self, step: int, network: str, value: Tensor) -> None:
+        """Remember whether what a network gave (0-d) is the first that is not finite."""
+        if network not in self._noted:
+            self._noted.append(network)
+        first = value.new_full((2,), math.inf, dtype=torch.float32) if self._first_bad is None else self._first_bad
+        here = first.new_tensor([step, self._noted.index(network)])
+        self._first_bad = torch.where(value.isfinite() | first[0].isfinite(), first, here)
 
     def check(self, step: int, losses: dict[str, float], learning_rate: float) -> None:
         """Judge the logged losses, by network.
@@ -56,13 +65,16 @@ class LossGuard:
 
     def not_finite(self, step: int, learning_rate: float, what: str) -> str:
         """The sentence for a loss or a weight that is not finite; `step` is where that was seen, not where it began."""
-        began = min([step, *(float(first) for first in self._first_bad.values())])
+        began, number = (math.inf, 0.0) if self._first_bad is None else self._first_bad.tolist()
+        if began <= step:
+            step, what = int(began), f"the loss of the {self._noted[int(number)]}"
         return (
-            f"training stopped at step {began:.0f}: {what} is not finite; the learning rate was {learning_rate:.3g}, and the "
+            f"training stopped at step {step}: {what} is not finite; the learning rate was {learning_rate:.3g}, and the "
             f"last checkpoint is kept. Lower trainer.learning_rate, say to {learning_rate / 5:.1g}, and go on with --resume"
         )
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number is finite: one wait for the device."""
-    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))]).isfinite().all())
+    """Whether every number is finite: one wait for the device. Whole numbers always are."""
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating)]).isfinite().all())

@@ -10,17 +10,22 @@ from torch import Tensor, nn
 
 from gendistill.config import TrainerConfig
 from gendistill.diffusion.sharding import sharded_like, whole
+from gendistill.methods.base import OptimizerSettings
 
 Parameters = dict[str, nn.Parameter]
 
 
-def build_optimizer(config: TrainerConfig, parameters: Parameters) -> torch.optim.Optimizer:
+def build_optimizer(config: TrainerConfig, parameters: Parameters, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """AdamW over `parameters`, in 32 or 8 bits.
 
     Raises:
         ValueError: the 8-bit one is asked for and bitsandbytes is not installed.
     """
-    options: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.999), "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {
+        "lr": config.learning_rate * settings.learning_rate_factor,
+        "betas": settings.betas,
+        "weight_decay": config.weight_decay,
+    }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters.values()), **options)
     try:

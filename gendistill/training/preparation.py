@@ -19,27 +19,30 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     """The optimizers by name; the method's modules and parameters are those that accelerate gives back from now on.
 
     Raises:
-        ValueError: the processes were started in a way that this cannot be trained in, or the optimizer is not installed.
+        ValueError: the processes were started in a way that this cannot be trained in, the optimizer is not installed, or a
+            network knows no gradient checkpointing.
     """
-    kind, lora = accelerator.distributed_type, method.networks.lora is not None
-    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (lora or not accelerator.is_fsdp2)):
+    kind, unshared = accelerator.distributed_type, method.networks.lora is not None or not method.networks.shards
+    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unshared or not accelerator.is_fsdp2)):
         raise ValueError(
             f"accelerate's {kind.value.lower()} cannot train this; takes DDP (configs/accelerate/ddp.yaml), or for all "
-            "weights FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+            "weights of a diffusion model FSDP of version 2 (configs/accelerate/fsdp.yaml)"
         )
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
     for name, module in method.trained_modules().items():
         if config.gradient_checkpointing:
             base: Any = getattr(module, "base", module)
+            if not hasattr(base, "enable_gradient_checkpointing"):
+                raise ValueError(f"trainer.gradient_checkpointing: the {name} ({type(base).__name__}) has none; takes false")
             base.enable_gradient_checkpointing()
         module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
         for parameter in trained[name].values():
             parameter.requires_grad_(True)
         places = owners(module)
-        optimizer = build_optimizer(config, trained[name])
+        optimizer = build_optimizer(config, trained[name], method.optimizer_settings(name))
         wrapped[name], optimizers[name] = accelerator.prepare(module, optimizer)
-        if isinstance(wrapped[name], DistributedDataParallel):
+        if isinstance(wrapped[name], DistributedDataParallel) and hasattr(module, "config"):
             wrapped[name].config = module.config  # which a denoiser reads
         for path, parameter in trained[name].items():
             submodule, leaf = places[parameter]

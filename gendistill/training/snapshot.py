@@ -13,8 +13,12 @@ Optimizers = dict[str, torch.optim.Optimizer]
 
 
 def snapshot(method: Method, optimizers: Optimizers) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights (`average.NAME`, `student.NAME`, ...) and optimizer states (`student.NAME.KEY`); all processes have to ask."""
+    """Weights (`average.NAME`, `buffer.NAME`, `student.NAME`, ...) and optimizer states (`student.NAME.KEY`).
+
+    All processes have to ask.
+    """
     weights = {f"average.{name}": tensor for name, tensor in method.networks.average_state().items()}
+    weights |= {f"buffer.{name}": tensor.detach() for name, tensor in method.buffers().items()}
     states: dict[str, Tensor] = {}
     for group, parameters in method.trained_parameters().items():
         weights |= {f"{group}.{name}": whole(parameter.detach()) for name, parameter in parameters.items()}
@@ -25,13 +29,14 @@ def snapshot(method: Method, optimizers: Optimizers) -> tuple[dict[str, Tensor],
 @torch.no_grad()
 def restore(method: Method, optimizers: Optimizers, weights: dict[str, Tensor], states: dict[str, Tensor]) -> bool:
     """The inverse of `snapshot`. False, and nothing done, where these are another student's tensors."""
-    groups = {"average": method.networks.averaged, **method.trained_parameters()}
-    shapes = {f"{group}.{name}": parameter.shape for group, of in groups.items() for name, parameter in of.items()}
+    groups: dict[str, dict[str, Tensor]] = {"average": method.networks.average_tensors(), "buffer": method.buffers()}
+    groups |= {name: dict(parameters) for name, parameters in method.trained_parameters().items()}
+    shapes = {f"{group}.{name}": tensor.shape for group, of in groups.items() for name, tensor in of.items()}
     if shapes != {name: tensor.shape for name, tensor in weights.items()}:
         return False
-    for group, parameters in groups.items():
-        for name, parameter in parameters.items():
-            parameter.copy_(sharded_like(parameter, weights[f"{group}.{name}"]))
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(sharded_like(tensor, weights[f"{group}.{name}"]))
     for group, optimizer in optimizers.items():
         of_group = {name.removeprefix(f"{group}."): tensor for name, tensor in states.items() if name.startswith(f"{group}.")}
         load_optimizer_tensors(optimizer, method.trained_parameters()[group], of_group)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,6 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
 from gendistill.config import TrainerConfig
-from gendistill.data.batches import LatentData
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.sharding import whole
 from gendistill.methods.base import Method
@@ -44,10 +43,31 @@ Validate = Callable[[int], Validation]
 
 @dataclass(frozen=True)
 class TrainingResult:
+    """What came of it; `ended` says why training was ended before its time, where the method asked for it."""
+
     steps: int
     seconds: float
     best_step: int
     best: Validation | None
+    ended: str | None = None
+
+
+class TrainingData(Protocol):
+    """What a method learns on, by row."""
+
+    def __len__(self) -> int: ...
+
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """The rows (batch_size,) int64 that global step `step` sees, over all processes."""
+        ...
+
+    def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device) -> Any:
+        """What the method's `updates` takes of these rows (B,)."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What there is, for a log."""
+        ...
 
 
 class Trainer:
@@ -64,7 +84,7 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        data: LatentData,
+        data: TrainingData,
         config: TrainerConfig,
         run_folder: Path,
         *,
@@ -83,11 +103,12 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(run_folder / "checkpoints")
         self.log = RunLog(run_folder / "log.jsonl")
-        self.guard = LossGuard(config.divergence_factor)
+        self.guard = LossGuard(config.divergence_factor if method.losses_fall else None)
         self.step, self.seconds = 0, 0.0
         self.best: Validation | None = None
         self.best_step, self.validations_since_best = 0, 0
         self.validated_step: int | None = None
+        self.ended: str | None = None
         self.unsaved, self.saved_at = False, time.monotonic()
 
     def train(self, *, resume: bool = False) -> TrainingResult:
@@ -124,7 +145,7 @@ class Trainer:
             raise Stopped(f"stopped after step {self.step}, {kept}", stop.number)
         if self.best is not None:
             self.method.networks.load_average(self.checkpoints.load_best(self.best_step))
-        return TrainingResult(self.step, self.seconds, self.best_step, self.best)
+        return TrainingResult(self.step, self.seconds, self.best_step, self.best, self.ended)
 
     def _loop(self, optimizers: Optimizers, stop: StopSignals, show: Callable[[int, str | None], None]) -> bool:
         """Steps until all is done (False) or a signal has come (True)."""
@@ -155,9 +176,10 @@ class Trainer:
         rows = self.data.rows_of_step(self.seed, self.step, config.batch_size)
         share = config.batch_size // accelerator.num_processes
         micro = share // config.gradient_accumulation_steps
-        for optimizer in optimizers.values():
+        for name, optimizer in optimizers.items():
+            factor = self.method.optimizer_settings(name).learning_rate_factor
             for group in optimizer.param_groups:
-                group["lr"] = self._learning_rate()
+                group["lr"] = self._learning_rate() * factor
         totals: dict[str, Tensor] = {}
         for number in range(config.gradient_accumulation_steps):
             first = accelerator.process_index * share + number * micro
@@ -170,6 +192,8 @@ class Trainer:
                         stack.enter_context(accelerator.no_sync(module))
                 stack.enter_context(accelerator.autocast())
                 for update in self.method.updates(batch, random):
+                    for name, value in update.given.items():
+                        self.guard.note(self.step + 1, name, value.detach())
                     self.guard.watch(self.step + 1, update.optimizer, update.loss.detach())
                     accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
@@ -201,7 +225,8 @@ class Trainer:
 
     def _out_of_steps_or_patience(self) -> bool:
         patience = self.config.patience
-        return self.step >= self.config.max_steps or (patience is not None and self.validations_since_best >= patience)
+        out_of_patience = patience is not None and self.validations_since_best >= patience
+        return self.ended is not None or out_of_patience or self.step >= self.config.max_steps
 
     def _checkpoint_minutes_over(self) -> bool:
         minutes = self.config.checkpoint_minutes
@@ -242,7 +267,13 @@ class Trainer:
                 self.checkpoints.save_best(self.step, average, asdict(validation))
         else:
             self.validations_since_best += 1
+        self._heed(self.method.complaint({}))
         return True
+
+    def _heed(self, complaint: str | None) -> None:
+        """End the training where the method says that it goes wrong; on every process, since all see the same figures."""
+        if complaint is not None and self.ended is None:
+            self.ended = f"training ended at step {self.step}: {complaint}; the best so far is that of step {self.best_step}"
 
     def _log(self, losses: dict[str, Tensor]) -> str:
         """Write the means over all processes, and say them in a few words."""
@@ -251,6 +282,7 @@ class Trainer:
         means: list[float] = self.accelerator.reduce(torch.stack(everything), "mean").tolist()
         self.guard.check(self.step, dict(zip(networks, means[: len(networks)], strict=True)), self._learning_rate())
         values = dict(zip(losses, means[len(networks) :], strict=True))
+        self._heed(self.method.complaint(values))
         self._write(values)
         self.accelerator.log(values, step=self.step)
         return f"loss {values.get('loss', next(iter(values.values()))):.4f}  {self.step / self.seconds:.2f} steps/s"
@@ -275,6 +307,8 @@ class Trainer:
             "validations_since_best": self.validations_since_best,
             "validated_step": self.validated_step,
             "losses": self.guard.history,
+            "method": self.method.memory(),
+            "ended": self.ended,
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
         if self.accelerator.is_main_process:
@@ -294,7 +328,8 @@ class Trainer:
         self.step, self.seconds, self.best_step = state["step"], state["seconds"], state["best_step"]
         self.best = None if state["best"] is None else Validation(**state["best"])
         self.validations_since_best, self.validated_step = state["validations_since_best"], state["validated_step"]
-        self.guard.history = state["losses"]
+        self.guard.history, self.ended = state["losses"], state.get("ended")
+        self.method.memory().update(state.get("method", {}))
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return state["log_size"]

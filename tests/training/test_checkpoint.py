@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gendistill.config import TrainerConfig
+from gendistill.methods.base import OptimizerSettings
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -180,7 +181,7 @@ def test_an_optimizer_goes_on_as_if_it_had_never_been_stored():
     parameters = [{name: torch.nn.Parameter(torch.ones(3, 2)) for name in ("a.weight", "b.weight")} for _ in range(2)]
     gradients = torch.randn(4, 3, 2)
     config = TrainerConfig(learning_rate=0.1, weight_decay=0.01)
-    one, other = (build_optimizer(config, of) for of in parameters)
+    one, other = (build_optimizer(config, of, OptimizerSettings()) for of in parameters)
 
     def step(optimizer, of, number):
         for parameter in of.values():

@@ -36,3 +36,17 @@ def test_all_finite_sees_one_bad_number_among_many():
     assert all_finite(tensors)
     tensors[0][1, 2] = torch.inf
     assert not all_finite(tensors)
+
+
+def test_of_networks_that_learn_from_one_another_the_first_that_was_not_finite_is_to_blame():
+    nan, one = torch.tensor(torch.nan), torch.tensor(1.0)
+    for spoiled, pictures in (("student", nan), ("discriminator", one)):
+        guard = LossGuard(None)
+        for step, (given, loss) in enumerate([(one, one), (pictures, nan), (nan, nan)], 1):
+            guard.note(step, "student", given)
+            guard.watch(step, "discriminator", loss)
+            guard.watch(step, "student", loss)
+        with pytest.raises(ValueError, match=f"training stopped at step 2: the loss of the {spoiled} is not finite"):
+            guard.check(10, {name: float(loss) for name, loss in guard.losses.items()}, 1e-3)
+        assert f"step 2: the loss of the {spoiled} is not finite" in guard.not_finite(10, 1e-3, "the weight average.a")
+        assert "step 1: the weight average.a is not finite" in guard.not_finite(1, 1e-3, "the weight average.a")

@@ -1,0 +1,107 @@
+"""What a GAN teacher is: a network of any architecture, and what it takes and gives, adapted once at the door."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GeneratorSpec:
+    """What a generator takes and gives, of one sample.
+
+    Attributes:
+        kind: `noise` (standard normal numbers in) or `image` (a picture in, in the range of the pictures that come out).
+        input_shape: (latent_dim,) or any other shape of noise; (C, h, w) of a picture.
+        output_shape: (C, H, W) of the picture that comes out.
+        num_classes: 0 where it takes no class number.
+        classes: their names, or none.
+        output_range: of the network's own pictures, such as (-1, 1) or (0, 1).
+    """
+
+    kind: Literal["noise", "image"]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, int, int]
+    num_classes: int = 0
+    classes: tuple[str, ...] = ()
+    output_range: tuple[float, float] = (-1.0, 1.0)
+
+    @property
+    def scale(self) -> int | None:
+        """How many times larger than its picture an `image` generator paints; None where it is no whole number."""
+        edges = [of / at for of, at in zip(self.output_shape[1:], self.input_shape[1:], strict=True)]
+        return int(edges[0]) if edges[0] == edges[1] and edges[0].is_integer() else None
+
+
+class Generator:
+    """`generator(inputs, labels)`: pictures in [-1, 1], whatever its network calls them.
+
+    Args:
+        network: called as `network(inputs)`, or as `network(inputs, labels)` where there are classes.
+        differentiable: whether gradients pass through it; a program's network may give none.
+    """
+
+    def __init__(self, network: Any, spec: GeneratorSpec, *, differentiable: bool = True) -> None:
+        self.network, self.spec, self.differentiable = network, spec, differentiable
+
+    def with_network(self, network: nn.Module) -> Generator:
+        """The same with another network: a student, an average, one that is wrapped."""
+        return Generator(network, self.spec)
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1].
+
+        Args:
+            inputs: (B, *input_shape), pictures in [-1, 1].
+            labels: (B,) int64; only where there are classes.
+        """
+        return self.pictures(self.network(*self.arguments(inputs, labels)))
+
+    def arguments(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What the network is called with, in its own range."""
+        low, high = self.spec.output_range
+        if self.spec.kind == "image" and (low, high) != (-1.0, 1.0):
+            inputs = (inputs + 1) * ((high - low) / 2) + low
+        if not self.spec.num_classes:
+            return (inputs,)
+        assert labels is not None
+        return inputs, labels
+
+    def pictures(self, output: Any) -> Tensor:
+        """What the network gave as pictures in [-1, 1]."""
+        low, high = self.spec.output_range
+        pictures = picture_in(output)
+        return pictures if (low, high) == (-1.0, 1.0) else (pictures - low) * (2 / (high - low)) - 1
+
+    def example(self, count: int = 1) -> tuple[Tensor, ...]:
+        """What the network is called with: (noise or pictures, labels), the same each time."""
+        random = torch.Generator().manual_seed(0)
+        inputs = torch.randn(count, *self.spec.input_shape, generator=random)
+        inputs = inputs if self.spec.kind == "noise" else inputs.clamp(-1, 1)
+        return (inputs, torch.arange(count) % self.spec.num_classes) if self.spec.num_classes else (inputs,)
+
+
+def picture_in(output: Any) -> Tensor:
+    """The picture in what a network returned: the tensor itself, the first of several, or diffusers' `.sample`."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Sequence):
+        return picture_in(output[0])
+    return picture_in(output.sample)
+
+
+def between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Noise on the great circle from a to b (..., D), at `share` (N, ...) of the way: as likely as a and b are.
+
+    Spherical interpolation (White 2016), which linear interpolation is not: its middle is nearer to 0 than noise ever is.
+    """
+    unit_a, unit_b = (x.flatten() / x.norm() for x in (a, b))
+    angle = torch.dot(unit_a, unit_b).clamp(-1, 1).acos().item()
+    if math.sin(angle) < 1e-6:
+        return a + share * (b - a)
+    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / math.sin(angle)

@@ -1,0 +1,97 @@
+"""What the teacher paints of fixed noise, painted once and kept on disk: a step then costs no call of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendistill.data.building import build_or_open
+from gendistill.data.cache import Cache, Part, cache_key
+from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
+from gendistill.data.order import PerSampleRandom, indices_of_step
+from gendistill.gan.batches import GanBatch, NoData, PictureData
+from gendistill.gan.generator import Generator
+from gendistill.samplers import pictures_at_once, to_uint8
+
+PAIRS_SEED = 40_000_003  # apart from every training seed
+
+
+class PairedData:
+    """Cached pairs of noise and the teacher's picture, beside the real pictures: a row is a number of each."""
+
+    def __init__(self, pairs: Cache, real: PictureData | NoData) -> None:
+        self.pairs, self.real = pairs, real
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """(batch_size, 2): of the pairs, and of the real pictures, each walked through in an order of its own."""
+        pairs = indices_of_step(seed + 1, step, batch_size, len(self.pairs))
+        return torch.stack([pairs, self.real.rows_of_step(seed, step, batch_size)], 1)
+
+    def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
+        tensors = self.pairs.rows(rows[:, 0].contiguous())
+        real = self.real.batch(rows[:, 1].contiguous(), random, device)
+        return GanBatch(
+            device,
+            inputs=tensors["inputs"].to(device),
+            labels=tensors["labels"].to(device) if "labels" in tensors else None,
+            painted=tensors["pictures"].to(device).float() / 127.5 - 1,
+            real=real.real,
+            real_labels=real.real_labels,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        return {**self.real.summary(), "pairs": len(self.pairs), "pairs_cache": self.pairs.key}
+
+
+def paint_pairs(
+    teacher: Generator, data: PictureData | NoData, count: int, cache: str, progress: Progress | None = None
+) -> PairedData:
+    """`count` pairs of a teacher that paints from noise, opened from the cache or painted into it first.
+
+    Classes are as frequent as among the real pictures; without these each is as frequent as the others.
+
+    Raises:
+        ValueError: the teacher paints from pictures.
+    """
+    if teacher.spec.kind == "image":
+        raise ValueError(f"gan.pairs {count}: takes a teacher that paints from noise; 0 for one that paints from pictures")
+    made_by = {
+        "teacher": weights_fingerprint(teacher.network),
+        "spec": repr(teacher.spec),
+        "count": count,
+        "classes": None if isinstance(data, NoData) else data.cache.key,
+    }
+
+    def parts() -> Iterator[Callable[[], Part]]:
+        for numbers in batched(range(count), PART_SIZE):
+            yield partial(_paint, teacher, data, numbers, progress)
+
+    provenance = {**made_by, "described": f"{count} pictures that the teacher painted"}
+    return PairedData(build_or_open(Path(cache), cache_key(**made_by), provenance, parts), data)
+
+
+@torch.no_grad()
+def _paint(teacher: Generator, data: PictureData | NoData, numbers: list[int], progress: Progress | None) -> Part:
+    spec, device = teacher.spec, next(iter(teacher.network.parameters()), torch.empty(0)).device
+    random = PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(numbers))
+    inputs = random.normal(spec.input_shape)
+    rows = {"inputs": inputs}
+    if spec.num_classes:
+        walked = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
+        drawn = data.batch(walked, random).real_labels
+        rows["labels"] = (random.uniform() * spec.num_classes).long() if drawn is None else drawn
+    painted = []
+    for part in torch.arange(len(numbers)).split(pictures_at_once(max(spec.output_shape[1:]))):
+        labels = rows["labels"][part].to(device) if spec.num_classes else None
+        painted.append(to_uint8(teacher(inputs[part].to(device), labels).float() / 2 + 0.5).cpu())
+        if progress:
+            progress(len(part))
+    return Part({"pairs": {**rows, "pictures": torch.cat(painted)}})

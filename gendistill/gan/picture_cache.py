@@ -1,0 +1,100 @@
+"""Real pictures, brought to a generator's size once and kept on disk, with the numbers of their classes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gendistill.config import DataConfig
+from gendistill.data.building import HASHES, build_or_open
+from gendistill.data.cache import Part, Skipped, cache_key
+from gendistill.data.encode import PART_SIZE, Progress, batched, tell_what_is_missing
+from gendistill.data.hashing import HashMemo
+from gendistill.data.pictures import fitted
+from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.sources import Prompts, open_source
+from gendistill.gan.batches import NoData, PictureData, is_enlarging
+from gendistill.gan.generator import GeneratorSpec
+
+
+def prepare_pictures(
+    config: DataConfig, spec: GeneratorSpec, seed: int, progress: Progress | None = None
+) -> PictureData | NoData:
+    """What a GAN is distilled on: the pictures of `data.path`, or nothing but noise where it is not given.
+
+    Raises:
+        ValueError: there are prompts, a generator from pictures has none, or no picture shows one of the teacher's classes.
+    """
+    if config.prompts is not None:
+        raise ValueError(f"data.prompts {config.prompts}: a GAN takes none; takes data.path, or nothing at all")
+    if config.path is None:
+        if spec.kind == "image":
+            raise ValueError("data.path: a generator that paints from pictures takes pictures to paint from")
+        return NoData()
+    source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
+    if isinstance(source, Prompts):
+        raise ValueError(f"data.path {config.path} is a prompt file; takes pictures")
+    _, height, width = spec.output_shape if spec.kind == "noise" or is_enlarging(spec) else spec.input_shape
+    hashes = HashMemo(Path(config.cache) / HASHES)
+    made_by = {
+        "source": source.fingerprint(hashes),
+        "caption": source.choice.describe(),
+        "size": [height, width],
+        "classes": list(spec.classes) or spec.num_classes,
+    }
+    hashes.keep()
+
+    def parts() -> Iterator[Callable[[], Part]]:
+        for entries in batched(source.entries(), PART_SIZE):
+            yield partial(_part, source, entries, (height, width), spec, progress)
+
+    provenance = {**made_by, "described": source.describe()}
+    cache = build_or_open(Path(config.cache), cache_key(**made_by), provenance, parts)
+    tell_what_is_missing(cache, source)
+    return PictureData(cache, spec)
+
+
+def class_of(caption: str, spec: GeneratorSpec) -> int:
+    """The number of a class by its name, or by its number as text; 0 where there are no classes.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not spec.num_classes:
+        return 0
+    if caption in spec.classes:
+        return spec.classes.index(caption)
+    if caption.isdecimal() and int(caption) < spec.num_classes:
+        return int(caption)
+    names = difflib.get_close_matches(caption, spec.classes, 1, 0.5)
+    near = f"; did you mean {names[0]!r}?" if names else ""
+    known = f"the name of one of its {len(spec.classes)} classes or " if spec.classes else ""
+    raise ValueError(f"{caption!r} is no class of the generator; takes {known}a number from 0 to {spec.num_classes - 1}{near}")
+
+
+def _part(
+    source: PictureSource, entries: list[Entry], size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None
+) -> Part:
+    pictures, labels, skipped = [], [], []
+    for entry in entries:
+        try:
+            sample = source.decode(entry)
+        except ValueError as error:
+            skipped.append(Skipped(entry.key, str(error)))
+            continue
+        try:
+            labels.append(class_of(sample.caption, spec))
+        except ValueError as error:
+            skipped.append(Skipped(entry.key, str(error), broken=False))
+            continue
+        pictures.append(torch.from_numpy(np.array(fitted(sample.picture, *size))).permute(2, 0, 1))
+    if progress:
+        progress(len(entries))
+    if not pictures:
+        return Part({}, skipped)
+    return Part({"pictures": {"pictures": torch.stack(pictures), "labels": torch.tensor(labels)}}, skipped)

@@ -1,0 +1,130 @@
+"""What a student GAN starts as: the teacher with the channels that matter most, or a class of the user's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.data.order import PerSampleRandom
+from gendistill.gan import counting, slim
+from gendistill.gan.batches import NoData, PictureData
+from gendistill.gan.classes import build, read_arguments
+from gendistill.gan.compression import compress, recalibrate
+from gendistill.gan.folder import Gan, NetworkSource
+from gendistill.gan.generator import Generator
+from gendistill.gan.settings import CompressConfig
+from gendistill.gan.weights import load_weights, read_state_dict
+
+RECALIBRATION = 16  # batches
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student before its first step, beside its teacher.
+
+    Attributes:
+        source: how its network is built again.
+        pruned: whether it began as its teacher, so that layers of one name are the same layer.
+        kept_whole: the teacher's channels that could not be made fewer, by layer, and why.
+    """
+
+    network: nn.Module
+    source: NetworkSource
+    macs: int
+    parameters: int
+    teacher_macs: int
+    teacher_parameters: int
+    pruned: bool
+    kept_whole: dict[str, str]
+
+    def describe(self) -> str:
+        times = self.teacher_macs / self.macs
+        return (
+            f"{self.macs / 1e6:,.1f} M multiply-accumulates a picture (the teacher's {self.teacher_macs / 1e6:,.1f} M, "
+            f"{times:.2f} times), {self.parameters / 1e6:,.2f} M parameters (of {self.teacher_parameters / 1e6:,.2f} M)"
+        )
+
+
+def start_student(
+    teacher: Gan, config: CompressConfig, data: PictureData | NoData, seed: int, importance: str = "magnitude"
+) -> Start:
+    """The network that a config asks for, on the CPU in float32, with batch norms that fit its channels.
+
+    Args:
+        seed: of what is random, see `compress`.
+        importance: `random` is for a second student, which should not be the first one's twin.
+
+    Raises:
+        ValueError: the config says nothing of the student's size, the teacher cannot be pruned so far, or the class does not
+            paint what the teacher paints.
+    """
+    if config.student is not None:
+        return _own_class(teacher, config)
+    if config.factor is None and config.params is None and config.macs is None:
+        raise ValueError("compress: takes --compress 4, --student-params, --student-macs or --student module:Class")
+    generator, source = teacher.generator, teacher.generator_source
+    if not generator.differentiable or source is None:
+        raise ValueError(
+            "compress: a program has no layers that could be pruned; takes a student class of your own, --student module:Class"
+        )
+    made = compress(
+        generator.network.cpu(),
+        generator.example(),
+        factor=config.factor,
+        params=config.params,
+        macs=config.macs,
+        seed=seed,
+        importance=importance,  # type: ignore[arg-type]
+        keep=config.keep,
+        depthwise=config.depthwise,
+    )
+    recalibrate(made.network, _batches(generator, data, seed))
+    source = NetworkSource(source.class_path, source.arguments, slim.record(made.network))
+    return Start(
+        made.network, source, made.macs, made.parameters, made.teacher_macs, made.teacher_parameters, True, made.kept_whole
+    )
+
+
+def _own_class(teacher: Gan, config: CompressConfig) -> Start:
+    assert config.student is not None
+    arguments = read_arguments(config.student_config, "compress.student_config")
+    network = build(config.student, arguments, "compress.student")
+    if config.student_weights is not None:
+        where = f"compress.student_weights {config.student_weights}"
+        load_weights(network, read_state_dict(config.student_weights, "compress.student_weights"), where)
+    student, example = teacher.generator.with_network(network.eval()), teacher.generator.example(2)
+    try:
+        with torch.no_grad():
+            shape = tuple(student(*example).shape[1:])
+    except Exception as error:  # whatever a stranger's network raises
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"compress.student {config.student}: cannot be called as its teacher is: {reason}") from error
+    if shape != teacher.generator.spec.output_shape:
+        raise ValueError(
+            f"compress.student {config.student}: paints {_by(shape)}, its teacher {_by(teacher.generator.spec.output_shape)}"
+        )
+    one = teacher.generator.example()
+    macs = counting.macs(network, one), 0
+    if teacher.generator.differentiable:
+        macs = macs[0], counting.macs(teacher.generator.network, one)
+    parameters = counting.parameters(network), counting.parameters(teacher.generator.network)
+    return Start(network, NetworkSource(config.student, arguments), macs[0], parameters[0], macs[1], parameters[1], False, {})
+
+
+def _batches(generator: Generator, data: PictureData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
+    """What goes in, some batches of it."""
+    batches: list[tuple[Tensor, ...]] = []
+    for step in range(RECALIBRATION):
+        random = PerSampleRandom(seed, step, 0, 32)
+        batch = data.batch(data.rows_of_step(seed, step, 32), random)
+        inputs = random.normal(generator.spec.input_shape) if batch.inputs is None else batch.inputs
+        classes = generator.spec.num_classes
+        labels = batch.labels if batch.labels is not None else (random.uniform() * max(classes, 1)).long()
+        batches.append((inputs, labels) if classes else (inputs,))
+    return batches
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,80 @@
+"""The game between a generator and a discriminator: losses of both sides, and penalties that keep the discriminator smooth.
+
+Logits are of any shape, one a picture (B,) or one a patch (B, 1, h, w), large where the discriminator thinks real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KINDS = ("hinge", "logistic", "least_squares", "wasserstein")
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
+    """What the discriminator minimises, a scalar.
+
+    - `hinge`: E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, eq. 16).
+    - `logistic`: -E log sigmoid D(x) - E log sigmoid(-D(G(z))) (Goodfellow et al. 2014).
+    - `least_squares`: E (D(x) - 1)^2 + E D(G(z))^2 (Mao et al. 2017, eq. 9).
+    - `wasserstein`: E D(G(z)) - E D(x) (Arjovsky et al. 2017), which needs a penalty or a norm.
+    """
+    real, fake = real.float(), fake.float()
+    match _known(kind):
+        case "hinge":
+            return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+        case "logistic":
+            return F.softplus(-real).mean() + F.softplus(fake).mean()
+        case "least_squares":
+            return (real - 1).square().mean() + fake.square().mean()
+        case _:
+            return fake.mean() - real.mean()
+
+
+def generator_loss(fake: Tensor, kind: str = "hinge") -> Tensor:
+    """What the generator minimises, a scalar: -E D(G(z)) for `hinge` and `wasserstein`, -E log sigmoid D(G(z)) for `logistic`
+    (the one that does not saturate), E (D(G(z)) - 1)^2 for `least_squares`."""
+    fake = fake.float()
+    match _known(kind):
+        case "logistic":
+            return F.softplus(-fake).mean()
+        case "least_squares":
+            return (fake - 1).square().mean()
+        case _:
+            return -fake.mean()
+
+
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """E |grad_x D(x)|^2 / 2 on real pictures (B, C, H, W), a scalar (Mescheder et al. 2018, eq. 9 with gamma = 1)."""
+    return _slope(discriminator, real).square().sum(1).mean() / 2
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
+    """E (|grad_x D(x)| - 1)^2 between real and made pictures, a scalar (Gulrajani et al. 2017, eq. 3 with lambda = 1).
+
+    Args:
+        share: (B,) in [0, 1), how much of each is real.
+    """
+    share = share.to(real)[:, None, None, None]
+    return (_slope(discriminator, share * real + (1 - share) * fake).norm(dim=1) - 1).square().mean()
+
+
+def told_apart(real: Tensor, fake: Tensor) -> Tensor:
+    """The share of pairs in which the real picture has the larger logit, 0-d in [0, 1]: 0.5 is a guess, 1 saturation."""
+    real, fake = (logits.flatten(1).mean(1) if logits.ndim > 1 else logits for logits in (real, fake))
+    return (real[:, None] > fake).float().mean()
+
+
+def _slope(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """(B, C * H * W): the gradient of each picture's logit."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)[0].flatten(1)
+
+
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"adversarial loss {kind!r} is not known; takes one of {', '.join(KINDS)}")
+    return kind

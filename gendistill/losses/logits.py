@@ -1,0 +1,90 @@
+"""Matching the outputs of a class head, or of a discriminator's real/fake head, of student and teacher.
+
+All are 0 where the logits agree and means over the batch, so that a weight holds for any batch size. Gradients flow to both:
+detach the teacher where it is not trained.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gendistill.losses.numerics import check_shapes, in_float32
+
+
+@in_float32
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of class logits (B, K) or (B, K, ...), a scalar in nats, at least 0.
+
+    Hinton et al. 2015, section 2: as the gradients of softened logits shrink with 1 / T^2, the factor lets the weight stand
+    when T changes. For a large T it becomes the squared difference of the logits, each about its mean over classes, divided by
+    2 K (section 2.1). Weight: 0.9, beside 0.1 for the labels, at T = 4 (Tian et al. 2020's comparison); Hinton et al. only
+    say that the labels' should be considerably lower.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+    """
+    check_shapes(student_logits, teacher_logits, "student logits")
+    _check_temperature(temperature)
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean()
+
+
+@in_float32
+def bernoulli_kd(student_logit: Tensor, teacher_logit: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(Bernoulli(sigmoid(teacher / T)) || Bernoulli(sigmoid(student / T))), a scalar in nats, at least 0 up to rounding.
+
+    `kd` for the one logit of real against fake: (B,), or a PatchGAN's (B, 1, h, w), averaged over places. It equals `kd` of
+    the two logits (l, 0). Near agreement it is T^2 p (1 - p) (difference / T)^2 / 2: it hardly pulls where the teacher is
+    sure, which a higher temperature mends.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not above 0.
+    """
+    check_shapes(student_logit, teacher_logit, "student logit")
+    _check_temperature(temperature)
+    student, teacher = student_logit / temperature, teacher_logit / temperature
+    real = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    fake = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return temperature**2 * (real + fake).mean()
+
+
+@in_float32
+def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean squared difference of logits of any one shape, in their own scale, a scalar (Ba & Caruana 2014).
+
+    Unlike `kd` it also matches what softmax does not see, a shift of all the logits of a sample: the right thing for hinge and
+    Wasserstein critics, whose logits are no probabilities.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_shapes(student_logits, teacher_logits, "student logits")
+    return (student_logits - teacher_logits).square().mean()
+
+
+def temperature_at(step: int, start: float, end: float, steps: int, curve: Literal["linear", "cosine"] = "linear") -> float:
+    """The temperature at `step`, that goes from `start` at step 0 to `end` at step `steps`, and stays there.
+
+    Raises:
+        ValueError: a temperature is not above 0, there are no steps, or the curve is not known.
+    """
+    _check_temperature(start)
+    _check_temperature(end)
+    if steps < 1:
+        raise ValueError(f"steps {steps}: takes at least 1")
+    done = min(max(step / steps, 0.0), 1.0)
+    if curve == "cosine":
+        done = (1 - math.cos(math.pi * done)) / 2
+    elif curve != "linear":
+        raise ValueError(f"curve {curve!r}: takes linear or cosine")
+    return start + (end - start) * done
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature:g}: takes more than 0")

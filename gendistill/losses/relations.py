@@ -1,0 +1,142 @@
+"""Matching how samples lie to one another: student and teacher embeddings of one batch, which may differ in their dimensions.
+
+Embeddings are (B, D), or feature maps (B, ...) that are flattened. All losses are 0 where the relations agree (but for
+`contrastive`) and means over samples, pairs or triples. Gradients flow to both: detach the teacher where it is not trained.
+Embeddings that coincide give gradient 0, not infinity.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gendistill.losses.numerics import check_batch, check_shapes, in_float32, unit
+
+
+@in_float32
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss of the distances of all pairs, each network's divided by their mean, averaged over pairs: a scalar.
+
+    Park et al. 2019, section 3.2.1 (RKD-D). Neither moving, turning nor scaling an embedding space changes it. Pairs are of
+    two different samples, as in the paper; its code averages over B^2 instead, a factor of (B - 1) / B. Distances are 1 on
+    average. Weight: 25 for
+    classifiers, 1 for metric learning, with `rkd_angle` at twice that (sections 4.1 and 4.2).
+
+    Raises:
+        ValueError: the batches differ or have fewer than 2 samples.
+    """
+    _check(student, teacher, 2, "rkd_distance")
+    return F.huber_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+@in_float32
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss of the cosines of the angles of all triples, averaged over triples: a scalar in [0, 1.5].
+
+    Park et al. 2019, section 3.2.2 (RKD-A): the angle at sample j between i and k, for i, j, k all different. Neither moving,
+    turning nor scaling an embedding space changes it. An angle at a side of length 0 counts as a right one. Takes memory for
+    B^2 D + B^3 numbers. Weight: 50 for classifiers, 2 for metric learning.
+
+    Raises:
+        ValueError: the batches differ or have fewer than 3 samples.
+    """
+    _check(student, teacher, 3, "rkd_angle")
+    count = len(student)
+    losses = F.huber_loss(_cosines_of_angles(student), _cosines_of_angles(teacher), reduction="none")
+    one_sample = torch.eye(count, dtype=torch.bool, device=losses.device)  # i = k; at i = j and k = j the cosine is 0 in both
+    return losses.masked_fill(one_sample, 0).sum() / (count * (count - 1) * (count - 2))
+
+
+@in_float32
+def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the two networks' rows of similarities, each of length 1, averaged over samples: in [0, 4].
+
+    Tung & Mori 2019, section 3, times B: there the sum over all B^2 entries is divided by B^2, which, as rows have length 1,
+    halves when the batch doubles. Neither turning nor scaling a feature space changes it. Weight: 3000 / B for the paper's
+    3000, so about 23 for its batches of 128.
+
+    Raises:
+        ValueError: the batches differ or have fewer than 2 samples.
+    """
+    _check(student, teacher, 2, "similarity_preserving")
+    return (_similarities(student) - _similarities(teacher)).square().sum(1).mean()
+
+
+@in_float32
+def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int | None = 2) -> Tensor:
+    """Mean squared difference of the two networks' kernel matrices (B, B), a scalar, of embeddings of length 1.
+
+    Peng et al. 2019, section 3: the Gaussian kernel exp(-gamma |x - y|^2) by its Taylor expansion about x . y = 0 up to
+    `order`, with the paper's gamma and order; `order` None takes the kernel itself, to which the expansion converges, and which
+    is in [exp(-4 gamma), 1]: the loss is at most 0.64 for the paper's gamma. Neither turning a space nor scaling each of its
+    embeddings changes it. The paper's weights are of its own setting.
+
+    Raises:
+        ValueError: the batches differ or have fewer than 2 samples, gamma is not above 0, or the order is below 1.
+    """
+    _check(student, teacher, 2, "correlation_congruence")
+    if not gamma > 0:
+        raise ValueError(f"gamma {gamma:g}: takes more than 0")
+    if order is not None and order < 1:
+        raise ValueError(f"order {order}: takes at least 1, or None for the kernel itself")
+    return (_correlations(student, gamma, order) - _correlations(teacher, gamma, order)).square().mean()
+
+
+@in_float32
+def contrastive(student: Tensor, teacher: Tensor, temperature: float = 0.1, symmetric: bool = True) -> Tensor:
+    """InfoNCE: which of the batch's teacher embeddings is of the student's sample? A scalar in nats, log B at chance.
+
+    Embeddings (B, D), of one dimension (a learned projection of each gives that), are scaled to length 1; the logits are
+    their cosines over `temperature`. `symmetric` averages it with the same question about the student embeddings, as Tian et
+    al. 2020 (CRD) add the two. The negatives are the others of the batch (van den Oord et al. 2018, eq. 4) rather than CRD's
+    memory of thousands, so this is the one loss here that depends on the batch size. Weight: 0.8, temperature 0.1 (CRD).
+
+    Raises:
+        ValueError: the shapes differ, there are fewer than 2 samples, or the temperature is not above 0.
+    """
+    student, teacher = student.flatten(1), teacher.flatten(1)
+    check_shapes(student, teacher, "student embeddings")
+    check_batch(student, 2, "contrastive")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature:g}: takes more than 0")
+    logits = unit(student, 1) @ unit(teacher, 1).T / temperature
+    own = torch.arange(len(logits), device=logits.device)
+    loss = F.cross_entropy(logits, own)
+    return (loss + F.cross_entropy(logits.T, own)) / 2 if symmetric else loss
+
+
+def _relative_distances(x: Tensor) -> Tensor:
+    """|x_i - x_j| over its mean, of all pairs i < j; zeros where all coincide."""
+    distances = F.pdist(x.flatten(1))
+    mean = distances.mean()
+    return distances / torch.where(mean > 0, mean, torch.inf)
+
+
+def _cosines_of_angles(x: Tensor) -> Tensor:
+    """[j, i, k]: the cosine at x_j between x_i and x_k; 0 where x_j is one of them."""
+    x = x.flatten(1)
+    directions = unit(x[None] - x[:, None], 2)
+    return directions @ directions.mT
+
+
+def _similarities(x: Tensor) -> Tensor:
+    x = x.flatten(1)
+    return unit(x @ x.T, 1)
+
+
+def _correlations(x: Tensor, gamma: float, order: int | None) -> Tensor:
+    x = unit(x.flatten(1), 1)
+    cosines = x @ x.T
+    if order is None:
+        return (2 * gamma * (cosines - 1)).exp()
+    terms = [(2 * gamma) ** p / math.factorial(p) * cosines**p for p in range(order + 1)]
+    return math.exp(-2 * gamma) * torch.stack(terms).sum(0)
+
+
+def _check(student: Tensor, teacher: Tensor, least: int, what: str) -> None:
+    if len(student) != len(teacher):
+        raise ValueError(f"student batch of {len(student)}: takes the teacher's size, {len(teacher)}")
+    check_batch(student, least, what)

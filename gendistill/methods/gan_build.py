@@ -1,0 +1,153 @@
+"""From a teacher and a student's start to the method with all its networks: who plays, against whom, and who looks on."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from gendistill.config import DistillConfig
+from gendistill.gan.architectures import discriminator_for
+from gendistill.gan.batches import NoData, PictureData
+from gendistill.gan.discriminator import Discriminator, adapt
+from gendistill.gan.folder import Gan
+from gendistill.gan.generator import Generator
+from gendistill.gan.hints import Hint, Regressors, describe, match
+from gendistill.gan.networks import GanNetworks, Pupil, gan_networks
+from gendistill.gan.perception import Perception, open_perception
+from gendistill.gan.settings import in_steps
+from gendistill.gan.student import Start, start_student
+from gendistill.methods.gan_codistillation import GanCodistillation, Player
+from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
+
+logger = logging.getLogger(__name__)
+
+
+def build_method(
+    config: DistillConfig, teacher: Gan, start: Start, data: PictureData | NoData, device: torch.device | str
+) -> GanCodistillation:
+    """The method with all its networks on a device.
+
+    Raises:
+        ValueError: a loss is asked for that the teacher cannot give.
+    """
+    settings, spec = in_steps(config.gan, config.trainer.max_steps), teacher.generator.spec
+    twin = None
+    if settings.partner == "student":  # before the teacher goes to its device: pruning works on the CPU
+        twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
+    for network in (teacher.generator.network, teacher.discriminator, start.network):
+        if network is not None:
+            network.to(device)
+    if teacher.generator.differentiable:
+        teacher.generator.network.requires_grad_(False)
+    hints = _hints(config, teacher, start, device)
+    networks = gan_networks(teacher.generator, start.network, hints)
+    networks.student.to(device)
+    theirs = _of_teacher(teacher, config)
+    frozen = theirs and theirs.with_network(copy.deepcopy(theirs.network).eval().requires_grad_(False))
+    players = _players(config, networks, twin, hints, theirs, data, device)
+    goes_on = next((player.judge for player in players if not player.distils), None)
+    example = torch.zeros(1, *spec.output_shape, device=device)
+    perception = _perception(config, teacher.generator, frozen, example)  # which stays as it is: what learns is no measure
+    return GanCodistillation(
+        networks,
+        hints,
+        players,
+        settings,
+        teacher_discriminator=goes_on or frozen,
+        perception=perception,
+        real=_real(config, teacher.generator, data),
+    )
+
+
+def _players(
+    config: DistillConfig,
+    networks: GanNetworks,
+    twin: nn.Module | None,
+    hints: list[Hint],
+    theirs: Discriminator | None,
+    data: PictureData | NoData,
+    device: torch.device | str,
+) -> list[Player]:
+    """The student, and who else learns."""
+    teacher, adversarial = networks.teacher, config.gan.adversarial != 0
+
+    def against(generator: Generator, *, inherit: bool = config.gan.discriminator.inherit) -> Discriminator | None:
+        return _discriminator_of(generator, theirs if inherit else None, device) if adversarial else None
+
+    players = [Player("student", networks.student, against(networks.average))]
+    if twin is not None:
+        of_twin = teacher.with_network(_learning(twin))
+        pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
+        players.append(Player("partner", pupil, against(of_twin)))
+    if config.gan.partner == "teacher":
+        if isinstance(data, NoData) or not adversarial or not teacher.differentiable:
+            raise ValueError(
+                "gan.partner teacher: goes on learning, which takes data.path, gan.adversarial above 0 and no program"
+            )
+        _learning(teacher.network)
+        pupil = Pupil(teacher, [hint.teacher_path for hint in hints])
+        players.append(Player("teacher", pupil, against(teacher, inherit=True), distils=False))
+    return players
+
+
+def _discriminator_of(generator: Generator, theirs: Discriminator | None, device: torch.device | str) -> Discriminator:
+    """One that learns: the teacher's as it is where there is one, else a fresh one about as large as the generator."""
+    if theirs is not None:
+        return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
+    fresh: nn.Module = discriminator_for(generator)
+    return adapt(_learning(fresh).to(device), generator.spec)
+
+
+def _learning(network: nn.Module) -> nn.Module:
+    return network.float().train().requires_grad_(True)
+
+
+def _of_teacher(teacher: Gan, config: DistillConfig) -> Discriminator | None:
+    if teacher.discriminator is None or config.generator.discriminator == "fresh":
+        return None
+    return adapt(teacher.discriminator, teacher.generator.spec)
+
+
+def _real(config: DistillConfig, teacher: Generator, data: PictureData | NoData) -> str:
+    """What is real to the discriminators."""
+    nothing = isinstance(data, NoData)
+    real = config.gan.discriminator.real or ("teacher" if nothing or teacher.spec.kind == "image" else "data")
+    if real != "teacher" and nothing:
+        raise ValueError(
+            f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones"
+        )
+    return real
+
+
+def _hints(config: DistillConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:
+    """The layers that are matched, told; none where no loss looks at them."""
+    settings = config.gan.features
+    asked = [name for name in FEATURE_LOSSES if getattr(settings, name) != 0]
+    if not asked:
+        return []
+    if not teacher.generator.differentiable:
+        logger.warning("gan.features: a program shows no layers; %s is left out", ", ".join(asked))
+        return []
+    example = tuple(tensor.to(device) for tensor in teacher.generator.example(2))
+    hints = match(teacher.generator.network, start.network, example, settings.layers)
+    if PartialState().is_main_process:
+        print(f"layers that are matched:\n{describe(hints)}", file=sys.stderr)
+    return hints
+
+
+def _perception(
+    config: DistillConfig, teacher: Generator, discriminator: Discriminator | None, example: torch.Tensor
+) -> Perception | None:
+    settings = config.gan
+    asked = settings.output.perceptual != 0 or any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
+    if not asked:
+        return None
+    found = open_perception(settings.output.perceptual_network, teacher.spec, discriminator, example)
+    if found is None and settings.output.perceptual != 0:
+        logger.warning("gan.output.perceptual is left out: the teacher has no discriminator to look through")
+    return found

@@ -1,0 +1,301 @@
+"""GAN co-distillation: a small generator and its discriminator learn together, from data and from a teacher's both networks.
+
+The student paints what its teacher paints of the same noise (output: Aguinaldo et al. 2019; features: Li et al. 2020, Romero
+et al. 2015), keeps the relations between pictures (Park et al. 2019), and is judged by a discriminator that learns real from
+made, and the opinion of the teacher's discriminator (Aguinaldo et al. 2019, section 3.3; logits as in Hinton et al. 2015).
+Where there are no data the teacher's pictures are the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.data.order import PerSampleRandom
+from gendistill.gan.augmentation import DRAWS, augment
+from gendistill.gan.batches import GanBatch
+from gendistill.gan.discriminator import Discriminator
+from gendistill.gan.hints import Hint
+from gendistill.gan.networks import GanNetworks, persistent_buffers, tapped
+from gendistill.gan.perception import Perception
+from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig, weight_at
+from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
+from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
+from gendistill.methods.base import Method, OptimizerSettings, Update
+from gendistill.methods.gan_imitation import Guide, Imitation, Painted
+
+Judgement = tuple[Tensor, Tensor | None]  # logits of real and made, and of classes
+
+LASTING = 30  # logs in a row that tell of saturation
+
+
+@dataclass
+class Player:
+    """A generator that learns, and the discriminator that it plays against.
+
+    Attributes:
+        name: of the generator's optimizer.
+        network: gives pictures and features; wrapped by whatever the processes need.
+        discriminator: wrapped too; None where nothing adversarial is asked for.
+        judge: the same, not wrapped: what gradients pass through on their way to the generator.
+        distils: whether it is held against the teacher; a teacher that goes on learning is not.
+    """
+
+    name: str
+    network: Any
+    discriminator: Discriminator | None
+    distils: bool = True
+
+    def __post_init__(self) -> None:
+        self.learning: nn.Module = self.network
+        self.judge = self.discriminator
+
+    @property
+    def discriminator_name(self) -> str:
+        return "discriminator" if self.name == "student" else f"{self.name}_discriminator"
+
+    def modules(self) -> dict[str, nn.Module]:
+        """By optimizer name."""
+        modules = {self.name: self.learning}
+        return modules if self.judge is None else {**modules, self.discriminator_name: self.judge.network}
+
+    def wrap(self, wrapped: dict[str, nn.Module]) -> None:
+        self.network = wrapped[self.name]
+        if self.judge is not None:
+            self.discriminator = self.judge.with_network(wrapped[self.discriminator_name])
+
+
+class GanCodistillation(Method):
+    """The players, wired by the loss functions.
+
+    Args:
+        networks: the teacher, and the student with its average.
+        hints: the layers of the teacher that the student's regressors were made for.
+        players: the student first; then who else learns, see `CodistillationConfig.partner`.
+        teacher_discriminator: frozen; None where there is none.
+        perception: what pictures look like to a network; None for pixels alone.
+        real: what the discriminators are told is real, see `DiscriminatorConfig.real`.
+    """
+
+    name = "gan"
+    networks: GanNetworks
+    losses_fall = False
+
+    def __init__(
+        self,
+        networks: GanNetworks,
+        hints: list[Hint],
+        players: list[Player],
+        config: CodistillationConfig,
+        *,
+        teacher_discriminator: Discriminator | None = None,
+        perception: Perception | None = None,
+        real: str = "data",
+    ) -> None:
+        self.networks, self.players, self.config, self.real = networks, players, config, real
+        self.teacher_discriminator = teacher_discriminator
+        self.imitation = Imitation(config, perception)
+        self._teacher_paths = [hint.teacher_path for hint in hints]
+        self._parameters = {
+            name: dict(module.named_parameters()) for player in players for name, module in player.modules().items()
+        }
+        self._memory: dict[str, Any] = {"told_apart": [], "diversity": None, "most_diverse": 0.0}
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        return {name: module for player in self.players for name, module in player.modules().items()}
+
+    def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
+        for player in self.players:
+            player.wrap(wrapped)
+
+    def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
+        return self._parameters
+
+    def buffers(self) -> dict[str, Tensor]:
+        modules = {name: module for player in self.players for name, module in player.modules().items()}
+        return {f"{name}.{at}": of for name, module in modules.items() for at, of in persistent_buffers(module).items()}
+
+    def optimizer_settings(self, name: str) -> OptimizerSettings:
+        of_discriminator = name.endswith("discriminator")
+        factor = self.config.discriminator.learning_rate_factor if of_discriminator else 1.0
+        return OptimizerSettings(factor, self.config.betas)
+
+    def memory(self) -> dict[str, Any]:
+        return self._memory
+
+    def updates(self, batch: GanBatch, random: PerSampleRandom) -> Iterator[Update]:
+        inputs, labels = self._asked(batch, random)
+        painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
+        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(batch, inputs, labels, random.step)
+        real, real_labels = self._real(batch, teachers.pictures, labels)
+        for player in self.players if weight_at(self.config.adversarial, random.step) else []:
+            if player.discriminator is not None:
+                fake = painted[player.name].pictures.detach()
+                for number in range(self.config.discriminator.steps):
+                    if number:
+                        fake = self._another(player, batch, labels, random)
+                    yield self._update_discriminator(player, real, real_labels, fake, labels, random)
+        guide = self.imitation.guide(teachers, labels, random.step)
+        for player in self.players:
+            peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
+            yield self._update_generator(player, painted[player.name], guide, peers, labels, random)
+
+    def after_step(self, step: int) -> None:
+        """The average follows the student; its decay warms up, so that it forgets how the student began."""
+        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
+
+    def saw_diversity(self, share: float) -> None:
+        """How diverse the student's pictures are, as a share of the teacher's: a validation tells."""
+        self._memory["diversity"] = share
+        self._memory["most_diverse"] = max(share, self._memory["most_diverse"])
+
+    def complaint(self, logs: dict[str, float]) -> str | None:
+        """The pictures have become alike, or the discriminator has nothing left to learn."""
+        memory, config = self._memory, self.config
+        if "told_apart" in logs:
+            memory["told_apart"] = [*memory["told_apart"], logs["told_apart"]][-LASTING:]
+        least, diversity = config.collapse_diversity, memory["diversity"]
+        if diversity is not None and diversity < least <= memory["most_diverse"]:
+            return (
+                f"the student collapses, its pictures are {diversity:.2f} times as diverse as the teacher's and were "
+                f"{memory['most_diverse']:.2f} (gan.collapse_diversity {least:g}); a smaller trainer.learning_rate or "
+                "gan.adversarial helps, or more weight on gan.output and gan.features"
+            )
+        seen, most = memory["told_apart"], config.collapse_saturation
+        if most < 1 and len(seen) == LASTING and min(seen) > most:
+            return (
+                f"the discriminator is saturated, it tells {min(seen):.1%} of pairs apart for {LASTING} logs "
+                f"(gan.collapse_saturation {most:g}); a smaller gan.discriminator.learning_rate_factor or "
+                "gan.discriminator.r1=0.1 helps"
+            )
+        return None
+
+    def _asked(self, batch: GanBatch, random: PerSampleRandom) -> tuple[Tensor, Tensor | None]:
+        """What all generators are asked for: noise or pictures (B, ...), and classes (B,)."""
+        spec, device = self.networks.teacher.spec, batch.device
+        labels = batch.labels
+        if labels is None and spec.num_classes:
+            labels = (random.uniform() * spec.num_classes).long().to(device)
+        inputs = batch.inputs if batch.inputs is not None else random.normal(spec.input_shape).to(device)
+        return inputs, labels
+
+    @torch.no_grad()
+    def _of_teacher(self, batch: GanBatch, inputs: Tensor, labels: Tensor | None, step: int) -> Painted:
+        """Its pictures, and its features where a loss of this step looks at them."""
+        paths = self._teacher_paths if self.imitation.looks_at_features(step) else []
+        if batch.painted is not None and not paths:
+            return Painted(batch.painted)
+        return Painted(*tapped(self.networks.teacher, paths, inputs, labels))
+
+    @torch.no_grad()
+    def _another(self, player: Player, batch: GanBatch, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
+        """Pictures of other noise and the same classes, of a batch's further steps of the discriminator."""
+        pictures: Tensor = player.network(self._asked(batch, random)[0], labels)[0]
+        return pictures
+
+    def _real(self, batch: GanBatch, painted: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What is real to the discriminators, and its classes."""
+        if batch.real is None or self.real == "teacher":
+            return painted, labels
+        if self.real == "data":
+            return batch.real, batch.real_labels
+        data = torch.arange(len(painted), device=painted.device) % 2 == 0  # every second one
+        mixed = None if labels is None or batch.real_labels is None else torch.where(data, batch.real_labels, labels)
+        return torch.where(data[:, None, None, None], batch.real, painted), mixed
+
+    def _update_discriminator(
+        self,
+        player: Player,
+        real: Tensor,
+        real_labels: Tensor | None,
+        fake: Tensor,
+        labels: Tensor | None,
+        random: PerSampleRandom,
+    ) -> Update:
+        """Real from made, the teacher's discriminator's opinion, and a penalty every few steps."""
+        config, step = self.config.discriminator, random.step
+        assert player.discriminator is not None
+        assert player.judge is not None
+        # one after the other: batch norms must not compare the two
+        seen = [(self._augment(real, random), real_labels), (self._augment(fake, random), labels)]
+        judged = [player.discriminator.outputs(*pictures) for pictures in seen]
+        of_real, of_fake = (logits.float() for logits, _ in judged)
+        loss = discriminator_loss(of_real, of_fake, config.loss)
+        logs = {f"{player.discriminator_name}_loss": loss.detach()}
+        if player.name == "student":
+            logs["told_apart"] = told_apart(of_real, of_fake).detach()
+        if (weight := weight_at(config.match, step)) and self.teacher_discriminator is not None and player.distils:
+            with torch.no_grad():
+                opinions = [self.teacher_discriminator.outputs(*pictures) for pictures in seen]
+            matched = _mean([_match(ours, theirs, config, step) for ours, theirs in zip(judged, opinions, strict=True)])
+            loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
+        if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
+            loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, real_labels, random)
+        return Update(loss, player.discriminator_name, logs, given={player.name: fake.detach().float().mean()})
+
+    def _penalty(
+        self, judge: Discriminator, real: Tensor, fake: Tensor, labels: Tensor | None, random: PerSampleRandom
+    ) -> Tensor:
+        config = self.config.discriminator
+        penalty = real.new_zeros(())
+        if config.r1:
+            penalty = penalty + config.r1 * r1_penalty(lambda x: judge(x, labels), real)
+        if config.gradient_penalty:
+            share = random.uniform().to(real.device)
+            penalty = penalty + config.gradient_penalty * gradient_penalty(lambda x: judge(x, labels), real, fake, share)
+        return penalty
+
+    def _update_generator(
+        self,
+        player: Player,
+        painted: Painted,
+        guide: Guide,
+        peers: list[Painted],
+        labels: Tensor | None,
+        random: PerSampleRandom,
+    ) -> Update:
+        """All that a generator is told, each by its weight of this step."""
+        terms: list[tuple[str, float, Tensor]] = []
+        weight = weight_at(self.config.adversarial, random.step)
+        if weight and player.judge is not None:
+            terms.append(("adversarial", weight, self._fooling(player.judge, painted.pictures, labels, random)))
+        if player.distils:
+            terms += self.imitation.terms(painted, guide, peers, labels, random.step)
+        total = sum((weight * loss for _, weight, loss in terms), painted.pictures.new_zeros(()))
+        prefix = "" if player.name == "student" else f"{player.name}_"
+        logs = {f"{prefix}{name}": loss.detach() for name, _, loss in [("loss", 1.0, total), *terms]}
+        return Update(total, player.name, logs)
+
+    def _fooling(self, judge: Discriminator, pictures: Tensor, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
+        """The adversarial loss; the discriminator takes no gradient from it."""
+        judge.network.requires_grad_(False)
+        logits = judge(self._augment(pictures, random), labels)
+        judge.network.requires_grad_(True)
+        return generator_loss(logits, self.config.discriminator.loss)
+
+    def _augment(self, pictures: Tensor, random: PerSampleRandom) -> Tensor:
+        policy = tuple(self.config.discriminator.augment)
+        return augment(pictures, random.uniform((DRAWS,)).to(pictures.device), policy) if policy else pictures
+
+
+def _match(ours: Judgement, theirs: Judgement, config: DiscriminatorConfig, step: int) -> Tensor:
+    """How far two discriminators' opinions of the same pictures are apart.
+
+    Class by class where both have a head for classes, else in the one logit; of discriminators that judge patches of different
+    sizes, in its mean over the picture.
+    """
+    (logits, classes), (opinion, their_classes) = ours, theirs
+    temperature = weight_at(config.temperature, step)
+    if classes is not None and their_classes is not None and classes.shape == their_classes.shape:
+        return kd(classes, their_classes, temperature)
+    if logits.shape != opinion.shape:
+        logits, opinion = logits.flatten(1).mean(1), opinion.flatten(1).mean(1)
+    return mse_logits(logits, opinion) if config.match_loss == "mse" else bernoulli_kd(logits, opinion, temperature)
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return torch.stack(losses).mean()

@@ -1,0 +1,123 @@
+"""What a student GAN is told of its teacher's pictures: in themselves, in the layers behind them, in their relations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gendistill.gan.perception import Perception
+from gendistill.gan.settings import CodistillationConfig, Weight, weight_at
+from gendistill.losses import features, relations
+from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+OUTPUT_LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "multiscale": multi_scale}
+FEATURE_LOSSES: dict[str, Loss] = {
+    "hints": features.hint,
+    "attention": features.attention_transfer,
+    "gram": features.gram,
+}
+RELATION_LOSSES: dict[str, Loss] = {
+    "distance": relations.rkd_distance,
+    "angle": relations.rkd_angle,
+    "similarity": relations.similarity_preserving,
+    "correlation": relations.correlation_congruence,
+    "contrastive": relations.contrastive,
+}
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pictures (B, C, H, W) of a network, and its features of the layers that are matched."""
+
+    pictures: Tensor
+    features: list[Tensor] = field(default_factory=list)
+
+    def detach(self) -> Painted:
+        return Painted(self.pictures.detach(), [of.detach() for of in self.features])
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What a student of the same noise is held against: its teacher's pictures, features, and how a network sees them."""
+
+    painted: Painted
+    maps: list[Tensor]
+
+
+class Imitation:
+    """All losses between a student and its teacher.
+
+    Args:
+        perception: what pictures look like to a network; None for pixels alone.
+    """
+
+    def __init__(self, config: CodistillationConfig, perception: Perception | None) -> None:
+        self.config, self.perception = config, perception
+
+    def looks_at_features(self, step: int) -> bool:
+        """Whether a loss of this step asks for the layers behind the pictures."""
+        return any(_weighted(FEATURE_LOSSES, self.config.features, step))
+
+    @torch.no_grad()
+    def guide(self, painted: Painted, labels: Tensor | None, step: int) -> Guide:
+        looks = weight_at(self.config.output.perceptual, step) or any(_weighted(RELATION_LOSSES, self.config.relations, step))
+        maps = self.perception.maps(painted.pictures, labels) if self.perception is not None and looks else []
+        return Guide(painted, maps)
+
+    def terms(
+        self, painted: Painted, guide: Guide, peers: Sequence[Painted], labels: Tensor | None, step: int
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and loss (0-d) of each that counts in this step.
+
+        Args:
+            painted: the student's.
+            peers: other students' pictures of the same noise, which are matched as the teacher's are.
+        """
+        config, output = self.config, self.config.output
+        guides = [guide.painted, *peers]
+        for name, weight, loss in _weighted(OUTPUT_LOSSES, output, step):
+            yield name, weight, _mean(loss(painted.pictures, of.pictures) for of in guides)
+        theirs = guide.painted.features  # none where no loss looks at them
+        pairs = [_scaled(*pair) for pair in zip(painted.features, theirs, strict=True)] if theirs else []
+        for name, weight, loss in _weighted(FEATURE_LOSSES, config.features, step):
+            if pairs:
+                yield name, weight, _mean(loss(ours, theirs) for ours, theirs in pairs)
+        related = list(_weighted(RELATION_LOSSES, config.relations, step))
+        seen = weight_at(output.perceptual, step)
+        if not (related or seen):
+            return
+        maps = [] if self.perception is None else self.perception.maps(painted.pictures, labels)
+        if seen and maps:
+            yield "perceptual", seen, perceptual_distance(maps, guide.maps)
+        ours, theirs = _embedded(painted.pictures, maps), _embedded(guide.painted.pictures, guide.maps)
+        for name, weight, loss in related:
+            yield name, weight, loss(ours, theirs)
+
+
+def _weighted(losses: dict[str, Loss], weights: object, step: int) -> Iterator[tuple[str, float, Loss]]:
+    """Those of the losses whose weight is not 0 in this step."""
+    for name, loss in losses.items():
+        weight: Weight = getattr(weights, name)
+        if now := weight_at(weight, step):
+            yield name, now, loss
+
+
+def _scaled(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Both over the root mean square of the teacher's: a weight then means the same in every layer of every network."""
+    scale = theirs.float().square().mean().sqrt().clamp(min=1e-8)
+    return ours / scale, theirs / scale
+
+
+def _mean(losses: Iterator[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
+
+
+def _embedded(pictures: Tensor, maps: list[Tensor]) -> Tensor:
+    """(B, D), what relations are measured between: a network's last view of the pictures, or small copies of them."""
+    return maps[-1].float().mean((2, 3)) if maps else F.adaptive_avg_pool2d(pictures, 8).flatten(1)

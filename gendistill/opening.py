@@ -1,0 +1,86 @@
+"""Whatever pictures can be drawn from, opened: a GAN's folder, else a diffusion pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from gendistill.data.pictures import as_tensor, decode_picture, fitted
+from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.opening import open_teacher
+from gendistill.gan.sampler import CLASS_MARK, GeneratorSampler
+from gendistill.gan.settings import GeneratorConfig
+from gendistill.samplers import FewStepSampler, Sampler
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+OF_DISCRIMINATORS = ("discriminator", "discriminator_weights", "discriminator_config")
+
+
+def gan_folder(model: str | Path) -> Path | None:
+    """The GAN folder that a path means: itself, or the student that a run left in it; None where it means no GAN."""
+    folder = Path(model).expanduser()
+    return next((of for of in (folder, folder / "student") if is_gan_folder(of)), None)
+
+
+def open_sampler(model: str | Path, *, config: str | None = None, revision: str | None = None, device: str = "cpu") -> Sampler:
+    """What draws a model's pictures, on a device.
+
+    Args:
+        model: a GAN folder or a run that left one, or anything that `FewStepSampler.from_pretrained` takes.
+        config, revision: of a diffusion model.
+
+    Raises:
+        ValueError: it is none of these, or cannot be opened.
+    """
+    if (folder := gan_folder(model)) is not None:
+        return GeneratorSampler.from_folder(folder, device=device, read=_read)
+    return FewStepSampler.from_pretrained(model, config=config, revision=revision, device=device)
+
+
+def open_teacher_of(student: GeneratorSampler, teacher: str | None = None, *, device: str = "cpu") -> GeneratorSampler:
+    """The generator that a student was made of, as its folder says how to open it; or another `teacher`.
+
+    Args:
+        teacher: whatever `gendistill.gan.opening.open_teacher` takes, or a run that left a GAN.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    told = student.student or {}
+    named = str(teacher or told.get("teacher") or "")
+    described = told.get("generator") if teacher is None else None
+    settings = GeneratorConfig(**(described or {})).model_copy(update=dict.fromkeys(OF_DISCRIMINATORS))
+    config = told.get("teacher_config") if teacher is None else None
+    gan = open_teacher(str(gan_folder(named) or named), config=config, settings=settings, device=device)
+    return GeneratorSampler.of(gan, device=device, read=_read)
+
+
+def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] | None = None) -> list[str]:
+    """A prompt for each of some pictures, as a generator of pictures from pictures takes them.
+
+    Args:
+        inputs: a picture or a folder of them.
+        classes: what each picture is to become, one after the other; all classes where None and there are any.
+
+    Raises:
+        ValueError: there are no pictures, or the model draws from prompts or noise.
+    """
+    if not isinstance(sampler, GeneratorSampler) or not sampler.of_pictures:
+        raise ValueError(f"--input {inputs}: the model draws pictures from {_drawn_from(sampler)}, it takes no pictures")
+    files = sorted(file for file in Path(inputs).rglob("*") if file.suffix.lower() in PICTURES) or [Path(inputs)]
+    if not files[0].is_file():
+        raise ValueError(f"--input {inputs}: has no pictures; takes a picture or a folder of them")
+    of = sampler.class_names if classes is None else list(classes)
+    return [f"{file}{CLASS_MARK}{name}" for file in files for name in of] if sampler.class_names else [str(f) for f in files]
+
+
+def _drawn_from(sampler: Sampler) -> str:
+    return "noise" if sampler.own_prompts == [""] else "classes" if sampler.own_prompts else "prompts"
+
+
+def _read(file: Path, height: int, width: int) -> Tensor:
+    """The middle of a picture at a size: float32 (3, H, W) in [-1, 1]."""
+    return as_tensor(fitted(decode_picture(file), height, width))

@@ -1,0 +1,169 @@
+"""What draws pictures from prompts: a diffusion pipeline in steps, a generator in one call; all that judges it sees this."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.metrics.components import Component
+
+from .spec import StudentSpec
+
+NETWORK = "network"  # the component whose calls are the network calls of a picture
+PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them
+
+
+class Sampler(ABC):
+    """Draws pictures, each from its own prompt and seed alone, whatever batch it is drawn in.
+
+    Attributes:
+        spec: of a diffusion student how it wants to be sampled; None of all else.
+        eta: the share of fresh noise in a step, in [0, 1].
+    """
+
+    spec: StudentSpec | None = None
+    eta: float = 0.0
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The class of what draws: `StableDiffusionPipeline`, `ResNetGenerator`."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width of its pictures, in pixels."""
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along the longer edge of its pictures."""
+        return max(self.size)
+
+    @property
+    @abstractmethod
+    def own_prompts(self) -> list[str] | None:
+        """All prompts that the model knows, `[""]` where it knows none and any will do; None where it takes any text."""
+
+    @property
+    @abstractmethod
+    def texts(self) -> bool:
+        """Whether its prompts say in words what to draw, so that a picture can be held against them."""
+
+    def knows(self, prompts: Iterable[str]) -> bool:
+        """Whether it can draw all of these."""
+        own = self.own_prompts
+        return own is None or own == [""] or set(prompts) <= set(own)
+
+    def tells_apart(self, a: Sequence[str], b: Sequence[str]) -> bool:
+        """Whether any prompt of `b` is another one to the model than that of `a` at its place."""
+        return list(a) != list(b)
+
+    @property
+    @abstractmethod
+    def default_steps(self) -> int:
+        """The step count to sample with where nothing else is asked for."""
+
+    @property
+    def step_counts(self) -> tuple[int, ...] | None:
+        """Those that it was made for, best first; None where any is as good as another."""
+        return self.spec.num_inference_steps if self.spec else None
+
+    @abstractmethod
+    def require_steps(self, steps: int) -> None:
+        """Raise ValueError where it cannot be sampled in so many steps."""
+
+    @property
+    @abstractmethod
+    def default_guidance_scale(self) -> float: ...
+
+    @property
+    @abstractmethod
+    def guided(self) -> bool:
+        """Whether the guidance scale is the caller's choice."""
+
+    @property
+    @abstractmethod
+    def solver(self) -> str:
+        """The way of stepping, in a word."""
+
+    @property
+    @abstractmethod
+    def method(self) -> str | None:
+        """Of a student how it was distilled; None of a teacher."""
+
+    @abstractmethod
+    def network_calls(self, steps: int, guidance_scale: float) -> int:
+        """Of one picture; a step of classifier-free guidance is two."""
+
+    @property
+    @abstractmethod
+    def weights_hash(self) -> str:
+        """16 hex digits of the SHA-256 of all weights."""
+
+    @abstractmethod
+    def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
+        """All that a picture depends on beside its prompt and seed, as plain types."""
+
+    @abstractmethod
+    def components(self) -> dict[str, Component]:
+        """The parts that compute, by name; one of them is `NETWORK`."""
+
+    @abstractmethod
+    def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
+        """How pictures are drawn, for people who read what they cost."""
+
+    def cold(self) -> Sampler:
+        """The same with nothing kept of what it drew before: every prompt costs what a new one costs."""
+        return self
+
+    @abstractmethod
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Batches of pictures (B, 3, H, W), float32 in [0, 1], in the order of the prompts.
+
+        Args:
+            seeds: one a prompt; the noise of picture k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
+            num_inference_steps, guidance_scale: the model's own where None.
+            batch_size: what `pictures_at_once` says where None.
+            progress: called with the number of pictures after each batch.
+
+        Raises:
+            ValueError: a prompt means nothing to the model, or it knows no guidance or no such number of steps.
+        """
+
+
+def pictures_at_once(resolution: int, most: int = 64) -> int:
+    """How many pictures to draw, encode or decode together: 64 of 64 pixels, 2 of 512, 1 of 1024."""
+    return min(most, max(1, PIXELS_AT_ONCE // resolution**2))
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """Pictures in [0, 1] to uint8, rounded as diffusers rounds them when it makes PIL images."""
+    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def hash_of_weights(modules: Mapping[str, nn.Module]) -> str:
+    """16 hex digits of the SHA-256 of the names, dtypes, shapes and values of all weights and buffers that are saved."""
+    digest = hashlib.sha256()
+    for name, module in sorted(modules.items()):
+        for key, weight in sorted(module.state_dict().items()):
+            digest.update(f"{name}/{key} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""Compress a generator that gendistill has never seen: a script to copy and change.
+
+Your own, from a module that Python can import here:
+
+    python scripts/distill_gan.py --teacher my_module:Generator --weights generator.safetensors --config arguments.json \\
+        --data my-pictures --compress 4 --out runs/small
+
+Without arguments, for those who want to look first: a super-resolver is defined below, taught for a minute to double the
+emoji's size, and given as `distill_gan:SuperResolver` to the same function, which knows nothing of it. Minutes on a CPU.
+
+    python scripts/distill_gan.py
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gendistill.config import load_config
+from gendistill.data.sources import open_source
+from gendistill.distill import distill
+
+EMOJI = str(Path(__file__).parents[1] / "assets" / "emoji" / "train-000.tar.gz")
+OUT = "runs/distill-gan"
+
+
+class SuperResolver(nn.Module):
+    """Pictures (B, 3, h, w) in [-1, 1] to twice their size, by residual blocks and a pixel shuffle."""
+
+    def __init__(self, width: int = 64, num_blocks: int = 6) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.PReLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(num_blocks)
+        )
+        self.last = nn.Conv2d(width, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return F.interpolate(x, scale_factor=2.0) + F.pixel_shuffle(self.last(h), 2)
+
+
+def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
+    """A teacher for those who brought none: the settings that open it."""
+    pictures = torch.stack([_as_tensor(sample.picture) for sample in open_source(EMOJI, "name", 0)])
+    torch.manual_seed(0)
+    network = SuperResolver()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in track(range(steps), "teaching the teacher"):
+        large = pictures[torch.randint(len(pictures), (batch,))]
+        small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True)
+        loss = (network(small) - large).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), folder / "teacher.safetensors")
+    (folder / "teacher.json").write_text(json.dumps({"width": 64, "num_blocks": 6}))
+    print(f"the teacher is off by {loss.item():.4f} a channel, of 2")
+    return {
+        "teacher": "distill_gan:SuperResolver",
+        "teacher_config": str(folder / "teacher.json"),
+        "generator.weights": str(folder / "teacher.safetensors"),
+        "generator.kind": "image",
+        "generator.input_shape": [3, 16, 16],
+        "data.path": EMOJI,
+        "trainer.max_steps": 150,
+        "trainer.learning_rate": 1e-3,
+    }
+
+
+def _as_tensor(picture) -> Tensor:
+    return torch.tensor(list(picture.tobytes())).view(picture.height, picture.width, 3).permute(2, 0, 1) / 127.5 - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", help="module:Class, a GAN's folder, or a program (.pt2, .pt)")
+    parser.add_argument("--weights", help="of a module:Class: .safetensors, or a state_dict's .pth")
+    parser.add_argument("--config", help="of a module:Class: JSON file with its arguments")
+    parser.add_argument("--discriminator", help="of the teacher: module:Class or a folder; a fresh one without it")
+    parser.add_argument("--data", help="pictures to learn on; a generator from noise does without")
+    parser.add_argument("--compress", type=float, default=4.0, help="so many times fewer multiply-accumulates and parameters")
+    parser.add_argument("--student", help="a student class of your own instead, module:Class")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--out", default=OUT)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+
+    settings: dict[str, object] = {
+        "method": "gan",
+        "out": args.out,
+        "compress.factor": None if args.student else args.compress,
+        "compress.student": args.student,
+        "trainer.max_steps": args.steps,
+        "trainer.batch_size": args.batch_size,
+        "trainer.learning_rate": args.learning_rate,
+        "teacher": args.teacher,
+        "teacher_config": args.config,
+        "generator.weights": args.weights,
+        "generator.discriminator": args.discriminator,
+        "data.path": args.data,
+    }
+    if args.teacher is None:
+        settings |= teach(Path(args.out) / "teacher")
+    result = distill(load_config(None, settings), resume=args.resume)
+    print(result.describe())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Pictures that a GAN learns on: cut, labelled and kept once."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gendistill.config import DataConfig
+from gendistill.data.order import indices_of_step
+from gendistill.data.pictures import fitted
+from gendistill.gan import picture_cache
+from gendistill.gan.batches import NoData, is_enlarging, smaller
+from gendistill.gan.generator import GeneratorSpec
+from gendistill.gan.picture_cache import class_of, prepare_pictures
+
+NOISE = GeneratorSpec("noise", (8,), (3, 12, 16), 3, ("cat", "dog", "fox"))
+REPAINTING = GeneratorSpec("image", (3, 12, 16), (3, 12, 16))
+ENLARGING = GeneratorSpec("image", (3, 6, 8), (3, 12, 16))
+
+
+def write(folder, captions, size=(20, 30)):
+    """Pictures of noise, `captions` by name; None writes no caption."""
+    folder.mkdir(exist_ok=True)
+    for number, (name, caption) in enumerate(captions.items()):
+        numbers = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(numbers).save(folder / f"{name}.png")
+        if caption is not None:
+            (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """prepare(folder, spec): the data, kept in tmp_path/cache."""
+
+    def prepared(folder, spec=NOISE, seed=0, **settings):
+        return prepare_pictures(DataConfig(path=str(folder), cache=str(tmp_path / "cache"), **settings), spec, seed)
+
+    return prepared
+
+
+def rows(data):
+    return data.cache.rows(torch.arange(len(data)))
+
+
+@pytest.mark.parametrize(("caption", "number"), [("cat", 0), ("fox", 2), ("0", 0), ("2", 2)])
+def test_a_class_is_asked_for_by_name_or_number(caption, number):
+    assert class_of(caption, NOISE) == number
+
+
+def test_a_name_counts_before_a_number_and_without_classes_all_are_one():
+    assert class_of("1", dataclasses.replace(NOISE, classes=("1", "2", "0"))) == 0
+    assert class_of("2", dataclasses.replace(NOISE, classes=())) == 2
+    assert class_of("anything", dataclasses.replace(NOISE, num_classes=0, classes=())) == 0
+
+
+@pytest.mark.parametrize("caption", ["cats", "3", "-1", "1.0", "", "²", "Cat"])
+def test_what_is_neither_is_told_with_what_it_takes(caption):
+    with pytest.raises(
+        ValueError, match="is no class of the generator; takes the name of one of its 3 classes or a number"
+    ) as no:
+        class_of(caption, NOISE)
+    assert ("did you mean 'cat'?" in str(no.value)) == (caption in ("cats", "Cat"))
+
+
+def test_labels_and_pictures_are_those_of_the_source_in_its_order(prepare, tmp_path):
+    folder = write(tmp_path / "pets", {"a": "fox", "b": "0", "c": "dog\n"})
+    data = prepare(folder)
+    held = rows(data)
+    assert held["labels"].tolist() == [2, 0, 1]
+    assert held["labels"].dtype == torch.int64
+    assert held["pictures"].dtype == torch.uint8
+    for name, picture in zip("abc", held["pictures"], strict=True):
+        expected = np.asarray(fitted(Image.open(folder / f"{name}.png"), 12, 16))
+        np.testing.assert_array_equal(picture.permute(1, 2, 0).numpy(), expected)
+
+
+def test_the_largest_crop_of_the_right_shape_is_taken_from_the_middle(prepare, tmp_path):
+    (tmp_path / "wide").mkdir()
+    wide = np.zeros((12, 48, 3), dtype=np.uint8)
+    wide[:, 16:32] = 255
+    Image.fromarray(wide).save(tmp_path / "wide" / "a.png")
+    data = prepare(tmp_path / "wide", dataclasses.replace(NOISE, num_classes=0, classes=()))
+    assert (rows(data)["pictures"] == 255).all()
+
+
+def test_pictures_that_are_no_class_or_broken_are_left_out_counted_and_listed(prepare, tmp_path, caplog):
+    captions = {f"{number:02}": "cat" for number in range(40)} | {"98": "bird", "99": None}
+    folder = write(tmp_path / "pets", captions)
+    (folder / "97.png").write_bytes(b"no picture")
+    with caplog.at_level(logging.WARNING):
+        data = prepare(folder)
+    assert data.summary() == {"rows": 40, "broken": 1, "left_out": 2, "cache": data.cache.key}
+    assert "3 of 43 pictures are left out" in caplog.text
+    listed = [json.loads(line) for line in (data.cache.folder / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(line["key"] for line in listed) == ["97.png", "98.png", "99.png"]
+    assert any("'bird' is no class of the generator" in json.dumps(line) for line in listed)
+
+
+def test_where_none_is_left_one_sentence_says_so(prepare, tmp_path):
+    with pytest.raises(ValueError, match=r"none of 2 pictures of .* is left; they are listed in"):
+        prepare(write(tmp_path / "birds", {"a": "bird", "b": "hen"}))
+
+
+def test_the_cache_is_used_again_until_something_of_it_changes(prepare, tmp_path, monkeypatch):
+    folder = write(tmp_path / "pets", {"a": "fox", "b": "cat"})
+    first, made = prepare(folder), []
+    part = picture_cache._part
+    monkeypatch.setattr(picture_cache, "_part", lambda *arguments: made.append(1) or part(*arguments))
+    again = prepare(folder)
+    assert not made
+    assert again.cache.key == first.cache.key
+    for name, tensor in rows(first).items():
+        assert torch.equal(tensor, rows(again)[name])
+    keys = {first.cache.key}
+    for spec in (
+        dataclasses.replace(NOISE, output_shape=(3, 8, 8)),
+        dataclasses.replace(NOISE, classes=("fox", "dog", "cat")),
+        ENLARGING,
+    ):
+        keys.add(prepare(folder, spec).cache.key)
+    write(folder, {"c": "dog"})
+    keys.add(prepare(folder).cache.key)
+    assert len(keys) == 5
+    assert len(made) == 4
+
+
+def test_a_generator_of_noise_gets_real_pictures_and_their_classes(prepare, tmp_path):
+    data = prepare(write(tmp_path / "pets", {"a": "fox", "b": "cat"}))
+    batch = data.batch(torch.tensor([1, 0, 1]), None)
+    assert batch.inputs is None
+    assert batch.labels.tolist() == [0, 2, 0]
+    torch.testing.assert_close(batch.real, rows(data)["pictures"][[1, 0, 1]].float() / 127.5 - 1)
+
+
+def test_without_classes_there_are_no_labels_and_grey_ones_get_grey(prepare, tmp_path):
+    folder = write(tmp_path / "pets", {"a": "whatever", "b": None})
+    data = prepare(folder, GeneratorSpec("noise", (8,), (1, 12, 16)))
+    batch = data.batch(torch.tensor([0, 1]), None)
+    assert batch.labels is None
+    assert batch.real.shape == (2, 1, 12, 16)
+    torch.testing.assert_close(batch.real, (rows(data)["pictures"].float() / 127.5 - 1).mean(1, keepdim=True))
+
+
+def test_a_generator_that_paints_anew_gets_pictures_to_paint_from(prepare, tmp_path):
+    data = prepare(write(tmp_path / "pets", {"a": None, "b": None}), REPAINTING)
+    batch = data.batch(torch.tensor([0, 1]), None)
+    assert (batch.real, batch.labels) == (None, None)
+    assert batch.inputs.shape == (2, 3, 12, 16)
+    assert -1 <= batch.inputs.min() < batch.inputs.max() <= 1
+
+
+def test_a_generator_that_enlarges_gets_pairs(prepare, tmp_path):
+    assert [is_enlarging(spec) for spec in (ENLARGING, REPAINTING, NOISE)] == [True, False, False]
+    data = prepare(write(tmp_path / "pets", {"a": None, "b": None}), ENLARGING)
+    batch = data.batch(torch.tensor([0, 1]), None)
+    assert batch.real.shape == (2, 3, 12, 16)
+    assert batch.inputs.shape == (2, 3, 6, 8)
+    assert torch.equal(batch.inputs, smaller(batch.real, ENLARGING))
+    assert -1 <= batch.inputs.min() < batch.inputs.max() <= 1
+
+
+def test_smaller_keeps_what_is_flat():
+    flat = torch.full((1, 3, 12, 16), 0.5)
+    torch.testing.assert_close(smaller(flat, ENLARGING), torch.full((1, 3, 6, 8), 0.5))
+
+
+def test_one_that_also_changes_the_colours_gets_no_pairs(prepare, tmp_path):
+    colouring = GeneratorSpec("image", (1, 6, 8), (3, 12, 16))
+    data = prepare(write(tmp_path / "pets", {"a": None}), colouring)
+    batch = data.batch(torch.tensor([0]), None)
+    assert batch.real is None
+    assert batch.inputs.shape == (1, 1, 6, 8)
+
+
+def test_steps_walk_the_rows_epoch_after_epoch(prepare, tmp_path):
+    data = prepare(write(tmp_path / "pets", dict.fromkeys("abcdef", "cat")))
+    seen = torch.cat([data.rows_of_step(3, step, 4) for step in range(3)])
+    assert seen.bincount().tolist() == [2] * 6
+    assert torch.equal(data.rows_of_step(3, 1, 4), indices_of_step(3, 1, 4, 6))
+
+
+def test_without_data_there_is_noise_alone_and_pictures_are_asked_for_where_it_takes_them(tmp_path):
+    nothing = DataConfig(cache=str(tmp_path))
+    data = prepare_pictures(nothing, NOISE, 0)
+    assert isinstance(data, NoData)
+    assert len(data) == 0
+    batch = data.batch(data.rows_of_step(0, 0, 4), None)
+    assert (batch.inputs, batch.real, batch.labels) == (None, None, None)
+    with pytest.raises(ValueError, match=r"data\.path: a generator that paints from pictures takes pictures to paint from"):
+        prepare_pictures(nothing, REPAINTING, 0)
+
+
+def test_prompts_are_refused(tmp_path):
+    (tmp_path / "prompts.txt").write_text("cat\n")
+    with pytest.raises(ValueError, match=r"data\.prompts .*prompts\.txt: a GAN takes none; takes data\.path, or nothing"):
+        prepare_pictures(DataConfig(prompts=str(tmp_path / "prompts.txt")), NOISE, 0)
+    with pytest.raises(ValueError, match=r"prompts\.txt is a prompt file; takes pictures"):
+        prepare_pictures(DataConfig(path=str(tmp_path / "prompts.txt")), NOISE, 0)

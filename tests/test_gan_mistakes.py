@@ -1,0 +1,216 @@
+"""What can be wrong with a GAN distillation is exit code 2 and one sentence; nothing of a stranger's file is run."""
+
+import os
+import sys
+
+import pytest
+import torch
+from fresh_process import gendistill
+from PIL import Image
+from safetensors.torch import save_file
+from tiny_gans import tiny_gan, tiny_translator
+
+from gendistill import cli
+from gendistill.gan.architectures.resnet import ResNetDiscriminator
+from gendistill.gan.folder import save_gan
+
+# Imported once, so a name that no other test's module has.
+MODULE = '''
+import torch
+from torch import nn
+
+
+class Painter(nn.Module):
+    """Noise (B, 4) to pictures (B, 3, 8, 8)."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.start, self.paint = nn.Linear(4, width * 16), nn.ConvTranspose2d(width, 3, 4, 2, 1)
+
+    def forward(self, z):
+        return torch.tanh(self.paint(torch.relu(self.start(z)).unflatten(1, (-1, 4, 4))))
+
+
+class Styled(Painter):
+    def forward(self, z, style_code, strength):
+        return super().forward(z) * strength
+
+
+class Larger(Painter):
+    def forward(self, z):
+        return nn.functional.interpolate(super().forward(z), scale_factor=2)
+
+
+class Other(Painter):
+    """It takes more noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Linear(5, 16 * 16)
+'''
+
+
+class Harmful:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self):
+        return open, ("owned", "w")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_folder, tmp_path_factory):
+    """A folder with good teachers and all that can be wrong with them."""
+    place = tmp_path_factory.mktemp("gan-mistakes")
+    (place / "mistaken_painters.py").write_text(MODULE)
+    (place / "mistaken_broken.py").write_text("import a_module_that_nobody_has")
+    (place / "diffusion").symlink_to(tiny_folder)
+    save_gan(place / "gan", tiny_gan())
+    save_gan(place / "translator", tiny_translator())
+    ResNetDiscriminator(resolution=32, num_classes=3, channels=[8, 8]).save_pretrained(place / "judge32")
+    sys.path.insert(0, str(place))
+    import mistaken_painters
+
+    painter = mistaken_painters.Painter()
+    save_file(painter.state_dict(), place / "weights.safetensors")
+    save_file(mistaken_painters.Painter(24).state_dict(), place / "wider.safetensors")
+    sys.path.remove(str(place))
+    torch.save({"state_dict": painter.state_dict(), "owner": Harmful()}, place / "harmful.pth")
+    torch.save(painter, place / "whole.pth")
+    (place / "list.json").write_text("[1, 2]")
+    for name, caption in (("birds", "bird"), ("cats", "cat")):
+        (place / name).mkdir()
+        for number in range(3):
+            Image.effect_noise((20, 16), 30 + number).convert("RGB").save(place / name / f"{number}.png")
+            (place / name / f"{number}.txt").write_text(caption)
+    (place / "prompts.txt").write_text("cat\n")
+    return place
+
+
+COMMON = "--out run --device cpu --set data.cache=cache --set trainer.max_steps=1 --set trainer.trackers=[]"
+GAN = f"distill gan --method gan {COMMON}"
+OWN = f"distill mistaken_painters:Painter --method gan {COMMON}"
+MISTAKES = {
+    "a pickle that would run code": (
+        f"{OWN} --compress 2 --weights harmful.pth",
+        "harmful.pth: is a pickle that would run code when opened",
+    ),
+    "a whole network in a pickle": (f"{OWN} --compress 2 --weights whole.pth", "would run code when opened"),
+    "weights of another network": (f"{OWN} --compress 2 --weights wider.safetensors", "generator.weights wider.safetensors"),
+    "no such weights": (f"{OWN} --compress 2 --weights nowhere.safetensors", "nowhere.safetensors"),
+    "weights as the teacher": (f"distill weights.safetensors --method gan --compress 2 {COMMON}", "takes module:Class as the"),
+    "a forward with unknown arguments": (
+        f"distill mistaken_painters:Styled --method gan --compress 2 {COMMON}",
+        "style_code",
+    ),
+    "a discriminator of another resolution": (
+        f"{GAN} --compress 2 --set generator.discriminator=judge32",
+        "takes pictures of 32x32, the generator makes 16x16; takes a discriminator of 16x16, or --set generator.discr",
+    ),
+    "compress 0.5": (f"{GAN} --compress 0.5", "compress 0.5: takes a factor above 1, such as 4"),
+    "compress 1": (f"{GAN} --compress 1", "compress 1: takes a factor above 1, such as 4"),
+    "compress nan": (f"{GAN} --compress nan", "compress"),
+    "no size": (GAN, "compress: takes --compress 4, --student-params, --student-macs or --student module:Class"),
+    "two sizes": (f"{GAN} --compress 2 --student-params 900", "compress.factor: takes no compress.params or compress.macs"),
+    "a size that cannot be reached": (f"{GAN} --compress 100000", "the nearest that can be reached is"),
+    "more than the teacher has": (f"{GAN} --student-params 99000000", "and less than the teacher's"),
+    "a module to keep that is not there": (f"{GAN} --compress 2 --set compress.keep=[nowhere]", "keep nowhere: "),
+    "a diffusion model": (
+        f"distill diffusion --method gan --compress 2 {COMMON}",
+        "teacher diffusion: is a diffusion model; --method gan takes a GAN folder",
+    ),
+    "another method for a folder": (
+        f"distill gan --method consistency --data cats {COMMON}",
+        "teacher gan: is a GAN, which --method consistency cannot distill; takes --method gan",
+    ),
+    "another method for a class": (
+        f"distill mistaken_painters:Painter --method progressive --data cats {COMMON}",
+        "is a GAN, which --method progressive cannot distill; takes --method gan",
+    ),
+    "captions that are no classes": (f"{GAN} --compress 2 --data birds", "none of 3 pictures of"),
+    "prompts": (f"{GAN} --compress 2 --prompts prompts.txt", "data.prompts prompts.txt: a GAN takes none"),
+    "prompts as data": (f"{GAN} --compress 2 --data prompts.txt", "data.path prompts.txt is a prompt file; takes pictures"),
+    "no such data": (f"{GAN} --compress 2 --data nowhere", "'nowhere' does not exist"),
+    "no pictures to paint from": (
+        f"distill translator --method gan --compress 2 {COMMON}",
+        "data.path: a generator that paints from pictures takes pictures to paint from",
+    ),
+    "a LoRA": (f"{GAN} --compress 2 --lora", "lora.enabled: a GAN student has weights of its own; takes false"),
+    "half precision": (f"{GAN} --compress 2 --dtype float16", "dtype float16: a GAN teacher stays in float32"),
+    "a missing module": (
+        f"distill nowhere.painters:Painter --method gan --compress 2 {COMMON}",
+        "the module nowhere.painters is not importable, neither from the working directory nor installed",
+    ),
+    "a missing class": (
+        f"distill mistaken_painters:Paintr --method gan --compress 2 {COMMON}",
+        "has no class Paintr; did you mean Painter?",
+    ),
+    "a module that needs another": (
+        f"distill mistaken_broken:Net --method gan --compress 2 {COMMON}",
+        "mistaken_broken needs a_module_that_nobody_has, which is not installed",
+    ),
+    "arguments that are none": (f"{OWN} --compress 2 --teacher-config list.json", "teacher_config list.json: takes a mapping"),
+    "no such teacher": (f"distill nowhere --method gan --compress 2 {COMMON}", "teacher nowhere: takes a GAN folder"),
+    "a student of other pictures": (
+        f"{OWN} --weights weights.safetensors --student mistaken_painters:Larger",
+        "compress.student mistaken_painters:Larger: paints 3x16x16, its teacher 3x8x8",
+    ),
+    "a student of other noise": (
+        f"{OWN} --weights weights.safetensors --student mistaken_painters:Other",
+        "compress.student mistaken_painters:Other: cannot be called as its teacher is",
+    ),
+    "a student of a class and a size": (f"{OWN} --compress 2 --student mistaken_painters:Painter", "takes no compress factor"),
+    "real pictures that there are not": (
+        f"{GAN} --compress 2 --set gan.discriminator.real=data",
+        "gan.discriminator.real data: takes data.path",
+    ),
+    "a partner without data": (f"{GAN} --compress 2 --set gan.partner=teacher", "gan.partner teacher: goes on learning, which"),
+    "a feature network that is none": (
+        f"{GAN} --compress 2 --set gan.output.perceptual_network=vgg",
+        "gan.output.perceptual_network vgg: takes discriminator, emoji or torchvision:NAME",
+    ),
+    "a layer that is not there": (
+        f'{GAN} --compress 2 --set gan.features.layers={{"nose":"nose"}}',
+        "hints nose: the teacher has",
+    ),
+    "a weight below 0": (f"{GAN} --compress 2 --set gan.adversarial=-1", "takes a number of at least 0, or such numbers by"),
+    "a schedule that is none": (f'{GAN} --compress 2 --set gan.output.l1={{"soon":1}}', "a number of at least 0, or such"),
+    "a temperature of 0": (
+        f'{GAN} --compress 2 --set gan.discriminator.temperature={{"0":4,"9":0}}',
+        "a number above 0, or such",
+    ),
+    "an augmentation that is none": (f"{GAN} --compress 2 --set gan.discriminator.augment=[blur]", "gan.discriminator.augment"),
+    "a typo": (f"{GAN} --compress 2 --set gan.discriminator.stps=2", "did you mean gan.discriminator.steps?"),
+    "gradient checkpointing": (
+        f"{GAN} --compress 2 --set trainer.gradient_checkpointing=true --set trainer.num_validation=2",
+        "trainer.gradient_checkpointing: the student",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(place, monkeypatch, capsys, mistake):
+    command, sentence = MISTAKES[mistake]
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["gendistill", *command.split()])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    shown = capsys.readouterr()
+    assert exit_.value.code == 2, shown.err
+    assert sentence in " ".join(shown.err.split()), shown.err
+    assert shown.err.count("error: ") == 1
+    assert "error: " in shown.err.strip().splitlines()[-1], "it is the last line"
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert not (place / "owned").exists()
+    assert not (place / "run" / "student").exists()
+    assert not os.path.exists(place / "run" / "checkpoints")
+
+
+def test_in_a_fresh_process_a_pickle_that_would_run_code_makes_nothing(place, tmp_path):
+    process = gendistill([*OWN.split(), "--compress", "2", "--weights", "harmful.pth"], tmp_path / "out.txt", folder=place)
+    assert process.wait() == 2, process.text
+    assert process.text.startswith("error: generator.weights harmful.pth: is a pickle that would run code when opened"), (
+        process.text
+    )
+    assert "Traceback" not in process.text
+    assert not (place / "owned").exists()
