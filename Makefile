@@ -1,5 +1,7 @@
 # Two commands do all set-up: `make demo` and `make test`. Both make .venv when it is missing and do nothing twice.
 PYTHON ?= python3
+# Processes of one thread each that run the tests.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -37,7 +39,7 @@ compare: $(READY)  ## tiny-sd and the students of `make full` and `make progress
 		--solver dpm-solver++ --out runs/compare
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,22 @@ class GeneratorSpec:
     num_classes: int = 0
     classes: tuple[str, ...] = ()
     output_range: tuple[float, float] = (-1.0, 1.0)
+
+    def class_of(self, text: str) -> int:
+        """The number of a class by its name, or by its number as text.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        if text in self.classes:
+            return self.classes.index(text)
+        if text.isdecimal() and int(text) < self.num_classes:
+            return int(text)
+        alike = [name for name in self.classes if text and text.lower() in name.lower()]
+        near = alike or get_close_matches(text, self.classes, 1, 0.0)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        takes = f"one of its {self.num_classes} classes by name, or its" if self.classes else "a class's"
+        raise ValueError(f"{text!r}: the generator takes {takes} number from 0 to {self.num_classes - 1}{hint}")
 
     @property
     def scale(self) -> int | None:

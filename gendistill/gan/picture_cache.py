@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -59,24 +58,6 @@ def prepare_pictures(
     return PictureData(cache, spec)
 
 
-def class_of(caption: str, spec: GeneratorSpec) -> int:
-    """The number of a class by its name, or by its number as text; 0 where there are no classes.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not spec.num_classes:
-        return 0
-    if caption in spec.classes:
-        return spec.classes.index(caption)
-    if caption.isdecimal() and int(caption) < spec.num_classes:
-        return int(caption)
-    names = difflib.get_close_matches(caption, spec.classes, 1, 0.5)
-    near = f"; did you mean {names[0]!r}?" if names else ""
-    known = f"the name of one of its {len(spec.classes)} classes or " if spec.classes else ""
-    raise ValueError(f"{caption!r} is no class of the generator; takes {known}a number from 0 to {spec.num_classes - 1}{near}")
-
-
 def _part(
     source: PictureSource, entries: list[Entry], size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None
 ) -> Part:
@@ -88,7 +69,7 @@ def _part(
             skipped.append(Skipped(entry.key, str(error)))
             continue
         try:
-            labels.append(class_of(sample.caption, spec))
+            labels.append(spec.class_of(sample.caption) if spec.num_classes else 0)
         except ValueError as error:
             skipped.append(Skipped(entry.key, str(error), broken=False))
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -215,16 +214,10 @@ class GeneratorSampler(Sampler):
 
     def _label(self, prompt: str) -> int:
         of = prompt.rpartition(CLASS_MARK)[2] if self.of_pictures and CLASS_MARK in prompt else prompt
-        names, count = self.class_names, self.generator.spec.num_classes
-        if of in names:
-            return names.index(of)
-        if of.isdecimal() and int(of) < count:
-            return int(of)
-        alike = [name for name in names if of.lower() in name.lower()] or get_close_matches(of, names, n=1, cutoff=0.0)
-        nearest = alike if self.generator.spec.classes else []
-        hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-        takes = f"one of its {count} classes by name, or its" if self.generator.spec.classes else "a class's"
-        raise ValueError(f"prompt {of!r}: the generator takes {takes} number from 0 to {count - 1}{hint}")
+        try:
+            return self.generator.spec.class_of(of)
+        except ValueError as error:
+            raise ValueError(f"prompt {error}") from error
 
     def _inputs(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         if self.of_pictures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -99,7 +100,7 @@ def _discriminator_of(generator: Generator, theirs: Discriminator | None, device
     """One that learns: the teacher's as it is where there is one, else a fresh one about as large as the generator."""
     if theirs is not None:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
-    fresh: nn.Module = discriminator_for(generator)
+    fresh = cast(nn.Module, discriminator_for(generator))
     return adapt(_learning(fresh).to(device), generator.spec)
 
 

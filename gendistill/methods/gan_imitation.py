@@ -95,9 +95,9 @@ class Imitation:
         maps = [] if self.perception is None else self.perception.maps(painted.pictures, labels)
         if seen and maps:
             yield "perceptual", seen, perceptual_distance(maps, guide.maps)
-        ours, theirs = _embedded(painted.pictures, maps), _embedded(guide.painted.pictures, guide.maps)
+        here, there = _embedded(painted.pictures, maps), _embedded(guide.painted.pictures, guide.maps)
         for name, weight, loss in related:
-            yield name, weight, loss(ours, theirs)
+            yield name, weight, loss(here, there)
 
 
 def _weighted(losses: dict[str, Loss], weights: object, step: int) -> Iterator[tuple[str, float, Loss]]:
