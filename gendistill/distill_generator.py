@@ -13,17 +13,17 @@ from accelerate import PartialState
 import gendistill
 from gendistill.config import DistillConfig, save_config
 from gendistill.data.encode import weights_fingerprint
-from gendistill.gan.batches import NoData, PictureData
+from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_pairs import paint_pairs
+from gendistill.data.gan_pictures import prepare_pictures
 from gendistill.gan.export import export_student
 from gendistill.gan.folder import Gan
 from gendistill.gan.opening import describe, open_teacher
-from gendistill.gan.pairs import paint_pairs
-from gendistill.gan.picture_cache import prepare_pictures
-from gendistill.gan.student import Start, start_student
 from gendistill.generator_validation import GeneratorValidator
 from gendistill.machine import make_folder
 from gendistill.methods.gan_build import build_method
 from gendistill.methods.gan_codistillation import GanCodistillation
+from gendistill.methods.gan_start import Start, start_student
 from gendistill.metrics.features import load_extractor
 from gendistill.progress import advancing_bar
 from gendistill.training.trainer import Trainer, TrainingData, TrainingResult

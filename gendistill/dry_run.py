@@ -13,14 +13,14 @@ from accelerate import init_empty_weights
 
 from gendistill.config import DistillConfig, TrainerConfig
 from gendistill.data.encode import NOTHING_TO_LEARN_ON
+from gendistill.data.gan_batches import NoData
 from gendistill.data.prompts import Prompts
 from gendistill.data.sources import open_source
 from gendistill.diffusion.families import family_called
 from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.distill import fitting, require_fitting_teacher
-from gendistill.gan.batches import NoData
 from gendistill.gan.opening import describe, open_teacher
-from gendistill.gan.student import start_student
+from gendistill.methods.gan_start import start_student
 from gendistill.samplers.opening import configs_of
 from gendistill.training.checkpoint import Checkpoints
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.data.order import PerSampleRandom, indices_of_step
-from gendistill.gan.batches import NoData, PictureData
 from gendistill.gan.generator import Generator
 from gendistill.methods.gan_codistillation import GanCodistillation
 from gendistill.metrics.features import FeatureExtractor, extract, metric_name

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_student, tiny_translator
 
-from gendistill.gan.batches import NoData
+from gendistill.data.gan_batches import NoData
 from gendistill.generator_validation import GeneratorValidator, diversity, in_colour
 from gendistill.metrics.features import extract, load_extractor
 from gendistill.metrics.frechet import frechet_distance, gaussian_statistics

@@ -7,14 +7,14 @@ import torch
 from row_cache import write_cache
 
 from gendistill.config import TrainerConfig, load_config
+from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.data.order import PerSampleRandom
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
 from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
-from gendistill.gan.batches import NoData, PictureData
 from gendistill.gan.folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.student import Start
 from gendistill.methods.gan_build import build_method
+from gendistill.methods.gan_start import Start
 from gendistill.training.trainer import Trainer
 
 CLASSES = ("cat", "dog", "fox")

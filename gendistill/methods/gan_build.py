@@ -12,8 +12,8 @@ from accelerate import PartialState
 from torch import nn
 
 from gendistill.config import DistillConfig
+from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.architectures import discriminator_for
-from gendistill.gan.batches import NoData, PictureData
 from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.folder import Gan
 from gendistill.gan.generator import Generator
@@ -21,9 +21,9 @@ from gendistill.gan.hints import Hint, Regressors, describe, match
 from gendistill.gan.networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.gan.settings import in_steps
-from gendistill.gan.student import Start, start_student
 from gendistill.methods.gan_codistillation import GanCodistillation, Player
 from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
+from gendistill.methods.gan_start import Start, start_student
 
 logger = logging.getLogger(__name__)
 

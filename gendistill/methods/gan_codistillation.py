@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gendistill.data.gan_batches import GanBatch
 from gendistill.data.order import PerSampleRandom
 from gendistill.gan.augmentation import DRAWS, augment
-from gendistill.gan.batches import GanBatch
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.hints import Hint
 from gendistill.gan.networks import GanNetworks, persistent_buffers, tapped

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student, tiny_translator
 
+from gendistill.data.gan_batches import NoData
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.batches import NoData
 from gendistill.gan.opening import open_teacher
 from gendistill.gan.settings import CompressConfig, GeneratorConfig
-from gendistill.gan.student import start_student
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
+from gendistill.methods.gan_start import start_student
 from gendistill.training.trainer import Validation
 
 # Nothing but the adversarial loss, and then what a test adds.

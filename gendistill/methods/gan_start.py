@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.data.order import PerSampleRandom
 from gendistill.gan import counting, slim
-from gendistill.gan.batches import NoData, PictureData
 from gendistill.gan.classes import build, read_arguments
 from gendistill.gan.compression import compress, recalibrate
 from gendistill.gan.folder import Gan, NetworkSource

@@ -2,9 +2,9 @@ import pytest
 import torch
 from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_translator
 
+from gendistill.data.gan_batches import NoData
+from gendistill.data.gan_pairs import paint_pairs
 from gendistill.data.order import PerSampleRandom
-from gendistill.gan.batches import NoData
-from gendistill.gan.pairs import paint_pairs
 from gendistill.samplers import to_uint8
 
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from gendistill.config import DataConfig
+from gendistill.data import gan_pictures
+from gendistill.data.gan_batches import NoData, is_enlarging, smaller
+from gendistill.data.gan_pictures import prepare_pictures
 from gendistill.data.order import indices_of_step
 from gendistill.data.pictures import fitted
-from gendistill.gan import picture_cache
-from gendistill.gan.batches import NoData, is_enlarging, smaller
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.gan.picture_cache import prepare_pictures
 
 NOISE = GeneratorSpec("noise", (8,), (3, 12, 16), 3, ("cat", "dog", "fox"))
 REPAINTING = GeneratorSpec("image", (3, 12, 16), (3, 12, 16))
@@ -107,8 +107,8 @@ def test_where_none_is_left_one_sentence_says_so(prepare, tmp_path):
 def test_the_cache_is_used_again_until_something_of_it_changes(prepare, tmp_path, monkeypatch):
     folder = write(tmp_path / "pets", {"a": "fox", "b": "cat"})
     first, made = prepare(folder), []
-    part = picture_cache._part
-    monkeypatch.setattr(picture_cache, "_part", lambda *arguments: made.append(1) or part(*arguments))
+    part = gan_pictures._part
+    monkeypatch.setattr(gan_pictures, "_part", lambda *arguments: made.append(1) or part(*arguments))
     again = prepare(folder)
     assert not made
     assert again.cache.key == first.cache.key

@@ -13,8 +13,8 @@ from torch import Tensor
 from gendistill.data.building import build_or_open
 from gendistill.data.cache import Cache, Part, cache_key
 from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
+from gendistill.data.gan_batches import GanBatch, NoData, PictureData
 from gendistill.data.order import PerSampleRandom, indices_of_step
-from gendistill.gan.batches import GanBatch, NoData, PictureData
 from gendistill.gan.generator import Generator
 from gendistill.samplers import pictures_at_once, to_uint8
 

@@ -13,11 +13,11 @@ from gendistill.config import DataConfig
 from gendistill.data.building import HASHES, build_or_open
 from gendistill.data.cache import Part, Skipped, cache_key
 from gendistill.data.encode import PART_SIZE, Progress, batched, tell_what_is_missing
+from gendistill.data.gan_batches import NoData, PictureData, is_enlarging
 from gendistill.data.hashing import HashMemo
 from gendistill.data.pictures import fitted
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources import Prompts, open_source
-from gendistill.gan.batches import NoData, PictureData, is_enlarging
 from gendistill.gan.generator import GeneratorSpec
 
 
