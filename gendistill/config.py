@@ -158,6 +158,11 @@ class TrainerConfig(Section):
         Field(["tensorboard"], description="those of accelerate; each but tensorboard has to be installed")
     )
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_says_no(cls, value: Any) -> Any:
+        return "no" if value is False else value
+
     @model_validator(mode="after")
     def _accumulates_whole_passes(self) -> TrainerConfig:
         if self.batch_size % self.gradient_accumulation_steps:

@@ -104,6 +104,7 @@ def _student(config: DistillConfig, teacher: Gan, start: Start, method: GanCodis
         "figures": training.best.figures,
         "steps": training.steps,
     }
+    method.networks.average.network.to(memory_format=torch.contiguous_format)  # as files hold it
     return Gan(method.networks.average, start.source, student=told)
 
 

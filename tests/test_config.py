@@ -118,6 +118,11 @@ def test_a_section_of_its_own_and_a_setting_that_is_changed_are_checked_too():
     assert config.trainer.max_steps == 7
 
 
+def test_no_is_a_precision_although_yaml_reads_it_as_false(tmp_path):
+    (tmp_path / "config.yaml").write_text("trainer: {mixed_precision: no}")
+    assert load_config(tmp_path / "config.yaml").trainer.mixed_precision == "no"
+
+
 def test_a_config_that_is_written_holds_every_setting_and_is_read_as_the_same(tmp_path):
     config = load_config(None, {"trainer.max_steps": 7, "data.caption": {"name": 0.5, "group": 0.5}})
     save_config(config, tmp_path / "config.yaml")

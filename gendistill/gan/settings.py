@@ -139,6 +139,15 @@ class RelationConfig(Section):
     contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher pictures of the same noise")
 
 
+class DistributionConfig(Section):
+    """How far the pictures' patches are apart as sets, wherever in a picture they lie: weights, 0 is off."""
+
+    patches: Weight = Field(6.0, description="of each picture and its teacher's, sliced Wasserstein: sharp as that one is")
+    real_patches: Weight = Field(
+        10.0, description="of all pictures and as many real ones, without their mean colours: sharp as these are"
+    )
+
+
 class DiscriminatorConfig(Section):
     """What the discriminator learns: real from made, and the teacher's discriminator's opinion."""
 
@@ -171,6 +180,7 @@ class CodistillationConfig(Section):
     output: OutputConfig = OutputConfig()
     features: FeatureConfig = FeatureConfig()
     relations: RelationConfig = RelationConfig()
+    distribution: DistributionConfig = DistributionConfig()
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     pairs: int = Field(
         0,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gendistill.losses.numerics import check_batch, in_float32, unit
+from gendistill.losses.numerics import check_batch, check_shapes, in_float32, unit
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (N, D), (M, D) to (N, M)
 
@@ -118,6 +118,55 @@ def sliced_wasserstein(
         raise ValueError(f"projections {tuple(projections.shape)}: takes {x.shape[1]} columns, as the samples have")
     along = projections.to(x).T
     return _wasserstein_of_columns(x @ along, y @ along, p).mean()
+
+
+def patch_projections(count: int, channels: int, size: int, generator: torch.Generator, *, centred: bool = False) -> Tensor:
+    """Directions (count, channels, size, size) of length 1 along which patches are compared; `centred` ones sum to 0.
+
+    Along centred ones brightness and colour do not count, only what changes within a patch.
+    """
+    lines = torch.randn(count, channels * size * size, generator=generator, device=generator.device)
+    lines = lines - lines.mean(1, keepdim=True) if centred else lines
+    return unit(lines, 1).unflatten(1, (channels, size, size))
+
+
+@in_float32
+def patch_sliced_wasserstein(
+    pictures: Tensor, others: Tensor, projections: Tensor, *, paired: bool = True, levels: int = 2, stride: int = 1
+) -> Tensor:
+    """How far the patches of pictures are, as a set, from those of others: a scalar, at least 0, in the pictures' units.
+
+    The Wasserstein distance (p = 1) along each line, by sorting, averaged over lines and over the levels of a pyramid that
+    halves the edges (Elnekave & Weiss 2022, section 3.2; the pyramid: Karras et al. 2018, section 5). Where a patch lies does
+    not count, and no blurred picture has sharp ones: a distance pixel by pixel is least at the mean of what may be there, this
+    one is not.
+
+    Args:
+        pictures, others: (B, C, H, W).
+        projections: (P, C, k, k), see `patch_projections`.
+        paired: each picture is held against its own other; else all pictures are one set, and all others are another.
+        stride: from one patch to the next.
+
+    Raises:
+        ValueError: the shapes differ, or the smallest level is smaller than a patch.
+    """
+    check_shapes(pictures, others, "pictures")
+    smallest, size = min(pictures.shape[2:]) >> max(levels - 1, 0), max(projections.shape[2:])
+    if levels < 1 or smallest < size:
+        raise ValueError(f"levels {levels}: takes 1 or more, the smallest of which holds a patch of {size} pixels")
+    distances = []
+    for level in range(levels):
+        if level:
+            pictures, others = F.avg_pool2d(pictures, 2), F.avg_pool2d(others, 2)
+        ours, theirs = (_along(of, projections, paired, stride) for of in (pictures, others))
+        distances.append((ours - theirs).abs().mean())
+    return torch.stack(distances).mean()
+
+
+def _along(pictures: Tensor, projections: Tensor, paired: bool, stride: int) -> Tensor:
+    """Where the patches lie on each line, sorted: (B, P, places), or (P, B * places)."""
+    places = F.conv2d(pictures, projections.to(pictures), stride=stride).flatten(2)
+    return (places if paired else places.transpose(0, 1).flatten(1)).sort(-1).values
 
 
 def _wasserstein_of_columns(x: Tensor, y: Tensor, p: float) -> Tensor:

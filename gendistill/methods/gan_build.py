@@ -27,6 +27,8 @@ from gendistill.methods.gan_start import Start, start_student
 
 logger = logging.getLogger(__name__)
 
+FASTEST = torch.channels_last  # a step on a CPU takes 0.7 of the time (make bench)
+
 
 def build_method(
     config: DistillConfig, teacher: Gan, start: Start, data: PictureData | NoData, device: torch.device | str
@@ -54,7 +56,7 @@ def build_method(
     goes_on = next((player.judge for player in players if not player.distils), None)
     example = torch.zeros(1, *spec.output_shape, device=device)
     perception = _perception(config, teacher.generator, frozen, example)  # which stays as it is: what learns is no measure
-    return GanCodistillation(
+    method = GanCodistillation(
         networks,
         hints,
         players,
@@ -63,6 +65,10 @@ def build_method(
         perception=perception,
         real=_real(config, teacher.generator, data),
     )
+    for module in [*method.trained_modules().values(), networks.average.network, frozen and frozen.network]:
+        if module is not None:
+            module.to(memory_format=FASTEST)
+    return method
 
 
 def _players(

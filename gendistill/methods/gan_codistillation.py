@@ -139,7 +139,7 @@ class GanCodistillation(Method):
                     if number:
                         fake = self._another(player, batch, labels, random)
                     yield self._update_discriminator(player, real, real_labels, fake, labels, random)
-        guide = self.imitation.guide(teachers, labels, random.step)
+        guide = self.imitation.guide(teachers, real, labels, random.step)
         for player in self.players:
             peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
             yield self._update_generator(player, painted[player.name], guide, peers, labels, random)

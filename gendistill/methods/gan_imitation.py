@@ -1,4 +1,4 @@
-"""What a student GAN is told of its teacher's pictures: in themselves, in the layers behind them, in their relations."""
+"""What a student GAN is told: of its teacher's pictures, the layers behind them, their relations, and how sharp they are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from torch import Tensor
 from gendistill.gan.perception import Perception
 from gendistill.gan.settings import CodistillationConfig, Weight, weight_at
 from gendistill.losses import features, relations
+from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+PATCH, LINES, PLACES = 5, 32, 64  # pixels of an edge; directions; patches along an edge, about
 
 OUTPUT_LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "multiscale": multi_scale}
 FEATURE_LOSSES: dict[str, Loss] = {
@@ -44,10 +47,12 @@ class Painted:
 
 @dataclass(frozen=True)
 class Guide:
-    """What a student of the same noise is held against: its teacher's pictures, features, and how a network sees them."""
+    """What a student of the same noise is held against: its teacher's pictures, features, and how a network sees them; and real
+    pictures (B, C, H, W), of which none belongs to any of its own."""
 
     painted: Painted
     maps: list[Tensor]
+    real: Tensor
 
 
 class Imitation:
@@ -65,10 +70,10 @@ class Imitation:
         return any(_weighted(FEATURE_LOSSES, self.config.features, step))
 
     @torch.no_grad()
-    def guide(self, painted: Painted, labels: Tensor | None, step: int) -> Guide:
+    def guide(self, painted: Painted, real: Tensor, labels: Tensor | None, step: int) -> Guide:
         looks = weight_at(self.config.output.perceptual, step) or any(_weighted(RELATION_LOSSES, self.config.relations, step))
         maps = self.perception.maps(painted.pictures, labels) if self.perception is not None and looks else []
-        return Guide(painted, maps)
+        return Guide(painted, maps, real)
 
     def terms(
         self, painted: Painted, guide: Guide, peers: Sequence[Painted], labels: Tensor | None, step: int
@@ -83,6 +88,7 @@ class Imitation:
         guides = [guide.painted, *peers]
         for name, weight, loss in _weighted(OUTPUT_LOSSES, output, step):
             yield name, weight, _mean(loss(painted.pictures, of.pictures) for of in guides)
+        yield from self._as_sets(painted, guide, guides, step)
         theirs = guide.painted.features  # none where no loss looks at them
         pairs = [_scaled(*pair) for pair in zip(painted.features, theirs, strict=True)] if theirs else []
         for name, weight, loss in _weighted(FEATURE_LOSSES, config.features, step):
@@ -98,6 +104,31 @@ class Imitation:
         here, there = _embedded(painted.pictures, maps), _embedded(guide.painted.pictures, guide.maps)
         for name, weight, loss in related:
             yield name, weight, loss(here, there)
+
+    def _as_sets(
+        self, painted: Painted, guide: Guide, guides: Sequence[Painted], step: int
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Patches of each picture beside those of the picture that it imitates, of all of them beside those of real ones."""
+        config = self.config.distribution
+        if weight := weight_at(config.patches, step):
+            lines = _lines(painted.pictures, step, centred=False)
+            yield "patches", weight, _mean(_patches(painted.pictures, of.pictures, lines, paired=True) for of in guides)
+        if weight := weight_at(config.real_patches, step):
+            lines = _lines(painted.pictures, step, centred=True)
+            yield "real_patches", weight, _patches(painted.pictures, guide.real, lines, paired=False)
+
+
+def _patches(pictures: Tensor, others: Tensor, lines: Tensor, *, paired: bool) -> Tensor:
+    edge = min(pictures.shape[2:])
+    levels, stride = 2 if edge >= 2 * lines.shape[-1] else 1, max(1, edge // PLACES)
+    return patch_sliced_wasserstein(pictures, others, lines, paired=paired, levels=levels, stride=stride)
+
+
+def _lines(pictures: Tensor, step: int, *, centred: bool) -> Tensor:
+    """A step's directions of patches, the same for every process."""
+    generator = torch.Generator().manual_seed(2 * step + centred)
+    size = min(PATCH, *pictures.shape[2:])
+    return patch_projections(LINES, pictures.shape[1], size, generator, centred=centred).to(pictures.device)
 
 
 def _weighted(losses: dict[str, Loss], weights: object, step: int) -> Iterator[tuple[str, float, Loss]]:
