@@ -19,6 +19,7 @@ from gendistill.data.gan_pictures import prepare_pictures
 from gendistill.gan.export import export_student
 from gendistill.gan.folder import Gan
 from gendistill.gan.opening import describe, open_teacher
+from gendistill.gan.generator import FASTEST
 from gendistill.generator_validation import GeneratorValidator
 from gendistill.machine import make_folder
 from gendistill.methods.gan_build import build_method
@@ -53,6 +54,8 @@ def distill_generator(config: DistillConfig, run: Path, processes: PartialState,
     device = processes.device
     teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
     _say(describe(teacher))
+    if teacher.generator.differentiable:
+        teacher.generator.network.to(memory_format=FASTEST)
     with advancing_bar("reading the pictures") as progress:
         data = prepare_pictures(config.data, teacher.generator.spec, config.seed, progress)
     learned_on: TrainingData = data

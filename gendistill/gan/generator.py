@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+FASTEST = torch.channels_last  # of weights, on a CPU: tiny-gan paints in 0.7 of the time, its student learns in 0.8
+
 
 @dataclass(frozen=True)
 class GeneratorSpec:

@@ -17,7 +17,7 @@ from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-PATCH, LINES, PLACES = 5, 32, 64  # pixels of an edge; directions; patches along an edge, about
+PATCH, LINES, PLACES = 5, 8, 64  # pixels of an edge; directions; patches along an edge, about
 
 OUTPUT_LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "multiscale": multi_scale}
 FEATURE_LOSSES: dict[str, Loss] = {
