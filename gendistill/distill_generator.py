@@ -18,8 +18,8 @@ from gendistill.data.gan_pairs import paint_pairs
 from gendistill.data.gan_pictures import prepare_pictures
 from gendistill.gan.export import export_student
 from gendistill.gan.folder import Gan
-from gendistill.gan.opening import describe, open_teacher
 from gendistill.gan.generator import FASTEST
+from gendistill.gan.opening import describe, open_teacher
 from gendistill.generator_validation import GeneratorValidator
 from gendistill.machine import make_folder
 from gendistill.methods.gan_build import build_method
