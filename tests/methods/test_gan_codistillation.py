@@ -10,19 +10,26 @@ from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, t
 from gendistill.data.gan_batches import NoData
 from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.gan.opening import open_teacher
-from gendistill.gan.settings import CompressConfig, GeneratorConfig
+from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
+from gendistill.methods.gan_imitation import Imitation, Painted
 from gendistill.methods.gan_start import start_student
 from gendistill.training.trainer import Validation
 
 # Nothing but the adversarial loss, and then what a test adds.
-BARE = {"output": {"l1": 0, "perceptual": 0}, "features": {"hints": 0}, "discriminator": {"match": 0, "augment": []}}
+BARE = {
+    "output": {"l1": 0, "perceptual": 0},
+    "features": {"hints": 0},
+    "distribution": {"patches": 0, "real_patches": 0},
+    "discriminator": {"match": 0, "augment": []},
+}
 EVERYTHING = {
     "output": {"l1": 1, "l2": 1, "multiscale": 1, "perceptual": 1},
     "features": {"hints": 1, "attention": 1, "gram": 1},
     "relations": {"distance": 1, "angle": 1, "similarity": 1, "correlation": 1, "contrastive": 1},
+    "distribution": {"patches": 1, "real_patches": 1},
     "discriminator": {"match": 0.1, "r1": 0.1, "gradient_penalty": 0.1, "penalty_every": 2},
 }
 
@@ -245,7 +252,9 @@ def test_every_loss_at_once_trains(data, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line for line in lines if "loss" in line]
     assert [line["step"] for line in losses] == [1, 2, 3]
-    terms = {name for family in ("output", "features", "relations") for name in EVERYTHING[family]} | {"adversarial"}
+    terms = {name for family in ("output", "features", "relations", "distribution") for name in EVERYTHING[family]} | {
+        "adversarial"
+    }
     of_discriminator = {"discriminator_loss", "discriminator_match", "told_apart"}
     for line in losses:
         assert terms | of_discriminator <= line.keys()
@@ -253,7 +262,7 @@ def test_every_loss_at_once_trains(data, tmp_path):
 
 
 def test_the_student_comes_to_paint_what_its_teacher_paints():
-    method = tiny_method(adversarial=0, output={"multiscale": 1, "perceptual": 0})
+    method = tiny_method(adversarial=0, output={"multiscale": 1, "perceptual": 0}, distribution={"real_patches": 0})
     optimizer = torch.optim.Adam(method.trained_parameters()["student"].values(), 5e-3)
     losses = []
 
@@ -265,9 +274,23 @@ def test_the_student_comes_to_paint_what_its_teacher_paints():
 
     for _ in range(40):
         step_of(method, learn=learn)  # the same noise each time
-    assert losses[0].keys() == {"loss", "l1", "multiscale", "hints"}
+    assert losses[0].keys() == {"loss", "l1", "multiscale", "hints", "patches"}
     for name in losses[0]:
         assert losses[-1][name] < 0.8 * losses[0][name], name
+
+
+def test_patches_are_those_of_the_same_noise_and_of_any_real_picture(generator):
+    teachers, real = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
+    imitation = Imitation(CodistillationConfig(output={"l1": 0}), None)
+
+    def told(pictures):
+        guide = imitation.guide(Painted(teachers), real, None, step=7)
+        return {name: float(loss) for name, _, loss in imitation.terms(Painted(pictures), guide, [], None, step=7)}
+
+    assert told(teachers)["patches"] == 0 < told(teachers)["real_patches"]
+    assert told(teachers.flip(0))["patches"] > 0.01
+    assert told(real.flip(0))["real_patches"] < 1e-6 < told(real.flip(0))["patches"]
+    assert told((real * 0.9 + 0.05).flip(0))["real_patches"] > 1e-3
 
 
 def test_without_a_discriminator_to_look_through_the_perceptual_loss_is_left_out_and_that_is_told(caplog):
@@ -495,11 +518,11 @@ def test_watching_can_be_switched_off():
 
 
 def test_a_batch_in_pieces_gives_the_same_gradients(tmp_path):
-    """Of networks without batch norms, which pieces change."""
+    """Without batch norms and the patches of all pictures of a batch, which pieces change."""
     gan = tiny_translator()
     data, moments = tiny_pictures(tmp_path / "cache", gan.generator.spec), []
     for pieces in (1, 4):
-        method = tiny_method(gan, data, **{"features.hints": 0, "discriminator.match": 0.1})
+        method = tiny_method(gan, data, **{"features.hints": 0, "discriminator.match": 0.1, "distribution.real_patches": 0})
         run = tiny_gan_trainer(
             method, data, tmp_path / str(pieces), max_steps=1, gradient_accumulation_steps=pieces, learning_rate=1e-7
         )
