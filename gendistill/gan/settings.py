@@ -179,7 +179,7 @@ class CodistillationConfig(Section):
     """GAN co-distillation (`--method gan`): the losses between teacher and student."""
 
     adversarial: Weight = Field(
-        {0: 0, 0.5: 0, 0.6: 0.1},
+        {0: 0, 0.9: 0, 0.92: 0.05},
         description="what the discriminator says; late, since a pruned student has to paint before it can be judged",
         validate_default=True,
     )
