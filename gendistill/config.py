@@ -105,6 +105,21 @@ class AlignConfig(Section):
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student")
 
 
+class DecoderConfig(Section):
+    """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
+
+    width: int = Field(64, ge=4, description="channels of every layer")
+    blocks: int = Field(3, ge=1, description="of each resolution; 3 with a width of 64 is TAESD")
+    target: Literal["pictures", "decoded"] = Field(
+        "pictures",
+        description="what the decoder is to make: the pictures, or what the teacher's decoder makes of their latents",
+    )
+    l1: Weight = 1.0
+    l2: Weight = 1.0
+    patches: Weight = Field(0.0, description="sliced Wasserstein distance of a picture's patches: sharp, for some PSNR")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
+
+
 def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
     """The step counts of the students of all stages, from a teacher of `teacher_steps` down to `student_steps`.
 
@@ -225,7 +240,7 @@ class DistillConfig(Section):
         "a JSON file with its arguments",
     )
     teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
-    method: Literal["consistency", "progressive", "latent_alignment", "gan"] = "consistency"
+    method: Literal["consistency", "progressive", "latent_alignment", "decoder", "gan"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
@@ -241,6 +256,7 @@ class DistillConfig(Section):
     consistency: ConsistencyConfig = ConsistencyConfig()
     progressive: ProgressiveConfig = ProgressiveConfig()
     align: AlignConfig = AlignConfig()
+    decoder: DecoderConfig = DecoderConfig()
     generator: GeneratorConfig = GeneratorConfig()
     compress: CompressConfig = CompressConfig()
     gan: CodistillationConfig = CodistillationConfig()

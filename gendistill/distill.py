@@ -19,6 +19,7 @@ from gendistill.data.trajectories import TrajectoryData, paint_trajectories
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.distill_decoder import DecoderResult, distill_decoder
 from gendistill.distill_generator import GeneratorResult, distill_generator
 from gendistill.evaluation.judge import Judge
 from gendistill.export.student import export_student
@@ -40,6 +41,8 @@ from gendistill.training.trainer import Trainer, TrainingResult
 from gendistill.validation import Validator, scheduler_of, validation_judge
 from gendistill.weights import in_steps
 
+RUNS = {"gan": distill_generator, "decoder": distill_decoder}  # of what is no denoiser
+
 
 @dataclass(frozen=True)
 class DistillResult:
@@ -54,7 +57,7 @@ class DistillResult:
         return f"{self.student_folder}: {spec.method} student, sampled by {spec.solver}"
 
 
-def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | GeneratorResult:
+def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | GeneratorResult | DecoderResult:
     """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
 
     Raises:
@@ -69,8 +72,7 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         try:
-            run_of = distill_generator if config.method == "gan" else _distill
-            result = run_of(config, run, processes, resume)
+            result = RUNS.get(config.method, _distill)(config, run, processes, resume)
         except Stopped:
             processes.destroy_process_group()
             raise
