@@ -88,9 +88,15 @@ class RelationConfig(Section):
 class DistributionConfig(Section):
     """How far the pictures' patches are apart as sets, wherever in a picture they lie: weights, 0 is off."""
 
-    patches: Weight = Field(6.0, description="of each picture and its teacher's, sliced Wasserstein: sharp as that one is")
+    patches: Weight = Field(
+        {0: 0, 0.75: 0, 0.8: 6},
+        description="of each picture and its teacher's, sliced Wasserstein: sharp as that one is",
+        validate_default=True,
+    )
     real_patches: Weight = Field(
-        10.0, description="of all pictures and as many real ones, without their mean colours: sharp as these are"
+        {0: 0, 0.75: 0, 0.8: 10},
+        description="of all pictures and as many real ones, without their mean colours: sharp as these are",
+        validate_default=True,
     )
 
 
@@ -119,7 +125,7 @@ class CodistillationConfig(Section):
     """GAN co-distillation (`--method gan`): the losses between teacher and student."""
 
     adversarial: Weight = Field(
-        {0: 0, 0.5: 0, 0.6: 0.1},
+        {0: 0, 0.9: 0, 0.92: 0.05},
         description="what the discriminator says; late, since a pruned student has to paint before it can be judged",
         validate_default=True,
     )

@@ -262,7 +262,8 @@ def test_every_loss_at_once_trains(data, tmp_path):
 
 
 def test_the_student_comes_to_paint_what_its_teacher_paints():
-    method = tiny_method(adversarial=0, output={"multiscale": 1, "perceptual": 0}, distribution={"real_patches": 0})
+    patches = {"patches": 1, "real_patches": 0}
+    method = tiny_method(adversarial=0, output={"multiscale": 1, "perceptual": 0}, distribution=patches)
     optimizer = torch.optim.Adam(method.trained_parameters()["student"].values(), 5e-3)
     losses = []
 
@@ -281,7 +282,7 @@ def test_the_student_comes_to_paint_what_its_teacher_paints():
 
 def test_patches_are_those_of_the_same_noise_and_of_any_real_picture(generator):
     teachers, real = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    imitation = Imitation(CodistillationConfig(output={"l1": 0}), None)
+    imitation = Imitation(CodistillationConfig(output={"l1": 0}, distribution={"patches": 1, "real_patches": 1}), None)
 
     def told(pictures):
         guide = imitation.guide(Painted(teachers), real, None, step=7)
@@ -522,7 +523,9 @@ def test_a_batch_in_pieces_gives_the_same_gradients(tmp_path):
     gan = tiny_translator()
     data, moments = tiny_pictures(tmp_path / "cache", gan.generator.spec), []
     for pieces in (1, 4):
-        method = tiny_method(gan, data, **{"features.hints": 0, "discriminator.match": 0.1, "distribution.real_patches": 0})
+        method = tiny_method(
+            gan, data, **{"features.hints": 0, "discriminator.match": 0.1, "distribution": {"patches": 1, "real_patches": 0}}
+        )
         run = tiny_gan_trainer(
             method, data, tmp_path / str(pieces), max_steps=1, gradient_accumulation_steps=pieces, learning_rate=1e-7
         )
