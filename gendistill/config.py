@@ -79,6 +79,9 @@ class LatentDistributionConfig(Section):
     """How far they are as sets: weights, 0 is off."""
 
     patches: Weight = Field(0.0, description="sliced Wasserstein distance of the patches of each latents and its teacher's")
+    real_patches: Weight = Field(
+        0.0, description="of the patches of all latents and of as many of the data's, without their means"
+    )
     sliced_wasserstein: Weight = Field(0.0, description="of whole latents")
     mmd: Weight = Field(0.0, description="of whole latents, with Gaussian kernels about the median distance")
 

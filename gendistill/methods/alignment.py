@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from gendistill.config import AlignConfig
-from gendistill.data.batches import Trajectories
+from gendistill.data.batches import Batch, Trajectories
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks
 from gendistill.losses import distributions, relations
+from gendistill.losses.distributions import patch_sliced_wasserstein as patches
 from gendistill.losses.pixel import l2, perceptual_distance, pseudo_huber
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import trailing
@@ -47,30 +48,40 @@ class Alignment:
         self.networks, self.config, self.steps = networks, config, list(steps)
         self.perception = LatentPerception(networks.teacher) if config.match.perceptual != 0 else None
 
-    def terms(self, ways: Trajectories, random: PerSampleRandom) -> Iterator[Term]:
+    def terms(self, batch: Batch, random: PerSampleRandom) -> Iterator[Term]:
         """Name, weight and loss (0-d) of each that counts in this step, of latents that the student sees from one point of each
-        way."""
-        config, step, theirs = self.config, random.step, ways.latents
+        way of `batch.ways`; the latents of the data are those of other pictures."""
+        ways, step = batch.ways, random.step
+        assert ways is not None
         x_t, t = self._begin(ways, random)
-        ours = self.networks.student(x_t, t, ways.conditioning).x_0
+        ours, theirs = self.networks.student(x_t, t, ways.conditioning).x_0, ways.latents
         for name, loss in MATCHING.items():
-            if weight := weight_at(getattr(config.match, name), step):
+            if weight := weight_at(getattr(self.config.match, name), step):
                 yield name, weight, loss(ours, theirs)
-        if self.perception is not None and (weight := weight_at(config.match.perceptual, step)):
+        if self.perception is not None and (weight := weight_at(self.config.match.perceptual, step)):
             yield "perceptual", weight, self.perception(ours, theirs, ways.conditioning, random)
-        generator = torch.Generator().manual_seed(step)
-        if weight := weight_at(config.distribution.patches, step):
-            size = min(PATCH, *theirs.shape[2:])
-            lines = distributions.patch_projections(LINES, theirs.shape[1], size, generator).to(theirs.device)
-            yield "patches", weight, distributions.patch_sliced_wasserstein(ours, theirs, lines, levels=1)
-        if weight := weight_at(config.distribution.sliced_wasserstein, step):
-            lines = distributions.random_projections(128, theirs[0].numel(), generator).to(theirs.device)
-            yield "sliced_wasserstein", weight, distributions.sliced_wasserstein(ours, theirs, lines)
-        if weight := weight_at(config.distribution.mmd, step):
-            yield "mmd", weight, distributions.mmd(ours, theirs)
+        yield from self._as_sets(ours, theirs, batch.latents, step)
         for name, relation in SEMANTIC.items():
-            if weight := weight_at(getattr(config.semantic, name), step):
+            if weight := weight_at(getattr(self.config.semantic, name), step):
                 yield name, weight, relation(ours, theirs)
+
+    def _as_sets(self, ours: Tensor, theirs: Tensor, of_data: Tensor, step: int) -> Iterator[Term]:
+        """The student's latents beside the teacher's, and beside those of the data, whichever belongs to which."""
+        config, generator = self.config.distribution, torch.Generator().manual_seed(step)
+
+        def lines(*, centred: bool) -> Tensor:
+            size = min(PATCH, *theirs.shape[2:])
+            return distributions.patch_projections(LINES, theirs.shape[1], size, generator, centred=centred).to(theirs.device)
+
+        if weight := weight_at(config.patches, step):
+            yield "patches", weight, patches(ours, theirs, lines(centred=False), levels=1)
+        if weight := weight_at(config.real_patches, step):
+            yield "real_patches", weight, patches(ours, of_data, lines(centred=True), levels=1, paired=False)
+        if weight := weight_at(config.sliced_wasserstein, step):
+            along = distributions.random_projections(128, theirs[0].numel(), generator).to(theirs.device)
+            yield "sliced_wasserstein", weight, distributions.sliced_wasserstein(ours, theirs, along)
+        if weight := weight_at(config.mmd, step):
+            yield "mmd", weight, distributions.mmd(ours, theirs)
 
     def _begin(self, ways: Trajectories, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
         """Where the student begins: x_t (B, C, h, w) and t (B,), on the teacher's way, or where it comes to by itself."""
@@ -84,10 +95,10 @@ class Alignment:
         index = torch.where(chance < config.start_share, 0, (place * last).long()).to(device)
         return ways.points[torch.arange(len(ways), device=device), index], ways.times[index]
 
-    def loss(self, ways: Trajectories, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """All terms by their weights in one scalar, and each for the log."""
-        terms = list(self.terms(ways, random))
-        total = sum((weight * term for _, weight, term in terms), ways.points.new_zeros(()))
+        terms = list(self.terms(batch, random))
+        total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         return total, {name: term.detach() for name, _, term in terms}
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ class DiffusionMethod(Method):
 
     def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
         loss, terms = self.loss_of(batch, random)
-        if self.beside is not None and batch.ways is not None and (weight := weight_at(self.beside.config.weight, random.step)):
-            aligned, beside = self.beside.loss(batch.ways, random)
+        if self.beside is not None and (weight := weight_at(self.beside.config.weight, random.step)):
+            aligned, beside = self.beside.loss(batch, random)
             terms = {**terms, "own": loss.detach(), "align": aligned.detach(), **beside}
             loss = loss + weight * aligned
         yield Update(loss, logs={"loss": loss.detach(), **terms})

@@ -32,8 +32,7 @@ class LatentAlignment(DiffusionMethod):
         self.networks, self.whole = networks, alignment
 
     def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        assert batch.ways is not None
-        return self.whole.loss(batch.ways, random)
+        return self.whole.loss(batch, random)
 
     def after_step(self, step: int) -> None:
         self.networks.update_average(min(self.whole.config.ema_decay, (1 + step) / (10 + step)))

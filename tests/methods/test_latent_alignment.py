@@ -18,7 +18,7 @@ from gendistill.schedulers import trailing
 NOTHING = Conditioning()
 TERMS = {
     "match": {"pseudo_huber": 1, "l2": 1},
-    "distribution": {"patches": 1, "sliced_wasserstein": 1, "mmd": 1},
+    "distribution": {"patches": 1, "real_patches": 1, "sliced_wasserstein": 1, "mmd": 1},
     "semantic": {"distance": 1, "angle": 1, "contrastive": 1},
 }
 
@@ -45,13 +45,20 @@ def ways(count=16, shape=(4, 8, 8)):
     return Trajectories(torch.stack(points, 1).float(), times, NOTHING)
 
 
+def batch_of(some):
+    """With latents of the data that are those of the ways in another order."""
+    return Batch(some.latents.flip(0), NOTHING, some)
+
+
 def alignment(recorder, steps=(4, 2, 1), **settings):
     denoiser = recorder.denoiser()
     return Alignment(Networks(Gaussian().teacher(), denoiser, denoiser, {}, {}), AlignConfig(**settings), steps)
 
 
 def test_a_student_that_knows_where_every_way_ends_has_nothing_left_to_learn():
-    terms = {name: loss for name, _, loss in alignment(Recorder(), **TERMS).terms(ways(), PerSampleRandom(0, 3, 0, 16))}
+    terms = {
+        name: loss for name, _, loss in alignment(Recorder(), **TERMS).terms(batch_of(ways()), PerSampleRandom(0, 3, 0, 16))
+    }
     assert terms.keys() == {name for family in TERMS.values() for name in family}
     for name in terms.keys() - {
         "contrastive",
@@ -64,7 +71,7 @@ def test_a_student_that_knows_where_every_way_ends_has_nothing_left_to_learn():
 def test_every_term_is_above_that_for_a_student_that_does_not_know():
     wrong = Networks(Gaussian().teacher(), Gaussian(mean=-1.0).teacher(), None, {}, {})
     random = PerSampleRandom(0, 3, 0, 16)
-    terms = {name: loss for name, _, loss in Alignment(wrong, AlignConfig(**TERMS), [1]).terms(ways(), random)}
+    terms = {name: loss for name, _, loss in Alignment(wrong, AlignConfig(**TERMS), [1]).terms(batch_of(ways()), random)}
     for name in ("pseudo_huber", "l2", "patches", "sliced_wasserstein", "mmd", "distance"):
         assert terms[name] > 1e-3, name
 
@@ -72,7 +79,7 @@ def test_every_term_is_above_that_for_a_student_that_does_not_know():
 def test_the_student_begins_at_the_noise_or_anywhere_on_the_way():
     recorder = Recorder()
     points = ways(400, (1, 2, 2))
-    list(alignment(recorder, start_share=0.5).terms(points, PerSampleRandom(0, 0, 0, 400)))
+    list(alignment(recorder, start_share=0.5).terms(batch_of(points), PerSampleRandom(0, 0, 0, 400)))
     x_t, t = recorder.asked[0]
     counts = {int(time): int((t == time).sum()) for time in t.unique()}
     assert counts.keys() == {999, 749, 499, 249}
@@ -85,7 +92,7 @@ def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
     made = []
     for step in range(60):
         recorder = Recorder()
-        list(alignment(recorder, own_share=1, steps=[4, 2]).terms(ways(2, (1, 2, 2)), PerSampleRandom(0, step, 0, 2)))
+        list(alignment(recorder, own_share=1, steps=[4, 2]).terms(batch_of(ways(2, (1, 2, 2))), PerSampleRandom(0, step, 0, 2)))
         made.append([int(t[0]) for _, t in recorder.asked])
     assert {tuple(times) for times in made} == {(999,), (999, 749), (999, 749, 499), (999, 749, 499, 249), (999, 499)}
     assert all(x.requires_grad is False for x, _ in recorder.asked)
@@ -93,10 +100,10 @@ def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
 
 def test_all_processes_begin_alike():
     whole, halves = ways(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
-    list(alignment(halves[0], own_share=0.5).terms(whole, PerSampleRandom(0, 7, 0, 8)))
+    list(alignment(halves[0], own_share=0.5).terms(batch_of(whole), PerSampleRandom(0, 7, 0, 8)))
     for number, recorder in enumerate(halves[1:]):
         part = Trajectories(whole.points[4 * number : 4 * number + 4], whole.times, NOTHING)
-        list(alignment(recorder, own_share=0.5).terms(part, PerSampleRandom(0, 7, 4 * number, 4)))
+        list(alignment(recorder, own_share=0.5).terms(batch_of(part), PerSampleRandom(0, 7, 4 * number, 4)))
     assert torch.equal(halves[0].asked[-1][0], torch.cat([recorder.asked[-1][0] for recorder in halves[1:]]))
 
 
