@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,6 @@ from gendistill.training.trainer import Trainer, TrainingResult
 from gendistill.validation import Validator, scheduler_of, validation_judge
 from gendistill.weights import in_steps
 
-RUNS = {"gan": distill_generator, "decoder": distill_decoder}  # of what is no denoiser
-
 
 @dataclass(frozen=True)
 class DistillResult:
@@ -57,7 +56,11 @@ class DistillResult:
         return f"{self.student_folder}: {spec.method} student, sampled by {spec.solver}"
 
 
-def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | GeneratorResult | DecoderResult:
+Result = DistillResult | GeneratorResult | DecoderResult
+Run = Callable[[DistillConfig, Path, PartialState, bool], Result]
+
+
+def distill(config: DistillConfig, *, resume: bool = False) -> Result:
     """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
 
     Raises:
@@ -72,12 +75,16 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         try:
-            result = RUNS.get(config.method, _distill)(config, run, processes, resume)
+            run_of: Run = OTHERS.get(config.method, _distill)
+            result = run_of(config, run, processes, resume)
         except Stopped:
             processes.destroy_process_group()
             raise
         processes.destroy_process_group()
         return result
+
+
+OTHERS: dict[str, Run] = {"gan": distill_generator, "decoder": distill_decoder}  # of what is no denoiser
 
 
 def require_fitting_teacher(config: DistillConfig) -> None:
