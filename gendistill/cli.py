@@ -52,7 +52,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object inst
 )
 def distill(
     teacher: AnyTeacher = TINY_SD,
-    method: Annotated[str | None, typer.Option(help="consistency, progressive or gan")] = None,
+    method: Annotated[str | None, typer.Option(help="consistency, progressive, latent_alignment, decoder or gan")] = None,
     steps: Annotated[str | None, typer.Option(help="step counts of the student, the main one first: 4 or 4,2,1")] = None,
     data: Annotated[str | None, typer.Option(help="image folder, WebDataset shards or dataset, with captions")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the pictures")] = None,

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.section import Section
+from gendistill.weights import Weight
 
 
 class DataConfig(Section):
@@ -64,6 +65,62 @@ class ConsistencyConfig(Section):
     loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
     target: Literal["ema", "student"] = Field("ema", description="whose x_0 is the target, without gradient")
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
+
+
+class MatchConfig(Section):
+    """How far the student's latents are from the teacher's of the same noise and prompt: weights, 0 is off."""
+
+    pseudo_huber: Weight = 1.0
+    l2: Weight = 0.0
+    perceptual: Weight = Field(0.0, description="distance of the features of the teacher's own network, a little noise added")
+
+
+class LatentDistributionConfig(Section):
+    """How far they are as sets: weights, 0 is off."""
+
+    patches: Weight = Field(0.0, description="sliced Wasserstein distance of the patches of each latents and its teacher's")
+    real_patches: Weight = Field(
+        0.0, description="of the patches of all latents and of as many of the data's, without their means"
+    )
+    sliced_wasserstein: Weight = Field(0.0, description="of whole latents")
+    mmd: Weight = Field(0.0, description="of whole latents, with Gaussian kernels about the median distance")
+
+
+class SemanticConfig(Section):
+    """How near they are to each other, where prompts are: weights, 0 is off."""
+
+    distance: Weight = Field(0.0, description="RKD, of pairs")
+    angle: Weight = Field(0.0, description="RKD, of triplets")
+    contrastive: Weight = Field(0.0, description="InfoNCE between the student's and the teacher's")
+
+
+class AlignConfig(Section):
+    """Latent-space alignment (`--method latent_alignment`), and the same beside another method's loss."""
+
+    weight: Weight = Field(0.0, description="beside the loss of another method; 0 is off")
+    trajectories: int = Field(1024, ge=1, description="that the teacher paints once, from noise to latents")
+    trajectory_steps: int = Field(16, ge=1, description="of the teacher for each of them (DPM-Solver++)")
+    start_share: float = Field(0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way")
+    own_share: float = Field(0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps")
+    match: MatchConfig = MatchConfig()
+    distribution: LatentDistributionConfig = LatentDistributionConfig()
+    semantic: SemanticConfig = SemanticConfig()
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student")
+
+
+class DecoderConfig(Section):
+    """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
+
+    width: int = Field(64, ge=4, description="channels of every layer")
+    blocks: int = Field(3, ge=1, description="of each resolution; 3 with a width of 64 is TAESD")
+    target: Literal["pictures", "decoded"] = Field(
+        "pictures",
+        description="what the decoder is to make: the pictures, or what the teacher's decoder makes of their latents",
+    )
+    l1: Weight = 1.0
+    l2: Weight = 1.0
+    patches: Weight = Field(0.0, description="sliced Wasserstein distance of a picture's patches: sharp, for some PSNR")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
 
 
 def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
@@ -186,7 +243,7 @@ class DistillConfig(Section):
         "a JSON file with its arguments",
     )
     teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
-    method: Literal["consistency", "progressive", "gan"] = "consistency"
+    method: Literal["consistency", "progressive", "latent_alignment", "decoder", "gan"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
@@ -201,6 +258,8 @@ class DistillConfig(Section):
     guidance: GuidanceConfig = GuidanceConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
     progressive: ProgressiveConfig = ProgressiveConfig()
+    align: AlignConfig = AlignConfig()
+    decoder: DecoderConfig = DecoderConfig()
     generator: GeneratorConfig = GeneratorConfig()
     compress: CompressConfig = CompressConfig()
     gan: CodistillationConfig = CodistillationConfig()
@@ -218,6 +277,11 @@ class DistillConfig(Section):
             return TrainerConfig(**(self.trainer.model_dump() | own))
         except ValueError as error:
             raise ValueError(f"progressive.stages.{stage}: {error}") from error
+
+    @property
+    def aligns(self) -> bool:
+        """Whether it learns from trajectories of the teacher."""
+        return self.method == "latent_alignment" or self.align.weight != 0
 
     def halved_to(self) -> list[int]:
         """Network calls of the students of all stages of progressive distillation.
@@ -267,6 +331,11 @@ class DistillConfig(Section):
         if self.lora.enabled and self.guidance.mode == "embedded":
             raise ValueError(
                 "guidance.mode 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"
+            )
+        if self.aligns and self.guidance.mode == "cfg":
+            raise ValueError(
+                "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "
+                "'embedded'"
             )
         low, high = self.guidance.range
         if not 1 <= low < high:

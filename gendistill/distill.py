@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import gendistill
 from gendistill.config import DistillConfig, save_config
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data, weights_fingerprint
+from gendistill.data.trajectories import TrajectoryData, paint_trajectories
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.distill_decoder import DecoderResult, distill_decoder
 from gendistill.distill_generator import GeneratorResult, distill_generator
 from gendistill.evaluation.judge import Judge
 from gendistill.export.student import export_student
@@ -27,6 +30,7 @@ from gendistill.gan.folder import is_gan_folder
 from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import METHODS
+from gendistill.methods.alignment import Alignment
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
@@ -36,6 +40,7 @@ from gendistill.training.processes import join_processes
 from gendistill.training.stopping import Stopped
 from gendistill.training.trainer import Trainer, TrainingResult
 from gendistill.validation import Validator, scheduler_of, validation_judge
+from gendistill.weights import in_steps
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ class DistillResult:
         return f"{self.student_folder}: {spec.method} student, sampled by {spec.solver}"
 
 
-def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | GeneratorResult:
+Result = DistillResult | GeneratorResult | DecoderResult
+Run = Callable[[DistillConfig, Path, PartialState, bool], Result]
+
+
+def distill(config: DistillConfig, *, resume: bool = False) -> Result:
     """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
 
     Raises:
@@ -66,13 +75,16 @@ def distill(config: DistillConfig, *, resume: bool = False) -> DistillResult | G
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
         try:
-            run_of = distill_generator if config.method == "gan" else _distill
+            run_of: Run = OTHERS.get(config.method, _distill)
             result = run_of(config, run, processes, resume)
         except Stopped:
             processes.destroy_process_group()
             raise
         processes.destroy_process_group()
         return result
+
+
+OTHERS: dict[str, Run] = {"gan": distill_generator, "decoder": distill_decoder}  # of what is no denoiser
 
 
 def require_fitting_teacher(config: DistillConfig) -> None:
@@ -105,6 +117,10 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     stages = METHODS[config.method](config, teacher.denoiser, teacher.unconditional())
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
+    learned_on: LatentData | TrajectoryData = data
+    if config.aligns:
+        with advancing_bar("painting trajectories") as progress:
+            learned_on = paint_trajectories(teacher, data, config.align, config.guidance, config.data.cache, progress)
     with processes.local_main_process_first():  # which reads the reference for the others of its machine
         judge = validation_judge(config, teacher, data)
     if processes.is_main_process:
@@ -112,7 +128,10 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     torch.manual_seed(config.seed)  # adapters start at random
     main: DistillResult | None = None
     for number, stage in enumerate(stages):
-        trained = _train(stage, config.seed + number, config, teacher, data, judge, run, processes, resume)
+        if config.align.weight != 0 and stage.student is not None:
+            settings = in_steps(config.align, stage.trainer.max_steps)
+            stage.method.beside = Alignment(stage.method.networks, settings, stage.steps)
+        trained = _train(stage, config.seed + number, config, teacher, learned_on, judge, run, processes, resume)
         if trained is not None and config.steps[0] in trained.spec.num_inference_steps:
             main = trained
     assert main is not None  # every method makes a student of the main step count
@@ -124,7 +143,7 @@ def _train(
     seed: int,
     config: DistillConfig,
     teacher: Teacher,
-    data: LatentData,
+    data: LatentData | TrajectoryData,
     judge: Judge,
     run: Path,
     processes: PartialState,
@@ -140,7 +159,7 @@ def _train(
         return None
     spec, scheduler = _specify(config, teacher, stage, training)
     if processes.is_main_process:
-        lineage = _lineage(config, teacher, data.cache.provenance, training, stage.trainer.batch_size)
+        lineage = _lineage(config, teacher, data.described, training, stage.trainer.batch_size)
         export_student(run / stage.student, teacher, stage.method.networks, spec, scheduler, lineage)
     return DistillResult(run / stage.student, spec, training, stage.method.networks, processes.is_main_process)
 
@@ -189,13 +208,11 @@ def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: Tr
     return spec, scheduler
 
 
-def _lineage(
-    config: DistillConfig, teacher: Teacher, data: dict[str, Any], training: TrainingResult, batch_size: int
-) -> dict[str, Any]:
+def _lineage(config: DistillConfig, teacher: Teacher, data: str, training: TrainingResult, batch_size: int) -> dict[str, Any]:
     return {
         **({"teacher commit": teacher.commit} if teacher.commit else {}),
         "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
-        "data": data.get("described", "unknown"),
+        "data": data,
         "steps trained": f"{training.steps} at batch {batch_size}, best at {training.best_step}",
         "minutes": f"{training.seconds / 60:.1f}",
         "seed": config.seed,

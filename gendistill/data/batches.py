@@ -19,10 +19,40 @@ CONDITION = "condition."
 
 @dataclass(frozen=True)
 class Batch:
-    """latents (B, C, h, w) float32 of about unit variance, and their conditions."""
+    """latents (B, C, h, w) float32 of about unit variance, and their conditions; and ways of the teacher, where these are
+    learned from, of other noise and other conditions."""
 
     latents: Tensor
     conditioning: Conditioning
+    ways: Trajectories | None = None
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """A batch of the teacher's own ways from noise to latents.
+
+    Attributes:
+        points: (B, K + 1, C, h, w) float32, from the noise to the latents.
+        times: (K + 1,) falling timesteps of the points; the last is `clean`.
+        conditioning: (B); with the guidance scale that they were painted at where that was drawn for each.
+    """
+
+    points: Tensor
+    times: Tensor
+    conditioning: Conditioning
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @property
+    def noise(self) -> Tensor:
+        """(B, C, h, w)"""
+        return self.points[:, 0]
+
+    @property
+    def latents(self) -> Tensor:
+        """What the teacher painted (B, C, h, w)."""
+        return self.points[:, -1]
 
 
 class LatentData:
@@ -54,6 +84,11 @@ class LatentData:
         latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))
         conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
         return Batch(latents.to(device), conditioning.to(device))
+
+    @property
+    def described(self) -> str:
+        """One line for people."""
+        return self.cache.provenance.get("described", "unknown")
 
     def summary(self) -> dict[str, Any]:
         """What there is and what was left out, for a log."""

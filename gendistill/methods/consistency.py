@@ -19,7 +19,6 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks, first_networks
 from gendistill.diffusion.prediction import Prediction
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.methods.base import Update
 from gendistill.methods.diffusion import DiffusionMethod
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
@@ -78,7 +77,7 @@ class ConsistencyDistillation(DiffusionMethod):
         self.edges = phase_edges(config.num_phases, self.grid)
         self.distance = pseudo_huber if config.loss == "pseudo_huber" else l2
 
-    def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
+    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         latents, conditioning = batch.latents, batch.conditioning
         device = latents.device
         noise = random.normal(latents.shape[1:]).to(device)
@@ -94,8 +93,7 @@ class ConsistencyDistillation(DiffusionMethod):
             guided = self.guidance.predict(self.networks.teacher, x_t, t, conditioning, scale)
             x_s = ddim_step(guided.x_0, guided.eps, s, self.networks.teacher.schedule)  # Luo et al. 2023, eq. 12 to 14
             target = self._map(target_network, x_s, s, t, conditioning)
-        loss = self.distance(self._map(self.networks.student, x_t, t, t, conditioning), target)
-        yield Update(loss, logs={"loss": loss.detach()})
+        return self.distance(self._map(self.networks.student, x_t, t, t, conditioning), target), {}
 
     def after_step(self, step: int) -> None:
         """The average follows the student; its decay warms up, so that it forgets the teacher."""

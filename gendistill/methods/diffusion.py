@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from torch import nn
+from abc import abstractmethod
+from collections.abc import Iterator
 
+from torch import Tensor, nn
+
+from gendistill.data.batches import Batch
+from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.networks import Networks
-from gendistill.methods.base import Method
+from gendistill.methods.alignment import Alignment
+from gendistill.methods.base import Method, Update
+from gendistill.weights import weight_at
 
 
 class DiffusionMethod(Method):
-    """A method that trains one denoiser."""
+    """A method that trains one denoiser by one loss.
+
+    Attributes:
+        beside: what the student is told of its teacher's ways beside that; None for nothing.
+    """
 
     networks: Networks
+    beside: Alignment | None = None
+
+    @abstractmethod
+    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's own loss of a batch, a scalar, and what it is made of, for the log."""
+
+    def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
+        loss, terms = self.loss_of(batch, random)
+        if self.beside is not None and (weight := weight_at(self.beside.config.weight, random.step)):
+            aligned, beside = self.beside.loss(batch, random)
+            terms = {**terms, "own": loss.detach(), "align": aligned.detach(), **beside}
+            loss = loss + weight * aligned
+        yield Update(loss, logs={"loss": loss.detach(), **terms})
 
     def trained_modules(self) -> dict[str, nn.Module]:
         return {"student": self.networks.student.network}

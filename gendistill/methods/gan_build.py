@@ -20,10 +20,10 @@ from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.hints import Hint, Regressors, describe, match
 from gendistill.gan.networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.perception import Perception, open_perception
-from gendistill.gan.settings import in_steps
 from gendistill.methods.gan_codistillation import GanCodistillation, Player
 from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.methods.gan_start import Start, start_student
+from gendistill.weights import in_steps
 
 logger = logging.getLogger(__name__)
 

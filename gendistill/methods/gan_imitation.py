@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gendistill.gan.perception import Perception
-from gendistill.gan.settings import CodistillationConfig, Weight, weight_at
+from gendistill.gan.settings import CodistillationConfig
 from gendistill.losses import features, relations
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
+from gendistill.weights import Weight, weight_at
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

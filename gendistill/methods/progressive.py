@@ -31,7 +31,6 @@ from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks, first_networks, next_networks
 from gendistill.diffusion.prediction import Prediction
-from gendistill.methods.base import Update
 from gendistill.methods.diffusion import DiffusionMethod
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
@@ -188,7 +187,7 @@ class ProgressiveDistillation(DiffusionMethod):
     def __init__(self, networks: Networks, guidance: Guidance, config: ProgressiveConfig, times: Tensor) -> None:
         self.networks, self.guidance, self.config, self.times = networks, guidance, config, times
 
-    def updates(self, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
+    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         latents = batch.latents
         noise = random.normal(latents.shape[1:]).to(latents.device)
         row = (random.uniform() * len(self.times)).long()
@@ -197,8 +196,7 @@ class ProgressiveDistillation(DiffusionMethod):
         x_t = torch.where(begins, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
         conditioning, scale = self.guidance.draw(batch.conditioning, random)
         target = self.target(x_t, row, conditioning, scale)
-        loss = self.loss(x_t, t, conditioning, target, random.step)
-        yield Update(loss, logs={"loss": loss.detach()})
+        return self.loss(x_t, t, conditioning, target, random.step), {}
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         """What the student must say of x_t (B, ...) at `times[row]`."""

@@ -1,7 +1,7 @@
 import pytest
 
 from gendistill.config import config_text, load_config
-from gendistill.gan.settings import weight_at
+from gendistill.weights import weight_at
 
 
 def gan(**overrides):

@@ -1,0 +1,138 @@
+"""What the teacher paints of fixed noise and prompts, from the noise to the latents: painted once, kept on disk, learned from
+over many epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from gendistill.config import AlignConfig, GuidanceConfig
+from gendistill.data.batches import CONDITION, Batch, LatentData, Trajectories
+from gendistill.data.building import build_or_open
+from gendistill.data.cache import Cache, Part, cache_key
+from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
+from gendistill.data.order import PerSampleRandom, indices_of_step
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.pipeline import Teacher
+from gendistill.samplers import pictures_at_once
+
+TRAJECTORIES_SEED = 50_000_017  # apart from every training seed
+
+
+class TrajectoryData:
+    """Cached trajectories, beside the data that the other losses learn on: a row is a number of each."""
+
+    def __init__(self, trajectories: Cache, times: Tensor, data: LatentData) -> None:
+        self.trajectories, self.times, self.data = trajectories, times, data
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """(batch_size, 2): of the trajectories and of the data, each walked through in an order of its own."""
+        painted = indices_of_step(seed + 1, step, batch_size, len(self))
+        return torch.stack([painted, self.data.rows_of_step(seed, step, batch_size)], 1)
+
+    def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
+        batch = self.data.batch(rows[:, 1].contiguous(), random, device)
+        tensors = self.trajectories.rows(rows[:, 0].contiguous())
+        points = tensors.pop("points").float()
+        conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
+        painted = Trajectories(points.to(device), self.times.to(device), conditioning.to(device))
+        return Batch(batch.latents, batch.conditioning, painted)
+
+    @property
+    def described(self) -> str:
+        return f"{self.trajectories.provenance['described']} and {self.data.described}"
+
+    def summary(self) -> dict[str, Any]:
+        return {**self.data.summary(), "trajectories": len(self), "trajectories_cache": self.trajectories.key}
+
+
+def paint_trajectories(
+    teacher: Teacher,
+    data: LatentData,
+    config: AlignConfig,
+    guidance: GuidanceConfig,
+    cache: str,
+    progress: Progress | None = None,
+) -> TrajectoryData:
+    """`config.trajectories` trajectories of the teacher, opened from the cache or painted into it first.
+
+    By DPM-Solver++ of second order (Lu et al. 2022) on the trailing grid, under the conditions of the data in turn, guided at
+    `guidance.scale`; at a scale drawn from `guidance.range` for each where the student is to take it as an input.
+
+    Raises:
+        ValueError: the pictures of the data are not all of one size.
+    """
+    if len(data.cache.groups) > 1:
+        raise ValueError("data.crop buckets: trajectories are of one size; takes center or random with alignment")
+    solver = _solver(teacher, config.trajectory_steps)
+    times = torch.cat([solver.timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
+    embedded = guidance.mode == "embedded"
+    made_by = {
+        "teacher": weights_fingerprint(teacher.network),
+        "conditions": data.cache.key,
+        "count": config.trajectories,
+        "steps": config.trajectory_steps,
+        "guidance": list(guidance.range) if embedded else guidance.scale,
+    }
+
+    def parts() -> Iterator[Callable[[], Part]]:
+        for numbers in batched(range(config.trajectories), PART_SIZE):
+            yield partial(_paint, teacher, data, config.trajectory_steps, guidance, numbers, progress)
+
+    provenance = {**made_by, "described": f"{config.trajectories} trajectories of the teacher"}
+    return TrajectoryData(build_or_open(Path(cache), cache_key(**made_by), provenance, parts), times, data)
+
+
+def _solver(teacher: Teacher, steps: int) -> Any:
+    solver = DPMSolverMultistepScheduler.from_config(teacher.pipeline.scheduler.config, timestep_spacing="trailing")
+    solver.set_timesteps(steps)
+    return solver
+
+
+@torch.no_grad()
+def _paint(
+    teacher: Teacher, data: LatentData, steps: int, guidance: GuidanceConfig, numbers: list[int], progress: Progress | None
+) -> Part:
+    random = PerSampleRandom(TRAJECTORIES_SEED, 0, numbers[0], len(numbers))
+    rows = indices_of_step(TRAJECTORIES_SEED, numbers[0] // PART_SIZE, PART_SIZE, len(data))[: len(numbers)]
+    batch = data.batch(rows, random)
+    noise, (low, high) = random.normal(batch.latents.shape[1:]), guidance.range
+    scale = low + (high - low) * random.uniform() if guidance.mode == "embedded" else None
+    painted = []
+    at_once = pictures_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
+    for part in torch.arange(len(numbers)).split(at_once):
+        scales = guidance.scale if scale is None else scale[part].to(teacher.pipeline.device)
+        points = _walk(teacher, steps, noise[part], batch.conditioning[part], scales)
+        painted.append(points.half().cpu())
+        if progress:
+            progress(len(part))
+    conditioning = batch.conditioning if scale is None else batch.conditioning.with_guidance(scale)
+    conditions = {
+        CONDITION + name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in conditioning.tensors().items()
+    }
+    return Part({"painted": {"points": torch.cat(painted), **conditions}})
+
+
+def _walk(teacher: Teacher, steps: int, noise: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Tensor:
+    """All points (B, K + 1, C, h, w) of the ways from `noise`."""
+    device, denoiser = teacher.pipeline.device, teacher.denoiser
+    solver, x = _solver(teacher, steps), noise.to(device)
+    conditioning, unconditional = conditioning.to(device), teacher.unconditional()
+    points = [x]
+    for t in solver.timesteps:
+        at = t.to(device).expand(len(x))
+        prediction = denoiser.guided(x, at, conditioning, unconditional, scale)
+        x = solver.step(denoiser.output_of(prediction, at), t, x).prev_sample
+        points.append(x)
+    return torch.stack(points, 1)

@@ -1,0 +1,76 @@
+"""A tiny autoencoder in the latent space of a large one: diffusers' `AutoencoderTiny`, the architecture of TAESD.
+
+It takes and gives latents of about unit variance, as the denoiser sees them: it stands in a pipeline where the large one did.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from gendistill.average import MovingAverage
+from gendistill.diffusion.codec import LatentCodec
+
+
+def tiny_autoencoder(vae: Any, width: int = 64, blocks: int = 3) -> Any:
+    """A fresh one with the latents and the pictures of `vae`, an `AutoencoderKL`.
+
+    Args:
+        width: channels of every layer.
+        blocks: of each resolution but the one with the most pixels, which has one (64 and 3 are TAESD's own).
+    """
+    config = vae.config
+    levels = len(config["block_out_channels"])
+    return AutoencoderTiny(
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        encoder_block_out_channels=(width,) * levels,
+        decoder_block_out_channels=(width,) * levels,
+        num_encoder_blocks=(1, *(blocks,) * (levels - 1)),
+        num_decoder_blocks=(*(blocks,) * (levels - 1), 1),
+        latent_channels=config["latent_channels"],
+        scaling_factor=1.0,
+    )
+
+
+@dataclass
+class TinyNetworks(MovingAverage):
+    """A tiny autoencoder that learns, its average, and the large one that it learns from.
+
+    Attributes:
+        decoder, encoder: the two halves of the student, wrapped by whatever the processes need.
+        average: an `AutoencoderTiny`, what becomes the student.
+    """
+
+    teacher: LatentCodec
+    decoder: Any
+    encoder: Any
+    average: Any
+    trained: dict[str, nn.Parameter] = field(default_factory=dict)
+    averaged: dict[str, nn.Parameter] = field(default_factory=dict)
+    shards = False
+
+
+def tiny_networks(teacher: LatentCodec, student: Any) -> TinyNetworks:
+    """Networks whose student starts as `student`, in float32, beside its teacher."""
+    student = student.to(teacher.vae.device).float().train().requires_grad_(True)
+    average = copy.deepcopy(student).eval().requires_grad_(False)
+    trained, averaged = dict(student.named_parameters()), dict(average.named_parameters())
+    return TinyNetworks(teacher, student.decoder, student.encoder, average, trained, averaged)
+
+
+@torch.no_grad()
+def decoded_by(autoencoder: Any, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] that an `AutoencoderTiny` makes of latents (B, C, h, w)."""
+    return autoencoder.decode(latents).sample.float().clamp(-1, 1)
+
+
+@torch.no_grad()
+def encoded_by(autoencoder: Any, pictures: Tensor) -> Tensor:
+    """Latents (B, C, h, w), of about unit variance, that it makes of pictures (B, 3, H, W) in [-1, 1]."""
+    return autoencoder.encode(pictures).latents.float()

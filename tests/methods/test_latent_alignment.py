@@ -1,0 +1,144 @@
+"""What the terms of latent alignment are told, and where the student begins."""
+
+import pytest
+import torch
+from test_consistency import SCHEDULE, Gaussian
+
+from gendistill.config import AlignConfig, ConsistencyConfig, GuidanceConfig, load_config
+from gendistill.data.batches import Batch, Trajectories
+from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.networks import Networks
+from gendistill.methods.alignment import Alignment, LatentPerception
+from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.methods.guidance import Guidance
+from gendistill.schedulers import trailing
+
+NOTHING = Conditioning()
+TERMS = {
+    "match": {"pseudo_huber": 1, "l2": 1},
+    "distribution": {"patches": 1, "real_patches": 1, "sliced_wasserstein": 1, "mmd": 1},
+    "semantic": {"distance": 1, "angle": 1, "contrastive": 1},
+}
+
+
+class Recorder:
+    """A denoiser whose x_0 is exactly where the Gaussian's way through x_t ends; it keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def denoiser(self):
+        def call(network, x_t, t, conditioning):
+            network.asked.append((x_t, t))
+            return Gaussian().follow(x_t, t, torch.zeros_like(t))
+
+        return Denoiser(self, SCHEDULE, "sample", call)
+
+
+def ways(count=16, shape=(4, 8, 8)):
+    """Exact ways of the Gaussian."""
+    gaussian, times = Gaussian(), torch.cat([trailing(4), torch.tensor([0])])
+    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(2))
+    points = [gaussian.follow(noise, times[0].expand(count), t.expand(count)) for t in times]
+    return Trajectories(torch.stack(points, 1).float(), times, NOTHING)
+
+
+def batch_of(some):
+    """With latents of the data that are those of the ways in another order."""
+    return Batch(some.latents.flip(0), NOTHING, some)
+
+
+def alignment(recorder, steps=(4, 2, 1), **settings):
+    denoiser = recorder.denoiser()
+    return Alignment(Networks(Gaussian().teacher(), denoiser, denoiser, {}, {}), AlignConfig(**settings), steps)
+
+
+def test_a_student_that_knows_where_every_way_ends_has_nothing_left_to_learn():
+    terms = {
+        name: loss for name, _, loss in alignment(Recorder(), **TERMS).terms(batch_of(ways()), PerSampleRandom(0, 3, 0, 16))
+    }
+    assert terms.keys() == {name for family in TERMS.values() for name in family}
+    for name in terms.keys() - {
+        "contrastive",
+        "mmd",
+    }:  # InfoNCE is log B at chance and 0 only for far embeddings; mmd is unbiased
+        assert terms[name] < 1e-5, name
+    assert terms["mmd"] < 0
+
+
+def test_every_term_is_above_that_for_a_student_that_does_not_know():
+    wrong = Networks(Gaussian().teacher(), Gaussian(mean=-1.0).teacher(), None, {}, {})
+    random = PerSampleRandom(0, 3, 0, 16)
+    terms = {name: loss for name, _, loss in Alignment(wrong, AlignConfig(**TERMS), [1]).terms(batch_of(ways()), random)}
+    for name in ("pseudo_huber", "l2", "patches", "sliced_wasserstein", "mmd", "distance"):
+        assert terms[name] > 1e-3, name
+
+
+def test_the_student_begins_at_the_noise_or_anywhere_on_the_way():
+    recorder = Recorder()
+    points = ways(400, (1, 2, 2))
+    list(alignment(recorder, start_share=0.5).terms(batch_of(points), PerSampleRandom(0, 0, 0, 400)))
+    x_t, t = recorder.asked[0]
+    counts = {int(time): int((t == time).sum()) for time in t.unique()}
+    assert counts.keys() == {999, 749, 499, 249}
+    assert 220 < counts[999] < 280  # half of all, and a quarter of the rest
+    for number in range(400):
+        assert torch.equal(x_t[number], points.points[number, points.times.tolist().index(int(t[number]))])
+
+
+def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
+    made = []
+    for step in range(60):
+        recorder = Recorder()
+        list(alignment(recorder, own_share=1, steps=[4, 2]).terms(batch_of(ways(2, (1, 2, 2))), PerSampleRandom(0, step, 0, 2)))
+        made.append([int(t[0]) for _, t in recorder.asked])
+    assert {tuple(times) for times in made} == {(999,), (999, 749), (999, 749, 499), (999, 749, 499, 249), (999, 499)}
+    assert all(x.requires_grad is False for x, _ in recorder.asked)
+
+
+def test_all_processes_begin_alike():
+    whole, halves = ways(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
+    list(alignment(halves[0], own_share=0.5).terms(batch_of(whole), PerSampleRandom(0, 7, 0, 8)))
+    for number, recorder in enumerate(halves[1:]):
+        part = Trajectories(whole.points[4 * number : 4 * number + 4], whole.times, NOTHING)
+        list(alignment(recorder, own_share=0.5).terms(batch_of(part), PerSampleRandom(0, 7, 4 * number, 4)))
+    assert torch.equal(halves[0].asked[-1][0], torch.cat([recorder.asked[-1][0] for recorder in halves[1:]]))
+
+
+def test_beside_another_method_its_loss_is_added_by_its_weight_of_the_step():
+    gaussian = Gaussian(mean=-1.0)
+    networks = Networks(Gaussian().teacher(), gaussian.teacher(), gaussian.teacher(), {}, {})
+    method = ConsistencyDistillation(networks, Guidance(NOTHING, GuidanceConfig(scale=1.0)), ConsistencyConfig())
+    batch = Batch(torch.zeros(16, 4, 8, 8), NOTHING, ways())
+    (alone,) = method.updates(batch, PerSampleRandom(0, 10, 0, 16))
+    method.beside = Alignment(networks, AlignConfig(weight={0: 0, 20: 1}), [1])
+    (first,) = method.updates(batch, PerSampleRandom(0, 0, 0, 16))
+    assert first.logs.keys() == {"loss"}
+    (both,) = method.updates(batch, PerSampleRandom(0, 10, 0, 16))
+    assert both.logs.keys() == {"loss", "own", "align", "pseudo_huber"}
+    torch.testing.assert_close(both.logs["own"], alone.loss)
+    torch.testing.assert_close(both.loss, alone.loss + 0.5 * both.logs["align"])
+
+
+def test_latents_that_look_alike_to_the_teachers_network_are_near_and_gradients_pass(teacher):
+    look = LatentPerception(teacher.denoiser)
+    conditioning = teacher.encode_prompts(["food", "animals"])
+    edge = teacher.resolution // teacher.codec.factor
+    theirs = torch.randn(2, teacher.codec.channels, edge, edge, generator=torch.Generator().manual_seed(0))
+    ours = (theirs + 0.1).requires_grad_(True)
+
+    def distance(x):
+        return look(x, theirs, conditioning, PerSampleRandom(0, 0, 0, 2))
+
+    assert distance(theirs) < 1e-6
+    assert 0 < distance(ours) < distance(theirs.flip(0))
+    distance(ours).backward()
+    assert ours.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in teacher.network.parameters())
+
+
+def test_a_student_that_keeps_both_branches_of_guidance_is_refused():
+    with pytest.raises(ValueError, match=r"guidance.mode 'cfg': alignment learns from guided latents"):
+        load_config(None, {"method": "latent_alignment", "guidance.mode": "cfg"})

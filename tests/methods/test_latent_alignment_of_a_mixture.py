@@ -1,0 +1,98 @@
+"""Latent alignment learns from a closed-form teacher: four Gaussians in the plane."""
+
+import itertools
+
+import pytest
+import torch
+from test_consistency_of_a_mixture import (
+    CENTRES,
+    SCHEDULE,
+    STD,
+    SmallNetwork,
+    call_small_network,
+    draw_data,
+    posterior_mean,
+    sliced_wasserstein,
+)
+
+from gendistill.config import AlignConfig
+from gendistill.data.batches import Batch, Trajectories
+from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.networks import full_networks
+from gendistill.methods.alignment import Alignment
+from gendistill.methods.latent_alignment import LatentAlignment
+from gendistill.samplers import ddim_step
+from gendistill.schedulers import trailing
+
+WAYS, STEPS, BATCH = 2048, 32, 256
+OFF = {"pseudo_huber": 0}
+
+
+@pytest.fixture(scope="module")
+def ways():
+    """Of the exact teacher, by many small steps."""
+    x = torch.randn(WAYS, 2, generator=torch.Generator().manual_seed(3))
+    teacher = Denoiser(None, SCHEDULE, "sample", posterior_mean)
+    times, points = torch.cat([trailing(STEPS), torch.tensor([0])]), [x]
+    for t, s in itertools.pairwise(times):
+        said = teacher(x, t.expand(WAYS), Conditioning())
+        x = ddim_step(said.x_0, said.eps, s.expand(WAYS), SCHEDULE)
+        points.append(x)
+    return Trajectories(torch.stack(points, 1), times, Conditioning())
+
+
+def student_of(ways, steps, **settings):
+    torch.manual_seed(0)
+    networks = full_networks(Denoiser(SmallNetwork(), SCHEDULE, "sample", call_small_network))
+    config = AlignConfig(**settings)
+    method = LatentAlignment(networks, Alignment(networks, config, [2, 1]))
+    optimizer = torch.optim.Adam(networks.trained.values(), 3e-3)
+    rows = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        chosen = torch.randint(WAYS, (BATCH,), generator=rows)
+        batch = Batch(ways.latents[chosen], Conditioning(), Trajectories(ways.points[chosen], ways.times, Conditioning()))
+        (update,) = method.updates(batch, PerSampleRandom(0, step, 0, BATCH))
+        optimizer.zero_grad()
+        update.loss.backward()
+        optimizer.step()
+        method.after_step(step + 1)
+    return networks.average
+
+
+@torch.no_grad()
+def painted(denoiser, steps, generator, count=2000):
+    x = torch.randn(count, 2, generator=generator)
+    times = [*trailing(steps), torch.tensor(0)]
+    for t, s in itertools.pairwise(times):
+        said = denoiser(x, t.expand(count), Conditioning())
+        x = said.x_0 if s == 0 else ddim_step(said.x_0, said.eps, s.expand(count), SCHEDULE)
+    return x
+
+
+def shares(samples):
+    """How many are nearest to each centre, of those within four deviations of it."""
+    distances = torch.cdist(samples, CENTRES)
+    near = distances.min(1)
+    return torch.bincount(near.indices[near.values < 4 * STD], minlength=len(CENTRES)) / len(samples)
+
+
+def test_one_and_two_steps_of_the_student_end_where_the_teachers_ways_end(ways, generator):
+    student = student_of(ways, 600)
+    data, other = draw_data(2000, generator), draw_data(2000, generator)
+    for steps in (1, 2):
+        samples = painted(student, steps, generator)
+        assert sliced_wasserstein(samples, data) < 0.12, steps
+        assert shares(samples).min() > 0.15, steps
+    teacher = Denoiser(None, SCHEDULE, "sample", posterior_mean)
+    assert sliced_wasserstein(painted(teacher, 1, generator), data) > 0.4
+    assert sliced_wasserstein(other, data) < 0.05
+
+
+@pytest.mark.parametrize("loss", ["sliced_wasserstein", "mmd"])
+def test_each_distribution_loss_alone_recovers_all_modes(loss, ways, generator):
+    student = student_of(ways, 400, match=OFF, distribution={loss: 1}, start_share=1)
+    found = shares(painted(student, 1, generator))
+    assert found.sum() > 0.6
+    assert found.min() > 0.1

@@ -1,0 +1,164 @@
+"""A tiny autoencoder from the command line: it learns, fits with the teacher's halves, and opens in plain diffusers."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
+from PIL import Image
+
+from gendistill.config import load_config
+from gendistill.diffusion.codec import LatentCodec
+from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by, tiny_autoencoder
+from gendistill.distill import distill
+from gendistill.evaluation.decoder import ROUND_TRIPS
+
+COUNT, EDGE = 12, 32
+OPEN = """
+import sys
+import diffusers, numpy as np
+pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])
+pipeline.set_progress_bar_config(disable=True)
+assert "gendistill" not in sys.modules
+picture = pipeline("food", num_inference_steps=2, output_type="np").images[0]
+print(type(pipeline.vae).__name__, picture.shape, bool(np.isfinite(picture).all()))
+"""
+
+
+@pytest.fixture
+def settings(tiny_folder, tmp_path):
+    """settings(name, **changes by dotted name) of a run of a few steps on smooth pictures, in tmp_path/name."""
+    (tmp_path / "pictures").mkdir()
+    across, down = np.meshgrid(np.linspace(0, 1, EDGE), np.linspace(0, 1, EDGE))
+    for number in range(COUNT):
+        colours = np.stack([across, down, np.full_like(across, number / COUNT)], -1)
+        Image.fromarray((colours * 255).astype(np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+
+    def make(name, **changes):
+        given = {
+            "teacher": str(tiny_folder),
+            "method": "decoder",
+            "out": str(tmp_path / name),
+            "device": "cpu",
+            "data.path": str(tmp_path / "pictures"),
+            "data.cache": str(tmp_path / "cache"),
+            "decoder.width": 8,
+            "decoder.blocks": 1,
+            "decoder.ema_decay": 0.5,
+            "trainer.max_steps": 30,
+            "trainer.batch_size": 4,
+            "trainer.learning_rate": 5e-3,
+            "trainer.checkpoint_every": 10,
+            "trainer.validate_every": 15,
+            "trainer.num_validation": COUNT,
+            "trainer.trackers": [],
+        }
+        given |= {name.replace("__", "."): value for name, value in changes.items()}
+        return load_config(None, {name: value for name, value in given.items() if value is not None})
+
+    return make
+
+
+def losses(folder, name):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def test_both_halves_learn_and_the_pipeline_opens_in_plain_diffusers(settings, tmp_path):
+    result = distill(settings("run"))
+    folder = result.student_folder
+    assert losses(tmp_path / "run", "loss")[-1] < 0.7 * losses(tmp_path / "run", "loss")[0]
+    assert losses(tmp_path / "run", "latents")[-1] < losses(tmp_path / "run", "latents")[0]
+    told = json.loads((folder / "decoder.json").read_text())
+    assert told["psnr"].keys() == set(ROUND_TRIPS)
+    assert told["psnr_lost"] == pytest.approx(told["psnr"][ROUND_TRIPS[0]] - told["psnr"][ROUND_TRIPS[1]])
+    assert told["parameters"]["tiny"] < told["parameters"]["teacher"]
+    opened = subprocess.run([sys.executable, "-c", OPEN, folder], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert opened.stdout.split("\n")[0] == f"AutoencoderTiny ({EDGE}, {EDGE}, 3) True"
+    assert "takes" not in (folder / "README.md").read_text()
+    assert (tmp_path / "run" / "samples" / "step-000030.png").is_file()
+
+
+def test_what_is_exported_is_the_average_that_validated_best(settings):
+    result = distill(settings("run"))
+    vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
+    assert isinstance(vae, AutoencoderTiny)
+    best = max(-line["psnr_lost"] for line in losses(result.student_folder.parent, "validation"))
+    assert -result.figures.loss == pytest.approx(best, abs=1e-3)
+
+
+def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path):
+    (tmp_path / "prompts.txt").write_text("food\nanimals\n")
+    painted = {"data__num_synthetic": 4, "data__synthetic_steps": 2, "data__prompts": str(tmp_path / "prompts.txt")}
+    result = distill(settings("run", data__path=None, trainer__num_validation=4, **painted))
+    assert result.figures.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the picture
+    assert result.figures.pictures == 4
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
+    at_once = distill(settings("one"))
+    distill(settings("other", trainer__max_steps=10))
+    resumed = distill(settings("other"), resume=True)
+    one, other = (DiffusionPipeline.from_pretrained(of.student_folder).vae.state_dict() for of in (at_once, resumed))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lora__enabled": True}, "lora.enabled: a tiny autoencoder has weights of its own; takes false"),
+        ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on pictures of one size; takes center or random"),
+        ({"decoder__width": 2}, "setting decoder.width is 2; takes at least 4"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(settings, changes, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        distill(settings("run", **changes))
+    assert str(error.value) == sentence  # and nothing more
+
+
+def test_a_teacher_that_paints_pixels_has_no_decoder(family_folder, settings):
+    with pytest.raises(ValueError, match="paints pixels, it has no decoder to distill"):
+        distill(settings("run", teacher=str(family_folder("unconditional"))))
+
+
+def test_latents_are_those_that_the_denoiser_sees(teacher):
+    """Scaled: what a pipeline divides by the scaling factor before it decodes, and what it multiplies after it encodes."""
+    vae = teacher.pipeline.vae
+    tiny = tiny_autoencoder(vae, 8, 1)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pipeline = StableDiffusionPipeline(**{**teacher.pipeline.components, "vae": tiny}, requires_safety_checker=False)
+    theirs = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    torch.testing.assert_close(decoded_by(tiny, latents), theirs.clamp(-1, 1))
+    assert pipeline.vae_scale_factor == teacher.codec.factor
+    assert encoded_by(tiny, decoded_by(tiny, latents)).shape == latents.shape
+
+
+@pytest.mark.slow
+def test_it_fits_stable_diffusions_own_autoencoder(tiny_folder, settings, tmp_path):
+    """The architecture of SD 1.5's, with random weights."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+        scaling_factor=0.18215,
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    StableDiffusionPipeline(**{**pipeline.components, "vae": vae}, requires_safety_checker=False).save_pretrained(
+        tmp_path / "teacher"
+    )
+    assert LatentCodec(vae).factor == 8
+    result = distill(settings("run", teacher=str(tmp_path / "teacher"), trainer__max_steps=2, trainer__num_validation=4))
+    opened = subprocess.run(
+        [sys.executable, "-c", OPEN, result.student_folder], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert opened.stdout.split("\n")[0] == "AutoencoderTiny (64, 64, 3) True"
+    assert min(result.figures.speed_up.values()) > 4
