@@ -156,9 +156,12 @@ def test_it_fits_stable_diffusions_own_autoencoder(tiny_folder, settings, tmp_pa
         tmp_path / "teacher"
     )
     assert LatentCodec(vae).factor == 8
-    result = distill(settings("run", teacher=str(tmp_path / "teacher"), trainer__max_steps=2, trainer__num_validation=4))
+    taesd = {"decoder__width": 64, "decoder__blocks": 3}
+    teacher = str(tmp_path / "teacher")
+    result = distill(settings("run", teacher=teacher, trainer__max_steps=2, trainer__num_validation=4, **taesd))
     opened = subprocess.run(
         [sys.executable, "-c", OPEN, result.student_folder], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert opened.stdout.split("\n")[0] == "AutoencoderTiny (64, 64, 3) True"
+    print(result.figures.describe())
     assert min(result.figures.speed_up.values()) > 4
