@@ -281,7 +281,12 @@ class DistillConfig(Section):
     @property
     def aligns(self) -> bool:
         """Whether it learns from trajectories of the teacher."""
-        return self.method == "latent_alignment" or self.align.weight != 0
+        return self.method == "latent_alignment" or self.aligns_beside
+
+    @property
+    def aligns_beside(self) -> bool:
+        """Whether it does so beside the loss of another method."""
+        return self.method in ("consistency", "progressive") and self.align.weight != 0
 
     def halved_to(self) -> list[int]:
         """Network calls of the students of all stages of progressive distillation.

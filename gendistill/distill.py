@@ -128,7 +128,7 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     torch.manual_seed(config.seed)  # adapters start at random
     main: DistillResult | None = None
     for number, stage in enumerate(stages):
-        if config.align.weight != 0 and stage.student is not None:
+        if config.aligns_beside and stage.student is not None:
             settings = in_steps(config.align, stage.trainer.max_steps)
             stage.method.beside = Alignment(stage.method.networks, settings, stage.steps)
         trained = _train(stage, config.seed + number, config, teacher, learned_on, judge, run, processes, resume)
