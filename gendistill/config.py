@@ -342,6 +342,11 @@ class DistillConfig(Section):
                 "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "
                 "'embedded'"
             )
+        if self.aligns and self.align.match.perceptual != 0 and self.lora.enabled and self.trainer.gradient_checkpointing:
+            raise ValueError(
+                "align.match.perceptual: looks through the network that the LoRA is on, which gradient checkpointing would "
+                "call again with the wrong adapter; takes 0, or trainer.gradient_checkpointing=false"
+            )
         low, high = self.guidance.range
         if not 1 <= low < high:
             raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")

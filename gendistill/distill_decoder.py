@@ -21,7 +21,7 @@ from gendistill.data.encode import weights_fingerprint
 from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.pipeline import Teacher, load_teacher
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by, tiny_autoencoder, tiny_networks
-from gendistill.evaluation.decoder import DecoderFigures, measure_decoder
+from gendistill.evaluation.decoder import ROUND_TRIPS, DecoderFigures, measure_decoder
 from gendistill.export.student import open_in_float32
 from gendistill.machine import make_folder
 from gendistill.methods.decoder import DecoderDistillation
@@ -118,14 +118,16 @@ class DecoderValidator:
         self.networks, self.data, self.num, self.samples = networks, data, num, samples
 
     def __call__(self, step: int) -> Validation:
-        """The PSNR, less of which is worse; and pictures, what the teacher makes of them, what the student does."""
+        """By the PSNR of the tiny decoder, which is finite whatever the pictures are; and a grid: pictures, what the teacher
+        makes of their latents, what the student does."""
         networks = self.networks
         figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, batch_sizes=())
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
         made = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
         rows = torch.cat([batch.pictures, batch.decoded, made])
         save_picture(make_grid(rows / 2 + 0.5, nrow=len(made)), self.samples / f"step-{step:06d}.png")
-        return Validation(figures.loss, {"psnr": figures.psnr, "psnr_lost": figures.loss, "latents": figures.latents})
+        told = figures.as_json()
+        return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: told[name] for name in ("psnr", "psnr_lost", "latents")})
 
 
 def _export(

@@ -97,6 +97,12 @@ def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path)
     result = distill(settings("run", data__path=None, trainer__num_validation=4, **painted))
     assert result.figures.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the picture
     assert result.figures.pictures == 4
+    assert "dB from what the teacher's decoder makes (4 pictures)" in result.describe()
+    told = json.loads((result.student_folder / "decoder.json").read_text(), parse_constant=pytest.fail)  # no Infinity
+    assert told["psnr"][ROUND_TRIPS[0]] is None
+    validated = [line["psnr"][ROUND_TRIPS[1]] for line in losses(tmp_path / "run", "validation")]
+    assert told["psnr"][ROUND_TRIPS[1]] == pytest.approx(max(validated), abs=1e-3)
+    assert told["best_step"] == 30  # it went on learning, and the last is the best
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,14 +62,20 @@ class DecoderFigures:
     def describe(self) -> str:
         speeds = ", ".join(f"{times:.1f} times as fast by {size}" for size, times in self.speed_up.items())
         theirs, ours = (self.psnr[way] for way in ROUND_TRIPS[:2])
-        lost = f"{self.loss:.2f} lost, {self.pictures} pictures"
-        return f"{ours:.1f} dB where the teacher's decoder has {theirs:.1f} ({lost}){'; ' if speeds else ''}{speeds}"
+        if math.isfinite(theirs):
+            told = (
+                f"{ours:.1f} dB where the teacher's decoder has {theirs:.1f} ({self.loss:.2f} lost, {self.pictures} pictures)"
+            )
+        else:  # the pictures are what the teacher decoded
+            told = f"{ours:.1f} dB from what the teacher's decoder makes ({self.pictures} pictures)"
+        return f"{told}; {speeds}" if speeds else told
 
     def as_json(self) -> dict[str, Any]:
+        """Standard JSON; None where a PSNR is infinite, of pictures that are what the teacher decoded."""
         return {
             "pictures": self.pictures,
-            "psnr": self.psnr,
-            "psnr_lost": self.loss,
+            "psnr": {way: value if math.isfinite(value) else None for way, value in self.psnr.items()},
+            "psnr_lost": self.loss if math.isfinite(self.loss) else None,
             "psnr_from_the_teachers": self.of_teachers,
             "distances": self.distances,
             "latents": self.latents,
