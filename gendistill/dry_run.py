@@ -58,8 +58,8 @@ def dry_run(config: DistillConfig, *, resume: bool = False) -> Plan:
     minutes = f" or {trainer.checkpoint_minutes:g} minutes" if trainer.checkpoint_minutes else ""
     return Plan(
         teacher=teacher,
-        trains=trains,
-        data=f"{_data(config, texts)}; encoded into {config.data.cache}",
+        trains=_tiny_autoencoder(config) if config.method == "decoder" else trains,
+        data=f"{_data(config, texts)}{_ways(config)}; encoded into {config.data.cache}",
         steps="; ".join(_stages(config)) + f"; a validation every {trainer.validate_every}",
         checkpoints=f"every {trainer.checkpoint_every} steps{minutes}, the last two and the best are kept",
         writes=f"{run}/config.yaml, {_of_stages(config)}log.jsonl, samples/, checkpoints/, "
@@ -91,6 +91,17 @@ def _of_gan(config: DistillConfig, resume: bool) -> Plan:
         f"and the student in {run}/student",
         resume=_resume(run, resume),
     )
+
+
+def _tiny_autoencoder(config: DistillConfig) -> str:
+    width, blocks = config.decoder.width, config.decoder.blocks
+    return f"a tiny autoencoder of {width} channels, blocks of a resolution: {blocks}; the teacher's network stays as it is"
+
+
+def _ways(config: DistillConfig) -> str:
+    """What alignment learns from beside the data."""
+    count, steps = config.align.trajectories, config.align.trajectory_steps
+    return f" and {count} trajectories of {steps} steps that the teacher paints" if config.aligns else ""
 
 
 def _stages(config: DistillConfig) -> Iterator[str]:

@@ -44,6 +44,14 @@ def test_it_prints_a_complete_config_and_a_plan_and_makes_nothing(place, monkeyp
     assert sorted(path.name for path in place.iterdir()) == ["printed.yaml", "prompts.txt", "teacher"]
 
 
+def test_what_alignment_paints_and_what_a_decoder_run_trains_is_told(place, monkeypatch, capsys):
+    _, plan = run(monkeypatch, capsys, "--method=latent_alignment", "--set=align.trajectories=77")
+    assert "and 77 trajectories of 16 steps that the teacher paints; encoded" in plan
+    _, plan = run(monkeypatch, capsys, "--method=decoder", "--set=decoder.width=24")
+    assert "trains: a tiny autoencoder of 24 channels" in plan
+    assert "trajectories" not in plan
+
+
 def test_json_holds_both(place, monkeypatch, capsys):
     config, _ = run(monkeypatch, capsys, "--lora", "--json")
     said = json.loads(config)

@@ -15,7 +15,15 @@ from gendistill.config import DataConfig
 from gendistill.data.batches import LatentData
 from gendistill.data.building import HASHES, build_or_open
 from gendistill.data.cache import Cache, Part, Skipped, cache_key
-from gendistill.data.encode import PART_SIZE, Progress, batched, prepare_data, tell_what_is_missing, weights_fingerprint
+from gendistill.data.encode import (
+    PART_SIZE,
+    Progress,
+    batched,
+    decodable,
+    prepare_data,
+    tell_what_is_missing,
+    weights_fingerprint,
+)
 from gendistill.data.framing import Framing
 from gendistill.data.hashing import HashMemo
 from gendistill.data.order import PerSampleRandom, indices_of_step
@@ -90,13 +98,9 @@ def prepare_decoded(config: DataConfig, teacher: Teacher, seed: int, progress: P
 
 
 def _part(source: PictureSource, entries: list[Entry], framing: Framing, codec: Any, progress: Progress | None) -> Part:
-    pictures, skipped = [], []
-    for entry in entries:
-        try:
-            sample = source.decode(entry)
-        except ValueError as error:
-            skipped.append(Skipped(entry.key, str(error)))
-            continue
+    pictures = []
+    skipped: list[Skipped] = []
+    for _, sample in decodable(source, entries, skipped):
         pictures.append(as_tensor(framing.frame(sample.picture, sample.key)))
     if not pictures:
         return Part({}, skipped)

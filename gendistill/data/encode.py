@@ -23,7 +23,7 @@ from gendistill.data.cache import SKIPPED, Cache, Part, Skipped, cache_key
 from gendistill.data.framing import Framing
 from gendistill.data.hashing import HashMemo
 from gendistill.data.pictures import as_tensor
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, PictureSource, Sample
 from gendistill.data.sources import Prompts, open_source
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.pipeline import Teacher
@@ -105,13 +105,9 @@ def _encode_part(
 ) -> Part:
     """Encode some entries; pictures of one size share their batches."""
     framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}
-    skipped, missing = [], 0
-    for entry in entries:
-        try:
-            sample = source.decode(entry)
-        except ValueError as error:
-            skipped.append(Skipped(entry.key, str(error)))
-            continue
+    skipped: list[Skipped] = []
+    missing = 0
+    for entry, sample in decodable(source, entries, skipped):
         if not sample.caption and missing_caption == "error":
             raise ValueError(
                 f"data: {entry.key!r} of {source.describe()} has no caption; data.missing_caption takes empty or skip"
@@ -233,6 +229,17 @@ def weights_fingerprint(network: nn.Module) -> str:
         digest.update(name.replace(".base_layer.", ".").encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def decodable(source: PictureSource, entries: Iterable[Entry], skipped: list[Skipped]) -> Iterator[tuple[Entry, Sample]]:
+    """Entries with their pictures, decoded one by one; those that cannot be are added to `skipped`."""
+    for entry in entries:
+        try:
+            sample = source.decode(entry)
+        except ValueError as error:
+            skipped.append(Skipped(entry.key, str(error)))
+        else:
+            yield entry, sample
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

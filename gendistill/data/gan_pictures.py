@@ -12,7 +12,7 @@ import torch
 from gendistill.config import DataConfig
 from gendistill.data.building import HASHES, build_or_open
 from gendistill.data.cache import Part, Skipped, cache_key
-from gendistill.data.encode import PART_SIZE, Progress, batched, tell_what_is_missing
+from gendistill.data.encode import PART_SIZE, Progress, batched, decodable, tell_what_is_missing
 from gendistill.data.gan_batches import NoData, PictureData, is_enlarging
 from gendistill.data.hashing import HashMemo
 from gendistill.data.pictures import fitted
@@ -61,13 +61,9 @@ def prepare_pictures(
 def _part(
     source: PictureSource, entries: list[Entry], size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None
 ) -> Part:
-    pictures, labels, skipped = [], [], []
-    for entry in entries:
-        try:
-            sample = source.decode(entry)
-        except ValueError as error:
-            skipped.append(Skipped(entry.key, str(error)))
-            continue
+    pictures, labels = [], []
+    skipped: list[Skipped] = []
+    for entry, sample in decodable(source, entries, skipped):
         try:
             labels.append(spec.class_of(sample.caption) if spec.num_classes else 0)
         except ValueError as error:
