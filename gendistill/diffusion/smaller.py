@@ -17,16 +17,15 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from gendistill.diffusion.smaller_channels import Importance, group_norms
+from gendistill.diffusion.smaller_importance import Importance, example_inputs, read_norms
 from gendistill.diffusion.smaller_weights import transfer
 from gendistill.gan.counting import macs
 
 TOLERANCE = 0.1  # of the multiply-accumulates that were asked for
-TOKENS = 77  # of a prompt, where no example says
 Config = dict[str, Any]
 
 
-def narrower(unet: Any, share: float, importance: Importance = group_norms) -> Any:
+def narrower(unet: Any, share: float, importance: Importance = read_norms) -> Any:
     """A network with `share` of the channels of every level, in (0, 1], its weights the most important slices of `unet`'s.
 
     A level keeps a multiple of what its group norms and its attention heads take. Heads keep their number and lose
@@ -46,7 +45,7 @@ def fewer_blocks(unet: Any, mid: bool = True) -> Any:
     Args:
         mid: keep the block in the middle. Of a teacher with one layer a block, it is all that can go.
     """
-    return _whole(unet, fewer_blocks_config(_config_of(unet), mid), group_norms)
+    return _whole(unet, fewer_blocks_config(_config_of(unet), mid), read_norms)
 
 
 def smaller(
@@ -55,7 +54,7 @@ def smaller(
     example: Sequence[Any] | None = None,
     *,
     blocks: bool = False,
-    importance: Importance = group_norms,
+    importance: Importance = read_norms,
 ) -> Any:
     """The network that spends 1 / `factor` of the multiply-accumulates of `unet`, within 10 %, with its most important slices.
 
@@ -69,7 +68,7 @@ def smaller(
     return _whole(unet, smaller_config(_config_of(unet), factor, example, blocks=blocks), importance)
 
 
-def matching_config(unet: Any, config: Mapping[str, Any], importance: Importance = group_norms) -> tuple[Any, list[str]]:
+def matching_config(unet: Any, config: Mapping[str, Any], importance: Importance = read_norms) -> tuple[Any, list[str]]:
     """A network of the user's own config, with every weight of `unet` that fits, whole or as its most important slice.
 
     Args:
@@ -144,27 +143,6 @@ def smaller_config(
             f"they go in steps of {steps}, for norms and attention heads."
         )
     return found
-
-
-def example_inputs(config: Mapping[str, Any], tokens: int = TOKENS) -> tuple[Any, ...]:
-    """What a network of this config takes, one sample on the meta device, in the order of its `forward`."""
-    size = config["sample_size"] or 64
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    text = config["encoder_hid_dim"] or config["cross_attention_dim"]
-    text = text if isinstance(text, int) else text[0]
-    labels = condition = added = None
-    if config["class_embed_type"] in ("projection", "simple_projection"):
-        labels = torch.empty(1, config["projection_class_embeddings_input_dim"], device="meta")
-    elif config["class_embed_type"] == "timestep" or config["num_class_embeds"] is not None:
-        labels = torch.empty(1, dtype=torch.long, device="meta")
-    if config["time_cond_proj_dim"] is not None:
-        condition = torch.empty(1, config["time_cond_proj_dim"], device="meta")
-    if config["addition_embed_type"] == "text_time":
-        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-        added = {"text_embeds": torch.empty(1, pooled, device="meta"), "time_ids": torch.empty(1, 6, device="meta")}
-    latents = torch.empty(1, config["in_channels"], *size, device="meta")
-    prompt = torch.empty(1, tokens, text, device="meta")
-    return latents, torch.empty(1, dtype=torch.long, device="meta"), prompt, labels, condition, None, None, added
 
 
 def on_meta(config: Mapping[str, Any]) -> Any:

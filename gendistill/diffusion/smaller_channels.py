@@ -6,8 +6,9 @@ activation, in queries and keys, in the value and the gate of a feed-forward lay
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -188,40 +189,19 @@ class _Walk:
             self.layer(path, module, (out,), into)
 
 
-Importance = Callable[[Channels, Mapping[str, Tensor]], Scores]
-
-
-def group_norms(found: Channels, weights: Mapping[str, Tensor]) -> Scores:
-    """How much every channel matters (label to (size,)): the L2 norm of all that makes it and all that reads it.
-
-    Li et al. 2017, "Pruning Filters for Efficient ConvNets", with L2 and over all layers that share the channel. Every weight
-    counts alike: its squares are in proportion to their mean over the channels.
-    """
-    squares: Scores = {}
-    for name, axes in found.axes.items():
-        if name not in weights:
-            continue
-        square = weights[name].detach().double().square()
-        for dim, runs in enumerate(axes):
-            if not runs:
-                continue
-            each = square.flatten(2).sum(2) if square.ndim > 2 else square
-            each = each.sum(1 - dim) if each.ndim > 1 else each
-            for run, part in zip(runs, each.split([run.size for run in runs]), strict=True):
-                squares[run.label] = squares.get(run.label, 0) + part / part.mean().clamp(min=1e-30)
-    return {label: square.sqrt() for label, square in squares.items()}
-
-
 def kept(run: Run, narrow: Run, scores: Scores, cuts: Mapping[str, set[int]]) -> Tensor | None:
     """Indices (narrow.size,), ascending, of the channels of `run` that stay where it is to be as narrow as `narrow`.
 
     Every group of a group norm keeps its share, and so does every attention head. Heads go as a whole where there are fewer.
-    None where a run would have to grow.
+    Of sinusoids of the timestep, those stay whose frequencies are nearest to a narrower network's own. None where a run would
+    have to grow.
     """
     if run.size == narrow.size:
         return torch.arange(run.size)
-    if narrow.size > run.size or run.label not in scores:
+    if narrow.size > run.size:
         return None
+    if run.label == TIMESTEPS:
+        return _nearest_frequencies(run.size, narrow.size)
     score = scores[run.label].cpu()
     if run.heads > 1 or narrow.heads > 1:
         return _kept_in_heads(score, run, narrow)
@@ -232,6 +212,13 @@ def kept(run: Run, narrow: Run, scores: Scores, cuts: Mapping[str, set[int]]) ->
         stay = (high - low) * narrow.size // run.size
         best.append(low + score[low:high].topk(stay).indices.sort().values)
     return torch.cat(best)
+
+
+def _nearest_frequencies(size: int, fewer: int) -> Tensor:
+    """Of `size` sinusoids, cosines before sines or the other way round, each with frequencies 10000^(-i / (size // 2))."""
+    half, less = size // 2, fewer // 2
+    places = [min(math.floor(i * half / less + 0.5), half - 1) for i in range(less)]
+    return torch.tensor([*places, *(half + place for place in places), *([size - 1] if fewer % 2 else [])])
 
 
 def _kept_in_heads(score: Tensor, run: Run, narrow: Run) -> Tensor | None:

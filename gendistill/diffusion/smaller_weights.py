@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.smaller_channels import TIMESTEPS, Channels, Importance, Run, Scores, channels, kept
-
-NUM_TIMESTEPS = 1000  # over which the embedding of the timestep is made to agree
-RIDGE = 1e-6
+from gendistill.diffusion.smaller_channels import Channels, Run, Scores, channels, kept
+from gendistill.diffusion.smaller_importance import Importance
 
 
 def teacher_name(name: str, student: Any, teacher: Any) -> str | None:
@@ -41,7 +39,8 @@ def transfer(teacher: Any, wide: Any, student: Any, importance: Importance) -> t
     """Weights for `student` from `teacher`.
 
     Args:
-        wide: the student at the teacher's widths; like the student it may be on the meta device.
+        wide: the student at the teacher's widths, on the meta device; it takes on the teacher's weights.
+        student: may be on the meta device.
 
     Returns:
         Weights by the student's names, and the names of those for which the teacher has nothing that fits.
@@ -50,7 +49,7 @@ def transfer(teacher: Any, wide: Any, student: Any, importance: Importance) -> t
     names = {name: teacher_name(name, wide, teacher) for name in shapes}
     whole = {name: theirs[at] for name, at in names.items() if at in theirs and theirs[at].shape == shapes[name]}
     before, after = channels(wide), channels(student)
-    scores = importance(before, whole)
+    scores = _scores(wide, whole, before, importance) if _widths(wide) != _widths(student) else {}
     weights: dict[str, Tensor] = {}
     for name, weight in student.state_dict().items():
         found = _sliced(name, whole, before, after, scores)
@@ -58,9 +57,21 @@ def transfer(teacher: Any, wide: Any, student: Any, importance: Importance) -> t
             found = _selection(name, before, after, scores, next(teacher.parameters()))
         if found is not None and found.shape == weight.shape:
             weights[name] = found
-    if wide.config["block_out_channels"][0] != student.config["block_out_channels"][0]:
-        weights.update(_timesteps(wide, student, whole, before, after, scores))
     return weights, [name for name in student.state_dict() if name not in weights]
+
+
+def _widths(unet: Any) -> tuple[Any, ...]:
+    return tuple(weight.shape for weight in unet.state_dict().values())
+
+
+def _scores(wide: Any, whole: Mapping[str, Tensor], before: Channels, importance: Importance) -> Scores:
+    """The importance of the channels of `wide` with the teacher's own weights; those that it lacks say nothing."""
+    if wide.config["time_embedding_type"] != "positional":
+        raise ValueError(f"time_embedding_type {wide.config['time_embedding_type']}: other widths take positional.")
+    like = next(iter(whole.values()))
+    weights = {name: whole.get(name, like.new_zeros(weight.shape)) for name, weight in wide.state_dict().items()}
+    wide.load_state_dict(weights, assign=True)
+    return importance(wide.eval(), before)
 
 
 def _sliced(name: str, whole: Mapping[str, Tensor], before: Channels, after: Channels, scores: Scores) -> Tensor | None:
@@ -100,40 +111,3 @@ def _selection(name: str, before: Channels, after: Channels, scores: Scores, lik
     if kind == "bias":
         return like.new_zeros(len(out))
     return (out[:, None] == into[None])[:, :, None, None].to(like)
-
-
-def _timesteps(
-    wide: Any, student: Any, whole: Mapping[str, Tensor], before: Channels, after: Channels, scores: Scores
-) -> dict[str, Tensor]:
-    """First layers that read sinusoids of the timestep.
-
-    A narrower network has sinusoids of other frequencies. Its layer is the least-squares fit, over all timesteps, of what the
-    teacher's channels that stay say.
-    """
-    if wide.config["time_embedding_type"] != "positional":
-        kind = wide.config["time_embedding_type"]
-        raise ValueError(f"time_embedding_type {kind}: another block_out_channels[0] takes positional.")
-    steps = torch.arange(NUM_TIMESTEPS)
-    theirs, ours = wide.time_proj(steps).double(), student.time_proj(steps).double()
-    fitted: dict[str, Tensor] = {}
-    for name, axes in before.axes.items():
-        if name not in whole or len(axes) < 2 or [run.label for run in axes[1]] != [TIMESTEPS]:
-            continue
-        rows = _indices(axes[0], after.axes[name][0], before, scores)
-        if rows is None:
-            continue
-        old = whole[name].detach().cpu().double()[rows]
-        new = _least_squares(ours, theirs @ old.T).T
-        fitted[name] = new.to(whole[name])
-        condition = "time_embedding.cond_proj.weight"
-        if name.startswith("time_embedding.") and condition in whole:
-            asked = old @ whole[condition].detach().cpu().double()
-            fitted[condition] = _least_squares(new, asked).to(whole[condition])
-    return fitted
-
-
-def _least_squares(given: Tensor, wanted: Tensor) -> Tensor:
-    """X (m, k) with given (n, m) X = wanted (n, k), barely regularised: neighbouring frequencies are almost the same."""
-    gram = given.T @ given
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + ridge, given.T @ wanted)
