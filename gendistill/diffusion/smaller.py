@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from gendistill.diffusion.smaller_importance import Importance, example_inputs, read_norms
 from gendistill.diffusion.smaller_weights import transfer
-from gendistill.gan.counting import macs
+from gendistill.gan.counting import macs, macs_by_module
 
 TOLERANCE = 0.1  # of the multiply-accumulates that were asked for
 Config = dict[str, Any]
@@ -114,17 +115,21 @@ def smaller_config(
     config: Mapping[str, Any], factor: float, example: Sequence[Any] | None = None, *, blocks: bool = False
 ) -> Config:
     """The config of `smaller`, found without making any weights: candidates live on the meta device."""
-    if not factor > 1:
+    if not 1 < factor < math.inf:
         raise ValueError(f"factor {factor:g}: takes more than 1.")
     inputs = tree_map(_meta, tuple(example)) if example is not None else example_inputs(config)
     start = fewer_blocks_config(config, mid=_most_layers(config) > 1) if blocks else dict(config)
     whole = macs(on_meta(config), inputs)
+    widest = on_meta(start)
+    spent, sizes = macs_by_module(widest, inputs), _sizes(widest)
     counted: dict[tuple[int, ...], float] = {}
 
     def strays(widths: tuple[int, ...]) -> float:
-        """log(multiply-accumulates / those asked for)."""
+        """log(multiply-accumulates / those asked for): every layer spends in proportion to its size."""
         if widths not in counted:
-            counted[widths] = math.log(macs(on_meta({**start, "block_out_channels": widths}), inputs) * factor / whole)
+            thin = _sizes(on_meta({**start, "block_out_channels": widths}))
+            count = sum(n * thin[at] / sizes[at] if at in thin and at in sizes else n for at, n in spent.items())
+            counted[widths] = math.log(count * factor / whole)
         return counted[widths]
 
     ladder = [tuple(narrower_config(start, share)["block_out_channels"]) for share in _shares(start)]
@@ -133,13 +138,14 @@ def smaller_config(
         middle = (low + high) // 2
         low, high = (low, middle) if strays(ladder[middle]) > 0 else (middle + 1, high)
     near = min(ladder[max(low - 1, 0) : low + 1], key=lambda widths: abs(strays(widths)))
-    if abs(strays(near)) > TOLERANCE / 2:
+    if abs(math.exp(strays(near)) - 1) > TOLERANCE:
         near = min([near, *_beside(near, start)], key=lambda widths: abs(strays(widths)))
     found = {**start, "block_out_channels": list(near)}
-    if abs(math.exp(strays(near)) - 1) > TOLERANCE:
+    reached = whole / macs(on_meta(found), inputs)
+    if abs(factor / reached - 1) > TOLERANCE:
         steps = ", ".join(map(str, _units(start)))
         raise ValueError(
-            f"factor {factor:g}: the nearest is {factor / math.exp(strays(near)):.3g}, with block_out_channels {list(near)}; "
+            f"factor {factor:g}: the nearest is {reached:.3g}, with block_out_channels {list(near)}; "
             f"they go in steps of {steps}, for norms and attention heads."
         )
     return found
@@ -164,8 +170,11 @@ def _meta(value: Any) -> Any:
 
 
 def _config_of(unet: Any) -> Config:
-    if not isinstance(unet, UNet2DConditionModel):
+    known: Any = UNet2DConditionModel  # diffusers' own types know nothing of its config
+    if not isinstance(unet, known):
         raise ValueError(f"unet: takes a UNet2DConditionModel; got {type(unet).__name__}.")
+    if unet.device.type == "meta":
+        raise ValueError("unet: has no weights (it is on the meta device); smaller_config takes a config alone.")
     if getattr(unet, "peft_config", None):
         names = ", ".join(unet.peft_config)
         raise ValueError(f"unet: has adapters ({names}); takes a network without, so fuse and unload them first.")
@@ -194,6 +203,17 @@ def _levels(config: Mapping[str, Any]) -> zip[tuple[str, str]]:
 def _width(width: int, unit: int, share: float) -> int:
     """The multiple of `unit` that is nearest to a share of `width`."""
     return min(max(math.floor(width * share / unit + 0.5), 1) * unit, width)
+
+
+def _sizes(unet: Any) -> dict[str, int]:
+    """What the multiply-accumulates of each layer are in proportion to: channels in times out, dimensions of all heads."""
+    sizes: dict[str, int] = {}
+    for path, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            sizes[path] = module.weight[..., 0, 0].numel() if module.weight.ndim > 2 else module.weight.numel()
+        elif isinstance(module, Attention):
+            sizes[path] = module.to_q.out_features
+    return sizes
 
 
 def _shares(config: Mapping[str, Any]) -> list[float]:
@@ -228,8 +248,8 @@ def _start(unet: Any, config: Config, importance: Importance) -> tuple[Any, list
     student = on_meta(config)
     weights, fresh = transfer(unet, on_meta(_at_widths_of(unet.config, config)), student, importance)
     if fresh:
-        drawn = UNet2DConditionModel.from_config(_plain(config)).to(unet.device, unet.dtype).state_dict()
-        weights.update({name: drawn[name] for name in fresh})
+        drawn = UNet2DConditionModel.from_config(_plain(config)).state_dict()
+        weights.update({name: drawn[name].to(unet.device, unet.dtype) for name in fresh})
     student.load_state_dict(weights, assign=True)
     return student.train(unet.training).requires_grad_(True), fresh
 

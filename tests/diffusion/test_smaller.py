@@ -1,4 +1,4 @@
-import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,23 +172,6 @@ def test_dead_channels_are_the_first_to_go(kind, importance):
         assert not set(stay.tolist()) & set(dead[label].tolist()), label
 
 
-def test_heads_and_feed_forward_layers_lose_dead_dimensions_without_a_trace(tiny_sd):
-    """Group norms have no part in these."""
-    teacher = copy.deepcopy(tiny_sd)
-    found = channels(teacher)
-    inside = ("to_k", "to_v", ".ff", "time_embedding")
-    runs = {run.label: run for axes in found.axes.values() for side in axes for run in side if run.label.endswith(inside)}
-    dead = {label: torch.arange(1, run.size, 2) for label, run in runs.items()}
-    silence(teacher, found, dead)
-    scores = group_norms(teacher, found)
-    before, inputs = teacher.state_dict(), inputs_of(teacher)
-    for label, run in runs.items():  # zero what is not kept: nothing that mattered
-        stay = kept(run, replace(run, size=run.size // 2), scores, found.cuts)
-        gone = torch.tensor(sorted(set(range(run.size)) - set(stay.tolist())))
-        assert torch.equal(gone, dead[label])
-    assert torch.isfinite(output(teacher, inputs)).all() and before
-
-
 def with_identities(unet):
     """The blocks that `fewer_blocks` takes from this one pass on what they get."""
     with torch.no_grad():
@@ -238,7 +221,7 @@ def test_of_one_layer_a_block_only_the_middle_can_go(tiny_sd):
         fewer_blocks(tiny_sd)
     student = fewer_blocks(tiny_sd, mid=False)
     assert student.mid_block is None
-    with pytest.raises(ValueError, match="layers_per_block 1: there is no block to remove."):
+    with pytest.raises(ValueError, match=r"layers_per_block 1: there is no block to remove\."):
         fewer_blocks(student, mid=False)
 
 
@@ -253,11 +236,10 @@ def test_a_smaller_network_spends_what_was_asked(tiny_sd, factor):
     opens_in_plain_diffusers(student)
 
 
-@pytest.mark.parametrize("blocks", [True, False])
-@pytest.mark.parametrize("kind", ["sdxl", "sd2", "sd1-three-levels"])
+@pytest.mark.parametrize(("kind", "blocks"), [("sdxl", False), ("sd2", True), ("sd1-three-levels", False)])
 def test_every_family_is_halved(kind, blocks):
     many = 3 if "three" in kind else 2
-    unet = unet_of(kind, block_out_channels=[96] * (many - 1) + [192], layers_per_block=2)
+    unet = unet_of(kind, block_out_channels=[32] * (many - 1) + [64], layers_per_block=2)
     student = smaller(unet, 2, blocks=blocks)
     assert cost(unet) / cost(student) == pytest.approx(2, rel=0.1)
     assert (student.config["layers_per_block"] == 1) == blocks
@@ -283,8 +265,9 @@ def test_an_example_of_the_users_own_is_what_is_counted(tiny_sd):
 def test_what_cannot_be_reached_is_said_with_what_can(tiny_sd):
     with pytest.raises(ValueError, match=r"factor 1000: the nearest is \d+\.?\d*, with block_out_channels \[16, 16\]"):
         smaller(tiny_sd, 1000)
-    with pytest.raises(ValueError, match=r"factor 1: takes more than 1"):
-        smaller(tiny_sd, 1)
+    for factor in (1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"factor {factor:g}: takes more than 1"):
+            smaller(tiny_sd, factor)
     with pytest.raises(ValueError, match=r"share 1.5: takes more than 0 and at most 1"):
         narrower(tiny_sd, 1.5)
 
@@ -309,8 +292,11 @@ def test_the_channels_that_matter_say_more_than_others(tiny_sd):
     torch.manual_seed(0)
     fresh = UNet2DConditionModel.from_config(chosen.config)
     by_chance = [agreement(narrower(tiny_sd, 0.5, chance(seed))) for seed in range(8)]
-    print(f"chosen {agreement(chosen):.3f}, by chance {by_chance}, fresh {agreement(fresh):.3f}")
-    assert agreement(chosen) > sum(by_chance) / len(by_chance) > agreement(fresh)
+    print(
+        f"chosen {agreement(chosen):.3f}, by chance {min(by_chance):.3f} to {max(by_chance):.3f}, fresh {agreement(fresh):.3f}"
+    )
+    assert agreement(chosen) > max(by_chance)
+    assert min(by_chance) > agreement(fresh)
 
 
 def test_a_config_of_the_users_own_takes_what_fits(tiny_sd):
@@ -319,9 +305,8 @@ def test_a_config_of_the_users_own_takes_what_fits(tiny_sd):
     assert torch.equal(student.up_blocks[0].resnets[0].conv2.weight, tiny_sd.up_blocks[0].resnets[0].conv2.weight)
     student, fresh = matching_config(tiny_sd, {"layers_per_block": 2, "cross_attention_dim": 64})
     assert {name.split(".")[0] for name in fresh} == {"down_blocks", "up_blocks", "mid_block"}
-    added = [name for name in fresh if "attn2.to_" not in name]
-    assert added and all(f"{side}_blocks" in name for name in added for side in [name.split("_")[0]])
-    assert all(".1." in name for name in added)
+    prompts = {name for name in fresh if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    assert {re.sub(r"_blocks.\d", "", name).split(".")[2] for name in set(fresh) - prompts} == {"1"}  # the layers added
     assert torch.equal(student.up_blocks[0].resnets[2].conv1.weight, tiny_sd.up_blocks[0].resnets[1].conv1.weight)
     opens_in_plain_diffusers(student)
 
@@ -350,7 +335,8 @@ def test_fewer_heads_are_whole_heads():
     ours = student.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_v.weight
     theirs = unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_v.weight
     heads = [any(torch.equal(head, other) for other in theirs.view(4, 8, 32)) for head in ours.view(2, 8, 32)]
-    assert fresh == [] and heads == [True, True]
+    assert fresh == []
+    assert heads == [True, True]
 
 
 def test_configs_that_cannot_be_are_refused(tiny_sd):
@@ -369,15 +355,17 @@ def test_adapters_and_other_networks_are_refused_in_a_sentence():
         smaller(unet, 2)
     with pytest.raises(ValueError, match=r"unet: takes a UNet2DConditionModel; got UNet2DModel"):
         narrower(tiny_pixel_unet(), 0.5)
+    with pytest.raises(ValueError, match=r"unet: has no weights"):
+        narrower(on_meta(tiny_unet().config), 0.5)
     strange = ["DownBlock2D", "SimpleCrossAttnDownBlock2D"]
     with pytest.raises(ValueError, match=r"channels of a SimpleCrossAttnDownBlock2D are not known"):
         narrower(tiny_unet(down_block_types=strange), 0.5)
-    with pytest.raises(ValueError, match="not known how .* gets narrower"):
+    with pytest.raises(ValueError, match=r"not known how .* gets narrower"):
         narrower(tiny_unet(attention_type="gated"), 0.5)
 
 
-def test_a_student_is_of_its_teachers_precision_and_leaves_it_alone(tiny_sd):
-    teacher = copy.deepcopy(tiny_sd).to(torch.bfloat16)
+def test_a_student_is_of_its_teachers_precision_and_leaves_it_alone():
+    teacher = UNet2DConditionModel.from_pretrained(TINY_SD, torch_dtype=torch.bfloat16)
     before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
     for student in (narrower(teacher, 0.5), narrower(teacher, 1.0)):
         assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
