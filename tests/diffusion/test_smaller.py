@@ -229,17 +229,15 @@ def cost(unet):
     return macs(on_meta(unet.config), example_inputs(unet.config))
 
 
-@pytest.mark.parametrize("factor", [1.5, 2])
-def test_a_smaller_network_spends_what_was_asked(tiny_sd, factor):
-    student = smaller(tiny_sd, factor)
-    assert cost(tiny_sd) / cost(student) == pytest.approx(factor, rel=0.1)
+def test_a_smaller_network_spends_what_was_asked(tiny_sd):
+    student = smaller(tiny_sd, 2)
+    assert cost(tiny_sd) / cost(student) == pytest.approx(2, rel=0.1)
     opens_in_plain_diffusers(student)
 
 
-@pytest.mark.parametrize(("kind", "blocks"), [("sdxl", False), ("sd2", True), ("sd1-three-levels", False)])
+@pytest.mark.parametrize(("kind", "blocks"), [("sdxl", False), ("sd2", True)])
 def test_every_family_is_halved(kind, blocks):
-    many = 3 if "three" in kind else 2
-    unet = unet_of(kind, block_out_channels=[32] * (many - 1) + [64], layers_per_block=2)
+    unet = unet_of(kind, block_out_channels=[32, 64], layers_per_block=2)
     student = smaller(unet, 2, blocks=blocks)
     assert cost(unet) / cost(student) == pytest.approx(2, rel=0.1)
     assert (student.config["layers_per_block"] == 1) == blocks
