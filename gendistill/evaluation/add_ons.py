@@ -7,9 +7,10 @@ without. An add-on still fits where the student's pictures shift in the directio
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ class Drawing:
             "batch_size": self.batch_size,
             "progress": self.progress,
         }
+
+    def first(self, count: int) -> Drawing:
+        """The same of the first pictures alone."""
+        return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count])
 
     def latents(self) -> Tensor:
         """What diffusion ends in: float32 (N, C, h, w) on the CPU."""
@@ -131,7 +136,25 @@ def effect_of(teacher: Features, student: Features) -> Effect:
     return Effect(float(np.linalg.norm(mean)), float(np.linalg.norm(other)), _cosine(mean, other), halves)
 
 
-def lora_fit(teacher: Drawing, student: Drawing, lora: Path, extractor: FeatureExtractor, plain: Sequence[Tensor]) -> AddOnFit:
+def lora_file(lora: str | Path) -> Path:
+    """The file that is meant: itself, or `pytorch_lora_weights.safetensors` in a folder; ValueError where there is none."""
+    file = Path(lora) / LORA_FILE if Path(lora).is_dir() else Path(lora)
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise ValueError(f"lora {lora}: takes a .safetensors file that is there, or a folder with {LORA_FILE}")
+    return file
+
+
+def require_control(control: str | Path, picture: Tensor, size: tuple[int, int]) -> None:
+    """Raise ValueError where there is no ControlNet in a folder, or its picture is not (3, *size)."""
+    if not (Path(control) / "config.json").is_file():
+        raise ValueError(f"control {control}: takes the folder of a ControlNet that is there, with its config.json")
+    if tuple(picture.shape) != (3, *size):
+        raise ValueError(f"control picture: got {tuple(picture.shape)}, takes {(3, *size)}, as large as what is drawn")
+
+
+def lora_fit(
+    teacher: Drawing, student: Drawing, lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
+) -> AddOnFit:
     """A LoRA made for the teacher, loaded into copies of both pipelines by diffusers, beside the adapters that are on.
 
     Memory holds one more network and its text encoders meanwhile.
@@ -141,11 +164,9 @@ def lora_fit(teacher: Drawing, student: Drawing, lora: Path, extractor: FeatureE
         plain: the features (N, D) of the teacher's pictures and of the student's without it.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: as `lora_file`.
     """
-    file = lora / LORA_FILE if lora.is_dir() else lora
-    if file.suffix != ".safetensors" or not file.is_file():
-        raise ValueError(f"lora {lora}: takes a .safetensors file that is there, or a folder with {LORA_FILE}")
+    file = lora_file(lora)
     notes, shifts = [], []
     unfit: list[str] = []
     for drawing, without in zip((teacher, student), plain, strict=True):
@@ -166,7 +187,7 @@ def lora_fit(teacher: Drawing, student: Drawing, lora: Path, extractor: FeatureE
 def control_fit(
     teacher: Drawing,
     student: Drawing,
-    control: Path,
+    control: str | Path,
     picture: Tensor,
     extractor: FeatureExtractor,
     plain: Sequence[Tensor],
@@ -179,19 +200,17 @@ def control_fit(
         plain: as for `lora_fit`.
 
     Raises:
-        ValueError: there is no such folder, or the picture is of another size.
+        ValueError: as `require_control`.
     """
-    if not (control / "config.json").is_file():
-        raise ValueError(f"control {control}: takes the folder of a ControlNet that is there, with its config.json")
-    if tuple(picture.shape) != (size := (3, *teacher.sampler.size)):
-        raise ValueError(f"control picture: got {tuple(picture.shape)}, takes {size}, as large as what is drawn")
+    require_control(control, picture, teacher.sampler.size)
+    folder = Path(control)
     notes, shifts = [], []
     for drawing, without in zip((teacher, student), plain, strict=True):
         try:
-            pipeline, note = _with_control(drawing.sampler.pipeline, control)
+            pipeline, note = _with_control(drawing.sampler.pipeline, folder)
             notes += [f"The {drawing.name}: {note}."] if note else []
             drawn = partial(_controlled_features, drawing, pipeline, picture, extractor)
-            features = _tried(drawn, f"{control.name} does not run")
+            features = _tried(drawn, f"{folder.name} does not run")
             shifts.append(features - without)
         except DoesNotLoadError as error:
             notes.append(f"The {drawing.name}: {error}.")
@@ -223,11 +242,12 @@ def _tried(action: Callable[[], Any], what: str) -> Any:
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without what diffusers logs of files that do not fit, which is said in a sentence of ours."""
+    """Without what diffusers and PEFT tell of files that do not fit, which is said in a sentence of ours."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logging.set_verbosity(before)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.diffusion.families import family_of
-from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
+from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_file, lora_fit, require_control
 from gendistill.metrics.drift import MomentDrift, latent_psnr, linear_cka, mean_cosine, moment_drift, orthogonal_procrustes
 from gendistill.metrics.extractors import FeatureExtractor
 from gendistill.metrics.load_extractor import load_extractor
@@ -102,8 +102,8 @@ def measure_fit(
     student_steps: int | None = None,
     student_guidance_scale: float | None = None,
     timesteps: Sequence[int] | None = None,
-    loras: Sequence[Path] = (),
-    controls: Sequence[tuple[Path, Tensor]] = (),
+    loras: Sequence[str | Path] = (),
+    controls: Sequence[tuple[str | Path, Tensor]] = (),
     extractor: FeatureExtractor | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -132,6 +132,10 @@ def measure_fit(
         )
     schedule = NoiseSchedule.from_scheduler(teacher.pipeline.scheduler)
     times = _checked(timesteps, schedule.num_train_timesteps)
+    for lora in loras:
+        lora_file(lora)
+    for folder, picture in controls:
+        require_control(folder, picture, teacher.size)
     spec = student.spec
     if teacher_guidance_scale is None and spec is not None and teacher.family.guided:
         teacher_guidance_scale = spec.guidance_scale
@@ -146,8 +150,7 @@ def measure_fit(
     other = drawing("student", student, student_steps, student_guidance_scale)
     latents = one.latents()
     drift = latent_drift(latents, other.latents())
-    few = {"prompts": one.prompts[:CKA_PICTURES], "seeds": one.seeds[:CKA_PICTURES]}
-    layers, unpaired = _layer_fits(replace(one, **few), replace(other, **few), latents, schedule, times)
+    layers, unpaired = _layer_fits(one.first(CKA_PICTURES), other.first(CKA_PICTURES), latents, schedule, times)
     add_ons: list[AddOnFit] = []
     if loras or controls:
         extractor = extractor or load_extractor("emoji", teacher.device)
@@ -155,7 +158,7 @@ def measure_fit(
         add_ons += [lora_fit(one, other, lora, extractor, plain) for lora in loras]
         add_ons += [control_fit(one, other, folder, picture, extractor, plain) for folder, picture in controls]
     return Fit(
-        (len(prompts), len(few["prompts"])),
+        (len(prompts), min(len(prompts), CKA_PICTURES)),
         {of.name: (of.steps, of.guidance_scale) for of in (one, other)},
         drift,
         tuple(layers),
