@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.diffusion.families import family_of
-from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_file, lora_fit, require_control
+from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
+from gendistill.evaluation.loading_add_ons import lora_file, require_control
 from gendistill.metrics.drift import MomentDrift, latent_psnr, linear_cka, mean_cosine, moment_drift, orthogonal_procrustes
 from gendistill.metrics.extractors import FeatureExtractor
 from gendistill.metrics.load_extractor import load_extractor
