@@ -18,6 +18,7 @@ from gendistill.reporting.legend import add_legend, shortened
 from gendistill.reporting.plot import NARROW, WIDE, Canvas
 
 FEW_PICTURES = 16  # below it the figures of layers and add-ons say little
+SAME = 1e-9  # the squared distance that rounding alone makes
 UNSURE = 0.5  # the teacher's own cosine between two halves of its pictures
 
 # name, what it means
@@ -43,7 +44,8 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
         blocks.append(Warning(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
     blocks += [
         Text(_in_words(fit.latents, student, teacher), "Latents"),
-        Figure(drift_plot(fit.latents, student, teacher, colour), "0 is no drift. " + _explained(DRIFT)),
+        Figure(drift_plot(fit.latents, student, teacher, colour), "0 is no drift."),
+        _drift_table(fit.latents, student, colour),
     ]
     if fit.layers:
         blocks += [
@@ -159,12 +161,24 @@ def _cards(fit: Fit, colour: int) -> list[Card]:
 
 
 def _in_words(drift: LatentDrift, student: str, teacher: str) -> str:
-    if drift.unrotated == 0:
+    if drift.unrotated < SAME:
         return f"{student} draws the same latents as {teacher}."
-    gone = 1 - drift.procrustes / drift.unrotated
+    gone = max(0.0, 1 - drift.procrustes / drift.unrotated)
     if gone > 0.5:
         return f"{student}'s latent space is turned: the best rotation of its channels takes away {gone:.0%} of the distance."
     return f"The best rotation of {student}'s channels takes away {gone:.0%} of the distance: the space itself is not turned."
+
+
+def _drift_table(drift: LatentDrift, student: str, colour: int) -> Table:
+    columns = [
+        Column("model", align="left"),
+        *(Column(name, meaning, "lower") for name, meaning in DRIFT),
+        Column("cosine", "Between a picture's latents of both models, on average.", "higher"),
+        Column("PSNR", "Of the latents, with the range of the teacher's as the peak.", "higher"),
+    ]
+    cells = [Cell(f"{value:.3g}", value=value) for value in _figures(drift)]
+    row = Row([Cell(student, colour=colour), *cells, _number(drift.cosine), _decibels(drift.psnr)])
+    return Table(columns, [row], "Drift of the latents of the same noise and prompts.")
 
 
 def _layer_table(fit: Fit) -> Table:
@@ -218,10 +232,6 @@ def _doubt(one: AddOnFit) -> str:
         f"The effect of {_short(one.source)} on the teacher itself differs from one half of the pictures to the other (cosine "
         f"{repeated:.2f}): its figures take more pictures."
     )
-
-
-def _explained(figures: Sequence[tuple[str, str]]) -> str:
-    return " ".join(f"{name}: {meaning[0].lower()}{meaning[1:]}" for name, meaning in figures)
 
 
 def _short(source: str) -> str:
