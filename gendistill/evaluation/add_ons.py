@@ -1,0 +1,225 @@
+"""Does what was made for the teacher still do the same on the student? A LoRA and a ControlNet, by what they change.
+
+The effect of an add-on is the mean shift of features: of pictures drawn with it, less those of the same prompts and seeds drawn
+without. An add-on still fits where the student's pictures shift in the direction of the teacher's, and as far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gendistill.evaluation.loading_add_ons import (
+    DoesNotLoadError,
+    lora_file,
+    require_control,
+    tried,
+    with_control,
+    with_lora,
+)
+from gendistill.metrics.extractors import FeatureExtractor
+from gendistill.metrics.features import extract
+from gendistill.metrics.matrix import Features, Matrix, feature_matrices
+from gendistill.samplers import FewStepSampler, to_uint8
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A model and how its pictures are drawn: teacher or student, from given prompts and seeds."""
+
+    name: str
+    sampler: FewStepSampler
+    steps: int
+    guidance_scale: float
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    batch_size: int | None = None
+    progress: Progress | None = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        return {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "batch_size": self.batch_size,
+            "progress": self.progress,
+        }
+
+    def first(self, count: int) -> Drawing:
+        """The same of the first pictures alone."""
+        return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count])
+
+    def latents(self) -> Tensor:
+        """What diffusion ends in: float32 (N, C, h, w) on the CPU."""
+        return torch.cat([batch.float().cpu() for batch in self.sampler.latents(self.prompts, self.seeds, **self.how)])
+
+    def features(self, extractor: FeatureExtractor, sampler: FewStepSampler | None = None) -> Tensor:
+        """Of its pictures (N, D); of those of another sampler in its place, drawn in the same way."""
+        drawn = (sampler or self.sampler).pictures(self.prompts, self.seeds, **self.how)
+        return extract(extractor, (to_uint8(batch).cpu() for batch in drawn))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an add-on does to the teacher's pictures and to the student's.
+
+    Attributes:
+        teacher_length, student_length: of the mean shifts, in the extractor's units.
+        cosine: between the two mean shifts, in [-1, 1]; None where one of them is no shift at all.
+        repeated: the cosine between the teacher's own shifts on every other prompt and on the rest: where it is low, there are
+            too few pictures for the student's cosine to mean much. None where it cannot be told.
+    """
+
+    teacher_length: float
+    student_length: float
+    cosine: float | None
+    repeated: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """The student's shift as a multiple of the teacher's; None where the teacher's is none."""
+        return self.student_length / self.teacher_length if self.teacher_length else None
+
+
+@dataclass(frozen=True)
+class AddOnFit:
+    """Whether an add-on made for the teacher fits the student.
+
+    Attributes:
+        kind: `LoRA` or `ControlNet`.
+        notes: sentences: what did not load, and why.
+        unfit: of a LoRA, the modules of the student's network that it has weights for and that are not there, or are of
+            another width.
+        effect: None where it did not run in both models.
+    """
+
+    kind: str
+    source: str
+    notes: tuple[str, ...]
+    unfit: tuple[str, ...]
+    effect: Effect | None
+
+
+def effect_of(teacher: Features, student: Features) -> Effect:
+    """From shifts of features (N, D) of the same prompts and seeds: features with the add-on, less those without.
+
+    Raises:
+        ValueError: no shifts, other numbers of them, other features, or not finite.
+    """
+    t, s = feature_matrices(teacher, student, ("teacher", "student"), at_least=1)
+    if len(t) != len(s):
+        raise ValueError(f"teacher and student: got {len(t)} and {len(s)} pictures, takes the same prompts and seeds in both.")
+    mean, other = t.mean(axis=0), s.mean(axis=0)
+    halves = _cosine(t[::2].mean(axis=0), t[1::2].mean(axis=0)) if len(t) > 1 else None
+    return Effect(float(np.linalg.norm(mean)), float(np.linalg.norm(other)), _cosine(mean, other), halves)
+
+
+def lora_fit(
+    teacher: Drawing, student: Drawing, lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
+) -> AddOnFit:
+    """A LoRA made for the teacher, loaded into copies of both pipelines by diffusers, beside the adapters that are on.
+
+    Memory holds one more network and its text encoders meanwhile.
+
+    Args:
+        lora: a `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`.
+        plain: the features (N, D) of the teacher's pictures and of the student's without it.
+
+    Raises:
+        ValueError: as `lora_file`.
+    """
+    file = lora_file(lora)
+    notes, shifts = [], []
+    unfit: list[str] = []
+    for drawing, without in zip((teacher, student), plain, strict=True):
+        unfit = []
+        try:
+            pipeline, unfit, note = with_lora(drawing.sampler.pipeline, file)
+            notes += [f"The {drawing.name}: {note}."] if note else []
+            sampler = FewStepSampler(pipeline, drawing.sampler.spec, drawing.sampler.eta)
+            features = tried(partial(drawing.features, extractor, sampler), f"{file.name} does not run")
+            shifts.append(features - without)
+        except DoesNotLoadError as error:
+            notes.append(f"The {drawing.name}: {error}.")
+            unfit = error.unfit
+    effect = effect_of(*shifts) if len(shifts) == 2 else None
+    return AddOnFit("LoRA", str(lora), (*notes, *_silence(effect)), tuple(unfit), effect)
+
+
+def control_fit(
+    teacher: Drawing,
+    student: Drawing,
+    control: str | Path,
+    picture: Tensor,
+    extractor: FeatureExtractor,
+    plain: Sequence[Tensor],
+) -> AddOnFit:
+    """A ControlNet made for the teacher, in diffusers' ControlNet pipelines around both networks.
+
+    Args:
+        control: the folder of a `ControlNetModel`.
+        picture: that both are controlled by, (3, H, W) in [0, 1], of the pictures' size.
+        plain: as for `lora_fit`.
+
+    Raises:
+        ValueError: as `require_control`.
+    """
+    require_control(control, picture, teacher.sampler.size)
+    folder = Path(control)
+    notes, shifts = [], []
+    for drawing, without in zip((teacher, student), plain, strict=True):
+        try:
+            pipeline, note = with_control(drawing.sampler.pipeline, folder)
+            notes += [f"The {drawing.name}: {note}."] if note else []
+            drawn = partial(_controlled_features, drawing, pipeline, picture, extractor)
+            features = tried(drawn, f"{folder.name} does not run")
+            shifts.append(features - without)
+        except DoesNotLoadError as error:
+            notes.append(f"The {drawing.name}: {error}.")
+    effect = effect_of(*shifts) if len(shifts) == 2 else None
+    return AddOnFit("ControlNet", str(control), (*notes, *_silence(effect)), (), effect)
+
+
+def _silence(effect: Effect | None) -> list[str]:
+    """A sentence where there is no effect to compare."""
+    lengths = {} if effect is None else {"teacher": effect.teacher_length, "student": effect.student_length}
+    return [f"It changes nothing in the {name}'s pictures." for name, length in lengths.items() if length == 0]
+
+
+def _cosine(a: Matrix, b: Matrix) -> float | None:
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(np.clip(a @ b / lengths, -1, 1)) if lengths > 0 else None
+
+
+@torch.no_grad()
+def _controlled_features(drawing: Drawing, pipeline: Any, picture: Tensor, extractor: FeatureExtractor) -> Tensor:
+    """Features (N, D) of pictures drawn under the control of one (3, H, W) in [0, 1]."""
+    sampler, family, size = drawing.sampler, drawing.sampler.family, drawing.batch_size or 16
+    unconditional = family.unconditional(sampler.pipeline) if drawing.guidance_scale > 1 else {}
+    # each family asks its pipeline in its own words; a ControlNet's pipeline takes them too, and the picture
+    asked = partial(pipeline, image=picture[None])
+    batches = []
+    for start in range(0, len(drawing.prompts), size):
+        pictures = family.draw(
+            asked,
+            family.encode(sampler.pipeline, list(drawing.prompts[start : start + size])),
+            unconditional,
+            num_inference_steps=drawing.steps,
+            guidance_scale=drawing.guidance_scale,
+            eta=sampler.eta,
+            generators=[torch.Generator().manual_seed(seed) for seed in drawing.seeds[start : start + size]],
+            latent=False,
+        )
+        batches.append(extract(extractor, to_uint8(pictures.float()).cpu()))
+        if drawing.progress:
+            drawing.progress(len(pictures))
+    return torch.cat(batches)

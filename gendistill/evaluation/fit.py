@@ -1,0 +1,291 @@
+"""Does it still fit? A student held against its teacher in latent space, layer by layer, and by what was made for the teacher.
+
+LoRAs, ControlNets and decoders made for a teacher go on working where its student keeps to the teacher's latent space and to
+what the teacher's layers say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.diffusion.families import family_of
+from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
+from gendistill.evaluation.loading_add_ons import lora_file, require_control
+from gendistill.metrics.drift import MomentDrift, latent_psnr, linear_cka, mean_cosine, moment_drift, orthogonal_procrustes
+from gendistill.metrics.extractors import FeatureExtractor
+from gendistill.metrics.load_extractor import load_extractor
+from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.schedulers import NoiseSchedule
+
+LEAST_PROMPTS = 4  # of the unbiased CKA
+CKA_PICTURES = 32  # all layers of so many are in memory at once: 1.5 GB each of SD 1.5's teacher and student
+NOISE_LEVELS = (0.1, 0.5, 0.9)  # shares of the teacher's timesteps
+OTHER_NOISE = 2**32  # added to a picture's seed: noise that its latents were not drawn from
+
+
+@dataclass(frozen=True)
+class LatentDrift:
+    """How far the student's final latents are from the teacher's of the same noise and prompts.
+
+    Means, covariances and rotations are of the channels: every place of every picture is a sample of C features, as a decoder
+    sees it.
+
+    Attributes:
+        moments: of the channels, over all places.
+        procrustes: what is left of the squared distance after the best rotation of the channels, in [0, 2].
+        unrotated: the same before it; much larger where the student's space is the teacher's, rotated.
+        cosine: between a picture's latents, on average.
+        psnr: in dB, of the latents, whose peak is the teacher's range; infinite where they are equal.
+    """
+
+    moments: MomentDrift
+    procrustes: float
+    unrotated: float
+    cosine: float
+    psnr: float
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """A layer of the teacher and that of the student it is paired with, as modules are called: `down_blocks.0`.
+
+    Attributes:
+        size: height and width of their maps.
+        cka: by timestep, the unbiased linear CKA of their maps over pictures; 1 is the same up to rotation and scale.
+    """
+
+    teacher: str
+    student: str
+    size: tuple[int, int]
+    cka: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.cka.values()) / len(self.cka)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """All figures of a student beside its teacher.
+
+    Attributes:
+        pictures: how many were drawn of each, and how many of them the layers were compared on.
+        ways: how the teacher's were drawn and how the student's: steps and guidance scale.
+        unpaired: layers of the teacher that the student has none for.
+        add_ons: what was made for the teacher, as far as it was given.
+        extractor: the network whose features the add-ons' effects are in; empty without any.
+    """
+
+    pictures: tuple[int, int]
+    ways: dict[str, tuple[int, float]]
+    latents: LatentDrift
+    layers: tuple[LayerFit, ...]
+    unpaired: tuple[str, ...]
+    add_ons: tuple[AddOnFit, ...]
+    extractor: str
+
+
+def measure_fit(
+    teacher: FewStepSampler,
+    student: FewStepSampler,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    teacher_steps: int | None = None,
+    teacher_guidance_scale: float | None = None,
+    student_steps: int | None = None,
+    student_guidance_scale: float | None = None,
+    timesteps: Sequence[int] | None = None,
+    loras: Sequence[str | Path] = (),
+    controls: Sequence[tuple[str | Path, Tensor]] = (),
+    extractor: FeatureExtractor | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Draw from both and compare. Both pipelines are afterwards as they were.
+
+    Args:
+        prompts, seeds: one a picture, the same for both models; at least 4.
+        teacher_steps, student_steps: those that each is sampled in by default where None.
+        teacher_guidance_scale: where None, the scale that the student imitates; the teacher's default for no student of ours.
+        student_guidance_scale: the student's default where None.
+        timesteps: where the networks' layers are compared, in the teacher's noise schedule; a tenth, half and nine tenths of
+            it where None.
+        loras: files or folders, made for the teacher.
+        controls: folders of ControlNets made for the teacher, each with the picture (3, H, W) in [0, 1] that controls.
+        extractor: what the effects of LoRAs and ControlNets are measured in; the embedded `emoji` network where None.
+        progress: called with the number of pictures drawn, again and again.
+
+    Raises:
+        ValueError: fewer than 4 prompts, not a seed a prompt, a timestep that is none, models of different latent spaces or
+            with prompts of different kinds, a file that is not there.
+    """
+    if len(prompts) < LEAST_PROMPTS or len(seeds) != len(prompts):
+        raise ValueError(
+            f"prompts: got {len(prompts)} with {len(seeds)} seeds, takes at least {LEAST_PROMPTS} and a seed for each"
+        )
+    schedule = NoiseSchedule.from_scheduler(teacher.pipeline.scheduler)
+    times = _checked(timesteps, schedule.num_train_timesteps)
+    for lora in loras:
+        lora_file(lora)
+    for folder, picture in controls:
+        require_control(folder, picture, teacher.size)
+    spec = student.spec
+    if teacher_guidance_scale is None and spec is not None and teacher.family.guided:
+        teacher_guidance_scale = spec.guidance_scale
+    batch_size = batch_size or pictures_at_once(teacher.resolution)
+
+    def drawing(name: str, sampler: FewStepSampler, steps: int | None, scale: float | None) -> Drawing:
+        steps = sampler.default_steps if steps is None else steps
+        scale = sampler.default_guidance_scale if scale is None else scale
+        return Drawing(name, sampler, steps, scale, list(prompts), list(seeds), batch_size, progress)
+
+    one = drawing("teacher", teacher, teacher_steps, teacher_guidance_scale)
+    other = drawing("student", student, student_steps, student_guidance_scale)
+    latents = one.latents()
+    drift = latent_drift(latents, other.latents())
+    layers, unpaired = _layer_fits(one.first(CKA_PICTURES), other.first(CKA_PICTURES), latents, schedule, times)
+    add_ons: list[AddOnFit] = []
+    if loras or controls:
+        extractor = extractor or load_extractor("emoji", teacher.device)
+        plain = [of.features(extractor) for of in (one, other)]
+        add_ons += [lora_fit(one, other, lora, extractor, plain) for lora in loras]
+        add_ons += [control_fit(one, other, folder, picture, extractor, plain) for folder, picture in controls]
+    return Fit(
+        (len(prompts), min(len(prompts), CKA_PICTURES)),
+        {of.name: (of.steps, of.guidance_scale) for of in (one, other)},
+        drift,
+        tuple(layers),
+        tuple(unpaired),
+        tuple(add_ons),
+        extractor.name if extractor is not None and add_ons else "",
+    )
+
+
+def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
+    """Of latents (N, C, h, w) of the same noise and prompts.
+
+    Raises:
+        ValueError: shapes differ, or as `gendistill.metrics.drift` says.
+    """
+    if teacher.shape != student.shape:
+        of_teacher, of_student = tuple(teacher.shape[1:]), tuple(student.shape[1:])
+        raise ValueError(f"student: diffuses {of_student} and the teacher {of_teacher}; takes models of one latent space")
+    places = [latents.movedim(1, -1).flatten(0, -2) for latents in (teacher, student)]
+    pictures = [latents.flatten(1) for latents in (teacher, student)]
+    rotated = orthogonal_procrustes(*places)
+    return LatentDrift(
+        moment_drift(*places),
+        rotated.distance,
+        rotated.unrotated,
+        mean_cosine(*pictures),
+        latent_psnr(*pictures),
+    )
+
+
+Sizes = Mapping[str, tuple[int, int]]
+
+
+def paired_layers(teacher: Sizes, student: Sizes) -> list[tuple[str, str]]:
+    """Layers of two networks that answer each other, by the sizes of their maps and their depth, in the teacher's order.
+
+    Layers of one way (down, middle, up) and one size are paired from the last one on: what a way hands on at a size is
+    comparable whatever number of layers led there.
+    """
+
+    def grouped(sizes: Sizes) -> dict[tuple[str, tuple[int, int]], list[str]]:
+        groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
+        for name, size in sizes.items():
+            groups.setdefault((name.split(".")[0], size), []).append(name)
+        return groups
+
+    others = grouped(student)
+    found = {
+        one: other
+        for key, names in grouped(teacher).items()
+        for one, other in zip(reversed(names), reversed(others.get(key, [])), strict=False)
+    }
+    return [(name, found[name]) for name in teacher if name in found]
+
+
+def _checked(timesteps: Sequence[int] | None, count: int) -> list[int]:
+    if timesteps is None:
+        return [round(share * count) - 1 for share in NOISE_LEVELS]
+    for t in timesteps:
+        if not 0 <= t < count:
+            raise ValueError(f"timesteps: got {t}, takes numbers from 0 to {count - 1}")
+    return list(timesteps)
+
+
+def _layer_fits(
+    teacher: Drawing, student: Drawing, latents: Tensor, schedule: NoiseSchedule, times: Sequence[int]
+) -> tuple[list[LayerFit], list[str]]:
+    """CKA of the paired layers on the teacher's own latents (N or more, C, h, w), noised; and the teacher's other layers."""
+    count = len(teacher.prompts)
+    noise = torch.stack(
+        [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + OTHER_NOISE)) for seed in teacher.seeds]
+    )
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for time in times:
+        x_t = schedule.add_noise(latents[:count], noise, torch.full((count,), time)).float()
+        maps = [_maps(drawing, x_t, time) for drawing in (teacher, student)]
+        shapes = [{name: (map.shape[-2], map.shape[-1]) for name, map in of.items()} for of in maps]
+        sizes = shapes[0]
+        for one, other in paired_layers(*shapes):
+            a, b = maps[0][one].flatten(1), maps[1][other].flatten(1)
+            found.setdefault((one, other), {})[time] = linear_cka(a, b, unbiased=True)
+    layers = [LayerFit(one, other, sizes[one], cka) for (one, other), cka in found.items()]
+    paired = {layer.teacher for layer in layers}
+    return layers, [name for name in sizes if name not in paired]
+
+
+@torch.no_grad()
+def _maps(drawing: Drawing, x_t: Tensor, time: int) -> dict[str, Tensor]:
+    """What the network's blocks give at x_t (N, C, h, w): float32 maps (N, C', h', w') on the CPU, by the blocks' names.
+
+    A network that takes its guidance scale as an input is given that of the drawing; of others it is the branch of the prompt.
+    """
+    sampler, pipeline, family = drawing.sampler, drawing.sampler.pipeline, family_of(drawing.sampler.pipeline)
+    network, size = pipeline.unet, drawing.batch_size or len(x_t)
+    with _collected(network) as maps:
+        for start in range(0, len(x_t), size):
+            part = x_t[start : start + size].to(sampler.device)
+            encoded = sampler.family.encode(pipeline, list(drawing.prompts[start : start + size]))
+            conditioning = family.conditioning(encoded, sampler.size)
+            if network.config.get("time_cond_proj_dim") is not None:
+                scale = torch.full((len(part),), float(drawing.guidance_scale), device=part.device)
+                conditioning = replace(conditioning, guidance_scale=scale)
+            family.call(network, part, torch.full((len(part),), time, device=part.device), conditioning)
+    return {name: torch.cat(batches) for name, batches in maps.items()}
+
+
+@contextmanager
+def _collected(network: Any) -> Iterator[dict[str, list[Tensor]]]:
+    """What the blocks of a U-Net give while the context is open, batch after batch, by the blocks' names."""
+    blocks: dict[str, nn.Module] = {f"down_blocks.{k}": block for k, block in enumerate(network.down_blocks)}
+    if getattr(network, "mid_block", None) is not None:
+        blocks["mid_block"] = network.mid_block
+    blocks |= {f"up_blocks.{k}": block for k, block in enumerate(network.up_blocks)}
+    maps: dict[str, list[Tensor]] = {name: [] for name in blocks}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output  # down blocks also give their skip connections
+            maps[name].append(first.float().cpu())
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(name)) for name, block in blocks.items()]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
