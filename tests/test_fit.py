@@ -12,9 +12,10 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tiny_pipeline import tiny_unet
 
+from gendistill.diffusion.blocks import paired_blocks
 from gendistill.diffusion.networks import copy_network
 from gendistill.evaluation.add_ons import effect_of
-from gendistill.evaluation.fit import latent_drift, measure_fit, paired_layers
+from gendistill.evaluation.fit import latent_drift, measure_fit
 from gendistill.evaluation.fit_report import as_json, drift_plot, fit_section, layers_plot
 from gendistill.reporting import Page, render
 from gendistill.samplers import FewStepSampler, StudentSpec
@@ -255,12 +256,12 @@ def test_layers_are_paired_by_the_size_of_their_maps_from_the_last_one_on():
     teacher = {"down_blocks.0": (8, 8), "down_blocks.1": (4, 4), "down_blocks.2": (4, 4), "mid_block": (4, 4)}
     teacher |= {"up_blocks.0": (8, 8), "up_blocks.1": (8, 8)}
     student = {"down_blocks.0": (8, 8), "down_blocks.1": (4, 4), "up_blocks.0": (4, 4), "up_blocks.1": (8, 8)}
-    assert paired_layers(teacher, student) == [
+    assert paired_blocks(teacher, student) == [
         ("down_blocks.0", "down_blocks.0"),
         ("down_blocks.2", "down_blocks.1"),
         ("up_blocks.1", "up_blocks.1"),
     ]
-    assert paired_layers(teacher, teacher) == [(name, name) for name in teacher]
+    assert paired_blocks(teacher, teacher) == [(name, name) for name in teacher]
 
 
 def test_a_rotation_of_the_channels_is_told_from_other_drift():

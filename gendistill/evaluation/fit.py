@@ -6,15 +6,14 @@ what the teacher's layers say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
 from gendistill.diffusion.families import family_of
 from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
 from gendistill.evaluation.loading_add_ons import lora_file, require_control
@@ -190,31 +189,6 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
     )
 
 
-Sizes = Mapping[str, tuple[int, int]]
-
-
-def paired_layers(teacher: Sizes, student: Sizes) -> list[tuple[str, str]]:
-    """Layers of two networks that answer each other, by the sizes of their maps and their depth, in the teacher's order.
-
-    Layers of one way (down, middle, up) and one size are paired from the last one on: what a way hands on at a size is
-    comparable whatever number of layers led there.
-    """
-
-    def grouped(sizes: Sizes) -> dict[tuple[str, tuple[int, int]], list[str]]:
-        groups: dict[tuple[str, tuple[int, int]], list[str]] = {}
-        for name, size in sizes.items():
-            groups.setdefault((name.split(".")[0], size), []).append(name)
-        return groups
-
-    others = grouped(student)
-    found = {
-        one: other
-        for key, names in grouped(teacher).items()
-        for one, other in zip(reversed(names), reversed(others.get(key, [])), strict=False)
-    }
-    return [(name, found[name]) for name in teacher if name in found]
-
-
 def _checked(timesteps: Sequence[int] | None, count: int) -> list[int]:
     if timesteps is None:
         return [round(share * count) - 1 for share in NOISE_LEVELS]
@@ -237,9 +211,8 @@ def _layer_fits(
     for time in times:
         x_t = schedule.add_noise(latents[:count], noise, torch.full((count,), time)).float()
         maps = [_maps(drawing, x_t, time) for drawing in (teacher, student)]
-        shapes = [{name: (map.shape[-2], map.shape[-1]) for name, map in of.items()} for of in maps]
-        sizes = shapes[0]
-        for one, other in paired_layers(*shapes):
+        sizes = sizes_of(maps[0])
+        for one, other in paired_blocks(sizes, sizes_of(maps[1])):
             a, b = maps[0][one].flatten(1), maps[1][other].flatten(1)
             found.setdefault((one, other), {})[time] = linear_cka(a, b, unbiased=True)
     layers = [LayerFit(one, other, sizes[one], cka) for (one, other), cka in found.items()]
@@ -255,7 +228,8 @@ def _maps(drawing: Drawing, x_t: Tensor, time: int) -> dict[str, Tensor]:
     """
     sampler, pipeline, family = drawing.sampler, drawing.sampler.pipeline, family_of(drawing.sampler.pipeline)
     network, size = pipeline.unet, drawing.batch_size or len(x_t)
-    with _collected(network) as maps:
+    maps: dict[str, list[Tensor]] = {name: [] for name in blocks_of(network)}
+    with reading(network) as found:
         for start in range(0, len(x_t), size):
             part = x_t[start : start + size].to(sampler.device)
             encoded = sampler.family.encode(pipeline, list(drawing.prompts[start : start + size]))
@@ -264,28 +238,6 @@ def _maps(drawing: Drawing, x_t: Tensor, time: int) -> dict[str, Tensor]:
                 scale = torch.full((len(part),), float(drawing.guidance_scale), device=part.device)
                 conditioning = replace(conditioning, guidance_scale=scale)
             family.call(network, part, torch.full((len(part),), time, device=part.device), conditioning)
+            for name, of in found.items():
+                maps[name].append(of.float().cpu())
     return {name: torch.cat(batches) for name, batches in maps.items()}
-
-
-@contextmanager
-def _collected(network: Any) -> Iterator[dict[str, list[Tensor]]]:
-    """What the blocks of a U-Net give while the context is open, batch after batch, by the blocks' names."""
-    blocks: dict[str, nn.Module] = {f"down_blocks.{k}": block for k, block in enumerate(network.down_blocks)}
-    if getattr(network, "mid_block", None) is not None:
-        blocks["mid_block"] = network.mid_block
-    blocks |= {f"up_blocks.{k}": block for k, block in enumerate(network.up_blocks)}
-    maps: dict[str, list[Tensor]] = {name: [] for name in blocks}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output  # down blocks also give their skip connections
-            maps[name].append(first.float().cpu())
-
-        return hook
-
-    handles = [block.register_forward_hook(keep(name)) for name, block in blocks.items()]
-    try:
-        yield maps
-    finally:
-        for handle in handles:
-            handle.remove()

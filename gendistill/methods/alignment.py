@@ -15,6 +15,7 @@ from torch import Tensor
 from gendistill.config import AlignConfig
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.blocks import blocks_of, reading
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks
@@ -137,17 +138,8 @@ class LatentPerception:
         return perceptual_distance(self._features(schedule.add_noise(ours, noise, t), t, conditioning), target)
 
     def _features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> list[Tensor]:
-        found: list[Tensor] = []
-
-        def note(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            found.append(output if isinstance(output, Tensor) else output[0])
-
-        network = getattr(self.teacher.network, "base", self.teacher.network)
-        blocks = [block for block in (*network.down_blocks, network.mid_block) if block is not None]
-        handles = [block.register_forward_hook(note) for block in blocks]
-        try:
+        network = self.teacher.network
+        names = [name for name in blocks_of(network) if not name.startswith("up_")]
+        with reading(network, names) as found:
             self.teacher(x_t, t, conditioning)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
+        return [found[name] for name in names]
