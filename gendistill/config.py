@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from gendistill.diffusion.settings import CompressionConfig
 from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.section import Section
 from gendistill.weights import Weight
@@ -243,7 +244,7 @@ class DistillConfig(Section):
         "a JSON file with its arguments",
     )
     teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
-    method: Literal["consistency", "progressive", "latent_alignment", "decoder", "gan"] = "consistency"
+    method: Literal["consistency", "progressive", "latent_alignment", "compression", "decoder", "gan"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
@@ -262,21 +263,30 @@ class DistillConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
     generator: GeneratorConfig = GeneratorConfig()
     compress: CompressConfig = CompressConfig()
+    compression: CompressionConfig = CompressionConfig()
     gan: CodistillationConfig = CodistillationConfig()
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
 
     def trainer_of(self, stage: str) -> TrainerConfig:
-        """The trainer's settings for a stage of progressive distillation: those of all, and its own over them.
+        """The trainer's settings for a stage of several: those of all, and its own over them.
 
         Raises:
             ValueError: a setting that the trainer does not have, or does not take.
         """
-        own = self.progressive.stages.get(stage, {})
+        first = stage == "compression"
+        own = self.compression.trainer if first else self.progressive.stages.get(stage, {})
         try:
             return TrainerConfig(**(self.trainer.model_dump() | own))
         except ValueError as error:
-            raise ValueError(f"progressive.stages.{stage}: {error}") from error
+            raise ValueError(f"{'compression.trainer' if first else f'progressive.stages.{stage}'}: {error}") from error
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the student is a smaller denoiser than its teacher."""
+        compress = self.compress
+        asked = compress.blocks or compress.factor is not None or compress.student_config is not None
+        return asked and self.method not in ("gan", "decoder")
 
     @property
     def aligns(self) -> bool:
@@ -321,6 +331,32 @@ class DistillConfig(Section):
                 f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, where "
                 "each makes half as many as the one before"
             )
+
+    @model_validator(mode="after")
+    def _compresses_what_it_can(self) -> DistillConfig:
+        asked = self.compress.model_fields_set - {name for name, of in CompressConfig() if getattr(self.compress, name) == of}
+        if self.method == "gan":
+            if self.compress.blocks:
+                raise ValueError("compress.blocks: is of a diffusion model; a GAN takes compress.factor")
+            return self
+        known = set() if self.method == "decoder" else {"factor", "blocks", "student_config"}
+        if asked - known:
+            takes = ", ".join(f"compress.{name}" for name in sorted(known)) or "decoder.width and decoder.blocks"
+            raise ValueError(f"compress.{min(asked - known)}: --method {self.method} takes {takes}")
+        if "student_config" in asked and len(asked) > 1:
+            raise ValueError("compress.student_config: takes no compress.factor or compress.blocks beside it")
+        if self.method == "compression":
+            if not asked:
+                raise ValueError(
+                    "compress: --method compression takes --compress 2, compress.blocks or compress.student_config"
+                )
+            if self.lora.enabled:
+                raise ValueError(
+                    "lora.enabled: a smaller network has weights of its own; takes false with --method compression"
+                )
+        elif asked:
+            self.trainer_of("compression")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> DistillConfig:

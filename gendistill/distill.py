@@ -29,7 +29,7 @@ from gendistill.gan.classes import is_class_path
 from gendistill.gan.folder import is_gan_folder
 from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
-from gendistill.methods import METHODS
+from gendistill.methods import stages_of
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
@@ -114,7 +114,7 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
         device=processes.device,
     )
     config = fitting(config, teacher.family, type(teacher.pipeline).__name__)
-    stages = METHODS[config.method](config, teacher.denoiser, teacher.unconditional())
+    stages = stages_of(config, teacher.denoiser, teacher.unconditional())
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
     learned_on: LatentData | TrajectoryData = data
@@ -128,7 +128,7 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     torch.manual_seed(config.seed)  # adapters start at random
     main: DistillResult | None = None
     for number, stage in enumerate(stages):
-        if config.aligns_beside and stage.student is not None:
+        if config.aligns_beside and stage.student is not None and stage.method.name == config.method:
             settings = in_steps(config.align, stage.trainer.max_steps)
             stage.method.beside = Alignment(stage.method.networks, settings, stage.steps)
         trained = _train(stage, config.seed + number, config, teacher, learned_on, judge, run, processes, resume)

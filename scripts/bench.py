@@ -27,7 +27,7 @@ from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.pipeline import load_teacher
-from gendistill.methods import METHODS
+from gendistill.methods import stages_of
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.training.preparation import prepare
@@ -75,7 +75,7 @@ def measure(config: DistillConfig, rounds: int) -> Iterator[Cost]:
     teacher = load_teacher(config.teacher)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
-    stages = METHODS[config.method](config, teacher.denoiser, teacher.unconditional())
+    stages = stages_of(config, teacher.denoiser, teacher.unconditional())
     for stage, _ in zip(stages, range(2), strict=False):
         with tempfile.TemporaryDirectory() as folder:
             yield measure_stage(stage, data, Path(folder), rounds)

@@ -38,13 +38,17 @@ class Networks(MovingAverage):
     lora: LoraConfig | None = None
 
 
-def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None) -> Networks:
+def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Any = None) -> Networks:
     """Three networks, the student initialised from the teacher, in float32 whatever the teacher is in.
 
     With `time_cond_proj_dim` the student takes a guidance scale as well; that input starts at zero, so that the student
     starts as the teacher.
+
+    Args:
+        start: a network to initialise the student from in place of the teacher's.
     """
-    student = copy_network(teacher.network, time_cond_proj_dim).float().train().requires_grad_(True)
+    begins = teacher.network if start is None else start
+    student = copy_network(begins, time_cond_proj_dim).float().train().requires_grad_(True)
     average = copy.deepcopy(student).eval().requires_grad_(False)
     return Networks(
         teacher,
@@ -53,16 +57,6 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None) -> N
         dict(student.named_parameters()),
         dict(average.named_parameters()),
     )
-
-
-def first_networks(teacher: Denoiser, *, lora: bool, rank: int, alpha: int | None, embedded: bool) -> Networks:
-    """Networks in either mode, the student initialised from the teacher.
-
-    Args:
-        lora, rank, alpha: whether to train a low-rank adapter, and which.
-        embedded: whether the student takes a guidance scale as an input; all weights only.
-    """
-    return lora_networks(teacher, rank, alpha) if lora else full_networks(teacher, GUIDANCE_EMBEDDING if embedded else None)
 
 
 def next_networks(networks: Networks) -> Networks:

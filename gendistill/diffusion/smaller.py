@@ -97,7 +97,7 @@ def narrower_config(config: Mapping[str, Any], share: float) -> Config:
 
 def fewer_blocks_config(config: Mapping[str, Any], mid: bool = True) -> Config:
     """The config with one layer a block, with or without the block in the middle."""
-    one = _most_layers(config) == 1
+    one = most_layers(config) == 1
     if one and (mid or config["mid_block_type"] is None):
         raise ValueError(
             "layers_per_block 1: there is no block to remove" + (" but the mid block (mid=False)." if mid else ".")
@@ -118,7 +118,7 @@ def smaller_config(
     if not 1 < factor < math.inf:
         raise ValueError(f"factor {factor:g}: takes more than 1.")
     inputs = tree_map(_meta, tuple(example)) if example is not None else example_inputs(config)
-    start = fewer_blocks_config(config, mid=_most_layers(config) > 1) if blocks else dict(config)
+    start = fewer_blocks_config(config, mid=most_layers(config) > 1) if blocks else dict(config)
     whole = macs(on_meta(config), inputs)
     widest = on_meta(start)
     spent, sizes = macs_by_module(widest, inputs), _sizes(widest)
@@ -181,7 +181,7 @@ def _config_of(unet: Any) -> Config:
     return _plain(unet.config)
 
 
-def _most_layers(config: Mapping[str, Any]) -> int:
+def most_layers(config: Mapping[str, Any]) -> int:
     layers = config["layers_per_block"]
     return layers if isinstance(layers, int) else max(layers)
 

@@ -32,10 +32,13 @@ class CompressConfig(Section):
     factor: float | None = Field(None, description="both multiply-accumulates and parameters are divided by it")
     params: int | None = Field(None, ge=1, description="parameters of the student, instead")
     macs: int | None = Field(None, ge=1, description="multiply-accumulates of a picture of the student, instead or besides")
+    blocks: bool = Field(False, description="of a diffusion model: one layer a block first, as BK-SDM")
     depthwise: bool = Field(False, description="depthwise-separable convolutions where they cost less")
     keep: list[str] = Field([], description="modules of the teacher whose channels are all kept, by path")
     student: str | None = Field(None, description="a class of your own instead, as module:Class")
-    student_config: str | None = Field(None, description="JSON file with its arguments")
+    student_config: str | None = Field(
+        None, description="JSON file with its arguments; of a diffusion model, what differs from the teacher's config"
+    )
     student_weights: str | None = Field(None, description=".safetensors or a state_dict's .pth that it starts from")
 
     @model_validator(mode="after")

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from gendistill.config import DistillConfig
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.methods.compression import compression_stage
 from gendistill.methods.consistency import consistency_stages
 from gendistill.methods.latent_alignment import alignment_stages
 from gendistill.methods.progressive import progressive_stages
 from gendistill.methods.stage import Stage
 
-Stages = Callable[[DistillConfig, Denoiser, Conditioning], Iterator[Stage]]
+Stages = Callable[[DistillConfig, Denoiser, Conditioning, Any], Iterator[Stage]]
 
 METHODS: dict[str, Stages] = {
     "consistency": consistency_stages,
     "progressive": progressive_stages,
     "latent_alignment": alignment_stages,
 }
+
+
+def stages_of(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+    """All stages of a run: first the one that makes the network smaller, where that is asked for, then those of its method.
+
+    Each begins where the one before has ended, which has to be trained before the next is asked for.
+    """
+    start = None
+    if config.compresses:
+        first = compression_stage(config, teacher, unconditional)
+        yield first
+        start = first.method.networks.average.network
+    if config.method != "compression":
+        yield from METHODS[config.method](config, teacher, unconditional, start)

@@ -20,12 +20,14 @@ class Update:
     Attributes:
         given: what other networks that learn gave to the loss, a number (0-d) each, by optimizer name. Where it is not
             finite, that network is to blame for a loss that is not.
+        beside: other optimizers that take the same gradient: of what learns with the student, such as regressors.
     """
 
     loss: Tensor
     optimizer: str = "student"
     logs: dict[str, Tensor] = field(default_factory=dict)
     given: dict[str, Tensor] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

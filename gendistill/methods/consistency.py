@@ -7,6 +7,7 @@ The teacher makes one step of that trajectory, from x_t to x_s, and the student 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks, first_networks
+from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.prediction import Prediction
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.methods.diffusion import DiffusionMethod
+from gendistill.methods.diffusion import DiffusionMethod, first_networks
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
 from gendistill.samplers import ddim_step
@@ -109,11 +110,10 @@ class ConsistencyDistillation(DiffusionMethod):
         return phase_function(prediction, edge, denoiser.schedule)
 
 
-def consistency_stages(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+def consistency_stages(
+    config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None
+) -> Iterator[Stage]:
     """One stage: a consistency student is validated at every step count, and by every solver."""
-    embedded = config.guidance.mode == "embedded"
-    networks = first_networks(
-        teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
-    )
+    networks = first_networks(config, teacher, start)
     method = ConsistencyDistillation(networks, Guidance(unconditional, config.guidance), config.consistency)
     yield Stage(method, config.steps, list(config.solvers), "student", config.trainer)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
+from gendistill.config import DistillConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.base import Method, Update
 from gendistill.weights import weight_at
@@ -20,10 +23,12 @@ class DiffusionMethod(Method):
 
     Attributes:
         beside: what the student is told of its teacher's ways beside that; None for nothing.
+        with_student: optimizers of what learns by the student's loss, beside the student's own.
     """
 
     networks: Networks
     beside: Alignment | None = None
+    with_student: tuple[str, ...] = ()
 
     @abstractmethod
     def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +40,7 @@ class DiffusionMethod(Method):
             aligned, beside = self.beside.loss(batch, random)
             terms = {**terms, "own": loss.detach(), "align": aligned.detach(), **beside}
             loss = loss + weight * aligned
-        yield Update(loss, logs={"loss": loss.detach(), **terms})
+        yield Update(loss, beside=self.with_student, logs={"loss": loss.detach(), **terms})
 
     def trained_modules(self) -> dict[str, nn.Module]:
         return {"student": self.networks.student.network}
@@ -45,3 +50,15 @@ class DiffusionMethod(Method):
 
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         return {"student": self.networks.trained}
+
+
+def first_networks(config: DistillConfig, teacher: Denoiser, start: Any = None) -> Networks:
+    """Networks of the kind that `config` asks for: all weights, with or without a guidance scale as an input, or an adapter.
+
+    Args:
+        start: a network to initialise the student from in place of the teacher's. An adapter on it has no other teacher than it.
+    """
+    if config.lora.enabled:
+        base = teacher if start is None else teacher.with_network(start)
+        return lora_networks(base, config.lora.rank, config.lora.alpha)
+    return full_networks(teacher, GUIDANCE_EMBEDDING if config.guidance.mode == "embedded" else None, start)

@@ -21,8 +21,8 @@ from gendistill.gan.hints import Hint, Regressors, describe, match
 from gendistill.gan.networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.methods.gan_codistillation import GanCodistillation, Player
-from gendistill.methods.gan_imitation import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.methods.gan_start import Start, start_student
+from gendistill.methods.weighted import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.weights import in_steps
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,28 +11,14 @@ from torch import Tensor
 
 from gendistill.gan.perception import Perception
 from gendistill.gan.settings import CodistillationConfig
-from gendistill.losses import features, relations
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
-from gendistill.weights import Weight, weight_at
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from gendistill.methods.weighted import FEATURE_LOSSES, RELATION_LOSSES, Loss, Term, feature_terms, relation_terms, weighted
+from gendistill.weights import weight_at
 
 PATCH, LINES, PLACES = 5, 8, 64  # pixels of an edge; directions; patches along an edge, about
 
 OUTPUT_LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "multiscale": multi_scale}
-FEATURE_LOSSES: dict[str, Loss] = {
-    "hints": features.hint,
-    "attention": features.attention_transfer,
-    "gram": features.gram,
-}
-RELATION_LOSSES: dict[str, Loss] = {
-    "distance": relations.rkd_distance,
-    "angle": relations.rkd_angle,
-    "similarity": relations.similarity_preserving,
-    "correlation": relations.correlation_congruence,
-    "contrastive": relations.contrastive,
-}
 
 
 @dataclass(frozen=True)
@@ -68,17 +54,17 @@ class Imitation:
 
     def looks_at_features(self, step: int) -> bool:
         """Whether a loss of this step asks for the layers behind the pictures."""
-        return any(_weighted(FEATURE_LOSSES, self.config.features, step))
+        return any(weighted(FEATURE_LOSSES, self.config.features, step))
 
     @torch.no_grad()
     def guide(self, painted: Painted, real: Tensor, labels: Tensor | None, step: int) -> Guide:
-        looks = weight_at(self.config.output.perceptual, step) or any(_weighted(RELATION_LOSSES, self.config.relations, step))
+        looks = weight_at(self.config.output.perceptual, step) or any(weighted(RELATION_LOSSES, self.config.relations, step))
         maps = self.perception.maps(painted.pictures, labels) if self.perception is not None and looks else []
         return Guide(painted, maps, real)
 
     def terms(
         self, painted: Painted, guide: Guide, peers: Sequence[Painted], labels: Tensor | None, step: int
-    ) -> Iterator[tuple[str, float, Tensor]]:
+    ) -> Iterator[Term]:
         """Name, weight and loss (0-d) of each that counts in this step.
 
         Args:
@@ -87,28 +73,22 @@ class Imitation:
         """
         config, output = self.config, self.config.output
         guides = [guide.painted, *peers]
-        for name, weight, loss in _weighted(OUTPUT_LOSSES, output, step):
+        for name, weight, loss in weighted(OUTPUT_LOSSES, output, step):
             yield name, weight, _mean(loss(painted.pictures, of.pictures) for of in guides)
         yield from self._as_sets(painted, guide, guides, step)
         theirs = guide.painted.features  # none where no loss looks at them
-        pairs = [_scaled(*pair) for pair in zip(painted.features, theirs, strict=True)] if theirs else []
-        for name, weight, loss in _weighted(FEATURE_LOSSES, config.features, step):
-            if pairs:
-                yield name, weight, _mean(loss(ours, theirs) for ours, theirs in pairs)
-        related = list(_weighted(RELATION_LOSSES, config.relations, step))
+        if theirs:
+            yield from feature_terms(config.features, step, painted.features, theirs)
         seen = weight_at(output.perceptual, step)
-        if not (related or seen):
+        if not (seen or any(weighted(RELATION_LOSSES, config.relations, step))):
             return
         maps = [] if self.perception is None else self.perception.maps(painted.pictures, labels)
         if seen and maps:
             yield "perceptual", seen, perceptual_distance(maps, guide.maps)
         here, there = _embedded(painted.pictures, maps), _embedded(guide.painted.pictures, guide.maps)
-        for name, weight, loss in related:
-            yield name, weight, loss(here, there)
+        yield from relation_terms(config.relations, step, here, there)
 
-    def _as_sets(
-        self, painted: Painted, guide: Guide, guides: Sequence[Painted], step: int
-    ) -> Iterator[tuple[str, float, Tensor]]:
+    def _as_sets(self, painted: Painted, guide: Guide, guides: Sequence[Painted], step: int) -> Iterator[Term]:
         """Patches of each picture beside those of the picture that it imitates, of all of them beside those of real ones."""
         config = self.config.distribution
         if weight := weight_at(config.patches, step):
@@ -130,20 +110,6 @@ def _lines(pictures: Tensor, step: int, *, centred: bool) -> Tensor:
     generator = torch.Generator().manual_seed(2 * step + centred)
     size = min(PATCH, *pictures.shape[2:])
     return patch_projections(LINES, pictures.shape[1], size, generator, centred=centred).to(pictures.device)
-
-
-def _weighted(losses: dict[str, Loss], weights: object, step: int) -> Iterator[tuple[str, float, Loss]]:
-    """Those of the losses whose weight is not 0 in this step."""
-    for name, loss in losses.items():
-        weight: Weight = getattr(weights, name)
-        if now := weight_at(weight, step):
-            yield name, now, loss
-
-
-def _scaled(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Both over the root mean square of the teacher's: a weight then means the same in every layer of every network."""
-    scale = theirs.float().square().mean().sqrt().clamp(min=1e-8)
-    return ours / scale, theirs / scale
 
 
 def _mean(losses: Iterator[Tensor]) -> Tensor:

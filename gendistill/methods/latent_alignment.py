@@ -8,6 +8,7 @@ second step, a third and a fourth start from.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -16,9 +17,9 @@ from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks, first_networks
+from gendistill.diffusion.networks import Networks
 from gendistill.methods.alignment import Alignment
-from gendistill.methods.diffusion import DiffusionMethod
+from gendistill.methods.diffusion import DiffusionMethod, first_networks
 from gendistill.methods.stage import Stage
 from gendistill.weights import in_steps
 
@@ -38,11 +39,10 @@ class LatentAlignment(DiffusionMethod):
         self.networks.update_average(min(self.whole.config.ema_decay, (1 + step) / (10 + step)))
 
 
-def alignment_stages(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+def alignment_stages(
+    config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None
+) -> Iterator[Stage]:
     """One stage: a student that is validated at every step count."""
-    embedded = config.guidance.mode == "embedded"
-    networks = first_networks(
-        teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
-    )
+    networks = first_networks(config, teacher, start)
     alignment = Alignment(networks, in_steps(config.align, config.trainer.max_steps), config.steps)
     yield Stage(LatentAlignment(networks, alignment), config.steps, list(config.solvers), "student", config.trainer)

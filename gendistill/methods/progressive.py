@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks, first_networks, next_networks
+from gendistill.diffusion.networks import Networks, next_networks
 from gendistill.diffusion.prediction import Prediction
-from gendistill.methods.diffusion import DiffusionMethod
+from gendistill.methods.diffusion import DiffusionMethod, first_networks
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
 from gendistill.samplers import ddim_step, invert_ddim_step
@@ -243,7 +244,9 @@ class StepHalving(ProgressiveDistillation):
         return halving_target(lambda x, at: teacher(x, at, conditioning), x_t, t, middle, s, teacher.schedule)
 
 
-def progressive_stages(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+def progressive_stages(
+    config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None
+) -> Iterator[Stage]:
     """The imitation of a guided teacher or in another dialect, where there is any, then one stage a halving.
 
     Each stage's teacher is the average that the one before has made; the student starts as it. Stages are named by the
@@ -252,9 +255,7 @@ def progressive_stages(config: DistillConfig, teacher: Denoiser, unconditional: 
     settings, guidance = config.progressive, Guidance(unconditional, config.guidance)
     embedded = config.guidance.mode == "embedded"
     dialect = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
-    networks = first_networks(
-        teacher, lora=config.lora.enabled, rank=config.lora.rank, alpha=config.lora.alpha, embedded=embedded
-    )
+    networks = first_networks(config, teacher, start)
 
     def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
         grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gendistill.config import TrainerConfig
@@ -30,12 +31,9 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
         )
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(method.trained_modules())
     for name, module in method.trained_modules().items():
-        if config.gradient_checkpointing:
-            base: Any = getattr(module, "base", module)
-            if not hasattr(base, "enable_gradient_checkpointing"):
-                raise ValueError(f"trainer.gradient_checkpointing: the {name} ({type(base).__name__}) has none; takes false")
-            base.enable_gradient_checkpointing()
         module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
         for parameter in trained[name].values():
             parameter.requires_grad_(True)
@@ -49,3 +47,14 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
             trained[name][path] = getattr(submodule, leaf)  # FSDP has put a sharded one in its place
     method.replace_modules(wrapped)
     return optimizers
+
+
+def _checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
+    """In all that know how; ValueError where none does."""
+    bases: dict[str, Any] = {name: getattr(module, "base", module) for name, module in modules.items()}
+    able = [base for base in bases.values() if hasattr(base, "enable_gradient_checkpointing")]
+    if not able:
+        kinds = ", ".join(f"the {name} ({type(base).__name__})" for name, base in bases.items())
+        raise ValueError(f"trainer.gradient_checkpointing: {kinds} has none; takes false")
+    for base in able:
+        base.enable_gradient_checkpointing()

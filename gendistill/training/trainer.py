@@ -198,14 +198,13 @@ class Trainer:
                     accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
                         totals[name] = totals.get(name, 0) + value / config.gradient_accumulation_steps
-                    if last:
-                        optimizer = optimizers[update.optimizer]
-                        parameters = self.method.trained_parameters()[update.optimizer].values()
+                    for name in (update.optimizer, *update.beside) if last else ():
+                        parameters = self.method.trained_parameters()[name].values()
                         norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
                         if norm is not None:
-                            totals[f"{update.optimizer}_gradient_norm"] = whole(norm)
-                        optimizer.step()
-                        optimizer.zero_grad(set_to_none=True)
+                            totals[f"{name}_gradient_norm"] = whole(norm)
+                        optimizers[name].step()
+                        optimizers[name].zero_grad(set_to_none=True)
         return totals
 
     def _learning_rate(self) -> float:

@@ -8,7 +8,7 @@ import torch
 from gendistill.config import GuidanceConfig, ProgressiveConfig
 from gendistill.data.batches import Batch
 from gendistill.data.order import PerSampleRandom
-from gendistill.diffusion.networks import first_networks
+from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, full_networks
 from gendistill.methods.guidance import Guidance
 from gendistill.methods.progressive import Imitation, StepHalving, prediction_loss, sampled_times
 
@@ -19,7 +19,7 @@ def batch_for(teacher, count, generator):
 
 
 def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked", **settings):
-    networks = first_networks(teacher.denoiser, lora=False, rank=4, alpha=None, embedded=mode == "embedded")
+    networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if mode == "embedded" else None)
     networks.student, networks.average = networks.student.speaking(dialect), networks.average.speaking(dialect)
     guidance = Guidance(teacher.unconditional(), GuidanceConfig(mode=mode, scale=scale))
     config = ProgressiveConfig(**settings)

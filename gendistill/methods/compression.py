@@ -1,0 +1,161 @@
+"""A smaller network that says what its teacher says, at every time and as often as it is asked: before steps, size.
+
+The student is cut out of the teacher (`diffusion.smaller`) and learns its output, what its blocks say, and how the pictures of a
+batch lie to one another there (Kim et al. 2023, BK-SDM, eq. 4 to 6, with regressors where channels differ). It is sampled in as
+many steps as its teacher; another method may then make these fewer, from where this one ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.config import DistillConfig
+from gendistill.data.batches import Batch
+from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.blocks import paired_blocks, reading
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks
+from gendistill.diffusion.prediction import Prediction
+from gendistill.diffusion.settings import CompressionConfig
+from gendistill.diffusion.smaller import fewer_blocks, matching_config, most_layers, on_meta, smaller
+from gendistill.diffusion.smaller_importance import example_inputs
+from gendistill.gan.classes import read_arguments
+from gendistill.gan.counting import macs
+from gendistill.gan.hints import Hint, Regressors
+from gendistill.gan.settings import CompressConfig
+from gendistill.losses.pixel import l2
+from gendistill.methods.diffusion import DiffusionMethod
+from gendistill.methods.guidance import Guidance
+from gendistill.methods.stage import Stage
+from gendistill.methods.weighted import FEATURE_LOSSES, RELATION_LOSSES, Term, feature_terms, relation_terms
+from gendistill.weights import in_steps, weight_at
+
+
+class Compression(DiffusionMethod):
+    """A smaller student beside its teacher, at any time of the noise.
+
+    Args:
+        hints: blocks of both that are matched; none where no loss looks at them.
+    """
+
+    name = "compression"
+
+    def __init__(self, networks: Networks, guidance: Guidance, config: CompressionConfig, hints: Sequence[Hint]) -> None:
+        self.networks, self.guidance, self.config, self.hints = networks, guidance, config, list(hints)
+        self.regressors: Any = Regressors(self.hints).to(next(iter(networks.trained.values())).device)
+        self._parameters = {"student": networks.trained}
+        if learned := dict(self.regressors.named_parameters()):
+            self._parameters["regressors"] = learned
+        self.with_student = tuple(name for name in self._parameters if name != "student")
+
+    def trained_modules(self) -> dict[str, nn.Module]:
+        modules = {**super().trained_modules(), "regressors": self.regressors}
+        return {name: modules[name] for name in self._parameters}
+
+    def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
+        super().replace_modules(wrapped)
+        self.regressors = wrapped.get("regressors", self.regressors)
+
+    def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
+        return self._parameters
+
+    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = list(self.terms(batch, random))
+        total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
+        return total, {name: term.detach() for name, _, term in terms}
+
+    def terms(self, batch: Batch, random: PerSampleRandom) -> Iterator[Term]:
+        """Name, weight and loss (0-d) of each that counts in this step, of noisy data at times drawn evenly."""
+        config, networks, step = self.config, self.networks, random.step
+        latents = batch.latents
+        schedule = networks.teacher.schedule
+        noise = random.normal(latents.shape[1:]).to(latents.device)
+        t = (random.uniform() * schedule.num_train_timesteps).long().to(latents.device)
+        x_t = schedule.add_noise(latents, noise, t)
+        conditioning, scale = self.guidance.draw(batch.conditioning, random)
+        with torch.no_grad(), reading(networks.teacher.network, [hint.teacher_path for hint in self.hints]) as theirs:
+            said = self.guidance.predict(networks.teacher, x_t, t, conditioning, scale)
+        with reading(networks.student.network, [hint.student_path for hint in self.hints]) as ours:
+            prediction = networks.student(x_t, t, conditioning)
+        output = networks.student.output_of(prediction, t)
+        if weight := weight_at(config.output, step):
+            yield "output", weight, l2(output, networks.student.output_of(said, t))
+        if weight := weight_at(config.task, step):
+            yield "task", weight, l2(output, networks.student.output_of(Prediction(latents, noise), t))
+        if self.hints:  # the guided teacher has been called on both branches; the first is that of the prompt
+            of_teacher = [theirs[hint.teacher_path][: len(latents)] for hint in self.hints]
+            of_student = self.regressors([ours[hint.student_path] for hint in self.hints])
+            yield from feature_terms(config.features, step, of_student, of_teacher)
+            deepest = min(range(len(self.hints)), key=lambda number: of_teacher[number][0, 0].numel())
+            of_pictures = (ours[self.hints[deepest].student_path], of_teacher[deepest])
+            yield from relation_terms(config.relations, step, *(maps.float().mean((2, 3)) for maps in of_pictures))
+
+    def after_step(self, step: int) -> None:
+        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
+
+
+def compression_stage(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Stage:
+    """All of a run of this method; of another method's the first stage, whose student is kept beside in `compressed`."""
+    small = smaller_network(teacher.network, config.compress)
+    settings, alone = config.compression, config.method == "compression"
+    embedded = config.guidance.mode == "embedded"
+    networks = full_networks(teacher, GUIDANCE_EMBEDDING if embedded else None, small)
+    trainer = config.trainer if alone else config.trainer_of("compression")
+    asked = any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES)
+    asked |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
+    hints = matched_blocks(teacher.network.config, small.config, settings.features.layers) if asked else []
+    method = Compression(networks, Guidance(unconditional, config.guidance), in_steps(settings, trainer.max_steps), hints)
+    steps = config.steps if alone else [settings.steps]
+    return Stage(method, steps, ["ddim"], "student" if alone else "compressed", trainer, "" if alone else "stages/compression")
+
+
+def smaller_network(unet: Any, compress: CompressConfig) -> Any:
+    """The student that `compress` describes, with all that fits of the teacher's weights.
+
+    Raises:
+        ValueError: it cannot be made, in a sentence.
+    """
+    if compress.student_config is not None:
+        made, _ = matching_config(unet, read_arguments(compress.student_config, "compress.student_config"))
+        return made
+    if compress.factor is not None:
+        return smaller(unet, compress.factor, blocks=compress.blocks)
+    return fewer_blocks(unet, mid=most_layers(unet.config) > 1)
+
+
+def matched_blocks(
+    teacher: Mapping[str, Any], student: Mapping[str, Any], chosen: Mapping[str, str] | None = None
+) -> list[Hint]:
+    """Blocks of two configs that are to say the same, by size and depth (`paired_blocks`) or as `chosen`, teacher's to student's.
+
+    Raises:
+        ValueError: a block that is not there, or two of different sizes.
+    """
+    theirs, ours = shapes_of_blocks(teacher), shapes_of_blocks(student)
+    pairs = paired_blocks(*({name: shape[1:] for name, shape in of.items()} for of in (theirs, ours)))
+    for one, other in (chosen or {}).items():
+        for name, known, whose in ((one, theirs, "teacher"), (other, ours, "student")):
+            if name not in known:
+                raise ValueError(f"compression.features.layers {name}: takes a block of the {whose}, one of {', '.join(known)}")
+        if theirs[one][1:] != ours[other][1:]:
+            raise ValueError(f"compression.features.layers {one}: {other} has maps of another size; takes blocks of one size")
+    return [Hint(one, other, theirs[one], ours[other]) for one, other in (pairs if chosen is None else chosen.items())]
+
+
+def shapes_of_blocks(config: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """What each block of a config says of one sample, (C, h, w); no weights are made."""
+    network = on_meta(config)
+    with torch.no_grad(), reading(network) as maps:
+        network(*example_inputs(config))
+    return {name: (of.shape[1], of.shape[2], of.shape[3]) for name, of in maps.items()}
+
+
+def share_of_macs(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> float:
+    """Multiply-accumulates of a call of the student's network, as a share of the teacher's."""
+    theirs, ours = (macs(on_meta(config), example_inputs(config)) for config in (teacher, student))
+    return ours / theirs
