@@ -339,7 +339,7 @@ class DistillConfig(Section):
             if self.compress.blocks:
                 raise ValueError("compress.blocks: is of a diffusion model; a GAN takes compress.factor")
             return self
-        known = set() if self.method == "decoder" else {"factor", "blocks", "student_config"}
+        known: set[str] = set() if self.method == "decoder" else {"factor", "blocks", "student_config"}
         if asked - known:
             takes = ", ".join(f"compress.{name}" for name in sorted(known)) or "decoder.width and decoder.blocks"
             raise ValueError(f"compress.{min(asked - known)}: --method {self.method} takes {takes}")

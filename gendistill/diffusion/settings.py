@@ -18,7 +18,7 @@ class CompressionConfig(Section):
     task: Weight = Field(0.0, description="squared error from the data themselves, as the teacher was trained")
     features: FeatureConfig = Field(FeatureConfig(hints=0.5), description="what the blocks say, in the teacher's scale")
     relations: RelationConfig = Field(
-        RelationConfig(), description="of the pictures of a batch, as the middle of the network has them"
+        RelationConfig(), description="of a batch's pictures, as the middle of the network has them"
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
     steps: int = Field(20, ge=1, description="that the smaller network is validated in before another method makes them fewer")

@@ -1,8 +1,8 @@
 """A smaller network that says what its teacher says, at every time and as often as it is asked: before steps, size.
 
-The student is cut out of the teacher (`diffusion.smaller`) and learns its output, what its blocks say, and how the pictures of a
-batch lie to one another there (Kim et al. 2023, BK-SDM, eq. 4 to 6, with regressors where channels differ). It is sampled in as
-many steps as its teacher; another method may then make these fewer, from where this one ends.
+The student is cut out of the teacher (`diffusion.smaller`) and learns its output, what its blocks say, and how the pictures of
+a batch lie to one another there (Kim et al. 2023, BK-SDM, section 3.2, with regressors where channels differ). It is sampled in
+as many steps as its teacher; another method may then make these fewer, from where this one ends.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def smaller_network(unet: Any, compress: CompressConfig) -> Any:
 def matched_blocks(
     teacher: Mapping[str, Any], student: Mapping[str, Any], chosen: Mapping[str, str] | None = None
 ) -> list[Hint]:
-    """Blocks of two configs that are to say the same, by size and depth (`paired_blocks`) or as `chosen`, teacher's to student's.
+    """Blocks of two configs that are to say the same: by size and depth (`paired_blocks`), or as `chosen`.
 
     Raises:
         ValueError: a block that is not there, or two of different sizes.

@@ -56,7 +56,7 @@ def first_networks(config: DistillConfig, teacher: Denoiser, start: Any = None) 
     """Networks of the kind that `config` asks for: all weights, with or without a guidance scale as an input, or an adapter.
 
     Args:
-        start: a network to initialise the student from in place of the teacher's. An adapter on it has no other teacher than it.
+        start: a network to initialise the student from in place of the teacher's, which an adapter has for a teacher too.
     """
     if config.lora.enabled:
         base = teacher if start is None else teacher.with_network(start)
