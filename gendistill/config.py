@@ -334,7 +334,7 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _compresses_what_it_can(self) -> DistillConfig:
-        asked = self.compress.model_fields_set - {name for name, of in CompressConfig() if getattr(self.compress, name) == of}
+        asked = {name for name, default in CompressConfig() if getattr(self.compress, name) != default}
         if self.method == "gan":
             if self.compress.blocks:
                 raise ValueError("compress.blocks: is of a diffusion model; a GAN takes compress.factor")
@@ -345,16 +345,16 @@ class DistillConfig(Section):
             raise ValueError(f"compress.{min(asked - known)}: --method {self.method} takes {takes}")
         if "student_config" in asked and len(asked) > 1:
             raise ValueError("compress.student_config: takes no compress.factor or compress.blocks beside it")
-        if self.method == "compression":
-            if not asked:
-                raise ValueError(
-                    "compress: --method compression takes --compress 2, compress.blocks or compress.student_config"
-                )
-            if self.lora.enabled:
-                raise ValueError(
-                    "lora.enabled: a smaller network has weights of its own; takes false with --method compression"
-                )
-        elif asked:
+        if self.method == "compression" and not asked:
+            raise ValueError(
+                "compress: --method compression takes one of --compress 2, compress.blocks, compress.student_config"
+            )
+        if asked and self.lora.enabled:
+            raise ValueError(
+                "lora.enabled: a smaller network has weights of its own; takes false with compress (a LoRA of it is a run of "
+                "its own, with the smaller student for a teacher)"
+            )
+        if asked:
             self.trainer_of("compression")
         return self
 

@@ -31,6 +31,7 @@ from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import stages_of
 from gendistill.methods.alignment import Alignment
+from gendistill.methods.compression import share_of_macs
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
@@ -159,7 +160,7 @@ def _train(
         return None
     spec, scheduler = _specify(config, teacher, stage, training)
     if processes.is_main_process:
-        lineage = _lineage(config, teacher, data.described, training, stage.trainer.batch_size)
+        lineage = _lineage(config, teacher, stage, data.described, training)
         export_student(run / stage.student, teacher, stage.method.networks, spec, scheduler, lineage)
     return DistillResult(run / stage.student, spec, training, stage.method.networks, processes.is_main_process)
 
@@ -208,14 +209,20 @@ def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: Tr
     return spec, scheduler
 
 
-def _lineage(config: DistillConfig, teacher: Teacher, data: str, training: TrainingResult, batch_size: int) -> dict[str, Any]:
+def _lineage(config: DistillConfig, teacher: Teacher, stage: Stage, data: str, training: TrainingResult) -> dict[str, Any]:
     return {
         **({"teacher commit": teacher.commit} if teacher.commit else {}),
+        **({"multiply-accumulates of a call": _share_of_macs(teacher, stage)} if config.compresses else {}),
         "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
         "data": data,
-        "steps trained": f"{training.steps} at batch {batch_size}, best at {training.best_step}",
+        "steps trained": f"{training.steps} at batch {stage.trainer.batch_size}, best at {training.best_step}",
         "minutes": f"{training.seconds / 60:.1f}",
         "seed": config.seed,
         "versions": f"gendistill {gendistill.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
         f"transformers {transformers.__version__}",
     }
+
+
+def _share_of_macs(teacher: Teacher, stage: Stage) -> str:
+    share = share_of_macs(teacher.network.config, stage.method.networks.average.network.config)
+    return f"{share:.3f} of the teacher's"

@@ -20,6 +20,7 @@ from gendistill.diffusion.families import family_called
 from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.distill import fitting, require_fitting_teacher
 from gendistill.gan.opening import describe, open_teacher
+from gendistill.methods.compression import compressed_config
 from gendistill.methods.gan_start import start_student
 from gendistill.samplers.opening import configs_of
 from gendistill.training.checkpoint import Checkpoints
@@ -106,11 +107,12 @@ def _ways(config: DistillConfig) -> str:
 
 def _stages(config: DistillConfig) -> Iterator[str]:
     """What is trained one after another."""
-    if config.method == "progressive":
-        for name in ("imitation", *config.halved_to()):
-            yield f"{name}: {_length(config.trainer_of(str(name)))}"
-    else:
-        yield _length(config.trainer)
+    several = config.method == "progressive"
+    first = ["compression"] if config.compresses and config.method != "compression" else []
+    for name in (*first, *(("imitation", *config.halved_to()) if several else ())):
+        yield f"{name}: {_length(config.trainer_of(str(name)))}"
+    if not several:
+        yield (f"{config.method}: " if first else "") + _length(config.trainer)
 
 
 def _length(trainer: TrainerConfig) -> str:
@@ -120,12 +122,13 @@ def _length(trainer: TrainerConfig) -> str:
 
 
 def _of_stages(config: DistillConfig) -> str:
-    return "stages/ with their " if config.method == "progressive" else ""
+    return "stages/ with their " if config.method == "progressive" or len(list(_stages(config))) > 1 else ""
 
 
 def _networks(config: DistillConfig) -> tuple[str, str, bool]:
     """The teacher and what of it is trained, in words, and whether its prompts are texts."""
-    what = f"a LoRA of rank {config.lora.rank}" if config.lora.enabled else "all weights"
+    of = " of a smaller network" if config.compresses else ""
+    what = f"a LoRA of rank {config.lora.rank}{of}" if config.lora.enabled else f"all weights{of}"
     folder = configs_of(config.teacher, config=config.teacher_config, revision=config.teacher_revision)
     if folder is None:
         return f"{config.teacher}, on the hub", what, True
@@ -151,7 +154,8 @@ def count_parameters(folder: Path, network_class: str, config: DistillConfig) ->
     embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" else {}
     with init_empty_weights():
         network: Any = kind.from_config(kind.load_config(folder))
-        student: Any = kind.from_config(network.config, **embedded)
+        smaller = compressed_config(network.config, config.compress) if config.compresses else network.config
+        student: Any = kind.from_config(smaller, **embedded)
         if config.lora.enabled:
             student.requires_grad_(False).add_adapter(lora_config(config.lora.rank, config.lora.alpha))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)

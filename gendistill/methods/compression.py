@@ -22,7 +22,7 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks
 from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.settings import CompressionConfig
-from gendistill.diffusion.smaller import fewer_blocks, matching_config, most_layers, on_meta, smaller
+from gendistill.diffusion.smaller import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
 from gendistill.diffusion.smaller_importance import example_inputs
 from gendistill.gan.classes import read_arguments
 from gendistill.gan.counting import macs
@@ -101,7 +101,7 @@ class Compression(DiffusionMethod):
 
 def compression_stage(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Stage:
     """All of a run of this method; of another method's the first stage, whose student is kept beside in `compressed`."""
-    small = smaller_network(teacher.network, config.compress)
+    small, _ = matching_config(teacher.network, compressed_config(teacher.network.config, config.compress))
     settings, alone = config.compression, config.method == "compression"
     embedded = config.guidance.mode == "embedded"
     networks = full_networks(teacher, GUIDANCE_EMBEDDING if embedded else None, small)
@@ -114,18 +114,17 @@ def compression_stage(config: DistillConfig, teacher: Denoiser, unconditional: C
     return Stage(method, steps, ["ddim"], "student" if alone else "compressed", trainer, "" if alone else "stages/compression")
 
 
-def smaller_network(unet: Any, compress: CompressConfig) -> Any:
-    """The student that `compress` describes, with all that fits of the teacher's weights.
+def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> dict[str, Any]:
+    """The diffusers config of the student that `compress` describes, from its teacher's.
 
     Raises:
-        ValueError: it cannot be made, in a sentence.
+        ValueError: it cannot be as small as that, or the user's config is none.
     """
     if compress.student_config is not None:
-        made, _ = matching_config(unet, read_arguments(compress.student_config, "compress.student_config"))
-        return made
+        return {**teacher, **read_arguments(compress.student_config, "compress.student_config")}
     if compress.factor is not None:
-        return smaller(unet, compress.factor, blocks=compress.blocks)
-    return fewer_blocks(unet, mid=most_layers(unet.config) > 1)
+        return smaller_config(teacher, compress.factor, blocks=compress.blocks)
+    return fewer_blocks_config(teacher, mid=most_layers(teacher) > 1)
 
 
 def matched_blocks(

@@ -56,9 +56,8 @@ def first_networks(config: DistillConfig, teacher: Denoiser, start: Any = None) 
     """Networks of the kind that `config` asks for: all weights, with or without a guidance scale as an input, or an adapter.
 
     Args:
-        start: a network to initialise the student from in place of the teacher's, which an adapter has for a teacher too.
+        start: a network to initialise the student from in place of the teacher's; all weights only.
     """
     if config.lora.enabled:
-        base = teacher if start is None else teacher.with_network(start)
-        return lora_networks(base, config.lora.rank, config.lora.alpha)
+        return lora_networks(teacher, config.lora.rank, config.lora.alpha)
     return full_networks(teacher, GUIDANCE_EMBEDDING if config.guidance.mode == "embedded" else None, start)
