@@ -113,7 +113,16 @@ class DecoderConfig(Section):
     """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
 
     width: int = Field(64, ge=4, description="channels of every layer")
-    blocks: int = Field(3, ge=1, description="of each resolution; 3 with a width of 64 is TAESD")
+    blocks: int | list[int] = Field(
+        3,
+        description="of each resolution but the finest, which has one; or a number for each, the coarsest first. 3 with a "
+        "width of 64 is TAESD",
+    )
+    copies: int = Field(
+        1,
+        ge=1,
+        description="of each picture: itself, and others that are flipped, moved and coloured at random; for small collections",
+    )
     target: Literal["pictures", "decoded"] = Field(
         "pictures",
         description="what the decoder is to make: the pictures, or what the teacher's decoder makes of their latents",

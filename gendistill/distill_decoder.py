@@ -90,7 +90,7 @@ def distill_decoder(config: DistillConfig, run: Path, processes: PartialState, r
     if not isinstance(codec, LatentCodec):
         raise ValueError(f"teacher {config.teacher}: paints pixels, it has no decoder to distill")
     with advancing_bar("encoding and decoding") as progress:
-        data = prepare_decoded(config.data, teacher, config.seed, progress)
+        data = prepare_decoded(config.data, teacher, config.seed, progress, config.decoder.copies)
     held_out = data
     if config.validation_reference is not None:
         others = config.data.model_copy(update={"path": config.validation_reference, "prompts": None})
@@ -121,13 +121,13 @@ class DecoderValidator:
         """By the PSNR of the tiny decoder, which is finite whatever the pictures are; and a grid: pictures, what the teacher
         makes of their latents, what the student does."""
         networks = self.networks
-        figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, batch_sizes=())
+        figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, of_encoder=False, batch_sizes=())
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
         made = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
         rows = torch.cat([batch.pictures, batch.decoded, made])
         save_picture(make_grid(rows / 2 + 0.5, nrow=len(made)), self.samples / f"step-{step:06d}.png")
         told = figures.as_json()
-        return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: told[name] for name in ("psnr", "psnr_lost", "latents")})
+        return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: told[name] for name in ("psnr", "psnr_lost")})
 
 
 def _export(
@@ -142,6 +142,7 @@ def _export(
     """The pipeline with the tiny autoencoder, whole or not at all."""
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
+    tiny.to(memory_format=torch.contiguous_format)  # which safetensors keeps
     pipeline = teacher.family.student_pipeline(teacher.pipeline, {"vae": tiny})
     pipeline.save_pretrained(aside, safe_serialization=True)
     open_in_float32(aside)

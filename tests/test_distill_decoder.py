@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, StableD
 from PIL import Image
 
 from gendistill.config import load_config
+from gendistill.data.decoded import _copied
 from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by, tiny_autoencoder
 from gendistill.distill import distill
@@ -105,6 +106,28 @@ def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path)
     assert told["best_step"] == 30  # it went on learning, and the last is the best
 
 
+def test_copies_of_the_pictures_are_learned_from_and_what_is_held_out_is_not_copied(settings, tmp_path):
+    result = distill(
+        settings("run", decoder__copies=3, decoder__blocks=[2, 0], validation_reference=str(tmp_path / "pictures"))
+    )
+    [data] = losses(tmp_path / "run", "data")
+    assert data["rows"] == 3 * COUNT
+    assert result.figures.pictures == COUNT
+    vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
+    assert list(vae.config.num_decoder_blocks) == [2, 0]
+    assert list(vae.config.num_encoder_blocks) == [0, 2]
+
+
+def test_copies_are_others_of_the_same_picture_and_always_the_same():
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, *others = _copied(picture, "a", 4, 0)
+    assert torch.equal(first, picture)
+    assert len({tuple(other.flatten().tolist()) for other in others}) == 3
+    assert all(other.shape == picture.shape and other.abs().max() <= 1 for other in others)
+    torch.rand(1)
+    assert all(torch.equal(one, other) for one, other in zip(others, _copied(picture, "a", 4, 0)[1:], strict=True))
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
     at_once = distill(settings("one"))
     distill(settings("other", trainer__max_steps=10))
@@ -119,6 +142,10 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
         ({"lora__enabled": True}, "lora.enabled: a tiny autoencoder has weights of its own; takes false"),
         ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on pictures of one size; takes center or random"),
         ({"decoder__width": 2}, "setting decoder.width is 2; takes at least 4"),
+        (
+            {"decoder__blocks": [1, 2, 3]},
+            "decoder.blocks [1, 2, 3]: takes 1 or more, or a list of 2 numbers, one a resolution, the first above 0",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_a_sentence(settings, changes, sentence):

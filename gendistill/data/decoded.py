@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
 from gendistill.config import DataConfig
 from gendistill.data.batches import LatentData
@@ -25,7 +26,7 @@ from gendistill.data.encode import (
     weights_fingerprint,
 )
 from gendistill.data.framing import Framing
-from gendistill.data.hashing import HashMemo
+from gendistill.data.hashing import HashMemo, chance
 from gendistill.data.order import PerSampleRandom, indices_of_step
 from gendistill.data.pictures import as_tensor
 from gendistill.data.samples import Entry, PictureSource
@@ -65,8 +66,13 @@ class DecodedData:
         return {"rows": len(self), "broken": self.cache.broken, "cache": self.cache.key}
 
 
-def prepare_decoded(config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None) -> DecodedData:
+def prepare_decoded(
+    config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None, copies: int = 1
+) -> DecodedData:
     """The pictures of `data.path`; without it those that the teacher paints of `data.prompts`, which are what is decoded.
+
+    Args:
+        copies: rows of each picture of `data.path`: itself, and others that are flipped, moved and coloured at random.
 
     Raises:
         ValueError: as `prepare_data`.
@@ -84,28 +90,51 @@ def prepare_decoded(config: DataConfig, teacher: Teacher, seed: int, progress: P
         "decoded": source.fingerprint(hashes),
         "sizes": framing.sizes,
         "crop": [config.crop, framing.seed],
+        **({"copies": [copies, seed]} if copies > 1 else {}),
         **{name: weights_fingerprint(network) for name, network in teacher.codec.networks.items()},
     }
     hashes.keep()
 
     def parts() -> Iterator[Callable[[], Part]]:
         for entries in batched(source.entries(), PART_SIZE):
-            yield partial(_part, source, entries, framing, teacher.codec, progress)
+            yield partial(_part, source, entries, framing, partial(_copied, copies=copies, seed=seed), teacher.codec, progress)
 
     cache = build_or_open(Path(config.cache), cache_key(**made_by), {**made_by, "described": source.describe()}, parts)
     tell_what_is_missing(cache, source)
     return DecodedData(cache)
 
 
-def _part(source: PictureSource, entries: list[Entry], framing: Framing, codec: Any, progress: Progress | None) -> Part:
+def _part(
+    source: PictureSource,
+    entries: list[Entry],
+    framing: Framing,
+    copied: Callable[[Tensor, str], list[Tensor]],
+    codec: Any,
+    progress: Progress | None,
+) -> Part:
     pictures = []
     skipped: list[Skipped] = []
     for _, sample in decodable(source, entries, skipped):
-        pictures.append(as_tensor(framing.frame(sample.picture, sample.key)))
+        pictures += copied(as_tensor(framing.frame(sample.picture, sample.key)), sample.key)
     if not pictures:
         return Part({}, skipped)
     rows = [_rows(codec, torch.stack(few), progress) for few in batched(pictures, pictures_at_once(framing.sizes[0][0]))]
     return Part({"pictures": {name: torch.cat([of[name] for of in rows]) for name in rows[0]}}, skipped)
+
+
+def _copied(picture: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
+    """A picture (3, H, W) in [-1, 1], and `copies` - 1 others like it that its key and the seed decide."""
+    margin = max(1, max(picture.shape[1:]) // 8)
+    change = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomCrop((picture.shape[1], picture.shape[2]), padding=margin, padding_mode="edge"),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.5),
+        ]
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(int(chance("copies", seed, key) * 2**53))
+        return [picture, *(change(picture / 2 + 0.5) * 2 - 1 for _ in range(copies - 1))]
 
 
 def _rows(codec: LatentCodec, pictures: Tensor, progress: Progress | None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ It takes and gives latents of about unit variance, as the denoiser sees them: it
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,23 +17,34 @@ from torch import Tensor, nn
 from gendistill.average import MovingAverage
 from gendistill.diffusion.codec import LatentCodec
 
+FASTEST = torch.channels_last  # of weights, on a CPU
 
-def tiny_autoencoder(vae: Any, width: int = 64, blocks: int = 3) -> Any:
+
+def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3) -> Any:
     """A fresh one with the latents and the pictures of `vae`, an `AutoencoderKL`.
 
     Args:
         width: channels of every layer.
-        blocks: of each resolution but the one with the most pixels, which has one (64 and 3 are TAESD's own).
+        blocks: of each resolution but the one with the most pixels, which has one (64 and 3 are TAESD's own); or a number for
+            each, the coarsest first. Blocks at the finest cost the most: without any it is interpolated from the one before.
+
+    Raises:
+        ValueError: not a number for each resolution.
     """
     config = vae.config
     levels = len(config["block_out_channels"])
+    counts = (*(blocks,) * (levels - 1), 1) if isinstance(blocks, int) else tuple(blocks)
+    if len(counts) != levels or min(counts) < 0 or counts[0] == 0:
+        raise ValueError(
+            f"decoder.blocks {blocks}: takes 1 or more, or a list of {levels} numbers, one a resolution, the first above 0"
+        )
     return AutoencoderTiny(
         in_channels=config["in_channels"],
         out_channels=config["out_channels"],
         encoder_block_out_channels=(width,) * levels,
         decoder_block_out_channels=(width,) * levels,
-        num_encoder_blocks=(1, *(blocks,) * (levels - 1)),
-        num_decoder_blocks=(*(blocks,) * (levels - 1), 1),
+        num_encoder_blocks=counts[::-1],
+        num_decoder_blocks=counts,
         latent_channels=config["latent_channels"],
         scaling_factor=1.0,
     )
@@ -58,7 +70,7 @@ class TinyNetworks(MovingAverage):
 
 def tiny_networks(teacher: LatentCodec, student: Any) -> TinyNetworks:
     """Networks whose student starts as `student`, in float32, beside its teacher."""
-    student = student.to(teacher.vae.device).float().train().requires_grad_(True)
+    student = student.to(teacher.vae.device, memory_format=FASTEST).float().train().requires_grad_(True)
     average = copy.deepcopy(student).eval().requires_grad_(False)
     trained, averaged = dict(student.named_parameters()), dict(average.named_parameters())
     return TinyNetworks(teacher, student.decoder, student.encoder, average, trained, averaged)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from gendistill.data.decoded import DecodedData
 from gendistill.diffusion.codec import LatentCodec
-from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by
+from gendistill.diffusion.tiny_autoencoder import FASTEST, decoded_by, encoded_by
 from gendistill.metrics.features import FeatureExtractor, extract, metric_name
-from gendistill.metrics.fidelity import psnr
 from gendistill.metrics.frechet import frechet_distance, gaussian_statistics
 from gendistill.metrics.interleaved import SideBySide, time_side_by_side
 from gendistill.samplers import pictures_at_once
@@ -36,7 +34,8 @@ class DecoderFigures:
         psnr: dB, by the mean squared error over all pictures, of each way there and back (`ROUND_TRIPS`).
         of_teachers: dB, of the tiny decoder's pictures from the teacher's decoder's, of the same latents.
         distances: the Fréchet distance of what a decoder makes from the pictures, by decoder and metric.
-        latents: root mean square distance of the tiny encoder's latents from the teacher's, which have about unit variance.
+        latents: root mean square distance of the tiny encoder's latents from the teacher's, which have about unit variance;
+            None where the encoder was left out.
         times: both decoders side by side, by batch size.
         parameters: of both decoders.
     """
@@ -45,7 +44,7 @@ class DecoderFigures:
     psnr: dict[str, float]
     of_teachers: float
     distances: dict[str, dict[str, float]]
-    latents: float
+    latents: float | None
     times: list[SideBySide]
     parameters: dict[str, int]
 
@@ -90,66 +89,73 @@ def measure_decoder(
     data: DecodedData,
     *,
     num: int,
+    of_encoder: bool = True,
     extractor: FeatureExtractor | None = None,
     batch_sizes: tuple[int, ...] = (1, 4),
     rounds: int = 9,
 ) -> DecoderFigures:
-    """All figures, of the first `num` pictures of `data`.
+    """All figures, of the first `num` pictures of `data`, of which some are in memory at a time.
 
     Args:
+        of_encoder: False leaves out what the tiny encoder is part of.
         extractor: None leaves the distances out.
         batch_sizes: at which both decoders are timed; none leaves the times out.
     """
-    device = codec.vae.device
-    batch = data.batch(torch.arange(min(num, len(data))), None)
-    size = pictures_at_once(batch.pictures.shape[-1])
-
-    def through(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-        return torch.cat([function(few.to(device)).cpu() for few in tensor.split(size)])
-
-    latents = through(lambda pictures: encoded_by(tiny, pictures), batch.pictures)
-    made = {
-        ROUND_TRIPS[0]: batch.decoded,
-        ROUND_TRIPS[1]: through(lambda z: decoded_by(tiny, z), batch.latents),
-        ROUND_TRIPS[2]: through(codec.decode, latents),
-        ROUND_TRIPS[3]: through(lambda z: decoded_by(tiny, z), latents),
-    }
-    times = [
-        time_side_by_side(
-            {
-                TEACHER: lambda count: codec.decode(batch.latents[:1].expand(count, -1, -1, -1).to(device)),
-                TINY: lambda count: decoded_by(tiny, batch.latents[:1].expand(count, -1, -1, -1).to(device)),
-            },
-            count,
-            rounds=rounds,
-            least_seconds=1.0,
-            device=device,
-        )
-        for count in batch_sizes
-    ]
+    codec.vae.to(memory_format=FASTEST)  # as the tiny one is: both are timed in the order in which both are fastest
+    count = min(num, len(data))
+    size = pictures_at_once(data.batch(torch.zeros(1).long(), None).pictures.shape[-1])
+    errors: dict[str, list[Tensor]] = {}
+    features: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(count).split(size):
+        batch = data.batch(rows, None, codec.vae.device)
+        made = {ROUND_TRIPS[0]: batch.decoded, ROUND_TRIPS[1]: decoded_by(tiny, batch.latents)}
+        pairs = {"from the teacher's": (made[ROUND_TRIPS[1]], batch.decoded)}
+        if extractor is not None:
+            for name, pictures in (("pictures", batch.pictures), (TEACHER, batch.decoded), (TINY, made[ROUND_TRIPS[1]])):
+                features.setdefault(name, []).append(extract(extractor, _in_bytes(pictures)))
+        if of_encoder:
+            latents = encoded_by(tiny, batch.pictures)
+            made |= {ROUND_TRIPS[2]: codec.decode(latents), ROUND_TRIPS[3]: decoded_by(tiny, latents)}
+            pairs["latents"] = (latents, batch.latents)
+        for name, (one, other) in {**pairs, **{way: (of, batch.pictures) for way, of in made.items()}}.items():
+            errors.setdefault(name, []).append((one - other).double().square().flatten(1).mean(1).cpu())
+    squared = {name: torch.cat(of).mean().item() for name, of in errors.items()}
     decoders = {TEACHER: [codec.vae.decoder, codec.vae.post_quant_conv], TINY: [tiny.decoder]}
+    one = data.batch(torch.zeros(1).long(), None, codec.vae.device).latents
     return DecoderFigures(
-        len(batch.pictures),
-        {way: _mean_psnr(pictures, batch.pictures) for way, pictures in made.items()},
-        _mean_psnr(made[ROUND_TRIPS[1]], batch.decoded),
-        {} if extractor is None else _distances(extractor, batch.pictures, made),
-        (latents - batch.latents).square().mean().sqrt().item(),
-        times,
+        count,
+        {way: _psnr(squared[way]) for way in ROUND_TRIPS if way in squared},
+        _psnr(squared["from the teacher's"]),
+        {} if extractor is None else _distances(metric_name(extractor), features),
+        math.sqrt(squared["latents"]) if of_encoder else None,
+        [_times(codec, tiny, one, batch_size, rounds) for batch_size in batch_sizes],
         {name: sum(p.numel() for part in parts if part for p in part.parameters()) for name, parts in decoders.items()},
     )
 
 
-def _mean_psnr(pictures: Tensor, others: Tensor) -> float:
-    """dB; of the mean squared error over all pictures, so that one that is exact does not count for infinity."""
-    return psnr(pictures.flatten()[None, None, None], others.flatten()[None, None, None]).item()
+def _times(codec: LatentCodec, tiny: Any, latents: Tensor, batch_size: int, rounds: int) -> SideBySide:
+    """Both decoders, of a picture's latents (1, C, h, w) so many times."""
+    return time_side_by_side(
+        {
+            TEACHER: lambda count: codec.decode(latents.expand(count, -1, -1, -1)),
+            TINY: lambda count: decoded_by(tiny, latents.expand(count, -1, -1, -1)),
+        },
+        batch_size,
+        rounds=rounds,
+        least_seconds=1.0,
+        device=latents.device,
+    )
 
 
-def _distances(extractor: FeatureExtractor, pictures: Tensor, made: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    def statistics(of: Tensor) -> Any:
-        return gaussian_statistics(extract(extractor, ((of + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)))
+def _psnr(squared: float) -> float:
+    """dB, of the mean squared error over all pictures in [-1, 1]: one that is exact does not count for infinity."""
+    return 10 * math.log10(4 / squared) if squared else math.inf
 
-    reference, name = statistics(pictures), metric_name(extractor)
-    return {
-        decoder: {name: frechet_distance(statistics(made[way]), reference)}
-        for decoder, way in ((TEACHER, ROUND_TRIPS[0]), (TINY, ROUND_TRIPS[1]))
-    }
+
+def _in_bytes(pictures: Tensor) -> Tensor:
+    return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _distances(metric: str, features: dict[str, list[Tensor]]) -> dict[str, dict[str, float]]:
+    statistics = {name: gaussian_statistics(torch.cat(of)) for name, of in features.items()}
+    return {name: {metric: frechet_distance(statistics[name], statistics["pictures"])} for name in (TEACHER, TINY)}
