@@ -12,11 +12,13 @@ from tiny_pipeline import tiny_pipeline, tiny_unet
 
 from gendistill.cli import parse_controls
 from gendistill.evaluation.compare import compare
+from gendistill.evaluation.compare_fit import open_add_ons
+from gendistill.evaluation.contestants import open_contestants
 from gendistill.samplers import FewStepSampler
 
 ROOT = Path(__file__).parents[1]
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
-FEW = ["--steps", "2", "--caption", "subcategory", "--quick", "--num", "8", "--reference", HELD_OUT, "--device", "cpu"]
+FEW = ["--steps", "2,1", "--caption", "subcategory", "--quick", "--num", "8", "--reference", HELD_OUT, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -69,32 +71,39 @@ def test_too_few_pictures_for_add_ons_are_warned_of(compared):
     assert f"take care: {sentence}" in printed
 
 
-def test_what_was_measured_is_kept_until_an_add_on_changes(compared, command, tiny_folder, add_ons):
+def test_what_was_measured_is_kept(compared, command, add_ons):
     (file,) = (add_ons / "cache" / "fits").iterdir()
     kept = json.loads(file.read_text())
     kept["latents"]["cosine"] = 0.125
     file.write_text(json.dumps(kept))
-
-    def cosine():
-        process = gendistill(command, add_ons / "printed again", folder=ROOT)
-        assert process.wait() == 0, process.text
-        return json.loads((add_ons / "out" / "comparison.json").read_text())["fits"]["run"]["latents"]["cosine"]
-
-    assert cosine() == 0.125
-    save_lora(FewStepSampler.from_pretrained(tiny_folder).pipeline.unet, add_ons / "style", strength=0.1)
-    assert cosine() == pytest.approx(compared[0]["fits"]["run"]["latents"]["cosine"])
+    process = gendistill(command, add_ons / "printed again", folder=ROOT)
+    assert process.wait() == 0, process.text
+    assert json.loads((add_ons / "out" / "comparison.json").read_text())["fits"]["run"]["latents"]["cosine"] == 0.125
 
 
-def compared_with(teacher, student, place, probes):
+def test_an_add_on_that_was_trained_on_is_another(tiny_folder, halved_run, add_ons, tmp_path):
+    models = open_contestants([str(tiny_folder), str(halved_run)], [2])
+
+    def contents(strength):
+        save_lora(models[0].samplers[2].pipeline.unet, tmp_path, strength)
+        controls = [(str(add_ons / "edges"), str(add_ons / "picture.png"))]
+        return open_add_ons([str(tmp_path)], controls, models).contents
+
+    once = contents(0.1)
+    assert contents(0.1) == once
+    assert contents(0.2) != once
+
+
+def compared_with(teacher, student, caption, place, add_ons):
     return compare(
         [str(teacher), str(student)],
         steps=[2, 1],
         reference=HELD_OUT,
-        caption="category",
+        caption=caption,
         num=4,
         quick=True,
-        probes=probes,
-        cache=str(place / "cache"),
+        probes=add_ons / "probes.yaml",
+        cache=str(add_ons / "cache"),
         out=place / "out",
         device="cpu",
     )
@@ -102,7 +111,7 @@ def compared_with(teacher, student, place, probes):
 
 def test_a_student_beside_a_model_of_another_latent_space_is_compared_without(halved_run, add_ons, tmp_path):
     tiny_pipeline(tmp_path / "tokenizer", tiny_unet(sample_size=4)).save_pretrained(tmp_path / "small")
-    found = compared_with(tmp_path / "small", halved_run, tmp_path, add_ons / "probes.yaml")
+    found = compared_with(tmp_path / "small", halved_run, "subcategory", tmp_path, add_ons)
     assert found.fits == {}
     assert found.warnings[1:] == [
         "whether run still fits small was not measured: student: diffuses (4, 8, 8) and the teacher (4, 4, 4); takes models of "
@@ -113,7 +122,7 @@ def test_a_student_beside_a_model_of_another_latent_space_is_compared_without(ha
 
 
 def test_a_student_beside_a_gan_is_compared_without(gans, halved_run, add_ons, tmp_path):
-    found = compared_with(gans["teacher"], halved_run, tmp_path, add_ons / "probes.yaml")
+    found = compared_with(gans["teacher"], halved_run, "category", tmp_path, add_ons)
     assert found.fits == {}
     assert found.warnings[1:] == [
         "whether run still fits teacher was not measured: takes two diffusion models of one latent space"
