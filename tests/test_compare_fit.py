@@ -35,6 +35,14 @@ def add_ons(tiny_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def models(tiny_folder, halved_run, gans):
+    """What compare opens, by name."""
+    names = ("teacher", "student", "gan")
+    folders = [str(folder) for folder in (tiny_folder, halved_run, gans["teacher"])]
+    return dict(zip(names, open_contestants(folders, [1]), strict=True))
+
+
+@pytest.fixture(scope="module")
 def command(tiny_folder, halved_run, add_ons):
     given = ["--lora", add_ons / "style", "--control", f"{add_ons / 'edges'}={add_ons / 'picture.png'}"]
     where = ["--probes", add_ons / "probes.yaml", "--cache", add_ons / "cache", "--out", add_ons / "out"]
@@ -81,17 +89,17 @@ def test_what_was_measured_is_kept(compared, command, add_ons):
     assert json.loads((add_ons / "out" / "comparison.json").read_text())["fits"]["run"]["latents"]["cosine"] == 0.125
 
 
-def test_an_add_on_that_was_trained_on_is_another(tiny_folder, halved_run, add_ons, tmp_path):
-    models = open_contestants([str(tiny_folder), str(halved_run)], [2])
-
-    def contents(strength):
-        save_lora(models[0].samplers[2].pipeline.unet, tmp_path, strength)
+def test_an_add_on_that_was_trained_on_is_another(models, add_ons, tmp_path):
+    def contents():
         controls = [(str(add_ons / "edges"), str(add_ons / "picture.png"))]
-        return open_add_ons([str(tmp_path)], controls, models).contents
+        return open_add_ons([str(tmp_path)], controls, [models["teacher"], models["student"]]).contents
 
-    once = contents(0.1)
-    assert contents(0.1) == once
-    assert contents(0.2) != once
+    network = models["teacher"].samplers[1].pipeline.unet
+    save_lora(network, tmp_path, strength=0.1)
+    once = contents()
+    assert contents() == once
+    save_lora(network, tmp_path, strength=0.2)
+    assert contents() != once
 
 
 def compared_with(teacher, student, caption, place, add_ons):
@@ -129,28 +137,33 @@ def test_a_student_beside_a_gan_is_compared_without(gans, halved_run, add_ons, t
     ]
 
 
-@pytest.mark.parametrize(
-    ("models", "option", "sentence"),
-    [
-        ("{teacher} {student}", "--lora nowhere", "error: lora nowhere: takes a .safetensors file that is there, or a folder"),
-        ("{teacher}", "--lora {place}/style", "style: takes a diffusion model as the first model, and a student of it after"),
-        ("{student} {teacher}", "--control {place}/edges={place}/picture.png", "edges: takes a diffusion model as the first"),
-        ("{gan} {student}", "--lora {place}/style", "style: takes a diffusion model as the first model, and a student of it"),
-        ("{teacher} {student}", "--control edges", "--control 'edges': takes FOLDER=PICTURE, such as my-edges=edges.png"),
-        ("{teacher} {student}", "--control {place}/edges=no.png", "edges=no.png: picture: it cannot be decoded"),
-        ("{teacher} {student}", "--control {place}={place}/picture.png", "takes the folder of a ControlNet that is there"),
-    ],
-)
-def test_what_cannot_be_loaded_is_one_sentence_before_anything_is_drawn(
-    models, option, sentence, tiny_folder, halved_run, gans, add_ons, tmp_path
-):
-    places = {"teacher": tiny_folder, "student": halved_run, "gan": gans["teacher"], "place": add_ons}
-    words = f"compare {models} {option}".format(**places).split()
-    process = gendistill([*words, *FEW, "--cache", tmp_path / "cache", "--out", tmp_path], tmp_path / "printed", folder=ROOT)
+def test_a_lora_that_is_not_there_is_one_sentence_before_anything_is_drawn(tiny_folder, halved_run, tmp_path):
+    where = ["--lora", "nowhere", "--cache", tmp_path / "cache", "--out", tmp_path]
+    process = gendistill(["compare", tiny_folder, halved_run, *FEW, *where], tmp_path / "printed", folder=ROOT)
     assert process.wait() == 2, process.text
-    assert sentence in process.text
+    assert "error: lora nowhere: takes a .safetensors file that is there, or a folder with pytorch_lora" in process.text
     assert "Traceback" not in process.text
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "sentence"),
+    [
+        ("teacher", "--lora style", "--lora style: takes a diffusion model as the first model, and a student of it after that"),
+        ("student teacher", "--control edges=picture.png", "--control edges: takes a diffusion model as the first model"),
+        ("gan student", "--lora style", "--lora style: takes a diffusion model as the first model"),
+        ("teacher gan", "--lora style", "and a student of it after that"),
+        ("teacher student", "--control edges", "--control 'edges': takes FOLDER=PICTURE, such as my-edges=edges.png"),
+        ("teacher student", "--control edges=no.png", "--control edges=no.png: picture: it cannot be decoded"),
+        ("teacher student", "--control style=picture.png", "control style: takes the folder of a ControlNet that is there"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(given, options, sentence, models, add_ons, monkeypatch):
+    monkeypatch.chdir(add_ons)
+    kind, value = options.split()
+    loras, controls = ([value], []) if kind == "--lora" else ([], [value])
+    with pytest.raises(ValueError, match=sentence):
+        open_add_ons(loras, parse_controls(controls), [models[name] for name in given.split()])
 
 
 def test_the_folder_of_a_control_net_may_be_called_anything():
