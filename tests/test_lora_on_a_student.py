@@ -1,5 +1,7 @@
 """A LoRA that was trained for a teacher does to its student what it does to the teacher: how a 4-step student keeps its use."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -34,7 +36,7 @@ def student(tmp_path_factory):
         "trainer.trackers": [],
         "device": "cpu",
     }
-    return distill(load_config("configs/alignment.yaml", short)).student_folder
+    return distill(load_config(Path("configs/alignment.yaml"), short)).student_folder
 
 
 def restyled():
