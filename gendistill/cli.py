@@ -312,6 +312,13 @@ def compare(
     extractor: Extractor = None,
     clip: Clip = None,
     probes: Annotated[Path | None, typer.Option(help="a probes.yaml; the one beside the reference")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="made for the first model: does it still fit its students?")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet made for the first model, and a picture that controls"),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="few pictures: a look before the measurement")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path, typer.Option(help="folder for report.html, quality.png, comparison.csv and comparison.json")] = Path(
@@ -322,6 +329,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Models side by side: quality against steps, time and memory, whether differences are real, what distillation broke.
+
+    And whether students still fit their teacher: its latent space, its layers, and LoRAs and ControlNets made for it.
 
     What was drawn and measured is kept: stopped, or with one model more, it goes on from there.
     """
@@ -340,6 +349,8 @@ def compare(
         extractor=extractor,
         clip=clip,
         probes=probes,
+        loras=lora or [],
+        controls=parse_controls(control or []),
         quick=quick,
         seed=seed,
         out=out,
@@ -349,6 +360,8 @@ def compare(
     _warn(result.warnings)
     _print(result.to_json() if as_json else result.table())
     if not as_json:
+        if (fits := result.fit_table()) is not None:
+            _print(fits)
         _tell_files(result.files)
 
 
@@ -387,6 +400,15 @@ def parse_steps(text: str) -> list[int]:
     if min(steps) < 1:
         raise ValueError(f"steps {text!r}: takes numbers of at least 1")
     return steps
+
+
+def parse_controls(pairs: list[str]) -> list[tuple[str, str]]:
+    """`["edges=cat.png"]` as [("edges", "cat.png")]: folders of ControlNets and pictures."""
+    split = [pair.rpartition("=") for pair in pairs]
+    for pair, (folder, _, picture) in zip(pairs, split, strict=True):
+        if not folder or not picture:
+            raise ValueError(f"--control {pair!r}: takes FOLDER=PICTURE, such as my-edges=edges.png")
+    return [(folder, picture) for folder, _, picture in split]
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

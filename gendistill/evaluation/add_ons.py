@@ -108,6 +108,11 @@ class AddOnFit:
     unfit: tuple[str, ...]
     effect: Effect | None
 
+    @property
+    def name(self) -> str:
+        """The last two parts of its path: a file's own name is often the same for all."""
+        return "/".join(self.source.rstrip("/").split("/")[-2:])
+
 
 def effect_of(teacher: Features, student: Features) -> Effect:
     """From shifts of features (N, D) of the same prompts and seeds: features with the add-on, less those without.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from gendistill.costs import measure_costs
 from gendistill.evaluation.album import Album
 from gendistill.evaluation.breakage import Breakage, Examiner
 from gendistill.evaluation.class_captions import class_caption
+from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
 from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
 from gendistill.evaluation.contestants import Contestant, open_contestants
@@ -64,6 +65,8 @@ def compare(
     extractor: str | None = None,
     clip: str | None = None,
     probes: Path | None = None,
+    loras: Sequence[str] = (),
+    controls: Sequence[tuple[str, str]] = (),
     quick: bool = False,
     seed: int = 0,
     cache: str = ".cache/gendistill",
@@ -80,6 +83,8 @@ def compare(
         steps: `STEPS` where None; a student is drawn in those of them that it was validated at, a GAN in one.
         caption: the field that prompts are drawn from; the one whose texts are a GAN's classes where None.
         probes: a `probes.yaml`; the one beside the reference's pictures where None.
+        loras: files or folders, made for the first model, to be loaded into its students too.
+        controls: folders of ControlNets, likewise, each with the file of the picture that controls.
         quick: few pictures; a look before the measurement.
 
     Raises:
@@ -89,6 +94,7 @@ def compare(
     device, folder = usable_device(device), make_folder(out)
     found = Probes.load(probes) if probes else Probes.beside(reference)
     contestants = open_contestants(models, steps or list(STEPS), guidance_scale=guidance_scale, solver=solver, device=device)
+    add_ons = open_add_ons(loras, controls, contestants)
     samplers = [sampler for model in contestants for sampler in model.samplers.values()]
     if caption is None and prompts is None:
         caption = class_caption(reference, samplers)
@@ -110,7 +116,9 @@ def compare(
     rows = _rows(contestants, judge, amount, folder)
     examiner = Examiner(judge, reference, found, amount.probes)
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
-    comparison = ModelComparison(judge, rows, _tests(rows, judge), _broken(rows, examiner), [warning] if warning else [])
+    tests, broken = _tests(rows, judge), _broken(rows, examiner)
+    fits, notes = measure_fits(rows, judge, add_ons, Path(cache) / "fits")
+    comparison = ModelComparison(judge, rows, tests, broken, fits, [*([warning] if warning else []), *notes])
     files = write_reports(comparison, folder, reference, found)
     with written_aside(folder / FILE_NAME) as aside:
         aside.write_text(comparison.to_json() + "\n")

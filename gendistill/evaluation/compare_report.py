@@ -10,6 +10,7 @@ from gendistill.data.samples import PictureSource
 from gendistill.data.sources import open_source
 from gendistill.evaluation.breakage_report import breakage_section
 from gendistill.evaluation.comparison import ModelComparison, Row, main_rows, milliseconds
+from gendistill.evaluation.fit_report import fit_section
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.score_cells import EXPLAINED, score_cell, score_column, short_name
 from gendistill.metrics.energy import Energy
@@ -59,6 +60,10 @@ def write_reports(comparison: ModelComparison, folder: Path, reference: str, pro
             *(
                 breakage_section(broken, comparison, name, colours[name], source, probes)
                 for name, broken in comparison.breakage.items()
+            ),
+            *(
+                fit_section(fit, name, comparison.baseline.contestant.name, colours[name])
+                for name, fit in comparison.fits.items()
             ),
             _costs(comparison, colours),
             _protocol(comparison),

@@ -1,4 +1,4 @@
-"""What a comparison gives: rows, tests of their differences, and what each student broke."""
+"""What a comparison gives: rows, tests of their differences, what each student broke, and whether it still fits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.table import Table
 
 from gendistill.evaluation.breakage import Breakage, Side
 from gendistill.evaluation.contestants import Contestant
+from gendistill.evaluation.fit import Fit
+from gendistill.evaluation.fit_report import as_json
 from gendistill.evaluation.judge import Judge, Judged
 from gendistill.metrics.efficiency import Costs
 from gendistill.metrics.evaluate import Evaluation
@@ -63,6 +65,7 @@ class ModelComparison:
     Attributes:
         rows: models in the order given, most steps first. The first row is the one that others are held against.
         breakage: by student.
+        fits: whether it still fits, by student of diffusion.
         warnings: what to know before trusting the figures.
     """
 
@@ -70,6 +73,7 @@ class ModelComparison:
     rows: list[Row]
     tests: list[RowTest]
     breakage: dict[str, Breakage]
+    fits: dict[str, Fit]
     warnings: list[str]
     files: list[Path] = dataclasses.field(default_factory=list)
 
@@ -107,11 +111,29 @@ class ModelComparison:
             )
         return table
 
+    def fit_table(self) -> Table | None:
+        """Whether the students still fit, for the terminal; None where none was measured."""
+        if not self.fits:
+            return None
+        teacher = self.baseline.contestant.name
+        table = Table(title=f"does it still fit? In the place of {teacher}", title_justify="left", box=SIMPLE_HEAD)
+        add_ons = [f"{one.kind} {one.name}" for one in next(iter(self.fits.values())).add_ons]
+        for number, name in enumerate(("model", "steps", "cosine of latents", "Procrustes", "CKA", *add_ons)):
+            table.add_column(name, justify="left" if number == 0 else "right")
+        for name, fit in self.fits.items():
+            steps, _ = fit.ways["student"]
+            effects = [one.effect.cosine if one.effect else None for one in fit.add_ons]
+            figures = [fit.latents.cosine, fit.latents.procrustes, fit.mean_cka, *effects]
+            table.add_row(name, str(steps), *("–" if figure is None else f"{figure:.3f}" for figure in figures))
+        return table
+
     def to_json(self) -> str:
         rows = [{**dataclasses.asdict(row.evaluation), "measured_costs": row.costs.to_dict()} for row in self.rows]
         tests = [dataclasses.asdict(test) for test in self.tests]
         broke = {name: dataclasses.asdict(of) for name, of in self.breakage.items()}
-        return json.dumps({"rows": rows, "tests": tests, "breakage": broke, "warnings": self.warnings}, indent=1, default=float)
+        fits = {name: as_json(fit) for name, fit in self.fits.items()}
+        told = {"rows": rows, "tests": tests, "breakage": broke, "fits": fits, "warnings": self.warnings}
+        return json.dumps(told, indent=1, default=float)
 
 
 def milliseconds(seconds: float) -> str:

@@ -90,6 +90,11 @@ class Fit:
     add_ons: tuple[AddOnFit, ...]
     extractor: str
 
+    @property
+    def mean_cka(self) -> float | None:
+        """Of all layers; None where no two are comparable."""
+        return sum(layer.mean for layer in self.layers) / len(self.layers) if self.layers else None
+
 
 def measure_fit(
     teacher: FewStepSampler,
@@ -130,6 +135,7 @@ def measure_fit(
         raise ValueError(
             f"prompts: got {len(prompts)} with {len(seeds)} seeds, takes at least {LEAST_PROMPTS} and a seed for each"
         )
+    _require_one_space(*(_latent_shape(of) for of in (teacher, student)))
     schedule = NoiseSchedule.from_scheduler(teacher.pipeline.scheduler)
     times = _checked(timesteps, schedule.num_train_timesteps)
     for lora in loras:
@@ -174,9 +180,7 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
     Raises:
         ValueError: shapes differ, or as `gendistill.metrics.drift` says.
     """
-    if teacher.shape != student.shape:
-        of_teacher, of_student = tuple(teacher.shape[1:]), tuple(student.shape[1:])
-        raise ValueError(f"student: diffuses {of_student} and the teacher {of_teacher}; takes models of one latent space")
+    _require_one_space(tuple(teacher.shape[1:]), tuple(student.shape[1:]))
     places = [latents.movedim(1, -1).flatten(0, -2) for latents in (teacher, student)]
     pictures = [latents.flatten(1) for latents in (teacher, student)]
     rotated = orthogonal_procrustes(*places)
@@ -187,6 +191,17 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
         mean_cosine(*pictures),
         latent_psnr(*pictures),
     )
+
+
+def _latent_shape(sampler: FewStepSampler) -> tuple[int, ...]:
+    """Channels, height and width."""
+    config = sampler.pipeline.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def _require_one_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
+    if teacher != student:
+        raise ValueError(f"student: diffuses {student} and the teacher {teacher}; takes models of one latent space")
 
 
 def _checked(timesteps: Sequence[int] | None, count: int) -> list[int]:

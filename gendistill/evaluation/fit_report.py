@@ -57,14 +57,14 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
         blocks.append(Text(f"Layers of {teacher} that {student} has none for: {', '.join(fit.unpaired)}."))
     if fit.add_ons:
         blocks += [Text(f"What was made for {teacher}, loaded into both models.", "Add-ons"), _add_on_table(fit)]
-        blocks += [Text(f"{_short(one.source)}: {note}") for one in fit.add_ons for note in one.notes]
+        blocks += [Text(f"{one.name}: {note}") for one in fit.add_ons for note in one.notes]
         blocks += [Warning(_doubt(one)) for one in fit.add_ons if _doubt(one)]
-        missing = [(_short(one.source), ", ".join(one.unfit)) for one in fit.add_ons if one.unfit]
+        missing = [(one.name, ", ".join(one.unfit)) for one in fit.add_ons if one.unfit]
         if missing:
             blocks.append(Details("Modules of a LoRA that did not fit", missing))
     ways = [(name, f"{steps} steps, guidance {scale:g}") for name, (steps, scale) in fit.ways.items()]
     blocks.append(Details("How it was measured", [("pictures", f"{drawn} of each, same noise and prompts"), *ways]))
-    return Section("Does it still fit?", blocks, f"{student} in the place of {teacher}.")
+    return Section(f"Does {student} still fit?", blocks, f"{student} in the place of {teacher}.")
 
 
 def as_json(fit: Fit) -> dict[str, Any]:
@@ -150,13 +150,12 @@ def _cards(fit: Fit, colour: int) -> list[Card]:
         Card(_number(latents.cosine), "cosine of latents", "same noise and prompt; 1 is equal", colour),
         Card(_decibels(latents.psnr), "PSNR of latents", "the teacher's range is the peak", colour),
     ]
-    if fit.layers:
-        mean = sum(layer.mean for layer in fit.layers) / len(fit.layers)
-        cards.append(Card(_number(mean), "CKA of layers", f"mean of {len(fit.layers)}; 1 is the same", colour))
+    if fit.mean_cka is not None:
+        cards.append(Card(_number(fit.mean_cka), "CKA of layers", f"mean of {len(fit.layers)}; 1 is the same", colour))
     for one in fit.add_ons:
         cosine = one.effect.cosine if one.effect else None
         small = "cosine of its effect with that on the teacher" if one.effect else "does not run in both models"
-        cards.append(Card(_number(cosine), f"{one.kind} {_short(one.source)}", small, colour))
+        cards.append(Card(_number(cosine), f"{one.kind} {one.name}", small, colour))
     return cards
 
 
@@ -219,7 +218,7 @@ def _add_on_table(fit: Fit) -> Table:
         numbers = (None, None, None) if effect is None else (effect.cosine, effect.ratio, effect.repeated)
         cells = [Cell(_number(number), value=number) for number in numbers]
         left_out = str(len(one.unfit)) if one.kind == "LoRA" else ""
-        return Row([f"{one.kind} {_short(one.source)}", *cells, left_out])
+        return Row([f"{one.kind} {one.name}", *cells, left_out])
 
     return Table(columns, [row(one) for one in fit.add_ons], f"Features of {fit.extractor}.")
 
@@ -229,14 +228,9 @@ def _doubt(one: AddOnFit) -> str:
     if repeated is None or repeated >= UNSURE:
         return ""
     return (
-        f"The effect of {_short(one.source)} on the teacher itself differs from one half of the pictures to the other (cosine "
+        f"The effect of {one.name} on the teacher itself differs from one half of the pictures to the other (cosine "
         f"{repeated:.2f}): its figures take more pictures."
     )
-
-
-def _short(source: str) -> str:
-    """The last two parts of a path: a file's own name is often the same for all."""
-    return "/".join(source.rstrip("/").split("/")[-2:])
 
 
 def _number(value: float | None) -> str:
