@@ -109,6 +109,9 @@ def _stages(config: DistillConfig) -> Iterator[str]:
     if config.method == "progressive":
         for name in ("imitation", *config.halved_to()):
             yield f"{name}: {_length(config.trainer_of(str(name)))}"
+    elif config.method == "latent_alignment" and config.align.generations > 1:
+        for number in range(1, config.align.generations + 1):
+            yield f"generation-{number}: {_length(config.trainer)}"
     else:
         yield _length(config.trainer)
 
@@ -120,7 +123,8 @@ def _length(trainer: TrainerConfig) -> str:
 
 
 def _of_stages(config: DistillConfig) -> str:
-    return "stages/ with their " if config.method == "progressive" else ""
+    generations = config.method == "latent_alignment" and config.align.generations > 1
+    return "stages/ with their " if config.method == "progressive" or generations else ""
 
 
 def _networks(config: DistillConfig) -> tuple[str, str, bool]:

@@ -35,10 +35,12 @@ class OptimizerSettings:
     Attributes:
         learning_rate_factor: times the trainer's.
         betas: of Adam.
+        checkpointed: whether gradient checkpointing, where a run asks for it, is for this network too.
     """
 
     learning_rate_factor: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+    checkpointed: bool = True
 
 
 class Method(ABC):
