@@ -61,10 +61,12 @@ class TrajectoryData:
 
     @property
     def described(self) -> str:
-        return f"{self.trajectories.provenance['described']} and {self.data.described}"
+        ends = "" if self.ends is None else ", ending where the generation before paints,"
+        return f"{self.trajectories.provenance['described']}{ends} and {self.data.described}"
 
     def summary(self) -> dict[str, Any]:
-        return {**self.data.summary(), "trajectories": len(self), "trajectories_cache": self.trajectories.key}
+        ends = {} if self.ends is None else {"ends_cache": self.ends.key}
+        return {**self.data.summary(), "trajectories": len(self), "trajectories_cache": self.trajectories.key, **ends}
 
 
 def paint_trajectories(

@@ -79,7 +79,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.down:
             x = F.avg_pool2d(x, 2, ceil_mode=True)
-        return self.beside(x) + self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
+        seen: Tensor = self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
+        return seen + self.beside(x)
 
 
 def _conv(channels: int, wider: int, size: int) -> nn.Module:

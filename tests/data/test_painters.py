@@ -1,6 +1,7 @@
 """Ways that several teachers paint."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def another(tiny_folder, tmp_path):
 
 def ways(teacher, data, config, tmp_path, teachers):
     align = AlignConfig(trajectories=6, trajectory_steps=3, teachers=teachers)
-    texts = lambda: training_texts(config, teacher, data, 0)  # noqa: E731
+    texts = partial(training_texts, config, teacher, data, 0)
     painted = paint_trajectories(teacher, data, align, GUIDED, str(tmp_path / "ways"), texts=texts)
     rows = torch.stack([torch.arange(6)] * 2, 1)
     return painted.batch(rows, PerSampleRandom(0, 0, 0, 6)).ways
