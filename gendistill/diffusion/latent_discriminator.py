@@ -69,12 +69,8 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int, wider: int, size: int, *, down: bool = False) -> None:
         super().__init__()
-        self.first, self.second, self.beside = (
-            _conv(channels, wider, size),
-            _conv(wider, wider, size),
-            _conv(channels, wider, 1),
-        )
-        self.down = down
+        self.first, self.second = _conv(channels, wider, size), _conv(wider, wider, size)
+        self.beside, self.down = _conv(channels, wider, 1), down
 
     def forward(self, x: Tensor) -> Tensor:
         if self.down:
