@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,9 @@ class LatentDistributionConfig(Section):
     )
     sliced_wasserstein: Weight = Field(0.0, description="of whole latents")
     mmd: Weight = Field(0.0, description="of whole latents, with Gaussian kernels about the median distance")
+    adversarial: Weight = Field(
+        0.0, description="of a discriminator of latents, given the prompt or class, that learns beside the student (hinge)"
+    )
 
 
 class SemanticConfig(Section):
@@ -93,6 +97,7 @@ class SemanticConfig(Section):
     distance: Weight = Field(0.0, description="RKD, of pairs")
     angle: Weight = Field(0.0, description="RKD, of triplets")
     contrastive: Weight = Field(0.0, description="InfoNCE between the student's and the teacher's")
+    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded pictures of the two")
 
 
 class AlignConfig(Section):
@@ -101,12 +106,38 @@ class AlignConfig(Section):
     weight: Weight = Field(0.0, description="beside the loss of another method; 0 is off")
     trajectories: int = Field(1024, ge=1, description="that the teacher paints once, from noise to latents")
     trajectory_steps: int = Field(16, ge=1, description="of the teacher for each of them (DPM-Solver++)")
+    teachers: dict[str, float | str] = Field(
+        {},
+        description="who paints them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
+        "pattern (regular expression) of the prompts that it paints by itself",
+    )
     start_share: float = Field(0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way")
     own_share: float = Field(0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps")
     match: MatchConfig = MatchConfig()
     distribution: LatentDistributionConfig = LatentDistributionConfig()
     semantic: SemanticConfig = SemanticConfig()
+    clip: str = Field("assets/tiny-clip", description="of semantic.clip: a folder or MODEL/TAG of open_clip")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student")
+    generations: int = Field(
+        1, ge=1, description="students one after another, each anew from the teacher; the ends of its ways are its parent's"
+    )
+    partner: Literal["none", "mutual"] = Field(
+        "none", description="who else learns: a second student, from which the first learns too, and it from that"
+    )
+    partner_weight: Weight = Field(1.0, description="of the distance to what the partner paints (pseudo-Huber)")
+
+    @field_validator("teachers")
+    @classmethod
+    def _weighs_or_matches(cls, teachers: dict[str, float | str]) -> dict[str, float | str]:
+        for folder, of in teachers.items():
+            if isinstance(of, str):
+                try:
+                    re.compile(of)
+                except re.error as error:
+                    raise ValueError(f"a regular expression for {folder}, and {of!r} is none ({error})") from error
+            elif of <= 0:
+                raise ValueError(f"a weight above 0 for {folder}, or a pattern of prompts as a text")
+        return teachers
 
 
 class DecoderConfig(Section):
@@ -307,6 +338,16 @@ class DistillConfig(Section):
         """Whether it does so beside the loss of another method."""
         return self.method in ("consistency", "progressive") and self.align.weight != 0
 
+    def _aligns_alone_where_asked(self) -> None:
+        """Further students are students of alignment alone, all of whose weights are trained."""
+        asked = {"generations": self.align.generations > 1, "partner": self.align.partner != "none"}
+        for name in (name for name, is_asked in asked.items() if is_asked):
+            value = getattr(self.align, name)
+            if self.method != "latent_alignment":
+                raise ValueError(f"align.{name} {value}: takes --method latent_alignment, not {self.method}")
+            if self.lora.enabled:
+                raise ValueError(f"align.{name} {value}: trains all weights; takes lora.enabled=false")
+
     def halved_to(self) -> list[int]:
         """Network calls of the students of all stages of progressive distillation.
 
@@ -391,6 +432,17 @@ class DistillConfig(Section):
             raise ValueError(
                 "align.match.perceptual: looks through the network that the LoRA is on, which gradient checkpointing would "
                 "call again with the wrong adapter; takes 0, or trainer.gradient_checkpointing=false"
+            )
+        self._aligns_alone_where_asked()
+        if self.align.teachers and not self.aligns:
+            raise ValueError(
+                "align.teachers: paint the trajectories of alignment; takes --method latent_alignment, or align.weight above 0 "
+                "beside consistency or progressive"
+            )
+        if self.aligns and self.align.semantic.clip != 0 and self.dtype == "float16":
+            raise ValueError(
+                "align.semantic.clip: its gradients pass the teacher's decoder, which overflows in dtype 'float16'; takes "
+                "'float32' or 'bfloat16'"
             )
         low, high = self.guidance.range
         if not 1 <= low < high:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from accelerate import PartialState
 import gendistill
 from gendistill.config import DistillConfig, save_config
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import prepare_data, weights_fingerprint
+from gendistill.data.encode import prepare_data, training_texts, weights_fingerprint
 from gendistill.data.trajectories import TrajectoryData, paint_trajectories
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
@@ -30,7 +31,7 @@ from gendistill.gan.folder import is_gan_folder
 from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import stages_of
-from gendistill.methods.alignment import Alignment
+from gendistill.methods.aligning import align_stage
 from gendistill.methods.compression import share_of_macs
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
@@ -41,7 +42,6 @@ from gendistill.training.processes import join_processes
 from gendistill.training.stopping import Stopped
 from gendistill.training.trainer import Trainer, TrainingResult
 from gendistill.validation import Validator, scheduler_of, validation_judge
-from gendistill.weights import in_steps
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     learned_on: LatentData | TrajectoryData = data
     if config.aligns:
         with advancing_bar("painting trajectories") as progress:
-            learned_on = paint_trajectories(teacher, data, config.align, config.guidance, config.data.cache, progress)
+            texts = partial(training_texts, config.data, teacher, data, config.seed)
+            learned_on = paint_trajectories(
+                teacher, data, config.align, config.guidance, config.data.cache, progress, texts=texts
+            )
     with processes.local_main_process_first():  # which reads the reference for the others of its machine
         judge = validation_judge(config, teacher, data)
     if processes.is_main_process:
@@ -129,10 +132,10 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     torch.manual_seed(config.seed)  # adapters start at random
     main: DistillResult | None = None
     for number, stage in enumerate(stages):
-        if config.aligns_beside and stage.student is not None and stage.method.name == config.method:
-            settings = in_steps(config.align, stage.trainer.max_steps)
-            stage.method.beside = Alignment(stage.method.networks, settings, stage.steps)
-        trained = _train(stage, config.seed + number, config, teacher, learned_on, judge, run, processes, resume)
+        if config.aligns and stage.student is not None and stage.method.name == config.method:
+            align_stage(stage, config.align, teacher)
+        on = learned_on if stage.data is None or isinstance(learned_on, LatentData) else stage.data(learned_on)
+        trained = _train(stage, config.seed + number, config, teacher, on, judge, run, processes, resume)
         if trained is not None and config.steps[0] in trained.spec.num_inference_steps:
             main = trained
     assert main is not None  # every method makes a student of the main step count

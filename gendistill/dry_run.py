@@ -107,12 +107,18 @@ def _ways(config: DistillConfig) -> str:
 
 def _stages(config: DistillConfig) -> Iterator[str]:
     """What is trained one after another."""
-    several = config.method == "progressive"
     first = ["compression"] if config.compresses and config.method != "compression" else []
-    for name in (*first, *(("imitation", *config.halved_to()) if several else ())):
-        yield f"{name}: {_length(config.trainer_of(str(name)))}"
-    if not several:
-        yield (f"{config.method}: " if first else "") + _length(config.trainer)
+    names: list[str] = []
+    if config.method == "progressive":
+        names = ["imitation", *map(str, config.halved_to())]
+    elif config.method == "latent_alignment" and config.align.generations > 1:
+        names = [f"generation-{number}" for number in range(1, config.align.generations + 1)]
+    elif first:
+        names = [config.method]
+    for name in (*first, *names):
+        yield f"{name}: {_length(config.trainer_of(name))}"
+    if not names:
+        yield _length(config.trainer)
 
 
 def _length(trainer: TrainerConfig) -> str:
@@ -122,7 +128,7 @@ def _length(trainer: TrainerConfig) -> str:
 
 
 def _of_stages(config: DistillConfig) -> str:
-    return "stages/ with their " if config.method == "progressive" or len(list(_stages(config))) > 1 else ""
+    return "stages/ with their " if len(list(_stages(config))) > 1 else ""
 
 
 def _networks(config: DistillConfig) -> tuple[str, str, bool]:

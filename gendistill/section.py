@@ -46,6 +46,7 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 # What settings that are mappings take.
 MAPPINGS = {
+    "align.teachers": "weights or patterns of prompts by folder such as {teacher-b: 0.5, teacher-c: animals}",
     "data.caption": "shares by field such as {name: 0.3, subcategory: 0.7}",
     "gan.features.layers": "layers of the student by those of the teacher such as {blocks.2: blocks.1}",
     "progressive.stages": "settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}",

@@ -166,9 +166,10 @@ def test_mistakes_are_told_before_anything_is_opened(settings, changes, sentence
 
 
 def test_a_network_that_cannot_be_as_small_is_told(tiny_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("food\n")
     command = ["distill", str(tiny_folder), "--method", "compression", "--compress", "5000", "--out", str(tmp_path / "run")]
     told = subprocess.run(
-        [sys.executable, "-m", "gendistill.cli", *command, "--set", f"data.prompts={tiny_folder / 'none.txt'}"],
+        [sys.executable, "-m", "gendistill.cli", *command, "--set", f"data.prompts={tmp_path / 'prompts.txt'}"],
         capture_output=True,
         text=True,
     )

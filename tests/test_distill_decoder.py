@@ -108,14 +108,14 @@ def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path)
 
 def test_copies_of_the_pictures_are_learned_from_and_what_is_held_out_is_not_copied(settings, tmp_path):
     result = distill(
-        settings("run", decoder__copies=3, decoder__blocks=[2, 0], validation_reference=str(tmp_path / "pictures"))
+        settings("run", decoder__copies=3, decoder__blocks=[2, 1, 0], validation_reference=str(tmp_path / "pictures"))
     )
     [data] = losses(tmp_path / "run", "data")
     assert data["rows"] == 3 * COUNT
     assert result.figures.pictures == COUNT
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
-    assert list(vae.config.num_decoder_blocks) == [2, 0]
-    assert list(vae.config.num_encoder_blocks) == [0, 2]
+    assert list(vae.config.num_decoder_blocks) == [2, 1, 0]
+    assert list(vae.config.num_encoder_blocks) == [0, 1, 2]
 
 
 def test_copies_are_others_of_the_same_picture_and_always_the_same():
@@ -143,8 +143,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
         ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on pictures of one size; takes center or random"),
         ({"decoder__width": 2}, "setting decoder.width is 2; takes at least 4"),
         (
-            {"decoder__blocks": [1, 2, 3]},
-            "decoder.blocks [1, 2, 3]: takes 1 or more, or a list of 2 numbers, one a resolution, the first above 0",
+            {"decoder__blocks": [1, 2]},
+            "decoder.blocks [1, 2]: takes 1 or more, or a list of 3 numbers, one a resolution, the first above 0",
         ),
     ],
 )

@@ -207,6 +207,10 @@ class Cache:
                 out[name][here] = file.read(f"{group}/{name}", numbers, shape, dtype)
         return out
 
+    def skipped_keys(self) -> set[str]:
+        """Of the pictures that were left out."""
+        return {json.loads(line)["key"] for line in (self.folder / SKIPPED).read_text(encoding="utf-8").splitlines()}
+
     def verify(self) -> None:
         """Read every byte and raise ValueError if a file is not what was written."""
         for number in range(self.num_parts):

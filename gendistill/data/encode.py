@@ -70,6 +70,17 @@ def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
     return Prompts(teacher.own_prompts)
 
 
+def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed: int) -> list[str]:
+    """The prompt of every row of what `prepare_data` gave for the same arguments; no picture is decoded for it."""
+    if config.path is None:
+        prompts = training_prompts(config, teacher).prompts
+        return [prompts[number % len(prompts)] for number in range(len(data))]
+    source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
+    assert isinstance(source, PictureSource)  # or there would be no data
+    skipped = data.cache.skipped_keys()
+    return [source.caption_of(entry) for entry in source.entries() if entry.key not in skipped]
+
+
 def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
     framing = Framing.of(config.crop, teacher.resolution, _pixel_multiple(teacher), seed)
     hashes = HashMemo(Path(config.cache) / HASHES)

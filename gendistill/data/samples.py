@@ -111,8 +111,11 @@ class PictureSource(ABC):
 
     def decode(self, entry: Entry) -> Sample:
         """The picture and caption of an entry; ValueError if the picture cannot be decoded."""
-        caption = self.choice.draw(entry.key, entry.texts)[:MAX_CAPTION]
-        return Sample(entry.key, decode_picture(entry.file), caption)
+        return Sample(entry.key, decode_picture(entry.file), self.caption_of(entry))
+
+    def caption_of(self, entry: Entry) -> str:
+        """ "" where the source has none."""
+        return self.choice.draw(entry.key, entry.texts)[:MAX_CAPTION]
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:

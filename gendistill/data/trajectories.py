@@ -19,6 +19,7 @@ from gendistill.data.building import build_or_open
 from gendistill.data.cache import Cache, Part, cache_key
 from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
 from gendistill.data.order import PerSampleRandom, indices_of_step
+from gendistill.data.painters import Painter, Painters
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.pipeline import Teacher
 from gendistill.samplers import pictures_at_once
@@ -27,10 +28,15 @@ TRAJECTORIES_SEED = 50_000_017  # apart from every training seed
 
 
 class TrajectoryData:
-    """Cached trajectories, beside the data that the other losses learn on: a row is a number of each."""
+    """Cached trajectories, beside the data that the other losses learn on: a row is a number of each.
 
-    def __init__(self, trajectories: Cache, times: Tensor, data: LatentData) -> None:
-        self.trajectories, self.times, self.data = trajectories, times, data
+    Args:
+        times: of the points of each.
+        ends: where they end for whoever learns from them; None where that is their last point.
+    """
+
+    def __init__(self, trajectories: Cache, times: Tensor, data: LatentData, ends: Cache | None = None) -> None:
+        self.trajectories, self.times, self.data, self.ends = trajectories, times, data, ends
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -42,18 +48,25 @@ class TrajectoryData:
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
         batch = self.data.batch(rows[:, 1].contiguous(), random, device)
-        tensors = self.trajectories.rows(rows[:, 0].contiguous())
+        return Batch(batch.latents, batch.conditioning, self.ways(rows[:, 0].contiguous(), device))
+
+    def ways(self, numbers: Tensor, device: torch.device | str = "cpu") -> Trajectories:
+        """Those of `numbers` (B,) int64."""
+        tensors = self.trajectories.rows(numbers)
         points = tensors.pop("points").float()
+        if self.ends is not None:
+            points[:, -1] = self.ends.rows(numbers)["ends"].float()
         conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
-        painted = Trajectories(points.to(device), self.times.to(device), conditioning.to(device))
-        return Batch(batch.latents, batch.conditioning, painted)
+        return Trajectories(points.to(device), self.times.to(device), conditioning.to(device))
 
     @property
     def described(self) -> str:
-        return f"{self.trajectories.provenance['described']} and {self.data.described}"
+        ends = "" if self.ends is None else ", ending where the generation before paints,"
+        return f"{self.trajectories.provenance['described']}{ends} and {self.data.described}"
 
     def summary(self) -> dict[str, Any]:
-        return {**self.data.summary(), "trajectories": len(self), "trajectories_cache": self.trajectories.key}
+        ends = {} if self.ends is None else {"ends_cache": self.ends.key}
+        return {**self.data.summary(), "trajectories": len(self), "trajectories_cache": self.trajectories.key, **ends}
 
 
 def paint_trajectories(
@@ -63,33 +76,40 @@ def paint_trajectories(
     guidance: GuidanceConfig,
     cache: str,
     progress: Progress | None = None,
+    *,
+    texts: Callable[[], list[str]] = list,
 ) -> TrajectoryData:
     """`config.trajectories` trajectories of the teacher, opened from the cache or painted into it first.
 
     By DPM-Solver++ of second order (Lu et al. 2022) on the trailing grid, under the conditions of the data in turn, guided at
     `guidance.scale`; at a scale drawn from `guidance.range` for each where the student is to take it as an input.
 
+    Args:
+        texts: gives the prompt of every row of the data; asked where `config.teachers` are chosen by it.
+
     Raises:
-        ValueError: the pictures of the data are not all of one size.
+        ValueError: the pictures of the data are not all of one size, or another teacher cannot paint beside this one.
     """
     if len(data.cache.groups) > 1:
         raise ValueError("data.crop buckets: trajectories are of one size; takes center or random with alignment")
     solver = _solver(teacher, config.trajectory_steps)
     times = torch.cat([solver.timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
     embedded = guidance.mode == "embedded"
+    painters = Painters(teacher, config.teachers, texts)
     made_by = {
         "teacher": weights_fingerprint(teacher.network),
         "conditions": data.cache.key,
         "count": config.trajectories,
         "steps": config.trajectory_steps,
         "guidance": list(guidance.range) if embedded else guidance.scale,
+        **painters.made_by,
     }
 
     def parts() -> Iterator[Callable[[], Part]]:
         for numbers in batched(range(config.trajectories), PART_SIZE):
-            yield partial(_paint, teacher, data, config.trajectory_steps, guidance, numbers, progress)
+            yield partial(_paint, teacher, painters, data, config.trajectory_steps, guidance, numbers, progress)
 
-    provenance = {**made_by, "described": f"{config.trajectories} trajectories of the teacher"}
+    provenance = {**made_by, "described": f"{config.trajectories} trajectories of {painters.described}"}
     return TrajectoryData(build_or_open(Path(cache), cache_key(**made_by), provenance, parts), times, data)
 
 
@@ -101,30 +121,38 @@ def _solver(teacher: Teacher, steps: int) -> Any:
 
 @torch.no_grad()
 def _paint(
-    teacher: Teacher, data: LatentData, steps: int, guidance: GuidanceConfig, numbers: list[int], progress: Progress | None
+    teacher: Teacher,
+    painters: Painters,
+    data: LatentData,
+    steps: int,
+    guidance: GuidanceConfig,
+    numbers: list[int],
+    progress: Progress | None,
 ) -> Part:
     random = PerSampleRandom(TRAJECTORIES_SEED, 0, numbers[0], len(numbers))
     rows = indices_of_step(TRAJECTORIES_SEED, numbers[0] // PART_SIZE, PART_SIZE, len(data))[: len(numbers)]
     batch = data.batch(rows, random)
     noise, (low, high) = random.normal(batch.latents.shape[1:]), guidance.range
     scale = low + (high - low) * random.uniform() if guidance.mode == "embedded" else None
-    painted = []
+    points = torch.empty(len(numbers), steps + 1, *noise.shape[1:], dtype=torch.float16)
     at_once = pictures_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
-    for part in torch.arange(len(numbers)).split(at_once):
-        scales = guidance.scale if scale is None else scale[part].to(teacher.pipeline.device)
-        points = _walk(teacher, steps, noise[part], batch.conditioning[part], scales)
-        painted.append(points.half().cpu())
-        if progress:
-            progress(len(part))
+    for painter, chosen in painters.shared_out(rows):
+        for part in chosen.split(at_once):
+            scales = guidance.scale if scale is None else scale[part].to(teacher.pipeline.device)
+            points[part] = _walk(teacher, painter, steps, noise[part], batch.conditioning[part], scales).half().cpu()
+            if progress:
+                progress(len(part))
     conditioning = batch.conditioning if scale is None else batch.conditioning.with_guidance(scale)
     conditions = {
         CONDITION + name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in conditioning.tensors().items()
     }
-    return Part({"painted": {"points": torch.cat(painted), **conditions}})
+    return Part({"painted": {"points": points, **conditions}})
 
 
-def _walk(teacher: Teacher, steps: int, noise: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Tensor:
+def _walk(
+    teacher: Teacher, painter: Painter, steps: int, noise: Tensor, conditioning: Conditioning, scale: Tensor | float
+) -> Tensor:
     """All points (B, K + 1, C, h, w) of the ways from `noise`."""
     device, denoiser = teacher.pipeline.device, teacher.denoiser
     solver, x = _solver(teacher, steps), noise.to(device)
@@ -132,7 +160,7 @@ def _walk(teacher: Teacher, steps: int, noise: Tensor, conditioning: Conditionin
     points = [x]
     for t in solver.timesteps:
         at = t.to(device).expand(len(x))
-        prediction = denoiser.guided(x, at, conditioning, unconditional, scale)
+        prediction = painter(x, at, conditioning, unconditional, scale)
         x = solver.step(denoiser.output_of(prediction, at), t, x).prev_sample
         points.append(x)
     return torch.stack(points, 1)

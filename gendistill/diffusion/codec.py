@@ -45,9 +45,13 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to pictures (B, 3, H, W) float in [-1, 1]."""
-        unscaled = latents / self.scaling_factor + self.shift_factor
         with self._without_overflow():
-            return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float().clamp(-1, 1)
+            return self.painted(latents).clamp(-1, 1)
+
+    def painted(self, latents: Tensor) -> Tensor:
+        """The same where gradients pass: pictures that may leave [-1, 1] a little. A VAE in float16 may overflow here."""
+        unscaled = latents / self.scaling_factor + self.shift_factor
+        return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
     @contextmanager
     def _without_overflow(self) -> Iterator[None]:
@@ -76,7 +80,10 @@ class PixelCodec:
         return torch.cat([pictures, torch.zeros_like(pictures)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return latents.float().clamp(-1, 1)
+        return self.painted(latents).clamp(-1, 1)
+
+    def painted(self, latents: Tensor) -> Tensor:
+        return latents.float()
 
 
 Codec: TypeAlias = LatentCodec | PixelCodec

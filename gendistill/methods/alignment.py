@@ -7,7 +7,7 @@ From any point of such a way the student's x_0 is held against the way's end: on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,26 +15,20 @@ from torch import Tensor
 from gendistill.config import AlignConfig
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.data.order import PerSampleRandom
-from gendistill.diffusion.blocks import blocks_of, reading
-from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.few_steps import come_to
 from gendistill.diffusion.networks import Networks
-from gendistill.losses import distributions, relations
+from gendistill.losses import distributions
 from gendistill.losses.distributions import patch_sliced_wasserstein as patches
-from gendistill.losses.pixel import l2, perceptual_distance, pseudo_huber
-from gendistill.samplers import ddim_step
-from gendistill.schedulers import trailing
+from gendistill.losses.pixel import l2, pseudo_huber
+from gendistill.methods.base import Update
+from gendistill.methods.clip_distance import ClipDistance
+from gendistill.methods.latent_adversary import LatentAdversary
+from gendistill.methods.latent_perception import LatentPerception
+from gendistill.methods.weighted import RELATION_LOSSES, Loss, Term, weighted
 from gendistill.weights import weight_at
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-Term = tuple[str, float, Tensor]
-
 MATCHING: dict[str, Loss] = {"pseudo_huber": pseudo_huber, "l2": l2}
-SEMANTIC: dict[str, Loss] = {
-    "distance": relations.rkd_distance,
-    "angle": relations.rkd_angle,
-    "contrastive": relations.contrastive,
-}
+SEMANTIC = {name: RELATION_LOSSES[name] for name in ("distance", "angle", "contrastive")}
 PATCH, LINES = 3, 16  # latents along an edge; directions
 
 
@@ -43,28 +37,57 @@ class Alignment:
 
     Args:
         steps: step counts that the student is to be sampled at, whose own ways it also learns from.
+        adversary: who tells its latents from the teacher's; None where nothing adversarial is asked for.
+        clip: what pictures of the latents mean; None where nothing is asked of that.
     """
 
-    def __init__(self, networks: Networks, config: AlignConfig, steps: Sequence[int]) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        config: AlignConfig,
+        steps: Sequence[int],
+        *,
+        adversary: LatentAdversary | None = None,
+        clip: ClipDistance | None = None,
+    ) -> None:
         self.networks, self.config, self.steps = networks, config, list(steps)
         self.perception = LatentPerception(networks.teacher) if config.match.perceptual != 0 else None
+        self.adversary, self.clip = adversary, clip
 
-    def terms(self, batch: Batch, random: PerSampleRandom) -> Iterator[Term]:
-        """Name, weight and loss (0-d) of each that counts in this step, of latents that the student sees from one point of each
-        way of `batch.ways`; the latents of the data are those of other pictures."""
-        ways, step = batch.ways, random.step
-        assert ways is not None
+    def painted(self, batch: Batch, random: PerSampleRandom) -> Tensor:
+        """The student's x_0 (B, C, h, w), seen from one point of each of `batch.ways`."""
+        ways = _ways(batch)
         x_t, t = self._begin(ways, random)
-        ours, theirs = self.networks.student(x_t, t, ways.conditioning).x_0, ways.latents
-        for name, loss in MATCHING.items():
-            if weight := weight_at(getattr(self.config.match, name), step):
-                yield name, weight, loss(ours, theirs)
+        return self.networks.student(x_t, t, ways.conditioning).x_0
+
+    def updates(self, ours: Tensor, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
+        """Of those that learn from what a student has `painted` before it does itself."""
+        ways = _ways(batch)
+        if self.adversary is not None and weight_at(self.config.distribution.adversarial, random.step):
+            yield self.adversary.update(ours, ways.latents, ways.conditioning, random)
+
+    def terms(self, ours: Tensor, batch: Batch, random: PerSampleRandom) -> Iterator[Term]:
+        """Name, weight and loss (0-d) of each that counts in this step, of what a student has `painted` of `batch.ways`; the
+        latents of the data are those of other pictures."""
+        ways, step = _ways(batch), random.step
+        theirs, conditioning = ways.latents, ways.conditioning
+        for name, weight, loss in weighted(MATCHING, self.config.match, step):
+            yield name, weight, loss(ours, theirs)
         if self.perception is not None and (weight := weight_at(self.config.match.perceptual, step)):
-            yield "perceptual", weight, self.perception(ours, theirs, ways.conditioning, random)
+            yield "perceptual", weight, self.perception(ours, theirs, conditioning, random)
         yield from self._as_sets(ours, theirs, batch.latents, step)
-        for name, relation in SEMANTIC.items():
-            if weight := weight_at(getattr(self.config.semantic, name), step):
-                yield name, weight, relation(ours, theirs)
+        if self.adversary is not None and (weight := weight_at(self.config.distribution.adversarial, step)):
+            yield "adversarial", weight, self.adversary.fooled(ours, conditioning, random)
+        for name, weight, relation in weighted(SEMANTIC, self.config.semantic, step):
+            yield name, weight, relation(ours, theirs)
+        if self.clip is not None and (weight := weight_at(self.config.semantic.clip, step)):
+            yield "clip", weight, self.clip(ours, theirs)
+
+    def loss(self, ours: Tensor, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """All terms by their weights in one scalar, and each for the log."""
+        terms = list(self.terms(ours, batch, random))
+        total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
+        return total, {name: term.detach() for name, _, term in terms}
 
     def _as_sets(self, ours: Tensor, theirs: Tensor, of_data: Tensor, step: int) -> Iterator[Term]:
         """The student's latents beside the teacher's, and beside those of the data, whichever belongs to which."""
@@ -92,54 +115,11 @@ class Alignment:
         if float(torch.rand((), generator=draws)) < config.own_share:
             steps = self.steps[int(torch.randint(len(self.steps), (), generator=draws))]
             made = int(torch.randint(steps, (), generator=draws))
-            return self._come_to(ways, steps, made)
+            return come_to(self.networks.average, ways.noise, ways.conditioning, steps, made)
         index = torch.where(chance < config.start_share, 0, (place * last).long()).to(device)
         return ways.points[torch.arange(len(ways), device=device), index], ways.times[index]
 
-    def loss(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """All terms by their weights in one scalar, and each for the log."""
-        terms = list(self.terms(batch, random))
-        total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
-        return total, {name: term.detach() for name, _, term in terms}
 
-    @torch.no_grad()
-    def _come_to(self, ways: Trajectories, steps: int, made: int) -> tuple[Tensor, Tensor]:
-        """Where the average comes to in `made` of `steps` steps from the noise."""
-        average, x = self.networks.average, ways.noise
-        times = trailing(steps, average.schedule.num_train_timesteps).to(x.device)
-        for number in range(made):
-            t, s = (times[at].expand(len(x)) for at in (number, number + 1))
-            said = average(x, t, ways.conditioning)
-            x = ddim_step(said.x_0, said.eps, s, average.schedule)
-        return x, times[made].expand(len(x))
-
-
-class LatentPerception:
-    """How alike latents look to the teacher's own network, with the same little noise on both: a LPIPS of latents.
-
-    Features of its blocks on the way down and of the middle one (Zhang et al. 2018, eq. 1, with this network in the place of
-    VGG), under the pictures' conditions.
-
-    Args:
-        most: the noise is that of timesteps below this share of all.
-    """
-
-    def __init__(self, teacher: Denoiser, most: float = 0.3) -> None:
-        self.teacher, self.most = teacher, most
-
-    def __call__(self, ours: Tensor, theirs: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
-        """Latents (B, C, h, w), both; a scalar. Gradients flow to `ours`."""
-        schedule = self.teacher.schedule
-        t = (random.uniform() * self.most * schedule.num_train_timesteps).long().to(ours.device)
-        noise = random.normal(ours.shape[1:]).to(ours.device)
-        conditioning = conditioning.with_guidance(None)
-        with torch.no_grad():
-            target = self._features(schedule.add_noise(theirs, noise, t), t, conditioning)
-        return perceptual_distance(self._features(schedule.add_noise(ours, noise, t), t, conditioning), target)
-
-    def _features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> list[Tensor]:
-        network = self.teacher.network
-        names = [name for name in blocks_of(network) if not name.startswith("up_")]
-        with reading(network, names) as found:
-            self.teacher(x_t, t, conditioning)
-        return [found[name] for name in names]
+def _ways(batch: Batch) -> Trajectories:
+    assert batch.ways is not None  # what alignment learns from
+    return batch.ways

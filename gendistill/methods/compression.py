@@ -48,21 +48,19 @@ class Compression(DiffusionMethod):
     def __init__(self, networks: Networks, guidance: Guidance, config: CompressionConfig, hints: Sequence[Hint]) -> None:
         self.networks, self.guidance, self.config, self.hints = networks, guidance, config, list(hints)
         self.regressors: Any = Regressors(self.hints).to(next(iter(networks.trained.values())).device)
-        self._parameters = {"student": networks.trained}
-        if learned := dict(self.regressors.named_parameters()):
-            self._parameters["regressors"] = learned
-        self.with_student = tuple(name for name in self._parameters if name != "student")
+        learned = dict(self.regressors.named_parameters())
+        self._learned = {"regressors": learned} if learned else {}
+        self.with_student = tuple(self._learned)
 
     def trained_modules(self) -> dict[str, nn.Module]:
-        modules = {**super().trained_modules(), "regressors": self.regressors}
-        return {name: modules[name] for name in self._parameters}
+        return {**super().trained_modules(), **dict.fromkeys(self._learned, self.regressors)}
 
     def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
         super().replace_modules(wrapped)
         self.regressors = wrapped.get("regressors", self.regressors)
 
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        return self._parameters
+        return {**super().trained_parameters(), **self._learned}
 
     def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         terms = list(self.terms(batch, random))

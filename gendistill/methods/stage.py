@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gendistill.config import TrainerConfig
-from gendistill.methods.diffusion import DiffusionMethod
+from gendistill.data.trajectories import TrajectoryData
+from gendistill.methods.aligned import AlignedMethod
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Stage:
         trainer: its settings.
         folder: of the run, for checkpoints and log; "" is the run's own.
         grids: timesteps that its student is sampled at where they are not the trailing ones.
+        data: makes what it learns on of the teacher's trajectories; None where it is these.
     """
 
-    method: DiffusionMethod
+    method: AlignedMethod
     steps: list[int]
     solvers: list[str]
     student: str | None
     trainer: TrainerConfig
     folder: str = ""
     grids: list[list[int]] = field(default_factory=list)
+    data: Callable[[TrajectoryData], TrajectoryData] | None = None

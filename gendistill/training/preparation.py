@@ -23,22 +23,24 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
         ValueError: the processes were started in a way that this cannot be trained in, the optimizer is not installed, or a
             network knows no gradient checkpointing.
     """
-    kind, unshared = accelerator.distributed_type, method.networks.lora is not None or not method.networks.shards
+    kind, several = accelerator.distributed_type, len(method.trained_modules()) > 1
+    unshared = method.networks.lora is not None or not method.networks.shards or several
     if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unshared or not accelerator.is_fsdp2)):
         raise ValueError(
             f"accelerate's {kind.value.lower()} cannot train this; takes DDP (configs/accelerate/ddp.yaml), or for all "
-            "weights of a diffusion model FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+            "weights of one diffusion model FSDP of version 2 (configs/accelerate/fsdp.yaml)"
         )
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
     if config.gradient_checkpointing:
         _checkpoint_gradients(method.trained_modules())
     for name, module in method.trained_modules().items():
+        settings = method.optimizer_settings(name)
         module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
         for parameter in trained[name].values():
             parameter.requires_grad_(True)
         places = owners(module)
-        optimizer = build_optimizer(config, trained[name], method.optimizer_settings(name))
+        optimizer = build_optimizer(config, trained[name], settings)
         wrapped[name], optimizers[name] = accelerator.prepare(module, optimizer)
         if isinstance(wrapped[name], DistributedDataParallel) and hasattr(module, "config"):
             wrapped[name].config = module.config  # which a denoiser reads

@@ -20,8 +20,10 @@ from gendistill.data.batches import Batch, Trajectories
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.latent_discriminator import LatentDiscriminator
 from gendistill.diffusion.networks import full_networks
 from gendistill.methods.alignment import Alignment
+from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_alignment import LatentAlignment
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import trailing
@@ -43,22 +45,39 @@ def ways():
     return Trajectories(torch.stack(points, 1), times, Conditioning())
 
 
-def student_of(ways, steps, **settings):
+def method_of(steps=(2, 1), **settings):
     torch.manual_seed(0)
-    networks = full_networks(Denoiser(SmallNetwork(), SCHEDULE, "sample", call_small_network))
     config = AlignConfig(**settings)
-    method = LatentAlignment(networks, Alignment(networks, config, [2, 1]))
-    optimizer = torch.optim.Adam(networks.trained.values(), 3e-3)
+    method = LatentAlignment(full_networks(Denoiser(SmallNetwork(), SCHEDULE, "sample", call_small_network)), config.ema_decay)
+
+    def make(networks, name):
+        adversary = None
+        if config.distribution.adversarial:
+            adversary = LatentAdversary(LatentDiscriminator((2,)), SCHEDULE, name)
+        return Alignment(networks, config, steps, adversary=adversary)
+
+    method.align(make)
+    return method
+
+
+def student_of(ways, steps, **settings):
+    method = method_of(**settings)
+    optimizers = {
+        name: torch.optim.Adam(
+            of.values(), 3e-3 * method.optimizer_settings(name).learning_rate_factor, method.optimizer_settings(name).betas
+        )
+        for name, of in method.trained_parameters().items()
+    }
     rows = torch.Generator().manual_seed(1)
     for step in range(steps):
         chosen = torch.randint(WAYS, (BATCH,), generator=rows)
         batch = Batch(ways.latents[chosen], Conditioning(), Trajectories(ways.points[chosen], ways.times, Conditioning()))
-        (update,) = method.updates(batch, PerSampleRandom(0, step, 0, BATCH))
-        optimizer.zero_grad()
-        update.loss.backward()
-        optimizer.step()
+        for update in method.updates(batch, PerSampleRandom(0, step, 0, BATCH)):
+            update.loss.backward()
+            optimizers[update.optimizer].step()
+            optimizers[update.optimizer].zero_grad()
         method.after_step(step + 1)
-    return networks.average
+    return method.networks.average
 
 
 @torch.no_grad()
@@ -90,9 +109,9 @@ def test_one_and_two_steps_of_the_student_end_where_the_teachers_ways_end(ways, 
     assert sliced_wasserstein(other, data) < 0.05
 
 
-@pytest.mark.parametrize("loss", ["sliced_wasserstein", "mmd"])
-def test_each_distribution_loss_alone_recovers_all_modes(loss, ways, generator):
-    student = student_of(ways, 400, match=OFF, distribution={loss: 1}, start_share=1)
+@pytest.mark.parametrize(("loss", "steps"), [("sliced_wasserstein", 400), ("mmd", 400), ("adversarial", 600)])
+def test_each_distribution_loss_alone_recovers_all_modes(loss, steps, ways, generator):
+    student = student_of(ways, steps, match=OFF, distribution={loss: 1}, start_share=1)
     found = shares(painted(student, 1, generator))
     assert found.sum() > 0.6
     assert found.min() > 0.1
