@@ -32,7 +32,7 @@ from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import stages_of
 from gendistill.methods.aligning import align_stage
-from gendistill.methods.compression import share_of_macs
+from gendistill.methods.compression import compressed_config, share_of_macs
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
@@ -115,6 +115,8 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
         device=processes.device,
     )
     config = fitting(config, teacher.family, type(teacher.pipeline).__name__)
+    if config.compresses:
+        compressed_config(teacher.network.config, config.compress)  # whether it can be, before anything is encoded
     stages = stages_of(config, teacher.denoiser, teacher.unconditional())
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)

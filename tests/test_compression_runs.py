@@ -165,6 +165,11 @@ def test_mistakes_are_told_before_anything_is_opened(settings, changes, sentence
         settings("run", **changes)
 
 
+def test_a_teacher_of_another_kind_is_told(family_folder, settings):
+    with pytest.raises(ValueError, match="compress: takes a teacher whose network is a UNet2DConditionModel"):
+        distill(settings("run", teacher=str(family_folder("unconditional")), data__prompts=None))
+
+
 def test_a_network_that_cannot_be_as_small_is_told(tiny_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("food\n")
     command = ["distill", str(tiny_folder), "--method", "compression", "--compress", "5000", "--out", str(tmp_path / "run")]

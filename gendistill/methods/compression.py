@@ -116,8 +116,10 @@ def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> d
     """The diffusers config of the student that `compress` describes, from its teacher's.
 
     Raises:
-        ValueError: it cannot be as small as that, or the user's config is none.
+        ValueError: it cannot be as small as that, the user's config is none, or the teacher is no `UNet2DConditionModel`.
     """
+    if "cross_attention_dim" not in teacher:
+        raise ValueError("compress: takes a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
     if compress.student_config is not None:
         return {**teacher, **read_arguments(compress.student_config, "compress.student_config")}
     if compress.factor is not None:
