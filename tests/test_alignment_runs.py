@@ -1,11 +1,11 @@
 """Latent alignment, alone and beside other methods, as `gendistill.distill(...)` runs it."""
 
-import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import logged, settings_of
 
 from gendistill.config import load_config
 from gendistill.distill import distill
@@ -14,38 +14,13 @@ from gendistill.samplers import FewStepSampler
 
 @pytest.fixture
 def settings(tiny_folder, tmp_path):
-    """settings(name, **changes by dotted name) of a data-free run in tmp_path/name."""
-    (tmp_path / "prompts.txt").write_text("food\nemoji of animals\n")
+    """settings(name, **changes) of a data-free run in tmp_path/name."""
+    few = {"align__trajectories": 6, "align__trajectory_steps": 4, "trainer__batch_size": 4}
 
     def make(name, **changes):
-        given = {
-            "teacher": str(tiny_folder),
-            "method": "latent_alignment",
-            "out": str(tmp_path / name),
-            "device": "cpu",
-            "steps": [2, 1],
-            "solvers": ["ddim"],
-            "data.prompts": str(tmp_path / "prompts.txt"),
-            "data.cache": str(tmp_path / "cache"),
-            "data.num_synthetic": 4,
-            "data.synthetic_steps": 2,
-            "align.trajectories": 6,
-            "align.trajectory_steps": 4,
-            "trainer.max_steps": 4,
-            "trainer.batch_size": 4,
-            "trainer.log_every": 1,
-            "trainer.checkpoint_every": 2,
-            "trainer.num_validation": 4,
-            "trainer.trackers": [],
-        }
-        return load_config(None, given | {name.replace("__", "."): value for name, value in changes.items()})
+        return settings_of(tmp_path, tiny_folder, name, **{"method": "latent_alignment", "steps": [2, 1], **few, **changes})
 
     return make
-
-
-def logged(run, key):
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 def kept(run, step):

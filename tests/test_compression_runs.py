@@ -1,14 +1,13 @@
 """Smaller denoisers as `gendistill.distill(...)` makes them: alone, and before their steps are distilled."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from tiny_runs import logged, settings_of
 
-from gendistill.config import load_config
 from gendistill.distill import distill
 from gendistill.methods.compression import compressed_config, matched_blocks, share_of_macs
 from gendistill.samplers import FewStepSampler
@@ -16,41 +15,14 @@ from gendistill.samplers import FewStepSampler
 
 @pytest.fixture
 def settings(tiny_folder, tmp_path):
-    """settings(name, **changes by dotted name) of a data-free run of half the network in tmp_path/name."""
-    (tmp_path / "prompts.txt").write_text("food\nemoji of animals\n")
+    """settings(name, **changes) of a data-free run of half the network in tmp_path/name."""
+    half = {"method": "compression", "compress__factor": 2, "compression__steps": 4, "steps": [4]}
+    few = {"align__trajectories": 4, "align__trajectory_steps": 4, "data__num_synthetic": 8, "trainer__batch_size": 4}
 
     def make(name, **changes):
-        given = {
-            "teacher": str(tiny_folder),
-            "method": "compression",
-            "compress.factor": 2,
-            "out": str(tmp_path / name),
-            "device": "cpu",
-            "steps": [4],
-            "solvers": ["ddim"],
-            "compression.steps": 4,
-            "data.prompts": str(tmp_path / "prompts.txt"),
-            "data.cache": str(tmp_path / "cache"),
-            "data.num_synthetic": 8,
-            "data.synthetic_steps": 2,
-            "align.trajectories": 4,
-            "align.trajectory_steps": 4,
-            "trainer.max_steps": 4,
-            "trainer.batch_size": 4,
-            "trainer.log_every": 1,
-            "trainer.checkpoint_every": 2,
-            "trainer.num_validation": 4,
-            "trainer.trackers": [],
-        }
-        given |= {name.replace("__", "."): value for name, value in changes.items()}
-        return load_config(None, {name: value for name, value in given.items() if value is not None})
+        return settings_of(tmp_path, tiny_folder, name, **{**half, **few, **changes})
 
     return make
-
-
-def logged(folder, key):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 def unets(folder, other):

@@ -1,7 +1,10 @@
 """`gendistill.distill(...)` as a function: what a seed and a settings file promise."""
 
+from functools import partial
+
 import pytest
 import torch
+from tiny_runs import settings_of
 
 from gendistill.config import load_config
 from gendistill.diffusion.networks import adapter_parameters
@@ -11,29 +14,8 @@ from gendistill.samplers import FewStepSampler
 
 @pytest.fixture
 def settings(tiny_folder, tmp_path):
-    """settings(name, **changes by dotted name) of a data-free run in tmp_path/name."""
-    (tmp_path / "prompts.txt").write_text("food\nemoji of animals\n")
-
-    def make(name, **changes):
-        given = {
-            "teacher": str(tiny_folder),
-            "out": str(tmp_path / name),
-            "device": "cpu",
-            "steps": [2],
-            "solvers": ["ddim"],
-            "data.prompts": str(tmp_path / "prompts.txt"),
-            "data.cache": str(tmp_path / "cache"),
-            "data.num_synthetic": 4,
-            "data.synthetic_steps": 2,
-            "trainer.max_steps": 4,
-            "trainer.batch_size": 2,
-            "trainer.checkpoint_every": 2,
-            "trainer.num_validation": 4,
-            "trainer.trackers": [],
-        }
-        return load_config(None, given | {name.replace("__", "."): value for name, value in changes.items()})
-
-    return make
+    """settings(name, **changes) of a data-free run in tmp_path/name."""
+    return partial(settings_of, tmp_path, tiny_folder)
 
 
 def students(*results):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
+from tiny_runs import logged, settings_of
 
-from gendistill.config import load_config
 from gendistill.data.decoded import _copied
 from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by, tiny_autoencoder
@@ -39,41 +39,22 @@ def settings(tiny_folder, tmp_path):
         colours = np.stack([across, down, np.full_like(across, number / COUNT)], -1)
         Image.fromarray((colours * 255).astype(np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
 
+    few = {"decoder__width": 8, "decoder__blocks": 1, "decoder__ema_decay": 0.5}
+    trainer = {"max_steps": 30, "batch_size": 4, "learning_rate": 5e-3, "checkpoint_every": 10, "validate_every": 15}
+
     def make(name, **changes):
-        given = {
-            "teacher": str(tiny_folder),
-            "method": "decoder",
-            "out": str(tmp_path / name),
-            "device": "cpu",
-            "data.path": str(tmp_path / "pictures"),
-            "data.cache": str(tmp_path / "cache"),
-            "decoder.width": 8,
-            "decoder.blocks": 1,
-            "decoder.ema_decay": 0.5,
-            "trainer.max_steps": 30,
-            "trainer.batch_size": 4,
-            "trainer.learning_rate": 5e-3,
-            "trainer.checkpoint_every": 10,
-            "trainer.validate_every": 15,
-            "trainer.num_validation": COUNT,
-            "trainer.trackers": [],
-        }
-        given |= {name.replace("__", "."): value for name, value in changes.items()}
-        return load_config(None, {name: value for name, value in given.items() if value is not None})
+        given = {"method": "decoder", "data__path": str(tmp_path / "pictures"), "data__prompts": None, **few}
+        given |= {f"trainer__{name}": value for name, value in trainer.items()}
+        return settings_of(tmp_path, tiny_folder, name, **{**given, "trainer__num_validation": COUNT, **changes})
 
     return make
-
-
-def losses(folder, name):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
 
 
 def test_both_halves_learn_and_the_pipeline_opens_in_plain_diffusers(settings, tmp_path):
     result = distill(settings("run"))
     folder = result.student_folder
-    assert losses(tmp_path / "run", "loss")[-1] < 0.7 * losses(tmp_path / "run", "loss")[0]
-    assert losses(tmp_path / "run", "latents")[-1] < losses(tmp_path / "run", "latents")[0]
+    assert logged(tmp_path / "run", "loss")[-1] < 0.7 * logged(tmp_path / "run", "loss")[0]
+    assert logged(tmp_path / "run", "latents")[-1] < logged(tmp_path / "run", "latents")[0]
     told = json.loads((folder / "decoder.json").read_text())
     assert told["psnr"].keys() == set(ROUND_TRIPS)
     assert told["psnr_lost"] == pytest.approx(told["psnr"][ROUND_TRIPS[0]] - told["psnr"][ROUND_TRIPS[1]])
@@ -88,7 +69,7 @@ def test_what_is_exported_is_the_average_that_validated_best(settings):
     result = distill(settings("run"))
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
     assert isinstance(vae, AutoencoderTiny)
-    best = max(-line["psnr_lost"] for line in losses(result.student_folder.parent, "validation"))
+    best = max(-line["psnr_lost"] for line in logged(result.student_folder.parent, "validation"))
     assert -result.figures.loss == pytest.approx(best, abs=1e-3)
 
 
@@ -101,7 +82,7 @@ def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path)
     assert "dB from what the teacher's decoder makes (4 pictures)" in result.describe()
     told = json.loads((result.student_folder / "decoder.json").read_text(), parse_constant=pytest.fail)  # no Infinity
     assert told["psnr"][ROUND_TRIPS[0]] is None
-    validated = [line["psnr"][ROUND_TRIPS[1]] for line in losses(tmp_path / "run", "validation")]
+    validated = [line["psnr"][ROUND_TRIPS[1]] for line in logged(tmp_path / "run", "validation")]
     assert told["psnr"][ROUND_TRIPS[1]] == pytest.approx(max(validated), abs=1e-3)
     assert told["best_step"] == 30  # it went on learning, and the last is the best
 
@@ -110,7 +91,7 @@ def test_copies_of_the_pictures_are_learned_from_and_what_is_held_out_is_not_cop
     result = distill(
         settings("run", decoder__copies=3, decoder__blocks=[2, 1, 0], validation_reference=str(tmp_path / "pictures"))
     )
-    [data] = losses(tmp_path / "run", "data")
+    [data] = logged(tmp_path / "run", "data")
     assert data["rows"] == 3 * COUNT
     assert result.figures.pictures == COUNT
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
