@@ -5,7 +5,7 @@ import json
 from gendistill.config import load_config
 
 
-def settings_of(place, teacher, name, **changes):
+def settings_of(place, teacher, name, /, **changes):
     """A data-free run in place/name, unless the changes (by dotted name, `trainer__max_steps`; None takes one out) say else."""
     prompts = place / "prompts.txt"
     if not prompts.exists():
