@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full progressive gan compare bench test test-slow lint format assets clean
+.PHONY: demo full progressive align half decoder gan compare bench test test-slow lint format assets clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,17 @@ full: $(READY)  ## the same with more steps, larger batches and a falling learni
 progressive: $(READY)  ## tiny-sd halved from 64 steps to 1, with a guidance slider: hours
 	$(BIN)/gendistill distill --config configs/progressive.yaml --out runs/progressive $(if $(wildcard runs/progressive/stages),--resume)
 	$(BIN)/gendistill evaluate runs/progressive --caption subcategory
+
+align: $(READY)  ## tiny-sd into one student of 4, 2 and 1 steps that paints the teacher's own latents
+	$(BIN)/gendistill distill --config configs/alignment.yaml --out runs/alignment $(if $(wildcard runs/alignment/checkpoints),--resume)
+	$(BIN)/gendistill evaluate runs/alignment/student --caption subcategory --out runs/alignment
+
+half: $(READY)  ## tiny-sd with half of its multiply-accumulates, in 50 steps
+	$(BIN)/gendistill distill --config configs/compression.yaml --out runs/half $(if $(wildcard runs/half/checkpoints),--resume)
+	$(BIN)/gendistill evaluate runs/half/student --caption subcategory --out runs/half
+
+decoder: $(READY)  ## a tiny decoder of tiny-sd
+	$(BIN)/gendistill distill --config configs/decoder.yaml --out runs/decoder $(if $(wildcard runs/decoder/checkpoints),--resume)
 
 gan: $(READY)  ## tiny-gan with a quarter of its multiply-accumulates and parameters
 	$(BIN)/gendistill distill --config configs/gan.yaml --out runs/gan $(if $(wildcard runs/gan/checkpoints),--resume)
