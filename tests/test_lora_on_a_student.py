@@ -77,7 +77,7 @@ def test_a_category_moves_on_the_student_in_the_direction_that_a_lora_moves_it_o
     asked = [prompts[number] for number in torch.randint(len(prompts), (128,), generator=torch.Generator().manual_seed(1))]
     fit = measure_fit(*models, asked, list(range(9000, 9128)), teacher_steps=16, loras=[tmp_path])
     print(fit)
-    assert fit.ways == {"teacher": (16, 3.0), "student": (4, 1.0)}
+    assert fit.ways == {"teacher": (16, 2.0), "student": (4, 1.0)}  # at the scale that it imitates
     effect = fit.add_ons[0].effect
     assert effect.repeated > 0.8  # 128 pictures tell the direction
     assert effect.cosine >= 0.7
