@@ -423,6 +423,8 @@ class DistillConfig(Section):
             raise ValueError(
                 "guidance.mode 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"
             )
+        if self.align.weight != 0 and self.method in ("compression", "decoder", "gan"):
+            raise ValueError(f"align.weight {self.align.weight}: --method {self.method} learns from no trajectories; takes 0")
         if self.aligns and self.guidance.mode == "cfg":
             raise ValueError(
                 "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "

@@ -9,8 +9,8 @@ from gendistill.section import setting_names
 WRONG = [
     (
         {"method": "consistancy"},
-        "setting method is 'consistancy'; takes consistency, progressive, latent_alignment, decoder or gan; "
-        "did you mean consistency?",
+        "setting method is 'consistancy'; takes consistency, progressive, latent_alignment, compression, "
+        "decoder or gan; did you mean consistency?",
     ),
     ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; takes adamw or adamw_8bit; did you mean adamw?"),
     ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; takes ddim, lcm or tcd; did you mean lcm?"),

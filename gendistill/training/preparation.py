@@ -54,7 +54,7 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
 def _checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
     """In all that know how; ValueError where none does."""
     bases: dict[str, Any] = {name: getattr(module, "base", module) for name, module in modules.items()}
-    able = [base for base in bases.values() if hasattr(base, "enable_gradient_checkpointing")]
+    able = [base for base in bases.values() if getattr(base, "_supports_gradient_checkpointing", False)]  # as diffusers asks
     if not able:
         kinds = ", ".join(f"the {name} ({type(base).__name__})" for name, base in bases.items())
         raise ValueError(f"trainer.gradient_checkpointing: {kinds} has none; takes false")
