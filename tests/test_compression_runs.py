@@ -34,6 +34,8 @@ EVERY_LOSS = {
     "compression__features__attention": 1.0,
     "compression__relations__distance": 1.0,
     "compression__relations__angle": 1.0,
+    "compression__relations__contrastive": 1.0,
+    "compression__relations__similarity": 1.0,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from gendistill.config import AlignConfig, GuidanceConfig
+from gendistill.config import GuidanceConfig
 from gendistill.data.batches import CONDITION, Batch, LatentData, Trajectories
 from gendistill.data.building import build_or_open
 from gendistill.data.cache import Cache, Part, cache_key
@@ -22,6 +22,7 @@ from gendistill.data.order import PerSampleRandom, indices_of_step
 from gendistill.data.painters import Painter, Painters
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.pipeline import Teacher
+from gendistill.diffusion.settings import AlignConfig
 from gendistill.samplers import pictures_at_once
 
 TRAJECTORIES_SEED = 50_000_017  # apart from every training seed

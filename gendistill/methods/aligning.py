@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gendistill.config import AlignConfig
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher
+from gendistill.diffusion.settings import AlignConfig
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.clip_distance import ClipDistance
 from gendistill.methods.latent_adversary import LatentAdversary

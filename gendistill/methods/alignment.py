@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gendistill.config import AlignConfig
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.few_steps import come_to
 from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.settings import AlignConfig
 from gendistill.losses import distributions
 from gendistill.losses.distributions import patch_sliced_wasserstein as patches
 from gendistill.losses.pixel import l2, pseudo_huber

@@ -90,8 +90,8 @@ class Compression(DiffusionMethod):
             of_student = self.regressors([ours[hint.student_path] for hint in self.hints])
             yield from feature_terms(config.features, step, of_student, of_teacher)
             deepest = min(range(len(self.hints)), key=lambda number: of_teacher[number][0, 0].numel())
-            of_pictures = (ours[self.hints[deepest].student_path], of_teacher[deepest])
-            yield from relation_terms(config.relations, step, *(maps.float().mean((2, 3)) for maps in of_pictures))
+            of_pictures = (maps[deepest].float().mean((2, 3)) for maps in (of_student, of_teacher))
+            yield from relation_terms(config.relations, step, *of_pictures)
 
     def after_step(self, step: int) -> None:
         self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))

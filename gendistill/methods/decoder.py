@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gendistill.config import DecoderConfig
 from gendistill.data.decoded import DecodedBatch
 from gendistill.data.order import PerSampleRandom
+from gendistill.diffusion.settings import DecoderConfig
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2

@@ -4,10 +4,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from gendistill.config import AlignConfig, DataConfig, GuidanceConfig
+from gendistill.config import DataConfig, GuidanceConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.order import PerSampleRandom
 from gendistill.data.trajectories import paint_trajectories
+from gendistill.diffusion.settings import AlignConfig
 
 ALIGN = AlignConfig(trajectories=6, trajectory_steps=4)
 GUIDED = GuidanceConfig(scale=3.0)

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from gendistill.config import AlignConfig, TrainerConfig
+from gendistill.config import TrainerConfig
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.diffusion.networks import full_networks
 from gendistill.diffusion.pipeline import load_teacher
+from gendistill.diffusion.settings import AlignConfig
 from gendistill.methods.aligning import align_stage
 from gendistill.methods.latent_alignment import LatentAlignment
 from gendistill.methods.stage import Stage

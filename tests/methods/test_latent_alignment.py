@@ -4,12 +4,13 @@ import pytest
 import torch
 from test_consistency import SCHEDULE, Gaussian
 
-from gendistill.config import AlignConfig, ConsistencyConfig, GuidanceConfig, load_config
+from gendistill.config import ConsistencyConfig, GuidanceConfig, load_config
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.settings import AlignConfig
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.methods.guidance import Guidance
