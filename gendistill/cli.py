@@ -15,6 +15,8 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from gendistill.allocator import keep_freed_memory
+
 app = typer.Typer(
     name="gendistill",
     help="Distill slow diffusion models into few-step ones that diffusers opens, and GANs into smaller ones.",
@@ -473,6 +475,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
+    keep_freed_memory()
     try:
         app()
     except ValueError as error:

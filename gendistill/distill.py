@@ -32,7 +32,7 @@ from gendistill.gan.opening import TAKES
 from gendistill.machine import make_folder, usable_device
 from gendistill.methods import stages_of
 from gendistill.methods.aligning import align_stage
-from gendistill.methods.compression import compressed_config, share_of_macs
+from gendistill.methods.compression import compressed_config
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec

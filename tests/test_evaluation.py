@@ -5,19 +5,22 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.student import evaluate
-from gendistill.evaluation.student_report import best_rows, write_report
+from gendistill.evaluation.student_report import best_rows, results_table, write_report
 from gendistill.evaluation.teacher import (
     SEARCHED,
     TEACHER_PLANS,
     TEACHER_STEPS,
     Gap,
     calls_a_step,
+    cost_of_a_call,
     gaps,
     save_rows,
     stored_rows,
@@ -90,7 +93,7 @@ def test_stored_rows_are_used_only_under_the_same_protocol(tmp_path):
 def test_the_report_is_one_file_that_loads_nothing(tmp_path):
     student = [row(26.0, 4, model="student")]
     gallery = Gallery("student <b>", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["a <script> prompt", "another"])
-    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), [gallery])
+    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), 1.0, [gallery])
     page = (tmp_path / "r.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
     assert "<script>" not in page
@@ -176,3 +179,40 @@ def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():
     searched = row(27.0, 4, sampler=SEARCHED)
     assert gaps(student, [*TEACHER, searched]) == gaps(student, TEACHER)
     assert searched in best_rows(student, [*TEACHER, searched])
+
+
+def test_the_gap_of_a_smaller_student_is_measured_from_what_costs_as_much():
+    student = [row(26.0, 4, model="student")]
+    assert gaps(student, TEACHER, share=0.5) == [Gap(4, student=26.0, free=80.0, teacher=20.0)]
+
+
+def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_distances(tmp_path):
+    student = [row(25.0, 50, model="student")]
+    assert gaps(student, TEACHER, share=0.5) == []
+    caption = results_table(student, [], TEACHER, [], 0.5).caption
+    assert caption.startswith("1.25× the teacher's fd-emoji, in 50 steps: student 25.00, teacher 20.00; a call of the student ")
+    gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
+    write_report(tmp_path / "r.html", "title", student, [], TEACHER, [], 0.5, [gallery])
+    page = (tmp_path / "r.html").read_text()
+    assert "1.25×" in page
+    assert "0.50 of the teacher&#39;s multiply-accumulates" in page
+
+
+def test_a_call_costs_what_its_network_multiplies():
+    whole, half = (SimpleNamespace(pipeline=SimpleNamespace(components={"unet": tiny_unet(widths)})) for widths in (16, 8))
+    assert cost_of_a_call(whole, whole) == 1.0
+    assert 0.2 < cost_of_a_call(half, whole) < 0.5
+    assert cost_of_a_call(SimpleNamespace(pipeline=SimpleNamespace(components={})), whole) == 1.0
+
+
+def tiny_unet(width):
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(width, width),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    )

@@ -160,6 +160,12 @@ def on_meta(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config: diffusers cannot make a UNet2DConditionModel of it: {error}") from None
 
 
+def share_of_macs(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> float:
+    """Multiply-accumulates of a call of the student's network, as a share of the teacher's."""
+    theirs, ours = (macs(on_meta(config), example_inputs(config)) for config in (teacher, student))
+    return ours / theirs
+
+
 def _plain(config: Mapping[str, Any]) -> Config:
     """Without what diffusers notes for itself: names that its `_use_default_values` lists would lose what they are set to."""
     return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -18,6 +18,7 @@ from gendistill.evaluation.teacher import (
     FILE_NAME,
     TEACHER_STEPS,
     Gap,
+    cost_of_a_call,
     evaluate_student,
     evaluate_teacher,
     gaps,
@@ -46,6 +47,7 @@ class Comparison:
     """The rows of students, their teacher's and the gap between them; without a student, the teacher's alone.
 
     Attributes:
+        share: what a call of the student costs, in calls of its teacher (multiply-accumulates).
         slider: rows of w-conditioned students at other guidance scales, those that the teacher was measured at.
         warnings: what to know before trusting the figures.
     """
@@ -54,6 +56,7 @@ class Comparison:
     teacher: list[Evaluation]
     gaps: list[Gap]
     files: list[Path]
+    share: float = 1.0
     slider: list[Evaluation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -61,7 +64,7 @@ class Comparison:
         """For the terminal."""
         if not self.student:
             return teacher_table(self.teacher)
-        return results_table(self.student, self.slider, self.teacher, self.gaps)
+        return results_table(self.student, self.slider, self.teacher, self.gaps, self.share)
 
     def to_json(self) -> str:
         return json.dumps(
@@ -69,6 +72,7 @@ class Comparison:
                 "student": [dataclasses.asdict(row) for row in self.student],
                 "slider": [dataclasses.asdict(row) for row in self.slider],
                 "teacher": [dataclasses.asdict(row) for row in self.teacher],
+                "cost_of_a_call": self.share,
                 "gaps": [{**dataclasses.asdict(gap), "closed": gap.closed} for gap in self.gaps],
             },
             indent=1,
@@ -139,13 +143,14 @@ def evaluate(
     teacher_rows = stored_rows(Path(teacher), rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
     rows, slider = _with_fidelity(rows, slider, students, teacher_sampler, judge)
     files = [folder / FILE_NAME, folder / "report.html"]
-    comparison = Comparison(rows, teacher_rows, gaps(rows, teacher_rows), files, slider)
+    share = cost_of_a_call(sampler, teacher_sampler)
+    comparison = Comparison(rows, teacher_rows, gaps(rows, teacher_rows, share), files, share, slider)
     with written_aside(folder / FILE_NAME) as aside:
         aside.write_text(comparison.to_json() + "\n")
     few = judge.first(GALLERY_PICTURES)
     galleries = _galleries(few, students, rows, teacher_sampler, best_rows(rows, teacher_rows))
     title = f"{sampler.spec.method} student of {Path(teacher).name}"
-    write_report(folder / "report.html", title, rows, slider, teacher_rows, comparison.gaps, galleries)
+    write_report(folder / "report.html", title, rows, slider, teacher_rows, comparison.gaps, share, galleries)
     return comparison
 
 

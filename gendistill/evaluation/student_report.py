@@ -36,11 +36,12 @@ COLUMNS = ("model", "sampler", "steps", "scale", "calls")
 
 
 def results_table(
-    student: list[Evaluation], slider: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap]
+    student: list[Evaluation], slider: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap], share: float = 1.0
 ) -> TerminalTable:
     """Student beside the teacher at full length and at its best within as many network calls."""
     metric = student[0].protocol.metric
     table = TerminalTable(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
+    table.caption = "\n".join(_sentences(student, teacher, share)) or None
     _add_columns(table, metric, "PSNR", "cosine", "gap")
     closed = {gap.network_calls: gap.closed for gap in gaps}
     for row in student:
@@ -79,6 +80,7 @@ def write_report(
     slider: list[Evaluation],
     teacher: list[Evaluation],
     gaps: list[Gap],
+    share: float,
     galleries: Sequence[Gallery],
 ) -> None:
     """report.html: figures, quality against network calls, the slider's curve, and grids at the same prompts and seeds."""
@@ -97,10 +99,12 @@ def write_report(
     if slider and "clip_score" in slider[0].scores:
         curve = guidance_curve(_slider([*student, *slider], teacher, colours), "CLIP score", f"{metric}, lower is better")
         quality.append(Figure(curve, "guidance_scale moves the student along its teacher's own curve; numbers are scales."))
+    cards = [*_gap_cards(gaps, metric), *_full_length_cards(student, teacher, share)]
+    explained = " ".join([EXPLAINED, *(f"{told[0].upper()}{told[1:]}." for told in _cost(share))])
     page = Page(
         title,
         [
-            Section("Figures", [Cards(_gap_cards(gaps, metric)), _table(student, slider, teacher, gaps, colours)], EXPLAINED),
+            Section("Figures", [Cards(cards), _table(student, slider, teacher, gaps, colours)], explained),
             Section("Quality against network calls", quality),
             Section("The same prompts and seeds", [Galleries(galleries)]),
             Section("Protocol", [Details("How the figures were made", student[0].protocol.describe(), opened=True)]),
@@ -111,9 +115,7 @@ def write_report(
     write_page(page, path)
 
 
-EXPLAINED = (
-    "Gap closed: 0 is the best that a solver gives the teacher within as many network calls, 1 is the teacher at 50 steps."
-)
+EXPLAINED = "Gap closed: 0 is the best that a solver gives the teacher at no more cost, 1 is the teacher at 50 steps."
 SCORES = ("clip_score", "precision", "recall", "coverage", "psnr", "feature_cosine")
 
 
@@ -126,6 +128,30 @@ def _gap_cards(gaps: list[Gap], metric: str) -> list[Card]:
         )
         for gap in gaps
     ]
+
+
+def _full_length_cards(student: list[Evaluation], teacher: list[Evaluation], share: float) -> list[Card]:
+    """Of students that take as many steps as their teacher: how much of its quality is left."""
+    metric = student[0].protocol.metric
+    best = best_rows(student, teacher)[0].scores[metric]
+    return [
+        Card(
+            f"{row.scores[metric] / best:.2f}×",
+            f"the teacher's {metric}, in {row.steps} steps",
+            f"student {row.scores[metric]:.2f}, teacher {best:.2f}" + "".join(f"; {told}" for told in _cost(share)),
+        )
+        for row in student
+        if row.steps >= TEACHER_STEPS
+    ]
+
+
+def _sentences(student: list[Evaluation], teacher: list[Evaluation], share: float) -> list[str]:
+    """The same for the terminal."""
+    return [f"{card.value} {card.label}: {card.small}." for card in _full_length_cards(student, teacher, share)] or _cost(share)
+
+
+def _cost(share: float) -> list[str]:
+    return [] if share == 1 else [f"a call of the student costs {share:.2f} of the teacher's multiply-accumulates"]
 
 
 def _table(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from gendistill.atomic import written_aside
 from gendistill.diffusion.pipeline import teacher_of
+from gendistill.diffusion.smaller import share_of_macs
 from gendistill.evaluation.judge import METRICS, Judge, Progress
 from gendistill.grid_search import search_grids, searchable
 from gendistill.metrics.evaluate import Evaluation, comparable, gap_closed
@@ -151,7 +152,7 @@ def imitated_scale(sampler: FewStepSampler, row: Evaluation) -> float:
 
 @dataclass(frozen=True)
 class Gap:
-    """How much of the way from the best that costs no training to the teacher a student goes, at equal network calls."""
+    """How much of the way from the best that costs no training to the teacher a student goes, at equal cost."""
 
     network_calls: int
     student: float
@@ -163,16 +164,30 @@ class Gap:
         return gap_closed(self.student, self.free, self.teacher)
 
 
-def gaps(student: list[Evaluation], teacher: list[Evaluation]) -> list[Gap]:
-    """One for each of the student's rows whose number of network calls the teacher was measured within by `SOLVERS`."""
+def gaps(student: list[Evaluation], teacher: list[Evaluation], share: float = 1.0) -> list[Gap]:
+    """One for each row of a few-step student whose cost the teacher was measured within by `SOLVERS`.
+
+    Args:
+        share: what a call of the student costs, in calls of its teacher.
+    """
     metric = student[0].protocol.metric
     best = min(row.scores[metric] for row in teacher if row.steps == TEACHER_STEPS)
     result = []
     for row in student:
-        within = [t.scores[metric] for t in teacher if t.network_calls <= row.network_calls and t.sampler in SOLVERS]
-        if within:
+        cost = row.network_calls * share
+        within = [t.scores[metric] for t in teacher if t.network_calls <= cost and t.sampler in SOLVERS]
+        if within and row.steps < TEACHER_STEPS:
             result.append(Gap(row.network_calls, row.scores[metric], min(within), best))
     return result
+
+
+def cost_of_a_call(student: FewStepSampler, teacher: FewStepSampler) -> float:
+    """Multiply-accumulates of a call of the student's network, in calls of the teacher's: 1 where the two are alike, to 1 %."""
+    theirs, ours = (of.pipeline.components.get("unet") for of in (teacher, student))
+    if not (isinstance(theirs, UNet2DConditionModel) and isinstance(ours, UNet2DConditionModel)):
+        return 1.0
+    share = share_of_macs(theirs.config, ours.config)
+    return 1.0 if abs(share - 1) < 0.01 else share
 
 
 def save_rows(rows: list[Evaluation], path: Path) -> None:

@@ -25,7 +25,6 @@ from gendistill.diffusion.settings import CompressionConfig
 from gendistill.diffusion.smaller import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
 from gendistill.diffusion.smaller_importance import example_inputs
 from gendistill.gan.classes import read_arguments
-from gendistill.gan.counting import macs
 from gendistill.gan.hints import Hint, Regressors
 from gendistill.gan.settings import CompressConfig
 from gendistill.losses.pixel import l2
@@ -152,9 +151,3 @@ def shapes_of_blocks(config: Mapping[str, Any]) -> dict[str, tuple[int, int, int
     with torch.no_grad(), reading(network) as maps:
         network(*example_inputs(config))
     return {name: (of.shape[1], of.shape[2], of.shape[3]) for name, of in maps.items()}
-
-
-def share_of_macs(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> float:
-    """Multiply-accumulates of a call of the student's network, as a share of the teacher's."""
-    theirs, ours = (macs(on_meta(config), example_inputs(config)) for config in (teacher, student))
-    return ours / theirs
