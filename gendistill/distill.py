@@ -21,6 +21,7 @@ from gendistill.data.trajectories import TrajectoryData, paint_trajectories
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.networks import Networks
 from gendistill.diffusion.pipeline import Teacher, load_teacher
+from gendistill.diffusion.smaller import share_of_macs
 from gendistill.distill_decoder import DecoderResult, distill_decoder
 from gendistill.distill_generator import GeneratorResult, distill_generator
 from gendistill.evaluation.judge import Judge

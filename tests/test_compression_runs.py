@@ -8,8 +8,8 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from tiny_runs import logged, settings_of
 
-from gendistill.distill import distill
 from gendistill.diffusion.smaller import share_of_macs
+from gendistill.distill import distill
 from gendistill.methods.compression import compressed_config, matched_blocks
 from gendistill.samplers import FewStepSampler
 
