@@ -29,6 +29,7 @@ from gendistill.metrics.features import load_extractor
 from gendistill.progress import advancing_bar
 from gendistill.training.trainer import Trainer, TrainingResult, Validation
 from gendistill.validation import save_picture
+from gendistill.weights import in_steps
 
 FIGURES = "decoder.json"
 SHOWN = 16
@@ -98,7 +99,7 @@ def distill_decoder(config: DistillConfig, run: Path, processes: PartialState, r
             held_out = prepare_decoded(others, teacher, config.seed, progress)
     torch.manual_seed(config.seed)
     networks = tiny_networks(codec, tiny_autoencoder(codec.vae, config.decoder.width, config.decoder.blocks))
-    method = DecoderDistillation(networks, config.decoder)
+    method = DecoderDistillation(networks, in_steps(config.decoder, config.trainer.max_steps))
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
     validator = DecoderValidator(networks, held_out, config.trainer.num_validation, make_folder(run / "samples"))

@@ -50,8 +50,9 @@ class DecoderDistillation(Method):
         terms = list(self._of_decoder(batch, random.step))
         loss = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         yield Update(loss, "decoder", {name: term.detach() for name, _, term in [("loss", 1.0, loss), *terms]})
-        latents = l2(self.networks.encoder(batch.pictures), batch.latents)
-        yield Update(latents, "encoder", {"latents": latents.detach()})
+        if weight := weight_at(self.config.encoder, random.step):
+            latents = l2(self.networks.encoder(batch.pictures), batch.latents)
+            yield Update(weight * latents, "encoder", {"latents": latents.detach()})
 
     def after_step(self, step: int) -> None:
         self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
