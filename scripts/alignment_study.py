@@ -1,9 +1,9 @@
 """Consistency, latent alignment and both on tiny-sd: the same minutes, several training seeds, intervals.
 
-    python scripts/alignment_study.py --minutes 6 --seeds 0,1,2 --out runs/alignment-study
+    python scripts/alignment_study.py --minutes 4 --seeds 0,1,2 --out runs/alignment-study
 
-Painting the teacher's ways counts: an arm that learns from them trains for as much less. Two arms are trained at a time, each
-by one thread of its own. What has been trained and measured stays: stopped, it goes on from there.
+Painting the teacher's ways counts: an arm that learns from them trains for as much less. Everything is done by one thread,
+`--at-once` runs beside each other. What has been trained and measured stays: stopped, it goes on from there.
 """
 
 import argparse
@@ -35,10 +35,11 @@ FIGURES = ("gap", "fd-emoji", "psnr", "feature_cosine")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of painting and training")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of painting and training, by one thread")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default="consistency;alignment;both", help=f"separated by ; of {'; '.join(ARMS)}; or all")
-    parser.add_argument("--trajectories", type=int, default=2048)
+    parser.add_argument("--trajectories", type=int, default=1024)
+    parser.add_argument("--at-once", type=int, default=2, help="runs beside each other, a thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment-study"))
     given = parser.parse_args()
     names = list(ARMS) if given.arms == "all" else [name.strip() for name in given.arms.split(";")]
@@ -46,25 +47,25 @@ def main() -> None:
     painting = paint(given.out, given.trajectories)
     runs = [(name, seed) for seed in map(int, given.seeds.split(",")) for name in names]
 
-    def made(run: tuple[str, int]) -> None:
+    def measured(run: tuple[str, int]) -> dict[int, dict[str, float]]:
         name, seed = run
         left = given.minutes - (0 if name == "consistency" else painting)
         train(given.out, name, seed, given.trajectories, left)
+        return evaluated(folder_of(given.out, name, seed) / "student")
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(made, runs))
-    found = {run: evaluated(folder_of(given.out, *run) / "student") for run in runs}
+    with ThreadPoolExecutor(given.at_once) as pool:
+        found = dict(zip(runs, pool.map(measured, runs), strict=True))
     seeds = list(dict.fromkeys(seed for _, seed in runs))
     tell(names, seeds, found, f"{given.minutes:g} minutes, {painting:.1f} of them painting where ways are learned from")
 
 
 def paint(out: Path, trajectories: int) -> float:
-    """Encode the data, then paint the ways by two threads, into a cache of the study's own: the minutes of the painting."""
+    """Encode the data, then paint the ways, into a cache of the study's own: the minutes of the painting."""
     kept = out / "painting.json"
     if not kept.exists():
-        run(out / "encoding", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories, threads=2)
-        plain = run(out / "once", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories, threads=2)
-        painted = run(out / "painting", {"trainer.max_steps": 1}, out, trajectories, threads=2)
+        run(out / "encoding", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories)
+        plain = run(out / "once", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories)
+        painted = run(out / "painting", {"trainer.max_steps": 1}, out, trajectories)
         kept.write_text(json.dumps({"minutes": painted - plain}))
     minutes: float = json.loads(kept.read_text())["minutes"]
     return minutes
@@ -74,19 +75,20 @@ def train(out: Path, name: str, seed: int, trajectories: int, minutes: float) ->
     folder = folder_of(out, name, seed)
     if not (folder / "student").exists():
         settings = {**ARMS[name], "seed": seed, "trainer.max_minutes": round(minutes, 2), "trainer.max_steps": 100_000}
-        run(folder, settings, out, trajectories, threads=1)
+        run(folder, settings, out, trajectories)
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
     return out / f"{name.replace(', ', '-')}-{seed}"
 
 
-def run(folder: Path, settings: dict[str, object], out: Path, trajectories: int, threads: int) -> float:
+def run(folder: Path, settings: dict[str, object], out: Path, trajectories: int) -> float:
     """One run of `gendistill distill`: the minutes that it took, and what it said in a log beside it."""
     common = {
         "guidance.scale": GUIDANCE,
         "align.trajectories": trajectories,
         "consistency.ema_decay": 0.95,
+        "trainer.batch_size": 32,
         "trainer.validate_every": 1_000_000,
         "trainer.num_validation": 300,
         "data.cache": out / "cache",
@@ -94,24 +96,24 @@ def run(folder: Path, settings: dict[str, object], out: Path, trajectories: int,
     pairs = [f"--set={key}={value}" for key, value in {**common, **settings}.items()]
     resumed = ["--resume"] if (folder / "checkpoints").exists() else []
     command = ["distill", "--config", "configs/alignment.yaml", "--out", str(folder), *pairs, *resumed]
-    return called(command, folder.with_name(f"{folder.name}.log"), threads)
+    return called(command, folder.with_name(f"{folder.name}.log"))
 
 
 def evaluated(student: Path) -> dict[int, dict[str, float]]:
     """Figures by network calls."""
     file = student / "evaluation.json"
     if not file.exists():
-        called(["evaluate", str(student), "--caption", "subcategory"], student.parent / "evaluation.log", threads=2)
+        called(["evaluate", str(student), "--caption", "subcategory"], student.parent / "evaluation.log")
     told = json.loads(file.read_text())
     figures = {row["network_calls"]: row["scores"] for row in told["student"]}
     gaps = {gap["network_calls"]: gap["closed"] for gap in told["gaps"]}
     return {calls: {**figures[calls], "gap": gaps[calls]} for calls in CALLS}
 
 
-def called(command: list[str], log: Path, threads: int) -> float:
-    """The command line of this environment: the minutes that it took."""
+def called(command: list[str], log: Path) -> float:
+    """The command line of this environment, by one thread: the minutes that it took."""
     started = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("a") as told:
         done = subprocess.run([sys.executable, "-m", "gendistill.cli", *command], stdout=told, stderr=told, env=environment)
     if done.returncode:

@@ -50,6 +50,12 @@ def settings(tiny_folder, tmp_path):
     return make
 
 
+def test_the_encoder_learns_where_its_weight_is_above_nothing(settings, tmp_path):
+    distill(settings("run", decoder__encoder={0.5: 0, 0.6: 1}, trainer__log_every=1))
+    assert len(logged(tmp_path / "run", "loss")) == 30
+    assert len(logged(tmp_path / "run", "latents")) == 14  # of 30 steps those after half
+
+
 def test_both_halves_learn_and_the_pipeline_opens_in_plain_diffusers(settings, tmp_path):
     result = distill(settings("run"))
     folder = result.student_folder
