@@ -65,9 +65,7 @@ class KnownStudent:
 N = r"(?P<steps>\d+)[-_ ]?steps?"
 KNOWN = (
     KnownStudent("Hyper-SD, CFG kept", rf"(?i)hyper-?sd.*{N}-cfg", (8,), "DDIMScheduler", TRAILING, "cfg", 5.0),
-    KnownStudent(
-        "Hyper-SD, 1 step", r"(?i)hyper-?sdxl-1-?step-unet", (1,), "LCMScheduler", timesteps={1: (800,)}
-    ),
+    KnownStudent("Hyper-SD, 1 step", r"(?i)hyper-?sdxl-1-?step-unet", (1,), "LCMScheduler", timesteps={1: (800,)}),
     KnownStudent("Hyper-SD, unified", r"(?i)hyper-?sd.*1-?step-lora", (1, 2, 4, 8), "TCDScheduler", eta=1.0),
     KnownStudent("Hyper-SD", rf"(?i)hyper-?sd.*{N}", (4, 2, 8), "DDIMScheduler", TRAILING),
     KnownStudent(
