@@ -247,7 +247,7 @@ class FewStepSampler(Sampler):
         pipeline = self._pipeline_of(task, len(prompts), steps)
         if guidance_scale > 1 and self._unconditional is None:
             self._unconditional = self.family.unconditional(self.pipeline)
-        given: dict[str, Any] = {} if size is None else {"height": size[0], "width": size[1]}
+        given: dict[str, Any] = {} if size is None or task.pictures is not None else {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             given["timesteps"] = self.spec.timesteps[steps]
         for start in range(0, len(prompts), batch_size):

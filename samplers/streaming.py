@@ -38,7 +38,7 @@ class StoppedError(Exception):
 
 
 def streamed(draw: Callable[[Tell], None]) -> Iterator[Event]:
-    """What `draw` tells, as it tells it; it runs in a thread of its own, and ends with its next step when the iterator is closed.
+    """What `draw` tells, as it tells it, from a thread of its own that ends with its next step when the iterator is closed.
 
     Args:
         draw: calls what it is given with each event; an error of its own is raised here.

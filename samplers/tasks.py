@@ -1,4 +1,4 @@
-"""What a picture is drawn from beside its prompt: another picture, a mask, a control, a style; by diffusers' pipeline for it."""
+"""What a picture is drawn from beside its prompt: another picture, a mask, a control, a style; by diffusers' own pipelines."""
 
 from __future__ import annotations
 
