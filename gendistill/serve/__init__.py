@@ -1,0 +1,1 @@
+"""A student behind a local page and an endpoint for pictures."""
