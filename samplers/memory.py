@@ -16,6 +16,7 @@ from torch import nn
 
 from .live_memory import bytes_of, peak_bytes
 from .opening import configs_of
+from .single_file import ARCHITECTURES
 
 TILE_OVERLAP = 0.25  # of a tile, as diffusers' autoencoders overlap theirs
 CUDA_CONTEXT = 600 * 2**20  # the driver's context and the libraries' workspaces; an assumption
@@ -90,14 +91,12 @@ class Networks:
 
     @staticmethod
     def of(model: str | Path, *, config: str | None = None) -> Networks:
-        """From the configs of a local model.
+        """From the configs of a local model, with weights or without, or of one of the architectures that we know: `sdxl`.
 
         Raises:
             ValueError: it is on the hub, or no text-to-image pipeline.
         """
-        folder = configs_of(model, config=config)
-        if folder is None:
-            raise ValueError(f"model {model}: its configs are on the hub; takes a local folder or checkpoint")
+        folder = _configs(model, config)
         index = json.loads((folder / "model_index.json").read_text())
         if "vae" not in index or "unet" not in index:
             raise ValueError(f"model {model}: takes a text-to-image pipeline with a U-Net and a VAE")
@@ -164,6 +163,18 @@ def fastest_that_fits(needs: Needs, free: int) -> Placement:
         f"memory {free / 2**30:.1f} GiB: takes at least {least / 2**30:.1f}; fewer pictures at once, a smaller size or a tiny "
         f"decoder (--method decoder) take less"
     )
+
+
+def _configs(model: str | Path, config: str | None) -> Path:
+    known = {folder.name: folder for folder in ARCHITECTURES.iterdir()}
+    if str(model) in known:
+        return known[str(model)]
+    if (Path(model) / "model_index.json").is_file():
+        return Path(model)
+    folder = configs_of(model, config=config)
+    if folder is None:
+        raise ValueError(f"model {model}: its configs are on the hub; takes a local one, or {', '.join(sorted(known))}")
+    return folder
 
 
 def _of_diffusers(name: str, folder: Path) -> Any:
