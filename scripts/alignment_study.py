@@ -29,7 +29,7 @@ ARMS: dict[str, dict[str, object]] = {
     "both, relations": {**BOTH, "align.semantic.distance": 1, "align.semantic.angle": 2},
     "both, adversarial": {**BOTH, "align.distribution.adversarial": "{300: 0, 500: 0.05}"},
 }
-GUIDANCE, CALLS = 2.0, (4, 2, 1)
+GUIDANCE, CALLS = 2.0, (4, 1)
 FIGURES = ("gap", "fd-emoji", "psnr", "feature_cosine")
 
 
@@ -103,7 +103,10 @@ def evaluated(student: Path) -> dict[int, dict[str, float]]:
     """Figures by network calls."""
     file = student / "evaluation.json"
     if not file.exists():
-        called(["evaluate", str(student), "--caption", "subcategory"], student.parent / "evaluation.log")
+        called(
+            ["evaluate", str(student), "--caption", "subcategory", "--steps", ",".join(map(str, CALLS))],
+            student.parent / "evaluation.log",
+        )
     told = json.loads(file.read_text())
     figures = {row["network_calls"]: row["scores"] for row in told["student"]}
     gaps = {gap["network_calls"]: gap["closed"] for gap in told["gaps"]}
