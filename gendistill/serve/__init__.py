@@ -1,1 +1,0 @@
-"""A student behind a local page and an endpoint for pictures."""
