@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from gendistill.metrics.components import Component
 
+from .advice import advice
 from .families import Conditions, family_of
+from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
 from .spec import StudentSpec
@@ -54,6 +56,34 @@ class FewStepSampler(Sampler):
         """Open a student folder or LoRA, or any model that `open_pipeline` takes; ValueError if it is none."""
         pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype)
         return FewStepSampler(pipeline.to(device), spec)
+
+    def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
+        """The same, sampled as it wants to be where it is a few-step model of others: LCM, Turbo, Lightning, Hyper-SD, DMD2.
+
+        Args:
+            model: its name, which may tell.
+            like: a name that tells, where its own does not: `dmd2-4step`.
+
+        Raises:
+            ValueError: `like` names none that we know.
+        """
+        if like is not None and known_by_name(like) is None:
+            raise ValueError(
+                f"--like {like}: takes one of {', '.join(kind.method for kind in KNOWN)}, as their files are called"
+            )
+        if self.spec is not None and like is None:
+            return self
+        kind = known_by_name(like or model) or known_by_config(self.pipeline)
+        if kind is None or not self.texts:
+            return self
+        spec = kind.spec(str(like or model), self.pipeline.scheduler.config)
+        self.pipeline.scheduler = spec.scheduler()
+        return FewStepSampler(self.pipeline, spec)
+
+    def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
+        """What to know before sampling it so, a sentence each; none of a model that is no student."""
+        scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
+        return [] if self.spec is None else advice(self.spec, self.pipeline, steps, scale)
 
     @property
     def kind(self) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gendistill.cli.shared import TINY_SD, AsJson, Device, app, console, prompts_of, quieten_libraries
+from gendistill.cli.shared import TINY_SD, AsJson, Device, app, console, parse_controls, prompts_of, quieten_libraries, warn
 
 
 @app.command(
@@ -22,7 +22,17 @@ def sample(
     steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
     input_: Annotated[
-        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+        Path | None,
+        typer.Option("--input", help="a picture to begin at; a picture or a folder, for a GAN that paints pictures anew"),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="a picture that is white where --input is painted anew")] = None,
+    strength: Annotated[float, typer.Option(help="share of the steps that are made of --input, above 0 and at most 1")] = 0.8,
+    control: Annotated[
+        str | None, typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet, and a picture that it looks at")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="a few-step model of others, where its name does not tell: lcm-lora, lightning-4step, dmd2-4step"),
     ] = None,
     interpolate: Annotated[
         int | None, typer.Option(min=2, help="of a GAN: strips of so many pictures from one noise to another")
@@ -45,6 +55,10 @@ def sample(
         prompts_of(prompt, prompts),
         out,
         inputs=input_,
+        mask=mask,
+        strength=strength,
+        control=None if control is None else parse_controls([control])[0],
+        like=like,
         interpolate=interpolate,
         steps=steps,
         guidance_scale=guidance_scale,
@@ -53,6 +67,7 @@ def sample(
         batch_size=batch_size,
         device=device,
     )
+    warn(made.warnings)
     print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())
 
 
