@@ -68,9 +68,8 @@ class FewStepSampler(Sampler):
             ValueError: `like` names none that we know.
         """
         if like is not None and known_by_name(like) is None:
-            raise ValueError(
-                f"--like {like}: takes one of {', '.join(kind.method for kind in KNOWN)}, as their files are called"
-            )
+            names = ", ".join(kind.method for kind in KNOWN)
+            raise ValueError(f"like {like}: takes the name of a file of one of {names}")
         if self.spec is not None and like is None:
             return self
         kind = known_by_name(like or model) or known_by_config(self.pipeline)
