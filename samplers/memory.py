@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from .live_memory import bytes_of, peak_bytes
 from .opening import configs_of
 from .single_file import ARCHITECTURES
 
-TILE_OVERLAP = 0.25  # of a tile, as diffusers' autoencoders overlap theirs
+TILE = 512  # pixels along an edge
 CUDA_CONTEXT = 600 * 2**20  # the driver's context and the libraries' workspaces; an assumption
 
 
@@ -108,6 +108,11 @@ class Networks:
                 _of_diffusers(index["vae"][1], folder / "vae"),
             )
 
+    @property
+    def factor(self) -> int:
+        """Pixels along the edge of a latent."""
+        return int(2 ** (len(self.decoder.config.block_out_channels) - 1))
+
     def needs(self, size: tuple[int, int], batch: int, *, guided: bool, dtype: torch.dtype, cpu: bool) -> Needs:
         """Of drawing `batch` pictures of `size` (height, width) together.
 
@@ -117,10 +122,8 @@ class Networks:
         """
         for module in (*self.text, self.network, self.decoder):
             module.to(dtype)
-        factor = 2 ** (len(self.decoder.config.block_out_channels) - 1)
-        latents = (size[0] // factor, size[1] // factor)
-        decoder = self.decoder.decoder
-        tile = tuple(min(of, _tile(self.decoder) // factor) for of in latents)
+        latents = (size[0] // self.factor, size[1] // self.factor)
+        tile = tuple(min(of, TILE // self.factor) for of in latents)
         channels = self.network.config.in_channels
 
         def made(*shape: int) -> torch.Tensor:
@@ -138,15 +141,12 @@ class Networks:
             text=bytes_of(self.text),
             network=bytes_of([self.network]),
             decoder=bytes_of([self.decoder]),
-            largest_layer=max(_layers(module) for module in (*self.text, self.network, decoder)),
+            largest_layer=max(_layers(module) for module in (*self.text, self.network, self.decoder.decoder)),
             encode=sum(most(lambda text=text: text(_tokens(text, rows))) for text in self.text),
             denoise=most(lambda: self.network(**_inputs(self.network, rows, latents, dtype))),
             decode=decode(batch, latents),
             decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
         )
-
-    def with_network(self, network: Any) -> Networks:
-        return replace(self, network=network)
 
 
 def fastest_that_fits(needs: Needs, free: int) -> Placement:
@@ -209,10 +209,6 @@ def _inputs(network: Any, rows: int, latents: tuple[int, ...], dtype: torch.dtyp
     if config.time_cond_proj_dim is not None:
         given["timestep_cond"] = made(rows, config.time_cond_proj_dim)
     return given
-
-
-def _tile(decoder: Any) -> int:
-    return int(getattr(decoder, "tile_sample_min_size", 512))
 
 
 def _layers(module: nn.Module) -> int:
