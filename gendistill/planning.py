@@ -63,8 +63,8 @@ class SamplingPlan:
 
     def sentences(self) -> Iterator[str]:
         yield (
-            f"predicted from shapes, with {CUDA_CONTEXT / 2**30:.1f} GiB for the GPU's own libraries; nobody has measured it on a "
-            f"GPU here"
+            f"predicted from shapes, with {CUDA_CONTEXT / 2**30:.1f} GiB for the GPU's own libraries; nobody has measured it on "
+            f"a GPU here"
         )
         for free, name in self.fits.items():
             if name is None:
