@@ -62,10 +62,8 @@ class SamplingPlan:
         return table
 
     def sentences(self) -> Iterator[str]:
-        yield (
-            f"predicted from shapes, with {CUDA_CONTEXT / 2**30:.1f} GiB for the GPU's own libraries; nobody has measured it on "
-            f"a GPU here"
-        )
+        own = f"{CUDA_CONTEXT / 2**30:.1f} GiB for the GPU's own libraries"
+        yield f"predicted from shapes, with {own}; nobody has measured it on a GPU here"
         for free, name in self.fits.items():
             if name is None:
                 yield f"{free:g} GiB: nothing fits; fewer pictures at once, a smaller size or a tiny decoder take less"
@@ -116,7 +114,5 @@ def _size(text: str | None, networks: Networks) -> tuple[int, int]:
         return edge, edge
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None or any(int(edge) < factor or int(edge) % factor for edge in found.groups()):
-        raise ValueError(
-            f"size {text}: takes WIDTHxHEIGHT in multiples of {factor} pixels, such as {64 * factor}x{64 * factor}"
-        )
+        raise ValueError(f"size {text}: takes WIDTHxHEIGHT in multiples of {factor} pixels")
     return int(found[2]), int(found[1])

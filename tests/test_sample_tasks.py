@@ -65,7 +65,7 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(student, sample):
 
 def test_a_model_of_others_is_sampled_as_its_name_says(tiny_folder, sample, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "my-lcm-lora-merged")
-    assert sample(tmp_path / "my-lcm-lora-merged")[0].startswith(f"{tmp_path / 'out.npy'}: 1 pictures of 4 steps")
+    assert ": 1 pictures of 4 steps" in sample(tmp_path / "my-lcm-lora-merged")[0]
     assert ": 1 pictures of 2 steps" in sample(tiny_folder, "--like", "Hyper-SD15-2steps-lora")[0]
 
 
