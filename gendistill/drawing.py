@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from gendistill.gan.sampler import GeneratorSampler
 from gendistill.machine import make_folder, usable_device
 from gendistill.opening import input_prompts, open_sampler
 from gendistill.progress import advancing_bar
-from gendistill.samplers import Sampler, to_uint8
+from gendistill.samplers import FewStepSampler, Sampler, to_uint8
+from gendistill.tasks import read_task
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Drawing:
     pictures: int
     steps: int
     seconds: float
+    warnings: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         shown = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
@@ -38,6 +41,10 @@ def draw(
     out: Path,
     *,
     inputs: Path | None = None,
+    mask: Path | None = None,
+    strength: float = 0.8,
+    control: tuple[str, str] | None = None,
+    like: str | None = None,
     interpolate: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
@@ -51,7 +58,10 @@ def draw(
     Args:
         prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
         out: `.png` for one picture or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
-        inputs: a picture or a folder of them, for a generator that paints pictures anew.
+        inputs: a picture or a folder of them, for a generator that paints pictures anew; a picture that a diffusion model
+            begins at, in `strength` of its steps, and only where `mask` is white.
+        control: the folder of a ControlNet, and a picture that it looks at.
+        like: the name of a few-step model of others, where the model's own name and configs do not tell which it is.
         interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
             the next, a row a strip.
 
@@ -62,7 +72,10 @@ def draw(
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
     sampler = open_sampler(model, device=usable_device(device))
-    if inputs is not None:
+    if isinstance(sampler, FewStepSampler):
+        sampler = sampler.recognised(model, like)
+    diffusion = isinstance(sampler, FewStepSampler) and sampler.texts
+    if inputs is not None and not diffusion:
         prompts = input_prompts(sampler, inputs, prompts)
     elif prompts is None and (prompts := sampler.own_prompts) is None:
         takes_pictures = isinstance(sampler, GeneratorSampler)
@@ -70,6 +83,15 @@ def draw(
     repeated = [prompt for prompt in prompts for _ in range(num)]
     steps = sampler.default_steps if steps is None else steps
     sampler.require_steps(steps)
+    if not diffusion and (mask is not None or control is not None):
+        raise ValueError(f"--mask, --control: take a text-to-image model; this is a {sampler.kind}")
+    more: dict[str, Any] = {}
+    if isinstance(sampler, FewStepSampler):
+        warnings = sampler.advice(steps, guidance_scale)
+        if inputs is not None or control is not None or mask is not None:
+            more["task"] = read_task(sampler, len(repeated), picture=inputs, mask=mask, strength=strength, control=control)
+    else:
+        warnings = []
     started = time.perf_counter()
     if interpolate is not None:
         pictures = _strips(sampler, repeated, interpolate, seed, guidance_scale)
@@ -82,10 +104,11 @@ def draw(
                 guidance_scale=guidance_scale,
                 batch_size=batch_size,
                 progress=progress,
+                **more,
             )
             pictures = torch.cat([batch.cpu() for batch in batches])
     seconds = time.perf_counter() - started
-    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds)
+    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings)
 
 
 NO_PROMPT = "--prompt and --prompts: takes one of them"

@@ -63,6 +63,7 @@ class Family(ABC):
         eta: float,
         generators: list[Generator],
         latent: bool,
+        **given: Any,
     ) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], or what diffusion works on (B, C, h, w); picture k by generator k alone.
 
@@ -70,6 +71,7 @@ class Family(ABC):
             conditions: of B pictures, from `encode`.
             unconditional: from `unconditional`; used where `guidance_scale` is above 1.
             eta: the share of fresh noise in a step, where the pipeline takes one.
+            given: what else the pipeline is called with.
         """
 
 
@@ -99,6 +101,7 @@ class StableDiffusion(Family):
         eta: float,
         generators: list[Generator],
         latent: bool,
+        **given: Any,
     ) -> Tensor:
         negative = {f"negative_{name}": t.expand(len(generators), *t.shape[1:]) for name, t in unconditional.items()}
         return pipeline(
@@ -110,6 +113,7 @@ class StableDiffusion(Family):
             generator=generators,
             output_type="latent" if latent else "pt",
             return_dict=False,
+            **given,
         )[0]
 
 
@@ -156,6 +160,7 @@ class Unconditional(Family):
         eta: float,
         generators: list[Generator],
         latent: bool,
+        **given: Any,
     ) -> Tensor:
         """By `ConsistencyModelPipeline`, the stock pipeline that takes class labels, any of our solvers and any dtype."""
         drawing: Any = ConsistencyModelPipeline(pipeline.unet, pipeline.scheduler)
@@ -167,6 +172,7 @@ class Unconditional(Family):
             generator=generators,
             output_type="pt",
             return_dict=False,
+            **given,
         )[0]
         return pictures * 2 - 1 if latent else pictures
 

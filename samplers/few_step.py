@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from gendistill.metrics.components import Component
 
+from .advice import advice
 from .families import Conditions, family_of
+from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
 from .spec import StudentSpec
+from .streaming import Event, PicturesDone, StepDone, Tell, streamed
+from .tasks import TEXT_TO_IMAGE, Task
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
 
@@ -52,6 +56,33 @@ class FewStepSampler(Sampler):
         """Open a student folder or LoRA, or any model that `open_pipeline` takes; ValueError if it is none."""
         pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype)
         return FewStepSampler(pipeline.to(device), spec)
+
+    def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
+        """The same, sampled as it wants to be where it is a few-step model of others: LCM, Turbo, Lightning, Hyper-SD, DMD2.
+
+        Args:
+            model: its name, which may tell.
+            like: a name that tells, where its own does not: `dmd2-4step`.
+
+        Raises:
+            ValueError: `like` names none that we know.
+        """
+        if like is not None and known_by_name(like) is None:
+            names = ", ".join(kind.method for kind in KNOWN)
+            raise ValueError(f"like {like}: takes the name of a file of one of {names}")
+        if self.spec is not None and like is None:
+            return self
+        kind = known_by_name(like or model) or known_by_config(self.pipeline)
+        if kind is None or not self.texts:
+            return self
+        spec = kind.spec(str(like or model), self.pipeline.scheduler.config)
+        self.pipeline.scheduler = spec.scheduler()
+        return FewStepSampler(self.pipeline, spec)
+
+    def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
+        """What to know before sampling it so, a sentence each; none of a model that is no student."""
+        scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
+        return [] if self.spec is None else advice(self.spec, self.pipeline, steps, scale)
 
     @property
     def kind(self) -> str:
@@ -177,12 +208,51 @@ class FewStepSampler(Sampler):
         guidance_scale: float | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
+        task: Task = TEXT_TO_IMAGE,
+        size: tuple[int, int] | None = None,
     ) -> Iterator[Tensor]:
-        """Batches of pictures (B, 3, H, W), float32 in [0, 1]; arguments as for `latents`."""
-        for batch in self._run(prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=False):
+        """Batches of pictures (B, 3, H, W), float32 in [0, 1]; other arguments as for `latents`.
+
+        Args:
+            task: what they are drawn from beside their prompts.
+            size: height and width in pixels; the model's own, or that of the task's pictures, where None.
+
+        Raises:
+            ValueError: the model, the steps or the prompts do not go with the task.
+        """
+        for batch in self._run(
+            prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=False, task=task, size=size
+        ):
             yield batch.float()
             if progress:
                 progress(len(batch))
+
+    def events(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        task: Task = TEXT_TO_IMAGE,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[Event]:
+        """What each step leaves, and pictures as they finish; arguments as for `pictures`.
+
+        Drawing ends with its next step where the iterator is closed.
+        """
+
+        def draw(tell: Tell) -> None:
+            first = 0
+            batches = self._run(
+                prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=False, task=task, size=size, tell=tell
+            )
+            for batch in batches:
+                tell(PicturesDone(first, batch.float()))
+                first += len(batch)
+
+        return streamed(draw)
 
     @torch.no_grad()
     def _run(
@@ -194,25 +264,45 @@ class FewStepSampler(Sampler):
         batch_size: int | None,
         *,
         latent: bool,
+        task: Task = TEXT_TO_IMAGE,
+        size: tuple[int, int] | None = None,
+        tell: Tell | None = None,
     ) -> Iterator[Tensor]:
         steps = self.default_steps if steps is None else steps
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        batch_size = batch_size or pictures_at_once(self.resolution)
+        batch_size = batch_size or pictures_at_once(max(size or self.size))
         if guidance_scale > 1 and not self.family.guided:
             raise ValueError(f"guidance_scale {guidance_scale:g}: a {type(self.pipeline).__name__} knows no guidance; takes 1")
+        pipeline = self._pipeline_of(task, len(prompts), steps)
         if guidance_scale > 1 and self._unconditional is None:
             self._unconditional = self.family.unconditional(self.pipeline)
+        given: dict[str, Any] = {} if size is None or task.pictures is not None else {"height": size[0], "width": size[1]}
+        if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
+            given["timesteps"] = self.spec.timesteps[steps]
         for start in range(0, len(prompts), batch_size):
+            rows = slice(start, start + batch_size)
+            if tell is not None:
+                given["callback_on_step_end"] = _telling(tell, start, task.calls(steps))
             yield self.family.draw(
-                self.pipeline,
-                self._encode(list(prompts[start : start + batch_size])),
+                pipeline,
+                self._encode(list(prompts[rows])),
                 self._unconditional or {},
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 eta=self.eta,
-                generators=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch_size]],
+                generators=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
                 latent=latent,
+                **given,
+                **task.arguments(rows),
             )
+
+    def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
+        if task is TEXT_TO_IMAGE:
+            return self.pipeline
+        if not self.texts:
+            raise ValueError(f"a {self.kind} draws from noise alone; other tasks take a text-to-image model")
+        task.require(count, steps)
+        return task.pipeline(self.pipeline)
 
     def _encode(self, prompts: list[str]) -> Conditions:
         """The conditions (B, ...) of prompts; those seen before cost nothing."""
@@ -223,6 +313,16 @@ class FewStepSampler(Sampler):
             self._encoded.update({prompt: {name: t[k] for name, t in encoded.items()} for k, prompt in enumerate(part)})
         rows = [self._encoded[prompt] for prompt in prompts]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _telling(tell: Tell, first: int, steps: int) -> Callable[..., dict[str, Any]]:
+    """What diffusers' pipelines call after each step."""
+
+    def after(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        tell(StepDone(first, step + 1, steps, tensors["latents"].detach().clone()))
+        return tensors
+
+    return after
 
 
 def components_of(pipeline: Any) -> dict[str, Component]:

@@ -28,6 +28,7 @@ class StudentSpec:
             student keeps both branches; a guided step costs two network calls).
         guidance_scale: what to sample with by default; for `baked`, what was baked in.
         guidance_range: of an `embedded` student, the scales that it was trained for.
+        timesteps: by step count, of those that are not sampled at the scheduler's own.
         teacher_config, teacher_revision: what it takes beside its name to open the teacher as it was (`open_pipeline`).
     """
 
@@ -43,6 +44,7 @@ class StudentSpec:
     prediction_type: str = "epsilon"
     lora: bool = False
     eta: float = 0.0
+    timesteps: dict[int, list[int]] | None = None
     teacher_config: str | None = None
     teacher_revision: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
@@ -83,6 +85,8 @@ class StudentSpec:
             stored["num_inference_steps"] = tuple(stored["num_inference_steps"])
             if stored.get("guidance_range") is not None:
                 stored["guidance_range"] = tuple(stored["guidance_range"])
+            if stored.get("timesteps") is not None:
+                stored["timesteps"] = {int(count): list(of) for count, of in stored["timesteps"].items()}
             return StudentSpec(**stored)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a student description of this version: {error}") from error

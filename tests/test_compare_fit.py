@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_add_ons import save_control, save_lora
 from tiny_pipeline import tiny_pipeline, tiny_unet
 
-from gendistill.cli import parse_controls
+from gendistill.cli.shared import parse_controls
 from gendistill.evaluation.compare import compare
 from gendistill.evaluation.compare_fit import open_add_ons
 from gendistill.evaluation.contestants import open_contestants

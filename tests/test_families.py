@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from original_layout import save_original_layout
+from original_checkpoint import save_checkpoint
 from PIL import Image
 from tiny_pipeline import CAPTIONS
 
@@ -135,7 +135,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_draws_
 
 
 def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
-    save_original_layout(open_pipeline(tiny_folder), place / "tiny.safetensors")
+    save_checkpoint(open_pipeline(tiny_folder), place / "tiny.safetensors")
     changes = {"teacher_config": str(tiny_folder), "data__path": str(place / "pictures"), "lora__enabled": True}
     config = settings(place, place / "tiny.safetensors", "of a checkpoint", **changes, trainer__max_steps=2)
     result = distill(config)

@@ -77,12 +77,12 @@ def tiny_vae():
     ).eval()
 
 
-def tiny_pipeline(tokenizer_folder, unet=None, scheduler=None):
+def tiny_pipeline(tokenizer_folder, unet=None, scheduler=None, **text):
     """Stable Diffusion 1; with a `unet` and a `scheduler` of another kind, Stable Diffusion 2."""
     tokenizer = tiny_tokenizer(tokenizer_folder)
     return StableDiffusionPipeline(
         vae=tiny_vae(),
-        text_encoder=tiny_text_encoder(tokenizer),
+        text_encoder=tiny_text_encoder(tokenizer, **text),
         tokenizer=tokenizer,
         unet=(unet or tiny_unet()).eval(),
         scheduler=scheduler
@@ -107,7 +107,9 @@ def tiny_sd2(tokenizer_folder):
         clip_sample=False,
         set_alpha_to_one=False,
     )
-    return tiny_pipeline(tokenizer_folder, tiny_unet(use_linear_projection=True, attention_head_dim=[1, 2]), scheduler)
+    return tiny_pipeline(
+        tokenizer_folder, tiny_unet(use_linear_projection=True, attention_head_dim=[1, 2]), scheduler, hidden_act="gelu"
+    )
 
 
 def tiny_sdxl(tokenizer_folder):

@@ -1,0 +1,28 @@
+"""The command line: distill, plan, sample, export, grid, evaluate, compare, statistics."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from rich.markup import escape
+
+from gendistill.allocator import keep_freed_memory
+from gendistill.cli import distilling, drawing, judging, planning
+from gendistill.cli.shared import app, console
+
+__all__ = ["distilling", "drawing", "judging", "main", "planning"]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
+    keep_freed_memory()
+    try:
+        app()
+    except ValueError as error:
+        console.print(f"[red]error[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)

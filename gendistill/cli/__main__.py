@@ -1,0 +1,5 @@
+"""`python -m gendistill.cli`."""
+
+from gendistill.cli import main
+
+main()

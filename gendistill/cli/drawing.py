@@ -1,0 +1,98 @@
+"""sample, export: what a student is for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gendistill.cli.shared import TINY_SD, AsJson, Device, app, console, parse_controls, prompts_of, quieten_libraries, warn
+
+
+@app.command(
+    epilog='[bold]Example[/]: gendistill sample runs/demo/student --prompt "google emoji of food fruit" --num 8 --out fruit.png'
+)
+def sample(
+    student: Annotated[str, typer.Argument(help="student folder, or whatever a teacher may be")] = TINY_SD,
+    prompt: Annotated[list[str] | None, typer.Option(help="may be given more than once; a text, or a class number")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="the student's own where not given")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
+    input_: Annotated[
+        Path | None,
+        typer.Option("--input", help="a picture to begin at; a picture or a folder, for a GAN that paints pictures anew"),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="a picture that is white where --input is painted anew")] = None,
+    strength: Annotated[float, typer.Option(help="share of the steps that are made of --input, above 0 and at most 1")] = 0.8,
+    control: Annotated[
+        str | None, typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet, and a picture that it looks at")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="a few-step model of others, where its name does not tell: lcm-lora, lightning-4step, dmd2-4step"),
+    ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(min=2, help="of a GAN: strips of so many pictures from one noise to another")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the first picture; the next ones count on")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    out: Annotated[
+        Path, typer.Option(help="a .png (a grid if there are several), a folder, or .npy (floats in [0, 1])")
+    ] = Path("sample.png"),
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
+    from gendistill.drawing import draw
+
+    quieten_libraries()
+    made = draw(
+        student,
+        prompts_of(prompt, prompts),
+        out,
+        inputs=input_,
+        mask=mask,
+        strength=strength,
+        control=None if control is None else parse_controls([control])[0],
+        like=like,
+        interpolate=interpolate,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        num=num,
+        batch_size=batch_size,
+        device=device,
+    )
+    warn(made.warnings)
+    print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())
+
+
+@app.command(
+    epilog="[bold]Examples[/]: gendistill export runs/mine/student --format checkpoint --out mine.safetensors\n\n"
+    "gendistill export runs/sd15/student --format kohya --out fast-lora.safetensors"
+)
+def export(
+    student: Annotated[str, typer.Argument(help="student folder")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="diffusers (a folder), checkpoint (one file in the original layout, for ComfyUI and WebUI), lora, or kohya "
+            "(a LoRA under kohya's names, for ComfyUI and WebUI)",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="a folder for diffusers, else a .safetensors")],
+    dtype: Annotated[str, typer.Option(help="of the weights: float16, bfloat16 or float32")] = "float16",
+    prompt: Annotated[str | None, typer.Option(help="of the picture that both must draw")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write STUDENT in the format of another program, open it again, and see that it draws the same picture."""
+    from gendistill.export.formats import export as run
+
+    quieten_libraries()
+    made = run(student, format_, out, dtype=dtype, prompt=prompt)
+    print(json.dumps(dataclasses.asdict(made), default=str) if as_json else made.describe())

@@ -1,0 +1,199 @@
+"""evaluate, compare, statistics: how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gendistill.cli.shared import (
+    CACHE,
+    REFERENCE,
+    AsJson,
+    Cache,
+    Clip,
+    Device,
+    Extractor,
+    app,
+    console,
+    parse_controls,
+    parse_steps,
+    quieten_libraries,
+    show,
+    tell_files,
+    warn,
+)
+
+
+@app.command(
+    epilog="[bold]Examples[/]: gendistill evaluate runs/demo/student --caption subcategory --out runs/demo\n\n"
+    "gendistill evaluate my-pictures --reference real.zip --metrics fid,kid,prdc --extractor inception"
+)
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="student or GAN folder; a teacher, for the figures that students are held against; or a set of pictures"
+        ),
+    ],
+    teacher: Annotated[str | None, typer.Option(help="the one that the student's folder names")] = None,
+    reference: Annotated[
+        str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
+    ] = REFERENCE,
+    caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
+    prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+    ] = None,
+    num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
+    steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="of pictures: fid, fid_infinity, kid, prdc, vendi, diversity, clip_score, clip_r, cmmd"),
+    ] = None,
+    extractor: Extractor = None,
+    resize: Annotated[str | None, typer.Option(help="of pictures: clean, legacy or none; the extractor's own")] = None,
+    clip: Clip = None,
+    intervals: Annotated[bool, typer.Option(help="of pictures: bootstrap 95 % intervals")] = True,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and report.html; the model's own")] = None,
+    cache: Cache = CACHE,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    from gendistill.evaluation.evaluate import evaluate_model as run
+    from gendistill.evaluation.sets import evaluate_pictures, is_picture_set
+
+    quieten_libraries()
+    if is_picture_set(model):
+        found = evaluate_pictures(
+            model,
+            reference=reference,
+            caption=caption,
+            metrics=None if metrics is None else metrics.split(","),
+            extractor=extractor,
+            resize=resize,
+            clip=clip,
+            intervals=intervals,
+            seed=seed,
+            out=out,
+            cache=cache,
+            device=device,
+        )
+        warn(found.warnings)
+        show(found.evaluation.to_json() if as_json else found.evaluation.table())
+        if not as_json:
+            console.print(found.evaluation.protocol.describe(), highlight=False, markup=False)
+        return
+    if metrics is not None or resize is not None:
+        raise ValueError(f"metrics and resize: take a set of pictures; {model} is read as a model")
+    result = run(
+        model,
+        inputs=input_,
+        teacher=teacher,
+        reference=reference,
+        caption=caption,
+        prompts=prompts,
+        num=num,
+        steps=None if steps is None else parse_steps(steps),
+        extractor=extractor,
+        clip=clip,
+        seed=seed,
+        out=out,
+        cache=cache,
+        device=device,
+    )
+    warn(result.warnings)
+    show(result.to_json() if as_json else result.table())
+    if not as_json:
+        tell_files(result.files)
+
+
+@app.command(
+    epilog="[bold]Example[/]: gendistill compare assets/tiny-sd runs/full/student runs/progressive --steps 1,2,4,8,16,50 "
+    "--caption subcategory -w 2 --out runs/compare"
+)
+def compare(
+    models: Annotated[list[str], typer.Argument(help="the first is what the others are held against: the teacher")],
+    steps: Annotated[str, typer.Option(help="a student is drawn in those of them that it was trained for")] = "1,2,4,8,16,50",
+    reference: Annotated[str, typer.Option(help="real pictures, with captions: folder, .zip, tar, dataset")] = REFERENCE,
+    caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
+    prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    num: Annotated[int | None, typer.Option(min=2, help="pictures a row; 2000, or 200 if quick")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option("--guidance-scale", "-w", min=1, help="of all that have a choice; their own where not given")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="of teachers: ddim or dpm-solver++; their own where not given")] = None,
+    extractor: Extractor = None,
+    clip: Clip = None,
+    probes: Annotated[Path | None, typer.Option(help="a probes.yaml; the one beside the reference")] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="made for the first model: does it still fit its students?")
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet made for the first model, and a picture that controls"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="few pictures: a look before the measurement")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="folder for report.html, quality.png, comparison.csv and comparison.json")] = Path(
+        "runs/compare"
+    ),
+    cache: Cache = CACHE,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Models side by side: quality against steps, time and memory, whether differences are real, what distillation broke.
+
+    And whether students still fit their teacher: its latent space, its layers, and LoRAs and ControlNets made for it.
+
+    What was drawn and measured is kept: stopped, or with one model more, it goes on from there.
+    """
+    from gendistill.evaluation.compare import compare as run
+
+    quieten_libraries()
+    result = run(
+        models,
+        steps=parse_steps(steps),
+        reference=reference,
+        caption=caption,
+        prompts=prompts,
+        num=num,
+        guidance_scale=guidance_scale,
+        solver=solver,
+        extractor=extractor,
+        clip=clip,
+        probes=probes,
+        loras=lora or [],
+        controls=parse_controls(control or []),
+        quick=quick,
+        seed=seed,
+        out=out,
+        cache=cache,
+        device=device,
+    )
+    warn(result.warnings)
+    show(result.to_json() if as_json else result.table())
+    if not as_json:
+        if (fits := result.fit_table()) is not None:
+            show(fits)
+        tell_files(result.files)
+
+
+@app.command(epilog="[bold]Example[/]: gendistill statistics real.zip --extractor inception --out real.npz")
+def statistics(
+    pictures: Annotated[str, typer.Argument(help="folder, .zip, tar or dataset")],
+    out: Annotated[Path, typer.Option(help="a .npz, which clean-fid and pytorch-fid read too")],
+    extractor: Extractor = None,
+    resize: Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")] = None,
+    cache: Cache = CACHE,
+    device: Device = None,
+) -> None:
+    """Mean and covariance of the features of PICTURES, to evaluate against without having the pictures."""
+    from gendistill.evaluation.sets import save_statistics
+
+    quieten_libraries()
+    saved = save_statistics(pictures, out, extractor=extractor, resize=resize, cache=cache, device=device)
+    console.print(f"wrote {out}: {saved.statistics.count} pictures, {saved.statistics.dim} features", soft_wrap=True)

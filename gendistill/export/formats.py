@@ -1,0 +1,214 @@
+"""A student in the format that an application reads: written, opened again, and held against what it was made of."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gendistill.atomic import replace_folder
+from gendistill.export.kohya import kohya_weights
+from gendistill.export.original_layout import RELEASES, original_weights, release_of
+from gendistill.export.student import open_in_float32
+from gendistill.samplers import FewStepSampler
+from gendistill.samplers.opening import open_pipeline
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far a picture of it is from the student's, at most and on average, in [0, 1]."""
+
+    path: Path
+    opened_by: str
+    most: float
+    mean: float
+
+    def describe(self) -> str:
+        size = sum(file.stat().st_size for file in ([self.path] if self.path.is_file() else self.path.rglob("*.*")))
+        return (
+            f"{self.path} ({size / 2**20:,.1f} MiB), opened again by {self.opened_by}: "
+            f"its picture is within {self.most:.4f} of the student's, {self.mean:.5f} on average"
+        )
+
+
+def export(student: str, kind: str, out: Path, *, dtype: str = "float16", prompt: str | None = None) -> Exported:
+    """Write a student as `kind`, open it again, and draw the same picture with both.
+
+    Args:
+        kind: of `FORMATS`.
+        dtype: of the weights: float32, float16 or bfloat16.
+        prompt: of the picture; the first that the model knows, or a blank one, where None.
+
+    Raises:
+        ValueError: there is no such format, it has no place for what the student is, or what was written draws another
+            picture; nothing is left at `out` then.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"--format {kind}: takes one of {', '.join(FORMATS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: takes one of {', '.join(DTYPES)}")
+    write, reopen, opened_by = FORMATS[kind]
+    if kind != "diffusers" and out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}: --format {kind} takes a .safetensors file")
+    sampler = FewStepSampler.from_pretrained(student)
+    prompts = [prompt if prompt is not None else (sampler.own_prompts or [""])[0]]
+    ours = _draw(sampler, prompts)
+    aside = out.with_name(f".{out.name}")
+    _remove(aside)
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        write(sampler, aside, DTYPES[dtype])
+        difference = (_draw(reopen(sampler, aside), prompts) - ours).abs()
+        if (most := float(difference.max())) > 0.1:
+            raise ValueError(f"--format {kind}: what was written draws another picture (by {most:.2f}); nothing is kept")
+        replace_folder(aside, out) if aside.is_dir() else aside.replace(out)
+    finally:
+        _remove(aside)
+    return Exported(out, opened_by, most, float(difference.mean()))
+
+
+def _draw(sampler: FewStepSampler, prompts: list[str]) -> Tensor:
+    return next(iter(sampler.pictures(prompts, [SEED])))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
+    """A diffusers folder, a LoRA fused into it; in half precision as diffusers' variant `fp16`."""
+    pipeline = _fused(sampler).to(dtype)
+    pipeline.save_pretrained(out, safe_serialization=True, variant="fp16" if dtype is torch.float16 else None)
+    open_in_float32(out)
+    if sampler.spec is not None:
+        replace(sampler.spec, lora=False).save(out)
+
+
+def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
+    variant = "fp16" if list(out.rglob("*.fp16.safetensors")) else None
+    return FewStepSampler(DiffusionPipeline.from_pretrained(out, variant=variant, use_safetensors=True), sampler.spec)
+
+
+def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
+    pipeline = _fused(sampler)
+    weights = {name: of.to(dtype).contiguous() for name, of in original_weights(pipeline).items()}
+    predicts_v = pipeline.scheduler.config.prediction_type == "v_prediction"
+    marks = {"v_pred": torch.zeros(0)} if predicts_v else {}
+    if predicts_v and pipeline.scheduler.config.get("rescale_betas_zero_snr"):
+        marks["ztsnr"] = torch.zeros(0)
+    _save(weights | marks, out, sampler, RELEASES[release_of(pipeline)])
+
+
+def _open_checkpoint(sampler: FewStepSampler, out: Path) -> FewStepSampler:
+    """By diffusers' own reading of the original layout, with the student's configs and scheduler: the file has none."""
+    with TemporaryDirectory() as folder:
+        _save_configs(sampler.pipeline, Path(folder))
+        opened = open_pipeline(out, config=folder)
+    opened.scheduler = sampler.pipeline.scheduler
+    return FewStepSampler(opened, sampler.spec)
+
+
+def _save_configs(pipeline: Any, folder: Path) -> None:
+    """A pipeline's folder without its weights."""
+    pipeline.save_config(folder)
+    for name, part in pipeline.components.items():
+        if isinstance(part, ModelMixin):
+            part.save_config(folder / name)
+        elif isinstance(part, torch.nn.Module):  # of transformers
+            part.config.save_pretrained(folder / name)
+        elif part is not None:
+            part.save_pretrained(folder / name)
+
+
+def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
+    adapter = _adapter(sampler)
+    weights = kohya_weights(sampler.pipeline, adapter, dtype)
+    ranks = {len(of) for name, of in weights.items() if name.endswith(".lora_down.weight")}
+    alphas = {float(of) for name, of in weights.items() if name.endswith(".alpha")}
+    told = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(max(alphas))}
+    _save(weights, out, sampler, f"{RELEASES[release_of(sampler.pipeline)]}/lora", told)
+
+
+def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
+    """diffusers' own, with what PEFT needs to know in its header."""
+    adapter, network = _adapter(sampler), sampler.pipeline.unet
+    weights = {name: of.to(dtype) for name, of in get_peft_model_state_dict(network, adapter_name=adapter).items()}
+    type(sampler.pipeline).save_lora_weights(
+        out.parent,
+        unet_lora_layers=weights,
+        unet_lora_adapter_metadata=network.peft_config[adapter].to_dict(),
+        weight_name=out.name,
+    )
+
+
+def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
+    """By diffusers, onto the teacher."""
+    spec = sampler.spec
+    assert spec is not None
+    opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
+    opened.load_lora_weights(str(out.parent), weight_name=out.name, use_safetensors=True)
+    opened.scheduler = sampler.pipeline.scheduler
+    return FewStepSampler(opened, spec)
+
+
+def _adapter(sampler: FewStepSampler) -> str:
+    if sampler.spec is None or not sampler.spec.lora:
+        raise ValueError("--format lora, kohya: the student is a whole network; takes one that was distilled with --lora")
+    return str(sampler.pipeline.get_active_adapters()[0])
+
+
+def _fused(sampler: FewStepSampler) -> Any:
+    """The pipeline with its LoRA in its weights, a copy of its own."""
+    pipeline = copy.deepcopy(sampler.pipeline)
+    if sampler.spec is not None and sampler.spec.lora:
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    return pipeline
+
+
+def _save(
+    weights: dict[str, Tensor], out: Path, sampler: FewStepSampler, architecture: str, told: dict[str, str] | None = None
+) -> None:
+    """One safetensors file that says of itself what the ModelSpec of Stability AI asks for."""
+    spec, size = sampler.spec, sampler.size
+    hint = "" if spec is None else f"{spec.num_inference_steps[0]} steps, {spec.solver}, CFG {spec.pipeline_guidance_scale:g}"
+    predicts = sampler.pipeline.scheduler.config.prediction_type
+    header = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "diffusers" if "/lora" in architecture else "sgm",
+        "modelspec.title": f"{spec.num_inference_steps[0]}-step student of {Path(spec.teacher).name}" if spec else sampler.kind,
+        "modelspec.resolution": f"{size[1]}x{size[0]}",
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(predicts, predicts),
+        "modelspec.usage_hint": hint,
+        **(told or {}),
+    }
+    save_file(weights, out, metadata=header)
+
+
+Write = Callable[[FewStepSampler, Path, torch.dtype], None]
+Open = Callable[[FewStepSampler, Path], FewStepSampler]
+# what writes, what opens it again, and by whose reading
+FORMATS: dict[str, tuple[Write, Open, str]] = {
+    "diffusers": (_write_folder, _open_folder, "diffusers"),
+    "checkpoint": (_write_checkpoint, _open_checkpoint, "diffusers' from_single_file"),
+    "lora": (_write_lora, _open_lora, "diffusers' load_lora_weights"),
+    "kohya": (_write_kohya, _open_lora, "diffusers' load_lora_weights"),
+}

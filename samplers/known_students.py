@@ -1,0 +1,113 @@
+"""Few-step models of others, known by their configs or by the names of their files: how each wants to be sampled.
+
+The settings are those of the models' own cards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .spec import StudentSpec
+
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+@dataclass(frozen=True)
+class KnownStudent:
+    """A kind of few-step model.
+
+    Attributes:
+        name: of the file or folder, a pattern; `steps` in it is the step count that the file was made for.
+        steps: that it takes, the main one first, where its name says no other.
+        scheduler, changes: a scheduler of diffusers, and what differs from the base model's config.
+        guidance: `embedded`, `baked` or `cfg`, and the scale to sample with.
+        timesteps: by step count, where they are not the scheduler's own.
+        eta: the share of fresh noise in a step.
+    """
+
+    method: str
+    name: str
+    steps: tuple[int, ...]
+    scheduler: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    guidance: str = "baked"
+    guidance_scale: float = 1.0
+    guidance_range: tuple[float, float] | None = None
+    timesteps: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    eta: float = 0.0
+
+    def spec(self, source: str, base_config: Mapping[str, Any]) -> StudentSpec:
+        """How `source` wants to be sampled, on a base model with that scheduler config."""
+        told = re.search(self.name, Path(source).name)
+        counted = told.groupdict().get("steps") if told else None
+        steps = (int(counted),) if counted else self.steps
+        config = {name: value for name, value in base_config.items() if not name.startswith("_")}
+        return StudentSpec(
+            method=self.method,
+            teacher=source,
+            num_inference_steps=steps,
+            solver=self.scheduler.removesuffix("Scheduler").lower(),
+            scheduler_class=self.scheduler,
+            scheduler_config={**config, **self.changes},
+            guidance=self.guidance,
+            guidance_scale=self.guidance_scale,
+            guidance_range=self.guidance_range,
+            prediction_type=self.changes.get("prediction_type", config.get("prediction_type", "epsilon")),
+            timesteps={count: list(of) for count, of in self.timesteps.items() if count in steps} or None,
+            eta=self.eta,
+        )
+
+
+N = r"(?P<steps>\d+)[-_ ]?steps?"
+KNOWN = (
+    KnownStudent("Hyper-SD, CFG kept", rf"(?i)hyper-?sd.*{N}-cfg", (8,), "DDIMScheduler", TRAILING, "cfg", 5.0),
+    KnownStudent("Hyper-SD, 1 step", r"(?i)hyper-?sdxl-1-?step-unet", (1,), "LCMScheduler", timesteps={1: (800,)}),
+    KnownStudent("Hyper-SD, unified", r"(?i)hyper-?sd.*1-?step-lora", (1, 2, 4, 8), "TCDScheduler", eta=1.0),
+    KnownStudent("Hyper-SD", rf"(?i)hyper-?sd.*{N}", (4, 2, 8), "DDIMScheduler", TRAILING),
+    KnownStudent(
+        "SDXL-Lightning, 1 step",
+        r"(?i)lightning.*1[-_ ]?step",
+        (1,),
+        "EulerDiscreteScheduler",
+        {**TRAILING, "prediction_type": "sample"},
+    ),
+    KnownStudent("SDXL-Lightning", rf"(?i)lightning.*{N}", (4, 2, 8), "EulerDiscreteScheduler", TRAILING),
+    KnownStudent(
+        "DMD2",
+        r"(?i)dmd2.*?(?P<steps>\d)?[-_ ]?(step|$)",
+        (4,),
+        "LCMScheduler",
+        timesteps={4: (999, 749, 499, 249), 1: (399,)},
+    ),
+    KnownStudent("TCD", r"(?i)\btcd[-_ ]", (4, 8), "TCDScheduler", eta=0.3),
+    KnownStudent("LCM-LoRA", r"(?i)lcm[-_ ]?lora", (4, 8, 2), "LCMScheduler"),
+    KnownStudent("Turbo", r"(?i)\bsd(xl)?[-_ ]?turbo", (1, 2, 4), "EulerDiscreteScheduler", TRAILING),
+)
+LCM = KnownStudent("LCM", r"", (4, 8, 2), "LCMScheduler", {}, "embedded", 8.0, (1.0, 14.0))
+
+
+def known_by_name(source: str | Path) -> KnownStudent | None:
+    """What a file, folder or hub id calls itself; None where that says nothing."""
+    name = Path(str(source)).name
+    return next((kind for kind in KNOWN if re.search(kind.name, name)), None)
+
+
+def known_by_config(pipeline: Any) -> KnownStudent | None:
+    """What an opened pipeline is by its configs: one whose guidance is an input of the network and whose scheduler is LCM's;
+    or Turbo, XL at 512 pixels on the trailing grid. None of any other."""
+    scheduler, unet = pipeline.scheduler, getattr(pipeline, "unet", None)
+    if unet is None:
+        return None
+    if type(scheduler).__name__ == "LCMScheduler" and unet.config.get("time_cond_proj_dim"):
+        return LCM
+    if (
+        type(pipeline).__name__ == "StableDiffusionXLPipeline"
+        and unet.config.sample_size == 64
+        and scheduler.config.get("timestep_spacing") == "trailing"
+    ):
+        return next(kind for kind in KNOWN if kind.method == "Turbo")
+    return None

@@ -1,0 +1,92 @@
+"""What a computation holds in memory at most, found on the meta device: shapes are followed, nothing is computed or loaded."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+def peak_bytes(work: Callable[[], object], *, copies_of_convolutions: bool = False) -> int:
+    """Bytes of all tensors that `work` has made and not yet let go of, at the moment when they are most.
+
+    What was there before (weights, inputs) is not counted. Attention is taken to be by a kernel that never holds its matrix,
+    as torch's are.
+
+    Args:
+        work: a computation of tensors on the meta device.
+        copies_of_convolutions: count what a convolution holds of its input, output and weights in an order of its own, as
+            oneDNN does on a CPU.
+    """
+    counted = _Live(copies_of_convolutions)
+    with counted, _FusedAttention():
+        work()
+    return counted.peak
+
+
+def bytes_of(modules: Iterable[nn.Module]) -> int:
+    """Of all weights and buffers, those that are shared once."""
+    found = {id(of): of for module in modules for of in (*module.parameters(), *module.buffers())}
+    return sum(of.numel() * of.element_size() for of in found.values())
+
+
+class _Live(TorchDispatchMode):
+    """Counts storages from when they are made to when nobody has them any more."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.copies = copies
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        given = {of.untyped_storage() for of in tree_leaves((args, kwargs)) if isinstance(of, Tensor)}
+        for storage in given - set(self._known):
+            self._known.add(storage)  # made before: not ours
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._let_go, storage.nbytes())
+        beside = 0
+        if self.copies and func in CONVOLUTIONS:
+            beside = sum(of.numel() * of.element_size() for of in tree_leaves((args, made)) if isinstance(of, Tensor))
+        self.peak = max(self.peak, self.live + beside)
+        return made
+
+    def _let_go(self, size: int) -> None:
+        self.live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as one operation that keeps what torch's fused kernels keep."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query, key, value = (*args, *(kwargs or {}).values())[:3]
+            return _Attention.apply(query, key, value)
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        made = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, made, rows)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

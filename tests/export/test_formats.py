@@ -1,0 +1,152 @@
+"""Students in the formats of other programs: each opens again and draws what the student draws."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_runs import settings_of
+
+from gendistill.distill import distill
+from gendistill.export.formats import export
+from gendistill.export.kohya import kohya_weights
+from gendistill.export.original_layout import original_weights, unet_name
+from gendistill.samplers import FewStepSampler
+from gendistill.samplers.single_file import ARCHITECTURES
+
+HALF = 2e-2  # of a picture that half precision may change
+
+
+@pytest.fixture(scope="module")
+def student(family_folder, tmp_path_factory):
+    """student(family, lora): the folder of a student that has moved away from its teacher."""
+    made = {}
+
+    def folder_of(family, lora=False, **changes):
+        key = (family, lora, *changes.items())
+        if key not in made:
+            place = tmp_path_factory.mktemp("students")
+            rate = {"trainer__learning_rate": 1e-2, "trainer__max_steps": 3, "lora__enabled": lora}
+            config = settings_of(place, family_folder(family), "run", **rate, **changes)
+            made[key] = distill(config).student_folder
+        return made[key]
+
+    return folder_of
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", ["diffusers", "checkpoint"])
+def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
+    out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
+    assert export(str(student(family, lora)), kind, out).most < HALF
+    assert export(str(student(family, lora)), kind, out, dtype="float32").most < 1e-4
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", ["lora", "kohya"])
+def test_a_lora_opens_again_on_its_teacher(student, family_folder, tmp_path, family, kind):
+    folder = student(family, lora=True)
+    assert export(str(folder), kind, tmp_path / "lora.safetensors", dtype="float32").most < 1e-4
+    ours, theirs = (FewStepSampler.from_pretrained(of) for of in (folder, family_folder(family)))
+    theirs.pipeline.scheduler = ours.pipeline.scheduler
+    drawn = [next(iter(of.pictures(["food"], [0], num_inference_steps=2, guidance_scale=1.0))) for of in (ours, theirs)]
+    assert (drawn[0] - drawn[1]).abs().max() > 0.01  # it does something
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_every_key_of_kohyas_format_is_that_of_a_weight(student, family):
+    """ComfyUI looks for the original names and for diffusers', each with underscores."""
+    pipeline = FewStepSampler.from_pretrained(student(family, lora=True)).pipeline
+    adapter = pipeline.get_active_adapters()[0]
+    network = UNet2DConditionModel.from_config(pipeline.unet.config)
+    names = [name for name in network.state_dict() if name.endswith(".weight")]
+    known = {unet_name(name, network.config) for name in names} if family == "sdxl" else set(names)
+    known = {"lora_unet_" + name.removesuffix(".weight").replace(".", "_") for name in known}
+    keys = {key.split(".")[0] for key in kohya_weights(pipeline, adapter, torch.float32)}
+    assert keys
+    assert keys <= known
+
+
+@pytest.mark.parametrize(
+    ("architecture", "count", "names"),
+    [
+        (
+            "sd1",
+            192,  # modules of a U-Net, as kohya's scripts say when they begin
+            ["down_blocks_0_attentions_0_proj_in", "mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"],
+        ),
+        (
+            "sdxl",
+            722,
+            ["input_blocks_4_1_proj_in", "middle_block_1_transformer_blocks_9_attn2_to_v", "output_blocks_5_1_proj_out"],
+        ),
+    ],
+)
+def test_the_published_lists_of_names(architecture, count, names):
+    with torch.device("meta"):
+        network = UNet2DConditionModel.from_config(json.loads((ARCHITECTURES / architecture / "unet/config.json").read_text()))
+        inside = r".*attentions\.\d+\.(proj_in|proj_out|transformer_blocks.*(to_[qkv]|to_out\.0|ff\.net\.0\.proj|ff\.net\.2))"
+        network.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=inside), "speed")
+    kind = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[architecture]
+    pipeline = type(kind, (), {"unet": network})()
+    weights = kohya_weights(_on_cpu(pipeline), "speed", torch.float16)
+    assert len(weights) == 3 * count
+    assert all(f"lora_unet_{name}.lora_down.weight" in weights for name in names)
+    assert {float(of) for name, of in weights.items() if name.endswith(".alpha")} == {2.0}
+
+
+def _on_cpu(pipeline):
+    """With numbers for its adapter."""
+    for layer in pipeline.unet.modules():
+        for part in ("lora_A", "lora_B"):
+            if hasattr(layer, part):
+                getattr(layer, part).to_empty(device="cpu")
+    return pipeline
+
+
+def test_a_checkpoint_says_what_it_is(student, tmp_path):
+    file = export(str(student("sd2")), "checkpoint", tmp_path / "one.safetensors").path
+    with safe_open(file, "pt") as opened:
+        told = opened.metadata()
+        assert {"v_pred", "ztsnr"} <= set(opened.keys())
+    assert told["modelspec.architecture"] == "stable-diffusion-v2"
+    assert told["modelspec.prediction_type"] == "v"
+    assert told["modelspec.usage_hint"].startswith("2 steps, ddim, CFG 1")
+
+
+def test_the_original_layout_has_every_weight_once(student):
+    pipeline = FewStepSampler.from_pretrained(student("sdxl")).pipeline
+    parts = [getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")]
+    numbers = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert sum(of.numel() for name, of in original_weights(pipeline).items() if "position_ids" not in name) == numbers
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "sentence"),
+    [
+        ({"lora": False}, "kohya", "the student is a whole network; takes one that was distilled with --lora"),
+        ({"guidance__mode": "embedded"}, "checkpoint", "no place for a guidance slider"),
+        ({}, "gguf", "--format gguf: takes one of diffusers, checkpoint"),
+    ],
+)
+def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given, kind, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        export(str(student("sd1", **given)), kind, tmp_path / "one.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_says_how_near_it_is(student, tmp_path):
+    command = [sys.executable, "-m", "gendistill.cli", "export", str(student("sd1", lora=True)), "--format", "kohya"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "l.safetensors")], capture_output=True, text=True, check=True)
+    assert "opened again by diffusers' load_lora_weights: its picture is within 0.0" in " ".join(done.stdout.split())
+    assert load_file(tmp_path / "l.safetensors")
+    done = subprocess.run([*command, "--out", str(tmp_path / "l.bin")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "takes a .safetensors file" in " ".join(done.stderr.split())
