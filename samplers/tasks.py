@@ -57,6 +57,7 @@ class Task:
 
     def pipeline(self, pipeline: Any) -> Any:
         """The stock pipeline that does it, around the same parts."""
+        kind: Any
         if self.masks is not None:
             kind = AutoPipelineForInpainting
         else:

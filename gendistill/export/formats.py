@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
@@ -128,12 +128,10 @@ def _save_configs(pipeline: Any, folder: Path) -> None:
     """A pipeline's folder without its weights."""
     pipeline.save_config(folder)
     for name, part in pipeline.components.items():
-        if isinstance(part, ModelMixin):
-            part.save_config(folder / name)
-        elif isinstance(part, torch.nn.Module):  # of transformers
-            part.config.save_pretrained(folder / name)
-        elif part is not None:
-            part.save_pretrained(folder / name)
+        if part is None:
+            continue
+        save = part.save_config if hasattr(part, "save_config") else getattr(part, "config", part).save_pretrained
+        save(folder / name)
 
 
 def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
