@@ -55,7 +55,7 @@ class SamplingPlan:
         table.add_column("what it is")
         for placement in PLACEMENTS:
             marks = [
-                "taken" if name == placement.name else "" if not _fits(self.needs.peak(placement), free) else "fits"
+                "fastest" if name == placement.name else "" if not _fits(self.needs.peak(placement), free) else "fits"
                 for free, name in self.fits.items()
             ]
             table.add_row(placement.name, f"{self.needs.peak(placement) / 2**30:.2f}", *marks, placement.told)

@@ -31,6 +31,7 @@ class Placement:
         in_turn: every network has the place only while it works.
         by_layer: every layer has the place only while it works.
         tiled: the decoder works on tiles, and on one picture at a time.
+        told: how diffusers is asked for it.
     """
 
     name: str
@@ -43,10 +44,12 @@ class Placement:
 
 PLACEMENTS = (
     Placement("all", "everything stays in place"),
-    Placement("text-aside", "text encoders give up their place once prompts are encoded", text_aside=True),
-    Placement("tiled", "and pictures are decoded one by one, in tiles", text_aside=True, tiled=True),
-    Placement("in-turn", "and each network has the place only while it works", text_aside=True, in_turn=True, tiled=True),
-    Placement("by-layer", "each layer has the place only while it works", True, True, True, True),
+    Placement("text-aside", "pipe.text_encoder.to('cpu') once prompts are encoded", text_aside=True),
+    Placement("tiled", "and pipe.vae.enable_tiling(), enable_slicing()", text_aside=True, tiled=True),
+    Placement(
+        "in-turn", "and pipe.enable_model_cpu_offload(): each network in turn", text_aside=True, in_turn=True, tiled=True
+    ),
+    Placement("by-layer", "pipe.enable_sequential_cpu_offload(): each layer in turn", True, True, True, True),
 )
 
 

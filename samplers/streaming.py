@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,30 +48,22 @@ def streamed(draw: Callable[[Tell], None]) -> Iterator[Event]:
     gone = threading.Event()
     end = object()
 
-    def tell(event: Event) -> None:
+    def tell(event: Any) -> None:
         while not gone.is_set():
-            try:
+            with suppress(queue.Full):
                 told.put(event, timeout=0.1)
                 return
-            except queue.Full:
-                continue
         raise StoppedError
 
     def work() -> None:
-        try:
-            draw(tell)
-        except StoppedError:
-            return
-        except BaseException as error:  # whatever it is, whoever listens is to know it
-            failed.append(error)
-        while not gone.is_set():
+        with suppress(StoppedError):
             try:
-                told.put(end, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+                draw(tell)
+            except Exception as error:  # whatever it is, whoever listens is to know it
+                failed.append(error)
+            tell(end)
 
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:

@@ -8,7 +8,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.previews import LatentColours
 from gendistill.samplers.streaming import PicturesDone, StepDone, streamed
 from gendistill.samplers.tasks import Task
 
@@ -58,14 +57,3 @@ def test_a_drawing_does_not_run_ahead_of_who_looks():
     time.sleep(0.3)
     assert len(made) <= 5
     assert list(events) == list(range(1, 50))
-
-
-def test_colours_of_latents_are_found_by_least_squares(generator):
-    latents = torch.randn(4, 4, 8, 8, generator=generator)
-    true = torch.randn(5, 3, generator=generator) * 0.05
-    true[-1] = 0.5
-    small = torch.einsum("bchw,cd->bdhw", latents, true[:-1]) + true[-1, :, None, None]
-    fitted = LatentColours.fit(latents, small.repeat_interleave(4, 2).repeat_interleave(4, 3))
-    torch.testing.assert_close(fitted.weight, true, atol=1e-5, rtol=0)
-    assert fitted.error < 1e-5
-    torch.testing.assert_close(fitted(latents), small.clamp(0, 1), atol=1e-5, rtol=0)
