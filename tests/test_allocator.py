@@ -16,7 +16,7 @@ def faults():
 for _ in range(8):
     torch.ones(1 << 24)
 before = faults()
-for _ in range(8):
+for _ in range(32):
     torch.ones(1 << 24)
 print(faults() - before)
 """
@@ -28,4 +28,4 @@ def test_freed_tensors_are_not_given_back_and_zeroed_again():
         int(subprocess.run([sys.executable, "-c", PAGES.format(keep=keep)], capture_output=True, text=True, check=True).stdout)
         for keep in (True, False)
     )
-    assert kept * 10 < given_back
+    assert kept * 4 < given_back  # a heap that has to grow once more takes the pages of a tensor or two
