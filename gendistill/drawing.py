@@ -18,6 +18,7 @@ from gendistill.machine import make_folder, usable_device
 from gendistill.opening import input_prompts, open_sampler
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
+from gendistill.samplers.placed import PlacedSampler
 from gendistill.tasks import read_task
 
 
@@ -28,11 +29,13 @@ class Drawing:
     steps: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    placement: str | None = None
 
     def describe(self) -> str:
         shown = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
         of = f"{self.pictures} pictures of {self.steps} step{'s' if self.steps != 1 else ''}"
-        return f"{shown}: {of} in {self.seconds:.1f} s"
+        where = f", placement {self.placement}" if self.placement else ""
+        return f"{shown}: {of} in {self.seconds:.1f} s{where}"
 
 
 def draw(
@@ -52,6 +55,7 @@ def draw(
     num: int = 1,
     batch_size: int = 16,
     device: str | None = None,
+    memory: float | None = None,
 ) -> Drawing:
     """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
 
@@ -64,6 +68,7 @@ def draw(
         like: the name of a few-step model of others, where the model's own name and configs do not tell which it is.
         interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
             the next, a row a strip.
+        memory: GiB that a diffusion model may take on the device; what is free on a GPU, and no limit on a CPU, where None.
 
     Raises:
         ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
@@ -71,9 +76,7 @@ def draw(
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
-    sampler = open_sampler(model, device=usable_device(device))
-    if isinstance(sampler, FewStepSampler):
-        sampler = sampler.recognised(model, like)
+    sampler = _opened(model, like, usable_device(device), memory)
     diffusion = isinstance(sampler, FewStepSampler) and sampler.texts
     if inputs is not None and not diffusion:
         prompts = input_prompts(sampler, inputs, prompts)
@@ -108,7 +111,24 @@ def draw(
             )
             pictures = torch.cat([batch.cpu() for batch in batches])
     seconds = time.perf_counter() - started
-    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings)
+    placement = sampler.placement.name if isinstance(sampler, PlacedSampler) and sampler.placement else None
+    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
+
+
+def _opened(model: str, like: str | None, device: str, memory: float | None) -> Sampler:
+    """What draws; a diffusion model from texts kept within memory, where there is a limit."""
+    sampler = open_sampler(model, device="cpu")
+    placed = isinstance(sampler, FewStepSampler) and sampler.texts and (memory is not None or device != "cpu")
+    if not placed:
+        if memory is not None:
+            raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
+        sampler = sampler if device == "cpu" else open_sampler(model, device=device)
+    if isinstance(sampler, FewStepSampler):
+        sampler = sampler.recognised(model, like)
+        if placed:
+            room = None if memory is None else memory * 2**30
+            sampler = PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room)
+    return sampler
 
 
 NO_PROMPT = "--prompt and --prompts: takes one of them"

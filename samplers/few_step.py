@@ -274,16 +274,16 @@ class FewStepSampler(Sampler):
         if guidance_scale > 1 and not self.family.guided:
             raise ValueError(f"guidance_scale {guidance_scale:g}: a {type(self.pipeline).__name__} knows no guidance; takes 1")
         pipeline = self._pipeline_of(task, len(prompts), steps)
-        if guidance_scale > 1 and self._unconditional is None:
-            self._unconditional = self.family.unconditional(self.pipeline)
         given: dict[str, Any] = {} if size is None or task.pictures is not None else {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             given["timesteps"] = self.spec.timesteps[steps]
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, start + batch_size)
+
+        def draw(rows: slice) -> Tensor:
+            if guidance_scale > 1 and self._unconditional is None:
+                self._unconditional = self.family.unconditional(self.pipeline)
             if tell is not None:
-                given["callback_on_step_end"] = _telling(tell, start, task.calls(steps))
-            yield self.family.draw(
+                given["callback_on_step_end"] = _telling(tell, rows.start, task.calls(steps))
+            return self.family.draw(
                 pipeline,
                 self._encode(list(prompts[rows])),
                 self._unconditional or {},
@@ -295,6 +295,14 @@ class FewStepSampler(Sampler):
                 **given,
                 **task.arguments(rows),
             )
+
+        drawn_at = size or self.size if task.pictures is None else (task.pictures.shape[2], task.pictures.shape[3])
+        for start in range(0, len(prompts), batch_size):
+            yield self._drawn(draw, slice(start, min(start + batch_size, len(prompts))), drawn_at, guidance_scale > 1)
+
+    def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
+        """A batch, the prompts in `rows`, drawn at a size (height, width)."""
+        return draw(rows)
 
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
         if task is TEXT_TO_IMAGE:
@@ -312,7 +320,7 @@ class FewStepSampler(Sampler):
             encoded = self.family.encode(self.pipeline, part)
             self._encoded.update({prompt: {name: t[k] for name, t in encoded.items()} for k, prompt in enumerate(part)})
         rows = [self._encoded[prompt] for prompt in prompts]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
 
 
 def _telling(tell: Tell, first: int, steps: int) -> Callable[..., dict[str, Any]]:

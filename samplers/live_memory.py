@@ -27,7 +27,7 @@ def peak_bytes(work: Callable[[], object], *, copies_of_convolutions: bool = Fal
         copies_of_convolutions: count what a convolution holds of its input, output and weights in an order of its own, as
             oneDNN does on a CPU.
     """
-    counted = _Live(copies_of_convolutions)
+    counted = LiveBytes(copies_of_convolutions)
     with counted, _FusedAttention():
         work()
     return counted.peak
@@ -39,13 +39,19 @@ def bytes_of(modules: Iterable[nn.Module]) -> int:
     return sum(of.numel() * of.element_size() for of in found.values())
 
 
-class _Live(TorchDispatchMode):
-    """Counts storages from when they are made to when nobody has them any more."""
+class LiveBytes(TorchDispatchMode):
+    """Counts storages from when they are made to when nobody has them any more: `live` now, `peak` at most; `counted` are they.
 
-    def __init__(self, copies: bool) -> None:
+    Args:
+        copies: count those of convolutions.
+        device: whose storages.
+    """
+
+    def __init__(self, copies: bool = False, device: str = "meta") -> None:
         super().__init__()
-        self.copies = copies
+        self.copies, self.device = copies, device
         self.live = self.peak = 0
+        self.counted: weakref.WeakSet[Any] = weakref.WeakSet()
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -56,6 +62,9 @@ class _Live(TorchDispatchMode):
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
                 self._known.add(storage)
+                if storage.device.type != self.device:
+                    continue
+                self.counted.add(storage)
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._let_go, storage.nbytes())
         beside = 0

@@ -111,6 +111,16 @@ class Networks:
                 _of_diffusers(index["vae"][1], folder / "vae"),
             )
 
+    @staticmethod
+    def like(pipeline: Any) -> Networks:
+        """Of an opened pipeline; its weights stay where they are."""
+        text = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+        with torch.device("meta"):
+            return Networks(
+                tuple(type(of)(of.config).eval().requires_grad_(False) for of in text if of is not None),
+                *(type(of).from_config(of.config).eval().requires_grad_(False) for of in (pipeline.unet, pipeline.vae)),
+            )
+
     @property
     def factor(self) -> int:
         """Pixels along the edge of a latent."""

@@ -8,16 +8,9 @@ Painting the teacher's ways counts: an arm that learns from them trains for as m
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from scipy import stats
+from study import all_of, distilled, evaluated, folder_of, tell
 
 BOTH = {"method": "consistency", "align.weight": 1}
 ARMS: dict[str, dict[str, object]] = {
@@ -45,18 +38,18 @@ def main() -> None:
     names = list(ARMS) if given.arms == "all" else [name.strip() for name in given.arms.split(";")]
     given.out.mkdir(parents=True, exist_ok=True)
     painting = paint(given.out, given.trajectories)
+
+    def measured(name: str, seed: int) -> dict[int, dict[str, float]]:
+        folder = folder_of(given.out, name, seed)
+        if not (folder / "student").exists():
+            left = given.minutes - (0 if name == "consistency" else painting)
+            limits = {"trainer.max_minutes": round(left, 2), "trainer.max_steps": 100_000}
+            run(folder, {**ARMS[name], "seed": seed, **limits}, given.out, given.trajectories)
+        return figures_of(folder / "student")
+
     runs = [(name, seed) for seed in map(int, given.seeds.split(",")) for name in names]
-
-    def measured(run: tuple[str, int]) -> dict[int, dict[str, float]]:
-        name, seed = run
-        left = given.minutes - (0 if name == "consistency" else painting)
-        train(given.out, name, seed, given.trajectories, left)
-        return evaluated(folder_of(given.out, name, seed) / "student")
-
-    with ThreadPoolExecutor(given.at_once) as pool:
-        found = dict(zip(runs, pool.map(measured, runs), strict=True))
-    seeds = list(dict.fromkeys(seed for _, seed in runs))
-    tell(names, seeds, found, f"{given.minutes:g} minutes, {painting:.1f} of them painting where ways are learned from")
+    found = all_of(runs, given.at_once, measured)
+    tell(found, FIGURES, f"{given.minutes:g} minutes, {painting:.1f} of them painting where ways are learned from")
 
 
 def paint(out: Path, trajectories: int) -> float:
@@ -71,19 +64,7 @@ def paint(out: Path, trajectories: int) -> float:
     return minutes
 
 
-def train(out: Path, name: str, seed: int, trajectories: int, minutes: float) -> None:
-    folder = folder_of(out, name, seed)
-    if not (folder / "student").exists():
-        settings = {**ARMS[name], "seed": seed, "trainer.max_minutes": round(minutes, 2), "trainer.max_steps": 100_000}
-        run(folder, settings, out, trajectories)
-
-
-def folder_of(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name.replace(', ', '-')}-{seed}"
-
-
 def run(folder: Path, settings: dict[str, object], out: Path, trajectories: int) -> float:
-    """One run of `gendistill distill`: the minutes that it took, and what it said in a log beside it."""
     common = {
         "guidance.scale": GUIDANCE,
         "align.trajectories": trajectories,
@@ -93,55 +74,14 @@ def run(folder: Path, settings: dict[str, object], out: Path, trajectories: int)
         "trainer.num_validation": 300,
         "data.cache": out / "cache",
     }
-    pairs = [f"--set={key}={value}" for key, value in {**common, **settings}.items()]
-    resumed = ["--resume"] if (folder / "checkpoints").exists() else []
-    command = ["distill", "--config", "configs/alignment.yaml", "--out", str(folder), *pairs, *resumed]
-    return called(command, folder.with_name(f"{folder.name}.log"))
+    return distilled("configs/alignment.yaml", folder, {**common, **settings})
 
 
-def evaluated(student: Path) -> dict[int, dict[str, float]]:
-    """Figures by network calls."""
-    file = student / "evaluation.json"
-    if not file.exists():
-        called(
-            ["evaluate", str(student), "--caption", "subcategory", "--steps", ",".join(map(str, CALLS))],
-            student.parent / "evaluation.log",
-        )
-    told = json.loads(file.read_text())
-    figures = {row["network_calls"]: row["scores"] for row in told["student"]}
+def figures_of(student: Path) -> dict[int, dict[str, float]]:
+    told = evaluated(student, CALLS)
+    scores = {row["network_calls"]: row["scores"] for row in told["student"]}
     gaps = {gap["network_calls"]: gap["closed"] for gap in told["gaps"]}
-    return {calls: {**figures[calls], "gap": gaps[calls]} for calls in CALLS}
-
-
-def called(command: list[str], log: Path) -> float:
-    """The command line of this environment, by one thread: the minutes that it took."""
-    started = time.monotonic()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("a") as told:
-        done = subprocess.run([sys.executable, "-m", "gendistill.cli", *command], stdout=told, stderr=told, env=environment)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed, see {log}")
-    return (time.monotonic() - started) / 60
-
-
-def tell(names: list[str], seeds: list[int], found: dict[tuple[str, int], dict[int, dict[str, float]]], caption: str) -> None:
-    """Means over the seeds with 95 % intervals (Student's t), and how far each is from the first arm, seed by seed."""
-    table = Table("arm", "calls", *FIGURES, f"gap, beside {names[0]}", caption=caption)
-    for name in names:
-        for calls in CALLS:
-            ours = [found[name, seed][calls] for seed in seeds]
-            beside = [found[name, seed][calls]["gap"] - found[names[0], seed][calls]["gap"] for seed in seeds]
-            cells = [interval([of[figure] for of in ours]) for figure in FIGURES]
-            table.add_row(name, str(calls), *cells, interval(beside) if name != names[0] else "")
-    Console(width=160).print(table)
-
-
-def interval(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    return {calls: {**scores[calls], "gap": gaps[calls]} for calls in CALLS}
 
 
 if __name__ == "__main__":

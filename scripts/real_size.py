@@ -9,7 +9,6 @@ Each takes minutes; a teacher takes up to 3 GB of disk while it is distilled.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,14 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from random_models import random_pipeline
 
 from gendistill.samplers import StudentSpec
-from gendistill.samplers.single_file import ARCHITECTURES, clip_tokenizer, left_out
 
 LATENTS = 64
 NARROWER = {
@@ -66,9 +62,12 @@ def main() -> None:
 
 def measure(architecture: str, folder: Path, steps: int) -> float:
     """Build, distill, open; the peak memory of the distillation in GiB."""
-    parameters = build_teacher(architecture, folder / "teacher")
+    narrower = NARROWER if architecture == "sdxl" else None
+    teacher = random_pipeline(architecture, latents=LATENTS, dtype=torch.float16, narrower=narrower)
+    teacher.save_pretrained(folder / "teacher")
+    print(f"{architecture}: a UNet of {teacher.unet.num_parameters() / 1e6:.0f} M parameters", flush=True)
+    del teacher
     write_pictures(folder / "pictures")
-    print(f"{architecture}: a UNet of {parameters / 1e6:.0f} M parameters", flush=True)
     settings = {
         "data.cache": folder / "cache",
         "data.resolution": LATENTS * 8,
@@ -91,31 +90,6 @@ def measure(architecture: str, folder: Path, steps: int) -> float:
     scheduler = StudentSpec.load(student).scheduler_class
     subprocess.run([sys.executable, "-c", OPEN_IN_DIFFUSERS, folder / "teacher", student, scheduler], check=True)
     return peak
-
-
-def build_teacher(architecture: str, folder: Path) -> int:
-    """A pipeline with random weights, saved in float16; the parameters of its UNet."""
-    configs = ARCHITECTURES / architecture
-    narrower = NARROWER if architecture == "sdxl" else {}
-
-    def config(part: str, **changes: object) -> dict:
-        return {**json.loads((configs / part / "config.json").read_text()), **narrower.get(part, {}), **changes}
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(config("unet", sample_size=LATENTS)).half()
-    parts = {"unet": unet, "vae": AutoencoderKL.from_config(config("vae", sample_size=LATENTS * 8)).half()}
-    for number in ("", "_2") if architecture == "sdxl" else ("",):
-        settings = config(f"text_encoder{number}")
-        kind = CLIPTextModelWithProjection if number else CLIPTextModel
-        settings = {name: value for name, value in settings.items() if name not in ("architectures", "model_type")}
-        parts[f"text_encoder{number}"] = kind(CLIPTextConfig(**settings)).half()
-        parts[f"tokenizer{number}"] = clip_tokenizer("<|endoftext|>" if settings["hidden_act"] == "quick_gelu" else "!")
-    index = json.loads((configs / "model_index.json").read_text())
-    scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(configs / "scheduler")
-    empty = {name: None for name in ("feature_extractor",) if name in index}
-    pipeline = getattr(diffusers, index["_class_name"])(**parts, scheduler=scheduler, **left_out(index), **empty)
-    pipeline.save_pretrained(folder)
-    return unet.num_parameters()
 
 
 def write_pictures(folder: Path) -> None:

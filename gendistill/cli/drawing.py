@@ -44,6 +44,9 @@ def sample(
         Path, typer.Option(help="a .png (a grid if there are several), a folder, or .npy (floats in [0, 1])")
     ] = Path("sample.png"),
     device: Device = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB that a diffusion model may take; what is free where not given")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
@@ -66,6 +69,7 @@ def sample(
         num=num,
         batch_size=batch_size,
         device=device,
+        memory=memory,
     )
     warn(made.warnings)
     print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())

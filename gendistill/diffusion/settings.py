@@ -103,6 +103,7 @@ class DecoderConfig(Section):
     )
     l1: Weight = 1.0
     l2: Weight = 1.0
+    psnr: Weight = Field(0.0, description="logarithm of each picture's squared error: simple pictures count as hard ones do")
     patches: Weight = Field(0.0, description="sliced Wasserstein distance of a picture's patches: sharp, for some PSNR")
     encoder: Weight = Field(1.0, description="of the encoder's squared error; it learns in the steps in which that is above 0")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
