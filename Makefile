@@ -34,8 +34,10 @@ half: $(READY)  ## tiny-sd with half of its multiply-accumulates, in 50 steps
 	$(BIN)/gendistill distill --config configs/compression.yaml --out runs/half $(if $(wildcard runs/half/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/half/student --caption subcategory --out runs/half
 
-decoder: $(READY)  ## a tiny decoder of tiny-sd
-	$(BIN)/gendistill distill --config configs/decoder.yaml --out runs/decoder $(if $(wildcard runs/decoder/checkpoints),--resume)
+decoder: $(READY)  ## a tiny decoder of tiny-sd, in two runs
+	$(BIN)/gendistill distill --config configs/decoder.yaml --out runs/decoder-first \
+		$(if $(wildcard runs/decoder-first/checkpoints),--resume)
+	$(BIN)/gendistill distill --config configs/decoder-finish.yaml --out runs/decoder $(if $(wildcard runs/decoder/checkpoints),--resume)
 
 gan: $(READY)  ## tiny-gan with a quarter of its multiply-accumulates and parameters
 	$(BIN)/gendistill distill --config configs/gan.yaml --out runs/gan $(if $(wildcard runs/gan/checkpoints),--resume)

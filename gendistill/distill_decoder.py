@@ -20,7 +20,13 @@ from gendistill.data.decoded import DecodedData, prepare_decoded
 from gendistill.data.encode import weights_fingerprint
 from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.pipeline import Teacher, load_teacher
-from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by, tiny_autoencoder, tiny_networks
+from gendistill.diffusion.tiny_autoencoder import (
+    TinyNetworks,
+    decoded_by,
+    started_autoencoder,
+    tiny_autoencoder,
+    tiny_networks,
+)
 from gendistill.evaluation.decoder import ROUND_TRIPS, DecoderFigures, measure_decoder
 from gendistill.export.student import open_in_float32
 from gendistill.machine import make_folder
@@ -98,7 +104,7 @@ def distill_decoder(config: DistillConfig, run: Path, processes: PartialState, r
         with advancing_bar("encoding and decoding what is held out") as progress:
             held_out = prepare_decoded(others, teacher, config.seed, progress)
     torch.manual_seed(config.seed)
-    networks = tiny_networks(codec, tiny_autoencoder(codec.vae, config.decoder.width, config.decoder.blocks))
+    networks = tiny_networks(codec, _first(config, codec))
     method = DecoderDistillation(networks, in_steps(config.decoder, config.trainer.max_steps))
     if processes.is_main_process:
         save_config(config, run / "config.yaml")
@@ -110,6 +116,13 @@ def distill_decoder(config: DistillConfig, run: Path, processes: PartialState, r
     if processes.is_main_process:
         _export(run / "student", config, teacher, networks.average, data, training, figures)
     return DecoderResult(run / "student", training, figures, processes.is_main_process)
+
+
+def _first(config: DistillConfig, codec: LatentCodec) -> Any:
+    """The tiny autoencoder that is to learn."""
+    if config.decoder.start is not None:
+        return started_autoencoder(config.decoder.start, codec.vae)
+    return tiny_autoencoder(codec.vae, config.decoder.width, config.decoder.blocks)
 
 
 class DecoderValidator:

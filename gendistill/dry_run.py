@@ -95,8 +95,9 @@ def _of_gan(config: DistillConfig, resume: bool) -> Plan:
 
 
 def _tiny_autoencoder(config: DistillConfig) -> str:
-    width, blocks = config.decoder.width, config.decoder.blocks
-    return f"a tiny autoencoder of {width} channels, blocks of a resolution: {blocks}; the teacher's network stays as it is"
+    width, blocks, start = config.decoder.width, config.decoder.blocks, config.decoder.start
+    what = f"a tiny autoencoder of {width} channels, blocks of a resolution: {blocks}" if start is None else f"that of {start}"
+    return f"{what}; the teacher's network stays as it is"
 
 
 def _ways(config: DistillConfig) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,7 +28,7 @@ def peak_bytes(work: Callable[[], object], *, copies_of_convolutions: bool = Fal
             oneDNN does on a CPU.
     """
     counted = LiveBytes(copies_of_convolutions)
-    with counted, _FusedAttention():
+    with counted, _fused_attention():
         work()
     return counted.peak
 
@@ -77,14 +77,15 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as one operation that keeps what torch's fused kernels keep."""
+def _fused_attention() -> Any:
+    """Attention as one operation that keeps what torch's fused kernels keep, wherever it is called: checkpoints call it again
+    inside of `backward`, where no torch-function mode would see it."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            query, key, value = (*args, *(kwargs or {}).values())[:3]
-            return _Attention.apply(query, key, value)
-        return func(*args, **(kwargs or {}))
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        made: Tensor = _Attention.apply(query, key, value)
+        return made
+
+    return mock.patch.object(F, "scaled_dot_product_attention", attend)
 
 
 class _Attention(torch.autograd.Function):

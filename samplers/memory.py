@@ -99,7 +99,7 @@ class Networks:
         Raises:
             ValueError: it is on the hub, or no text-to-image pipeline.
         """
-        folder = _configs(model, config)
+        folder = configs_here(model, config)
         index = json.loads((folder / "model_index.json").read_text())
         if "vae" not in index or "unet" not in index:
             raise ValueError(f"model {model}: takes a text-to-image pipeline with a U-Net and a VAE")
@@ -135,6 +135,8 @@ class Networks:
         """
         for module in (*self.text, self.network, self.decoder):
             module.to(dtype)
+        if dtype is torch.float16 and _decodes_in_float32(self.network, self.decoder):
+            self.decoder.float()
         latents = (size[0] // self.factor, size[1] // self.factor)
         tile = tuple(min(of, TILE // self.factor) for of in latents)
         channels = self.network.config.in_channels
@@ -147,7 +149,7 @@ class Networks:
                 return peak_bytes(call, copies_of_convolutions=cpu)
 
         def decode(count: int, area: Sequence[int]) -> int:
-            return most(lambda: self.decoder.decode(made(count, channels, *area)))
+            return most(lambda: self.decoder.decode(made(count, channels, *area).to(self.decoder.dtype)))
 
         rows = batch * (2 if guided else 1)
         return Needs(
@@ -156,7 +158,7 @@ class Networks:
             decoder=bytes_of([self.decoder]),
             largest_layer=max(_layers(module) for module in (*self.text, self.network, self.decoder.decoder)),
             encode=sum(most(lambda text=text: text(_tokens(text, rows))) for text in self.text),
-            denoise=most(lambda: self.network(**_inputs(self.network, rows, latents, dtype))),
+            denoise=most(lambda: self.network(**inputs_of(self.network, rows, latents, dtype))),
             decode=decode(batch, latents),
             decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
         )
@@ -178,7 +180,12 @@ def fastest_that_fits(needs: Needs, free: int) -> Placement:
     )
 
 
-def _configs(model: str | Path, config: str | None) -> Path:
+def _decodes_in_float32(network: Any, decoder: Any) -> bool:
+    """Whether its pipeline does so in half precision, as that of Stable Diffusion XL does where the VAE's config asks for it."""
+    return network.config.addition_embed_type == "text_time" and bool(decoder.config.get("force_upcast"))
+
+
+def configs_here(model: str | Path, config: str | None) -> Path:
     known = {folder.name: folder for folder in ARCHITECTURES.iterdir()}
     if str(model) in known:
         return known[str(model)]
@@ -204,7 +211,7 @@ def _tokens(text: Any, rows: int) -> torch.Tensor:
     return torch.zeros(rows, text.config.max_position_embeddings, dtype=torch.long, device="meta")
 
 
-def _inputs(network: Any, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+def inputs_of(network: Any, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
     """What a `UNet2DConditionModel` is called with."""
     config = network.config
 

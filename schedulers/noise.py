@@ -115,6 +115,8 @@ class NoiseSchedule:
 
     def _angle(self, t: Tensor) -> Tensor:
         assert self.angles is not None
+        if t.is_meta:
+            return torch.empty_like(t, dtype=torch.float64)
         angles = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])  # the first is that of `clean`
         place = t.cpu().clamp(-1, len(self.angles) - 1) + 1
         low = place.floor().long().clamp(max=len(angles) - 2)

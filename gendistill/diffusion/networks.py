@@ -97,8 +97,9 @@ def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Net
     """One frozen base; the student and its average are two low-rank adapters on it, the teacher is none."""
     base = teacher.network
     lora = lora_config(rank, alpha)
-    base.add_adapter(lora, STUDENT)
-    base.add_adapter(lora, AVERAGE)
+    with base.device:  # of which PEFT, by itself, makes no meta device
+        base.add_adapter(lora, STUDENT)
+        base.add_adapter(lora, AVERAGE)
     of = {name: dict(adapter_parameters(base, name)) for name in (STUDENT, AVERAGE)}
     with torch.no_grad():
         for name, parameter in of[AVERAGE].items():

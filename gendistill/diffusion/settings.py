@@ -92,6 +92,11 @@ class DecoderConfig(Section):
         description="of each resolution but the finest, which has one; or a number for each, the coarsest first. 3 with a "
         "width of 64 is TAESD",
     )
+    start: str | None = Field(
+        None,
+        description="a student of an earlier run, or any folder or hub id of an AutoencoderTiny in the teacher's latent space "
+        "(madebyollin/taesd), whose weights, width and blocks it starts with",
+    )
     copies: int = Field(
         1,
         ge=1,
@@ -103,7 +108,6 @@ class DecoderConfig(Section):
     )
     l1: Weight = 1.0
     l2: Weight = 1.0
-    psnr: Weight = Field(0.0, description="logarithm of each picture's squared error: simple pictures count as hard ones do")
     patches: Weight = Field(0.0, description="sliced Wasserstein distance of a picture's patches: sharp, for some PSNR")
     encoder: Weight = Field(1.0, description="of the encoder's squared error; it learns in the steps in which that is above 0")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gendistill.average import MovingAverage
@@ -48,6 +50,31 @@ def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3)
         latent_channels=config["latent_channels"],
         scaling_factor=1.0,
     )
+
+
+def started_autoencoder(source: str, vae: Any) -> Any:
+    """One that has learned before, for the latents and the pictures of `vae`.
+
+    Args:
+        source: a pipeline's folder, whose `vae` is one, or the folder or the hub id of an `AutoencoderTiny`.
+
+    Raises:
+        ValueError: it cannot be opened, or has other latents.
+    """
+    part = {"subfolder": "vae"} if (Path(source) / "vae").is_dir() else {}
+    try:
+        opened: Any = AutoencoderTiny.from_pretrained(source, use_safetensors=True, **part)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"decoder.start {source}: cannot be opened as an AutoencoderTiny: {why}") from error
+    ours, its = opened.config, vae.config
+    levels = {len(ours["decoder_block_out_channels"]), len(ours["encoder_block_out_channels"])}
+    if ours["latent_channels"] != its["latent_channels"] or levels != {len(its["block_out_channels"])}:
+        raise ValueError(
+            f"decoder.start {source}: has {ours['latent_channels']} channels at a {2 ** (max(levels) - 1)}th of the edge; takes "
+            f"{its['latent_channels']} at a {2 ** (len(its['block_out_channels']) - 1)}th, as the teacher's latents are"
+        )
+    return opened
 
 
 @dataclass

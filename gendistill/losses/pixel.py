@@ -1,6 +1,6 @@
 """Distances between two batches of pictures, or of any tensors of one shape, as means over the batch.
 
-All are 0 at equality, but for `psnr_loss`. Gradients flow to both arguments: detach the target where it is not trained.
+All are 0 at equality. Gradients flow to both arguments: detach the target where it is not trained.
 """
 
 from __future__ import annotations
@@ -24,16 +24,6 @@ def l1(prediction: Tensor, target: Tensor) -> Tensor:
 def l2(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error, a scalar."""
     return (prediction.float() - target.float()).square().mean()
-
-
-def psnr_loss(prediction: Tensor, target: Tensor, floor: float = 1e-4) -> Tensor:
-    """mean(log(MSE of a picture + floor)) of pictures (B, C, H, W), a scalar: what a mean PSNR is, up to its sign and units.
-
-    Chen et al. 2021 (HINet), eq. 6. Where pictures are simple and errors small it counts as much as where they are not; `l2`
-    sees the hard ones. 0.23 of it is a decibel. `floor`: 46 dB for pictures in [-1, 1], beyond which nothing is gained.
-    """
-    check_shapes(prediction, target, "prediction")
-    return (prediction.float() - target.float()).square().flatten(1).mean(1).add(floor).log().mean()
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 0.001) -> Tensor:

@@ -17,7 +17,7 @@ from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.settings import DecoderConfig
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
-from gendistill.losses.pixel import l1, l2, psnr_loss
+from gendistill.losses.pixel import l1, l2
 from gendistill.methods.base import Method, Update
 from gendistill.weights import weight_at
 
@@ -61,7 +61,7 @@ class DecoderDistillation(Method):
         """Name, weight and loss of each term that counts in this step."""
         config, made = self.config, self.networks.decoder(batch.latents)
         target = batch.pictures if config.target == "pictures" else batch.decoded
-        for name, loss in (("l1", l1), ("l2", l2), ("psnr", psnr_loss)):
+        for name, loss in (("l1", l1), ("l2", l2)):
             if weight := weight_at(getattr(config, name), step):
                 yield name, weight, loss(made, target)
         if weight := weight_at(config.patches, step):

@@ -1,13 +1,11 @@
-import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from gendistill.losses.pixel import l1, l2, multi_scale, perceptual, pseudo_huber, psnr_loss
+from gendistill.losses.pixel import l1, l2, multi_scale, perceptual, pseudo_huber
 
 
 def test_l2_is_torchs_mean_squared_error(generator):
@@ -33,23 +31,6 @@ def test_pseudo_huber_is_the_mean_absolute_error_far_above_c_and_half_the_square
     absolute = (prediction - target).abs().mean()
     torch.testing.assert_close(pseudo_huber(prediction, target, 1e-7), absolute, rtol=1e-4, atol=0)
     torch.testing.assert_close(pseudo_huber(prediction, target, 100) * 200, l2(prediction, target), rtol=1e-2, atol=0)
-
-
-def test_the_psnr_loss_is_the_mean_psnr(generator):
-    prediction, target = torch.rand(2, 4, 3, 8, 8, generator=generator)
-    measured = [peak_signal_noise_ratio(p, t, data_range=1.0) for p, t in zip(prediction, target, strict=True)]
-    loss = psnr_loss(prediction, target, floor=0)
-    torch.testing.assert_close(-10 / math.log(10) * loss, torch.stack(measured).mean())
-    with pytest.raises(ValueError, match="prediction"):
-        psnr_loss(prediction, target[:, :1])
-
-
-def test_the_psnr_loss_pulls_at_a_simple_picture_as_at_a_hard_one(generator):
-    prediction = torch.zeros(2, 3, 8, 8, requires_grad=True)
-    target = torch.stack([torch.full((3, 8, 8), 0.1), torch.full((3, 8, 8), 10.0)])
-    psnr_loss(prediction, target, floor=0).backward()
-    simple, hard = (prediction.grad * target).sum((1, 2, 3))  # the loss falls by as much where both are as much nearer
-    torch.testing.assert_close(simple, hard)
 
 
 @pytest.mark.parametrize("distance", [l1, l2, pseudo_huber])
