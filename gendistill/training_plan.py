@@ -1,7 +1,7 @@
 """`gendistill plan --train`: what a training step takes of memory and time, before anything is loaded.
 
-The method itself does a step on the meta device, where tensors have shapes and no numbers: what it holds at most is counted, and
-how many rows pass its networks. The time of a row is measured, on networks of random weights, where that is asked for.
+The method itself does a step on the meta device, where tensors have shapes and no numbers: what it holds at most is counted,
+and how many rows pass its networks. The time of a row is measured, on networks of random weights, where that is asked for.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class TrainingPlan:
         return {**asdict(self), "needs": rows, "fits": self.fitting()}
 
     def fitting(self) -> list[str] | None:
-        """The fewest of the settings that fit into `memory`; None where all of them do not, or nobody says how much there is."""
+        """The fewest of the settings that fit into `memory`; None where none do, or nobody says how much there is."""
         names = list(self.needs)
         for count, of in enumerate(self.needs.values()):
             if self.memory is not None and of.peak + self.context <= self.memory * 2**30:
@@ -115,7 +115,8 @@ class TrainingPlan:
         return table
 
     def sentences(self) -> Iterator[str]:
-        yield f"predicted from shapes, with {self.context / 2**30:.1f} GiB for the device's own libraries; validation is not in it"
+        own = f"{self.context / 2**30:.1f} GiB for the device's own libraries"
+        yield f"predicted from shapes, with {own}; validation is not in it"
         if self.seconds is not None:
             yield f"{self.seconds:.2f} s an optimizer step, measured on {self.measured_on} with random weights"
         if self.memory is None:
@@ -129,7 +130,9 @@ class TrainingPlan:
             yield f"{self.memory:g} GiB: fits as it is"
 
 
-def plan_training(config: DistillConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False) -> TrainingPlan:
+def plan_training(
+    config: DistillConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False
+) -> TrainingPlan:
     """What `distill(config)` takes in a step of its main stage.
 
     Args:

@@ -181,7 +181,7 @@ def fastest_that_fits(needs: Needs, free: int) -> Placement:
 
 
 def _decodes_in_float32(network: Any, decoder: Any) -> bool:
-    """Whether its pipeline does so in half precision, as that of Stable Diffusion XL does where the VAE's config asks for it."""
+    """Whether its pipeline does so in half precision: that of Stable Diffusion XL does, where the VAE's config asks for it."""
     return network.config.addition_embed_type == "text_time" and bool(decoder.config.get("force_upcast"))
 
 

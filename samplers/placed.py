@@ -1,4 +1,4 @@
-"""A sampler that keeps within a device's memory: in the fastest placement that should fit, and in the next where it does not."""
+"""A sampler that keeps within a device's memory: in the fastest placement that should fit, in the next where it does not."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from .tasks import Task
 class PlacedSampler(FewStepSampler):
     """Draws the same pictures as a `FewStepSampler`, within so much memory.
 
-    Before it draws it takes the fastest of `PLACEMENTS` whose predicted peak fits. Where memory ends after all, it goes on in the
-    next one, and after the last one with half of the pictures at once; what was drawn before is not drawn again.
+    Before it draws it takes the fastest of `PLACEMENTS` whose predicted peak fits. Where memory ends after all, it goes on in
+    the next one, and after the last one with half of the pictures at once; what was drawn before is not drawn again.
 
     Args:
         pipeline: whose networks are all in the host's memory.
         device: on which they work.
         memory: bytes that it may take on it; what is free where None.
         told: called with a sentence when the placement changes.
+
+    Raises:
+        ValueError: by what draws, where one picture fits in no placement.
     """
 
     def __init__(
@@ -91,9 +94,9 @@ class PlacedSampler(FewStepSampler):
                 halves = (slice(rows.start, middle), slice(middle, rows.stop))
                 return torch.cat([self._drawn(draw, half, size, guided).cpu() for half in halves])
             else:
-                raise MemoryError(
-                    f"memory: one picture of {size[1]}x{size[0]} does not fit in any placement ({refused}); a smaller size or a "
-                    "tiny decoder (--method decoder) take less"
+                raise ValueError(
+                    f"memory: one picture of {size[1]}x{size[0]} does not fit in any placement ({refused}); a smaller size or "
+                    "a tiny decoder (--method decoder) take less"
                 )
 
     def _fit(self, size: tuple[int, int], count: int, guided: bool) -> None:

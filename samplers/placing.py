@@ -1,4 +1,4 @@
-"""Networks that take turns on a device: those that do not work wait in the host's memory, or on the disk where that is the device."""
+"""Networks that take turns on a device: those that do not work wait in the host's memory, or on the disk, for a CPU's."""
 
 from __future__ import annotations
 

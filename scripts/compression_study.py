@@ -2,8 +2,8 @@
 
     python scripts/compression_study.py --steps 1500 --seeds 0,1,2 --out runs/compression-study
 
-Each run is by one thread, `--at-once` runs beside each other. What has been trained and measured stays: stopped, it goes on from
-there.
+Each run is by one thread, `--at-once` runs beside each other. What has been trained and measured stays: stopped, it goes on
+from there.
 """
 
 import argparse

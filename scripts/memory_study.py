@@ -2,8 +2,8 @@
 
     python scripts/memory_study.py --models sd1,sd2-v,sdxl --sizes 256,512
 
-Each measurement is a process of its own, whose resident memory at its peak (the kernel's high-water mark) is told beside what was
-predicted from shapes and what the process held before the model came. The weights are random.
+Each measurement is a process of its own, whose resident memory at its peak (the kernel's high-water mark) is told beside what
+was predicted from shapes and what the process held before the model came. The weights are random.
 """
 
 import argparse

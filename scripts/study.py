@@ -30,10 +30,12 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 
 
 def distilled(config: str, folder: Path, settings: Mapping[str, object]) -> float:
-    """One run of `gendistill distill`, gone on with if it was begun: the minutes that it took; what it said is in a log beside it."""
+    """One run of `gendistill distill`, gone on with if it was begun, its log beside it: the minutes that it took."""
     pairs = [f"--set={key}={value}" for key, value in settings.items()]
     resumed = ["--resume"] if (folder / "checkpoints").exists() else []
-    return called(["distill", "--config", config, "--out", str(folder), *pairs, *resumed], folder.with_name(f"{folder.name}.log"))
+    return called(
+        ["distill", "--config", config, "--out", str(folder), *pairs, *resumed], folder.with_name(f"{folder.name}.log")
+    )
 
 
 def evaluated(student: Path, steps: Sequence[int]) -> dict[str, list[dict[str, float]]]:

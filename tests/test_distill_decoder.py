@@ -93,6 +93,25 @@ def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path)
     assert told["best_step"] == 30  # it went on learning, and the last is the best
 
 
+def test_a_run_starts_where_another_ended(settings, tmp_path):
+    first = distill(settings("first"))
+    again = settings("again", decoder__start=str(first.student_folder), decoder__width=64, trainer__max_steps=1)
+    result = distill(again)
+    begun, *_ = logged(tmp_path / "again", "validation")
+    assert begun["psnr_lost"] == pytest.approx(first.figures.loss, abs=0.02)  # the student's weights are in half precision
+    vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
+    assert vae.config.decoder_block_out_channels[0] == 8  # those of the first
+
+
+def test_what_a_run_cannot_start_with_is_told(settings, tiny_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"decoder.start .*: cannot be opened as an AutoencoderTiny"):
+        distill(settings("run", decoder__start=str(tmp_path / "nowhere")))
+    AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+                    num_decoder_blocks=(1, 1)).save_pretrained(tmp_path / "coarse")  # fmt: skip
+    with pytest.raises(ValueError, match="has latents of 4 channels, 2 pixels wide; takes 4 channels, 4 pixels"):
+        distill(settings("other", decoder__start=str(tmp_path / "coarse")))
+
+
 def test_copies_of_the_pictures_are_learned_from_and_what_is_held_out_is_not_copied(settings, tmp_path):
     result = distill(
         settings("run", decoder__copies=3, decoder__blocks=[2, 1, 0], validation_reference=str(tmp_path / "pictures"))

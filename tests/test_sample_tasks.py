@@ -83,3 +83,11 @@ def test_mistakes_are_one_sentence(student, sample, given, sentence):
     assert code == 2
     assert sentence in told
     assert "Traceback" not in told
+
+
+def test_a_student_keeps_within_memory(student, sample):
+    told, plain = sample(student)
+    assert "placement" not in told
+    told, placed = sample(student, "--memory", "0.000001")
+    assert "placement by-layer" in told
+    np.testing.assert_allclose(placed, plain, atol=1e-4)

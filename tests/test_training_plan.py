@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from tiny_runs import settings_of
 
 from gendistill.config import load_config
@@ -18,7 +17,11 @@ def planned(tiny_folder):
     """planned(**settings): the needs of a step of consistency distillation from the tiny pipeline."""
 
     def plan(**changes):
-        settings = {"teacher": str(tiny_folder), "data.path": "pictures", **{k.replace("__", "."): v for k, v in changes.items()}}
+        settings = {
+            "teacher": str(tiny_folder),
+            "data.path": "pictures",
+            **{k.replace("__", "."): v for k, v in changes.items()},
+        }
         return step_needs(load_config(None, settings))
 
     return plan
@@ -54,7 +57,9 @@ def test_gradient_checkpoints_and_smaller_batches_take_less(planned):
 
 
 def test_what_is_predicted_learns_is_what_learns(planned, tiny_folder, tmp_path):
-    result = distill(settings_of(tmp_path, tiny_folder, "run", steps=[4], trainer__max_steps=1, lora__enabled=True, lora__rank=4))
+    result = distill(
+        settings_of(tmp_path, tiny_folder, "run", steps=[4], trainer__max_steps=1, lora__enabled=True, lora__rank=4)
+    )
     trained = sum(of.numel() for of in result.networks.trained.values())
     assert planned(lora__enabled=True, lora__rank=4).trained == trained
 
@@ -65,7 +70,7 @@ def test_the_settings_that_would_make_it_fit_are_told(tiny_folder):
     assert next(iter(whole.needs)) == AS_IT_IS
     assert whole.fitting() is None
     peaks = [of.peak + whole.context for of in whole.needs.values()]
-    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[2] < peaks[1] < peaks[0]
 
     def told(peak):
         given = {name: of for name, of in vars(whole).items() if name != "memory"}
@@ -94,14 +99,3 @@ def test_a_plan_of_training_from_the_command_line(tiny_folder):
     refused = subprocess.run([*command, "--method", "decoder"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "plan --train takes consistency, progressive, latent_alignment" in " ".join(refused.stderr.split())
-
-
-def test_a_probe_does_not_touch_the_random_numbers_of_others(tiny_folder):
-    config = load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "trainer.batch_size": 2, "device": "cpu"})
-    torch.manual_seed(0)
-    plan_training(config)
-    torch.manual_seed(0)
-    first = torch.rand(1)
-    torch.manual_seed(0)
-    step_needs(config)
-    assert torch.rand(1) == first

@@ -71,8 +71,8 @@ def started_autoencoder(source: str, vae: Any) -> Any:
     levels = {len(ours["decoder_block_out_channels"]), len(ours["encoder_block_out_channels"])}
     if ours["latent_channels"] != its["latent_channels"] or levels != {len(its["block_out_channels"])}:
         raise ValueError(
-            f"decoder.start {source}: has {ours['latent_channels']} channels at a {2 ** (max(levels) - 1)}th of the edge; takes "
-            f"{its['latent_channels']} at a {2 ** (len(its['block_out_channels']) - 1)}th, as the teacher's latents are"
+            f"decoder.start {source}: has latents of {ours['latent_channels']} channels, {2 ** (max(levels) - 1)} pixels wide; "
+            f"takes {its['latent_channels']} channels, {2 ** (len(its['block_out_channels']) - 1)} pixels, as the teacher's are"
         )
     return opened
 
