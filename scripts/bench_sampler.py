@@ -1,6 +1,6 @@
 """What the sampler adds to its networks: the time of whole pipelines beside that of their network calls and decoding.
 
-    python scripts/bench_sampler.py       # tiny-sd, and the architecture of Stable Diffusion 1.5 with random weights at 256 pixels
+    python scripts/bench_sampler.py    # tiny-sd, and the architecture of Stable Diffusion 1.5 with random weights, 256 pixels
 
 In one process, in turn: ours and the stock pipeline, each with its calls timed apart inside of the very same run.
 """
