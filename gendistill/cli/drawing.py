@@ -85,12 +85,14 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="diffusers (a folder), checkpoint (one file in the original layout, for ComfyUI and WebUI), lora, or kohya "
-            "(a LoRA under kohya's names, for ComfyUI and WebUI)",
+            help="diffusers (a folder), checkpoint (one file in the original layout, for ComfyUI and WebUI), lora, kohya (a LoRA "
+            "under kohya's names, for ComfyUI and WebUI), onnx or openvino (a folder with a program of each network)",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="a folder for diffusers, else a .safetensors")],
-    dtype: Annotated[str, typer.Option(help="of the weights: float16, bfloat16 or float32")] = "float16",
+    out: Annotated[Path, typer.Option(help="a folder for diffusers, onnx and openvino, else a .safetensors")],
+    dtype: Annotated[
+        str | None, typer.Option(help="of the weights: float16 (where not given), bfloat16 or float32; of programs float32")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="of the picture that both must draw")] = None,
     as_json: AsJson = False,
 ) -> None:

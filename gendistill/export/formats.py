@@ -18,12 +18,14 @@ from torch import Tensor
 from gendistill.atomic import replace_folder
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
+from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student import open_in_float32
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.opening import open_pipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED, PROMPT = 0, "a red apple on a table"
+PROGRAMS = ("onnx", "openvino")
 FARTHEST = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # that rounding may move a pixel in [0, 1]
 
 
@@ -44,12 +46,12 @@ class Exported:
         )
 
 
-def export(student: str, kind: str, out: Path, *, dtype: str = "float16", prompt: str | None = None) -> Exported:
+def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prompt: str | None = None) -> Exported:
     """Write a student as `kind`, open it again, and draw the same picture with both.
 
     Args:
         kind: of `FORMATS`.
-        dtype: of the weights: float32, float16 or bfloat16.
+        dtype: of the weights: float32, float16 or bfloat16; float16 where None, float32 for a program.
         prompt: of the picture; the first that the model knows, or one of ours, where None.
 
     Raises:
@@ -58,10 +60,15 @@ def export(student: str, kind: str, out: Path, *, dtype: str = "float16", prompt
     """
     if kind not in FORMATS:
         raise ValueError(f"--format {kind}: takes one of {', '.join(FORMATS)}")
-    if dtype not in DTYPES:
+    dtype = dtype or ("float32" if kind in PROGRAMS else "float16")
+    if dtype not in DTYPES or (kind in PROGRAMS and dtype != "float32"):
+        if kind in PROGRAMS:
+            raise ValueError(f"--dtype {dtype}: --format {kind} takes float32")
         raise ValueError(f"--dtype {dtype}: takes one of {', '.join(DTYPES)}")
     write, reopen, opened_by = FORMATS[kind]
-    if kind != "diffusers" and out.suffix != ".safetensors":
+    if kind in PROGRAMS:
+        require_runtime(kind)
+    if kind not in ("diffusers", *PROGRAMS) and out.suffix != ".safetensors":
         raise ValueError(f"--out {out}: --format {kind} takes a .safetensors file")
     sampler = FewStepSampler.from_pretrained(student)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
@@ -201,6 +208,14 @@ def _save(
     save_file(weights, out, metadata=header)
 
 
+def _write_programs(kind: str) -> Write:
+    return lambda sampler, out, dtype: write_programs(sampler, _fused(sampler), out, kind)
+
+
+def _open_programs(kind: str) -> Open:
+    return lambda sampler, out: open_programs(sampler, out, kind)
+
+
 Write = Callable[[FewStepSampler, Path, torch.dtype], None]
 Open = Callable[[FewStepSampler, Path], FewStepSampler]
 # what writes, what opens it again, and by whose reading
@@ -209,4 +224,6 @@ FORMATS: dict[str, tuple[Write, Open, str]] = {
     "checkpoint": (_write_checkpoint, _open_checkpoint, "diffusers' from_single_file"),
     "lora": (_write_lora, _open_lora, "diffusers' load_lora_weights"),
     "kohya": (_write_kohya, _open_lora, "diffusers' load_lora_weights"),
+    "onnx": (_write_programs("onnx"), _open_programs("onnx"), "onnxruntime"),
+    "openvino": (_write_programs("openvino"), _open_programs("openvino"), "OpenVINO"),
 }

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_runs import settings_of
 
 from gendistill.distill import distill
+from gendistill.export import runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import original_weights, unet_name
@@ -128,6 +129,51 @@ def test_the_original_layout_has_every_weight_once(student):
     assert sum(of.numel() for name, of in original_weights(pipeline).items() if "position_ids" not in name) == numbers
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("sd1", {"lora": True}),
+        pytest.param("sd2", {"guidance__mode": "embedded"}, marks=pytest.mark.slow),
+        pytest.param("sdxl", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_programs_draw_what_the_student_draws(student, tmp_path, monkeypatch, kind, family, changes):
+    pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[kind])
+    ran = []
+
+    def opened(file, *given):
+        run = open_program(file, *given)
+        return lambda *tensors: ran.append((file.parent.name, len(tensors[0]))) or run(*tensors)
+
+    open_program = runtimes._open
+    monkeypatch.setattr(runtimes, "_open", opened)
+    exported = export(str(student(family, **changes)), kind, tmp_path / "programs")
+    assert exported.most < 1e-4
+    assert {name for name, _ in ran} >= {"text_encoder", "unet", "vae_decoder"}
+    assert {rows for name, rows in ran if name in ("unet", "vae_decoder")} == {1}  # traced with two
+    assert not list((tmp_path / "programs").rglob("*.safetensors"))
+
+
+OF_RUNTIME = """
+import sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1] + "/vae_decoder/model.onnx", providers=["CPUExecutionProvider"])
+[given] = session.get_inputs()
+pictures = session.run(None, {given.name: numpy.zeros((3, 4, 8, 8), numpy.float32)})[0]
+assert "torch" not in sys.modules
+print(given.name, pictures.shape)
+"""
+
+
+def test_a_program_opens_without_torch(student, tmp_path):
+    export(str(student("sd1")), "onnx", tmp_path / "programs")
+    command = [sys.executable, "-c", OF_RUNTIME, str(tmp_path / "programs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "latent_sample (3, 3, 32, 32)"
+    tokenizer = json.loads((tmp_path / "programs" / "model_index.json").read_text())["tokenizer"]
+    assert tokenizer[0] == "transformers"
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "sentence"),
     [
@@ -139,6 +185,8 @@ def test_the_original_layout_has_every_weight_once(student):
 def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given, kind, sentence):
     with pytest.raises(ValueError, match=sentence):
         export(str(student("sd1", **given)), kind, tmp_path / "one.safetensors")
+    with pytest.raises(ValueError, match="--dtype float16: --format onnx takes float32"):
+        export("nowhere", "onnx", tmp_path / "programs", dtype="float16")
     assert not list(tmp_path.iterdir())
 
 
