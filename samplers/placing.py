@@ -95,11 +95,11 @@ def _is_away(network: nn.Module) -> bool:
 def _forget(network: nn.Module) -> None:
     """Let go of all that the state dict of a network has; what it lacks nobody could bring back."""
     for module in network.modules():
-        for name, of in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(of.to("meta"), of.requires_grad))
-        for name, of in module.named_buffers(recurse=False):
+        for name, weights in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(weights.to("meta"), weights.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                setattr(module, name, of.to("meta"))
+                setattr(module, name, buffer.to("meta"))
 
 
 class _Turn(ModelHook):

@@ -27,7 +27,7 @@ class LatentPreview:
 
     @staticmethod
     def fitted(latents: Tensor, pictures: Tensor) -> LatentPreview:
-        """By least squares on latents (N, C, h, w), scaled as the network sees them, and their pictures (N, 3, H, W) in [0, 1]."""
+        """By least squares: latents (N, C, h, w) as the network sees them, and their pictures (N, 3, H, W) in [0, 1]."""
         small = F.interpolate(pictures.float(), latents.shape[2:], mode="area")
         given, wanted = (of.permute(0, 2, 3, 1).flatten(0, 2).double().cpu() for of in (latents, small))
         ones = torch.ones(len(given), 1, dtype=given.dtype)

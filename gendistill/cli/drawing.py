@@ -85,8 +85,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="diffusers (a folder), checkpoint (one file in the original layout, for ComfyUI and WebUI), lora, kohya (a LoRA "
-            "under kohya's names, for ComfyUI and WebUI), onnx or openvino (a folder with a program of each network)",
+            help="diffusers (a folder), checkpoint (one file in the original layout, for ComfyUI and WebUI), lora, kohya (a "
+            "LoRA under kohya's names, for ComfyUI and WebUI), onnx or openvino (a folder with a program of each network)",
         ),
     ],
     out: Annotated[Path, typer.Option(help="a folder for diffusers, onnx and openvino, else a .safetensors")],

@@ -26,6 +26,7 @@ from gendistill.samplers.memory import inputs_of
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+FOLDERS = {"vae": "vae_decoder"}  # of components that are called otherwise
 Run = Callable[..., list[np.ndarray]]
 
 
@@ -65,11 +66,11 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     for name, of in pipeline.components.items():
         if name.startswith(("tokenizer", "scheduler")) and of is not None:
             of.save_pretrained(out / name)
-    for name, folder in (("unet", "unet"), ("vae", "vae_decoder"), ("text_encoder", "text_encoder")):
-        config = getattr(pipeline, name).config
+    for component in ("unet", "vae", *(name for name in pipeline.components if name.startswith("text_encoder"))):
+        config = getattr(pipeline, component).config
         stored = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
-        (out / folder / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
+        (out / FOLDERS.get(component, component) / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
     pipeline.save_config(out)
 
 
@@ -80,7 +81,7 @@ def open_programs(sampler: FewStepSampler, out: Path, kind: str) -> FewStepSampl
         run[part.folder] = _open(out / part.folder / FILES[kind], kind, tuple(part.inputs))
     pipeline = copy.copy(sampler.pipeline)
     for name, ran in run.items():
-        component = "vae" if name == "vae_decoder" else name
+        component = next((of for of, folder in FOLDERS.items() if folder == name), name)
         setattr(pipeline, component, _running(getattr(pipeline, component), component, ran))
     return FewStepSampler(pipeline, sampler.spec)
 
@@ -171,15 +172,9 @@ def _running(network: Any, component: str, run: Run) -> Any:
 
     def denoise(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **given: Any) -> tuple[Tensor]:
         added = given.get("added_cond_kwargs") or {}
-        named = {
-            "sample": sample,
-            "timestep": timestep.float().expand(len(sample)),
-            "encoder_hidden_states": encoder_hidden_states,
-        }
-        named |= {"timestep_cond": given["timestep_cond"]} if given.get("timestep_cond") is not None else {}
-        return (
-            torch.from_numpy(run(*named.values(), *(added[name].float() for name in ("text_embeds", "time_ids") if added))[0]),
-        )
+        more = (given.get("timestep_cond"), added.get("text_embeds"), added.get("time_ids"))
+        times = timestep.float().expand(len(sample))
+        return (torch.from_numpy(run(sample, times, encoder_hidden_states, *(of.float() for of in more if of is not None))[0]),)
 
     def encode(input_ids: Tensor, *args: Any, **given: Any) -> Any:
         last, pooled, before = map(torch.from_numpy, run(input_ids))
