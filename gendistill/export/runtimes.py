@@ -66,7 +66,8 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     for name, of in pipeline.components.items():
         if name.startswith(("tokenizer", "scheduler")) and of is not None:
             of.save_pretrained(out / name)
-    for component in ("unet", "vae", *(name for name in pipeline.components if name.startswith("text_encoder"))):
+    texts = [name for name, of in pipeline.components.items() if name.startswith("text_encoder") and of is not None]
+    for component in ("unet", "vae", *texts):
         config = getattr(pipeline, component).config
         stored = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
