@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 
 from gendistill.config import DistillConfig
+from gendistill.metrics.memory import ran_out
 from gendistill.training.checkpoint import Checkpoints, as_os_error
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -22,10 +22,8 @@ def told_in_a_sentence(config: DistillConfig, num_processes: int) -> Iterator[No
     """Raises ValueError where memory or the disk runs out within."""
     try:
         yield
-    except MemoryError as error:
-        raise ValueError(out_of_memory(config, num_processes)) from error
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error) and "DefaultCPUAllocator: not enough memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
             raise
         raise ValueError(out_of_memory(config, num_processes)) from error
     except (OSError, SafetensorError) as error:

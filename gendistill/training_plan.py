@@ -141,11 +141,13 @@ def plan_training(
         cpu: count what a CPU takes, not a GPU.
 
     Raises:
-        ValueError: the method is none that is planned, or the teacher is not there.
+        ValueError: the method or one of its terms is none that is planned, or the teacher is not there.
     """
     if config.method not in PLANNED or config.compresses:
         what = "--compress" if config.compresses else f"method {config.method}"
         raise ValueError(f"{what}: plan --train takes {', '.join(PLANNED)}; --dry-run of distill tells the rest")
+    if config.aligns and (config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0):
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; takes 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
     for name, changed in _lighter(config):
         needs[name] = step_needs(changed, cpu=cpu)
@@ -182,8 +184,7 @@ def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
     teacher = _denoiser(config, networks)
-    edge = config.data.resolution if config.data.resolution and config.data.path else None
-    latents = (edge // networks.factor,) * 2 if edge else (int(networks.network.config.sample_size),) * 2
+    latents = _latents(config, networks)
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
     stage = next(stages_of(config, teacher, _conditions(networks, 1, latents, dtype)))
     method = stage.method
@@ -196,7 +197,7 @@ def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
             module.enable_gradient_checkpointing()
     counted = Calls()
     held = _held(method, networks)
-    _count(held, counted, rows)
+    _count(held, counted)
     batch = _batch(config, networks, rows, latents, dtype)
     step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
     numbers = sum(of.numel() for of in trained)
@@ -213,6 +214,13 @@ def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
 def _step(method: Method, batch: Batch, rows: int) -> None:
     for update in method.updates(batch, PerSampleRandom(0, 0, 0, rows)):
         update.loss.backward()
+
+
+def _latents(config: DistillConfig, networks: Networks) -> tuple[int, int]:
+    """Height and width of what is learned on; what a teacher paints has its own size."""
+    resolution = config.data.resolution if config.data.path else None
+    edge = resolution // networks.factor if resolution else int(networks.network.config.sample_size)
+    return edge, edge
 
 
 def _denoiser(config: DistillConfig, networks: Networks) -> Denoiser:
@@ -260,7 +268,7 @@ def _held(method: Any, networks: Networks) -> list[nn.Module]:
     return [*networks.text, networks.decoder, of.teacher.network, of.student.network, of.average.network]
 
 
-def _count(held: list[nn.Module], counted: Calls, rows: int) -> None:
+def _count(held: list[nn.Module], counted: Calls) -> None:
     """Count rows that pass the denoisers among them."""
 
     def passing(module: nn.Module, args: Any, given: Any) -> None:
@@ -276,7 +284,10 @@ def _count(held: list[nn.Module], counted: Calls, rows: int) -> None:
 
 
 def measured_seconds(config: DistillConfig, needs: StepNeeds) -> tuple[float, str]:
-    """Seconds of an optimizer step, and the device: one batch forwards, and forwards and backwards, on random weights."""
+    """Seconds of an optimizer step, and the device: one batch forwards, and forwards and backwards, on random weights.
+
+    All weights get gradients, also where only a LoRA learns: of that it is at most so long.
+    """
     device = usable_device(config.device)
     networks = Networks.of(config.teacher, config=config.teacher_config)
     network = networks.network.to_empty(device=device)
@@ -286,9 +297,7 @@ def measured_seconds(config: DistillConfig, needs: StepNeeds) -> tuple[float, st
     if config.trainer.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
-    edge = config.data.resolution // networks.factor if config.data.resolution and config.data.path else None
-    latents = (edge or int(network.config.sample_size),) * 2
-    like = inputs_of(network, rows, latents, network.dtype)
+    like = inputs_of(network, rows, _latents(config, networks), network.dtype)
     given = {name: _filled(of, device) for name, of in like.items()}
 
     def forwards() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 SAMPLED_EVERY = 0.002  # seconds
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -66,6 +67,12 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory 
         return _sampled(work, resident, "resident memory, sampled every 2 ms")
     work()
     return None
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error says that memory ended, on any device."""
+    told = isinstance(error, RuntimeError) and "DefaultCPUAllocator: not enough memory" in str(error)
+    return told or isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def available_memory() -> int | None:

@@ -79,9 +79,12 @@ class LiveBytes(TorchDispatchMode):
 
 def _fused_attention() -> Any:
     """Attention as one operation that keeps what torch's fused kernels keep, wherever it is called: checkpoints call it again
-    inside of `backward`, where no torch-function mode would see it."""
+    inside of `backward`, where no torch-function mode would see it. Tensors with numbers (of another thread) are as ever."""
+    real = F.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not query.is_meta:
+            return real(query, key, value, *args, **kwargs)
         made: Tensor = _Attention.apply(query, key, value)
         return made
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import release_memory
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from gendistill.metrics.memory import available_memory
+from gendistill.metrics.memory import available_memory, ran_out
 
 from .few_step import FewStepSampler
 from .live_memory import bytes_of
@@ -79,10 +78,10 @@ class PlacedSampler(FewStepSampler):
         while True:
             try:
                 return draw(rows)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error):
                     raise
-                refused = str(error).splitlines()[0]
+                refused = next(iter(str(error).splitlines()), type(error).__name__)
             # outside of the clause: its traceback held what was being computed
             self._encoded = {prompt: {n: t.to("cpu") for n, t in of.items()} for prompt, of in self._encoded.items()}
             release_memory()

@@ -96,6 +96,9 @@ def test_a_plan_of_training_from_the_command_line(tiny_folder):
     assert found["needs"][AS_IT_IS]["peak"] > 0
     shown = subprocess.run(command, capture_output=True, text=True)
     assert "trainer.gradient_checkpointing=true" in shown.stdout
+    with pytest.raises(ValueError, match="what these take is not planned"):
+        plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "align.weight": 1,
+                                         "align.distribution.adversarial": 0.1}))  # fmt: skip
     refused = subprocess.run([*command, "--method", "decoder"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "plan --train takes consistency, progressive, latent_alignment" in " ".join(refused.stderr.split())

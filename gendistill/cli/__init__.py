@@ -20,6 +20,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # that there are two adapters, which is meant
     keep_freed_memory()
     try:
         app()

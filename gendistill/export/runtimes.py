@@ -1,4 +1,4 @@
-"""A student for ONNX Runtime and OpenVINO: each of its networks as a program, in the folders that `optimum` reads.
+"""A student for ONNX Runtime and OpenVINO: each of its networks as a program, in folders named as those of `optimum`.
 
 `text_encoder/`, `unet/`, `vae_decoder/` hold `model.onnx` or `openvino_model.xml`, beside the tokenizer, the scheduler and the
 configs of the pipeline. The programs take any batch, and pictures of the size that the model draws by itself.
@@ -10,7 +10,7 @@ import copy
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
         told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
         (out / FOLDERS.get(component, component) / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
     pipeline.save_config(out)
+    if sampler.spec is not None:
+        replace(sampler.spec, lora=False).save(out)
 
 
 def open_programs(sampler: FewStepSampler, out: Path, kind: str) -> FewStepSampler:
@@ -92,7 +94,7 @@ def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[Part]:
     for name in ("text_encoder", "text_encoder_2"):
         if (text := getattr(pipeline, name, None)) is not None:
             tokens = torch.zeros(2, text.config.max_position_embeddings, dtype=torch.long)
-            yield Part(name, _Texts(text), {"input_ids": tokens}, ("last_hidden_state", "pooled"))
+            yield Part(name, _Texts(text), {"input_ids": tokens}, ("last_hidden_state", "pooled", "before_last"))
     height, width = (edge // pipeline.vae_scale_factor for edge in sampler.size)
     like = inputs_of(pipeline.unet, 2, (height, width), torch.float32)
     added = like.pop("added_cond_kwargs", {})
@@ -152,6 +154,7 @@ def _write_onnx(part: Part, file: Path) -> None:
             external_data=True,
             verbose=False,
             input_names=list(part.inputs),
+            output_names=list(part.outputs),
         )
 
 

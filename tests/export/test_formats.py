@@ -17,7 +17,7 @@ from gendistill.export import runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import original_weights, unet_name
-from gendistill.samplers import FewStepSampler
+from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.single_file import ARCHITECTURES
 
 HALF = 2e-2  # of a picture that half precision may change
@@ -153,6 +153,7 @@ def test_programs_draw_what_the_student_draws(student, tmp_path, monkeypatch, ki
     assert {name for name, _ in ran} >= {"text_encoder", "unet", "vae_decoder"}
     assert {rows for name, rows in ran if name in ("unet", "vae_decoder")} == {1}  # traced with two
     assert not list((tmp_path / "programs").rglob("*.safetensors"))
+    assert StudentSpec.load(tmp_path / "programs").num_inference_steps == (2,)
 
 
 OF_RUNTIME = """

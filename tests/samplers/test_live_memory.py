@@ -58,6 +58,13 @@ def test_attention_never_holds_its_matrix():
     assert peak_bytes(lambda: F.scaled_dot_product_attention(learns, learns, learns).sum().backward()) < 10 * query.numel() * 4
 
 
+def test_attention_of_other_threads_stays_what_it_is(generator):
+    query, key, value = torch.randn(3, 1, 2, 8, 4, generator=generator)
+    wanted, found = F.scaled_dot_product_attention(query, key, value), []
+    peak_bytes(lambda: found.append(F.scaled_dot_product_attention(query, key, value)))
+    torch.testing.assert_close(found[0], wanted)
+
+
 def test_convolutions_may_be_copied():
     layer = nn.Conv2d(8, 8, 3, padding=1, bias=False, device="meta").requires_grad_(False)
     x = meta(1, 8, 32, 32)
