@@ -20,7 +20,7 @@ ARMS: dict[str, dict[str, object]] = {
     "both, perceptual": {**BOTH, "align.match.perceptual": 0.1},
     "both, patches": {**BOTH, "align.distribution.patches": 1},
     "both, relations": {**BOTH, "align.semantic.distance": 1, "align.semantic.angle": 2},
-    "both, adversarial": {**BOTH, "align.distribution.adversarial": "{300: 0, 500: 0.05}"},
+    "both, adversarial": {**BOTH, "align.distribution.adversarial": "{30: 0, 40: 0.05}"},
 }
 GUIDANCE, CALLS = 2.0, (4, 1)
 FIGURES = ("gap", "fd-emoji", "psnr", "feature_cosine")
