@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 from gendistill.atomic import written_aside
 from gendistill.gan.sampler import GeneratorSampler
 from gendistill.machine import make_folder, usable_device
-from gendistill.opening import input_prompts, open_sampler
+from gendistill.opening import input_prompts, open_within
 from gendistill.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.placed import PlacedSampler
@@ -76,7 +76,7 @@ def draw(
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
-    sampler = _opened(model, like, usable_device(device), memory)
+    sampler = open_within(model, like=like, device=usable_device(device), memory=memory)
     diffusion = isinstance(sampler, FewStepSampler) and sampler.texts
     if inputs is not None and not diffusion:
         prompts = input_prompts(sampler, inputs, prompts)
@@ -113,22 +113,6 @@ def draw(
     seconds = time.perf_counter() - started
     placement = sampler.placement.name if isinstance(sampler, PlacedSampler) and sampler.placement else None
     return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
-
-
-def _opened(model: str, like: str | None, device: str, memory: float | None) -> Sampler:
-    """What draws; a diffusion model from texts kept within memory, where there is a limit."""
-    sampler = open_sampler(model, device="cpu")
-    placed = isinstance(sampler, FewStepSampler) and sampler.texts and (memory is not None or device != "cpu")
-    if not placed:
-        if memory is not None:
-            raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
-        sampler = sampler if device == "cpu" else open_sampler(model, device=device)
-    if isinstance(sampler, FewStepSampler):
-        sampler = sampler.recognised(model, like)
-        if placed:
-            room = None if memory is None else memory * 2**30
-            sampler = PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room)
-    return sampler
 
 
 NO_PROMPT = "--prompt and --prompts: takes one of them"

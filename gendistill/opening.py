@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gendistill.data.pictures import as_tensor, decode_picture, fitted
@@ -13,6 +14,7 @@ from gendistill.gan.opening import open_teacher
 from gendistill.gan.sampler import CLASS_MARK, GeneratorSampler
 from gendistill.gan.settings import GeneratorConfig
 from gendistill.samplers import FewStepSampler, Sampler
+from gendistill.samplers.placed import PlacedSampler, room_on
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -38,6 +40,41 @@ def open_sampler(model: str | Path, *, config: str | None = None, revision: str 
     if (folder := gan_folder(model)) is not None:
         return GeneratorSampler.from_folder(folder, device=device, read=_read)
     return FewStepSampler.from_pretrained(model, config=config, revision=revision, device=device)
+
+
+def open_within(
+    model: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    like: str | None = None,
+    device: str = "cpu",
+    memory: float | None = None,
+    share: int = 1,
+) -> Sampler:
+    """What draws a model's pictures; a diffusion model from texts kept within memory, where there is a limit.
+
+    Args:
+        config, revision: of a diffusion model.
+        like: the name of a few-step model of others, where the model's own does not tell which it is.
+        memory: GiB that it may take on the device; what is free on a GPU, and no limit on a CPU, where None.
+        share: how many models the memory is for; each gets the same part.
+
+    Raises:
+        ValueError: it cannot be opened, or `memory` is given for what is no diffusion model from texts.
+    """
+    sampler = open_sampler(model, config=config, revision=revision)
+    placed = isinstance(sampler, FewStepSampler) and sampler.texts and (memory is not None or device != "cpu")
+    if not placed:
+        if memory is not None:
+            raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
+        sampler = sampler if device == "cpu" else open_sampler(model, config=config, revision=revision, device=device)
+    if isinstance(sampler, FewStepSampler):
+        sampler = sampler.recognised(model, like)
+        if placed:
+            room = room_on(torch.device(device), sampler.pipeline) if memory is None else memory * 2**30
+            sampler = PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room / share)
+    return sampler
 
 
 def open_teacher_of(student: GeneratorSampler, teacher: str | None = None, *, device: str = "cpu") -> GeneratorSampler:

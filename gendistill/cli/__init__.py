@@ -1,4 +1,4 @@
-"""The command line: distill, plan, sample, export, grid, evaluate, compare, statistics."""
+"""The command line: distill, plan, sample, export, serve, grid, evaluate, compare, statistics."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import warnings
 from rich.markup import escape
 
 from gendistill.allocator import keep_freed_memory
-from gendistill.cli import distilling, drawing, judging, planning
+from gendistill.cli import distilling, drawing, judging, planning, serving
 from gendistill.cli.shared import app, console
 
-__all__ = ["distilling", "drawing", "judging", "main", "planning"]
+__all__ = ["distilling", "drawing", "judging", "main", "planning", "serving"]
 
 
 def main() -> None:

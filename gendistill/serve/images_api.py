@@ -1,0 +1,110 @@
+"""The images endpoint that applications speak: OpenAI's `POST /v1/images/generations`, and the list of models."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from concurrent.futures import Future
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from PIL import Image
+from torch import Tensor
+
+from gendistill.serve.picture_request import RefusedError, read_request
+from gendistill.serve.studio import Studio
+from gendistill.serve.worker import BusyError, Drawn
+
+MOST_BYTES = 2**22  # of a request; the longest prompt that is answered in a sentence of its own is shorter
+STILL_THERE = 0.5  # seconds between two looks at whether somebody waits
+
+
+def images_api(studio: Studio) -> APIRouter:
+    """Routes for a studio's models.
+
+    A request is JSON: `prompt`, and as far as wanted `model`, `n`, `size`, `seed`, `steps`, `guidance_scale`. The answer holds
+    PNGs in base64 under `data`, the seed of each, and `seconds`. What is not drawn is answered as OpenAI answers it:
+    400 with the field in `param`, 429 where too many wait.
+    """
+    router = APIRouter(prefix="/v1")
+    started = int(time.time())
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        known = [{"id": name, "object": "model", "created": started, "owned_by": "gendistill"} for name in studio.offers]
+        return {"object": "list", "data": known}
+
+    @router.post("/images/generations")
+    async def generations(request: Request) -> JSONResponse:
+        try:
+            given = await _body_of(request)
+            asked = read_request(given, studio.offers, studio.limits)
+            drawn = await _when_drawn(studio.worker.submit(asked), request)
+        except RefusedError as error:
+            return refusal(400, str(error), error.field)
+        except BusyError as error:
+            return refusal(429, str(error), headers={"Retry-After": "1"})
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # of the drawing: who asked is told, and the server goes on
+            return refusal(500, f"it could not be drawn: {str(error).strip() or type(error).__name__}")
+        pictures = await asyncio.to_thread(lambda: [png_of(of) for of in drawn.pictures])
+        data = [
+            {"b64_json": base64.b64encode(png).decode(), "seed": asked.seed + number} for number, png in enumerate(pictures)
+        ]
+        return JSONResponse({"created": int(time.time()), "data": data, "seconds": round(drawn.seconds, 4)})
+
+    return router
+
+
+def refusal(status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
+    kinds = {429: "rate_limit_error", 500: "server_error"}
+    error = {"message": message, "type": kinds.get(status, "invalid_request_error"), "param": field, "code": None}
+    return JSONResponse({"error": error}, status, headers)
+
+
+def png_of(picture: Tensor) -> bytes:
+    """A PNG of uint8 (H, W, C)."""
+    file = io.BytesIO()
+    Image.fromarray(picture.squeeze(2).numpy() if picture.shape[2] == 1 else picture.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+async def _body_of(request: Request) -> dict[str, Any]:
+    """The JSON object of a request: of its own type alone, since a page of strangers may send any other without asking."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RefusedError("content-type", "content-type: takes application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise RefusedError("body", f"the request is longer than {MOST_BYTES // 2**20} MiB; takes a shorter prompt")
+    try:
+        given = json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("body", "the request is not JSON") from error
+    if not isinstance(given, dict):
+        raise RefusedError("body", "the request is not a JSON object; takes one with a prompt")
+    if (form := given.get("response_format")) not in (None, "b64_json"):
+        raise RefusedError("response_format", f"response_format {str(form)[:40]!r}: takes b64_json; no picture is kept here")
+    if given.get("stream"):
+        raise RefusedError("stream", "stream: takes false; pictures come when they are drawn")
+    return given
+
+
+async def _when_drawn(drawing: Future[Drawn], request: Request) -> Drawn:
+    """What was drawn; given up where nobody waits for it any more."""
+    waiting = asyncio.wrap_future(drawing)
+    try:
+        while True:
+            done, _ = await asyncio.wait([waiting], timeout=STILL_THERE)
+            if done:
+                return waiting.result()
+            if await request.is_disconnected():
+                raise BusyError("nobody waits any more")
+    finally:
+        drawing.cancel()

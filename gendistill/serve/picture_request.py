@@ -1,0 +1,166 @@
+"""What may be asked of a server, and the sentence for what may not."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MOST_SEED = 2**63 - 1
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that pictures can be asked of.
+
+    Attributes:
+        name: what it is asked for by.
+        steps, guidance_scale: its own, for requests that say none.
+        size: height and width of its pictures; `multiple`: what other sizes are multiples of, None where it draws no others.
+        prompts: all that it knows; None where it takes any text.
+        allows: raises ValueError for a number of steps or a guidance scale that it cannot be sampled by.
+    """
+
+    name: str
+    steps: int
+    guidance_scale: float
+    size: tuple[int, int]
+    multiple: int | None = None
+    prompts: tuple[str, ...] | None = None
+    allows: Callable[[int, float], None] = lambda steps, guidance_scale: None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        prompt: characters; `pictures`: in one request; `steps`: of a picture; `guidance_scale`: the largest.
+        edge: pixels of the longer edge; the model's own where None.
+    """
+
+    prompt: int = 2000
+    pictures: int = 8
+    steps: int = 100
+    guidance_scale: float = 30.0
+    edge: int | None = None
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """Pictures of one prompt: picture k has seed `seed` + k; `size` is (height, width)."""
+
+    model: str
+    prompt: str
+    count: int
+    seed: int
+    steps: int
+    guidance_scale: float
+    size: tuple[int, int]
+
+    @property
+    def goes_with(self) -> tuple[str, int, float, tuple[int, int]]:
+        """Requests that are alike in this may be drawn in one batch."""
+        return self.model, self.steps, self.guidance_scale, self.size
+
+
+class RefusedError(ValueError):
+    """A request that is not drawn: the field that is to blame, and why, in a sentence."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.field = field
+
+
+def read_request(given: Mapping[str, Any], offers: Mapping[str, Offer], limits: Limits) -> PictureRequest:
+    """A request from fields as a stranger sends them.
+
+    Args:
+        given: `prompt`, and where they are there `model`, `n`, `seed`, `steps`, `guidance_scale`, `size` ("WIDTHxHEIGHT").
+        offers: by name; the first is for requests that name none.
+
+    Raises:
+        RefusedError: a field is missing, of another kind, or beyond the limits.
+    """
+    offer = _offer(given.get("model"), offers)
+    count = _whole(given, "n", 1, 1, limits.pictures)
+    seed = secrets.randbelow(2**31) if given.get("seed") is None else _whole(given, "seed", 0, 0, MOST_SEED - count)
+    steps = _whole(given, "steps", offer.steps, 1, limits.steps)
+    scale = _scale(given.get("guidance_scale"), offer, limits)
+    try:
+        offer.allows(steps, scale)
+    except ValueError as error:
+        raise RefusedError("steps", str(error)) from error
+    return PictureRequest(
+        offer.name,
+        _prompt(given.get("prompt"), offer, limits),
+        count,
+        seed,
+        steps,
+        scale,
+        _size(given.get("size"), offer, limits),
+    )
+
+
+def _offer(given: Any, offers: Mapping[str, Offer]) -> Offer:
+    if given is None:
+        return next(iter(offers.values()))
+    if not isinstance(given, str) or given not in offers:
+        raise RefusedError("model", f"model {_shown(given)}: takes {' or '.join(offers)}")
+    return offers[given]
+
+
+def _prompt(given: Any, offer: Offer, limits: Limits) -> str:
+    if not isinstance(given, str):
+        raise RefusedError("prompt", "prompt: takes a text")
+    if len(given) > limits.prompt:
+        raise RefusedError("prompt", f"prompt: {len(given):,} characters; takes at most {limits.prompt:,}")
+    if offer.prompts is not None and offer.prompts != ("",) and given not in offer.prompts:
+        names = ", ".join(offer.prompts[:8]) + (", ..." if len(offer.prompts) > 8 else "")
+        raise RefusedError("prompt", f"prompt {_shown(given)}: takes one of {names}")
+    return given
+
+
+def _scale(given: Any, offer: Offer, limits: Limits) -> float:
+    if given is None:
+        return offer.guidance_scale
+    most = limits.guidance_scale
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= most:
+        raise RefusedError("guidance_scale", f"guidance_scale {_shown(given)}: takes a number from 0 to {most:g}")
+    return float(given)
+
+
+def _whole(given: Mapping[str, Any], name: str, usual: int, low: int, high: int) -> int:
+    value = given.get(name)
+    if value is None:
+        return usual
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RefusedError(name, f"{name} {_shown(value)}: takes a whole number from {low} to {high:,}")
+    return value
+
+
+def _size(given: Any, offer: Offer, limits: Limits) -> tuple[int, int]:
+    if given is None or given == "auto":
+        return offer.size
+    read = SIZE.fullmatch(given) if isinstance(given, str) else None
+    size = (int(read[2]), int(read[1])) if read else None
+    if size == offer.size:
+        return offer.size
+    own, most = f"{offer.size[1]}x{offer.size[0]}", limits.edge or max(offer.size)
+    if offer.multiple is None:
+        raise RefusedError("size", f"size {_shown(given)}: takes {own}")
+    if size is None or not all(0 < edge <= most and edge % offer.multiple == 0 for edge in size):
+        takes = f"WIDTHxHEIGHT, multiples of {offer.multiple} up to {most}, such as {own}"
+        raise RefusedError("size", f"size {_shown(given)}: takes {takes}")
+    return size
+
+
+def _shown(value: Any) -> str:
+    """A stranger's value, short enough to be told."""
+    text = repr(value) if not isinstance(value, str) else repr(value[:41])
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,141 @@
+"""The models of a server, side by side: what each may be asked for, and the one place that draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from gendistill.gan.sampler import GeneratorSampler
+from gendistill.opening import open_teacher_of, open_within
+from gendistill.samplers import FewStepSampler, Sampler, to_uint8
+from gendistill.serve.picture_request import Limits, Offer, PictureRequest
+from gendistill.serve.worker import Worker
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+class Studio:
+    """Draws for whoever asks, one batch at a time.
+
+    Args:
+        models: what draws, by the name that it is asked for by; the first is for requests that name none.
+
+    Raises:
+        ValueError: a model paints pictures anew from files, which nobody may send.
+    """
+
+    def __init__(self, models: dict[str, Sampler], limits: Limits, *, most_waiting: int = 64, most_pictures: int = 16) -> None:
+        for name, sampler in models.items():
+            if isinstance(sampler, GeneratorSampler) and sampler.of_pictures:
+                raise ValueError(f"{name}: paints pictures anew; takes a model that draws from prompts, classes or noise")
+        self.models, self.limits = models, limits
+        self.offers = {name: offer_of(name, sampler) for name, sampler in models.items()}
+        self.worker = Worker(self._draw, most_waiting=most_waiting, most_pictures=most_pictures)
+
+    def warm_up(self) -> None:
+        """Draw a picture by each model, so that nobody waits for what is only made once."""
+        for offer in self.offers.values():
+            prompt = offer.prompts[0] if offer.prompts else "warm"
+            request = PictureRequest(offer.name, prompt, 1, 0, offer.steps, offer.guidance_scale, offer.size)
+            self.worker.submit(request).result()
+
+    def _draw(self, asked: list[tuple[str, int]], like: PictureRequest) -> Tensor:
+        sampler = self.models[like.model]
+        prompts, seeds = zip(*asked, strict=True)
+        other_size = {"size": like.size} if like.size != self.offers[like.model].size else {}
+        batches = sampler.pictures(
+            prompts, seeds, num_inference_steps=like.steps, guidance_scale=like.guidance_scale, **other_size
+        )
+        return torch.cat([to_uint8(batch).cpu() for batch in batches]).permute(0, 2, 3, 1)
+
+
+def offer_of(name: str, sampler: Sampler) -> Offer:
+    """What may be asked of a sampler."""
+    resized = isinstance(sampler, FewStepSampler) and sampler.texts
+    prompts = sampler.own_prompts
+    return Offer(
+        name,
+        sampler.default_steps,
+        sampler.default_guidance_scale,
+        sampler.size,
+        multiple=8 if resized else None,
+        prompts=None if prompts is None else tuple(prompts),
+        allows=_allowing(sampler),
+    )
+
+
+def _allowing(sampler: Sampler) -> Callable[[int, float], None]:
+    def allows(steps: int, guidance_scale: float) -> None:
+        sampler.require_steps(steps)
+        if guidance_scale > 1 and isinstance(sampler, FewStepSampler) and not sampler.family.guided:
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a {sampler.kind} knows no guidance; takes 1")
+
+    return allows
+
+
+def open_models(
+    student: str,
+    teacher: str | None = None,
+    *,
+    with_teacher: bool = True,
+    like: str | None = None,
+    device: str = "cpu",
+    memory: float | None = None,
+) -> tuple[dict[str, Sampler], list[str]]:
+    """A student, and the teacher that its folder names, or another one; and what to know of them, a sentence each.
+
+    Args:
+        like: see `open_within`; `memory`: GiB that both may take, half of it each.
+
+    Raises:
+        ValueError: one that was asked for cannot be opened. A teacher that nobody asked for is left out, which is told.
+    """
+    share = 2 if with_teacher else 1
+    found = open_within(student, like=like, device=device, memory=memory, share=share)
+    models: dict[str, Sampler] = {STUDENT: found}
+    if not with_teacher:
+        return models, []
+    if teacher is None and not _has_teacher(found):
+        return models, [f"{student} names no teacher; there is no picture beside its own"]
+    try:
+        models[TEACHER] = _teacher_of(found, teacher, device, memory, share)
+    except ValueError as error:
+        if teacher is not None:
+            raise
+        return models, [f"the teacher is left out: {error}"]
+    return models, []
+
+
+def _has_teacher(student: Sampler) -> bool:
+    if isinstance(student, GeneratorSampler):
+        return bool((student.student or {}).get("teacher"))
+    return student.spec is not None
+
+
+def _teacher_of(student: Sampler, teacher: str | None, device: str, memory: float | None, share: int) -> Sampler:
+    if isinstance(student, GeneratorSampler):
+        return open_teacher_of(student, teacher, device=device)
+    if teacher is None:
+        assert student.spec is not None
+        return open_within(
+            student.spec.teacher,
+            config=student.spec.teacher_config,
+            revision=student.spec.teacher_revision,
+            device=device,
+            memory=memory,
+            share=share,
+        )
+    return open_within(teacher, device=device, memory=memory, share=share)
+
+
+@contextmanager
+def studio_of(models: dict[str, Sampler], limits: Limits, **settings: int) -> Iterator[Studio]:
+    """A studio that ends with its context."""
+    studio = Studio(models, limits, **settings)
+    try:
+        yield studio
+    finally:
+        studio.worker.end()

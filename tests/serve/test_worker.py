@@ -1,0 +1,133 @@
+"""Whoever asks is answered once: in order, together where that is the same, refused where there is no room."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from gendistill.serve.picture_request import PictureRequest
+from gendistill.serve.worker import BusyError, Worker
+
+
+def request(prompt="a", count=1, seed=0, steps=4, guidance_scale=1.0):
+    return PictureRequest("student", prompt, count, seed, steps, guidance_scale, (32, 32))
+
+
+def painted(asked):
+    """Pictures of one pixel whose number is their seed."""
+    return torch.tensor([seed for _, seed in asked]).reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture
+def worker():
+    """worker(draw, ...), ended after the test."""
+    made = []
+
+    def make(draw=lambda asked, _: painted(asked), **settings):
+        made.append(Worker(draw, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def test_everyone_gets_their_own_pictures(worker):
+    drawing = worker(most_waiting=1000)
+    with ThreadPoolExecutor(8) as people:
+        futures = list(people.map(lambda seed: drawing.submit(request(seed=10 * seed, count=1 + seed % 3)), range(200)))
+    for seed, future in enumerate(futures):
+        assert future.result(10).pictures.flatten().tolist() == [10 * seed + k for k in range(1 + seed % 3)]
+
+
+def test_what_goes_together_is_drawn_together_and_no_more_than_a_batch_holds(worker):
+    may_draw, batches = threading.Event(), []
+
+    def draw(asked, like):
+        may_draw.wait(10)
+        batches.append((like.steps, len(asked)))
+        return painted(asked)
+
+    drawing = worker(draw, most_pictures=4)
+    first = drawing.submit(request())
+    while drawing.waiting:
+        time.sleep(0.01)
+    others = [drawing.submit(request(steps=steps, count=count)) for steps, count in [(4, 2), (8, 1), (4, 2), (4, 1), (8, 1)]]
+    may_draw.set()
+    for future in [first, *others]:
+        future.result(10)
+    assert batches == [(4, 1), (4, 4), (8, 2), (4, 1)]
+
+
+def test_a_full_queue_refuses_and_goes_on(worker):
+    may_draw = threading.Event()
+
+    def draw(asked, _):
+        may_draw.wait(10)
+        return painted(asked)
+
+    drawing = worker(draw, most_waiting=2)
+    first = drawing.submit(request())
+    while drawing.waiting:
+        time.sleep(0.01)
+    waiting = [drawing.submit(request(seed=seed)) for seed in (1, 2)]
+    with pytest.raises(BusyError, match="2 requests wait already"):
+        drawing.submit(request())
+    may_draw.set()
+    assert [future.result(10).pictures.item() for future in [first, *waiting]] == [0, 1, 2]
+    assert drawing.submit(request(seed=7)).result(10).pictures.item() == 7
+
+
+def test_an_error_reaches_who_asked_and_nobody_else(worker):
+    def draw(asked, _):
+        if asked[0][0] == "bad":
+            raise ValueError("no such thing")
+        return painted(asked)
+
+    drawing = worker(draw)
+    with pytest.raises(ValueError, match="no such thing"):
+        drawing.submit(request("bad")).result(10)
+    assert drawing.submit(request(seed=3)).result(10).pictures.item() == 3
+
+
+def test_who_went_away_is_not_drawn_for(worker):
+    may_draw, drawn = threading.Event(), []
+
+    def draw(asked, _):
+        may_draw.wait(10)
+        drawn.extend(asked)
+        return painted(asked)
+
+    drawing = worker(draw)
+    first = drawing.submit(request("a"))
+    while drawing.waiting:
+        time.sleep(0.01)
+    gone, last = drawing.submit(request("gone")), drawing.submit(request("c"))
+    assert gone.cancel()
+    may_draw.set()
+    first.result(10)
+    last.result(10)
+    assert [prompt for prompt, _ in drawn] == ["a", "c"]
+
+
+def test_the_end_finishes_what_is_drawn_and_refuses_the_rest(worker):
+    may_draw = threading.Event()
+
+    def draw(asked, _):
+        may_draw.wait(10)
+        return painted(asked)
+
+    drawing = worker(draw)
+    first = drawing.submit(request(seed=5))
+    while drawing.waiting:
+        time.sleep(0.01)
+    second = drawing.submit(request())
+    threading.Timer(0.1, may_draw.set).start()
+    drawing.end()
+    assert first.result(0).pictures.item() == 5
+    with pytest.raises(BusyError, match="ended before"):
+        second.result(0)
+    with pytest.raises(BusyError, match="about to end"):
+        drawing.submit(request())
