@@ -16,6 +16,7 @@ from .advice import advice
 from .families import Conditions, family_of
 from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
+from .prompt_cache import PromptCache
 from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
 from .spec import StudentSpec
 from .streaming import Event, PicturesDone, StepDone, Tell, streamed
@@ -28,8 +29,8 @@ class FewStepSampler(Sampler):
     """Draws from a diffusers pipeline of any family that is supported, a student of ours or any other.
 
     Picture k depends on its own seed and prompt only, not on the batch that it is drawn in. Each distinct prompt is
-    encoded once and kept. What a prompt is, the family says: a text, the number of a class, or anything for a model
-    without conditions.
+    encoded once and kept, up to 256 MiB of them. What a prompt is, the family says: a text, the number of a class, or
+    anything for a model without conditions.
 
     Args:
         pipeline: a loaded diffusers pipeline.
@@ -40,7 +41,7 @@ class FewStepSampler(Sampler):
     def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
-        self._encoded: dict[str, Conditions] = {}
+        self._encoded = PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
         self._unconditional: Conditions | None = None
         pipeline.set_progress_bar_config(disable=True)
 
@@ -285,7 +286,7 @@ class FewStepSampler(Sampler):
                 given["callback_on_step_end"] = _telling(tell, rows.start, task.calls(steps))
             return self.family.draw(
                 pipeline,
-                self._encode(list(prompts[rows])),
+                self._encoded.of(prompts[rows], self.device),
                 self._unconditional or {},
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
@@ -311,16 +312,6 @@ class FewStepSampler(Sampler):
             raise ValueError(f"a {self.kind} draws from noise alone; other tasks take a text-to-image model")
         task.require(count, steps)
         return task.pipeline(self.pipeline)
-
-    def _encode(self, prompts: list[str]) -> Conditions:
-        """The conditions (B, ...) of prompts; those seen before cost nothing."""
-        new = sorted(set(prompts) - self._encoded.keys())
-        for start in range(0, len(new), 256):
-            part = new[start : start + 256]
-            encoded = self.family.encode(self.pipeline, part)
-            self._encoded.update({prompt: {name: t[k] for name, t in encoded.items()} for k, prompt in enumerate(part)})
-        rows = [self._encoded[prompt] for prompt in prompts]
-        return {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
 
 
 def _telling(tell: Tell, first: int, steps: int) -> Callable[..., dict[str, Any]]:

@@ -83,7 +83,7 @@ class PlacedSampler(FewStepSampler):
                     raise
                 refused = next(iter(str(error).splitlines()), type(error).__name__)
             # outside of the clause: its traceback held what was being computed
-            self._encoded = {prompt: {n: t.to("cpu") for n, t in of.items()} for prompt, of in self._encoded.items()}
+            self._encoded.to("cpu")
             release_memory()
             if (slower := self._next()) is not None:
                 self._take(slower, "memory ended")

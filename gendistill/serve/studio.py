@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Studio:
     """Draws for whoever asks, one batch at a time.
 
     Args:
-        models: what draws, by the name that it is asked for by; the first is for requests that name none.
+        models: what draws, by the name that it is asked for by; `STUDENT` first, for requests that name none.
 
     Raises:
         ValueError: a model paints pictures anew from files, which nobody may send.
@@ -33,6 +34,8 @@ class Studio:
                 raise ValueError(f"{name}: paints pictures anew; takes a model that draws from prompts, classes or noise")
         self.models, self.limits = models, limits
         self.offers = {name: offer_of(name, sampler) for name, sampler in models.items()}
+        if (spec := models[STUDENT].spec) is not None and TEACHER in models:  # it draws what the student learned from
+            self.offers[TEACHER] = replace(self.offers[TEACHER], guidance_scale=spec.guidance_scale)
         self.worker = Worker(self._draw, most_waiting=most_waiting, most_pictures=most_pictures)
 
     def warm_up(self) -> None:
