@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 OPTIONS = [
     "--headless",
     "--no-sandbox",
