@@ -84,7 +84,7 @@ class StableDiffusion(Family):
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
-        embeds, _ = pipeline.encode_prompt(prompts, pipeline._execution_device, 1, False)
+        embeds, _ = pipeline.encode_prompt(prompts, device_of(pipeline), 1, False)
         return {"prompt_embeds": embeds}
 
     def unconditional(self, pipeline: Any) -> Conditions:
@@ -123,12 +123,12 @@ class StableDiffusionXL(StableDiffusion):
     pipelines = ("StableDiffusionXLPipeline",)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
-        embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, pipeline._execution_device, 1, False)
+        embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, device_of(pipeline), 1, False)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def unconditional(self, pipeline: Any) -> Conditions:
         """What the pipeline takes without a negative prompt: zeros where its config says so, as that of SDXL does."""
-        _, embeds, _, pooled = pipeline.encode_prompt("", None, pipeline._execution_device, 1, True)
+        _, embeds, _, pooled = pipeline.encode_prompt("", None, device_of(pipeline), 1, True)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
@@ -190,7 +190,7 @@ class ClassConditional(Unconditional):
         for prompt in prompts:
             if not (prompt.isdecimal() and int(prompt) < classes):
                 raise ValueError(f"prompt {prompt!r}: the model takes the number of a class, from 0 to {classes - 1}")
-        return {"class_labels": torch.tensor([int(prompt) for prompt in prompts], device=pipeline._execution_device)}
+        return {"class_labels": torch.tensor([int(prompt) for prompt in prompts], device=device_of(pipeline))}
 
     def own_prompts(self, pipeline: Any) -> list[str] | None:
         return [str(number) for number in range(pipeline.unet.config.num_class_embeds)]
@@ -210,3 +210,15 @@ def require_supported(source: object, pipeline_class: str) -> None:
     """Raise ValueError, with all that are supported, where pipelines of that class belong to no family."""
     if pipeline_class not in PIPELINES:
         raise ValueError(f"model {source}: family {pipeline_class} is not supported; takes {', '.join(PIPELINES)}")
+
+
+def device_of(pipeline: Any) -> torch.device:
+    """Where a pipeline's networks compute.
+
+    Where none is offloaded it is where the weights are: diffusers looks at every module for it, which takes longer than to
+    encode a prompt by a small model.
+    """
+    parts = (pipeline.unet, getattr(pipeline, "text_encoder", None))
+    if any(hasattr(part, hook) for part in parts for hook in ("_hf_hook", "_diffusers_hook")):
+        return torch.device(pipeline._execution_device)
+    return next(pipeline.unet.parameters()).device

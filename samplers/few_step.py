@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gendistill.metrics.components import Component
 
 from .advice import advice
-from .families import Conditions, family_of
+from .families import Conditions, device_of, family_of
 from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .prompt_cache import PromptCache
@@ -91,7 +91,7 @@ class FewStepSampler(Sampler):
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.pipeline.device)
+        return device_of(self.pipeline)
 
     @property
     def default_steps(self) -> int:

@@ -6,6 +6,7 @@ In one process, in turn: ours and the stock pipeline, each with its calls timed 
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -46,11 +47,10 @@ def main() -> None:
 
 def beside(pipeline: Any, size: int | None, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """By name, in each round: seconds of the whole, and of the network's calls and the decoding inside of it."""
-    sampler = FewStepSampler(pipeline)
+    area = None if size is None else (size, size)
+    known = FewStepSampler(pipeline)
 
-    def ours(seed: int) -> None:
-        sampler.cold()
-        area = None if size is None else (size, size)
+    def draw(sampler: FewStepSampler, seed: int) -> None:
         list(sampler.pictures([PROMPT], [seed], num_inference_steps=STEPS, guidance_scale=1.0, size=area))
 
     def stock(seed: int) -> None:
@@ -59,13 +59,17 @@ def beside(pipeline: Any, size: int | None, rounds: int) -> dict[str, list[tuple
         with torch.no_grad():
             pipeline(PROMPT, height=size, width=size, **settings)
 
-    arms: dict[str, Callable[[int], None]] = {"gendistill": ours, "diffusers": stock}
+    arms: dict[str, Callable[[int], None]] = {
+        "gendistill": lambda seed: draw(known.cold(), seed),
+        "gendistill, a prompt drawn before": lambda seed: draw(known, seed),
+        "diffusers": stock,
+    }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     for seed in range(rounds + 1):
-        for name, draw in arms.items():
+        for name in random.Random(seed).sample(list(arms), len(arms)):
             with timed(pipeline) as inside:
                 started = time.perf_counter()
-                draw(seed)
+                arms[name](seed)
                 whole = time.perf_counter() - started
             if seed:  # the first warms up
                 found[name].append((whole, sum(inside)))
