@@ -189,6 +189,10 @@ class DistillConfig(Section):
     teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
     method: Literal["consistency", "progressive", "latent_alignment", "compression", "decoder", "gan"] = "consistency"
     out: str = Field("runs/distill", description="run folder")
+    start: str | None = Field(None, description="student folder to begin from in place of the teacher; all its weights")
+    quantization: Literal["none", "int8"] = Field(
+        "none", description="int8: the student learns to compute in 8 bits, as it then does on a CPU; its teacher is as it is"
+    )
     steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
     solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="ways of stepping to choose from")
     validation_reference: str | None = Field(None, description="real pictures to validate against; data.path where not given")
@@ -284,6 +288,17 @@ class DistillConfig(Section):
                 f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, where "
                 "each makes half as many as the one before"
             )
+
+    @model_validator(mode="after")
+    def _trains_all_weights_where_asked(self) -> DistillConfig:
+        for name, is_asked in {"start": self.start is not None, "quantization": self.quantization != "none"}.items():
+            if is_asked and self.method in ("gan", "decoder"):
+                raise ValueError(f"{name} {getattr(self, name)}: is of a denoiser, not of --method {self.method}")
+            if is_asked and self.lora.enabled:
+                raise ValueError(f"{name} {getattr(self, name)}: trains all weights; takes lora.enabled=false")
+        if self.start is not None and self.compresses:
+            raise ValueError(f"start {self.start}: takes no compress beside it; a smaller network begins from its teacher")
+        return self
 
     @model_validator(mode="after")
     def _compresses_what_it_can(self) -> DistillConfig:

@@ -37,6 +37,7 @@ from gendistill.methods.compression import compressed_config
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.opening import open_student
 from gendistill.schedulers import solver_eta
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.processes import join_processes
@@ -118,7 +119,7 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     config = fitting(config, teacher.family, type(teacher.pipeline).__name__)
     if config.compresses:
         compressed_config(teacher.network.config, config.compress)  # whether it can be, before anything is encoded
-    stages = stages_of(config, teacher.denoiser, teacher.unconditional())
+    stages = stages_of(config, teacher.denoiser, teacher.unconditional(), starting_network(config, teacher))
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
     learned_on: LatentData | TrajectoryData = data
@@ -171,6 +172,31 @@ def _train(
     return DistillResult(run / stage.student, spec, training, stage.method.networks, processes.is_main_process)
 
 
+def starting_network(config: DistillConfig, teacher: Teacher) -> Any:
+    """The network of the student that `config.start` names; None where it names none.
+
+    Raises:
+        ValueError: it cannot be opened, or its network is of another kind than the teacher's.
+    """
+    if config.start is None:
+        return None
+    pipeline, spec = open_student(config.start)
+    if spec is not None and spec.lora:
+        raise ValueError(f"start {config.start}: is a LoRA; takes a student with all its weights")
+    ours, theirs = pipeline.unet.config, teacher.network.config
+    for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"start {config.start}: its network has {name} {ours.get(name)}; takes {theirs.get(name)}, the teacher's"
+            )
+    if spec is not None and spec.prediction_type != teacher.denoiser.prediction_type:
+        raise ValueError(
+            f"start {config.start}: predicts {spec.prediction_type}; takes a student that predicts "
+            f"{teacher.denoiser.prediction_type}, as its teacher does"
+        )
+    return pipeline.unet.to(teacher.pipeline.device)
+
+
 def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> DistillConfig:
     """The config as its teacher can meet it: without classifier-free guidance every scale is 1.
 
@@ -207,6 +233,7 @@ def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: Tr
         guidance_range=settings.range if settings.mode == "embedded" else None,
         prediction_type=prediction_type,
         lora=config.lora.enabled,
+        quantization=config.quantization,
         eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,

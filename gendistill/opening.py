@@ -27,19 +27,29 @@ def gan_folder(model: str | Path) -> Path | None:
     return next((of for of in (folder, folder / "student") if is_gan_folder(of)), None)
 
 
-def open_sampler(model: str | Path, *, config: str | None = None, revision: str | None = None, device: str = "cpu") -> Sampler:
+def open_sampler(
+    model: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    int8: bool | None = None,
+) -> Sampler:
     """What draws a model's pictures, on a device.
 
     Args:
         model: a GAN folder or a run that left one, or anything that `FewStepSampler.from_pretrained` takes.
         config, revision: of a diffusion model.
+        int8: whether a diffusion model computes in 8 bits; as it was trained to where None.
 
     Raises:
         ValueError: it is none of these, or cannot be opened.
     """
     if (folder := gan_folder(model)) is not None:
+        if int8:
+            raise ValueError(f"--int8: takes a diffusion model; {model} is a GAN")
         return GeneratorSampler.from_folder(folder, device=device, read=_read)
-    return FewStepSampler.from_pretrained(model, config=config, revision=revision, device=device)
+    return FewStepSampler.from_pretrained(model, config=config, revision=revision, device=device, int8=int8)
 
 
 def open_within(
@@ -51,6 +61,7 @@ def open_within(
     device: str = "cpu",
     memory: float | None = None,
     share: int = 1,
+    int8: bool | None = None,
 ) -> Sampler:
     """What draws a model's pictures; a diffusion model from texts kept within memory, where there is a limit.
 
@@ -59,12 +70,16 @@ def open_within(
         like: the name of a few-step model of others, where the model's own does not tell which it is.
         memory: GiB that it may take on the device; what is free on a GPU, and no limit on a CPU, where None.
         share: how many models the memory is for; each gets the same part.
+        int8: whether a diffusion model computes in 8 bits, which takes a CPU and no limit; as it was trained to where None.
 
     Raises:
         ValueError: it cannot be opened, or `memory` is given for what is no diffusion model from texts.
     """
-    sampler = open_sampler(model, config=config, revision=revision)
-    placed = isinstance(sampler, FewStepSampler) and sampler.texts and (memory is not None or device != "cpu")
+    limited = memory is not None or device != "cpu"
+    if int8 and limited:
+        raise ValueError("--int8: computes on a CPU, without --memory; takes --device cpu")
+    sampler = open_sampler(model, config=config, revision=revision, int8=False if limited else int8)
+    placed = isinstance(sampler, FewStepSampler) and sampler.texts and limited
     if not placed:
         if memory is not None:
             raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")

@@ -23,6 +23,7 @@ class StudentSpec:
         num_inference_steps: the step counts that it was validated at, best first: `(4, 2, 1)`.
         solver: `ddim`, `lcm`, `tcd` or `stochastic`, the way of stepping that measured best.
         scheduler_class, scheduler_config: the scheduler that does it.
+        quantization: `int8` where it was trained to compute in 8 bits, else `none`.
         eta: what to call the pipeline with beside it, in [0, 1]; 0 is a pipeline's own default.
         guidance: `embedded` (the scale is an input, one network call), `baked` (one scale, no input) or `cfg` (the
             student keeps both branches; a guided step costs two network calls).
@@ -43,6 +44,7 @@ class StudentSpec:
     guidance_range: tuple[float, float] | None = None
     prediction_type: str = "epsilon"
     lora: bool = False
+    quantization: str = "none"
     eta: float = 0.0
     timesteps: dict[int, list[int]] | None = None
     teacher_config: str | None = None

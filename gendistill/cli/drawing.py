@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from gendistill.cli.shared import TINY_SD, AsJson, Device, app, console, parse_controls, prompts_of, quieten_libraries, warn
+from gendistill.cli.shared import (
+    TINY_SD,
+    AsJson,
+    Device,
+    Int8,
+    app,
+    console,
+    parse_controls,
+    prompts_of,
+    quieten_libraries,
+    warn,
+)
 
 
 @app.command(
@@ -47,6 +58,7 @@ def sample(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB that a diffusion model may take; what is free where not given")
     ] = None,
+    int8: Int8 = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
@@ -70,6 +82,7 @@ def sample(
         batch_size=batch_size,
         device=device,
         memory=memory,
+        int8=int8,
     )
     warn(made.warnings)
     print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gendistill.cli.shared import TINY_SD, Device, app, console, quieten_libraries, warn
+from gendistill.cli.shared import TINY_SD, Device, Int8, app, console, quieten_libraries, warn
 
 
 @app.command(
@@ -35,6 +35,7 @@ def serve(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB that student and teacher may take; what is free where not given")
     ] = None,
+    int8: Int8 = None,
 ) -> None:
     """A local web page to try STUDENT beside its teacher, and the images endpoint that applications speak, at /v1."""
     from gendistill.machine import usable_device
@@ -49,7 +50,7 @@ def serve(
     quieten_libraries()
     listening = listen(host, port)
     models, warnings = open_models(
-        student, teacher, with_teacher=not no_teacher, like=like, device=usable_device(device), memory=memory
+        student, teacher, with_teacher=not no_teacher, like=like, device=usable_device(device), memory=memory, int8=int8
     )
     if not is_this_machine(host):
         warnings.append(f"--host {host}: whoever reaches this machine may draw; there is no password")

@@ -38,6 +38,10 @@ Extractor = Annotated[
 ]
 Clip = Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")]
 Cache = Annotated[str, typer.Option(help="folder where what was drawn and extracted is kept")]
+Int8 = Annotated[
+    bool | None,
+    typer.Option("--int8/--no-int8", help="compute in 8 bits, on a CPU; as the student learned to where not given"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 
 

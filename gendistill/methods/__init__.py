@@ -8,6 +8,7 @@ from typing import Any
 from gendistill.config import DistillConfig
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.quantization import compute_as_int8
 from gendistill.methods.compression import compression_stage
 from gendistill.methods.consistency import consistency_stages
 from gendistill.methods.latent_alignment import alignment_stages
@@ -23,12 +24,22 @@ METHODS: dict[str, Stages] = {
 }
 
 
-def stages_of(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Iterator[Stage]:
+def stages_of(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None) -> Iterator[Stage]:
     """All stages of a run: first the one that makes the network smaller, where that is asked for, then those of its method.
 
     Each begins where the one before has ended, which has to be trained before the next is asked for.
+
+    Args:
+        start: a network that the student begins from in place of the teacher's.
     """
-    start = None
+    for stage in _stages_of(config, teacher, unconditional, start):
+        if config.quantization == "int8":
+            compute_as_int8(stage.method.networks.student.network)
+            compute_as_int8(stage.method.networks.average.network)
+        yield stage
+
+
+def _stages_of(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any) -> Iterator[Stage]:
     if config.compresses:
         first = compression_stage(config, teacher, unconditional)
         yield first

@@ -87,17 +87,18 @@ def open_models(
     like: str | None = None,
     device: str = "cpu",
     memory: float | None = None,
+    int8: bool | None = None,
 ) -> tuple[dict[str, Sampler], list[str]]:
     """A student, and the teacher that its folder names, or another one; and what to know of them, a sentence each.
 
     Args:
-        like: see `open_within`; `memory`: GiB that both may take, half of it each.
+        like: see `open_within`; `memory`: GiB that both may take, half of it each; `int8`: of the student.
 
     Raises:
         ValueError: one that was asked for cannot be opened. A teacher that nobody asked for is left out, which is told.
     """
     share = 2 if with_teacher else 1
-    found = open_within(student, like=like, device=device, memory=memory, share=share)
+    found = open_within(student, like=like, device=device, memory=memory, share=share, int8=int8)
     models: dict[str, Sampler] = {STUDENT: found}
     if not with_teacher:
         return models, []

@@ -1,0 +1,103 @@
+"""A network in 8 bits on a CPU: weights a scale each output channel, what flows between layers a range each picture.
+
+Weights are symmetric in [-127, 127]; what comes into a layer is read anew for each picture, from its least to its largest
+value, as 0 to 255 (Jacob et al. 2018, section 2.1). Products are summed in integers by oneDNN, all else stays as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+KEPT = {"conv_in", "conv_out", "time_embedding", "time_emb_proj", "class_embedding", "add_embedding", "lora_A", "lora_B"}
+LEVELS, MOST = 255, 127
+
+
+def layers_in_8_bits(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Those that do the work, by path; what reads the time, and the first and the last layer, stay as they are."""
+    for path, layer in network.named_modules():
+        plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        if (plain or isinstance(layer, nn.Linear)) and not KEPT & set(path.split(".")):
+            yield path, layer
+
+
+def weight_scales(weight: Tensor) -> Tensor:
+    """(O,) what a step of 8 bits is of each output channel of a weight (O, ...)."""
+    return (weight.detach().float().abs().flatten(1).amax(1) / MOST).clamp(min=1e-12)
+
+
+def input_ranges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (B,) of what comes into a layer, (B, ...), for each picture."""
+    of = x.detach().float().flatten(1)
+    low, high = of.amin(1).clamp(max=0), of.amax(1).clamp(min=0)
+    scale = ((high - low) / LEVELS).clamp(min=1e-12)
+    return scale, (-low / scale).round()
+
+
+def to_int8(network: nn.Module) -> None:
+    """Replace a network's layers by those that compute in 8 bits; for drawing alone, on a CPU.
+
+    Raises:
+        ValueError: this torch cannot, or the network is not on a CPU.
+    """
+    if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        raise ValueError("int8: this torch was built without oneDNN; takes one for x86 processors")
+    if (device := next(network.parameters()).device).type != "cpu":
+        raise ValueError(f"int8: computes on a CPU, not on {device}; takes --no-int8 there")
+    for path, layer in list(layers_in_8_bits(network)):
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, Int8Layer(layer))
+
+
+class Int8Layer(nn.Module):
+    """A linear layer or a convolution in 8 bits; its weights are told apart by a digest, since they are packed."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        weight, scales = layer.weight.detach().float(), weight_scales(layer.weight)
+        rounded = (weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).round().clamp(-MOST, MOST).to(torch.int8)
+        self._of: Any = None
+        if isinstance(layer, nn.Conv2d):
+            self._of = [list(of) for of in (layer.stride, layer.padding, layer.dilation)] + [layer.groups]
+            self._packed = torch.ops.onednn.qconv_prepack(rounded, scales, 1.0, 0, *self._of)
+        else:
+            self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        digest = hashlib.sha256(rounded.numpy().data).digest()
+        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
+        self._zeros = torch.zeros(len(scales), dtype=torch.int)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) of (B, ...), in its dtype; each picture by its own range, so that it does not depend on its batch."""
+        scales, zeros = input_ranges(x)
+        ranges = zip(x.float().split(1), scales.tolist(), zeros.tolist(), strict=True)
+        made = [self._one(of, scale, zero) for of, scale, zero in ranges]
+        return (made[0] if len(made) == 1 else torch.cat(made)).to(x.dtype)
+
+    def _one(self, x: Tensor, scale: float, zero: float) -> Tensor:
+        levels = x.mul(1 / scale).add_(zero).round_().clamp_(0, LEVELS).to(torch.uint8)
+        given = (levels, scale, int(zero), self._packed, self.scales, self._zeros, self.bias)
+        made = (1.0, 0, torch.float32, "none", [], "")
+        if self._of is None:
+            return torch.ops.onednn.qlinear_pointwise(*given, *made)
+        return torch.ops.onednn.qconv2d_pointwise(*given, *self._of, *made)
+
+
+if hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+
+    @register_flop_formula(torch.ops.onednn.qconv2d_pointwise)
+    def _of_convolution(x: Any, x_scale: Any, x_zero: Any, weight: Any, *given: Any, out_shape: Any = None, **more: Any) -> int:
+        return conv_flop_count(x, weight, out_shape)
+
+    @register_flop_formula(torch.ops.onednn.qlinear_pointwise)
+    def _of_linear(x: Any, x_scale: Any, x_zero: Any, weight: Any, *given: Any, out_shape: Any = None, **more: Any) -> int:
+        rows = 1
+        for size in x:
+            rows *= size
+        return 2 * rows * out_shape[-1]

@@ -1,0 +1,122 @@
+"""A network in 8 bits: the numbers are those that were meant, each picture's whatever its batch is, and it is faster."""
+
+import copy
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gendistill.diffusion.quantization import compute_as_int8, rounded_inputs, rounded_weight
+from gendistill.samplers import FewStepSampler
+from gendistill.samplers.int8 import Int8Layer, layers_in_8_bits, to_int8
+
+LAYERS = {
+    "linear": (nn.Linear(24, 10), (3, 7, 24)),
+    "of one row": (nn.Linear(24, 10, bias=False), (3, 24)),
+    "convolution": (nn.Conv2d(8, 6, 3, stride=2, padding=1), (3, 8, 9, 9)),
+    "grouped": (nn.Conv2d(8, 4, 3, padding=2, dilation=2, groups=2), (3, 8, 9, 9)),
+    "point-wise": (nn.Conv2d(8, 6, 1, bias=False), (3, 8, 5, 5)),
+}
+
+
+def by_hand(x, layer):
+    """The formulas of the paper, one number at a time in float64, of one picture."""
+    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    scale = (high - low) / 255
+    zero = round(-low / scale)
+    x = ((x.double() / scale + zero).round().clamp(0, 255) - zero) * scale
+    weight = layer.weight.detach().double()
+    steps = weight.abs().flatten(1).amax(1) / 127
+    steps = steps.reshape(-1, *[1] * (weight.ndim - 1))
+    weight = (weight / steps).round() * steps
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_layer_in_8_bits_computes_what_the_formulas_say_and_training_sees_the_same(name, generator):
+    layer, shape = LAYERS[name]
+    x = torch.randn(shape, generator=generator) * torch.tensor([1.0, 5.0, 0.1]).reshape(3, *[1] * (len(shape) - 1)) + 0.3
+    wanted = torch.cat([by_hand(of, layer) for of in x.split(1)]).float()
+    torch.testing.assert_close(Int8Layer(layer)(x), wanted, atol=1e-4, rtol=1e-3)
+    fake = nn.ModuleDict({"of": copy.deepcopy(layer)})
+    compute_as_int8(fake)
+    torch.testing.assert_close(fake["of"](x), wanted, atol=1e-4, rtol=1e-3)
+    assert (wanted - layer(x)).norm() < 0.03 * layer(x).norm()
+
+
+@torch.no_grad()
+def test_a_picture_does_not_depend_on_its_batch(generator):
+    layer = Int8Layer(LAYERS["convolution"][0])
+    x = torch.randn(3, 8, 9, 9, generator=generator) * torch.tensor([1.0, 100.0, 0.01]).reshape(3, 1, 1, 1)
+    assert torch.equal(layer(x)[2:], layer(x[2:]))
+
+
+def test_the_gradient_passes_the_rounding_and_goes_on_learning(generator):
+    x = torch.randn(2, 24, generator=generator, requires_grad=True)
+    weight = torch.randn(10, 24, generator=generator, requires_grad=True)
+    (rounded_inputs(x).sum() + rounded_weight(weight).sum()).backward()
+    assert (x.grad == 1).float().mean() > 0.95
+    assert (weight.grad == 1).all()
+
+
+def test_what_reads_the_time_and_the_first_and_last_layer_stay(tiny_folder):
+    unet = UNet2DConditionModel.from_pretrained(tiny_folder / "unet")
+    paths = [path for path, _ in layers_in_8_bits(unet)]
+    assert any("to_q" in path for path in paths)
+    assert any("conv1" in path for path in paths)
+    assert not any("time" in path or "conv_in" in path or "conv_out" in path for path in paths)
+    names = list(unet.state_dict())
+    compute_as_int8(unet)
+    assert list(unet.state_dict()) == names
+
+
+@torch.no_grad()
+def test_pictures_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(tiny_folder):
+    plain = FewStepSampler.from_pretrained(tiny_folder)
+    coarse = FewStepSampler.from_pretrained(tiny_folder, int8=True)
+
+    def draw(sampler, **more):
+        return torch.cat(list(sampler.pictures(["a", "b"], [0, 1], num_inference_steps=2, guidance_scale=1, **more)))
+
+    assert 0 < (draw(plain) - draw(coarse)).abs().mean() < 0.02
+    # in other batches sums differ in their last bit, so that a few values are rounded the other way
+    torch.testing.assert_close(draw(coarse, batch_size=1), draw(coarse, batch_size=2), atol=3e-3, rtol=0)
+    assert plain.weights_hash != coarse.weights_hash
+    other = FewStepSampler.from_pretrained(tiny_folder)
+    next(layer for _, layer in layers_in_8_bits(other.pipeline.unet)).weight.data.mul_(-1)
+    to_int8(other.pipeline.unet)
+    assert other.weights_hash != coarse.weights_hash
+
+
+@torch.no_grad()
+def test_multiplications_in_8_bits_are_counted_as_others_are(tiny_folder):
+    def flops(sampler):
+        with FlopCounterMode(display=False) as counter:
+            list(sampler.pictures(["a"], [0], num_inference_steps=1, guidance_scale=1))
+        return counter.get_total_flops()
+
+    plain, coarse = (FewStepSampler.from_pretrained(tiny_folder, int8=int8) for int8 in (False, True))
+    assert flops(coarse) == flops(plain)
+
+
+@torch.no_grad()
+def test_a_block_as_large_as_stable_diffusions_is_at_least_1_3_times_as_fast():
+    """Measured 3 to 7 times; the asked figure is what a busy machine shows too."""
+    layers = nn.Sequential(nn.Conv2d(320, 320, 3, padding=1), nn.Conv2d(320, 640, 3, stride=2, padding=1))
+    wanted, coarse, x = layers, nn.Sequential(*map(Int8Layer, layers)), torch.randn(1, 320, 32, 32)
+
+    def seconds(network):
+        started = time.perf_counter()
+        network(x)
+        return time.perf_counter() - started
+
+    times = [(seconds(wanted), seconds(coarse)) for _ in range(8)]
+    assert min(of for of, _ in times) > 1.3 * min(of for _, of in times)
