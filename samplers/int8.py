@@ -62,6 +62,7 @@ class Int8Layer(nn.Module):
         weight, scales = layer.weight.detach().float(), weight_scales(layer.weight)
         rounded = (weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).round().clamp(-MOST, MOST).to(torch.int8)
         self._of: Any = None
+        self._ones: tuple[torch.Size, Tensor] | None = None
         if isinstance(layer, nn.Conv2d):
             self._of = [list(of) for of in (layer.stride, layer.padding, layer.dilation)] + [layer.groups]
             self._packed = torch.ops.onednn.qconv_prepack(rounded, scales, 1.0, 0, *self._of)
@@ -76,17 +77,31 @@ class Int8Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) of (B, ...), in its dtype; each picture by its own range, so that it does not depend on its batch."""
         scales, zeros = input_ranges(x)
-        ranges = zip(x.float().split(1), scales.tolist(), zeros.tolist(), strict=True)
-        made = [self._one(of, scale, zero) for of, scale, zero in ranges]
-        return (made[0] if len(made) == 1 else torch.cat(made)).to(x.dtype)
+        rows = [-1, *[1] * (x.ndim - 1)]
+        levels = x * (1 / scales).reshape(rows)
+        levels = levels.add_(zeros.reshape(rows)).round_().clamp_(0, LEVELS).to(torch.uint8)
+        if len(x) == 1:
+            return self._product(levels, scales.item(), int(zeros.item()), self.bias).to(x.dtype)
+        # the sum of (level - zero) * weight is that of level * weight less zero times that of the weights
+        made = self._product(levels, 1.0, 0, None).mul_(scales.reshape(rows))
+        made.addcmul_(self._of_ones(levels), (scales * zeros).reshape(rows), value=-1)
+        if self.bias is not None:
+            made += self.bias if self._of is None else self.bias.reshape(-1, 1, 1)
+        return made.to(x.dtype)
 
-    def _one(self, x: Tensor, scale: float, zero: float) -> Tensor:
-        levels = x.mul(1 / scale).add_(zero).round_().clamp_(0, LEVELS).to(torch.uint8)
-        given = (levels, scale, int(zero), self._packed, self.scales, self._zeros, self.bias)
+    def _product(self, levels: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
+        given = (levels, scale, zero, self._packed, self.scales, self._zeros, bias)
         made = (1.0, 0, torch.float32, "none", [], "")
         if self._of is None:
             return torch.ops.onednn.qlinear_pointwise(*given, *made)
         return torch.ops.onednn.qconv2d_pointwise(*given, *self._of, *made)
+
+    def _of_ones(self, levels: Tensor) -> Tensor:
+        """What it makes of ones, (1, ...): the same for all pictures of a size."""
+        size = levels.shape[1:]
+        if self._ones is None or self._ones[0] != size:
+            self._ones = size, self._product(torch.ones_like(levels[:1]), 1.0, 0, None)
+        return self._ones[1]
 
 
 if hasattr(torch.ops.onednn, "qconv2d_pointwise"):
