@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full progressive align half decoder gan compare bench test test-slow lint format assets clean
+.PHONY: demo full progressive align int8 half decoder gan compare bench test test-slow lint format assets clean browser
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ align: $(READY)  ## tiny-sd into one student of 4, 2 and 1 steps that paints the
 	$(BIN)/gendistill distill --config configs/alignment.yaml --out runs/alignment $(if $(wildcard runs/alignment/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/alignment/student --caption subcategory --out runs/alignment
 
+int8: $(READY)  ## the student of `make align`, taught to compute in 8 bits
+	$(BIN)/gendistill distill --config configs/int8.yaml --out runs/int8 $(if $(wildcard runs/int8/checkpoints),--resume)
+	$(BIN)/gendistill evaluate runs/int8/student --caption subcategory --out runs/int8
+
 half: $(READY)  ## tiny-sd with half of its multiply-accumulates, in 50 steps
 	$(BIN)/gendistill distill --config configs/compression.yaml --out runs/half $(if $(wildcard runs/half/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/half/student --caption subcategory --out runs/half
@@ -43,9 +47,11 @@ gan: $(READY)  ## tiny-gan with a quarter of its multiply-accumulates and parame
 	$(BIN)/gendistill distill --config configs/gan.yaml --out runs/gan $(if $(wildcard runs/gan/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/gan/student --caption category --out runs/gan
 
-bench: $(READY)  ## a training step beside its network calls; FID beside clean-fid and torch-fidelity: half an hour
+bench: $(READY)  ## a training step beside its network calls; FID beside clean-fid and torch-fidelity; sampling: an hour
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_metrics.py
+	$(BIN)/python scripts/bench_sampler.py
+	$(BIN)/python scripts/bench_int8.py
 
 compare: $(READY)  ## tiny-sd and the students of `make full` and `make progressive` side by side
 	$(BIN)/gendistill compare assets/tiny-sd runs/full/student runs/progressive --caption subcategory -w 2 \
@@ -56,6 +62,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+browser:  ## what the tests of the web page need; they are skipped without it
+	command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-headless-shell; }
 
 lint: $(READY)
 	$(BIN)/ruff check .
