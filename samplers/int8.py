@@ -57,6 +57,10 @@ def to_int8(network: nn.Module) -> None:
 class Int8Layer(nn.Module):
     """A linear layer or a convolution in 8 bits; its weights are told apart by a digest, since they are packed."""
 
+    digest: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
         weight, scales = layer.weight.detach().float(), weight_scales(layer.weight)
@@ -91,7 +95,7 @@ class Int8Layer(nn.Module):
 
     def _product(self, levels: Tensor, scale: float, zero: int, bias: Tensor | None) -> Tensor:
         given = (levels, scale, zero, self._packed, self.scales, self._zeros, bias)
-        made = (1.0, 0, torch.float32, "none", [], "")
+        made: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
         if self._of is None:
             return torch.ops.onednn.qlinear_pointwise(*given, *made)
         return torch.ops.onednn.qconv2d_pointwise(*given, *self._of, *made)

@@ -36,12 +36,16 @@ def serve(
         float | None, typer.Option(min=0, help="GiB that student and teacher may take; what is free where not given")
     ] = None,
     int8: Int8 = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="torch compiles the networks: a slow start, then faster where they are small"),
+    ] = False,
 ) -> None:
     """A local web page to try STUDENT beside its teacher, and the images endpoint that applications speak, at /v1."""
     from gendistill.machine import usable_device
     from gendistill.serve.address import is_this_machine, listen
     from gendistill.serve.picture_request import Limits
-    from gendistill.serve.studio import open_models, studio_of
+    from gendistill.serve.studio import compile_networks, open_models, studio_of
 
     if teacher is not None and no_teacher:
         raise ValueError("--teacher and --no-teacher: takes one of them")
@@ -52,6 +56,8 @@ def serve(
     models, warnings = open_models(
         student, teacher, with_teacher=not no_teacher, like=like, device=usable_device(device), memory=memory, int8=int8
     )
+    if compiled:
+        compile_networks(models)
     if not is_this_machine(host):
         warnings.append(f"--host {host}: whoever reaches this machine may draw; there is no password")
     warn(warnings)

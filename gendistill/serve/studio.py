@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from gendistill.gan.sampler import GeneratorSampler
 from gendistill.opening import open_teacher_of, open_within
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
+from gendistill.samplers.placed import PlacedSampler
 from gendistill.serve.picture_request import Limits, Offer, PictureRequest
 from gendistill.serve.worker import Worker
 
@@ -48,7 +50,7 @@ class Studio:
     def _draw(self, asked: list[tuple[str, int]], like: PictureRequest) -> Tensor:
         sampler = self.models[like.model]
         prompts, seeds = zip(*asked, strict=True)
-        other_size = {"size": like.size} if like.size != self.offers[like.model].size else {}
+        other_size: dict[str, Any] = {"size": like.size} if like.size != self.offers[like.model].size else {}
         batches = sampler.pictures(
             prompts, seeds, num_inference_steps=like.steps, guidance_scale=like.guidance_scale, **other_size
         )
@@ -111,6 +113,20 @@ def open_models(
             raise
         return models, [f"the teacher is left out: {error}"]
     return models, []
+
+
+def compile_networks(models: dict[str, Sampler]) -> None:
+    """Let torch compile the networks of models.
+
+    Raises:
+        ValueError: one of them is not drawn from by a diffusion pipeline, or moves its networks while it draws.
+    """
+    for name, sampler in models.items():
+        if not isinstance(sampler, FewStepSampler) or isinstance(sampler, PlacedSampler):
+            raise ValueError(
+                f"--compile: the {name} does not stay where it is or is a GAN; takes a diffusion model, no --memory"
+            )
+        sampler.compile()
 
 
 def _has_teacher(student: Sampler) -> bool:

@@ -1,6 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from gendistill.samplers import FewStepSampler, to_uint8
 from gendistill.schedulers import solver_eta, student_scheduler
@@ -89,3 +92,21 @@ def test_the_share_of_fresh_noise_that_a_spec_asks_for_is_what_the_plain_pipelin
         ).images
         torch.testing.assert_close(drawn[eta], plain, atol=1e-5, rtol=0)
     assert (drawn[0.0] - drawn[0.5]).abs().max() > 1e-3
+
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU by g++")
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])])
+def test_a_compiled_network_draws_the_same_and_is_compiled_once_for_batches_of_about_a_size(tiny_folder, backend):
+    plain, compiled = (FewStepSampler.from_pretrained(tiny_folder) for _ in range(2))
+    compiled.compile(backend)
+
+    def draw(sampler, count):
+        settings = {"num_inference_steps": 2, "guidance_scale": 1, "batch_size": 4}
+        return torch.cat(list(sampler.pictures(["food"] * count, list(range(count)), **settings)))
+
+    torch.testing.assert_close(draw(compiled, 3), draw(plain, 3), atol=1e-4, rtol=0)
+    compiled_once = counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(draw(compiled, 7), draw(plain, 7), atol=1e-4, rtol=0)
+    assert counters["stats"]["unique_graphs"] == compiled_once > 0
