@@ -27,8 +27,8 @@ def images_api(studio: Studio) -> APIRouter:
     """Routes for a studio's models.
 
     A request is JSON: `prompt`, and as far as wanted `model`, `n`, `size`, `seed`, `steps`, `guidance_scale`. The answer holds
-    PNGs in base64 under `data`, the seed of each, and `seconds`. What is not drawn is answered as OpenAI answers it:
-    400 with the field in `param`, 429 where too many wait.
+    PNGs in base64 under `data`, the seed of each, `seconds`, and `warnings`. What is not drawn is answered as OpenAI
+    answers it: 400 with the field in `param`, 429 where too many wait.
     """
     router = APIRouter(prefix="/v1")
     started = int(time.time())
@@ -56,7 +56,8 @@ def images_api(studio: Studio) -> APIRouter:
         data = [
             {"b64_json": base64.b64encode(png).decode(), "seed": asked.seed + number} for number, png in enumerate(pictures)
         ]
-        return JSONResponse({"created": int(time.time()), "data": data, "seconds": round(drawn.seconds, 4)})
+        told = {"seconds": round(drawn.seconds, 4), "warnings": studio.advice(asked)}
+        return JSONResponse({"created": int(time.time()), "data": data, **told})
 
     return router
 

@@ -55,10 +55,11 @@ def page_of(studio: Studio) -> gr.Blocks:
                     )
                     shown.append(gr.Textbox(label=f"{label}'s time", interactive=False, elem_id=f"{name}-time"))
 
-        def drawn(prompt: Any, seed: Any, *settings: Any) -> Iterator[dict[Any, Any]]:
+        def draw_both(prompt: Any, seed: Any, *settings: Any) -> Iterator[dict[Any, Any]]:
             yield {told: gr.update(value="", visible="hidden"), **dict.fromkeys(shown)}
             given = {"prompt": prompt, "seed": _whole(seed)}
             times: list[float] = []
+            warnings: list[str] = []
             for place, name in enumerate(offers):
                 steps, scale = settings[2 * place : 2 * place + 2]
                 try:
@@ -70,13 +71,16 @@ def page_of(studio: Studio) -> gr.Blocks:
                     yield {told: gr.update(value=str(error), visible=True)}
                     return
                 times.append(found.seconds)
+                warnings += studio.advice(asked)
+                warning = gr.update(value="\n".join(warnings), visible=bool(warnings) or "hidden")
                 picture, time = shown[2 * place : 2 * place + 2]
-                yield {picture: Image.fromarray(found.pictures[0].squeeze(-1).numpy()), time: _time(found, asked.steps, times)}
+                drawn = Image.fromarray(found.pictures[0].squeeze(-1).numpy())
+                yield {told: warning, picture: drawn, time: _time(found, asked.steps, times)}
 
         given = [prompt, seed, *settings]
         asking = [draw.click] if first.prompts is not None else [draw.click, prompt.submit]
         for ask in asking:
-            ask(drawn, given, [told, *shown], concurrency_limit=DRAWN_AT_ONCE, api_visibility="private")
+            ask(draw_both, given, [told, *shown], concurrency_limit=DRAWN_AT_ONCE, api_visibility="private")
     page.queue(max_size=64)
     return page
 

@@ -34,7 +34,15 @@ def application(studio: Studio, host: str) -> FastAPI:
 
     app.include_router(images_api(studio))
     return gr.mount_gradio_app(
-        app, page_of(studio), path="/", footer_links=[], theme=THEME, css=CSS, ssr_mode=False, enable_monitoring=False
+        app,
+        page_of(studio),
+        path="/",
+        footer_links=[],
+        theme=THEME,
+        css=CSS,
+        ssr_mode=False,
+        enable_monitoring=False,
+        max_file_size="1kb",
     )
 
 

@@ -47,6 +47,11 @@ class Studio:
             request = PictureRequest(offer.name, prompt, 1, 0, offer.steps, offer.guidance_scale, offer.size)
             self.worker.submit(request).result()
 
+    def advice(self, request: PictureRequest) -> list[str]:
+        """What to know of pictures drawn so, a sentence each: steps or guidance that a student was not made for."""
+        sampler = self.models[request.model]
+        return sampler.advice(request.steps, request.guidance_scale) if isinstance(sampler, FewStepSampler) else []
+
     def _draw(self, asked: list[tuple[str, int]], like: PictureRequest) -> Tensor:
         sampler = self.models[like.model]
         prompts, seeds = zip(*asked, strict=True)

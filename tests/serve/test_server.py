@@ -34,7 +34,11 @@ def student(tmp_path_factory):
     shutil.copytree(TINY_SD, folder)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     settings = {**scheduler, "timestep_spacing": "trailing"}
-    StudentSpec("consistency", str(TINY_SD), (4, 2, 1), "ddim", "DDIMScheduler", settings, "baked", 2.0).save(folder)
+    spec = StudentSpec("consistency", str(TINY_SD), (4, 2, 1), "ddim", "DDIMScheduler", settings, "baked", 2.0)
+    spec.scheduler().save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "DDIMScheduler"]}))
+    spec.save(folder)
     return folder
 
 
@@ -201,6 +205,17 @@ def test_a_person_who_types_nonsense_reads_a_sentence(page, field, typed, senten
     expect(page.locator("#told textarea")).to_have_value(re.compile(re.escape(sentence)), timeout=30_000)
 
 
+def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
+    page.fill("#prompt textarea", PROMPT)
+    page.fill("#student-steps input", "3")
+    page.fill("#teacher-steps input", "1")
+    page.click("#draw")
+    sentence = "steps 3: the student was made for 4, 2, 1; other numbers mostly look worse"
+    expect(page.locator("#told textarea")).to_have_value(sentence, timeout=30_000)
+    assert server.ask({"prompt": PROMPT, "steps": 3})[1]["warnings"] == [sentence]
+    assert server.ask({"prompt": PROMPT})[1]["warnings"] == []
+
+
 def test_html_in_a_prompt_is_a_text(page):
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)><script>alert(2)</script>")
     page.fill("#teacher-steps input", "1")
@@ -212,14 +227,14 @@ def test_html_in_a_prompt_is_a_text(page):
 def test_the_end_finishes_what_is_drawn_and_leaves_at_once(student, tmp_path):
     server = Server(student, tmp_path / "log.txt", "--no-teacher", "--most-pictures", "16")
     with ThreadPoolExecutor(2) as people:
-        drawing = people.submit(server.ask, {"prompt": PROMPT, "steps": 100, "n": 16})
+        drawing = people.submit(server.ask, {"prompt": PROMPT, "steps": 60, "n": 12})
         while not drawing.done() and json.load(urllib.request.urlopen(f"{server.address}/health"))["drawing"] == 0:
             time.sleep(0.01)
         started = time.monotonic()
         assert server.end(signal.SIGINT) == 0
         assert time.monotonic() - started < 20
         status, answer = drawing.result()
-    assert (status, len(answer["data"])) == (200, 16)
+    assert (status, len(answer["data"])) == (200, 12)
     assert "Traceback" not in server.text
 
 
