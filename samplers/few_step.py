@@ -301,7 +301,7 @@ class FewStepSampler(Sampler):
     ) -> Iterator[Tensor]:
         steps = self.default_steps if steps is None else steps
         guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        batch_size = batch_size or pictures_at_once(max(size or self.size))
+        batch_size = 1 if task.styles is not None else batch_size or pictures_at_once(max(size or self.size))
         if guidance_scale > 1 and not self.family.guided:
             raise ValueError(f"guidance_scale {guidance_scale:g}: a {type(self.pipeline).__name__} knows no guidance; takes 1")
         pipeline = self._pipeline_of(task, len(prompts), steps)

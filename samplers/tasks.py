@@ -20,7 +20,8 @@ class Task:
         strength: the share of the steps that are made of a picture, in (0, 1]: 1 leaves little of it.
         controls: (N, 3, H, W) in [0, 1], what `controlnet` looks at; `control_scale`: how much it counts.
         controlnet: a diffusers `ControlNetModel`.
-        styles: pictures for an IP-Adapter that the pipeline has loaded, as its pipeline takes them, one a prompt.
+        styles: pictures, one a prompt, for the IP-Adapter that the pipeline has loaded (`pipeline.load_ip_adapter`). These are
+            drawn one by one: diffusers gives all styles of a batch to each of its prompts.
     """
 
     pictures: Tensor | None = None

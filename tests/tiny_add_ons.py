@@ -6,6 +6,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 
 def save_lora(network, folder, strength=0.3, save=StableDiffusionPipeline.save_lora_weights):
@@ -30,3 +31,27 @@ def save_control(network, folder):
             parameter.data.normal_(0, 0.3)
     control.save_pretrained(folder)
     return folder
+
+
+def load_style_adapter(pipeline):
+    """An IP-Adapter of random weights for a pipeline, and the network that looks at its pictures."""
+    torch.manual_seed(7)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**small, image_size=16, patch_size=8, projection_dim=12)
+    looking = CLIPVisionModelWithProjection(vision).eval()
+    reading = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    pipeline.register_modules(image_encoder=looking, feature_extractor=reading)
+    config, width = pipeline.unet.config, pipeline.unet.config.cross_attention_dim
+    keys = {}
+    for number, name in enumerate(of for of in pipeline.unet.attn_processors if of.endswith("attn2.processor")):
+        attention = pipeline.unet.get_submodule(name.removesuffix(".processor"))
+        for of in ("to_k_ip", "to_v_ip"):
+            keys[f"{2 * number + 1}.{of}.weight"] = torch.randn(attention.to_k.out_features, width)
+    projected = {
+        "proj.weight": torch.randn(4 * width, 12),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    pipeline.load_ip_adapter({"image_proj": projected, "ip_adapter": keys}, subfolder="", weight_name="")
+    assert config.encoder_hid_dim_type == "ip_image_proj"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, ControlNetModel, DDIMScheduler
-from tiny_add_ons import save_control, save_lora
+from PIL import Image
+from tiny_add_ons import load_style_adapter, save_control, save_lora
 
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.tasks import Task
@@ -105,3 +106,23 @@ def test_a_second_lora_counts_on_top(sampler, tmp_path):
 def test_what_does_not_go_together_is_one_sentence(sampler, task, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         draw(sampler, task)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_each_prompt_has_the_style_of_its_own_picture(sampler, guidance_scale):
+    load_style_adapter(sampler.pipeline)
+    styles = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
+    task = Task(styles=styles)
+    drawn = draw(sampler, task, guidance_scale=guidance_scale)
+    stock = sampler.pipeline(
+        PROMPTS[1],
+        ip_adapter_image=styles[1],
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator().manual_seed(SEEDS[1]),
+        output_type="pt",
+    ).images[0]
+    torch.testing.assert_close(drawn[1], stock, atol=1e-5, rtol=0)
+    others = draw(sampler, Task(styles=styles[::-1]), guidance_scale=guidance_scale)
+    assert (drawn[0] - others[0]).abs().max() > 0.005
+    torch.testing.assert_close(drawn[1], others[1], atol=1e-5, rtol=0)
