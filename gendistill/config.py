@@ -236,6 +236,12 @@ class DistillConfig(Section):
         return asked and self.method not in ("gan", "decoder")
 
     @property
+    def may_be_lora(self) -> bool:
+        """Whether the student could be a LoRA as well, by its other settings."""
+        all_weights = self.compresses or self.start is not None or self.quantization != "none"
+        return not all_weights and self.guidance.mode != "embedded" and self.method not in ("gan", "decoder")
+
+    @property
     def aligns(self) -> bool:
         """Whether it learns from trajectories of the teacher."""
         return self.method == "latent_alignment" or self.aligns_beside

@@ -49,9 +49,9 @@ def out_of_memory(config: DistillConfig, num_processes: int = 1) -> str:
         remedies.append("dtype=bfloat16")
     if of_gan:
         remedies.append(f"trainer.batch_size={max(1, trainer.batch_size // 2)}")
-    elif not config.lora.enabled:
+    elif not config.lora.enabled and config.may_be_lora:
         remedies.append("lora.enabled=true")
-    elif config.lora.rank > 8:
+    elif config.lora.enabled and config.lora.rank > 8:
         remedies.append(f"lora.rank={config.lora.rank // 2}")
     settings = ", then ".join(f"--set {remedy}" for remedy in remedies) or "a smaller teacher or data.resolution"
     return f"out of memory at trainer.batch_size {trainer.batch_size}; takes {settings}, until it fits"

@@ -166,7 +166,7 @@ def _lighter(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
     if config.trainer.batch_size > config.trainer.gradient_accumulation_steps:
         count = config.trainer.batch_size
         changes[f"trainer.gradient_accumulation_steps={count}"] = {"trainer": {"gradient_accumulation_steps": count}}
-    if not config.lora.enabled and config.guidance.mode == "baked":
+    if not config.lora.enabled and config.may_be_lora:
         changes["lora.enabled=true"] = {"lora": {"enabled": True}}
     if config.dtype == "float32":
         changes["dtype=float16"] = {"dtype": "float16"}

@@ -76,3 +76,17 @@ def test_a_start_of_another_kind_than_the_teacher_is_one_sentence(settings, tiny
     lora = distill(settings("lora", quantization="none", lora__enabled=True, trainer__max_steps=1)).student_folder
     with pytest.raises(ValueError, match="is a LoRA; takes a student with all its weights"):
         distill(settings("run", start=str(lora)))
+
+
+def test_a_lora_becomes_part_of_the_network_before_that_computes_in_8_bits(settings):
+    changes = {"quantization": "none", "lora__enabled": True, "trainer__learning_rate": 1e-2}
+    folder = distill(settings("lora", **changes)).student_folder
+
+    def draw(**given):
+        return next(iter(FewStepSampler.from_pretrained(folder, **given).pictures(["food"], [0])))
+
+    teacher = FewStepSampler.from_pretrained(settings("lora").teacher)
+    undistilled = next(iter(teacher.pictures(["food"], [0], num_inference_steps=2, guidance_scale=1)))
+    plain, coarse = draw(), draw(int8=True)
+    assert 0 < (plain - coarse).abs().mean() < 0.02
+    assert (plain - undistilled).abs().mean() > (plain - coarse).abs().mean()

@@ -85,6 +85,12 @@ def test_the_settings_that_would_make_it_fit_are_told(tiny_folder):
     assert told(1000)[0] is None
 
 
+def test_a_student_in_8_bits_is_planned_and_told_nothing_that_it_does_not_take(tiny_folder):
+    plan = plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "quantization": "int8"}))
+    assert AS_IT_IS in plan.needs
+    assert not any("lora" in name for name in plan.needs)
+
+
 def test_a_plan_of_training_from_the_command_line(tiny_folder):
     command = [sys.executable, "-m", "gendistill.cli", "plan", str(tiny_folder), "--train", "--set", "data.path=pictures"]
     done = subprocess.run([*command, "--probe", "--device", "cpu", "--json", "--memory", "8"], capture_output=True, text=True)

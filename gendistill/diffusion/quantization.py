@@ -12,7 +12,7 @@ from gendistill.samplers.int8 import LEVELS, MOST, input_ranges, layers_in_8_bit
 
 
 class FakeInt8Linear(nn.Linear):
-    """Numbers are those of `Int8Layer`; the gradient passes the rounding as if it were not there, and no clipped value."""
+    """Numbers are those of `Int8Layer`; the gradient passes the rounding as if it were not there."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(rounded_inputs(x), rounded_weight(self.weight).to(x.dtype), self.bias)
@@ -28,14 +28,26 @@ class FakeInt8Conv2d(nn.Conv2d):
 def rounded_weight(weight: Tensor) -> Tensor:
     """A weight (O, ...) as 8 bits hold it, in float32."""
     scales = weight_scales(weight)
-    zeros = torch.zeros_like(scales)
-    return torch.fake_quantize_per_channel_affine(weight.float(), scales, zeros, 0, -MOST, MOST)
+    return _Rounded.apply(weight.float(), scales, torch.zeros_like(scales), -MOST, MOST)
 
 
 def rounded_inputs(x: Tensor) -> Tensor:
     """What comes into a layer (B, ...) as 8 bits hold it, by each picture's own range."""
-    scales, zeros = input_ranges(x)
-    return torch.fake_quantize_per_channel_affine(x.float(), scales, zeros, 0, 0, LEVELS).to(x.dtype)
+    return _Rounded.apply(x.float(), *input_ranges(x), 0, LEVELS).to(x.dtype)
+
+
+class _Rounded(torch.autograd.Function):
+    """To the nearest level of each row's scale; the gradient is that of doing nothing, since no value is beyond the levels."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, scales: Tensor, zeros: Tensor, low: int, high: int) -> Tensor:
+        scales, zeros = (of.reshape(-1, *[1] * (x.ndim - 1)) for of in (scales, zeros))
+        levels = x * (1 / scales)
+        return levels.add_(zeros).round_().clamp_(low, high).sub_(zeros).mul_(scales)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None, None, None, None
 
 
 def compute_as_int8(network: Any) -> None:
