@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from gendistill.serve.picture_request import Offer, RefusedError, read_request
+from gendistill.serve.picture_request import Offer, read_request
 from gendistill.serve.studio import Studio
-from gendistill.serve.worker import BusyError, Drawn
+from gendistill.serve.worker import Drawn
 
 TITLE = "gendistill"
 FONT = ["system-ui", "sans-serif"]  # Gradio's own would be fetched from elsewhere
@@ -67,9 +67,10 @@ def page_of(studio: Studio) -> gr.Blocks:
                         {**given, "model": name, "steps": _whole(steps), "guidance_scale": scale}, offers, limits
                     )
                     found = studio.worker.submit(asked).result()
-                except (RefusedError, BusyError) as error:
+                except (ValueError, RuntimeError) as error:  # refused, busy, or not to be drawn
                     yield {told: gr.update(value=str(error), visible=True)}
                     return
+                given["seed"] = asked.seed  # where none was typed, both have the same one
                 times.append(found.seconds)
                 warnings += studio.advice(asked)
                 warning = gr.update(value="\n".join(warnings), visible=bool(warnings) or "hidden")
