@@ -32,7 +32,7 @@ from gendistill.reporting import (
 from gendistill.reporting.colours import DARK, LIGHT
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "screenshot.py"
-BROWSER = any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome"))
+BROWSER = any(shutil.which(name) for name in ("chromium-headless-shell", "chromium", "google-chrome", "chrome"))
 LONG = "https://example.org/" + "a_long_name_without_a_space_" * 5
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
