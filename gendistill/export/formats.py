@@ -70,7 +70,7 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
         require_runtime(kind)
     if kind not in ("diffusers", *PROGRAMS) and out.suffix != ".safetensors":
         raise ValueError(f"--out {out}: --format {kind} takes a .safetensors file")
-    sampler = FewStepSampler.from_pretrained(student)
+    sampler = FewStepSampler.from_pretrained(student, int8=False)  # whose weights are those of other programs
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
     ours = _draw(sampler, prompts)
     aside = out.with_name(f".{out.name}")

@@ -199,3 +199,9 @@ def test_the_command_line_says_how_near_it_is(student, tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path / "l.bin")], capture_output=True, text=True)
     assert done.returncode == 2
     assert "takes a .safetensors file" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "one.safetensors"), ("diffusers", "folder")])
+def test_a_student_of_8_bits_goes_to_other_programs_with_all_its_weights(student, tmp_path, kind, name):
+    exported = export(str(student("sd1", quantization="int8")), kind, tmp_path / name)
+    assert exported.most < HALF
