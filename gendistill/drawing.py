@@ -56,7 +56,8 @@ def draw(
     batch_size: int = 16,
     device: str | None = None,
     memory: float | None = None,
-    int8: bool | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> Drawing:
     """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
 
@@ -70,7 +71,8 @@ def draw(
         interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
             the next, a row a strip.
         memory: GiB that a diffusion model may take on the device; what is free on a GPU, and no limit on a CPU, where None.
-        int8: whether a diffusion model computes in 8 bits on a CPU; as it was trained to where None.
+        dtype: of a diffusion model; half precision on a GPU and float32 on a CPU where None.
+        quantization: of a diffusion model, see `quantize`; as it was trained to, on a CPU, where None.
 
     Raises:
         ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
@@ -78,7 +80,7 @@ def draw(
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
-    sampler = open_within(model, like=like, device=usable_device(device), memory=memory, int8=int8)
+    sampler = open_within(model, like=like, device=usable_device(device), memory=memory, dtype=dtype, quantization=quantization)
     diffusion = isinstance(sampler, FewStepSampler) and sampler.texts
     if inputs is not None and not diffusion:
         prompts = input_prompts(sampler, inputs, prompts)

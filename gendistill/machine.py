@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+DTYPES = ("float16", "bfloat16", "float32")
+
 
 def make_folder(path: Path) -> Path:
     """The folder `path`, made where it is not there; ValueError where nothing can be written to it."""
@@ -27,6 +29,14 @@ def usable_device(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used here; takes cuda, mps or cpu") from error
     return device or best_device()
+
+
+def usable_dtype(dtype: str) -> torch.dtype:
+    """What a name of `DTYPES` means."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype}: takes one of {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
 def best_device() -> str:

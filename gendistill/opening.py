@@ -13,6 +13,7 @@ from gendistill.gan.folder import is_gan_folder
 from gendistill.gan.opening import open_teacher
 from gendistill.gan.sampler import CLASS_MARK, GeneratorSampler
 from gendistill.gan.settings import GeneratorConfig
+from gendistill.machine import usable_dtype
 from gendistill.samplers import FewStepSampler, Sampler
 from gendistill.samplers.placed import PlacedSampler, room_on
 
@@ -33,23 +34,33 @@ def open_sampler(
     config: str | None = None,
     revision: str | None = None,
     device: str = "cpu",
-    int8: bool | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> Sampler:
     """What draws a model's pictures, on a device.
 
     Args:
         model: a GAN folder or a run that left one, or anything that `FewStepSampler.from_pretrained` takes.
         config, revision: of a diffusion model.
-        int8: whether a diffusion model computes in 8 bits; as it was trained to where None.
+        dtype: of a diffusion model, by name; float32 where None.
+        quantization: of a diffusion model, see `quantize`; as it was trained to where None.
 
     Raises:
         ValueError: it is none of these, or cannot be opened.
     """
     if (folder := gan_folder(model)) is not None:
-        if int8:
-            raise ValueError(f"--int8: takes a diffusion model; {model} is a GAN")
+        for name, given in {"--quantization": quantization, "--dtype": dtype}.items():
+            if given is not None:
+                raise ValueError(f"{name} {given}: takes a diffusion model; {model} is a GAN")
         return GeneratorSampler.from_folder(folder, device=device, read=_read)
-    return FewStepSampler.from_pretrained(model, config=config, revision=revision, device=device, int8=int8)
+    return FewStepSampler.from_pretrained(
+        model,
+        config=config,
+        revision=revision,
+        dtype=usable_dtype(dtype or "float32"),
+        device=device,
+        quantization=quantization,
+    )
 
 
 def open_within(
@@ -61,7 +72,8 @@ def open_within(
     device: str = "cpu",
     memory: float | None = None,
     share: int = 1,
-    int8: bool | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> Sampler:
     """What draws a model's pictures; a diffusion model from texts kept within memory, where there is a limit.
 
@@ -70,25 +82,30 @@ def open_within(
         like: the name of a few-step model of others, where the model's own does not tell which it is.
         memory: GiB that it may take on the device; what is free on a GPU, and no limit on a CPU, where None.
         share: how many models the memory is for; each gets the same part.
-        int8: whether a diffusion model computes in 8 bits, which takes a CPU and no limit; as it was trained to where None.
+        dtype: of a diffusion model; half precision on a GPU and float32 on a CPU where None.
+        quantization: of a diffusion model, see `quantize`; as it was trained to, where there is no limit, where None.
 
     Raises:
         ValueError: it cannot be opened, or `memory` is given for what is no diffusion model from texts.
     """
-    limited = memory is not None or device != "cpu"
-    if int8 and limited:
-        raise ValueError("--int8: computes on a CPU, without --memory; takes --device cpu")
-    sampler = open_sampler(model, config=config, revision=revision, int8=False if limited else int8)
-    placed = isinstance(sampler, FewStepSampler) and sampler.texts and limited
-    if not placed:
-        if memory is not None:
-            raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
-        sampler = sampler if device == "cpu" else open_sampler(model, config=config, revision=revision, device=device)
+    if gan_folder(model) is None:
+        dtype = dtype or ("float32" if device == "cpu" else "float16")
+        if limited := memory is not None or device != "cpu":
+            if quantization == "int8":
+                raise ValueError("quantization int8: computes on a CPU, without --memory; takes int8-weights there")
+            quantization = quantization or "none"
+        opened_on = "cpu" if limited else device
+    else:
+        limited, opened_on = False, device
+    sampler = open_sampler(model, config=config, revision=revision, device=opened_on, dtype=dtype, quantization=quantization)
+    if memory is not None and not (isinstance(sampler, FewStepSampler) and sampler.texts):
+        raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
     if isinstance(sampler, FewStepSampler):
         sampler = sampler.recognised(model, like)
-        if placed:
+        if limited and sampler.texts:
             room = room_on(torch.device(device), sampler.pipeline) if memory is None else memory * 2**30
-            sampler = PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room / share)
+            return PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room / share)
+        sampler.pipeline.to(device)
     return sampler
 
 

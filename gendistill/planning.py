@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from gendistill.machine import usable_dtype
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.memory import CUDA_CONTEXT, PLACEMENTS, Needs, Networks, fastest_that_fits
+from gendistill.samplers.small_weights import KINDS, keep_weights_small
 
 GPUS = (6, 8, 12, 24)  # GiB
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SamplingPlan:
     Attributes:
         needs: as predicted, in bytes; `size`: height and width.
         fits: by GiB of a GPU, or of what is free: the name of the fastest placement, None where none fits.
+        quantization: what the network's weights are kept as; `fits_smaller`: as `fits`, where they were kept as others.
     """
 
     model: str
@@ -33,8 +34,10 @@ class SamplingPlan:
     batch: int
     guided: bool
     dtype: str
+    quantization: str
     needs: Needs
     fits: dict[float, str | None]
+    fits_smaller: dict[str, dict[float, str | None]]
 
     def to_dict(self) -> dict[str, Any]:
         peaks = {placement.name: self.needs.peak(placement) for placement in PLACEMENTS}
@@ -43,8 +46,9 @@ class SamplingPlan:
     def table(self) -> Table:
         """A row a placement, a column an amount of memory."""
         height, width = self.size
+        kept = [self.dtype, *([self.quantization] if self.quantization != "none" else []), *(["guided"] if self.guided else [])]
         table = Table(
-            title=f"{self.model}, {self.batch} of {width}x{height}, {self.dtype}{', guided' if self.guided else ''}: predicted",
+            title=f"{self.model}, {self.batch} of {width}x{height}, {', '.join(kept)}: predicted",
             title_justify="left",
             box=SIMPLE_HEAD,
         )
@@ -67,6 +71,10 @@ class SamplingPlan:
         for free, name in self.fits.items():
             if name is None:
                 yield f"{free:g} GiB: nothing fits; fewer pictures at once, a smaller size or a tiny decoder take less"
+            faster = {kind: fits[free] for kind, fits in self.fits_smaller.items() if _order(fits[free]) < _order(name)}
+            if faster:
+                told = ", ".join(f"--quantization {kind} fits {placement}" for kind, placement in faster.items())
+                yield f"{free:g} GiB: {told}; smaller weights draw a seed a little otherwise"
 
 
 def plan_sampling(
@@ -76,6 +84,7 @@ def plan_sampling(
     batch: int = 1,
     guided: bool = False,
     dtype: str = "float16",
+    quantization: str = "none",
     memory: float | None = None,
 ) -> SamplingPlan:
     """What drawing `batch` pictures together takes.
@@ -83,24 +92,49 @@ def plan_sampling(
     Args:
         model: a local model or student, with its weights or without, or the name of an architecture.
         size: WIDTHxHEIGHT; the model's own where None.
+        quantization: what the network's weights are kept as: `none` or one of `KINDS`.
         memory: GiB that are free; those of `GPUS` where None.
 
     Raises:
         ValueError: there is no such model, or a size that its decoder cannot make.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype}: takes one of {', '.join(DTYPES)}")
+    if quantization not in ("none", *KINDS):
+        raise ValueError(f"quantization {quantization}: takes none, {' or '.join(KINDS)}")
     spec = StudentSpec.load(Path(model))
-    networks = Networks.of(spec.teacher, config=spec.teacher_config) if spec and spec.lora else Networks.of(model)
-    wanted = _size(size, networks)
-    needs = networks.needs(wanted, batch, guided=guided, dtype=getattr(torch, dtype), cpu=False)
-    fits: dict[float, str | None] = {}
-    for free in (memory,) if memory is not None else GPUS:
+
+    def opened() -> Networks:
+        return Networks.of(spec.teacher, config=spec.teacher_config) if spec and spec.lora else Networks.of(model)
+
+    wanted = _size(size, opened())
+
+    def needs_of(kind: str) -> Needs:
+        networks = opened()
+        if kind != "none":
+            keep_weights_small(networks.network, kind)
+        return networks.needs(wanted, batch, guided=guided, dtype=usable_dtype(dtype), cpu=False)
+
+    free = [float(memory)] if memory is not None else [float(of) for of in GPUS]
+    needs = needs_of(quantization)
+    fits = _fits_into(needs, free)
+    slow = quantization == "none" and any(_order(name) for name in fits.values())
+    smaller = {kind: _fits_into(needs_of(kind), free) for kind in KINDS} if slow else {}
+    return SamplingPlan(model, wanted, batch, guided, dtype, quantization, needs, fits, smaller)
+
+
+def _fits_into(needs: Needs, free: list[float]) -> dict[float, str | None]:
+    """The name of the fastest placement that fits into each of some GiB."""
+    found: dict[float, str | None] = {}
+    for of in free:
         try:
-            fits[float(free)] = fastest_that_fits(needs, int(free * 2**30) - CUDA_CONTEXT).name
+            found[of] = fastest_that_fits(needs, int(of * 2**30) - CUDA_CONTEXT).name
         except ValueError:
-            fits[float(free)] = None
-    return SamplingPlan(model, wanted, batch, guided, dtype, needs, fits)
+            found[of] = None
+    return found
+
+
+def _order(name: str | None) -> int:
+    """Of a placement: 0 of the fastest, more of each that follows, most of none."""
+    return next((number for number, of in enumerate(PLACEMENTS) if of.name == name), len(PLACEMENTS))
 
 
 def _fits(peak: int, free: float) -> bool:

@@ -14,10 +14,10 @@ from gendistill.metrics.components import Component
 
 from .advice import advice
 from .families import Conditions, device_of, family_of
-from .int8 import to_int8
 from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .prompt_cache import PromptCache
+from .quantizing import quantization_of, quantize, require_quantization
 from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
 from .spec import StudentSpec
 from .streaming import Event, PicturesDone, StepDone, Tell, streamed
@@ -55,26 +55,22 @@ class FewStepSampler(Sampler):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-        int8: bool | None = None,
+        quantization: str | None = None,
     ) -> FewStepSampler:
         """Open a student folder or LoRA, or any model that `open_pipeline` takes.
 
         Args:
-            int8: whether its network computes in 8 bits, which a CPU does faster (`to_int8`); that of a student that was
-                trained for it does so there, where None.
+            quantization: of its network, see `quantize`; where None, what a student was trained for, on a CPU.
 
         Raises:
-            ValueError: it is none, or cannot compute in 8 bits.
+            ValueError: it is none, or there is no such quantization.
         """
+        if quantization is not None:
+            require_quantization(quantization, device)
         pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype)
-        on_cpu = torch.device(device).type == "cpu"
-        pipeline = pipeline.to(device)
-        if int8 or (int8 is None and on_cpu and spec is not None and spec.quantization == "int8"):
-            if spec is not None and spec.lora:
-                pipeline.fuse_lora()
-                pipeline.unload_lora_weights()
-            to_int8(pipeline.unet)
-        return FewStepSampler(pipeline, spec)
+        kind = quantization_of(spec, device) if quantization is None else quantization
+        quantize(pipeline, kind, lora=spec is not None and spec.lora)
+        return FewStepSampler(pipeline.to(device), spec)
 
     def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
         """The same, sampled as it wants to be where it is a few-step model of others: LCM, Turbo, Lightning, Hyper-SD, DMD2.

@@ -43,12 +43,10 @@ def to_int8(network: nn.Module) -> None:
     """Replace a network's layers by those that compute in 8 bits; for drawing alone, on a CPU.
 
     Raises:
-        ValueError: this torch cannot, or the network is not on a CPU.
+        ValueError: this torch cannot.
     """
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
-        raise ValueError("int8: this torch was built without oneDNN; takes one for x86 processors")
-    if (device := next(network.parameters()).device).type != "cpu":
-        raise ValueError(f"int8: computes on a CPU, not on {device}; takes --no-int8 there")
+        raise ValueError("quantization int8: this torch was built without oneDNN; takes one for x86 processors")
     for path, layer in list(layers_in_8_bits(network)):
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, Int8Layer(layer))

@@ -17,6 +17,7 @@ from torch import nn
 from .live_memory import bytes_of, peak_bytes
 from .opening import configs_of
 from .single_file import ARCHITECTURES
+from .small_weights import keep_weights_small, kind_of_weights
 
 TILE = 512  # pixels along an edge
 CUDA_CONTEXT = 600 * 2**20  # the driver's context and the libraries' workspaces; an assumption
@@ -113,13 +114,16 @@ class Networks:
 
     @staticmethod
     def like(pipeline: Any) -> Networks:
-        """Of an opened pipeline; its weights stay where they are."""
+        """Of an opened pipeline, its weights kept as they are there; those stay where they are."""
         text = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
         with torch.device("meta"):
-            return Networks(
+            found = Networks(
                 tuple(type(of)(of.config).eval().requires_grad_(False) for of in text if of is not None),
                 *(type(of).from_config(of.config).eval().requires_grad_(False) for of in (pipeline.unet, pipeline.vae)),
             )
+        if (kind := kind_of_weights(pipeline.unet)) is not None:
+            keep_weights_small(found.network, kind)
+        return found
 
     @property
     def factor(self) -> int:

@@ -38,7 +38,7 @@ def test_every_method_makes_a_student_that_draws_in_8_bits_as_it_learned_to(sett
     sampler = FewStepSampler.from_pretrained(result.student_folder)
     assert sampler.spec.quantization == "int8"
     assert any(isinstance(of, Int8Layer) for of in sampler.pipeline.unet.modules())
-    opened = FewStepSampler.from_pretrained(result.student_folder, int8=False)
+    opened = FewStepSampler.from_pretrained(result.student_folder, quantization="none")
 
     def draw(of):
         return next(iter(of.pictures(["food"], [0])))
@@ -87,6 +87,6 @@ def test_a_lora_becomes_part_of_the_network_before_that_computes_in_8_bits(setti
 
     teacher = FewStepSampler.from_pretrained(settings("lora").teacher)
     undistilled = next(iter(teacher.pictures(["food"], [0], num_inference_steps=2, guidance_scale=1)))
-    plain, coarse = draw(), draw(int8=True)
+    plain, coarse = draw(), draw(quantization="int8")
     assert 0 < (plain - coarse).abs().mean() < 0.02
     assert (plain - undistilled).abs().mean() > (plain - coarse).abs().mean()

@@ -13,7 +13,8 @@ from gendistill.cli.shared import (
     TINY_SD,
     AsJson,
     Device,
-    Int8,
+    Dtype,
+    Quantization,
     app,
     console,
     parse_controls,
@@ -58,7 +59,8 @@ def sample(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB that a diffusion model may take; what is free where not given")
     ] = None,
-    int8: Int8 = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
@@ -82,7 +84,8 @@ def sample(
         batch_size=batch_size,
         device=device,
         memory=memory,
-        int8=int8,
+        dtype=dtype,
+        quantization=quantization,
     )
     warn(made.warnings)
     print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())

@@ -15,7 +15,7 @@ from gendistill.cli.shared import (
     Clip,
     Device,
     Extractor,
-    Int8,
+    Quantization,
     app,
     console,
     parse_controls,
@@ -61,7 +61,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and report.html; the model's own")] = None,
     cache: Cache = CACHE,
     device: Device = None,
-    int8: Int8 = None,
+    quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
     """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
@@ -106,7 +106,7 @@ def evaluate(
         out=out,
         cache=cache,
         device=device,
-        int8=int8,
+        quantization=quantization,
     )
     warn(result.warnings)
     show(result.to_json() if as_json else result.table())

@@ -28,6 +28,7 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="pictures drawn together")] = 1,
     guided: Annotated[bool, typer.Option("--guided", help="with classifier-free guidance, which doubles the batch")] = False,
     dtype: Annotated[str, typer.Option(help="of the weights: float16, bfloat16 or float32")] = "float16",
+    quantization: Annotated[str, typer.Option(help="of the weights: none, int8-weights or nf4-weights")] = "none",
     config: Annotated[Path | None, typer.Option(help="with --train: YAML file")] = None,
     method: Annotated[str | None, typer.Option(help="with --train: consistency, progressive or latent_alignment")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="with --train: any setting")] = None,
@@ -51,7 +52,9 @@ def plan(
             raise ValueError("--config, --method, --set, --probe: take --train")
         from gendistill.planning import plan_sampling
 
-        found = plan_sampling(model or TINY_SD, size=size, batch=batch, guided=guided, dtype=dtype, memory=memory)
+        found = plan_sampling(
+            model or TINY_SD, size=size, batch=batch, guided=guided, dtype=dtype, quantization=quantization, memory=memory
+        )
     if as_json:
         print(json.dumps(found.to_dict()))
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gendistill.cli.shared import TINY_SD, Device, Int8, app, console, quieten_libraries, warn
+from gendistill.cli.shared import TINY_SD, Device, Dtype, Quantization, app, console, quieten_libraries, warn
 
 
 @app.command(
@@ -35,7 +35,8 @@ def serve(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB that student and teacher may take; what is free where not given")
     ] = None,
-    int8: Int8 = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
     compiled: Annotated[
         bool,
         typer.Option("--compile", help="torch compiles the networks: a slow start, then faster where they are small"),
@@ -54,7 +55,14 @@ def serve(
     quieten_libraries()
     listening = listen(host, port)
     models, warnings = open_models(
-        student, teacher, with_teacher=not no_teacher, like=like, device=usable_device(device), memory=memory, int8=int8
+        student,
+        teacher,
+        with_teacher=not no_teacher,
+        like=like,
+        device=usable_device(device),
+        memory=memory,
+        dtype=dtype,
+        quantization=quantization,
     )
     if compiled:
         compile_networks(models)

@@ -38,9 +38,15 @@ Extractor = Annotated[
 ]
 Clip = Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")]
 Cache = Annotated[str, typer.Option(help="folder where what was drawn and extracted is kept")]
-Int8 = Annotated[
-    bool | None,
-    typer.Option("--int8/--no-int8", help="compute in 8 bits, on a CPU; as the student learned to where not given"),
+Dtype = Annotated[
+    str | None, typer.Option(help="float16, bfloat16 or float32; float16 on a GPU, float32 on a CPU where not given")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="int8 computes in 8 bits, on a CPU; int8-weights and nf4-weights take a half and a quarter of the memory; none; "
+        "as the student learned to where not given"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 

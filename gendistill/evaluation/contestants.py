@@ -56,7 +56,9 @@ def open_contestants(
 
 def _open(model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, device: str) -> Contestant:
     folders = [str(folder) for folder in student_folders(Path(model))] or [model]
-    samplers = [open_sampler(folder, device=device, int8=False) for folder in folders]  # layers and LoRAs are looked into
+    samplers = [
+        open_sampler(folder, device=device, quantization="none") for folder in folders
+    ]  # layers and LoRAs are looked into
     first = samplers[0]
     if isinstance(first, GeneratorSampler) and first.of_pictures:
         raise ValueError(

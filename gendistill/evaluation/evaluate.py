@@ -11,21 +11,21 @@ from gendistill.opening import gan_folder
 
 
 def evaluate_model(
-    model: str, *, inputs: Path | None = None, int8: bool | None = None, **options: Any
+    model: str, *, inputs: Path | None = None, quantization: str | None = None, **options: Any
 ) -> Comparison | GeneratorComparison:
     """A GAN by `evaluate_generator`, a diffusion model by `evaluate`, with their `options`.
 
     Args:
         inputs: pictures, for a GAN that paints pictures anew.
-        int8: whether a diffusion model computes in 8 bits; as it was trained to where None.
+        quantization: of a diffusion model; as it was trained to where None.
 
     Raises:
         ValueError: the model, the reference or a metric network cannot be used.
     """
     if gan_folder(model) is not None:
-        if int8:
-            raise ValueError(f"--int8: takes a diffusion model; {model} is a GAN")
+        if quantization is not None:
+            raise ValueError(f"--quantization {quantization}: takes a diffusion model; {model} is a GAN")
         return evaluate_generator(model, inputs=inputs, **options)
     if inputs is not None:
         raise ValueError(f"--input {inputs}: takes a GAN that paints pictures anew, not {model}")
-    return evaluate(model, int8=int8, **options)
+    return evaluate(model, quantization=quantization, **options)

@@ -94,7 +94,7 @@ def evaluate(
     cache: str = ".cache/gendistill",
     out: Path | None = None,
     device: str | None = None,
-    int8: bool | None = None,
+    quantization: str | None = None,
 ) -> Comparison:
     """Judge a student beside its teacher and write evaluation.json and report.html to `out` (the model's own folder).
 
@@ -103,7 +103,7 @@ def evaluate(
 
     Args:
         cache: folder where what was drawn and extracted is kept.
-        int8: whether the student computes in 8 bits, on a CPU; as it was trained to where None.
+        quantization: of the student, see `quantize`; as it was trained to, on a CPU, where None.
         model: a student; the folder of a run that left one student a step count (`student-8`, `student-4`, ...), for all of
             them; or a teacher.
 
@@ -113,7 +113,7 @@ def evaluate(
     device = usable_device(device)
     folders = student_folders(Path(model)) or [Path(model)]
     sources = [folder if folder.is_dir() else model for folder in folders]
-    samplers = [FewStepSampler.from_pretrained(source, device=device, int8=int8) for source in sources]
+    samplers = [FewStepSampler.from_pretrained(source, device=device, quantization=quantization) for source in sources]
     sampler = samplers[0]
     if out is None and not Path(model).is_dir():
         raise ValueError(f"out: model {model} is no folder to write to; takes --out FOLDER")

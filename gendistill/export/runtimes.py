@@ -1,7 +1,7 @@
 """A student for ONNX Runtime and OpenVINO: each of its networks as a program, in folders named as those of `optimum`.
 
-`text_encoder/`, `unet/`, `vae_decoder/` hold `model.onnx` or `openvino_model.xml`, beside the tokenizer, the scheduler and the
-configs of the pipeline. The programs take any batch, and pictures of the size that the model draws by itself.
+`text_encoder/`, `unet/`, `vae_decoder/`, `vae_encoder/` hold `model.onnx` or `openvino_model.xml`, beside the tokenizer, the
+scheduler and the configs of the pipeline. The programs take any batch, and pictures of the size that the model draws by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
@@ -26,7 +28,7 @@ from gendistill.samplers.memory import inputs_of
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
-FOLDERS = {"vae": "vae_decoder"}  # of components that are called otherwise
+FOLDERS = {"vae": ("vae_decoder", "vae_encoder")}  # of components that are called otherwise
 Run = Callable[..., list[np.ndarray]]
 
 
@@ -71,7 +73,8 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
         config = getattr(pipeline, component).config
         stored = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
-        (out / FOLDERS.get(component, component) / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
+        for folder in FOLDERS.get(component, (component,)):
+            (out / folder / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
     pipeline.save_config(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
@@ -79,18 +82,16 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
 
 def open_programs(sampler: FewStepSampler, out: Path, kind: str) -> FewStepSampler:
     """The sampler's pipeline with its networks run by ONNX Runtime or OpenVINO."""
-    run: dict[str, Run] = {}
-    for part in parts_of(sampler, sampler.pipeline):
-        run[part.folder] = _open(out / part.folder / FILES[kind], kind, tuple(part.inputs))
     pipeline = copy.copy(sampler.pipeline)
-    for name, ran in run.items():
-        component = next((of for of, folder in FOLDERS.items() if folder == name), name)
-        setattr(pipeline, component, _running(getattr(pipeline, component), component, ran))
+    for part in parts_of(sampler, sampler.pipeline):
+        run = _open(out / part.folder / FILES[kind], kind, tuple(part.inputs))
+        component = next((of for of, folders in FOLDERS.items() if part.folder in folders), part.folder)
+        setattr(pipeline, component, _running(getattr(pipeline, component), part.folder, run))
     return FewStepSampler(pipeline, sampler.spec)
 
 
 def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[Part]:
-    """The networks that a picture needs, on the CPU, with an example of what each is called with."""
+    """The networks that a picture needs, or one that begins at another, on the CPU, with an example of what each is given."""
     for name in ("text_encoder", "text_encoder_2"):
         if (text := getattr(pipeline, name, None)) is not None:
             tokens = torch.zeros(2, text.config.max_position_embeddings, dtype=torch.long)
@@ -104,6 +105,8 @@ def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[Part]:
     yield Part("unet", _Denoises(pipeline.unet, tuple(example)), example, ("out_sample",))
     latents = torch.rand(2, pipeline.vae.config.latent_channels, height, width)
     yield Part("vae_decoder", _Decodes(pipeline.vae), {"latent_sample": latents}, ("sample",))
+    pictures = torch.rand(2, pipeline.vae.config.in_channels, *sampler.size)
+    yield Part("vae_encoder", _Encodes(pipeline.vae), {"sample": pictures}, ("latent_parameters",))
 
 
 class _Texts(nn.Module):
@@ -140,6 +143,18 @@ class _Decodes(nn.Module):
         return made
 
 
+class _Encodes(nn.Module):
+    """Mean and log variance of the latents, one after the other."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, *given: Tensor) -> Tensor:
+        made: Tensor = self.vae.encode(*given, return_dict=False)[0].parameters
+        return made
+
+
 def _write_onnx(part: Part, file: Path) -> None:
     batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")
     with torch.no_grad(), quiet():
@@ -171,8 +186,8 @@ def _open(file: Path, kind: str, names: tuple[str, ...]) -> Run:
     return lambda *given: [of.copy() for of in compiled(dict(zip(names, map(_array, given), strict=True))).to_tuple()]
 
 
-def _running(network: Any, component: str, run: Run) -> Any:
-    """The network of a pipeline, its computation done by a program."""
+def _running(network: Any, folder: str, run: Run) -> Any:
+    """The network of a pipeline, what the program in a folder does done by it."""
 
     def denoise(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **given: Any) -> tuple[Tensor]:
         added = given.get("added_cond_kwargs") or {}
@@ -189,11 +204,16 @@ def _running(network: Any, component: str, run: Run) -> Any:
     def decode(latents: Tensor, *args: Any, **given: Any) -> tuple[Tensor]:
         return (torch.from_numpy(run(latents)[0]),)
 
+    def to_latents(pictures: Tensor, *args: Any, **given: Any) -> AutoencoderKLOutput:
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(torch.from_numpy(run(pictures)[0])))
+
     running = copy.copy(network)
-    if component == "vae":
+    if folder == "vae_decoder":
         running.decode = decode
+    elif folder == "vae_encoder":
+        running.encode = to_latents
     else:
-        running.forward = denoise if component == "unet" else encode
+        running.forward = denoise if folder == "unet" else encode
     return running
 
 

@@ -94,25 +94,27 @@ def open_models(
     like: str | None = None,
     device: str = "cpu",
     memory: float | None = None,
-    int8: bool | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[dict[str, Sampler], list[str]]:
     """A student, and the teacher that its folder names, or another one; and what to know of them, a sentence each.
 
     Args:
-        like: see `open_within`; `memory`: GiB that both may take, half of it each; `int8`: of the student.
+        like: see `open_within`; `memory`: GiB that both may take, half of it each; `dtype`: of both;
+            `quantization`: of the student.
 
     Raises:
         ValueError: one that was asked for cannot be opened. A teacher that nobody asked for is left out, which is told.
     """
-    share = 2 if with_teacher else 1
-    found = open_within(student, like=like, device=device, memory=memory, share=share, int8=int8)
+    where = {"device": device, "memory": memory, "share": 2 if with_teacher else 1, "dtype": dtype}
+    found = open_within(student, like=like, quantization=quantization, **where)
     models: dict[str, Sampler] = {STUDENT: found}
     if not with_teacher:
         return models, []
     if teacher is None and not _has_teacher(found):
         return models, [f"{student} names no teacher; there is no picture beside its own"]
     try:
-        models[TEACHER] = _teacher_of(found, teacher, device, memory, share)
+        models[TEACHER] = _teacher_of(found, teacher, where)
     except ValueError as error:
         if teacher is not None:
             raise
@@ -140,20 +142,14 @@ def _has_teacher(student: Sampler) -> bool:
     return student.spec is not None
 
 
-def _teacher_of(student: Sampler, teacher: str | None, device: str, memory: float | None, share: int) -> Sampler:
+def _teacher_of(student: Sampler, teacher: str | None, where: dict[str, Any]) -> Sampler:
     if isinstance(student, GeneratorSampler):
-        return open_teacher_of(student, teacher, device=device)
+        return open_teacher_of(student, teacher, device=where["device"])
     if teacher is None:
-        assert student.spec is not None
-        return open_within(
-            student.spec.teacher,
-            config=student.spec.teacher_config,
-            revision=student.spec.teacher_revision,
-            device=device,
-            memory=memory,
-            share=share,
-        )
-    return open_within(teacher, device=device, memory=memory, share=share)
+        spec = student.spec
+        assert spec is not None
+        return open_within(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, **where)
+    return open_within(teacher, **where)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def test_what_reads_the_time_and_the_first_and_last_layer_stay(tiny_folder):
 @torch.no_grad()
 def test_pictures_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(tiny_folder):
     plain = FewStepSampler.from_pretrained(tiny_folder)
-    coarse = FewStepSampler.from_pretrained(tiny_folder, int8=True)
+    coarse = FewStepSampler.from_pretrained(tiny_folder, quantization="int8")
 
     def draw(sampler, **more):
         return torch.cat(list(sampler.pictures(["a", "b"], [0, 1], num_inference_steps=2, guidance_scale=1, **more)))
@@ -102,5 +102,5 @@ def test_multiplications_in_8_bits_are_counted_as_others_are(tiny_folder):
             list(sampler.pictures(["a"], [0], num_inference_steps=1, guidance_scale=1))
         return counter.get_total_flops()
 
-    plain, coarse = (FewStepSampler.from_pretrained(tiny_folder, int8=int8) for int8 in (False, True))
+    plain, coarse = (FewStepSampler.from_pretrained(tiny_folder, quantization=kind) for kind in ("none", "int8"))
     assert flops(coarse) == flops(plain)

@@ -1,0 +1,49 @@
+"""What a network's numbers may be kept or computed in, by name, for drawing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .int8 import to_int8
+from .small_weights import KINDS, keep_weights_small
+from .spec import StudentSpec
+
+QUANTIZATIONS = ("none", "int8", *KINDS)
+
+
+def quantize(pipeline: Any, kind: str, *, lora: bool = False) -> None:
+    """Let the denoiser of an opened pipeline compute in 8 bits, or keep its weights in fewer.
+
+    Args:
+        pipeline: on the CPU.
+        kind: one of `QUANTIZATIONS`: `int8` computes in 8 bits, which a CPU does faster; `int8-weights` and `nf4-weights` take
+            a half and a quarter of half precision's memory on any device; `none` does nothing.
+        lora: whether it has adapters, which become part of the weights first.
+
+    Raises:
+        ValueError: this torch cannot.
+    """
+    if kind == "none":
+        return
+    if lora:
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    if kind == "int8":
+        to_int8(pipeline.unet)
+    else:
+        keep_weights_small(pipeline.unet, kind)
+
+
+def quantization_of(spec: StudentSpec | None, device: str | torch.device) -> str:
+    """What a student learned to be drawn in, on a CPU: `int8` where it was trained for it."""
+    return spec.quantization if spec is not None and torch.device(device).type == "cpu" else "none"
+
+
+def require_quantization(kind: str, device: str | torch.device) -> None:
+    """Raise ValueError where there is no such kind, or none on a device."""
+    if kind not in QUANTIZATIONS:
+        raise ValueError(f"quantization {kind}: takes one of {', '.join(QUANTIZATIONS)}")
+    if kind == "int8" and torch.device(device).type != "cpu":
+        raise ValueError(f"quantization int8: computes on a CPU, not on {device}; takes int8-weights there")

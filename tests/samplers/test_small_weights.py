@@ -1,0 +1,127 @@
+"""Weights of 8 and 4 bits: the numbers are those of the papers, the memory is as promised, pictures stay nearly the same."""
+
+import pytest
+import torch
+from scipy.stats import norm
+from torch import nn
+
+from gendistill.diffusion.quantization import rounded_weight
+from gendistill.planning import plan_sampling
+from gendistill.samplers import FewStepSampler
+from gendistill.samplers.live_memory import bytes_of
+from gendistill.samplers.memory import PLACEMENTS, Networks
+from gendistill.samplers.placed import PlacedSampler
+from gendistill.samplers.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
+
+FAMILIES = ("sd1", "sd2", "sdxl", "unconditional", "classes")
+
+
+def kept(layer, kind):
+    keep_weights_small(nn.ModuleDict({"of": layer}), kind)
+    return layer
+
+
+def draw(sampler):
+    prompts = sampler.own_prompts or ["food", "animals"]
+    drawn = sampler.pictures(prompts[:2], range(len(prompts[:2])), num_inference_steps=2, guidance_scale=1)
+    return torch.cat(list(drawn))
+
+
+def test_the_levels_of_4_bits_are_quantiles_of_a_normal_distribution():
+    """QLoRA, equation 4: eight above zero, zero, seven below, divided by the largest."""
+    ends = 1 - 0.5 * (1 / 32 + 1 / 30)
+    above = [norm.ppf(ends + (0.5 - ends) * step / 8) for step in range(8)]
+    below = [-norm.ppf(ends + (0.5 - ends) * step / 7) for step in range(7)]
+    levels = torch.tensor(sorted([*above, 0.0, *below])) / max(above)
+    torch.testing.assert_close(torch.tensor(NF4, dtype=levels.dtype), levels, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(10, 24), (6, 5, 3, 3), (2, 33)])
+def test_each_weight_of_4_bits_is_the_nearest_level_of_its_block(shape, generator):
+    weight = torch.randn(shape, generator=generator)
+    layer = nn.Conv2d(shape[1], shape[0], shape[2]) if len(shape) == 4 else nn.Linear(shape[1], shape[0])
+    layer.weight.data = weight
+    made = kept(layer, "nf4-weights").weight.flatten()
+    for start in range(0, weight.numel(), BLOCK):
+        block = weight.flatten()[start : start + BLOCK]
+        levels = torch.tensor(NF4) * block.abs().max()
+        nearest = levels[(block[:, None] - levels).abs().argmin(1)]
+        torch.testing.assert_close(made[start : start + BLOCK], nearest)
+
+
+def test_weights_of_8_bits_are_those_that_a_student_learns_with(generator):
+    layer = nn.Conv2d(8, 6, 3)
+    wanted = rounded_weight(layer.weight)
+    torch.testing.assert_close(kept(layer, "int8-weights").weight, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_numbers_are_not_lost_in_half_precision(kind, generator):
+    weight = torch.randn(32, 64, generator=generator) * 1e-3
+    layer = nn.Linear(64, 32).half()
+    layer.weight.data = weight.half()
+    error = (kept(layer, kind).weight.float() - weight).norm() / weight.norm()
+    assert error < {"int8-weights": 0.01, "nf4-weights": 0.11}[kind]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8-weights", 8), ("nf4-weights", 4 + 16 / BLOCK)])
+def test_memory_is_what_is_promised_and_what_is_planned(kind, bits):
+    layer = nn.Linear(640, 1280, bias=False).half()
+    assert bytes_of([kept(layer, kind).parametrizations]) == pytest.approx(640 * 1280 * bits / 8, rel=0.005)
+    networks = Networks.of("sd1")
+    whole = bytes_of([networks.network.half()])
+    keep_weights_small(networks.network, kind)
+    assert bytes_of([networks.network]) < (bits / 16 + 0.04) * whole  # what reads the time, the first and last layer stay
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_pictures_of_every_family_are_nearly_the_same_ones(family_folder, family, kind):
+    folder = family_folder(family)
+    plain, small = FewStepSampler.from_pretrained(folder), FewStepSampler.from_pretrained(folder, quantization=kind)
+    assert kind_of_weights(small.pipeline.unet) == kind
+    assert kind_of_weights(plain.pipeline.unet) is None
+    assert small.weights_hash != plain.weights_hash
+    difference = (draw(plain) - draw(small)).abs().mean()
+    assert 0 < difference < {"int8-weights": 0.01, "nf4-weights": 0.1}[kind]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_pictures_of_every_family_are_nearly_the_same_ones_in_half_precision(family_folder, family):
+    folder = family_folder(family)
+    half = FewStepSampler.from_pretrained(folder, dtype=torch.float16)
+    assert half.pipeline.unet.dtype is torch.float16
+    assert 0 < (draw(FewStepSampler.from_pretrained(folder)) - draw(half)).abs().mean() < 0.005
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_every_placement_draws_the_same_pictures(tiny_folder, kind):
+    sampler = FewStepSampler.from_pretrained(tiny_folder, quantization=kind)
+    plain = draw(sampler)
+    placed = PlacedSampler(sampler.pipeline, device="cpu", memory=float("inf"))
+    assert bytes_of([placed._networks.network]) == bytes_of([sampler.pipeline.unet])
+    for placement in PLACEMENTS:
+        placed._placing.take(placement)
+        torch.testing.assert_close(draw(placed), plain, atol=1e-5, rtol=0)
+
+
+def test_a_plan_tells_which_weights_let_a_faster_placement_fit(tiny_folder):
+    plan = plan_sampling("sdxl", memory=8)
+    assert plan.fits[8.0] == "tiled"
+    assert plan.fits_smaller["int8-weights"][8.0] == "all"
+    assert any("8 GiB: --quantization int8-weights fits all" in sentence for sentence in plan.sentences())
+    assert not plan_sampling(str(tiny_folder), memory=6).fits_smaller
+    small = plan_sampling(str(tiny_folder), quantization="nf4-weights")
+    assert small.needs.network < plan_sampling(str(tiny_folder)).needs.network
+    with pytest.raises(ValueError, match="quantization int8: takes none, int8-weights or nf4-weights"):
+        plan_sampling(str(tiny_folder), quantization="int8")
+
+
+def test_what_cannot_be_is_one_sentence(tiny_folder):
+    with pytest.raises(ValueError, match="quantization fp4: takes one of none, int8, int8-weights, nf4-weights"):
+        FewStepSampler.from_pretrained(tiny_folder, quantization="fp4")
+    with pytest.raises(ValueError, match="quantization int8: computes on a CPU, not on cuda"):
+        FewStepSampler.from_pretrained(tiny_folder, quantization="int8", device="cuda")
