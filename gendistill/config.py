@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from gendistill.diffusion.settings import AlignConfig, CompressionConfig, DecoderConfig
 from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.section import Section
+from gendistill.settings_together import require_together
 
 
 class DataConfig(Section):
@@ -251,16 +251,6 @@ class DistillConfig(Section):
         """Whether it does so beside the loss of another method."""
         return self.method in ("consistency", "progressive") and self.align.weight != 0
 
-    def _aligns_alone_where_asked(self) -> None:
-        """Further students are students of alignment alone, all of whose weights are trained."""
-        asked = {"generations": self.align.generations > 1, "partner": self.align.partner != "none"}
-        for name in (name for name, is_asked in asked.items() if is_asked):
-            value = getattr(self.align, name)
-            if self.method != "latent_alignment":
-                raise ValueError(f"align.{name} {value}: takes --method latent_alignment, not {self.method}")
-            if self.lora.enabled:
-                raise ValueError(f"align.{name} {value}: trains all weights; takes lora.enabled=false")
-
     def halved_to(self) -> list[int]:
         """Network calls of the students of all stages of progressive distillation.
 
@@ -272,107 +262,9 @@ class DistillConfig(Section):
             raise ValueError(f"steps {self.steps}: takes even numbers for the stochastic sampler")
         return [a_step * count for count in halvings(self.progressive.start_steps, fewest // a_step)]
 
-    def _halves_to_its_steps(self) -> None:
-        settings, counts = self.progressive, self.halved_to()
-        if not set(self.steps) <= set(counts):
-            raise ValueError(
-                f"steps {self.steps}: takes some of {counts}, which progressive.start_steps {settings.start_steps} is halved to"
-            )
-        names = ["imitation", *map(str, counts)]
-        for name in settings.stages:
-            if name not in names:
-                raise ValueError(f"progressive.stages.{name} is not known; takes one of {', '.join(names)}")
-            self.trainer_of(name)
-        if settings.grid is not None:
-            self._check_grid(settings.grid, counts)
-
-    def _check_grid(self, grid: list[int], counts: list[int]) -> None:
-        if not grid or min(grid) < 0 or sorted(set(grid), reverse=True) != grid:
-            raise ValueError(f"progressive.grid {grid}: takes falling timesteps, such as [999, 749, 499, 249]")
-        if len(grid) not in counts or any(two != 2 * one for two, one in pairwise([self.progressive.start_steps, *counts])):
-            raise ValueError(
-                f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, where "
-                "each makes half as many as the one before"
-            )
-
     @model_validator(mode="after")
-    def _trains_all_weights_where_asked(self) -> DistillConfig:
-        for name, is_asked in {"start": self.start is not None, "quantization": self.quantization != "none"}.items():
-            if is_asked and self.method in ("gan", "decoder"):
-                raise ValueError(f"{name} {getattr(self, name)}: is of a denoiser, not of --method {self.method}")
-            if is_asked and self.lora.enabled:
-                raise ValueError(f"{name} {getattr(self, name)}: trains all weights; takes lora.enabled=false")
-        if self.start is not None and self.compresses:
-            raise ValueError(f"start {self.start}: takes no compress beside it; a smaller network begins from its teacher")
-        return self
-
-    @model_validator(mode="after")
-    def _compresses_what_it_can(self) -> DistillConfig:
-        asked = {name for name, default in CompressConfig() if getattr(self.compress, name) != default}
-        if self.method == "gan":
-            if self.compress.blocks:
-                raise ValueError("compress.blocks: is of a diffusion model; a GAN takes compress.factor")
-            return self
-        known: set[str] = set() if self.method == "decoder" else {"factor", "blocks", "student_config"}
-        if asked - known:
-            takes = ", ".join(f"compress.{name}" for name in sorted(known)) or "decoder.width and decoder.blocks"
-            raise ValueError(f"compress.{min(asked - known)}: --method {self.method} takes {takes}")
-        if "student_config" in asked and len(asked) > 1:
-            raise ValueError("compress.student_config: takes no compress.factor or compress.blocks beside it")
-        if self.method == "compression" and not asked:
-            raise ValueError(
-                "compress: --method compression takes one of --compress 2, compress.blocks, compress.student_config"
-            )
-        if asked and self.lora.enabled:
-            raise ValueError(
-                "lora.enabled: a smaller network has weights of its own; takes false with compress (a LoRA of it is a run of "
-                "its own, with the smaller student for a teacher)"
-            )
-        if asked:
-            self.trainer_of("compression")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> DistillConfig:
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"steps {self.steps}: takes at least one step count, each 1 or more")
-        if self.method == "progressive":
-            self._halves_to_its_steps()
-        most = self.consistency.num_ddim_timesteps
-        if self.method == "consistency" and max(self.steps) > most:
-            raise ValueError(f"steps {self.steps}: takes at most consistency.num_ddim_timesteps ({most})")
-        if self.consistency.num_phases > most:
-            raise ValueError(f"consistency.num_phases {self.consistency.num_phases}: takes at most num_ddim_timesteps ({most})")
-        if self.lora.enabled and self.guidance.mode == "embedded":
-            raise ValueError(
-                "guidance.mode 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora"
-            )
-        if self.align.weight != 0 and self.method in ("compression", "decoder", "gan"):
-            raise ValueError(f"align.weight {self.align.weight}: --method {self.method} learns from no trajectories; takes 0")
-        if self.aligns and self.guidance.mode == "cfg":
-            raise ValueError(
-                "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "
-                "'embedded'"
-            )
-        if self.aligns and self.align.match.perceptual != 0 and self.lora.enabled and self.trainer.gradient_checkpointing:
-            raise ValueError(
-                "align.match.perceptual: looks through the network that the LoRA is on, which gradient checkpointing would "
-                "call again with the wrong adapter; takes 0, or trainer.gradient_checkpointing=false"
-            )
-        self._aligns_alone_where_asked()
-        if self.align.teachers and not self.aligns:
-            raise ValueError(
-                "align.teachers: paint the trajectories of alignment; takes --method latent_alignment, or align.weight above 0 "
-                "beside consistency or progressive"
-            )
-        if self.aligns and self.align.semantic.clip != 0 and self.dtype == "float16":
-            raise ValueError(
-                "align.semantic.clip: its gradients pass the teacher's decoder, which overflows in dtype 'float16'; takes "
-                "'float32' or 'bfloat16'"
-            )
-        low, high = self.guidance.range
-        if not 1 <= low < high:
-            raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")
+    def _goes_together(self) -> DistillConfig:
+        require_together(self)
         return self
 
 

@@ -50,7 +50,7 @@ def open_sampler(
     """
     if (folder := gan_folder(model)) is not None:
         for name, given in {"--quantization": quantization, "--dtype": dtype}.items():
-            if given is not None:
+            if given not in (None, "none"):
                 raise ValueError(f"{name} {given}: takes a diffusion model; {model} is a GAN")
         return GeneratorSampler.from_folder(folder, device=device, read=_read)
     return FewStepSampler.from_pretrained(

@@ -5,9 +5,11 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
@@ -23,11 +25,12 @@ class FreshProcess:
     Args:
         work: a function that can be pickled.
         before: another one, called first: what sets a trap.
+        errors: a file of its own for what it prints to standard error.
     """
 
-    def __init__(self, work, output, *, folder=None, environment=None, before=None):
+    def __init__(self, work, output, *, folder=None, environment=None, before=None, errors=None):
         self.output = Path(output)
-        self.process = _context.Process(target=_run, args=(work, self.output, folder, environment or {}, before))
+        self.process = _context.Process(target=_run, args=(work, self.output, errors, folder, environment or {}, before))
         self.process.start()
 
     def ended_within(self, seconds):
@@ -52,6 +55,14 @@ class FreshProcess:
 def gendistill(arguments, output, **options):
     """The command line with these arguments."""
     return FreshProcess(partial(_command_line, [str(argument) for argument in arguments]), output, **options)
+
+
+def ran(*arguments, folder=None):
+    """The command line with these arguments, ended: `returncode`, `stdout` and `stderr`, as `subprocess.run` has them."""
+    with TemporaryDirectory() as place:
+        out, errors = Path(place, "out"), Path(place, "errors")
+        code = gendistill(arguments, out, errors=errors, folder=folder or Path.cwd()).wait()
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
 
 
 def together(count, start):
@@ -97,12 +108,12 @@ def limit(what, size):
     resource.setrlimit(what, (size, size))
 
 
-def _run(work, output, folder, environment, before):
+def _run(work, output, errors, folder, environment, before):
     import torch
 
-    with open(output, "ab") as file:
+    with open(output, "ab") as file, open(errors or output, "ab") as beside:
         os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        os.dup2(beside.fileno(), 2)
     os.chdir(folder or "/")
     os.environ.update(environment)
     torch.set_num_threads(1)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from fresh_process import ran
 from PIL import Image
 from tiny_pipeline import ROOT
 
@@ -15,29 +16,27 @@ from gendistill.samplers import FewStepSampler, StudentSpec
 PROMPTS = ["emoji of animals", "food", "a red apple"]
 PLAIN_DIFFUSERS = """
 import sys, json, numpy, torch, diffusers
-folder, teacher, steps, scale, eta, prompts, out = sys.argv[1:]
-pipeline = diffusers.DiffusionPipeline.from_pretrained(teacher or folder)
-if teacher:
-    pipeline.load_lora_weights(folder)
-    scheduler = json.load(open(folder + "/scheduler/scheduler_config.json"))["_class_name"]
-    pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
-pictures = [
-    pipeline(prompt, num_inference_steps=int(steps), guidance_scale=float(scale), eta=float(eta),
-             output_type="np", generator=torch.Generator().manual_seed(7 + k)).images[0]
-    for k, prompt in enumerate(json.loads(prompts))
-]
+for folder, teacher, steps, scale, eta, prompts, out in json.loads(sys.argv[1]):
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(teacher or folder)
+    if teacher:
+        pipeline.load_lora_weights(folder)
+        scheduler = json.load(open(folder + "/scheduler/scheduler_config.json"))["_class_name"]
+        pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
+    pictures = [
+        pipeline(prompt, num_inference_steps=steps, guidance_scale=scale, eta=eta,
+                 output_type="np", generator=torch.Generator().manual_seed(7 + k)).images[0]
+        for k, prompt in enumerate(prompts)
+    ]
+    numpy.save(out, numpy.stack(pictures))
 assert "gendistill" not in sys.modules
-numpy.save(out, numpy.stack(pictures))
 """
 
 
 def run(*arguments):
-    ran = subprocess.run(
-        [sys.executable, "-m", "gendistill.cli", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "Traceback" not in ran.stderr
-    return ran
+    done = ran(*arguments, folder=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +53,8 @@ def place(tmp_path_factory):
 def distill(place, teacher, name, *arguments):
     settings = ("max_steps=3", "batch_size=4", "num_validation=6", "validate_every=2", "learning_rate=1e-3", "trackers=[]")
     given = [f"--set=trainer.{setting}" for setting in settings] + [f"--set=data.cache={place / 'cache'}"]
-    ran = run("distill", teacher, "--out", place / name, *given, "--device=cpu", "--json", *arguments)
-    return place / name, json.loads(ran.stdout)
+    done = run("distill", teacher, "--out", place / name, *given, "--device=cpu", "--json", *arguments)
+    return place / name, json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +74,23 @@ def embedded(place, tiny_folder):
     return distill(place, tiny_folder, "embedded", "--prompts", place / "prompts.txt", *settings)
 
 
-def by_plain_diffusers(folder, spec, out):
-    teacher = spec.teacher if spec.lora else ""
-    steps, scale = spec.num_inference_steps[0], spec.pipeline_guidance_scale
-    arguments = (folder, teacher, steps, scale, spec.eta, json.dumps(PROMPTS), out)
-    ran = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, *map(str, arguments)], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return np.load(out)
+@pytest.fixture(scope="module")
+def by_plain_diffusers(full, lora, embedded, place):
+    """What diffusers alone draws from each student, in a process that has never seen gendistill."""
+    jobs, drawn = [], {}
+    for kind, (folder, _) in {"full": full, "lora": lora, "embedded": embedded}.items():
+        spec, drawn[kind] = StudentSpec.load(folder / "student"), place / f"{kind}-by-diffusers.npy"
+        wanted = spec.num_inference_steps[0], spec.pipeline_guidance_scale, spec.eta
+        jobs.append((str(folder / "student"), spec.teacher if spec.lora else "", *wanted, PROMPTS, str(drawn[kind])))
+    done = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, json.dumps(jobs)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {kind: np.load(file) for kind, file in drawn.items()}
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "embedded"])
-def test_an_exported_student_draws_in_plain_diffusers_what_gendistill_sample_draws(kind, request, place, tmp_path):
+def test_an_exported_student_draws_in_plain_diffusers_what_gendistill_sample_draws(
+    kind, request, place, by_plain_diffusers, tmp_path
+):
     folder, result = request.getfixturevalue(kind)
     student, spec = folder / "student", StudentSpec.load(folder / "student")
     assert result["student"] == str(student)
@@ -93,7 +98,7 @@ def test_an_exported_student_draws_in_plain_diffusers_what_gendistill_sample_dra
     run("sample", student, "--prompts", place / "prompts.txt", "--seed=7", "--batch-size=2", "--out", tmp_path / "ours.npy")
     ours = np.load(tmp_path / "ours.npy")
     assert ours.shape == (3, 32, 32, 3)
-    np.testing.assert_allclose(ours, by_plain_diffusers(student, spec, tmp_path / "theirs.npy"), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(ours, by_plain_diffusers[kind], atol=1e-5, rtol=0)
 
 
 def test_a_run_folder_holds_all_that_it_should(full):
@@ -122,10 +127,9 @@ def test_a_data_free_run_makes_its_own_data_and_exports_guidance_as_an_input(emb
 def test_a_finished_run_is_neither_overwritten_nor_changed_by_a_second_start(full, place, tiny_folder):
     folder, _ = full
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    command = ("distill", tiny_folder, "--data", place / "pictures", "--out", folder, "--device=cpu")
-    ran = subprocess.run([sys.executable, "-m", "gendistill.cli", *map(str, command)], capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert ran.stderr.strip().endswith("holds a run already; takes --resume, or another folder")
+    done = ran("distill", tiny_folder, "--data", place / "pictures", "--out", folder, "--device=cpu")
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("holds a run already; takes --resume, or another folder")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 

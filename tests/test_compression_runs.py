@@ -1,11 +1,9 @@
 """Smaller denoisers as `gendistill.distill(...)` makes them: alone, and before their steps are distilled."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from fresh_process import ran
 from tiny_runs import logged, settings_of
 
 from gendistill.diffusion.smaller import share_of_macs
@@ -149,10 +147,6 @@ def test_a_teacher_of_another_kind_is_told(family_folder, settings):
 def test_a_network_that_cannot_be_as_small_is_told(tiny_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("food\n")
     command = ["distill", str(tiny_folder), "--method", "compression", "--compress", "5000", "--out", str(tmp_path / "run")]
-    told = subprocess.run(
-        [sys.executable, "-m", "gendistill.cli", *command, "--set", f"data.prompts={tmp_path / 'prompts.txt'}"],
-        capture_output=True,
-        text=True,
-    )
+    told = ran(*command, "--set", f"data.prompts={tmp_path / 'prompts.txt'}")
     assert told.returncode == 2
     assert "factor 5000: the nearest is" in told.stdout + told.stderr

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from fresh_process import ran
 
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.student import evaluate
@@ -120,12 +119,7 @@ def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path)
 def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folder, tmp_path):
     command = ["evaluate", str(tiny_folder), "--reference", HELD_OUT, "--caption", "subcategory", "--num", "4"]
     command += ["--cache", str(tmp_path / "cache")]
-    done = subprocess.run(
-        [sys.executable, "-m", "gendistill.cli", *command, "--out", str(tmp_path), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = ran(*command, "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["teacher"]
     assert len(rows) == len(TEACHER_PLANS)

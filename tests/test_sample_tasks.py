@@ -1,12 +1,11 @@
 """`gendistill sample` from pictures, in masks, under controls, and of few-step models of others, in fresh processes."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
+from fresh_process import ran
 from PIL import Image
 from tiny_add_ons import save_control
 from tiny_runs import settings_of
@@ -26,8 +25,7 @@ def sample(tmp_path):
 
     def run(model, *given):
         out = tmp_path / "out.npy"
-        command = [sys.executable, "-m", "gendistill.cli", "sample", str(model), "--prompt", "food", "--out", str(out), *given]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = ran("sample", model, "--prompt", "food", "--out", out, *given)
         told = " ".join(done.stderr.split())
         return told, np.load(out) if done.returncode == 0 else done.returncode
 

@@ -3,15 +3,13 @@
 import io
 import json
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fresh_process import gendistill
+from fresh_process import gendistill, ran
 from PIL import Image
 
 from gendistill.evaluation.sets import evaluate_pictures, is_picture_set, save_statistics
@@ -43,9 +41,7 @@ def scores(pictures, reference, cache, **options):
 def test_two_folders_are_evaluated_from_the_command_line(folders, tmp_path):
     options = ["--reference", folders / "google", "--extractor", "emoji", "--clip", ROOT / "assets" / "tiny-clip"]
     command = ["evaluate", folders / "twitter", *options, "--cache", tmp_path / "cache", "--out", tmp_path, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gendistill.cli", *map(str, command)], capture_output=True, text=True, check=False
-    )
+    done = ran(*command)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     expected = {"fd-emoji", "kd-emoji", "precision", "recall", "density", "coverage", "vendi", "clip_score", "clip_r"}

@@ -1,10 +1,9 @@
 """What a training step takes, predicted before anything is loaded."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from fresh_process import ran
 from tiny_runs import settings_of
 
 from gendistill.config import load_config
@@ -92,19 +91,19 @@ def test_a_student_in_8_bits_is_planned_and_told_nothing_that_it_does_not_take(t
 
 
 def test_a_plan_of_training_from_the_command_line(tiny_folder):
-    command = [sys.executable, "-m", "gendistill.cli", "plan", str(tiny_folder), "--train", "--set", "data.path=pictures"]
-    done = subprocess.run([*command, "--probe", "--device", "cpu", "--json", "--memory", "8"], capture_output=True, text=True)
+    command = ["plan", tiny_folder, "--train", "--set", "data.path=pictures"]
+    done = ran(*command, "--probe", "--device", "cpu", "--json", "--memory", "8")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["seconds"] > 0
     assert found["measured_on"] == "cpu"
     assert found["fits"] == []
     assert found["needs"][AS_IT_IS]["peak"] > 0
-    shown = subprocess.run(command, capture_output=True, text=True)
+    shown = ran(*command)
     assert "trainer.gradient_checkpointing=true" in shown.stdout
     with pytest.raises(ValueError, match="what these take is not planned"):
         plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "align.weight": 1,
                                          "align.distribution.adversarial": 0.1}))  # fmt: skip
-    refused = subprocess.run([*command, "--method", "decoder"], capture_output=True, text=True)
+    refused = ran(*command, "--method", "decoder")
     assert refused.returncode == 2
     assert "plan --train takes consistency, progressive, latent_alignment" in " ".join(refused.stderr.split())

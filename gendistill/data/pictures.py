@@ -1,8 +1,9 @@
 """From the bytes of a picture, of whatever kind, to an RGB picture and to the tensor that an encoder takes."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 # Named, because Pillow otherwise tries every decoder it has, and some (EPS) start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+Made = TypeVar("Made")
 TAKEN = "PNG, JPEG, WebP, BMP or GIF"
 
 # Pillow's own warning level, a quarter of a gigabyte in 24-bit colour: a few kilobytes of PNG can ask for far more.
@@ -28,6 +30,25 @@ def decode_picture(file: Path | BinaryIO) -> Image.Image:
     Raises:
         ValueError: the bytes are no PNG, JPEG, WebP, BMP or GIF, are damaged, or hold more than `MAX_PIXELS` pixels.
     """
+    return _decoded(file, to_rgb)
+
+
+def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
+    """Where a picture is transparent, by more than half: white on black, RGB, upright; None where it is nowhere.
+
+    Raises:
+        ValueError: as `decode_picture`.
+    """
+
+    def seen(image: Image.Image) -> Image.Image | None:
+        opaque = image.convert("RGBA").getchannel("A")
+        return opaque.point(lambda level: 255 * (level < 128)).convert("RGB") if opaque.getextrema()[0] < 128 else None
+
+    return _decoded(file, seen)
+
+
+def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Made]) -> Made:
+    """What `read` makes of a picture that was turned upright."""
     try:
         with warnings.catch_warnings():  # Pillow warns of what is refused below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -35,7 +56,7 @@ def decode_picture(file: Path | BinaryIO) -> Image.Image:
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-            return to_rgb(ImageOps.exif_transpose(image))
+            return read(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
         raise ValueError(f"picture: it cannot be decoded ({error}); it takes {TAKEN}.") from error
 

@@ -23,7 +23,7 @@ def evaluate_model(
         ValueError: the model, the reference or a metric network cannot be used.
     """
     if gan_folder(model) is not None:
-        if quantization is not None:
+        if quantization not in (None, "none"):
             raise ValueError(f"--quantization {quantization}: takes a diffusion model; {model} is a GAN")
         return evaluate_generator(model, inputs=inputs, **options)
     if inputs is not None:

@@ -1,4 +1,4 @@
-"""The images endpoint that applications speak: OpenAI's `POST /v1/images/generations`, and the list of models."""
+"""The images endpoint that applications speak: OpenAI's `/v1/images/generations` and `/v1/images/edits`, the list of models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from torch import Tensor
 
+from gendistill.serve.form import form_of
 from gendistill.serve.picture_request import RefusedError, read_request
 from gendistill.serve.studio import Studio
 from gendistill.serve.worker import BusyError, Drawn
@@ -28,7 +30,8 @@ def images_api(studio: Studio) -> APIRouter:
 
     A request is JSON: `prompt`, and as far as wanted `model`, `n`, `size`, `seed`, `steps`, `guidance_scale`. The answer holds
     PNGs in base64 under `data`, the seed of each, `seconds`, and `warnings`. What is not drawn is answered as OpenAI
-    answers it: 400 with the field in `param`, 429 where too many wait.
+    answers it: 400 with the field in `param`, 429 where too many wait. To begin at a picture it is a form, with `image`, `mask`
+    and `strength` besides.
     """
     router = APIRouter(prefix="/v1")
     started = int(time.time())
@@ -40,9 +43,17 @@ def images_api(studio: Studio) -> APIRouter:
 
     @router.post("/images/generations")
     async def generations(request: Request) -> JSONResponse:
+        return await answer(request, _body_of)
+
+    @router.post("/images/edits")
+    async def edits(request: Request) -> JSONResponse:
+        return await answer(request, _edit_of)
+
+    async def answer(request: Request, read: Callable[[Request], Awaitable[dict[str, Any]]]) -> JSONResponse:
         try:
-            given = await _body_of(request)
-            asked = read_request(given, studio.offers, studio.limits)
+            given = await read(request)
+            _require_usual(given)
+            asked = await asyncio.to_thread(read_request, given, studio.offers, studio.limits)
             drawn = await _when_drawn(studio.worker.submit(asked), request)
         except RefusedError as error:
             return refusal(400, str(error), error.field)
@@ -90,11 +101,21 @@ async def _body_of(request: Request) -> dict[str, Any]:
         raise RefusedError("body", "the request is not JSON") from error
     if not isinstance(given, dict):
         raise RefusedError("body", "the request is not a JSON object; takes one with a prompt")
+    return given
+
+
+async def _edit_of(request: Request) -> dict[str, Any]:
+    given = await form_of(request)
+    if given.get("image") is None:
+        raise RefusedError("image", "image: takes the file of a picture")
+    return given
+
+
+def _require_usual(given: dict[str, Any]) -> None:
     if (form := given.get("response_format")) not in (None, "b64_json"):
         raise RefusedError("response_format", f"response_format {str(form)[:40]!r}: takes b64_json; no picture is kept here")
-    if given.get("stream"):
+    if given.get("stream") not in (None, False, "false"):
         raise RefusedError("stream", "stream: takes false; pictures come when they are drawn")
-    return given
 
 
 async def _when_drawn(drawing: Future[Drawn], request: Request) -> Drawn:

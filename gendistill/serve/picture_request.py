@@ -5,10 +5,16 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
+from gendistill.data.pictures import as_tensor, fitted
+
 MOST_SEED = 2**63 - 1
+STRENGTH = 0.8
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 
@@ -21,6 +27,7 @@ class Offer:
         steps, guidance_scale: its own, for requests that say none.
         size: height and width of its pictures; `multiple`: what other sizes are multiples of, None where it draws no others.
         prompts: all that it knows; None where it takes any text.
+        pictures: whether it begins at pictures.
         allows: raises ValueError for a number of steps or a guidance scale that it cannot be sampled by.
     """
 
@@ -30,6 +37,7 @@ class Offer:
     size: tuple[int, int]
     multiple: int | None = None
     prompts: tuple[str, ...] | None = None
+    pictures: bool = False
     allows: Callable[[int, float], None] = lambda steps, guidance_scale: None
 
 
@@ -51,7 +59,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """Pictures of one prompt: picture k has seed `seed` + k; `size` is (height, width)."""
+    """Pictures of one prompt: picture k has seed `seed` + k; `size` is (height, width).
+
+    Attributes:
+        picture: (3, H, W) in [0, 1], to begin at; `mask`: (1, H, W), 1 where it is painted anew; `strength`: see `Task`.
+    """
 
     model: str
     prompt: str
@@ -60,11 +72,15 @@ class PictureRequest:
     steps: int
     guidance_scale: float
     size: tuple[int, int]
+    picture: Tensor | None = field(default=None, compare=False)
+    mask: Tensor | None = field(default=None, compare=False)
+    strength: float = 1.0
 
     @property
-    def goes_with(self) -> tuple[str, int, float, tuple[int, int]]:
+    def goes_with(self) -> tuple[Any, ...]:
         """Requests that are alike in this may be drawn in one batch."""
-        return self.model, self.steps, self.guidance_scale, self.size
+        begins = self.picture is not None, self.mask is not None, self.strength
+        return self.model, self.steps, self.guidance_scale, self.size, begins
 
 
 class RefusedError(ValueError):
@@ -79,7 +95,8 @@ def read_request(given: Mapping[str, Any], offers: Mapping[str, Offer], limits: 
     """A request from fields as a stranger sends them.
 
     Args:
-        given: `prompt`, and where they are there `model`, `n`, `seed`, `steps`, `guidance_scale`, `size` ("WIDTHxHEIGHT").
+        given: `prompt`, and where they are there `model`, `n`, `seed`, `steps`, `guidance_scale`, `size` ("WIDTHxHEIGHT");
+            `image`, a picture to begin at, with `strength` and `mask`, white where it is painted anew.
         offers: by name; the first is for requests that name none.
 
     Raises:
@@ -94,15 +111,33 @@ def read_request(given: Mapping[str, Any], offers: Mapping[str, Offer], limits: 
         offer.allows(steps, scale)
     except ValueError as error:
         raise RefusedError("steps", str(error)) from error
-    return PictureRequest(
-        offer.name,
-        _prompt(given.get("prompt"), offer, limits),
-        count,
-        seed,
-        steps,
-        scale,
-        _size(given.get("size"), offer, limits),
-    )
+    size = _size(given.get("size"), offer, limits)
+    prompt = _prompt(given.get("prompt"), offer, limits)
+    return PictureRequest(offer.name, prompt, count, seed, steps, scale, size, **_beginning(given, offer, steps, size))
+
+
+def _beginning(given: Mapping[str, Any], offer: Offer, steps: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The fields of a request that begins at a picture; none of one that does not."""
+    picture, mask = given.get("image"), given.get("mask")
+    if picture is None:
+        if mask is not None:
+            raise RefusedError("mask", "mask: takes an image, the picture to paint in")
+        return {}
+    for name, of in (("image", picture), ("mask", mask)):
+        if not isinstance(of, Image.Image | None):
+            raise RefusedError(name, f"{name}: takes the file of a picture")
+    if not offer.pictures:
+        raise RefusedError("image", f"image: {offer.name} begins at no pictures")
+    strength = STRENGTH if given.get("strength") is None else given["strength"]
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+        raise RefusedError("strength", f"strength {_shown(strength)}: takes a number above 0 and at most 1")
+    if int(steps * strength) < 1:
+        raise RefusedError(
+            "strength", f"strength {strength:g}: of {steps} steps it leaves none; takes at least {1 / steps:.2g}"
+        )
+    begun = as_tensor(fitted(picture, *size)) / 2 + 0.5
+    anew = None if mask is None else (as_tensor(fitted(mask, *size))[:1] > 0).float()
+    return {"picture": begun, "mask": anew, "strength": float(strength)}
 
 
 def _offer(given: Any, offers: Mapping[str, Offer]) -> Offer:

@@ -14,6 +14,7 @@ from gendistill.gan.sampler import GeneratorSampler
 from gendistill.opening import open_teacher_of, open_within
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.placed import PlacedSampler
+from gendistill.samplers.tasks import Task
 from gendistill.serve.picture_request import Limits, Offer, PictureRequest
 from gendistill.serve.worker import Worker
 
@@ -52,12 +53,19 @@ class Studio:
         sampler = self.models[request.model]
         return sampler.advice(request.steps, request.guidance_scale) if isinstance(sampler, FewStepSampler) else []
 
-    def _draw(self, asked: list[tuple[str, int]], like: PictureRequest) -> Tensor:
-        sampler = self.models[like.model]
-        prompts, seeds = zip(*asked, strict=True)
-        other_size: dict[str, Any] = {"size": like.size} if like.size != self.offers[like.model].size else {}
-        batches = sampler.pictures(
-            prompts, seeds, num_inference_steps=like.steps, guidance_scale=like.guidance_scale, **other_size
+    def _draw(self, requests: list[PictureRequest]) -> Tensor:
+        like = requests[0]
+        rows = [(request, request.seed + number) for request in requests for number in range(request.count)]
+        more: dict[str, Any] = {"size": like.size} if like.size != self.offers[like.model].size else {}
+        if like.picture is not None:
+            begun, masks = ([getattr(of, name) for of, _ in rows] for name in ("picture", "mask"))
+            more["task"] = Task(torch.stack(begun), None if like.mask is None else torch.stack(masks), like.strength)
+        batches = self.models[like.model].pictures(
+            [of.prompt for of, _ in rows],
+            [seed for _, seed in rows],
+            num_inference_steps=like.steps,
+            guidance_scale=like.guidance_scale,
+            **more,
         )
         return torch.cat([to_uint8(batch).cpu() for batch in batches]).permute(0, 2, 3, 1)
 
@@ -73,6 +81,7 @@ def offer_of(name: str, sampler: Sampler) -> Offer:
         sampler.size,
         multiple=8 if resized else None,
         prompts=None if prompts is None else tuple(prompts),
+        pictures=resized,
         allows=_allowing(sampler),
     )
 

@@ -37,14 +37,14 @@ class Worker:
     """Draws requests in the order in which they came, those that go together at once.
 
     Args:
-        draw: pictures uint8 (N, H, W, 3) of a list of (prompt, seed), by the settings of a request.
+        draw: pictures uint8 (N, H, W, 3) of requests that go together, those of each one after the other.
         most_waiting: requests in the queue; the next one is refused.
         most_pictures: of one batch.
     """
 
     def __init__(
         self,
-        draw: Callable[[list[tuple[str, int]], PictureRequest], Tensor],
+        draw: Callable[[list[PictureRequest]], Tensor],
         *,
         most_waiting: int = 64,
         most_pictures: int = 16,
@@ -94,10 +94,10 @@ class Worker:
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
-            asked = [(of.request.prompt, of.request.seed + k) for of in batch for k in range(of.request.count)]
-            self._drawing, started = len(asked), time.perf_counter()
+            requests = [waiting.request for waiting in batch]
+            self._drawing, started = sum(request.count for request in requests), time.perf_counter()
             try:
-                pictures = self._draw(asked, batch[0].request)
+                pictures = self._draw(requests)
             except Exception as error:  # of any kind: who asked is told, and the next ones are drawn
                 for waiting in batch:
                     waiting.drawn.set_exception(error)
@@ -105,8 +105,8 @@ class Worker:
             finally:
                 self._drawing = 0
             seconds = time.perf_counter() - started
-            for waiting, part in zip(batch, pictures.split([of.request.count for of in batch]), strict=True):
-                waiting.drawn.set_result(Drawn(part, seconds, len(asked)))
+            for waiting, part in zip(batch, pictures.split([request.count for request in requests]), strict=True):
+                waiting.drawn.set_result(Drawn(part, seconds, len(pictures)))
 
     def _next(self) -> list[_Waiting] | None:
         """The first that waits, and those behind it that go with it, as many as fit into a batch; None at the end."""

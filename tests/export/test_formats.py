@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from fresh_process import ran
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -192,11 +193,10 @@ def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given
 
 
 def test_the_command_line_says_how_near_it_is(student, tmp_path):
-    command = [sys.executable, "-m", "gendistill.cli", "export", str(student("sd1", lora=True)), "--format", "kohya"]
-    done = subprocess.run([*command, "--out", str(tmp_path / "l.safetensors")], capture_output=True, text=True, check=True)
+    done = ran("export", student("sd1", lora=True), "--format", "kohya", "--out", tmp_path / "l.safetensors")
     assert "opened again by diffusers' load_lora_weights: its picture is within 0.0" in " ".join(done.stdout.split())
     assert load_file(tmp_path / "l.safetensors")
-    done = subprocess.run([*command, "--out", str(tmp_path / "l.bin")], capture_output=True, text=True)
+    done = ran("export", student("sd1", lora=True), "--format", "kohya", "--out", tmp_path / "l.bin")
     assert done.returncode == 2
     assert "takes a .safetensors file" in " ".join(done.stderr.split())
 

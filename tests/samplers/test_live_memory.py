@@ -1,12 +1,11 @@
 """What a computation holds at most, against what can be counted by hand; and what a pipeline takes, by placement."""
 
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh_process import ran
 from torch import nn
 
 from gendistill.planning import plan_sampling
@@ -104,12 +103,11 @@ def test_the_weights_of_stable_diffusion_are_known():
 
 
 def test_a_plan_from_the_command_line(tiny_folder):
-    command = [sys.executable, "-m", "gendistill.cli", "plan", str(tiny_folder)]
-    done = subprocess.run([*command, "--batch", "2"], capture_output=True, text=True, check=True)
+    done = ran("plan", tiny_folder, "--batch", "2")
     assert "predicted" in done.stdout
     assert "text-aside" in done.stdout
     assert "nobody has measured it on a GPU" in " ".join(done.stderr.split())
-    done = subprocess.run([*command, "--size", "33x32"], capture_output=True, text=True)
+    done = ran("plan", tiny_folder, "--size", "33x32")
     assert done.returncode == 2
     assert "size 33x32: takes WIDTHxHEIGHT in multiples of 4 pixels" in " ".join(done.stderr.split())
 

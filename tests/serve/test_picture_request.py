@@ -1,6 +1,7 @@
 """What may be asked of a server; a stranger's nonsense is one sentence that names the field."""
 
 import pytest
+from PIL import Image
 
 from gendistill.serve.picture_request import Limits, Offer, RefusedError, read_request
 
@@ -11,11 +12,12 @@ def no_single_steps(steps, guidance_scale):
 
 
 OFFERS = {
-    "fast": Offer("fast", 4, 1.0, (32, 48), multiple=8, allows=no_single_steps),
+    "fast": Offer("fast", 4, 1.0, (32, 48), multiple=8, pictures=True, allows=no_single_steps),
     "classes": Offer("classes", 1, 1.0, (32, 32), prompts=("cat", "dog")),
     "noise": Offer("noise", 1, 1.0, (32, 32), prompts=("",)),
 }
 LIMITS = Limits()
+GREY = Image.new("RGB", (20, 10), "grey")
 
 
 def test_a_request_that_says_little_gets_the_models_own():
@@ -33,10 +35,21 @@ def test_a_size_is_width_by_height_and_other_models_have_other_prompts():
     assert read_request({"prompt": "anything", "model": "noise"}, OFFERS, LIMITS).model == "noise"
 
 
+def test_a_picture_to_begin_at_and_its_mask_become_as_large_as_what_is_drawn():
+    half = Image.new("RGB", (20, 10))
+    half.paste("white", (0, 0, 10, 10))
+    read = read_request({"prompt": "a", "image": GREY, "mask": half}, OFFERS, LIMITS)
+    assert read.picture.shape == (3, 32, 48)
+    assert read.picture.unique().tolist() == pytest.approx([128 / 255])
+    assert read.mask.shape == (1, 32, 48)
+    assert read.mask[0, 16].tolist() == [1.0] * 24 + [0.0] * 24
+    assert read.strength == 0.8
+
+
 def test_only_requests_of_one_kind_go_together():
     ask = {"prompt": "a", "seed": 1}
     alike = [read_request({**ask, **more}, OFFERS, LIMITS).goes_with for more in ({}, {"prompt": "b", "seed": 2, "n": 3})]
-    others = [{"steps": 3}, {"guidance_scale": 2}, {"size": "32x32"}, {"model": "noise"}]
+    others = [{"steps": 3}, {"guidance_scale": 2}, {"size": "32x32"}, {"model": "noise"}, {"image": GREY}]
     assert alike[0] == alike[1]
     assert alike[0] not in [read_request({**ask, **more}, OFFERS, LIMITS).goes_with for more in others]
 
@@ -65,6 +78,13 @@ def test_only_requests_of_one_kind_go_together():
         ({"size": 512}, "size", "size 512: takes WIDTHxHEIGHT"),
         ({"size": "x" * 1000}, "size", "size 'xxxxx"),
         ({"size": "64x64", "model": "noise"}, "size", "size '64x64': takes 32x32"),
+        ({"image": "a.png"}, "image", "image: takes the file of a picture"),
+        ({"image": GREY, "mask": "a.png"}, "mask", "mask: takes the file of a picture"),
+        ({"mask": GREY}, "mask", "mask: takes an image, the picture to paint in"),
+        ({"image": GREY, "strength": 0}, "strength", "strength 0: takes a number above 0 and at most 1"),
+        ({"image": GREY, "strength": "much"}, "strength", "strength 'much': takes a number above 0 and at most 1"),
+        ({"image": GREY, "strength": 0.2}, "strength", "strength 0.2: of 4 steps it leaves none; takes at least 0.25"),
+        ({"image": GREY, "model": "noise"}, "image", "image: noise begins at no pictures"),
     ],
 )
 def test_what_may_not_be_asked_is_one_sentence(given, field, sentence):

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+import torch
 from fresh_process import gendistill
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from gendistill.samplers import FewStepSampler, StudentSpec, to_uint8
+from gendistill.samplers.tasks import Task
 
 TINY_SD, PROMPT = Path("assets/tiny-sd").resolve(), "google emoji of food fruit"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -102,6 +104,53 @@ def test_an_application_that_speaks_openai_gets_the_pictures_that_the_sampler_dr
         assert np.abs(pixels(picture.b64_json).astype(int) - ours.permute(1, 2, 0).numpy()).max() <= 1
     with pytest.raises(openai.BadRequestError, match="steps -1: takes a whole number from 1 to 100"):
         client.images.generate(prompt=PROMPT, extra_body={"steps": -1})
+
+
+def png_file(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_application_edits_a_picture_where_its_mask_is_transparent(server, student):
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
+    begun = pixels(client.images.generate(prompt=PROMPT, extra_body={"seed": 5}).data[0].b64_json)
+    mask = Image.new("RGBA", (32, 32), "black")
+    mask.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    given = {"image": png_file(Image.fromarray(begun)), "prompt": "google emoji of animals", "n": 2}
+    answer = client.images.edit(**given, mask=png_file(mask), extra_body={"seed": 9, "strength": 1.0})
+    assert [of.seed for of in answer.data] == [9, 10]
+    edited = pixels(answer.data[0].b64_json).astype(int)
+    changed = np.abs(edited - begun).mean((0, 2))
+    assert changed[:14].mean() > 3 * changed[18:].mean()  # what a decoder makes of latents reaches a little further
+
+    task = Task(torch.from_numpy(begun).permute(2, 0, 1)[None] / 255, torch.ones(1, 1, 32, 32), 1.0)
+    task.masks[..., 16:] = 0
+    wanted = to_uint8(next(iter(FewStepSampler.from_pretrained(student).pictures([given["prompt"]], [9], task=task))))
+    assert np.abs(edited - wanted[0].permute(1, 2, 0).numpy()).max() <= 1
+
+    anew = client.images.edit(**given, extra_body={"seed": 9, "strength": 0.5})
+    assert np.abs(pixels(anew.data[0].b64_json).astype(int) - edited).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"image": b"no picture"}, "image: picture: it cannot be decoded"),
+        ({"mask": png_file(Image.new("RGB", (8, 8)))}, "mask: takes a picture that is transparent where it is painted anew"),
+        ({"extra_body": {"strength": "1e9"}}, "strength 1000000000.0: takes a number above 0 and at most 1"),
+        ({"n": 10_000}, "n 10000: takes a whole number from 1 to 8"),
+        ({"extra_headers": {"origin": "http://evil.example"}}, "origin 'http://evil.example': takes requests of its own page"),
+        ({"image": bytes(2**25)}, "the request takes a content-length of at most 16 MiB"),
+        ({"response_format": "url"}, "response_format 'url': takes b64_json"),
+    ],
+)
+def test_an_edit_that_may_not_be_asked_for_is_one_sentence(server, given, sentence):
+    client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.edit(**{"image": png_file(Image.new("RGB", (8, 8))), "prompt": "a", **given})
+    assert refused.value.body["message"].startswith(sentence)
+    assert server.ask({"prompt": "a"})[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ def request(prompt="a", count=1, seed=0, steps=4, guidance_scale=1.0):
     return PictureRequest("student", prompt, count, seed, steps, guidance_scale, (32, 32))
 
 
-def painted(asked):
+def painted(requests):
     """Pictures of one pixel whose number is their seed."""
-    return torch.tensor([seed for _, seed in asked]).reshape(-1, 1, 1, 1)
+    return torch.tensor([of.seed + k for of in requests for k in range(of.count)]).reshape(-1, 1, 1, 1)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def worker():
     """worker(draw, ...), ended after the test."""
     made = []
 
-    def make(draw=lambda asked, _: painted(asked), **settings):
+    def make(draw=painted, **settings):
         made.append(Worker(draw, **settings))
         return made[-1]
 
@@ -45,10 +45,10 @@ def test_everyone_gets_their_own_pictures(worker):
 def test_what_goes_together_is_drawn_together_and_no_more_than_a_batch_holds(worker):
     may_draw, batches = threading.Event(), []
 
-    def draw(asked, like):
+    def draw(requests):
         may_draw.wait(10)
-        batches.append((like.steps, len(asked)))
-        return painted(asked)
+        batches.append((requests[0].steps, sum(of.count for of in requests)))
+        return painted(requests)
 
     drawing = worker(draw, most_pictures=4)
     first = drawing.submit(request())
@@ -64,9 +64,9 @@ def test_what_goes_together_is_drawn_together_and_no_more_than_a_batch_holds(wor
 def test_a_full_queue_refuses_and_goes_on(worker):
     may_draw = threading.Event()
 
-    def draw(asked, _):
+    def draw(requests):
         may_draw.wait(10)
-        return painted(asked)
+        return painted(requests)
 
     drawing = worker(draw, most_waiting=2)
     first = drawing.submit(request())
@@ -81,10 +81,10 @@ def test_a_full_queue_refuses_and_goes_on(worker):
 
 
 def test_an_error_reaches_who_asked_and_nobody_else(worker):
-    def draw(asked, _):
-        if asked[0][0] == "bad":
+    def draw(requests):
+        if requests[0].prompt == "bad":
             raise ValueError("no such thing")
-        return painted(asked)
+        return painted(requests)
 
     drawing = worker(draw)
     with pytest.raises(ValueError, match="no such thing"):
@@ -95,10 +95,10 @@ def test_an_error_reaches_who_asked_and_nobody_else(worker):
 def test_who_went_away_is_not_drawn_for(worker):
     may_draw, drawn = threading.Event(), []
 
-    def draw(asked, _):
+    def draw(requests):
         may_draw.wait(10)
-        drawn.extend(asked)
-        return painted(asked)
+        drawn.extend(of.prompt for of in requests)
+        return painted(requests)
 
     drawing = worker(draw)
     first = drawing.submit(request("a"))
@@ -109,15 +109,15 @@ def test_who_went_away_is_not_drawn_for(worker):
     may_draw.set()
     first.result(10)
     last.result(10)
-    assert [prompt for prompt, _ in drawn] == ["a", "c"]
+    assert drawn == ["a", "c"]
 
 
 def test_the_end_finishes_what_is_drawn_and_refuses_the_rest(worker):
     may_draw = threading.Event()
 
-    def draw(asked, _):
+    def draw(requests):
         may_draw.wait(10)
-        return painted(asked)
+        return painted(requests)
 
     drawing = worker(draw)
     first = drawing.submit(request(seed=5))

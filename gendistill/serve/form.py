@@ -1,0 +1,85 @@
+"""A request that comes as a form, since it has files in it: a picture to begin at, a mask of what is painted anew."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import Request
+from PIL import Image
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException
+
+from gendistill.data.pictures import decode_picture, decode_transparency
+from gendistill.serve.picture_request import RefusedError
+
+MOST_BYTES = 2**24  # of a form; no client of a picture sends more for the sizes that are drawn
+FIELDS = 32
+WHOLE, NUMBERS = ("n", "seed", "steps"), ("guidance_scale", "strength")
+
+
+async def form_of(request: Request) -> dict[str, Any]:
+    """The fields of a form as `read_request` takes them: numbers as numbers, `image` and `mask` as pictures.
+
+    A `mask` is white where the file is transparent, as OpenAI means it; that of `image` itself where no mask is sent and some
+    of it is transparent.
+
+    Raises:
+        RefusedError: it is no form, too long, from a page of strangers, or a file is no picture.
+    """
+    _require_own_page(request)
+    length = request.headers.get("content-length", "")
+    if not length.isdecimal() or int(length) > MOST_BYTES:
+        raise RefusedError("body", f"the request takes a content-length of at most {MOST_BYTES // 2**20} MiB")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        raise RefusedError("content-type", "content-type: takes multipart/form-data")
+    try:
+        async with request.form(max_files=2, max_fields=FIELDS) as form:
+            return await asyncio.to_thread(_read, form)
+    except MultiPartException as error:
+        raise RefusedError("body", f"the request is no form: {error.message}") from error
+
+
+def _require_own_page(request: Request) -> None:
+    """A browser sends forms for any page without asking, but tells which one."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+        raise RefusedError("origin", f"origin {origin[:60]!r}: takes requests of its own page, and of programs")
+
+
+def _read(form: FormData) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for name, value in form.items():
+        name = name.removesuffix("[]")
+        if isinstance(value, UploadFile):
+            given[name] = _picture(name, value)
+        elif name in (*WHOLE, *NUMBERS):
+            given[name] = _number(value, whole=name in WHOLE)
+        else:
+            given[name] = value
+    file = next((of for of in (form.get("mask"), form.get("image"), form.get("image[]")) if isinstance(of, UploadFile)), None)
+    if file is not None and (mask := _transparent(file)) is not None:
+        given["mask"] = mask
+    elif "mask" in given:
+        raise RefusedError("mask", "mask: takes a picture that is transparent where it is painted anew")
+    return given
+
+
+def _picture(name: str, file: UploadFile) -> Image.Image:
+    try:
+        return decode_picture(file.file)
+    except ValueError as error:
+        raise RefusedError(name, f"{name}: {error}") from error
+
+
+def _transparent(file: UploadFile) -> Image.Image | None:
+    file.file.seek(0)
+    return decode_transparency(file.file)
+
+
+def _number(text: str, *, whole: bool) -> Any:
+    """What a text says; the text itself where it says no number, which is refused with its name."""
+    try:
+        return int(text) if whole and len(text) < 20 else float(text)
+    except ValueError:
+        return text
