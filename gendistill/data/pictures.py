@@ -41,8 +41,8 @@ def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
     """
 
     def seen(image: Image.Image) -> Image.Image | None:
-        opaque = image.convert("RGBA").getchannel("A")
-        return opaque.point(lambda level: 255 * (level < 128)).convert("RGB") if opaque.getextrema()[0] < 128 else None
+        transparent = np.array(image.convert("RGBA").getchannel("A")) < 128
+        return Image.fromarray(transparent).convert("RGB") if transparent.any() else None
 
     return _decoded(file, seen)
 

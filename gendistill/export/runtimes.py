@@ -73,8 +73,8 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
         config = getattr(pipeline, component).config
         stored = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
-        for folder in FOLDERS.get(component, (component,)):
-            (out / folder / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
+        for name in FOLDERS.get(component, (component,)):
+            (out / name / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
     pipeline.save_config(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)

@@ -115,7 +115,7 @@ def open_models(
     Raises:
         ValueError: one that was asked for cannot be opened. A teacher that nobody asked for is left out, which is told.
     """
-    where = {"device": device, "memory": memory, "share": 2 if with_teacher else 1, "dtype": dtype}
+    where: dict[str, Any] = {"device": device, "memory": memory, "share": 2 if with_teacher else 1, "dtype": dtype}
     found = open_within(student, like=like, quantization=quantization, **where)
     models: dict[str, Sampler] = {STUDENT: found}
     if not with_teacher:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.data.pictures import decode_picture, fitted, to_tensor
+from gendistill.data.pictures import decode_picture, decode_transparency, fitted, to_tensor
 
 
 def encoded(image, format="PNG", **options):
@@ -20,6 +20,15 @@ def encoded(image, format="PNG", **options):
 def test_transparency_is_composited_on_white():
     half_black = Image.new("RGBA", (4, 4), (0, 0, 0, 51))
     assert decode_picture(encoded(half_black)).getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_where_a_picture_is_transparent_is_white_on_black():
+    picture = Image.new("RGBA", (4, 2), (9, 9, 9, 255))
+    picture.putpixel((1, 0), (9, 9, 9, 100))
+    picture.putpixel((2, 0), (9, 9, 9, 200))
+    seen = decode_transparency(encoded(picture))
+    assert [seen.getpixel((x, 0)) for x in range(4)] == [(0, 0, 0), (255, 255, 255), (0, 0, 0), (0, 0, 0)]
+    assert decode_transparency(encoded(picture.convert("RGB"))) is None
 
 
 def test_a_transparent_palette_colour_is_white():
