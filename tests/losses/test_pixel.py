@@ -90,7 +90,8 @@ def test_multi_scale_takes_odd_edges_and_refuses_more_levels_than_there_are(gene
 def reference():
     """LPIPS of random weights, by its authors' code."""
     theirs = pytest.importorskip("lpips").LPIPS
-    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(0)
         network = theirs(net="squeeze", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
     return network, lambda x: network.net(network.scaling_layer(x))

@@ -1,5 +1,7 @@
 """Pictures from pictures, in masks, under controls, with a second LoRA: as the stock pipelines draw them, at any batch size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, ControlNetModel, DDIMScheduler
@@ -41,6 +43,18 @@ def draw(sampler, task, **changes):
 
 
 NAMES = ["image-to-image", "inpainting", "control", "controlled image-to-image"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stable_diffusion_xl_takes_them_too(family_folder, given, name, tmp_path):
+    sampler = FewStepSampler.from_pretrained(family_folder("sdxl"))
+    task = given(name)
+    if task.controlnet is not None:
+        of_xl = ControlNetModel.from_pretrained(save_control(sampler.pipeline.unet, tmp_path / "control-of-xl"))
+        task = replace(task, controlnet=of_xl)
+    together = draw(sampler, task, guidance_scale=2.0)
+    torch.testing.assert_close(draw(sampler, task, guidance_scale=2.0, batch_size=1), together, atol=1e-5, rtol=0)
+    assert (together - draw(sampler, Task(), guidance_scale=2.0)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)
