@@ -51,7 +51,7 @@ bench: $(READY)  ## a training step beside its network calls; FID beside clean-f
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_metrics.py
 	$(BIN)/python scripts/bench_sampler.py
-	$(BIN)/python scripts/bench_int8.py
+	$(BIN)/python scripts/bench_quantization.py
 
 compare: $(READY)  ## tiny-sd and the students of `make full` and `make progressive` side by side
 	$(BIN)/gendistill compare assets/tiny-sd runs/full/student runs/progressive --caption subcategory -w 2 \

@@ -26,17 +26,16 @@ NF4 = (
 
 
 class Int8Weight(nn.Module):
-    """A weight (O, ...) as levels in [-127, 127] and the largest value of each output channel."""
+    """A weight (O, ...) as levels in [-127, 127] and a scale for each output channel."""
 
-    def forward(self, levels: Tensor, most: Tensor) -> Tensor:
-        # a scale itself, `most / 127`, may be too small for float16
-        return (levels.to(most.dtype) / MOST).mul_(most.reshape(-1, *[1] * (levels.ndim - 1)))
+    def forward(self, levels: Tensor, scales: Tensor) -> Tensor:
+        return levels * scales.reshape(-1, *[1] * (levels.ndim - 1))
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         scales = weight_scales(weight)
         rows = scales.reshape(-1, *[1] * (weight.ndim - 1))
         levels = (weight.detach().float() / rows).round().clamp(-MOST, MOST).to(torch.int8)
-        return levels, (scales * MOST).to(weight.dtype)
+        return levels, scales.to(weight.dtype)
 
 
 class NF4Weight(nn.Module):

@@ -1,8 +1,9 @@
-"""A network in 8 bits beside the same one in float32, on this CPU: a call, and a whole picture of 4 steps.
+"""A quantised network beside the same one in float32, on this CPU: a call, and a whole picture of 4 steps.
 
-    python scripts/bench_int8.py    # the architecture of Stable Diffusion 1.5 with random weights, 256 pixels; tiny-sd
+    python scripts/bench_quantization.py    # the architecture of Stable Diffusion 1.5 with random weights, 256 pixels; tiny-sd
+    python scripts/bench_quantization.py --quantization nf4-weights
 
-In one process, in turn. Below, where the time of a call in 8 bits goes, by operator.
+In one process, in turn. Below, where the time of a quantised call goes, by operator.
 """
 
 import argparse
@@ -20,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from gendistill.cli.shared import quieten_libraries
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.int8 import to_int8
 from gendistill.samplers.memory import inputs_of
 from gendistill.samplers.opening import open_pipeline
+from gendistill.samplers.quantizing import QUANTIZATIONS, quantize
 
 STEPS, PROMPT = 4, "a red apple on a table"
 
@@ -30,19 +31,25 @@ STEPS, PROMPT = 4, "a red apple on a table"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="sd1,assets/tiny-sd", help="separated by commas")
+    parser.add_argument("--quantization", default="int8", choices=QUANTIZATIONS)
     parser.add_argument("--size", type=int, default=256, help="of the architectures with random weights")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     quieten_libraries()
     table = Table(
-        "model", "what", "float32, s", "int8, s", "times as fast", title=f"{torch.get_num_threads()} threads of a CPU"
+        "model",
+        "what",
+        "float32, s",
+        f"{given.quantization}, s",
+        "times as fast",
+        title=f"{torch.get_num_threads()} threads of a CPU",
     )
     for model in given.models.split(","):
         known = "/" not in model
         plain = random_pipeline(model) if known else open_pipeline(model)
         plain.set_progress_bar_config(disable=True)
         coarse = type(plain)(**{**plain.components, "unet": copy.deepcopy(plain.unet)}, requires_safety_checker=False)
-        to_int8(coarse.unet)
+        quantize(coarse, given.quantization)
         size = (given.size, given.size) if known else None
         for what, (ours, theirs) in {"a call": calls(plain, coarse, size), "4 steps": pictures(plain, coarse, size)}.items():
             seconds = in_turn(ours, theirs, given.rounds if known else 10 * given.rounds)
