@@ -55,9 +55,9 @@ class LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        given = {of.untyped_storage() for of in tree_leaves((args, kwargs)) if isinstance(of, Tensor)}
-        for storage in given - set(self._known):
-            self._known.add(storage)  # made before: not ours
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._known.add(tensor.untyped_storage())  # made before: not ours
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scipy.stats import norm
+from tiny_add_ons import save_lora
 from torch import nn
 
 from gendistill.diffusion.quantization import rounded_weight
@@ -106,6 +107,19 @@ def test_every_placement_draws_the_same_pictures(tiny_folder, kind):
     for placement in PLACEMENTS:
         placed._placing.take(placement)
         torch.testing.assert_close(draw(placed), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_lora_goes_on_top(tiny_folder, tmp_path, kind):
+    plain, small = FewStepSampler.from_pretrained(tiny_folder), FewStepSampler.from_pretrained(tiny_folder, quantization=kind)
+    save_lora(plain.pipeline.unet, tmp_path)
+    before = [draw(sampler) for sampler in (plain, small)]
+    for sampler in (plain, small):
+        sampler.pipeline.load_lora_weights(tmp_path, adapter_name="style")
+    after = [draw(sampler) for sampler in (plain, small)]
+    assert (after[0] - after[1]).abs().mean() < 2 * (before[0] - before[1]).abs().mean()
+    assert (after[1] - before[1]).abs().mean() > 0.01
 
 
 def test_a_plan_tells_which_weights_let_a_faster_placement_fit(tiny_folder):
