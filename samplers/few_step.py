@@ -17,7 +17,7 @@ from .families import Conditions, device_of, family_of
 from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .prompt_cache import PromptCache
-from .quantizing import quantization_of, quantize, require_quantization
+from .quantizing import quantization_in, quantization_of, quantize, require_quantization
 from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
 from .spec import StudentSpec
 from .streaming import Event, PicturesDone, StepDone, Tell, streamed
@@ -115,6 +115,11 @@ class FewStepSampler(Sampler):
     def kind(self) -> str:
         return type(self.pipeline).__name__
 
+    @cached_property
+    def quantization(self) -> str:
+        """Which of `QUANTIZATIONS` its network is in, when it is first asked for."""
+        return quantization_in(self.pipeline)
+
     @property
     def device(self) -> torch.device:
         return device_of(self.pipeline)
@@ -176,8 +181,10 @@ class FewStepSampler(Sampler):
         return components_of(self.pipeline)
 
     def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
+        quantized = {} if self.quantization == "none" else {"quantization": self.quantization}
         return {
             "pipeline": self.kind,
+            **quantized,
             "scheduler": type(self.pipeline.scheduler).__name__,
             "num_inference_steps": steps,
             "guidance_scale": guidance_scale,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .int8 import to_int8
-from .small_weights import KINDS, keep_weights_small
+from .int8 import Int8Layer, to_int8
+from .small_weights import KINDS, keep_weights_small, kind_of_weights
 from .spec import StudentSpec
 
 QUANTIZATIONS = ("none", "int8", *KINDS)
@@ -34,6 +34,13 @@ def quantize(pipeline: Any, kind: str, *, lora: bool = False) -> None:
         to_int8(pipeline.unet)
     else:
         keep_weights_small(pipeline.unet, kind)
+
+
+def quantization_in(pipeline: Any) -> str:
+    """Which of `QUANTIZATIONS` was done to the denoiser of a pipeline."""
+    if any(isinstance(module, Int8Layer) for module in pipeline.unet.modules()):
+        return "int8"
+    return kind_of_weights(pipeline.unet) or "none"
 
 
 def quantization_of(spec: StudentSpec | None, device: str | torch.device) -> str:

@@ -166,7 +166,7 @@ def student_folders(run: Path) -> list[Path]:
 
 
 def _students(folders: list[Path], samplers: list[FewStepSampler], steps: list[int] | None) -> Students:
-    """By name: `student`, or that of the folder where there are several.
+    """By name: `student`, with its quantization where it has one, or that of the folder where there are several.
 
     Raises:
         ValueError: `steps` asks several students for what none of them was trained for.
@@ -174,7 +174,8 @@ def _students(folders: list[Path], samplers: list[FewStepSampler], steps: list[i
     if len(folders) == 1:
         spec = samplers[0].spec
         assert spec is not None
-        return {"student": (samplers[0], steps or list(spec.num_inference_steps))}
+        name = "student" if samplers[0].quantization == "none" else f"student, {samplers[0].quantization}"
+        return {name: (samplers[0], steps or list(spec.num_inference_steps))}
     students: Students = {}
     for folder, sampler in zip(folders, samplers, strict=True):
         assert sampler.spec is not None

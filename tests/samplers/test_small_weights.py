@@ -12,6 +12,7 @@ from gendistill.samplers import FewStepSampler
 from gendistill.samplers.live_memory import bytes_of
 from gendistill.samplers.memory import PLACEMENTS, Networks
 from gendistill.samplers.placed import PlacedSampler
+from gendistill.samplers.quantizing import QUANTIZATIONS
 from gendistill.samplers.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
 
 FAMILIES = ("sd1", "sd2", "sdxl", "unconditional", "classes")
@@ -139,3 +140,10 @@ def test_what_cannot_be_is_one_sentence(tiny_folder):
         FewStepSampler.from_pretrained(tiny_folder, quantization="fp4")
     with pytest.raises(ValueError, match="quantization int8: computes on a CPU, not on cuda"):
         FewStepSampler.from_pretrained(tiny_folder, quantization="int8", device="cuda")
+
+
+def test_a_sampler_knows_its_quantization(tiny_folder):
+    samplers = {kind: FewStepSampler.from_pretrained(tiny_folder, quantization=kind) for kind in QUANTIZATIONS}
+    assert {kind: sampler.quantization for kind, sampler in samplers.items()} == {kind: kind for kind in QUANTIZATIONS}
+    assert "quantization" not in samplers["none"].setting(4, 1.0)
+    assert samplers["int8"].setting(4, 1.0)["quantization"] == "int8"
