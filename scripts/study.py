@@ -38,12 +38,16 @@ def distilled(config: str, folder: Path, settings: Mapping[str, object]) -> floa
     )
 
 
-def evaluated(student: Path, steps: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-    """What `gendistill evaluate` writes of a student, made once."""
-    file = student / "evaluation.json"
+def evaluated(
+    student: Path, steps: Sequence[int], quantization: str | None = None, out: Path | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """What `gendistill evaluate` writes of a student, to its own folder or another one, made once."""
+    folder = out or student
+    file = folder / "evaluation.json"
     if not file.exists():
-        counts = ",".join(map(str, steps))
-        called(["evaluate", str(student), "--caption", "subcategory", "--steps", counts], student.parent / "evaluation.log")
+        command = ["evaluate", str(student), "--caption", "subcategory", "--steps", ",".join(map(str, steps))]
+        command += [] if quantization is None else ["--quantization", quantization]
+        called([*command, "--out", str(folder)], student.parent / "evaluation.log")
     told: dict[str, list[dict[str, float]]] = json.loads(file.read_text())
     return told
 
