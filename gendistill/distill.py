@@ -34,6 +34,7 @@ from gendistill.machine import make_folder, usable_device
 from gendistill.methods import stages_of
 from gendistill.methods.aligning import align_stage
 from gendistill.methods.compression import compressed_config
+from gendistill.methods.consistency import require_grid
 from gendistill.methods.stage import Stage
 from gendistill.progress import advancing_bar
 from gendistill.samplers import StudentSpec
@@ -117,6 +118,8 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
         device=processes.device,
     )
     config = fitting(config, teacher.family, type(teacher.pipeline).__name__)
+    if config.method == "consistency":
+        require_grid(config.consistency, teacher.denoiser.schedule.num_train_timesteps)
     if config.compresses:
         compressed_config(teacher.network.config, config.compress)  # whether it can be, before anything is encoded
     stages = stages_of(config, teacher.denoiser, teacher.unconditional(), starting_network(config, teacher))

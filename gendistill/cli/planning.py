@@ -23,7 +23,7 @@ def plan(
             help="local model or student, with weights or without; or sd1, sd2-base, sd2-v, sdxl", show_default=TINY_SD
         ),
     ] = None,
-    train: Annotated[bool, typer.Option("--train", help="what distilling it takes, not sampling from it")] = False,
+    train: Annotated[bool, typer.Option("--train/--sample", help="what distilling it takes, or sampling from it")] = False,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of the pictures; the model's own where not given")] = None,
     batch: Annotated[int, typer.Option(min=1, help="pictures drawn together")] = 1,
     guided: Annotated[bool, typer.Option("--guided", help="with classifier-free guidance, which doubles the batch")] = False,

@@ -58,6 +58,14 @@ def phase_edges(num_phases: int, grid: Tensor) -> Tensor:
     return torch.stack([grid[start - 1] if start else torch.zeros_like(grid[0]) for start in starts])
 
 
+def require_grid(config: ConsistencyConfig, timesteps: int) -> None:
+    """Raise ValueError where the solver grid is finer than a teacher's timesteps."""
+    if config.num_ddim_timesteps > timesteps:
+        raise ValueError(
+            f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: takes at most the teacher's {timesteps} timesteps"
+        )
+
+
 class ConsistencyDistillation(DiffusionMethod):
     """The three networks, wired by the functions above.
 
@@ -70,10 +78,7 @@ class ConsistencyDistillation(DiffusionMethod):
     def __init__(self, networks: Networks, guidance: Guidance, config: ConsistencyConfig) -> None:
         self.networks, self.guidance, self.config = networks, guidance, config
         timesteps = networks.teacher.schedule.num_train_timesteps
-        if config.num_ddim_timesteps > timesteps:
-            raise ValueError(
-                f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: takes at most the teacher's {timesteps} timesteps"
-            )
+        require_grid(config, timesteps)
         self.grid = skipping(config.num_ddim_timesteps, timesteps)
         self.edges = phase_edges(config.num_phases, self.grid)
         self.distance = pseudo_huber if config.loss == "pseudo_huber" else l2

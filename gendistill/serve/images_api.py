@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -16,12 +15,11 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from torch import Tensor
 
-from gendistill.serve.form import form_of
+from gendistill.serve.body import form_of, json_of
 from gendistill.serve.picture_request import RefusedError, read_request
 from gendistill.serve.studio import Studio
 from gendistill.serve.worker import BusyError, Drawn
 
-MOST_BYTES = 2**22  # of a request; the longest prompt that is answered in a sentence of its own is shorter
 STILL_THERE = 0.5  # seconds between two looks at whether somebody waits
 
 
@@ -43,7 +41,7 @@ def images_api(studio: Studio) -> APIRouter:
 
     @router.post("/images/generations")
     async def generations(request: Request) -> JSONResponse:
-        return await answer(request, _body_of)
+        return await answer(request, json_of)
 
     @router.post("/images/edits")
     async def edits(request: Request) -> JSONResponse:
@@ -84,24 +82,6 @@ def png_of(picture: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture.squeeze(2).numpy() if picture.shape[2] == 1 else picture.numpy()).save(file, "PNG")
     return file.getvalue()
-
-
-async def _body_of(request: Request) -> dict[str, Any]:
-    """The JSON object of a request: of its own type alone, since a page of strangers may send any other without asking."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise RefusedError("content-type", "content-type: takes application/json")
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise RefusedError("body", f"the request is longer than {MOST_BYTES // 2**20} MiB; takes a shorter prompt")
-    try:
-        given = json.loads(bytes(body))
-    except (ValueError, RecursionError) as error:
-        raise RefusedError("body", "the request is not JSON") from error
-    if not isinstance(given, dict):
-        raise RefusedError("body", "the request is not a JSON object; takes one with a prompt")
-    return given
 
 
 async def _edit_of(request: Request) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_the_weights_of_stable_diffusion_are_known():
 
 
 def test_a_plan_from_the_command_line(tiny_folder):
-    done = ran("plan", tiny_folder, "--batch", "2")
+    done = ran("plan", tiny_folder, "--sample", "--batch", "2")
     assert "predicted" in done.stdout
     assert "text-aside" in done.stdout
     assert "nobody has measured it on a GPU" in " ".join(done.stderr.split())

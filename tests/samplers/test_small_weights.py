@@ -124,10 +124,10 @@ def test_a_lora_goes_on_top(tiny_folder, tmp_path, kind):
 
 
 def test_a_plan_tells_which_weights_let_a_faster_placement_fit(tiny_folder):
-    plan = plan_sampling("sdxl", memory=8)
-    assert plan.fits[8.0] == "tiled"
-    assert plan.fits_smaller["int8-weights"][8.0] == "all"
-    assert any("8 GiB: --quantization int8-weights fits all" in sentence for sentence in plan.sentences())
+    plan = plan_sampling("sd1", memory=2.8)
+    assert plan.fits[2.8] == "text-aside"
+    assert plan.fits_smaller["int8-weights"][2.8] == "all"
+    assert any("2.8 GiB: --quantization int8-weights fits all" in sentence for sentence in plan.sentences())
     assert not plan_sampling(str(tiny_folder), memory=6).fits_smaller
     small = plan_sampling(str(tiny_folder), quantization="nf4-weights")
     assert small.needs.network < plan_sampling(str(tiny_folder)).needs.network

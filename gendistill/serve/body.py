@@ -1,8 +1,9 @@
-"""A request that comes as a form, since it has files in it: a picture to begin at, a mask of what is painted anew."""
+"""The body of a request, read within limits: JSON, or a form where it has files in it, a picture and a mask."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from fastapi import Request
@@ -13,9 +14,37 @@ from starlette.formparsers import MultiPartException
 from gendistill.data.pictures import decode_picture, decode_transparency
 from gendistill.serve.picture_request import RefusedError
 
-MOST_BYTES = 2**24  # of a form; no client of a picture sends more for the sizes that are drawn
+MOST_JSON = 2**22  # bytes; the longest prompt that is answered in a sentence of its own is shorter
+MOST_FORM = 2**24  # bytes; no client of a picture sends more for the sizes that are drawn
+MOST_IGNORED = 2**27  # bytes that are read and let go of before a refusal, which a client that still sends would not read
 FIELDS = 32
 WHOLE, NUMBERS = ("n", "seed", "steps"), ("guidance_scale", "strength")
+
+
+async def json_of(request: Request) -> dict[str, Any]:
+    """The object of a request: of its own type alone, since a page of strangers may send any other without asking.
+
+    Raises:
+        RefusedError: it is none, or too long.
+    """
+    if _type_of(request) != "application/json":
+        raise RefusedError("content-type", "content-type: takes application/json")
+    body, length = bytearray(), 0
+    async for part in request.stream():
+        length += len(part)
+        if length <= MOST_JSON:
+            body += part
+        elif length > MOST_IGNORED:
+            break
+    if length > MOST_JSON:
+        raise RefusedError("body", f"the request is longer than {MOST_JSON // 2**20} MiB; takes a shorter prompt")
+    try:
+        given = json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("body", "the request is not JSON") from error
+    if not isinstance(given, dict):
+        raise RefusedError("body", "the request is not a JSON object; takes one with a prompt")
+    return given
 
 
 async def form_of(request: Request) -> dict[str, Any]:
@@ -29,15 +58,27 @@ async def form_of(request: Request) -> dict[str, Any]:
     """
     _require_own_page(request)
     length = request.headers.get("content-length", "")
-    if not length.isdecimal() or int(length) > MOST_BYTES:
-        raise RefusedError("body", f"the request takes a content-length of at most {MOST_BYTES // 2**20} MiB")
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+    if not length.isdecimal() or int(length) > MOST_FORM:
+        await _ignore(request)
+        raise RefusedError("body", f"the request takes a content-length of at most {MOST_FORM // 2**20} MiB")
+    if _type_of(request) != "multipart/form-data":
         raise RefusedError("content-type", "content-type: takes multipart/form-data")
     try:
         async with request.form(max_files=2, max_fields=FIELDS) as form:
             return await asyncio.to_thread(_read, form)
     except MultiPartException as error:
         raise RefusedError("body", f"the request is no form: {error.message}") from error
+
+
+def _type_of(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _ignore(request: Request) -> None:
+    length = 0
+    async for part in request.stream():
+        if (length := length + len(part)) > MOST_IGNORED:
+            return
 
 
 def _require_own_page(request: Request) -> None:
