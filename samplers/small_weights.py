@@ -26,7 +26,7 @@ NF4 = (
 
 
 class Int8Weight(nn.Module):
-    """A weight (O, ...) as levels in [-127, 127] and a scale for each output channel."""
+    """A weight (O, ...) as levels in [-127, 127], int8 (O, ...), and a scale (O,) for each output channel."""
 
     def forward(self, levels: Tensor, scales: Tensor) -> Tensor:
         return levels * scales.reshape(-1, *[1] * (levels.ndim - 1))
@@ -39,7 +39,8 @@ class Int8Weight(nn.Module):
 
 
 class NF4Weight(nn.Module):
-    """A weight of any shape as two numbers of levels a byte, and the largest value of each `BLOCK` weights in a row."""
+    """A weight of any shape, N numbers in B = ceil(N / `BLOCK`) blocks: two numbers of levels a byte, uint8 (B * BLOCK / 2,),
+    and the largest absolute value of each block (B,)."""
 
     pairs: Tensor
 

@@ -50,8 +50,14 @@ def require_runtime(kind: str) -> None:
 
 
 def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str) -> None:
-    """The programs of a pipeline of float32 networks, for `kind`, and its configs."""
+    """The programs of a pipeline of float32 networks, for `kind`, and its configs.
+
+    Raises:
+        ValueError: a package is missing, or the model draws from no texts.
+    """
     require_runtime(kind)
+    if not sampler.texts:
+        raise ValueError(f"--format {kind}: takes a text-to-image model; this is a {sampler.kind}")
     out.mkdir(parents=True)
     for part in parts_of(sampler, pipeline):
         folder = out / part.folder

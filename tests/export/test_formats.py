@@ -188,6 +188,13 @@ def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_model_of_pixels_has_no_programs(family_folder, tmp_path, kind):
+    with pytest.raises(ValueError, match=f"--format {kind}: takes a text-to-image model; this is a DDPMPipeline"):
+        export(str(family_folder("unconditional")), kind, tmp_path / "programs")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_says_how_near_it_is(student, tmp_path):
     done = ran("export", student("sd1", lora=True), "--format", "kohya", "--out", tmp_path / "l.safetensors")
     assert "opened again by diffusers' load_lora_weights: its picture is within 0.0" in " ".join(done.stdout.split())
