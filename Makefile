@@ -57,8 +57,9 @@ compare: $(READY)  ## tiny-sd and the students of `make full` and `make progress
 	$(BIN)/gendistill compare assets/tiny-sd runs/full/student runs/progressive --caption subcategory -w 2 \
 		--solver dpm-solver++ --out runs/compare
 
+# A process that dies ends the run, which names its test.
 test: $(READY)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

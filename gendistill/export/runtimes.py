@@ -11,6 +11,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
         if kind == "openvino":
             import openvino
 
-            model = openvino.Core().read_model(str(folder / FILES["onnx"]))
+            model = _openvino().read_model(str(folder / FILES["onnx"]))
             openvino.save_model(model, folder / FILES[kind], compress_to_fp16=False)
             del model  # it holds the files open
             for file in folder.glob("model.onnx*"):
@@ -186,10 +187,20 @@ def _open(file: Path, kind: str, names: tuple[str, ...]) -> Run:
 
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         return lambda *given: session.run(None, dict(zip(names, map(_array, given), strict=True)))
+    compiled = _openvino().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda *given: [of.copy() for of in compiled(dict(zip(names, map(_array, given), strict=True))).to_tuple()]
+
+
+@cache
+def _openvino() -> Any:
+    """OpenVINO's runtime: one, and for as long as the process lives.
+
+    Each runtime gives the thread a stack for signals and, when it goes, the one that it found: where they do not go in the
+    reverse order of how they came, that stack is gone too, and the next signal ends the process.
+    """
     import openvino
 
-    compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda *given: [of.copy() for of in compiled(dict(zip(names, map(_array, given), strict=True))).to_tuple()]
+    return openvino.Core()
 
 
 def _running(network: Any, folder: str, run: Run) -> Any:
