@@ -90,9 +90,9 @@ def open_within(
     """
     if gan_folder(model) is None:
         dtype = dtype or ("float32" if device == "cpu" else "float16")
-        if limited := memory is not None or device != "cpu":
-            if quantization == "int8":
-                raise ValueError("quantization int8: computes on a CPU, without --memory; takes int8-weights there")
+        if memory is not None and quantization == "int8":
+            raise ValueError("quantization int8: computes with all in its place, without --memory; takes int8-weights there")
+        if limited := (memory is not None or device != "cpu") and quantization != "int8":
             quantization = quantization or "none"
         opened_on = "cpu" if limited else device
     else:

@@ -14,6 +14,7 @@ from gendistill.metrics.components import Component
 
 from .advice import advice
 from .families import Conditions, device_of, family_of
+from .int8 import Int8Layer
 from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .prompt_cache import PromptCache
@@ -69,7 +70,7 @@ class FewStepSampler(Sampler):
             require_quantization(quantization, device)
         pipeline, spec = open_student(folder, config=config, revision=revision, dtype=dtype)
         kind = quantization_of(spec, device) if quantization is None else quantization
-        quantize(pipeline, kind, lora=spec is not None and spec.lora)
+        quantize(pipeline, kind, device, lora=spec is not None and spec.lora)
         return FewStepSampler(pipeline.to(device), spec)
 
     def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
@@ -101,7 +102,12 @@ class FewStepSampler(Sampler):
 
         Args:
             backend: of `torch.compile`.
+
+        Raises:
+            ValueError: it computes in 8 bits on a CPU, whose packed weights torch does not compile.
         """
+        if any(isinstance(layer, Int8Layer) for layer in self.pipeline.unet.modules()):
+            raise ValueError("--compile: takes no network in 8 bits on a CPU; takes --quantization none, or int8-weights")
         self.pipeline.unet.to(memory_format=torch.channels_last)
         self.pipeline.unet.compile(dynamic=False, backend=backend)
         self._compiled = True

@@ -165,5 +165,16 @@ def hash_of_weights(modules: Mapping[str, nn.Module]) -> str:
     for name, module in sorted(modules.items()):
         for key, weight in sorted(module.state_dict().items()):
             digest.update(f"{name}/{key} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for tensor in _tensors_of(weight):
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _tensors_of(weight: Any) -> Iterator[Tensor]:
+    """A weight itself, or what it is made of where it is of a kind that a library added: torchao's."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        yield weight
+        return
+    for name in weight.__tensor_flatten__()[0]:
+        if (part := getattr(weight, name)) is not None:
+            yield from _tensors_of(part)

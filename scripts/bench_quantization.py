@@ -49,7 +49,7 @@ def main() -> None:
         plain = random_pipeline(model) if known else open_pipeline(model)
         plain.set_progress_bar_config(disable=True)
         coarse = type(plain)(**{**plain.components, "unet": copy.deepcopy(plain.unet)}, requires_safety_checker=False)
-        quantize(coarse, given.quantization)
+        quantize(coarse, given.quantization, "cpu")
         size = (given.size, given.size) if known else None
         for what, (ours, theirs) in {"a call": calls(plain, coarse, size), "4 steps": pictures(plain, coarse, size)}.items():
             seconds = in_turn(ours, theirs, given.rounds if known else 10 * given.rounds)

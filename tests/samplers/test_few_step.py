@@ -97,9 +97,10 @@ def test_the_share_of_fresh_noise_that_a_spec_asks_for_is_what_the_plain_pipelin
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU by g++")
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8-weights", "nf4-weights"])
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])])
-def test_a_compiled_network_draws_the_same_and_is_compiled_once_for_batches_of_about_a_size(tiny_folder, backend):
-    plain, compiled = (FewStepSampler.from_pretrained(tiny_folder) for _ in range(2))
+def test_a_compiled_network_draws_the_same_and_is_compiled_once_for_batches_of_about_a_size(tiny_folder, backend, quantization):
+    plain, compiled = (FewStepSampler.from_pretrained(tiny_folder, quantization=quantization) for _ in range(2))
     compiled.compile(backend)
 
     def draw(sampler, count):

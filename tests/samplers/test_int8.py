@@ -95,6 +95,11 @@ def test_pictures_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(ti
     assert other.weights_hash != coarse.weights_hash
 
 
+def test_what_torch_does_not_compile_is_one_sentence(tiny_folder):
+    with pytest.raises(ValueError, match="--compile: takes no network in 8 bits on a CPU; takes --quantization none"):
+        FewStepSampler.from_pretrained(tiny_folder, quantization="int8").compile()
+
+
 @torch.no_grad()
 def test_multiplications_in_8_bits_are_counted_as_others_are(tiny_folder):
     def flops(sampler):

@@ -1,5 +1,7 @@
 """Weights of 8 and 4 bits: the numbers are those of the papers, the memory is as promised, pictures stay nearly the same."""
 
+import importlib.util
+
 import pytest
 import torch
 from scipy.stats import norm
@@ -135,10 +137,13 @@ def test_a_plan_tells_which_weights_let_a_faster_placement_fit(tiny_folder):
         plan_sampling(str(tiny_folder), quantization="int8")
 
 
-def test_what_cannot_be_is_one_sentence(tiny_folder):
+def test_what_cannot_be_is_one_sentence(tiny_folder, monkeypatch):
     with pytest.raises(ValueError, match="quantization fp4: takes one of none, int8, int8-weights, nf4-weights"):
         FewStepSampler.from_pretrained(tiny_folder, quantization="fp4")
-    with pytest.raises(ValueError, match="quantization int8: computes on a CPU, not on cuda"):
+    with pytest.raises(ValueError, match="quantization int8: computes on a CPU or a CUDA GPU, not on mps"):
+        FewStepSampler.from_pretrained(tiny_folder, quantization="int8", device="mps")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"quantization int8: needs torchao on a GPU; pip install 'gendistill\[torchao\]'"):
         FewStepSampler.from_pretrained(tiny_folder, quantization="int8", device="cuda")
 
 
