@@ -21,16 +21,16 @@ TAKEN = "PNG, JPEG, WebP, BMP or GIF"
 MAX_PIXELS = 89_478_485
 
 
-def decode_picture(file: Path | BinaryIO) -> Image.Image:
+def decode_picture(file: Path | BinaryIO, most: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture as it is meant to be seen: RGB, upright (EXIF orientation), transparency on white.
 
     16-bit and CMYK pictures become 8-bit RGB; colour profiles are not applied; of an animation the first frame is
     taken.
 
     Raises:
-        ValueError: the bytes are no PNG, JPEG, WebP, BMP or GIF, are damaged, or hold more than `MAX_PIXELS` pixels.
+        ValueError: the bytes are no PNG, JPEG, WebP, BMP or GIF, are damaged, or hold more than `most` pixels.
     """
-    return _decoded(file, to_rgb)
+    return _decoded(file, to_rgb, most)
 
 
 def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
@@ -44,18 +44,18 @@ def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
         transparent = np.array(image.convert("RGBA").getchannel("A")) < 128
         return Image.fromarray(transparent).convert("RGB") if transparent.any() else None
 
-    return _decoded(file, seen)
+    return _decoded(file, seen, MAX_PIXELS)
 
 
-def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Made]) -> Made:
+def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Made], most: int) -> Made:
     """What `read` makes of a picture that was turned upright."""
     try:
         with warnings.catch_warnings():  # Pillow warns of what is refused below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
         with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
+            if image.width * image.height > most:
+                raise ValueError(f"{image.width}x{image.height} is more than {most} pixels")
             return read(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
         raise ValueError(f"picture: it cannot be decoded ({error}); it takes {TAKEN}.") from error

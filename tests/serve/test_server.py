@@ -137,6 +137,7 @@ def test_an_application_edits_a_picture_where_its_mask_is_transparent(server, st
     ("given", "sentence"),
     [
         ({"image": b"no picture"}, "image: picture: it cannot be decoded"),
+        ({"image": png_file(Image.new("1", (6000, 6000)))}, "image: picture: it cannot be decoded (6000x6000 is more than"),
         ({"mask": png_file(Image.new("RGB", (8, 8)))}, "mask: takes a picture that is transparent where it is painted anew"),
         ({"extra_body": {"strength": "1e9"}}, "strength 1000000000.0: takes a number above 0 and at most 1"),
         ({"n": 10_000}, "n 10000: takes a whole number from 1 to 8"),
