@@ -14,7 +14,7 @@ from gendistill.metrics.components import Component
 
 from .advice import advice
 from .families import Conditions, device_of, family_of
-from .int8 import Int8Layer
+from .int8 import is_int8
 from .known_students import KNOWN, known_by_config, known_by_name
 from .opening import open_student
 from .prompt_cache import PromptCache
@@ -106,7 +106,7 @@ class FewStepSampler(Sampler):
         Raises:
             ValueError: it computes in 8 bits on a CPU, whose packed weights torch does not compile.
         """
-        if any(isinstance(layer, Int8Layer) for layer in self.pipeline.unet.modules()):
+        if is_int8(self.pipeline.unet):
             raise ValueError("--compile: takes no network in 8 bits on a CPU; takes --quantization none, or int8-weights")
         self.pipeline.unet.to(memory_format=torch.channels_last)
         self.pipeline.unet.compile(dynamic=False, backend=backend)

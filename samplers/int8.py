@@ -52,6 +52,11 @@ def to_int8(network: nn.Module) -> None:
         setattr(network.get_submodule(parent), name, Int8Layer(layer))
 
 
+def is_int8(network: nn.Module) -> bool:
+    """Whether `to_int8` was done to a network."""
+    return any(isinstance(layer, Int8Layer) for layer in network.modules())
+
+
 class Int8Layer(nn.Module):
     """A linear layer or a convolution in 8 bits; its weights are told apart by a digest, since they are packed."""
 

@@ -35,6 +35,7 @@ def to_int8_by_torchao(network: nn.Module) -> None:
 
 
 def is_by_torchao(network: nn.Module) -> bool:
+    """Whether `to_int8_by_torchao` was done to a network."""
     return any(type(weight).__module__.startswith("torchao.") for weight in network.parameters())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .int8 import Int8Layer, to_int8
+from .int8 import is_int8, to_int8
 from .int8_torchao import is_by_torchao, require_torchao, to_int8_by_torchao
 from .small_weights import KINDS, keep_weights_small, kind_of_weights
 from .spec import StudentSpec
@@ -42,7 +42,7 @@ def quantize(pipeline: Any, kind: str, device: str | torch.device, *, lora: bool
 
 def quantization_in(pipeline: Any) -> str:
     """Which of `QUANTIZATIONS` was done to the denoiser of a pipeline."""
-    if any(isinstance(module, Int8Layer) for module in pipeline.unet.modules()) or is_by_torchao(pipeline.unet):
+    if is_int8(pipeline.unet) or is_by_torchao(pipeline.unet):
         return "int8"
     return kind_of_weights(pipeline.unet) or "none"
 

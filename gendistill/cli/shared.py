@@ -44,8 +44,8 @@ Dtype = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="int8 computes in 8 bits, on a CPU or by torchao on a GPU; int8-weights and nf4-weights take a half and a quarter "
-        "of the memory; none; as the student learned to where not given"
+        help="int8 computes in 8 bits, on a CPU or by torchao on a CUDA GPU; int8-weights and nf4-weights take a half and a "
+        "quarter of the memory; none; as the student learned to where not given"
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]

@@ -16,7 +16,7 @@ from gendistill.serve.picture_request import RefusedError
 
 MOST_JSON = 2**22  # bytes; the longest prompt that is answered in a sentence of its own is shorter
 MOST_FORM = 2**24  # bytes; no client of a picture sends more for the sizes that are drawn
-MOST_PIXELS = 2**25  # of a picture that is sent: 100 MB where it is decoded, of each request at the same time
+MOST_PIXELS = 2**25  # of a picture that is sent: 100 MB once decoded, and four times that while it loses its transparency
 MOST_IGNORED = 2**27  # bytes that are read and let go of before a refusal, which a client that still sends would not read
 FIELDS = 32
 WHOLE, NUMBERS = ("n", "seed", "steps"), ("guidance_scale", "strength")
