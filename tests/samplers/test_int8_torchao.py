@@ -39,6 +39,15 @@ def test_each_row_and_each_channel_has_its_own_scale_and_convolutions_are_as_the
 
 
 @torch.no_grad()
+def test_what_comes_in_has_8_bits_too(generator):
+    network = nn.ModuleDict({"copies": nn.Linear(1024, 1024, bias=False)})
+    network["copies"].weight.copy_(torch.eye(1024))
+    to_int8_by_torchao(network)
+    rows = network["copies"](torch.randn(20, 1024, generator=generator))
+    assert all(100 < len(row.unique()) <= 256 for row in rows)
+
+
+@torch.no_grad()
 def test_pictures_are_nearly_the_same_ones_told_apart_and_counted_as_others_are(tiny_folder):
     plain, coarse = (FewStepSampler.from_pretrained(tiny_folder) for _ in range(2))
     to_int8_by_torchao(coarse.pipeline.unet)
