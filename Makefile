@@ -48,10 +48,10 @@ gan: $(READY)  ## tiny-gan with a quarter of its multiply-accumulates and parame
 	$(BIN)/gendistill evaluate runs/gan/student --caption category --out runs/gan
 
 bench: $(READY)  ## a training step beside its network calls; FID beside clean-fid and torch-fidelity; sampling: an hour
-	$(BIN)/python scripts/bench.py
-	$(BIN)/python scripts/bench_metrics.py
-	$(BIN)/python scripts/bench_sampler.py
-	$(BIN)/python scripts/bench_quantization.py
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench_metrics.py
+	$(BIN)/python benchmarks/bench_sampler.py
+	$(BIN)/python benchmarks/bench_quantization.py
 
 compare: $(READY)  ## tiny-sd and the students of `make full` and `make progressive` side by side
 	$(BIN)/gendistill compare assets/tiny-sd runs/full/student runs/progressive --caption subcategory -w 2 \

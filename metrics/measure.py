@@ -7,13 +7,17 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
-from gendistill.metrics.clip_score import clip_scores
-from gendistill.metrics.frechet import GaussianStatistics, frechet_distance, frechet_distance_infinity, gaussian_statistics
-from gendistill.metrics.kernel import cmmd, kid_of_all
-from gendistill.metrics.manifold import ManifoldScores, manifold_scores
-from gendistill.metrics.matrix import Features
-from gendistill.metrics.retrieval import retrieval_precision
-from gendistill.metrics.uncertainty import (
+from gendistill.metrics.distances.clip_score import clip_scores
+from gendistill.metrics.distances.frechet import (
+    GaussianStatistics,
+    frechet_distance,
+    frechet_distance_infinity,
+    gaussian_statistics,
+)
+from gendistill.metrics.distances.kernel import cmmd, kid_of_all
+from gendistill.metrics.distances.manifold import ManifoldScores, manifold_scores
+from gendistill.metrics.distances.retrieval import retrieval_precision
+from gendistill.metrics.distances.uncertainty import (
     Interval,
     cmmd_interval,
     frechet_interval,
@@ -21,7 +25,8 @@ from gendistill.metrics.uncertainty import (
     mean_interval,
     vendi_interval,
 )
-from gendistill.metrics.vendi import intra_prompt_diversity, vendi_score
+from gendistill.metrics.distances.vendi import intra_prompt_diversity, vendi_score
+from gendistill.metrics.features.matrix import Features
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020
 

@@ -1,9 +1,9 @@
 """Sampling: what draws pictures, pipelines in few steps, solver steps, and how a student wants to be sampled."""
 
-from .few_step import FewStepSampler, components_of
-from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once, to_uint8
-from .solvers import ddim_step, invert_ddim_step
-from .spec import StudentSpec
+from gendistill.samplers.few_step import FewStepSampler, components_of
+from gendistill.samplers.sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once, to_uint8
+from gendistill.samplers.solvers import ddim_step, invert_ddim_step
+from gendistill.samplers.spec import StudentSpec
 
 __all__ = [
     "NETWORK",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .spec import StudentSpec
+from gendistill.samplers.spec import StudentSpec
 
 
 def advice(spec: StudentSpec, pipeline: Any, steps: int, guidance_scale: float) -> list[str]:

@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.metrics.components import Component
-
-from .advice import advice
-from .families import Conditions, device_of, family_of
-from .int8 import is_int8
-from .known_students import KNOWN, known_by_config, known_by_name
-from .opening import open_student
-from .prompt_cache import PromptCache
-from .quantizing import quantization_in, quantization_of, quantize, require_quantization
-from .sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
-from .spec import StudentSpec
-from .streaming import Event, PicturesDone, StepDone, Tell, streamed
-from .tasks import TEXT_TO_IMAGE, Task
+from gendistill.metrics.cost.components import Component
+from gendistill.samplers.advice import advice
+from gendistill.samplers.families import Conditions, device_of, family_of
+from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
+from gendistill.samplers.loading import open_student
+from gendistill.samplers.offload.streaming import Event, PicturesDone, StepDone, Tell, streamed
+from gendistill.samplers.prompt_cache import PromptCache
+from gendistill.samplers.quantization.int8 import is_int8
+from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
+from gendistill.samplers.sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
+from gendistill.samplers.spec import StudentSpec
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .spec import StudentSpec
+from gendistill.samplers.spec import StudentSpec
 
 TRAILING = {"timestep_spacing": "trailing"}
 

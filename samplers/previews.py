@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .few_step import FewStepSampler
+from gendistill.samplers.few_step import FewStepSampler
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .families import Conditions
+from gendistill.samplers.families import Conditions
 
 MOST_BYTES = 2**28  # a thousand prompts of Stable Diffusion 1.5, four hundred of XL
 AT_ONCE = 256

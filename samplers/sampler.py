@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.metrics.components import Component
-
-from .spec import StudentSpec
+from gendistill.metrics.cost.components import Component
+from gendistill.samplers.spec import StudentSpec
 
 NETWORK = "network"  # the component whose calls are the network calls of a picture
 PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
-from .families import require_supported
+from gendistill.samplers.families import require_supported
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 ARCHITECTURES = Path(__file__).parent / "architectures"

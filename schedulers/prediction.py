@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .noise import NoiseSchedule, expand_to
+from gendistill.schedulers.noise import NoiseSchedule, expand_to
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .noise import NoiseSchedule
+from gendistill.schedulers.noise import NoiseSchedule
 
 SIGMA_AT_ZERO_SNR = 2.0**12  # what diffusers' solvers put in the place of an infinite sigma / alpha
 

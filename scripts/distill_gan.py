@@ -21,9 +21,9 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gendistill.config import load_config
-from gendistill.data.sources import open_source
-from gendistill.distill import distill
+from gendistill.data.sources.source import open_source
+from gendistill.run.config import load_config
+from gendistill.run.distill import distill
 
 EMOJI = str(Path(__file__).parents[1] / "assets" / "emoji" / "train-000.tar.gz")
 OUT = "runs/distill-gan"

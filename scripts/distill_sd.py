@@ -34,8 +34,8 @@ By step-halving: 32 steps of the teacher become 16, 8, 4, and the same seed give
 import argparse
 from pathlib import Path
 
-from gendistill.config import load_config
-from gendistill.distill import distill
+from gendistill.run.config import load_config
+from gendistill.run.distill import distill
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEFAULTS = {"consistency": CONFIGS / "demo.yaml", "progressive": CONFIGS / "progressive.yaml"}

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from gendistill.evaluation.teacher import teacher_scheduler
+from gendistill.evaluation.teacher_plans import teacher_scheduler
 from gendistill.samplers import FewStepSampler
 
 PROMPTS = [

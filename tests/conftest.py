@@ -5,9 +5,9 @@ import torch
 from random_gans import random_gans
 from tiny_pipeline import TINY, tiny_pipeline
 
-from gendistill.config import load_config
-from gendistill.diffusion.pipeline import load_teacher
-from gendistill.distill import distill
+from gendistill.diffusion.teacher import load_teacher
+from gendistill.run.config import load_config
+from gendistill.run.distill import distill
 
 # Networks of these sizes are no faster on several threads, and where another program computes at the same time threads that
 # wait for one another are a hundred times slower.

@@ -8,9 +8,9 @@ import warnings
 
 from rich.markup import escape
 
-from gendistill.allocator import keep_freed_memory
 from gendistill.cli import distilling, drawing, judging, planning, serving
 from gendistill.cli.shared import app, console
+from gendistill.runtime.allocator import keep_freed_memory
 
 __all__ = ["distilling", "drawing", "judging", "main", "planning", "serving"]
 

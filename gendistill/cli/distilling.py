@@ -59,9 +59,9 @@ def distill(
     as_json: AsJson = False,
 ) -> None:
     """Distill TEACHER: a diffusion model into a few-step student that plain diffusers opens, a GAN into a smaller one."""
-    from gendistill.config import config_text, load_config
-    from gendistill.distill import distill as run
-    from gendistill.dry_run import dry_run as plan
+    from gendistill.run.config import config_text, load_config
+    from gendistill.run.distill import distill as run
+    from gendistill.run.dry_run import dry_run as plan
     from gendistill.training.stopping import Stopped
 
     quieten_libraries()
@@ -136,7 +136,7 @@ def grid(
     as_json: AsJson = False,
 ) -> None:
     """Find the timesteps at which few DDIM steps of TEACHER stray least from its many: no training."""
-    from gendistill.grid_search import find_grids
+    from gendistill.sampling.find_grid import find_grids
 
     quieten_libraries()
     found = find_grids(teacher, prompts_of(prompt, prompts), parse_steps(steps), guidance_scale, device)

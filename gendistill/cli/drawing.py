@@ -64,7 +64,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
-    from gendistill.drawing import draw
+    from gendistill.sampling.generate import draw
 
     quieten_libraries()
     made = draw(

@@ -41,8 +41,8 @@ def plan(
     quieten_libraries()
     found: Any
     if train:
-        from gendistill.config import load_config
-        from gendistill.training_plan import plan_training
+        from gendistill.run.config import load_config
+        from gendistill.run.training_plan import plan_training
 
         given = {"teacher": model, "method": method, "device": device}
         settings = {**{name: of for name, of in given.items() if of is not None}, **parse_settings(set_ or [])}
@@ -50,7 +50,7 @@ def plan(
     else:
         if config or method or set_ or probe:
             raise ValueError("--config, --method, --set, --probe: take --train")
-        from gendistill.planning import plan_sampling
+        from gendistill.sampling.placement_plan import plan_sampling
 
         found = plan_sampling(
             model or TINY_SD, size=size, batch=batch, guided=guided, dtype=dtype, quantization=quantization, memory=memory

@@ -43,7 +43,7 @@ def serve(
     ] = False,
 ) -> None:
     """A local web page to try STUDENT beside its teacher, and the images endpoint that applications speak, at /v1."""
-    from gendistill.machine import usable_device
+    from gendistill.runtime.device import usable_device
     from gendistill.serve.address import is_this_machine, listen
     from gendistill.serve.picture_request import Limits
     from gendistill.serve.studio import compile_networks, open_models, studio_of

@@ -96,7 +96,7 @@ def _number_or(value: Any) -> Any:
 
 
 def prompts_of(given: list[str] | None, file: Path | None) -> list[str] | None:
-    from gendistill.data.prompts import Prompts
+    from gendistill.data.sources.prompts import Prompts
 
     if given is not None and file is not None:
         raise ValueError("--prompt and --prompts: takes one of them")

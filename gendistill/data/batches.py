@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.cache import Cache
-from gendistill.data.order import PerSampleRandom, bucket_of_step, indices_of_step
+from gendistill.data.cache.row_cache import Cache
 from gendistill.diffusion.codec import sample_moments
 from gendistill.diffusion.conditioning import Conditioning
+from gendistill.runtime.random import PerSampleRandom, bucket_of_step, indices_of_step
 
 CONDITION = "condition."
 

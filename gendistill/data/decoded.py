@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from gendistill.config import DataConfig
 from gendistill.data.batches import LatentData
-from gendistill.data.building import HASHES, build_or_open
-from gendistill.data.cache import Cache, Part, Skipped, cache_key
+from gendistill.data.cache.building import HASHES, build_or_open
+from gendistill.data.cache.row_cache import Cache, Part, Skipped, cache_key
 from gendistill.data.encode import (
     PART_SIZE,
     Progress,
@@ -25,14 +24,15 @@ from gendistill.data.encode import (
     tell_what_is_missing,
     weights_fingerprint,
 )
-from gendistill.data.framing import Framing
-from gendistill.data.hashing import HashMemo, chance
-from gendistill.data.order import PerSampleRandom, indices_of_step
-from gendistill.data.pictures import as_tensor
+from gendistill.data.images import as_tensor
 from gendistill.data.samples import Entry, PictureSource
-from gendistill.data.sources import Prompts, open_source
+from gendistill.data.sources.framing import Framing
+from gendistill.data.sources.source import Prompts, open_source
 from gendistill.diffusion.codec import LatentCodec
-from gendistill.diffusion.pipeline import Teacher
+from gendistill.diffusion.teacher import Teacher
+from gendistill.run.config import DataConfig
+from gendistill.runtime.hashing import HashMemo, chance
+from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once, to_uint8
 
 

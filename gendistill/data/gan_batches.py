@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gendistill.data.cache import Cache
-from gendistill.data.order import PerSampleRandom, indices_of_step
+from gendistill.data.cache.row_cache import Cache
 from gendistill.gan.generator import GeneratorSpec
+from gendistill.runtime.random import PerSampleRandom, indices_of_step
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.building import build_or_open
-from gendistill.data.cache import Cache, Part, cache_key
+from gendistill.data.cache.building import build_or_open
+from gendistill.data.cache.row_cache import Cache, Part, cache_key
 from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
 from gendistill.data.gan_batches import GanBatch, NoData, PictureData
-from gendistill.data.order import PerSampleRandom, indices_of_step
 from gendistill.gan.generator import Generator
+from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once, to_uint8
 
 PAIRS_SEED = 40_000_003  # apart from every training seed

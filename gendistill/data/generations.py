@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from gendistill.data.building import build_or_open
-from gendistill.data.cache import Part, cache_key
+from gendistill.data.cache.building import build_or_open
+from gendistill.data.cache.row_cache import Part, cache_key
 from gendistill.data.encode import PART_SIZE, batched, weights_fingerprint
 from gendistill.data.trajectories import TrajectoryData
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.few_steps import come_to
+from gendistill.diffusion.rollout import come_to
 from gendistill.samplers import pictures_at_once
 
 

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from gendistill.data.captions import CaptionChoice
-from gendistill.data.hashing import HashMemo
-from gendistill.data.pictures import decode_picture
+from gendistill.data.images import decode_picture
+from gendistill.data.sources.captions import CaptionChoice
+from gendistill.runtime.hashing import HashMemo
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from gendistill.config import GuidanceConfig
 from gendistill.data.batches import CONDITION, Batch, LatentData, Trajectories
-from gendistill.data.building import build_or_open
-from gendistill.data.cache import Cache, Part, cache_key
+from gendistill.data.cache.building import build_or_open
+from gendistill.data.cache.row_cache import Cache, Part, cache_key
 from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
-from gendistill.data.order import PerSampleRandom, indices_of_step
-from gendistill.data.painters import Painter, Painters
+from gendistill.data.trajectory_teachers import Painter, Painters
 from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.pipeline import Teacher
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.teacher import Teacher
+from gendistill.run.config import GuidanceConfig
+from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once
 
 TRAJECTORIES_SEED = 50_000_017  # apart from every training seed

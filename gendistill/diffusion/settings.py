@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from gendistill.gan.settings import FeatureConfig, RelationConfig
-from gendistill.section import Section
-from gendistill.weights import Weight
+from gendistill.settings.schedule import Weight
+from gendistill.settings.section import Section
 
 
 class MatchConfig(Section):

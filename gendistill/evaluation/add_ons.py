@@ -16,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill.evaluation.loading_add_ons import (
+from gendistill.metrics.features.extractors import FeatureExtractor
+from gendistill.metrics.features.feature_extractor import extract
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
+from gendistill.samplers import FewStepSampler, to_uint8
+from gendistill.sampling.load_add_ons import (
     DoesNotLoadError,
     lora_file,
     require_control,
@@ -24,10 +28,6 @@ from gendistill.evaluation.loading_add_ons import (
     with_control,
     with_lora,
 )
-from gendistill.metrics.extractors import FeatureExtractor
-from gendistill.metrics.features import extract
-from gendistill.metrics.matrix import Features, Matrix, feature_matrices
-from gendistill.samplers import FewStepSampler, to_uint8
 
 Progress = Callable[[int], None]
 

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gendistill.data.pictures import fitted
+from gendistill.data.images import fitted
 from gendistill.data.samples import PictureSource
-from gendistill.data.sources import Prompts, open_source
+from gendistill.data.sources.source import Prompts, open_source
 from gendistill.evaluation.extraction import Extraction, as_tensor
 from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.probes import Attribute, Probes
 from gendistill.evaluation.reference import read_reference
-from gendistill.metrics.attributes import AttributeBias, attribute_bias
-from gendistill.metrics.clip_score import clip_scores
-from gendistill.metrics.groups import GroupComparison, coverage_by_group, covering, scores_by_group
+from gendistill.metrics.audit.attributes import AttributeBias, attribute_bias
+from gendistill.metrics.audit.groups import GroupComparison, coverage_by_group, covering, scores_by_group
+from gendistill.metrics.audit.memorisation import Memorisation, memorisation
+from gendistill.metrics.audit.modes import ModeLoss, mode_loss
+from gendistill.metrics.audit.probe import AttributeRule, LinearProbe, colour_histogram, fit_probe
+from gendistill.metrics.audit.robustness import Robustness, perturbed, robustness
+from gendistill.metrics.distances.clip_score import clip_scores
 from gendistill.metrics.measure import NEIGHBOURS, Pictures
-from gendistill.metrics.memorisation import Memorisation, memorisation
-from gendistill.metrics.modes import ModeLoss, mode_loss
-from gendistill.metrics.paired import PairedTest, paired_test
-from gendistill.metrics.probe import AttributeRule, LinearProbe, colour_histogram, fit_probe
-from gendistill.metrics.robustness import Robustness, perturbed, robustness
+from gendistill.metrics.pairs.paired import PairedTest, paired_test
 from gendistill.samplers import Sampler
 
 SEED_OF_PROBES = 40_000_003  # apart from those of training and of the prompts that are judged

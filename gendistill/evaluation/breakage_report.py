@@ -12,9 +12,7 @@ from gendistill.evaluation.comparison import ModelComparison, main_rows
 from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.reference import pictures_at
-from gendistill.metrics.attributes import AttributeBias
-from gendistill.metrics.groups import GroupComparison
-from gendistill.reporting import (
+from gendistill.evaluation.reporting import (
     Block,
     Details,
     Estimate,
@@ -27,6 +25,8 @@ from gendistill.reporting import (
     dumbbell,
     shares,
 )
+from gendistill.metrics.audit.attributes import AttributeBias
+from gendistill.metrics.audit.groups import GroupComparison
 
 SHOWN = 5
 GROUPS_SHOWN = 15

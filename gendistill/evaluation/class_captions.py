@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gendistill.data.samples import PictureSource
-from gendistill.data.sources import open_source
+from gendistill.data.sources.source import open_source
 from gendistill.samplers import Sampler
 
 

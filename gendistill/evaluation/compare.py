@@ -11,26 +11,26 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gendistill.atomic import written_aside
-from gendistill.costs import measure_costs
-from gendistill.evaluation.album import Album
 from gendistill.evaluation.breakage import Breakage, Examiner
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
 from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
-from gendistill.evaluation.contestants import Contestant, open_contestants
+from gendistill.evaluation.entries import Contestant, open_contestants
 from gendistill.evaluation.extraction import as_tensor
+from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import METRICS, Judge, build_judge
 from gendistill.evaluation.probes import Probes
-from gendistill.machine import make_folder, usable_device
-from gendistill.metrics.clip_score import clip_scores
-from gendistill.metrics.efficiency import Costs, pictures_drawn
-from gendistill.metrics.fidelity import MOST_PSNR, feature_cosine, paired_fidelity
-from gendistill.metrics.paired import paired_test, paired_test_frechet
-from gendistill.metrics.perceptual import Lpips, available_lpips
-from gendistill.metrics.uncertainty import mean_interval, sample_size_warning
-from gendistill.progress import advancing_bar
+from gendistill.metrics.cost.efficiency import Costs, pictures_drawn
+from gendistill.metrics.distances.clip_score import clip_scores
+from gendistill.metrics.distances.uncertainty import mean_interval, sample_size_warning
+from gendistill.metrics.pairs.fidelity import MOST_PSNR, feature_cosine, paired_fidelity
+from gendistill.metrics.pairs.paired import paired_test, paired_test_frechet
+from gendistill.metrics.pairs.perceptual import Lpips, available_lpips
+from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.files import written_aside
+from gendistill.runtime.progress import advancing_bar
+from gendistill.sampling.costs import measure_costs
 
 STEPS = (1, 2, 4, 8, 16, 50)
 FIDELITY_PICTURES = 256

@@ -12,18 +12,18 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from gendistill.atomic import written_aside
-from gendistill.data.hashing import file_sha256
-from gendistill.data.pictures import as_tensor, decode_picture, fitted
-from gendistill.evaluation.album import Album
+from gendistill.data.images import as_tensor, decode_picture, fitted
 from gendistill.evaluation.comparison import Row, main_rows
-from gendistill.evaluation.contestants import Contestant
+from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit, measure_fit
+from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import Judge
-from gendistill.evaluation.loading_add_ons import lora_file, require_control
-from gendistill.machine import make_folder
-from gendistill.progress import advancing_bar
+from gendistill.runtime.device import make_folder
+from gendistill.runtime.files import written_aside
+from gendistill.runtime.hashing import file_sha256
+from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
+from gendistill.sampling.load_add_ons import lora_file, require_control
 
 PICTURES = 64  # of each model; fewer say little of what a LoRA does
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from gendistill.atomic import written_aside
 from gendistill.data.samples import PictureSource
-from gendistill.data.sources import open_source
+from gendistill.data.sources.source import open_source
 from gendistill.evaluation.breakage_report import breakage_section
 from gendistill.evaluation.comparison import ModelComparison, Row, main_rows, milliseconds
 from gendistill.evaluation.fit_report import fit_section
 from gendistill.evaluation.probes import Probes
-from gendistill.evaluation.score_cells import EXPLAINED, score_cell, score_column, short_name
-from gendistill.metrics.energy import Energy
-from gendistill.metrics.evaluate import higher_is_better
-from gendistill.metrics.measure import kernel_name
-from gendistill.reporting import (
+from gendistill.evaluation.reporting import (
     Block,
     Card,
     Cards,
@@ -40,7 +35,12 @@ from gendistill.reporting import (
     write_csv,
     write_page,
 )
-from gendistill.reporting import Row as TableRow
+from gendistill.evaluation.reporting import Row as TableRow
+from gendistill.evaluation.score_cells import EXPLAINED, score_cell, score_column, short_name
+from gendistill.metrics.cost.energy import Energy
+from gendistill.metrics.evaluate import higher_is_better
+from gendistill.metrics.measure import kernel_name
+from gendistill.runtime.files import written_aside
 
 GALLERY_PIXELS = 2**16  # of all pictures of a grid: 64 of 32x32, 16 of 64x64, 4 of 128x128 and at least as many beyond
 

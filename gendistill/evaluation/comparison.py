@@ -11,13 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gendistill.evaluation.breakage import Breakage, Side
-from gendistill.evaluation.contestants import Contestant
+from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit
 from gendistill.evaluation.fit_report import as_json
 from gendistill.evaluation.judge import Judge, Judged
-from gendistill.metrics.efficiency import Costs
+from gendistill.metrics.cost.efficiency import Costs
 from gendistill.metrics.evaluate import Evaluation
-from gendistill.metrics.paired import PairedTest
+from gendistill.metrics.pairs.paired import PairedTest
 
 FILE_NAME = "comparison.json"
 TABLE_SCORES = (("clip_score", 1), ("precision", 2), ("recall", 2), ("psnr", 1))

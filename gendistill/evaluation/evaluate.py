@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gendistill.evaluation.generator import GeneratorComparison, evaluate_generator
-from gendistill.evaluation.student import Comparison, evaluate
-from gendistill.opening import gan_folder
+from gendistill.evaluation.evaluate_generator import GeneratorComparison, evaluate_generator
+from gendistill.evaluation.evaluate_student import Comparison, evaluate
+from gendistill.sampling.load import gan_folder
 
 
 def evaluate_model(

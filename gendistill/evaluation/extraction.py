@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.metrics import features as pictures_of
-from gendistill.metrics.clip_score import ClipScorer
-from gendistill.metrics.feature_store import Features, FeatureStore
-from gendistill.metrics.features import FeatureExtractor
+from gendistill.metrics.distances.clip_score import ClipScorer
+from gendistill.metrics.features import feature_extractor as pictures_of
+from gendistill.metrics.features.feature_extractor import FeatureExtractor
+from gendistill.metrics.features.feature_store import Features, FeatureStore
 from gendistill.metrics.measure import Pictures
 
 Progress = Callable[[int], None]

@@ -16,11 +16,18 @@ from torch import Tensor
 from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
 from gendistill.diffusion.families import family_of
 from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
-from gendistill.evaluation.loading_add_ons import lora_file, require_control
-from gendistill.metrics.drift import MomentDrift, latent_psnr, linear_cka, mean_cosine, moment_drift, orthogonal_procrustes
-from gendistill.metrics.extractors import FeatureExtractor
-from gendistill.metrics.load_extractor import load_extractor
+from gendistill.metrics.features.extractors import FeatureExtractor
+from gendistill.metrics.features.load_extractor import load_extractor
+from gendistill.metrics.pairs.drift import (
+    MomentDrift,
+    latent_psnr,
+    linear_cka,
+    mean_cosine,
+    moment_drift,
+    orthogonal_procrustes,
+)
 from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.sampling.load_add_ons import lora_file, require_control
 from gendistill.schedulers import NoiseSchedule
 
 LEAST_PROMPTS = 4  # of the unbiased CKA
@@ -178,7 +185,7 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
     """Of latents (N, C, h, w) of the same noise and prompts.
 
     Raises:
-        ValueError: shapes differ, or as `gendistill.metrics.drift` says.
+        ValueError: shapes differ, or as `gendistill.metrics.pairs.drift` says.
     """
     _require_one_space(tuple(teacher.shape[1:]), tuple(student.shape[1:]))
     places = [latents.movedim(1, -1).flatten(0, -2) for latents in (teacher, student)]

@@ -12,10 +12,24 @@ from matplotlib.figure import Figure as Drawn
 
 from gendistill.evaluation.add_ons import AddOnFit
 from gendistill.evaluation.fit import Fit, LatentDrift
-from gendistill.reporting import Block, Card, Cards, Cell, Column, Details, Figure, Plot, Row, Section, Table, Text, Warning
-from gendistill.reporting.colours import marker
-from gendistill.reporting.legend import add_legend, shortened
-from gendistill.reporting.plot import NARROW, WIDE, Canvas
+from gendistill.evaluation.reporting import (
+    Block,
+    Card,
+    Cards,
+    Cell,
+    Column,
+    Details,
+    Figure,
+    Plot,
+    Row,
+    Section,
+    Table,
+    Text,
+    Warning,
+)
+from gendistill.evaluation.reporting.colours import marker
+from gendistill.evaluation.reporting.legend import add_legend, shortened
+from gendistill.evaluation.reporting.plot import NARROW, WIDE, Canvas
 
 FEW_PICTURES = 16  # below it the figures of layers and add-ons say little
 SAME = 1e-9  # the squared distance that rounding alone makes

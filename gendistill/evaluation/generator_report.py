@@ -12,11 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from torch import Tensor
 
-from gendistill.evaluation.score_cells import EXPLAINED, better, score_cell, short_name
-from gendistill.metrics.evaluate import Evaluation
-from gendistill.metrics.interleaved import SideBySide
-from gendistill.metrics.paired import PairedTest
-from gendistill.reporting import (
+from gendistill.evaluation.reporting import (
     Block,
     Card,
     Cards,
@@ -33,6 +29,10 @@ from gendistill.reporting import (
     Warning,
     write_page,
 )
+from gendistill.evaluation.score_cells import EXPLAINED, better, score_cell, short_name
+from gendistill.metrics.cost.interleaved import SideBySide
+from gendistill.metrics.evaluate import Evaluation
+from gendistill.metrics.pairs.paired import PairedTest
 
 TERMINAL_SCORES = (("clip_score", 1), ("precision", 2), ("recall", 2), ("coverage", 2), ("psnr", 1), ("feature_cosine", 3))
 TERMINAL_NAMES = {"clip_score": "CLIP", "psnr": "PSNR", "feature_cosine": "cosine"}

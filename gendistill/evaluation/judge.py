@@ -16,15 +16,15 @@ from torch import Tensor
 
 import gendistill
 from gendistill.data.batches import LatentData
-from gendistill.data.sources import Prompts, open_source
+from gendistill.data.sources.source import Prompts, open_source
 from gendistill.diffusion.codec import Codec
-from gendistill.evaluation.album import Album
 from gendistill.evaluation.extraction import Extraction
+from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.reference import read_reference
-from gendistill.metrics.clip_score import ClipScorer, load_scorer
+from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
+from gendistill.metrics.distances.frechet import gaussian_statistics
 from gendistill.metrics.evaluate import Evaluation, Protocol
-from gendistill.metrics.features import FeatureExtractor, extract, load_extractor, metric_name
-from gendistill.metrics.frechet import gaussian_statistics
+from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
 from gendistill.metrics.measure import NEIGHBOURS, OF_CLIP, Pictures, Reference, Scores, measure
 from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 

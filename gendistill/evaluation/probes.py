@@ -8,7 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
-from gendistill.section import Section
+from gendistill.settings.section import Section
 
 FILE_NAME = "probes.yaml"
 

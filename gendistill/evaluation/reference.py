@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gendistill.atomic import written_aside
-from gendistill.data.building import HASHES
-from gendistill.data.hashing import HashMemo
-from gendistill.data.pictures import fitted
+from gendistill.data.cache.building import HASHES
+from gendistill.data.images import fitted
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.evaluation.extraction import Extraction, Progress
-from gendistill.machine import make_folder
-from gendistill.metrics.frechet import GaussianStatistics, Moments, gaussian_statistics
+from gendistill.metrics.distances.frechet import GaussianStatistics, Moments, gaussian_statistics
 from gendistill.metrics.measure import Pictures, Reference
+from gendistill.runtime.device import make_folder
+from gendistill.runtime.files import written_aside
+from gendistill.runtime.hashing import HashMemo
 
 Result = TypeVar("Result")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from gendistill.evaluation.reporting import Cell, Column
 from gendistill.metrics.evaluate import Evaluation, higher_is_better
-from gendistill.reporting import Cell, Column
 
 EXPLAINED = {
     "fd": "Fréchet distance between the features of drawn and of real pictures.",

@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gendistill.atomic import written_aside
-from gendistill.data.captions import CaptionOption
-from gendistill.data.shards import SHARD_SUFFIXES
-from gendistill.data.sources import Prompts, open_source
+from gendistill.data.sources.captions import CaptionOption
+from gendistill.data.sources.shards import SHARD_SUFFIXES
+from gendistill.data.sources.source import Prompts, open_source
+from gendistill.evaluation.evaluate_student import student_folders
 from gendistill.evaluation.extraction import Extraction, Progress
 from gendistill.evaluation.judge import TINY_CLIP, name_of, versions
 from gendistill.evaluation.reference import Seen, read_reference, read_statistics
-from gendistill.evaluation.student import student_folders
-from gendistill.machine import make_folder, usable_device
-from gendistill.metrics.clip_score import load_scorer
+from gendistill.metrics.distances.clip_score import load_scorer
+from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance
+from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.evaluate import Evaluation, Protocol
-from gendistill.metrics.features import load_extractor, metric_name
-from gendistill.metrics.frechet import GaussianStatistics, frechet_distance
+from gendistill.metrics.features.feature_extractor import load_extractor, metric_name
 from gendistill.metrics.measure import OF_CLIP, OF_PROMPTS, Pictures, Reference, Scores, chosen_metrics, measure
-from gendistill.metrics.uncertainty import sample_size_warning
-from gendistill.opening import gan_folder
-from gendistill.progress import advancing_bar
+from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.files import written_aside
+from gendistill.runtime.progress import advancing_bar
+from gendistill.sampling.load import gan_folder
 
 EMBEDDED = "assets/emoji/"
 METRICS = ("fd", "kid", "prdc", "vendi")

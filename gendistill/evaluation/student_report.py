@@ -8,9 +8,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
-from gendistill.evaluation.teacher import TEACHER_SAMPLERS, TEACHER_STEPS, Gap
-from gendistill.metrics.evaluate import Evaluation, higher_is_better
-from gendistill.reporting import (
+from gendistill.evaluation.reporting import (
     Block,
     Card,
     Cards,
@@ -31,6 +29,8 @@ from gendistill.reporting import (
     quality_against_steps,
     write_page,
 )
+from gendistill.evaluation.teacher_plans import TEACHER_SAMPLERS, TEACHER_STEPS, Gap
+from gendistill.metrics.evaluate import Evaluation, higher_is_better
 
 COLUMNS = ("model", "sampler", "steps", "scale", "calls")
 

@@ -15,13 +15,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gendistill.atomic import replace_folder
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
-from gendistill.export.student import open_in_float32
+from gendistill.export.student_folder import open_in_float32
+from gendistill.runtime.files import replace_folder
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.opening import open_pipeline
+from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

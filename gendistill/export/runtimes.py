@@ -25,7 +25,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from gendistill.gan.programs import quiet
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.memory import inputs_of
+from gendistill.samplers.offload.memory_model import inputs_of
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}

@@ -9,9 +9,9 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from gendistill.gan.classes import in_a_line
 from gendistill.gan.generator import GeneratorSpec
 from gendistill.gan.inspecting import LABEL_NAMES
+from gendistill.networks.classes import in_a_line
 
 EDGES = (8, 16, 28, 32, 64, 128, 256, 512)  # pixels that are tried to say what a discriminator would take
 SIZE_NAMES = ("resolution", "image_size", "img_size", "input_size", "crop_size")

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gendistill.gan.classes import NotImportable, build, in_a_line, read_json
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.gan.programs import open_program
-from gendistill.gan.weights import load_weights, read_state_dict
+from gendistill.networks.classes import NotImportable, build, in_a_line, read_json
+from gendistill.networks.state_dicts import load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,9 @@ def _open_network(folder: Path, name: str, source: NetworkSource) -> nn.Module:
     """As the class builds it, pruned as it was, with the weights of the folder."""
     network = build(source.class_path, source.arguments, f"{folder / FILE_NAME}: {name}")
     if source.layers:
-        from gendistill.gan.slim import apply  # brings torch-pruning, which other networks do without
+        from gendistill.networks.pruning.pruned_architecture import (
+            apply,  # brings torch-pruning, which other networks do without
+        )
 
         network = apply(network, source.layers)
     weights = folder / name / WEIGHTS

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from gendistill.gan.classes import in_a_line
+from gendistill.networks.classes import in_a_line
 
 # What a program may call. Python's operators are those of arithmetic: `operator.attrgetter` would reach everything.
 ARITHMETIC = (

@@ -12,10 +12,10 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from gendistill.gan.classes import in_a_line
 from gendistill.gan.generator import GeneratorSpec, picture_in
 from gendistill.gan.programs import Program
 from gendistill.gan.settings import GeneratorConfig
+from gendistill.networks.classes import in_a_line
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.gan.hints import Tap, candidates
-from gendistill.metrics.emoji_network import EmojiFeatureNetwork
-from gendistill.metrics.extractors import EMOJI_FEATURES, IMAGENET
+from gendistill.metrics.features.emoji_network import EmojiFeatureNetwork
+from gendistill.metrics.features.extractors import EMOJI_FEATURES, IMAGENET
+from gendistill.networks.hints import Tap, candidates
 
 LAYERS = 4
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.gan.classes import in_a_line
 from gendistill.gan.harmless import check_exported, check_script
+from gendistill.networks.classes import in_a_line
 
 SUFFIXES = (".pt", ".pt2")
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from gendistill.section import Section
-from gendistill.weights import Temperature, Weight
+from gendistill.settings.schedule import Temperature, Weight
+from gendistill.settings.section import Section
 
 
 class GeneratorConfig(Section):

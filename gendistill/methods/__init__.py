@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gendistill.config import DistillConfig
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.quantization import compute_as_int8
+from gendistill.diffusion.int8_training import compute_as_int8
 from gendistill.methods.compression import compression_stage
 from gendistill.methods.consistency import consistency_stages
 from gendistill.methods.latent_alignment import alignment_stages
 from gendistill.methods.progressive import progressive_stages
 from gendistill.methods.stage import Stage
+from gendistill.run.config import DistillConfig
 
 Stages = Callable[[DistillConfig, Denoiser, Conditioning, Any], Iterator[Stage]]
 

@@ -7,10 +7,10 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.methods.alignment import Alignment
-from gendistill.methods.base import Method, OptimizerSettings
 from gendistill.methods.latent_adversary import LatentAdversary
+from gendistill.training.method import Method, OptimizerSettings
 
 
 class AlignedMethod(Method):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
-from gendistill.diffusion.networks import Networks
-from gendistill.diffusion.pipeline import Teacher
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.teacher import Teacher
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.clip_distance import ClipDistance
 from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.stage import Stage
-from gendistill.metrics.clip_score import load_scorer
-from gendistill.weights import in_steps
+from gendistill.metrics.distances.clip_score import load_scorer
+from gendistill.settings.schedule import in_steps
 
 
 def align_stage(stage: Stage, config: AlignConfig, teacher: Teacher) -> None:

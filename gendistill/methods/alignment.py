@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.data.order import PerSampleRandom
-from gendistill.diffusion.few_steps import come_to
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.rollout import come_to
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses import distributions
 from gendistill.losses.distributions import patch_sliced_wasserstein as patches
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.methods.base import Update
+from gendistill.losses.terms import RELATION_LOSSES, Loss, Term, weighted
 from gendistill.methods.clip_distance import ClipDistance
 from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_perception import LatentPerception
-from gendistill.methods.weighted import RELATION_LOSSES, Loss, Term, weighted
-from gendistill.weights import weight_at
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import weight_at
+from gendistill.training.method import Update
 
 MATCHING: dict[str, Loss] = {"pseudo_huber": pseudo_huber, "l2": l2}
 SEMANTIC = {name: RELATION_LOSSES[name] for name in ("distance", "angle", "contrastive")}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gendistill.diffusion.codec import Codec
-from gendistill.metrics.clip_score import ClipScorer
+from gendistill.metrics.distances.clip_score import ClipScorer
 
 
 class ClipDistance:

@@ -13,26 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.config import DistillConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.blocks import paired_blocks, reading
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks
+from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.settings import CompressionConfig
-from gendistill.diffusion.smaller import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
-from gendistill.diffusion.smaller_importance import example_inputs
-from gendistill.gan.classes import read_arguments
-from gendistill.gan.hints import Hint, Regressors
+from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks
 from gendistill.gan.settings import CompressConfig
 from gendistill.losses.pixel import l2
+from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES, Term, feature_terms, relation_terms
 from gendistill.methods.diffusion import DiffusionMethod
-from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
-from gendistill.methods.weighted import FEATURE_LOSSES, RELATION_LOSSES, Term, feature_terms, relation_terms
-from gendistill.weights import in_steps, weight_at
+from gendistill.networks.classes import read_arguments
+from gendistill.networks.hints import Hint, Regressors
+from gendistill.networks.pruning.unet import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
+from gendistill.networks.pruning.unet_importance import example_inputs
+from gendistill.run.config import DistillConfig
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import in_steps, weight_at
 
 
 class Compression(DiffusionMethod):

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.config import ConsistencyConfig, DistillConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.diffusion import DiffusionMethod, first_networks
-from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
+from gendistill.run.config import ConsistencyConfig, DistillConfig
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.data.decoded import DecodedBatch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.settings import DecoderConfig
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2
-from gendistill.methods.base import Method, Update
-from gendistill.weights import weight_at
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import weight_at
+from gendistill.training.method import Method, Update
 
 PATCH, LINES = 5, 8  # pixels of an edge; directions
 

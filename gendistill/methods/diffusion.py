@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gendistill.config import DistillConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
+from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
 from gendistill.methods.aligned import AlignedMethod
-from gendistill.methods.base import Update
-from gendistill.weights import weight_at
+from gendistill.run.config import DistillConfig
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import weight_at
+from gendistill.training.method import Update
 
 
 class DiffusionMethod(AlignedMethod):

@@ -11,19 +11,19 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from gendistill.config import DistillConfig
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.architectures import discriminator_for
 from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.folder import Gan
+from gendistill.gan.gan_networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.generator import FASTEST, Generator
-from gendistill.gan.hints import Hint, Regressors, describe, match
-from gendistill.gan.networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.perception import Perception, open_perception
+from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.methods.gan_codistillation import GanCodistillation, Player
 from gendistill.methods.gan_start import Start, start_student
-from gendistill.methods.weighted import FEATURE_LOSSES, RELATION_LOSSES
-from gendistill.weights import in_steps
+from gendistill.networks.hints import Hint, Regressors, describe, match
+from gendistill.run.config import DistillConfig
+from gendistill.settings.schedule import in_steps
 
 logger = logging.getLogger(__name__)
 

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import GanBatch
-from gendistill.data.order import PerSampleRandom
 from gendistill.gan.augmentation import DRAWS, augment
 from gendistill.gan.discriminator import Discriminator
-from gendistill.gan.hints import Hint
-from gendistill.gan.networks import GanNetworks, persistent_buffers, tapped
+from gendistill.gan.gan_networks import GanNetworks, persistent_buffers, tapped
 from gendistill.gan.perception import Perception
 from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
-from gendistill.methods.base import Method, OptimizerSettings, Update
 from gendistill.methods.gan_imitation import Guide, Imitation, Painted
-from gendistill.weights import weight_at
+from gendistill.networks.hints import Hint
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import weight_at
+from gendistill.training.method import Method, OptimizerSettings, Update
 
 Judgement = tuple[Tensor, Tensor | None]  # logits of real and made, and of classes
 

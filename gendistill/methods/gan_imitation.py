@@ -13,8 +13,8 @@ from gendistill.gan.perception import Perception
 from gendistill.gan.settings import CodistillationConfig
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
-from gendistill.methods.weighted import FEATURE_LOSSES, RELATION_LOSSES, Loss, Term, feature_terms, relation_terms, weighted
-from gendistill.weights import weight_at
+from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES, Loss, Term, feature_terms, relation_terms, weighted
+from gendistill.settings.schedule import weight_at
 
 PATCH, LINES, PLACES = 5, 8, 64  # pixels of an edge; directions; patches along an edge, about
 

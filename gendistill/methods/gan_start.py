@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import NoData, PictureData
-from gendistill.data.order import PerSampleRandom
-from gendistill.gan import counting, slim
-from gendistill.gan.classes import build, read_arguments
-from gendistill.gan.compression import compress, recalibrate
 from gendistill.gan.folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator
 from gendistill.gan.settings import CompressConfig
-from gendistill.gan.weights import load_weights, read_state_dict
+from gendistill.networks import counting
+from gendistill.networks.classes import build, read_arguments
+from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning.prune import compress, recalibrate
+from gendistill.networks.state_dicts import load_weights, read_state_dict
+from gendistill.runtime.random import PerSampleRandom
 
 RECALIBRATION = 16  # batches
 

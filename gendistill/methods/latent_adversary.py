@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, r1_penalty, told_apart
-from gendistill.methods.base import OptimizerSettings, Update
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import NoiseSchedule
+from gendistill.training.method import OptimizerSettings, Update
 
 R1, PENALTY_EVERY = 0.1, 4  # weight; steps
 

@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from gendistill.config import DistillConfig
 from gendistill.data.batches import Batch
 from gendistill.data.generations import ending_with
-from gendistill.data.order import PerSampleRandom
 from gendistill.data.trajectories import TrajectoryData
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import pseudo_huber
 from gendistill.methods.aligned import AlignedMethod
-from gendistill.methods.base import Update
 from gendistill.methods.diffusion import first_networks
 from gendistill.methods.stage import Stage
-from gendistill.weights import weight_at
+from gendistill.run.config import DistillConfig
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import weight_at
+from gendistill.training.method import Update
 
 
 class LatentAlignment(AlignedMethod):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.blocks import blocks_of, reading
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.losses.pixel import perceptual_distance
+from gendistill.runtime.random import PerSampleRandom
 
 
 class LatentPerception:

@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from gendistill.config import DistillConfig, ProgressiveConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks, next_networks
+from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
+from gendistill.diffusion.trained_networks import Networks, next_networks
 from gendistill.methods.diffusion import DiffusionMethod, first_networks
-from gendistill.methods.guidance import Guidance
 from gendistill.methods.stage import Stage
+from gendistill.run.config import DistillConfig, ProgressiveConfig
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step, invert_ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, trailing
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gendistill.config import TrainerConfig
 from gendistill.data.trajectories import TrajectoryData
 from gendistill.methods.aligned import AlignedMethod
+from gendistill.run.config import TrainerConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
-from gendistill.data.pictures import decode_picture, decode_transparency
+from gendistill.data.images import decode_picture, decode_transparency
 from gendistill.serve.picture_request import RefusedError
 
 MOST_JSON = 2**22  # bytes; the longest prompt that is answered in a sentence of its own is shorter

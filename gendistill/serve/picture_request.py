@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from gendistill.data.pictures import as_tensor, fitted
+from gendistill.data.images import as_tensor, fitted
 
 MOST_SEED = 2**63 - 1
 STRENGTH = 0.8

@@ -15,8 +15,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gendistill.serve.address import is_this_machine
 from gendistill.serve.images_api import images_api
-from gendistill.serve.page import CSS, THEME, page_of
 from gendistill.serve.studio import Studio
+from gendistill.serve.web_page import CSS, THEME, page_of
 from gendistill.serve.worker import Worker
 
 LET_GO = 2  # seconds after the last picture in which answers leave; pages that look on are cut off then

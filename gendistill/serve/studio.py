@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.gan.sampler import GeneratorSampler
-from gendistill.opening import open_teacher_of, open_within
+from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
-from gendistill.samplers.placed import PlacedSampler
+from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.tasks import Task
+from gendistill.sampling.load import open_teacher_of, open_within
 from gendistill.serve.picture_request import Limits, Offer, PictureRequest
 from gendistill.serve.worker import Worker
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendistill.data.hashing import file_sha256
+from gendistill.runtime.hashing import file_sha256
 
 WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"

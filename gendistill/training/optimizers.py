@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.config import TrainerConfig
-from gendistill.diffusion.sharding import sharded_like, whole
-from gendistill.methods.base import OptimizerSettings
+from gendistill.run.config import TrainerConfig
+from gendistill.training.method import OptimizerSettings
+from gendistill.training.sharding import sharded_like, whole
 
 Parameters = dict[str, nn.Parameter]
 

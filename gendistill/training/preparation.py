@@ -9,10 +9,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gendistill.config import TrainerConfig
-from gendistill.diffusion.sharding import owners
-from gendistill.methods.base import Method
+from gendistill.run.config import TrainerConfig
+from gendistill.training.method import Method
 from gendistill.training.optimizers import build_optimizer
+from gendistill.training.sharding import owners
 from gendistill.training.snapshot import Optimizers
 
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor
 
-from gendistill.config import TrainerConfig
+from gendistill.run.config import TrainerConfig
 
 logger = logging.getLogger(__name__)
 

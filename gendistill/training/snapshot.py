@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.sharding import sharded_like, whole
-from gendistill.methods.base import Method
+from gendistill.training.method import Method
 from gendistill.training.optimizers import load_optimizer_tensors, optimizer_tensors
+from gendistill.training.sharding import sharded_like, whole
 
 Optimizers = dict[str, torch.optim.Optimizer]
 

@@ -16,16 +16,16 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
-from gendistill.config import TrainerConfig
-from gendistill.data.order import PerSampleRandom
-from gendistill.diffusion.sharding import whole
-from gendistill.methods.base import Method
-from gendistill.progress import training_bar
+from gendistill.run.config import TrainerConfig
+from gendistill.runtime.progress import training_bar
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.training.checkpoint import Checkpoint, Checkpoints
 from gendistill.training.divergence import LossGuard, all_finite
 from gendistill.training.log import RunLog
+from gendistill.training.method import Method
 from gendistill.training.preparation import prepare
 from gendistill.training.processes import join_processes
+from gendistill.training.sharding import whole
 from gendistill.training.snapshot import Optimizers, restore, snapshot
 from gendistill.training.stopping import Stopped, StopSignals
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from emoji import ASSETS, Emoji, load_emoji
-from gendistill.metrics.emoji_network import EmojiFeatureNetwork
+from gendistill.metrics.features.emoji_network import EmojiFeatureNetwork
 from resumable import ResumableRun, recipe_parser
 
 RUN = Path("runs/recipes/emoji-features")

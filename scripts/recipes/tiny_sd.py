@@ -23,7 +23,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emoji import ASSETS, LEVELS, Emoji, load_emoji
-from gendistill.export.student import open_in_float32
+from gendistill.export.student_folder import open_in_float32
 from resumable import ResumableRun, recipe_parser
 
 SKIN_TONES = {f"1F3F{last}" for last in "BCDEF"}

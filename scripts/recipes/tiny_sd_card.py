@@ -11,7 +11,7 @@ import torch
 from torchvision.utils import make_grid, save_image
 
 from emoji import ASSETS, load_emoji
-from gendistill.evaluation.teacher import TEACHER_SAMPLERS, TEACHER_SCALES, TEACHER_STEPS, load_rows, teacher_scheduler
+from gendistill.evaluation.teacher_plans import TEACHER_SAMPLERS, TEACHER_SCALES, TEACHER_STEPS, load_rows, teacher_scheduler
 from gendistill.samplers import FewStepSampler
 
 FOLDER = ASSETS / "tiny-sd"

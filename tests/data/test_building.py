@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from gendistill.data.building import build_or_open
-from gendistill.data.cache import Part
+from gendistill.data.cache.building import build_or_open
+from gendistill.data.cache.row_cache import Part
 
 COUNT = 5
 

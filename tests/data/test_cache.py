@@ -5,8 +5,8 @@ import pytest
 import torch
 from row_cache import write_cache
 
-from gendistill.data.cache import Cache, Part, Skipped, cache_key, write_index, write_part
-from gendistill.data.rows import RowFile
+from gendistill.data.cache.row_cache import Cache, Part, Skipped, cache_key, write_index, write_part
+from gendistill.data.cache.rows import RowFile
 
 
 def some_rows(count, seed=0):

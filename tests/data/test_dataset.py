@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
-from gendistill.data.dataset import DatasetPictures
-from gendistill.data.sources import open_source
+from gendistill.data.sources.dataset import DatasetPictures
+from gendistill.data.sources.source import open_source
 
 COLOURS = ("red", "lime", "blue")
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gendistill.config import DataConfig, load_config
 from gendistill.data import encode
 from gendistill.data.encode import prepare_data
-from gendistill.data.order import PerSampleRandom
-from gendistill.distill import distill
+from gendistill.run.config import DataConfig, load_config
+from gendistill.run.distill import distill
+from gendistill.runtime.random import PerSampleRandom
 
 COUNT = 24
 
@@ -277,9 +277,9 @@ def test_a_run_that_dies_while_encoding_loses_one_part_at_most(prepare, teacher,
 ENCODE = """
 import sys
 from dataclasses import replace
-from gendistill.config import DataConfig
+from gendistill.run.config import DataConfig
 from gendistill.data import encode
-from gendistill.diffusion.pipeline import load_teacher
+from gendistill.diffusion.teacher import load_teacher
 
 encode.PART_SIZE, encode.pictures_at_once = 5, lambda resolution: 2
 teacher, encoded = load_teacher(sys.argv[1]), []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gendistill.data.framing import Framing, bucket_sizes, nearest_size
+from gendistill.data.sources.framing import Framing, bucket_sizes, nearest_size
 
 
 @pytest.mark.parametrize(("resolution", "multiple"), [(1024, 64), (512, 64), (32, 8), (64, 64)])

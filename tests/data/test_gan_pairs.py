@@ -4,7 +4,7 @@ from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_translator
 
 from gendistill.data.gan_batches import NoData
 from gendistill.data.gan_pairs import paint_pairs
-from gendistill.data.order import PerSampleRandom
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import to_uint8
 
 

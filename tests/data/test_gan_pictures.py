@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.config import DataConfig
-from gendistill.data import gan_pictures
+from gendistill.data import gan_images as gan_pictures
 from gendistill.data.gan_batches import NoData, is_enlarging, smaller
-from gendistill.data.gan_pictures import prepare_pictures
-from gendistill.data.order import indices_of_step
-from gendistill.data.pictures import fitted
+from gendistill.data.gan_images import prepare_pictures
+from gendistill.data.images import fitted
 from gendistill.gan.generator import GeneratorSpec
+from gendistill.run.config import DataConfig
+from gendistill.runtime.random import indices_of_step
 
 NOISE = GeneratorSpec("noise", (8,), (3, 12, 16), 3, ("cat", "dog", "fox"))
 REPAINTING = GeneratorSpec("image", (3, 12, 16), (3, 12, 16))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gendistill.config import DataConfig, GuidanceConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.generations import ending_with
-from gendistill.data.order import PerSampleRandom
 from gendistill.data.trajectories import paint_trajectories
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.run.config import DataConfig, GuidanceConfig
+from gendistill.runtime.random import PerSampleRandom
 
 
 @pytest.fixture

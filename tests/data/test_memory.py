@@ -24,14 +24,14 @@ def peak_of_a_run(folder: Path, count: int) -> int:
     from row_cache import write_cache
     from tiny_pipeline import tiny_unet
 
-    from gendistill.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
     from gendistill.data.batches import LatentData, as_rows
-    from gendistill.data.order import PerSampleRandom
     from gendistill.diffusion.conditioning import Conditioning
     from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
-    from gendistill.diffusion.networks import full_networks
+    from gendistill.diffusion.guidance import Guidance
+    from gendistill.diffusion.trained_networks import full_networks
     from gendistill.methods.consistency import ConsistencyDistillation
-    from gendistill.methods.guidance import Guidance
+    from gendistill.run.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
+    from gendistill.runtime.random import PerSampleRandom
     from gendistill.schedulers import NoiseSchedule
     from gendistill.training.trainer import Trainer
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gendistill.config import DataConfig, GuidanceConfig, load_config
 from gendistill.data.encode import prepare_data, training_texts
-from gendistill.data.order import PerSampleRandom
 from gendistill.data.trajectories import paint_trajectories
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.run.config import DataConfig, GuidanceConfig, load_config
+from gendistill.runtime.random import PerSampleRandom
 
 GUIDED = GuidanceConfig(scale=3.0)
 PROMPTS = ["food", "animals", "more food"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.data.pictures import decode_picture, decode_transparency, fitted, to_tensor
+from gendistill.data.images import decode_picture, decode_transparency, fitted, to_tensor
 
 
 def encoded(image, format="PNG", **options):

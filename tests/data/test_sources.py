@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gendistill.data.captions import CaptionChoice
-from gendistill.data.sources import ImageFolder, Prompts, WebDatasetShards, open_source
+from gendistill.data.sources.captions import CaptionChoice
+from gendistill.data.sources.source import ImageFolder, Prompts, WebDatasetShards, open_source
 
 EMOJI = Path(__file__).parents[2] / "assets" / "emoji"
 LEVELS = {"name": 0.2, "subcategory": 0.6, "category": 0.2}

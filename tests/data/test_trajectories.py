@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from gendistill.config import DataConfig, GuidanceConfig
 from gendistill.data.encode import prepare_data
-from gendistill.data.order import PerSampleRandom
 from gendistill.data.trajectories import paint_trajectories
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.run.config import DataConfig, GuidanceConfig
+from gendistill.runtime.random import PerSampleRandom
 
 ALIGN = AlignConfig(trajectories=6, trajectory_steps=4)
 GUIDED = GuidanceConfig(scale=3.0)

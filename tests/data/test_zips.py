@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.data import zips
-from gendistill.data.sources import ImageFolder, WebDatasetShards, ZipPictures, open_source
-from gendistill.metrics.features import extract, load_extractor
+from gendistill.data.sources import zips
+from gendistill.data.sources.source import ImageFolder, WebDatasetShards, ZipPictures, open_source
+from gendistill.metrics.features.feature_extractor import extract, load_extractor
 
 
 def encoded(image=None, format="PNG", **options):

@@ -12,7 +12,7 @@ from diffusers import (
 )
 from tiny_pipeline import TINY, tiny_pixel_unet, tiny_unet
 
-from gendistill.diffusion.pipeline import load_teacher
+from gendistill.diffusion.teacher import load_teacher
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import FAMILIES
 from gendistill.schedulers import student_scheduler

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_pipeline import tiny_unet
 
-from gendistill.diffusion.networks import copy_network, full_networks, lora_networks
+from gendistill.diffusion.trained_networks import copy_network, full_networks, lora_networks
 
 T = torch.tensor([999, 19])
 

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from gendistill.diffusion.pipeline import load_teacher
+from gendistill.diffusion.teacher import load_teacher
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_runs import settings_of
 
-from gendistill.distill import distill
 from gendistill.export import runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import original_weights, unet_name
+from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.single_file import ARCHITECTURES
 from gendistill.training.stopping import StopSignals

@@ -13,9 +13,9 @@ from diffusers import UNet2DModel
 from test_opening import tiny_gan
 from torch import nn
 
-from gendistill.gan import export
-from gendistill.gan.export import export_student
+from gendistill.gan import gan_export as export
 from gendistill.gan.folder import Gan, NetworkSource, open_gan
+from gendistill.gan.gan_export import export_student
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.gan.programs import open_program
 

@@ -10,10 +10,10 @@ from PIL import Image
 from random_gans import CLASSES
 from torch import nn
 
-from gendistill.costs import measure_costs
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.sampler import GeneratorSampler
-from gendistill.opening import gan_folder, input_prompts, open_sampler
+from gendistill.gan.generator_sampler import GeneratorSampler
+from gendistill.sampling.costs import measure_costs
+from gendistill.sampling.load import gan_folder, input_prompts, open_sampler
 
 PROMPTS = [CLASSES[3], CLASSES[0], "19", CLASSES[3], CLASSES[7]]
 SEEDS = [3, 1, 4, 1, 5]

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.classes import build
 from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_loading import describe, open_teacher
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.opening import describe, open_teacher
 from gendistill.gan.settings import GeneratorConfig
+from gendistill.networks.classes import build
 
 NETWORKS = '''
 from types import SimpleNamespace

@@ -6,8 +6,8 @@ from torch import nn
 
 from gendistill.gan.discriminator import adapt
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.gan.hints import candidates
 from gendistill.gan.perception import LAYERS, Perception, open_perception
+from gendistill.networks.hints import candidates
 
 GREY = GeneratorSpec("noise", (8,), (1, 16, 16))
 EXAMPLE = torch.zeros(1, 3, 16, 16)

@@ -17,7 +17,7 @@ from gendistill.losses.distributions import (
     random_projections,
     sliced_wasserstein,
 )
-from gendistill.metrics.kernel import kid_of_all
+from gendistill.metrics.distances.kernel import kid_of_all
 
 FIXED = torch.nn.functional.normalize(torch.randn(7, 4, generator=torch.Generator().manual_seed(5)).double(), dim=1)
 DISTANCES = {

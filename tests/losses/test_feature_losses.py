@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from gendistill.losses.features import attention_map, attention_transfer, flow_of_solution, gram, gram_matrix, hint
+from gendistill.losses.feature_maps import attention_map, attention_transfer, flow_of_solution, gram, gram_matrix, hint
 
 
 def flow(student, teacher):

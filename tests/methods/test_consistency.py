@@ -7,13 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, LCMScheduler
 
-from gendistill.config import ConsistencyConfig, GuidanceConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks, full_networks
+from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
+from gendistill.diffusion.trained_networks import Networks, full_networks
 from gendistill.methods.consistency import (
     ConsistencyDistillation,
     boundary_scalings,
@@ -21,7 +20,8 @@ from gendistill.methods.consistency import (
     phase_edges,
     phase_function,
 )
-from gendistill.methods.guidance import Guidance
+from gendistill.run.config import ConsistencyConfig, GuidanceConfig
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping, trailing
 

@@ -7,14 +7,14 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from tiny_pipeline import tiny_unet
 
-from gendistill.config import ConsistencyConfig, GuidanceConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
-from gendistill.diffusion.networks import full_networks
+from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.trained_networks import full_networks
 from gendistill.methods.consistency import ConsistencyDistillation
-from gendistill.methods.guidance import Guidance
+from gendistill.run.config import ConsistencyConfig, GuidanceConfig
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import NoiseSchedule
 
 SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

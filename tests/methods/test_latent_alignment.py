@@ -4,17 +4,17 @@ import pytest
 import torch
 from test_consistency import SCHEDULE, Gaussian
 
-from gendistill.config import ConsistencyConfig, GuidanceConfig, load_config
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.networks import Networks
+from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.consistency import ConsistencyDistillation
-from gendistill.methods.guidance import Guidance
 from gendistill.methods.latent_perception import LatentPerception
+from gendistill.run.config import ConsistencyConfig, GuidanceConfig, load_config
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import trailing
 
 NOTHING = Conditioning()

@@ -16,15 +16,15 @@ from test_consistency_of_a_mixture import (
 )
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.data.order import PerSampleRandom
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
-from gendistill.diffusion.networks import full_networks
 from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.trained_networks import full_networks
 from gendistill.methods.alignment import Alignment
 from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_alignment import LatentAlignment
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import trailing
 

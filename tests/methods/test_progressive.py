@@ -6,11 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from gendistill.config import GuidanceConfig, halvings
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
-from gendistill.methods.guidance import Guidance
 from gendistill.methods.progressive import (
     WEIGHTINGS,
     halving_target,
@@ -19,6 +18,7 @@ from gendistill.methods.progressive import (
     sampled_times,
     x_0_weight,
 )
+from gendistill.run.config import GuidanceConfig, halvings
 from gendistill.samplers import ddim_step, invert_ddim_step
 from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, expand_to, trailing
 

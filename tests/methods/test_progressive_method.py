@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gendistill.config import GuidanceConfig, ProgressiveConfig
 from gendistill.data.batches import Batch
-from gendistill.data.order import PerSampleRandom
-from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, full_networks
-from gendistill.methods.guidance import Guidance
+from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, full_networks
 from gendistill.methods.progressive import Imitation, StepHalving, prediction_loss, sampled_times
+from gendistill.run.config import GuidanceConfig, ProgressiveConfig
+from gendistill.runtime.random import PerSampleRandom
 
 
 def batch_for(teacher, count, generator):

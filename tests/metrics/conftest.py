@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gendistill.metrics.clip_score import ClipScorer
-from gendistill.metrics.features import EmojiFeatures
+from gendistill.metrics.distances.clip_score import ClipScorer
+from gendistill.metrics.features.feature_extractor import EmojiFeatures
 
 ROOT = Path(__file__).parents[2]
 

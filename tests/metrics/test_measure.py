@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from gendistill.metrics.clip_score import clip_scores
-from gendistill.metrics.features import extract
-from gendistill.metrics.frechet import frechet_distance, gaussian_statistics
-from gendistill.metrics.kernel import cmmd, kid_of_all
-from gendistill.metrics.manifold import manifold_scores
+from gendistill.metrics.distances.clip_score import clip_scores
+from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.kernel import cmmd, kid_of_all
+from gendistill.metrics.distances.manifold import manifold_scores
+from gendistill.metrics.distances.vendi import vendi_score
+from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.measure import METRICS, Pictures, Reference, chosen_metrics, kernel_name, measure
-from gendistill.metrics.vendi import vendi_score
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_dmd2_is_sampled_at_timesteps_of_its_own(tmp_path):
 
 
 def test_lcm_is_known_by_its_config(family_folder):
-    from gendistill.samplers.opening import open_pipeline
+    from gendistill.samplers.loading import open_pipeline
 
     pipeline = open_pipeline(family_folder("sd1"))
     assert known_by_config(pipeline) is None

@@ -9,9 +9,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gendistill.diffusion.quantization import compute_as_int8, rounded_inputs, rounded_weight
+from gendistill.diffusion.int8_training import compute_as_int8, rounded_inputs, rounded_weight
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.int8 import Int8Layer, layers_in_8_bits, to_int8
+from gendistill.samplers.quantization.int8 import Int8Layer, layers_in_8_bits, to_int8
 
 LAYERS = {
     "linear": (nn.Linear(24, 10), (3, 7, 24)),

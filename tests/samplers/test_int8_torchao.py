@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.int8_torchao import to_int8_by_torchao
+from gendistill.samplers.quantization.int8_torchao import to_int8_by_torchao
 
 pytestmark = pytest.mark.slow  # diffusers and torch print warnings, in every process, where torchao is there
 

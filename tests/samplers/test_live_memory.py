@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from fresh_process import ran
 from torch import nn
 
-from gendistill.planning import plan_sampling
-from gendistill.samplers.live_memory import bytes_of, peak_bytes
-from gendistill.samplers.memory import PLACEMENTS, Needs, Networks, fastest_that_fits
+from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
+from gendistill.samplers.offload.memory_model import PLACEMENTS, Needs, Networks, fastest_that_fits
+from gendistill.sampling.placement_plan import plan_sampling
 
 KIB = 1024
 

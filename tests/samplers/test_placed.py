@@ -9,11 +9,11 @@ from diffusers import ControlNetModel, DDIMScheduler
 from tiny_add_ons import save_control
 
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.live_memory import LiveBytes, bytes_of
-from gendistill.samplers.memory import PLACEMENTS
-from gendistill.samplers.opening import open_pipeline
-from gendistill.samplers.placed import PlacedSampler
-from gendistill.samplers.placing import Placing, networks_of
+from gendistill.samplers.loading import open_pipeline
+from gendistill.samplers.offload.live_memory import LiveBytes, bytes_of
+from gendistill.samplers.offload.memory_model import PLACEMENTS
+from gendistill.samplers.offload.placed import PlacedSampler
+from gendistill.samplers.offload.placing import Placing, networks_of
 from gendistill.samplers.tasks import Task
 
 PROMPTS, SEEDS = ["emoji of animals", "a red apple"], [3, 1]

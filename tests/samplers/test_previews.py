@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.offload.streaming import PicturesDone, StepDone
 from gendistill.samplers.previews import LatentPreview
-from gendistill.samplers.streaming import PicturesDone, StepDone
 
 
 def test_a_line_is_found_exactly(generator):

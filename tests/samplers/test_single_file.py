@@ -9,7 +9,7 @@ from original_checkpoint import save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.opening import open_pipeline
+from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.single_file import ARCHITECTURES, clip_tokenizer
 
 PROMPTS = ["emoji of animals", "a red apple"]

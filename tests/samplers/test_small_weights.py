@@ -8,14 +8,14 @@ from scipy.stats import norm
 from tiny_add_ons import save_lora
 from torch import nn
 
-from gendistill.diffusion.quantization import rounded_weight
-from gendistill.planning import plan_sampling
+from gendistill.diffusion.int8_training import rounded_weight
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.live_memory import bytes_of
-from gendistill.samplers.memory import PLACEMENTS, Networks
-from gendistill.samplers.placed import PlacedSampler
-from gendistill.samplers.quantizing import QUANTIZATIONS
-from gendistill.samplers.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
+from gendistill.samplers.offload.live_memory import bytes_of
+from gendistill.samplers.offload.memory_model import PLACEMENTS, Networks
+from gendistill.samplers.offload.placed import PlacedSampler
+from gendistill.samplers.quantization.quantize import QUANTIZATIONS
+from gendistill.samplers.quantization.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
+from gendistill.sampling.placement_plan import plan_sampling
 
 FAMILIES = ("sd1", "sd2", "sdxl", "unconditional", "classes")
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.streaming import PicturesDone, StepDone, streamed
+from gendistill.samplers.offload.streaming import PicturesDone, StepDone, streamed
 from gendistill.samplers.tasks import Task
 
 PROMPTS, SEEDS = ["emoji of animals", "a red apple", "food"], [3, 1, 4]

@@ -3,9 +3,9 @@ import errno
 import pytest
 import torch
 
-from gendistill.config import TrainerConfig
-from gendistill.methods.base import OptimizerSettings
+from gendistill.run.config import TrainerConfig
 from gendistill.training.checkpoint import Checkpoints
+from gendistill.training.method import OptimizerSettings
 from gendistill.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
 
 
@@ -131,7 +131,7 @@ CALLS = ["os.fsync", "os.replace", "shutil.rmtree"]
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("number", range(6))
 def test_a_save_that_ends_at_any_call_leaves_whole_checkpoints_and_is_made_up_for(tmp_path, monkeypatch, call, number):
-    """What SIGKILL leaves is tested in tests/test_crash.py; here each place can be chosen."""
+    """What SIGKILL leaves is tested in tests/run/test_crash.py; here each place can be chosen."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         save_best(checkpoints, step)

@@ -14,8 +14,8 @@ from tiny_gans import tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, ti
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.gan.folder import open_gan, save_gan
-from gendistill.generator_validation import GeneratorValidator
-from gendistill.metrics.features import load_extractor
+from gendistill.metrics.features.feature_extractor import load_extractor
+from gendistill.run.gan_validation import GeneratorValidator
 from gendistill.training.trainer import Validation
 
 STUDENT = f"{ResNetGenerator.__module__}:ResNetGenerator"  # which takes no seconds of pruning

@@ -1,4 +1,4 @@
-"""Signals, sent by the process to itself at chosen moments; tests/test_crash.py sends them from outside."""
+"""Signals, sent by the process to itself at chosen moments; tests/run/test_crash.py sends them from outside."""
 
 import signal
 import threading

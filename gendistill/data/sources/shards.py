@@ -1,0 +1,117 @@
+"""Pictures that lie in WebDataset shards: tar files, read as streams."""
+
+import glob
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from braceexpand import braceexpand
+from webdataset.tariterators import group_by_keys
+
+from gendistill.data.images import SUFFIXES
+from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.sources.archives import tar_members
+from gendistill.data.sources.captions import CaptionChoice, CaptionOption
+from gendistill.data.texts import decode_text, text_fields
+from gendistill.runtime.hashing import HashMemo, file_sha256, update
+
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+class WebDatasetShards(PictureSource):
+    """The samples of WebDataset shards, shard after shard: KEY.png (or jpg, jpeg, webp, bmp, gif), KEY.txt, KEY.json.
+
+    Shards are read as streams, and nothing in them is ever written to disk.
+
+    Args:
+        path: a shard, a folder of shards, or a pattern such as `train-*.tar.gz` or `train-{000..003}.tar`.
+        caption: fields of KEY.json, or "txt" for KEY.txt, which is the default.
+        seed: of the draw among several caption fields.
+
+    Raises:
+        ValueError: there is no such shard, a shard is damaged or would write outside its folder, or the first sample has
+            no such caption field.
+    """
+
+    def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
+        super().__init__(CaptionChoice.of(caption, "txt", seed))
+        self.path = str(path)
+        self.shards = find_shards(path)
+        first = next(self._samples(), None)
+        if first is None:
+            raise ValueError(f"data: {self.path!r} holds no sample; it takes shards with KEY.png and KEY.txt.")
+        if caption is not None:
+            self.choice.require(_sample_texts(first), f"the first sample of {self.path}")
+
+    def fingerprint(self, hashes: HashMemo | None = None) -> str:
+        """A hash of the shards' names and contents, and of how captions are drawn; it reads bytes that `hashes` lacks."""
+        digest = hashlib.sha256(repr(self.choice).encode())
+        for shard in self.shards:
+            update(digest, [shard.name, hashes.sha256(shard) if hashes else file_sha256(shard)])
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        noun = "shard" if len(self.shards) == 1 else "shards"
+        return f"{len(self.shards)} WebDataset {noun} of {self.path} (caption: {self.choice.describe()})"
+
+    def _samples(self) -> Iterator[dict[str, Any]]:
+        for shard in self.shards:
+            files = ({"fname": name, "data": data, "__url__": str(shard)} for name, data in tar_members(shard))
+            try:
+                yield from group_by_keys(files)
+            except ValueError as error:  # ours, or webdataset's when a name comes twice
+                ours = str(error.args[0]).startswith("data: ")
+                raise error if ours else ValueError(f"data: the shard {shard} cannot be read ({error.args[0]}).") from error
+
+    def entries(self) -> Iterator[Entry]:
+        for sample in self._samples():
+            picture = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
+            yield Entry(sample["__key__"], io.BytesIO(picture), _sample_texts(sample))
+
+
+def find_shards(path: str | Path) -> list[Path]:
+    """The shards that a path, a folder or a pattern (`*`, `?`, `[...]`, `{000..003}`) means, sorted, each once.
+
+    Raises:
+        ValueError: a part of the pattern matches no file, or matches one that is no `.tar`, `.tar.gz` or `.tgz`.
+    """
+    here = Path(path).expanduser()
+    if here.is_dir():
+        found = [here / name for name in os.listdir(here) if is_shard(name)]
+        if not found:
+            raise ValueError(f"data: {str(path)!r} holds no shard; it takes a folder with {', '.join(SHARD_SUFFIXES)}.")
+    elif here.exists():
+        found = [here]
+    else:
+        found = [file for pattern in _expanded(str(here)) for file in _matches(pattern)]
+    for file in found:
+        if not is_shard(file.name):
+            raise ValueError(f"data: {str(file)!r} is no shard; it takes {', '.join(SHARD_SUFFIXES)}, or a folder.")
+    return sorted(set(found))
+
+
+def _expanded(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:
+        raise ValueError(f"data: {pattern!r} has a brace too many; it takes a pattern such as '{{000..003}}'.") from None
+
+
+def _matches(pattern: str) -> list[Path]:
+    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    if not found:
+        what = "matches no file" if glob.has_magic(pattern) else "does not exist"
+        raise ValueError(f"data: {pattern!r} {what}; it takes a folder, a .tar, a pattern of .tar, or a .txt.")
+    return found
+
+
+def is_shard(name: str) -> bool:
+    return name.lower().endswith(SHARD_SUFFIXES) and not name.startswith(".")
+
+
+def _sample_texts(sample: dict[str, Any]) -> dict[str, str]:
+    texts = text_fields(decode_text(sample.get("json", b"")))
+    return texts | {"txt": decode_text(sample["txt"])} if "txt" in sample else texts

@@ -1,0 +1,77 @@
+"""Where pictures come from: a folder or a zip of them, WebDataset shards, a `datasets` dataset; or prompts alone.
+
+A source can be walked again and again, always in the same order, and holds one sample in memory at a time.
+"""
+
+import os
+from pathlib import Path
+
+from gendistill.data.images import to_tensor
+from gendistill.data.samples import PictureSource, Sample
+from gendistill.data.sources.captions import CaptionOption
+from gendistill.data.sources.folder import ImageFolder, files_below, is_picture
+from gendistill.data.sources.prompts import Prompts
+from gendistill.data.sources.shards import WebDatasetShards, is_shard
+from gendistill.data.sources.zips import ZipPictures
+
+__all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "ZipPictures", "open_source", "to_tensor"]
+
+
+def open_source(
+    path: str | Path,
+    caption: CaptionOption = None,
+    seed: int = 0,
+    *,
+    image_column: str | None = None,
+    split: str | None = None,
+) -> PictureSource | Prompts:
+    """Open whatever `path` is.
+
+    Args:
+        path: a folder or a `.zip` of pictures, a folder of WebDataset shards, a shard (any tar of pictures is one), a
+            pattern of shards, a `.txt` of prompts, or a dataset, see `DatasetPictures`.
+        caption: which text is the caption, for pictures; see `ImageFolder`, `ZipPictures`, `WebDatasetShards` and
+            `DatasetPictures`.
+        seed: of the draw among several caption fields.
+        image_column, split: of a dataset.
+
+    Raises:
+        ValueError: there is nothing at `path`, or nothing that can be trained on.
+    """
+    kind = _kind(path)
+    if kind == "prompts":
+        return Prompts(Path(path).expanduser())
+    if kind == "dataset":
+        from gendistill.data.sources.dataset import DatasetPictures  # seconds to import, and most runs do without
+
+        return DatasetPictures(str(path), caption, seed, image_column, split)
+    if image_column or split:
+        raise ValueError(f"data.image_column and data.split: take a dataset; {str(path)!r} is none")
+    here = Path(path).expanduser()
+    if kind == "zip":
+        return ZipPictures(here, caption, seed)
+    return ImageFolder(here, caption, seed) if kind == "pictures" else WebDatasetShards(here, caption, seed)
+
+
+def _kind(path: str | Path) -> str:
+    here = Path(path).expanduser()
+    if here.is_dir():
+        if any((here / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return "dataset"
+        names = list(files_below(here))
+        found = {
+            "shards": any(map(is_shard, os.listdir(here))),
+            "pictures": any(map(is_picture, names)),
+            "dataset": any(name.endswith(".parquet") for name in names),
+        }
+        kinds = [kind for kind, there in found.items() if there]
+        if len(kinds) > 1:
+            raise ValueError(f"data: {str(path)!r} holds both {' and '.join(kinds)}; it takes a pattern such as '*.tar'.")
+        if not kinds:
+            raise ValueError(f"data: {str(path)!r} holds no picture, no shard and no parquet; it takes a folder with either.")
+        return kinds[0]
+    if str(path).startswith("hf://") or here.suffix.lower() == ".parquet":
+        return "dataset"
+    if here.suffix.lower() == ".zip" and here.is_file():
+        return "zip"
+    return "prompts" if here.suffix.lower() == ".txt" and here.is_file() else "shards"

@@ -1,0 +1,148 @@
+"""A teacher, opened from a folder, a hub id or a checkpoint, and taken apart into denoiser, codec and prompt encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gendistill.diffusion.codec import Codec
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.families import Family, family_of
+from gendistill.diffusion.prediction import PREDICTION_TYPES
+from gendistill.samplers import families as pipelines
+from gendistill.samplers.loading import commit_of, open_pipeline
+from gendistill.schedulers import NoiseSchedule
+
+LEAST_SIGNAL = 1e-3  # alpha; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A diffusion pipeline and what training needs of it. Nothing in it is trained.
+
+    Attributes:
+        resolution: pixels along an edge of the pictures that it is taught on.
+        commit: that it was downloaded at; None where it is not from the hub.
+    """
+
+    source: str
+    family: Family
+    pipeline: Any  # type checkers cannot see into diffusers' lazy modules
+    denoiser: Denoiser
+    codec: Codec
+    resolution: int
+    commit: str | None = None
+
+    @property
+    def network(self) -> Any:
+        return self.denoiser.network
+
+    @property
+    def drawing(self) -> pipelines.Family:
+        """Its family where pictures are drawn."""
+        return pipelines.family_of(self.pipeline)
+
+    @property
+    def own_prompts(self) -> list[str] | None:
+        """All prompts that it knows; None where it takes any text."""
+        return self.drawing.own_prompts(self.pipeline)
+
+    @property
+    def prompt_encoders(self) -> dict[str, nn.Module]:
+        return self.family.prompt_encoders(self.pipeline)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
+        """Prompts (B) as the pipeline itself encodes them, for pictures of (height, width); squares of `resolution` where None.
+
+        Raises:
+            ValueError: a prompt means nothing to the pipeline.
+        """
+        return self.family.conditioning(self.drawing.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
+
+    @torch.no_grad()
+    def unconditional(self) -> Conditioning:
+        """The other branch of classifier-free guidance, a batch of 1, for pictures of any size.
+
+        Empty for a family that knows no guidance.
+        """
+        if not self.drawing.guided:
+            return Conditioning()
+        return self.family.conditioning(self.drawing.unconditional(self.pipeline), None)
+
+
+def load_teacher(
+    source: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    resolution: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Teacher:
+    """Open a pipeline as a teacher.
+
+    Args:
+        source, config, revision: as for `open_pipeline`.
+        resolution: of the pictures that it is taught on; its own where None.
+
+    Raises:
+        ValueError: it cannot be opened, its family is not supported, or its network cannot be distilled.
+    """
+    pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
+    return teacher_of(pipeline.to(device), source, resolution)
+
+
+def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None) -> Teacher:
+    """An opened pipeline as a teacher; nothing in it learns from then on.
+
+    Raises:
+        ValueError: as `load_teacher`.
+    """
+    family = family_of(pipeline)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    codec, bounded = family.codec(pipeline), pipelines.family_of(pipeline).bounded
+    settings = pipeline.scheduler.config
+    denoiser = Denoiser(
+        pipeline.unet,
+        NoiseSchedule.from_scheduler(pipeline.scheduler),
+        settings.get("prediction_type", "epsilon"),
+        family.call,
+        settings.get("clip_sample_range", 1.0) if bounded and settings.get("clip_sample") else None,
+    )
+    _require_distillable(source, denoiser, codec, type(pipeline.scheduler).__name__)
+    own_resolution = int(pipeline.unet.config.sample_size) * codec.factor
+    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or own_resolution, commit_of(pipeline))
+
+
+def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, scheduler: str) -> None:
+    """Raise ValueError for networks of a supported family that have something unusual in them."""
+    config, schedule = denoiser.network.config, denoiser.schedule
+    if not isinstance(config.sample_size, int):
+        raise ValueError(f"model {source}: sample_size {config.sample_size} is not supported; takes square pictures")
+    if (config.in_channels, config.out_channels) != (codec.channels, codec.channels):
+        raise ValueError(
+            f"model {source}: a network of {config.in_channels} to {config.out_channels} channels is not supported; "
+            f"takes {codec.channels} to {codec.channels}"
+        )
+    if config.get("time_cond_proj_dim") is not None:
+        raise ValueError(f"model {source} takes its guidance as an input: it is a student already; takes a teacher")
+    if denoiser.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; takes {', '.join(PREDICTION_TYPES)}"
+        )
+    if schedule.kind != "vp":
+        raise ValueError(f"model {source}: the noise schedule of {scheduler} is not supported; takes a variance-preserving one")
+    last = float(schedule.alpha(schedule.num_train_timesteps - 1))
+    if denoiser.prediction_type == "epsilon" and last < LEAST_SIGNAL:
+        raise ValueError(
+            f"model {source} predicts the noise, but its schedule ends in noise alone (alpha {last:.1e}), from which that says "
+            "nothing of the picture; takes a teacher that predicts v or the picture at zero terminal SNR"
+        )

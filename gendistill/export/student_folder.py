@@ -1,0 +1,81 @@
+"""A student folder: opened by plain diffusers, as a pipeline or as a LoRA on the teacher."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import get_peft_model_state_dict
+
+from gendistill.diffusion.teacher import Teacher
+from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
+from gendistill.export.model_card import model_card
+from gendistill.runtime.files import replace_folder
+from gendistill.samplers import StudentSpec
+
+
+def student_pipeline(teacher: Teacher, networks: Networks) -> Any:
+    """The teacher's pipeline around the student's average, sharing every other part. In LoRA mode the adapter is on."""
+    network = networks.average.network
+    if isinstance(network, AdapterView):
+        network.base.enable_adapters()
+        network.base.set_adapter(AVERAGE)
+        network = network.base
+    pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def export_student(
+    folder: Path,
+    teacher: Teacher,
+    networks: Networks,
+    spec: StudentSpec,
+    scheduler: Any,
+    lineage: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write the student to `folder` (replacing what is there), whole or not at all.
+
+    Args:
+        scheduler: the stock diffusers scheduler that samples it.
+        lineage: what the model card tells: teacher, data, seeds, versions, figures.
+        dtype: of the saved weights; diffusers opens them in whatever its user asks for.
+    """
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    pipeline = student_pipeline(teacher, networks)
+    if networks.lora is not None:
+        # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
+        state = get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE)
+        pipeline.save_lora_weights(
+            aside,
+            unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
+            unet_lora_adapter_metadata=networks.lora.to_dict(),
+        )
+        scheduler.save_pretrained(aside / "scheduler")
+    else:
+        parts = {
+            name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
+            for name, part in pipeline.components.items()
+        }
+        saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
+        saved.save_pretrained(aside, safe_serialization=True)
+        open_in_float32(aside)
+    spec.save(aside)
+    (aside / "README.md").write_text(model_card(spec, lineage, teacher.drawing))
+    replace_folder(aside, folder)
+
+
+def open_in_float32(folder: Path) -> None:
+    """Say in a saved pipeline that its text encoders open in float32 by default, as diffusers opens all other parts.
+
+    transformers 5 would open them in the dtype of the file, and the UNet would refuse their half-precision states.
+    """
+    for path in folder.glob("text_encoder*/config.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")

@@ -1,0 +1,295 @@
+"""Pictures of a generator from prompts and seeds: one network call, the same at any batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendistill.gan.folder import Gan, open_gan
+from gendistill.gan.generator import Generator, between
+from gendistill.metrics.cost.components import Component
+from gendistill.samplers import NETWORK, Sampler, hash_of_weights, pictures_at_once
+
+PICTURE_CHANNELS = (1, 3)
+CLASS_MARK = "#"  # between the path of an input picture and the class that it is to become
+
+ReadPicture = Callable[[Path, int, int], Tensor]  # a file at a height and width: float32 (3, H, W) in [-1, 1]
+
+
+class GeneratorSampler(Sampler):
+    """Draws from a generator of any architecture.
+
+    What a prompt is, its spec says: the name or the number of a class; anything where there are no classes. Of a generator
+    of pictures from pictures a prompt is the path of the input, with `#` and a class behind it where it takes one.
+
+    A generator that draws random numbers by itself is called with one picture at a time, from that picture's seed.
+
+    Args:
+        generator: its network in the state that it is to draw in (`eval()`).
+        student: of a student what its folder says of it.
+        kind: the name of its class; the network's own where None.
+        read: reads the files that a generator of pictures from pictures is given.
+
+    Raises:
+        ValueError: its pictures have neither 1 channel nor 3.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        student: dict[str, Any] | None = None,
+        *,
+        kind: str | None = None,
+        read: ReadPicture | None = None,
+    ) -> None:
+        if (channels := generator.spec.output_shape[0]) not in PICTURE_CHANNELS:
+            raise ValueError(f"generator: its pictures have {channels} channels; takes 1 or 3")
+        self.generator, self.student, self._kind, self._read = generator, student, kind, read
+
+    @staticmethod
+    def from_folder(
+        folder: str | Path, *, device: str | torch.device = "cpu", read: ReadPicture | None = None
+    ) -> GeneratorSampler:
+        """Open a GAN folder; ValueError where it cannot be."""
+        return GeneratorSampler.of(open_gan(folder, device), device=device, read=read)
+
+    @staticmethod
+    def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
+        """Of a GAN that was opened, which is moved to the device and laid out anew."""
+        network = gan.generator.network.to(device)
+        if torch.device(device).type == "cpu" and gan.generator.differentiable:
+            _prefer_channels_last(network, gan.generator)
+        source = gan.generator_source
+        kind = source.class_path.rpartition(":")[2] if source else None
+        return GeneratorSampler(gan.generator, gan.student, kind=kind, read=read)
+
+    @property
+    def kind(self) -> str:
+        return self._kind or type(self.generator.network).__name__
+
+    @property
+    def device(self) -> torch.device:
+        tensors = (*self.generator.network.parameters(), *self.generator.network.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.generator.spec.output_shape[1:]
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether it paints pictures anew, rather than from noise."""
+        return self.generator.spec.kind == "image"
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of all classes; their numbers where they have no names."""
+        spec = self.generator.spec
+        return list(spec.classes) if spec.classes else [str(number) for number in range(spec.num_classes)]
+
+    @property
+    def own_prompts(self) -> list[str] | None:
+        """The classes, or the blank prompt; None of a generator that takes any picture."""
+        return None if self.of_pictures else self.class_names or [""]
+
+    @property
+    def texts(self) -> bool:
+        return not self.of_pictures and any(not name.isdecimal() for name in self.generator.spec.classes)
+
+    def knows(self, prompts: Iterable[str]) -> bool:
+        if self.of_pictures:
+            return all(Path(prompt.partition(CLASS_MARK)[0]).is_file() for prompt in prompts)
+        numbers = {str(number) for number in range(self.generator.spec.num_classes)}
+        return not numbers or set(prompts) <= numbers | set(self.class_names)
+
+    @property
+    def default_steps(self) -> int:
+        return 1
+
+    @property
+    def step_counts(self) -> tuple[int, ...]:
+        return (1,)
+
+    def require_steps(self, steps: int) -> None:
+        if steps != 1:
+            raise ValueError(f"steps {steps}: takes 1, a generator draws in one call")
+
+    @property
+    def default_guidance_scale(self) -> float:
+        return 1.0
+
+    @property
+    def guided(self) -> bool:
+        return False
+
+    def require_guidance(self, guidance_scale: float | None) -> None:
+        """Raise ValueError where a scale other than 1 is asked for."""
+        if guidance_scale not in (None, 1):
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a generator knows no guidance; takes 1")
+
+    @property
+    def solver(self) -> str:
+        return "generator"
+
+    @property
+    def method(self) -> str | None:
+        return None if self.student is None else str(self.student.get("method", "gan"))
+
+    def network_calls(self, steps: int, guidance_scale: float) -> int:
+        return 1
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Of the weights and buffers as they are when it is first asked for."""
+        return hash_of_weights({NETWORK: self.generator.network})
+
+    def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
+        spec = dataclasses.asdict(self.generator.spec)
+        dtypes = sorted({str(parameter.dtype) for parameter in self.generator.network.parameters()})
+        return {"weights": self.weights_hash, "generator": self.kind, "spec": spec, "dtype": dtypes}
+
+    def components(self) -> dict[str, Component]:
+        return {NETWORK: Component(self.generator.network)}
+
+    def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
+        return {"generator": self.kind, "num_inference_steps": 1, "resolution": self.resolution, "text": "no text"}
+
+    def pictures(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Batches of pictures (B, 3, H, W), float32 in [0, 1]; arguments as for any `Sampler`."""
+        self.require_steps(self.default_steps if num_inference_steps is None else num_inference_steps)
+        self.require_guidance(guidance_scale)
+        batch_size = batch_size or pictures_at_once(self.resolution)
+        for start in range(0, len(prompts), batch_size):
+            some, of = prompts[start : start + batch_size], seeds[start : start + batch_size]
+            batch = self._draw(self._inputs(some, of), self.labels(some), of)
+            yield batch
+            if progress:
+                progress(len(batch))
+
+    def strips(self, prompts: Sequence[str], ends: Sequence[tuple[int, int]], count: int) -> Tensor:
+        """What lies between the noise of two seeds, one prompt all the way: (P, count, 3, H, W), float32 in [0, 1].
+
+        Args:
+            ends: the seeds of a strip's first and last picture, one pair a prompt.
+            count: pictures of a strip, at least 2, at equal angles on the great circle between its ends.
+
+        Raises:
+            ValueError: it is no generator of noise, or `count` is below 2.
+        """
+        if self.of_pictures:
+            raise ValueError("interpolate: takes a generator of noise; this one is given pictures")
+        if count < 2:
+            raise ValueError(f"interpolate {count}: takes at least 2 pictures, the ends of a strip")
+        share = torch.linspace(0, 1, count).view(-1, *(1 for _ in self.generator.spec.input_shape))
+        strips = []
+        for prompt, (first, last) in zip(prompts, ends, strict=True):
+            noise = between(self._noise(first), self._noise(last), share)
+            strips.append(self._draw(noise, self.labels([prompt] * count), [first] * count))
+        return torch.stack(strips)
+
+    def labels(self, prompts: Sequence[str]) -> Tensor | None:
+        """The class numbers (B,) of prompts; None where there are no classes.
+
+        Raises:
+            ValueError: one is neither a class's name nor its number.
+        """
+        if not self.generator.spec.num_classes:
+            return None
+        return torch.tensor([self._label(prompt) for prompt in prompts], device=self.device)
+
+    def _label(self, prompt: str) -> int:
+        of = prompt.rpartition(CLASS_MARK)[2] if self.of_pictures and CLASS_MARK in prompt else prompt
+        try:
+            return self.generator.spec.class_of(of)
+        except ValueError as error:
+            raise ValueError(f"prompt {error}") from error
+
+    def _inputs(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        if self.of_pictures:
+            return torch.stack([self._picture(prompt) for prompt in prompts])
+        return torch.stack([self._noise(seed) for seed in seeds])
+
+    def _noise(self, seed: int) -> Tensor:
+        return torch.randn(self.generator.spec.input_shape, generator=torch.Generator().manual_seed(seed))
+
+    def _picture(self, prompt: str) -> Tensor:
+        """The input of a prompt in [-1, 1], its middle scaled to what the generator takes."""
+        path = Path(prompt.rpartition(CLASS_MARK)[0] if self.generator.spec.num_classes else prompt)
+        if self._read is None or not path.is_file():
+            raise ValueError(f"input {str(path)!r}: is no file; the generator paints pictures anew, takes --input FOLDER")
+        channels, height, width = self.generator.spec.input_shape
+        picture = self._read(path, height, width)
+        return picture if channels == len(picture) else picture.mean(0, keepdim=True).expand(channels, -1, -1)
+
+    @torch.inference_mode()
+    def _draw(self, inputs: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1]."""
+        inputs = inputs.to(self.device)
+        if not self._random_inside:
+            pictures = self._generated(inputs, labels)
+        else:
+            rows = [slice(k, k + 1) for k in range(len(inputs))]
+            given = [(inputs[row], None if labels is None else labels[row]) for row in rows]
+            alone = zip(given, seeds, strict=True)
+            pictures = torch.cat([_seeded(partial(self._generated, *one), seed) for one, seed in alone])
+        pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
+        return pictures if pictures.shape[1] == 3 else pictures.expand(-1, 3, -1, -1)
+
+    def _generated(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the network makes; of a program that takes one batch size alone, in batches of that size."""
+        size = getattr(self.generator.network, "batch", None)
+        if not isinstance(size, int):
+            return self.generator(inputs, labels)
+        padded = torch.arange(-(-len(inputs) // size) * size).clamp(max=len(inputs) - 1)
+        parts = [self.generator(inputs[k], None if labels is None else labels[k]) for k in padded.split(size)]
+        return torch.cat(parts)[: len(inputs)]
+
+    @cached_property
+    @torch.inference_mode()
+    def _random_inside(self) -> bool:
+        """Whether the network draws random numbers by itself: the same inputs give other pictures."""
+        inputs = [part.to(self.device) for part in self.generator.example()]
+        first, second = (_seeded(partial(self._generated, *inputs), seed) for seed in (1, 2))
+        return not torch.equal(first, second)
+
+
+def _seeded(draw: Callable[[], Tensor], seed: int) -> Tensor:
+    """`draw()` with torch's own random numbers from a seed; they go on afterwards as if nothing had been."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return draw()
+
+
+def _prefer_channels_last(network: nn.Module, generator: Generator) -> None:
+    """Weights of convolutions with the channels last, which a CPU computes in three quarters of the time.
+
+    Where the network then fails (as by `view` of what is no longer in its order) it keeps the usual layout.
+    """
+    _lay_out(network, torch.channels_last)
+    try:
+        with torch.inference_mode():
+            generator(*generator.example(2))
+    except RuntimeError:
+        _lay_out(network, torch.contiguous_format)
+
+
+def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)

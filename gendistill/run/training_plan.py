@@ -1,0 +1,330 @@
+"""`gendistill plan --train`: what a training step takes of memory and time, before anything is loaded.
+
+The method itself does a step on the meta device, where tensors have shapes and no numbers: what it holds at most is counted,
+and how many rows pass its networks. The time of a row is measured, on networks of random weights, where that is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import diffusers
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import nn
+
+from gendistill.data.batches import Batch, Trajectories
+from gendistill.diffusion.conditioning import Conditioning
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.families import family_called
+from gendistill.methods import stages_of
+from gendistill.methods.alignment import Alignment
+from gendistill.metrics.cost.components import synchronise
+from gendistill.run.config import DistillConfig
+from gendistill.runtime.device import usable_device
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
+from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, Networks, configs_here, inputs_of
+from gendistill.schedulers import NoiseSchedule
+from gendistill.settings.schedule import in_steps
+from gendistill.training.method import Method
+
+PLANNED = ("consistency", "progressive", "latent_alignment")
+AS_IT_IS = "as it is"
+MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's for each number that learns
+
+
+@dataclass
+class Calls:
+    """Rows that pass a network in a step: where nothing is kept, and where a gradient is to come back."""
+
+    plain: int = 0
+    learning: int = 0
+
+
+@dataclass(frozen=True)
+class StepNeeds:
+    """Bytes of an optimizer step, and what is computed in it.
+
+    Attributes:
+        weights: of the teacher's pipeline, the student and its average.
+        optimizer: its state.
+        step: of all that a step computes, gradients too, at its peak.
+        trained: numbers that learn.
+        rows: that pass the networks in a pass forwards and backwards; `passes`: of an optimizer step.
+    """
+
+    weights: int
+    optimizer: int
+    step: int
+    trained: int
+    rows: Calls
+    passes: int = 1
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.optimizer + self.step
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A run as it is and, after it, with more and more settings that take less.
+
+    Attributes:
+        needs: by the setting that comes to those before it; the first is `AS_IT_IS`.
+        memory: GiB that there are; None where nobody says.
+        seconds: of an optimizer step, as the settings are; None where it was not measured.
+        context: bytes of the device's own libraries.
+    """
+
+    teacher: str
+    method: str
+    needs: dict[str, StepNeeds]
+    memory: float | None = None
+    seconds: float | None = None
+    measured_on: str | None = None
+    context: int = CUDA_CONTEXT
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = {name: {**asdict(of), "peak": of.peak + self.context} for name, of in self.needs.items()}
+        return {**asdict(self), "needs": rows, "fits": self.fitting()}
+
+    def fitting(self) -> list[str] | None:
+        """The fewest of the settings that fit into `memory`; None where none do, or nobody says how much there is."""
+        names = list(self.needs)
+        for count, of in enumerate(self.needs.values()):
+            if self.memory is not None and of.peak + self.context <= self.memory * 2**30:
+                return names[1 : count + 1]
+        return None
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.method} from {self.teacher}: predicted", title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("settings")
+        for name in ("weights", "optimizer", "a step", "peak, GiB"):
+            table.add_column(name, justify="right")
+        table.add_column("learns", justify="right")
+        for name, of in self.needs.items():
+            sizes = (of.weights, of.optimizer, of.step, of.peak + self.context)
+            cells = (f"{size / 2**30:.2f}" for size in sizes)
+            table.add_row(name if name == AS_IT_IS else f"and {name}", *cells, f"{of.trained / 1e6:,.1f} M")
+        return table
+
+    def sentences(self) -> Iterator[str]:
+        own = f"{self.context / 2**30:.1f} GiB for the device's own libraries"
+        yield f"predicted from shapes, with {own}; validation is not in it"
+        if self.seconds is not None:
+            yield f"{self.seconds:.2f} s an optimizer step, measured on {self.measured_on} with random weights"
+        if self.memory is None:
+            return
+        fitting = self.fitting()
+        if fitting is None:
+            yield f"{self.memory:g} GiB: nothing here fits; a smaller data.resolution or a smaller teacher take less"
+        elif fitting:
+            yield f"{self.memory:g} GiB: does not fit as it is; fits with --set {' --set '.join(fitting)}"
+        else:
+            yield f"{self.memory:g} GiB: fits as it is"
+
+
+def plan_training(
+    config: DistillConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False
+) -> TrainingPlan:
+    """What `distill(config)` takes in a step of its main stage.
+
+    Args:
+        memory: GiB that there are.
+        probe: measure the time of a step, on `config.device`.
+        cpu: count what a CPU takes, not a GPU.
+
+    Raises:
+        ValueError: the method or one of its terms is none that is planned, or the teacher is not there.
+    """
+    if config.method not in PLANNED or config.compresses:
+        what = "--compress" if config.compresses else f"method {config.method}"
+        raise ValueError(f"{what}: plan --train takes {', '.join(PLANNED)}; --dry-run of distill tells the rest")
+    if config.aligns and (config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0):
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; takes 0")
+    needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
+    for name, changed in _lighter(config):
+        needs[name] = step_needs(changed, cpu=cpu)
+    seconds = where = None
+    if probe:
+        seconds, where = measured_seconds(config, needs[AS_IT_IS])
+    context = 0 if cpu else CUDA_CONTEXT
+    return TrainingPlan(config.teacher, config.method, needs, memory, seconds, where, context)
+
+
+def _lighter(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
+    """Settings that take less memory, one added to those before; what costs the least time comes first."""
+    changes: dict[str, dict[str, Any]] = {}
+    if not config.trainer.gradient_checkpointing:
+        changes["trainer.gradient_checkpointing=true"] = {"trainer": {"gradient_checkpointing": True}}
+    if config.trainer.batch_size > config.trainer.gradient_accumulation_steps:
+        count = config.trainer.batch_size
+        changes[f"trainer.gradient_accumulation_steps={count}"] = {"trainer": {"gradient_accumulation_steps": count}}
+    if not config.lora.enabled and config.may_be_lora:
+        changes["lora.enabled=true"] = {"lora": {"enabled": True}}
+    if config.dtype == "float32":
+        changes["dtype=float16"] = {"dtype": "float16"}
+    for name, change in changes.items():
+        for section, values in change.items():
+            value = getattr(config, section).model_copy(update=values) if isinstance(values, dict) else values
+            config = config.model_copy(update={section: value})
+        yield name, config
+
+
+def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
+    """Of one optimizer step of the first stage of `config`'s method, which runs on the meta device."""
+    networks = Networks.of(config.teacher, config=config.teacher_config)
+    dtype = getattr(torch, config.dtype)
+    for module in (*networks.text, networks.network, networks.decoder):
+        module.to(dtype)
+    teacher = _denoiser(config, networks)
+    latents = _latents(config, networks)
+    rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
+    stage = next(stages_of(config, teacher, _conditions(networks, 1, latents, dtype)))
+    method = stage.method
+    if config.aligns:
+        settings = in_steps(config.align, stage.trainer.max_steps)
+        method.align(lambda nets, name: Alignment(nets, settings, stage.steps))
+    trained = [of for group in method.trained_parameters().values() for of in group.values()]
+    if config.trainer.gradient_checkpointing:
+        for module in {id(of): of for of in _bases(method)}.values():
+            module.enable_gradient_checkpointing()
+    counted = Calls()
+    held = _held(method, networks)
+    _count(held, counted)
+    batch = _batch(config, networks, rows, latents, dtype)
+    step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
+    numbers = sum(of.numel() for of in trained)
+    return StepNeeds(
+        bytes_of(held),
+        numbers * MOMENTS[config.trainer.optimizer],
+        step,
+        numbers,
+        counted,
+        config.trainer.gradient_accumulation_steps,
+    )
+
+
+def _step(method: Method, batch: Batch, rows: int) -> None:
+    for update in method.updates(batch, PerSampleRandom(0, 0, 0, rows)):
+        update.loss.backward()
+
+
+def _latents(config: DistillConfig, networks: Networks) -> tuple[int, int]:
+    """Height and width of what is learned on; what a teacher paints has its own size."""
+    resolution = config.data.resolution if config.data.path else None
+    edge = resolution // networks.factor if resolution else int(networks.network.config.sample_size)
+    return edge, edge
+
+
+def _denoiser(config: DistillConfig, networks: Networks) -> Denoiser:
+    folder = configs_here(config.teacher, config.teacher_config)
+    index = json.loads((folder / "model_index.json").read_text())
+    kind: Any = getattr(diffusers, index["scheduler"][1])
+    scheduler = kind.from_pretrained(folder / "scheduler")
+    family = family_called(index["_class_name"])
+    return Denoiser(
+        networks.network,
+        NoiseSchedule.from_scheduler(scheduler),
+        scheduler.config.get("prediction_type", "epsilon"),
+        family.call,
+    )
+
+
+def _conditions(networks: Networks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Conditioning:
+    given = inputs_of(networks.network, rows, latents, dtype)
+    added = given.get("added_cond_kwargs", {})
+    return Conditioning(
+        prompt_embeds=given["encoder_hidden_states"], pooled_embeds=added.get("text_embeds"), time_ids=added.get("time_ids")
+    )
+
+
+def _batch(config: DistillConfig, networks: Networks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
+    conditions = _conditions(networks, rows, latents, dtype)
+    shape = (networks.network.config.in_channels, *latents)
+    ways = None
+    if config.aligns:
+        count = config.align.trajectory_steps
+        points = torch.empty(rows, count + 1, *shape, device="meta")
+        ways = Trajectories(points, torch.empty(count + 1, dtype=torch.long, device="meta"), conditions)
+    return Batch(torch.empty(rows, *shape, device="meta"), conditions, ways)
+
+
+def _bases(method: Method) -> Iterator[Any]:
+    """The diffusers networks that learn."""
+    for module in method.trained_modules().values():
+        yield getattr(module, "base", module)
+
+
+def _held(method: Any, networks: Networks) -> list[nn.Module]:
+    """All that is in memory."""
+    of = method.networks
+    return [*networks.text, networks.decoder, of.teacher.network, of.student.network, of.average.network]
+
+
+def _count(held: list[nn.Module], counted: Calls) -> None:
+    """Count rows that pass the denoisers among them."""
+
+    def passing(module: nn.Module, args: Any, given: Any) -> None:
+        sample = args[0] if args else given["sample"]
+        if torch.is_grad_enabled() and any(of.requires_grad for of in module.parameters()):
+            counted.learning += len(sample)
+        else:
+            counted.plain += len(sample)
+
+    denoisers = {id(base): base for of in held if hasattr(base := getattr(of, "base", of), "time_embedding")}
+    for base in denoisers.values():
+        base.register_forward_pre_hook(passing, with_kwargs=True)
+
+
+def measured_seconds(config: DistillConfig, needs: StepNeeds) -> tuple[float, str]:
+    """Seconds of an optimizer step, and the device: one batch forwards, and forwards and backwards, on random weights.
+
+    All weights get gradients, also where only a LoRA learns: of that it is at most so long.
+    """
+    device = usable_device(config.device)
+    networks = Networks.of(config.teacher, config=config.teacher_config)
+    network = networks.network.to_empty(device=device)
+    for of in network.parameters():
+        nn.init.normal_(of, std=0.02)
+    network.to(getattr(torch, config.dtype) if device != "cpu" else torch.float32).train()
+    if config.trainer.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
+    like = inputs_of(network, rows, _latents(config, networks), network.dtype)
+    given = {name: _filled(of, device) for name, of in like.items()}
+
+    def forwards() -> None:
+        with torch.no_grad():
+            network(**given)
+
+    def both() -> None:
+        network(**given).sample.sum().backward()
+
+    plain = _median(forwards, device) / rows
+    network.requires_grad_(True)
+    learning = _median(both, device) / rows
+    seconds = needs.passes * (needs.rows.plain * plain + needs.rows.learning * learning)
+    return seconds, device
+
+
+def _filled(of: Any, device: str) -> Any:
+    if isinstance(of, dict):
+        return {name: _filled(part, device) for name, part in of.items()}
+    return torch.rand(of.shape, dtype=of.dtype, device=device)
+
+
+def _median(work: Callable[[], None], device: str, times: int = 3) -> float:
+    seconds = []
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        work()
+        synchronise(torch.device(device))
+        seconds.append(time.perf_counter() - started)
+    return sorted(seconds[1:])[times // 2]

@@ -1,0 +1,101 @@
+"""What decides which checkpoint becomes the student: its pictures, at every step count and by every solver in question."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from gendistill.data.batches import LatentData
+from gendistill.data.encode import training_prompts
+from gendistill.diffusion.teacher import Teacher
+from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
+from gendistill.export.student_folder import student_pipeline
+from gendistill.methods.stage import Stage
+from gendistill.run.config import DistillConfig
+from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers import FewStepSampler
+from gendistill.schedulers import solver_eta, student_scheduler
+from gendistill.training.processes import gathered, share
+from gendistill.training.trainer import Validation
+
+GRID_PICTURES = 32
+
+
+class Validator:
+    """Judges a stage's average at every step count with every solver in question, and draws a grid at fixed seeds."""
+
+    def __init__(self, config: DistillConfig, teacher: Teacher, stage: Stage, judge: Judge, samples: Path) -> None:
+        self.config, self.teacher, self.stage, self.judge, self.samples = config, teacher, stage, judge, samples
+        samples.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, step: int) -> Validation:
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the drawing."""
+        networks, steps, solvers = self.stage.method.networks, self.stage.steps, self.stage.solvers
+        sampler = FewStepSampler(student_pipeline(self.teacher, networks))
+        distances: dict[str, dict[str, float]] = {}
+        for solver in solvers:
+            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
+            sampler.eta = solver_eta(solver)
+            distances[solver] = {}
+            for count in steps:
+                if count == 1 and solver != solvers[0]:
+                    distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
+                    continue
+                mine = self.judge.of(share(len(self.judge.prompts)))
+                pictures = mine.draw(sampler, count, self.config.guidance.of_pipeline)
+                pictures = gathered(pictures, len(self.judge.prompts))
+                distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
+                if count == steps[0]:
+                    grid = make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8)
+                    save_picture(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
+        means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
+        best = min(means, key=lambda solver: means[solver])
+        return Validation(means[best], {"solver": best, self.judge.metric: distances})
+
+
+def validation_judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
+    """Real pictures to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
+    reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
+    if reference is None:
+        prompts = training_prompts(config.data, teacher).prompts
+        return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
+    is_data = reference == config.data.path
+    with advancing_bar("reading the reference") as progress:
+        judge = build_judge(
+            reference,
+            caption=config.data.caption,
+            num=num,
+            seed=seed,
+            extractor=config.validation_extractor,
+            cache=config.data.cache,
+            image_column=config.data.image_column if is_data else None,
+            split=config.data.split if is_data else None,
+            progress=progress,
+        )
+    return judge.first(num)
+
+
+def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher, stage: Stage) -> Any:
+    """What samples the student of a stage by `solver`: a stock scheduler wherever there is one."""
+    return student_scheduler(
+        solver,
+        teacher.pipeline.scheduler.config,
+        stage.method.networks.average.prediction_type,
+        config.consistency.num_ddim_timesteps,
+        bounded=teacher.drawing.bounded,
+        steps=stage.steps,
+        grids=stage.grids,
+    )
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture (3, H, W) in [0, 1], whole or not at all; one process does."""
+    if PartialState().is_main_process:
+        aside = path.with_name(f".{path.name}")
+        save_image(picture, aside, format="png")
+        os.replace(aside, path)

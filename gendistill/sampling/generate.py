@@ -1,0 +1,152 @@
+"""`gendistill sample`: pictures from prompts, from noise or from other pictures, to a file or a folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from gendistill.gan.generator_sampler import GeneratorSampler
+from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.files import written_aside
+from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers import FewStepSampler, Sampler, to_uint8
+from gendistill.samplers.offload.placed import PlacedSampler
+from gendistill.sampling.load import input_prompts, open_within
+from gendistill.sampling.task_inputs import read_task
+
+
+@dataclass(frozen=True)
+class Drawing:
+    files: list[Path]
+    pictures: int
+    steps: int
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+    placement: str | None = None
+
+    def describe(self) -> str:
+        shown = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
+        of = f"{self.pictures} pictures of {self.steps} step{'s' if self.steps != 1 else ''}"
+        where = f", placement {self.placement}" if self.placement else ""
+        return f"{shown}: {of} in {self.seconds:.1f} s{where}"
+
+
+def draw(
+    model: str,
+    prompts: list[str] | None,
+    out: Path,
+    *,
+    inputs: Path | None = None,
+    mask: Path | None = None,
+    strength: float = 0.8,
+    control: tuple[str, str] | None = None,
+    like: str | None = None,
+    interpolate: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    num: int = 1,
+    batch_size: int = 16,
+    device: str | None = None,
+    memory: float | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+) -> Drawing:
+    """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
+
+    Args:
+        prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
+        out: `.png` for one picture or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
+        inputs: a picture or a folder of them, for a generator that paints pictures anew; a picture that a diffusion model
+            begins at, in `strength` of its steps, and only where `mask` is white.
+        control: the folder of a ControlNet, and a picture that it looks at.
+        like: the name of a few-step model of others, where the model's own name and configs do not tell which it is.
+        interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
+            the next, a row a strip.
+        memory: GiB that a diffusion model may take on the device; what is free on a GPU, and no limit on a CPU, where None.
+        dtype: of a diffusion model; half precision on a GPU and float32 on a CPU where None.
+        quantization: of a diffusion model, see `quantize`; as it was trained to, on a CPU, where None.
+
+    Raises:
+        ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
+    """
+    if out.suffix not in ("", ".png", ".npy"):
+        raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
+    make_folder(out.parent if out.suffix else out)
+    sampler = open_within(model, like=like, device=usable_device(device), memory=memory, dtype=dtype, quantization=quantization)
+    diffusion = isinstance(sampler, FewStepSampler) and sampler.texts
+    if inputs is not None and not diffusion:
+        prompts = input_prompts(sampler, inputs, prompts)
+    elif prompts is None and (prompts := sampler.own_prompts) is None:
+        takes_pictures = isinstance(sampler, GeneratorSampler)
+        raise ValueError(f"--input: takes pictures, which {model} paints anew" if takes_pictures else NO_PROMPT)
+    repeated = [prompt for prompt in prompts for _ in range(num)]
+    steps = sampler.default_steps if steps is None else steps
+    sampler.require_steps(steps)
+    if not diffusion and (mask is not None or control is not None):
+        raise ValueError(f"--mask, --control: take a text-to-image model; this is a {sampler.kind}")
+    more: dict[str, Any] = {}
+    if isinstance(sampler, FewStepSampler):
+        warnings = sampler.advice(steps, guidance_scale)
+        if inputs is not None or control is not None or mask is not None:
+            more["task"] = read_task(sampler, len(repeated), picture=inputs, mask=mask, strength=strength, control=control)
+    else:
+        warnings = []
+    started = time.perf_counter()
+    if interpolate is not None:
+        pictures = _strips(sampler, repeated, interpolate, seed, guidance_scale)
+    else:
+        with advancing_bar("sampling", len(repeated)) as progress:
+            batches = sampler.pictures(
+                repeated,
+                [seed + number for number in range(len(repeated))],
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                batch_size=batch_size,
+                progress=progress,
+                **more,
+            )
+            pictures = torch.cat([batch.cpu() for batch in batches])
+    seconds = time.perf_counter() - started
+    placement = sampler.placement.name if isinstance(sampler, PlacedSampler) and sampler.placement else None
+    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
+
+
+NO_PROMPT = "--prompt and --prompts: takes one of them"
+
+
+def _strips(sampler: Sampler, prompts: list[str], count: int, seed: int, guidance_scale: float | None) -> torch.Tensor:
+    """Pictures (P * count, 3, H, W): strip k of `count` goes from the noise of seed + 2k to that of seed + 2k + 1."""
+    if not isinstance(sampler, GeneratorSampler):
+        raise ValueError(f"interpolate {count}: takes a GAN; this is a {sampler.kind}")
+    sampler.require_guidance(guidance_scale)
+    ends = [(seed + 2 * number, seed + 2 * number + 1) for number in range(len(prompts))]
+    return sampler.strips(prompts, ends, count).flatten(0, 1).cpu()
+
+
+def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:
+    """Pictures (N, 3, H, W) in [0, 1] to `out`; gives the files."""
+    if out.suffix == ".npy":
+        with written_aside(out) as aside:
+            np.save(aside, pictures.permute(0, 2, 3, 1).numpy())
+        return [out]
+    if out.suffix == ".png":
+        grid = make_grid(pictures, nrow=columns if columns > 1 else 8, padding=2) if len(pictures) > 1 else pictures[0]
+        _save_png(grid, out)
+        return [out]
+    files = [out / f"{number:05d}.png" for number in range(len(pictures))]
+    for picture, file in zip(pictures, files, strict=True):
+        _save_png(picture, file)
+    return files
+
+
+def _save_png(picture: torch.Tensor, file: Path) -> None:
+    with written_aside(file) as aside:
+        Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()).save(aside)

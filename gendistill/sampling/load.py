@@ -1,0 +1,155 @@
+"""Whatever pictures can be drawn from, opened: a GAN's folder, else a diffusion pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gendistill.data.images import as_tensor, decode_picture, fitted
+from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.gan_loading import open_teacher
+from gendistill.gan.generator_sampler import CLASS_MARK, GeneratorSampler
+from gendistill.gan.settings import GeneratorConfig
+from gendistill.runtime.device import usable_dtype
+from gendistill.samplers import FewStepSampler, Sampler
+from gendistill.samplers.offload.placed import PlacedSampler, room_on
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+OF_DISCRIMINATORS = ("discriminator", "discriminator_weights", "discriminator_config")
+
+
+def gan_folder(model: str | Path) -> Path | None:
+    """The GAN folder that a path means: itself, or the student that a run left in it; None where it means no GAN."""
+    folder = Path(model).expanduser()
+    return next((of for of in (folder, folder / "student") if is_gan_folder(of)), None)
+
+
+def open_sampler(
+    model: str | Path,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    quantization: str | None = None,
+) -> Sampler:
+    """What draws a model's pictures, on a device.
+
+    Args:
+        model: a GAN folder or a run that left one, or anything that `FewStepSampler.from_pretrained` takes.
+        config, revision: of a diffusion model.
+        dtype: of a diffusion model, by name; float32 where None.
+        quantization: of a diffusion model, see `quantize`; as it was trained to where None.
+
+    Raises:
+        ValueError: it is none of these, or cannot be opened.
+    """
+    if (folder := gan_folder(model)) is not None:
+        for name, given in {"--quantization": quantization, "--dtype": dtype}.items():
+            if given not in (None, "none"):
+                raise ValueError(f"{name} {given}: takes a diffusion model; {model} is a GAN")
+        return GeneratorSampler.from_folder(folder, device=device, read=_read)
+    return FewStepSampler.from_pretrained(
+        model,
+        config=config,
+        revision=revision,
+        dtype=usable_dtype(dtype or "float32"),
+        device=device,
+        quantization=quantization,
+    )
+
+
+def open_within(
+    model: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    like: str | None = None,
+    device: str = "cpu",
+    memory: float | None = None,
+    share: int = 1,
+    dtype: str | None = None,
+    quantization: str | None = None,
+) -> Sampler:
+    """What draws a model's pictures; a diffusion model from texts kept within memory, where there is a limit.
+
+    Args:
+        config, revision: of a diffusion model.
+        like: the name of a few-step model of others, where the model's own does not tell which it is.
+        memory: GiB that it may take on the device; what is free on a GPU, and no limit on a CPU, where None.
+        share: how many models the memory is for; each gets the same part.
+        dtype: of a diffusion model; half precision on a GPU and float32 on a CPU where None.
+        quantization: of a diffusion model, see `quantize`; as it was trained to, where there is no limit, where None.
+
+    Raises:
+        ValueError: it cannot be opened, or `memory` is given for what is no diffusion model from texts.
+    """
+    if gan_folder(model) is None:
+        dtype = dtype or ("float32" if device == "cpu" else "float16")
+        if memory is not None and quantization == "int8":
+            raise ValueError("quantization int8: computes with all in its place, without --memory; takes int8-weights there")
+        if limited := (memory is not None or device != "cpu") and quantization != "int8":
+            quantization = quantization or "none"
+        opened_on = "cpu" if limited else device
+    else:
+        limited, opened_on = False, device
+    sampler = open_sampler(model, config=config, revision=revision, device=opened_on, dtype=dtype, quantization=quantization)
+    if memory is not None and not (isinstance(sampler, FewStepSampler) and sampler.texts):
+        raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
+    if isinstance(sampler, FewStepSampler):
+        sampler = sampler.recognised(model, like)
+        if limited and sampler.texts:
+            room = room_on(torch.device(device), sampler.pipeline) if memory is None else memory * 2**30
+            return PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room / share)
+        sampler.pipeline.to(device)
+    return sampler
+
+
+def open_teacher_of(student: GeneratorSampler, teacher: str | None = None, *, device: str = "cpu") -> GeneratorSampler:
+    """The generator that a student was made of, as its folder says how to open it; or another `teacher`.
+
+    Args:
+        teacher: whatever `gendistill.gan.gan_loading.open_teacher` takes, or a run that left a GAN.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    told = student.student or {}
+    named = str(teacher or told.get("teacher") or "")
+    described = told.get("generator") if teacher is None else None
+    settings = GeneratorConfig(**(described or {})).model_copy(update=dict.fromkeys(OF_DISCRIMINATORS))
+    config = told.get("teacher_config") if teacher is None else None
+    gan = open_teacher(str(gan_folder(named) or named), config=config, settings=settings, device=device)
+    return GeneratorSampler.of(gan, device=device, read=_read)
+
+
+def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] | None = None) -> list[str]:
+    """A prompt for each of some pictures, as a generator of pictures from pictures takes them.
+
+    Args:
+        inputs: a picture or a folder of them.
+        classes: what each picture is to become, one after the other; all classes where None and there are any.
+
+    Raises:
+        ValueError: there are no pictures, or the model draws from prompts or noise.
+    """
+    if not isinstance(sampler, GeneratorSampler) or not sampler.of_pictures:
+        raise ValueError(f"--input {inputs}: the model draws pictures from {_drawn_from(sampler)}, it takes no pictures")
+    files = sorted(file for file in Path(inputs).rglob("*") if file.suffix.lower() in PICTURES) or [Path(inputs)]
+    if not files[0].is_file():
+        raise ValueError(f"--input {inputs}: has no pictures; takes a picture or a folder of them")
+    of = sampler.class_names if classes is None else list(classes)
+    return [f"{file}{CLASS_MARK}{name}" for file in files for name in of] if sampler.class_names else [str(f) for f in files]
+
+
+def _drawn_from(sampler: Sampler) -> str:
+    return "noise" if sampler.own_prompts == [""] else "classes" if sampler.own_prompts else "prompts"
+
+
+def _read(file: Path, height: int, width: int) -> Tensor:
+    """The middle of a picture at a size: float32 (3, H, W) in [-1, 1]."""
+    return as_tensor(fitted(decode_picture(file), height, width))

@@ -1,0 +1,64 @@
+"""Weights of losses: numbers, or schedules by step or by share of the run."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator
+
+from gendistill.settings.section import Section
+
+SomeSection = TypeVar("SomeSection", bound=Section)
+WEIGHT = "a number of at least 0, or such numbers by step as in {0: 1, 500: 0.1}, or by share of the run as in {0.5: 1, 0.9: 0}"
+
+
+def _weight(value: Any) -> float | dict[float, float]:
+    """YAML reads the steps of a schedule as numbers, JSON as texts."""
+    try:
+        read = {float(step): float(of) for step, of in value.items()} if isinstance(value, dict) else float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(WEIGHT) from error
+    numbers = [*read.values(), *read.keys()] if isinstance(read, dict) else [read]
+    if not numbers or not all(0 <= number < math.inf for number in numbers):
+        raise ValueError(WEIGHT)
+    return read
+
+
+def _temperature(value: Any) -> float | dict[float, float]:
+    read = _weight(value)
+    if min(read.values() if isinstance(read, dict) else [read]) <= 0:
+        raise ValueError(WEIGHT.replace("of at least 0", "above 0"))
+    return read
+
+
+# A weight, or weights by step with straight lines between them; keys below 1 are shares of all steps.
+Weight = Annotated[float | dict[float, float], BeforeValidator(_weight)]
+Temperature = Annotated[float | dict[float, float], BeforeValidator(_temperature)]
+
+
+def weight_at(weight: float | dict[float, float], step: int) -> float:
+    """The weight of a step: of a schedule the straight line between the steps that it names, level before and after them."""
+    if not isinstance(weight, dict):
+        return weight
+    steps = sorted(weight)
+    if step <= steps[0]:
+        return weight[steps[0]]
+    for before, after in pairwise(steps):
+        if step < after:
+            share = (step - before) / (after - before)
+            return (1 - share) * weight[before] + share * weight[after]
+    return weight[steps[-1]]
+
+
+def in_steps(section: SomeSection, steps: int) -> SomeSection:
+    """The same settings with every schedule by step, of a run of so many; sections within it too."""
+    changed: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            changed[name] = in_steps(value, steps)
+        elif isinstance(value, dict) and all(isinstance(key, float) for key in value):
+            changed[name] = {key * steps if key < 1 else key: of for key, of in value.items()}
+    return section.model_copy(update=changed)

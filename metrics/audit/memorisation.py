@@ -1,0 +1,188 @@
+"""Whether a model repeats training pictures: nearest neighbours of its pictures among them, in feature space.
+
+No distance tells a copy from a picture that is merely as the training pictures are. So a drawn picture's distance to
+its nearest training picture is set against two yardsticks: that one's distance to its own nearest other training
+picture, and the distances of held-out pictures of the same distribution.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from gendistill.metrics.audit.modes import cells_of, fit_bins
+
+Features = torch.Tensor | NDArray[np.floating]
+ELEMENTS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class SuspiciousPair:
+    """A drawn picture and the training picture nearest to it.
+
+    ratio: their distance over that of the training picture to its nearest other; 0 is a copy, about 1 what a fresh picture has.
+    """
+
+    drawn: int
+    training: int
+    distance: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """How near one model's pictures are to the training pictures.
+
+    near_share: in [0, 1], of its pictures nearer to a training picture than that is to any other (1 - authenticity,
+    Alaa et al. 2022); low, high: its Wilson interval. c_t: Meehan et al. 2020, below; None without held-out
+    pictures. pairs: the smallest ratios first.
+    """
+
+    near_share: float
+    low: float
+    high: float
+    median_distance: float
+    c_t: float | None
+    pairs: tuple[SuspiciousPair, ...]
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Teacher, student, and the near_share of held-out pictures (None without), which is what no copying gives.
+
+    p_value: one-sided Mann-Whitney, that the student's pictures are no nearer to the training pictures than the teacher's.
+    """
+
+    teacher: Nearness
+    student: Nearness
+    held_out_near_share: float | None
+    p_value: float
+
+    def describe(self) -> str:
+        """The finding in two sentences."""
+        t, s = self.teacher, self.student
+        held_out = "" if self.held_out_near_share is None else f", held-out pictures {self.held_out_near_share:.1%}"
+        known = t.c_t is not None and s.c_t is not None
+        scores = f" C_T: teacher {t.c_t:+.1f}, student {s.c_t:+.1f} (below -3 copies)." if known else ""
+        nearer = "is" if self.p_value < 0.05 else "is not"
+        closest = s.pairs[0]
+        return (
+            f"Nearer to a training picture than that is to any other: teacher {t.near_share:.1%}, student {s.near_share:.1%} "
+            f"({s.low:.1%} to {s.high:.1%}){held_out}.{scores} The student {nearer} nearer than the teacher beyond chance "
+            f"(p = {self.p_value:.2g}); its most suspicious picture is {closest.drawn}, beside training picture "
+            f"{closest.training} (ratio {closest.ratio:.2f})."
+        )
+
+
+def memorisation(
+    training: Features,
+    teacher: Features,
+    student: Features,
+    held_out: Features | None = None,
+    *,
+    cells: int = 1,
+    level: float = 0.95,
+    show: int = 8,
+    seed: int = 0,
+) -> Memorisation:
+    """From features (M, D) of the training pictures, (N, D) and (L, D) of drawn and (H, D) of held-out ones.
+
+    Args:
+        held_out: of the same distribution as the training pictures and not among them. Held-out pictures of kinds that
+            training lacks lie farther away than any fresh picture, and make an honest model look like a copier.
+        cells: for C_T, k-means cells of the training pictures within which distances are compared.
+
+    Raises:
+        ValueError: widths differ, a set is empty, or there are fewer than 2 training pictures.
+    """
+    sets = [torch.as_tensor(f).float() for f in (training, teacher, student, *([] if held_out is None else [held_out]))]
+    shapes = [tuple(f.shape) for f in sets]
+    if any(len(s) != 2 or s[0] == 0 or s[1] != shapes[0][1] for s in shapes):
+        raise ValueError(f"features: got shapes {shapes} of training, teacher, student, held_out; takes (N, D) with one D.")
+    if len(sets[0]) < 2:
+        raise ValueError("training: got 1 picture, takes at least 2.")
+    train = sets[0]
+    own, _ = nearest(train, train, skip_self=True)
+    near = [nearest(f, train) for f in sets[1:]]
+    scores: list[float | None] = [None, None]
+    if held_out is not None:
+        centres = fit_bins(train, cells, seed) if cells > 1 else None
+        of = [cells_of(f, centres)[0] if centres is not None else np.zeros(len(f), np.int64) for f in sets[1:]]
+        scores = [copying_statistic(near[i][0], near[2][0], of[i], of[2]) for i in range(2)]
+    return Memorisation(
+        teacher=_nearness(*near[0], own, scores[0], level, show),
+        student=_nearness(*near[1], own, scores[1], level, show),
+        held_out_near_share=None if held_out is None else float((near[2][0] <= own[near[2][1]]).mean()),
+        p_value=float(stats.mannwhitneyu(near[1][0], near[0][0], alternative="less").pvalue),
+    )
+
+
+def nearest(a: Features, b: Features, *, skip_self: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Euclidean distance of each row of `a` (N, D) to the nearest of `b` (M, D), and its number; both (N,).
+
+    `skip_self`: `a` is `b`, and row k is not held against itself. Memory is flat in N: 4 million distances at once.
+    """
+    x, y = torch.as_tensor(a).float(), torch.as_tensor(b).float()
+    # Distances by dot products are quick and lack digits near 0: they choose four candidates, told apart exactly.
+    few = min(4, len(y) - skip_self)
+    centre = y.mean(dim=0)
+    rows = max(1, ELEMENTS_AT_ONCE // max(len(y), few * y.shape[1]))
+    distances, numbers = [], []
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        rough = torch.cdist(block - centre, y - centre, compute_mode="use_mm_for_euclid_dist")
+        if skip_self:
+            here = torch.arange(len(block))
+            rough[here, start + here] = torch.inf
+        candidates = rough.topk(few, dim=1, largest=False).indices
+        found = torch.linalg.vector_norm(block[:, None] - y[candidates], dim=2).min(dim=1)
+        distances.append(found.values)
+        numbers.append(candidates.gather(1, found.indices[:, None])[:, 0])
+    return torch.cat(distances).numpy(), torch.cat(numbers).numpy()
+
+
+def copying_statistic(
+    drawn: NDArray[np.floating],
+    held_out: NDArray[np.floating],
+    drawn_cells: NDArray[np.int64],
+    held_out_cells: NDArray[np.int64],
+    fewest: int = 20,
+) -> float | None:
+    """C_T of distances to the nearest training picture, (N,) and (H,): below 0 copying, above 0 underfitting.
+
+    In each cell the Mann-Whitney statistic U, the number of pairs in which the drawn picture is farther than the held-out
+    one, standardised: (U - nm / 2) / sqrt(nm (n + m + 1) / 12); then their mean weighted by the held-out pictures' shares
+    (Meehan, Chaudhuri & Dasgupta 2020). Beyond 3 either way is beyond chance. The authors look for the nearest training
+    picture within the cell, here it may lie across its border.
+
+    None where no cell has `fewest` pictures of each.
+    """
+    total, weight = 0.0, 0
+    for cell in np.unique(held_out_cells):
+        x, y = drawn[drawn_cells == cell], held_out[held_out_cells == cell]
+        if len(x) < fewest or len(y) < fewest:
+            continue
+        u = stats.mannwhitneyu(x, y).statistic
+        total += len(y) * (u - len(x) * len(y) / 2) / (len(x) * len(y) * (len(x) + len(y) + 1) / 12) ** 0.5
+        weight += len(y)
+    return float(total / weight) if weight else None
+
+
+def _nearness(
+    distance: NDArray[np.float32],
+    number: NDArray[np.int64],
+    own: NDArray[np.float32],
+    c_t: float | None,
+    level: float,
+    show: int,
+) -> Nearness:
+    # A copy of a training picture that is there twice has 0 on both sides: a copy all the same.
+    near = distance <= own[number]
+    ratio = np.where(distance > 0, distance / np.maximum(own[number], 1e-12), 0)
+    interval = stats.binomtest(int(near.sum()), len(near)).proportion_ci(level, method="wilson")
+    first = np.lexsort((distance, ratio))[:show].tolist()
+    pairs = tuple(SuspiciousPair(k, int(number[k]), float(distance[k]), float(ratio[k])) for k in first)
+    median = float(np.median(distance))
+    return Nearness(float(near.mean()), float(interval.low), float(interval.high), median, c_t, pairs)

@@ -1,0 +1,181 @@
+"""Unusual prompts: misspelt, in capitals, unheard of. Does a student lose more by them than its teacher does?
+
+Scores of pictures of perturbed prompts are taken against the plain prompts: what was meant, not what was typed.
+"""
+
+import random
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gendistill.metrics.audit.groups import sign_flip_p, t_interval
+
+Scores = torch.Tensor | NDArray[np.floating]
+WORD = re.compile(r"[^\W\d_]{4,}")
+ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+
+def _neighbours() -> dict[str, str]:
+    """Letters beside each letter of an English keyboard: the same row, and the two below or above between which it lies."""
+    place = {letter: (row, column) for row, letters in enumerate(ROWS) for column, letter in enumerate(letters)}
+    beside = {}
+    for letter, (row, column) in place.items():
+        near = {(row, column - 1), (row, column + 1), (row - 1, column), (row - 1, column + 1), (row + 1, column - 1)}
+        beside[letter] = "".join(other for other, at in place.items() if at in near | {(row + 1, column)})
+    return beside
+
+
+NEIGHBOURS = _neighbours()
+
+
+def _swap(word: str, chance: random.Random) -> str:
+    at = chance.choice([i for i in range(len(word) - 1) if word[i] != word[i + 1]] or [0])
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+def _drop(word: str, chance: random.Random) -> str:
+    at = chance.randrange(len(word))
+    return word[:at] + word[at + 1 :]
+
+
+def _double(word: str, chance: random.Random) -> str:
+    at = chance.randrange(len(word))
+    return word[: at + 1] + word[at:]
+
+
+def _neighbour(word: str, chance: random.Random) -> str:
+    at = chance.choice([i for i, letter in enumerate(word) if letter.lower() in NEIGHBOURS] or [0])
+    letter = chance.choice(NEIGHBOURS.get(word[at].lower(), word[at]))
+    return word[:at] + (letter.upper() if word[at].isupper() else letter) + word[at + 1 :]
+
+
+MISTAKES: dict[str, Callable[[str, random.Random], str]] = {
+    "swap": _swap,
+    "drop": _drop,
+    "double": _double,
+    "neighbour": _neighbour,
+}
+KINDS = ("typo", *MISTAKES, "upper")
+
+
+def perturbed(prompts: Sequence[str], kind: str, seed: int = 0, *, count: int = 1, spare: Collection[str] = ()) -> list[str]:
+    """The prompts with a mistake each; prompt k depends on `seed`, k and its own text alone.
+
+    Args:
+        kind: `swap` two letters that stand together, `drop` one, `double` one, take a `neighbour` on an English keyboard;
+            `typo`: one of these four at random; `upper`: capitals. Tokenizers that lower-case (CLIP's do) do not see
+            `upper` at all.
+        count: mistakes a prompt, each in another word. Words have 4 letters or more; prompts of fewer such words get
+            fewer, down to none.
+        spare: words, in lower case, that are left alone.
+
+    Raises:
+        ValueError: unknown `kind`, or `count` below 1.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, takes one of {', '.join(KINDS)}.")
+    if count < 1:
+        raise ValueError(f"count: got {count}, takes at least 1.")
+    if kind == "upper":
+        return [prompt.upper() for prompt in prompts]
+    return [_mistaken(prompt, kind, random.Random(f"{seed} {k} {prompt}"), count, spare) for k, prompt in enumerate(prompts)]
+
+
+def _mistaken(prompt: str, kind: str, chance: random.Random, count: int, spare: Collection[str]) -> str:
+    words = [word for word in WORD.finditer(prompt) if word[0].lower() not in spare]
+    for word in sorted(chance.sample(words, min(count, len(words))), key=lambda w: -w.start()):
+        mistake = MISTAKES[chance.choice(list(MISTAKES)) if kind == "typo" else kind]
+        prompt = prompt[: word.start()] + mistake(word[0], chance) + prompt[word.end() :]
+    return prompt
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One model's mean score with plain and with perturbed prompts; low, high: interval of their difference."""
+
+    plain: float
+    perturbed: float
+    drop: float  # plain - perturbed
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How much more the student drops than the teacher.
+
+    excess: the student's drop less the teacher's, in units of the score, above 0 where the student is less robust;
+    low, high: its interval, p_value: two-sided, by sign-flip permutation. worst: numbers of the prompts whose excess is
+    largest, the worst first.
+    """
+
+    kind: str
+    count: int
+    teacher: Drop
+    student: Drop
+    excess: float
+    low: float
+    high: float
+    p_value: float
+    worst: tuple[int, ...]
+    level: float
+
+    def describe(self) -> str:
+        """The finding in two sentences."""
+        t, s = self.teacher, self.student
+        first = (
+            f"{self.kind}: over {self.count} prompts the teacher's score goes from {t.plain:.3g} to {t.perturbed:.3g} and the "
+            f"student's from {s.plain:.3g} to {s.perturbed:.3g}."
+        )
+        interval = f"{self.level:.0%} interval of the excess {self.low:+.3g} to {self.high:+.3g}, p = {self.p_value:.2g}"
+        if self.p_value > 1 - self.level:
+            return f"{first} The student drops neither more nor less beyond chance ({interval})."
+        return f"{first} The student drops {abs(self.excess):.3g} {'more' if self.excess > 0 else 'less'} ({interval})."
+
+
+def robustness(
+    teacher_plain: Scores,
+    teacher_perturbed: Scores,
+    student_plain: Scores,
+    student_perturbed: Scores,
+    *,
+    kind: str = "perturbed",
+    level: float = 0.95,
+    permutations: int = 9999,
+    show: int = 8,
+    seed: int = 0,
+) -> Robustness:
+    """From scores (N,) of the same prompts and seeds, higher is better; all four against the plain prompts.
+
+    Prompt k is the unit: its excess is (student_plain - student_perturbed) - (teacher_plain - teacher_perturbed).
+    Intervals are Student's t. `kind` is what the report calls it. A student that is poor at plain prompts has less to lose:
+    read the excess beside the plain scores.
+
+    Raises:
+        ValueError: lengths differ, fewer than 2, or a score is not finite.
+    """
+    scores = [np.asarray(s, dtype=np.float64) for s in (teacher_plain, teacher_perturbed, student_plain, student_perturbed)]
+    shapes = [s.shape for s in scores]
+    if len(set(shapes)) != 1 or scores[0].ndim != 1 or len(scores[0]) < 2:
+        raise ValueError(f"scores: got shapes {shapes}, takes (N,) four times with N of at least 2.")
+    if not all(np.isfinite(s).all() for s in scores):
+        raise ValueError("scores: got NaN or infinity, takes finite scores.")
+    teacher, student = _drop_of(scores[0], scores[1], level), _drop_of(scores[2], scores[3], level)
+    excess = (scores[2] - scores[3]) - (scores[0] - scores[1])
+    low, high = t_interval(excess, level)
+    assert low is not None
+    assert high is not None
+    worst = np.argsort(-excess, kind="stable")[: min(show, int((excess > 0).sum()))]
+    p = sign_flip_p(excess, permutations, seed)
+    return Robustness(kind, len(excess), teacher, student, float(excess.mean()), low, high, p, tuple(worst.tolist()), level)
+
+
+def _drop_of(plain: NDArray[np.float64], changed: NDArray[np.float64], level: float) -> Drop:
+    low, high = t_interval(plain - changed, level)
+    assert low is not None
+    assert high is not None
+    return Drop(float(plain.mean()), float(changed.mean()), float((plain - changed).mean()), low, high)

@@ -1,0 +1,375 @@
+"""What a picture costs: time, network calls, operations, memory, energy; of anything that generates pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gendistill.metrics.cost.components import (
+    REST,
+    Charges,
+    Component,
+    flops_by_component,
+    parameter_bytes,
+    parameters_by_dtype,
+    seconds_by_component,
+    synchronise,
+)
+from gendistill.metrics.cost.energy import Energy, measure_energy
+from gendistill.metrics.cost.measured_memory import PeakMemory, available_memory, peak_memory
+
+SPLIT_RUNS = 3
+MOST_REPEATS = 100
+MOST_OF_MEMORY = 0.9  # of what is free, what a batch may be expected to take
+
+
+@dataclass(frozen=True)
+class BatchCost:
+    """Drawing so many pictures together.
+
+    Attributes:
+        seconds: of one call, the median over the repeats; `seconds_p90`: the 90th percentile.
+        memory: the peak over the repeats; None where it could not be measured.
+    """
+
+    batch_size: int
+    seconds: float
+    seconds_p90: float
+    memory: PeakMemory | None
+
+    @property
+    def pictures_per_second(self) -> float:
+        return self.batch_size / self.seconds
+
+    @property
+    def seconds_per_picture(self) -> float:
+        return self.seconds / self.batch_size
+
+
+@dataclass(frozen=True)
+class ComponentCost:
+    """The part of one component, in one picture drawn by itself.
+
+    Attributes:
+        parameters: by dtype ("float32"), of the whole module that is loaded.
+        parameter_bytes: what they take.
+        calls: how often the module was called; `samples`: the rows of all these calls, a doubled batch counting two.
+        flops: floating-point operations (a multiply-add is two) as `flops_by_component` counts them.
+        seconds: its part of `Costs.split_seconds`.
+    """
+
+    parameters: dict[str, int]
+    parameter_bytes: int
+    calls: int
+    samples: int
+    flops: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What pictures cost, as plain types: `to_dict` may be written as JSON.
+
+    Attributes:
+        device: what it was measured on, in words.
+        setting: how pictures were drawn (steps, guidance, ...), as the caller says.
+        network_calls: samples that went through the network for one picture: a guided step is two.
+        batches: by batch size, ascending; the first is one picture.
+        components: by name.
+        rest_flops: outside of the components; `rest_seconds`: the overhead outside of them.
+        split_seconds: of one picture with the components watched, the sum of their seconds and of `rest_seconds`; on a GPU
+            more than the latency, as it is waited for at every component.
+        energy: None where it was not measured.
+        notes: what was not measured, and why, in sentences.
+    """
+
+    device: str
+    setting: dict[str, str | int | float]
+    network_calls: int
+    batches: tuple[BatchCost, ...]
+    components: dict[str, ComponentCost]
+    rest_flops: int
+    rest_seconds: float
+    split_seconds: float
+    energy: Energy | None
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+
+    @property
+    def latency(self) -> float:
+        """Seconds of one picture by itself, the median."""
+        return self.batches[0].seconds
+
+    @property
+    def pictures_per_second(self) -> float:
+        """At the batch size that is best."""
+        return max(batch.pictures_per_second for batch in self.batches)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one picture."""
+        return self.rest_flops + sum(component.flops for component in self.components.values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(sum(component.parameters.values()) for component in self.components.values())
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(component.parameter_bytes for component in self.components.values())
+
+    @property
+    def peak_memory(self) -> PeakMemory | None:
+        """Of one picture by itself."""
+        return self.batches[0].memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; tuples as lists, as JSON has them."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "batches": list(fields["batches"]), "notes": list(fields["notes"])}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Costs:
+        """What `to_dict` made.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another kind.
+        """
+        known = _checked(cls, fields)
+        batches = []
+        for given in known["batches"]:
+            batch = _checked(BatchCost, given)
+            memory = batch["memory"]
+            batches.append(BatchCost(**{**batch, "memory": memory and PeakMemory(**_checked(PeakMemory, memory))}))
+        components = {name: ComponentCost(**_checked(ComponentCost, given)) for name, given in known["components"].items()}
+        energy = known["energy"] and Energy(**_checked(Energy, known["energy"]))
+        made = {"batches": tuple(batches), "components": components, "energy": energy, "notes": tuple(known["notes"])}
+        return cls(**{**known, **made})
+
+
+def _checked(kind: type, fields: Any) -> dict[str, Any]:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{kind.__name__}: got {type(fields).__name__}, takes an object.")
+    wrong = {field.name for field in dataclasses.fields(kind)} ^ fields.keys()
+    if wrong:
+        raise ValueError(f"{kind.__name__}: missing or unknown fields {sorted(wrong)}.")
+    return dict(fields)
+
+
+def measure(
+    generate: Callable[[int], object],
+    components: Mapping[str, Component],
+    *,
+    network: str,
+    batch_sizes: Sequence[int] = (1, 4, 16),
+    warmup: int = 1,
+    repeats: int = 5,
+    least_seconds: float = 0.0,
+    energy_seconds: float = 5.0,
+    country: str | None = None,
+    setting: Mapping[str, str | int | float] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Costs:
+    """Measure `generate(count)`, which draws that many pictures together.
+
+    Time and memory are measured with nothing watched; then one picture is drawn a few times with the components watched,
+    once more with its operations counted, and the largest batch for as long as its energy takes to measure.
+
+    Args:
+        components: the parts by name; all on one device, which is waited for before the clock is read.
+        network: the name of the part whose calls are the network calls.
+        batch_sizes: one picture is always measured. The list is left, with a note, where memory runs out: where a GPU
+            says so, or before a batch that a CPU's memory would not hold, as nobody would catch that.
+        warmup: calls at each batch size that do not count.
+        repeats: calls at each batch size that do, and more until they took `least_seconds`: a median of few short calls is
+            that of whatever else the machine did.
+        energy_seconds: how long to draw for the energy; 0 measures none.
+        country: where the electricity is from (ISO 3166, three letters); None is the world's average.
+        progress: called with a number of pictures whenever as many are drawn, `pictures_drawn` in all.
+
+    Raises:
+        ValueError: a batch size, `warmup` or `repeats` is below 1; `network` is no component.
+    """
+    if min([warmup, repeats, *batch_sizes]) < 1:
+        raise ValueError(
+            f"batch_sizes, warmup, repeats: got {list(batch_sizes)}, {warmup} and {repeats}, takes 1 or more of each."
+        )
+    if network not in components:
+        raise ValueError(f"network: got {network!r}, takes one of the components: {', '.join(components) or 'there are none'}.")
+    device = _device(components)
+
+    untold = pictures_drawn(batch_sizes, warmup, repeats)
+
+    def draw(count: int) -> None:
+        nonlocal untold
+        generate(count)
+        synchronise(device)
+        if progress is not None and (told := min(count, untold)):
+            untold -= told
+            progress(told)
+
+    notes: list[str] = []
+    batches = _batches(draw, sorted({1, *batch_sizes}), warmup, repeats, least_seconds, device, notes)
+    if progress is not None:
+        left = [size for size in {1, *batch_sizes} if size > batches[-1].batch_size]
+        untold -= sum(left) * (warmup + repeats)
+        progress(sum(left) * (warmup + repeats))
+    split = _split(lambda: draw(1), components, device)
+    flops = flops_by_component(lambda: draw(1), components)
+    energy = None
+    if energy_seconds > 0:
+
+        def draw_unseen(count: int) -> None:
+            generate(count)
+            synchronise(device)
+
+        energy, why = measure_energy(draw_unseen, batches[-1].batch_size, seconds=energy_seconds, country=country)
+        notes += [why] if why else []
+    else:
+        notes.append("energy: not measured, it was not asked for.")
+    return Costs(
+        device=describe(device),
+        setting=dict(setting or {}),
+        network_calls=split.samples[network],
+        batches=tuple(batches),
+        components={
+            name: ComponentCost(
+                parameters=parameters_by_dtype(component.module),
+                parameter_bytes=parameter_bytes(component.module),
+                calls=split.calls[name],
+                samples=split.samples[name],
+                flops=flops[name],
+                seconds=split.spent[name],
+            )
+            for name, component in components.items()
+        },
+        rest_flops=flops[REST],
+        rest_seconds=split.spent[REST],
+        split_seconds=sum(split.spent.values()),
+        energy=energy,
+        notes=tuple(notes),
+        versions={"torch": torch.__version__, "python": platform.python_version()},
+    )
+
+
+def pictures_drawn(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5) -> int:
+    """How many pictures `measure` tells its `progress`."""
+    return sum({1, *batch_sizes}) * (warmup + repeats) + SPLIT_RUNS + 1
+
+
+def _batches(
+    draw: Callable[[int], None],
+    sizes: list[int],
+    warmup: int,
+    repeats: int,
+    least_seconds: float,
+    device: torch.device,
+    notes: list[str],
+) -> list[BatchCost]:
+    batches: list[BatchCost] = []
+    for size in sizes:
+        if batches and (why := _too_large(size, batches[-1], device)):
+            notes.append(f"batch_sizes: stopped before {size}, {why}.")
+            break
+        try:
+            timed = time_batch(draw, size, warmup=warmup, repeats=repeats, least_seconds=least_seconds, device=device)
+            batches.append(timed)
+        except (MemoryError, RuntimeError) as error:
+            if not batches or not out_of_memory(error):
+                raise
+            notes.append(f"batch_sizes: stopped at {size}, which does not fit in the memory of the {device.type} device.")
+            break
+    if batches[-1].batch_size < sizes[-1]:
+        _release(device)
+    if batches[0].memory is None:
+        notes.append("memory: not measured, there is no way to look without the package psutil.")
+    return batches
+
+
+def time_batch(
+    draw: Callable[[int], object],
+    size: int,
+    *,
+    warmup: int = 1,
+    repeats: int = 5,
+    least_seconds: float = 0.0,
+    device: torch.device | str = "cpu",
+) -> BatchCost:
+    """The seconds of `draw(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
+    device = torch.device(device)
+    seconds: list[float] = []
+    for _ in range(warmup):
+        draw(size)
+
+    def repeat() -> None:
+        while len(seconds) < repeats or (sum(seconds) < least_seconds and len(seconds) < MOST_REPEATS):
+            synchronise(device)
+            started = time.perf_counter()
+            draw(size)
+            synchronise(device)
+            seconds.append(time.perf_counter() - started)
+
+    memory = peak_memory(repeat, device)
+    return BatchCost(size, float(np.median(seconds)), float(np.quantile(seconds, 0.9)), memory)
+
+
+def _too_large(size: int, before: BatchCost, device: torch.device) -> str:
+    """Why a batch of that size must not be tried on a CPU: the system ends a process that takes too much."""
+    if device.type != "cpu" or before.memory is None:
+        return ""
+    expected = before.memory.working * size / before.batch_size
+    available = available_memory()
+    if available is None or expected <= MOST_OF_MEMORY * available:
+        return ""
+    return f"which would take about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU and on MPS torch has no class of its own for it."""
+    told = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error).lower() for words in told)
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _split(generate: Callable[[], object], components: Mapping[str, Component], device: torch.device) -> Charges:
+    """The run in the middle of a few, as it is: medians of the parts would not sum to the whole."""
+    runs = [seconds_by_component(generate, components, device) for _ in range(SPLIT_RUNS)]
+    return sorted(runs, key=lambda run: sum(run.spent.values()))[len(runs) // 2]
+
+
+def _device(components: Mapping[str, Component]) -> torch.device:
+    parameters = (parameter for component in components.values() for parameter in component.module.parameters())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def describe(device: torch.device) -> str:
+    """A device in words: "cpu (AMD Ryzen 7, 8 threads)", "cuda (NVIDIA H100)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    if device.type != "cpu":
+        return f"{device.type} ({platform.machine()})"
+    threads = torch.get_num_threads()
+    return f"cpu ({_cpu_name()}, {threads} thread{'s' if threads > 1 else ''})"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

@@ -1,0 +1,104 @@
+"""How well pictures fit their prompts: 100 max(cos(image, text), 0) (Hessel et al. 2021, with torchmetrics' scale).
+
+Each picture is cut off at 0, as in the paper; torchmetrics cuts off the mean over all pictures, which differs where
+some cosine is negative.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from torch.nn import functional as F
+
+from gendistill.metrics.features.feature_extractor import extract
+from gendistill.metrics.features.vision_towers import ClipFeatures, Preprocess, open_clip_folder, open_clip_pretrained
+
+
+class ClipScorer:
+    """A frozen open_clip model with its own preprocessing and tokenizer.
+
+    name: the folder's name or open_clip's `MODEL/TAG`; weights_hash: 16 hex digits.
+    """
+
+    def __init__(
+        self,
+        model: open_clip.CLIP | open_clip.CustomTextCLIP,
+        preprocess: Preprocess,
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        name: str,
+        weights_hash: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.preprocess, self.tokenizer, self.device = preprocess, tokenizer, device
+        self.name, self.weights_hash = name, weights_hash
+
+    @classmethod
+    def from_folder(cls, path: str | Path, device: torch.device | str = "cpu") -> "ClipScorer":
+        """From a folder of `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`.
+
+        Raises:
+            FileNotFoundError: one of the two is missing.
+        """
+        folder = Path(path)
+        model, preprocess, digest = open_clip_folder(folder)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        return cls(model, preprocess, tokenizer, folder.resolve().name, digest, device)
+
+    @classmethod
+    def from_pretrained(cls, model_and_tag: str, device: torch.device | str = "cpu") -> "ClipScorer":
+        """From open_clip's own list, `MODEL/TAG` such as `ViT-B-32/laion2b_s34b_b79k`; downloaded once.
+
+        Raises:
+            ValueError: open_clip lists no such pair, or it cannot be downloaded.
+        """
+        model, preprocess, digest = open_clip_pretrained(model_and_tag, "CLIP model")
+        tokenizer = open_clip.get_tokenizer(model_and_tag.partition("/")[0])
+        return cls(model, preprocess, tokenizer, model_and_tag, digest, device)
+
+    @property
+    def image_extractor(self) -> ClipFeatures:
+        """The model's image tower as an extractor; its features are embeddings before they are scaled to length 1."""
+        return ClipFeatures(self.model, self.preprocess, self.name, self.weights_hash, self.device)
+
+    def embed_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+        """`images` uint8 (N, 3, H, W) to embeddings of length 1, float32 (N, E), on the CPU.
+
+        Raises:
+            ValueError: the pictures are not uint8 (N, 3, H, W).
+        """
+        return F.normalize(extract(self.image_extractor, images, batch_size), dim=1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """`texts` (N) to embeddings of length 1, float32 (N, E), on the CPU; each distinct text goes through once."""
+        distinct = list(dict.fromkeys(texts))
+        embeddings = []
+        for start in range(0, len(distinct), batch_size):
+            tokens = self.tokenizer(distinct[start : start + batch_size])
+            embeddings.append(self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu())
+        place = {text: number for number, text in enumerate(distinct)}
+        return torch.cat(embeddings)[[place[text] for text in texts]]
+
+    def score(self, images: torch.Tensor, prompts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
+        """CLIP score float32 (N,) in [0, 100], on the CPU, of `images` uint8 (N, 3, H, W) with a prompt each.
+
+        Raises:
+            ValueError: the pictures are not uint8 (N, 3, H, W), or the prompts are not N.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"prompts: got {len(prompts)} for {len(images)} pictures, takes one a picture.")
+        return clip_scores(self.embed_images(images, batch_size), self.embed_texts(prompts))
+
+
+def clip_scores(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """CLIP score (N,) in [0, 100] of embeddings of length 1, each (N, E)."""
+    return 100 * (images * texts).sum(dim=1).clamp(min=0)
+
+
+def load_scorer(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipScorer:
+    """A folder that `ClipScorer.from_folder` reads, or a `MODEL/TAG` of open_clip; ValueError if it is neither."""
+    if (Path(name_or_path) / "open_clip_config.json").is_file():
+        return ClipScorer.from_folder(name_or_path, device)
+    return ClipScorer.from_pretrained(str(name_or_path), device)

@@ -1,0 +1,234 @@
+"""The Fréchet distance between two sets of features, each seen as a Gaussian (Heusel et al. 2017, eq. 6)."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import lapack
+
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrix
+
+# Largest error, as a share of the traces, that taking roots of eigenvalues may cost before singular values are taken.
+ROOT_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class GaussianStatistics:
+    """The first two moments of a set of features."""
+
+    mean: NDArray[np.float64]  # (D,)
+    covariance: NDArray[np.float64]  # (D, D), unbiased (divided by count - 1)
+    count: int | None  # features that they were estimated from; None: the file did not say
+
+    @property
+    def dim(self) -> int:
+        """D, features a picture."""
+        return len(self.mean)
+
+    def save(self, path: str | Path) -> None:
+        """Write an `.npz` with `mu` and `sigma`, as clean-fid and pytorch-fid do and read, and `count`."""
+        arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance}
+        if self.count is not None:
+            arrays["count"] = np.int64(self.count)
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path, dim: int | None = None) -> "GaussianStatistics":
+        """Read an `.npz` of ours, clean-fid's or pytorch-fid's; nothing in it is unpickled.
+
+        `dim`: features a picture of the extractor that they shall be compared with; None takes any.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no `.npz`, `mu` or `sigma` is missing, pickled, not finite, not symmetric or not (D,) and
+                (D, D), or D is not `dim`.
+        """
+        mean, covariance, count = _read(path)
+        if mean.ndim != 1 or covariance.shape != mean.shape * 2:
+            raise ValueError(f"{path}: got mu {mean.shape} and sigma {covariance.shape}, takes (D,) and (D, D).")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError(f"{path}: got NaN or infinity in mu or sigma, takes finite numbers.")
+        if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * np.abs(covariance).max(initial=0)):
+            raise ValueError(f"{path}: got a sigma that is not symmetric, takes a covariance (D, D).")
+        if dim is not None and len(mean) != dim:
+            raise ValueError(
+                f"{path}: got statistics of {len(mean)} features, takes {dim}, as many as the extractor gives; compute "
+                f"them again with this extractor."
+            )
+        return cls(mean, covariance, count)
+
+
+def _read(path: str | Path) -> tuple[Matrix, Matrix, int | None]:
+    with Path(path).open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path}: got a file that is no .npz, takes one with 'mu' (D,) and 'sigma' (D, D).")
+    with np.load(path, allow_pickle=False) as arrays:
+        names = sorted(arrays.files)
+        if not {"mu", "sigma"} <= set(names):
+            raise ValueError(f"{path}: got arrays {names}, takes 'mu' (D,) and 'sigma' (D, D).")
+        try:
+            mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+            count = int(arrays["count"]) if "count" in names else None
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: got arrays that are pickled, damaged or no numbers, takes plain numbers.") from error
+    return mean, covariance, count
+
+
+class Moments:
+    """Mean and covariance of features that come in blocks: memory does not grow with their number.
+
+    Blocks are merged about their own means (Chan, Golub & LeVeque 1979), so that features far from zero lose no digits.
+    Small blocks wait until there are as many rows as features: one product of matrices then replaces many thin ones.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0  # merged, without those that wait
+        self._mean: Matrix = np.zeros(0)
+        self._scatter: Matrix = np.zeros((0, 0))  # sum of outer products of the deviations from the mean
+        self._waiting: list[Matrix] = []
+
+    def add(self, features: Features) -> None:
+        """Take a block (B, D), B of at least 1; raises ValueError if D differs from that of blocks before, or not finite."""
+        block = feature_matrix(features, at_least=1)
+        dim = len(self._mean) if self.count else block.shape[1]
+        if self._waiting:
+            dim = self._waiting[0].shape[1]
+        if block.shape[1] != dim:
+            raise ValueError(f"features: got {block.shape[1]} a picture after blocks of {dim}, takes {dim}.")
+        self._waiting.append(block.copy())  # the caller may write over its buffer
+        if sum(len(rows) for rows in self._waiting) >= max(dim, 256):
+            self._merge()
+
+    def statistics(self) -> GaussianStatistics:
+        """Of all that was added; more may be added later. Raises ValueError after fewer than 2 features."""
+        if self._waiting:
+            self._merge()
+        if self.count < 2:
+            raise ValueError(f"features: got {self.count}, takes at least 2 for a covariance.")
+        return GaussianStatistics(self._mean.copy(), self._scatter / (self.count - 1), self.count)
+
+    def _merge(self) -> None:
+        block = np.concatenate(self._waiting)
+        self._waiting = []
+        mean = block.mean(axis=0)
+        block -= mean
+        scatter = block.T @ block
+        if self.count:
+            total = self.count + len(block)
+            shift = mean - self._mean
+            self._scatter += scatter
+            self._scatter += np.outer(shift, shift * (self.count * len(block) / total))
+            self._mean = self._mean + shift * (len(block) / total)
+            self.count = total
+        else:
+            self._mean, self._scatter, self.count = mean, scatter, len(block)
+
+
+def gaussian_statistics(features: Features) -> GaussianStatistics:
+    """Mean and unbiased covariance, in float64, of `features` (N, D).
+
+    Raises:
+        ValueError: not (N, D) with N >= 2, or not finite.
+    """
+    x = feature_matrix(features)
+    mean = x.mean(axis=0)
+    centred = x - mean
+    return GaussianStatistics(mean, centred.T @ centred / (len(x) - 1), len(x))
+
+
+def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson & Landau 1982); at least 0, in float64.
+
+    With S = F F^T, tr (S_a S_b)^(1/2) is the sum of the singular values of F_a^T F_b. Taken so, nothing is lost by
+    singular covariances (fewer pictures than features), which need an added epsilon where the matrix root of S_a S_b is
+    taken.
+
+    Raises:
+        ValueError: the two have different numbers of features.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"statistics: got {a.dim} and {b.dim} features, takes equal numbers, from the same extractor on both sides."
+        )
+    difference = a.mean - b.mean
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    trace_of_root = _nuclear_norm(factor(a.covariance).T @ factor(b.covariance), ROOT_TOLERANCE * traces)
+    return max(float(difference @ difference + traces - 2 * trace_of_root), 0.0)
+
+
+def factor(covariance: Matrix) -> Matrix:
+    """F (D, rank) with F F^T = `covariance` (D, D), symmetric and with no negative eigenvalue.
+
+    Cholesky's factor; where the covariance is singular, Cholesky's with pivots, which stops at the rank. Either costs
+    less than a tenth of the eigenvectors, which remain for covariances that rounding left with negative eigenvalues (as
+    those saved in float32).
+    """
+    try:
+        return np.linalg.cholesky(covariance).astype(np.float64, copy=False)
+    except np.linalg.LinAlgError:
+        lower, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
+        result = np.empty((len(covariance), rank))
+        result[pivots - 1] = np.tril(lower)[:, :rank]
+        if abs(np.trace(covariance) - np.square(result).sum()) <= 1e-10 * np.trace(covariance):
+            return result
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    return eigenvectors * np.sqrt(eigenvalues.clip(min=0))
+
+
+def _nuclear_norm(matrix: Matrix, tolerance: float) -> float:
+    """Sum of the singular values of `matrix`, with an error below `tolerance` where rounding allows.
+
+    The roots of the eigenvalues of M M^T come six times sooner, but an eigenvalue l is known to within a rounding error of
+    the largest only, and its root to within error / (2 root(l)): where these add up to too much, the singular values.
+    """
+    if 0 in matrix.shape:
+        return 0.0
+    product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(product)).numpy().clip(min=0)
+    rounding = 4 * np.finfo(np.float64).eps * eigenvalues[-1]
+    roots = np.sqrt(eigenvalues)
+    if np.minimum(rounding / (2 * roots + 1e-300), np.sqrt(rounding)).sum() <= tolerance:
+        return float(roots.sum())
+    return float(torch.linalg.svdvals(torch.from_numpy(matrix)).sum())
+
+
+@dataclass(frozen=True)
+class FrechetInfinity:
+    """The Fréchet distance of infinitely many pictures, and the points that it was extrapolated from."""
+
+    value: float  # where the line meets 1/N = 0; may be a little below 0 where the sets are alike
+    slope: float  # rise of the distance per 1/N
+    sizes: NDArray[np.int64]  # (points,) pictures in each subset
+    distances: NDArray[np.float64]  # (points,)
+
+
+def frechet_distance_infinity(
+    features: Features, reference: GaussianStatistics, points: int = 15, smallest: int | None = None, seed: int = 0
+) -> FrechetInfinity:
+    """FID-infinity (Chong & Forsyth 2020, section 4): distances of random subsets, fitted by a line in 1/N.
+
+    The sizes of the `points` subsets go evenly from `smallest` to N. The paper's `smallest` is 5,000; None takes it from
+    10,000 pictures on and half of the pictures below.
+
+    Raises:
+        ValueError: the numbers of features differ, `points` is less than 2, or `smallest` is not in [2, N).
+    """
+    x = feature_matrix(features, at_least=3)
+    if smallest is None:
+        smallest = max(2, min(5000, len(x) // 2))
+    if points < 2:
+        raise ValueError(f"points: got {points}, takes at least 2 to fit a line.")
+    if not 2 <= smallest < len(x):
+        raise ValueError(f"smallest: got {smallest}, takes at least 2 and fewer than the {len(x)} pictures.")
+    rng = np.random.default_rng(seed)
+    sizes = np.linspace(smallest, len(x), points).round().astype(np.int64)
+    distances = np.array(
+        [frechet_distance(gaussian_statistics(x[rng.permutation(len(x))[:size]]), reference) for size in sizes]
+    )
+    slope, value = np.polyfit(1 / sizes, distances, 1)
+    return FrechetInfinity(float(value), float(slope), sizes, distances)

@@ -1,0 +1,92 @@
+"""Which extractor a name or a path means."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gendistill.metrics.features.extractors import (
+    EMOJI_FEATURES,
+    EmojiFeatures,
+    FeatureExtractor,
+    InceptionFeatures,
+    torchvision_features,
+)
+from gendistill.metrics.features.weight_files import SUFFIXES
+
+NAMES = ("emoji", "inception", "clip", "dinov2", "torchvision")
+TAKES = (
+    "'emoji', 'inception', 'clip', 'dinov2', 'torchvision:NAME', open_clip's MODEL/TAG, a .pth or .safetensors of Inception-v3 "
+    "weights, or a folder with a model of CLIP, DINOv2 or emoji-features"
+)
+
+
+def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu", resize: str | None = None) -> FeatureExtractor:
+    """The extractor of a name, a file of weights or a folder.
+
+    Args:
+        name_or_path: `emoji` (the embedded network), `inception` or `inception:FILE` or the FILE alone (`.pth`,
+            `.safetensors`), `clip` or `clip:MODEL/TAG` or `MODEL/TAG` of open_clip, `dinov2` or `dinov2:ID_OR_FOLDER`,
+            `torchvision:NAME` or `torchvision:NAME:FILE`, or a folder: of open_clip, of a DINOv2, or as `emoji-features`.
+        device: where the network runs.
+        resize: a convention of `metrics/features/resize.py` in place of the extractor's own; `emoji` and CLIP take none.
+
+    Raises:
+        ValueError: it is none of these, its weights cannot be had, or it does not take that `resize`.
+    """
+    name = str(name_or_path)
+    kind, _, rest = name.partition(":")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        kind, rest = _kind_of_folder(path), str(path)
+    elif path.suffix in SUFFIXES and path.is_file():
+        kind, rest = "inception", str(path)
+    chosen: Mapping[str, Any] = {} if resize is None else {"resize": resize}
+    if resize is not None and (kind in ("emoji", "clip") or _is_model_and_tag(name)):
+        raise ValueError(f"resize: got {resize!r} for {name!r}, takes none: it resizes in a way of its own.")
+    if kind == "emoji" and (not rest or path.is_dir()):
+        return EmojiFeatures.from_folder(rest or EMOJI_FEATURES, device)
+    if kind == "inception":
+        return InceptionFeatures(rest or None, device, **chosen)
+    if kind == "torchvision" and rest:
+        network, _, weights = rest.partition(":")
+        return torchvision_features(network, weights or None, device, **chosen)
+    if kind == "dinov2":
+        from gendistill.metrics.features.vision_towers import DINOV2, dinov2_features  # seconds to import
+
+        return dinov2_features(rest or DINOV2, device, **chosen)
+    if kind == "clip" or _is_model_and_tag(name):
+        from gendistill.metrics.features.vision_towers import CLIP, ClipFeatures
+
+        if (Path(rest) / "open_clip_config.json").is_file():
+            return ClipFeatures.from_folder(rest, device)
+        return ClipFeatures.from_pretrained((rest or CLIP) if kind == "clip" else name, device)
+    near = difflib.get_close_matches(kind, NAMES, 1, 0.5)
+    raise ValueError(f"extractor: got {name!r}, takes {TAKES}" + (f"; did you mean {near[0]!r}?" if near else "."))
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """Told by what lies in it; "" for nothing that is known."""
+    if (folder / "open_clip_config.json").is_file():
+        return "clip"
+    if not (folder / "config.json").is_file():
+        return ""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return ""
+    if str(config.get("model_type", "")).startswith("dinov2"):
+        return "dinov2"
+    return "emoji" if (folder / "model.safetensors").is_file() and "vendors" in config else ""
+
+
+def _is_model_and_tag(name: str) -> bool:
+    model, slash, tag = name.partition("/")
+    if not (model and slash and tag) or "/" in tag:
+        return False
+    import open_clip
+
+    return (model, tag) in open_clip.list_pretrained()

@@ -1,0 +1,145 @@
+"""CLIP's and DINOv2's image networks as feature extractors; their libraries take seconds to import."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import to_pil_image
+
+from gendistill.metrics.features.extractors import IMAGENET, ModuleFeatures
+from gendistill.metrics.features.weight_files import state_hash, unreachable, weights_hash
+
+CLIP = "ViT-L-14-336/openai"  # CMMD's (Jayasumana et al. 2024)
+DINOV2 = "facebook/dinov2-large"  # FD-DINOv2's (Stein et al. 2023)
+DINOV2_SIZE = 224
+
+Preprocess = Callable[[Image.Image], torch.Tensor]
+OpenedClip = tuple[open_clip.CLIP | open_clip.CustomTextCLIP, Preprocess, str]  # with the hash of its weights
+
+
+class ClipFeatures:
+    """Image embeddings of an open_clip model, not normalised, with the model's own preprocessing."""
+
+    def __init__(
+        self,
+        model: open_clip.CLIP | open_clip.CustomTextCLIP,
+        preprocess: Preprocess,
+        name: str,
+        weights_hash: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network, self.device = model.visual.eval().requires_grad_(False).to(device), device
+        self.preprocess, self.name, self.weights_hash = preprocess, name, weights_hash
+        prepared = preprocess(Image.new("RGB", (8, 8)))
+        self.dim = self.features(prepared[None]).shape[1]
+        steps = getattr(preprocess, "transforms", [])
+        self.resize = f"to {prepared.shape[-1]}x{prepared.shape[-2]}, open_clip's own: {_in_words(steps)}"
+
+    @classmethod
+    def from_folder(cls, path: str | Path, device: torch.device | str = "cpu") -> "ClipFeatures":
+        """From a folder of `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`.
+
+        Raises:
+            FileNotFoundError: one of the two is missing.
+        """
+        folder = Path(path)
+        model, preprocess, digest = open_clip_folder(folder)
+        return cls(model, preprocess, f"clip-{digest[:8]}", digest, device)
+
+    @classmethod
+    def from_pretrained(cls, model_and_tag: str, device: torch.device | str = "cpu") -> "ClipFeatures":
+        """From open_clip's own list, `MODEL/TAG`; downloaded once.
+
+        Raises:
+            ValueError: open_clip lists no such pair, or it cannot be downloaded.
+        """
+        model, preprocess, digest = open_clip_pretrained(model_and_tag, "extractor")
+        return cls(model, preprocess, f"clip-{model_and_tag.replace('/', '-')}", digest, device)
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.preprocess(to_pil_image(image)) for image in images.cpu()])
+
+    @torch.inference_mode()
+    def features(self, prepared: torch.Tensor) -> torch.Tensor:
+        return self.network(prepared.to(self.device)).float()
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self.features(self.prepare(images))
+
+
+def open_clip_folder(folder: Path) -> OpenedClip:
+    """A model in a folder of `open_clip_config.json` and `open_clip_model.safetensors`; FileNotFoundError if one is missing."""
+    digest = weights_hash(folder / "open_clip_model.safetensors")
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    return model, preprocess, digest
+
+
+def open_clip_pretrained(model_and_tag: str, field: str) -> OpenedClip:
+    """A model of open_clip's list; `field` is what a mistake is about.
+
+    Raises:
+        ValueError: open_clip lists no such pair, or it cannot be downloaded.
+    """
+    name, _, tag = model_and_tag.partition("/")
+    if (name, tag) not in open_clip.list_pretrained():
+        raise ValueError(
+            f"{field}: got {model_and_tag!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
+            f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
+        )
+    try:
+        weights = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+    except OSError as error:
+        raise unreachable(f"CLIP {model_and_tag!r}", "its model hub", error) from error
+    model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
+    return model, preprocess, weights_hash(weights)
+
+
+def _in_words(steps: list[object]) -> str:
+    kept = [
+        " ".join(repr(step).split()) for step in steps if type(step).__name__ in ("Resize", "CenterCrop", "ResizeKeepRatio")
+    ]
+    return ", ".join(kept) or "none"
+
+
+class _ClassToken(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pictures).last_hidden_state[:, 0]
+
+
+def dinov2_features(
+    folder_or_id: str | Path = DINOV2, device: torch.device | str = "cpu", resize: str = "clean"
+) -> ModuleFeatures:
+    """The class token of DINOv2 after its last norm, as FD-DINOv2 takes it (Stein et al. 2023): ViT-L/14 by default.
+
+    Pictures are resized to 224x224 without a crop, or to the model's own size where that is smaller, and normalised as
+    ImageNet. A hub id is downloaded once, safetensors only.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be downloaded.
+    """
+    from transformers import AutoModel
+
+    local = Path(folder_or_id).is_dir()
+    try:
+        model = AutoModel.from_pretrained(str(folder_or_id), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        if local:
+            reason = str(error).split("\n", 1)[0]
+            raise ValueError(f"extractor: {folder_or_id} cannot be read ({reason}); takes a folder as DINOv2's.") from error
+        raise unreachable(f"DINOv2 {str(folder_or_id)!r}", "the Hugging Face hub", error) from error
+    if not model.config.model_type.startswith("dinov2"):
+        raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; takes a DINOv2.")
+    name = "dinov2" if local or str(folder_or_id) == DINOV2 else str(folder_or_id).replace("/", "-").removeprefix("facebook-")
+    name += "" if resize == "clean" else f"-{resize}"
+    size = None if resize == "none" else min(DINOV2_SIZE, model.config.image_size)
+    digest = state_hash(model.state_dict())
+    full_name = None if local else name
+    module = _ClassToken(model)
+    return ModuleFeatures(module, name, size, resize, IMAGENET, device, weights_hash=digest, full_name=full_name)

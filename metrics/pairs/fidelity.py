@@ -1,0 +1,168 @@
+"""How near a student's pictures are to its teacher's, picture by picture (same noise, same prompt)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from torch.nn import functional as F
+
+from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract
+from gendistill.metrics.pairs.perceptual import Lpips
+
+SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5, cut at 3.5 sigma
+MOST_PSNR = 100.0  # dB; what equal pictures count as in a mean
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PairedFidelity:
+    """What was measured of N pairs of pictures.
+
+    Attributes:
+        values: by name, float32 (N,): `psnr` in dB (infinite for equal pictures) and `ssim` in [-1, 1], higher is nearer;
+            `feature_cosine` in [-1, 1], higher is nearer; `lpips-alex` (or -vgg, -squeeze), lower is nearer.
+        notes: what was not measured, and why, in sentences.
+    """
+
+    values: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+    def means(self) -> dict[str, float]:
+        """The means over the pairs; a PSNR counts 100 dB at most, as one pair of equal pictures would make it infinite."""
+        return {
+            name: (value.clamp(max=MOST_PSNR) if name == "psnr" else value).mean().item() for name, value in self.values.items()
+        }
+
+
+def paired_fidelity(
+    images: Tensor,
+    of_teacher: Tensor,
+    extractor: FeatureExtractor | None = None,
+    lpips: Lpips | None = None,
+) -> PairedFidelity:
+    """All that can be measured of pictures beside the teacher's of the same prompts and seeds, both uint8 (N, 3, H, W).
+
+    Features of each are extracted by `extractor`, where there is one; `lpips` is as `load_lpips` or `available_lpips` gives
+    it. What cannot be measured is left out and named in the notes.
+
+    Raises:
+        ValueError: the pictures are not uint8, differ in shape or number, or there are none.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, takes torch.uint8 (N, 3, H, W), N at least 1.")
+    values, notes = {"psnr": psnr(images, of_teacher)}, []
+    try:
+        values["ssim"] = ssim(images, of_teacher)
+    except ValueError as error:
+        notes.append(f"ssim: not measured, {error}")
+    if extractor is None:
+        notes.append("feature_cosine: not measured, there is no extractor.")
+    else:
+        values["feature_cosine"] = feature_cosine(extract(extractor, images), extract(extractor, of_teacher))
+    if lpips is None:
+        notes.append("lpips: not measured, there are no weights of its network.")
+    else:
+        try:
+            values[lpips.name] = lpips_distance(lpips, images, of_teacher)
+        except ValueError as error:
+            notes.append(f"lpips: not measured, {error}")
+    return PairedFidelity(values, tuple(notes))
+
+
+def psnr(a: Tensor, b: Tensor, data_range: float | None = None) -> Tensor:
+    """Peak signal-to-noise ratio in dB, float32 (N,), of pictures (N, 3, H, W); infinite where they are equal.
+
+    10 log10(data_range^2 / MSE).
+
+    Args:
+        data_range: from the least to the greatest value that a picture may have; None is 255 for uint8 and 2 for floats,
+            which are then in [-1, 1].
+
+    Raises:
+        ValueError: shapes or dtypes differ.
+    """
+    _require_pairs(a, b)
+    mse = (a.float() - b.float()).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(_range(a, data_range) ** 2 / mse)
+
+
+def ssim(a: Tensor, b: Tensor, data_range: float | None = None) -> Tensor:
+    """Structural similarity in [-1, 1], float32 (N,), of pictures (N, C, H, W); 1 where they are equal.
+
+    Wang et al. 2004, eq. 13, with their window: a Gaussian of 11 pixels (sigma 1.5), K1 = 0.01, K2 = 0.03. The mean over the
+    channels and over the places where the window fits, as theirs and scikit-image's; torchmetrics' also takes the border,
+    reflected, which on 32 pixels makes 0.1 and more of difference. In float64, as variances are small differences of large
+    numbers.
+
+    Args:
+        data_range: of pictures in [0, data_range]; None is 255 for uint8, and for floats 2, which are then in [-1, 1].
+
+    Raises:
+        ValueError: shapes or dtypes differ, or a picture is smaller than the window.
+    """
+    _require_pairs(a, b)
+    if a.ndim != 4 or min(a.shape[-2:]) < SSIM_WINDOW:
+        least = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
+        raise ValueError(f"pictures: got {tuple(a.shape)}, SSIM takes (N, C, H, W) of at least {least} pixels, its window.")
+    peak = _range(a, data_range)
+    black = -1.0 if data_range is None and a.is_floating_point() else 0.0  # it compares means, which are taken from black
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+
+    def similarity(of_a: Tensor, of_b: Tensor) -> Tensor:
+        x, y = (pictures.cpu().double().numpy() - black for pictures in (of_a, of_b))
+        mean_x, mean_y = _windowed(x), _windowed(y)
+        variances = _windowed(x * x) - mean_x**2 + _windowed(y * y) - mean_y**2
+        covariance = _windowed(x * y) - mean_x * mean_y
+        structure = (2 * covariance + c2) / (variances + c2)
+        everywhere = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure
+        return torch.from_numpy(everywhere.mean(axis=(1, 2, 3))).float()
+
+    return _by_batch(similarity, a, b)
+
+
+def _windowed(values: np.ndarray) -> np.ndarray:
+    """Means under the window wherever it fits: float64 (N, C, H, W) to (N, C, H - 10, W - 10)."""
+    edge = SSIM_WINDOW // 2
+    return gaussian_filter(values, 1.5, truncate=3.5, axes=(2, 3))[..., edge:-edge, edge:-edge]
+
+
+def lpips_distance(lpips: Lpips, a: Tensor, b: Tensor) -> Tensor:
+    """LPIPS, float32 (N,) on the CPU, of pictures (N, 3, H, W): uint8, or floats in [-1, 1]; 0 where they are equal.
+
+    Raises:
+        ValueError: shapes or dtypes differ, or a picture is smaller than the network takes.
+    """
+    _require_pairs(a, b)
+    device = lpips.get_buffer("shift").device
+
+    def signed(pictures: Tensor) -> Tensor:
+        return (pictures.to(device).float() / 127.5 - 1) if pictures.dtype == torch.uint8 else pictures.to(device).float()
+
+    return _by_batch(lambda x, y: lpips(signed(x), signed(y)).cpu(), a, b)
+
+
+def feature_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine in [-1, 1], (N,), between features (N, D) of the pictures of each pair."""
+    return F.cosine_similarity(a, b, dim=1)
+
+
+def _require_pairs(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise ValueError(f"pictures: got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}, takes equal ones.")
+
+
+def _range(pictures: Tensor, data_range: float | None) -> float:
+    if data_range is None:
+        return 255.0 if pictures.dtype == torch.uint8 else 2.0
+    if not data_range > 0:
+        raise ValueError(f"data_range: got {data_range}, takes a number above 0.")
+    return float(data_range)
+
+
+def _by_batch(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    return torch.cat([measure(x, y) for x, y in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True)])

@@ -1,0 +1,241 @@
+"""What sampling takes of memory, placement by placement, from the configs of a model alone: nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from gendistill.samplers.loading import configs_of
+from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
+from gendistill.samplers.quantization.small_weights import keep_weights_small, kind_of_weights
+from gendistill.samplers.single_file import ARCHITECTURES
+
+TILE = 512  # pixels along an edge
+CUDA_CONTEXT = 600 * 2**20  # the driver's context and the libraries' workspaces; an assumption
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the parts of a pipeline are while they do not work, fastest first in `PLACEMENTS`.
+
+    Attributes:
+        text_aside: the text encoders give up their place once prompts are encoded.
+        in_turn: every network has the place only while it works.
+        by_layer: every layer has the place only while it works.
+        tiled: the decoder works on tiles, and on one picture at a time.
+        told: how diffusers is asked for it.
+    """
+
+    name: str
+    told: str
+    text_aside: bool = False
+    in_turn: bool = False
+    by_layer: bool = False
+    tiled: bool = False
+
+
+PLACEMENTS = (
+    Placement("all", "everything stays in place"),
+    Placement("text-aside", "pipe.text_encoder.to('cpu') once prompts are encoded", text_aside=True),
+    Placement("tiled", "and pipe.vae.enable_tiling(), enable_slicing()", text_aside=True, tiled=True),
+    Placement(
+        "in-turn", "and pipe.enable_model_cpu_offload(): each network in turn", text_aside=True, in_turn=True, tiled=True
+    ),
+    Placement("by-layer", "pipe.enable_sequential_cpu_offload(): each layer in turn", True, True, True, True),
+)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a pipeline needs to draw a batch.
+
+    Attributes:
+        text, network, decoder: of weights; `largest_layer`: of the largest layer of all.
+        encode, denoise, decode, decode_tiled: of what is computed meanwhile, at its peak.
+    """
+
+    text: int
+    network: int
+    decoder: int
+    largest_layer: int
+    encode: int
+    denoise: int
+    decode: int
+    decode_tiled: int
+
+    def peak(self, placement: Placement) -> int:
+        """At the worst moment of drawing."""
+        decode = self.decode_tiled if placement.tiled else self.decode
+        if placement.by_layer:
+            return self.largest_layer + max(self.encode, self.denoise, decode)
+        if placement.in_turn:
+            return max(self.text + self.encode, self.network + self.denoise, self.decoder + decode)
+        rest = self.network + self.decoder
+        if placement.text_aside:
+            return max(self.text + self.encode, rest + max(self.denoise, decode))
+        return self.text + rest + max(self.encode, self.denoise, decode)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a pipeline on the meta device: shapes without numbers."""
+
+    text: tuple[Any, ...]
+    network: Any
+    decoder: Any
+
+    @staticmethod
+    def of(model: str | Path, *, config: str | None = None) -> Networks:
+        """From the configs of a local model, with weights or without, or of one of the architectures that we know: `sdxl`.
+
+        Raises:
+            ValueError: it is on the hub, or no text-to-image pipeline.
+        """
+        folder = configs_here(model, config)
+        index = json.loads((folder / "model_index.json").read_text())
+        if "vae" not in index or "unet" not in index:
+            raise ValueError(f"model {model}: takes a text-to-image pipeline with a U-Net and a VAE")
+        text = [name for name in ("text_encoder", "text_encoder_2") if isinstance(index.get(name), list) and index[name][1]]
+        with torch.device("meta"):
+            return Networks(
+                tuple(_of_transformers(index[name][1], folder / name) for name in text),
+                _of_diffusers(index["unet"][1], folder / "unet"),
+                _of_diffusers(index["vae"][1], folder / "vae"),
+            )
+
+    @staticmethod
+    def like(pipeline: Any) -> Networks:
+        """Of an opened pipeline, its weights kept as they are there; those stay where they are."""
+        text = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+        with torch.device("meta"):
+            found = Networks(
+                tuple(type(of)(of.config).eval().requires_grad_(False) for of in text if of is not None),
+                *(type(of).from_config(of.config).eval().requires_grad_(False) for of in (pipeline.unet, pipeline.vae)),
+            )
+        if (kind := kind_of_weights(pipeline.unet)) is not None:
+            keep_weights_small(found.network, kind)
+        return found
+
+    @property
+    def factor(self) -> int:
+        """Pixels along the edge of a latent."""
+        return int(2 ** (len(self.decoder.config.block_out_channels) - 1))
+
+    def needs(self, size: tuple[int, int], batch: int, *, guided: bool, dtype: torch.dtype, cpu: bool) -> Needs:
+        """Of drawing `batch` pictures of `size` (height, width) together.
+
+        Args:
+            guided: classifier-free guidance, which doubles the batch of the network.
+            cpu: count the copies that oneDNN makes for convolutions.
+        """
+        for module in (*self.text, self.network, self.decoder):
+            module.to(dtype)
+        if dtype is torch.float16 and _decodes_in_float32(self.network, self.decoder):
+            self.decoder.float()
+        latents = (size[0] // self.factor, size[1] // self.factor)
+        tile = tuple(min(of, TILE // self.factor) for of in latents)
+        channels = self.network.config.in_channels
+
+        def made(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        def most(call: Any) -> int:
+            with torch.no_grad():
+                return peak_bytes(call, copies_of_convolutions=cpu)
+
+        def decode(count: int, area: Sequence[int]) -> int:
+            return most(lambda: self.decoder.decode(made(count, channels, *area).to(self.decoder.dtype)))
+
+        rows = batch * (2 if guided else 1)
+        return Needs(
+            text=bytes_of(self.text),
+            network=bytes_of([self.network]),
+            decoder=bytes_of([self.decoder]),
+            largest_layer=max(_layers(module) for module in (*self.text, self.network, self.decoder.decoder)),
+            encode=sum(most(lambda text=text: text(_tokens(text, rows))) for text in self.text),
+            denoise=most(lambda: self.network(**inputs_of(self.network, rows, latents, dtype))),
+            decode=decode(batch, latents),
+            decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
+        )
+
+
+def fastest_that_fits(needs: Needs, free: int) -> Placement:
+    """The first of `PLACEMENTS` that stays within `free` bytes.
+
+    Raises:
+        ValueError: none does.
+    """
+    for placement in PLACEMENTS:
+        if needs.peak(placement) <= free:
+            return placement
+    least = min(needs.peak(placement) for placement in PLACEMENTS)
+    raise ValueError(
+        f"memory {free / 2**30:.1f} GiB: takes at least {least / 2**30:.1f}; fewer pictures at once, a smaller size or a tiny "
+        f"decoder (--method decoder) take less"
+    )
+
+
+def _decodes_in_float32(network: Any, decoder: Any) -> bool:
+    """Whether its pipeline does so in half precision: that of Stable Diffusion XL does, where the VAE's config asks for it."""
+    return network.config.addition_embed_type == "text_time" and bool(decoder.config.get("force_upcast"))
+
+
+def configs_here(model: str | Path, config: str | None) -> Path:
+    known = {folder.name: folder for folder in ARCHITECTURES.iterdir()}
+    if str(model) in known:
+        return known[str(model)]
+    if (Path(model) / "model_index.json").is_file():
+        return Path(model)
+    folder = configs_of(model, config=config)
+    if folder is None:
+        raise ValueError(f"model {model}: its configs are on the hub; takes a local one, or {', '.join(sorted(known))}")
+    return folder
+
+
+def _of_diffusers(name: str, folder: Path) -> Any:
+    kind: Any = getattr(diffusers, name)
+    return kind.from_config(kind.load_config(folder)).eval().requires_grad_(False)
+
+
+def _of_transformers(name: str, folder: Path) -> Any:
+    kind: Any = getattr(transformers, name)
+    return kind(kind.config_class.from_pretrained(folder)).eval().requires_grad_(False)
+
+
+def _tokens(text: Any, rows: int) -> torch.Tensor:
+    return torch.zeros(rows, text.config.max_position_embeddings, dtype=torch.long, device="meta")
+
+
+def inputs_of(network: Any, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    """What a `UNet2DConditionModel` is called with."""
+    config = network.config
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    given: dict[str, Any] = {
+        "sample": made(rows, config.in_channels, *latents),
+        "timestep": torch.empty(rows, device="meta"),
+        "encoder_hidden_states": made(rows, 77, config.cross_attention_dim),
+    }
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        given["added_cond_kwargs"] = {"text_embeds": made(rows, pooled), "time_ids": made(rows, 6)}
+    if config.time_cond_proj_dim is not None:
+        given["timestep_cond"] = made(rows, config.time_cond_proj_dim)
+    return given
+
+
+def _layers(module: nn.Module) -> int:
+    """Bytes of the largest module that has weights of its own."""
+    own = (sum(of.numel() * of.element_size() for of in part.parameters(recurse=False)) for part in module.modules())
+    return max(own, default=0)

@@ -1,0 +1,128 @@
+"""A sampler that keeps within a device's memory: in the fastest placement that should fit, in the next where it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import release_memory
+from torch import Tensor
+
+from gendistill.metrics.cost.measured_memory import available_memory, ran_out
+from gendistill.samplers.few_step import FewStepSampler
+from gendistill.samplers.offload.live_memory import bytes_of
+from gendistill.samplers.offload.memory_model import PLACEMENTS, Needs, Networks, Placement
+from gendistill.samplers.offload.placing import Placing, networks_of
+from gendistill.samplers.spec import StudentSpec
+from gendistill.samplers.tasks import Task
+
+
+class PlacedSampler(FewStepSampler):
+    """Draws the same pictures as a `FewStepSampler`, within so much memory.
+
+    Before it draws it takes the fastest of `PLACEMENTS` whose predicted peak fits. Where memory ends after all, it goes on in
+    the next one, and after the last one with half of the pictures at once; what was drawn before is not drawn again.
+
+    Args:
+        pipeline: whose networks are all in the host's memory.
+        device: on which they work.
+        memory: bytes that it may take on it; what is free where None.
+        told: called with a sentence when the placement changes.
+
+    Raises:
+        ValueError: by what draws, where one picture fits in no placement.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: StudentSpec | None = None,
+        eta: float | None = None,
+        *,
+        device: str | torch.device,
+        memory: float | None = None,
+        told: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        super().__init__(pipeline, spec, eta)
+        self._device = torch.device(device)
+        self.memory = room_on(self._device, pipeline) if memory is None else memory
+        self._placing, self._told = Placing(pipeline, device), told
+        self._networks = Networks.like(pipeline)
+        self._needs: dict[tuple[tuple[int, int], int, bool], Needs] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def placement(self) -> Placement | None:
+        """What it draws in; None before it has drawn."""
+        return self._placing.placement
+
+    def cold(self) -> FewStepSampler:
+        self._encoded.clear()
+        self._unconditional = None
+        return self
+
+    def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
+        pipeline = super()._pipeline_of(task, count, steps)
+        if task.controlnet is not None:
+            self._placing.add("controlnet", task.controlnet)
+        return pipeline
+
+    def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
+        self._fit(size, rows.stop - rows.start, guided)
+        while True:
+            try:
+                return draw(rows)
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error):
+                    raise
+                refused = next(iter(str(error).splitlines()), type(error).__name__)
+            # outside of the clause: its traceback held what was being computed
+            self._encoded.to("cpu")
+            release_memory()
+            if (slower := self._next()) is not None:
+                self._take(slower, "memory ended")
+            elif (count := rows.stop - rows.start) > 1:
+                middle = rows.start + count // 2
+                self._told(f"memory ended: {math.ceil(count / 2)} picture{'s' if count > 2 else ''} at once from now on")
+                halves = (slice(rows.start, middle), slice(middle, rows.stop))
+                return torch.cat([self._drawn(draw, half, size, guided).cpu() for half in halves])
+            else:
+                raise ValueError(
+                    f"memory: one picture of {size[1]}x{size[0]} does not fit in any placement ({refused}); a smaller size or "
+                    "a tiny decoder (--method decoder) take less"
+                )
+
+    def _fit(self, size: tuple[int, int], count: int, guided: bool) -> None:
+        """Take the first placement, from the present one on, that should fit; the last one where none should."""
+        if (key := (size, count, guided)) not in self._needs:
+            dtype, cpu = self.pipeline.dtype, self._device.type == "cpu"
+            self._needs[key] = self._networks.needs(size, count, guided=guided, dtype=dtype, cpu=cpu)
+        needs, first = self._needs[key], PLACEMENTS.index(self.placement) if self.placement else 0
+        fitting = (of for of in PLACEMENTS[first:] if needs.peak(of) <= self.memory)
+        if (placement := next(fitting, PLACEMENTS[-1])) != self.placement:
+            self._take(placement, f"{needs.peak(placement) / 2**30:.2f} GiB predicted")
+
+    def _next(self) -> Placement | None:
+        assert self.placement is not None
+        following = PLACEMENTS[PLACEMENTS.index(self.placement) + 1 :]
+        return following[0] if following else None
+
+    def _take(self, placement: Placement, why: str) -> None:
+        self._placing.take(placement)
+        self._told(f"placement {placement.name}: {why}")
+
+
+def room_on(device: torch.device, pipeline: Any) -> float:
+    """Bytes that a pipeline, which is in the host's memory, can have on a device; infinite where nobody says."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    free_here = available_memory()
+    return math.inf if free_here is None else free_here + bytes_of(networks_of(pipeline).values())

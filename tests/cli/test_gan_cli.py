@@ -1,0 +1,213 @@
+"""GAN folders from the command line: drawn from and evaluated, in fresh processes."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fresh_process import gendistill
+from PIL import Image
+from random_gans import CLASSES
+
+from gendistill.evaluation.class_captions import class_caption
+from gendistill.gan.folder import open_gan, save_gan
+from gendistill.gan.generator import between
+from gendistill.metrics.distances.clip_score import load_scorer
+from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.features.feature_extractor import extract, load_extractor
+from gendistill.metrics.pairs.fidelity import psnr
+from gendistill.samplers import to_uint8
+from gendistill.sampling.load import open_sampler, open_teacher_of
+
+ROOT = Path(__file__).parents[2]
+HELD_OUT = "assets/emoji/heldout-*.tar.gz"
+NUM = 60
+
+
+def ran(arguments, place, code=0):
+    process = gendistill([*arguments, "--device", "cpu"], place / "printed", folder=ROOT)
+    assert process.wait() == code, process.text
+    assert "Traceback" not in process.text
+    return process.text
+
+
+@pytest.fixture(scope="module")
+def evaluated(gans, tmp_path_factory):
+    place = tmp_path_factory.mktemp("evaluated")
+    few = ["--reference", HELD_OUT, "--caption", "category", "--num", str(NUM), "--cache", place / "cache"]
+    printed = ran(["evaluate", gans["student"], *few, "--out", place / "out"], place)
+    return place, printed, json.loads((place / "out" / "evaluation.json").read_text())
+
+
+def test_a_grid_has_a_row_a_class_and_picture_k_is_of_seed_k(gans, tmp_path):
+    printed = ran(["sample", gans["teacher"], "--num", "3", "--seed", "5", "--out", tmp_path / "grid.png"], tmp_path)
+    assert "60 pictures of 1 step" in printed
+    grid = Image.open(tmp_path / "grid.png")
+    assert grid.size == (3 * 34 + 2, 20 * 34 + 2)
+    row, column = 7, 1
+    (picture,) = open_sampler(gans["teacher"]).pictures([CLASSES[row]], [5 + 3 * row + column])
+    shown = np.asarray(grid)[2 + 34 * row : 34 * (row + 1), 2 + 34 * column : 34 * (column + 1)]
+    assert np.abs(shown.astype(int) - to_uint8(picture)[0].permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_classes_are_asked_for_by_name_or_number_in_any_batch_size(gans, tmp_path):
+    drawn = {}
+    for batch in (1, 16):
+        prompts = ["--prompt", CLASSES[4], "--prompt", "4", "--num", "2", "--batch-size", str(batch)]
+        ran(["sample", gans["teacher"], *prompts, "--out", tmp_path / f"{batch}.npy"], tmp_path)
+        drawn[batch] = np.load(tmp_path / f"{batch}.npy")
+    assert drawn[1].shape == (4, 32, 32, 3)
+    np.testing.assert_allclose(drawn[1], drawn[16], atol=1e-5, rtol=0)
+
+
+def test_strips_go_from_one_noise_to_another_on_the_great_circle(gans, tmp_path):
+    arguments = ["--prompt", CLASSES[2], "--interpolate", "5", "--num", "2", "--seed", "9", "--out", tmp_path / "strips.npy"]
+    ran(["sample", gans["teacher"], *arguments], tmp_path)
+    strips = torch.from_numpy(np.load(tmp_path / "strips.npy")).unflatten(0, (2, 5))
+    sampler = open_sampler(gans["teacher"])
+    a, b = (torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in (11, 12))
+    with torch.no_grad():
+        middle = sampler.generator(between(a, b, torch.tensor([[0.5]])), torch.tensor([2]))[0] / 2 + 0.5
+    torch.testing.assert_close(strips[1, 2].permute(2, 0, 1), middle, atol=1e-5, rtol=0)
+
+
+def test_a_generator_of_pictures_paints_a_folder(gans, tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        Image.effect_noise((20, 16), 30 + number).convert("RGB").save(tmp_path / "in" / f"{number}.png")
+    out = ["--out", tmp_path / "painted"]
+    ran(["sample", gans["painter"], "--input", tmp_path / "in", *out], tmp_path)
+    assert [Image.open(file).size for file in sorted((tmp_path / "painted").glob("*.png"))] == [(32, 32)] * 3
+
+
+ARGUMENTS = ("latent_dim", "num_classes", "channels", "class_dim")
+MISTAKES = [
+    (("sample", "teacher", "--steps", "4"), "steps 4: takes 1, a generator draws in one call"),
+    (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance; takes 1"),
+    (("sample", "teacher", "--interpolate", "3", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance"),
+    (("sample", "teacher", "--prompt", "flag"), "prompt 'flag': .* the nearest is 'google emoji of flags'"),
+    (("sample", "painter"), "--input: takes pictures, which .* paints anew"),
+    (("sample", "teacher", "--input", "."), "--input .: the model draws pictures from classes, it takes no pictures"),
+    (("sample", "assets/tiny-sd", "--prompt", "a", "--interpolate", "3"), "interpolate 3: takes a GAN; this is a StableDif"),
+    (("evaluate", "teacher", "--steps", "4"), "steps 4: takes 1, a generator draws in one call"),
+    (
+        ("evaluate", "student", "--teacher", "nowhere"),
+        "teacher nowhere: takes a GAN folder .*; there is no such file or folder",
+    ),
+    (("evaluate", "student", "--teacher", "plain"), "its output_shape is .1, 12, 24. and the student's .3, 32, 32."),
+    (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator takes one of its 20"),
+    (("evaluate", "painter"), "--input: takes the pictures that the generator is to paint anew"),
+    (("compare", "painter"), "paints pictures anew and is given no prompts; takes gendistill evaluate --input FOLDER"),
+    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, which draws in 1; takes one of them"),
+]
+
+
+@pytest.mark.parametrize(("command", "sentence"), MISTAKES, ids=[" ".join(command) for command, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_exit_code_2(gans, command, sentence, tmp_path):
+    arguments = [str(gans.get(part, part)) for part in command]
+    if command[0] == "sample":
+        arguments += ["--out", str(tmp_path / "out.png")]
+    else:
+        arguments += ["--reference", HELD_OUT, "--num", "20", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "c")]
+    told = ran(arguments, tmp_path, code=2)
+    assert re.search(r"error: .*" + sentence, told)
+
+
+def test_an_evaluation_has_a_row_of_the_student_and_one_of_its_teacher(evaluated):
+    _, printed, result = evaluated
+    (student,), (teacher,) = result["student"], result["teacher"]
+    assert (student["model"], teacher["model"]) == ("student", "teacher")
+    both = {"fd-emoji", "kd-emoji", "precision", "recall", "density", "coverage", "vendi", "diversity", "clip_score"}
+    for row in (student, teacher):
+        assert both < row["scores"].keys() == row["intervals"].keys()
+        assert row["network_calls"] == row["protocol"]["num_inference_steps"] == 1
+    assert {"psnr", "ssim", "feature_cosine"} == student["scores"].keys() - teacher["scores"].keys()
+    ratio = student["scores"]["fd-emoji"] / teacher["scores"]["fd-emoji"]
+    assert result["fd_ratio"] == pytest.approx(ratio)
+    assert f"{ratio:.2f}× the teacher's" in printed
+    assert result["test"]["n"] == NUM
+
+
+def test_costs_are_counted_and_timed_side_by_side(evaluated, gans):
+    _, _, result = evaluated
+    for row in (*result["student"], *result["teacher"]):
+        network = open_sampler(gans[row["model"]]).generator.network
+        assert row["costs"]["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+        assert row["costs"]["macs"] > 32 * 32 * network.out.weight.numel()  # of the last convolution, by hand
+    assert result["compression"]["macs"] > 1
+    assert [of["batch_size"] for of in result["side_by_side"]] == [1, 16]
+    for of in result["side_by_side"]:
+        medians = {name: float(np.median(rounds)) for name, rounds in of["rounds"].items()}
+        assert result["speed_up"][str(of["batch_size"])] == pytest.approx(medians["teacher"] / medians["student"])
+
+
+def test_the_figures_are_those_of_the_pictures_that_were_drawn(evaluated, gans):
+    """Drawn once more by hand: prompts by frequency, the seeds of the evaluation."""
+    from gendistill.evaluation.judge import build_judge
+
+    place, _, result = evaluated
+    judge = build_judge(HELD_OUT, caption="category", num=NUM, cache=str(place / "cache"))
+    drawn = {}
+    for name in ("teacher", "student"):
+        pictures = open_sampler(gans[name]).pictures(judge.prompts, judge.seeds)
+        drawn[name] = to_uint8(torch.cat(list(pictures)))
+    features = extract(load_extractor("emoji"), drawn["student"])
+    distance = frechet_distance(gaussian_statistics(features), judge.reference.statistics)
+    scores = result["student"][0]["scores"]
+    assert scores["fd-emoji"] == pytest.approx(distance, rel=1e-2)
+    assert scores["psnr"] == pytest.approx(psnr(drawn["student"], drawn["teacher"]).mean().item(), abs=0.05)
+    clip = load_scorer("assets/tiny-clip").score(drawn["student"], judge.prompts).mean().item()
+    assert scores["clip_score"] == pytest.approx(clip, abs=0.1)
+
+
+def test_the_report_shows_both_from_the_same_noise_and_between_noises_and_loads_nothing(evaluated):
+    place, _, _ = evaluated
+    page = (place / "out" / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
+    for title in ("The same noise", "Between two noises", "What a picture costs"):
+        section = page.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
+        assert section.count("<img") == (0 if title.startswith("What") else 2)
+        assert "teacher" in section
+        assert "student" in section
+
+
+def test_a_teacher_alone_is_evaluated_into_rows_and_its_caption_field_is_found(gans, tmp_path):
+    few = ["--reference", HELD_OUT, "--num", "20", "--cache", tmp_path / "cache", "--out", tmp_path / "out", "--json"]
+    ran(["evaluate", gans["teacher"], *few], tmp_path)
+    (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert row["model"] == "teacher"
+    assert row["protocol"]["prompts"].startswith("20 drawn by frequency from the category captions of")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+
+
+def test_a_student_is_held_against_a_teacher_that_is_a_class_of_the_users_own(gans, tmp_path):
+    teacher, student = open_sampler(gans["teacher"]), open_gan(gans["student"])
+    weights = gans["teacher"] / "generator" / "diffusion_pytorch_model.safetensors"
+    network = teacher.generator.network
+    (tmp_path / "arguments.json").write_text(json.dumps({name: network.config[name] for name in ARGUMENTS}))
+    path = "gendistill.gan.architectures.resnet:ResNetGenerator"
+    told = {**student.student, "teacher": path, "teacher_config": str(tmp_path / "arguments.json")}
+    told["generator"] = {"weights": str(weights), "num_classes": 20, "input_shape": [16]}
+    save_gan(tmp_path / "student", dataclasses.replace(student, student=told))
+    opened = open_teacher_of(open_sampler(tmp_path / "student"))
+    assert opened.weights_hash == teacher.weights_hash
+
+
+def test_the_field_that_names_a_gans_classes_is_the_one_that_holds_nothing_else(gans):
+    teacher, plain = open_sampler(gans["teacher"]), open_sampler(gans["plain"])
+    assert class_caption(HELD_OUT, [teacher, plain]) == "category"
+    assert class_caption(HELD_OUT, [plain]) is None
+    few = open_sampler(gans["few"])
+    with pytest.raises(ValueError, match=r"caption: no field of .* names the model's classes \('cat', 'dog', ...\)"):
+        class_caption(HELD_OUT, [few])
+
+
+def test_a_generator_of_oblong_pictures_without_classes_is_evaluated_without_clip(gans, tmp_path):
+    few = ["--reference", HELD_OUT, "--num", "20", "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
+    ran(["evaluate", gans["plain"], *few], tmp_path)
+    (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert "clip_score" not in row["scores"]
+    assert row["protocol"]["clip_model"] is None

@@ -1,0 +1,10 @@
+import pytest
+from invented_page import page
+
+from gendistill.evaluation.reporting import render
+
+
+@pytest.fixture(scope="session")
+def report_html() -> str:
+    """A whole report of invented figures."""
+    return render(page())

@@ -1,0 +1,269 @@
+import csv
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from invented_page import page
+from PIL import Image
+
+from gendistill.evaluation.reporting import (
+    Card,
+    Cards,
+    Cell,
+    Column,
+    Details,
+    Figure,
+    Galleries,
+    Gallery,
+    Page,
+    PictureComparison,
+    PictureRow,
+    Point,
+    Row,
+    Section,
+    Series,
+    Table,
+    Text,
+    Warning,
+    lines,
+    render,
+    write_csv,
+    write_page,
+    write_png,
+)
+from gendistill.evaluation.reporting.colours import DARK, LIGHT
+from gendistill.evaluation.reporting.image_files import data_uri, grid
+
+MARKUP = "<script>alert(1)</script> \" ' & {{ 7 * 7 }}"
+OPEN = {"meta", "img", "path", "br", "use"}  # elements without an end
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, every text with the elements around it, and whether all that opens closes."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[tuple[str, ...], str]] = []
+        self.stack: list[str] = []
+        self.feed(html)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in OPEN:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in OPEN:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((tuple(self.stack), data))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+    def within(self, tag: str) -> str:
+        return "\n".join(text for stack, text in self.texts if tag in stack)
+
+
+@pytest.fixture(scope="module")
+def elements(report_html) -> Elements:
+    return Elements(report_html)
+
+
+def one_block(block) -> str:
+    return render(Page("title", [Section("section", [block])]))
+
+
+def test_a_page_loads_nothing_and_runs_nothing(report_html, elements):
+    for tag, attributes in elements.found:
+        for name in ("src", "href", "srcset", "xlink:href", "data", "action", "poster"):
+            assert (attributes.get(name) or "#").startswith(("data:image/", "#")), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+    assert {"script", "link", "iframe", "object", "embed", "base"}.isdisjoint(tag for tag, _ in elements.found)
+    assert "@import" not in report_html
+    assert not re.search(r"url\((?!#)", report_html)
+
+
+def test_a_whole_report_stays_small(report_html):
+    assert len(report_html.encode()) < 1.5e6
+
+
+def test_every_link_leads_to_a_place_of_the_page_and_no_place_is_there_twice(elements):
+    places = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(places) == len(set(places))
+    links = [attributes["href"] for attributes in elements.all("a")]
+    assert len(links) == len(page().sections)
+    assert {link.removeprefix("#") for link in links} <= set(places)
+
+
+def test_sections_of_one_name_have_places_of_their_own():
+    html = render(Page("t", [Section("Ergebnis für α", []), Section("Ergebnis für α", []), Section("αβγ", [])]))
+    assert re.findall(r'<section id="([^"]+)"', html) == ["ergebnis-fur", "ergebnis-fur-2", "section"]
+
+
+def test_both_palettes_are_there_and_the_dark_one_is_for_those_who_prefer_it(report_html):
+    light, dark = report_html.split("@media (prefers-color-scheme: dark)", 1)
+    for name, colour in LIGHT.names().items():
+        assert f"--{name}: {colour};" in light
+    for name, colour in DARK.names().items():
+        assert f"--{name}: {colour};" in dark[: dark.index("</style>")]
+    assert '<meta name="color-scheme" content="light dark">' in light
+
+
+def test_every_colour_that_a_page_names_is_defined_and_none_of_its_plots_is_white(report_html):
+    style = report_html[: report_html.index("</style>")]
+    used = set(re.findall(r"var\(--([a-z0-9-]+)", report_html)) - {"small", "models"}  # these two are set where they are used
+    assert used <= set(re.findall(r"--([a-z0-9-]+):", style))
+    assert "#fff" not in report_html[report_html.index("</style>") :].lower()
+
+
+def test_every_plot_is_there_for_desks_and_for_phones(elements):
+    plots = [attributes["class"] for attributes in elements.all("svg") if "plot" in (attributes.get("class") or "")]
+    figures = [block for section in page().sections for block in section.blocks if isinstance(block, Figure)]
+    assert plots == ["plot wide", "plot narrow"] * len(figures)
+    assert all(attributes["aria-label"] for attributes in elements.all("svg") if attributes.get("role") == "img")
+
+
+def test_what_users_named_is_escaped_wherever_it_stands():
+    picture = np.zeros((1, 3, 4, 4), np.uint8)
+    blocks = [
+        Text(MARKUP),
+        Cards([Card(MARKUP, MARKUP, MARKUP)]),
+        Table([Column(MARKUP, MARKUP)], [Row([Cell(MARKUP, MARKUP)], group=MARKUP)], MARKUP),
+        Figure(lines([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
+        Galleries([Gallery(MARKUP, picture, [MARKUP], MARKUP)]),
+        PictureComparison([MARKUP], [PictureRow(MARKUP, [picture[0]], [MARKUP], MARKUP)]),
+        Details(MARKUP, [(MARKUP, MARKUP)]),
+        Details(MARKUP, MARKUP),
+        Warning(MARKUP),
+    ]
+    html = render(Page(MARKUP, [Section(MARKUP, blocks, MARKUP)], MARKUP, MARKUP))
+    parsed = Elements(html)
+    assert not parsed.all("script")
+    assert "49" not in parsed.within("p")
+    for tag in ("title", "h1", "h2", "nav", "footer", "figcaption", "summary", "dd", "dt", "li", "th", "small", "b"):
+        assert MARKUP in parsed.within(tag), tag
+    assert [attributes["title"] for attributes in parsed.all("abbr")] == [MARKUP]
+
+
+def test_a_table_shows_every_cell_every_heading_and_what_they_mean(elements):
+    table = next(block for block in page().sections[0].blocks if isinstance(block, Table))
+    shown = [text for stack, text in elements.texts if "table" in stack]
+    for row in table.rows:
+        for cell in row.cells:
+            assert cell.text in shown
+            assert not cell.small or cell.small in shown
+    heads = elements.within("thead")
+    for column in table.columns:
+        assert column.name in heads
+        assert column.explanation in elements.within("dd")
+    assert len(elements.all("td")) == len(table.rows) * (len(table.columns) - 1)
+    for group in {row.group for row in table.rows}:
+        assert shown.count(group) == 1
+
+
+def test_the_best_of_a_column_is_marked_whichever_way_is_better():
+    columns = [
+        Column("model"),
+        Column("fd", better="lower"),
+        Column("clip", better="higher"),
+        Column("steps"),
+        Column("same", better="lower"),
+    ]
+    values = [(3.0, 60.0, 4.0, 1.0), (2.0, 61.0, 2.0, 1.0), (2.0, 59.0, 1.0, 1.0)]
+    rows = [Row(["m", *(Cell(str(value), value=value) for value in row)]) for row in [*values]]
+    table = Table(columns, [*rows, Row(["unknown", "", Cell("99"), "", ""])]).with_best()
+    marks = [[cell.best for cell in row.cells] for row in table.rows]
+    assert marks == [
+        [False, False, False, False, False],
+        [False, True, True, False, False],
+        [False, True, False, False, False],
+        [False] * 5,
+    ]
+    assert one_block(table).count('<b class="best">') == 3
+
+
+def test_a_row_of_another_length_is_a_sentence():
+    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, takes 2, one a column\."):
+        Table([Column("a"), Column("b")], [Row(["1", "2"]), Row(["1"])])
+    with pytest.raises(ValueError, match=r"rows\[0\]\.captions: got 2, takes 1, one a column\."):
+        PictureComparison(["a"], [PictureRow("p", [np.zeros((3, 2, 2), np.uint8)], ["x", "y"])])
+
+
+def test_prompts_that_all_galleries_share_are_listed_once():
+    picture = np.zeros((2, 3, 4, 4), np.uint8)
+    shared = Galleries([Gallery("a", picture, ["p", "q"]), Gallery("b", picture, ["p", "q"])])
+    own = Galleries([Gallery("a", picture, ["p", "q"]), Gallery("b", picture, ["r", "s"])])
+    assert len(Elements(one_block(shared)).all("li")) == 1 + 2  # the first is of the contents
+    assert len(Elements(one_block(own)).all("li")) == 1 + 4
+
+
+def test_small_pictures_are_crisp_and_large_ones_are_made_smaller():
+    small = one_block(Galleries([Gallery("a", np.zeros((3, 3, 64, 64), np.uint8))]))
+    noise = torch.randint(0, 256, (16, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    large = one_block(Galleries([Gallery("a", noise)]))
+    assert 'class="crisp"' in small
+    assert "data:image/png" in small
+    assert 'class="crisp"' not in large
+    assert "data:image/webp" in large
+    assert len(large) < 700_000  # 12 MB as they are
+
+
+def test_a_grid_holds_every_pixel_and_nothing_between():
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 4), np.uint8)
+    array = np.asarray(grid(pictures, columns=2, gap=1))
+    assert array.shape == (3 * 7 - 1, 2 * 5 - 1, 4)
+    for number, picture in enumerate(pictures):
+        top, left = number // 2 * 7, number % 2 * 5
+        assert (array[top : top + 6, left : left + 4, :3] == picture.transpose(1, 2, 0)).all()
+    assert (array[6, :, 3] == 0).all()
+    assert (array[:, 4, 3] == 0).all()
+    assert data_uri(grid(pictures), lossless=True).startswith("data:image/png;base64,iVBOR")
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4))])
+def test_what_are_no_pictures_is_a_sentence(wrong):
+    with pytest.raises(ValueError, match=r"pictures: got .*, takes uint8"):
+        grid(wrong)
+
+
+def test_pictures_are_written_as_a_png_on_white(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), np.uint8)
+    write_png(tmp_path / "grid.png", pictures, columns=3, gap=2)
+    image = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert image.shape == (8, 28, 3)
+    assert (image[:, 10:18] == pictures[1].transpose(1, 2, 0)).all()
+    assert (image[:, 8:10] == 255).all()
+
+
+def test_a_csv_file_reads_back_as_it_was(tmp_path):
+    rows = [['a, "b"\nc', 1.5, None], ["größer ✓", 0.1 + 0.2, -3]]
+    write_csv(tmp_path / "t.csv", ["model", "fd", "change"], rows)
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+        head, *lines_read = list(csv.reader(file))
+    assert head == ["model", "fd", "change"]
+    assert lines_read == [['a, "b"\nc', "1.5", ""], ["größer ✓", "0.30000000000000004", "-3"]]
+    with pytest.raises(ValueError, match=r"rows\[0\]: got 1 cells, takes 2"):
+        write_csv(tmp_path / "t.csv", ["a", "b"], [[1]])
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+    short = Page("t", [Section("s", [Figure(lines([Series("a", (Point(1, 1), Point(2, 2)), 1)], "x", "y"))])])
+    write_page(short, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(short)  # and the same twice
+    broken = Page("t", [Section("s", [Galleries([Gallery("g", np.zeros((0, 3, 4, 4), np.uint8))])])])
+    with pytest.raises(ValueError, match="pictures: got"):
+        write_page(broken, tmp_path / "report.html")
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_page(Page("t", []), tmp_path / "nowhere" / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(short)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,256 @@
+import functools
+import itertools
+import random
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from invented_page import attributes, curves, groups, guidance
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from PIL import Image
+
+from gendistill.evaluation.reporting import (
+    Estimate,
+    Group,
+    Point,
+    Series,
+    colour_numbers,
+    dumbbell,
+    guidance_curve,
+    lines,
+    on_front,
+    pareto,
+    quality_against_steps,
+    shares,
+    worst,
+)
+from gendistill.evaluation.reporting.colours import DARK, LIGHT, marker
+from gendistill.evaluation.reporting.plot import MARGIN
+from gendistill.evaluation.reporting.ticks import log_ticks, spaced
+
+
+def crowd(count: int) -> list[Series]:
+    """Models whose curves run through each other."""
+    draw = random.Random(count)
+    return [
+        Series(
+            f"runs/2026-11-{number:02d}/a model of a long name",
+            tuple(Point(steps, 1 + 8 * draw.random() / steps, 0.5, 9, str(steps)) for steps in (1, 2, 4, 8, 16)),
+            number,
+        )
+        for number in range(count)
+    ]
+
+
+PLOTS = {
+    "front": pareto(curves("ms"), "milliseconds a picture", "fd-emoji, lower is better", y_log=True),
+    "front, linear": pareto(curves("ms"), "milliseconds a picture", "fd-emoji, lower is better", x_log=False),
+    "steps": quality_against_steps(curves("steps"), "fd-emoji"),
+    "guidance_curve": guidance_curve(guidance(), "CLIP score", "fd-emoji"),
+    "lines": lines(
+        guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 pictures of 754 prompts beside 754 real ones"
+    ),
+    "one point": lines([Series("tiny-sd", (Point(1, 7.0),), 0)], "steps", "fd", x_log=True, y_log=True),
+    "crowded front": pareto(crowd(9), "ms", "fd"),
+    "crowded lines": quality_against_steps(crowd(9), "fd", y_log=True),
+    "all steps": quality_against_steps([Series("a", tuple(Point(n, 1 / n) for n in range(1, 65)), 1)], "fd"),
+    "groups": dumbbell(groups(), "distance", teacher="tiny-sd, 50 steps", student="consistency, 4 steps"),
+    "one group": dumbbell([Group("a" * 99, Estimate(1.0), Estimate(1.0))], "distance"),
+    "shares": shares(attributes()),
+}
+
+
+@functools.cache
+def drawn(name: str, *, narrow: bool) -> str:
+    return PLOTS[name].svg(narrow=narrow)
+
+
+def written(svg: str) -> list[tuple[str, np.ndarray]]:
+    """Each text of an SVG and its box x0 y0 x1 y1, y downwards, measured in the widest of the usual fonts."""
+    found = []
+    for element in ElementTree.fromstring(svg).iter():
+        if element.tag.split("}")[-1] != "text":
+            continue
+        style = dict(part.strip().split(": ", 1) for part in element.attrib["style"].rstrip("; ").split(";"))
+        size = float(style["font-size"].removesuffix("px"))
+        font = FontProperties(family="DejaVu Sans", weight=int(style.get("font-weight", 400)))
+        width = TextPath((0, 0), element.text, size=size, prop=font).get_extents().x1
+        moved = re.fullmatch(r"translate\(([\d.-]+) ([\d.-]+)\)", element.attrib.get("transform", ""))  # lines of a long text
+        x, y = map(float, moved.groups() if moved else (element.attrib["x"], element.attrib["y"]))
+        x0 = x - width * {"start": 0, "middle": 0.5, "end": 1}[style.get("text-anchor", "start")]
+        found.append((element.text, np.array([x0, y - 0.73 * size, x0 + width, y + 0.2 * size])))
+    return found
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", PLOTS)
+def test_no_text_of_a_plot_covers_another_or_leaves_it(name, narrow):
+    plot = PLOTS[name]
+    texts = written(drawn(name, narrow=narrow))
+    width, height = plot.narrow if narrow else plot.wide
+    assert len(texts) >= 4
+    for text, (x0, y0, x1, y1) in texts:
+        assert min(x0, y0) >= -1, text
+        assert x1 <= width + 1, text
+        assert y1 <= height + 1, text
+    for (a, box), (b, other) in itertools.combinations(texts, 2):
+        apart = (box[2:] <= other[:2] + 1) | (other[2:] <= box[:2] + 1)
+        assert apart.any(), (a, b)
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("name", PLOTS)
+def test_text_is_at_least_11_pixels_high_on_a_phone_of_360(name, narrow):
+    shown = min(1.0, 328 / PLOTS[name].narrow[0]) if narrow else 768 / PLOTS[name].wide[0]  # wide from 800 pixels on
+    sizes = [float(size) * shown for size in re.findall(r"font-size: ([\d.]+)px", drawn(name, narrow=narrow))]
+    assert sizes
+    assert min(sizes) >= (11 if narrow else 10.5)
+
+
+def test_a_plot_takes_the_pages_colours_and_has_none_of_its_own():
+    svg = drawn("front", narrow=False)
+    used = set(re.findall(r"var\(--([a-z0-9-]+), (#[0-9a-f]{6})\)", svg))
+    assert {name for name, _ in used} >= {"model-1", "model-2", "line", "muted", "ink"}
+    assert used <= set(LIGHT.names().items())
+    left = re.sub(r"var\([^)]*\)|(href=\"#|id=\"|url\(#)[^\")]*", "", svg)
+    assert set(re.findall(r"#[0-9a-f]{3,6}\b", left)) == set()
+
+
+def test_two_plots_of_a_page_share_no_name_and_refer_to_their_own():
+    names = []
+    for name, narrow in itertools.product(PLOTS, (False, True)):
+        svg = drawn(name, narrow=narrow)
+        own = set(re.findall(r' id="([^"]+)"', svg))
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) == own
+        names.append(own)
+    for a, b in itertools.combinations(names, 2):
+        assert not a & b
+
+
+def test_what_a_user_wrote_is_text_and_no_markup_or_formula():
+    name = '<script>alert(\'$x^2$ & "$")</script> 0.123456 #0b63b5'
+    plot = lines([Series(name, (Point(1, 2), Point(2, 3)), 1), Series("$\\broken{$", (Point(1, 1),), 2)], "x", "y")
+    svg = plot.svg(narrow=True)
+    assert "<script" not in svg
+    assert "&lt;script&gt;alert('$x^2$" in svg
+    assert plot.png()[:4] == b"\x89PNG"
+
+
+def test_the_front_holds_what_nothing_beats_in_both():
+    points = [Point(1, 9), Point(2, 5), Point(2, 6), Point(3, 5), Point(4, 1), Point(5, 3), Point(4, 1)]
+    assert on_front(points) == [Point(1, 9), Point(2, 5), Point(4, 1), Point(4, 1)]
+    mirrored = [Point(point.x, -point.y) for point in points]
+    assert [(p.x, -p.y) for p in on_front(mirrored, "higher")] == [(p.x, p.y) for p in on_front(points)]
+
+
+def test_the_front_of_random_points_falls_and_beats_all_others():
+    draw = random.Random(0)
+    points = [Point(draw.random(), draw.random()) for _ in range(200)]
+    front = on_front(points)
+    assert [p.y for p in front] == sorted((p.y for p in front), reverse=True)
+    for point in points:
+        assert point in front or any(f.x <= point.x and f.y <= point.y for f in front)
+
+
+def test_the_worst_groups_come_first_whichever_way_is_better():
+    made = [Group(str(change), Estimate(5), Estimate(5 + change)) for change in (-1, 3, 0, 2)]
+    assert [group.name for group in worst(made, better="lower", most=2)] == ["3", "2"]
+    assert [group.name for group in worst(made, better="higher", most=2)] == ["-1", "0"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 30), (0.004, 0.02), (5, 120), (1.1, 1.3), (7, 7), (0.5, 80_000)])
+def test_ticks_of_a_logarithmic_axis_are_few_round_and_near(low, high):
+    ticks = log_ticks(low, high, 6)
+    assert 1 <= len(ticks) <= 7
+    assert ticks == sorted(set(ticks))
+    assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
+
+
+def test_ticks_are_left_out_where_they_would_meet_but_never_the_ends():
+    assert spaced([1, 2, 4, 8, 16, 50], 9) == [1, 2, 4, 8, 16, 50]
+    kept = spaced(list(range(1, 65)), 9)
+    assert (kept[0], kept[-1]) == (1, 64)
+    assert len(kept) <= 10
+    assert spaced([], 9) == []
+
+
+def luminance(colour: str) -> float:
+    channels = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_stand_out_from_the_ground_as_wcag_asks(palette):
+    def contrast(colour: str) -> float:
+        light, dark = sorted((luminance(colour), luminance(palette.background)), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    assert min(contrast(colour) for colour in palette.models) >= 3
+    assert contrast(palette.muted) >= 4.5
+    assert contrast(palette.ink) >= 7
+
+
+# Machado, Oliveira & Fernandes 2009, full severity
+BLIND = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+}
+
+
+@pytest.mark.parametrize("kind", BLIND)
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_first_models_are_told_apart_by_colour_blind_eyes(palette, kind):
+    colours = [palette.ink, *palette.models[:3]]
+    seen = [np.array(BLIND[kind]) @ [int(c[at : at + 2], 16) for at in (1, 3, 5)] for c in colours]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 60
+
+
+def test_a_model_has_one_colour_and_no_two_have_the_same_sign_and_colour():
+    numbers = colour_numbers(["a", "teacher", "b", "a"], reference="teacher")
+    assert numbers == {"teacher": 0, "a": 1, "b": 2}
+    looks = {(LIGHT.model(number), marker(number)) for number in range(20)}
+    assert len(looks) == 20
+
+
+def test_a_plot_is_saved_as_a_png_of_either_palette(tmp_path):
+    for dark, palette in ((False, LIGHT), (True, DARK)):
+        PLOTS["steps"].save_png(tmp_path / "plot.png", dark=dark, scale=1)
+        image = Image.open(tmp_path / "plot.png").convert("RGB")
+        assert image.size == tuple(side + 2 * MARGIN for side in PLOTS["steps"].wide)
+        assert "#{:02x}{:02x}{:02x}".format(*image.getpixel((1, 1))) == palette.background
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_the_words_for_a_plot_name_every_model_and_its_figures():
+    assert "tiny-sd from 28.5 at 1 to 1.08 at 50" in PLOTS["steps"].alt
+    assert "light from 21% to 27%" in PLOTS["shares"].alt
+
+
+@pytest.mark.parametrize(
+    ("series", "sentence"),
+    [
+        ([], "series: got one without points"),
+        ([Series("a", (), 0)], "series: got one without points"),
+        ([Series("a", (Point(1, float("nan")),), 0)], "a, y: got nan, takes a finite number."),
+        ([Series("a", (Point(0, 1),), 0)], "a, x: got 0, takes a number above 0 on a logarithmic axis."),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence(series, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        lines(series, "x", "y", x_log=True)
+
+
+def test_groups_and_attributes_that_are_not_there_are_a_sentence():
+    with pytest.raises(ValueError, match="groups: got none"):
+        dumbbell([], "distance")
+    with pytest.raises(ValueError, match="attributes: got one without values"):
+        shares({"tone": []})
+
+
+def test_an_interval_that_reaches_below_zero_is_drawn_on_a_logarithmic_axis():
+    series = [Series("kid", (Point(1, 2.0, -1.0, 3.0), Point(2, 1.0, -0.5, 2.0)), 1)]
+    figure = lines(series, "steps", "kid", y_log=True).figure()
+    assert figure.axes[0].get_ylim()[0] > 0

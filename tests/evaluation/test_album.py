@@ -1,0 +1,91 @@
+"""What was drawn once is not drawn again, and is what would be drawn."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gendistill.evaluation.image_cache import Album
+from gendistill.samplers import FewStepSampler, to_uint8
+
+PROMPTS, SEEDS = ["food", "animals", "food"], [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_folder):
+    return FewStepSampler.from_pretrained(tiny_folder)
+
+
+def drawn_anew(sampler, prompts, seeds, steps=2):
+    return torch.cat(
+        [to_uint8(batch) for batch in sampler.pictures(prompts, seeds, num_inference_steps=steps, guidance_scale=1)]
+    )
+
+
+def of(album, prompts=PROMPTS, seeds=SEEDS):
+    return torch.cat(list(album.pictures(prompts, seeds)))
+
+
+def test_an_album_holds_what_the_sampler_draws(sampler, tmp_path):
+    first = of(Album(tmp_path, sampler, 2, 1.0))
+    assert torch.equal(first, drawn_anew(sampler, PROMPTS, SEEDS))
+    assert torch.equal(of(Album(tmp_path, sampler, 2, 1.0)), first)
+
+
+def test_only_what_is_missing_or_damaged_is_drawn(sampler, tmp_path):
+    album = Album(tmp_path, sampler, 2, 1.0)
+    pictures = of(album)
+    files = list(album)
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:40])
+    written = {file: file.stat().st_mtime_ns for file in files[2:]}
+    difference = of(album).int() - pictures.int()
+    assert difference.abs().max() <= 1  # a picture drawn in another batch may round otherwise
+    assert {file: file.stat().st_mtime_ns for file in files[2:]} == written
+    assert len(list(album)) == 3
+
+
+def test_another_number_of_steps_guidance_scheduler_or_weight_has_another_album(sampler, tiny_folder, tmp_path):
+    keys = {Album(tmp_path, sampler, 2, 1.0).key, Album(tmp_path, sampler, 3, 1.0).key, Album(tmp_path, sampler, 2, 2.0).key}
+    other = FewStepSampler.from_pretrained(tiny_folder)
+    assert Album(tmp_path, other, 2, 1.0).key in keys
+    other.pipeline.scheduler.register_to_config(steps_offset=7)
+    keys.add(Album(tmp_path, other, 2, 1.0).key)
+    changed = FewStepSampler.from_pretrained(tiny_folder)
+    next(changed.pipeline.unet.parameters()).data += 1e-3
+    keys.add(Album(tmp_path, changed, 2, 1.0).key)
+    assert len(keys) == 5
+
+
+def test_the_time_of_a_picture_counts_what_was_drawn_and_not_what_was_read(sampler, tmp_path):
+    album = Album(tmp_path, sampler, 2, 1.0)
+    assert album.seconds_per_picture is None
+    of(album)
+    seconds = album.seconds_per_picture
+    of(album)
+    assert album.seconds_per_picture == seconds > 0
+
+
+def test_the_album_of_a_model_is_the_same_in_every_process(tiny_folder, tmp_path):
+    """Sets that diffusers keeps in a config come in another order in each."""
+    told = (
+        "import sys; from pathlib import Path; from diffusers import DPMSolverMultistepScheduler as Solver\n"
+        "from gendistill.samplers import FewStepSampler; from gendistill.evaluation.image_cache import Album\n"
+        "sampler = FewStepSampler.from_pretrained(sys.argv[1])\n"
+        "sampler.pipeline.scheduler = Solver.from_config(sampler.pipeline.scheduler.config)\n"
+        "print(Album(Path('.'), sampler, 2, 1.0).key)"
+    )
+    keys = {
+        subprocess.run(
+            [sys.executable, "-c", told, str(tiny_folder)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        ).stdout
+        for seed in (1, 2, 3)
+    }
+    assert len(keys) == 1

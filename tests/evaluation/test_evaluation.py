@@ -1,0 +1,212 @@
+"""Rows, gaps, stored figures and the page that shows them."""
+
+import dataclasses
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from fresh_process import ran
+
+from gendistill.evaluation.evaluate_student import evaluate
+from gendistill.evaluation.judge import build_judge
+from gendistill.evaluation.reporting import Gallery
+from gendistill.evaluation.student_report import best_rows, results_table, write_report
+from gendistill.evaluation.teacher_plans import (
+    SEARCHED,
+    TEACHER_PLANS,
+    TEACHER_STEPS,
+    Gap,
+    calls_a_step,
+    cost_of_a_call,
+    gaps,
+    save_rows,
+    stored_rows,
+    teacher_scheduler,
+)
+from gendistill.metrics.evaluate import Evaluation, Protocol
+from gendistill.metrics.features.feature_extractor import extract
+from gendistill.metrics.pairs.fidelity import psnr
+from gendistill.samplers import FewStepSampler
+
+HELD_OUT = "assets/emoji/heldout-*.tar.gz"
+PROTOCOL = Protocol(
+    metric="fd-emoji",
+    extractor="emoji",
+    weights_hash="0" * 16,
+    resize="none",
+    num_samples=10,
+    reference="emoji",
+    reference_count=100,
+    seed=0,
+    prompts="10 drawn",
+    guidance_scale=1.0,
+    num_inference_steps=4,
+    versions={},
+)
+
+
+def row(distance, calls, *, steps=None, sampler="ddim", model="teacher", scale=1.0):
+    protocol = dataclasses.replace(PROTOCOL, num_inference_steps=steps or calls, guidance_scale=scale)
+    return Evaluation(model, sampler, calls, {"fd-emoji": distance, "clip_score": 40.0}, 0.01, protocol)
+
+
+TEACHER = [
+    row(30.0, 50, steps=50),
+    row(20.0, 100, steps=50, scale=3.0),
+    row(60.0, 4),
+    row(50.0, 4, steps=2, scale=3.0, sampler="dpm-solver++"),
+    row(80.0, 2),
+    row(100.0, 1),
+]
+
+
+def test_the_gap_is_measured_from_the_best_within_as_many_calls_to_the_best_teacher():
+    student = [row(26.0, 4, model="student"), row(50.0, 2, model="student"), row(100.0, 1, model="student")]
+    measured = gaps(student, TEACHER)
+    assert measured[0] == Gap(4, student=26.0, free=50.0, teacher=20.0)
+    assert [gap.closed for gap in measured] == pytest.approx([0.8, 0.5, 0.0])
+
+
+def test_a_better_row_within_fewer_calls_counts_for_more_calls_too():
+    student = [row(26.0, 4, model="student")]
+    assert gaps(student, [*TEACHER[:3], row(40.0, 2)])[0].free == 40.0
+
+
+def test_every_plan_of_the_teacher_fits_its_number_of_calls():
+    few = [(steps, scale) for _, steps, scale in TEACHER_PLANS if steps != TEACHER_STEPS]
+    assert {steps * calls_a_step(scale) for steps, scale in few} == {8, 4, 2, 1}
+    assert min(steps for steps, _ in few) == 1
+
+
+def test_stored_rows_are_used_only_under_the_same_protocol(tmp_path):
+    save_rows(TEACHER, tmp_path / "evaluation.json")
+    assert stored_rows(tmp_path, row(1.0, 4, model="student")) == TEACHER
+    other = dataclasses.replace(TEACHER[0], protocol=dataclasses.replace(PROTOCOL, num_samples=11))
+    assert stored_rows(tmp_path, other) == []
+    assert stored_rows(tmp_path / "nowhere", TEACHER[0]) == []
+
+
+def test_the_report_is_one_file_that_loads_nothing(tmp_path):
+    student = [row(26.0, 4, model="student")]
+    gallery = Gallery("student <b>", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["a <script> prompt", "another"])
+    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), 1.0, [gallery])
+    page = (tmp_path / "r.html").read_text()
+    assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
+    assert "<script>" not in page
+    assert "0.80" in page
+
+
+def test_the_table_shows_each_of_the_teachers_best_once():
+    student = [row(26.0, calls, model="student") for calls in (4, 2, 1)]
+    shown = best_rows(student, TEACHER)
+    assert shown[0].scores["fd-emoji"] == 20.0
+    assert len(shown) == len([r for n, r in enumerate(shown) if r not in shown[:n]])
+
+
+def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path):
+    draw = {"caption": "subcategory", "cache": str(tmp_path)}
+    judge = build_judge(HELD_OUT, num=3000, **draw)
+    again = build_judge(HELD_OUT, num=3000, **draw)
+    assert (judge.prompts, judge.seeds) == (again.prompts, again.seeds)
+    assert build_judge(HELD_OUT, num=3000, seed=1, **draw).prompts != judge.prompts
+    assert judge.reference.statistics.count == 754
+    assert judge.prompts.count("google emoji of person role") > 5 * judge.prompts.count("google emoji of mail")
+
+
+def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folder, tmp_path):
+    command = ["evaluate", str(tiny_folder), "--reference", HELD_OUT, "--caption", "subcategory", "--num", "4"]
+    command += ["--cache", str(tmp_path / "cache")]
+    done = ran(*command, "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["teacher"]
+    assert len(rows) == len(TEACHER_PLANS)
+    assert [r["network_calls"] for r in rows[:4]] == [50, 100, 100, 100]
+    assert len(json.loads((tmp_path / "evaluation.json").read_text())) == len(rows)
+
+
+def test_an_evaluation_is_the_same_twice(tiny_folder, tmp_path):
+    options = {"reference": HELD_OUT, "caption": "subcategory", "num": 4}
+    first = evaluate(str(tiny_folder), out=tmp_path / "a", cache=str(tmp_path / "a"), **options)
+    second = evaluate(str(tiny_folder), out=tmp_path / "b", cache=str(tmp_path / "b"), **options)
+    assert [r.scores for r in first.teacher] == [r.scores for r in second.teacher]
+
+
+@pytest.fixture(scope="module")
+def halved_comparison(halved_run):
+    return evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache"))
+
+
+def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, halved_comparison):
+    rows = [(row.model, row.network_calls, row.protocol.guidance_scale) for row in halved_comparison.student]
+    assert rows == [("student-2", 2, 3.0), ("student-1", 1, 3.0)]
+    moved = [(row.model, row.protocol.guidance_scale) for row in halved_comparison.slider]
+    assert moved == [(name, scale) for name in ("student-2", "student-1") for scale in (1.0, 2.0)]
+    assert [gap.network_calls for gap in halved_comparison.gaps] == [2, 1]
+    stored = json.loads((halved_run / "evaluation.json").read_text())
+    assert stored["slider"][0]["scores"] == halved_comparison.slider[0].scores
+    page = (halved_run / "report.html").read_text()
+    assert "numbers are scales" in page
+    assert "student-1" in page
+
+
+def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
+    row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
+    judge = build_judge(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache"))
+    teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
+    teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
+    theirs, ours = judge.draw(teacher, TEACHER_STEPS, 2.0), judge.draw(student, 2, 2.0)
+    cosine = torch.cosine_similarity(extract(judge.extractor, ours), extract(judge.extractor, theirs))
+    assert row.scores["psnr"] == pytest.approx(psnr(ours, theirs).mean().item())
+    assert row.scores["feature_cosine"] == pytest.approx(cosine.mean().item())
+
+
+def test_steps_that_no_student_of_a_run_was_trained_for_are_refused(halved_run):
+    with pytest.raises(ValueError, match=r"^steps \[3\]: the run has students of other step counts: student-2, student-1$"):
+        evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, steps=[3], cache=str(halved_run / "cache"))
+
+
+def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():
+    student = [row(26.0, 4, model="student")]
+    searched = row(27.0, 4, sampler=SEARCHED)
+    assert gaps(student, [*TEACHER, searched]) == gaps(student, TEACHER)
+    assert searched in best_rows(student, [*TEACHER, searched])
+
+
+def test_the_gap_of_a_smaller_student_is_measured_from_what_costs_as_much():
+    student = [row(26.0, 4, model="student")]
+    assert gaps(student, TEACHER, share=0.5) == [Gap(4, student=26.0, free=80.0, teacher=20.0)]
+
+
+def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_distances(tmp_path):
+    student = [row(25.0, 50, model="student")]
+    assert gaps(student, TEACHER, share=0.5) == []
+    caption = results_table(student, [], TEACHER, [], 0.5).caption
+    assert caption.startswith("1.25× the teacher's fd-emoji, in 50 steps: student 25.00, teacher 20.00; a call of the student ")
+    gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
+    write_report(tmp_path / "r.html", "title", student, [], TEACHER, [], 0.5, [gallery])
+    page = (tmp_path / "r.html").read_text()
+    assert "1.25×" in page
+    assert "0.50 of the teacher&#39;s multiply-accumulates" in page
+
+
+def test_a_call_costs_what_its_network_multiplies():
+    whole, half = (SimpleNamespace(pipeline=SimpleNamespace(components={"unet": tiny_unet(widths)})) for widths in (16, 8))
+    assert cost_of_a_call(whole, whole) == 1.0
+    assert 0.2 < cost_of_a_call(half, whole) < 0.5
+    assert cost_of_a_call(SimpleNamespace(pipeline=SimpleNamespace(components={})), whole) == 1.0
+
+
+def tiny_unet(width):
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(width, width),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    )

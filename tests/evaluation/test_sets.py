@@ -1,0 +1,221 @@
+"""Sets of pictures from the command line, and what is wrong with some of them."""
+
+import io
+import json
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fresh_process import gendistill, ran
+from PIL import Image
+
+from gendistill.evaluation.sets import evaluate_pictures, is_picture_set, save_statistics
+from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance
+from gendistill.metrics.features.feature_extractor import load_extractor
+
+ROOT = Path(__file__).parents[2]
+HELD_OUT = ROOT / "assets" / "emoji" / "heldout-000.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two halves of the held-out emoji, as folders of .png and .txt."""
+    place = tmp_path_factory.mktemp("sets")
+    with tarfile.open(HELD_OUT) as shard:
+        for member in shard.getmembers():
+            if not member.name.endswith(".json"):
+                half = place / ("google" if member.name.startswith("google") else "twitter")
+                half.mkdir(exist_ok=True)
+                (half / member.name).write_bytes(shard.extractfile(member).read())
+    return place
+
+
+def scores(pictures, reference, cache, **options):
+    found = evaluate_pictures(str(pictures), reference=str(reference), extractor="emoji", cache=str(cache), **options)
+    return found.evaluation.scores
+
+
+def test_two_folders_are_evaluated_from_the_command_line(folders, tmp_path):
+    options = ["--reference", folders / "google", "--extractor", "emoji", "--clip", ROOT / "assets" / "tiny-clip"]
+    command = ["evaluate", folders / "twitter", *options, "--cache", tmp_path / "cache", "--out", tmp_path, "--json"]
+    done = ran(*command)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    expected = {"fd-emoji", "kd-emoji", "precision", "recall", "density", "coverage", "vendi", "clip_score", "clip_r"}
+    assert result["scores"].keys() == result["intervals"].keys() == expected
+    assert result["scores"]["clip_score"] > 45
+    assert result["protocol"]["reference_count"] == 377
+    assert "377 pictures are few for 128 features" in done.stderr
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+
+
+def test_the_same_pictures_give_the_same_scores_however_they_are_packed(folders, tmp_path):
+    with zipfile.ZipFile(tmp_path / "google.zip", "w") as packed, tarfile.open(tmp_path / "google.tar", "w") as tar:
+        for file in sorted((folders / "google").iterdir()):
+            packed.write(file, file.name)
+            tar.add(file, file.name)
+    asked = {"metrics": ["fid", "kid", "prdc"], "intervals": False}
+    plain = scores(folders / "twitter", folders / "google", tmp_path / "cache", **asked)
+    for name in ("google.zip", "google.tar"):
+        assert scores(folders / "twitter", tmp_path / name, tmp_path / "cache", **asked) == pytest.approx(plain, rel=1e-6)
+
+
+def test_saved_statistics_give_the_distance_that_the_pictures_give(folders, tmp_path):
+    command = ["statistics", folders / "google", "--extractor", "emoji", "--out", tmp_path / "google.npz"]
+    done = gendistill([*command, "--cache", tmp_path / "cache"], tmp_path / "out")
+    assert done.wait() == 0, done.text
+    plain = scores(folders / "twitter", folders / "google", tmp_path, metrics=["fid"])
+    assert scores(folders / "twitter", tmp_path / "google.npz", tmp_path) == pytest.approx(plain)
+    assert scores(tmp_path / "google.npz", folders / "google", tmp_path)["fd-emoji"] < 1e-6
+
+
+def test_a_set_is_at_no_distance_from_itself_and_features_are_extracted_once(folders, tmp_path, monkeypatch):
+    first = scores(folders / "google", folders / "google", tmp_path, intervals=False)
+    assert first["fd-emoji"] < 1e-6
+    assert first["recall"] == first["coverage"] == first["precision"] == 1
+    monkeypatch.setattr("gendistill.metrics.features.feature_store.feature_batches", None)
+    assert scores(folders / "google", folders / "google", tmp_path, intervals=False) == first
+
+
+def test_the_distance_alone_is_that_of_all_scores_though_features_stay_on_disk(folders, tmp_path):
+    alone = scores(folders / "twitter", folders / "google", tmp_path, metrics=["fid"], intervals=False)
+    among = scores(folders / "twitter", folders / "google", tmp_path, metrics=["fid", "vendi"], intervals=False)
+    assert alone["fd-emoji"] == pytest.approx(among["fd-emoji"], rel=1e-9)
+
+
+def picture(mode, size=(40, 32)):
+    ramp = np.linspace(0, 255, size[0] * size[1]).reshape(size[1], size[0])
+    if mode == "I;16":
+        return Image.fromarray((ramp * 257).astype(np.uint16))
+    return Image.fromarray(np.stack([ramp, ramp.T.reshape(ramp.shape), 255 - ramp], axis=2).astype(np.uint8)).convert(mode)
+
+
+KINDS = {
+    "cmyk.jpg": "CMYK",
+    "deep.png": "I;16",
+    "clear.png": "RGBA",
+    "grey.png": "L",
+    "palette.png": "P",
+    "grey-clear.png": "LA",
+}
+
+
+def test_pictures_of_every_mode_and_size_are_converted_and_counted(folders, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number, (name, mode) in enumerate(KINDS.items()):
+        picture(mode, (40 + number, 32)).save(mixed / name)
+    frames = [picture("RGB"), picture("RGB").rotate(90)]
+    frames[0].save(mixed / "moving.gif", save_all=True, append_images=frames[1:])
+    good = (folders / "google").glob("*.png")
+    (mixed / "cut.png").write_bytes(next(good).read_bytes()[:900])
+    command = ["evaluate", mixed, "--reference", folders / "google", "--extractor", "emoji", "--metrics", "fid"]
+    done = gendistill([*command, "--cache", tmp_path / "cache"], tmp_path / "out")
+    assert done.wait() == 0, done.text
+    assert "mixed: 1 pictures could not be decoded and are left out." in done.text
+    assert "mixed: 7 pictures are too few for 128 features" in done.text
+
+
+def mistakes(folders, tmp_path):
+    google = folders / "google"
+    one = tmp_path / "one"
+    one.mkdir()
+    picture("RGB").save(one / "a.png")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in "ab":
+        (broken / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    GaussianStatistics(np.zeros(7), np.eye(7), 100).save(tmp_path / "seven.npz")
+    (tmp_path / "text.npz").write_text("no statistics")
+    stored = io.BytesIO()
+    np.savez(stored, mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    (tmp_path / "pickled.npz").write_bytes(stored.getvalue())
+    captionless = tmp_path / "captionless"
+    captionless.mkdir()
+    for number in range(3):
+        picture("RGB").save(captionless / f"{number}.png")
+    emoji = ["--extractor", "emoji"]
+    clip = ["--clip", ROOT / "assets" / "tiny-clip"]
+    return {
+        "one picture": ([one, "--reference", google, *emoji], "pictures: 1 pictures in .*/one .* gives 1 .*takes at least 2"),
+        "none decodes": ([broken, "--reference", google, *emoji], r"gives 0 \(2 cannot be decoded\); takes at least 2"),
+        "statistics of seven": (
+            [google, "--reference", tmp_path / "seven.npz", *emoji],
+            "got statistics of 7 features, takes 128",
+        ),
+        "no npz": ([google, "--reference", tmp_path / "text.npz", *emoji], "is no .npz"),
+        "pickles": ([google, "--reference", tmp_path / "pickled.npz", *emoji], "got arrays that are pickled"),
+        "no such statistics": ([google, "--reference", tmp_path / "nowhere.npz", *emoji], "there is no such file"),
+        "kid of statistics": (
+            [google, "--reference", tmp_path / "seven.npz", "--metrics", "kid", *emoji],
+            "takes 128",
+        ),
+        "unreachable weights": (
+            [google, "--reference", google, "--extractor", "inception"],
+            "cannot be fetched .* takes a local path",
+        ),
+        "typo": ([google, "--reference", google, "--extractor", "incepton"], "did you mean 'inception'"),
+        "unknown metric": ([google, "--reference", google, "--metrics", "fud", *emoji], "metrics: got 'fud', takes fd"),
+        "resize of emoji": ([google, "--reference", google, "--resize", "clean", *emoji], "resize: got 'clean' .* takes none"),
+        "unknown resize": (
+            [google, "--reference", google, "--resize", "cleen", "--extractor", "torchvision:resnet18:x.pth"],
+            "resize|weights",
+        ),
+        "no captions": (
+            [captionless, "--reference", google, "--metrics", "clip_score", *emoji, *clip],
+            "has pictures without a caption",
+        ),
+        "metrics of a model": (["assets/tiny-sd", "--metrics", "kid"], "metrics and resize: take a set of pictures"),
+        "a prompt file": ([google, "--reference", tmp_path / "p.txt", *emoji], "p.txt' does not exist|is a prompt file"),
+    }
+
+
+NAMES = (
+    "one picture",
+    "none decodes",
+    "statistics of seven",
+    "no npz",
+    "pickles",
+    "no such statistics",
+    "kid of statistics",
+    "unreachable weights",
+    "typo",
+    "unknown metric",
+    "resize of emoji",
+    "unknown resize",
+    "no captions",
+    "metrics of a model",
+    "a prompt file",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(name, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command, sentence = mistakes(folders, tmp_path)[name]
+    nowhere = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9"}
+    done = gendistill(["evaluate", *command, "--cache", tmp_path / "cache"], tmp_path / "out", environment=nowhere)
+    assert done.wait() == 2, done.text
+    assert "Traceback" not in done.text
+    assert done.text.count("error: ") == 1
+    assert re.search(sentence, done.text.split("error: ")[1])
+
+
+def test_models_and_sets_of_pictures_are_told_apart(folders, tiny_folder, tmp_path):
+    sets = [folders / "google", "x.zip", "assets/emoji/train-*.tar.gz", "real.npz", "hf://datasets/a/b@c", "rows.parquet"]
+    assert all(is_picture_set(str(path)) for path in sets)
+    assert not any(is_picture_set(str(path)) for path in (tiny_folder, "owner/model", "model.safetensors"))
+
+
+def test_statistics_are_read_by_the_libraries_that_people_have(folders, tmp_path):
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    for half in ("google", "twitter"):
+        save_statistics(str(folders / half), tmp_path / f"{half}.npz", extractor="emoji", cache=str(tmp_path))
+    ours = [GaussianStatistics.load(tmp_path / f"{half}.npz", load_extractor("emoji").dim) for half in ("google", "twitter")]
+    theirs = [np.load(tmp_path / f"{half}.npz") for half in ("google", "twitter")]
+    expected = calculate_frechet_distance(*(of[name] for of in theirs for name in ("mu", "sigma")))
+    assert frechet_distance(*ours) == pytest.approx(expected, rel=1e-5)

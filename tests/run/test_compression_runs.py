@@ -1,0 +1,152 @@
+"""Smaller denoisers as `gendistill.distill(...)` makes them: alone, and before their steps are distilled."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from fresh_process import ran
+from tiny_runs import logged, settings_of
+
+from gendistill.methods.compression import compressed_config, matched_blocks
+from gendistill.networks.pruning.unet import share_of_macs
+from gendistill.run.distill import distill
+from gendistill.samplers import FewStepSampler
+
+
+@pytest.fixture
+def settings(tiny_folder, tmp_path):
+    """settings(name, **changes) of a data-free run of half the network in tmp_path/name."""
+    half = {"method": "compression", "compress__factor": 2, "compression__steps": 4, "steps": [4]}
+    few = {"align__trajectories": 4, "align__trajectory_steps": 4, "data__num_synthetic": 8, "trainer__batch_size": 4}
+
+    def make(name, **changes):
+        return settings_of(tmp_path, tiny_folder, name, **{**half, **few, **changes})
+
+    return make
+
+
+def unets(folder, other):
+    return [UNet2DConditionModel.from_pretrained(of, subfolder="unet") for of in (folder, other)]
+
+
+EVERY_LOSS = {
+    "compression__task": 0.5,
+    "compression__features__attention": 1.0,
+    "compression__relations__distance": 1.0,
+    "compression__relations__angle": 1.0,
+    "compression__relations__contrastive": 1.0,
+    "compression__relations__similarity": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        EVERY_LOSS,
+        {"guidance__mode": "embedded", "guidance__range": [1, 4]},
+        {"guidance__mode": "cfg"},
+        {"compress__factor": None, "compress__blocks": True},
+        {"compression__features__hints": 0},
+    ],
+    ids=["half", "every loss", "slider", "guided when sampled", "without the block in the middle", "output alone"],
+)
+def test_a_smaller_student_is_trained_and_plain_diffusers_opens_it(settings, tiny_folder, tmp_path, changes):
+    result = distill(settings("run", **changes))
+    assert all(torch.tensor(logged(tmp_path / "run", "loss")).isfinite())
+    pipeline = DiffusionPipeline.from_pretrained(result.student_folder)
+    pictures = pipeline("food", num_inference_steps=2, output_type="np").images
+    assert pictures.shape == (1, 32, 32, 3)
+    teacher, student = unets(tiny_folder, result.student_folder)
+    assert student.num_parameters() < teacher.num_parameters()
+    assert "of the teacher's" in (result.student_folder / "README.md").read_text()
+
+
+def test_the_losses_of_output_and_of_blocks_fall(settings, tmp_path):
+    """Over fifty steps on the same few pictures."""
+    distill(settings("run", trainer__max_steps=50, trainer__learning_rate=2e-3, trainer__validate_every=50))
+    for name in ("output", "hints"):
+        losses = logged(tmp_path / "run", name)
+        assert sum(losses[-10:]) < 0.7 * sum(losses[:10]), name
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been_regressors_too(settings):
+    at_once = distill(settings("one", **EVERY_LOSS))
+    distill(settings("other", trainer__max_steps=2, **EVERY_LOSS))
+    resumed = distill(settings("other", **EVERY_LOSS), resume=True)
+    for name, tensor in at_once.networks.trained.items():
+        torch.testing.assert_close(resumed.networks.trained[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["consistency", "progressive", "latent_alignment"])
+def test_its_steps_are_distilled_in_the_same_run(settings, tiny_folder, tmp_path, method):
+    changes = {"progressive__start_steps": 4, "compression__trainer": {"max_steps": 2}}
+    result = distill(settings("run", method=method, steps=[2, 1], **changes))
+    assert len(logged(tmp_path / "run" / "stages" / "compression", "loss")) == 2
+    teacher, small = unets(tiny_folder, tmp_path / "run" / "compressed")
+    sampler = FewStepSampler.from_pretrained(result.student_folder)
+    assert sampler.spec.method == method
+    assert sampler.spec.num_inference_steps[0] == 2
+    widths = sampler.pipeline.unet.config.block_out_channels
+    assert tuple(widths) == tuple(small.config.block_out_channels) != tuple(teacher.config.block_out_channels)
+    assert next(iter(sampler.pictures(["food"], [0], num_inference_steps=2))).shape == (1, 3, 32, 32)
+
+
+def test_a_config_of_ones_own_keeps_what_fits(settings, tiny_folder, tmp_path):
+    (tmp_path / "small.json").write_text('{"block_out_channels": [16, 32]}')
+    changes = {"compress__factor": None, "compress__student_config": str(tmp_path / "small.json"), "trainer__max_steps": 1}
+    _, student = unets(tiny_folder, distill(settings("run", **changes)).student_folder)
+    assert list(student.config.block_out_channels) == [16, 32]
+
+
+def test_blocks_are_matched_by_size_and_depth_also_where_the_middle_is_missing(tiny_folder):
+    config = UNet2DConditionModel.load_config(tiny_folder / "unet")
+    paths = {hint.teacher_path: hint.student_path for hint in matched_blocks(config, {**config, "mid_block_type": None})}
+    assert "mid_block" not in paths
+    assert paths == {name: name for name in paths}
+    assert len(paths) == 4
+    with pytest.raises(
+        ValueError, match=r"compression.features.layers middle: takes a block of the teacher, one of down_blocks"
+    ):
+        matched_blocks(config, config, {"middle": "mid_block"})
+
+
+def test_half_of_tiny_sd_spends_half_of_the_multiply_accumulates(tiny_sd_config):
+    from gendistill.gan.settings import CompressConfig
+
+    share = share_of_macs(tiny_sd_config, compressed_config(tiny_sd_config, CompressConfig(factor=2)))
+    assert share == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.fixture
+def tiny_sd_config():
+    return UNet2DConditionModel.load_config("assets/tiny-sd/unet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"compress__factor": None}, "--method compression takes one of --compress 2, compress.blocks"),
+        ({"lora__enabled": True}, "lora.enabled"),
+        ({"compress__factor": None, "compress__macs": 5}, "compress.macs: --method compression takes compress.blocks"),
+        ({"align__weight": 0.5}, "align.weight 0.5: --method compression learns from no trajectories; takes 0"),
+        ({"method": "decoder"}, "compress.factor: --method decoder takes decoder.width"),
+        ({"compress__student_config": "a.json"}, "takes no compress.factor"),
+        ({"method": "consistency", "steps": [2], "compression__trainer": {"steps": 3}}, "compression.trainer"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_opened(settings, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        settings("run", **changes)
+
+
+def test_a_teacher_of_another_kind_is_told(family_folder, settings):
+    with pytest.raises(ValueError, match="compress: takes a teacher whose network is a UNet2DConditionModel"):
+        distill(settings("run", teacher=str(family_folder("unconditional")), data__prompts=None))
+
+
+def test_a_network_that_cannot_be_as_small_is_told(tiny_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("food\n")
+    command = ["distill", str(tiny_folder), "--method", "compression", "--compress", "5000", "--out", str(tmp_path / "run")]
+    told = ran(*command, "--set", f"data.prompts={tmp_path / 'prompts.txt'}")
+    assert told.returncode == 2
+    assert "factor 5000: the nearest is" in told.stdout + told.stderr

@@ -1,0 +1,47 @@
+"""A trainer that is real but for its size: 20 random latents, the tiny random pipeline, steps of milliseconds."""
+
+import torch
+from row_cache import write_cache
+
+from gendistill.data.batches import LatentData, as_rows
+from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.trained_networks import full_networks, lora_networks
+from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.run.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
+from gendistill.training.trainer import Trainer
+
+TINY_RUN = {
+    "device": "cpu",
+    "solvers": "[ddim]",
+    "data.num_synthetic": 4,
+    "data.synthetic_steps": 2,
+    "trainer.log_every": 1,
+    "trainer.trackers": "[]",
+}
+
+
+def tiny_data(teacher_folder, folder):
+    """The cache of the latents, written to `folder`."""
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.cat([torch.randn(20, 4, 8, 8, generator=generator), torch.full((20, 4, 8, 8), 0.1)], dim=1)
+    prompts = load_teacher(teacher_folder).encode_prompts(["food", "animals"] * 10)
+    return LatentData(write_cache(folder, [as_rows(moments, prompts)]))
+
+
+def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **settings):
+    """A fresh one for the run folder `folder`, as a fresh process makes it; `settings` of TrainerConfig."""
+    teacher = load_teacher(teacher_folder)
+    networks = lora_networks(teacher.denoiser, 4) if lora else full_networks(teacher.denoiser)
+    if lora:  # peft draws its adapters from the global generator, as a new process does
+        fill = torch.Generator().manual_seed(0)
+        for number, parameter in enumerate(networks.trained.values()):
+            with torch.no_grad():
+                parameter.copy_(0.01 * torch.randn(parameter.shape, generator=fill) if number % 2 == 0 else parameter * 0)
+        networks.update_average(0.0)
+    guidance = Guidance(teacher.unconditional(), GuidanceConfig())
+    method = ConsistencyDistillation(networks, guidance, ConsistencyConfig(num_ddim_timesteps=10))
+    config = TrainerConfig(
+        **{"batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 1, "trackers": [], **settings}
+    )
+    return Trainer(method, data, config, folder, seed=5, validate=validate, cpu=True)
