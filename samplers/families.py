@@ -19,6 +19,7 @@ class Family(ABC):
 
     Attributes:
         pipelines: diffusers' names of the pipelines that belong to it.
+        network_part: the component that is distilled, by its name in the pipeline.
         texts: whether its prompts are texts; otherwise it knows all its prompts by itself (`own_prompts`).
         guided: whether it knows classifier-free guidance.
         bounded: whether it diffuses pictures, which lie in [-1, 1], rather than latents.
@@ -28,6 +29,7 @@ class Family(ABC):
     """
 
     pipelines: tuple[str, ...]
+    network_part = "unet"
     texts = guided = bounded = takes_eta = False
     task: str
     example: str
@@ -204,6 +206,11 @@ def family_of(pipeline: Any) -> Family:
     """The family that an opened pipeline belongs to; ValueError where it belongs to none."""
     require_supported("opened", type(pipeline).__name__)
     return next(family for family in FAMILIES if family.takes(pipeline))
+
+
+def network_of(pipeline: Any) -> Any:
+    """The component of an opened pipeline that is distilled: its U-Net or transformer."""
+    return getattr(pipeline, family_of(pipeline).network_part)
 
 
 def require_supported(source: object, pipeline_class: str) -> None:
