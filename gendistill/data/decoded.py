@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from gendistill.data.batches import LatentData
 from gendistill.data.cache.building import HASHES, build_or_open
 from gendistill.data.cache.row_cache import Cache, Part, Skipped, cache_key
+from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import (
     PART_SIZE,
     Progress,
@@ -30,7 +31,6 @@ from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.teacher import Teacher
-from gendistill.run.config import DataConfig
 from gendistill.runtime.hashing import HashMemo, chance
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once, to_uint8

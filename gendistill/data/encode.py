@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from gendistill.data.batches import LatentData, as_rows
 from gendistill.data.cache.building import HASHES, build_or_open
 from gendistill.data.cache.row_cache import SKIPPED, Cache, Part, Skipped, cache_key
+from gendistill.data.data_config import DataConfig
 from gendistill.data.images import as_tensor
 from gendistill.data.samples import Entry, PictureSource, Sample
 from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.teacher import Teacher
-from gendistill.run.config import DataConfig
 from gendistill.runtime.hashing import HashMemo
 from gendistill.samplers import FewStepSampler, pictures_at_once
 

@@ -11,13 +11,13 @@ import torch
 
 from gendistill.data.cache.building import HASHES, build_or_open
 from gendistill.data.cache.row_cache import Part, Skipped, cache_key
+from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import PART_SIZE, Progress, batched, decodable, tell_what_is_missing
 from gendistill.data.gan_batches import NoData, PictureData, is_enlarging
 from gendistill.data.images import fitted
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.run.config import DataConfig
 from gendistill.runtime.hashing import HashMemo
 
 

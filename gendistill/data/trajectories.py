@@ -19,9 +19,9 @@ from gendistill.data.cache.row_cache import Cache, Part, cache_key
 from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
 from gendistill.data.trajectory_teachers import Painter, Painters
 from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.teacher import Teacher
-from gendistill.run.config import GuidanceConfig
+from gendistill.methods.alignment import AlignConfig
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once
 

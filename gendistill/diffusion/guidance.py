@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.prediction import Prediction
-from gendistill.run.config import GuidanceConfig
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.section import Section
+
+
+class GuidanceConfig(Section):
+    """What becomes of classifier-free guidance in the student."""
+
+    mode: Literal["embedded", "baked", "cfg"] = Field(
+        "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
+    )
+    scale: float = Field(3.0, ge=1, description="to bake in, or to sample with by default; 1 is none")
+    range: tuple[float, float] = Field((1.0, 6.0), description="scales that an embedded student learns")
+    prompt_dropout: float = Field(0.15, ge=0, le=1, description="share of empty prompts, for cfg students")
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> GuidanceConfig:
+        low, high = self.range
+        if not 1 <= low < high:
+            raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")
+        return self
+
+    @property
+    def of_pipeline(self) -> float:
+        """The `guidance_scale` that the student's pipeline is called with; 1 (off) where the scale is baked in."""
+        return 1.0 if self.mode == "baked" else self.scale
 
 
 @dataclass(frozen=True)

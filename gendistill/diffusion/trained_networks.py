@@ -9,10 +9,21 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from pydantic import Field
 from torch import nn
 
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.settings.section import Section
 from gendistill.training.ema import MovingAverage
+
+
+class LoraSettings(Section):
+    """Train a low-rank adapter on the frozen teacher instead of all weights."""
+
+    enabled: bool = False
+    rank: int = Field(64, ge=1)
+    alpha: int | None = Field(None, ge=1, description="scale; the rank where not given")
+
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),

@@ -18,9 +18,9 @@ from gendistill.gan import architectures, programs
 from gendistill.gan.discriminator import adapt
 from gendistill.gan.folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
 from gendistill.gan.generator import Generator
+from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.gan.inspecting import find_spec
 from gendistill.gan.programs import open_program
-from gendistill.gan.settings import GeneratorConfig
 from gendistill.networks.classes import build, is_class_path, read_arguments, read_json
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 

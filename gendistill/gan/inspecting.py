@@ -13,8 +13,8 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 from gendistill.gan.generator import GeneratorSpec, picture_in
+from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.gan.programs import Program
-from gendistill.gan.settings import GeneratorConfig
 from gendistill.networks.classes import in_a_line
 
 logger = logging.getLogger(__name__)

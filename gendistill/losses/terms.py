@@ -5,11 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gendistill.losses import feature_maps as features
 from gendistill.losses import relations
-from gendistill.settings.schedule import weight_at
+from gendistill.settings.schedule import Weight, weight_at
+from gendistill.settings.section import Section
+
+
+class FeatureConfig(Section):
+    """How far inner layers are apart: weights, 0 is off."""
+
+    hints: Weight = Field(1.0, description="squared error after a 1x1 convolution (FitNets)")
+    attention: Weight = Field(0.0, description="attention transfer: where, not what")
+    gram: Weight = Field(0.0, description="Gram matrices: what, not where")
+    layers: dict[str, str] | None = Field(
+        None, description="teacher's layer: student's layer, by path; matched by resolution and depth where not given"
+    )
+
+
+class RelationConfig(Section):
+    """How far the relations between the pictures of a batch are apart: weights, 0 is off."""
+
+    distance: Weight = Field(0.0, description="RKD, of pairs")
+    angle: Weight = Field(0.0, description="RKD, of triplets")
+    similarity: Weight = Field(0.0, description="similarity-preserving")
+    correlation: Weight = Field(0.0, description="correlation congruence")
+    contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher pictures of the same noise")
+
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Term = tuple[str, float, Tensor]

@@ -1,48 +1,55 @@
-"""Distillation methods, each a function from a config and a teacher to the stages that are trained one after another."""
+"""Distillation methods, one file each: its settings, its checks, its stages, its mathematics. Here they are registered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
-from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.int8_training import compute_as_int8
-from gendistill.methods.compression import compression_stage
-from gendistill.methods.consistency import consistency_stages
-from gendistill.methods.latent_alignment import alignment_stages
-from gendistill.methods.progressive import progressive_stages
-from gendistill.methods.stage import Stage
-from gendistill.run.config import DistillConfig
+from gendistill.methods.compression import CompressionRecipe, first_outline
+from gendistill.methods.consistency import ConsistencyRecipe
+from gendistill.methods.decoder import DecoderRecipe
+from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod
+from gendistill.methods.gan_build import GanRecipe
+from gendistill.methods.latent_alignment import AlignmentRecipe
+from gendistill.methods.progressive import ProgressiveRecipe
+from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
+from gendistill.methods.registry import RECIPES, compresses, recipe_of, register
 
-Stages = Callable[[DistillConfig, Denoiser, Conditioning, Any], Iterator[Stage]]
+COMPRESSION = CompressionRecipe()
+for _recipe in (ConsistencyRecipe(), ProgressiveRecipe(), AlignmentRecipe(), COMPRESSION, DecoderRecipe(), GanRecipe()):
+    register(_recipe)
 
-METHODS: dict[str, Stages] = {
-    "consistency": consistency_stages,
-    "progressive": progressive_stages,
-    "latent_alignment": alignment_stages,
-}
+__all__ = ["RECIPES", "Recipe", "RunConfig", "Stage", "StageOutline", "denoiser_stages", "outline_of", "recipe_of", "register"]
 
 
-def stages_of(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None) -> Iterator[Stage]:
-    """All stages of a run: first the one that makes the network smaller, where that is asked for, then those of its method.
+def denoiser_stages(context: DenoiserContext) -> Iterator[Stage]:
+    """All stages of a denoiser's run: the one that makes the network smaller where that is requested, then its method's.
 
     Each begins where the one before has ended, which has to be trained before the next is asked for.
-
-    Args:
-        start: a network that the student begins from in place of the teacher's.
     """
-    for stage in _stages_of(config, teacher, unconditional, start):
-        if config.quantization == "int8":
+    for stage in _stages(context):
+        if context.config.quantization == "int8" and isinstance(stage.method, DenoiserMethod):
             compute_as_int8(stage.method.networks.student.network)
             compute_as_int8(stage.method.networks.average.network)
         yield stage
 
 
-def _stages_of(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any) -> Iterator[Stage]:
-    if config.compresses:
-        first = compression_stage(config, teacher, unconditional)
+def _stages(context: DenoiserContext) -> Iterator[Stage]:
+    recipe = recipe_of(context.config)
+    if compresses(context.config) and recipe is not COMPRESSION:
+        first = COMPRESSION.first_stage(context)
         yield first
-        start = first.method.networks.average.network
-    if config.method != "compression":
-        yield from METHODS[config.method](config, teacher, unconditional, start)
+        assert isinstance(first.method, DenoiserMethod)
+        context = replace(context, start=first.method.networks.average.network)
+    yield from recipe.stages(context)
+
+
+def outline_of(config: RunConfig) -> list[StageOutline]:
+    """The same, known from the settings alone; for a method of any kind."""
+    recipe = recipe_of(config)
+    outlines = recipe.outline(config)
+    if not compresses(config) or recipe is COMPRESSION:
+        return outlines
+    named = [replace(outline, name=outline.name or recipe.name) for outline in outlines]
+    return [first_outline(config), *named]

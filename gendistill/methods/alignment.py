@@ -7,25 +7,106 @@ From any point of such a way the student's x_0 is held against the way's end: on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Generator, Iterator, Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from gendistill.data.batches import Batch, Trajectories
+from gendistill.diffusion.latent_discriminator import LatentDiscriminator
 from gendistill.diffusion.rollout import come_to
-from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses import distributions
 from gendistill.losses.distributions import patch_sliced_wasserstein as patches
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.losses.terms import RELATION_LOSSES, Loss, Term, weighted
 from gendistill.methods.clip_distance import ClipDistance
+from gendistill.methods.denoiser import DenoiserContext, LossAndLogs
 from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_perception import LatentPerception
+from gendistill.methods.recipe import Recipe, RunConfig
+from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.settings.schedule import weight_at
+from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.section import Section
 from gendistill.training.method import Update
+from gendistill.training.trainer_config import TrainerConfig
+
+
+class MatchConfig(Section):
+    """How far the student's latents are from the teacher's of the same noise and prompt: weights, 0 is off."""
+
+    pseudo_huber: Weight = 1.0
+    l2: Weight = 0.0
+    perceptual: Weight = Field(0.0, description="distance of the features of the teacher's own network, a little noise added")
+
+
+class LatentDistributionConfig(Section):
+    """How far they are as sets: weights, 0 is off."""
+
+    patches: Weight = Field(0.0, description="sliced Wasserstein distance of the patches of each latents and its teacher's")
+    real_patches: Weight = Field(
+        0.0, description="of the patches of all latents and of as many of the data's, without their means"
+    )
+    sliced_wasserstein: Weight = Field(0.0, description="of whole latents")
+    mmd: Weight = Field(0.0, description="of whole latents, with Gaussian kernels about the median distance")
+    adversarial: Weight = Field(
+        0.0, description="of a discriminator of latents, given the prompt or class, that learns beside the student (hinge)"
+    )
+
+
+class SemanticConfig(Section):
+    """How near they are to each other, where prompts are: weights, 0 is off."""
+
+    distance: Weight = Field(0.0, description="RKD, of pairs")
+    angle: Weight = Field(0.0, description="RKD, of triplets")
+    contrastive: Weight = Field(0.0, description="InfoNCE between the student's and the teacher's")
+    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded pictures of the two")
+
+
+class AlignConfig(Section):
+    """Latent-space alignment (`--method latent_alignment`), and the same beside another method's loss."""
+
+    weight: Weight = Field(0.0, description="beside the loss of another method; 0 is off")
+    trajectories: int = Field(1024, ge=1, description="that the teacher paints once, from noise to latents")
+    trajectory_steps: int = Field(16, ge=1, description="of the teacher for each of them (DPM-Solver++)")
+    teachers: dict[str, float | str] = Field(
+        {},
+        description="who paints them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
+        "pattern (regular expression) of the prompts that it paints by itself",
+    )
+    start_share: float = Field(0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way")
+    own_share: float = Field(0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps")
+    match: MatchConfig = MatchConfig()
+    distribution: LatentDistributionConfig = LatentDistributionConfig()
+    semantic: SemanticConfig = SemanticConfig()
+    clip: str = Field("assets/tiny-clip", description="of semantic.clip: a folder or MODEL/TAG of open_clip")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student")
+    generations: int = Field(
+        1, ge=1, description="students one after another, each anew from the teacher; the ends of its ways are its parent's"
+    )
+    partner: Literal["none", "mutual"] = Field(
+        "none", description="who else learns: a second student, from which the first learns too, and it from that"
+    )
+    partner_weight: Weight = Field(1.0, description="of the distance to what the partner paints (pseudo-Huber)")
+
+    @field_validator("teachers")
+    @classmethod
+    def _weighs_or_matches(cls, teachers: dict[str, float | str]) -> dict[str, float | str]:
+        for folder, of in teachers.items():
+            if isinstance(of, str):
+                try:
+                    re.compile(of)
+                except re.error as error:
+                    raise ValueError(f"a regular expression for {folder}, and {of!r} is none ({error})") from error
+            elif of <= 0:
+                raise ValueError(f"a weight above 0 for {folder}, or a pattern of prompts as a text")
+        return teachers
+
 
 MATCHING: dict[str, Loss] = {"pseudo_huber": pseudo_huber, "l2": l2}
 SEMANTIC = {name: RELATION_LOSSES[name] for name in ("distance", "angle", "contrastive")}
@@ -41,6 +122,8 @@ class Alignment:
         clip: what pictures of the latents mean; None where nothing is asked of that.
     """
 
+    name = "align"
+
     def __init__(
         self,
         networks: Networks,
@@ -54,22 +137,35 @@ class Alignment:
         self.perception = LatentPerception(networks.teacher) if config.match.perceptual != 0 else None
         self.adversary, self.clip = adversary, clip
 
-    def painted(self, batch: Batch, random: PerSampleRandom) -> Tensor:
+    def painted(self, batch: Batch, step: int, random: PerSampleRandom) -> Tensor:
         """The student's x_0 (B, C, h, w), seen from one point of each of `batch.ways`."""
         ways = _ways(batch)
-        x_t, t = self._begin(ways, random)
+        x_t, t = self._begin(ways, step, random)
         return self.networks.student(x_t, t, ways.conditioning).x_0
 
-    def updates(self, ours: Tensor, batch: Batch, random: PerSampleRandom) -> Iterator[Update]:
-        """Of those that learn from what a student has `painted` before it does itself."""
-        ways = _ways(batch)
-        if self.adversary is not None and weight_at(self.config.distribution.adversarial, random.step):
-            yield self.adversary.update(ours, ways.latents, ways.conditioning, random)
+    @property
+    def weight(self) -> float | dict[float, float]:
+        return self.config.weight
 
-    def terms(self, ours: Tensor, batch: Batch, random: PerSampleRandom) -> Iterator[Term]:
+    @property
+    def critics(self) -> list[LatentAdversary]:
+        return [] if self.adversary is None else [self.adversary]
+
+    def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
+        ours = self.painted(batch, step, random)
+        yield from self.critic_updates(ours, batch, step, random)
+        return self.loss(ours, batch, step, random)
+
+    def critic_updates(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
+        """Of the critics, which learn from the student's x_0 before the student does."""
+        ways = _ways(batch)
+        if self.adversary is not None and weight_at(self.config.distribution.adversarial, step):
+            yield self.adversary.update(ours, ways.latents, ways.conditioning, step, random)
+
+    def terms(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
         """Name, weight and loss (0-d) of each that counts in this step, of what a student has `painted` of `batch.ways`; the
         latents of the data are those of other pictures."""
-        ways, step = _ways(batch), random.step
+        ways = _ways(batch)
         theirs, conditioning = ways.latents, ways.conditioning
         for name, weight, loss in weighted(MATCHING, self.config.match, step):
             yield name, weight, loss(ours, theirs)
@@ -83,9 +179,9 @@ class Alignment:
         if self.clip is not None and (weight := weight_at(self.config.semantic.clip, step)):
             yield "clip", weight, self.clip(ours, theirs)
 
-    def loss(self, ours: Tensor, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         """All terms by their weights in one scalar, and each for the log."""
-        terms = list(self.terms(ours, batch, random))
+        terms = list(self.terms(ours, batch, step, random))
         total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         return total, {name: term.detach() for name, _, term in terms}
 
@@ -107,11 +203,11 @@ class Alignment:
         if weight := weight_at(config.mmd, step):
             yield "mmd", weight, distributions.mmd(ours, theirs)
 
-    def _begin(self, ways: Trajectories, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
+    def _begin(self, ways: Trajectories, step: int, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
         """Where the student begins: x_t (B, C, h, w) and t (B,), on the teacher's way, or where it comes to by itself."""
         config, device, last = self.config, ways.points.device, len(ways.times) - 1
         chance, place = random.uniform((2,)).unbind(1)
-        draws = torch.Generator().manual_seed(random.step)  # of the whole step, the same for every process
+        draws = torch.Generator().manual_seed(step)  # of the whole step, the same for every process
         if float(torch.rand((), generator=draws)) < config.own_share:
             steps = self.steps[int(torch.randint(len(self.steps), (), generator=draws))]
             made = int(torch.randint(steps, (), generator=draws))
@@ -123,3 +219,72 @@ class Alignment:
 def _ways(batch: Batch) -> Trajectories:
     assert batch.ways is not None  # what alignment learns from
     return batch.ways
+
+
+def alignment_of(
+    context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig, student: str = "student"
+) -> Alignment:
+    """The alignment of one student, its weights by the step of a stage; with a critic or CLIP where the settings ask for them.
+
+    Args:
+        student: the name of its optimizer.
+    """
+    config: AlignConfig = context.config.align
+    settings, teacher = in_steps(config, trainer.max_steps), context.opened
+    adversary = clip = None
+    if settings.distribution.adversarial != 0 and teacher is not None:
+        adversary = _adversary(teacher, student)
+    if settings.semantic.clip != 0 and teacher is not None:
+        clip = ClipDistance(teacher.codec, load_scorer(config.clip, teacher.pipeline.device))
+    return Alignment(networks, settings, steps, adversary=adversary, clip=clip)
+
+
+def auxiliary_alignment(
+    context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig
+) -> list[Alignment]:
+    """The same beside another method's loss; none where `align.weight` is 0."""
+    return [alignment_of(context, networks, steps, trainer)] if context.config.align.weight != 0 else []
+
+
+def _adversary(teacher: Teacher, student: str) -> LatentAdversary:
+    """A discriminator for the teacher's latents and conditions, of random weights."""
+    example = teacher.encode_prompts((teacher.own_prompts or [""])[:1])
+    classes = teacher.network.config.get("num_class_embeds") or 0
+    network = LatentDiscriminator(teacher.codec.latent_shape(teacher.resolution), example, classes)
+    return LatentAdversary(network.to(teacher.pipeline.device), teacher.denoiser.schedule, student)
+
+
+def needs_trajectories(config: RunConfig) -> Literal["latents", "trajectories"]:
+    """What a method learns on beside whose loss alignment may stand."""
+    return "trajectories" if config.align.weight != 0 else "latents"
+
+
+def check_alignment(config: RunConfig, recipe: Recipe) -> None:
+    """Raise ValueError where the settings of `align` do not go with the method or the other settings."""
+    align: AlignConfig = config.align
+    aligns = recipe.data_needs(config) == "trajectories"
+    if align.weight != 0 and not recipe.supports.auxiliary_losses:
+        raise ValueError(f"align.weight {align.weight}: --method {config.method} learns from no trajectories; takes 0")
+    if aligns and config.guidance.mode == "cfg":
+        raise ValueError(
+            "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "
+            "'embedded'"
+        )
+    # further students are students of alignment alone, all of whose weights are trained
+    requested = {"generations": align.generations > 1, "partner": align.partner != "none"}
+    for name in (name for name, is_requested in requested.items() if is_requested):
+        value = getattr(align, name)
+        if recipe.Config is not AlignConfig:
+            raise ValueError(f"align.{name} {value}: takes --method latent_alignment, not {config.method}")
+        if config.lora.enabled:
+            raise ValueError(f"align.{name} {value}: trains all weights; takes lora.enabled=false")
+    if align.teachers and not aligns:
+        raise ValueError(
+            "align.teachers: paint the trajectories of alignment; takes --method latent_alignment, or align.weight above 0 "
+            "beside consistency or progressive"
+        )
+    if aligns and align.semantic.clip != 0 and config.dtype == "float16":
+        raise ValueError(
+            "align.semantic.clip: its gradients pass the teacher's decoder, which overflows in dtype 'float16'; takes "
+            "'float32' or 'bfloat16'"
+        )

@@ -8,34 +8,58 @@ as many steps as its teacher; another method may then make these fewer, from whe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.blocks import paired_blocks, reading
-from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
-from gendistill.diffusion.settings import CompressionConfig
-from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks
-from gendistill.gan.settings import CompressConfig
+from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2
-from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES, Term, feature_terms, relation_terms
-from gendistill.methods.diffusion import DiffusionMethod
-from gendistill.methods.stage import Stage
+from gendistill.losses.terms import (
+    FEATURE_LOSSES,
+    RELATION_LOSSES,
+    FeatureConfig,
+    RelationConfig,
+    Term,
+    feature_terms,
+    relation_terms,
+)
+from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.networks.classes import read_arguments
 from gendistill.networks.hints import Hint, Regressors
+from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.unet import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
 from gendistill.networks.pruning.unet_importance import example_inputs
-from gendistill.run.config import DistillConfig
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.settings.schedule import in_steps, weight_at
+from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.section import Section
+from gendistill.training.trainer_config import TrainerConfig
 
 
-class Compression(DiffusionMethod):
+class CompressionConfig(Section):
+    """A smaller denoiser (`--method compression`, or the first stage of another method with `--compress`)."""
+
+    output: Weight = Field(1.0, description="squared error of what the network says, from what the guided teacher says")
+    task: Weight = Field(0.0, description="squared error from the data themselves, as the teacher was trained")
+    features: FeatureConfig = Field(FeatureConfig(), description="what the blocks say, in the teacher's scale")
+    relations: RelationConfig = Field(
+        RelationConfig(), description="of a batch's pictures, as the middle of the network has them"
+    )
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
+    steps: int = Field(20, ge=1, description="that the smaller network is validated in before another method makes them fewer")
+    trainer: dict[str, Any] = Field(
+        {}, description="settings of the trainer for this stage where another follows: {max_steps: 4000}"
+    )
+
+
+class Compression(DenoiserMethod):
     """A smaller student beside its teacher, at any time of the noise.
 
     Args:
@@ -49,7 +73,11 @@ class Compression(DiffusionMethod):
         self.regressors: Any = Regressors(self.hints).to(next(iter(networks.trained.values())).device)
         learned = dict(self.regressors.named_parameters())
         self._learned = {"regressors": learned} if learned else {}
-        self.with_student = tuple(self._learned)
+        networks.decay = config.ema_decay
+
+    @property
+    def with_student(self) -> tuple[str, ...]:
+        return tuple(self._learned)
 
     def trained_modules(self) -> dict[str, nn.Module]:
         return {**super().trained_modules(), **dict.fromkeys(self._learned, self.regressors)}
@@ -61,14 +89,14 @@ class Compression(DiffusionMethod):
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         return {**super().trained_parameters(), **self._learned}
 
-    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = list(self.terms(batch, random))
+    def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
+        terms = list(self.terms(batch, step, random))
         total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         return total, {name: term.detach() for name, _, term in terms}
 
-    def terms(self, batch: Batch, random: PerSampleRandom) -> Iterator[Term]:
+    def terms(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
         """Name, weight and loss (0-d) of each that counts in this step, of noisy data at times drawn evenly."""
-        config, networks, step = self.config, self.networks, random.step
+        config, networks = self.config, self.networks
         latents = batch.latents
         schedule = networks.teacher.schedule
         noise = random.normal(latents.shape[1:]).to(latents.device)
@@ -92,23 +120,70 @@ class Compression(DiffusionMethod):
             of_pictures = (maps[deepest].float().mean((2, 3)) for maps in (of_student, of_teacher))
             yield from relation_terms(config.relations, step, *of_pictures)
 
-    def after_step(self, step: int) -> None:
-        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
+
+class CompressionRecipe(Recipe):
+    """One stage, whose student makes as many steps as its teacher. Another method's run may begin with it (`first_stage`)."""
+
+    name = section = "compression"
+    Config = CompressionConfig
+    summary = "a smaller network in as many steps; `--compress` puts it before another method"
+    supports = Supports(lora=False, planning=False)
+
+    def check(self, config: RunConfig, teacher: Any = None) -> None:
+        if not config.compression_options:
+            raise ValueError(
+                "compress: --method compression takes one of --compress 2, compress.blocks, compress.student_config"
+            )
+
+    def stages(self, context: DenoiserContext) -> Iterator[Stage]:
+        trainer = context.config.trainer
+        yield Stage(self._method(context, trainer), trainer, steps=context.config.steps, solvers=["ddim"])
+
+    def first_stage(self, context: DenoiserContext) -> Stage:
+        """Before another method's: its student is kept in `compressed`."""
+        trainer, steps = first_trainer(context.config), context.config.compression.steps
+        method = self._method(context, trainer)
+        return Stage(method, trainer, "compressed", "stages/compression", steps=[steps], solvers=["ddim"])
+
+    def _method(self, context: DenoiserContext, trainer: TrainerConfig) -> Compression:
+        config, teacher, settings = context.config, context.teacher, context.config.compression
+        small, _ = matching_config(teacher.network, compressed_config(teacher.network.config, config.compress))
+        networks = replace(context, start=small).networks()
+        requested = any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES)
+        requested |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
+        hints = matched_blocks(teacher.network.config, small.config, settings.features.layers) if requested else []
+        guidance = Guidance(context.unconditional, config.guidance)
+        return Compression(networks, guidance, in_steps(settings, trainer.max_steps), hints)
 
 
-def compression_stage(config: DistillConfig, teacher: Denoiser, unconditional: Conditioning) -> Stage:
-    """All of a run of this method; of another method's the first stage, whose student is kept beside in `compressed`."""
-    small, _ = matching_config(teacher.network, compressed_config(teacher.network.config, config.compress))
-    settings, alone = config.compression, config.method == "compression"
-    embedded = config.guidance.mode == "embedded"
-    networks = full_networks(teacher, GUIDANCE_EMBEDDING if embedded else None, small)
-    trainer = config.trainer if alone else config.trainer_of("compression")
-    asked = any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES)
-    asked |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
-    hints = matched_blocks(teacher.network.config, small.config, settings.features.layers) if asked else []
-    method = Compression(networks, Guidance(unconditional, config.guidance), in_steps(settings, trainer.max_steps), hints)
-    steps = config.steps if alone else [settings.steps]
-    return Stage(method, steps, ["ddim"], "student" if alone else "compressed", trainer, "" if alone else "stages/compression")
+def first_outline(config: RunConfig) -> StageOutline:
+    """Of the stage that comes before another method's."""
+    return StageOutline("compression", first_trainer(config), "compressed")
+
+
+def first_trainer(config: RunConfig) -> TrainerConfig:
+    """The trainer's settings of that stage."""
+    return config.trainer.updated(config.compression.trainer, "compression.trainer")
+
+
+def check_compression(config: RunConfig, recipe: Recipe) -> None:
+    """Raise ValueError where the settings of `compress` do not go with a denoiser's or an autoencoder's method."""
+    requested, known = (
+        config.compression_options,
+        {"factor", "blocks", "student_config"} if recipe.supports.compression else set(),
+    )
+    if requested - known:
+        expected = ", ".join(f"compress.{name}" for name in sorted(known)) or recipe.size_settings
+        raise ValueError(f"compress.{min(requested - known)}: --method {config.method} takes {expected}")
+    if "student_config" in requested and len(requested) > 1:
+        raise ValueError("compress.student_config: takes no compress.factor or compress.blocks beside it")
+    if requested and config.lora.enabled:
+        raise ValueError(
+            "lora.enabled: a smaller network has weights of its own; takes false with compress (a LoRA of it is a run of "
+            "its own, with the smaller student for a teacher)"
+        )
+    if requested:
+        first_trainer(config)
 
 
 def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> dict[str, Any]:

@@ -6,10 +6,11 @@ The teacher makes one step of that trajectory, from x_t to x_s, and the student 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gendistill.data.batches import Batch
@@ -19,12 +20,31 @@ from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.methods.diffusion import DiffusionMethod, first_networks
-from gendistill.methods.stage import Stage
-from gendistill.run.config import ConsistencyConfig, DistillConfig
+from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.denoiser import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping
+from gendistill.settings.section import Section
+
+
+class ConsistencyConfig(Section):
+    """Consistency distillation (`--method consistency`)."""
+
+    num_ddim_timesteps: int = Field(40, ge=2, description="K, points of the solver grid; 40 holds the 1-, 2-, 4-step grids")
+    num_phases: int = Field(1, ge=1, description="phases of multi-step consistency; 1 is plain consistency")
+    loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
+    target: Literal["ema", "student"] = Field("ema", description="whose x_0 is the target, without gradient")
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
+
+    @model_validator(mode="after")
+    def _phases_of_the_grid(self) -> ConsistencyConfig:
+        if self.num_phases > self.num_ddim_timesteps:
+            raise ValueError(
+                f"consistency.num_phases {self.num_phases}: takes at most num_ddim_timesteps ({self.num_ddim_timesteps})"
+            )
+        return self
 
 
 def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> tuple[Tensor, Tensor]:
@@ -66,7 +86,7 @@ def require_grid(config: ConsistencyConfig, timesteps: int) -> None:
         )
 
 
-class ConsistencyDistillation(DiffusionMethod):
+class ConsistencyDistillation(DenoiserMethod):
     """The three networks, wired by the functions above.
 
     Raises:
@@ -75,15 +95,22 @@ class ConsistencyDistillation(DiffusionMethod):
 
     name = "consistency"
 
-    def __init__(self, networks: Networks, guidance: Guidance, config: ConsistencyConfig) -> None:
-        self.networks, self.guidance, self.config = networks, guidance, config
+    def __init__(
+        self,
+        networks: Networks,
+        guidance: Guidance,
+        config: ConsistencyConfig,
+        auxiliary: Sequence[AuxiliaryLoss] = (),
+    ) -> None:
+        self.networks, self.guidance, self.config, self.auxiliary = networks, guidance, config, auxiliary
+        networks.decay = config.ema_decay
         timesteps = networks.teacher.schedule.num_train_timesteps
         require_grid(config, timesteps)
         self.grid = skipping(config.num_ddim_timesteps, timesteps)
         self.edges = phase_edges(config.num_phases, self.grid)
         self.distance = pseudo_huber if config.loss == "pseudo_huber" else l2
 
-    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         latents, conditioning = batch.latents, batch.conditioning
         device = latents.device
         noise = random.normal(latents.shape[1:]).to(device)
@@ -101,10 +128,6 @@ class ConsistencyDistillation(DiffusionMethod):
             target = self._map(target_network, x_s, s, t, conditioning)
         return self.distance(self._map(self.networks.student, x_t, t, t, conditioning), target), {}
 
-    def after_step(self, step: int) -> None:
-        """The average follows the student; its decay warms up, so that it forgets the teacher."""
-        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
-
     def _map(self, denoiser: Denoiser, x: Tensor, at: Tensor, phase_of: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x, at) within the phase that holds the time `phase_of`."""
         prediction = denoiser(x, at, conditioning)
@@ -115,10 +138,29 @@ class ConsistencyDistillation(DiffusionMethod):
         return phase_function(prediction, edge, denoiser.schedule)
 
 
-def consistency_stages(
-    config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None
-) -> Iterator[Stage]:
+class ConsistencyRecipe(Recipe):
     """One stage: a consistency student is validated at every step count, and by every solver."""
-    networks = first_networks(config, teacher, start)
-    method = ConsistencyDistillation(networks, Guidance(unconditional, config.guidance), config.consistency)
-    yield Stage(method, config.steps, list(config.solvers), "student", config.trainer)
+
+    name = section = "consistency"
+    Config = ConsistencyConfig
+    summary = "maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, the least to set"
+    supports = Supports(auxiliary_losses=True)
+
+    def check(self, config: RunConfig, teacher: Any = None) -> None:
+        settings: ConsistencyConfig = config.consistency
+        if max(config.steps) > settings.num_ddim_timesteps:
+            raise ValueError(
+                f"steps {config.steps}: takes at most consistency.num_ddim_timesteps ({settings.num_ddim_timesteps})"
+            )
+        if teacher is not None:
+            require_grid(settings, teacher.denoiser.schedule.num_train_timesteps)
+
+    def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories"]:
+        return needs_trajectories(config)
+
+    def stages(self, context: DenoiserContext) -> Iterator[Stage]:
+        config, networks = context.config, context.networks()
+        auxiliary = auxiliary_alignment(context, networks, config.steps, config.trainer)
+        guidance = Guidance(context.unconditional, config.guidance)
+        method = ConsistencyDistillation(networks, guidance, config.consistency, auxiliary)
+        yield Stage(method, config.trainer, steps=config.steps, solvers=list(config.solvers))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from typing import cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import PartialState
@@ -19,17 +21,64 @@ from gendistill.gan.gan_networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
-from gendistill.methods.gan_codistillation import GanCodistillation, Player
+from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, Player
 from gendistill.methods.gan_start import Start, start_student
+from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.networks.hints import Hint, Regressors, describe, match
-from gendistill.run.config import DistillConfig
 from gendistill.settings.schedule import in_steps
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class GeneratorContext:
+    """What the stages of a GAN's method are made of.
+
+    Attributes:
+        config: of the run.
+        teacher: as it was opened.
+        start: the student before its first step.
+        data: real images, or none.
+        device: of the training.
+    """
+
+    config: RunConfig
+    teacher: Gan
+    start: Start
+    data: PictureData | NoData
+    device: torch.device
+
+
+class GanRecipe(Recipe):
+    """One stage: a small generator and its discriminator."""
+
+    name = section = "gan"
+    Config = CodistillationConfig
+    summary = "a smaller generator and its discriminator, from data and from the teacher's both networks"
+    teaches = "generator"
+    student = "a GAN student"
+    supports = Supports(lora=False, compression=False, full_weights=False, gradient_checkpointing=False, planning=False)
+    default_teacher = "assets/tiny-gan"
+
+    def check(self, config: RunConfig, teacher: Any = None) -> None:
+        if config.compress.blocks:
+            raise ValueError("compress.blocks: is of a diffusion model; a GAN takes compress.factor")
+        super().check(config, teacher)
+        if config.dtype != "float32":
+            raise ValueError(
+                f"dtype {config.dtype}: a GAN teacher stays in float32; trainer.mixed_precision=bf16 is for training"
+            )
+
+    def data_needs(self, config: RunConfig) -> Literal["images"]:
+        return "images"
+
+    def stages(self, context: GeneratorContext) -> Iterator[Stage]:
+        config = context.config
+        yield Stage(build_method(config, context.teacher, context.start, context.data, context.device), config.trainer)
+
+
 def build_method(
-    config: DistillConfig, teacher: Gan, start: Start, data: PictureData | NoData, device: torch.device | str
+    config: RunConfig, teacher: Gan, start: Start, data: PictureData | NoData, device: torch.device | str
 ) -> GanCodistillation:
     """The method with all its networks on a device.
 
@@ -70,7 +119,7 @@ def build_method(
 
 
 def _players(
-    config: DistillConfig,
+    config: RunConfig,
     networks: GanNetworks,
     twin: nn.Module | None,
     hints: list[Hint],
@@ -112,13 +161,13 @@ def _learning(network: nn.Module) -> nn.Module:
     return network.float().train().requires_grad_(True)
 
 
-def _of_teacher(teacher: Gan, config: DistillConfig) -> Discriminator | None:
+def _of_teacher(teacher: Gan, config: RunConfig) -> Discriminator | None:
     if teacher.discriminator is None or config.generator.discriminator == "fresh":
         return None
     return adapt(teacher.discriminator, teacher.generator.spec)
 
 
-def _real(config: DistillConfig, teacher: Generator, data: PictureData | NoData) -> str:
+def _real(config: RunConfig, teacher: Generator, data: PictureData | NoData) -> str:
     """What is real to the discriminators."""
     nothing = isinstance(data, NoData)
     real = config.gan.discriminator.real or ("teacher" if nothing or teacher.spec.kind == "image" else "data")
@@ -129,7 +178,7 @@ def _real(config: DistillConfig, teacher: Generator, data: PictureData | NoData)
     return real
 
 
-def _hints(config: DistillConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:
+def _hints(config: RunConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:
     """The layers that are matched, told; none where no loss looks at them."""
     settings = config.gan.features
     asked = [name for name in FEATURE_LOSSES if getattr(settings, name) != 0]
@@ -146,7 +195,7 @@ def _hints(config: DistillConfig, teacher: Gan, start: Start, device: torch.devi
 
 
 def _perception(
-    config: DistillConfig, teacher: Generator, discriminator: Discriminator | None, example: torch.Tensor
+    config: RunConfig, teacher: Generator, discriminator: Discriminator | None, example: torch.Tensor
 ) -> Perception | None:
     settings = config.gan
     asked = settings.output.perceptual != 0 or any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import GanBatch
@@ -20,14 +21,64 @@ from gendistill.gan.augmentation import DRAWS, augment
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.gan_networks import GanNetworks, persistent_buffers, tapped
 from gendistill.gan.perception import Perception
-from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
-from gendistill.methods.gan_imitation import Guide, Imitation, Painted
+from gendistill.methods.gan_imitation import GanImitation, Guide, ImitationConfig, Painted
 from gendistill.networks.hints import Hint
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.settings.schedule import weight_at
+from gendistill.settings.schedule import Temperature, Weight, weight_at
+from gendistill.settings.section import Section
 from gendistill.training.method import Method, OptimizerSettings, Update
+
+
+class DiscriminatorConfig(Section):
+    """What the discriminator learns: real from made, and the teacher's discriminator's opinion."""
+
+    loss: Literal["hinge", "logistic", "least_squares", "wasserstein"] = "hinge"
+    match: Weight = Field(0.1, description="of the teacher's discriminator's logits, where there is one")
+    match_loss: Literal["mse", "bernoulli"] = "mse"
+    temperature: Temperature = Field(1.0, description="of the Bernoulli loss, and of class heads; a schedule anneals it")
+    inherit: bool = Field(True, description="start from the teacher's discriminator where there is one; fresh otherwise")
+    real: Literal["data", "teacher", "both"] | None = Field(
+        None, description="what is real: the data, the teacher's pictures, or half of each; the data where there are any"
+    )
+    steps: int = Field(1, ge=1, description="of the discriminator for one of the student")
+    learning_rate_factor: float = Field(2.0, gt=0, description="its learning rate, times the student's: two time scales")
+    r1: float = Field(0.0, ge=0, description="gradient penalty on real pictures (Mescheder et al. 2018)")
+    gradient_penalty: float = Field(0.0, ge=0, description="gradient penalty between real and made (WGAN-GP)")
+    penalty_every: int = Field(16, ge=1, description="steps; the penalty is multiplied by it")
+    augment: list[Literal["color", "translation", "cutout"]] = Field(
+        ["color", "translation", "cutout"], description="differentiable augmentation of all that it sees"
+    )
+
+
+class CodistillationConfig(ImitationConfig):
+    """GAN co-distillation (`--method gan`): the losses between teacher and student."""
+
+    adversarial: Weight = Field(
+        {0: 0, 0.9: 0, 0.92: 0.05},
+        description="what the discriminator says; late, since a pruned student has to paint before it can be judged",
+        validate_default=True,
+    )
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    pairs: int = Field(
+        0,
+        ge=0,
+        description="pictures that the teacher paints once, of fixed noise; steps that ask for none of its layers go by "
+        "them; 0 paints anew in each step",
+    )
+    partner: Literal["none", "teacher", "student"] = Field(
+        "none", description="who else learns: the teacher goes on learning beside the student, or a second student does"
+    )
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the student's average, which is what is kept")
+    betas: tuple[float, float] = Field((0.0, 0.99), description="of Adam, for all networks")
+    collapse_diversity: float = Field(
+        0.5, ge=0, lt=1, description="stop where the student's pictures are less diverse than so much of the teacher's; 0 never"
+    )
+    collapse_saturation: float = Field(
+        0.98, gt=0, le=1, description="stop where the discriminator tells apart more than this share for long; 1 never"
+    )
+
 
 Judgement = tuple[Tensor, Tensor | None]  # logits of real and made, and of classes
 
@@ -84,7 +135,10 @@ class GanCodistillation(Method):
 
     name = "gan"
     networks: GanNetworks
-    losses_fall = False
+
+    @property
+    def monotone(self) -> bool:
+        return False
 
     def __init__(
         self,
@@ -98,8 +152,9 @@ class GanCodistillation(Method):
         real: str = "data",
     ) -> None:
         self.networks, self.players, self.config, self.real = networks, players, config, real
+        networks.decay = config.ema_decay
         self.teacher_discriminator = teacher_discriminator
-        self.imitation = Imitation(config, perception)
+        self.imitation = GanImitation(config, perception)
         self._teacher_paths = [hint.teacher_path for hint in hints]
         self._parameters = {
             name: dict(module.named_parameters()) for player in players for name, module in player.modules().items()
@@ -125,36 +180,35 @@ class GanCodistillation(Method):
         factor = self.config.discriminator.learning_rate_factor if of_discriminator else 1.0
         return OptimizerSettings(factor, self.config.betas)
 
-    def memory(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return self._memory
 
-    def updates(self, batch: GanBatch, random: PerSampleRandom) -> Iterator[Update]:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._memory.update(state)
+
+    def updates(self, batch: GanBatch, step: int, random: PerSampleRandom) -> Iterator[Update]:
         inputs, labels = self._asked(batch, random)
         painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
-        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(batch, inputs, labels, random.step)
+        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(batch, inputs, labels, step)
         real, real_labels = self._real(batch, teachers.pictures, labels)
-        for player in self.players if weight_at(self.config.adversarial, random.step) else []:
+        for player in self.players if weight_at(self.config.adversarial, step) else []:
             if player.discriminator is not None:
                 fake = painted[player.name].pictures.detach()
                 for number in range(self.config.discriminator.steps):
                     if number:
                         fake = self._another(player, batch, labels, random)
-                    yield self._update_discriminator(player, real, real_labels, fake, labels, random)
-        guide = self.imitation.guide(teachers, real, labels, random.step)
+                    yield self._update_discriminator(player, real, real_labels, fake, labels, step, random)
+        guide = self.imitation.guide(teachers, real, labels, step)
         for player in self.players:
             peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
-            yield self._update_generator(player, painted[player.name], guide, peers, labels, random)
-
-    def after_step(self, step: int) -> None:
-        """The average follows the student; its decay warms up, so that it forgets how the student began."""
-        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
+            yield self._update_generator(player, painted[player.name], guide, peers, labels, step, random)
 
     def saw_diversity(self, share: float) -> None:
         """How diverse the student's pictures are, as a share of the teacher's: a validation tells."""
         self._memory["diversity"] = share
         self._memory["most_diverse"] = max(share, self._memory["most_diverse"])
 
-    def complaint(self, logs: dict[str, float]) -> str | None:
+    def stop_reason(self, logs: dict[str, float]) -> str | None:
         """The pictures have become alike, or the discriminator has nothing left to learn."""
         memory, config = self._memory, self.config
         if "told_apart" in logs:
@@ -215,10 +269,11 @@ class GanCodistillation(Method):
         real_labels: Tensor | None,
         fake: Tensor,
         labels: Tensor | None,
+        step: int,
         random: PerSampleRandom,
     ) -> Update:
         """Real from made, the teacher's discriminator's opinion, and a penalty every few steps."""
-        config, step = self.config.discriminator, random.step
+        config = self.config.discriminator
         assert player.discriminator is not None
         assert player.judge is not None
         # one after the other: batch norms must not compare the two
@@ -236,7 +291,7 @@ class GanCodistillation(Method):
             loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
             loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, real_labels, random)
-        return Update(loss, player.discriminator_name, logs, given={player.name: fake.detach().float().mean()})
+        return Update(loss, (player.discriminator_name,), logs, watch={player.name: fake.detach().float().mean()})
 
     def _penalty(
         self, judge: Discriminator, real: Tensor, fake: Tensor, labels: Tensor | None, random: PerSampleRandom
@@ -257,19 +312,20 @@ class GanCodistillation(Method):
         guide: Guide,
         peers: list[Painted],
         labels: Tensor | None,
+        step: int,
         random: PerSampleRandom,
     ) -> Update:
         """All that a generator is told, each by its weight of this step."""
         terms: list[tuple[str, float, Tensor]] = []
-        weight = weight_at(self.config.adversarial, random.step)
+        weight = weight_at(self.config.adversarial, step)
         if weight and player.judge is not None:
             terms.append(("adversarial", weight, self._fooling(player.judge, painted.pictures, labels, random)))
         if player.distils:
-            terms += self.imitation.terms(painted, guide, peers, labels, random.step)
+            terms += self.imitation.terms(painted, guide, peers, labels, step)
         total = sum((weight * loss for _, weight, loss in terms), painted.pictures.new_zeros(()))
         prefix = "" if player.name == "student" else f"{player.name}_"
         logs = {f"{prefix}{name}": loss.detach() for name, _, loss in [("loss", 1.0, total), *terms]}
-        return Update(total, player.name, logs)
+        return Update(total, (player.name,), logs)
 
     def _fooling(self, judge: Discriminator, pictures: Tensor, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
         """The adversarial loss; the discriminator takes no gradient from it."""

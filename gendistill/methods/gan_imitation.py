@@ -7,14 +7,63 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from gendistill.gan.perception import Perception
-from gendistill.gan.settings import CodistillationConfig
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
-from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES, Loss, Term, feature_terms, relation_terms, weighted
-from gendistill.settings.schedule import weight_at
+from gendistill.losses.terms import (
+    FEATURE_LOSSES,
+    RELATION_LOSSES,
+    FeatureConfig,
+    Loss,
+    RelationConfig,
+    Term,
+    feature_terms,
+    relation_terms,
+    weighted,
+)
+from gendistill.settings.schedule import Weight, weight_at
+from gendistill.settings.section import Section
+
+
+class OutputConfig(Section):
+    """How far the student's pictures are from the teacher's of the same noise: weights, 0 is off."""
+
+    l1: Weight = 1.0
+    l2: Weight = 0.0
+    multiscale: Weight = Field(0.0, description="L1 at the full, half, quarter, ... resolution")
+    perceptual: Weight = Field(1.0, description="distance of a feature network's maps")
+    perceptual_network: str = Field(
+        "discriminator",
+        description="that network: the teacher's discriminator; emoji (which fd-emoji looks through too); torchvision:NAME",
+    )
+
+
+class DistributionConfig(Section):
+    """How far the pictures' patches are apart as sets, wherever in a picture they lie: weights, 0 is off."""
+
+    patches: Weight = Field(
+        {0: 0, 0.75: 0, 0.8: 6},
+        description="of each picture and its teacher's, sliced Wasserstein: sharp as that one is",
+        validate_default=True,
+    )
+    real_patches: Weight = Field(
+        {0: 0, 0.75: 0, 0.8: 10},
+        description="of all pictures and as many real ones, without their mean colours: sharp as these are",
+        validate_default=True,
+    )
+
+
+class ImitationConfig(Section):
+    """The losses between a student GAN and its teacher."""
+
+    output: OutputConfig = OutputConfig()
+    features: FeatureConfig = FeatureConfig()
+    relations: RelationConfig = RelationConfig()
+    distribution: DistributionConfig = DistributionConfig()
+
 
 PATCH, LINES, PLACES = 5, 8, 64  # pixels of an edge; directions; patches along an edge, about
 
@@ -42,14 +91,14 @@ class Guide:
     real: Tensor
 
 
-class Imitation:
+class GanImitation:
     """All losses between a student and its teacher.
 
     Args:
         perception: what pictures look like to a network; None for pixels alone.
     """
 
-    def __init__(self, config: CodistillationConfig, perception: Perception | None) -> None:
+    def __init__(self, config: ImitationConfig, perception: Perception | None) -> None:
         self.config, self.perception = config, perception
 
     def looks_at_features(self, step: int) -> bool:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator
-from gendistill.gan.settings import CompressConfig
 from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
 from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.prune import compress, recalibrate
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 from gendistill.runtime.random import PerSampleRandom

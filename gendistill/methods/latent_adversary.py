@@ -32,7 +32,7 @@ class LatentAdversary:
 
     Attributes:
         network: wrapped by whatever the processes need.
-        judge: the same, not wrapped: what gradients pass through on their way to the student.
+        module: the same, not wrapped: what gradients pass through on their way to the student.
     """
 
     settings = OptimizerSettings(betas=(0.0, 0.99))
@@ -40,12 +40,12 @@ class LatentAdversary:
     def __init__(
         self, network: LatentDiscriminator, schedule: NoiseSchedule, student: str = "student", most: float = 0.3
     ) -> None:
-        self.judge, self.schedule, self.student, self.most = network, schedule, student, most
+        self.module, self.schedule, self.student, self.most = network, schedule, student, most
         self.name = "discriminator" if student == "student" else f"{student}_discriminator"
         self.network: nn.Module = network
         self.parameters = dict(network.named_parameters())
 
-    def update(self, ours: Tensor, theirs: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Update:
+    def update(self, ours: Tensor, theirs: Tensor, conditioning: Conditioning, step: int, random: PerSampleRandom) -> Update:
         """Its own loss (hinge), of latents (B, C, h, w) of both."""
         ours = ours.detach()
         noise, t = self._noise(ours, random)
@@ -56,17 +56,17 @@ class LatentAdversary:
         real, fake = self.network(seen, log_snr.repeat(2), twice).float().chunk(2)
         loss = discriminator_loss(real, fake)
         logs = {f"{self.name}_loss": loss.detach(), f"{self.name}_told_apart": told_apart(real, fake).detach()}
-        if random.step % PENALTY_EVERY == 0:
-            penalty = r1_penalty(lambda x: self.judge(x, log_snr, condition), seen[: len(ours)])
+        if step % PENALTY_EVERY == 0:
+            penalty = r1_penalty(lambda x: self.module(x, log_snr, condition), seen[: len(ours)])
             loss = loss + PENALTY_EVERY * R1 * penalty
-        return Update(loss, self.name, logs, given={self.student: ours.mean()})
+        return Update(loss, (self.name,), logs, watch={self.student: ours.mean()})
 
     def fooled(self, ours: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
         """The student's adversarial loss, a scalar; the discriminator takes no gradient from it."""
         noise, t = self._noise(ours, random)
-        self.judge.requires_grad_(False)
-        logits = self.judge(self.schedule.add_noise(ours, noise, t), self.schedule.log_snr(t), condition_of(conditioning))
-        self.judge.requires_grad_(True)
+        self.module.requires_grad_(False)
+        logits = self.module(self.schedule.add_noise(ours, noise, t), self.schedule.log_snr(t), condition_of(conditioning))
+        self.module.requires_grad_(True)
         return generator_loss(logits)
 
     def _noise(self, latents: Tensor, random: PerSampleRandom) -> tuple[Tensor, Tensor]:

@@ -17,127 +17,68 @@ visits, `teacher(x_t, t)`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks, next_networks
-from gendistill.methods.diffusion import DiffusionMethod, first_networks
-from gendistill.methods.stage import Stage
-from gendistill.run.config import DistillConfig, ProgressiveConfig
+from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.denoiser import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
+from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.samplers import ddim_step, invert_ddim_step
-from gendistill.schedulers import NoiseSchedule, expand_to, trailing
+from gendistill.schedulers import NoiseSchedule, expand_to
+from gendistill.settings.section import Section
+from gendistill.training.trainer_config import TrainerConfig
 
-Teacher = Callable[[Tensor, Tensor], Prediction]  # x_t (B, ...), t (B,); its conditions are bound
+
+class ProgressiveConfig(Section):
+    """Progressive step-halving (`--method progressive`); the trainer's limits are those of each stage."""
+
+    start_steps: int = Field(64, ge=2, description="steps of the teacher before the first halving; 64 gives 32, 16, ..., 1")
+    prediction_type: Literal["v_prediction", "sample", "epsilon"] = Field(
+        "v_prediction", description="of the student where the teacher predicts the noise"
+    )
+    weighting: Literal["truncated_snr", "snr_plus_one", "snr", "uniform"] = Field(
+        "truncated_snr", description="of the squared error of x_0"
+    )
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student and the next stage's teacher")
+    dialect_steps: int = Field(
+        300, ge=0, description="optimizer steps over which a student of an epsilon teacher goes over to v; 0 jumps"
+    )
+    sampler: Literal["ddim", "stochastic"] = Field(
+        "ddim", description="deterministic; or two steps forward, one back, whose students make steps twice as long"
+    )
+    grid: list[int] | None = Field(
+        None, description="timesteps of one of the students, falling, as `gendistill grid` finds them; trailing where not given"
+    )
+    stages: dict[str, dict[str, Any]] = Field(
+        {},
+        description="settings of the trainer for single stages, by name: {imitation: {max_steps: 900}, 4: {patience: 3}}",
+    )
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _names_are_texts(cls, stages: Any) -> Any:
+        """Python writes the name of a stage of 4 steps as a number."""
+        return {str(name): settings for name, settings in stages.items()} if isinstance(stages, dict) else stages
+
+    @property
+    def calls_a_step(self) -> int:
+        """Network calls in which the sampler goes as far as one step of a student."""
+        return 2 if self.sampler == "stochastic" else 1
+
+
 WEIGHTINGS = ("truncated_snr", "snr_plus_one", "snr", "uniform")
-
-
-@dataclass(frozen=True)
-class Halving:
-    """The steps of a stage: row k goes from t[k] to s[k] in one step of the student, in two of its teacher by middle[k].
-
-    All (N,), t falling, t > middle > s; int64 where networks take integers. s is the schedule's `clean` in the last row.
-    """
-
-    t: Tensor
-    middle: Tensor
-    s: Tensor
-
-
-def sampled_times(num_steps: int, schedule: NoiseSchedule, grid: Sequence[int] = ()) -> Tensor:
-    """The (N,) times that a sampler of N steps visits, falling, as diffusers' pipelines have them.
-
-    Of `vp` the trailing grid, int64; of `flow` N - i of N parts of the way, float64, where nothing shifts it.
-
-    Args:
-        grid: other timesteps to go by. N less are every so manieth of them, N more lie between them, halfway each time.
-
-    Raises:
-        ValueError: of `edm`, whose grid (Karras et al. 2022, eq. 5) has no points between its own, nor below its last; or the
-            grid's length is not N after halvings or doublings, or two of its times leave none between.
-    """
-    if grid:
-        return _nested(num_steps, grid, schedule)
-    if schedule.kind == "vp":
-        return trailing(num_steps, schedule.num_train_timesteps)
-    if schedule.kind == "flow":
-        return torch.arange(num_steps, 0, -1, dtype=torch.float64) * schedule.num_train_timesteps / num_steps
-    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; takes vp or flow")
-
-
-def _nested(num_steps: int, grid: Sequence[int], schedule: NoiseSchedule) -> Tensor:
-    times = torch.tensor(grid)
-    while len(times) < num_steps:
-        after = torch.cat([times[1:], torch.tensor([int(schedule.clean)])])
-        times = torch.stack([times, (times + after).div(2, rounding_mode="floor").clamp(min=0)], 1).flatten()
-    if len(times) % num_steps or num_steps > len(times):
-        raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; takes one that halves to it")
-    times = times[:: len(times) // num_steps]
-    if (times[:-1] <= times[1:]).any():
-        raise ValueError(f"a grid of {len(grid)} timesteps has not room for {num_steps}; takes fewer steps to start from")
-    return times
-
-
-def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool = False, grid: Sequence[int] = ()) -> Halving:
-    """Where the student of `num_steps` steps and its teacher of twice as many go.
-
-    The student goes from each point of the N-step grid to the next and from the last to `clean`, as the sampler will. Its
-    teacher goes through the other points of the 2 N-step grid, of which the student's are every second one (but for a
-    rounding by one timestep at a few N, 48 of 1000 the first).
-
-    N need not divide the timesteps, but then diffusers' `DDIMScheduler` does not land on its own next timestep, as
-    `DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero")` does at any N.
-
-    With `stochastic`, steps as long as these start at all 2 N points: those that the sampler of Meng et al. 2023, section
-    3.3, makes (`StochasticDDIMScheduler`, in 2 N network calls). The very last of them can only be half as long.
-
-    Args:
-        grid: as for `sampled_times`.
-
-    Raises:
-        ValueError: a student step leaves no timestep for its teacher's second.
-    """
-    halves = sampled_times(2 * num_steps, schedule, grid)
-    clean = torch.tensor([schedule.clean], dtype=torch.float64).to(halves.dtype)
-    if stochastic:
-        t, s = halves, torch.cat([halves[2:], clean, clean])
-        middle = torch.cat([halves[1:], sampled_times(4 * num_steps, schedule, grid)[-1:]])
-    else:
-        t, middle = sampled_times(num_steps, schedule, grid), halves[1::2]
-        s = torch.cat([t[1:], clean])
-    between = (t > middle) & (middle > s)
-    if not between.all():
-        first = int((~between).long().argmax())
-        raise ValueError(
-            f"{num_steps} student steps: that from timestep {t[first]} to {s[first]} leaves its teacher none between; takes "
-            f"fewer steps of {schedule.num_train_timesteps} timesteps"
-        )
-    return Halving(t, middle, s)
-
-
-@torch.no_grad()
-def halving_target(teacher: Teacher, x_t: Tensor, t: Tensor, middle: Tensor, s: Tensor, schedule: NoiseSchedule) -> Prediction:
-    """What a student must say of x_t (B, ...) at t (B,) to reach in one DDIM step to s what the teacher reaches in two.
-
-    Salimans & Ho 2022, algorithm 2: x_0 = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t), for any
-    alpha and sigma; at s = `clean` this is x_s itself. Exact at zero terminal SNR, where the teacher's x_0 must be finite: no
-    epsilon teacher's is.
-    """
-    first = teacher(x_t, t)
-    x_middle = ddim_step(first.x_0, first.eps, middle, schedule)
-    second = teacher(x_middle, middle)
-    x_s = ddim_step(second.x_0, second.eps, s, schedule)
-    return Prediction(*invert_ddim_step(x_t, t, x_s, s, schedule))
 
 
 def x_0_weight(t: Tensor, weighting: str, schedule: NoiseSchedule) -> Tensor:
@@ -175,7 +116,7 @@ def _known(weighting: str) -> str:
     return weighting
 
 
-class ProgressiveDistillation(DiffusionMethod):
+class ProgressiveDistillation(DenoiserMethod):
     """What all stages share: a time of the stage's grid for each sample, and a prediction to be fitted there.
 
     Args:
@@ -185,10 +126,18 @@ class ProgressiveDistillation(DiffusionMethod):
 
     name = "progressive"
 
-    def __init__(self, networks: Networks, guidance: Guidance, config: ProgressiveConfig, times: Tensor) -> None:
-        self.networks, self.guidance, self.config, self.times = networks, guidance, config, times
+    def __init__(
+        self,
+        networks: Networks,
+        guidance: Guidance,
+        config: ProgressiveConfig,
+        times: Tensor,
+        auxiliary: Sequence[AuxiliaryLoss] = (),
+    ) -> None:
+        self.networks, self.guidance, self.config, self.times, self.auxiliary = networks, guidance, config, times, auxiliary
+        networks.decay = config.ema_decay
 
-    def loss_of(self, batch: Batch, random: PerSampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         latents = batch.latents
         noise = random.normal(latents.shape[1:]).to(latents.device)
         row = (random.uniform() * len(self.times)).long()
@@ -197,21 +146,18 @@ class ProgressiveDistillation(DiffusionMethod):
         x_t = torch.where(begins, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
         conditioning, scale = self.guidance.draw(batch.conditioning, random)
         target = self.target(x_t, row, conditioning, scale)
-        return self.loss(x_t, t, conditioning, target, random.step), {}
+        return self.fit(x_t, t, conditioning, target, step), {}
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         """What the student must say of x_t (B, ...) at `times[row]`."""
         raise NotImplementedError
 
-    def loss(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
+    def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
         """How far from it the student is, in step `step` of its training: a scalar."""
         return prediction_loss(self.networks.student(x_t, t, conditioning), target, self.config.weighting)
 
-    def after_step(self, step: int) -> None:
-        self.networks.update_average(min(self.config.ema_decay, (1 + step) / (10 + step)))
 
-
-class Imitation(ProgressiveDistillation):
+class GuidanceDistillation(ProgressiveDistillation):
     """The stage that halves nothing: the guided teacher's own prediction, in one call and in the student's dialect.
 
     A student that changes from eps to v does so over `dialect_steps` steps: what its output is fitted to is
@@ -222,10 +168,10 @@ class Imitation(ProgressiveDistillation):
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         return self.guidance.predict(self.networks.teacher, x_t, self.times[row].to(x_t.device), conditioning, scale)
 
-    def loss(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
+    def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
         student = self.networks.student
         if step >= self.config.dialect_steps or student.prediction_type in ("sample", self.networks.teacher.prediction_type):
-            return super().loss(x_t, t, conditioning, target, step)
+            return super().fit(x_t, t, conditioning, target, step)
         student = student.speaking(student.prediction_type, step / self.config.dialect_steps)
         return mse_loss(student.output_of(student(x_t, t, conditioning), t), student.output_of(target, t))
 
@@ -233,10 +179,17 @@ class Imitation(ProgressiveDistillation):
 class StepHalving(ProgressiveDistillation):
     """One step of the student for two of its teacher, which is called as the student is."""
 
-    def __init__(self, networks: Networks, guidance: Guidance, config: ProgressiveConfig, num_steps: int) -> None:
+    def __init__(
+        self,
+        networks: Networks,
+        guidance: Guidance,
+        config: ProgressiveConfig,
+        num_steps: int,
+        auxiliary: Sequence[AuxiliaryLoss] = (),
+    ) -> None:
         stochastic = config.sampler == "stochastic"
         self.halving = halving_times(num_steps, networks.teacher.schedule, stochastic=stochastic, grid=config.grid or ())
-        super().__init__(networks, guidance, config, self.halving.t)
+        super().__init__(networks, guidance, config, self.halving.t, auxiliary)
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         teacher = self.networks.teacher
@@ -244,32 +197,93 @@ class StepHalving(ProgressiveDistillation):
         return halving_target(lambda x, at: teacher(x, at, conditioning), x_t, t, middle, s, teacher.schedule)
 
 
-def progressive_stages(
-    config: DistillConfig, teacher: Denoiser, unconditional: Conditioning, start: Any = None
-) -> Iterator[Stage]:
-    """The imitation of a guided teacher or in another dialect, where there is any, then one stage a halving.
+IMITATION = "imitation"  # the stage before the first halving
+
+
+class ProgressiveRecipe(Recipe):
+    """The distillation of guidance or into another prediction type, where there is any, then one stage a halving.
 
     Each stage's teacher is the average that the one before has made; the student starts as it. Stages are named by the
     network calls of their students, which the stochastic sampler makes two of a step.
     """
-    settings, guidance = config.progressive, Guidance(unconditional, config.guidance)
-    embedded = config.guidance.mode == "embedded"
-    dialect = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
-    networks = first_networks(config, teacher, start)
 
-    def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
-        grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
-        return Stage(method, [steps], [solver], student, config.trainer_of(name), f"stages/{name}", grids)
+    name = section = "progressive"
+    Config = ProgressiveConfig
+    summary = "halves the steps again and again: deterministic students, each for its own step count"
+    supports = Supports(auxiliary_losses=True)
 
-    guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
-    if guided or dialect != teacher.prediction_type:
-        networks.student, networks.average = networks.student.speaking(dialect), networks.average.speaking(dialect)
-        times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
-        imitation = Imitation(networks, guidance, settings, times)
-        yield stage(imitation, "imitation", settings.start_steps, "ddim", None)
-        networks = next_networks(networks)
-    calls = config.halved_to()
-    for number, count in enumerate(calls):
-        networks = next_networks(networks) if number else networks
-        method = StepHalving(networks, guidance, settings, count // settings.calls_a_step)
-        yield stage(method, str(count), count, settings.sampler, f"student-{count}" if count in config.steps else None)
+    def check(self, config: RunConfig, teacher: Any = None) -> None:
+        settings: ProgressiveConfig = config.progressive
+        counts = network_calls(config)
+        if not set(config.steps) <= set(counts):
+            raise ValueError(
+                f"steps {config.steps}: takes some of {counts}, which progressive.start_steps {settings.start_steps} is "
+                "halved to"
+            )
+        names = [IMITATION, *map(str, counts)]
+        for name in settings.stages:
+            if name not in names:
+                raise ValueError(f"progressive.stages.{name} is not known; takes one of {', '.join(names)}")
+            _trainer(config, name)
+        if (grid := settings.grid) is None:
+            return
+        if not grid or min(grid) < 0 or sorted(set(grid), reverse=True) != grid:
+            raise ValueError(f"progressive.grid {grid}: takes falling timesteps, such as [999, 749, 499, 249]")
+        if len(grid) not in counts or any(two != 2 * one for two, one in pairwise([settings.start_steps, *counts])):
+            raise ValueError(
+                f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, "
+                "where each makes half as many as the one before"
+            )
+
+    def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories"]:
+        return needs_trajectories(config)
+
+    def stages(self, context: DenoiserContext) -> Iterator[Stage]:
+        config, teacher = context.config, context.teacher
+        settings: ProgressiveConfig = config.progressive
+        guidance = Guidance(context.unconditional, config.guidance)
+        embedded = config.guidance.mode == "embedded"
+        prediction_type = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
+        networks = context.networks()
+
+        def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
+            grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
+            return Stage(method, _trainer(config, name), student, f"stages/{name}", [steps], [solver], grids)
+
+        guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
+        if guided or prediction_type != teacher.prediction_type:
+            networks.student = networks.student.speaking(prediction_type)
+            networks.average = networks.average.speaking(prediction_type)
+            times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
+            method = GuidanceDistillation(networks, guidance, settings, times)
+            yield stage(method, IMITATION, settings.start_steps, "ddim", None)
+            networks = next_networks(networks)
+        for number, count in enumerate(network_calls(config)):
+            networks = next_networks(networks) if number else networks
+            student = f"student-{count}" if count in config.steps else None
+            auxiliary = auxiliary_alignment(context, networks, [count], _trainer(config, str(count))) if student else []
+            halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary)
+            yield stage(halving, str(count), count, settings.sampler, student)
+
+    def outline(self, config: RunConfig) -> list[StageOutline]:
+        students = {str(count): f"student-{count}" for count in config.steps}
+        names = [IMITATION, *map(str, network_calls(config))]
+        return [StageOutline(name, _trainer(config, name), students.get(name)) for name in names]
+
+
+def network_calls(config: RunConfig) -> list[int]:
+    """Network calls of the students of all halvings.
+
+    Raises:
+        ValueError: it cannot be halved to the least of `steps`.
+    """
+    settings: ProgressiveConfig = config.progressive
+    a_step, fewest = settings.calls_a_step, min(config.steps)
+    if fewest % a_step:
+        raise ValueError(f"steps {config.steps}: takes even numbers for the stochastic sampler")
+    return [a_step * count for count in halvings(settings.start_steps, fewest // a_step)]
+
+
+def _trainer(config: RunConfig, stage: str) -> TrainerConfig:
+    """The trainer's settings for a stage: those of all stages, and its own over them."""
+    return config.trainer.updated(config.progressive.stages.get(stage, {}), f"progressive.stages.{stage}")

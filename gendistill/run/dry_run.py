@@ -20,10 +20,11 @@ from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_confi
 from gendistill.gan.gan_loading import describe, open_teacher
 from gendistill.methods.compression import compressed_config
 from gendistill.methods.gan_start import start_student
-from gendistill.run.config import DistillConfig, TrainerConfig
+from gendistill.run.config import DistillConfig
 from gendistill.run.distill import fitting, require_fitting_teacher
 from gendistill.samplers.loading import configs_of
 from gendistill.training.checkpoint import Checkpoints
+from gendistill.training.trainer_config import TrainerConfig
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""What a distillation method is to the trainer."""
+"""The interface between a distillation method and the trainer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,27 +15,29 @@ from gendistill.training.ema import MovingAverage
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step's worth of a batch: a loss to differentiate and the optimizer that takes the gradient.
+    """A loss to differentiate, and the optimizers that step on its gradient.
 
     Attributes:
-        given: what other networks that learn gave to the loss, a number (0-d) each, by optimizer name. Where it is not
-            finite, that network is to blame for a loss that is not.
-        beside: other optimizers that take the same gradient: of what learns with the student, such as regressors.
+        loss: a scalar (0-d).
+        optimizers: names. The first one is of the network whose loss this is; others step on the same gradient (regressors
+            that learn with the student, say).
+        logs: scalars (0-d) for the log.
+        watch: outputs (0-d) of other trained networks that the loss depends on, by optimizer name. Where one is not finite,
+            that network is named as the cause of a loss that is not.
     """
 
     loss: Tensor
-    optimizer: str = "student"
+    optimizers: tuple[str, ...] = ("student",)
     logs: dict[str, Tensor] = field(default_factory=dict)
-    given: dict[str, Tensor] = field(default_factory=dict)
-    beside: tuple[str, ...] = ()
+    watch: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """What a method wants of one of its optimizers.
+    """Settings of one optimizer of a method.
 
     Attributes:
-        learning_rate_factor: times the trainer's.
+        learning_rate_factor: times the trainer's learning rate.
         betas: of Adam.
     """
 
@@ -44,19 +46,30 @@ class OptimizerSettings:
 
 
 class Method(ABC):
-    """A distillation method: owns networks, yields losses.
+    """A distillation method: it owns networks and yields losses.
 
-    `networks` holds the average that becomes the student. What learns is named by its optimizer: `student`, and whatever
-    else a method trains (a discriminator, a second student).
+    Attributes:
+        name: of the method, for messages.
+        networks: a trained network and its moving average; the average becomes the student.
     """
 
     name: str
     networks: MovingAverage
-    losses_fall = True  # whether a loss that grows is a sign of trouble; in a game of two it is not
+
+    @property
+    def monotone(self) -> bool:
+        """Whether a loss that grows is a sign of trouble. In adversarial training it is not."""
+        return True
+
+    @property
+    def averages(self) -> Mapping[str, MovingAverage]:
+        """All moving averages by the name of the optimizer that trains their network. The trainer updates them after each
+        step, and saves them; `student` is `networks`."""
+        return {"student": self.networks}
 
     @abstractmethod
     def trained_modules(self) -> dict[str, nn.Module]:
-        """The modules that learn, by optimizer name: what the trainer wraps for distributed work."""
+        """The trained modules by optimizer name; the trainer wraps them for distributed training."""
 
     @abstractmethod
     def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
@@ -64,28 +77,30 @@ class Method(ABC):
 
     @abstractmethod
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Per optimizer, its parameters by name; the dictionaries are the method's own, and are changed where they are."""
+        """The parameters of each optimizer by name; the trainer changes the dictionaries in place."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """What else training changes in the modules that learn, by name: running statistics, singular vectors."""
+        """Buffers of the trained modules that training changes, by name: running statistics, singular vectors."""
         return {}
 
     def optimizer_settings(self, name: str) -> OptimizerSettings:
-        """Of the optimizer called `name`."""
+        """Settings of the optimizer called `name`."""
         return OptimizerSettings()
 
-    def complaint(self, logs: dict[str, float]) -> str | None:
-        """Why training should end with the best that there is so far; asked each time that losses are logged."""
+    def stop_reason(self, logs: dict[str, float]) -> str | None:
+        """Why training should end with its best checkpoint so far; None to go on. Called with each line of the log, and with
+        an empty one after each validation."""
         return None
 
-    def memory(self) -> dict[str, Any]:
-        """What the method remembers between steps beside its tensors: its own dictionary, which a resumed run is put into."""
+    def state_dict(self) -> dict[str, Any]:
+        """State beside tensors that a resumed run needs; JSON."""
         return {}
 
-    @abstractmethod
-    def updates(self, batch: Any, random: PerSampleRandom) -> Iterator[Update]:
-        """The losses of a batch, in the order in which their optimizers step (critic before student, say)."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; a method that gives nothing is given nothing."""
+        assert not state
 
     @abstractmethod
-    def after_step(self, step: int) -> None:
-        """Called after the optimizers have stepped: the average follows here."""
+    def updates(self, batch: Any, step: int, random: PerSampleRandom) -> Iterator[Update]:
+        """The losses of a batch at optimizer step `step` (from 0), in the order in which their optimizers step (a critic
+        before its student, say). All random numbers come from `random`."""

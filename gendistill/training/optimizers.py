@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.run.config import TrainerConfig
 from gendistill.training.method import OptimizerSettings
 from gendistill.training.sharding import sharded_like, whole
+from gendistill.training.trainer_config import TrainerConfig
 
 Parameters = dict[str, nn.Parameter]
 

@@ -9,11 +9,11 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gendistill.run.config import TrainerConfig
 from gendistill.training.method import Method
 from gendistill.training.optimizers import build_optimizer
 from gendistill.training.sharding import owners
 from gendistill.training.snapshot import Optimizers
+from gendistill.training.trainer_config import TrainerConfig
 
 
 def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> Optimizers:

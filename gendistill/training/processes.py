@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor
 
-from gendistill.run.config import TrainerConfig
+from gendistill.training.trainer_config import TrainerConfig
 
 logger = logging.getLogger(__name__)
 

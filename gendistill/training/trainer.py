@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
-from gendistill.run.config import TrainerConfig
 from gendistill.runtime.progress import training_bar
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.training.checkpoint import Checkpoint, Checkpoints
@@ -28,6 +27,7 @@ from gendistill.training.processes import join_processes
 from gendistill.training.sharding import whole
 from gendistill.training.snapshot import Optimizers, restore, snapshot
 from gendistill.training.stopping import Stopped, StopSignals
+from gendistill.training.trainer_config import TrainerConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gendistill.data import encode
+from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
-from gendistill.run.config import DataConfig, load_config
+from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
 
@@ -277,7 +278,7 @@ def test_a_run_that_dies_while_encoding_loses_one_part_at_most(prepare, teacher,
 ENCODE = """
 import sys
 from dataclasses import replace
-from gendistill.run.config import DataConfig
+from gendistill.data.data_config import DataConfig
 from gendistill.data import encode
 from gendistill.diffusion.teacher import load_teacher
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from gendistill.data import gan_images as gan_pictures
+from gendistill.data.data_config import DataConfig
 from gendistill.data.gan_batches import NoData, is_enlarging, smaller
 from gendistill.data.gan_images import prepare_pictures
 from gendistill.data.images import fitted
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.run.config import DataConfig
 from gendistill.runtime.random import indices_of_step
 
 NOISE = GeneratorSpec("noise", (8,), (3, 12, 16), 3, ("cat", "dog", "fox"))

@@ -4,11 +4,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.generations import ending_with
 from gendistill.data.trajectories import paint_trajectories
-from gendistill.diffusion.settings import AlignConfig
-from gendistill.run.config import DataConfig, GuidanceConfig
+from gendistill.diffusion.guidance import GuidanceConfig
+from gendistill.methods.alignment import AlignConfig
 from gendistill.runtime.random import PerSampleRandom
 
 

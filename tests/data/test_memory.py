@@ -27,13 +27,13 @@ def peak_of_a_run(folder: Path, count: int) -> int:
     from gendistill.data.batches import LatentData, as_rows
     from gendistill.diffusion.conditioning import Conditioning
     from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
-    from gendistill.diffusion.guidance import Guidance
+    from gendistill.diffusion.guidance import Guidance, GuidanceConfig
     from gendistill.diffusion.trained_networks import full_networks
-    from gendistill.methods.consistency import ConsistencyDistillation
-    from gendistill.run.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
+    from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
     from gendistill.runtime.random import PerSampleRandom
     from gendistill.schedulers import NoiseSchedule
     from gendistill.training.trainer import Trainer
+    from gendistill.training.trainer_config import TrainerConfig
 
     def parts():
         for first in range(0, count, PART):

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data, training_texts
 from gendistill.data.trajectories import paint_trajectories
-from gendistill.diffusion.settings import AlignConfig
-from gendistill.run.config import DataConfig, GuidanceConfig, load_config
+from gendistill.diffusion.guidance import GuidanceConfig
+from gendistill.methods.alignment import AlignConfig
+from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
 
 GUIDED = GuidanceConfig(scale=3.0)

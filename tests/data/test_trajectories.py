@@ -4,10 +4,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.trajectories import paint_trajectories
-from gendistill.diffusion.settings import AlignConfig
-from gendistill.run.config import DataConfig, GuidanceConfig
+from gendistill.diffusion.guidance import GuidanceConfig
+from gendistill.methods.alignment import AlignConfig
 from gendistill.runtime.random import PerSampleRandom
 
 ALIGN = AlignConfig(trajectories=6, trajectory_steps=4)

@@ -12,7 +12,7 @@ from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGener
 from gendistill.gan.folder import Gan, NetworkSource, save_gan
 from gendistill.gan.gan_loading import describe, open_teacher
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.settings import GeneratorConfig
+from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.networks.classes import build
 
 NETWORKS = '''

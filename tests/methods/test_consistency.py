@@ -10,17 +10,17 @@ from diffusers import DDPMScheduler, LCMScheduler
 from gendistill.data.batches import Batch
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks, full_networks
 from gendistill.methods.consistency import (
+    ConsistencyConfig,
     ConsistencyDistillation,
     boundary_scalings,
     consistency_function,
     phase_edges,
     phase_function,
 )
-from gendistill.run.config import ConsistencyConfig, GuidanceConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to, skipping, trailing

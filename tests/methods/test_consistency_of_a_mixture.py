@@ -7,10 +7,9 @@ from torch import nn
 from gendistill.data.batches import Batch
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import full_networks
-from gendistill.methods.consistency import ConsistencyDistillation
-from gendistill.run.config import ConsistencyConfig, GuidanceConfig
+from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import NoiseSchedule, expand_to
 

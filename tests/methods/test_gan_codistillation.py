@@ -10,12 +10,14 @@ from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, t
 from gendistill.data.gan_batches import NoData
 from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.gan.gan_loading import open_teacher
-from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
+from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
+from gendistill.methods.gan_codistillation import CodistillationConfig
 from gendistill.methods.gan_imitation import Imitation, Painted
 from gendistill.methods.gan_start import start_student
+from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.training.trainer import Validation
 
 # Nothing but the adversarial loss, and then what a test adds.

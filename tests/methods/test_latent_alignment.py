@@ -7,13 +7,12 @@ from test_consistency import SCHEDULE, Gaussian
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.settings import AlignConfig
+from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import Networks
-from gendistill.methods.alignment import Alignment
-from gendistill.methods.consistency import ConsistencyDistillation
+from gendistill.methods.alignment import AlignConfig, Alignment
+from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
 from gendistill.methods.latent_perception import LatentPerception
-from gendistill.run.config import ConsistencyConfig, GuidanceConfig, load_config
+from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import trailing
 

@@ -19,9 +19,8 @@ from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
-from gendistill.diffusion.settings import AlignConfig
 from gendistill.diffusion.trained_networks import full_networks
-from gendistill.methods.alignment import Alignment
+from gendistill.methods.alignment import AlignConfig, Alignment
 from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_alignment import LatentAlignment
 from gendistill.runtime.random import PerSampleRandom

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, full_networks
-from gendistill.methods.progressive import Imitation, StepHalving, prediction_loss, sampled_times
-from gendistill.run.config import GuidanceConfig, ProgressiveConfig
+from gendistill.methods.progressive import Imitation, ProgressiveConfig, StepHalving, prediction_loss, sampled_times
 from gendistill.runtime.random import PerSampleRandom
 
 

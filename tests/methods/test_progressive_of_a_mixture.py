@@ -11,8 +11,7 @@ from torch import nn
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.prediction import Prediction
-from gendistill.methods.progressive import Halving, halving_target, halving_times, prediction_loss
-from gendistill.run.config import halvings
+from gendistill.methods.progressive import Halving, halving_target, halving_times, halvings, prediction_loss
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to
 

@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from gendistill.run.config import DistillConfig, TrainerConfig, load_config, save_config
+from gendistill.run.config import DistillConfig, load_config, save_config
 from gendistill.settings.section import setting_names
+from gendistill.training.trainer_config import TrainerConfig
 
 WRONG = [
     (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gendistill.gan.gan_loading import open_teacher
-from gendistill.gan.settings import GeneratorConfig
+from gendistill.gan.generator_config import GeneratorConfig
 
 
 class Harmful:

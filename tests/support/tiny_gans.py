@@ -13,9 +13,10 @@ from gendistill.gan.folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.methods.gan_build import build_method
 from gendistill.methods.gan_start import Start
-from gendistill.run.config import TrainerConfig, load_config
+from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.training.trainer import Trainer
+from gendistill.training.trainer_config import TrainerConfig
 
 CLASSES = ("cat", "dog", "fox")
 NOISE = GeneratorSpec("noise", (8,), (3, 16, 16), 3, CLASSES)

@@ -4,12 +4,12 @@ import torch
 from row_cache import write_cache
 
 from gendistill.data.batches import LatentData, as_rows
-from gendistill.diffusion.guidance import Guidance
+from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import full_networks, lora_networks
-from gendistill.methods.consistency import ConsistencyDistillation
-from gendistill.run.config import ConsistencyConfig, GuidanceConfig, TrainerConfig
+from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
 from gendistill.training.trainer import Trainer
+from gendistill.training.trainer_config import TrainerConfig
 
 TINY_RUN = {
     "device": "cpu",

@@ -3,10 +3,10 @@ import errno
 import pytest
 import torch
 
-from gendistill.run.config import TrainerConfig
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import OptimizerSettings
 from gendistill.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from gendistill.training.trainer_config import TrainerConfig
 
 
 def save(checkpoints, step, best_step=None):
