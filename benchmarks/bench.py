@@ -25,8 +25,8 @@ from torch import Tensor
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data
 from gendistill.diffusion.teacher import load_teacher
-from gendistill.methods import stages_of
-from gendistill.methods.stage import Stage
+from gendistill.methods import Stage, denoiser_stages
+from gendistill.methods.denoiser import DenoiserContext
 from gendistill.run.config import DistillConfig, load_config
 from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom
@@ -75,7 +75,7 @@ def measure(config: DistillConfig, rounds: int) -> Iterator[Cost]:
     teacher = load_teacher(config.teacher)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
-    stages = stages_of(config, teacher.denoiser, teacher.unconditional())
+    stages = denoiser_stages(DenoiserContext(config, teacher.denoiser, teacher.unconditional(), opened=teacher))
     for stage, _ in zip(stages, range(2), strict=False):
         with tempfile.TemporaryDirectory() as folder:
             yield measure_stage(stage, data, Path(folder), rounds)

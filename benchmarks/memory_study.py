@@ -108,16 +108,18 @@ def step(pipeline, size: int) -> None:
 
     from gendistill.data.batches import Batch
     from gendistill.diffusion.teacher import teacher_of
-    from gendistill.methods import stages_of
+    from gendistill.methods import denoiser_stages
+    from gendistill.methods.denoiser import DenoiserContext
     from gendistill.runtime.random import PerSampleRandom
 
     teacher = teacher_of(pipeline, "random", size)
-    method = next(stages_of(settings("sd1", size), teacher.denoiser, teacher.unconditional())).method
+    context = DenoiserContext(settings("sd1", size), teacher.denoiser, teacher.unconditional())
+    method = next(denoiser_stages(context)).method
     pipeline.unet.enable_gradient_checkpointing()
     pipeline.unet.train()
     optimizer = torch.optim.AdamW(method.trained_parameters()["student"].values())
     batch = Batch(torch.randn(1, 4, size // 8, size // 8), teacher.encode_prompts(["a cat"]))
-    for update in method.updates(batch, PerSampleRandom(0, 0, 0, 1)):
+    for update in method.updates(batch, 0, PerSampleRandom(0, 0, 0, 1)):
         update.loss.backward()
         optimizer.step()
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from gendistill.methods import RunConfig, recipe_of
+from gendistill.methods.registry import may_be_lora
 from gendistill.metrics.cost.measured_memory import ran_out
-from gendistill.run.config import DistillConfig
 from gendistill.training.checkpoint import Checkpoints, as_os_error
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
-def told_in_a_sentence(config: DistillConfig, num_processes: int) -> Iterator[None]:
+def told_in_a_sentence(config: RunConfig, num_processes: int) -> Iterator[None]:
     """Raises ValueError where memory or the disk runs out within."""
     try:
         yield
@@ -33,23 +34,23 @@ def told_in_a_sentence(config: DistillConfig, num_processes: int) -> Iterator[No
         raise ValueError(out_of_disk(config, refused)) from error
 
 
-def out_of_memory(config: DistillConfig, num_processes: int = 1) -> str:
+def out_of_memory(config: RunConfig, num_processes: int = 1) -> str:
     """What would fit, the least change to the result first."""
     trainer, remedies = config.trainer, []
     share = trainer.batch_size // num_processes
     finer = [parts for parts in range(trainer.gradient_accumulation_steps + 1, share + 1) if share % parts == 0]
     if finer:
         remedies.append(f"trainer.gradient_accumulation_steps={next((n for n in finer if n % 2 == 0), finer[0])}")
-    of_gan = config.method == "gan"
-    if not trainer.gradient_checkpointing and not of_gan:
+    supports = recipe_of(config).supports
+    if not trainer.gradient_checkpointing and supports.gradient_checkpointing:
         remedies.append("trainer.gradient_checkpointing=true")
     if trainer.mixed_precision == "no" and config.device != "cpu":
         remedies.append("trainer.mixed_precision=bf16")
-    if config.dtype == "float32" and config.device != "cpu" and not of_gan:
+    if config.dtype == "float32" and config.device != "cpu" and supports.gradient_checkpointing:
         remedies.append("dtype=bfloat16")
-    if of_gan:
+    if not supports.gradient_checkpointing:
         remedies.append(f"trainer.batch_size={max(1, trainer.batch_size // 2)}")
-    elif not config.lora.enabled and config.may_be_lora:
+    elif not config.lora.enabled and may_be_lora(config):
         remedies.append("lora.enabled=true")
     elif config.lora.enabled and config.lora.rank > 8:
         remedies.append(f"lora.rank={config.lora.rank // 2}")
@@ -57,7 +58,7 @@ def out_of_memory(config: DistillConfig, num_processes: int = 1) -> str:
     return f"out of memory at trainer.batch_size {trainer.batch_size}; takes {settings}, until it fits"
 
 
-def out_of_disk(config: DistillConfig, error: OSError) -> str:
+def out_of_disk(config: RunConfig, error: OSError) -> str:
     """Where there is no room, how much is needed, and what is kept."""
     run = Path(config.out)
     where = Path(error.filename) if isinstance(error.filename, str) else run

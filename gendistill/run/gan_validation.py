@@ -47,7 +47,7 @@ class GeneratorValidator:
         samples.mkdir(parents=True, exist_ok=True)
         teacher = method.networks.teacher
         self.inputs, self.labels = _asked(teacher, data, num, 1_000 + seed)
-        theirs = torch.cat(list(self._painted(teacher, range(num))))
+        theirs = torch.cat(list(self._painted(teacher, self.inputs, self.labels, range(num))))
         self.reference = self._reference(data, teacher, seed)
         self.teacher_diversity = diversity(extract(extractor, theirs), self.labels)
         save_picture(make_grid(theirs[:GRID_PICTURES].float() / 255, nrow=8), samples / "teacher.png")
@@ -56,7 +56,7 @@ class GeneratorValidator:
         """The distance of the average's pictures, and how diverse they are; processes share the painting."""
         average = self.method.networks.average
         num = len(self.inputs)
-        pictures = gathered(torch.cat(list(self._painted(average, share(num)))), num)
+        pictures = gathered(torch.cat(list(self._painted(average, self.inputs, self.labels, share(num)))), num)
         features = extract(self.extractor, pictures)
         distance = frechet_distance(gaussian_statistics(features), self.reference)
         relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
@@ -66,14 +66,16 @@ class GeneratorValidator:
         return Validation(distance, {self.metric: distance, "diversity": relative})
 
     @torch.no_grad()
-    def _painted(self, generator: Generator, numbers: range | list[int]) -> Iterator[Tensor]:
-        """Batches uint8 (B, 3, H, W) on the CPU."""
+    def _painted(
+        self, generator: Generator, inputs: Tensor, labels: Tensor | None, numbers: range | list[int]
+    ) -> Iterator[Tensor]:
+        """Batches uint8 (B, 3, H, W) on the CPU, of those of `inputs` and `labels` that have these numbers."""
         training = generator.network.training
         generator.network.eval()
         size = pictures_at_once(max(generator.spec.output_shape[1:]))
         for rows in torch.tensor(list(numbers)).split(size):
-            labels = None if self.labels is None else self.labels[rows].to(self.device)
-            yield in_colour(generator(self.inputs[rows].to(self.device), labels))
+            classes = None if labels is None else labels[rows].to(self.device)
+            yield in_colour(generator(inputs[rows].to(self.device), classes))
         generator.network.train(training)
 
     def _reference(self, data: PictureData | NoData, teacher: Generator, seed: int) -> GaussianStatistics:
@@ -83,10 +85,8 @@ class GeneratorValidator:
             if teacher.spec.output_shape[0] == 1:
                 pictures = pictures.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
             return gaussian_statistics(extract(self.extractor, pictures))
-        inputs, labels, num = self.inputs, self.labels, max(len(self.inputs), 1024)
-        self.inputs, self.labels = _asked(teacher, data, num, 2_000 + seed)
-        pictures = torch.cat(list(self._painted(teacher, range(num))))
-        self.inputs, self.labels = inputs, labels
+        num = max(len(self.inputs), 1024)
+        pictures = torch.cat(list(self._painted(teacher, *_asked(teacher, data, num, 2_000 + seed), range(num))))
         return gaussian_statistics(extract(self.extractor, pictures))
 
 

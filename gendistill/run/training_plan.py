@@ -22,19 +22,17 @@ from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.families import family_called
-from gendistill.methods import stages_of
-from gendistill.methods.alignment import Alignment
+from gendistill.methods import RECIPES, RunConfig, denoiser_stages, recipe_of
+from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod
+from gendistill.methods.registry import compresses, may_be_lora
 from gendistill.metrics.cost.components import synchronise
-from gendistill.run.config import DistillConfig
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, Networks, configs_here, inputs_of
 from gendistill.schedulers import NoiseSchedule
-from gendistill.settings.schedule import in_steps
 from gendistill.training.method import Method
 
-PLANNED = ("consistency", "progressive", "latent_alignment")
 AS_IT_IS = "as it is"
 MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's for each number that learns
 
@@ -130,9 +128,7 @@ class TrainingPlan:
             yield f"{self.memory:g} GiB: fits as it is"
 
 
-def plan_training(
-    config: DistillConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False
-) -> TrainingPlan:
+def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False) -> TrainingPlan:
     """What `distill(config)` takes in a step of its main stage.
 
     Args:
@@ -143,10 +139,14 @@ def plan_training(
     Raises:
         ValueError: the method or one of its terms is none that is planned, or the teacher is not there.
     """
-    if config.method not in PLANNED or config.compresses:
-        what = "--compress" if config.compresses else f"method {config.method}"
-        raise ValueError(f"{what}: plan --train takes {', '.join(PLANNED)}; --dry-run of distill tells the rest")
-    if config.aligns and (config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0):
+    recipe = recipe_of(config)
+    if not recipe.supports.planning or compresses(config):
+        what = "--compress" if compresses(config) else f"method {config.method}"
+        planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
+        raise ValueError(f"{what}: plan --train takes {planned}; --dry-run of distill tells the rest")
+    if recipe.data_needs(config) == "trajectories" and (
+        config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0
+    ):
         raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; takes 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
     for name, changed in _lighter(config):
@@ -158,7 +158,7 @@ def plan_training(
     return TrainingPlan(config.teacher, config.method, needs, memory, seconds, where, context)
 
 
-def _lighter(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
+def _lighter(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Settings that take less memory, one added to those before; what costs the least time comes first."""
     changes: dict[str, dict[str, Any]] = {}
     if not config.trainer.gradient_checkpointing:
@@ -166,7 +166,7 @@ def _lighter(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
     if config.trainer.batch_size > config.trainer.gradient_accumulation_steps:
         count = config.trainer.batch_size
         changes[f"trainer.gradient_accumulation_steps={count}"] = {"trainer": {"gradient_accumulation_steps": count}}
-    if not config.lora.enabled and config.may_be_lora:
+    if not config.lora.enabled and may_be_lora(config):
         changes["lora.enabled=true"] = {"lora": {"enabled": True}}
     if config.dtype == "float32":
         changes["dtype=float16"] = {"dtype": "float16"}
@@ -177,7 +177,7 @@ def _lighter(config: DistillConfig) -> Iterator[tuple[str, DistillConfig]]:
         yield name, config
 
 
-def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
+def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     """Of one optimizer step of the first stage of `config`'s method, which runs on the meta device."""
     networks = Networks.of(config.teacher, config=config.teacher_config)
     dtype = getattr(torch, config.dtype)
@@ -186,11 +186,9 @@ def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
     teacher = _denoiser(config, networks)
     latents = _latents(config, networks)
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
-    stage = next(stages_of(config, teacher, _conditions(networks, 1, latents, dtype)))
+    stage = next(denoiser_stages(DenoiserContext(config, teacher, _conditions(networks, 1, latents, dtype))))
     method = stage.method
-    if config.aligns:
-        settings = in_steps(config.align, stage.trainer.max_steps)
-        method.align(lambda nets, name: Alignment(nets, settings, stage.steps))
+    assert isinstance(method, DenoiserMethod)
     trained = [of for group in method.trained_parameters().values() for of in group.values()]
     if config.trainer.gradient_checkpointing:
         for module in {id(of): of for of in _bases(method)}.values():
@@ -212,18 +210,18 @@ def step_needs(config: DistillConfig, *, cpu: bool = False) -> StepNeeds:
 
 
 def _step(method: Method, batch: Batch, rows: int) -> None:
-    for update in method.updates(batch, PerSampleRandom(0, 0, 0, rows)):
+    for update in method.updates(batch, 0, PerSampleRandom(0, 0, 0, rows)):
         update.loss.backward()
 
 
-def _latents(config: DistillConfig, networks: Networks) -> tuple[int, int]:
+def _latents(config: RunConfig, networks: Networks) -> tuple[int, int]:
     """Height and width of what is learned on; what a teacher paints has its own size."""
     resolution = config.data.resolution if config.data.path else None
     edge = resolution // networks.factor if resolution else int(networks.network.config.sample_size)
     return edge, edge
 
 
-def _denoiser(config: DistillConfig, networks: Networks) -> Denoiser:
+def _denoiser(config: RunConfig, networks: Networks) -> Denoiser:
     folder = configs_here(config.teacher, config.teacher_config)
     index = json.loads((folder / "model_index.json").read_text())
     kind: Any = getattr(diffusers, index["scheduler"][1])
@@ -245,11 +243,11 @@ def _conditions(networks: Networks, rows: int, latents: tuple[int, ...], dtype: 
     )
 
 
-def _batch(config: DistillConfig, networks: Networks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
+def _batch(config: RunConfig, networks: Networks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
     conditions = _conditions(networks, rows, latents, dtype)
     shape = (networks.network.config.in_channels, *latents)
     ways = None
-    if config.aligns:
+    if recipe_of(config).data_needs(config) == "trajectories":
         count = config.align.trajectory_steps
         points = torch.empty(rows, count + 1, *shape, device="meta")
         ways = Trajectories(points, torch.empty(count + 1, dtype=torch.long, device="meta"), conditions)
@@ -262,10 +260,9 @@ def _bases(method: Method) -> Iterator[Any]:
         yield getattr(module, "base", module)
 
 
-def _held(method: Any, networks: Networks) -> list[nn.Module]:
+def _held(method: DenoiserMethod, networks: Networks) -> list[nn.Module]:
     """All that is in memory."""
-    of = method.networks
-    return [*networks.text, networks.decoder, of.teacher.network, of.student.network, of.average.network]
+    return [*networks.text, networks.decoder, *method.held_networks()]
 
 
 def _count(held: list[nn.Module], counted: Calls) -> None:
@@ -283,7 +280,7 @@ def _count(held: list[nn.Module], counted: Calls) -> None:
         base.register_forward_pre_hook(passing, with_kwargs=True)
 
 
-def measured_seconds(config: DistillConfig, needs: StepNeeds) -> tuple[float, str]:
+def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     """Seconds of an optimizer step, and the device: one batch forwards, and forwards and backwards, on random weights.
 
     All weights get gradients, also where only a LoRA learns: of that it is at most so long.

@@ -15,8 +15,7 @@ from gendistill.data.encode import training_prompts
 from gendistill.diffusion.teacher import Teacher
 from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student_folder import student_pipeline
-from gendistill.methods.stage import Stage
-from gendistill.run.config import DistillConfig
+from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import solver_eta, student_scheduler
@@ -29,7 +28,7 @@ GRID_PICTURES = 32
 class Validator:
     """Judges a stage's average at every step count with every solver in question, and draws a grid at fixed seeds."""
 
-    def __init__(self, config: DistillConfig, teacher: Teacher, stage: Stage, judge: Judge, samples: Path) -> None:
+    def __init__(self, config: RunConfig, teacher: Teacher, stage: Stage, judge: Judge, samples: Path) -> None:
         self.config, self.teacher, self.stage, self.judge, self.samples = config, teacher, stage, judge, samples
         samples.mkdir(parents=True, exist_ok=True)
 
@@ -58,7 +57,7 @@ class Validator:
         return Validation(means[best], {"solver": best, self.judge.metric: distances})
 
 
-def validation_judge(config: DistillConfig, teacher: Teacher, data: LatentData) -> Judge:
+def validation_judge(config: RunConfig, teacher: Teacher, data: LatentData) -> Judge:
     """Real pictures to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
     reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
     if reference is None:
@@ -80,7 +79,7 @@ def validation_judge(config: DistillConfig, teacher: Teacher, data: LatentData) 
     return judge.first(num)
 
 
-def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher, stage: Stage) -> Any:
+def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """What samples the student of a stage by `solver`: a stock scheduler wherever there is one."""
     return student_scheduler(
         solver,

@@ -103,13 +103,12 @@ class PerSampleRandom:
 
     Args:
         seed: of the run.
-        step: from 0; methods that change in the course of training read it here.
+        step: from 0.
         first: place in the step of the first sample.
         count: samples.
     """
 
     def __init__(self, seed: int, step: int, first: int, count: int):
-        self.step = step
         self.generators = [_generator("sample", seed, step, first + k) for k in range(count)]
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:

@@ -63,8 +63,8 @@ class Method(ABC):
 
     @property
     def averages(self) -> Mapping[str, MovingAverage]:
-        """All moving averages by the name of the optimizer that trains their network. The trainer updates them after each
-        step, and saves them; `student` is `networks`."""
+        """All moving averages by the name of the optimizer that trains their network; `student` is `networks`. They
+        follow after each step, and are saved."""
         return {"student": self.networks}
 
     @abstractmethod
@@ -104,3 +104,8 @@ class Method(ABC):
     def updates(self, batch: Any, step: int, random: PerSampleRandom) -> Iterator[Update]:
         """The losses of a batch at optimizer step `step` (from 0), in the order in which their optimizers step (a critic
         before its student, say). All random numbers come from `random`."""
+
+    def after_step(self, step: int) -> None:
+        """Called after optimizer step `step` (from 1): the averages follow."""
+        for average in self.averages.values():
+            average.follow(step)

@@ -18,7 +18,7 @@ def snapshot(method: Method, optimizers: Optimizers) -> tuple[dict[str, Tensor],
     All processes have to ask.
     """
     weights = {f"average.{name}": tensor for name, tensor in method.networks.average_state().items()}
-    weights |= {f"buffer.{name}": tensor.detach() for name, tensor in method.buffers().items()}
+    weights |= {f"buffer.{name}": tensor.detach() for name, tensor in _buffers(method).items()}
     states: dict[str, Tensor] = {}
     for group, parameters in method.trained_parameters().items():
         weights |= {f"{group}.{name}": whole(parameter.detach()) for name, parameter in parameters.items()}
@@ -26,10 +26,20 @@ def snapshot(method: Method, optimizers: Optimizers) -> tuple[dict[str, Tensor],
     return weights, states
 
 
+def _buffers(method: Method) -> dict[str, Tensor]:
+    """What training changes beside the trained parameters and the first average: buffers, and the averages of others."""
+    others = {name: average for name, average in method.averages.items() if average is not method.networks}
+    return method.buffers() | {
+        f"{name}_average.{path}": tensor
+        for name, average in others.items()
+        for path, tensor in average.average_tensors().items()
+    }
+
+
 @torch.no_grad()
 def restore(method: Method, optimizers: Optimizers, weights: dict[str, Tensor], states: dict[str, Tensor]) -> bool:
     """The inverse of `snapshot`. False, and nothing done, where these are another student's tensors."""
-    groups: dict[str, dict[str, Tensor]] = {"average": method.networks.average_tensors(), "buffer": method.buffers()}
+    groups: dict[str, dict[str, Tensor]] = {"average": method.networks.average_tensors(), "buffer": _buffers(method)}
     groups |= {name: dict(parameters) for name, parameters in method.trained_parameters().items()}
     shapes = {f"{group}.{name}": tensor.shape for group, of in groups.items() for name, tensor in of.items()}
     if shapes != {name: tensor.shape for name, tensor in weights.items()}:

@@ -103,7 +103,7 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(run_folder / "checkpoints")
         self.log = RunLog(run_folder / "log.jsonl")
-        self.guard = LossGuard(config.divergence_factor if method.losses_fall else None)
+        self.guard = LossGuard(config.divergence_factor if method.monotone else None)
         self.step, self.seconds = 0, 0.0
         self.best: Validation | None = None
         self.best_step, self.validations_since_best = 0, 0
@@ -191,14 +191,14 @@ class Trainer:
                     for module in self.method.trained_modules().values():
                         stack.enter_context(accelerator.no_sync(module))
                 stack.enter_context(accelerator.autocast())
-                for update in self.method.updates(batch, random):
-                    for name, value in update.given.items():
+                for update in self.method.updates(batch, self.step, random):
+                    for name, value in update.watch.items():
                         self.guard.note(self.step + 1, name, value.detach())
-                    self.guard.watch(self.step + 1, update.optimizer, update.loss.detach())
+                    self.guard.watch(self.step + 1, update.optimizers[0], update.loss.detach())
                     accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
                         totals[name] = totals.get(name, 0) + value / config.gradient_accumulation_steps
-                    for name in (update.optimizer, *update.beside) if last else ():
+                    for name in update.optimizers if last else ():
                         parameters = self.method.trained_parameters()[name].values()
                         norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
                         if norm is not None:
@@ -266,7 +266,7 @@ class Trainer:
                 self.checkpoints.save_best(self.step, average, asdict(validation))
         else:
             self.validations_since_best += 1
-        self._heed(self.method.complaint({}))
+        self._heed(self.method.stop_reason({}))
         return True
 
     def _heed(self, complaint: str | None) -> None:
@@ -281,7 +281,7 @@ class Trainer:
         means: list[float] = self.accelerator.reduce(torch.stack(everything), "mean").tolist()
         self.guard.check(self.step, dict(zip(networks, means[: len(networks)], strict=True)), self._learning_rate())
         values = dict(zip(losses, means[len(networks) :], strict=True))
-        self._heed(self.method.complaint(values))
+        self._heed(self.method.stop_reason(values))
         self._write(values)
         self.accelerator.log(values, step=self.step)
         return f"loss {values.get('loss', next(iter(values.values()))):.4f}  {self.step / self.seconds:.2f} steps/s"
@@ -306,7 +306,7 @@ class Trainer:
             "validations_since_best": self.validations_since_best,
             "validated_step": self.validated_step,
             "losses": self.guard.history,
-            "method": self.method.memory(),
+            "method": self.method.state_dict(),
             "ended": self.ended,
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
@@ -328,7 +328,7 @@ class Trainer:
         self.best = None if state["best"] is None else Validation(**state["best"])
         self.validations_since_best, self.validated_step = state["validations_since_best"], state["validated_step"]
         self.guard.history, self.ended = state["losses"], state.get("ended")
-        self.method.memory().update(state.get("method", {}))
+        self.method.load_state_dict(state.get("method", {}))
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return state["log_size"]

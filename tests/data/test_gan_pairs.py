@@ -66,8 +66,8 @@ def test_the_teacher_is_asked_only_where_its_layers_are(hints, calls, pictures, 
     method = tiny_method(gan, pictures, features__hints=hints)
     called = []
     gan.generator.network.register_forward_hook(lambda *_: called.append(1))
-    updates = list(method.updates(batch_of(data), PerSampleRandom(5, 0, 0, 8)))
-    assert [update.optimizer for update in updates] == ["discriminator", "student"]
+    updates = list(method.updates(batch_of(data), 0, PerSampleRandom(5, 0, 0, 8)))
+    assert [update.optimizers[0] for update in updates] == ["discriminator", "student"]
     assert len(called) == calls
     assert all(update.loss.isfinite() for update in updates)
 
@@ -77,7 +77,7 @@ def test_real_pictures_are_judged_as_their_own_classes_and_painted_ones_as_those
     data = paint_pairs(gan.generator, pictures, 16, str(tmp_path))
     method, batch, seen = tiny_method(gan, pictures, discriminator__match=0), batch_of(data), []
     method.players[0].judge.network.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
-    next(iter(method.updates(batch, PerSampleRandom(5, 0, 0, 8))))
+    next(iter(method.updates(batch, 0, PerSampleRandom(5, 0, 0, 8))))
     assert not torch.equal(batch.labels, batch.real_labels)
     assert torch.equal(seen[0], batch.real_labels)
     assert torch.equal(seen[1], batch.labels)

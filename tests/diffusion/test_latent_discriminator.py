@@ -6,13 +6,11 @@ import torch
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.diffusion.teacher import load_teacher
-from gendistill.diffusion.trained_networks import full_networks
-from gendistill.methods.aligning import align_stage
-from gendistill.methods.alignment import AlignConfig
+from gendistill.methods.alignment import alignment_of
+from gendistill.methods.denoiser import DenoiserContext
 from gendistill.methods.latent_alignment import LatentAlignment
-from gendistill.methods.stage import Stage
+from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.training.trainer_config import TrainerConfig
 
 PROMPTS = Conditioning(prompt_embeds=torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0)))
 CLASSES = Conditioning(class_labels=torch.arange(6) % 3)
@@ -59,16 +57,16 @@ def test_it_learns_which_latents_belong_to_which_class():
 @pytest.mark.parametrize("family", ["sdxl", "unconditional", "classes"])
 def test_it_is_made_for_the_latents_and_conditions_of_every_family(family, family_folder):
     teacher = load_teacher(family_folder(family))
-    method = LatentAlignment(full_networks(teacher.denoiser), 0.9)
-    config = AlignConfig(distribution={"adversarial": 1})
-    align_stage(Stage(method, [1], ["ddim"], "student", TrainerConfig()), config, teacher)
-    (adversary,) = method.adversaries
+    config = load_config(None, {"method": "latent_alignment", "align.distribution.adversarial": 1})
+    context = DenoiserContext(config, teacher.denoiser, teacher.unconditional(), opened=teacher)
+    method = LatentAlignment({"student": alignment_of(context, context.networks(), [1], config.trainer)}, 0.9)
+    (adversary,) = method.critics
     assert method.trained_modules().keys() == {"student", "discriminator"}
     prompts = teacher.own_prompts or ["food"]
     conditioning = teacher.encode_prompts([prompts[0], prompts[-1]])
     latents = torch.randn(2, *teacher.codec.latent_shape(teacher.resolution)).requires_grad_(True)
     random = PerSampleRandom(0, 0, 0, 2)
-    assert adversary.update(latents, latents.flip(0), conditioning, random).loss.isfinite()
+    assert adversary.update(latents, latents.flip(0), conditioning, 0, random).loss.isfinite()
     adversary.fooled(latents, conditioning, random).backward()
     assert latents.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in adversary.parameters.values())

@@ -79,7 +79,7 @@ def loss_of(denoiser, num_ddim_timesteps, **settings):
     method = ConsistencyDistillation(networks, Guidance(NOTHING, GuidanceConfig(scale=1.0)), config)
     generator = torch.Generator().manual_seed(1)
     latents = gaussian.mean + gaussian.std * torch.randn(2048, 2, dtype=torch.float64, generator=generator)
-    (update,) = method.updates(Batch(latents, NOTHING), PerSampleRandom(0, 0, 0, len(latents)))
+    (update,) = method.updates(Batch(latents, NOTHING), 0, PerSampleRandom(0, 0, 0, len(latents)))
     return update.loss.item()
 
 
@@ -165,7 +165,7 @@ def test_the_teacher_is_called_once_and_doubles_its_batch_only_where_it_is_guide
         network = getattr(networks, name).network
         network.register_forward_hook(lambda module, arguments, output, sizes=sizes: sizes.append(len(arguments[0])))
     batch = Batch(torch.randn(4, 4, 8, 8, generator=generator), teacher.encode_prompts(["food"] * 4))
-    list(method.updates(batch, PerSampleRandom(0, 0, 0, 4)))
+    list(method.updates(batch, 0, PerSampleRandom(0, 0, 0, 4)))
     assert batches == {"teacher": [teacher_batch], "student": [4], "average": [4]}
 
 

@@ -82,7 +82,7 @@ def test_one_step_of_a_student_is_much_closer_to_the_data_than_one_step_of_its_t
     optimizer = torch.optim.Adam(networks.trained.values(), 2e-3)
     for step in range(1, 601):
         batch = Batch(draw_data(BATCH, generator), Conditioning())
-        for update in method.updates(batch, PerSampleRandom(0, step, 0, BATCH)):
+        for update in method.updates(batch, step, PerSampleRandom(0, step, 0, BATCH)):
             optimizer.zero_grad()
             update.loss.backward()
             optimizer.step()

@@ -15,7 +15,7 @@ from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
 from gendistill.methods.gan_codistillation import CodistillationConfig
-from gendistill.methods.gan_imitation import Imitation, Painted
+from gendistill.methods.gan_imitation import GanImitation, Painted
 from gendistill.methods.gan_start import start_student
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.training.trainer import Validation
@@ -90,7 +90,7 @@ def logs_of(updates):
 )
 def test_discriminators_step_before_generators(settings, names, data, own_class):
     method = tiny_method(data=data, more=own_class, **settings)
-    assert [update.optimizer for update in step_of(method, data)] == names
+    assert [update.optimizers[0] for update in step_of(method, data)] == names
     assert list(method.trained_parameters()) == list(method.trained_modules())
     assert set(method.trained_parameters()) == set(names)
 
@@ -105,7 +105,7 @@ def test_an_update_leaves_a_gradient_in_its_own_network_alone(partner, data, own
         update.loss.backward()
         for name, parameters in method.trained_parameters().items():
             reached = [parameter.grad is not None and bool((parameter.grad != 0).any()) for parameter in parameters.values()]
-            assert any(reached) == (name == update.optimizer), name
+            assert any(reached) == (name == update.optimizers[0]), name
         for module in method.trained_modules().values():
             module.zero_grad()
 
@@ -121,7 +121,7 @@ def test_every_parameter_of_both_networks_learns(data):
 
     def learn(update):
         update.loss.backward()
-        for name, parameter in method.trained_parameters()[update.optimizer].items():
+        for name, parameter in method.trained_parameters()[update.optimizers[0]].items():
             assert parameter.grad is not None, name
 
     step_of(method, data, learn=learn)
@@ -284,7 +284,7 @@ def test_the_student_comes_to_paint_what_its_teacher_paints():
 
 def test_patches_are_those_of_the_same_noise_and_of_any_real_picture(generator):
     teachers, real = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    imitation = Imitation(CodistillationConfig(output={"l1": 0}, distribution={"patches": 1, "real_patches": 1}), None)
+    imitation = GanImitation(CodistillationConfig(output={"l1": 0}, distribution={"patches": 1, "real_patches": 1}), None)
 
     def told(pictures):
         guide = imitation.guide(Painted(teachers), real, None, step=7)
@@ -478,11 +478,11 @@ def test_pictures_that_have_become_alike_are_complained_of_in_one_sentence():
     method = tiny_method(collapse_diversity=0.5)
     for share in (0.3, 0.45):
         method.saw_diversity(share)
-        assert method.complaint({}) is None, "it has never been more diverse: it is on its way up"
+        assert method.stop_reason({}) is None, "it has never been more diverse: it is on its way up"
     method.saw_diversity(0.8)
-    assert method.complaint({}) is None
+    assert method.stop_reason({}) is None
     method.saw_diversity(0.4)
-    said = method.complaint({"loss": 1.0})
+    said = method.stop_reason({"loss": 1.0})
     assert said.startswith("the student collapses, its pictures are 0.40 times as diverse as the teacher's and were 0.80")
     assert "gan.collapse_diversity 0.5" in said
     assert "\n" not in said
@@ -491,30 +491,32 @@ def test_pictures_that_have_become_alike_are_complained_of_in_one_sentence():
 def test_a_discriminator_that_has_nothing_left_to_learn_is_complained_of_after_30_logs():
     method = tiny_method(collapse_saturation=0.9)
     for _ in range(29):
-        assert method.complaint({"told_apart": 0.95}) is None
-    assert "the discriminator is saturated, it tells 95.0% of pairs apart for 30 logs" in method.complaint({"told_apart": 0.97})
-    assert method.complaint({"told_apart": 0.5}) is None
-    assert tiny_method(collapse_saturation=1).complaint({"told_apart": 1.0}) is None
+        assert method.stop_reason({"told_apart": 0.95}) is None
+    assert "the discriminator is saturated, it tells 95.0% of pairs apart for 30 logs" in method.stop_reason(
+        {"told_apart": 0.97}
+    )
+    assert method.stop_reason({"told_apart": 0.5}) is None
+    assert tiny_method(collapse_saturation=1).stop_reason({"told_apart": 1.0}) is None
 
 
 def test_what_was_seen_survives_a_resume():
     first = tiny_method(collapse_saturation=0.9)
     first.saw_diversity(0.8)
     for _ in range(29):
-        first.complaint({"told_apart": 0.95})
-    kept = json.loads(json.dumps(first.memory()))
+        first.stop_reason({"told_apart": 0.95})
+    kept = json.loads(json.dumps(first.state_dict()))
     second = tiny_method(collapse_saturation=0.9)
-    second.memory().update(kept)
-    assert "saturated" in second.complaint({"told_apart": 0.95})
+    second.load_state_dict(kept)
+    assert "saturated" in second.stop_reason({"told_apart": 0.95})
     second.saw_diversity(0.4)
-    assert "collapses" in second.complaint({})
+    assert "collapses" in second.stop_reason({})
 
 
 def test_watching_can_be_switched_off():
     method = tiny_method(collapse_diversity=0)
     method.saw_diversity(0.9)
     method.saw_diversity(0.0)
-    assert method.complaint({}) is None
+    assert method.stop_reason({}) is None
 
 
 # ---- batches in pieces

@@ -47,16 +47,9 @@ def ways():
 def method_of(steps=(2, 1), **settings):
     torch.manual_seed(0)
     config = AlignConfig(**settings)
-    method = LatentAlignment(full_networks(Denoiser(SmallNetwork(), SCHEDULE, "sample", call_small_network)), config.ema_decay)
-
-    def make(networks, name):
-        adversary = None
-        if config.distribution.adversarial:
-            adversary = LatentAdversary(LatentDiscriminator((2,)), SCHEDULE, name)
-        return Alignment(networks, config, steps, adversary=adversary)
-
-    method.align(make)
-    return method
+    networks = full_networks(Denoiser(SmallNetwork(), SCHEDULE, "sample", call_small_network))
+    adversary = LatentAdversary(LatentDiscriminator((2,)), SCHEDULE) if config.distribution.adversarial else None
+    return LatentAlignment({"student": Alignment(networks, config, steps, adversary=adversary)}, config.ema_decay)
 
 
 def student_of(ways, steps, **settings):
@@ -71,10 +64,10 @@ def student_of(ways, steps, **settings):
     for step in range(steps):
         chosen = torch.randint(WAYS, (BATCH,), generator=rows)
         batch = Batch(ways.latents[chosen], Conditioning(), Trajectories(ways.points[chosen], ways.times, Conditioning()))
-        for update in method.updates(batch, PerSampleRandom(0, step, 0, BATCH)):
+        for update in method.updates(batch, step, PerSampleRandom(0, step, 0, BATCH)):
             update.loss.backward()
-            optimizers[update.optimizer].step()
-            optimizers[update.optimizer].zero_grad()
+            optimizers[update.optimizers[0]].step()
+            optimizers[update.optimizers[0]].zero_grad()
         method.after_step(step + 1)
     return method.networks.average
 

@@ -10,15 +10,8 @@ from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
-from gendistill.methods.progressive import (
-    WEIGHTINGS,
-    halving_target,
-    halving_times,
-    halvings,
-    prediction_loss,
-    sampled_times,
-    x_0_weight,
-)
+from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
+from gendistill.methods.progressive import WEIGHTINGS, prediction_loss, x_0_weight
 from gendistill.samplers import ddim_step, invert_ddim_step
 from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, expand_to, trailing
 

@@ -8,7 +8,8 @@ import torch
 from gendistill.data.batches import Batch
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, full_networks
-from gendistill.methods.progressive import Imitation, ProgressiveConfig, StepHalving, prediction_loss, sampled_times
+from gendistill.methods.halving import sampled_times
+from gendistill.methods.progressive import GuidanceDistillation, ProgressiveConfig, StepHalving, prediction_loss
 from gendistill.runtime.random import PerSampleRandom
 
 
@@ -24,18 +25,18 @@ def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked",
     config = ProgressiveConfig(**settings)
     if kind is StepHalving:
         return StepHalving(networks, guidance, config, 4)
-    return Imitation(networks, guidance, config, sampled_times(16, teacher.denoiser.schedule))
+    return GuidanceDistillation(networks, guidance, config, sampled_times(16, teacher.denoiser.schedule))
 
 
 def loss_at(method, batch, step):
-    (update,) = method.updates(batch, PerSampleRandom(0, step, 0, len(batch.latents)))
+    (update,) = method.updates(batch, step, PerSampleRandom(0, step, 0, len(batch.latents)))
     return update.loss
 
 
 def test_a_student_of_an_epsilon_teacher_goes_over_to_v_without_a_jump(teacher, generator):
     """The first thing that it is asked for is what it says already; asked for v at once it would be far off."""
     batch = batch_for(teacher, 16, generator)
-    gradually, at_once = (method_of(teacher, Imitation, dialect_steps=steps) for steps in (100, 0))
+    gradually, at_once = (method_of(teacher, GuidanceDistillation, dialect_steps=steps) for steps in (100, 0))
     assert loss_at(gradually, batch, 0) < 1e-12
     losses = [loss_at(gradually, batch, step).item() for step in (10, 50, 90, 99)]
     assert losses == sorted(losses)
@@ -44,7 +45,10 @@ def test_a_student_of_an_epsilon_teacher_goes_over_to_v_without_a_jump(teacher, 
 
 
 def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for(teacher, generator):
-    batch, method = batch_for(teacher, 8, generator), method_of(teacher, Imitation, dialect_steps=10, weighting="uniform")
+    batch, method = (
+        batch_for(teacher, 8, generator),
+        method_of(teacher, GuidanceDistillation, dialect_steps=10, weighting="uniform"),
+    )
     called = []
     student = method.networks.student
     method.networks.student = lambda *arguments: called.append(student(*arguments)) or called[-1]
@@ -56,13 +60,13 @@ def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for
 
 
 def test_the_dialect_of_the_student_that_is_validated_does_not_change_on_the_way(teacher, generator):
-    method = method_of(teacher, Imitation, dialect_steps=100)
+    method = method_of(teacher, GuidanceDistillation, dialect_steps=100)
     loss_at(method, batch_for(teacher, 2, generator), 30)
     assert method.networks.student.share == method.networks.average.share == 1.0
     assert method.networks.average.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize("kind", [Imitation, StepHalving])
+@pytest.mark.parametrize("kind", [GuidanceDistillation, StepHalving])
 def test_a_student_begins_with_noise_alone_as_its_sampler_does_and_sees_data_later(teacher, generator, kind):
     batch, seen = batch_for(teacher, 64, generator), {}
     for name, latents in (("data", batch.latents), ("other data", batch.latents + 1)):
@@ -79,7 +83,7 @@ def test_a_student_begins_with_noise_alone_as_its_sampler_does_and_sees_data_lat
 
 def test_the_guided_pair_is_one_call_of_the_teacher_and_a_halving_two(teacher, generator):
     batch = batch_for(teacher, 6, generator)
-    for kind, expected in ((Imitation, [12]), (StepHalving, [6, 6])):
+    for kind, expected in ((GuidanceDistillation, [12]), (StepHalving, [6, 6])):
         method, sizes = method_of(teacher, kind, scale=3.0), []
         hook = method.networks.teacher.network.register_forward_pre_hook(
             lambda module, arguments, sizes=sizes: sizes.append(len(arguments[0]))
@@ -90,7 +94,10 @@ def test_the_guided_pair_is_one_call_of_the_teacher_and_a_halving_two(teacher, g
 
 
 def test_scales_are_drawn_over_the_range_and_told_to_the_student(teacher, generator):
-    batch, method = batch_for(teacher, 64, generator), method_of(teacher, Imitation, mode="embedded", dialect_steps=0)
+    batch, method = (
+        batch_for(teacher, 64, generator),
+        method_of(teacher, GuidanceDistillation, mode="embedded", dialect_steps=0),
+    )
     told = []
     method.loss = lambda x_t, t, conditioning, *rest: told.append(conditioning.guidance_scale) or torch.zeros(())
     loss_at(method, batch, 0)

@@ -11,7 +11,8 @@ from torch import nn
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.prediction import Prediction
-from gendistill.methods.progressive import Halving, halving_target, halving_times, halvings, prediction_loss
+from gendistill.methods.halving import Halving, halving_target, halving_times, halvings
+from gendistill.methods.progressive import prediction_loss
 from gendistill.samplers import ddim_step
 from gendistill.schedulers import NoiseSchedule, expand_to
 

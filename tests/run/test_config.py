@@ -3,6 +3,8 @@
 import pytest
 import yaml
 
+from gendistill.methods import outline_of
+from gendistill.methods.progressive import network_calls
 from gendistill.run.config import DistillConfig, load_config, save_config
 from gendistill.settings.section import setting_names
 from gendistill.training.trainer_config import TrainerConfig
@@ -69,16 +71,17 @@ def test_stages_that_cannot_be_are_named_with_those_that_can(settings, sentence)
 def test_a_stage_is_trained_by_the_settings_of_all_and_its_own_over_them(tmp_path):
     (tmp_path / "config.yaml").write_text("progressive: {stages: {imitation: {max_steps: 7}, 4: {patience: 2}}}")
     config = load_config(tmp_path / "config.yaml", HALVED | {"trainer.max_steps": 5, "progressive.stages.4.batch_size": 64})
-    assert [config.trainer_of(stage).max_steps for stage in ("imitation", "8", "4")] == [7, 5, 5]
-    assert [config.trainer_of(stage).patience for stage in ("imitation", "4")] == [None, 2]
-    assert config.trainer_of("4").batch_size == 64
+    trainers = {stage.name: stage.trainer for stage in outline_of(config)}
+    assert [trainers[stage].max_steps for stage in ("imitation", "8", "4")] == [7, 5, 5]
+    assert [trainers[stage].patience for stage in ("imitation", "4")] == [None, 2]
+    assert trainers["4"].batch_size == 64
     save_config(config, tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml") == config
 
 
 def test_the_stochastic_sampler_makes_two_calls_of_a_students_step():
     config = load_config(None, HALVED | {"steps": [4, 8], "progressive.sampler": "stochastic"})
-    assert config.halved_to() == [64, 32, 16, 8, 4]
+    assert network_calls(config) == [64, 32, 16, 8, 4]
 
 
 def nested(settings):

@@ -80,9 +80,9 @@ def test_the_method_hears_of_diversity_after_the_start_only(validator):
     method = tiny_method()
     judge = validator(method)
     judge(0)
-    assert method.memory()["diversity"] is None
+    assert method.state_dict()["diversity"] is None
     relative = judge(2).figures["diversity"]
-    assert method.memory()["diversity"] == method.memory()["most_diverse"] == relative
+    assert method.state_dict()["diversity"] == method.state_dict()["most_diverse"] == relative
 
 
 def test_a_teacher_that_always_paints_the_same_is_no_reason_to_fail(validator):

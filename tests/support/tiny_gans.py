@@ -87,7 +87,7 @@ def step_of(method, data=None, step=0, learn=None, batch=BATCH):
     data = data or NoData()
     random = PerSampleRandom(5, step, 0, batch)
     updates = []
-    for update in method.updates(data.batch(data.rows_of_step(5, step, batch), random), random):
+    for update in method.updates(data.batch(data.rows_of_step(5, step, batch), random), step, random):
         if learn:
             learn(update)
         updates.append(update)

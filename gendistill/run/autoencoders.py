@@ -1,0 +1,153 @@
+"""Runs of autoencoders: a pipeline in, the same pipeline with a tiny autoencoder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torchvision.utils import make_grid
+
+import gendistill
+from gendistill.data.decoded import DecodedData, prepare_decoded
+from gendistill.data.encode import weights_fingerprint
+from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by
+from gendistill.evaluation.decoder_figures import ROUND_TRIPS, DecoderFigures, measure_decoder
+from gendistill.export.student_folder import open_in_float32
+from gendistill.methods import RunConfig, Stage, recipe_of
+from gendistill.methods.decoder import AutoencoderContext
+from gendistill.metrics.features.feature_extractor import load_extractor
+from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networks
+from gendistill.run.validation import save_picture
+from gendistill.runtime.files import replace_folder
+from gendistill.runtime.progress import advancing_bar
+from gendistill.training.trainer import TrainingResult, Validate, Validation
+
+FIGURES = "decoder.json"
+SHOWN = 16
+CARD = """\
+---
+library_name: diffusers
+base_model: {teacher}
+license: other
+tags: [gendistill, distillation, autoencoder]
+---
+
+# {teacher} with a tiny autoencoder
+
+The pipeline as it was, with an `AutoencoderTiny` that shares its latent space in the place of its `AutoencoderKL`. Made by
+gendistill {version}; {steps} steps.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
+```
+
+{figures}. All of them: `{file}`.
+
+Weights of the autoencoder that it learned from: sha256 {hash}. Learned on: {data}.
+"""
+
+
+class AutoencoderRun:
+    """A run that distills a latent space's autoencoder; see `run.distill.RunOfKind`."""
+
+    def __init__(self, config: RunConfig, processes: PartialState) -> None:
+        self.config, self.processes = config, processes
+        self.teacher = load_teacher(
+            config.teacher,
+            config=config.teacher_config,
+            revision=config.teacher_revision,
+            resolution=config.data.resolution if config.data.path else None,
+            dtype=getattr(torch, config.dtype),
+            device=processes.device,
+        )
+        recipe_of(config).check(config, self.teacher)
+        self.codec = self.teacher.codec
+
+    require_teacher = staticmethod(DenoiserRun.require_teacher)
+
+    @staticmethod
+    def describe(config: RunConfig) -> tuple[str, str, str]:
+        teacher, _, texts = describe_networks(config)
+        width, blocks, start = config.decoder.width, config.decoder.blocks, config.decoder.start
+        tiny = (
+            f"a tiny autoencoder of {width} channels, blocks of a resolution: {blocks}" if start is None else f"that of {start}"
+        )
+        return teacher, f"{tiny}; the teacher's network stays as it is", describe_data(config, texts)
+
+    def prepare(self) -> None:
+        config, teacher = self.config, self.teacher
+        with advancing_bar("encoding and decoding") as progress:
+            self.decoded = prepare_decoded(config.data, teacher, config.seed, progress, config.decoder.copies)
+        self.held_out = self.decoded
+        if config.validation_reference is not None:
+            others = config.data.model_copy(update={"path": config.validation_reference, "prompts": None})
+            with advancing_bar("encoding and decoding what is held out") as progress:
+                self.held_out = prepare_decoded(others, teacher, config.seed, progress)
+
+    def stages(self) -> Iterator[Stage]:
+        return recipe_of(self.config).stages(AutoencoderContext(self.config, self.codec))
+
+    def data(self, stage: Stage) -> DecodedData:
+        return self.decoded
+
+    def validator(self, stage: Stage, samples: Path) -> Validate:
+        return DecoderValidator(stage.method.networks, self.held_out, self.config.trainer.num_validation, samples)
+
+    def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[DecoderFigures, str]:
+        config, average = self.config, stage.method.networks.average
+        extractor = load_extractor(config.validation_extractor or "emoji", str(self.processes.device))
+        num = config.trainer.num_validation
+        figures = measure_decoder(self.codec, average, self.held_out, num=num, extractor=extractor)
+        if self.processes.is_main_process:
+            self._write(folder, average, training, figures)
+        return figures, figures.describe()
+
+    def _write(self, folder: Path, tiny: torch.nn.Module, training: TrainingResult, figures: DecoderFigures) -> None:
+        """The pipeline with the tiny autoencoder, whole or not at all."""
+        temporary, teacher = folder.with_name(f".{folder.name}"), self.teacher
+        shutil.rmtree(temporary, ignore_errors=True)
+        tiny.to(memory_format=torch.contiguous_format)  # which safetensors keeps
+        pipeline = teacher.family.student_pipeline(teacher.pipeline, {"vae": tiny})
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        open_in_float32(temporary)
+        times = [dataclasses.asdict(time) for time in figures.times]
+        measured = {**figures.as_json(), "steps": training.steps, "best_step": training.best_step, "times": times}
+        (temporary / FIGURES).write_text(json.dumps(measured, indent=1))
+        card = CARD.format(
+            teacher=self.config.teacher,
+            version=gendistill.__version__,
+            steps=training.steps,
+            figures=figures.describe(),
+            file=FIGURES,
+            hash=weights_fingerprint(teacher.codec.networks["vae"]),
+            data=self.decoded.cache.provenance.get("described", "unknown"),
+        )
+        (temporary / "README.md").write_text(card)
+        replace_folder(temporary, folder)
+
+
+class DecoderValidator:
+    """Validates the average by the images that its decoder makes of the latents of held-out images."""
+
+    def __init__(self, networks: TinyNetworks, data: DecodedData, num: int, samples: Path) -> None:
+        self.networks, self.data, self.num, self.samples = networks, data, num, samples
+
+    def __call__(self, step: int) -> Validation:
+        """By the PSNR of the tiny decoder, which is finite whatever the images are; and a grid: images, the teacher's
+        reconstructions of them, the student's."""
+        networks = self.networks
+        figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, of_encoder=False, batch_sizes=())
+        batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
+        made = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
+        rows = torch.cat([batch.pictures, batch.decoded, made])
+        save_picture(make_grid(rows / 2 + 0.5, nrow=len(made)), self.samples / f"step-{step:06d}.png")
+        values = figures.as_json()
+        return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: values[name] for name in ("psnr", "psnr_lost")})

@@ -1,0 +1,237 @@
+"""Runs of denoisers: a diffusers pipeline in, the same pipeline with a few-step or smaller network out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import PartialState, init_empty_weights
+
+from gendistill.data.batches import LatentData
+from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts, weights_fingerprint
+from gendistill.data.sources.prompts import Prompts
+from gendistill.data.sources.source import open_source
+from gendistill.data.trajectories import TrajectoryData, paint_trajectories
+from gendistill.diffusion.families import Family, family_called
+from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
+from gendistill.export.student_folder import export_student
+from gendistill.gan.folder import is_gan_folder
+from gendistill.methods import RunConfig, Stage, denoiser_stages, recipe_of
+from gendistill.methods.compression import compressed_config
+from gendistill.methods.denoiser import DenoiserContext
+from gendistill.methods.registry import compresses
+from gendistill.networks.classes import is_class_path
+from gendistill.networks.pruning.unet import share_of_macs
+from gendistill.run.provenance import provenance_of
+from gendistill.run.validation import Validator, scheduler_of, validation_judge
+from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers import StudentSpec
+from gendistill.samplers.loading import configs_of, open_student
+from gendistill.schedulers import solver_eta
+from gendistill.training.trainer import TrainingResult, Validate
+
+
+class DenoiserRun:
+    """A run that distills a denoiser; see `run.distill.RunOfKind`."""
+
+    def __init__(self, config: RunConfig, processes: PartialState) -> None:
+        self.processes = processes
+        self.teacher = load_teacher(
+            config.teacher,
+            config=config.teacher_config,
+            revision=config.teacher_revision,
+            resolution=config.data.resolution if config.data.path else None,  # what a teacher generates has its own size
+            dtype=getattr(torch, config.dtype),
+            device=processes.device,
+        )
+        self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
+        recipe_of(config).check(self.config, self.teacher)
+        if compresses(config):
+            compressed_config(self.teacher.network.config, config.compress)  # whether it can be, before anything is encoded
+        self.start = starting_network(self.config, self.teacher)
+
+    @staticmethod
+    def require_teacher(config: RunConfig) -> None:
+        if is_gan_folder(Path(config.teacher)) or is_class_path(config.teacher):
+            raise ValueError(
+                f"teacher {config.teacher}: is a GAN, which --method {config.method} cannot distill; takes --method gan"
+            )
+
+    @staticmethod
+    def describe(config: RunConfig) -> tuple[str, str, str]:
+        teacher, trained, texts = describe_networks(config)
+        return teacher, trained, describe_data(config, texts)
+
+    def prepare(self) -> None:
+        config, teacher = self.config, self.teacher
+        with advancing_bar("encoding") as progress:
+            self.latents = prepare_data(config.data, teacher, config.seed, progress)
+        self.learned_on: LatentData | TrajectoryData = self.latents
+        if recipe_of(config).data_needs(config) == "trajectories":
+            with advancing_bar("painting trajectories") as progress:
+                texts = partial(training_texts, config.data, teacher, self.latents, config.seed)
+                self.learned_on = paint_trajectories(
+                    teacher, self.latents, config.align, config.guidance, config.data.cache, progress, texts=texts
+                )
+        with self.processes.local_main_process_first():  # which reads the reference for the others of its machine
+            self.judge = validation_judge(config, teacher, self.latents)
+
+    def stages(self) -> Iterator[Stage]:
+        teacher = self.teacher
+        return denoiser_stages(
+            DenoiserContext(self.config, teacher.denoiser, teacher.unconditional(), self.start, opened=teacher)
+        )
+
+    def data(self, stage: Stage) -> LatentData | TrajectoryData:
+        return self.learned_on if stage.data is None else stage.data(self.learned_on)
+
+    def validator(self, stage: Stage, samples: Path) -> Validate:
+        return Validator(self.config, self.teacher, stage, self.judge, samples)
+
+    def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
+        """The student is sampled by the solver that validated best."""
+        config, teacher, networks = self.config, self.teacher, stage.method.networks
+        assert training.best is not None  # the validator has judged at least the start
+        solver = training.best.figures["solver"]
+        scheduler = scheduler_of(solver, config, teacher, stage)
+        spec = StudentSpec(
+            method=config.method,
+            teacher=config.teacher,
+            num_inference_steps=tuple(stage.steps),
+            solver=solver,
+            scheduler_class=type(scheduler).__name__,
+            scheduler_config={name: value for name, value in scheduler.config.items() if not name.startswith("_")},
+            guidance=config.guidance.mode,
+            guidance_scale=config.guidance.scale,
+            guidance_range=config.guidance.range if config.guidance.mode == "embedded" else None,
+            prediction_type=networks.average.prediction_type,
+            lora=config.lora.enabled,
+            quantization=config.quantization,
+            eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
+            teacher_config=config.teacher_config,
+            teacher_revision=teacher.commit or config.teacher_revision,
+            figures={"validation": training.best.score},
+        )
+        if self.processes.is_main_process:
+            export_student(folder, teacher, networks, spec, scheduler, self._provenance(stage, training))
+        return spec, f"{spec.method} student, sampled by {spec.solver}"
+
+    def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
+        teacher, network = self.teacher, stage.method.networks.average.network
+        described: dict[str, Any] = {"teacher commit": teacher.commit} if teacher.commit else {}
+        if compresses(self.config):
+            fraction = share_of_macs(teacher.network.config, network.config)
+            described["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"
+        return {
+            **described,
+            "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
+            "data": self.learned_on.described,
+            **provenance_of(self.config, stage, training),
+        }
+
+
+def starting_network(config: RunConfig, teacher: Any) -> Any:
+    """The network of the student that `config.start` names; None where it names none.
+
+    Raises:
+        ValueError: it cannot be opened, or its network is of another kind than the teacher's.
+    """
+    if config.start is None:
+        return None
+    pipeline, spec = open_student(config.start)
+    if spec is not None and spec.lora:
+        raise ValueError(f"start {config.start}: is a LoRA; takes a student with all its weights")
+    found, expected = pipeline.unet.config, teacher.network.config
+    for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"start {config.start}: its network has {name} {found.get(name)}; takes {expected.get(name)}, the teacher's"
+            )
+    if spec is not None and spec.prediction_type != teacher.denoiser.prediction_type:
+        raise ValueError(
+            f"start {config.start}: predicts {spec.prediction_type}; takes a student that predicts "
+            f"{teacher.denoiser.prediction_type}, as its teacher does"
+        )
+    return pipeline.unet.to(teacher.pipeline.device)
+
+
+def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:
+    """The config as its teacher can meet it: without classifier-free guidance every scale is 1.
+
+    Raises:
+        ValueError: guidance was asked for where there is none, or a LoRA where diffusers loads none.
+    """
+    kind = f"teacher {config.teacher} ({pipeline_class})"
+    if config.lora.enabled and not family.lora:
+        raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
+    if family.drawing.guided:
+        return config
+    given = config.guidance.model_fields_set
+    if (config.guidance.scale > 1 and "scale" in given) or config.guidance.mode != "baked":
+        raise ValueError(f"guidance: {kind} knows no guidance; takes the mode 'baked' with a scale of 1")
+    return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": 1.0})})
+
+
+def describe_networks(config: RunConfig) -> tuple[str, str, bool]:
+    """The teacher and what of it is trained, in words, and whether its prompts are texts."""
+    smaller = " of a smaller network" if compresses(config) else ""
+    what = f"a LoRA of rank {config.lora.rank}{smaller}" if config.lora.enabled else f"all weights{smaller}"
+    folder = configs_of(config.teacher, config=config.teacher_config, revision=config.teacher_revision)
+    if folder is None:
+        return f"{config.teacher}, on the hub", what, True
+    index = json.loads((folder / "model_index.json").read_text())
+    family = family_called(index["_class_name"])
+    fitting(config, family, index["_class_name"])
+    total, trained = count_parameters(folder / "unet", index["unet"][1], config)
+    return (
+        f"{config.teacher}, a {index['_class_name']} of {total / 1e6:,.2f} M parameters",
+        f"{what}, {trained / 1e6:,.2f} M parameters",
+        family.drawing.texts,
+    )
+
+
+def count_parameters(folder: Path, network_class: str, config: RunConfig) -> tuple[int, int]:
+    """How many parameters a network has, and how many of them or of its adapter are trained.
+
+    Args:
+        folder: with the network's config.json.
+        network_class: diffusers' name of it.
+    """
+    kind = getattr(diffusers, network_class)
+    embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" else {}
+    with init_empty_weights():
+        network: Any = kind.from_config(kind.load_config(folder))
+        smaller = compressed_config(network.config, config.compress) if compresses(config) else network.config
+        student: Any = kind.from_config(smaller, **embedded)
+        if config.lora.enabled:
+            student.requires_grad_(False).add_adapter(lora_config(config.lora.rank, config.lora.alpha))
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    return network.num_parameters(), trained
+
+
+def describe_data(config: RunConfig, texts: bool) -> str:
+    """What is learned on, in words.
+
+    Args:
+        texts: whether the teacher's prompts are texts, so that it needs some.
+    """
+    data = config.data
+    if (data.path and data.prompts) or (texts and not data.path and not data.prompts):
+        raise ValueError(NOTHING_TO_LEARN_ON)
+    if data.path is not None:
+        source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+        what = source.describe()
+    else:
+        prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all that it knows"
+        what = f"{data.num_synthetic} pictures that the teacher paints of {prompts}"
+    if recipe_of(config).data_needs(config) == "trajectories":
+        what += (
+            f" and {config.align.trajectories} trajectories of {config.align.trajectory_steps} steps that the teacher paints"
+        )
+    return f"{what}; encoded into {data.cache}"

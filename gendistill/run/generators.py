@@ -1,0 +1,128 @@
+"""Runs of GANs: a generator in, a folder with a smaller one out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from gendistill.data.encode import weights_fingerprint
+from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_images import prepare_pictures
+from gendistill.data.gan_pairs import paint_pairs
+from gendistill.data.sources.source import open_source
+from gendistill.gan.folder import Gan
+from gendistill.gan.gan_export import export_student
+from gendistill.gan.gan_loading import TAKES, describe, open_teacher
+from gendistill.gan.generator import FASTEST
+from gendistill.methods import RunConfig, Stage, recipe_of
+from gendistill.methods.gan_build import GeneratorContext
+from gendistill.methods.gan_start import start_student
+from gendistill.metrics.features.feature_extractor import load_extractor
+from gendistill.run.gan_validation import GeneratorValidator
+from gendistill.run.provenance import provenance_of
+from gendistill.runtime.progress import advancing_bar
+from gendistill.training.trainer import TrainingData, TrainingResult, Validate
+
+
+class GeneratorRun:
+    """A run that distills a GAN; see `run.distill.RunOfKind`."""
+
+    def __init__(self, config: RunConfig, processes: PartialState) -> None:
+        self.config, self.processes = config, processes
+        self.teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
+        _report(describe(self.teacher))
+        recipe_of(config).check(config, self.teacher)
+        if self.teacher.generator.differentiable:
+            self.teacher.generator.network.to(memory_format=FASTEST)
+
+    @staticmethod
+    def require_teacher(config: RunConfig) -> None:
+        if (Path(config.teacher) / "model_index.json").is_file():
+            raise ValueError(f"teacher {config.teacher}: is a diffusion model; --method {config.method} {TAKES}")
+
+    @staticmethod
+    def describe(config: RunConfig) -> tuple[str, str, str]:
+        """What a GAN is shows by opening it, and its student's size by pruning it."""
+        teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
+        data, what = config.data, "none: the teacher's pictures are the real ones"
+        if data.path is not None:
+            source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+            what = f"{source.describe()}; brought to size into {data.cache}"
+        start = start_student(teacher, config.compress, NoData(), config.seed)
+        return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", what
+
+    def prepare(self) -> None:
+        config, generator = self.config, self.teacher.generator
+        with advancing_bar("reading the pictures") as progress:
+            self.images = prepare_pictures(config.data, generator.spec, config.seed, progress)
+        self.learned_on: TrainingData = self.images
+        if config.gan.pairs:
+            with advancing_bar("painting pairs") as progress:
+                generator.network.to(self.processes.device)
+                self.learned_on = paint_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
+
+    def stages(self) -> Iterator[Stage]:
+        config, teacher, device = self.config, self.teacher, self.processes.device
+        with self.processes.local_main_process_first():
+            self.start = start_student(teacher, config.compress, self.images, config.seed)
+        _report(f"student: {self.start.describe()}")
+        for layer, reason in self.start.kept_whole.items():
+            _report(f"kept whole: {layer} ({reason})")
+        yield from recipe_of(config).stages(GeneratorContext(config, teacher, self.start, self.images, device))
+
+    def data(self, stage: Stage) -> TrainingData:
+        return self.learned_on
+
+    def validator(self, stage: Stage, samples: Path) -> Validate:
+        config, device = self.config, self.processes.device
+        extractor = load_extractor(config.validation_extractor or "emoji", str(device))
+        num = config.trainer.num_validation
+        return GeneratorValidator(stage.method, self.images, extractor, samples, num=num, seed=config.seed, device=device)
+
+    def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
+        """The average that validated best, with the discriminator as it was at the end."""
+        config, start, average = self.config, self.start, stage.method.networks.average
+        assert training.best is not None  # the validator has judged at least the start
+        described: dict[str, Any] = {
+            "method": config.method,
+            "teacher": config.teacher,
+            "teacher_config": config.teacher_config,
+            "generator": config.generator.model_dump(mode="json"),
+            "compress": config.compress.factor,
+            "macs": start.macs,
+            "parameters": start.parameters,
+            "teacher_macs": start.teacher_macs,
+            "teacher_parameters": start.teacher_parameters,
+            "figures": training.best.figures,
+            "steps": training.steps,
+        }
+        average.network.to(memory_format=torch.contiguous_format)  # as files hold it
+        student = Gan(average, start.source, student=described)
+        if self.processes.is_main_process:
+            export_student(folder, student, self._provenance(stage, training))
+        return student, f"{config.method} student; {start.describe()}"
+
+    def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
+        config, start, images = self.config, self.start, self.images
+        real = isinstance(images, PictureData)
+        data = images.cache.provenance.get("described", "unknown") if real else "none: the teacher's pictures"
+        return {
+            "teacher": config.teacher,
+            "teacher network": f"sha256 {weights_fingerprint(self.teacher.generator.network)}",
+            "multiply-accumulates": f"{start.macs:,} a picture, the teacher's {start.teacher_macs:,}",
+            "parameters": f"{start.parameters:,}, the teacher's {start.teacher_parameters:,}",
+            "data": data,
+            **provenance_of(config, stage, training),
+            **({"ended": training.ended} if training.ended else {}),
+            **({name: f"{value:.4g}" for name, value in training.best.figures.items()} if training.best else {}),
+        }
+
+
+def _report(sentence: str) -> None:
+    if PartialState().is_main_process:
+        print(sentence, file=sys.stderr)

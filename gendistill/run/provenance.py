@@ -1,0 +1,24 @@
+"""What a student's card says of how it was made, whatever kind it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+import gendistill
+from gendistill.methods import RunConfig, Stage
+from gendistill.training.trainer import TrainingResult
+
+
+def provenance_of(config: RunConfig, stage: Stage, training: TrainingResult) -> dict[str, Any]:
+    """Steps, time, seed and versions, by their names on the card."""
+    return {
+        "steps trained": f"{training.steps} at batch {stage.trainer.batch_size}, best at {training.best_step}",
+        "minutes": f"{training.seconds / 60:.1f}",
+        "seed": config.seed,
+        "versions": f"gendistill {gendistill.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"transformers {transformers.__version__}",
+    }
