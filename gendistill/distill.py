@@ -73,8 +73,7 @@ def distill(config: DistillConfig, *, resume: bool = False) -> Result:
         Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
     run = make_folder(Path(config.out))
-    if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
-        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    require_free(run, resume)  # before the encoding, and before config.yaml is written
     require_fitting_teacher(config)
     processes = join_processes(config.trainer, usable_device(config.device))
     with told_in_a_sentence(config, processes.num_processes):
@@ -88,6 +87,7 @@ def distill(config: DistillConfig, *, resume: bool = False) -> Result:
         return result
 
 
+WRITTEN = ("config.yaml", "log.jsonl", "checkpoints", "stages")  # that a run has before its student
 OTHERS: dict[str, Run] = {"gan": distill_generator, "decoder": distill_decoder}  # of what is no denoiser
 
 
@@ -103,9 +103,21 @@ def require_fitting_teacher(config: DistillConfig) -> None:
         )
 
 
-def is_begun(run: Path) -> bool:
-    """Whether a run folder holds checkpoints, of any stage."""
-    return any(Checkpoints(folder).steps() for folder in (run / "checkpoints", *run.glob("stages/*/checkpoints")))
+def require_free(run: Path, resume: bool) -> None:
+    """ValueError where a folder holds a run that is not resumed, or a student without any checkpoints to resume from."""
+    students = [folder for folder in (run / "student", *run.glob("student-*")) if folder.exists()]
+    if not resume and (students or any((run / name).exists() for name in WRITTEN)):
+        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    stages = (run, *run.glob("stages/*"))
+    if students and not any(Checkpoints(folder / "checkpoints").steps() for folder in stages):
+        raise replaces(students[0])
+
+
+def replaces(student: Path) -> ValueError:
+    return ValueError(
+        f"out {student.parent} holds {student.name} but no checkpoint of it to resume from, so that a new one would replace "
+        f"it; takes another folder, or this one once {student.name} is moved elsewhere"
+    )
 
 
 def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: bool) -> DistillResult:
@@ -162,6 +174,8 @@ def _train(
 ) -> DistillResult | None:
     """Train a stage to its end and write its student, where it has one."""
     folder = make_folder(run / stage.folder)
+    if stage.student is not None and (run / stage.student).exists() and not Checkpoints(folder / "checkpoints").steps():
+        raise replaces(run / stage.student)  # the checkpoints of other stages are there
     validator = Validator(config, teacher, stage, judge, folder / "samples")
     cpu = processes.device.type == "cpu"
     trainer = Trainer(stage.method, data, stage.trainer, folder, seed=seed, validate=validator, cpu=cpu)

@@ -18,7 +18,7 @@ from gendistill.data.prompts import Prompts
 from gendistill.data.sources import open_source
 from gendistill.diffusion.families import family_called
 from gendistill.diffusion.networks import GUIDANCE_EMBEDDING, lora_config
-from gendistill.distill import fitting, require_fitting_teacher
+from gendistill.distill import fitting, require_fitting_teacher, require_free
 from gendistill.gan.opening import describe, open_teacher
 from gendistill.methods.compression import compressed_config
 from gendistill.methods.gan_start import start_student
@@ -184,11 +184,10 @@ def _data(config: DistillConfig, texts: bool) -> str:
 
 def _resume(run: Path, resume: bool) -> str:
     """Where it would go on: in the last stage that has a checkpoint."""
+    require_free(run, resume)
     folders = [folder for folder in (run, *run.glob("stages/*")) if Checkpoints(folder / "checkpoints").steps()]
     if not folders:
         return "nothing to go on from; starts at step 0"
-    if not resume:
-        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
     last = max(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
     name = Checkpoints(last / "checkpoints").steps()[-1]
     return f"goes on from {name}" + ("" if last == run else f" of stage {last.name}")
