@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
 from gendistill.samplers.families import require_supported
+from gendistill.samplers.missing_weights import MissingWeightsError, open_text_encoders, require_loaded
 from gendistill.samplers.single_file import SUFFIXES, architecture_of, left_out, open_single_file
 from gendistill.samplers.spec import StudentSpec
 
@@ -33,13 +34,14 @@ def open_pipeline(
         revision: for a hub id: a branch, a tag or a commit.
 
     Raises:
-        ValueError: nothing is there, a part of it is missing, or it is of another family.
+        ValueError: nothing is there, a part of it or some of its weights are missing, or it is of another family.
     """
     path, folder = Path(source).expanduser(), configs_of(source, config=config, revision=revision)
     if folder is not None and path.suffix in SUFFIXES:
         pipeline = open_single_file(path, folder, dtype)
     else:
         pipeline = _open_folder(source, folder or _download(str(source), revision), dtype)
+    require_loaded(source, pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -101,7 +103,10 @@ def _download(hub_id: str, revision: str | None) -> Path:
 def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     index = _require_pipeline(source, folder)
     try:
-        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **left_out(index))
+        given = {**open_text_encoders(source, folder, index, dtype, use_safetensors=True), **left_out(index)}
+        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **given)
+    except MissingWeightsError:
+        raise
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # configs that do not fit
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from gendistill.samplers.families import require_supported
+from gendistill.samplers.missing_weights import require_all
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -58,7 +61,7 @@ def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float3
         folder: from `architecture_of`.
 
     Raises:
-        ValueError: the weights do not fit the architecture.
+        ValueError: the weights do not fit the architecture, or some are missing.
     """
     index = json.loads((folder / "model_index.json").read_text())
     given = {**_tokenizers(folder, index), **left_out(index)}
@@ -71,12 +74,24 @@ def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float3
             **given,
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # whatever weights of other shapes or names end in
+        if isinstance(error, NotImplementedError):  # of weights that diffusers found in no file, and made without numbers
+            _require_weights(file, folder)
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); takes another one") from error
     names, _ = _header(file)
     if "v_pred" in names or "ztsnr" in names:
         pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
     return pipeline
+
+
+def _require_weights(file: Path, folder: Path) -> None:
+    """MissingWeightsError where the UNet or the VAE of a checkpoint lacks weights."""
+    converters = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
+    for part, convert in converters.items():
+        config = json.loads((folder / part / "config.json").read_text())
+        with torch.device("meta"):
+            network = getattr(diffusers, config["_class_name"]).from_config(config)
+        require_all(file, part, network.state_dict().keys() - convert(load_file(file), config=config).keys())
 
 
 def left_out(index: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gendistill.diffusion.codec import LatentCodec
+from gendistill.samplers.missing_weights import require_loaded
 from gendistill.training.ema import MovingAverage
 
 FASTEST = torch.channels_last  # of weights, on a CPU
@@ -67,6 +68,7 @@ def started_autoencoder(source: str, vae: Any) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = str(error).strip().splitlines()[0]
         raise ValueError(f"decoder.start {source}: cannot be opened as an AutoencoderTiny: {why}") from error
+    require_loaded(source, {"vae": opened})
     ours, its = opened.config, vae.config
     levels = {len(ours["decoder_block_out_channels"]), len(ours["encoder_block_out_channels"])}
     if ours["latent_channels"] != its["latent_channels"] or levels != {len(its["block_out_channels"])}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,14 +19,16 @@ from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import open_in_float32
-from gendistill.runtime.files import replace_folder
+from gendistill.runtime.files import new_folder, written_aside
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.training.checkpoint import as_os_error
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED, PROMPT = 0, "a red apple on a table"
 PROGRAMS = ("onnx", "openvino")
+FOLDERS = ("diffusers", *PROGRAMS)  # the formats that are a folder; the others are a file
 FARTHEST = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # that rounding may move a pixel in [0, 1]
 
 
@@ -52,12 +54,13 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
 
     Args:
         kind: of `FORMATS`.
+        out: a folder that is new or empty, or a .safetensors file, which is replaced once the new one is complete.
         dtype: of the weights: float32, float16 or bfloat16; float16 where None, float32 for a program.
         prompt: of the picture; the first that the model knows, or one of ours, where None.
 
     Raises:
-        ValueError: there is no such format, it has no place for what the student is, or what was written draws another
-            picture; nothing is left at `out` then.
+        ValueError: there is no such format, it has no place for what the student is, `out` would replace something else,
+            the disk does not accept it, or what was written draws another picture; `out` stays as it was then.
     """
     if kind not in FORMATS:
         raise ValueError(f"--format {kind}: takes one of {', '.join(FORMATS)}")
@@ -69,16 +72,20 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     write, reopen, opened_by = FORMATS[kind]
     if kind in PROGRAMS:
         require_runtime(kind)
-    if kind not in ("diffusers", *PROGRAMS) and out.suffix != ".safetensors":
+    if kind not in FOLDERS and out.suffix != ".safetensors":
         raise ValueError(f"--out {out}: --format {kind} takes a .safetensors file")
+    out = out.resolve()
+    _require_vacant(out, kind)
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # whose weights are those of other programs
+    _require_no_input(out, student, sampler)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
     ours = _draw(sampler, prompts)
-    aside = out.with_name(f".{out.name}")
-    _remove(aside)
-    try:
+    with (new_folder if kind in FOLDERS else written_aside)(out) as aside:
         aside.parent.mkdir(parents=True, exist_ok=True)
-        write(sampler, aside, DTYPES[dtype])
+        try:
+            write(sampler, aside, DTYPES[dtype])
+        except SafetensorError as error:
+            raise as_os_error(error) or error from error
         reopened = reopen(sampler, aside)
         difference = (_draw(reopened, prompts) - ours).abs()
         if kind in PROGRAMS:  # the other half of its autoencoder is seen where a picture begins at one
@@ -86,9 +93,6 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
             difference = torch.cat([difference, (_draw(reopened, prompts, begun) - _draw(sampler, prompts, begun)).abs()])
         if (most := float(difference.max())) > FARTHEST[dtype]:
             raise ValueError(f"--format {kind}: what was written draws another picture (by {most:.2f}); nothing is kept")
-        replace_folder(aside, out) if aside.is_dir() else aside.replace(out)
-    finally:
-        _remove(aside)
     return Exported(out, opened_by, most, float(difference.mean()))
 
 
@@ -96,11 +100,26 @@ def _draw(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_IMAG
     return next(iter(sampler.pictures(prompts, [SEED], task=task)))
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _require_vacant(out: Path, kind: str) -> None:
+    """ValueError where a folder has something in it, or where a file and a folder are mistaken for each other."""
+    if kind not in FOLDERS:
+        if out.is_dir():
+            raise ValueError(f"--out {out}: is a folder; --format {kind} takes the name of a .safetensors file")
+        return
+    if out.is_dir():
+        if found := sorted(path.name for path in out.iterdir()):
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise ValueError(f"--out {out}: holds {found[0]}{more}, which would be lost; takes a new or an empty folder")
+    elif out.exists():
+        raise ValueError(f"--out {out}: is a file; --format {kind} takes a new or an empty folder")
+
+
+def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
+    """ValueError where the file to write is one that the student, or the teacher of its LoRA, is made of."""
+    sources = [student, sampler.spec.teacher] if sampler.spec is not None else [student]
+    for source in sources:
+        if out.is_file() and out.is_relative_to(Path(source).expanduser().resolve()):
+            raise ValueError(f"--out {out}: is a file of {source}, which would be lost; takes another name")
 
 
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:

@@ -59,6 +59,7 @@ class RunOfKind(Protocol):
         ...
 
 
+WRITTEN = ("config.yaml", "log.jsonl", "checkpoints", "stages")  # that a run has before its student
 KINDS: dict[str, Callable[[RunConfig, PartialState], RunOfKind]] = {
     "denoiser": DenoiserRun,
     "generator": GeneratorRun,
@@ -96,8 +97,7 @@ def distill(config: RunConfig, *, resume: bool = False) -> DistillResult:
         Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
     run = make_folder(Path(config.out))
-    if not resume and is_begun(run):  # before the encoding, and before config.yaml is written
-        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    require_free(run, resume)  # before the encoding, and before config.yaml is written
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
     processes = join_processes(config.trainer, usable_device(config.device))
@@ -111,9 +111,22 @@ def distill(config: RunConfig, *, resume: bool = False) -> DistillResult:
         return result
 
 
-def is_begun(run: Path) -> bool:
-    """Whether a run folder holds checkpoints, of any stage."""
-    return any(Checkpoints(folder).steps() for folder in (run / "checkpoints", *run.glob("stages/*/checkpoints")))
+def require_free(run: Path, resume: bool) -> None:
+    """ValueError where a folder holds a run that is not resumed, or a student without any checkpoints to resume from."""
+    students = [folder for folder in (run / "student", *run.glob("student-*")) if folder.exists()]
+    if not resume and (students or any((run / name).exists() for name in WRITTEN)):
+        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+    stages = (run, *run.glob("stages/*"))
+    if students and not any(Checkpoints(folder / "checkpoints").steps() for folder in stages):
+        raise replaces(students[0])
+
+
+def replaces(student: Path) -> ValueError:
+    """The error for a student that a new one would replace."""
+    return ValueError(
+        f"out {student.parent} holds {student.name} but no checkpoint of it to resume from, so that a new one would replace "
+        f"it; takes another folder, or this one once {student.name} is moved elsewhere"
+    )
 
 
 def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) -> DistillResult:
@@ -122,6 +135,8 @@ def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) 
     torch.manual_seed(config.seed)  # adapters and discriminators start at random
     for number, stage in enumerate(kind.stages()):
         folder = make_folder(run / stage.folder)
+        if stage.student is not None and (run / stage.student).exists() and not Checkpoints(folder / "checkpoints").steps():
+            raise replaces(run / stage.student)  # the checkpoints of other stages are there
         validate = kind.validator(stage, make_folder(folder / "samples"))
         if processes.is_main_process and not number:
             save_config(config, run / "config.yaml")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.methods import RunConfig, outline_of, recipe_of
-from gendistill.run.distill import KINDS
+from gendistill.run.distill import KINDS, require_free
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.trainer_config import TrainerConfig
 
@@ -65,11 +65,10 @@ def _length(trainer: TrainerConfig) -> str:
 
 def _resume(run: Path, resume: bool) -> str:
     """Where it would go on: in the last stage that has a checkpoint."""
+    require_free(run, resume)
     folders = [folder for folder in (run, *run.glob("stages/*")) if Checkpoints(folder / "checkpoints").steps()]
     if not folders:
         return "nothing to go on from; starts at step 0"
-    if not resume:
-        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
     last = max(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
     name = Checkpoints(last / "checkpoints").steps()[-1]
     return f"goes on from {name}" + ("" if last == run else f" of stage {last.name}")

@@ -30,6 +30,25 @@ def written_aside(final: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A name beside `final` to make a folder under, which becomes `final` if the block ends well.
+
+    Raises:
+        ValueError: the disk does not accept it, or there is something in `final`, which stays as it is.
+    """
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        if final.is_dir():
+            final.rmdir()  # refused by the system unless it is empty
+        os.replace(temporary, final)
+    except OSError as error:
+        raise ValueError(f"{final} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def replace_folder(aside: Path, final: Path) -> None:
     """Give a finished folder its final name; what stood there goes only once the new one is complete."""
     old = final.with_name(f".{final.name}.replaced")

@@ -14,6 +14,8 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
+from gendistill.samplers.missing_weights import require_loaded
+
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "does-it-fit"
 CONTROLLED = {
@@ -139,7 +141,9 @@ def with_control(pipeline: Any, control: Path) -> tuple[Any, str]:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no ControlNet")
     network, failed = pipeline.unet, f"{control.name} does not load"
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
-    opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings).to(pipeline.device), failed)
+    opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)
+    tried(lambda: require_loaded(control, {"controlnet": opened}), failed)
+    opened.to(pipeline.device)
     parts = {name: part for name, part in pipeline.components.items() if name not in LEFT_OUT}
     if kind is StableDiffusionControlNetPipeline:
         settings = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

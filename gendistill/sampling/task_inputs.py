@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_picture, fitted
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.missing_weights import require_loaded
 from gendistill.samplers.tasks import Task
 from gendistill.sampling.load_add_ons import require_control
 
@@ -38,7 +39,9 @@ def read_task(
         folder, file = control
         controls = _read(Path(file), "--control", sampler.size)
         require_control(folder, controls[0], sampler.size)
-        network = ControlNetModel.from_pretrained(folder, use_safetensors=True).to(sampler.device, sampler.pipeline.dtype)
+        network = ControlNetModel.from_pretrained(folder, use_safetensors=True)
+        require_loaded(folder, {"controlnet": network})
+        network = network.to(sampler.device, sampler.pipeline.dtype)
         controls = controls.expand(count, -1, -1, -1)
     pictures = None if picture is None else _read(picture, "--input", sampler.size).expand(count, -1, -1, -1)
     masks = (

@@ -128,7 +128,7 @@ def dinov2_features(
 
     local = Path(folder_or_id).is_dir()
     try:
-        model = AutoModel.from_pretrained(str(folder_or_id), use_safetensors=True)
+        model, loading = AutoModel.from_pretrained(str(folder_or_id), use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         if local:
             reason = str(error).split("\n", 1)[0]
@@ -136,6 +136,9 @@ def dinov2_features(
         raise unreachable(f"DINOv2 {str(folder_or_id)!r}", "the Hugging Face hub", error) from error
     if not model.config.model_type.startswith("dinov2"):
         raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; takes a DINOv2.")
+    if missing := sorted(loading["missing_keys"]):  # which transformers draws at random
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(f"extractor: {folder_or_id} lacks {len(missing)} of its weights ({names}); expects all of them.")
     name = "dinov2" if local or str(folder_or_id) == DINOV2 else str(folder_or_id).replace("/", "-").removeprefix("facebook-")
     name += "" if resize == "clean" else f"-{resize}"
     size = None if resize == "none" else min(DINOV2_SIZE, model.config.image_size)

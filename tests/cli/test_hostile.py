@@ -211,6 +211,24 @@ def with_numbers_that_are_none(place):
     save_file(tensors, weights)
 
 
+def without_weights(weights, words):
+    """A pipeline in whose file of weights those are missing whose names have `words` in them."""
+
+    def change(place):
+        tensors = load_file(place / weights)
+        kept = {name: tensor for name, tensor in tensors.items() if words not in name}
+        assert len(kept) < len(tensors)
+        save_file(kept, place / weights, metadata={"format": "pt"})
+
+    return change
+
+
+def with_a_lora_that_is_not_fused(place):
+    """The names that PEFT gives a network's own weights while a LoRA is beside them."""
+    tensors = load_file(place / WEIGHTS)
+    save_file({name.replace(".to_q.", ".to_q.base_layer."): of for name, of in tensors.items()}, place / WEIGHTS)
+
+
 def with_settings(part, **settings):
     def change(place):
         path = place / part
@@ -248,6 +266,24 @@ TEACHERS = {
         "other cannot be opened as a diffusers pipeline",
     ),
     "weights that are no numbers": (teacher(with_numbers_that_are_none), "gives numbers that are not finite"),
+    "no weights of a layer of the text encoder": (
+        teacher(without_weights("text_encoder/model.safetensors", "layers.0.mlp")),
+        "other lacks 4 of the weights of its text_encoder (encoder.layers.0.mlp.fc1.bias, "
+        "encoder.layers.0.mlp.fc1.weight, encoder.layers.0.mlp.fc2.bias and 1 more); expects all of them",
+    ),
+    "no weights of a layer of the UNet": (
+        teacher(without_weights(WEIGHTS, "conv_in")),
+        "other lacks 2 of the weights of its unet (conv_in.bias, conv_in.weight); expects all of them",
+    ),
+    "no weights of a layer of the VAE": (
+        teacher(without_weights("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias")),
+        "other lacks 1 of the weights of its vae (decoder.conv_out.bias); expects all of them",
+    ),
+    "a LoRA that is not fused": (teacher(with_a_lora_that_is_not_fused), "and a LoRA fused before the network is saved"),
+    "a text encoder of other shapes": (
+        teacher(with_settings("text_encoder/config.json", intermediate_size=48)),
+        "other cannot be opened as a diffusers pipeline",
+    ),
     "a config that is no JSON": (teacher(with_bytes("unet/config.json", b"{")), "cannot be opened as a diffusers pipeline"),
     "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "other cannot be opened"),
     "a dialect that nobody knows": (

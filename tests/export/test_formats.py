@@ -2,10 +2,12 @@
 
 import gc
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import original_weights, unet_name
 from gendistill.run.distill import distill
+from gendistill.runtime.files import new_folder
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.single_file import ARCHITECTURES
 from gendistill.training.stopping import StopSignals
@@ -51,7 +54,8 @@ def student(family_folder, tmp_path_factory):
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
     out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
     assert export(str(student(family, lora)), kind, out).most < HALF
-    assert export(str(student(family, lora)), kind, out, dtype="float32").most < 1e-4
+    other = tmp_path / f"float32-{out.name}"
+    assert export(str(student(family, lora)), kind, other, dtype="float32").most < 1e-4
     assert not list(tmp_path.glob(".*"))
 
 
@@ -203,6 +207,78 @@ def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given
     with pytest.raises(ValueError, match="--dtype float16: --format onnx takes float32"):
         export("nowhere", "onnx", tmp_path / "programs", dtype="float16")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "onnx", "openvino"])
+def test_a_folder_with_something_in_it_is_refused_and_keeps_it(student, tmp_path, monkeypatch, kind):
+    shutil.copytree(student("sd1"), tmp_path / "run" / "student")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.jpg").write_text("precious")
+    (tmp_path / ".pictures").mkdir()
+    (tmp_path / "file").write_text("precious")
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path / "run")
+    for out, found in {
+        "../pictures": "holds cat.jpg,",
+        ".": "holds student,",
+        "student": "holds ",
+        "../file": "is a file",
+    }.items():
+        with pytest.raises(ValueError, match=f"^--out {(tmp_path / 'run' / out).resolve()}: {found}.* takes a new or an empty"):
+            export("student", kind, Path(out))
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_becomes_the_export_and_nothing_beside_it_is_touched(student, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / ".new").mkdir()
+    (tmp_path / ".new" / "settings").write_text("precious")
+    export(str(student("sd1")), "diffusers", tmp_path / "new")
+    assert (tmp_path / "new" / "model_index.json").is_file()
+    assert sorted(path.name for path in tmp_path.rglob(".*")) == [".new"]
+    assert (tmp_path / ".new" / "settings").read_text() == "precious"
+
+
+def test_a_folder_that_is_filled_while_the_student_is_written_is_kept(tmp_path):
+    def fill_both():
+        with new_folder(tmp_path / "out") as temporary:
+            temporary.mkdir()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "cat.jpg").write_text("precious")
+
+    with pytest.raises(ValueError, match="cannot be written: Directory not empty"):
+        fill_both()
+    assert contents(tmp_path) == {tmp_path / "out" / "cat.jpg": b"precious"}
+
+
+def test_a_file_is_replaced_unless_it_is_a_folder_or_part_of_what_is_exported(student, tmp_path):
+    shutil.copytree(student("sd1"), tmp_path / "student")
+    weights = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "old.safetensors").write_text("an earlier export")
+    (tmp_path / "a.safetensors").mkdir()
+    before = contents(tmp_path / "student")
+    with pytest.raises(ValueError, match=r"a\.safetensors: is a folder; --format checkpoint takes the name of a"):
+        export(str(tmp_path / "student"), "checkpoint", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=f"--out {weights}: is a file of {tmp_path / 'student'}, which would be lost"):
+        export(str(tmp_path / "student"), "checkpoint", weights)
+    assert contents(tmp_path / "student") == before
+    export(str(tmp_path / "student"), "checkpoint", tmp_path / "old.safetensors")
+    assert load_file(tmp_path / "old.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("checkpoint", "one.safetensors"), ("diffusers", "folder")])
+def test_a_disk_that_does_not_accept_the_export_is_one_sentence(student, tmp_path, kind, name):
+    command = [sys.executable, "-m", "gendistill.cli", "export", student("sd1"), "--format", kind, "--out", tmp_path / name]
+    limited = 'ulimit -f 100; exec "$@"'
+    done = subprocess.run(["bash", "-c", limited, "-", *command], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path / name} cannot be written: File too large" in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def contents(folder):
+    """The bytes of every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

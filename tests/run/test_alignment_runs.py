@@ -118,6 +118,8 @@ def test_a_generation_learns_from_the_one_before_it_and_goes_on_where_it_was_sto
     assert at_once.student_folder == tmp_path / "one" / "student"
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     shutil.rmtree(tmp_path / "other" / "stages" / "generation-2" / "checkpoints")
+    with pytest.raises(ValueError, match="holds student but no checkpoint of it to resume from"):
+        distill(settings("other", **born_again), resume=True)
     shutil.rmtree(tmp_path / "other" / "student")
     resumed = distill(settings("other", **born_again), resume=True)
     for name, tensor in at_once.networks.trained.items():

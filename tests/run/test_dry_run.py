@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from gendistill import cli
 from gendistill.diffusion.trained_networks import full_networks, lora_networks
 from gendistill.run.config import load_config
-from gendistill.run.dry_run import count_parameters, dry_run
+from gendistill.run.denoisers import count_parameters
+from gendistill.run.distill import distill
+from gendistill.run.dry_run import dry_run
 
 NAMES_OF_SD1 = ("model.diffusion_model.w", "first_stage_model.w", "cond_stage_model.transformer.w")
 
@@ -94,6 +96,31 @@ def test_a_run_that_is_there_is_gone_on_with_or_refused(place):
     assert dry_run(config, resume=True).resume == "goes on from step-00000040"
     with pytest.raises(ValueError, match="holds a run already; takes --resume"):
         dry_run(config)
+
+
+@pytest.mark.parametrize("part", ["student", "student-2", "config.yaml", "log.jsonl", "stages", "checkpoints"])
+def test_whatever_a_run_has_left_is_refused_without_resume_and_a_student_without_checkpoints_always(place, part):
+    (place / "run" / part).mkdir(parents=True)
+    config = load_config(None, {"teacher": "teacher", "data.prompts": "prompts.txt", "out": "run"})
+    for of in (dry_run, distill):
+        with pytest.raises(ValueError, match="out run holds a run already; takes --resume, or another folder"):
+            of(config)
+        if part.startswith("student"):
+            with pytest.raises(ValueError, match=f"holds {part} but no checkpoint of it to resume from.* takes another folder"):
+                of(config, resume=True)
+    assert [path.name for path in (place / "run").iterdir()] == [part]
+
+
+@pytest.mark.parametrize("method", ["gan", "decoder"])
+def test_a_student_of_any_method_is_not_replaced_by_a_second_run(place, gans, method):
+    (place / "run" / "student").mkdir(parents=True)
+    teacher = {"gan": {"teacher": str(gans["teacher"])}, "decoder": {"teacher": "teacher", "data.prompts": "prompts.txt"}}[
+        method
+    ]
+    config = load_config(None, {"method": method, "out": "run", **teacher})
+    for resume, sentence in {False: "holds a run already", True: "holds student but no checkpoint"}.items():
+        with pytest.raises(ValueError, match=sentence):
+            distill(config, resume=resume)
 
 
 @pytest.mark.parametrize(
