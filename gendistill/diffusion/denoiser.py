@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
-        output = self.call(self.network, x_t, t, conditioning)
+        with in_own_precision(self.network, x_t.device.type):
+            output = self.call(self.network, x_t, t, conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.share)
         if self.clip is None:
@@ -76,6 +78,18 @@ class Denoiser:
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""
         return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip, self.share)
+
+
+@contextmanager
+def in_own_precision(network: Any, device_type: str) -> Iterator[None]:
+    """Autocast off for a network in one half precision under autocast to the other: its layers take no mixture of both."""
+    dtype = next(network.parameters()).dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) != dtype:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    else:
+        yield
 
 
 def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import nn
 
 from gendistill.average import MovingAverage
-from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.denoiser import Denoiser, in_own_precision
 
 LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -140,4 +140,5 @@ class AdapterView(nn.Module):
         else:
             self.base.enable_adapters()
             self.base.set_adapter(self.adapter)
-        return self.base(*args, **kwargs)
+        with in_own_precision(self.base, next(self.base.parameters()).device.type):  # accelerate turns autocast on again
+            return self.base(*args, **kwargs)

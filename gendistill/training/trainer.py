@@ -195,7 +195,10 @@ class Trainer:
                     for name, value in update.given.items():
                         self.guard.note(self.step + 1, name, value.detach())
                     self.guard.watch(self.step + 1, update.optimizer, update.loss.detach())
-                    accelerator.backward(update.loss / config.gradient_accumulation_steps)
+                    with torch.autocast(
+                        accelerator.device.type, enabled=False
+                    ):  # gradients keep the dtypes of the forward pass
+                        accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
                         totals[name] = totals.get(name, 0) + value / config.gradient_accumulation_steps
                     for name in (update.optimizer, *update.beside) if last else ():
