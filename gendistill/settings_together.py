@@ -103,11 +103,6 @@ def _aligns(config: DistillConfig) -> None:
     align = config.align
     if align.weight != 0 and config.method in ("compression", "decoder", "gan"):
         raise ValueError(f"align.weight {align.weight}: --method {config.method} learns from no trajectories; takes 0")
-    if config.aligns and align.match.perceptual != 0 and config.lora.enabled and config.trainer.gradient_checkpointing:
-        raise ValueError(
-            "align.match.perceptual: looks through the network that the LoRA is on, which gradient checkpointing would "
-            "call again with the wrong adapter; takes 0, or trainer.gradient_checkpointing=false"
-        )
     # further students are students of alignment alone, all of whose weights are trained
     asked = {"generations": align.generations > 1, "partner": align.partner != "none"}
     for name in (name for name, is_asked in asked.items() if is_asked):

@@ -43,8 +43,7 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
-        with in_own_precision(self.network, x_t.device.type):
-            output = self.call(self.network, x_t, t, conditioning)
+        output = self.call(self.network, x_t, t, conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.share)
         if self.clip is None:
@@ -81,9 +80,8 @@ class Denoiser:
 
 
 @contextmanager
-def in_own_precision(network: Any, device_type: str) -> Iterator[None]:
+def in_own_precision(dtype: torch.dtype, device_type: str) -> Iterator[None]:
     """Autocast off for a network in one half precision under autocast to the other: its layers take no mixture of both."""
-    dtype = next(network.parameters()).dtype
     half = dtype in (torch.float16, torch.bfloat16)
     if half and torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) != dtype:
         with torch.autocast(device_type, enabled=False):
@@ -119,17 +117,19 @@ def call_unet_2d_condition(network: Any, x_t: Tensor, t: Tensor, conditioning: C
     if conditioning.pooled_embeds is not None and conditioning.time_ids is not None:
         added = {"text_embeds": conditioning.pooled_embeds.to(dtype), "time_ids": conditioning.time_ids.to(dtype)}
     assert conditioning.prompt_embeds is not None
-    return network(
-        x_t.to(dtype),
-        t,
-        encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-        timestep_cond=timestep_cond,
-        class_labels=conditioning.class_labels,
-        added_cond_kwargs=added,
-    ).sample
+    with in_own_precision(dtype, x_t.device.type):
+        return network(
+            x_t.to(dtype),
+            t,
+            encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
+            timestep_cond=timestep_cond,
+            class_labels=conditioning.class_labels,
+            added_cond_kwargs=added,
+        ).sample
 
 
 def call_unet_2d(network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """How a `UNet2DModel` (unconditional or class-conditional, pixel space) is called."""
     dtype = next(network.parameters()).dtype
-    return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample
+    with in_own_precision(dtype, x_t.device.type):
+        return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample

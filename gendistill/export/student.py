@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,25 @@ from gendistill.export.card import model_card
 from gendistill.samplers import StudentSpec
 
 
-def student_pipeline(teacher: Teacher, networks: Networks) -> Any:
-    """The teacher's pipeline around the student's average, sharing every other part. In LoRA mode the adapter is on.
+@contextmanager
+def student_pipeline(teacher: Teacher, networks: Networks) -> Iterator[Any]:
+    """The teacher's pipeline around the student's average, sharing every other part.
+
+    In LoRA mode the average's adapter is on while the context is open.
 
     A stock pipeline computes in one dtype. Where the average learns in float32 beside a teacher in half precision, the
     pipeline holds a copy of it in the teacher's dtype.
     """
     network, dtype = networks.average.network, next(teacher.network.parameters()).dtype
-    if isinstance(network, AdapterView):
-        network.base.enable_adapters()
-        network.base.set_adapter(AVERAGE)
-        network = network.base
-    elif next(network.parameters()).dtype != dtype:
-        network = copy.deepcopy(network).to(dtype)
-    pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    with ExitStack() as stack:
+        if isinstance(network, AdapterView):
+            stack.enter_context(network.shared.using(network.adapter))
+            network = network.base
+        elif next(network.parameters()).dtype != dtype:
+            network = copy.deepcopy(network).to(dtype)
+        pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
+        pipeline.set_progress_bar_config(disable=True)
+        yield pipeline
 
 
 def export_student(
