@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -69,5 +70,15 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Concatenated along the batch; all parts hold the same kinds of condition."""
-        return Conditioning(**{name: torch.cat([p.tensors()[name] for p in parts]) for name in parts[0].tensors()})
+        """Concatenated along the batch; all parts hold the same kinds of condition, each in a dtype of its own.
+
+        Floating tensors come back in float32 at least, which holds the values of both half precisions and which autocast
+        concatenates, as it does not float16 under bfloat16.
+        """
+        return Conditioning(**{name: _cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors()})
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+    return torch.cat([tensor.to(dtype) for tensor in tensors])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,6 +79,17 @@ class Denoiser:
         return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip, self.share)
 
 
+@contextmanager
+def in_own_precision(dtype: torch.dtype, device_type: str) -> Iterator[None]:
+    """Autocast off for a network in one half precision under autocast to the other: its layers take no mixture of both."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) != dtype:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    else:
+        yield
+
+
 def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:
     """(B,) guidance scales as (B, dimensions) sinusoids of w = scale - 1.
 
@@ -105,17 +117,19 @@ def call_unet_2d_condition(network: Any, x_t: Tensor, t: Tensor, conditioning: C
     if conditioning.pooled_embeds is not None and conditioning.time_ids is not None:
         added = {"text_embeds": conditioning.pooled_embeds.to(dtype), "time_ids": conditioning.time_ids.to(dtype)}
     assert conditioning.prompt_embeds is not None
-    return network(
-        x_t.to(dtype),
-        t,
-        encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-        timestep_cond=timestep_cond,
-        class_labels=conditioning.class_labels,
-        added_cond_kwargs=added,
-    ).sample
+    with in_own_precision(dtype, x_t.device.type):
+        return network(
+            x_t.to(dtype),
+            t,
+            encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
+            timestep_cond=timestep_cond,
+            class_labels=conditioning.class_labels,
+            added_cond_kwargs=added,
+        ).sample
 
 
 def call_unet_2d(network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """How a `UNet2DModel` (unconditional or class-conditional, pixel space) is called."""
     dtype = next(network.parameters()).dtype
-    return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample
+    with in_own_precision(dtype, x_t.device.type):
+        return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample

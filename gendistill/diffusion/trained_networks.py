@@ -1,18 +1,21 @@
-"""Teacher, student and the student's moving average: three networks, or one base with adapters switched."""
+"""Teacher, student and the student's moving average: three networks, or one base under several adapters."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.denoiser import Denoiser, in_own_precision
 from gendistill.settings.section import Section
 from gendistill.training.ema import MovingAverage
 
@@ -31,6 +34,8 @@ LORA_TARGETS = (
 )
 GUIDANCE_EMBEDDING = 256
 STUDENT, AVERAGE, PREVIOUS = "student", "average", "previous"
+
+Switch = tuple[tuple[str, ...], bool]  # of a layer: the adapters that are active, and whether all are off
 
 
 @dataclass
@@ -75,17 +80,14 @@ def next_networks(networks: Networks) -> Networks:
     average = networks.average
     if networks.lora is None:
         return full_networks(average, average.network.config.get("time_cond_proj_dim"))
-    base = average.network.base
-    if PREVIOUS not in base.peft_config:
-        base.add_adapter(networks.lora, PREVIOUS)
-    previous = dict(adapter_parameters(base, PREVIOUS))
-    student = dict(adapter_parameters(base, STUDENT))
+    shared: SharedBase = average.network.shared
+    views = [average.with_network(shared.adapter(name)) for name in (PREVIOUS, STUDENT, AVERAGE)]
+    previous, student = shared.parameters(PREVIOUS), shared.parameters(STUDENT)
     with torch.no_grad():
         for name, parameter in networks.averaged.items():
-            previous[name].data = parameter.detach().clone()
+            previous[name].copy_(parameter)
             student[name].copy_(parameter)
-    views = {name: average.with_network(AdapterView(base, name)) for name in (PREVIOUS, STUDENT, AVERAGE)}
-    return Networks(views[PREVIOUS], views[STUDENT], views[AVERAGE], student, networks.averaged, networks.lora)
+    return Networks(*views, student, networks.averaged, shared.lora)
 
 
 def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
@@ -106,25 +108,14 @@ def lora_config(rank: int, alpha: int | None = None) -> LoraConfig:
 
 def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Networks:
     """One frozen base; the student and its average are two low-rank adapters on it, the teacher is none."""
-    base = teacher.network
-    lora = lora_config(rank, alpha)
-    with base.device:  # of which PEFT, by itself, makes no meta device
-        base.add_adapter(lora, STUDENT)
-        base.add_adapter(lora, AVERAGE)
-    of = {name: dict(adapter_parameters(base, name)) for name in (STUDENT, AVERAGE)}
+    shared = SharedBase(teacher.network, lora_config(rank, alpha))
+    student, average = shared.adapter(STUDENT, trained=True), shared.adapter(AVERAGE)
+    trained, averaged = shared.parameters(STUDENT), shared.parameters(AVERAGE)
     with torch.no_grad():
-        for name, parameter in of[AVERAGE].items():
-            parameter.data = parameter.data.float()
-            of[STUDENT][name].data = of[STUDENT][name].data.float()
-            parameter.copy_(of[STUDENT][name])
-    return Networks(
-        teacher.with_network(AdapterView(base, None)),
-        teacher.with_network(AdapterView(base, STUDENT)),
-        teacher.with_network(AdapterView(base, AVERAGE)),
-        of[STUDENT],
-        of[AVERAGE],
-        lora,
-    )
+        for name, parameter in averaged.items():
+            parameter.copy_(trained[name])
+    networks = (teacher.with_network(network) for network in (shared.without_adapter(), student, average))
+    return Networks(*networks, trained, averaged, shared.lora)
 
 
 def adapter_parameters(network: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -134,21 +125,100 @@ def adapter_parameters(network: nn.Module, adapter: str) -> Iterator[tuple[str, 
             yield name.replace(f".{adapter}.", "."), parameter
 
 
-class AdapterView(nn.Module):
-    """The base with one adapter on, or with none: switched just before each call.
+class SharedBase:
+    """One frozen network under any number of low-rank adapters, each declared by name.
 
-    The student must be the last one called before `backward`: gradient checkpointing calls the base again there.
+    The adapter of a forward pass is part of that pass: it is on in the pass and in its recomputation by gradient
+    checkpointing, in whatever order the networks on this base are called. Between the calls no adapter is on, and switching
+    one never touches `requires_grad`, as PEFT's own `set_adapter` and `disable_adapters` do.
+
+    Args:
+        network: a diffusers model of no adapters yet; no weight of its own learns from now on.
+        lora: the configuration of all the adapters.
     """
 
-    def __init__(self, base: Any, adapter: str | None) -> None:
+    def __init__(self, network: Any, lora: LoraConfig) -> None:
+        self.network, self.lora = network.requires_grad_(False), lora
+        self._layers: list[Any] = []
+
+    def adapter(self, name: str, *, trained: bool = False) -> AdapterView:
+        """The network with the adapter `name` on, which is added in float32 where there is none of that name.
+
+        Args:
+            trained: whether a new adapter's parameters require gradients.
+        """
+        network = self.network
+        if name not in getattr(network, "peft_config", {}):
+            before = {parameter: parameter.requires_grad for parameter in network.parameters()}
+            with network.device:  # of which PEFT, by itself, makes no meta device
+                network.add_adapter(self.lora, name)
+            for parameter, requires_grad in before.items():
+                parameter.requires_grad_(requires_grad)
+            for parameter in self.parameters(name).values():
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(trained)
+            self._layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+            self._switch([((name,), True)] * len(self._layers))
+        return AdapterView(self, name)
+
+    def without_adapter(self) -> AdapterView:
+        """The network as it was before any adapter."""
+        return AdapterView(self, None)
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's parameters by names that do not contain the adapter's own name."""
+        return dict(adapter_parameters(self.network, name))
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """The adapter `name` on, or none, while the context is open."""
+        with self._switched([((name,) if name else (), name is None)] * len(self._layers)):
+            yield
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, each with the adapter that was on in its forward pass."""
+        self.network.enable_gradient_checkpointing(self._checkpoint)
+
+    def _checkpoint(self, module: Any, *args: object) -> object:
+        forward = self._state()
+
+        def compute(*args: object) -> object:
+            with self._switched(forward):
+                return module(*args)
+
+        return checkpoint(compute, *args, use_reentrant=False)
+
+    @contextmanager
+    def _switched(self, state: list[Switch]) -> Iterator[None]:
+        before = self._state()
+        self._switch(state)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _state(self) -> list[Switch]:
+        return [(tuple(layer.active_adapters), layer.disable_adapters) for layer in self._layers]
+
+    def _switch(self, state: list[Switch]) -> None:
+        for layer, (names, disabled) in zip(self._layers, state, strict=True):
+            layer._active_adapter, layer._disable_adapters = list(names), disabled  # PEFT's setters change requires_grad
+
+
+class AdapterView(nn.Module):
+    """A shared base with one adapter on, or with none."""
+
+    def __init__(self, shared: SharedBase, adapter: str | None) -> None:
         super().__init__()
-        self.base, self.adapter = base, adapter
-        self.config = base.config
+        self.shared, self.adapter = shared, adapter
+        self.base = shared.network
+        self.config = self.base.config
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.shared.enable_gradient_checkpointing()
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        if self.adapter is None:
-            self.base.disable_adapters()
-        else:
-            self.base.enable_adapters()
-            self.base.set_adapter(self.adapter)
-        return self.base(*args, **kwargs)
+        weight = next(self.base.parameters())
+        in_precision = in_own_precision(weight.dtype, weight.device.type)  # accelerate has turned autocast on again
+        with self.shared.using(self.adapter), in_precision:
+            return self.base(*args, **kwargs)

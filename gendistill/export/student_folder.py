@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,25 @@ from gendistill.runtime.files import replace_folder
 from gendistill.samplers import StudentSpec
 
 
-def student_pipeline(teacher: Teacher, networks: Networks) -> Any:
-    """The teacher's pipeline around the student's average, sharing every other part. In LoRA mode the adapter is on."""
-    network = networks.average.network
-    if isinstance(network, AdapterView):
-        network.base.enable_adapters()
-        network.base.set_adapter(AVERAGE)
-        network = network.base
-    pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+@contextmanager
+def student_pipeline(teacher: Teacher, networks: Networks) -> Iterator[Any]:
+    """The teacher's pipeline around the student's average, sharing every other part.
+
+    In LoRA mode the average's adapter is on while the context is open.
+
+    A stock pipeline computes in one dtype. Where the average learns in float32 beside a teacher in half precision, the
+    pipeline holds a copy of it in the teacher's dtype.
+    """
+    network, dtype = networks.average.network, next(teacher.network.parameters()).dtype
+    with ExitStack() as stack:
+        if isinstance(network, AdapterView):
+            stack.enter_context(network.shared.using(network.adapter))
+            network = network.base
+        elif next(network.parameters()).dtype != dtype:
+            network = copy.deepcopy(network).to(dtype)
+        pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
+        pipeline.set_progress_bar_config(disable=True)
+        yield pipeline
 
 
 def export_student(
@@ -49,11 +60,10 @@ def export_student(
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    pipeline = student_pipeline(teacher, networks)
     if networks.lora is not None:
         # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
-        state = get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE)
-        pipeline.save_lora_weights(
+        state = get_peft_model_state_dict(networks.average.network.base, adapter_name=AVERAGE)
+        teacher.pipeline.save_lora_weights(
             aside,
             unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
             unet_lora_adapter_metadata=networks.lora.to_dict(),
@@ -62,7 +72,7 @@ def export_student(
     else:
         parts = {
             name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-            for name, part in pipeline.components.items()
+            for name, part in {**teacher.pipeline.components, "unet": networks.average.network}.items()
         }
         saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
         saved.save_pretrained(aside, safe_serialization=True)

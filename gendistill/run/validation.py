@@ -34,8 +34,11 @@ class Validator:
 
     def __call__(self, step: int) -> Validation:
         """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the drawing."""
-        networks, steps, solvers = self.stage.method.networks, self.stage.steps, self.stage.solvers
-        sampler = FewStepSampler(student_pipeline(self.teacher, networks))
+        with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
+            return self._validate(FewStepSampler(pipeline), step)
+
+    def _validate(self, sampler: FewStepSampler, step: int) -> Validation:
+        steps, solvers = self.stage.steps, self.stage.solvers
         distances: dict[str, dict[str, float]] = {}
         for solver in solvers:
             sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)

@@ -20,8 +20,8 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     """The optimizers by name; the method's modules and parameters are those that accelerate gives back from now on.
 
     Raises:
-        ValueError: the processes were started in a way that this cannot be trained in, the optimizer is not installed, or a
-            network knows no gradient checkpointing.
+        ValueError: the processes were started in a way that this cannot be trained in, the optimizer is not installed, a
+            network knows no gradient checkpointing, or a parameter cannot learn.
     """
     kind, several = accelerator.distributed_type, len(method.trained_modules()) > 1
     unshared = method.networks.lora is not None or not method.networks.shards or several
@@ -37,8 +37,7 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     for name, module in method.trained_modules().items():
         settings = method.optimizer_settings(name)
         module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
-        for parameter in trained[name].values():
-            parameter.requires_grad_(True)
+        _let_learn(trained[name])
         places = owners(module)
         optimizer = build_optimizer(config, trained[name], settings)
         wrapped[name], optimizers[name] = accelerator.prepare(module, optimizer)
@@ -48,15 +47,46 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
             submodule, leaf = places[parameter]
             trained[name][path] = getattr(submodule, leaf)  # FSDP has put a sharded one in its place
     method.replace_modules(wrapped)
+    for name, parameters in trained.items():
+        _let_learn(parameters)  # a module wrapped later may have the same base
+        require_trainable(name, parameters)
     return optimizers
+
+
+def _let_learn(parameters: dict[str, nn.Parameter]) -> None:
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+
+
+def require_trainable(optimizer: str, parameters: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError where a parameter of an optimizer no longer requires gradients."""
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"optimizer {optimizer}: {len(frozen)} of its {len(parameters)} parameters do not require gradients and cannot "
+            f"learn, such as {', '.join(frozen[:3])}"
+        )
+
+
+def require_gradients(optimizer: str, parameters: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError where a backward pass reached no parameter of an optimizer.
+
+    Some may be without a gradient: not every loss reaches every branch of a network.
+    """
+    if all(parameter.grad is None for parameter in parameters.values()):
+        raise ValueError(
+            f"optimizer {optimizer}: none of its {len(parameters)} parameters got a gradient from its loss, such as "
+            f"{', '.join(list(parameters)[:3])}"
+        )
 
 
 def _checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
     """In all that know how; ValueError where none does."""
     bases: dict[str, Any] = {name: getattr(module, "base", module) for name, module in modules.items()}
-    able = [base for base in bases.values() if getattr(base, "_supports_gradient_checkpointing", False)]  # as diffusers asks
+    able = [name for name, base in bases.items() if getattr(base, "_supports_gradient_checkpointing", False)]
     if not able:
         kinds = ", ".join(f"the {name} ({type(base).__name__})" for name, base in bases.items())
         raise ValueError(f"trainer.gradient_checkpointing: {kinds} has none; takes false")
-    for base in able:
-        base.enable_gradient_checkpointing()
+    for name in able:
+        module: Any = modules[name]
+        module.enable_gradient_checkpointing()

@@ -22,7 +22,7 @@ from gendistill.training.checkpoint import Checkpoint, Checkpoints
 from gendistill.training.divergence import LossGuard, all_finite
 from gendistill.training.log import RunLog
 from gendistill.training.method import Method
-from gendistill.training.preparation import prepare
+from gendistill.training.preparation import prepare, require_gradients, require_trainable
 from gendistill.training.processes import join_processes
 from gendistill.training.sharding import whole
 from gendistill.training.snapshot import Optimizers, restore, snapshot
@@ -110,6 +110,7 @@ class Trainer:
         self.validated_step: int | None = None
         self.ended: str | None = None
         self.unsaved, self.saved_at = False, time.monotonic()
+        self.seen_to_learn: set[str] = set()  # optimizers whose first step is behind them
 
     def train(self, *, resume: bool = False) -> TrainingResult:
         """Run to the end, or to where time or patience runs out; leaves the best average loaded in the method.
@@ -195,12 +196,18 @@ class Trainer:
                     for name, value in update.watch.items():
                         self.guard.note(self.step + 1, name, value.detach())
                     self.guard.watch(self.step + 1, update.optimizers[0], update.loss.detach())
-                    accelerator.backward(update.loss / config.gradient_accumulation_steps)
+                    with torch.autocast(accelerator.device.type, enabled=False):  # gradients keep the forward pass's dtypes
+                        accelerator.backward(update.loss / config.gradient_accumulation_steps)
                     for name, value in update.logs.items():
                         totals[name] = totals.get(name, 0) + value / config.gradient_accumulation_steps
                     for name in update.optimizers if last else ():
-                        parameters = self.method.trained_parameters()[name].values()
-                        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                        parameters = self.method.trained_parameters()[name]
+                        if name not in self.seen_to_learn:
+                            require_trainable(name, parameters)
+                            if name == update.optimizers[0]:  # of the others, a schedule may leave out the loss
+                                require_gradients(name, parameters)
+                            self.seen_to_learn.add(name)
+                        norm = accelerator.clip_grad_norm_(parameters.values(), config.max_grad_norm)
                         if norm is not None:
                             totals[f"{name}_gradient_norm"] = whole(norm)
                         optimizers[name].step()

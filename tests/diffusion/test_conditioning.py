@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from gendistill.diffusion.conditioning import Conditioning
@@ -69,3 +70,13 @@ def test_guidance_is_added_and_taken_away_without_touching_the_original():
 def test_no_conditions_at_all_pass_through_everything():
     nothing = Conditioning()
     assert_same(Conditioning.cat([nothing[:2], nothing.expand(3), nothing.where(torch.tensor([True]), nothing)]), nothing)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16, torch.bfloat16])
+def test_conditions_of_any_dtypes_are_concatenated_without_loss(autocast):
+    parts = [some().to("cpu", dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float16)]
+    for chosen in (parts, parts[:1], parts[:2], parts[1:3]):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            whole = Conditioning.cat(chosen)
+        for number, part in enumerate(chosen):
+            assert_same(whole[6 * number : 6 * number + 6], part.to("cpu", torch.float32))

@@ -147,10 +147,3 @@ def test_latents_that_look_alike_to_the_teachers_network_are_near_and_gradients_
 def test_a_student_that_keeps_both_branches_of_guidance_is_refused():
     with pytest.raises(ValueError, match=r"guidance.mode 'cfg': alignment learns from guided latents"):
         load_config(None, {"method": "latent_alignment", "guidance.mode": "cfg"})
-
-
-def test_a_network_that_would_be_called_again_with_another_adapter_is_refused():
-    settings = {"method": "latent_alignment", "lora.enabled": True, "align.match.perceptual": 0.1}
-    load_config(None, settings)
-    with pytest.raises(ValueError, match=r"align.match.perceptual: looks through the network that the LoRA is on"):
-        load_config(None, settings | {"trainer.gradient_checkpointing": True})

@@ -1,0 +1,89 @@
+"""Runs in half precision: a teacher in any dtype, with or without autocast, trains, validates and exports a student."""
+
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from fresh_process import ran
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_runs import logged, settings_of
+
+from gendistill.run.distill import distill
+from gendistill.samplers import FewStepSampler
+
+README = Path(__file__).parents[1] / "README.md"
+LORA = {"lora.enabled": True}
+PROGRESSIVE = {"method": "progressive", "steps": [1], "progressive.start_steps": 2, "solvers": None}
+ALIGNMENT = {"align.trajectories": 4, "align.trajectory_steps": 2}
+MODES = {
+    "consistency": {},
+    "consistency-embedded": {"guidance.mode": "embedded"},
+    "consistency-cfg": {"guidance.mode": "cfg"},
+    "consistency-lora": LORA,
+    "consistency-lora-cfg": LORA | {"guidance.mode": "cfg"},
+    "progressive": PROGRESSIVE,
+    "progressive-embedded": PROGRESSIVE | {"guidance.mode": "embedded"},
+    "progressive-lora": PROGRESSIVE | LORA,
+    "alignment": ALIGNMENT | {"method": "latent_alignment", "align.distribution.adversarial": 0.1},
+    "alignment-embedded": ALIGNMENT | {"method": "latent_alignment", "guidance.mode": "embedded"},
+    "alignment-lora": ALIGNMENT | {"method": "latent_alignment"} | LORA,
+}
+
+
+@pytest.fixture
+def settings(tiny_folder, tmp_path):
+    """settings(**changes) of a run of two steps in tmp_path/run; accelerate forgets the precision of the run before."""
+    AcceleratorState._reset_state(True)
+    yield partial(settings_of, tmp_path, tiny_folder, "run", trainer__max_steps=2, trainer__num_validation=2)
+    AcceleratorState._reset_state(True)
+
+
+HALF = [("bfloat16", "bf16", mode) for mode in MODES] + [
+    (dtype, mixed, mode)
+    for dtype, mixed in (("bfloat16", "no"), ("float16", "no"), ("float16", "bf16"))
+    for mode in ("consistency", "consistency-lora-cfg", "alignment")
+]
+
+
+@pytest.mark.parametrize(("dtype", "mixed", "mode"), HALF)
+def test_a_teacher_in_half_precision_is_distilled(settings, dtype, mixed, mode):
+    guided = {} if "guidance.mode" in MODES[mode] else {"guidance.scale": 3.0}
+    result = distill(settings(dtype=dtype, trainer__mixed_precision=mixed, **MODES[mode], **guided))
+    assert result.training.steps == 2
+    trained = result.networks.trained
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    sampler = FewStepSampler.from_pretrained(result.student_folder)
+    (image,) = sampler.pictures(["food"], [0], num_inference_steps=1, guidance_scale=1.0)
+    assert image.isfinite().all()
+
+
+def test_a_student_of_all_weights_is_exported_from_float32_not_from_the_teachers_dtype(settings):
+    result = distill(settings(dtype="bfloat16"))
+    saved = load_file(result.student_folder / "unet" / "diffusion_pytorch_model.safetensors")
+    averaged = result.networks.averaged
+    assert all(torch.equal(saved[name], parameter.half()) for name, parameter in averaged.items())
+    assert any(not torch.equal(parameter.half(), parameter.bfloat16().half()) for parameter in averaged.values())
+
+
+def test_the_first_command_of_the_readme_that_distils_runs_as_it_stands(tiny_folder, tmp_path):
+    """But for the teacher, the pictures, the place and sizes."""
+    block = README.read_text().split("## Distill your own")[1].split("```bash")[1].split("```")[0]
+    command = block.replace("\\\n", " ").strip().splitlines()[1]
+    program, verb, _, *options = shlex.split(command)
+    assert (program, verb) == ("gendistill", "distill")
+    options[options.index("--data") + 1] = str(tmp_path / "pictures")
+    options[options.index("--out") + 1] = str(tmp_path / "run")
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "pictures" / f"{number}.txt").write_text("emoji of animals")
+    small = ("max_steps=2", "batch_size=2", "num_validation=2", "validate_every=1", "log_every=1", "trackers=[]")
+    sizes = [f"--set=trainer.{size}" for size in small] + [f"--set=data.cache={tmp_path / 'cache'}", "--device=cpu"]
+    done = ran("distill", tiny_folder, *options, *sizes)
+    assert done.returncode == 0, done.stderr
+    assert len(logged(tmp_path / "run", "loss")) == 2
+    assert (tmp_path / "run" / "student" / "pytorch_lora_weights.safetensors").exists()
