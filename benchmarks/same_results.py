@@ -158,21 +158,22 @@ def prepared(work: Path, checkout: Path) -> Path:
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     commit = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
     folder = work / f"{commit[:12]}-{content[:8]}"
-    shutil.rmtree(folder / "gendistill", ignore_errors=True)
-    (folder / "gendistill").mkdir(parents=True)
-    links = {path.name: path for path in (checkout / "gendistill").iterdir() if path.name != "__pycache__"}
-    # the second of them is where a package finds assets beside itself
-    for name, path in {"assets": checkout / "assets", **links, **{of: checkout / of for of in PACKAGES}}.items():
-        (folder / "gendistill" / name).symlink_to(path)
-    (folder / "assets").unlink(missing_ok=True)
-    (folder / "assets").symlink_to(checkout / "assets")
+    (folder / "gendistill").mkdir(parents=True, exist_ok=True)
+    links = {f"gendistill/{path.name}": path for path in (checkout / "gendistill").iterdir() if path.name != "__pycache__"}
+    links |= {f"gendistill/{package}": checkout / package for package in PACKAGES}
+    # beside the run, and beside the packages that look for them there
+    links |= dict.fromkeys(("assets", "gendistill/assets"), checkout / "assets")
+    for name, target in links.items():
+        if not (folder / name).exists():
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).symlink_to(target)
     (folder / "prompts.txt").write_text("google emoji of food fruit\ntwitter emoji of animal mammal\nflag of a country\n")
-    with (
-        tarfile.open(checkout / "assets/emoji/heldout-000.tar.gz") as full,
-        tarfile.open(folder / "images.tar.gz", "w:gz") as few,
-    ):
-        for member in full.getmembers()[: 3 * NUM_IMAGES]:  # an image, its caption and its fields
-            few.addfile(member, full.extractfile(member))
+    images = folder / "images.tar.gz"
+    if not images.exists():
+        with tarfile.open(checkout / "assets/emoji/heldout-000.tar.gz") as full, tarfile.open(folder / "few", "w:gz") as few:
+            for member in full.getmembers()[: 3 * NUM_IMAGES]:  # an image, its caption and its fields
+                few.addfile(member, full.extractfile(member))
+        (folder / "few").rename(images)
     where = "from importlib.util import find_spec as f; print(f('gendistill').origin, f('gendistill.metrics').origin)"
     told = subprocess.run([sys.executable, "-c", where], cwd=folder, env=environment(folder), capture_output=True, text=True)
     if told.stdout.split() != [str(folder / "gendistill" / name) for name in ("__init__.py", "metrics/__init__.py")]:
