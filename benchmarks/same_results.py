@@ -7,20 +7,18 @@ Each case is a run of 20 steps on a CPU by the command line of each checkout, in
 its students, for some `export`. Compared are the logs of all stages (losses, gradient norms, validations; not times), the
 tensors of students and exports, to the bit, and images, to 1e-6. The exit code is 1 where anything differs.
 
-Results are kept in the work folder by commit, content of the sources and settings of the case: another comparison with the same
-OLD takes half of the time, and one that was stopped goes on with the first case that is missing. `same_results.py X X` runs X
-twice, which shows whether X is deterministic.
+Results are kept in the work folder by the content of a checkout's packages and assets and by the settings of the case: another
+comparison with the same OLD takes half of the time, and one that was stopped goes on with the first case that is missing.
+`same_results.py X X` runs X twice, which shows whether X is deterministic.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +38,33 @@ PACKAGES = ("samplers", "schedulers", "metrics")  # at the top of a checkout, in
 NOT_RESULTS = ("seconds", "time", "data")  # of a log's lines; `data` describes a cache
 TOLERANCE = 1e-6  # of images in [0, 1]
 NUM_IMAGES = 48  # of the training data
-RUN_COMMANDS = """
-import json, runpy, sys
-for sys.argv in json.loads(sys.argv[1]):
-    try:
-        runpy.run_module("gendistill.cli", run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
+# Runs cases in turn, each in a process of its own that inherits the libraries: their import would take half of the time.
+RUN_CASES = """
+import json, os, runpy, shutil, sys, time
+from pathlib import Path
+import accelerate, diffusers.pipelines.stable_diffusion, open_clip, peft, torch, torchvision, transformers
+
+for name, commands in json.loads(sys.argv[1]):
+    shutil.rmtree(name, ignore_errors=True)
+    os.mkdir(name)
+    started = time.monotonic()
+    if child := os.fork():
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f"{Path(name, 'output.txt').read_text()[-3000:]}\\n{Path(name).absolute()} failed")
+        for checkpoints in [*Path(name).rglob("checkpoints")]:
+            shutil.rmtree(checkpoints)
+        finished = {"commands": commands, "seconds": time.monotonic() - started}
+        Path(name, "finished.json").write_text(json.dumps(finished))
+        continue
+    output = os.open(f"{name}/output.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1), os.dup2(output, 2)
+    for sys.argv in commands:
+        try:
+            runpy.run_module("gendistill.cli", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    break
 """
 
 
@@ -132,8 +149,10 @@ def main() -> None:
     old, new = (prepared(args.work.absolute() / side, getattr(args, side).resolve()) for side in ("old", "new"))
     table = Table("case", "losses", "weights", "images differ by at most", "seconds old", "seconds new")
     found, totals = [], [0.0, 0.0]
+    run_missing(old, args.only, {}, args.fresh)
+    run_missing(new, args.only, RENAMED, args.fresh)
     for name in args.only:
-        folders = [finished(side, name, renamed, args.fresh) for side, renamed in ((old, {}), (new, RENAMED))]
+        folders = [old / name, new / name]
         seconds = [json.loads((folder / "finished.json").read_text())["seconds"] for folder in folders]
         totals = [total + each for total, each in zip(totals, seconds, strict=True)]
         losses, weights, (images, distance) = (
@@ -152,12 +171,11 @@ def main() -> None:
 
 def prepared(work: Path, checkout: Path) -> Path:
     """A folder to run a checkout in: links to its packages as they are installed, to its assets, and a little data."""
-    sources = [path for package in ("gendistill", *PACKAGES) for path in sorted((checkout / package).rglob("*.py"))]
-    if not sources:
-        sys.exit(f"{checkout} is no checkout of gendistill")
-    content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    commit = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-    folder = work / f"{commit[:12]}-{content[:8]}"
+    content = hashlib.sha256()
+    for path in sorted(path for name in ("gendistill", *PACKAGES, "assets") for path in (checkout / name).rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            content.update(str(path.relative_to(checkout)).encode() + path.read_bytes())
+    folder = work / content.hexdigest()[:16]
     (folder / "gendistill").mkdir(parents=True, exist_ok=True)
     links = {f"gendistill/{path.name}": path for path in (checkout / "gendistill").iterdir() if path.name != "__pycache__"}
     links |= {f"gendistill/{package}": checkout / package for package in PACKAGES}
@@ -188,25 +206,18 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **{name: str(value) for name, value in ours.items()}}
 
 
-def finished(side: Path, name: str, renamed: dict[str, str], fresh: bool) -> Path:
-    """The folder of a case's results, run where it is missing, unfinished or of other settings."""
-    case, folder = CASES[name], side / name
-    asked = [["gendistill", *command] for command in commands(case, name, renamed)]
-    mark = folder / "finished.json"
-    if not fresh and mark.exists() and json.loads(mark.read_text())["commands"] == asked:
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    started = time.monotonic()
-    with (folder / "output.txt").open("w") as output:
-        run = [sys.executable, "-W", "ignore", "-c", RUN_COMMANDS, json.dumps(asked)]
-        code = subprocess.run(run, cwd=side, env=environment(side), stdout=output, stderr=subprocess.STDOUT).returncode
-    if code:
-        sys.exit(f"{(folder / 'output.txt').read_text()[-3000:]}\n{side}: {name} ended with exit code {code}")
-    for checkpoints in folder.rglob("checkpoints"):
-        shutil.rmtree(checkpoints)
-    mark.write_text(json.dumps({"commands": asked, "seconds": time.monotonic() - started}))
-    return folder
+def run_missing(side: Path, names: list[str], renamed: dict[str, str], fresh: bool) -> None:
+    """Run the cases whose results are missing, unfinished or of other settings."""
+    missing = []
+    for name in names:
+        asked = [["gendistill", *command] for command in commands(CASES[name], name, renamed)]
+        mark = side / name / "finished.json"
+        if fresh or not mark.exists() or json.loads(mark.read_text())["commands"] != asked:
+            missing.append((name, asked))
+    if missing:
+        run = [sys.executable, "-W", "ignore", "-c", RUN_CASES, json.dumps(missing)]
+        if code := subprocess.run(run, cwd=side, env=environment(side)).returncode:
+            sys.exit(code)
 
 
 def commands(case: Case, name: str, renamed: dict[str, str]) -> Iterator[list[str]]:
