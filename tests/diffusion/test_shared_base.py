@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tiny_pipeline import tiny_unet
 
-from gendistill.training.trainer_config import TrainerConfig
 from gendistill.diffusion.trained_networks import AVERAGE, STUDENT, AdapterView, SharedBase, adapter_parameters, lora_config
 from gendistill.training.method import Method
 from gendistill.training.preparation import prepare, require_gradients, require_trainable
+from gendistill.training.trainer_config import TrainerConfig
 
 TEACHER, OTHER = None, "other student"
 ORDERS = {
@@ -42,7 +42,7 @@ class Both(Method):
     def trained_parameters(self):
         return self.parameters
 
-    def updates(self, batch, random):
+    def updates(self, batch, step, random):
         yield from ()
 
     def after_step(self, step):

@@ -15,7 +15,7 @@ from tiny_runs import logged, settings_of
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 LORA = {"lora.enabled": True}
 PROGRESSIVE = {"method": "progressive", "steps": [1], "progressive.start_steps": 2, "solvers": None}
 ALIGNMENT = {"align.trajectories": 4, "align.trajectory_steps": 2}
