@@ -83,15 +83,15 @@ def measure(config: DistillConfig, rounds: int) -> Iterator[Cost]:
 
 def measure_stage(stage: Stage, data: LatentData, folder: Path, rounds: int) -> Cost:
     trainer = Trainer(stage.method, data, stage.trainer, folder, seed=0, cpu=True)
-    optimizers = prepare(stage.method, stage.trainer, trainer.accelerator)
+    stepper = trainer.stepper(prepare(stage.method, stage.trainer, trainer.accelerator))
     sizes: list[int] = []
     teacher = stage.method.networks.teacher.network
     hook = teacher.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
 
     def step() -> None:
-        trainer._train_step(optimizers)
-        trainer.step += 1
-        stage.method.after_step(trainer.step)
+        stepper(trainer.state, trainer.limits.learning_rate(trainer.state))
+        trainer.state.step += 1
+        stage.method.after_step(trainer.state.step)
 
     step()
     hook.remove()

@@ -26,7 +26,8 @@ from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networ
 from gendistill.run.validation import save_picture
 from gendistill.runtime.files import replace_folder
 from gendistill.runtime.progress import advancing_bar
-from gendistill.training.trainer import TrainingResult, Validate, Validation
+from gendistill.training.state import Validation
+from gendistill.training.trainer import TrainingResult, Validate
 
 FIGURES = "decoder.json"
 SHOWN = 16

@@ -20,8 +20,9 @@ from gendistill.runtime.device import make_folder, usable_device
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import Method
 from gendistill.training.processes import join_processes
+from gendistill.training.step import TrainingData
 from gendistill.training.stopping import Stopped
-from gendistill.training.trainer import Trainer, TrainingData, TrainingResult, Validate
+from gendistill.training.trainer import Trainer, TrainingResult, Validate
 
 
 class RunOfKind(Protocol):

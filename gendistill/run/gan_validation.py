@@ -18,7 +18,7 @@ from gendistill.run.validation import GRID_PICTURES, save_picture
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once, to_uint8
 from gendistill.training.processes import gathered, share
-from gendistill.training.trainer import Validation
+from gendistill.training.state import Validation
 
 MOST_REFERENCE = 4096  # pictures that a reference is made of
 

@@ -26,7 +26,8 @@ from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
 from gendistill.run.provenance import provenance_of
 from gendistill.runtime.progress import advancing_bar
-from gendistill.training.trainer import TrainingData, TrainingResult, Validate
+from gendistill.training.step import TrainingData
+from gendistill.training.trainer import TrainingResult, Validate
 
 
 class GeneratorRun:

@@ -20,7 +20,7 @@ from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import solver_eta, student_scheduler
 from gendistill.training.processes import gathered, share
-from gendistill.training.trainer import Validation
+from gendistill.training.state import Validation
 
 GRID_PICTURES = 32
 

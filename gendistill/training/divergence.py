@@ -20,12 +20,13 @@ class LossGuard:
 
     Args:
         factor: a loss that stays so many times above its median is diverging; None lets it.
+        history: logged losses by network, of a training that is resumed; they are added to it.
     """
 
-    def __init__(self, factor: float | None) -> None:
+    def __init__(self, factor: float | None, history: dict[str, list[float]] | None = None) -> None:
         self.factor = factor
         self.losses: dict[str, Tensor] = {}
-        self.history: dict[str, list[float]] = {}
+        self.history = {} if history is None else history
         self._noted: list[str] = []
         self._first_bad: Tensor | None = None  # (2,): the step, and the network's number
 

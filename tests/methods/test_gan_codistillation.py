@@ -18,7 +18,7 @@ from gendistill.methods.gan_codistillation import CodistillationConfig
 from gendistill.methods.gan_imitation import GanImitation, Painted
 from gendistill.methods.gan_start import start_student
 from gendistill.networks.pruning.compress_config import CompressConfig
-from gendistill.training.trainer import Validation
+from gendistill.training.state import Validation
 
 # Nothing but the adversarial loss, and then what a test adds.
 BARE = {

@@ -16,7 +16,7 @@ from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.gan.folder import open_gan, save_gan
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
-from gendistill.training.trainer import Validation
+from gendistill.training.state import Validation
 
 STUDENT = f"{ResNetGenerator.__module__}:ResNetGenerator"  # which takes no seconds of pruning
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gendistill.training import stopping
+from gendistill.training.state import Validation
 from gendistill.training.stopping import Stopped, StopSignals
-from gendistill.training.trainer import Validation
 
 
 def test_a_signal_is_only_noted():

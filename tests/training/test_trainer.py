@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from gendistill.training.trainer import Validation
+from gendistill.training.state import Validation
 
 
 class Stopped(Exception):
