@@ -1,94 +1,77 @@
-"""Distill a Stable Diffusion pipeline into a few-step student: a script to copy and change.
+"""Distill a pipeline into a few-step student: the whole training in one file, to copy and change.
 
-The embedded default, in minutes on a CPU:
+    python scripts/distill_sd.py                                       # the embedded teacher, minutes on a CPU
+    accelerate launch scripts/distill_sd.py teacher=my-model data.path=my-images data.caption=null \\
+        lora.enabled=true dtype=bfloat16 trainer.mixed_precision=bf16 trainer.gradient_checkpointing=true
 
-    python scripts/distill_sd.py
-
-Stable Diffusion 1.5 from the hub on a 12 GB GPU: a LoRA on the frozen base in bfloat16, from your own pictures (a folder
-with `metadata.jsonl` or `.txt` captions, or WebDataset shards):
-
-    accelerate launch scripts/distill_sd.py --teacher stable-diffusion-v1-5/stable-diffusion-v1-5 --data my-pictures \\
-        --lora --dtype bfloat16 --mixed-precision bf16 --gradient-checkpointing \\
-        --batch-size 16 --gradient-accumulation-steps 4 --guidance-scale 7.5 --max-steps 2000 --out runs/sd15-lora
-
-A local fine-tune, from prompts alone (the teacher makes the pictures):
-
-    accelerate launch scripts/distill_sd.py --teacher /models/my-fine-tune --prompts prompts.txt --lora --out runs/mine
-
-Stable Diffusion XL from a local folder, at its own 1024 pixels:
-
-    accelerate launch scripts/distill_sd.py --teacher /models/stable-diffusion-xl-base-1.0 --data my-pictures \\
-        --lora --dtype bfloat16 --mixed-precision bf16 --gradient-checkpointing \\
-        --batch-size 8 --gradient-accumulation-steps 8 --guidance-scale 7.5 --max-steps 2000 --out runs/sdxl-lora
-
-One checkpoint file, as other programs share them; a Stable Diffusion 2 file does not say what it predicts, so it is told:
-
-    accelerate launch scripts/distill_sd.py --teacher v2-1_768-ema-pruned.safetensors --teacher-config sd2-v \\
-        --prompts prompts.txt --lora --out runs/sd21
-
-By step-halving: 32 steps of the teacher become 16, 8, 4, and the same seed gives the teacher's picture, sooner:
-
-    accelerate launch scripts/distill_sd.py --method progressive --teacher my-model --steps 4 --prompts prompts.txt --lora
+NAME=VALUE changes any setting. `gendistill distill` does the same with validation, checkpoints and resuming.
 """
 
-import argparse
+import sys
 from pathlib import Path
 
-from gendistill.run.config import load_config
-from gendistill.run.distill import distill
+import torch
+from accelerate import Accelerator
+from rich.progress import track
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-DEFAULTS = {"consistency": CONFIGS / "demo.yaml", "progressive": CONFIGS / "progressive.yaml"}
+from gendistill import load_config, load_teacher
+from gendistill.cli.shared import parse_settings
+from gendistill.data.encode import prepare_data
+from gendistill.export.student_folder import export_student
+from gendistill.methods import denoiser_stages
+from gendistill.methods.denoiser import DenoiserContext
+from gendistill.run.denoisers import describe_student
+from gendistill.runtime.random import PerSampleRandom
+from gendistill.training.preparation import prepare
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "teacher": str(ROOT / "assets" / "tiny-sd"),
+    "data.path": str(ROOT / "assets" / "emoji" / "train-*.tar.gz"),
+    "data.caption": "subcategory",
+    "method": "consistency",
+    "steps": [4, 2, 1],
+    "trainer.max_steps": 300,
+    "trainer.batch_size": 32,
+    "out": "runs/distill-sd",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", help="diffusers folder, hub id or .safetensors file; without it, the embedded default")
-    parser.add_argument("--teacher-config", help="of a checkpoint: sd1, sd2-base, sd2-v, sdxl or a folder with its configs")
-    parser.add_argument("--method", default="consistency", choices=["consistency", "progressive"])
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 2, 1], help="of the student, the main count first")
-    parser.add_argument("--start-steps", type=int, default=32, help="progressive: of the teacher")
-    parser.add_argument("--data", help="image folder or WebDataset shards, with captions")
-    parser.add_argument("--prompts", help="text file, one prompt a line, instead of pictures")
-    parser.add_argument("--out", default="runs/distill-sd")
-    parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--dtype", default="float32", help="of the frozen teacher")
-    parser.add_argument("--mixed-precision", default="no", choices=["no", "fp16", "bf16"])
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="baked into the student")
-    parser.add_argument("--max-steps", type=int, default=1000, help="of training; progressive: of each stage")
-    parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
+    config = load_config(None, SETTINGS | parse_settings(sys.argv[1:]))
+    trainer = config.trainer
+    accelerator = Accelerator(mixed_precision=trainer.mixed_precision)
+    part = trainer.batch_size // accelerator.num_processes
+    first = accelerator.process_index * part
 
-    if args.teacher is None:
-        config = load_config(DEFAULTS[args.method], {"out": args.out, "method": args.method, "steps": args.steps})
-    else:
-        config = load_config(
-            overrides={
-                "teacher": args.teacher,
-                "teacher_config": args.teacher_config,
-                "out": args.out,
-                "method": args.method,
-                "steps": args.steps,
-                "progressive.start_steps": args.start_steps,
-                "dtype": args.dtype,
-                "data.path": args.data,
-                "data.prompts": args.prompts,
-                "lora.enabled": args.lora,
-                "guidance.scale": args.guidance_scale,
-                "trainer.mixed_precision": args.mixed_precision,
-                "trainer.gradient_checkpointing": args.gradient_checkpointing,
-                "trainer.batch_size": args.batch_size,
-                "trainer.gradient_accumulation_steps": args.gradient_accumulation_steps,
-                "trainer.learning_rate": args.learning_rate,
-                "trainer.max_steps": args.max_steps,
-            }
-        )
-    result = distill(config, resume=args.resume)
-    print(f"{result.student_folder}: sampled by {result.spec.solver} in {result.spec.num_inference_steps[0]} steps")
+    # the teacher, and data that are encoded once and cached
+    teacher = load_teacher(config.teacher, dtype=getattr(torch, config.dtype), device=accelerator.device)
+    data = prepare_data(config.data, teacher, config.seed)
+
+    # the student and its average: full weights, or an adapter on the frozen teacher
+    torch.manual_seed(config.seed)
+    context = DenoiserContext(config, teacher.denoiser, teacher.unconditional(), opened=teacher)
+    stage = next(denoiser_stages(context))
+    method = stage.method
+    optimizers = prepare(method, trainer, accelerator)
+
+    for step in track(range(trainer.max_steps), "training", disable=not accelerator.is_main_process):
+        rows = data.rows_of_step(config.seed, step, trainer.batch_size)[first : first + part]
+        random = PerSampleRandom(config.seed, step, first, part)  # the same numbers on any number of processes
+        with accelerator.autocast():
+            for update in method.updates(data.batch(rows, random, accelerator.device), step, random):
+                accelerator.backward(update.loss)
+                for name in update.optimizers:
+                    accelerator.clip_grad_norm_(method.trained_parameters()[name].values(), trainer.max_grad_norm)
+                    optimizers[name].step()
+                    optimizers[name].zero_grad()
+        method.after_step(step + 1)  # the average follows the student
+
+    if accelerator.is_main_process:
+        folder = Path(config.out) / "student"
+        spec, scheduler = describe_student(config, teacher, stage, "ddim")
+        export_student(folder, teacher, method.networks, spec, scheduler, {"data": data.described})
+        print(f"{folder}: opens in diffusers, and by gendistill sample {folder}")
 
 
 if __name__ == "__main__":

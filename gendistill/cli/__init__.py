@@ -11,6 +11,7 @@ from rich.markup import escape
 from gendistill.cli import distilling, drawing, judging, planning, serving
 from gendistill.cli.shared import app, console
 from gendistill.runtime.allocator import keep_freed_memory
+from gendistill.runtime.plugins import load_plugins
 
 __all__ = ["distilling", "drawing", "judging", "main", "planning", "serving"]
 
@@ -23,6 +24,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # that there are two adapters, which is meant
     keep_freed_memory()
     try:
+        load_plugins()
         app()
     except ValueError as error:
         console.print(f"[red]error[/]: {escape(str(error))}", soft_wrap=True, highlight=False)

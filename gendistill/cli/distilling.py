@@ -11,11 +11,11 @@ import typer
 from rich.markup import escape
 
 from gendistill.cli.shared import (
-    TINY_GAN,
     TINY_SD,
     AnyTeacher,
     AsJson,
     Device,
+    HelpFromRegistries,
     Teacher,
     app,
     console,
@@ -27,13 +27,15 @@ from gendistill.cli.shared import (
 
 
 @app.command(
+    cls=HelpFromRegistries,
     epilog="[bold]Example[/]: gendistill distill assets/tiny-sd --data 'assets/emoji/train-*.tar.gz' --steps 4,2,1 "
     "--set data.caption=subcategory --out runs/mine\n\n"
-    "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data pictures/ --out runs/small"
+    "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data pictures/ "
+    "--out runs/small",
 )
 def distill(
     teacher: AnyTeacher = TINY_SD,
-    method: Annotated[str | None, typer.Option(help="consistency, progressive, latent_alignment, decoder or gan")] = None,
+    method: Annotated[str | None, typer.Option(help="one of {methods}")] = None,
     steps: Annotated[str | None, typer.Option(help="step counts of the student, the main one first: 4 or 4,2,1")] = None,
     data: Annotated[str | None, typer.Option(help="image folder, WebDataset shards or dataset, with captions")] = None,
     prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the pictures")] = None,
@@ -122,7 +124,9 @@ def _teacher(given: str, method: str | None, config: Path | None) -> str | None:
         return given
     if config is not None:
         return None
-    return TINY_GAN if method == "gan" else TINY_SD
+    from gendistill.methods import RECIPES
+
+    return RECIPES[method].default_teacher if method in RECIPES else TINY_SD
 
 
 @app.command(epilog='[bold]Example[/]: gendistill grid assets/tiny-sd --prompt "google emoji of food fruit" --steps 4 -w 2')

@@ -8,13 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from gendistill.cli.shared import TINY_SD, AsJson, Device, app, console, parse_settings, quieten_libraries, show
+from gendistill.cli.shared import (
+    TINY_SD,
+    AsJson,
+    Device,
+    HelpFromRegistries,
+    app,
+    console,
+    parse_settings,
+    quieten_libraries,
+    show,
+)
 
 
 @app.command(
+    cls=HelpFromRegistries,
     epilog="[bold]Examples[/]: gendistill plan runs/mine/student --memory 8\n\n"
     "gendistill plan sdxl --size 768x1024 --batch 2 --dtype bfloat16\n\n"
-    "gendistill plan sd1 --train --set lora.enabled=true --set trainer.batch_size=4 --memory 12"
+    "gendistill plan sd1 --train --set lora.enabled=true --set trainer.batch_size=4 --memory 12",
 )
 def plan(
     model: Annotated[
@@ -30,7 +41,7 @@ def plan(
     dtype: Annotated[str, typer.Option(help="of the weights: float16, bfloat16 or float32")] = "float16",
     quantization: Annotated[str, typer.Option(help="of the weights: none, int8-weights or nf4-weights")] = "none",
     config: Annotated[Path | None, typer.Option(help="with --train: YAML file")] = None,
-    method: Annotated[str | None, typer.Option(help="with --train: consistency, progressive or latent_alignment")] = None,
+    method: Annotated[str | None, typer.Option(help="with --train: one of {planned}")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="with --train: any setting")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="with --train: measure the time of a step, on --device")] = False,
     device: Device = None,

@@ -10,6 +10,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 app = typer.Typer(
     name="gendistill",
@@ -116,6 +117,21 @@ def warn(warnings: list[str]) -> None:
 def tell_files(files: list[Path]) -> None:
     for file in files:
         console.print(f"wrote {file}", soft_wrap=True)
+
+
+class HelpFromRegistries(TyperCommand):
+    """A command whose help lists what there is: `{methods}` in it is replaced, which imports the methods, only when the help
+    is printed."""
+
+    def get_help(self, ctx: Any) -> str:
+        from gendistill.methods import RECIPES
+
+        words = {"methods": ", ".join(RECIPES), "planned": ", ".join(n for n, of in RECIPES.items() if of.supports.planning)}
+        for parameter in self.params:
+            text = getattr(parameter, "help", None) or ""
+            if "{" in text:
+                parameter.help = text.format_map(words)
+        return super().get_help(ctx)
 
 
 def quieten_libraries() -> None:

@@ -17,6 +17,7 @@ from gendistill.methods import RECIPES, RunConfig, recipe_of
 from gendistill.methods.alignment import check_alignment
 from gendistill.methods.compression import check_compression
 from gendistill.methods.registry import compresses
+from gendistill.runtime.plugins import load_plugins
 
 
 class CheckedConfig(RunConfig):
@@ -79,6 +80,7 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
     Raises:
         ValueError: an unknown key or a wrong value, in one sentence that names it.
     """
+    load_plugins()
     settings: dict[str, Any] = {}
     if file is not None:
         if not file.is_file():

@@ -18,7 +18,7 @@ from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, paint_trajectories
 from gendistill.diffusion.families import Family, family_called
-from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.export.student_folder import export_student
 from gendistill.gan.folder import is_gan_folder
@@ -96,30 +96,12 @@ class DenoiserRun:
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
         """The student is sampled by the solver that validated best."""
-        config, teacher, networks = self.config, self.teacher, stage.method.networks
         assert training.best is not None  # the validator has judged at least the start
-        solver = training.best.figures["solver"]
-        scheduler = scheduler_of(solver, config, teacher, stage)
-        spec = StudentSpec(
-            method=config.method,
-            teacher=config.teacher,
-            num_inference_steps=tuple(stage.steps),
-            solver=solver,
-            scheduler_class=type(scheduler).__name__,
-            scheduler_config={name: value for name, value in scheduler.config.items() if not name.startswith("_")},
-            guidance=config.guidance.mode,
-            guidance_scale=config.guidance.scale,
-            guidance_range=config.guidance.range if config.guidance.mode == "embedded" else None,
-            prediction_type=networks.average.prediction_type,
-            lora=config.lora.enabled,
-            quantization=config.quantization,
-            eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
-            teacher_config=config.teacher_config,
-            teacher_revision=teacher.commit or config.teacher_revision,
-            figures={"validation": training.best.score},
-        )
+        figures = {"validation": training.best.score}
+        spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
         if self.processes.is_main_process:
-            export_student(folder, teacher, networks, spec, scheduler, self._provenance(stage, training))
+            provenance = self._provenance(stage, training)
+            export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
         return spec, f"{spec.method} student, sampled by {spec.solver}"
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
@@ -136,7 +118,33 @@ class DenoiserRun:
         }
 
 
-def starting_network(config: RunConfig, teacher: Any) -> Any:
+def describe_student(
+    config: RunConfig, teacher: Teacher, stage: Stage, solver: str, figures: dict[str, Any] | None = None
+) -> tuple[StudentSpec, Any]:
+    """How the student of a stage is sampled by `solver`: its `gendistill.json`, and the stock scheduler to export it with."""
+    scheduler = scheduler_of(solver, config, teacher, stage)
+    spec = StudentSpec(
+        method=config.method,
+        teacher=config.teacher,
+        num_inference_steps=tuple(stage.steps),
+        solver=solver,
+        scheduler_class=type(scheduler).__name__,
+        scheduler_config={name: value for name, value in scheduler.config.items() if not name.startswith("_")},
+        guidance=config.guidance.mode,
+        guidance_scale=config.guidance.scale,
+        guidance_range=config.guidance.range if config.guidance.mode == "embedded" else None,
+        prediction_type=stage.method.networks.average.prediction_type,
+        lora=config.lora.enabled,
+        quantization=config.quantization,
+        eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
+        teacher_config=config.teacher_config,
+        teacher_revision=teacher.commit or config.teacher_revision,
+        figures=figures or {},
+    )
+    return spec, scheduler
+
+
+def starting_network(config: RunConfig, teacher: Teacher) -> Any:
     """The network of the student that `config.start` names; None where it names none.
 
     Raises:

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.run.autoencoders import AutoencoderRun
-from gendistill.run.config import save_config
+from gendistill.run.config import load_config, save_config
 from gendistill.run.denoisers import DenoiserRun
 from gendistill.run.failures import told_in_a_sentence
 from gendistill.run.generators import GeneratorRun
@@ -89,14 +89,22 @@ class DistillResult:
         return f"{self.student_folder}: {self.description}"
 
 
-def distill(config: RunConfig, *, resume: bool = False) -> DistillResult:
-    """Distill `config.teacher` and write `config.out`/student. Under `accelerate launch` all processes work on one student.
+def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:
+    """Distill a teacher and write the run folder, the student in it. Under `accelerate launch` all processes work on one.
+
+        distill(teacher="my-model", data={"path": "my-images"}, lora={"enabled": True}, out="runs/mine")
+
+    Args:
+        config: all settings, from `load_config`; or give settings by name.
 
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk ran out, or training went wrong; in
             one sentence.
         Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
+    if config is not None and settings:
+        raise ValueError(f"distill: got a config and {', '.join(settings)}; takes one of them")
+    config = load_config(None, settings) if config is None else config
     run = make_folder(Path(config.out))
     require_free(run, resume)  # before the encoding, and before config.yaml is written
     kind: Any = KINDS[recipe_of(config).teaches]
