@@ -118,6 +118,20 @@ def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Net
     return Networks(*networks, trained, averaged, shared.lora)
 
 
+def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, nn.Parameter]]:
+    """A further trained denoiser that starts as the teacher, and its parameters by name: a fake score, say.
+
+    In LoRA mode it is one more adapter on the base that all networks share, called `name`; else a copy of the teacher's
+    network in float32.
+    """
+    teacher = networks.teacher
+    if networks.lora is not None:
+        shared: SharedBase = networks.average.network.shared
+        return teacher.with_network(shared.adapter(name, trained=True)), shared.parameters(name)
+    network = copy.deepcopy(teacher.network).float().train().requires_grad_(True)
+    return teacher.with_network(network), dict(network.named_parameters())
+
+
 def adapter_parameters(network: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
     """An adapter's parameters by names that do not contain the adapter's own name."""
     for name, parameter in network.named_parameters():

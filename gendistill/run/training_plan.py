@@ -32,6 +32,7 @@ from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, Networks, configs_here, inputs_of
 from gendistill.schedulers import NoiseSchedule
 from gendistill.training.method import Method
+from gendistill.training.preparation import checkpoint_gradients
 
 AS_IT_IS = "as it is"
 MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's for each number that learns
@@ -191,8 +192,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     assert isinstance(method, DenoiserMethod)
     trained = [of for group in method.trained_parameters().values() for of in group.values()]
     if config.trainer.gradient_checkpointing:
-        for module in {id(of): of for of in _bases(method)}.values():
-            module.enable_gradient_checkpointing()
+        checkpoint_gradients(method.trained_modules())
     counted = Calls()
     held = _held(method, networks)
     _count(held, counted)
@@ -252,12 +252,6 @@ def _batch(config: RunConfig, networks: Networks, rows: int, latents: tuple[int,
         points = torch.empty(rows, count + 1, *shape, device="meta")
         ways = Trajectories(points, torch.empty(count + 1, dtype=torch.long, device="meta"), conditions)
     return Batch(torch.empty(rows, *shape, device="meta"), conditions, ways)
-
-
-def _bases(method: Method) -> Iterator[Any]:
-    """The diffusers networks that learn."""
-    for module in method.trained_modules().values():
-        yield getattr(module, "base", module)
 
 
 def _held(method: DenoiserMethod, networks: Networks) -> list[nn.Module]:

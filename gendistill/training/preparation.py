@@ -33,7 +33,7 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
     if config.gradient_checkpointing:
-        _checkpoint_gradients(method.trained_modules())
+        checkpoint_gradients(method.trained_modules())
     for name, module in method.trained_modules().items():
         settings = method.optimizer_settings(name)
         module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
@@ -80,8 +80,8 @@ def require_gradients(optimizer: str, parameters: dict[str, nn.Parameter]) -> No
         )
 
 
-def _checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
-    """In all that know how; ValueError where none does."""
+def checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
+    """Recompute activations in the backward pass, in all modules that know how; ValueError where none does."""
     bases: dict[str, Any] = {name: getattr(module, "base", module) for name, module in modules.items()}
     able = [name for name, base in bases.items() if getattr(base, "_supports_gradient_checkpointing", False)]
     if not able:
