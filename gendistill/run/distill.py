@@ -15,8 +15,9 @@ from accelerate import PartialState
 
 import gendistill
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import prepare_data, training_texts, weights_fingerprint
-from gendistill.data.trajectories import TrajectoryData, paint_trajectories
+from gendistill.data.encode import prepare_data, training_texts
+from gendistill.data.provenance import weights_fingerprint
+from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.families import Family
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import Networks
@@ -129,8 +130,16 @@ def _distill(config: DistillConfig, run: Path, processes: PartialState, resume: 
     if config.aligns:
         with advancing_bar("painting trajectories") as progress:
             texts = partial(training_texts, config.data, teacher, data, config.seed)
-            learned_on = paint_trajectories(
-                teacher, data, config.align, config.guidance, config.data.cache, progress, texts=texts
+            learned_on = generate_trajectories(
+                teacher,
+                data,
+                config.guidance,
+                config.data.cache,
+                count=config.align.trajectories,
+                steps=config.align.trajectory_steps,
+                teachers=config.align.teachers,
+                texts=texts,
+                progress=progress,
             )
     with processes.local_main_process_first():  # which reads the reference for the others of its machine
         judge = validation_judge(config, teacher, data)

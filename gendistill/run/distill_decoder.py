@@ -15,7 +15,7 @@ from torchvision.utils import make_grid
 
 import gendistill
 from gendistill.data.decoded import DecodedData, prepare_decoded
-from gendistill.data.encode import weights_fingerprint
+from gendistill.data.provenance import weights_fingerprint
 from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.tiny_autoencoder import (

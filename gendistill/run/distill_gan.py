@@ -11,10 +11,10 @@ import torch
 from accelerate import PartialState
 
 import gendistill
-from gendistill.data.encode import weights_fingerprint
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.data.gan_images import prepare_pictures
 from gendistill.data.gan_pairs import paint_pairs
+from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.folder import Gan
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_loading import describe, open_teacher

@@ -1,11 +1,14 @@
 """Files that are there whole or not at all, whoever else writes them and whenever the power fails."""
 
+import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -38,3 +41,26 @@ def replace_folder(aside: Path, final: Path) -> None:
         os.replace(final, old)
     os.replace(aside, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that does not depend on the order of names."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object with a hash of itself, so that `read_json` notices a number that changed."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps({"hash": _hash(value), **value}), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; ValueError if it is something else."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or value.pop("hash", "") != _hash(value):
+        raise ValueError(f"{path.name} is damaged")
+    return value
+
+
+def _hash(value: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

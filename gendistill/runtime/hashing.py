@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gendistill.runtime.files import written_aside
 
+HASHES = "hashes.json"  # the memo of a folder of caches
+
 # A file that changed less than this ago may change again without its times showing it.
 SETTLED_NS = 2_000_000_000
 

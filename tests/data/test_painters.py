@@ -9,8 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gendistill.data.encode import prepare_data, training_texts
-from gendistill.data.trajectories import paint_trajectories
-from gendistill.diffusion.settings import AlignConfig
+from gendistill.data.trajectories import generate_trajectories
 from gendistill.run.config import DataConfig, GuidanceConfig, load_config
 from gendistill.runtime.random import PerSampleRandom
 
@@ -43,9 +42,9 @@ def another(tiny_folder, tmp_path):
 
 
 def ways(teacher, data, config, tmp_path, teachers):
-    align = AlignConfig(trajectories=6, trajectory_steps=3, teachers=teachers)
     texts = partial(training_texts, config, teacher, data, 0)
-    painted = paint_trajectories(teacher, data, align, GUIDED, str(tmp_path / "ways"), texts=texts)
+    place = str(tmp_path / "ways")
+    painted = generate_trajectories(teacher, data, GUIDED, place, count=6, steps=3, teachers=teachers, texts=texts)
     rows = torch.stack([torch.arange(6)] * 2, 1)
     return painted.batch(rows, PerSampleRandom(0, 0, 0, 6)).ways
 
