@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from gendistill.diffusion.settings import AlignConfig, CompressionConfig, DecoderConfig
 from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.run.settings_together import require_together
+from gendistill.runtime.files import written_alone
 from gendistill.settings.section import Section
 
 
@@ -308,6 +308,5 @@ def config_text(config: DistillConfig) -> str:
 
 def save_config(config: DistillConfig, path: Path) -> None:
     """Write `config_text`, whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(config_text(config))
-    os.replace(aside, path)
+    with written_alone(path) as temporary:
+        temporary.write_text(config_text(config))

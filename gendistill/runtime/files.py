@@ -33,14 +33,39 @@ def written_aside(final: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_alone(final: Path) -> Iterator[Path]:
+    """As `written_aside`, for a file that one process alone writes: what it leaves when it is killed, the next one overwrites.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    temporary = final.with_name(f".{final.name}")
+    yield temporary
+    os.replace(temporary, final)
+
+
 def replace_folder(aside: Path, final: Path) -> None:
     """Give a finished folder its final name; what stood there goes only once the new one is complete."""
-    old = final.with_name(f".{final.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _old(final)
     if final.exists():
         os.replace(final, old)
     os.replace(aside, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Rename, then remove: what has its final name is complete at every moment."""
+    old = _old(folder)
+    os.replace(folder, old)
+    shutil.rmtree(old)
+
+
+def _old(folder: Path) -> Path:
+    """A name for what is to go, which nothing has."""
+    old = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    return old
 
 
 def canonical_json(value: Any) -> str:

@@ -69,6 +69,11 @@ class HashMemo:
         return known if isinstance(known, dict) else {}
 
 
+def sha256_of(path: Path, hashes: HashMemo | None) -> str:
+    """The SHA-256 of a file, from the memo where there is one."""
+    return file_sha256(path) if hashes is None else hashes.sha256(path)
+
+
 def update(digest: "hashlib._Hash", part: list[str | int]) -> None:
     """Add one part to a digest as JSON, so that ["a", "bc"] and ["ab", "c"] differ."""
     digest.update(json.dumps(part).encode())

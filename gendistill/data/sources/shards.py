@@ -14,7 +14,7 @@ from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.archives import tar_members
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.data.texts import decode_text, text_fields
-from gendistill.runtime.hashing import HashMemo, file_sha256, update
+from gendistill.runtime.hashing import HashMemo, sha256_of, update
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # WebDataset's key and suffix: up to the first dot of the file's name, and after
@@ -49,7 +49,7 @@ class WebDatasetShards(PictureSource):
         """A hash of the shards' names and contents, and of how captions are drawn; it reads bytes that `hashes` lacks."""
         digest = hashlib.sha256(repr(self.choice).encode())
         for shard in self.shards:
-            update(digest, [shard.name, hashes.sha256(shard) if hashes else file_sha256(shard)])
+            update(digest, [shard.name, sha256_of(shard, hashes)])
         return digest.hexdigest()
 
     def describe(self) -> str:
