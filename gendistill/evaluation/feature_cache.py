@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,7 +78,7 @@ class _Counted:
     def __init__(self, items: Iterator[torch.Tensor | Picture]) -> None:
         self.items, self.count = items, 0
 
-    def __iter__(self) -> Iterator[torch.Tensor | Picture]:
+    def __iter__(self) -> Iterator[Any]:
         while self.count < PART and (item := next(self.items, None)) is not None:
             self.count += len(item) if isinstance(item, torch.Tensor) else 1
             yield item
