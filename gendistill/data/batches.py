@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.cache.row_cache import Cache
+from gendistill.data.cached import image_counts
 from gendistill.diffusion.codec import sample_moments
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.runtime.random import PerSampleRandom, bucket_of_step, indices_of_step
+from gendistill.runtime.stored_rows import StoredRows
 
 CONDITION = "condition."
 
@@ -62,7 +63,7 @@ class LatentData:
     bucket, whose latents have one shape.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: StoredRows) -> None:
         self.cache = cache
 
     def __len__(self) -> int:
@@ -92,15 +93,8 @@ class LatentData:
 
     def summary(self) -> dict[str, Any]:
         """What there is and what was left out, for a log."""
-        cache = self.cache
-        return {
-            "rows": len(cache),
-            "buckets": cache.groups,
-            "broken": cache.broken,
-            "left_out": cache.left_out,
-            "missing_captions": cache.missing_captions,
-            "cache": cache.key,
-        }
+        missing = int(self.cache.notes.get("missing_captions", 0))
+        return {**image_counts(self.cache), "buckets": self.cache.groups, "missing_captions": missing}
 
 
 def as_rows(moments: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,27 +12,20 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from gendistill.data.batches import LatentData
-from gendistill.data.cache.building import HASHES, build_or_open
-from gendistill.data.cache.row_cache import Cache, Part, Skipped, cache_key
+from gendistill.data.cached import Progress, batched, cached_images, cached_rows, decodable, image_counts, image_source
 from gendistill.data.data_config import DataConfig
-from gendistill.data.encode import (
-    PART_SIZE,
-    Progress,
-    batched,
-    decodable,
-    prepare_data,
-    tell_what_is_missing,
-    weights_fingerprint,
-)
-from gendistill.data.images import as_tensor
+from gendistill.data.encode import prepare_data
+from gendistill.data.images import as_tensor, from_bytes, in_bytes
+from gendistill.data.provenance import codec_provenance
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.framing import Framing
-from gendistill.data.sources.source import Prompts, open_source
-from gendistill.diffusion.codec import LatentCodec
+from gendistill.diffusion.codec import Codec
 from gendistill.diffusion.teacher import Teacher
-from gendistill.runtime.hashing import HashMemo, chance
+from gendistill.runtime.hashing import chance
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
-from gendistill.samplers import pictures_at_once, to_uint8
+from gendistill.runtime.store import Skipped, StoredPart
+from gendistill.runtime.stored_rows import StoredRows
+from gendistill.samplers import pictures_at_once
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class DecodedBatch:
 class DecodedData:
     """Cached pictures, latents and decoded pictures, by row."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: StoredRows) -> None:
         self.cache = cache
 
     def __len__(self) -> int:
@@ -59,11 +51,11 @@ class DecodedData:
 
     def batch(self, rows: Tensor, random: PerSampleRandom | None, device: torch.device | str = "cpu") -> DecodedBatch:
         tensors = self.cache.rows(rows)
-        pictures, decoded = (tensors[name].to(device).float() / 127.5 - 1 for name in ("pictures", "decoded"))
+        pictures, decoded = (from_bytes(tensors[name].to(device)) for name in ("pictures", "decoded"))
         return DecodedBatch(pictures, tensors["latents"].to(device).float(), decoded)
 
     def summary(self) -> dict[str, Any]:
-        return {"rows": len(self), "broken": self.cache.broken, "cache": self.cache.key}
+        return image_counts(self.cache)
 
 
 def prepare_decoded(
@@ -79,29 +71,23 @@ def prepare_decoded(
     """
     if config.path is None:
         return _of_painted(prepare_data(config, teacher, seed, progress), config, teacher.codec)
-    source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
-    if isinstance(source, Prompts):
-        raise ValueError(f"data.path {config.path} is a prompt file; takes pictures (data.prompts takes prompts)")
+    source = image_source(config, seed)
     if config.crop == "buckets":
         raise ValueError("data.crop buckets: a decoder learns on pictures of one size; takes center or random")
     framing = Framing.of(config.crop, teacher.resolution, teacher.codec.factor, seed)
-    hashes = HashMemo(Path(config.cache) / HASHES)
     made_by = {
-        "decoded": source.fingerprint(hashes),
+        "decoded": True,
         "sizes": framing.sizes,
         "crop": [config.crop, framing.seed],
         **({"copies": [copies, seed]} if copies > 1 else {}),
-        **{name: weights_fingerprint(network) for name, network in teacher.codec.networks.items()},
+        **codec_provenance(teacher.codec),
     }
-    hashes.keep()
+    copied = partial(_copied, copies=copies, seed=seed)
 
-    def parts() -> Iterator[Callable[[], Part]]:
-        for entries in batched(source.entries(), PART_SIZE):
-            yield partial(_part, source, entries, framing, partial(_copied, copies=copies, seed=seed), teacher.codec, progress)
+    def make(entries: list[Entry]) -> StoredPart:
+        return _part(source, entries, framing, copied, teacher.codec, progress)
 
-    cache = build_or_open(Path(config.cache), cache_key(**made_by), {**made_by, "described": source.describe()}, parts)
-    tell_what_is_missing(cache, source)
-    return DecodedData(cache)
+    return DecodedData(cached_images(config, source, made_by, make))
 
 
 def _part(
@@ -109,17 +95,17 @@ def _part(
     entries: list[Entry],
     framing: Framing,
     copied: Callable[[Tensor, str], list[Tensor]],
-    codec: Any,
+    codec: Codec,
     progress: Progress | None,
-) -> Part:
+) -> StoredPart:
     pictures = []
     skipped: list[Skipped] = []
     for _, sample in decodable(source, entries, skipped):
         pictures += copied(as_tensor(framing.frame(sample.picture, sample.key)), sample.key)
     if not pictures:
-        return Part({}, skipped)
+        return StoredPart({}, skipped)
     rows = [_rows(codec, torch.stack(few), progress) for few in batched(pictures, pictures_at_once(framing.sizes[0][0]))]
-    return Part({"pictures": {name: torch.cat([of[name] for of in rows]) for name in rows[0]}}, skipped)
+    return StoredPart({"pictures": {name: torch.cat([of[name] for of in rows]) for name in rows[0]}}, skipped)
 
 
 def _copied(picture: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
@@ -137,30 +123,20 @@ def _copied(picture: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
         return [picture, *(change(picture / 2 + 0.5) * 2 - 1 for _ in range(copies - 1))]
 
 
-def _rows(codec: LatentCodec, pictures: Tensor, progress: Progress | None) -> dict[str, Tensor]:
+def _rows(codec: Codec, pictures: Tensor, progress: Progress | None) -> dict[str, Tensor]:
     latents = codec.moments(pictures).chunk(2, dim=1)[0]
     if progress:
         progress(len(pictures))
-    return {"pictures": _in_bytes(pictures), "latents": latents.half().cpu(), "decoded": _in_bytes(codec.decode(latents))}
+    return {"pictures": in_bytes(pictures), "latents": latents.half().cpu(), "decoded": in_bytes(codec.decode(latents))}
 
 
-def _of_painted(data: LatentData, config: DataConfig, codec: Any) -> DecodedData:
-    made_by = {"decoded": data.cache.key, **{name: weights_fingerprint(network) for name, network in codec.networks.items()}}
+def _of_painted(data: LatentData, config: DataConfig, codec: Codec) -> DecodedData:
+    made_by = {"decoded": data.cache.key, **codec_provenance(codec)}
 
-    def part(rows: list[int]) -> Part:
-        latents = data.cache.rows(torch.tensor(rows))["moments"].float().chunk(2, dim=1)[0]
+    def make(rows: list[int]) -> StoredPart:
+        latents = data.cache.rows(rows)["moments"].float().chunk(2, dim=1)[0]
         few = pictures_at_once(latents.shape[-1] * codec.factor)
-        decoded = torch.cat([_in_bytes(codec.decode(some)) for some in latents.split(few)])
-        return Part({"painted": {"pictures": decoded, "latents": latents.half(), "decoded": decoded}})
+        decoded = torch.cat([in_bytes(codec.decode(some)) for some in latents.split(few)])
+        return StoredPart({"painted": {"pictures": decoded, "latents": latents.half(), "decoded": decoded}})
 
-    def parts() -> Iterator[Callable[[], Part]]:
-        for rows in batched(range(len(data)), PART_SIZE):
-            yield partial(part, rows)
-
-    provenance = {**made_by, "described": data.described}
-    return DecodedData(build_or_open(Path(config.cache), cache_key(**made_by), provenance, parts))
-
-
-def _in_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as uint8 on the CPU."""
-    return to_uint8(pictures.float() / 2 + 0.5).cpu()
+    return DecodedData(cached_rows(config.cache, made_by, data.described, lambda: range(len(data)), make))

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gendistill.data.cache.row_cache import Cache
+from gendistill.data.cached import image_counts
+from gendistill.data.images import from_bytes
 from gendistill.gan.generator import GeneratorSpec
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
+from gendistill.runtime.stored_rows import StoredRows
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class PictureData:
     ones, they are kept in the size that it paints, as the real ones, and what goes in is made smaller from them.
     """
 
-    def __init__(self, cache: Cache, spec: GeneratorSpec) -> None:
+    def __init__(self, cache: StoredRows, spec: GeneratorSpec) -> None:
         self.cache, self.spec = cache, spec
 
     def __len__(self) -> int:
@@ -68,7 +70,7 @@ class PictureData:
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
         tensors = self.cache.rows(rows)
-        pictures = tensors["pictures"].to(device).float() / 127.5 - 1
+        pictures = from_bytes(tensors["pictures"].to(device))
         labels = tensors["labels"].to(device) if self.spec.num_classes else None
         channels = self.spec.output_shape[0] if self.spec.kind == "noise" else self.spec.input_shape[0]
         pictures = pictures.mean(1, keepdim=True) if channels == 1 else pictures
@@ -79,8 +81,7 @@ class PictureData:
         return GanBatch(device, pictures, labels=labels)
 
     def summary(self) -> dict[str, Any]:
-        cache = self.cache
-        return {"rows": len(cache), "broken": cache.broken, "left_out": cache.left_out, "cache": cache.key}
+        return image_counts(self.cache)
 
 
 def is_enlarging(spec: GeneratorSpec) -> bool:

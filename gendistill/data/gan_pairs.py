@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gendistill.data.cache.building import build_or_open
-from gendistill.data.cache.row_cache import Cache, Part, cache_key
-from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
+from gendistill.data.cached import PART_SIZE, Progress, cached_rows
 from gendistill.data.gan_batches import GanBatch, NoData, PictureData
+from gendistill.data.images import from_bytes, in_bytes
+from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.generator import Generator
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
-from gendistill.samplers import pictures_at_once, to_uint8
+from gendistill.runtime.store import StoredPart
+from gendistill.runtime.stored_rows import StoredRows
+from gendistill.samplers import pictures_at_once
 
 PAIRS_SEED = 40_000_003  # apart from every training seed
 
@@ -24,7 +23,7 @@ PAIRS_SEED = 40_000_003  # apart from every training seed
 class PairedData:
     """Cached pairs of noise and the teacher's picture, beside the real pictures: a row is a number of each."""
 
-    def __init__(self, pairs: Cache, real: PictureData | NoData) -> None:
+    def __init__(self, pairs: StoredRows, real: PictureData | NoData) -> None:
         self.pairs, self.real = pairs, real
 
     def __len__(self) -> int:
@@ -42,7 +41,7 @@ class PairedData:
             device,
             inputs=tensors["inputs"].to(device),
             labels=tensors["labels"].to(device) if "labels" in tensors else None,
-            painted=tensors["pictures"].to(device).float() / 127.5 - 1,
+            painted=from_bytes(tensors["pictures"].to(device)),
             real=real.real,
             real_labels=real.real_labels,
         )
@@ -70,16 +69,15 @@ def paint_pairs(
         "classes": None if isinstance(data, NoData) else data.cache.key,
     }
 
-    def parts() -> Iterator[Callable[[], Part]]:
-        for numbers in batched(range(count), PART_SIZE):
-            yield partial(_paint, teacher, data, numbers, progress)
+    def make(numbers: list[int]) -> StoredPart:
+        return _paint(teacher, data, numbers, progress)
 
-    provenance = {**made_by, "described": f"{count} pictures that the teacher painted"}
-    return PairedData(build_or_open(Path(cache), cache_key(**made_by), provenance, parts), data)
+    described = f"{count} pictures that the teacher painted"
+    return PairedData(cached_rows(cache, made_by, described, lambda: range(count), make), data)
 
 
 @torch.no_grad()
-def _paint(teacher: Generator, data: PictureData | NoData, numbers: list[int], progress: Progress | None) -> Part:
+def _paint(teacher: Generator, data: PictureData | NoData, numbers: list[int], progress: Progress | None) -> StoredPart:
     spec, device = teacher.spec, next(iter(teacher.network.parameters()), torch.empty(0)).device
     random = PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(numbers))
     inputs = random.normal(spec.input_shape)
@@ -91,7 +89,7 @@ def _paint(teacher: Generator, data: PictureData | NoData, numbers: list[int], p
     painted = []
     for part in torch.arange(len(numbers)).split(pictures_at_once(max(spec.output_shape[1:]))):
         labels = rows["labels"][part].to(device) if spec.num_classes else None
-        painted.append(to_uint8(teacher(inputs[part].to(device), labels).float() / 2 + 0.5).cpu())
+        painted.append(in_bytes(teacher(inputs[part].to(device), labels)))
         if progress:
             progress(len(part))
-    return Part({"pairs": {**rows, "pictures": torch.cat(painted)}})
+    return StoredPart({"pairs": {**rows, "pictures": torch.cat(painted)}})

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-
 import torch
 
-from gendistill.data.cache.building import build_or_open
-from gendistill.data.cache.row_cache import Part, cache_key
-from gendistill.data.encode import PART_SIZE, batched, weights_fingerprint
+from gendistill.data.cached import cached_rows
+from gendistill.data.provenance import denoiser_provenance
 from gendistill.data.trajectories import TrajectoryData
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.rollout import come_to
+from gendistill.runtime.store import StoredPart
 from gendistill.samplers import pictures_at_once
 
 
 def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str) -> TrajectoryData:
     """The same ways, each with what the student paints of its noise in so many steps of DDIM for its end; kept in the cache."""
-    made_by = {"ways": data.trajectories.key, "student": weights_fingerprint(student.network), "steps": steps}
+    made_by = {"ways": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
 
-    def parts() -> Iterator[Callable[[], Part]]:
-        for numbers in batched(range(len(data)), PART_SIZE):
-            yield partial(_paint, data, student, steps, numbers)
+    def make(numbers: list[int]) -> StoredPart:
+        return _paint(data, student, steps, numbers)
 
-    ends = build_or_open(Path(cache), cache_key(**made_by), {**made_by, "described": "ends of trajectories"}, parts)
+    ends = cached_rows(cache, made_by, "ends of trajectories", lambda: range(len(data)), make)
     return TrajectoryData(data.trajectories, data.times, data.data, ends)
 
 
-def _paint(data: TrajectoryData, student: Denoiser, steps: int, numbers: list[int]) -> Part:
+def _paint(data: TrajectoryData, student: Denoiser, steps: int, numbers: list[int]) -> StoredPart:
     ways = data.ways(torch.tensor(numbers), next(student.network.parameters()).device)
     at_once = pictures_at_once(8 * ways.noise.shape[-1])
     ends = [
         come_to(student, ways.noise[part], ways.conditioning[part], steps)[0].half().cpu()
         for part in torch.arange(len(numbers)).split(at_once)
     ]
-    return Part({"painted": {"ends": torch.cat(ends)}})
+    return StoredPart({"painted": {"ends": torch.cat(ends)}})

@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from gendistill.samplers import to_uint8
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 # Named, because Pillow otherwise tries every decoder it has, and some (EPS) start another program.
@@ -94,7 +96,17 @@ def fitted(picture: Image.Image, height: int, width: int, at: tuple[float, float
 
 def as_tensor(picture: Image.Image) -> Tensor:
     """RGB to float32 (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 127.5 - 1
+    return from_bytes(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+
+
+def in_bytes(pictures: Tensor) -> Tensor:
+    """Pictures in [-1, 1] as uint8 on the CPU."""
+    return to_uint8(pictures.float() / 2 + 0.5).cpu()
+
+
+def from_bytes(pictures: Tensor) -> Tensor:
+    """uint8 as float32 in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
 
 
 def to_tensor(picture: Image.Image, resolution: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Reading the texts that come with pictures: UTF-8, JSON objects, files of lines."""
 
 import json
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 
 def decode_text(data: bytes) -> str:
@@ -37,3 +38,31 @@ def text_lines(path: Path, field: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{field}: {str(path)!r} cannot be read ({error}); it takes a UTF-8 text file.") from error
     return text.split("\n")
+
+
+def metadata_lines(lines: Iterable[str], name: str, where: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The pictures that a `metadata.jsonl` of this name speaks of, by their names in the source, with their text fields.
+
+    Raises:
+        ValueError: a line is no JSON object with `file_name`; `where` says for people which file it is.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = text_fields(line)
+        if "file_name" not in fields:
+            raise ValueError(f"data: line {number} of {where} takes a JSON object with `file_name`.")
+        yield (PurePosixPath(name).parent / fields.pop("file_name")).as_posix(), fields
+
+
+def text_beside(name: str) -> str:
+    """The name of the text file of a picture."""
+    return PurePosixPath(name).with_suffix(".txt").as_posix()
+
+
+def with_text(fields: dict[str, str], beside: bytes | None) -> dict[str, str]:
+    """A picture's text fields, and the text file beside it as `txt`, which stands in for `text`; None where there is none."""
+    if beside is None:
+        return fields
+    text = decode_text(beside)
+    return {"text": text, **fields, "txt": text}

@@ -3,10 +3,8 @@ over many epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Mapping
 from math import isqrt
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +12,15 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from gendistill.data.batches import CONDITION, Batch, LatentData, Trajectories
-from gendistill.data.cache.building import build_or_open
-from gendistill.data.cache.row_cache import Cache, Part, cache_key
-from gendistill.data.encode import PART_SIZE, Progress, batched, weights_fingerprint
+from gendistill.data.cached import PART_SIZE, Progress, cached_rows
+from gendistill.data.provenance import teacher_provenance
 from gendistill.data.trajectory_teachers import Painter, Painters
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.teacher import Teacher
-from gendistill.methods.alignment import AlignConfig
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
+from gendistill.runtime.store import StoredPart
+from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers import pictures_at_once
 
 TRAJECTORIES_SEED = 50_000_017  # apart from every training seed
@@ -36,7 +34,7 @@ class TrajectoryData:
         ends: where they end for whoever learns from them; None where that is their last point.
     """
 
-    def __init__(self, trajectories: Cache, times: Tensor, data: LatentData, ends: Cache | None = None) -> None:
+    def __init__(self, trajectories: StoredRows, times: Tensor, data: LatentData, ends: StoredRows | None = None) -> None:
         self.trajectories, self.times, self.data, self.ends = trajectories, times, data, ends
 
     def __len__(self) -> int:
@@ -70,48 +68,49 @@ class TrajectoryData:
         return {**self.data.summary(), "trajectories": len(self), "trajectories_cache": self.trajectories.key, **ends}
 
 
-def paint_trajectories(
+def generate_trajectories(
     teacher: Teacher,
     data: LatentData,
-    config: AlignConfig,
     guidance: GuidanceConfig,
     cache: str,
-    progress: Progress | None = None,
     *,
+    count: int,
+    steps: int,
+    teachers: Mapping[str, float | str] | None = None,
     texts: Callable[[], list[str]] = list,
+    progress: Progress | None = None,
 ) -> TrajectoryData:
-    """`config.trajectories` trajectories of the teacher, opened from the cache or painted into it first.
+    """`count` trajectories of the teacher in so many steps, opened from the cache or generated into it first.
 
     By DPM-Solver++ of second order (Lu et al. 2022) on the trailing grid, under the conditions of the data in turn, guided at
     `guidance.scale`; at a scale drawn from `guidance.range` for each where the student is to take it as an input.
 
     Args:
-        texts: gives the prompt of every row of the data; asked where `config.teachers` are chosen by it.
+        teachers: further ones, see `Painters`.
+        texts: gives the prompt of every row of the data; called where `teachers` are chosen by it.
+        progress: called with the number of trajectories after each batch that this process generates.
 
     Raises:
-        ValueError: the pictures of the data are not all of one size, or another teacher cannot paint beside this one.
+        ValueError: the images of the data are not all of one size, or another teacher cannot generate beside this one.
     """
     if len(data.cache.groups) > 1:
         raise ValueError("data.crop buckets: trajectories are of one size; takes center or random with alignment")
-    solver = _solver(teacher, config.trajectory_steps)
-    times = torch.cat([solver.timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
-    embedded = guidance.mode == "embedded"
-    painters = Painters(teacher, config.teachers, texts)
+    times = torch.cat([_solver(teacher, steps).timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
+    painters = Painters(teacher, teachers or {}, texts)
     made_by = {
-        "teacher": weights_fingerprint(teacher.network),
+        "teacher": teacher_provenance(teacher),
         "conditions": data.cache.key,
-        "count": config.trajectories,
-        "steps": config.trajectory_steps,
-        "guidance": list(guidance.range) if embedded else guidance.scale,
+        "count": count,
+        "steps": steps,
+        "guidance": list(guidance.range) if guidance.mode == "embedded" else guidance.scale,
         **painters.made_by,
     }
 
-    def parts() -> Iterator[Callable[[], Part]]:
-        for numbers in batched(range(config.trajectories), PART_SIZE):
-            yield partial(_paint, teacher, painters, data, config.trajectory_steps, guidance, numbers, progress)
+    def make(numbers: list[int]) -> StoredPart:
+        return _paint(teacher, painters, data, steps, guidance, numbers, progress)
 
-    provenance = {**made_by, "described": f"{config.trajectories} trajectories of {painters.described}"}
-    return TrajectoryData(build_or_open(Path(cache), cache_key(**made_by), provenance, parts), times, data)
+    described = f"{count} trajectories of {painters.described}"
+    return TrajectoryData(cached_rows(cache, made_by, described, lambda: range(count), make), times, data)
 
 
 def _solver(teacher: Teacher, steps: int) -> Any:
@@ -129,7 +128,7 @@ def _paint(
     guidance: GuidanceConfig,
     numbers: list[int],
     progress: Progress | None,
-) -> Part:
+) -> StoredPart:
     random = PerSampleRandom(TRAJECTORIES_SEED, 0, numbers[0], len(numbers))
     rows = indices_of_step(TRAJECTORIES_SEED, numbers[0] // PART_SIZE, PART_SIZE, len(data))[: len(numbers)]
     batch = data.batch(rows, random)
@@ -148,7 +147,7 @@ def _paint(
         CONDITION + name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in conditioning.tensors().items()
     }
-    return Part({"painted": {"points": points, **conditions}})
+    return StoredPart({"painted": {"points": points, **conditions}})
 
 
 def _walk(

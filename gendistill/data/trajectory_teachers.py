@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.encode import weights_fingerprint
+from gendistill.data.provenance import codec_provenance, denoiser_provenance, fingerprints
 from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.prediction import Prediction
@@ -49,7 +49,7 @@ class Painters:
         self.made_by: dict[str, Any] = {}
         self.described = "the teacher" if not others else f"the teacher and {', '.join(others)}"
         if others:
-            prints = {source: weights_fingerprint(each.network) for source, each in opened.items()}
+            prints = {source: denoiser_provenance(each.denoiser) for source, each in opened.items()}
             self.made_by = {"teachers": [[prints[source], of] for source, of in others.items()]}
         if patterns:
             prompts = texts()
@@ -91,7 +91,7 @@ def _beside(teacher: Teacher, source: str) -> Teacher:
     other = load_teacher(source, resolution=teacher.resolution, dtype=main.dtype, device=teacher.pipeline.device)
     shapes = [each.codec.latent_shape(each.resolution) for each in (teacher, other)]
     schedules = [(each.denoiser.schedule.num_train_timesteps, _levels(each)) for each in (teacher, other)]
-    if shapes[0] != shapes[1] or _prints(teacher.codec.networks) != _prints(other.codec.networks):
+    if shapes[0] != shapes[1] or codec_provenance(teacher.codec) != codec_provenance(other.codec):
         raise ValueError(
             f"align.teachers {source}: has another latent space than {teacher.source}; takes one with the same VAE"
         )
@@ -99,7 +99,7 @@ def _beside(teacher: Teacher, source: str) -> Teacher:
         raise ValueError(
             f"align.teachers {source}: was trained on another noise schedule than {teacher.source}; takes one with the same"
         )
-    if _prints(teacher.prompt_encoders) != _prints(other.prompt_encoders) or teacher.own_prompts != other.own_prompts:
+    if fingerprints(teacher.prompt_encoders) != fingerprints(other.prompt_encoders) or teacher.own_prompts != other.own_prompts:
         raise ValueError(
             f"align.teachers {source}: reads prompts otherwise than {teacher.source}; takes one with the same text encoder, or "
             "the same classes"
@@ -111,7 +111,3 @@ def _levels(teacher: Teacher) -> Tensor:
     """How much noise there is at each of its timesteps."""
     schedule = teacher.denoiser.schedule
     return schedule.sigma(torch.arange(schedule.num_train_timesteps))
-
-
-def _prints(networks: Mapping[str, Any]) -> dict[str, str]:
-    return {name: weights_fingerprint(network) for name, network in networks.items()}

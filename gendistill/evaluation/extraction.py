@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gendistill.evaluation.feature_cache import cached_features
 from gendistill.metrics.distances.clip_score import ClipScorer
 from gendistill.metrics.features import feature_extractor as pictures_of
 from gendistill.metrics.features.feature_extractor import FeatureExtractor
-from gendistill.metrics.features.feature_store import Features, FeatureStore
 from gendistill.metrics.measure import Pictures
+from gendistill.runtime.stored_rows import StoredRows
 
 Progress = Callable[[int], None]
 Make = Callable[[], pictures_of.Pictures]
@@ -49,27 +51,37 @@ class Extraction:
             source: what says which pictures these are; None keeps nothing.
             progress: called with the number of pictures that are done, more and more; once for each network's.
         """
-        features = self.features(make, source=source, progress=progress).array()
+        features = _array(self._kept(self.extractor, make, source, progress))
         if self.scorer is None:
             return Pictures(features, prompts)
-        towers = self._kept(self.scorer.image_extractor, make, source, None).array()
+        towers = _array(self._kept(self.scorer.image_extractor, make, source, None))
         texts = None if prompts is None else self.scorer.embed_texts(prompts)
         return Pictures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
 
-    def features(self, make: Make, *, source: Sequence[str] | None = None, progress: Progress | None = None) -> Features:
-        """Of the extractor alone, in files where they are kept: memory does not grow with their number."""
-        return self._kept(self.extractor, make, source, progress)
+    def blocks(
+        self, make: Make, *, source: Sequence[str] | None = None, progress: Progress | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Features (n, D) of the extractor alone; where they are kept, memory does not grow with their number."""
+        features = self._kept(self.extractor, make, source, progress)
+        return (
+            iter([features.numpy()]) if isinstance(features, Tensor) else (of["features"].numpy() for of in features.blocks())
+        )
 
     def _kept(
         self, extractor: FeatureExtractor, make: Make, source: Sequence[str] | None, progress: Progress | None
-    ) -> Features:
+    ) -> Tensor | StoredRows:
         advance = None if progress is None else _advancing(progress)
         if source is None or self.cache is None:
-            return Features.of(pictures_of.extract(extractor, make(), progress=advance))
-        found = FeatureStore(self.cache / "features").features(*source, extractor=extractor, make=make, progress=advance)
+            return pictures_of.extract(extractor, make(), progress=advance)
+        found = cached_features(self.cache / "features", source, extractor, make, progress=advance)
         if advance is not None:
             advance(len(found))
         return found
+
+
+def _array(features: Tensor | StoredRows) -> NDArray[np.float32]:
+    found = features if isinstance(features, Tensor) else features.rows(range(len(features)))["features"]
+    return found.numpy()
 
 
 def _advancing(progress: Progress) -> Progress:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gendistill.data.cache.building import HASHES
 from gendistill.data.images import fitted
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.evaluation.extraction import Extraction, Progress
@@ -24,7 +23,7 @@ from gendistill.metrics.distances.frechet import GaussianStatistics, Moments, ga
 from gendistill.metrics.measure import Pictures, Reference
 from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import written_aside
-from gendistill.runtime.hashing import HashMemo
+from gendistill.runtime.hashing import HASHES, HashMemo
 
 Result = TypeVar("Result")
 
@@ -79,9 +78,9 @@ def read_statistics(
         ValueError: fewer than two pictures can be decoded.
     """
     reading = _Reading(source, extraction, square=False)
-    features = reading.through(lambda: extraction.features(reading.make, source=reading.which, progress=progress))
+    blocks = reading.through(lambda: extraction.blocks(reading.make, source=reading.which, progress=progress))
     moments = Moments()
-    for block in features.blocks():
+    for block in blocks:
         moments.add(block)
     return moments.statistics(), reading.seen()
 

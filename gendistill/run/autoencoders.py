@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 
 import gendistill
 from gendistill.data.decoded import DecodedData, prepare_decoded
-from gendistill.data.encode import weights_fingerprint
+from gendistill.data.provenance import weights_fingerprint
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by
 from gendistill.evaluation.decoder_figures import ROUND_TRIPS, DecoderFigures, measure_decoder

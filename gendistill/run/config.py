@@ -5,7 +5,6 @@ A run's own settings are `methods.recipe.RunConfig`; each method brings a sectio
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from gendistill.methods import RECIPES, RunConfig, recipe_of
 from gendistill.methods.alignment import check_alignment
 from gendistill.methods.compression import check_compression
 from gendistill.methods.registry import compresses
+from gendistill.runtime.files import written_alone
 from gendistill.runtime.plugins import load_plugins
 
 
@@ -115,6 +115,5 @@ def config_text(config: RunConfig) -> str:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write `config_text`, whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(config_text(config))
-    os.replace(aside, path)
+    with written_alone(path) as temporary:
+        temporary.write_text(config_text(config))

@@ -13,10 +13,11 @@ import torch
 from accelerate import PartialState, init_empty_weights
 
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts, weights_fingerprint
+from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
+from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.source import open_source
-from gendistill.data.trajectories import TrajectoryData, paint_trajectories
+from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.families import Family, family_called
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
@@ -76,8 +77,16 @@ class DenoiserRun:
         if recipe_of(config).data_needs(config) == "trajectories":
             with advancing_bar("painting trajectories") as progress:
                 texts = partial(training_texts, config.data, teacher, self.latents, config.seed)
-                self.learned_on = paint_trajectories(
-                    teacher, self.latents, config.align, config.guidance, config.data.cache, progress, texts=texts
+                self.learned_on = generate_trajectories(
+                    teacher,
+                    self.latents,
+                    config.guidance,
+                    config.data.cache,
+                    count=config.align.trajectories,
+                    steps=config.align.trajectory_steps,
+                    teachers=config.align.teachers,
+                    texts=texts,
+                    progress=progress,
                 )
         with self.processes.local_main_process_first():  # which reads the reference for the others of its machine
             self.judge = validation_judge(config, teacher, self.latents)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from gendistill.data.encode import weights_fingerprint
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.data.gan_images import prepare_pictures
 from gendistill.data.gan_pairs import paint_pairs
+from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.source import open_source
 from gendistill.gan.folder import Gan
 from gendistill.gan.gan_export import export_student

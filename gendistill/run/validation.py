@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from gendistill.diffusion.teacher import Teacher
 from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
+from gendistill.runtime.files import written_alone
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import solver_eta, student_scheduler
@@ -98,6 +98,5 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
 def save_picture(picture: Tensor, path: Path) -> None:
     """Write a picture (3, H, W) in [0, 1], whole or not at all; one process does."""
     if PartialState().is_main_process:
-        aside = path.with_name(f".{path.name}")
-        save_image(picture, aside, format="png")
-        os.replace(aside, path)
+        with written_alone(path) as temporary:
+            save_image(picture, temporary, format="png")

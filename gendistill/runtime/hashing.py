@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gendistill.runtime.files import written_aside
 
+HASHES = "hashes.json"  # the memo of a folder of caches
+
 # A file that changed less than this ago may change again without its times showing it.
 SETTLED_NS = 2_000_000_000
 
@@ -65,6 +67,11 @@ class HashMemo:
         except (OSError, ValueError):
             return {}
         return known if isinstance(known, dict) else {}
+
+
+def sha256_of(path: Path, hashes: HashMemo | None) -> str:
+    """The SHA-256 of a file, from the memo where there is one."""
+    return file_sha256(path) if hashes is None else hashes.sha256(path)
 
 
 def update(digest: "hashlib._Hash", part: list[str | int]) -> None:

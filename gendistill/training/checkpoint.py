@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gendistill.runtime.files import remove_folder, replace_folder
 from gendistill.runtime.hashing import file_sha256
 
 WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
@@ -121,8 +122,7 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        self._remove(name)  # of a life that was given up: a damaged one, or one that no checkpoint speaks of
-        os.replace(aside, self.folder / name)
+        replace_folder(aside, self.folder / name)  # of a life that was given up: damaged, or one that no checkpoint speaks of
         _flush(self.folder)
 
     def tidy(self, last: str | None) -> None:
@@ -134,20 +134,13 @@ class Checkpoints:
                 shutil.rmtree(leftover)
             for path in self.folder.glob(pattern):
                 if path.name not in kept + needed:
-                    self._remove(path.name)
+                    remove_folder(path)
 
     def _needs(self, name: str) -> list[str]:
         try:
             return json.loads((self.folder / name / MANIFEST).read_text())["needs"]
         except (OSError, ValueError, KeyError):
             return []
-
-    def _remove(self, name: str) -> None:
-        """Rename, then remove: what has a final name is whole at every moment."""
-        if (self.folder / name).exists():
-            aside = self._aside(f"{name}.removed")
-            os.replace(self.folder / name, aside)
-            shutil.rmtree(aside)
 
     def _aside(self, name: str) -> Path:
         aside = self.folder / f".{name}"

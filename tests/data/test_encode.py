@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gendistill.data import encode
+from gendistill.data import cached, encode
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.run.config import load_config
@@ -32,7 +32,7 @@ def png(number, size=(40, 32)):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(encode, "PART_SIZE", 5)
+    monkeypatch.setattr(cached, "PART_SIZE", 5)
     monkeypatch.setattr(encode, "pictures_at_once", lambda resolution: 2)
 
 
@@ -279,10 +279,10 @@ ENCODE = """
 import sys
 from dataclasses import replace
 from gendistill.data.data_config import DataConfig
-from gendistill.data import encode
+from gendistill.data import cached, encode
 from gendistill.diffusion.teacher import load_teacher
 
-encode.PART_SIZE, encode.pictures_at_once = 5, lambda resolution: 2
+cached.PART_SIZE, encode.pictures_at_once = 5, lambda resolution: 2
 teacher, encoded = load_teacher(sys.argv[1]), []
 print("ready", flush=True)
 sys.stdin.readline()

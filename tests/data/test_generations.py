@@ -7,9 +7,8 @@ from diffusers import DDIMScheduler
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.generations import ending_with
-from gendistill.data.trajectories import paint_trajectories
+from gendistill.data.trajectories import generate_trajectories
 from gendistill.diffusion.guidance import GuidanceConfig
-from gendistill.methods.alignment import AlignConfig
 from gendistill.runtime.random import PerSampleRandom
 
 
@@ -19,8 +18,7 @@ def painted(teacher, tmp_path):
     prompts = str(tmp_path / "prompts.txt")
     config = DataConfig(prompts=prompts, cache=str(tmp_path / "cache"), num_synthetic=4, synthetic_steps=2)
     data = prepare_data(config, teacher, 0)
-    align = AlignConfig(trajectories=5, trajectory_steps=3)
-    return paint_trajectories(teacher, data, align, GuidanceConfig(), str(tmp_path / "cache"))
+    return generate_trajectories(teacher, data, GuidanceConfig(), str(tmp_path / "cache"), count=5, steps=3)
 
 
 def ways_of(painted):

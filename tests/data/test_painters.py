@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data, training_texts
-from gendistill.data.trajectories import paint_trajectories
+from gendistill.data.trajectories import generate_trajectories
 from gendistill.diffusion.guidance import GuidanceConfig
-from gendistill.methods.alignment import AlignConfig
 from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
 
@@ -45,9 +44,9 @@ def another(tiny_folder, tmp_path):
 
 
 def ways(teacher, data, config, tmp_path, teachers):
-    align = AlignConfig(trajectories=6, trajectory_steps=3, teachers=teachers)
     texts = partial(training_texts, config, teacher, data, 0)
-    painted = paint_trajectories(teacher, data, align, GUIDED, str(tmp_path / "ways"), texts=texts)
+    place = str(tmp_path / "ways")
+    painted = generate_trajectories(teacher, data, GUIDED, place, count=6, steps=3, teachers=teachers, texts=texts)
     rows = torch.stack([torch.arange(6)] * 2, 1)
     return painted.batch(rows, PerSampleRandom(0, 0, 0, 6)).ways
 

@@ -76,7 +76,7 @@ def test_a_set_is_at_no_distance_from_itself_and_features_are_extracted_once(fol
     first = scores(folders / "google", folders / "google", tmp_path, intervals=False)
     assert first["fd-emoji"] < 1e-6
     assert first["recall"] == first["coverage"] == first["precision"] == 1
-    monkeypatch.setattr("gendistill.metrics.features.feature_store.feature_batches", None)
+    monkeypatch.setattr("gendistill.evaluation.feature_cache.extract", None)
     assert scores(folders / "google", folders / "google", tmp_path, intervals=False) == first
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gendistill.data.cache.row_cache import Cache, Part, write_index, write_part
+from gendistill.runtime.store import Store, StoredPart
+from gendistill.runtime.stored_rows import StoredRows
 
 
-def write_cache(folder: Path, parts: Iterable[Mapping[str, Tensor]]) -> Cache:
-    """The cache of one group in `folder`, made of some rows (n, ...) by name for each part."""
-    folder.mkdir(parents=True, exist_ok=True)
-    described = [write_part(folder, number, Part({"rows": rows})) for number, rows in enumerate(parts)]
-    write_index(folder, described, "k", {"teacher": "tiny"})
-    return Cache.open(folder)
+def write_cache(folder: Path, parts: Iterable[Mapping[str, Tensor]]) -> StoredRows:
+    """The rows of one group in `folder`, made of some rows (n, ...) by name for each part."""
+    store = Store(folder, {"teacher": "tiny"})
+    store.complete([store.write(number, StoredPart({"rows": rows})) for number, rows in enumerate(parts)])
+    return StoredRows(store.folder)

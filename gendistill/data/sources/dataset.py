@@ -15,7 +15,7 @@ from datasets import load_dataset, load_from_disk
 
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
-from gendistill.runtime.hashing import HashMemo, chance, file_sha256, update
+from gendistill.runtime.hashing import HashMemo, chance, sha256_of, update
 
 HUB = "hf://datasets/"
 PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
@@ -73,7 +73,7 @@ class DatasetPictures(PictureSource):
         digest = hashlib.sha256(repr((self.choice, self.image_column, self.split)).encode())
         update(digest, [self.path if not self.files else ""])
         for file in self.files:
-            update(digest, [file.name, hashes.sha256(file) if hashes else file_sha256(file)])
+            update(digest, [file.name, sha256_of(file, hashes)])
         return digest.hexdigest()
 
     def describe(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gendistill.data.images import SUFFIXES, TAKEN
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
-from gendistill.data.texts import decode_text, text_fields, text_lines
+from gendistill.data.texts import metadata_lines, text_beside, text_lines, with_text
 from gendistill.runtime.hashing import HashMemo, file_sha256, update
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class ImageFolder(PictureSource):
             raise ValueError(f"data: {str(path)!r} holds no picture; it takes a folder with {TAKEN}.")
         self._metadata_files = [name for name in files if Path(name).name == "metadata.jsonl"]
         known = set(files)
-        self._text_files = [text for name in self.pictures if (text := _text_beside(name)) in known]
+        self._text_files = [text for name in self.pictures if (text := text_beside(name)) in known]
         self._metadata, present = self._read_metadata()
         if caption is not None:
             self.choice.require(present | ({"text", "txt"} if self._text_files else set()), str(path))
@@ -66,23 +66,15 @@ class ImageFolder(PictureSource):
     def entries(self) -> Iterator[Entry]:
         beside = set(self._text_files)
         for name in self.pictures:
-            texts = dict(self._metadata.get(name, {}))
-            if (text := _text_beside(name)) in beside:
-                texts["txt"] = decode_text((self.path / text).read_bytes())
-                texts.setdefault("text", texts["txt"])
-            yield Entry(name, self.path / name, texts)
+            text = (self.path / text_beside(name)).read_bytes() if text_beside(name) in beside else None
+            yield Entry(name, self.path / name, with_text(self._metadata.get(name, {}), text))
 
     def _read_metadata(self) -> tuple[dict[str, dict[str, str]], set[str]]:
         """The caption fields of each picture, and the names of all text fields that are there."""
         metadata, present = {}, set()
         for name in self._metadata_files:
-            for number, line in enumerate(text_lines(self.path / name, "data"), start=1):
-                if not line.strip():
-                    continue
-                fields = text_fields(line)
-                if "file_name" not in fields:
-                    raise ValueError(f"data: line {number} of {self.path / name} takes a JSON object with `file_name`.")
-                picture = (Path(name).parent / fields.pop("file_name")).as_posix()
+            lines = text_lines(self.path / name, "data")
+            for picture, fields in metadata_lines(lines, name, str(self.path / name)):
                 present |= set(fields)
                 metadata[picture] = {field: fields[field] for field in self.choice.fields if field in fields}
         absent = set(metadata) - set(self.pictures)
@@ -102,7 +94,3 @@ def files_below(folder: Path) -> Iterator[str]:
 
 def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
-
-
-def _text_beside(name: str) -> str:
-    return Path(name).with_suffix(".txt").as_posix()

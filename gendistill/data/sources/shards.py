@@ -4,21 +4,20 @@ import glob
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-from braceexpand import braceexpand
-from webdataset.tariterators import group_by_keys
 
 from gendistill.data.images import SUFFIXES
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.archives import tar_members
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.data.texts import decode_text, text_fields
-from gendistill.runtime.hashing import HashMemo, file_sha256, update
+from gendistill.runtime.hashing import HashMemo, sha256_of, update
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # WebDataset's key and suffix: up to the first dot of the file's name, and after
 
 
 class WebDatasetShards(PictureSource):
@@ -44,32 +43,36 @@ class WebDatasetShards(PictureSource):
         if first is None:
             raise ValueError(f"data: {self.path!r} holds no sample; it takes shards with KEY.png and KEY.txt.")
         if caption is not None:
-            self.choice.require(_sample_texts(first), f"the first sample of {self.path}")
+            self.choice.require(_sample_texts(first[1]), f"the first sample of {self.path}")
 
     def fingerprint(self, hashes: HashMemo | None = None) -> str:
         """A hash of the shards' names and contents, and of how captions are drawn; it reads bytes that `hashes` lacks."""
         digest = hashlib.sha256(repr(self.choice).encode())
         for shard in self.shards:
-            update(digest, [shard.name, hashes.sha256(shard) if hashes else file_sha256(shard)])
+            update(digest, [shard.name, sha256_of(shard, hashes)])
         return digest.hexdigest()
 
     def describe(self) -> str:
         noun = "shard" if len(self.shards) == 1 else "shards"
         return f"{len(self.shards)} WebDataset {noun} of {self.path} (caption: {self.choice.describe()})"
 
-    def _samples(self) -> Iterator[dict[str, Any]]:
+    def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Keys, and the files that follow one another under each, by suffix: `deep/a.seg.png` is `seg.png` of `deep/a`."""
         for shard in self.shards:
-            files = ({"fname": name, "data": data, "__url__": str(shard)} for name, data in tar_members(shard))
-            try:
-                yield from group_by_keys(files)
-            except ValueError as error:  # ours, or webdataset's when a name comes twice
-                ours = str(error.args[0]).startswith("data: ")
-                raise error if ours else ValueError(f"data: the shard {shard} cannot be read ({error.args[0]}).") from error
+            members = ((NAME.fullmatch(name), data) for name, data in tar_members(shard))
+            named = ((name[1], name[2].lower(), data) for name, data in members if name)
+            for key, files in groupby(named, lambda file: file[0]):
+                sample: dict[str, bytes] = {}
+                for _, suffix, data in files:
+                    if suffix in sample:
+                        raise ValueError(f"data: the shard {shard} cannot be read ({key}.{suffix} is in it twice).")
+                    sample[suffix] = data
+                yield key, sample
 
     def entries(self) -> Iterator[Entry]:
-        for sample in self._samples():
+        for key, sample in self._samples():
             picture = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
-            yield Entry(sample["__key__"], io.BytesIO(picture), _sample_texts(sample))
+            yield Entry(key, io.BytesIO(picture), _sample_texts(sample))
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -94,10 +97,17 @@ def find_shards(path: str | Path) -> list[Path]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    try:
-        return list(braceexpand(pattern, escape=False))
-    except ValueError:
-        raise ValueError(f"data: {pattern!r} has a brace too many; it takes a pattern such as '{{000..003}}'.") from None
+    """A pattern with `{000..003}` and `{a,b}` written out, as a shell does."""
+    if not (brace := re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)):
+        if "{" in pattern or "}" in pattern:
+            raise ValueError(f"data: {pattern!r} has a brace too many; it takes a pattern such as '{{000..003}}'.")
+        return [pattern]
+    if ends := re.fullmatch(r"(\d+)\.\.(\d+)", brace[1]):
+        width = max(map(len, ends.groups())) if any(len(end) > 1 and end[0] == "0" for end in ends.groups()) else 0
+        chosen = [str(number).zfill(width) for number in range(int(ends[1]), int(ends[2]) + 1)]
+    else:
+        chosen = brace[1].split(",")
+    return [file for each in chosen for file in _expanded(pattern[: brace.start()] + each + pattern[brace.end() :])]
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -112,6 +122,6 @@ def is_shard(name: str) -> bool:
     return name.lower().endswith(SHARD_SUFFIXES) and not name.startswith(".")
 
 
-def _sample_texts(sample: dict[str, Any]) -> dict[str, str]:
+def _sample_texts(sample: dict[str, bytes]) -> dict[str, str]:
     texts = text_fields(decode_text(sample.get("json", b"")))
     return texts | {"txt": decode_text(sample["txt"])} if "txt" in sample else texts

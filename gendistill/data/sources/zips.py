@@ -13,8 +13,8 @@ from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.archives import MAX_MEMBER_BYTES
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.data.sources.folder import is_picture
-from gendistill.data.texts import decode_text, text_fields
-from gendistill.runtime.hashing import HashMemo, file_sha256, update
+from gendistill.data.texts import decode_text, metadata_lines, text_beside, with_text
+from gendistill.runtime.hashing import HashMemo, sha256_of, update
 
 ENCRYPTED = 1  # bit of a member's flags
 
@@ -47,11 +47,13 @@ class ZipPictures(PictureSource):
             if not self.pictures:
                 raise ValueError(f"data: {str(path)!r} holds no picture; it takes a zip with {TAKEN}.")
             known = set(names)
-            self._text_files = {text for name in self.pictures if (text := _text_beside(name)) in known}
+            self._text_files = {text for name in self.pictures if (text := text_beside(name)) in known}
             self._metadata: dict[str, dict[str, str]] = {}
             for name in names:
                 if PurePosixPath(name).name == "metadata.jsonl":
-                    self._read_metadata(name, self._bytes(archive, name))
+                    # Split at line ends only: `str.splitlines` would also cut at U+2028, which JSON may hold.
+                    lines = decode_text(self._bytes(archive, name)).split("\n")
+                    self._metadata.update(metadata_lines(lines, name, f"{name} in {self.path}"))
         if caption is not None:
             present = {field for fields in self._metadata.values() for field in fields}
             self.choice.require(present | ({"text", "txt"} if self._text_files else set()), str(path))
@@ -63,7 +65,7 @@ class ZipPictures(PictureSource):
     def fingerprint(self, hashes: HashMemo | None = None) -> str:
         """A hash of the archive's content, and of how captions are drawn; it reads bytes that `hashes` lacks."""
         digest = hashlib.sha256(repr(self.choice).encode())
-        update(digest, ["zip", hashes.sha256(self.path) if hashes else file_sha256(self.path)])
+        update(digest, ["zip", sha256_of(self.path, hashes)])
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -72,10 +74,8 @@ class ZipPictures(PictureSource):
     def entries(self) -> Iterator[Entry]:
         with self._opened() as archive:
             for name in self.pictures:
-                texts = dict(self._metadata.get(name, {}))
-                if (text := _text_beside(name)) in self._text_files:
-                    texts["txt"] = decode_text(self._bytes(archive, text))
-                    texts.setdefault("text", texts["txt"])
+                text = self._bytes(archive, text_beside(name)) if text_beside(name) in self._text_files else None
+                texts = with_text(self._metadata.get(name, {}), text)
                 yield Entry(name, io.BytesIO(self._bytes(archive, name)), texts)
 
     def _opened(self) -> zipfile.ZipFile:
@@ -102,21 +102,6 @@ class ZipPictures(PictureSource):
                 f"data: {self.path} holds {info.filename!r} of {info.file_size} bytes; it takes at most {MAX_MEMBER_BYTES}."
             )
 
-    def _read_metadata(self, name: str, content: bytes) -> None:
-        # Split at line ends only: `str.splitlines` would also cut at U+2028, which JSON may hold.
-        for number, line in enumerate(decode_text(content).split("\n"), start=1):
-            if not line.strip():
-                continue
-            fields = text_fields(line)
-            if "file_name" not in fields:
-                raise ValueError(f"data: line {number} of {name} in {self.path} takes a JSON object with `file_name`.")
-            picture = (PurePosixPath(name).parent / fields.pop("file_name")).as_posix()
-            self._metadata[picture] = fields
-
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
-def _text_beside(name: str) -> str:
-    return PurePosixPath(name).with_suffix(".txt").as_posix()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from row_cache import write_cache
 
-from gendistill.data.cache.row_cache import Cache, Part, Skipped, cache_key, write_index, write_part
-from gendistill.data.cache.rows import RowFile
+from gendistill.runtime.store import Skipped, Store, StoredPart
+from gendistill.runtime.stored_rows import RowFile, StoredRows
 
 
 def some_rows(count, seed=0):
@@ -36,25 +36,27 @@ def test_rows_come_back_as_they_were_written_however_they_were_parted(tmp_path, 
         for name, tensor in rows.items():
             assert torch.equal(read[name], tensor[torch.as_tensor(indices, dtype=torch.int64)])
             assert read[name].dtype == tensor.dtype
-    cache.verify()
+    for size in (1, 8, 100):
+        assert torch.equal(torch.cat([block["latents"] for block in cache.blocks(size)]), rows["latents"])
 
 
 def test_rows_of_other_shapes_are_groups_that_follow_one_another(tmp_path):
     wide, tall = torch.arange(24.0).reshape(6, 2, 2), torch.arange(10.0).reshape(5, 2)
+    store = Store(tmp_path, {})
     parts = [
-        write_part(tmp_path, 0, Part({"wide": {"x": wide[:2]}, "tall": {"x": tall[:3]}}, [Skipped("a.png", "cut short")], 1)),
-        write_part(tmp_path, 1, Part({}, [Skipped("b.png", "it has no caption", broken=False)])),
-        write_part(tmp_path, 2, Part({"wide": {"x": wide[2:]}, "tall": {"x": tall[3:]}}, [], 2)),
+        StoredPart({"wide": {"x": wide[:2]}, "tall": {"x": tall[:3]}}, [Skipped("a.png", "cut short")], {"missing": 1}),
+        StoredPart({}, [Skipped("b.png", "it has no caption", broken=False)]),
+        StoredPart({"wide": {"x": wide[2:]}, "tall": {"x": tall[3:]}}, notes={"missing": 2}),
     ]
-    write_index(tmp_path, parts, "k", {})
-    cache = Cache.open(tmp_path)
+    store.complete([store.write(number, part) for number, part in enumerate(parts)])
+    cache = StoredRows(store.folder)
     assert cache.groups == {"tall": 5, "wide": 6}
     assert torch.equal(cache.rows([4, 0, 3])["x"], tall[[4, 0, 3]])
     assert torch.equal(cache.rows([10, 5, 7])["x"], wide[[5, 0, 2]])
     with pytest.raises(ValueError, match="takes rows of one group"):
         cache.rows([4, 5])
-    assert (cache.broken, cache.left_out, cache.missing_captions) == (1, 1, 3)
-    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert (cache.broken, cache.left_out, cache.notes) == (1, 1, {"missing": 3})
+    skipped = [json.loads(line) for line in (cache.folder / "skipped.jsonl").read_text().splitlines()]
     assert [(line["key"], line["reason"]) for line in skipped] == [("a.png", "cut short"), ("b.png", "it has no caption")]
 
 
@@ -92,33 +94,31 @@ def test_rows_of_another_shape_name_dtype_or_number_are_refused(tmp_path):
         with pytest.raises(ValueError, match="as in the first rows"):
             write_cache(tmp_path, [{"latents": torch.zeros(2, 4)}, rows])
     with pytest.raises(ValueError, match="same number"):
-        write_part(tmp_path, 0, Part({"rows": {"latents": torch.zeros(2, 4), "labels": torch.zeros(3)}}))
+        Store(tmp_path, {}).write(0, StoredPart({"rows": {"latents": torch.zeros(2, 4), "labels": torch.zeros(3)}}))
 
 
 def test_a_cache_without_its_index_is_incomplete(tmp_path):
-    write_part(tmp_path, 0, Part({"rows": some_rows(9)}))
+    store = Store(tmp_path, {})
+    store.write(0, StoredPart({"rows": some_rows(9)}))
     with pytest.raises(ValueError, match="incomplete"):
-        Cache.open(tmp_path)
+        StoredRows(store.folder)
 
 
 def test_a_file_that_is_cut_short_or_changed_is_seen(tmp_path):
     cache = write(tmp_path, some_rows(9))
-    file = tmp_path / "rows-00001.safetensors"
+    file = cache.folder / "rows-00001.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match="is cut short"):
         cache.rows([8])
     file.write_bytes(whole[:20])
     with pytest.raises(ValueError, match="its header is cut short"):
-        Cache.open(tmp_path).rows([8])
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"rows-00001\.safetensors is damaged"):
-        cache.verify()
+        StoredRows(cache.folder).rows([8])
 
 
 def test_a_file_with_other_shapes_than_the_index_says_is_a_value_error(tmp_path):
     cache = write(tmp_path, some_rows(8))
-    write_part(tmp_path, 0, Part({"rows": some_rows(8) | {"latents": torch.zeros(8, 4, 3, 3)}}))
+    Store(tmp_path, {"teacher": "tiny"}).write(0, StoredPart({"rows": some_rows(8) | {"latents": torch.zeros(8, 4, 3, 3)}}))
     with pytest.raises(ValueError, match=r"does not hold rows/latents \[4, 2, 2\]"):
         cache.rows([0])
 
@@ -126,15 +126,9 @@ def test_a_file_with_other_shapes_than_the_index_says_is_a_value_error(tmp_path)
 def test_a_file_of_rows_is_what_safetensors_reads(tmp_path):
     from safetensors.torch import load_file
 
-    write_part(tmp_path, 0, Part({"rows": some_rows(5)}))
-    file = tmp_path / "rows-00000.safetensors"
+    store = Store(tmp_path, {})
+    store.write(0, StoredPart({"rows": some_rows(5)}))
+    file = store.folder / "rows-00000.safetensors"
     for name, tensor in some_rows(5).items():
         assert torch.equal(load_file(file)[f"rows/{name}"], tensor)
         assert torch.equal(RowFile(file).read(f"rows/{name}", [3, 1], tensor.shape[1:], tensor.dtype), tensor[[3, 1]])
-
-
-def test_the_key_depends_on_every_part_and_not_on_their_order():
-    key = cache_key(source="abc", resolution=32, caption={"name": 0.2, "category": 0.8})
-    assert len(key) == 16
-    assert key == cache_key(caption={"category": 0.8, "name": 0.2}, resolution=32, source="abc")
-    assert key != cache_key(source="abc", resolution=64, caption={"name": 0.2, "category": 0.8})

@@ -1,0 +1,64 @@
+"""What decides what a teacher generates and encodes: weights and configs, wherever they were loaded from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from gendistill.diffusion.codec import Codec
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.diffusion.teacher import Teacher
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of a network's weights, wherever they were loaded from; adapters on it do not count."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if ".lora_" in name:
+            continue
+        digest.update(name.replace(".base_layer.", ".").encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The weights of networks by name."""
+    return {name: weights_fingerprint(network) for name, network in networks.items()}
+
+
+def codec_provenance(codec: Codec) -> dict[str, Any]:
+    """Weights and scaling of an autoencoder: two of the same have one latent space."""
+    scaling = [getattr(codec, "scaling_factor", 1.0), getattr(codec, "shift_factor", 0.0)]
+    return {**fingerprints(codec.networks), "scaling": scaling}
+
+
+def denoiser_provenance(denoiser: Denoiser) -> dict[str, Any]:
+    """Weights, config and prediction type of a network."""
+    network = denoiser.network
+    return {
+        "network": weights_fingerprint(network),
+        "network_config": _config(network),
+        "prediction_type": denoiser.prediction_type,
+    }
+
+
+def teacher_provenance(teacher: Teacher) -> dict[str, Any]:
+    """Everything of a teacher that decides its latents of given noise and prompts."""
+    scheduler = teacher.pipeline.scheduler
+    return {
+        **denoiser_provenance(teacher.denoiser),
+        "scheduler": [type(scheduler).__name__, _config(scheduler)],
+        "latents": list(teacher.codec.latent_shape(teacher.resolution)),
+        **codec_provenance(teacher.codec),
+        **fingerprints(teacher.prompt_encoders),
+    }
+
+
+def _config(part: Any) -> dict[str, Any]:
+    """The config of a part of a diffusers pipeline as JSON holds it, without what tells where it comes from."""
+    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
+    return dict(json.loads(json.dumps(config, default=str)))

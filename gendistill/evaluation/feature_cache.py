@@ -1,0 +1,84 @@
+"""The features of images, extracted once and kept in the store: an interrupted extraction resumes where it stopped."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gendistill.metrics.features.extractors import FeatureExtractor
+from gendistill.metrics.features.feature_extractor import Picture, Pictures, extract
+from gendistill.runtime.store import Store, StoredPart
+from gendistill.runtime.stored_rows import StoredRows
+
+PART = 1024  # images: 8 MB of Inception's features
+
+
+def cached_features(
+    root: Path,
+    source: Sequence[str | int | float],
+    extractor: FeatureExtractor,
+    make: Callable[[], Pictures],
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], object] | None = None,
+) -> StoredRows:
+    """The features of the images that `source` stands for; extracted where they are not there yet.
+
+    Args:
+        source: what says which images these are: a content fingerprint, a model with its seeds and prompts.
+        make: opens the images, whatever `extract` takes, always the same in the same order. It is not called if the
+            features are there. After an interruption it is called anew, and the images whose features are kept already are
+            passed over.
+        progress: called with the number of images done so far, those that were kept among them.
+
+    Returns:
+        Rows of `features` (D,) float32.
+
+    Raises:
+        ValueError: as `extract`; or the disk does not take the features.
+    """
+    made_by = {
+        "source": list(source),
+        "extractor": extractor.name,
+        "weights_hash": extractor.weights_hash,
+        "resize": extractor.resize,
+        "dim": extractor.dim,
+    }
+
+    def parts() -> Iterator[Callable[[], StoredPart]]:
+        done, items = 0, _items(make(), batch_size)
+        for first in items:
+            part = _Counted(chain([first], items))
+
+            def features(part: _Counted = part, done: int = done) -> StoredPart:
+                report = None if progress is None else lambda count: progress(done + count)
+                return StoredPart({"features": {"features": extract(extractor, part, batch_size, report)}})
+
+            yield features
+            deque(part, maxlen=0)  # passed over where they were not extracted here
+            done += part.count
+        if not done:
+            raise ValueError("images: got none, takes at least one picture.")
+
+    return Store(root, made_by, f"features of {extractor.name}").build(parts)
+
+
+def _items(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor | Picture]:
+    yield from pictures.split(batch_size) if isinstance(pictures, torch.Tensor) else pictures
+
+
+class _Counted:
+    """The first items, batches (B, 3, H, W) or single images, that hold `PART` images together."""
+
+    def __init__(self, items: Iterator[torch.Tensor | Picture]) -> None:
+        self.items, self.count = items, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.count < PART and (item := next(self.items, None)) is not None:
+            self.count += len(item) if isinstance(item, torch.Tensor) else 1
+            yield item
