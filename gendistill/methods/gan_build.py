@@ -43,8 +43,7 @@ def build_method(
     for network in (teacher.generator.network, teacher.discriminator, start.network):
         if network is not None:
             network.to(device)
-    if teacher.generator.differentiable:
-        teacher.generator.network.requires_grad_(False)
+    teacher.generator.network.requires_grad_(False)
     hints = _hints(config, teacher, start, device)
     networks = gan_networks(teacher.generator, start.network, hints)
     networks.student.to(device)
@@ -90,10 +89,8 @@ def _players(
         pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
         players.append(Player("partner", pupil, against(of_twin)))
     if config.gan.partner == "teacher":
-        if isinstance(data, NoData) or not adversarial or not teacher.differentiable:
-            raise ValueError(
-                "gan.partner teacher: goes on learning, which takes data.path, gan.adversarial above 0 and no program"
-            )
+        if isinstance(data, NoData) or not adversarial:
+            raise ValueError("gan.partner teacher: goes on learning, which takes data.path and gan.adversarial above 0")
         _learning(teacher.network)
         pupil = Pupil(teacher, [hint.teacher_path for hint in hints])
         players.append(Player("teacher", pupil, against(teacher, inherit=True), distils=False))
@@ -134,9 +131,6 @@ def _hints(config: DistillConfig, teacher: Gan, start: Start, device: torch.devi
     settings = config.gan.features
     asked = [name for name in FEATURE_LOSSES if getattr(settings, name) != 0]
     if not asked:
-        return []
-    if not teacher.generator.differentiable:
-        logger.warning("gan.features: a program shows no layers; %s is left out", ", ".join(asked))
         return []
     example = tuple(tensor.to(device) for tensor in teacher.generator.example(2))
     hints = match(teacher.generator.network, start.network, example, settings.layers)

@@ -179,7 +179,7 @@ class DistillConfig(Section):
 
     teacher: str = Field(
         "assets/tiny-sd",
-        description="diffusers folder, hub id or .safetensors checkpoint; of a GAN its folder, module:Class, .pt2 or .pt",
+        description="diffusers folder, hub id or .safetensors checkpoint; of a GAN its folder or module:Class",
     )
     teacher_config: str | None = Field(
         None,

@@ -54,8 +54,7 @@ def distill_generator(config: DistillConfig, run: Path, processes: PartialState,
     device = processes.device
     teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
     _say(describe(teacher))
-    if teacher.generator.differentiable:
-        teacher.generator.network.to(memory_format=FASTEST)
+    teacher.generator.network.to(memory_format=FASTEST)
     with advancing_bar("reading the pictures") as progress:
         data = prepare_pictures(config.data, teacher.generator.spec, config.seed, progress)
     learned_on: TrainingData = data
