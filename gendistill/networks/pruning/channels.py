@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch_pruning.dependency import Node
 
-from gendistill.networks.pruning.tracing import MODULES, UNFOLLOWED, Trace, trace
+from gendistill.networks.pruning.tracing import MODULES, UNFOLLOWED, Trace, channel_dim, trace
 
 
 class Side(NamedTuple):
@@ -20,6 +20,35 @@ class Side(NamedTuple):
 
     path: str
     side: str
+
+
+COUNTS = {  # what a layer calls the number of its channels on a side
+    "in": ("in_channels", "in_features"),
+    "out": ("out_channels", "out_features"),
+    "both": ("out_channels", "num_features", "num_channels", "num_parameters", "embedding_dim", "normalized_shape"),
+}
+
+
+def count_name(layer: object, side: str) -> str:
+    """The attribute of a layer that counts its channels on a side."""
+    return next(name for name in COUNTS[side] if hasattr(layer, name))
+
+
+def channel_axis(layer: object, side: str) -> int:
+    """Which dimension of a layer's weight, or of a bare parameter, counts the channels on a side."""
+    if isinstance(layer, nn.Parameter):
+        return channel_dim(layer) or 0
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return 0 if side == "both" else int((side == "in") != layer.transposed)
+    return int(isinstance(layer, nn.Embedding) or (isinstance(layer, nn.Linear) and side == "in"))
+
+
+def count_of(layer: object, side: str) -> int:
+    """The number of channels on a side of a layer or bare parameter."""
+    if isinstance(layer, nn.Parameter):
+        return layer.shape[channel_axis(layer, side)]
+    count = getattr(layer, count_name(layer, side))
+    return int(count[0] if isinstance(count, tuple) else count)
 
 
 @dataclass(frozen=True, eq=False)
