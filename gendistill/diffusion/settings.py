@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from gendistill.gan.settings import FeatureConfig, RelationConfig
+from gendistill.gan.gan_settings import FeatureConfig, RelationConfig
 from gendistill.settings.schedule import Weight
 from gendistill.settings.section import Section
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gendistill.gan.folder import Gan
+from gendistill.gan.gan_folder import Gan
 
 CARD = """\
 ---
@@ -33,7 +33,7 @@ GENDISTILL = """\
 With gendistill{importable}:
 
 ```python
-from gendistill.gan.folder import open_gan
+from gendistill.gan.gan_folder import open_gan
 
 generator = open_gan("PATH_OF_THIS_FOLDER").generator
 pictures = generator(*generator.example(4))  # (4, {out}) in [-1, 1]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.gan.folder import Gan, open_gan, round_weights, save_gan
 from gendistill.gan.gan_card import gan_card
+from gendistill.gan.gan_folder import Gan, open_gan, round_weights, save_gan
 from gendistill.gan.generator import picture_in
 from gendistill.networks.classes import in_a_line
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold

@@ -16,10 +16,10 @@ from torch import nn
 
 from gendistill.gan import architectures
 from gendistill.gan.discriminator import adapt
-from gendistill.gan.folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
+from gendistill.gan.gan_folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
+from gendistill.gan.gan_settings import GeneratorConfig
 from gendistill.gan.generator import Generator
 from gendistill.gan.inspecting import find_spec
-from gendistill.gan.settings import GeneratorConfig
 from gendistill.networks.classes import build, is_class_path, read_arguments, read_json
 from gendistill.networks.state_dicts import load_weights, read_state_dict, refuse_program
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.gan.folder import Gan, open_gan
+from gendistill.gan.gan_folder import Gan, open_gan
 from gendistill.gan.generator import Generator, between
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, hash_of_weights, pictures_at_once

@@ -12,8 +12,8 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
+from gendistill.gan.gan_settings import GeneratorConfig
 from gendistill.gan.generator import GeneratorSpec, picture_in
-from gendistill.gan.settings import GeneratorConfig
 from gendistill.networks.classes import in_a_line
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.settings import CompressionConfig
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks
-from gendistill.gan.settings import CompressConfig
+from gendistill.gan.gan_settings import CompressConfig
 from gendistill.losses.pixel import l2
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES, Term, feature_terms, relation_terms
 from gendistill.methods.diffusion import DiffusionMethod

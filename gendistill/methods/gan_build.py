@@ -14,7 +14,7 @@ from torch import nn
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.architectures import discriminator_for
 from gendistill.gan.discriminator import Discriminator, adapt
-from gendistill.gan.folder import Gan
+from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception

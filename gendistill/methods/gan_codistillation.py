@@ -19,8 +19,8 @@ from gendistill.data.gan_batches import GanBatch
 from gendistill.gan.augmentation import DRAWS, augment
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.gan_networks import GanNetworks, persistent_buffers, tapped
+from gendistill.gan.gan_settings import CodistillationConfig, DiscriminatorConfig
 from gendistill.gan.perception import Perception
-from gendistill.gan.settings import CodistillationConfig, DiscriminatorConfig
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.methods.gan_imitation import Guide, Imitation, Painted

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gendistill.gan.gan_settings import CodistillationConfig
 from gendistill.gan.perception import Perception
-from gendistill.gan.settings import CodistillationConfig
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES, Loss, Term, feature_terms, relation_terms, weighted

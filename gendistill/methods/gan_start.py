@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import NoData, PictureData
-from gendistill.gan.folder import Gan, NetworkSource
+from gendistill.gan.gan_folder import Gan, NetworkSource
+from gendistill.gan.gan_settings import CompressConfig
 from gendistill.gan.generator import Generator
-from gendistill.gan.settings import CompressConfig
 from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
 from gendistill.networks.pruning import pruned_architecture as slim

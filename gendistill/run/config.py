@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from gendistill.diffusion.settings import AlignConfig, CompressionConfig, DecoderConfig
-from gendistill.gan.settings import CodistillationConfig, CompressConfig, GeneratorConfig
+from gendistill.gan.gan_settings import CodistillationConfig, CompressConfig, GeneratorConfig
 from gendistill.run.settings_together import require_together
 from gendistill.settings.section import Section
 

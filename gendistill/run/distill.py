@@ -22,7 +22,7 @@ from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.evaluation.judge import Judge
 from gendistill.export.student_folder import export_student
-from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.gan.gan_loading import TAKES
 from gendistill.methods import stages_of
 from gendistill.methods.aligning import align_stage

@@ -15,8 +15,8 @@ from gendistill.data.encode import weights_fingerprint
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.data.gan_images import prepare_pictures
 from gendistill.data.gan_pairs import paint_pairs
-from gendistill.gan.folder import Gan
 from gendistill.gan.gan_export import export_student
+from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import describe, open_teacher
 from gendistill.gan.generator import FASTEST
 from gendistill.methods.gan_build import build_method

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_picture, fitted
-from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.gan.gan_loading import open_teacher
+from gendistill.gan.gan_settings import GeneratorConfig
 from gendistill.gan.generator_sampler import CLASS_MARK, GeneratorSampler
-from gendistill.gan.settings import GeneratorConfig
 from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import FewStepSampler, Sampler
 from gendistill.samplers.offload.placed import PlacedSampler, room_on

@@ -13,7 +13,7 @@ from tiny_gans import tiny_gan, tiny_translator
 
 from gendistill import cli
 from gendistill.gan.architectures.resnet import ResNetDiscriminator
-from gendistill.gan.folder import save_gan
+from gendistill.gan.gan_folder import save_gan
 
 # Imported once, so a name that no other test's module has.
 MODULE = '''

@@ -14,8 +14,8 @@ from test_opening import tiny_gan
 from torch import nn
 
 from gendistill.gan import gan_export as export
-from gendistill.gan.folder import Gan, NetworkSource, open_gan
 from gendistill.gan.gan_export import export_student
+from gendistill.gan.gan_folder import Gan, NetworkSource, open_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
 
 HERE = "test_gan_export"

@@ -10,7 +10,7 @@ from test_opening import tiny_gan
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan, save_gan
+from gendistill.gan.gan_folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan, save_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
 
 SPEC = GeneratorSpec("noise", (6,), (3, 4, 4), output_range=(0.0, 1.0))

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.gan_loading import open_teacher
+from gendistill.gan.gan_settings import GeneratorConfig
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.settings import GeneratorConfig
 
 MODULE = '''
 import torch

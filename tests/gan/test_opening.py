@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.gan_loading import describe, open_teacher
+from gendistill.gan.gan_settings import GeneratorConfig
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.settings import GeneratorConfig
 from gendistill.networks.classes import build
 
 NETWORKS = '''

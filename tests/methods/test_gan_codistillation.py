@@ -8,7 +8,7 @@ from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, t
 
 from gendistill.data.gan_batches import NoData
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.settings import CodistillationConfig, CompressConfig
+from gendistill.gan.gan_settings import CodistillationConfig, CompressConfig
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1

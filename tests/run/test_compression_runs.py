@@ -111,7 +111,7 @@ def test_blocks_are_matched_by_size_and_depth_also_where_the_middle_is_missing(t
 
 
 def test_half_of_tiny_sd_spends_half_of_the_multiply_accumulates(tiny_sd_config):
-    from gendistill.gan.settings import CompressConfig
+    from gendistill.gan.gan_settings import CompressConfig
 
     share = share_of_macs(tiny_sd_config, compressed_config(tiny_sd_config, CompressConfig(factor=2)))
     assert share == pytest.approx(0.5, rel=0.1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, Side, count_of, get_module
+from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
 
 MOST_STEPS = 200
 CLOSE = 0.01  # an error that is not worth another step
@@ -24,7 +24,7 @@ class CostModel:
     """
 
     def __init__(self, network: nn.Module, groups: Sequence[ChannelGroup], macs: dict[str, int]) -> None:
-        sides: dict[Side, int] = {}
+        sides: dict[LayerSide, int] = {}
         for group in groups:
             for side in group.members:
                 sides.setdefault(side, len(sides))
@@ -36,7 +36,7 @@ class CostModel:
         self.sizes = np.array([group.size for group in groups], float)
         terms: list[tuple[int, int, float, float]] = []  # two sides (or -1), parameters, multiply-accumulates
         for path in dict.fromkeys(side.path for side in sides):
-            into, out, both = (sides.get(Side(path, side), -1) for side in ("in", "out", "both"))
+            into, out, both = (sides.get(LayerSide(path, side), -1) for side in ("in", "out", "both"))
             layer = get_module(network, path)
             if isinstance(layer, nn.Parameter):
                 terms.append((both if both >= 0 else out, -1, layer.numel(), 0))

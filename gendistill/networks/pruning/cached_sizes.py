@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, Side, count_of, get_module
+from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
 from gendistill.networks.pruning.pruned_architecture import integers
 
 
@@ -18,7 +18,7 @@ class CachedSize:
     path: str
     name: str
     value: int
-    side: Side
+    side: LayerSide
     full: int
 
 

@@ -15,7 +15,7 @@ from torch_pruning.dependency import Node
 from gendistill.networks.pruning.tracing import MODULES, UNFOLLOWED, Trace, channel_dim, trace
 
 
-class Side(NamedTuple):
+class LayerSide(NamedTuple):
     """The channels of a layer or bare parameter `path` that come in, go out, or both at once (a norm, a depthwise conv)."""
 
     path: str
@@ -61,7 +61,7 @@ class ChannelGroup:
         frozen: why none of it can be removed; empty where it can.
     """
 
-    members: dict[Side, np.ndarray]
+    members: dict[LayerSide, np.ndarray]
     blocks: int = 1
     frozen: str = ""
 
@@ -122,12 +122,12 @@ class _Grouping:
         reasons: dict[int, str] = {}
         for slot, why in self.frozen.items():
             reasons.setdefault(self.sets.find(slot), why)
-        atoms: dict[int, dict[Side, list[int]]] = defaultdict(lambda: defaultdict(list))
+        atoms: dict[int, dict[LayerSide, list[int]]] = defaultdict(lambda: defaultdict(list))
         for (node, side), slots in self.slots.items():
             if (path := self._path(node)) is not None:
                 for index, slot in sorted(slots.items()):
-                    atoms[self.sets.find(slot)][Side(path, side)].append(index)
-        alike: dict[tuple[object, ...], list[dict[Side, list[int]]]] = defaultdict(list)
+                    atoms[self.sets.find(slot)][LayerSide(path, side)].append(index)
+        alike: dict[tuple[object, ...], list[dict[LayerSide, list[int]]]] = defaultdict(list)
         for root, members in atoms.items():
             kind = tuple(sorted((side, len(indices)) for side, indices in members.items()))
             alike[(reasons.get(root, ""), *kind)].append(members)
@@ -194,7 +194,7 @@ class _Grouping:
             return f"{path} (depthwise, {layer.in_channels} channels to {layer.out_channels})" if depthwise else ""
         return ""
 
-    def _group(self, atoms: list[dict[Side, list[int]]], frozen: str) -> ChannelGroup:
+    def _group(self, atoms: list[dict[LayerSide, list[int]]], frozen: str) -> ChannelGroup:
         members = {side: np.array([atom[side] for atom in atoms]) for side in atoms[0]}
         order = np.argsort(next(iter(members.values()))[:, 0], kind="stable")
         return ChannelGroup({side: indices[order] for side, indices in members.items()}, frozen=frozen)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gendistill.networks.pruning.channels import (
     ChannelGroup,
-    Side,
+    LayerSide,
     channel_axis,
     count_name,
     count_of,
@@ -39,7 +39,7 @@ def importance(network: nn.Module, group: ChannelGroup) -> np.ndarray:
     return total
 
 
-def _norms(weight: Tensor, layer: object, side: Side) -> np.ndarray:
+def _norms(weight: Tensor, layer: object, side: LayerSide) -> np.ndarray:
     """Squared norm of each channel's weights on one side of a layer."""
     if isinstance(layer, nn.modules.conv._ConvNd) and side.side != "both" and layer.groups > 1:
         split = weight.unflatten(0, (layer.groups, -1))  # (groups, of the first, of the second, ...)
@@ -59,7 +59,7 @@ def choose(scores: np.ndarray, keep: int, blocks: int = 1) -> np.ndarray:
 
 def prune(network: nn.Module, groups: Sequence[ChannelGroup], keeps: Keeps) -> None:
     """Leave only the channels `keeps[k]` of `groups[k]`, in place."""
-    dropped: dict[Side, list[np.ndarray]] = defaultdict(list)
+    dropped: dict[LayerSide, list[np.ndarray]] = defaultdict(list)
     whole: dict[str, bool] = {}
     for group, keep in zip(groups, keeps, strict=True):
         gone = np.setdiff1d(np.arange(group.size), keep)
@@ -74,7 +74,7 @@ def prune(network: nn.Module, groups: Sequence[ChannelGroup], keeps: Keeps) -> N
 
 
 @torch.no_grad()
-def _drop(network: nn.Module, side: Side, gone: np.ndarray, whole: Mapping[str, bool]) -> None:
+def _drop(network: nn.Module, side: LayerSide, gone: np.ndarray, whole: Mapping[str, bool]) -> None:
     layer, axis = get_module(network, side.path), channel_axis(get_module(network, side.path), side.side)
     if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
         return

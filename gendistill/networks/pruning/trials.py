@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from gendistill.networks.counting import evaluating
 from gendistill.networks.pruning import surgery as pruning
 from gendistill.networks.pruning.cached_sizes import CachedSize, cached_sizes, update_cached_sizes
-from gendistill.networks.pruning.channels import ChannelGroup, Side, merged
+from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, merged
 from gendistill.networks.pruning.pruned_architecture import duplicate
 
 MOST_PAIRS = 12  # of failing groups of which all pairs are tried
@@ -125,7 +125,7 @@ def tied(groups: Sequence[ChannelGroup]) -> ChannelGroup:
     """One group of several that keep the same share of their channels: runs of each, side by side."""
     free = [_across_blocks(group) for group in groups]
     size = math.gcd(*(group.size for group in free))
-    members: dict[Side, np.ndarray] = {}
+    members: dict[LayerSide, np.ndarray] = {}
     for group in free:
         for side, rows in merged(group, group.size // size).members.items():
             members[side] = np.concatenate([members[side], rows], 1) if side in members else rows
