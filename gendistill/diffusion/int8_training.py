@@ -66,7 +66,7 @@ def _fake(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     if isinstance(layer, nn.Linear):
         made = FakeInt8Linear(layer.in_features, layer.out_features, bias, device="meta")
     else:
-        sizes: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        made = FakeInt8Conv2d(layer.in_channels, layer.out_channels, *sizes, layer.groups, bias, device="meta")
+        sizes = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        made = FakeInt8Conv2d(**{name: getattr(layer, name) for name in sizes}, bias=bias, device="meta")
     made.weight, made.bias = layer.weight, layer.bias
     return made.train(layer.training)

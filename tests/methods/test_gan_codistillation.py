@@ -189,7 +189,9 @@ def test_teacher_takes_its_pictures_though_there_are_data(data):
 def test_what_there_is_no_data_for_is_refused():
     with pytest.raises(ValueError, match=r"gan\.discriminator\.real both: takes data\.path; without data the teacher's"):
         tiny_method(discriminator__real="both")
-    with pytest.raises(ValueError, match=r"gan\.partner teacher: goes on learning, which takes data\.path, gan\.adversarial"):
+    with pytest.raises(
+        ValueError, match=r"gan\.partner teacher: goes on learning, which takes data\.path and gan\.adversarial"
+    ):
         tiny_method(partner="teacher")
 
 
