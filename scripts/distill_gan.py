@@ -83,7 +83,7 @@ def _as_tensor(picture) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", help="module:Class, a GAN's folder, or a program (.pt2, .pt)")
+    parser.add_argument("--teacher", help="module:Class or a GAN's folder")
     parser.add_argument("--weights", help="of a module:Class: .safetensors, or a state_dict's .pth")
     parser.add_argument("--config", help="of a module:Class: JSON file with its arguments")
     parser.add_argument("--discriminator", help="of the teacher: module:Class or a folder; a fresh one without it")

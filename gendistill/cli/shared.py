@@ -28,7 +28,7 @@ Teacher = Annotated[str, typer.Argument(help="diffusers folder, hub id or .safet
 AnyTeacher = Annotated[
     str,
     typer.Argument(
-        help="diffusers folder, hub id or .safetensors checkpoint; a GAN's folder, module:Class or .pt2", show_default=TINY_SD
+        help="diffusers folder, hub id or .safetensors checkpoint; a GAN's folder or module:Class", show_default=TINY_SD
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best that is there")]

@@ -52,5 +52,21 @@ class _Rounded(torch.autograd.Function):
 
 def compute_as_int8(network: Any) -> None:
     """Let the layers that will compute in 8 bits do as if they did; their names and weights stay what they are."""
-    for _, layer in layers_in_8_bits(network):
-        layer.__class__ = FakeInt8Linear if isinstance(layer, nn.Linear) else FakeInt8Conv2d
+    made = {layer: _fake(layer) for _, layer in layers_in_8_bits(network)}
+    for path, layer in list(network.named_modules(remove_duplicate=False)):  # diffusers has layers of two names
+        if layer in made:
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, made[layer])
+
+
+def _fake(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """The layer's fake-quantised form, which learns the layer's own parameters (as `torch.ao.nn.qat` swaps modules)."""
+    made: nn.Linear | nn.Conv2d
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        made = FakeInt8Linear(layer.in_features, layer.out_features, bias, device="meta")
+    else:
+        sizes = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        made = FakeInt8Conv2d(**{name: getattr(layer, name) for name in sizes}, bias=bias, device="meta")
+    made.weight, made.bias = layer.weight, layer.bias
+    return made.train(layer.training)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
-from gendistill.gan.programs import quiet
+from gendistill.runtime.exporter_logs import silent_exporters
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.offload.memory_model import inputs_of
 
@@ -164,7 +164,7 @@ class _Encodes(nn.Module):
 
 def _write_onnx(part: Part, file: Path) -> None:
     batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), silent_exporters():
         program = torch.export.export(
             part.network.eval(), tuple(part.inputs.values()), dynamic_shapes=(tuple({0: batch} for _ in part.inputs),)
         )

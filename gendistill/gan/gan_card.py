@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gendistill.gan.folder import PROGRAM, Gan
+from gendistill.gan.gan_folder import Gan
 
 CARD = """\
 ---
@@ -33,7 +33,7 @@ GENDISTILL = """\
 With gendistill{importable}:
 
 ```python
-from gendistill.gan.folder import open_gan
+from gendistill.gan.gan_folder import open_gan
 
 generator = open_gan("PATH_OF_THIS_FOLDER").generator
 pictures = generator(*generator.example(4))  # (4, {out}) in [-1, 1]
@@ -46,7 +46,7 @@ With torch alone:
 ```python
 import torch
 
-generator = torch.export.load("PATH_OF_THIS_FOLDER/{program}").module()
+generator = torch.export.load("PATH_OF_THIS_FOLDER/generator.pt2").module()
 pictures = generator({call})  # (4, {out}) in [{low:g}, {high:g}]
 ```
 """
@@ -72,7 +72,7 @@ def gan_card(gan: Gan, lineage: dict[str, Any], *, program: bool, onnx: bool) ->
     """
     spec = gan.generator.spec
     low, high = spec.output_range
-    values = {"out": ", ".join(map(str, spec.output_shape)), "low": low, "high": high, "program": PROGRAM}
+    values = {"out": ", ".join(map(str, spec.output_shape)), "low": low, "high": high}
     shape = ", ".join(map(str, (4, *spec.input_shape)))
     drawn = {"noise": f"torch.randn({shape})", "image": f"torch.rand({shape}) * {high - low:g} + {low:g}"}[spec.kind]
     numbers = {
@@ -82,7 +82,7 @@ def gan_card(gan: Gan, lineage: dict[str, Any], *, program: bool, onnx: bool) ->
     labels = [k % spec.num_classes for k in range(4)] if spec.num_classes else None
     call = drawn if labels is None else f"{drawn}, torch.tensor({labels})"
     feed = f'"{spec.kind}": {numbers}' + ("" if labels is None else f', "labels": np.array({labels})')
-    module = gan.generator_source.class_path.partition(":")[0] if gan.generator_source else ""
+    module = gan.generator_source.class_path.partition(":")[0]
     importable = "" if module.startswith("gendistill.") else f", where the module `{module}` is importable"
     ways = [GENDISTILL.format(importable=importable, **values)]
     ways += [TORCH.format(call=call, **values)] if program else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import logging
 import shutil
@@ -12,18 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from gendistill.gan.folder import PROGRAM, Gan, open_gan, round_weights, save_gan
 from gendistill.gan.gan_card import gan_card
+from gendistill.gan.gan_folder import Gan, open_gan, round_weights, save_gan
 from gendistill.gan.generator import picture_in
-from gendistill.gan.programs import open_program, quiet
 from gendistill.networks.classes import in_a_line
+from gendistill.networks.pruning.pruned_architecture import duplicate, fold
+from gendistill.runtime.exporter_logs import silent_exporters
 from gendistill.runtime.files import replace_folder
 
 logger = logging.getLogger(__name__)
 
-ONNX = "generator.onnx"
+PROGRAM, ONNX = "generator.pt2", "generator.onnx"
 TOLERANCE = 1e-4  # of a program's pictures from the network's, in the network's own units
 
 
@@ -62,7 +61,7 @@ def export_student(
         Sentences about programs that could not be written, which the log has too.
 
     Raises:
-        ValueError: the generator is a program already, or what was written does not paint the same.
+        ValueError: what was written does not paint the same.
     """
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -86,28 +85,17 @@ def export_student(
 
 def _to_trace(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with the weights that are on the disk, and norms of weights (spectral, ...) computed once and for all."""
-    network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+    network = duplicate(network).cpu().float().eval().requires_grad_(False)
     round_weights(network, dtype)
-    for module in network.modules():
-        if parametrize.is_parametrized(module):
-            _fix_parameters(module)
+    fold(network)
     return _Painting(network).eval()
-
-
-def _fix_parameters(module: nn.Module) -> None:
-    """What `remove_parametrizations` does, to this module alone: it would take them from the class, which copies share."""
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...], kind: str, onnx: bool) -> list[str]:
     try:
         program = _traced(network, inputs)
         torch.export.save(program, folder / PROGRAM)
-        _compare(folder / PROGRAM, open_program(folder / PROGRAM), network, inputs)
+        _compare(folder / PROGRAM, torch.export.load(folder / PROGRAM).module(), network, inputs)
     except Exception as error:  # torch.export raises whatever a network makes it stumble over
         (folder / PROGRAM).unlink(missing_ok=True)
         left_out = f"{PROGRAM} and {ONNX} are" if onnx else f"{PROGRAM} is"
@@ -130,7 +118,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
 def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """Its program for any batch size, without the paths of the machine that it was made on."""
     batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch before 2.6 knows names alone
-    with quiet():
+    with silent_exporters():
         program = torch.export.export(network, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -140,7 +128,7 @@ def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Expo
 
 
 def _write_onnx(path: Path, program: torch.export.ExportedProgram, inputs: tuple[Tensor, ...], kind: str) -> None:
-    with quiet():
+    with silent_exporters():
         torch.onnx.export(
             program,
             inputs,

@@ -14,19 +14,18 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from gendistill.gan import architectures, programs
+from gendistill.gan import architectures
 from gendistill.gan.discriminator import adapt
-from gendistill.gan.folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
+from gendistill.gan.gan_folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
 from gendistill.gan.generator import Generator
 from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.gan.inspecting import find_spec
-from gendistill.gan.programs import open_program
 from gendistill.networks.classes import build, is_class_path, read_arguments, read_json
-from gendistill.networks.state_dicts import load_weights, read_state_dict
+from gendistill.networks.state_dicts import load_weights, read_state_dict, refuse_program
 
 logger = logging.getLogger(__name__)
 
-TAKES = "takes a GAN folder (gan.json), a saved network's folder, module:Class, or a program (.pt2, .pt)"
+TAKES = "takes a GAN folder (gan.json), a saved network's folder, or module:Class"
 
 
 def open_teacher(
@@ -41,9 +40,8 @@ def open_teacher(
     What goes in and comes out is read from its folder or found, see `inspecting.find_spec`; settings win.
 
     Args:
-        teacher: a GAN folder; a folder that diffusers saved of a built-in network; `module:Class`, importable from the
-            working directory or installed; or a TorchScript `.pt` or torch.export `.pt2` program, through which no
-            gradients go (`generator.differentiable` is False).
+        teacher: a GAN folder; a folder that diffusers saved of a built-in network; or `module:Class`, importable from the
+            working directory or installed.
         config: JSON file with the constructor's arguments of a `module:Class`.
 
     Raises:
@@ -60,12 +58,8 @@ def open_teacher(
         network, source = _open_saved_network(path)
         spec = find_spec(network, source.arguments, settings, f"teacher {teacher}")
         gan = Gan(Generator(network, spec), source)
-    elif path.is_file() and path.suffix.lower() in programs.SUFFIXES:
-        _no_other_weights(teacher, config, settings)
-        program = open_program(path)
-        spec = find_spec(program, {}, settings, f"teacher {teacher}")
-        gan = Gan(Generator(program if _on_cpu(device) else open_program(path, device), spec, differentiable=False))
     elif path.is_file():
+        refuse_program(path, "teacher")
         raise ValueError(
             f"teacher {teacher}: is a file of weights; takes module:Class as the teacher and --set generator.weights={teacher}"
         )
@@ -83,15 +77,13 @@ def open_teacher(
 def describe(gan: Gan) -> str:
     """One line: what it is, what goes in, what comes out, and what came with it."""
     spec = gan.generator.spec
-    name = gan.generator_source.class_path.rpartition(":")[2] if gan.generator_source else "a program"
-    goes_in = "x".join(map(str, spec.input_shape))
+    goes_in, comes_out = ("x".join(map(str, shape)) for shape in (spec.input_shape, spec.output_shape))
     classes = f" and {spec.num_classes} classes" if spec.num_classes else ""
     low, high = spec.output_range
-    line = (
-        f"{name}: {spec.kind} {goes_in}{classes} to pictures {'x'.join(map(str, spec.output_shape))} in [{low:g}, {high:g}]; "
+    return (
+        f"{gan.generator_source.class_name}: {spec.kind} {goes_in}{classes} to pictures {comes_out} in [{low:g}, {high:g}]; "
         f"{'with its discriminator' if gan.discriminator is not None else 'no discriminator'}"
     )
-    return line if gan.generator.differentiable else f"{line}; no gradients go through a program: response losses only"
 
 
 def _no_other_weights(teacher: str, config: str | None, settings: GeneratorConfig) -> None:
@@ -112,7 +104,7 @@ def _as_set(generator: Generator, settings: GeneratorConfig, teacher: str) -> Ge
     found = find_spec(generator.network, {}, GeneratorConfig(**{**merged, "input_shape": list(merged["input_shape"])}), teacher)
     classes = spec.classes if len(spec.classes) == found.num_classes else ()
     spec = dataclasses.replace(found, classes=classes)
-    return Generator(generator.network, spec, differentiable=generator.differentiable)
+    return Generator(generator.network, spec)
 
 
 def _open_class(class_path: str, config: str | None, settings: GeneratorConfig) -> Gan:
@@ -207,7 +199,3 @@ def _open_discriminator(discriminator: str, settings: GeneratorConfig) -> tuple[
     state = read_state_dict(settings.discriminator_weights, weights, part="discriminator")
     load_weights(network, state, f"{weights} {settings.discriminator_weights}")
     return network, NetworkSource(discriminator, arguments)
-
-
-def _on_cpu(device: str | torch.device) -> bool:
-    return torch.device(device).type == "cpu"

@@ -62,11 +62,10 @@ class Generator:
 
     Args:
         network: called as `network(inputs)`, or as `network(inputs, labels)` where there are classes.
-        differentiable: whether gradients pass through it; a program's network may give none.
     """
 
-    def __init__(self, network: Any, spec: GeneratorSpec, *, differentiable: bool = True) -> None:
-        self.network, self.spec, self.differentiable = network, spec, differentiable
+    def __init__(self, network: nn.Module, spec: GeneratorSpec) -> None:
+        self.network, self.spec = network, spec
 
     def with_network(self, network: nn.Module) -> Generator:
         """The same with another network: a student, an average, one that is wrapped."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.gan.folder import Gan, open_gan
+from gendistill.gan.gan_folder import Gan, open_gan
 from gendistill.gan.generator import Generator, between
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, hash_of_weights, pictures_at_once
@@ -63,11 +63,9 @@ class GeneratorSampler(Sampler):
     def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
         """Of a GAN that was opened, which is moved to the device and laid out anew."""
         network = gan.generator.network.to(device)
-        if torch.device(device).type == "cpu" and gan.generator.differentiable:
+        if torch.device(device).type == "cpu":
             _prefer_channels_last(network, gan.generator)
-        source = gan.generator_source
-        kind = source.class_path.rpartition(":")[2] if source else None
-        return GeneratorSampler(gan.generator, gan.student, kind=kind, read=read)
+        return GeneratorSampler(gan.generator, gan.student, kind=gan.generator_source.class_name, read=read)
 
     @property
     def kind(self) -> str:
@@ -241,30 +239,21 @@ class GeneratorSampler(Sampler):
         """Pictures (B, 3, H, W) in [0, 1]."""
         inputs = inputs.to(self.device)
         if not self._random_inside:
-            pictures = self._generated(inputs, labels)
+            pictures = self.generator(inputs, labels)
         else:
             rows = [slice(k, k + 1) for k in range(len(inputs))]
             given = [(inputs[row], None if labels is None else labels[row]) for row in rows]
             alone = zip(given, seeds, strict=True)
-            pictures = torch.cat([_seeded(partial(self._generated, *one), seed) for one, seed in alone])
+            pictures = torch.cat([_seeded(partial(self.generator, *one), seed) for one, seed in alone])
         pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
         return pictures if pictures.shape[1] == 3 else pictures.expand(-1, 3, -1, -1)
-
-    def _generated(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What the network makes; of a program that takes one batch size alone, in batches of that size."""
-        size = getattr(self.generator.network, "batch", None)
-        if not isinstance(size, int):
-            return self.generator(inputs, labels)
-        padded = torch.arange(-(-len(inputs) // size) * size).clamp(max=len(inputs) - 1)
-        parts = [self.generator(inputs[k], None if labels is None else labels[k]) for k in padded.split(size)]
-        return torch.cat(parts)[: len(inputs)]
 
     @cached_property
     @torch.inference_mode()
     def _random_inside(self) -> bool:
         """Whether the network draws random numbers by itself: the same inputs give other pictures."""
         inputs = [part.to(self.device) for part in self.generator.example()]
-        first, second = (_seeded(partial(self._generated, *inputs), seed) for seed in (1, 2))
+        first, second = (_seeded(partial(self.generator, *inputs), seed) for seed in (1, 2))
         return not torch.equal(first, second)
 
 

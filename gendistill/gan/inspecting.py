@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from gendistill.gan.generator import GeneratorSpec, picture_in
 from gendistill.gan.generator_config import GeneratorConfig
-from gendistill.gan.programs import Program
 from gendistill.networks.classes import in_a_line
 
 logger = logging.getLogger(__name__)
@@ -117,10 +116,7 @@ def find_spec(
 def known_of(network: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
     """Numbers by name: arguments given, then its config and its constructor's defaults, then its own attributes."""
     known = {name: value for name, value in vars(network).items() if isinstance(value, int) and not isinstance(value, bool)}
-    try:
-        parameters = inspect.signature(type(network).__init__).parameters.values()
-    except (TypeError, ValueError):  # of a class that is not Python
-        parameters = ()  # type: ignore[assignment]
+    parameters = inspect.signature(type(network).__init__).parameters.values()
     known |= {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
     if isinstance(network, ConfigMixin):
         known |= {name: value for name, value in network.config.items() if not name.startswith("_")}
@@ -128,18 +124,6 @@ def known_of(network: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(network: nn.Module, arguments: dict[str, Any], teacher: str) -> Described:
-    if isinstance(network, Program):
-        labels: Literal["no", "may", "must"] = "must" if network.num_inputs == 2 else "no"
-        if network.num_inputs > 2:
-            raise ValueError(
-                f"{teacher}: the program takes {network.num_inputs} inputs; takes noise or a picture, and class numbers, alone"
-            )
-        if network.batch is not None and network.batch != BATCH:
-            raise ValueError(
-                f"{teacher}: the program takes batches of {network.batch} alone; export it again with "
-                f"dynamic_shapes={{0: torch.export.Dim.DYNAMIC}} of each input"
-            )
-        return Described({}, labels, network.num_classes, network.layers)
     layers = [
         (type(of).__name__, of.in_features if isinstance(of, nn.Linear) else of.in_channels)
         for of in network.modules()
@@ -205,21 +189,12 @@ def _candidates(
         pictures = len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 1
         yield settings.kind or ("image" if pictures else "noise"), shape
         return
-    if isinstance(network, Program) and network.inputs is not None:
-        shape = network.inputs[0][0]
-        kind = settings.kind or ("image" if len(shape) == 3 and shape[0] in (1, 3) and shape[1] != 1 else "noise")
-        if all(shape):
-            yield kind, shape
-        elif len(shape) == 3:  # of any height and width
-            yield from ((kind, (shape[0], edge, edge)) for edge in EDGES)
-        return
     size = _first_number(described.known, LATENT_NAMES)
     first, width = described.layers[0] if described.layers else ("", 0)
     pictures_first = size is None and first == "Conv2d" and width in (1, 3)
     if settings.kind != "image" and not pictures_first:
         widths = [width, width - num_classes] + [of for kind, of in described.layers[1:4] if kind == first]
-        if described.num_embeddings and not isinstance(network, Program):
-            widths += [width - of.embedding_dim for of in network.modules() if isinstance(of, nn.Embedding)]
+        widths += [width - of.embedding_dim for of in network.modules() if isinstance(of, nn.Embedding)]
         for n in dict.fromkeys(([size] if size else []) + widths):
             if n > 0:
                 yield "noise", (n,)

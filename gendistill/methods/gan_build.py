@@ -16,7 +16,7 @@ from torch import nn
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.architectures import discriminator_for
 from gendistill.gan.discriminator import Discriminator, adapt
-from gendistill.gan.folder import Gan
+from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_networks import GanNetworks, Pupil, gan_networks
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception
@@ -92,8 +92,7 @@ def build_method(
     for network in (teacher.generator.network, teacher.discriminator, start.network):
         if network is not None:
             network.to(device)
-    if teacher.generator.differentiable:
-        teacher.generator.network.requires_grad_(False)
+    teacher.generator.network.requires_grad_(False)
     hints = _hints(config, teacher, start, device)
     networks = gan_networks(teacher.generator, start.network, hints)
     networks.student.to(device)
@@ -139,10 +138,8 @@ def _players(
         pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
         players.append(Player("partner", pupil, against(of_twin)))
     if config.gan.partner == "teacher":
-        if isinstance(data, NoData) or not adversarial or not teacher.differentiable:
-            raise ValueError(
-                "gan.partner teacher: goes on learning, which takes data.path, gan.adversarial above 0 and no program"
-            )
+        if isinstance(data, NoData) or not adversarial:
+            raise ValueError("gan.partner teacher: goes on learning, which takes data.path and gan.adversarial above 0")
         _learning(teacher.network)
         pupil = Pupil(teacher, [hint.teacher_path for hint in hints])
         players.append(Player("teacher", pupil, against(teacher, inherit=True), distils=False))
@@ -183,9 +180,6 @@ def _hints(config: RunConfig, teacher: Gan, start: Start, device: torch.device |
     settings = config.gan.features
     asked = [name for name in FEATURE_LOSSES if getattr(settings, name) != 0]
     if not asked:
-        return []
-    if not teacher.generator.differentiable:
-        logger.warning("gan.features: a program shows no layers; %s is left out", ", ".join(asked))
         return []
     example = tuple(tensor.to(device) for tensor in teacher.generator.example(2))
     hints = match(teacher.generator.network, start.network, example, settings.layers)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import NoData, PictureData
-from gendistill.gan.folder import Gan, NetworkSource
+from gendistill.gan.gan_folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator
 from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
@@ -66,10 +66,6 @@ def start_student(
     if config.factor is None and config.params is None and config.macs is None:
         raise ValueError("compress: takes --compress 4, --student-params, --student-macs or --student module:Class")
     generator, source = teacher.generator, teacher.generator_source
-    if not generator.differentiable or source is None:
-        raise ValueError(
-            "compress: a program has no layers that could be pruned; takes a student class of your own, --student module:Class"
-        )
     made = compress(
         generator.network.cpu(),
         generator.example(),
@@ -107,9 +103,7 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
             f"compress.student {config.student}: paints {_by(shape)}, its teacher {_by(teacher.generator.spec.output_shape)}"
         )
     one = teacher.generator.example()
-    macs = counting.macs(network, one), 0
-    if teacher.generator.differentiable:
-        macs = macs[0], counting.macs(teacher.generator.network, one)
+    macs = counting.macs(network, one), counting.macs(teacher.generator.network, one)
     parameters = counting.parameters(network), counting.parameters(teacher.generator.network)
     return Start(network, NetworkSource(config.student, arguments), macs[0], parameters[0], macs[1], parameters[1], False, {})
 

@@ -156,7 +156,7 @@ class Recipe(ABC):
         """Raise ValueError, in one sentence that names a setting, for settings that do not go together.
 
         Called when a config is made, without a teacher, and again once the teacher is opened (a `diffusion.teacher.Teacher`,
-        or a `gan.folder.Gan`).
+        or a `gan.gan_folder.Gan`).
         """
         if config.lora.enabled and not self.supports.lora:
             raise ValueError(f"lora.enabled: {self.student} has weights of its own; takes false")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def read_state_dict(path: str | Path, setting: str, *, part: str = "generator") 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{setting} {path}: there is no such file")
+    refuse_program(path, setting)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{setting} {path}: takes .safetensors, or a state_dict's .pth or .pt; {SAVE_INSTEAD}")
     held = _read_safetensors(path, setting) if path.suffix.lower() == ".safetensors" else _read_pickle(path, setting)
@@ -64,6 +66,20 @@ def read_state_dict(path: str | Path, setting: str, *, part: str = "generator") 
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
+
+
+def refuse_program(path: Path, setting: str) -> None:
+    """Raise ValueError where a file is a program: a torch.export `.pt2`, or an archive with TorchScript's code in it."""
+    if path.suffix.lower() != ".pt2":
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("/constants.pkl") for name in archive.namelist()):  # TorchScript's alone
+                return
+    raise ValueError(
+        f"{setting} {path}: is a program (TorchScript or torch.export), and programs are not opened as they hold code; takes "
+        f"module:Class as the teacher with .safetensors or a state_dict as generator.weights, or a GAN's folder"
+    )
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -111,8 +127,6 @@ def _read_pickle(path: Path, setting: str) -> Any:
             f"{setting} {path}: is a pickle that would run code when opened{why}, so it was not; {SAVE_INSTEAD}"
         ) from error
     except Exception as error:  # torch raises whatever its many readers raise
-        if "TorchScript" in str(error):
-            raise ValueError(f"{setting} {path}: is a TorchScript program, no state_dict; give it as the teacher") from error
         raise ValueError(f"{setting} {path}: is no whole state_dict that torch saved ({_first_line(error)})") from error
 
 

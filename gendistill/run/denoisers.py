@@ -22,7 +22,7 @@ from gendistill.diffusion.families import Family, family_called
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.export.student_folder import export_student
-from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.methods import RunConfig, Stage, denoiser_stages, recipe_of
 from gendistill.methods.compression import compressed_config
 from gendistill.methods.denoiser import DenoiserContext

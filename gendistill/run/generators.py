@@ -15,8 +15,8 @@ from gendistill.data.gan_images import prepare_pictures
 from gendistill.data.gan_pairs import paint_pairs
 from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.source import open_source
-from gendistill.gan.folder import Gan
 from gendistill.gan.gan_export import export_student
+from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import TAKES, describe, open_teacher
 from gendistill.gan.generator import FASTEST
 from gendistill.methods import RunConfig, Stage, recipe_of
@@ -38,8 +38,7 @@ class GeneratorRun:
         self.teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
         _report(describe(self.teacher))
         recipe_of(config).check(config, self.teacher)
-        if self.teacher.generator.differentiable:
-            self.teacher.generator.network.to(memory_format=FASTEST)
+        self.teacher.generator.network.to(memory_format=FASTEST)
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_picture, fitted
-from gendistill.gan.folder import is_gan_folder
+from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.gan.gan_loading import open_teacher
 from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.gan.generator_sampler import CLASS_MARK, GeneratorSampler

@@ -20,7 +20,7 @@ from torchvision.utils import save_image
 from emoji import ASSETS, load_emoji
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
 from gendistill.gan.augmentation import DRAWS, augment
-from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
 from gendistill.metrics.features.feature_extractor import extract, load_extractor

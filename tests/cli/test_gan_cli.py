@@ -13,7 +13,7 @@ from PIL import Image
 from random_gans import CLASSES
 
 from gendistill.evaluation.class_captions import class_caption
-from gendistill.gan.folder import open_gan, save_gan
+from gendistill.gan.gan_folder import open_gan, save_gan
 from gendistill.gan.generator import between
 from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics

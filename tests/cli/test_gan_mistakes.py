@@ -6,13 +6,14 @@ import sys
 import pytest
 import torch
 from fresh_process import gendistill
+from harmful import Harmful
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_gans import tiny_gan, tiny_translator
 
 from gendistill import cli
 from gendistill.gan.architectures.resnet import ResNetDiscriminator
-from gendistill.gan.folder import save_gan
+from gendistill.gan.gan_folder import save_gan
 
 # Imported once, so a name that no other test's module has.
 MODULE = '''
@@ -50,13 +51,6 @@ class Other(Painter):
 '''
 
 
-class Harmful:
-    """Unpickling it makes a file."""
-
-    def __reduce__(self):
-        return open, ("owned", "w")
-
-
 @pytest.fixture(scope="module")
 def place(tiny_folder, tmp_path_factory):
     """A folder with good teachers and all that can be wrong with them."""
@@ -76,6 +70,7 @@ def place(tiny_folder, tmp_path_factory):
     sys.path.remove(str(place))
     torch.save({"state_dict": painter.state_dict(), "owner": Harmful()}, place / "harmful.pth")
     torch.save(painter, place / "whole.pth")
+    torch.jit.trace(painter, torch.zeros(2, 4)).save(str(place / "program.pt"))
     (place / "list.json").write_text("[1, 2]")
     for name, caption in (("birds", "bird"), ("cats", "cat")):
         (place / name).mkdir()
@@ -98,6 +93,10 @@ MISTAKES = {
     "weights of another network": (f"{OWN} --compress 2 --weights wider.safetensors", "generator.weights wider.safetensors"),
     "no such weights": (f"{OWN} --compress 2 --weights nowhere.safetensors", "nowhere.safetensors"),
     "weights as the teacher": (f"distill weights.safetensors --method gan --compress 2 {COMMON}", "takes module:Class as the"),
+    "a program as the teacher": (
+        f"distill program.pt --method gan --compress 2 {COMMON}",
+        "teacher program.pt: is a program (TorchScript or torch.export), and programs are not opened",
+    ),
     "a forward with unknown arguments": (
         f"distill mistaken_painters:Styled --method gan --compress 2 {COMMON}",
         "style_code",

@@ -14,10 +14,9 @@ from test_opening import tiny_gan
 from torch import nn
 
 from gendistill.gan import gan_export as export
-from gendistill.gan.folder import Gan, NetworkSource, open_gan
 from gendistill.gan.gan_export import export_student
+from gendistill.gan.gan_folder import Gan, NetworkSource, open_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.programs import open_program
 
 HERE = "test_gan_export"
 
@@ -66,6 +65,10 @@ class Unet(UNet2DModel):
 
     def forward(self, sample):
         return super().forward(sample, 0)
+
+
+def open_program(path):
+    return torch.export.load(path).module()
 
 
 def gan_of(network, spec, **arguments):

@@ -161,21 +161,6 @@ def test_the_student_of_a_run_is_found_in_its_folder(gans, tmp_path):
     assert gan_folder(tmp_path) is None
 
 
-def test_a_program_of_one_batch_size_is_called_with_that_many(sampler):
-    sizes = []
-
-    class Program(nn.Module):
-        batch = 4
-
-        def forward(self, z, labels):
-            sizes.append(len(z))
-            return sampler.generator.network(z, labels)
-
-    program = GeneratorSampler(Generator(Program(), sampler.generator.spec, differentiable=False))
-    torch.testing.assert_close(draw(program), draw(sampler), atol=1e-5, rtol=0)
-    assert set(sizes) == {4}
-
-
 def test_costs_are_one_call_of_one_part(sampler):
     costs = measure_costs(sampler, list(CLASSES), batch_sizes=[1, 3], repeats=2, energy_seconds=0)
     assert list(costs.components) == ["network"]

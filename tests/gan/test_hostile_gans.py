@@ -3,19 +3,19 @@
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from harmful import Harmful, sentence
+from harmful import Harmful
 from safetensors.torch import save_file
-from test_hostile_programs import exported
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.folder import Gan, NetworkSource, open_gan, save_gan
+from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_loading import open_teacher
 from gendistill.gan.generator import Generator, GeneratorSpec
+from gendistill.gan.generator_config import GeneratorConfig
 
 MODULE = '''
 import torch
@@ -76,6 +76,13 @@ class Small(nn.Module):
 def function():
     open("owned", "w")
 '''
+
+
+def sentence(teacher, config=None, **settings):
+    with pytest.raises(ValueError) as error:  # noqa: PT011  its text is what the tests are about
+        open_teacher(teacher, config=config, settings=GeneratorConfig(**settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +263,7 @@ FOLDERS = {
     "unknown arguments": ({"generator__arguments": {"depth": 3}}, "cannot be built with (depth=3)"),
     "other widths": ({"generator__arguments": {"latent_dim": 4, "num_classes": 2}}, "does not fit ResNetGenerator"),
     "unknown module": ({"generator__class_path": "gone:Net"}, "the module gone is not importable"),
-    "no generator": ({"generator": None}, "neither a generator nor a program"),
+    "no generator": ({"generator": None}, "generator: takes a mapping"),
     "student": ({"student": 4}, "student"),
 }
 
@@ -298,12 +305,23 @@ def test_more_classes_than_the_network_has_are_told_in_a_sentence(place, folder)
     assert "index out of range" in sentence(folder, num_classes=3)
 
 
-def test_a_folder_whose_class_is_gone_opens_as_its_program(folder, caplog):
-    shutil.copy(exported(), "gan/generator.pt2")
-    change(folder, generator__class_path="gone:Net", output_shape=[3, 4, 4], num_classes=0)
-    gan = open_gan(folder)
-    assert "the module gone is not importable" in caplog.text
-    assert "generator.pt2 is opened instead" in caplog.text
-    assert not gan.generator.differentiable
-    assert gan.generator_source is None
-    assert gan.generator(torch.zeros(5, 4)).shape == (5, 3, 4, 4)
+@pytest.fixture
+def programs():
+    network = nn.Linear(4, 4).eval()
+    torch.jit.trace(network, torch.zeros(2, 4)).save("program.pt")
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 4),)), "program.pt2")
+
+
+@pytest.mark.parametrize("name", ["program.pt", "program.pt2"])
+def test_a_program_is_not_opened_as_a_teacher_nor_as_weights(place, programs, name, monkeypatch):
+    for loader in (torch.jit, torch.export, torch):
+        monkeypatch.setattr(loader, "load", lambda *_, **__: pytest.fail("the program was opened"))
+    for said in (sentence(name), sentence(f"{place}:Net", weights=name)):
+        assert f"{name}: is a program (TorchScript or torch.export), and programs are not opened as they hold code" in said
+        assert "takes module:Class as the teacher" in said
+        assert "or a GAN's folder" in said
+
+
+def test_a_state_dict_that_is_called_as_a_program_is_told_to_be_weights(place):
+    torch.save(nn.Linear(4, 48).state_dict(), "weights.pt")
+    assert "weights.pt: is a file of weights" in sentence("weights.pt")

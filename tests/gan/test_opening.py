@@ -6,10 +6,9 @@ import textwrap
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.gan_loading import describe, open_teacher
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.gan.generator_config import GeneratorConfig
@@ -189,63 +188,6 @@ def test_a_training_checkpoint_gives_its_generator(networks, nest):
     (z,) = gan.generator.example(2)
     assert torch.allclose(gan.generator(z), network(z), atol=1e-3)
     assert all(parameter.dtype == torch.float32 for parameter in gan.generator.network.parameters())
-
-
-@pytest.mark.parametrize("name", [name for name in FOUND if name != "Painter"])  # TorchScript returns no objects
-def test_a_program_of_torchscript_paints_the_same_without_gradients(networks, name):
-    network = saved(f"{networks}:{name}", "w.safetensors")
-    example = Generator(network, FOUND[name]).example(2)
-    torch.jit.trace(network, example).save("teacher.pt")
-    known = {"Nameless": {"input_shape": [20]}, "OneHot": {"input_shape": [11], "num_classes": 4}}.get(name, {})
-    gan = open_teacher("teacher.pt", settings=GeneratorConfig(**known))
-    assert gan.generator.spec == FOUND[name]
-    assert not gan.generator.differentiable
-    assert gan.generator_source is None
-    assert "response losses only" in describe(gan)
-    assert torch.equal(gan.generator(*example), Generator(network, FOUND[name])(*example))
-
-
-@pytest.mark.parametrize("name", ["Dcgan", "Nameless", "SuperResolver"])
-def test_a_program_of_torch_export_says_itself_what_goes_in(networks, name):
-    network = saved(f"{networks}:{name}", "w.safetensors")
-    example = Generator(network, FOUND[name]).example(2)
-    batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
-    torch.export.save(torch.export.export(network, example, dynamic_shapes=batch), "teacher.pt2")
-    gan = open_teacher("teacher.pt2")
-    assert gan.generator.spec == FOUND[name]
-    assert not gan.generator.differentiable
-    example = gan.generator.example(5)
-    assert torch.allclose(gan.generator(*example), Generator(network, FOUND[name])(*example), atol=1e-6)
-
-
-class Attention(nn.Module):
-    """Sizes that are computed of others, attention, a part without gradients, norms."""
-
-    def __init__(self):
-        super().__init__()
-        self.into = nn.Conv2d(3, 8, 3, 2, 1)
-        self.norm = nn.GroupNorm(2, 8)
-        self.out = nn.Conv2d(8, 3, 1)
-
-    def forward(self, x):
-        h = self.norm(self.into(x))
-        tokens = h.flatten(2).mT
-        with torch.no_grad():
-            share = torch.einsum("bnc,bmc->bnm", tokens, tokens).softmax(-1)
-        h = (share @ tokens).mT.reshape(h.shape) + torch.cat([h, h.flip(-1)], 1)[:, :8]
-        return nn.functional.interpolate(self.out(h), scale_factor=2.0, mode="bilinear")
-
-
-def test_an_honest_program_of_any_size_is_not_mistaken_for_a_harmful_one(tmp_path):
-    torch.manual_seed(0)
-    network, dim = Attention().eval(), torch.export.Dim
-    edges = {0: dim.DYNAMIC, 2: 2 * dim("half_height", min=2), 3: 2 * dim("half_width", min=2)}
-    program = torch.export.export(network, (torch.zeros(2, 3, 16, 12),), dynamic_shapes=(edges,))
-    torch.export.save(program, tmp_path / "teacher.pt2")
-    gan = open_teacher(str(tmp_path / "teacher.pt2"))
-    assert gan.generator.spec == GeneratorSpec("image", (3, 32, 32), (3, 32, 32))
-    x = torch.randn(3, 3, 8, 20)
-    assert torch.allclose(gan.generator(x), network(x), atol=1e-5)
 
 
 def tiny_gan():

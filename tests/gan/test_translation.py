@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from network_checks import assert_exports, assert_hinge_steps, assert_saves_and_loads, assert_spectral_norms
 
-from gendistill.gan.architectures.translation import PatchDiscriminator, ResidualBlock, ResNetTranslator
+from gendistill.gan.architectures.translation import PatchDiscriminator, ResnetBlock, ResNetTranslator
 
 LABELS = torch.tensor([0, 1])
 
@@ -42,7 +42,7 @@ def test_a_picture_does_not_depend_on_its_batch_even_in_training():
 
 
 def test_a_residual_block_is_its_input_and_two_convolutions_reflected_at_the_border():
-    block, x = ResidualBlock(4), torch.randn(2, 4, 6, 5)
+    block, x = ResnetBlock(4), torch.randn(2, 4, 6, 5)
 
     def normed(conv, x):
         y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), conv.weight, conv.bias)

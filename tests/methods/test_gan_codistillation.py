@@ -1,16 +1,13 @@
 import dataclasses
 import json
-import logging
 import math
 
 import pytest
 import torch
-from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student, tiny_translator
+from tiny_gans import BATCH, step_of, tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_translator
 
 from gendistill.data.gan_batches import NoData
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.gan_loading import open_teacher
-from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
@@ -193,7 +190,9 @@ def test_teacher_takes_its_pictures_though_there_are_data(data):
 def test_what_there_is_no_data_for_is_refused():
     with pytest.raises(ValueError, match=r"gan\.discriminator\.real both: takes data\.path; without data the teacher's"):
         tiny_method(discriminator__real="both")
-    with pytest.raises(ValueError, match=r"gan\.partner teacher: goes on learning, which takes data\.path, gan\.adversarial"):
+    with pytest.raises(
+        ValueError, match=r"gan\.partner teacher: goes on learning, which takes data\.path and gan\.adversarial"
+    ):
         tiny_method(partner="teacher")
 
 
@@ -417,24 +416,6 @@ def test_two_students_train(own_class, tmp_path):
     tiny_gan_trainer(method, None, tmp_path, max_steps=2).train()
     for name, module in method.trained_modules().items():
         assert any(not torch.equal(tensor, before[name][at]) for at, tensor in state(module).items()), name
-
-
-# ---- a program
-
-
-def test_a_program_tells_of_its_pictures_alone(tmp_path, caplog):
-    gan = tiny_gan()
-    torch.jit.trace(gan.generator.network, gan.generator.example(2)).save(str(tmp_path / "teacher.pt"))
-    settings = GeneratorConfig(kind="noise", input_shape=[8], num_classes=3)
-    program = open_teacher(str(tmp_path / "teacher.pt"), settings=settings)
-    assert not program.generator.differentiable
-    with caplog.at_level(logging.WARNING):
-        method = tiny_method(program, start=tiny_student(gan), output__perceptual_network="emoji")
-    assert "gan.features: a program shows no layers; hints is left out" in caplog.text
-    logs = logs_of(step_of(method))
-    assert {"adversarial", "l1", "perceptual"} <= logs.keys()
-    assert "hints" not in logs
-    tiny_gan_trainer(method, None, tmp_path / "run", max_steps=2).train()
 
 
 # ---- the average

@@ -10,11 +10,10 @@ from tiny_pipeline import tiny_pixel_unet, tiny_unet
 from gendistill.diffusion.trained_networks import lora_config
 from gendistill.networks.counting import macs
 from gendistill.networks.pruning.unet import (
-    fewer_blocks,
+    fewer_blocks_config,
     matching_config,
-    narrower,
+    narrower_config,
     on_meta,
-    smaller,
     smaller_config,
 )
 from gendistill.networks.pruning.unet_channels import channels, kept
@@ -87,6 +86,24 @@ def output(unet, inputs):
 @pytest.fixture(scope="module")
 def tiny_sd():
     return UNet2DConditionModel.from_pretrained(TINY_SD).eval()
+
+
+def narrower(unet, share, *more, **named):
+    student, fresh = matching_config(unet, narrower_config(unet.config, share), *more, **named)
+    assert fresh == []
+    return student
+
+
+def fewer_blocks(unet, mid=True):
+    student, fresh = matching_config(unet, fewer_blocks_config(unet.config, mid))
+    assert fresh == []
+    return student
+
+
+def smaller(unet, *asked, **more):
+    student, fresh = matching_config(unet, smaller_config(unet.config, *asked, **more))
+    assert fresh == []
+    return student
 
 
 def opens_in_plain_diffusers(student):
@@ -350,16 +367,21 @@ def test_adapters_and_other_networks_are_refused_in_a_sentence():
     unet = tiny_unet()
     unet.add_adapter(lora_config(2), "style")
     with pytest.raises(ValueError, match=r"unet: has adapters \(style\); takes a network without"):
-        smaller(unet, 2)
+        matching_config(unet, {})
     with pytest.raises(ValueError, match=r"unet: takes a UNet2DConditionModel; got UNet2DModel"):
-        narrower(tiny_pixel_unet(), 0.5)
+        matching_config(tiny_pixel_unet(), {})
     with pytest.raises(ValueError, match=r"unet: has no weights"):
-        narrower(on_meta(tiny_unet().config), 0.5)
+        matching_config(on_meta(tiny_unet().config), {})
     strange = ["DownBlock2D", "SimpleCrossAttnDownBlock2D"]
     with pytest.raises(ValueError, match=r"channels of a SimpleCrossAttnDownBlock2D are not known"):
         narrower(tiny_unet(down_block_types=strange), 0.5)
-    with pytest.raises(ValueError, match=r"not known how .* gets narrower"):
-        narrower(tiny_unet(attention_type="gated"), 0.5)
+
+
+def test_weights_of_which_it_is_not_known_how_they_get_narrower_start_fresh():
+    unet = tiny_unet(attention_type="gated")
+    _, fresh = matching_config(unet, narrower_config(unet.config, 0.5))
+    assert fresh
+    assert all("fuser" in name or "position_net" in name for name in fresh)
 
 
 def test_a_student_is_of_its_teachers_precision_and_leaves_it_alone():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.folder import Gan, NetworkSource, save_gan
+from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
 
 KINDS = (

@@ -9,7 +9,7 @@ from row_cache import write_cache
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
 from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
-from gendistill.gan.folder import Gan, NetworkSource
+from gendistill.gan.gan_folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.methods.gan_build import build_method
 from gendistill.methods.gan_start import Start

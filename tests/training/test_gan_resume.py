@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_gans import tiny_gan, tiny_gan_trainer, tiny_method, tiny_pictures, tiny_student, without_onnx
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.folder import open_gan, save_gan
+from gendistill.gan.gan_folder import open_gan, save_gan
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
 from gendistill.training.state import Validation

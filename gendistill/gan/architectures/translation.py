@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-class ResidualBlock(nn.Module):
+class ResnetBlock(nn.Module):
     """x + two 3x3 convolutions with instance norms, reflected at the border."""
 
     def __init__(self, channels: int) -> None:
@@ -55,7 +55,7 @@ class ResNetTranslator(ModelMixin, ConfigMixin):
         for _ in range(num_down):
             add(nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width)
             width *= 2
-        layers += [ResidualBlock(width) for _ in range(num_blocks)]
+        layers += [ResnetBlock(width) for _ in range(num_blocks)]
         for _ in range(num_down):
             add(nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=1), width // 2)
             width //= 2

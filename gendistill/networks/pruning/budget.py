@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, Side, get_module
-from gendistill.networks.pruning.tracing import channel_dim
+from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
 
 MOST_STEPS = 200
 CLOSE = 0.01  # an error that is not worth another step
@@ -25,11 +24,11 @@ class CostModel:
     """
 
     def __init__(self, network: nn.Module, groups: Sequence[ChannelGroup], macs: dict[str, int]) -> None:
-        sides: dict[Side, int] = {}
+        sides: dict[LayerSide, int] = {}
         for group in groups:
             for side in group.members:
                 sides.setdefault(side, len(sides))
-        self.full = np.array([_size(network, side) for side in sides], float)
+        self.full = np.array([count_of(get_module(network, side.path), side.side) for side in sides], float)
         self.rows = np.zeros((len(sides), len(groups)))
         for k, group in enumerate(groups):
             for side, indices in group.members.items():
@@ -37,7 +36,7 @@ class CostModel:
         self.sizes = np.array([group.size for group in groups], float)
         terms: list[tuple[int, int, float, float]] = []  # two sides (or -1), parameters, multiply-accumulates
         for path in dict.fromkeys(side.path for side in sides):
-            into, out, both = (sides.get(Side(path, side), -1) for side in ("in", "out", "both"))
+            into, out, both = (sides.get(LayerSide(path, side), -1) for side in ("in", "out", "both"))
             layer = get_module(network, path)
             if isinstance(layer, nn.Parameter):
                 terms.append((both if both >= 0 else out, -1, layer.numel(), 0))
@@ -66,17 +65,6 @@ class CostModel:
         slopes = [full - self.costs(self.sizes - np.eye(len(self.sizes))[k]) for k in range(len(self.sizes))]
         logs = np.array([math.log((slope[1] + 1) / (slope[0] + 1)) for slope in slopes])
         return (logs - logs.mean()) / max(logs.std(), 1e-9)
-
-
-def _size(network: nn.Module, side: Side) -> int:
-    layer = get_module(network, side.path)
-    if isinstance(layer, nn.Parameter):
-        return layer.shape[channel_dim(layer) or 0]
-    names = ("in_channels", "in_features") if side.side == "in" else ("out_channels", "out_features")
-    for name in (*names, "num_features", "num_channels", "embedding_dim", "num_parameters"):
-        if hasattr(layer, name):
-            return int(getattr(layer, name))
-    return int(layer.normalized_shape[0])  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -7,53 +7,41 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, get_module
+from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
 from gendistill.networks.pruning.pruned_architecture import integers
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """The attribute `name` of the module `path` counts `per` for each channel that the layer `layer` has now.
-
-    `attribute` is the layer's own count ("out_channels", ...), of which `whole` stood for `value`.
-    """
+class CachedSize:
+    """The attribute `name` of the module `path` was `value` when `side` had `full` channels, and goes with their number."""
 
     path: str
     name: str
     value: int
-    layer: str
-    attribute: str
-    whole: int
+    side: LayerSide
+    full: int
 
 
-COUNTS = {
-    "out": ("out_channels", "out_features", "embedding_dim"),
-    "in": ("in_channels", "in_features"),
-    "both": ("num_features", "num_channels", "out_channels", "embedding_dim"),
-}
-
-
-def remembered(network: nn.Module, group: ChannelGroup) -> list[Remembered]:
+def cached_sizes(network: nn.Module, group: ChannelGroup) -> list[CachedSize]:
     """Numbers that equal a count of this group's channels, in the modules that hold its layers."""
-    found: dict[tuple[str, str], Remembered] = {}
+    found: dict[tuple[str, str], CachedSize] = {}
     for side in group.members:
         layer = get_module(network, side.path)
-        attribute = next((name for name in COUNTS[side.side] if hasattr(layer, name)), None)
-        if attribute is None or isinstance(layer, nn.Parameter):
+        if isinstance(layer, nn.Parameter | nn.LayerNorm | nn.PReLU):
             continue
-        whole = int(getattr(layer, attribute))
+        full = count_of(layer, side.side)
         parts = side.path.split(".")
         for above in (".".join(parts[:k]) for k in range(len(parts))):
             module = get_module(network, above)
             assert isinstance(module, nn.Module)
             for name, value in integers(module).items():
-                if value in (whole, group.size):
-                    found.setdefault((above, name), Remembered(above, name, value, side.path, attribute, whole))
+                if value in (full, group.size):
+                    found.setdefault((above, name), CachedSize(above, name, value, side, full))
     return list(found.values())
 
 
-def set_remembered(network: nn.Module, notes: Sequence[Remembered]) -> None:
-    """Write the counts of now, in place."""
-    for note in notes:
-        now = int(getattr(get_module(network, note.layer), note.attribute))
-        setattr(get_module(network, note.path), note.name, note.value * now // note.whole)
+def update_cached_sizes(network: nn.Module, sizes: Sequence[CachedSize]) -> None:
+    """Write the numbers that go with the layers' channels of now, in place."""
+    for size in sizes:
+        now = count_of(get_module(network, size.side.path), size.side.side)
+        setattr(get_module(network, size.path), size.name, size.value * now // size.full)

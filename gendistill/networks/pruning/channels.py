@@ -12,14 +12,43 @@ import numpy as np
 from torch import Tensor, nn
 from torch_pruning.dependency import Node
 
-from gendistill.networks.pruning.tracing import MODULES, UNFOLLOWED, Trace, trace
+from gendistill.networks.pruning.tracing import MODULES, UNFOLLOWED, Trace, channel_dim, trace
 
 
-class Side(NamedTuple):
+class LayerSide(NamedTuple):
     """The channels of a layer or bare parameter `path` that come in, go out, or both at once (a norm, a depthwise conv)."""
 
     path: str
     side: str
+
+
+COUNTS = {  # what a layer calls the number of its channels on a side
+    "in": ("in_channels", "in_features"),
+    "out": ("out_channels", "out_features"),
+    "both": ("out_channels", "num_features", "num_channels", "num_parameters", "embedding_dim", "normalized_shape"),
+}
+
+
+def count_name(layer: object, side: str) -> str:
+    """The attribute of a layer that counts its channels on a side."""
+    return next(name for name in COUNTS[side] if hasattr(layer, name))
+
+
+def channel_axis(layer: object, side: str) -> int:
+    """Which dimension of a layer's weight, or of a bare parameter, counts the channels on a side."""
+    if isinstance(layer, nn.Parameter):
+        return channel_dim(layer) or 0
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return 0 if side == "both" else int((side == "in") != layer.transposed)
+    return int(isinstance(layer, nn.Embedding) or (isinstance(layer, nn.Linear) and side == "in"))
+
+
+def count_of(layer: object, side: str) -> int:
+    """The number of channels on a side of a layer or bare parameter."""
+    if isinstance(layer, nn.Parameter):
+        return layer.shape[channel_axis(layer, side)]
+    count = getattr(layer, count_name(layer, side))
+    return int(count[0] if isinstance(count, tuple) else count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +61,7 @@ class ChannelGroup:
         frozen: why none of it can be removed; empty where it can.
     """
 
-    members: dict[Side, np.ndarray]
+    members: dict[LayerSide, np.ndarray]
     blocks: int = 1
     frozen: str = ""
 
@@ -93,12 +122,12 @@ class _Grouping:
         reasons: dict[int, str] = {}
         for slot, why in self.frozen.items():
             reasons.setdefault(self.sets.find(slot), why)
-        atoms: dict[int, dict[Side, list[int]]] = defaultdict(lambda: defaultdict(list))
+        atoms: dict[int, dict[LayerSide, list[int]]] = defaultdict(lambda: defaultdict(list))
         for (node, side), slots in self.slots.items():
             if (path := self._path(node)) is not None:
                 for index, slot in sorted(slots.items()):
-                    atoms[self.sets.find(slot)][Side(path, side)].append(index)
-        alike: dict[tuple[object, ...], list[dict[Side, list[int]]]] = defaultdict(list)
+                    atoms[self.sets.find(slot)][LayerSide(path, side)].append(index)
+        alike: dict[tuple[object, ...], list[dict[LayerSide, list[int]]]] = defaultdict(list)
         for root, members in atoms.items():
             kind = tuple(sorted((side, len(indices)) for side, indices in members.items()))
             alike[(reasons.get(root, ""), *kind)].append(members)
@@ -165,7 +194,7 @@ class _Grouping:
             return f"{path} (depthwise, {layer.in_channels} channels to {layer.out_channels})" if depthwise else ""
         return ""
 
-    def _group(self, atoms: list[dict[Side, list[int]]], frozen: str) -> ChannelGroup:
+    def _group(self, atoms: list[dict[LayerSide, list[int]]], frozen: str) -> ChannelGroup:
         members = {side: np.array([atom[side] for atom in atoms]) for side in atoms[0]}
         order = np.argsort(next(iter(members.values()))[:, 0], kind="stable")
         return ChannelGroup({side: indices[order] for side, indices in members.items()}, frozen=frozen)

@@ -15,7 +15,7 @@ from gendistill.networks.pruning import pruned_architecture as slim
 from gendistill.networks.pruning import separable
 from gendistill.networks.pruning import surgery as pruning
 from gendistill.networks.pruning.budget import CostModel, Widths, allowed_widths, plan
-from gendistill.networks.pruning.cached_sizes import set_remembered
+from gendistill.networks.pruning.cached_sizes import update_cached_sizes
 from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
 from gendistill.networks.pruning.tracing import UNFOLLOWED
 from gendistill.networks.pruning.trials import prunable, short
@@ -227,7 +227,7 @@ class _Search:
         student = slim.duplicate(self.network)
         keeps = [pruning.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]
         pruning.prune(student, self.groups, keeps)
-        set_remembered(student, self.notes)
+        update_cached_sizes(student, self.notes)
         return student
 
     def _nothing(self) -> str:

@@ -61,10 +61,12 @@ def fold(network: nn.Module) -> None:
 
 def _fold_layer(layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer):
-        shared = type(layer)  # a deep copy has the class of its original, which would lose its weight with this one
-        layer.__class__ = type(shared.__name__, shared.__bases__, {k: v for k, v in vars(shared).items() if k != "__dict__"})
-        for name in list(layer.parametrizations):  # type: ignore[arg-type]
+        shared, names = type(layer), list(layer.parametrizations)  # type: ignore[arg-type]
+        computed = {name: vars(shared)[name] for name in names}  # torch takes these from the class, which deep copies share
+        for name in names:
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+        for name in names:
+            setattr(shared, name, computed[name])
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, SpectralNorm):
             remove_spectral_norm(layer, hook.name)

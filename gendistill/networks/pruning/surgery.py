@@ -9,8 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, Side, get_module, whole_norm_groups
-from gendistill.networks.pruning.tracing import channel_dim
+from gendistill.networks.pruning.channels import (
+    ChannelGroup,
+    LayerSide,
+    channel_axis,
+    count_name,
+    count_of,
+    get_module,
+    whole_norm_groups,
+)
 
 Keeps = Sequence[np.ndarray]  # of each group, which channels stay
 
@@ -32,24 +39,15 @@ def importance(network: nn.Module, group: ChannelGroup) -> np.ndarray:
     return total
 
 
-def _norms(weight: Tensor, layer: object, side: Side) -> np.ndarray:
+def _norms(weight: Tensor, layer: object, side: LayerSide) -> np.ndarray:
     """Squared norm of each channel's weights on one side of a layer."""
     if isinstance(layer, nn.modules.conv._ConvNd) and side.side != "both" and layer.groups > 1:
         split = weight.unflatten(0, (layer.groups, -1))  # (groups, of the first, of the second, ...)
         inner = (side.side == "in") != layer.transposed
         summed = split.pow(2).flatten(3).sum(3).sum(1 if inner else 2)
         return summed.flatten().numpy(force=True)
-    return weight.pow(2).movedim(_dim(layer, side), 0).reshape(weight.shape[_dim(layer, side)], -1).sum(1).numpy(force=True)
-
-
-def _dim(layer: object, side: Side) -> int:
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        return 0 if side.side == "both" else int((side.side == "in") != layer.transposed)
-    if isinstance(layer, nn.Linear):
-        return int(side.side == "in")
-    if isinstance(layer, nn.Parameter):
-        return channel_dim(layer) or 0
-    return int(isinstance(layer, nn.Embedding))
+    axis = channel_axis(layer, side.side)
+    return weight.pow(2).movedim(axis, 0).reshape(weight.shape[axis], -1).sum(1).numpy(force=True)
 
 
 def choose(scores: np.ndarray, keep: int, blocks: int = 1) -> np.ndarray:
@@ -61,7 +59,7 @@ def choose(scores: np.ndarray, keep: int, blocks: int = 1) -> np.ndarray:
 
 def prune(network: nn.Module, groups: Sequence[ChannelGroup], keeps: Keeps) -> None:
     """Leave only the channels `keeps[k]` of `groups[k]`, in place."""
-    dropped: dict[Side, list[np.ndarray]] = defaultdict(list)
+    dropped: dict[LayerSide, list[np.ndarray]] = defaultdict(list)
     whole: dict[str, bool] = {}
     for group, keep in zip(groups, keeps, strict=True):
         gone = np.setdiff1d(np.arange(group.size), keep)
@@ -76,83 +74,35 @@ def prune(network: nn.Module, groups: Sequence[ChannelGroup], keeps: Keeps) -> N
 
 
 @torch.no_grad()
-def _drop(network: nn.Module, side: Side, gone: np.ndarray, whole: Mapping[str, bool]) -> None:
-    layer = get_module(network, side.path)
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        _drop_conv(layer, side.side, gone)
-    elif isinstance(layer, nn.Linear):
-        into = side.side == "in"
-        keep = _kept(layer.in_features if into else layer.out_features, gone)
-        _select(layer, "weight", keep, int(into))
-        if into:
-            layer.in_features = len(keep)
-        else:
-            _select(layer, "bias", keep)
-            layer.out_features = len(keep)
-    elif isinstance(layer, nn.Embedding):
-        keep = _kept(layer.embedding_dim, gone)
-        _select(layer, "weight", keep, 1)
-        layer.embedding_dim = len(keep)
-    elif isinstance(layer, nn.GroupNorm):
-        keep = _kept(layer.num_channels, gone)
-        if whole[side.path]:
-            layer.num_groups = layer.num_groups * len(keep) // layer.num_channels
-        _select_all(layer, keep)
-        layer.num_channels = len(keep)
-    elif isinstance(layer, nn.LayerNorm):
-        keep = _kept(layer.normalized_shape[0], gone)
-        _select_all(layer, keep)
-        layer.normalized_shape = (len(keep),)
-    elif isinstance(layer, nn.PReLU):
-        if layer.num_parameters > 1:
-            keep = _kept(layer.num_parameters, gone)
-            _select_all(layer, keep)
-            layer.num_parameters = len(keep)
-    elif isinstance(layer, nn.Parameter):
-        dim = channel_dim(layer) or 0
+def _drop(network: nn.Module, side: LayerSide, gone: np.ndarray, whole: Mapping[str, bool]) -> None:
+    layer, axis = get_module(network, side.path), channel_axis(get_module(network, side.path), side.side)
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return
+    keep = torch.from_numpy(np.setdiff1d(np.arange(count_of(layer, side.side)), gone))
+    if isinstance(layer, nn.Parameter):
         parent, _, name = side.path.rpartition(".")
-        owner = get_module(network, parent)
-        assert isinstance(owner, nn.Module)
-        _select(owner, name, _kept(layer.shape[dim], gone), dim)
-    else:
-        assert isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm))
-        keep = _kept(layer.num_features, gone)
-        _select_all(layer, keep)
-        layer.num_features = len(keep)
-
-
-def _drop_conv(layer: nn.modules.conv._ConvNd, side: str, gone: np.ndarray) -> None:
-    keep = _kept(layer.in_channels if side == "in" else layer.out_channels, gone)
-    inner = (side == "in") != layer.transposed  # the dimension that a grouped convolution divides
-    if side == "both":
-        _select(layer, "weight", keep)
-        layer.groups = len(keep)
-    elif inner and layer.groups > 1:
+        _select(get_module(network, parent), name, keep, axis)
+        return
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and axis == 1:  # which a grouped convolution divides
         weight = layer.weight.unflatten(0, (layer.groups, -1))
         own = keep.reshape(layer.groups, -1) - torch.arange(layer.groups)[:, None] * weight.shape[2]
         parts = [part.index_select(1, rows.to(part.device)) for part, rows in zip(weight, own, strict=True)]
         layer.weight = nn.Parameter(torch.cat(parts), layer.weight.requires_grad)
     else:
-        _select(layer, "weight", keep, int(inner))
-    if side != "in":
-        _select(layer, "bias", keep)
-        layer.out_channels = len(keep)
-    if side != "out":
-        layer.in_channels = len(keep)
+        _select(layer, "weight", keep, axis)
+    if side.side != "in":
+        for name in ("bias", "running_mean", "running_var"):
+            _select(layer, name, keep)
+    if isinstance(layer, nn.GroupNorm) and whole[side.path]:
+        layer.num_groups = layer.num_groups * len(keep) // layer.num_channels
+    if isinstance(layer, nn.modules.conv._ConvNd) and side.side == "both":  # depthwise
+        layer.in_channels = layer.groups = len(keep)
+    setattr(layer, count_name(layer, side.side), (len(keep),) if isinstance(layer, nn.LayerNorm) else len(keep))
 
 
-def _kept(size: int, gone: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.setdiff1d(np.arange(size), gone))
-
-
-def _select_all(layer: nn.Module, keep: Tensor) -> None:
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        _select(layer, name, keep)
-
-
-def _select(layer: nn.Module, name: str, keep: Tensor, dim: int = 0) -> None:
-    old = getattr(layer, name, None)
+def _select(owner: object, name: str, keep: Tensor, axis: int = 0) -> None:
+    old = getattr(owner, name, None)
     if isinstance(old, nn.Parameter):
-        setattr(layer, name, nn.Parameter(old.index_select(dim, keep.to(old.device)).contiguous(), old.requires_grad))
+        setattr(owner, name, nn.Parameter(old.index_select(axis, keep.to(old.device)).contiguous(), old.requires_grad))
     elif isinstance(old, Tensor):
-        setattr(layer, name, old.index_select(dim, keep.to(old.device)))
+        setattr(owner, name, old.index_select(axis, keep.to(old.device)))

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from gendistill.networks.counting import evaluating
 from gendistill.networks.pruning import surgery as pruning
-from gendistill.networks.pruning.cached_sizes import Remembered, remembered, set_remembered
-from gendistill.networks.pruning.channels import ChannelGroup, Side, merged
+from gendistill.networks.pruning.cached_sizes import CachedSize, cached_sizes, update_cached_sizes
+from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, merged
 from gendistill.networks.pruning.pruned_architecture import duplicate
 
 MOST_PAIRS = 12  # of failing groups of which all pairs are tried
@@ -31,7 +31,7 @@ class Prunable:
     """
 
     groups: list[ChannelGroup]
-    notes: list[Remembered]
+    notes: list[CachedSize]
     whole: dict[str, str]
 
 
@@ -51,7 +51,7 @@ class _Trials:
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
         self.network, self.inputs = network, tuple(inputs)
         self.shapes = self._shapes(network)
-        self.notes: list[Remembered] = []
+        self.notes: list[CachedSize] = []
 
     def sort(self, groups: list[ChannelGroup]) -> Prunable:
         if self._failure(groups) is None:
@@ -87,7 +87,7 @@ class _Trials:
             return "too few channels"
         if (why := self._failure([group])) is None:
             return None
-        candidates = remembered(self.network, group)
+        candidates = cached_sizes(self.network, group)
         before = self.notes
         for some in (candidates, *([note] for note in candidates)):
             self.notes = [*before, *some]
@@ -102,7 +102,7 @@ class _Trials:
             student = duplicate(self.network)
             keeps = [pruning.choose(np.zeros(g.size), _trial_width(g, k, turn), g.blocks) for k, g in enumerate(groups)]
             pruning.prune(student, groups, keeps)
-            set_remembered(student, self.notes)
+            update_cached_sizes(student, self.notes)
             try:
                 if self._shapes(student) != self.shapes:
                     return "the output has another shape"
@@ -125,7 +125,7 @@ def tied(groups: Sequence[ChannelGroup]) -> ChannelGroup:
     """One group of several that keep the same share of their channels: runs of each, side by side."""
     free = [_across_blocks(group) for group in groups]
     size = math.gcd(*(group.size for group in free))
-    members: dict[Side, np.ndarray] = {}
+    members: dict[LayerSide, np.ndarray] = {}
     for group in free:
         for side, rows in merged(group, group.size // size).members.items():
             members[side] = np.concatenate([members[side], rows], 1) if side in members else rows

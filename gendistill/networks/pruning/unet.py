@@ -26,49 +26,6 @@ TOLERANCE = 0.1  # of the multiply-accumulates that were asked for
 Config = dict[str, Any]
 
 
-def narrower(unet: Any, share: float, importance: Importance = read_norms) -> Any:
-    """A network with `share` of the channels of every level, in (0, 1], its weights the most important slices of `unet`'s.
-
-    A level keeps a multiple of what its group norms and its attention heads take. Heads keep their number and lose
-    dimensions; prompts and latents keep theirs.
-
-    Raises:
-        ValueError: for another share, or a network with parts whose channels are not known.
-    """
-    return _whole(unet, narrower_config(_config_of(unet), share), importance)
-
-
-def fewer_blocks(unet: Any, mid: bool = True) -> Any:
-    """A network with one layer a block, its weights the teacher's own: BK-SDM (Kim et al. 2023, section 3.1).
-
-    Down blocks keep their first pair of a residual block and a transformer, up blocks their first and their last.
-
-    Args:
-        mid: keep the block in the middle. Of a teacher with one layer a block, it is all that can go.
-    """
-    return _whole(unet, fewer_blocks_config(_config_of(unet), mid), read_norms)
-
-
-def smaller(
-    unet: Any,
-    factor: float,
-    example: Sequence[Any] | None = None,
-    *,
-    blocks: bool = False,
-    importance: Importance = read_norms,
-) -> Any:
-    """The network that spends 1 / `factor` of the multiply-accumulates of `unet`, within 10 %, with its most important slices.
-
-    Args:
-        example: what `unet.forward` takes, in its order, of which the first sample is counted; made from the config if None.
-        blocks: first reduce every block to one layer, or, where it has only one, leave the mid block out.
-
-    Raises:
-        ValueError: if that cannot be reached, naming the nearest factor that can.
-    """
-    return _whole(unet, smaller_config(_config_of(unet), factor, example, blocks=blocks), importance)
-
-
 def matching_config(unet: Any, config: Mapping[str, Any], importance: Importance = read_norms) -> tuple[Any, list[str]]:
     """A network of the user's own config, with every weight of `unet` that fits, whole or as its most important slice.
 
@@ -88,7 +45,11 @@ def matching_config(unet: Any, config: Mapping[str, Any], importance: Importance
 
 
 def narrower_config(config: Mapping[str, Any], share: float) -> Config:
-    """The config with `share` of the channels of every level."""
+    """The config with `share` of the channels of every level, in (0, 1].
+
+    A level keeps a multiple of what its group norms and its attention heads take. Heads keep their number and lose
+    dimensions; prompts and latents keep theirs.
+    """
     if not 0 < share <= 1:
         raise ValueError(f"share {share:g}: takes more than 0 and at most 1.")
     widths = config["block_out_channels"]
@@ -96,7 +57,13 @@ def narrower_config(config: Mapping[str, Any], share: float) -> Config:
 
 
 def fewer_blocks_config(config: Mapping[str, Any], mid: bool = True) -> Config:
-    """The config with one layer a block, with or without the block in the middle."""
+    """The config with one layer a block: BK-SDM (Kim et al. 2023, section 3.1).
+
+    Down blocks keep their first pair of a residual block and a transformer, up blocks their first and their last.
+
+    Args:
+        mid: keep the block in the middle. Of a teacher with one layer a block, it is all that can go.
+    """
     one = most_layers(config) == 1
     if one and (mid or config["mid_block_type"] is None):
         raise ValueError(
@@ -114,7 +81,16 @@ def fewer_blocks_config(config: Mapping[str, Any], mid: bool = True) -> Config:
 def smaller_config(
     config: Mapping[str, Any], factor: float, example: Sequence[Any] | None = None, *, blocks: bool = False
 ) -> Config:
-    """The config of `smaller`, found without making any weights: candidates live on the meta device."""
+    """The config that spends 1 / `factor` of the multiply-accumulates, within 10 %; candidates live on the meta device.
+
+    Args:
+        example: what the network's forward takes, in its order, of which the first sample is counted; made from the config
+            if None.
+        blocks: first reduce every block to one layer, or, where it has only one, leave the mid block out.
+
+    Raises:
+        ValueError: if that cannot be reached, naming the nearest factor that can.
+    """
     if not 1 < factor < math.inf:
         raise ValueError(f"factor {factor:g}: takes more than 1.")
     inputs = tree_map(_meta, tuple(example)) if example is not None else example_inputs(config)
@@ -240,14 +216,6 @@ def _beside(widths: tuple[int, ...], config: Mapping[str, Any]) -> list[tuple[in
     moves = [*one, *two, *([-step for step in move] for move in two)]
     moved = [tuple(width + step for width, step in zip(widths, move, strict=True)) for move in moves]
     return [m for m in moved if all(unit <= n <= full for n, unit, full in zip(m, units, most, strict=True))]
-
-
-def _whole(unet: Any, config: Config, importance: Importance) -> Any:
-    """A student all of whose weights are the teacher's."""
-    student, fresh = _start(unet, config, importance)
-    if fresh:
-        raise ValueError(f"unet: it is not known how {fresh[0]} gets narrower ({len(fresh)} weights of that kind).")
-    return student
 
 
 def _start(unet: Any, config: Config, importance: Importance) -> tuple[Any, list[str]]:

@@ -62,10 +62,10 @@ def channels(unet: Any) -> Channels:
             raise ValueError(f"unet: channels of a {type(block).__name__} are not known; takes {', '.join(known)}.")
     if unet.config["dual_cross_attention"]:
         raise ValueError("dual_cross_attention True: channels of two transformers side by side are not known; takes False.")
-    return _Walk(unet).found
+    return _ChannelWalk(unet).found
 
 
-class _Walk:
+class _ChannelWalk:
     def __init__(self, unet: Any) -> None:
         self.found = Channels()
         self.time = self.embeddings(unet)

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.gan.programs import open_program
 from gendistill.networks.classes import NotImportable, build, in_a_line, read_json
+from gendistill.networks.pruning.pruned_architecture import apply
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "gan.json"
 FORMAT_VERSION = 1
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name, so that `from_pretrained` opens the built-in networks
-PROGRAM = "generator.pt2"
 LARGEST_INPUT = 2**26  # numbers of one sample; more is a mistake, or meant to fill the memory
 
 
@@ -43,18 +42,22 @@ class NetworkSource:
     arguments: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def class_name(self) -> str:
+        return self.class_path.rpartition(":")[2]
+
 
 @dataclass(frozen=True)
 class Gan:
     """A GAN that was opened.
 
     Attributes:
-        generator_source, discriminator_source: how their networks are built again; None where only a program is there.
+        generator_source, discriminator_source: how their networks are built again.
         student: of a student what it was made of and how, as its folder says it; None of a teacher.
     """
 
     generator: Generator
-    generator_source: NetworkSource | None = None
+    generator_source: NetworkSource
     discriminator: nn.Module | None = None
     discriminator_source: NetworkSource | None = None
     student: dict[str, Any] | None = None
@@ -71,7 +74,7 @@ def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None
         dtype: of the weights on the disk, float32 or float16; they open in float32.
 
     Raises:
-        ValueError: a network is there of which nobody said how it is built again, such as a program.
+        ValueError: nothing says how the discriminator is built again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = {
@@ -80,13 +83,13 @@ def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None
     }
     for name, (network, source) in parts.items():
         if network is not None and source is None:
-            raise ValueError(f"{folder}: the {name} cannot be saved, nothing says how it is built again; a program is a file")
+            raise ValueError(f"{folder}: the {name} cannot be saved, nothing says how it is built again")
         if network is not None:
             _save_network(folder / name, network, dtype)
     described = {
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(gan.generator.spec),
-        "generator": gan.generator_source and dataclasses.asdict(gan.generator_source),
+        "generator": dataclasses.asdict(gan.generator_source),
         "discriminator": gan.discriminator_source and dataclasses.asdict(gan.discriminator_source),
         "student": gan.student,
     }
@@ -96,31 +99,27 @@ def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None
 def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:
     """The GAN of a folder that `save_gan` wrote, in float32, ready to evaluate.
 
-    Where the generator's class is not importable its program `generator.pt2` is opened instead, which samples and gives no
-    gradients; a discriminator that is not importable is left out. Both are told in the log.
+    A discriminator whose class is not importable is left out, with a warning in the log.
 
     Raises:
-        ValueError: it is no such folder, or not whole, or its class is not importable and there is no program.
+        ValueError: it is no such folder, or not whole, or the generator's class is not importable.
     """
     folder = Path(folder)
     described = _read(folder)
     spec = _spec(folder, described)
-    sources = {name: _source(folder, described, name) for name in ("generator", "discriminator")}
-    generator = _open_generator(folder, spec, sources["generator"], device)
-    discriminator = None
-    if sources["discriminator"] is not None:
-        try:
-            discriminator = _open_network(folder, "discriminator", sources["discriminator"]).to(device)
-        except NotImportable as error:
-            logger.warning("%s; the discriminator is left out", error)
-            sources["discriminator"] = None
-    return Gan(
-        generator,
-        sources["generator"] if generator.differentiable else None,
-        discriminator,
-        sources["discriminator"],
-        described.get("student"),
-    )
+    source = _source(folder, described, "generator")
+    generator = Generator(_open_network(folder, "generator", source).to(device), spec)
+    _verify(folder, generator, device)
+    gan = Gan(generator, source, student=described.get("student"))
+    if described.get("discriminator") is None:
+        return gan
+    source = _source(folder, described, "discriminator")
+    try:
+        discriminator = _open_network(folder, "discriminator", source).to(device)
+    except NotImportable as error:
+        logger.warning("%s; the discriminator is left out", error)
+        return gan
+    return dataclasses.replace(gan, discriminator=discriminator, discriminator_source=source)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -153,10 +152,8 @@ def _spec(folder: Path, described: dict[str, Any]) -> GeneratorSpec:
     return spec
 
 
-def _source(folder: Path, described: dict[str, Any], name: str) -> NetworkSource | None:
-    if described.get(name) is None:
-        return None
-    source: NetworkSource = _typed(NetworkSource, described[name], f"{folder / FILE_NAME}: {name}")
+def _source(folder: Path, described: dict[str, Any], name: str) -> NetworkSource:
+    source: NetworkSource = _typed(NetworkSource, described.get(name), f"{folder / FILE_NAME}: {name}")
     return source
 
 
@@ -174,23 +171,6 @@ def _typed(kind: type, held: Any, where: str) -> Any:
         raise ValueError(
             f"{where}: {at} is {got}; {in_a_line(ValueError(first['msg'])).removeprefix('ValueError: ')}"
         ) from error
-
-
-def _open_generator(folder: Path, spec: GeneratorSpec, source: NetworkSource | None, device: str | torch.device) -> Generator:
-    if source is None:
-        if not (folder / PROGRAM).is_file():
-            raise ValueError(f"{folder}: has neither a generator nor a program {PROGRAM}")
-        generator = Generator(open_program(folder / PROGRAM, device), spec, differentiable=False)
-    else:
-        try:
-            generator = Generator(_open_network(folder, "generator", source).to(device), spec)
-        except NotImportable as error:
-            if not (folder / PROGRAM).is_file():
-                raise ValueError(f"{error}; the folder has no program {PROGRAM} either, which would open without it") from error
-            logger.warning("%s; its program %s is opened instead, which only samples", error, PROGRAM)
-            generator = Generator(open_program(folder / PROGRAM, device), spec, differentiable=False)
-    _verify(folder, generator, device)
-    return generator
 
 
 def _verify(folder: Path, generator: Generator, device: str | torch.device) -> None:
@@ -234,10 +214,6 @@ def _open_network(folder: Path, name: str, source: NetworkSource) -> nn.Module:
     """As the class builds it, pruned as it was, with the weights of the folder."""
     network = build(source.class_path, source.arguments, f"{folder / FILE_NAME}: {name}")
     if source.layers:
-        from gendistill.networks.pruning.pruned_architecture import (
-            apply,  # brings torch-pruning, which other networks do without
-        )
-
         network = apply(network, source.layers)
     weights = folder / name / WEIGHTS
     load_weights(network, read_state_dict(weights, f"{name} of {folder}:", part=name), str(weights))
