@@ -153,3 +153,12 @@ def test_networks_that_are_away_leave_nothing_behind(pipeline):
     placing.turn_to("unet")
     assert not any(of.is_meta for of in (*network_of(pipeline).parameters(), *network_of(pipeline).buffers()))
     assert all(of.is_meta for of in pipeline.vae.parameters())
+
+
+def test_a_vae_that_has_encoded_an_image_is_away_while_the_network_works(pipeline):
+    sampler, away = placed(pipeline), []
+    sampler._placing.take(PLACEMENTS[3])
+    network_of(pipeline).register_forward_hook(lambda *_: away.append(next(pipeline.vae.parameters()).is_meta))
+    draw(sampler, task=Task(pictures=torch.rand(2, 3, 32, 32), strength=1.0))
+    assert away
+    assert all(away)
