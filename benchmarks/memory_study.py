@@ -67,9 +67,9 @@ def measured(job: str, model: str, size: int) -> dict[str, float]:
 def predicted_sampling(model: str, size: int) -> int:
     import torch
 
-    from gendistill.samplers.offload.memory_model import PLACEMENTS, Networks
+    from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 
-    needs = Networks.of(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
+    needs = MetaNetworks.of(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
     return needs.peak(PLACEMENTS[0])
 
 

@@ -29,7 +29,8 @@ from gendistill.metrics.cost.components import synchronise
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
-from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, Networks, configs_here, inputs_of
+from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks, inputs_of
+from gendistill.samplers.offload.meta_pipeline import configs_here
 from gendistill.schedulers import NoiseSchedule
 from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
@@ -180,7 +181,7 @@ def _lighter(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     """Of one optimizer step of the first stage of `config`'s method, which runs on the meta device."""
-    networks = Networks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
     dtype = getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
@@ -214,14 +215,14 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
         update.loss.backward()
 
 
-def _latents(config: RunConfig, networks: Networks) -> tuple[int, int]:
+def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
     """Height and width of what is learned on; what a teacher paints has its own size."""
     resolution = config.data.resolution if config.data.path else None
     edge = resolution // networks.factor if resolution else int(networks.network.config.sample_size)
     return edge, edge
 
 
-def _denoiser(config: RunConfig, networks: Networks) -> Denoiser:
+def _denoiser(config: RunConfig, networks: MetaNetworks) -> Denoiser:
     folder = configs_here(config.teacher, config.teacher_config)
     index = json.loads((folder / "model_index.json").read_text())
     kind: Any = getattr(diffusers, index["scheduler"][1])
@@ -235,7 +236,7 @@ def _denoiser(config: RunConfig, networks: Networks) -> Denoiser:
     )
 
 
-def _conditions(networks: Networks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Conditioning:
+def _conditions(networks: MetaNetworks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Conditioning:
     given = inputs_of(networks.network, rows, latents, dtype)
     added = given.get("added_cond_kwargs", {})
     return Conditioning(
@@ -243,7 +244,7 @@ def _conditions(networks: Networks, rows: int, latents: tuple[int, ...], dtype: 
     )
 
 
-def _batch(config: RunConfig, networks: Networks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
+def _batch(config: RunConfig, networks: MetaNetworks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
     conditions = _conditions(networks, rows, latents, dtype)
     shape = (networks.network.config.in_channels, *latents)
     ways = None
@@ -254,7 +255,7 @@ def _batch(config: RunConfig, networks: Networks, rows: int, latents: tuple[int,
     return Batch(torch.empty(rows, *shape, device="meta"), conditions, ways)
 
 
-def _held(method: DenoiserMethod, networks: Networks) -> list[nn.Module]:
+def _held(method: DenoiserMethod, networks: MetaNetworks) -> list[nn.Module]:
     """All that is in memory."""
     return [*networks.text, networks.decoder, *method.held_networks()]
 
@@ -280,7 +281,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     All weights get gradients, also where only a LoRA learns: of that it is at most so long.
     """
     device = usable_device(config.device)
-    networks = Networks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
     network = networks.network.to_empty(device=device)
     for of in network.parameters():
         nn.init.normal_(of, std=0.02)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import StudentSpec
-from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, PLACEMENTS, Needs, Networks, fastest_that_fits
+from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, PLACEMENTS, MetaNetworks, Needs, fastest_that_fits
 from gendistill.samplers.quantization.small_weights import KINDS, keep_weights_small
 
 GPUS = (6, 8, 12, 24)  # GiB
@@ -102,22 +102,21 @@ def plan_sampling(
         raise ValueError(f"quantization {quantization}: takes none, {' or '.join(KINDS)}")
     spec = StudentSpec.load(Path(model))
 
-    def opened() -> Networks:
-        return Networks.of(spec.teacher, config=spec.teacher_config) if spec and spec.lora else Networks.of(model)
+    def opened() -> MetaNetworks:
+        return MetaNetworks.of(spec.teacher, config=spec.teacher_config) if spec and spec.lora else MetaNetworks.of(model)
 
-    wanted = _size(size, opened())
-
-    def needs_of(kind: str) -> Needs:
-        networks = opened()
+    def needs_of(networks: MetaNetworks, kind: str) -> Needs:
         if kind != "none":
             keep_weights_small(networks.network, kind)
         return networks.needs(wanted, batch, guided=guided, dtype=usable_dtype(dtype), cpu=False)
 
+    networks = opened()
+    wanted = _size(size, networks)
     free = [float(memory)] if memory is not None else [float(of) for of in GPUS]
-    needs = needs_of(quantization)
+    needs = needs_of(networks, quantization)
     fits = _fits_into(needs, free)
     slow = quantization == "none" and any(_order(name) for name in fits.values())
-    smaller = {kind: _fits_into(needs_of(kind), free) for kind in KINDS} if slow else {}
+    smaller = {kind: _fits_into(needs_of(opened(), kind), free) for kind in KINDS} if slow else {}
     return SamplingPlan(model, wanted, batch, guided, dtype, quantization, needs, fits, smaller)
 
 
@@ -141,7 +140,7 @@ def _fits(peak: int, free: float) -> bool:
     return peak <= free * 2**30 - CUDA_CONTEXT
 
 
-def _size(text: str | None, networks: Networks) -> tuple[int, int]:
+def _size(text: str | None, networks: MetaNetworks) -> tuple[int, int]:
     factor = networks.factor
     if text is None:
         edge = int(networks.network.config.sample_size) * factor

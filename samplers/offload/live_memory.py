@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,7 +29,7 @@ def peak_bytes(work: Callable[[], object], *, copies_of_convolutions: bool = Fal
             oneDNN does on a CPU.
     """
     counted = LiveBytes(copies_of_convolutions)
-    with counted, _fused_attention():
+    with counted, FusedAttention():
         work()
     return counted.peak
 
@@ -77,18 +78,43 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def _fused_attention() -> Any:
-    """Attention as one operation that keeps what torch's fused kernels keep, wherever it is called: checkpoints call it again
-    inside of `backward`, where no torch-function mode would see it. Tensors with numbers (of another thread) are as ever."""
-    real = F.scaled_dot_product_attention
+class FusedAttention(TorchFunctionMode):
+    """Computes attention on the meta device as one operation that keeps what torch's fused kernels keep; elsewhere as usual.
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    There torch itself would choose the kernel that holds the full matrix. Like all modes it belongs to the thread that enters
+    it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return self._attend(*args, **given)
+        if func is Tensor.backward:
+            return self._backward(*args, **given)
+        return func(*args, **given)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any) -> Any:
         if not query.is_meta:
-            return real(query, key, value, *args, **kwargs)
-        made: Tensor = _Attention.apply(query, key, value)
-        return made
+            return F.scaled_dot_product_attention(query, key, value, *args, **given)
+        return _Attention.apply(query, key, value)
 
-    return mock.patch.object(F, "scaled_dot_product_attention", attend)
+    def _backward(
+        self, loss: Tensor, gradient: Tensor | None, retain_graph: bool | None, create_graph: bool, inputs: Any
+    ) -> None:
+        """`loss.backward(...)` with this mode active, so that it sees the attention that checkpoints compute again.
+
+        torch leaves the mode while it handles a function, and `torch.autograd.backward` is one too; its engine is none.
+        """
+        with self:
+            _engine_run_backward(
+                (loss,),
+                (torch.ones_like(loss) if gradient is None else gradient,),
+                create_graph if retain_graph is None else retain_graph,
+                create_graph,
+                tuple(inputs or ()),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
 
 
 class _Attention(torch.autograd.Function):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
+from diffusers import UNet2DConditionModel
 from torch import nn
 
-from gendistill.samplers.loading import configs_of
+from gendistill.samplers.families import network_of
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
+from gendistill.samplers.offload.meta_pipeline import meta_network_like, meta_pipeline
 from gendistill.samplers.quantization.small_weights import keep_weights_small, kind_of_weights
-from gendistill.samplers.single_file import ARCHITECTURES
 
 TILE = 512  # pixels along an edge
 CUDA_CONTEXT = 600 * 2**20  # the driver's context and the libraries' workspaces; an assumption
@@ -86,42 +84,33 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Networks:
-    """The networks of a pipeline on the meta device: shapes without numbers."""
+class MetaNetworks:
+    """The networks of a text-to-image pipeline on the meta device: text encoders, U-Net and VAE, shapes without numbers."""
 
     text: tuple[Any, ...]
     network: Any
     decoder: Any
 
     @staticmethod
-    def of(model: str | Path, *, config: str | None = None) -> Networks:
-        """From the configs of a local model, with weights or without, or of one of the architectures that we know: `sdxl`.
+    def of(model: str | Path, *, config: str | None = None) -> MetaNetworks:
+        """From the configs of a model; arguments as for `meta_pipeline`.
 
         Raises:
-            ValueError: it is on the hub, or no text-to-image pipeline.
+            ValueError: as `meta_pipeline`, or the model is no text-to-image pipeline.
         """
-        folder = configs_here(model, config)
-        index = json.loads((folder / "model_index.json").read_text())
-        if "vae" not in index or "unet" not in index:
+        pipeline = meta_pipeline(model, config=config)
+        network, vae = network_of(pipeline), getattr(pipeline, "vae", None)
+        if vae is None or not isinstance(network, UNet2DConditionModel):
             raise ValueError(f"model {model}: takes a text-to-image pipeline with a U-Net and a VAE")
-        text = [name for name in ("text_encoder", "text_encoder_2") if isinstance(index.get(name), list) and index[name][1]]
-        with torch.device("meta"):
-            return Networks(
-                tuple(_of_transformers(index[name][1], folder / name) for name in text),
-                _of_diffusers(index["unet"][1], folder / "unet"),
-                _of_diffusers(index["vae"][1], folder / "vae"),
-            )
+        return MetaNetworks(_text_encoders(pipeline), network, vae)
 
     @staticmethod
-    def like(pipeline: Any) -> Networks:
-        """Of an opened pipeline, its weights kept as they are there; those stay where they are."""
-        text = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
-        with torch.device("meta"):
-            found = Networks(
-                tuple(type(of)(of.config).eval().requires_grad_(False) for of in text if of is not None),
-                *(type(of).from_config(of.config).eval().requires_grad_(False) for of in (pipeline.unet, pipeline.vae)),
-            )
-        if (kind := kind_of_weights(pipeline.unet)) is not None:
+    def like(pipeline: Any) -> MetaNetworks:
+        """Copies of those of an opened pipeline, weights kept as they are there; those themselves stay where they are."""
+        text = tuple(meta_network_like(encoder) for encoder in _text_encoders(pipeline))
+        network = network_of(pipeline)
+        found = MetaNetworks(text, meta_network_like(network), meta_network_like(pipeline.vae))
+        if (kind := kind_of_weights(network)) is not None:
             keep_weights_small(found.network, kind)
         return found
 
@@ -189,26 +178,9 @@ def _decodes_in_float32(network: Any, decoder: Any) -> bool:
     return network.config.addition_embed_type == "text_time" and bool(decoder.config.get("force_upcast"))
 
 
-def configs_here(model: str | Path, config: str | None) -> Path:
-    known = {folder.name: folder for folder in ARCHITECTURES.iterdir()}
-    if str(model) in known:
-        return known[str(model)]
-    if (Path(model) / "model_index.json").is_file():
-        return Path(model)
-    folder = configs_of(model, config=config)
-    if folder is None:
-        raise ValueError(f"model {model}: its configs are on the hub; takes a local one, or {', '.join(sorted(known))}")
-    return folder
-
-
-def _of_diffusers(name: str, folder: Path) -> Any:
-    kind: Any = getattr(diffusers, name)
-    return kind.from_config(kind.load_config(folder)).eval().requires_grad_(False)
-
-
-def _of_transformers(name: str, folder: Path) -> Any:
-    kind: Any = getattr(transformers, name)
-    return kind(kind.config_class.from_pretrained(folder)).eval().requires_grad_(False)
+def _text_encoders(pipeline: Any) -> tuple[Any, ...]:
+    parts = pipeline.components.items()
+    return tuple(part for name, part in parts if name.startswith("text_encoder") and part is not None)
 
 
 def _tokens(text: Any, rows: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gendistill.metrics.cost.measured_memory import available_memory, ran_out
 from gendistill.samplers.few_step import FewStepSampler
 from gendistill.samplers.offload.live_memory import bytes_of
-from gendistill.samplers.offload.memory_model import PLACEMENTS, Needs, Networks, Placement
+from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks, Needs, Placement
 from gendistill.samplers.offload.placing import Placing, networks_of
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import Task
@@ -49,7 +49,7 @@ class PlacedSampler(FewStepSampler):
         self._device = torch.device(device)
         self.memory = room_on(self._device, pipeline) if memory is None else memory
         self._placing, self._told = Placing(pipeline, device), told
-        self._networks = Networks.like(pipeline)
+        self._networks = MetaNetworks.like(pipeline)
         self._needs: dict[tuple[tuple[int, int], int, bool], Needs] = {}
 
     @property

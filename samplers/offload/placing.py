@@ -1,4 +1,10 @@
-"""Networks that take turns on a device: those that do not work wait in the host's memory, or on the disk, for a CPU's."""
+"""Networks that take turns on a device: those that do not work wait in the host's memory, or on the disk, for a CPU's.
+
+Layer by layer it is accelerate's offloading, which `enable_sequential_cpu_offload` of a diffusers pipeline is made of. Network
+by network it is a hook of our own, for what the hooks of `enable_model_cpu_offload` do not do: free memory on a CPU; offload
+nothing but the text encoders where that is enough; offload a VAE that has encoded an image before the network works; and leave
+in place what the next call of the pipeline starts with.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +20,19 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_sub
 from accelerate.utils import OffloadedWeightsLoader, offload_state_dict, release_memory
 from torch import nn
 
+from gendistill.samplers.families import family_of
 from gendistill.samplers.offload.memory_model import Placement
 
-GROUPS = {"text_encoder": "text", "image_encoder": "text", "unet": "network", "controlnet": "network", "vae": "decoder"}
+GROUPS = {"text_encoder": "text", "image_encoder": "text", "controlnet": "network", "vae": "decoder"}  # by a name's beginning
 
 
 def networks_of(pipeline: Any) -> dict[str, nn.Module]:
-    """The networks of a pipeline that a picture needs, by component."""
-    parts = pipeline.components.items()
-    return {name: part for name, part in parts if isinstance(part, nn.Module) and _group(name) is not None}
-
-
-def _group(component: str) -> str | None:
-    return next((group for start, group in GROUPS.items() if component.startswith(start)), None)
+    """The networks of a pipeline that an image needs, by component."""
+    part = family_of(pipeline).network_part
+    components = pipeline.components.items()
+    return {
+        name: of for name, of in components if isinstance(of, nn.Module) and (name == part or name.startswith(tuple(GROUPS)))
+    }
 
 
 class Home(ABC):
@@ -162,10 +168,13 @@ class Placing:
             add_hook_to_module(network, _Turn(self, name))
 
     def _beside(self, name: str, other: str) -> bool:
+        """Whether two networks are on the device together."""
         assert self.placement is not None
         groups = _group(name), _group(other)
         if groups[0] == groups[1]:
             return True
-        if self.placement.in_turn:
-            return False
-        return not (self.placement.text_aside and "text" in groups)
+        return not (self.placement.in_turn or (self.placement.text_aside and "text" in groups))
+
+
+def _group(component: str) -> str:
+    return next((group for start, group in GROUPS.items() if component.startswith(start)), "network")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from gendistill.samplers.families import network_of
 from gendistill.samplers.quantization.int8 import is_int8, to_int8
 from gendistill.samplers.quantization.int8_torchao import is_by_torchao, require_torchao, to_int8_by_torchao
 from gendistill.samplers.quantization.small_weights import KINDS, keep_weights_small, kind_of_weights
@@ -32,19 +33,21 @@ def quantize(pipeline: Any, kind: str, device: str | torch.device, *, lora: bool
     if lora:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
+    network = network_of(pipeline)
     if kind != "int8":
-        keep_weights_small(pipeline.unet, kind)
+        keep_weights_small(network, kind)
     elif torch.device(device).type == "cpu":
-        to_int8(pipeline.unet)
+        to_int8(network)
     else:
-        to_int8_by_torchao(pipeline.unet)
+        to_int8_by_torchao(network)
 
 
 def quantization_in(pipeline: Any) -> str:
     """Which of `QUANTIZATIONS` was done to the denoiser of a pipeline."""
-    if is_int8(pipeline.unet) or is_by_torchao(pipeline.unet):
+    network = network_of(pipeline)
+    if is_int8(network) or is_by_torchao(network):
         return "int8"
-    return kind_of_weights(pipeline.unet) or "none"
+    return kind_of_weights(network) or "none"
 
 
 def quantization_of(spec: StudentSpec | None, device: str | torch.device) -> str:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gendistill.diffusion.int8_training import compute_as_int8, rounded_inputs, rounded_weight
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import network_of
 from gendistill.samplers.quantization.int8 import Int8Layer, layers_in_8_bits, to_int8
 
 LAYERS = {
@@ -90,8 +91,8 @@ def test_pictures_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(ti
     assert (draw(coarse, batch_size=1) - draw(coarse, batch_size=2)).abs().mean() < 2e-3
     assert plain.weights_hash != coarse.weights_hash
     other = FewStepSampler.from_pretrained(tiny_folder)
-    next(layer for _, layer in layers_in_8_bits(other.pipeline.unet)).weight.data.mul_(-1)
-    to_int8(other.pipeline.unet)
+    next(layer for _, layer in layers_in_8_bits(network_of(other.pipeline))).weight.data.mul_(-1)
+    to_int8(network_of(other.pipeline))
     assert other.weights_hash != coarse.weights_hash
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_add_ons import save_control
 from tiny_pipeline import TINY
 
-from gendistill.evaluation.loading_add_ons import DoesNotLoadError, with_control
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.missing_weights import MissingWeightsError
 from gendistill.samplers.opening import open_pipeline
+from gendistill.sampling.load_add_ons import DoesNotLoadError, with_control
 from gendistill.tasks import read_task
 
 

@@ -9,6 +9,7 @@ from diffusers import ControlNetModel, DDIMScheduler
 from tiny_add_ons import save_control
 
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import network_of
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.offload.live_memory import LiveBytes, bytes_of
 from gendistill.samplers.offload.memory_model import PLACEMENTS
@@ -128,7 +129,7 @@ def test_the_placement_is_the_fastest_that_is_predicted_to_fit(opened, pipeline)
 
 def test_a_control_network_takes_its_turn_with_the_network(opened, tmp_path):
     pipeline, folder = opened(), tmp_path / "control"
-    save_control(pipeline.unet, folder)
+    save_control(network_of(pipeline), folder)
     task = Task(controlnet=ControlNetModel.from_pretrained(folder), controls=torch.rand(2, 3, 32, 32))
     plain = draw(FewStepSampler(pipeline), task=task)
     for placement in PLACEMENTS:
@@ -147,8 +148,17 @@ def test_networks_that_are_away_leave_nothing_behind(pipeline):
     placing = Placing(pipeline, "cpu")
     placing.take(PLACEMENTS[3])
     placing.turn_to("vae")
-    assert all(of.is_meta for of in pipeline.unet.parameters())
+    assert all(of.is_meta for of in network_of(pipeline).parameters())
     assert all(of.is_meta for of in pipeline.text_encoder.parameters())
     placing.turn_to("unet")
-    assert not any(of.is_meta for of in (*pipeline.unet.parameters(), *pipeline.unet.buffers()))
+    assert not any(of.is_meta for of in (*network_of(pipeline).parameters(), *network_of(pipeline).buffers()))
     assert all(of.is_meta for of in pipeline.vae.parameters())
+
+
+def test_a_vae_that_has_encoded_an_image_is_away_while_the_network_works(pipeline):
+    sampler, away = placed(pipeline), []
+    sampler._placing.take(PLACEMENTS[3])
+    network_of(pipeline).register_forward_hook(lambda *_: away.append(next(pipeline.vae.parameters()).is_meta))
+    draw(sampler, task=Task(pictures=torch.rand(2, 3, 32, 32), strength=1.0))
+    assert away
+    assert all(away)

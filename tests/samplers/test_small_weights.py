@@ -10,8 +10,9 @@ from torch import nn
 
 from gendistill.diffusion.int8_training import rounded_weight
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import network_of
 from gendistill.samplers.offload.live_memory import bytes_of
-from gendistill.samplers.offload.memory_model import PLACEMENTS, Networks
+from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.quantization.quantize import QUANTIZATIONS
 from gendistill.samplers.quantization.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
@@ -72,7 +73,7 @@ def test_small_numbers_are_not_lost_in_half_precision(kind, generator):
 def test_memory_is_what_is_promised_and_what_is_planned(kind, bits):
     layer = nn.Linear(640, 1280, bias=False).half()
     assert bytes_of([kept(layer, kind).parametrizations]) == pytest.approx(640 * 1280 * bits / 8, rel=0.005)
-    networks = Networks.of("sd1")
+    networks = MetaNetworks.of("sd1")
     whole = bytes_of([networks.network.half()])
     keep_weights_small(networks.network, kind)
     assert bytes_of([networks.network]) < (bits / 16 + 0.04) * whole  # what reads the time, the first and last layer stay
@@ -84,8 +85,8 @@ def test_memory_is_what_is_promised_and_what_is_planned(kind, bits):
 def test_pictures_of_every_family_are_nearly_the_same_ones(family_folder, family, kind):
     folder = family_folder(family)
     plain, small = FewStepSampler.from_pretrained(folder), FewStepSampler.from_pretrained(folder, quantization=kind)
-    assert kind_of_weights(small.pipeline.unet) == kind
-    assert kind_of_weights(plain.pipeline.unet) is None
+    assert kind_of_weights(network_of(small.pipeline)) == kind
+    assert kind_of_weights(network_of(plain.pipeline)) is None
     assert small.weights_hash != plain.weights_hash
     difference = (draw(plain) - draw(small)).abs().mean()
     assert 0 < difference < {"int8-weights": 0.01, "nf4-weights": 0.1}[kind]
@@ -96,7 +97,7 @@ def test_pictures_of_every_family_are_nearly_the_same_ones(family_folder, family
 def test_pictures_of_every_family_are_nearly_the_same_ones_in_half_precision(family_folder, family):
     folder = family_folder(family)
     half = FewStepSampler.from_pretrained(folder, dtype=torch.float16)
-    assert half.pipeline.unet.dtype is torch.float16
+    assert network_of(half.pipeline).dtype is torch.float16
     assert 0 < (draw(FewStepSampler.from_pretrained(folder)) - draw(half)).abs().mean() < 0.005
 
 
@@ -106,7 +107,7 @@ def test_every_placement_draws_the_same_pictures(tiny_folder, kind):
     sampler = FewStepSampler.from_pretrained(tiny_folder, quantization=kind)
     plain = draw(sampler)
     placed = PlacedSampler(sampler.pipeline, device="cpu", memory=float("inf"))
-    assert bytes_of([placed._networks.network]) == bytes_of([sampler.pipeline.unet])
+    assert bytes_of([placed._networks.network]) == bytes_of([network_of(sampler.pipeline)])
     for placement in PLACEMENTS:
         placed._placing.take(placement)
         torch.testing.assert_close(draw(placed), plain, atol=1e-5, rtol=0)
@@ -116,7 +117,7 @@ def test_every_placement_draws_the_same_pictures(tiny_folder, kind):
 @torch.no_grad()
 def test_a_lora_goes_on_top(tiny_folder, tmp_path, kind):
     plain, small = FewStepSampler.from_pretrained(tiny_folder), FewStepSampler.from_pretrained(tiny_folder, quantization=kind)
-    save_lora(plain.pipeline.unet, tmp_path)
+    save_lora(network_of(plain.pipeline), tmp_path)
     before = [draw(sampler) for sampler in (plain, small)]
     for sampler in (plain, small):
         sampler.pipeline.load_lora_weights(tmp_path, adapter_name="style")

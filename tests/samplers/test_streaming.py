@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import network_of
 from gendistill.samplers.offload.streaming import PicturesDone, StepDone, streamed
 from gendistill.samplers.tasks import Task
 
@@ -31,7 +32,7 @@ def test_every_step_is_told_and_then_the_pictures(sampler):
 
 def test_drawing_ends_where_nobody_listens(sampler):
     calls, before = [], threading.active_count()
-    sampler.pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
+    network_of(sampler.pipeline).register_forward_hook(lambda *_: calls.append(1))
     events = sampler.events(["food"], [0], num_inference_steps=40, guidance_scale=1.0)
     assert isinstance(next(events), StepDone)
     events.close()

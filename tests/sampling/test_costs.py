@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gendistill.metrics.cost.components import flops_by_component
 from gendistill.metrics.cost.efficiency import Costs
 from gendistill.samplers import FewStepSampler, components_of
+from gendistill.samplers.families import network_of
 from gendistill.sampling.costs import measure_costs
 
 PROMPTS = ["google emoji of food", "twitter emoji of animals"]
@@ -62,7 +63,7 @@ def test_operations_of_the_network_scale_with_the_steps_and_those_of_the_decoder
 
 def test_one_call_of_the_network_counts_at_least_two_operations_a_weight_and_pixel(sampler, costs):
     """A lower bound by hand: the first and the last convolution at full resolution, 8x8."""
-    unet = sampler.pipeline.unet
+    unet = network_of(sampler.pipeline)
     ends = sum(2 * 64 * conv.weight.numel() for conv in (unet.conv_in, unet.conv_out))
     one = costs(2, 1.0).components["network"].flops / 2
     assert ends < one < 2 * 64 * sum(p.numel() for p in unet.parameters())
@@ -108,7 +109,7 @@ def test_the_split_sums_to_its_total_and_the_network_has_most_of_it(costs):
 def test_costs_name_the_parts_their_parameters_and_how_pictures_were_drawn(sampler, costs):
     measured = costs(4, 3.0)
     assert list(measured.components) == ["text_encoder", "network", "decoder"]
-    parts = (sampler.pipeline.text_encoder, sampler.pipeline.unet, sampler.pipeline.vae)
+    parts = (sampler.pipeline.text_encoder, network_of(sampler.pipeline), sampler.pipeline.vae)
     assert measured.parameters == sum(p.numel() for part in parts for p in part.parameters())
     assert measured.setting["num_inference_steps"] == 4
     assert measured.setting["guidance_scale"] == 3.0

@@ -1,0 +1,87 @@
+"""A model's pipeline on the meta device: networks that have shapes and configs but no numbers, so that nothing is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from gendistill.samplers.families import require_supported
+from gendistill.samplers.loading import configs_of
+from gendistill.samplers.single_file import ARCHITECTURES, left_out
+
+
+def meta_pipeline(model: str | Path, *, config: str | None = None) -> Any:
+    """The diffusers pipeline that `open_pipeline` would open, with all its networks on the meta device.
+
+    `family_of`, `network_of` and `meta_network_like` take it like any other pipeline; its scheduler is the model's own. It has
+    neither tokenizers nor a safety checker: both are None. All networks are frozen, in evaluation mode and in float32.
+
+    Args:
+        model: a local pipeline folder or checkpoint, with weights or without, or one of the architectures that we know: `sdxl`.
+        config: of a checkpoint, see `open_single_file`.
+
+    Raises:
+        ValueError: the model is on the hub, does not exist or is of a family that is not supported.
+    """
+    folder = configs_here(model, config)
+    index = json.loads((folder / "model_index.json").read_text())
+    require_supported(model, str(index.get("_class_name")))
+    kind: Any = getattr(diffusers, index["_class_name"])
+    expected = inspect.signature(kind.__init__).parameters
+    parts = {name: _component(folder / name, entry) for name, entry in index.items() if name in expected}
+    return kind(**parts | left_out(index))
+
+
+def meta_network_like(network: Any, **changes: Any) -> Any:
+    """A network of the same class and config on the meta device, frozen and in evaluation mode.
+
+    Args:
+        network: a model of diffusers or transformers, on any device.
+        changes: values that replace those of the config of a diffusers model: `time_cond_proj_dim=256`.
+    """
+    with torch.device("meta"):
+        if isinstance(network, diffusers.ModelMixin):
+            made = type(network).from_config(network.config, **changes)
+        else:
+            made = type(network)(network.config)
+    return made.eval().requires_grad_(False)
+
+
+def configs_here(model: str | Path, config: str | None = None) -> Path:
+    """The local folder with the configs of a model; arguments and errors as for `meta_pipeline`."""
+    known = {folder.name: folder for folder in ARCHITECTURES.iterdir()}
+    if str(model) in known:
+        return known[str(model)]
+    if (Path(model) / "model_index.json").is_file():
+        return Path(model)
+    folder = configs_of(model, config=config)
+    if folder is None:
+        raise ValueError(f"model {model}: its configs are on the hub; takes a local one, or {', '.join(sorted(known))}")
+    return folder
+
+
+def _component(folder: Path, entry: Any) -> Any:
+    """A component by its entry in model_index.json: [library, class], or a value that is a setting of the pipeline itself."""
+    if not isinstance(entry, list):
+        return entry
+    library, name = entry
+    kind: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), str(name), None)
+    if not inspect.isclass(kind):
+        return None
+    if issubclass(kind, diffusers.SchedulerMixin):
+        return kind.from_pretrained(folder)
+    if not issubclass(kind, nn.Module):
+        return None
+    with torch.device("meta"):
+        if issubclass(kind, diffusers.ModelMixin):
+            made = kind.from_config(kind.load_config(folder))
+        else:
+            made = kind(kind.config_class.from_pretrained(folder))
+    return made.eval().requires_grad_(False)
