@@ -15,7 +15,7 @@ from gendistill.samplers import FewStepSampler
 from gendistill.samplers.missing_weights import MissingWeightsError
 from gendistill.samplers.opening import open_pipeline
 from gendistill.sampling.load_add_ons import DoesNotLoadError, with_control
-from gendistill.tasks import read_task
+from gendistill.sampling.task_inputs import read_task
 
 
 def copy_of(folder, place):
