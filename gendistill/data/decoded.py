@@ -28,12 +28,12 @@ from gendistill.data.images import as_tensor
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.source import Prompts, open_source
-from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.teacher import Teacher
 from gendistill.run.config import DataConfig
 from gendistill.runtime.hashing import HashMemo, chance
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once, to_uint8
+from gendistill.samplers.codec import LatentCodec
 
 
 @dataclass(frozen=True)

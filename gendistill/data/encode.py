@@ -23,11 +23,11 @@ from gendistill.data.images import as_tensor
 from gendistill.data.samples import Entry, PictureSource, Sample
 from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.source import Prompts, open_source
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.teacher import Teacher
 from gendistill.run.config import DataConfig
 from gendistill.runtime.hashing import HashMemo
 from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.samplers.conditioning import Conditioning
 
 Item = TypeVar("Item")
 Progress = Callable[[int], None]
@@ -145,6 +145,7 @@ def _encode_batch(teacher: Teacher, batch: list[tuple[str, Image.Image, str]]) -
     rows = as_rows(
         teacher.codec.moments(pictures.to(teacher.pipeline.device)),
         _encode_captions(teacher, [caption for _, _, caption in batch], (pictures.shape[-2], pictures.shape[-1])),
+        teacher.family.cache_dtype,
     )
     return _finite(rows, "encoding", [key for key, _, _ in batch])
 
@@ -203,13 +204,14 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
                 texts,
                 [seed * 1_000_003 + number for number in numbers],
                 num_inference_steps=config.synthetic_steps,
-                guidance_scale=config.synthetic_guidance if teacher.drawing.guided else 1.0,
+                guidance_scale=config.synthetic_guidance if teacher.family.guided else 1.0,
                 progress=progress,
             )
             mean = torch.cat(list(latents))
         finally:
             teacher.pipeline.scheduler = stock
-        rows = as_rows(torch.cat([mean, torch.zeros_like(mean)], dim=1), _encode_captions(teacher, texts))
+        moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
+        rows = as_rows(moments, _encode_captions(teacher, texts), teacher.family.cache_dtype)
         return Part({"painted": _finite(rows, "painting", texts)})
 
     def parts() -> Iterator[Callable[[], Part]]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.prediction import Prediction
 from gendistill.run.config import GuidanceConfig
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import Prediction
 
 
 @dataclass(frozen=True)

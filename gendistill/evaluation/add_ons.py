@@ -214,7 +214,7 @@ def _controlled_features(drawing: Drawing, pipeline: Any, picture: Tensor, extra
     asked = partial(pipeline, image=picture[None])
     batches = []
     for start in range(0, len(drawing.prompts), size):
-        pictures = family.draw(
+        pictures = family.sample(
             asked,
             family.encode(sampler.pipeline, list(drawing.prompts[start : start + size])),
             unconditional,

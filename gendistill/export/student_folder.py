@@ -16,6 +16,7 @@ from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
 from gendistill.export.model_card import model_card
 from gendistill.runtime.files import replace_folder
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.families import family_of, network_of
 
 
 def student_pipeline(teacher: Teacher, networks: Networks) -> Any:
@@ -25,7 +26,7 @@ def student_pipeline(teacher: Teacher, networks: Networks) -> Any:
         network.base.enable_adapters()
         network.base.set_adapter(AVERAGE)
         network = network.base
-    pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
+    pipeline = teacher.family.student_pipeline(teacher.pipeline, {teacher.family.network_part: network})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -51,13 +52,7 @@ def export_student(
     aside.mkdir(parents=True)
     pipeline = student_pipeline(teacher, networks)
     if networks.lora is not None:
-        # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
-        state = get_peft_model_state_dict(pipeline.unet, adapter_name=AVERAGE)
-        pipeline.save_lora_weights(
-            aside,
-            unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
-            unet_lora_adapter_metadata=networks.lora.to_dict(),
-        )
+        save_lora(pipeline, AVERAGE, aside, dtype)
         scheduler.save_pretrained(aside / "scheduler")
     else:
         parts = {
@@ -68,8 +63,22 @@ def export_student(
         saved.save_pretrained(aside, safe_serialization=True)
         open_in_float32(aside)
     spec.save(aside)
-    (aside / "README.md").write_text(model_card(spec, lineage, teacher.drawing))
+    (aside / "README.md").write_text(model_card(spec, lineage, teacher.family))
     replace_folder(aside, folder)
+
+
+def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:
+    """Write the adapter of a pipeline's network as diffusers and PEFT read it, with PEFT's config in the file's header.
+
+    Args:
+        dtype: of the saved weights.
+        name: of the file in `folder`; diffusers' own where None.
+    """
+    part, network = family_of(pipeline).network_part, network_of(pipeline)
+    # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
+    weights = {key: tensor.to(dtype) for key, tensor in get_peft_model_state_dict(network, adapter_name=adapter).items()}
+    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": network.peft_config[adapter].to_dict()}
+    pipeline.save_lora_weights(folder, weight_name=name, **layers)
 
 
 def open_in_float32(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.int8_training import compute_as_int8
 from gendistill.methods.compression import compression_stage
@@ -14,6 +13,7 @@ from gendistill.methods.latent_alignment import alignment_stages
 from gendistill.methods.progressive import progressive_stages
 from gendistill.methods.stage import Stage
 from gendistill.run.config import DistillConfig
+from gendistill.samplers.conditioning import Conditioning
 
 Stages = Callable[[DistillConfig, Denoiser, Conditioning, Any], Iterator[Stage]]
 

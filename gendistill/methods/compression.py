@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.blocks import paired_blocks, reading
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.settings import CompressionConfig
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks
 from gendistill.gan.settings import CompressConfig
@@ -32,6 +30,8 @@ from gendistill.networks.pruning.unet import fewer_blocks_config, matching_confi
 from gendistill.networks.pruning.unet_importance import example_inputs
 from gendistill.run.config import DistillConfig
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import Prediction
 from gendistill.settings.schedule import in_steps, weight_at
 
 

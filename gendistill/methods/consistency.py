@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.diffusion import DiffusionMethod, first_networks
@@ -24,7 +22,8 @@ from gendistill.methods.stage import Stage
 from gendistill.run.config import ConsistencyConfig, DistillConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
-from gendistill.schedulers import NoiseSchedule, expand_to, skipping
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, skipping
 
 
 def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> tuple[Tensor, Tensor]:

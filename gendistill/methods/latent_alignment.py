@@ -14,7 +14,6 @@ from typing import Any
 from gendistill.data.batches import Batch
 from gendistill.data.generations import ending_with
 from gendistill.data.trajectories import TrajectoryData
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import pseudo_huber
@@ -23,6 +22,7 @@ from gendistill.methods.diffusion import first_networks
 from gendistill.methods.stage import Stage
 from gendistill.run.config import DistillConfig
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.settings.schedule import weight_at
 from gendistill.training.method import Update
 

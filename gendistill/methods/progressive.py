@@ -26,17 +26,16 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks, next_networks
 from gendistill.methods.diffusion import DiffusionMethod, first_networks
 from gendistill.methods.stage import Stage
 from gendistill.run.config import DistillConfig, ProgressiveConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step, invert_ddim_step
-from gendistill.schedulers import NoiseSchedule, expand_to, trailing
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, trailing
 
 Teacher = Callable[[Tensor, Tensor], Prediction]  # x_t (B, ...), t (B,); its conditions are bound
 WEIGHTINGS = ("truncated_snr", "snr_plus_one", "snr", "uniform")

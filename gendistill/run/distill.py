@@ -17,7 +17,6 @@ import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data, training_texts, weights_fingerprint
 from gendistill.data.trajectories import TrajectoryData, paint_trajectories
-from gendistill.diffusion.families import Family
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.evaluation.judge import Judge
@@ -39,6 +38,7 @@ from gendistill.run.validation import Validator, scheduler_of, validation_judge
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.families import Family, network_of
 from gendistill.samplers.loading import open_student
 from gendistill.schedulers import solver_eta
 from gendistill.training.checkpoint import Checkpoints
@@ -186,7 +186,7 @@ def starting_network(config: DistillConfig, teacher: Teacher) -> Any:
     pipeline, spec = open_student(config.start)
     if spec is not None and spec.lora:
         raise ValueError(f"start {config.start}: is a LoRA; takes a student with all its weights")
-    ours, theirs = pipeline.unet.config, teacher.network.config
+    ours, theirs = network_of(pipeline).config, teacher.network.config
     for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
@@ -197,7 +197,7 @@ def starting_network(config: DistillConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; takes a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
-    return pipeline.unet.to(teacher.pipeline.device)
+    return network_of(pipeline).to(teacher.pipeline.device)
 
 
 def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> DistillConfig:
@@ -209,7 +209,7 @@ def fitting(config: DistillConfig, family: Family, pipeline_class: str) -> Disti
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
-    if family.drawing.guided:
+    if family.guided:
         return config
     asked = config.guidance.model_fields_set
     if (config.guidance.scale > 1 and "scale" in asked) or config.guidance.mode != "baked":
@@ -237,7 +237,7 @@ def _specify(config: DistillConfig, teacher: Teacher, stage: Stage, training: Tr
         prediction_type=prediction_type,
         lora=config.lora.enabled,
         quantization=config.quantization,
-        eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
+        eta=solver_eta(solver) if teacher.family.takes_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
         figures={"validation": training.best.score},

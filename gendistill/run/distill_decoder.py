@@ -16,7 +16,6 @@ from torchvision.utils import make_grid
 import gendistill
 from gendistill.data.decoded import DecodedData, prepare_decoded
 from gendistill.data.encode import weights_fingerprint
-from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.tiny_autoencoder import (
     TinyNetworks,
@@ -34,6 +33,7 @@ from gendistill.run.validation import save_picture
 from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import replace_folder
 from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers.codec import LatentCodec
 from gendistill.settings.schedule import in_steps
 from gendistill.training.trainer import Trainer, TrainingResult, Validation
 

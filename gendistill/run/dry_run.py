@@ -15,13 +15,13 @@ from gendistill.data.encode import NOTHING_TO_LEARN_ON
 from gendistill.data.gan_batches import NoData
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.source import open_source
-from gendistill.diffusion.families import family_called
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.gan.gan_loading import describe, open_teacher
 from gendistill.methods.compression import compressed_config
 from gendistill.methods.gan_start import start_student
 from gendistill.run.config import DistillConfig, TrainerConfig
 from gendistill.run.distill import fitting, require_fitting_teacher
+from gendistill.samplers.families import family_called
 from gendistill.samplers.loading import configs_of
 from gendistill.training.checkpoint import Checkpoints
 
@@ -142,11 +142,11 @@ def _networks(config: DistillConfig) -> tuple[str, str, bool]:
     index = json.loads((folder / "model_index.json").read_text())
     family = family_called(index["_class_name"])
     fitting(config, family, index["_class_name"])
-    whole, trained = count_parameters(folder / "unet", index["unet"][1], config)
+    whole, trained = count_parameters(folder / family.network_part, index[family.network_part][1], config)
     return (
         f"{config.teacher}, a {index['_class_name']} of {_millions(whole)} parameters",
         f"{what}, {_millions(trained)} parameters",
-        family.drawing.texts,
+        family.texts,
     )
 
 

@@ -19,18 +19,17 @@ from rich.table import Table
 from torch import nn
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.families import family_called
 from gendistill.methods import stages_of
 from gendistill.methods.alignment import Alignment
 from gendistill.metrics.cost.components import synchronise
 from gendistill.run.config import DistillConfig
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.families import family_called
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, Networks, configs_here, inputs_of
-from gendistill.schedulers import NoiseSchedule
 from gendistill.settings.schedule import in_steps
 from gendistill.training.method import Method
 
@@ -231,8 +230,8 @@ def _denoiser(config: DistillConfig, networks: Networks) -> Denoiser:
     family = family_called(index["_class_name"])
     return Denoiser(
         networks.network,
-        NoiseSchedule.from_scheduler(scheduler),
-        scheduler.config.get("prediction_type", "epsilon"),
+        family.noise_schedule(scheduler),
+        family.prediction_type(scheduler),
         family.call,
     )
 

@@ -87,7 +87,7 @@ def scheduler_of(solver: str, config: DistillConfig, teacher: Teacher, stage: St
         teacher.pipeline.scheduler.config,
         stage.method.networks.average.prediction_type,
         config.consistency.num_ddim_timesteps,
-        bounded=teacher.drawing.bounded,
+        bounded=teacher.family.bounded,
         steps=stage.steps,
         grids=stage.grids,
     )

@@ -1,6 +1,6 @@
 import torch
 
-from gendistill.diffusion.conditioning import Conditioning
+from gendistill.samplers.conditioning import Conditioning
 
 
 def some(count=6, seed=0):
@@ -38,7 +38,7 @@ def test_where_takes_row_by_row_and_one_row_stands_for_all():
     for there in (other, other[2:3]):
         picked = ours.where(chosen, there)
         for row in range(6):
-            from_other = there[:1] if len(there.prompt_embeds) == 1 else there[row : row + 1]
+            from_other = there[:1] if len(there["prompt_embeds"]) == 1 else there[row : row + 1]
             assert_same(picked[row : row + 1], ours[row : row + 1] if chosen[row] else from_other)
     assert_same(ours.where(torch.ones(6, dtype=torch.bool), other), ours)
 
@@ -47,13 +47,13 @@ def test_expand_repeats_one_condition_without_copying_it():
     one = some(1)
     expanded = one.expand(4)
     assert_same(expanded, Conditioning.cat([one] * 4))
-    assert expanded.prompt_embeds.data_ptr() == one.prompt_embeds.data_ptr()
+    assert expanded["prompt_embeds"].data_ptr() == one["prompt_embeds"].data_ptr()
 
 
 def test_to_casts_floats_only():
     cast = some().to("cpu", torch.float16)
-    assert cast.prompt_embeds.dtype == torch.float16
-    assert cast.class_labels.dtype == torch.int64
+    assert cast["prompt_embeds"].dtype == torch.float16
+    assert cast["class_labels"].dtype == torch.int64
     assert_same(some().to("cpu"), some())
     assert_same(some().to("cpu", torch.float64).to("cpu", torch.float32), some())
 
@@ -61,8 +61,8 @@ def test_to_casts_floats_only():
 def test_guidance_is_added_and_taken_away_without_touching_the_original():
     plain = some()
     guided = plain.with_guidance(torch.full((6,), 3.0))
-    assert plain.guidance_scale is None
-    assert torch.equal(guided.guidance_scale, torch.full((6,), 3.0))
+    assert "guidance_scale" not in plain
+    assert torch.equal(guided["guidance_scale"], torch.full((6,), 3.0))
     assert_same(guided.with_guidance(None), plain)
 
 

@@ -5,7 +5,6 @@ import torch
 from test_consistency import SCHEDULE, Gaussian
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.settings import AlignConfig
@@ -15,6 +14,7 @@ from gendistill.methods.consistency import ConsistencyDistillation
 from gendistill.methods.latent_perception import LatentPerception
 from gendistill.run.config import ConsistencyConfig, GuidanceConfig, load_config
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import trailing
 
 NOTHING = Conditioning()
