@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from gendistill.samplers.conditioning import Conditioning
@@ -30,6 +31,38 @@ def test_pieces_cut_out_and_concatenated_are_the_whole():
     assert_same(Conditioning.cat([whole[:2], whole[2:5], whole[5:]]), whole)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     assert_same(whole[order][order.argsort()], whole)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float16, torch.float16, torch.float16),
+    ],
+)
+def test_parts_of_other_dtypes_are_concatenated_in_the_one_that_holds_both(one, other, both):
+    parts = [some().to("cpu", one), some(seed=1).to("cpu", other)]
+    whole = Conditioning.cat(parts)
+    assert whole["prompt_embeds"].dtype == both
+    assert whole["class_labels"].dtype == torch.int64
+    assert_same(whole, Conditioning.cat([part.to("cpu", both) for part in parts]))
+
+
+def test_parts_that_hold_other_conditions_are_refused():
+    with pytest.raises(ValueError, match="conditions prompt_embeds, time_ids, class_labels, guidance_scale cannot follow"):
+        Conditioning.cat([some(), some().with_guidance(torch.ones(6))])
+
+
+def test_a_condition_of_any_name_is_one_like_the_others_and_none_can_be_replaced():
+    masked = Conditioning(**some().tensors(), prompt_mask=torch.ones(6, 5))
+    assert list(masked) == ["prompt_embeds", "time_ids", "class_labels", "prompt_mask"]
+    assert masked[:2]["prompt_mask"].shape == (2, 5)
+    assert masked.get("pooled_embeds") is None
+    assert "pooled_embeds" not in masked
+    with pytest.raises(TypeError):
+        masked["prompt_mask"] = torch.zeros(6, 5)
 
 
 def test_where_takes_row_by_row_and_one_row_stands_for_all():
