@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers.advice import advice
-from gendistill.samplers.families import Conditions, family_of, network_of
+from gendistill.samplers.families import Conditions, SampleOptions, family_of, network_of
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.offload.streaming import Event, PicturesDone, StepDone, Tell, streamed
@@ -326,13 +326,14 @@ class FewStepSampler(Sampler):
                 pipeline,
                 self._encoded.of(prompts[rows], self.device),
                 self._unconditional or {},
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                eta=self.eta,
-                generators=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
-                latent=latent,
-                **given,
-                **task.arguments(rows),
+                SampleOptions(
+                    steps,
+                    guidance_scale,
+                    [torch.Generator().manual_seed(seed) for seed in seeds[rows]],
+                    self.eta,
+                    latent,
+                    {**given, **task.arguments(rows)},
+                ),
             )
 
         count = len(prompts)

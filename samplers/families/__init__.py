@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gendistill.samplers.families.family import Conditions, Family
+from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 from gendistill.samplers.families.pixel import ClassConditional, Unconditional
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
 from gendistill.samplers.families.stable_diffusion_xl import StableDiffusionXL
@@ -15,6 +15,7 @@ __all__ = [
     "FAMILIES",
     "Conditions",
     "Family",
+    "SampleOptions",
     "device_of",
     "family_called",
     "family_of",

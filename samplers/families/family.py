@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,26 @@ from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule
 
 Conditions = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How a batch is sampled, whatever the family.
+
+    Attributes:
+        generators: one a sample, for its noise.
+        guidance_scale: of classifier-free guidance, or what a student with embedded guidance is told; 1 is none.
+        eta: the share of fresh noise in a step, for pipelines that take one.
+        latent: what diffusion works on is asked for, not images.
+        arguments: further ones of the pipeline's call, by name: those of a task, a callback.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    generators: list[Generator]
+    eta: float = 0.0
+    latent: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Family(ABC):
@@ -103,29 +124,16 @@ class Family(ABC):
         return None
 
     @abstractmethod
-    def sample(
-        self,
-        pipeline: Any,
-        conditions: Conditions,
-        unconditional: Conditions,
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        eta: float,
-        generators: list[Generator],
-        latent: bool,
-        **given: Any,
-    ) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], or with `latent` what diffusion works on (B, C, h, w); sample k by generator k alone.
+    def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], or what diffusion works on (B, C, h, w), as the options ask.
 
-        Called once a batch. The pipeline's scheduler is the one to step with.
+        Called once a batch. The pipeline's scheduler is the one to step with; sample k depends on its own condition and
+        generator alone.
 
         Args:
             pipeline: of this family, or diffusers' pipeline for another task around the same parts.
             conditions: of B prompts, from `encode`.
-            unconditional: from `unconditional`; used where `guidance_scale` is above 1.
-            eta: the share of fresh noise in a step, where the pipeline takes one.
-            given: further arguments of the pipeline's call.
+            unconditional: from `unconditional`; used where the guidance scale is above 1.
         """
 
     # Training: called by `load_teacher` and by what it returns

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from diffusers import ConsistencyModelPipeline, DDPMPipeline
-from torch import Generator, Tensor
+from torch import Tensor
 
 from gendistill.samplers.codec import Codec, PixelCodec
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.samplers.families.family import Conditions, Family
+from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 
 
 class Unconditional(Family):
@@ -31,32 +31,20 @@ class Unconditional(Family):
     def own_prompts(self, pipeline: Any) -> list[str] | None:
         return [""]
 
-    def sample(
-        self,
-        pipeline: Any,
-        conditions: Conditions,
-        unconditional: Conditions,
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        eta: float,
-        generators: list[Generator],
-        latent: bool,
-        **given: Any,
-    ) -> Tensor:
+    def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
         """By `ConsistencyModelPipeline`, the stock pipeline that takes class labels, any of our solvers and any dtype."""
         stock: Any = ConsistencyModelPipeline(self.network(pipeline), pipeline.scheduler)
         stock.set_progress_bar_config(disable=True)
         images = stock(
-            batch_size=len(generators),
+            batch_size=len(options.generators),
             **conditions,
-            num_inference_steps=num_inference_steps,
-            generator=generators,
+            num_inference_steps=options.num_inference_steps,
+            generator=options.generators,
             output_type="pt",
             return_dict=False,
-            **given,
+            **options.arguments,
         )[0]
-        return images * 2 - 1 if latent else images
+        return images * 2 - 1 if options.latent else images
 
     def codec(self, pipeline: Any) -> Codec:
         return PixelCodec()

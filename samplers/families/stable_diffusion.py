@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Generator, Tensor
+from torch import Tensor
 
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.samplers.families.family import Conditions, Family
+from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 
 TOKENS = 77  # of CLIP's tokenizers
 
@@ -36,30 +36,18 @@ class StableDiffusion(Family):
     def unconditional(self, pipeline: Any) -> Conditions:
         return self.encode(pipeline, [""])
 
-    def sample(
-        self,
-        pipeline: Any,
-        conditions: Conditions,
-        unconditional: Conditions,
-        *,
-        num_inference_steps: int,
-        guidance_scale: float,
-        eta: float,
-        generators: list[Generator],
-        latent: bool,
-        **given: Any,
-    ) -> Tensor:
-        negative = {f"negative_{name}": t.expand(len(generators), *t.shape[1:]) for name, t in unconditional.items()}
+    def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
+        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
         return pipeline(
             **conditions,
-            **(negative if guidance_scale > 1 else {}),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            eta=eta,
-            generator=generators,
-            output_type="latent" if latent else "pt",
+            **(negative if options.guidance_scale > 1 else {}),
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            eta=options.eta,
+            generator=options.generators,
+            output_type="latent" if options.latent else "pt",
             return_dict=False,
-            **given,
+            **options.arguments,
         )[0]
 
     def codec(self, pipeline: Any) -> Codec:

@@ -82,14 +82,12 @@ class DiT(Family):
         edge = self.network(pipeline).config.sample_size * self.codec(pipeline).factor
         return edge, edge
 
-    def sample(
-        self, pipeline, conditions, unconditional, *, num_inference_steps, guidance_scale, eta, generators, latent, **given
-    ):
+    def sample(self, pipeline, conditions, unconditional, options):
         images = pipeline(
             conditions["class_labels"].tolist(),
-            guidance_scale=guidance_scale,
-            generator=generators,
-            num_inference_steps=num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            generator=options.generators,
+            num_inference_steps=options.num_inference_steps,
             output_type="np",
             return_dict=False,
         )[0]
