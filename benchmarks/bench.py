@@ -86,7 +86,7 @@ def measure_stage(stage: Stage, data: LatentData, folder: Path, rounds: int) -> 
     stepper = trainer.stepper(prepare(stage.method, stage.trainer, trainer.accelerator))
     sizes: list[int] = []
     teacher = stage.method.networks.teacher.network
-    hook = teacher.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    hook = teacher.register_forward_hook(lambda module, inputs, output: sizes.append(len(output.sample)))
 
     def step() -> None:
         stepper(trainer.state, trainer.limits.learning_rate(trainer.state))

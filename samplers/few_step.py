@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers.advice import advice
-from gendistill.samplers.families import Conditions, device_of, family_of
+from gendistill.samplers.families import Conditions, SampleOptions, family_of, network_of
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.offload.streaming import Event, PicturesDone, StepDone, Tell, streamed
@@ -105,10 +105,11 @@ class FewStepSampler(Sampler):
         Raises:
             ValueError: it computes in 8 bits on a CPU, whose packed weights torch does not compile.
         """
-        if is_int8(self.pipeline.unet):
+        network = network_of(self.pipeline)
+        if is_int8(network):
             raise ValueError("--compile: takes no network in 8 bits on a CPU; takes --quantization none, or int8-weights")
-        self.pipeline.unet.to(memory_format=torch.channels_last)
-        self.pipeline.unet.compile(dynamic=False, backend=backend)
+        network.to(memory_format=torch.channels_last)
+        network.compile(dynamic=False, backend=backend)
         self._compiled = True
 
     def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
@@ -127,7 +128,7 @@ class FewStepSampler(Sampler):
 
     @property
     def device(self) -> torch.device:
-        return device_of(self.pipeline)
+        return self.family.device(self.pipeline)
 
     @property
     def default_steps(self) -> int:
@@ -161,8 +162,7 @@ class FewStepSampler(Sampler):
 
     @property
     def size(self) -> tuple[int, int]:
-        edge = self.pipeline.unet.config.sample_size * getattr(self.pipeline, "vae_scale_factor", 1)
-        return edge, edge
+        return self.family.size(self.pipeline)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -322,17 +322,18 @@ class FewStepSampler(Sampler):
                 self._unconditional = self.family.unconditional(self.pipeline)
             if tell is not None:
                 given["callback_on_step_end"] = _telling(tell, rows.start, count, task.calls(steps))
-            return self.family.draw(
+            return self.family.sample(
                 pipeline,
                 self._encoded.of(prompts[rows], self.device),
                 self._unconditional or {},
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                eta=self.eta,
-                generators=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
-                latent=latent,
-                **given,
-                **task.arguments(rows),
+                SampleOptions(
+                    steps,
+                    guidance_scale,
+                    [torch.Generator().manual_seed(seed) for seed in seeds[rows]],
+                    self.eta,
+                    latent,
+                    {**given, **task.arguments(rows)},
+                ),
             )
 
         count = len(prompts)
@@ -373,16 +374,11 @@ def components_of(pipeline: Any) -> dict[str, Component]:
     The decoder is the VAE, called by `decode`; its parameters are those of the whole VAE, which is loaded.
 
     Raises:
-        ValueError: the pipeline has no network that we know.
+        ValueError: the pipeline is of no family that we know.
     """
-    parts: dict[str, Component] = {}
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        if isinstance(encoder := getattr(pipeline, name, None), nn.Module):
-            parts[name] = Component(encoder)
-    network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    if network is None:
-        raise ValueError(f"pipeline: got a {type(pipeline).__name__}, takes one with a `unet` or a `transformer`.")
-    parts[NETWORK] = Component(network)
+    family = family_of(pipeline)
+    parts = {name: Component(encoder) for name, encoder in family.encoders(pipeline).items()}
+    parts[NETWORK] = Component(family.network(pipeline))
     if isinstance(vae := getattr(pipeline, "vae", None), nn.Module):
         parts["decoder"] = Component(vae, "decode")
     return parts

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gendistill.samplers.families import network_of
 from gendistill.samplers.spec import StudentSpec
 
 TRAILING = {"timestep_spacing": "trailing"}
@@ -99,14 +100,12 @@ def known_by_name(source: str | Path) -> KnownStudent | None:
 def known_by_config(pipeline: Any) -> KnownStudent | None:
     """What an opened pipeline is by its configs: one whose guidance is an input of the network and whose scheduler is LCM's;
     or Turbo, XL at 512 pixels on the trailing grid. None of any other."""
-    scheduler, unet = pipeline.scheduler, getattr(pipeline, "unet", None)
-    if unet is None:
-        return None
-    if type(scheduler).__name__ == "LCMScheduler" and unet.config.get("time_cond_proj_dim"):
+    scheduler, network = pipeline.scheduler, network_of(pipeline)
+    if type(scheduler).__name__ == "LCMScheduler" and network.config.get("time_cond_proj_dim"):
         return LCM
     if (
         type(pipeline).__name__ == "StableDiffusionXLPipeline"
-        and unet.config.sample_size == 64
+        and network.config.sample_size == 64
         and scheduler.config.get("timestep_spacing") == "trailing"
     ):
         return next(kind for kind in KNOWN if kind.method == "Turbo")

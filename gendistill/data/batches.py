@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gendistill.data.cached import image_counts
-from gendistill.diffusion.codec import sample_moments
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.runtime.random import PerSampleRandom, bucket_of_step, indices_of_step
 from gendistill.runtime.stored_rows import StoredRows
+from gendistill.samplers.codec import sample_moments
+from gendistill.samplers.conditioning import Conditioning
 
 CONDITION = "condition."
 
@@ -81,10 +81,9 @@ class LatentData:
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
         """The samples at `rows` (B,) int64; their latents are drawn anew from the encoder's posterior each time."""
         tensors = self.cache.rows(rows)
-        moments = tensors.pop("moments").float()
+        moments = tensors["moments"].float()
         latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))
-        conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
-        return Batch(latents.to(device), conditioning.to(device))
+        return Batch(latents.to(device), conditioning_of(tensors).to(device))
 
     @property
     def described(self) -> str:
@@ -97,7 +96,16 @@ class LatentData:
         return {**image_counts(self.cache), "buckets": self.cache.groups, "missing_captions": missing}
 
 
-def as_rows(moments: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
-    """What `LatentData` reads, in half precision where it is a floating number."""
-    rows = {"moments": moments, **{CONDITION + name: tensor for name, tensor in conditioning.tensors().items()}}
-    return {name: tensor.half().cpu() if tensor.is_floating_point() else tensor.cpu() for name, tensor in rows.items()}
+def as_rows(moments: Tensor, conditioning: Conditioning, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """What `LatentData` reads: moments in half precision, floating conditions in `dtype` (see `Family.cache_dtype`)."""
+    return {"moments": moments.half().cpu(), **condition_rows(conditioning, dtype)}
+
+
+def condition_rows(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Conditions as a cache holds them; `conditioning_of` restores them."""
+    return {CONDITION + name: tensor for name, tensor in conditioning.to("cpu", dtype).items()}
+
+
+def conditioning_of(rows: dict[str, Tensor]) -> Conditioning:
+    """The conditions among the rows of a cache."""
+    return Conditioning(**{name.removeprefix(CONDITION): rows[name] for name in rows if name.startswith(CONDITION)})

@@ -19,13 +19,13 @@ from gendistill.data.images import as_tensor, from_bytes, in_bytes
 from gendistill.data.provenance import codec_provenance
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.framing import Framing
-from gendistill.diffusion.codec import Codec
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.hashing import chance
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import Skipped, StoredPart
 from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers import pictures_at_once
+from gendistill.samplers.codec import Codec
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from gendistill.data.provenance import codec_provenance, fingerprints, teacher_p
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.prompts import Prompts
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.store import Skipped, StoredPart
 from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.samplers.conditioning import Conditioning
 
 NOTHING_TO_LEARN_ON = "data.path and data.prompts: takes one of them, pictures to learn on or prompts for the teacher to paint"
 
@@ -123,6 +123,7 @@ def _encode_batch(teacher: Teacher, batch: list[tuple[str, Image.Image, str]]) -
     rows = as_rows(
         teacher.codec.moments(pictures.to(teacher.pipeline.device)),
         _encode_captions(teacher, [caption for _, _, caption in batch], (pictures.shape[-2], pictures.shape[-1])),
+        teacher.family.cache_dtype,
     )
     return _finite(rows, "encoding", [key for key, _, _ in batch])
 
@@ -163,13 +164,14 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
                 texts,
                 [seed * 1_000_003 + number for number in numbers],
                 num_inference_steps=config.synthetic_steps,
-                guidance_scale=config.synthetic_guidance if teacher.drawing.guided else 1.0,
+                guidance_scale=config.synthetic_guidance if teacher.family.guided else 1.0,
                 progress=progress,
             )
             mean = torch.cat(list(latents))
         finally:
             teacher.pipeline.scheduler = stock
-        rows = as_rows(torch.cat([mean, torch.zeros_like(mean)], dim=1), _encode_captions(teacher, texts))
+        moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
+        rows = as_rows(moments, _encode_captions(teacher, texts), teacher.family.cache_dtype)
         return StoredPart({"painted": _finite(rows, "painting", texts)})
 
     number = config.num_synthetic

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from gendistill.diffusion.codec import Codec
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
+from gendistill.samplers.codec import Codec
 
 
 def weights_fingerprint(network: nn.Module) -> str:

@@ -11,17 +11,17 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from gendistill.data.batches import CONDITION, Batch, LatentData, Trajectories
+from gendistill.data.batches import Batch, LatentData, Trajectories, condition_rows, conditioning_of
 from gendistill.data.cached import PART_SIZE, Progress, cached_rows
 from gendistill.data.provenance import teacher_provenance
 from gendistill.data.trajectory_teachers import Painter, Painters
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers import pictures_at_once
+from gendistill.samplers.conditioning import Conditioning
 
 TRAJECTORIES_SEED = 50_000_017  # apart from every training seed
 
@@ -52,11 +52,10 @@ class TrajectoryData:
     def ways(self, numbers: Tensor, device: torch.device | str = "cpu") -> Trajectories:
         """Those of `numbers` (B,) int64."""
         tensors = self.trajectories.rows(numbers)
-        points = tensors.pop("points").float()
+        points = tensors["points"].float()
         if self.ends is not None:
             points[:, -1] = self.ends.rows(numbers)["ends"].float()
-        conditioning = Conditioning(**{name.removeprefix(CONDITION): tensor for name, tensor in tensors.items()})
-        return Trajectories(points.to(device), self.times.to(device), conditioning.to(device))
+        return Trajectories(points.to(device), self.times.to(device), conditioning_of(tensors).to(device))
 
     @property
     def described(self) -> str:
@@ -143,11 +142,7 @@ def _paint(
             if progress:
                 progress(len(part))
     conditioning = batch.conditioning if scale is None else batch.conditioning.with_guidance(scale)
-    conditions = {
-        CONDITION + name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in conditioning.tensors().items()
-    }
-    return StoredPart({"painted": {"points": points, **conditions}})
+    return StoredPart({"painted": {"points": points, **condition_rows(conditioning, teacher.family.cache_dtype)}})
 
 
 def _walk(

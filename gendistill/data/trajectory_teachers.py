@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from gendistill.data.provenance import codec_provenance, denoiser_provenance, fingerprints
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.teacher import Teacher, load_teacher
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import Prediction
 
 Painter = Callable[[Tensor, Tensor, Conditioning, Conditioning, Tensor | float], Prediction]
 """What is said of x_t (B, C, h, w) at t (B,) under a condition and no condition (B or 1), guided at a scale ((B,) or one)."""

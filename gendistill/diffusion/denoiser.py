@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.prediction import Prediction, from_prediction, to_prediction
-from gendistill.schedulers import NoiseSchedule
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, from_prediction, to_prediction
 
 NetworkCall = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
 
@@ -77,59 +75,3 @@ class Denoiser:
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""
         return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip, self.share)
-
-
-@contextmanager
-def in_own_precision(dtype: torch.dtype, device_type: str) -> Iterator[None]:
-    """Autocast off for a network in one half precision under autocast to the other: its layers take no mixture of both."""
-    half = dtype in (torch.float16, torch.bfloat16)
-    if half and torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) != dtype:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    else:
-        yield
-
-
-def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:
-    """(B,) guidance scales as (B, dimensions) sinusoids of w = scale - 1.
-
-    The formula that diffusers' pipelines feed to w-conditioned UNets (Kingma et al. 2021's timestep embedding of 1000 w),
-    so that a student trained with it is driven by their `guidance_scale`.
-    """
-    half = dimensions // 2
-    frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=guidance_scale.device) * -(torch.log(torch.tensor(10000.0)) / (half - 1))
-    )
-    angles = (guidance_scale.float() - 1)[:, None] * 1000.0 * frequencies[None]
-    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return torch.nn.functional.pad(embedding, (0, dimensions % 2))
-
-
-def call_unet_2d_condition(network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-    """How a `UNet2DConditionModel` (Stable Diffusion 1.x, 2.x, XL) is called."""
-    dtype = next(network.parameters()).dtype
-    config = network.config
-    timestep_cond = None
-    if config["time_cond_proj_dim"] is not None:
-        assert conditioning.guidance_scale is not None, "a w-conditioned network needs a guidance scale"
-        timestep_cond = guidance_embedding(conditioning.guidance_scale, config["time_cond_proj_dim"]).to(dtype)
-    added = None
-    if conditioning.pooled_embeds is not None and conditioning.time_ids is not None:
-        added = {"text_embeds": conditioning.pooled_embeds.to(dtype), "time_ids": conditioning.time_ids.to(dtype)}
-    assert conditioning.prompt_embeds is not None
-    with in_own_precision(dtype, x_t.device.type):
-        return network(
-            x_t.to(dtype),
-            t,
-            encoder_hidden_states=conditioning.prompt_embeds.to(dtype),
-            timestep_cond=timestep_cond,
-            class_labels=conditioning.class_labels,
-            added_cond_kwargs=added,
-        ).sample
-
-
-def call_unet_2d(network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-    """How a `UNet2DModel` (unconditional or class-conditional, pixel space) is called."""
-    dtype = next(network.parameters()).dtype
-    with in_own_precision(dtype, x_t.device.type):
-        return network(x_t.to(dtype), t, class_labels=conditioning.class_labels).sample

@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.prediction import Prediction
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import Prediction
 from gendistill.settings.section import Section
 
 

@@ -6,18 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gendistill.diffusion.conditioning import Conditioning
+from gendistill.samplers.conditioning import Conditioning
 
 SMALLEST, WIDEST = 4, 128  # latents along an edge of the last maps; their channels
 
 
 def condition_of(conditioning: Conditioning) -> Tensor | None:
     """What pictures of one group have in common: pooled prompts or the means of their tokens (B, D), or classes (B,) int64."""
-    if conditioning.pooled_embeds is not None:
-        return conditioning.pooled_embeds.float()
-    if conditioning.prompt_embeds is not None:
-        return conditioning.prompt_embeds.float().mean(1)
-    return conditioning.class_labels
+    if "pooled_embeds" in conditioning:
+        return conditioning["pooled_embeds"].float()
+    if "prompt_embeds" in conditioning:
+        return conditioning["prompt_embeds"].float().mean(1)
+    return conditioning.get("class_labels")
 
 
 class LatentDiscriminator(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.samplers import ddim_step
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import trailing
 
 

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gendistill.diffusion.codec import Codec
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.families import Family, family_of
-from gendistill.diffusion.prediction import PREDICTION_TYPES
-from gendistill.samplers import families as pipelines
+from gendistill.samplers.codec import Codec
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, open_pipeline
-from gendistill.schedulers import NoiseSchedule
+from gendistill.schedulers import PREDICTION_TYPES
 
 LEAST_SIGNAL = 1e-3  # alpha; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
 
@@ -43,18 +41,13 @@ class Teacher:
         return self.denoiser.network
 
     @property
-    def drawing(self) -> pipelines.Family:
-        """Its family where pictures are drawn."""
-        return pipelines.family_of(self.pipeline)
-
-    @property
     def own_prompts(self) -> list[str] | None:
         """All prompts that it knows; None where it takes any text."""
-        return self.drawing.own_prompts(self.pipeline)
+        return self.family.own_prompts(self.pipeline)
 
     @property
     def prompt_encoders(self) -> dict[str, nn.Module]:
-        return self.family.prompt_encoders(self.pipeline)
+        return self.family.encoders(self.pipeline)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
@@ -63,7 +56,7 @@ class Teacher:
         Raises:
             ValueError: a prompt means nothing to the pipeline.
         """
-        return self.family.conditioning(self.drawing.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
+        return self.family.conditioning(self.family.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
@@ -71,9 +64,9 @@ class Teacher:
 
         Empty for a family that knows no guidance.
         """
-        if not self.drawing.guided:
+        if not self.family.guided:
             return Conditioning()
-        return self.family.conditioning(self.drawing.unconditional(self.pipeline), None)
+        return self.family.conditioning(self.family.unconditional(self.pipeline), None)
 
 
 def load_teacher(
@@ -108,18 +101,18 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
-    codec, bounded = family.codec(pipeline), pipelines.family_of(pipeline).bounded
-    settings = pipeline.scheduler.config
+    codec, scheduler = family.codec(pipeline), pipeline.scheduler
+    clips = family.bounded and scheduler.config.get("clip_sample")
     denoiser = Denoiser(
-        pipeline.unet,
-        NoiseSchedule.from_scheduler(pipeline.scheduler),
-        settings.get("prediction_type", "epsilon"),
+        family.network(pipeline),
+        family.noise_schedule(scheduler),
+        family.prediction_type(scheduler),
         family.call,
-        settings.get("clip_sample_range", 1.0) if bounded and settings.get("clip_sample") else None,
+        scheduler.config.get("clip_sample_range", 1.0) if clips else None,
     )
-    _require_distillable(source, denoiser, codec, type(pipeline.scheduler).__name__)
-    own_resolution = int(pipeline.unet.config.sample_size) * codec.factor
-    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or own_resolution, commit_of(pipeline))
+    _require_distillable(source, denoiser, codec, type(scheduler).__name__)
+    resolution = resolution or family.size(pipeline)[0]
+    return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
 
 
 def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, scheduler: str) -> None:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderTiny
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from gendistill.diffusion.codec import LatentCodec
+from gendistill.samplers.codec import LatentCodec
 from gendistill.samplers.missing_weights import require_loaded
 from gendistill.training.ema import MovingAverage
 

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gendistill.diffusion.denoiser import Denoiser, in_own_precision
+from gendistill.diffusion.denoiser import Denoiser
+from gendistill.samplers.precision import in_own_precision
 from gendistill.settings.section import Section
 from gendistill.training.ema import MovingAverage
 

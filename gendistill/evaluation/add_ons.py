@@ -20,6 +20,7 @@ from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
 from gendistill.samplers import FewStepSampler, to_uint8
+from gendistill.samplers.families import SampleOptions
 from gendistill.sampling.load_add_ons import (
     DoesNotLoadError,
     lora_file,
@@ -210,19 +211,19 @@ def _controlled_features(drawing: Drawing, pipeline: Any, picture: Tensor, extra
     """Features (N, D) of pictures drawn under the control of one (3, H, W) in [0, 1]."""
     sampler, family, size = drawing.sampler, drawing.sampler.family, drawing.batch_size or 16
     unconditional = family.unconditional(sampler.pipeline) if drawing.guidance_scale > 1 else {}
-    # each family asks its pipeline in its own words; a ControlNet's pipeline takes them too, and the picture
-    asked = partial(pipeline, image=picture[None])
     batches = []
     for start in range(0, len(drawing.prompts), size):
-        pictures = family.draw(
-            asked,
+        pictures = family.sample(
+            pipeline,
             family.encode(sampler.pipeline, list(drawing.prompts[start : start + size])),
             unconditional,
-            num_inference_steps=drawing.steps,
-            guidance_scale=drawing.guidance_scale,
-            eta=sampler.eta,
-            generators=[torch.Generator().manual_seed(seed) for seed in drawing.seeds[start : start + size]],
-            latent=False,
+            SampleOptions(
+                drawing.steps,
+                drawing.guidance_scale,
+                [torch.Generator().manual_seed(seed) for seed in drawing.seeds[start : start + size]],
+                sampler.eta,
+                arguments={"image": picture[None]},  # a ControlNet's pipeline takes what the family's takes, and the image
+            ),
         )
         batches.append(extract(extractor, to_uint8(pictures.float()).cpu()))
         if drawing.progress:

@@ -7,14 +7,13 @@ what the teacher's layers say.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
-from gendistill.diffusion.families import family_of
 from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.load_extractor import load_extractor
@@ -27,6 +26,7 @@ from gendistill.metrics.pairs.drift import (
     orthogonal_procrustes,
 )
 from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.samplers.families import network_of
 from gendistill.sampling.load_add_ons import lora_file, require_control
 from gendistill.schedulers import NoiseSchedule
 
@@ -202,7 +202,7 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
 
 def _latent_shape(sampler: FewStepSampler) -> tuple[int, ...]:
     """Channels, height and width."""
-    config = sampler.pipeline.unet.config
+    config = network_of(sampler.pipeline).config
     return config.in_channels, config.sample_size, config.sample_size
 
 
@@ -248,17 +248,17 @@ def _maps(drawing: Drawing, x_t: Tensor, time: int) -> dict[str, Tensor]:
 
     A network that takes its guidance scale as an input is given that of the drawing; of others it is the branch of the prompt.
     """
-    sampler, pipeline, family = drawing.sampler, drawing.sampler.pipeline, family_of(drawing.sampler.pipeline)
-    network, size = pipeline.unet, drawing.batch_size or len(x_t)
+    sampler, pipeline, family = drawing.sampler, drawing.sampler.pipeline, drawing.sampler.family
+    network, size = network_of(pipeline), drawing.batch_size or len(x_t)
     maps: dict[str, list[Tensor]] = {name: [] for name in blocks_of(network)}
     with reading(network) as found:
         for start in range(0, len(x_t), size):
             part = x_t[start : start + size].to(sampler.device)
-            encoded = sampler.family.encode(pipeline, list(drawing.prompts[start : start + size]))
+            encoded = family.encode(pipeline, list(drawing.prompts[start : start + size]))
             conditioning = family.conditioning(encoded, sampler.size)
             if network.config.get("time_cond_proj_dim") is not None:
                 scale = torch.full((len(part),), float(drawing.guidance_scale), device=part.device)
-                conditioning = replace(conditioning, guidance_scale=scale)
+                conditioning = conditioning.with_guidance(scale)
             family.call(network, part, torch.full((len(part),), time, device=part.device), conditioning)
             for name, of in found.items():
                 maps[name].append(of.float().cpu())

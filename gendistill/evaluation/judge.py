@@ -17,7 +17,6 @@ from torch import Tensor
 import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
-from gendistill.diffusion.codec import Codec
 from gendistill.evaluation.extraction import Extraction
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.reference import read_reference
@@ -27,6 +26,7 @@ from gendistill.metrics.evaluate import Evaluation, Protocol
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
 from gendistill.metrics.measure import NEIGHBOURS, OF_CLIP, Pictures, Reference, Scores, measure
 from gendistill.samplers import Sampler, pictures_at_once, to_uint8
+from gendistill.samplers.codec import Codec
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # apart from every training seed

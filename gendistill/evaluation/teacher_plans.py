@@ -16,6 +16,7 @@ from gendistill.metrics.evaluate import Evaluation, comparable, gap_closed
 from gendistill.networks.pruning.unet import share_of_macs
 from gendistill.runtime.files import written_aside
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import network_of
 from gendistill.sampling.find_grid import search_grids, searchable
 from gendistill.schedulers import GridDDIMScheduler
 
@@ -184,7 +185,7 @@ def gaps(student: list[Evaluation], teacher: list[Evaluation], share: float = 1.
 def cost_of_a_call(student: FewStepSampler, teacher: FewStepSampler) -> float:
     """Multiply-accumulates of a call of the student's network, in calls of the teacher's: 1 where the two are alike, to 1 %."""
     known: Any = UNet2DConditionModel  # diffusers' own types know nothing of its config
-    networks = [of.pipeline.components.get("unet") for of in (teacher, student)]
+    networks = [network_of(of.pipeline) for of in (teacher, student)]
     if not all(isinstance(of, known) for of in networks):
         return 1.0
     share = share_of_macs(*(of.config for of in networks))

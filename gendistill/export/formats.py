@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
-from gendistill.export.student_folder import open_in_float32
+from gendistill.export.student_folder import open_in_float32, save_lora
 from gendistill.runtime.files import new_folder, written_aside
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.loading import open_pipeline
@@ -175,15 +174,7 @@ def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None
 
 
 def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    """diffusers' own, with what PEFT needs to know in its header."""
-    adapter, network = _adapter(sampler), sampler.pipeline.unet
-    weights = {name: of.to(dtype) for name, of in get_peft_model_state_dict(network, adapter_name=adapter).items()}
-    type(sampler.pipeline).save_lora_weights(
-        out.parent,
-        unet_lora_layers=weights,
-        unet_lora_adapter_metadata=network.peft_config[adapter].to_dict(),
-        weight_name=out.name,
-    )
+    save_lora(sampler.pipeline, _adapter(sampler), out.parent, dtype, out.name)
 
 
 def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:

@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from gendistill.export.original_layout import unet_name
+from gendistill.samplers.families import network_of
 
 
 def kohya_weights(pipeline: Any, adapter: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -22,13 +23,14 @@ def kohya_weights(pipeline: Any, adapter: str, dtype: torch.dtype) -> dict[str, 
     """
     original = type(pipeline).__name__ == "StableDiffusionXLPipeline"
     weights: dict[str, Tensor] = {}
-    for path, layer in pipeline.unet.named_modules():
+    network = network_of(pipeline)
+    for path, layer in network.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.lora_A:
             continue
         down, up = layer.lora_A[adapter], layer.lora_B[adapter]
         if layer.use_dora.get(adapter) or up.bias is not None:
             raise ValueError(f"the LoRA has {path} as DoRA or with a bias; kohya's format takes plain low-rank weights")
-        name = unet_name(f"{path}.weight", pipeline.unet.config).removesuffix(".weight") if original else path
+        name = unet_name(f"{path}.weight", network.config).removesuffix(".weight") if original else path
         key = f"lora_unet_{name.replace('.', '_')}"
         rank = down.weight.shape[0]
         weights[f"{key}.lora_down.weight"] = down.weight.detach().to("cpu", dtype).contiguous()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gendistill.samplers.families import network_of
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -50,9 +52,10 @@ def release_of(pipeline: Any) -> str:
     Raises:
         ValueError: it is no Stable Diffusion, or has a part that the layout has no place for.
     """
-    kind, unet, vae = type(pipeline).__name__, pipeline.unet.config, getattr(pipeline, "vae", None)
+    kind, vae = type(pipeline).__name__, getattr(pipeline, "vae", None)
     if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         raise ValueError(f"a {kind} has no original layout; takes a Stable Diffusion 1.x, 2.x or XL")
+    unet = network_of(pipeline).config
     if unet.get("time_cond_proj_dim") is not None:
         raise ValueError(
             "the original layout has no place for a guidance slider (guidance.mode embedded); takes a baked student"
@@ -72,7 +75,7 @@ def original_weights(pipeline: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: as `release_of`.
     """
-    release, unet, vae = release_of(pipeline), pipeline.unet, pipeline.vae
+    release, unet, vae = release_of(pipeline), network_of(pipeline), pipeline.vae
     weights = {f"model.diffusion_model.{unet_name(name, unet.config)}": of for name, of in unet.state_dict().items()}
     for name, tensor in vae.state_dict().items():
         name = vae_name(name, len(vae.config.block_out_channels))

@@ -25,7 +25,6 @@ from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from gendistill.runtime.exporter_logs import silent_exporters
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.offload.memory_model import inputs_of
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
@@ -34,7 +33,7 @@ Run = Callable[..., list[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportedPart:
     """A network as a program: its folder, what it is called with, by name, and the names of what it gives."""
 
     folder: str
@@ -75,8 +74,7 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     for name, of in pipeline.components.items():
         if name.startswith(("tokenizer", "scheduler")) and of is not None:
             of.save_pretrained(out / name)
-    texts = [name for name, of in pipeline.components.items() if name.startswith("text_encoder") and of is not None]
-    for component in ("unet", "vae", *texts):
+    for component in (sampler.family.network_part, "vae", *sampler.family.encoders(pipeline)):
         config = getattr(pipeline, component).config
         stored = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
@@ -97,23 +95,23 @@ def open_programs(sampler: FewStepSampler, out: Path, kind: str) -> FewStepSampl
     return FewStepSampler(pipeline, sampler.spec)
 
 
-def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[Part]:
+def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[ExportedPart]:
     """The networks that a picture needs, or one that begins at another, on the CPU, with an example of what each is given."""
-    for name in ("text_encoder", "text_encoder_2"):
-        if (text := getattr(pipeline, name, None)) is not None:
-            tokens = torch.zeros(2, text.config.max_position_embeddings, dtype=torch.long)
-            yield Part(name, _Texts(text), {"input_ids": tokens}, ("last_hidden_state", "pooled", "before_last"))
+    family, network = sampler.family, sampler.family.network(pipeline)
+    for name, text in family.encoders(pipeline).items():
+        tokens = torch.zeros(2, text.config.max_position_embeddings, dtype=torch.long)
+        yield ExportedPart(name, _Texts(text), {"input_ids": tokens}, ("last_hidden_state", "pooled", "before_last"))
     height, width = (edge // pipeline.vae_scale_factor for edge in sampler.size)
-    like = inputs_of(pipeline.unet, 2, (height, width), torch.float32)
+    like = family.example_inputs(network.config, 2, (height, width), torch.float32)
     added = like.pop("added_cond_kwargs", {})
-    length = next(iter(sampler.family.encode(pipeline, [""]).values())).shape[1]
+    length = next(iter(family.encode(pipeline, [""]).values())).shape[1]
     example = {name: torch.rand(of.shape) for name, of in {**like, **added}.items()}
     example["encoder_hidden_states"] = torch.rand(2, length, example["encoder_hidden_states"].shape[2])
-    yield Part("unet", _Denoises(pipeline.unet, tuple(example)), example, ("out_sample",))
+    yield ExportedPart(family.network_part, _Denoises(network, tuple(example)), example, ("out_sample",))
     latents = torch.rand(2, pipeline.vae.config.latent_channels, height, width)
-    yield Part("vae_decoder", _Decodes(pipeline.vae), {"latent_sample": latents}, ("sample",))
+    yield ExportedPart("vae_decoder", _Decodes(pipeline.vae), {"latent_sample": latents}, ("sample",))
     pictures = torch.rand(2, pipeline.vae.config.in_channels, *sampler.size)
-    yield Part("vae_encoder", _Encodes(pipeline.vae), {"sample": pictures}, ("latent_parameters",))
+    yield ExportedPart("vae_encoder", _Encodes(pipeline.vae), {"sample": pictures}, ("latent_parameters",))
 
 
 class _Texts(nn.Module):
@@ -162,7 +160,7 @@ class _Encodes(nn.Module):
         return made
 
 
-def _write_onnx(part: Part, file: Path) -> None:
+def _write_onnx(part: ExportedPart, file: Path) -> None:
     batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")
     with torch.no_grad(), silent_exporters():
         program = torch.export.export(
@@ -230,7 +228,7 @@ def _running(network: Any, folder: str, run: Run) -> Any:
     elif folder == "vae_encoder":
         running.encode = to_latents
     else:
-        running.forward = denoise if folder == "unet" else encode
+        running.forward = encode if folder.startswith("text_encoder") else denoise
     return running
 
 

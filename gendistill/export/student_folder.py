@@ -18,6 +18,7 @@ from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
 from gendistill.export.model_card import model_card
 from gendistill.runtime.files import replace_folder
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.families import family_of, network_of
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def student_pipeline(teacher: Teacher, networks: Networks) -> Iterator[Any]:
             network = network.base
         elif next(network.parameters()).dtype != dtype:
             network = copy.deepcopy(network).to(dtype)
-        pipeline = teacher.family.student_pipeline(teacher.pipeline, {"unet": network})
+        pipeline = teacher.family.student_pipeline(teacher.pipeline, {teacher.family.network_part: network})
         pipeline.set_progress_bar_config(disable=True)
         yield pipeline
 
@@ -61,25 +62,33 @@ def export_student(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     if networks.lora is not None:
-        # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
-        state = get_peft_model_state_dict(networks.average.network.base, adapter_name=AVERAGE)
-        teacher.pipeline.save_lora_weights(
-            aside,
-            unet_lora_layers={name: tensor.to(dtype) for name, tensor in state.items()},
-            unet_lora_adapter_metadata=networks.lora.to_dict(),
-        )
+        save_lora(teacher.pipeline, AVERAGE, aside, dtype)
         scheduler.save_pretrained(aside / "scheduler")
     else:
         parts = {
             name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-            for name, part in {**teacher.pipeline.components, "unet": networks.average.network}.items()
+            for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
         }
         saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
         saved.save_pretrained(aside, safe_serialization=True)
         open_in_float32(aside)
     spec.save(aside)
-    (aside / "README.md").write_text(model_card(spec, lineage, teacher.drawing))
+    (aside / "README.md").write_text(model_card(spec, lineage, teacher.family))
     replace_folder(aside, folder)
+
+
+def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:
+    """Write the adapter of a pipeline's network as diffusers and PEFT read it, with PEFT's config in the file's header.
+
+    Args:
+        dtype: of the saved weights.
+        name: of the file in `folder`; diffusers' own where None.
+    """
+    part, network = family_of(pipeline).network_part, network_of(pipeline)
+    # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
+    weights = {key: tensor.to(dtype) for key, tensor in get_peft_model_state_dict(network, adapter_name=adapter).items()}
+    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": network.peft_config[adapter].to_dict()}
+    pipeline.save_lora_weights(folder, weight_name=name, **layers)
 
 
 def open_in_float32(folder: Path) -> None:

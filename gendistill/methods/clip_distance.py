@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gendistill.diffusion.codec import Codec
 from gendistill.metrics.distances.clip_score import ClipScorer
+from gendistill.samplers.codec import Codec
 
 
 class ClipDistance:

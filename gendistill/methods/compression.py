@@ -18,7 +18,6 @@ from torch import nn
 from gendistill.data.batches import Batch
 from gendistill.diffusion.blocks import paired_blocks, reading
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2
 from gendistill.losses.terms import (
@@ -38,6 +37,7 @@ from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.unet import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
 from gendistill.networks.pruning.unet_importance import example_inputs
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.schedulers import Prediction
 from gendistill.settings.schedule import Weight, in_steps, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig

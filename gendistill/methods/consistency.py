@@ -14,10 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
@@ -25,7 +23,8 @@ from gendistill.methods.denoiser import AuxiliaryLoss, DenoiserContext, Denoiser
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
-from gendistill.schedulers import NoiseSchedule, expand_to, skipping
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, skipping
 from gendistill.settings.section import Section
 
 

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gendistill.data.decoded import DecodedBatch
-from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks, started_autoencoder, tiny_autoencoder, tiny_networks
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.codec import LatentCodec
 from gendistill.settings.schedule import Weight, in_steps, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Method, Update

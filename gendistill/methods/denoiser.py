@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
 from gendistill.methods.recipe import RunConfig
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.settings.schedule import weight_at
 from gendistill.training.ema import MovingAverage
 from gendistill.training.method import Method, OptimizerSettings, Update

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.prediction import Prediction
 from gendistill.samplers import ddim_step, invert_ddim_step
-from gendistill.schedulers import NoiseSchedule, trailing
+from gendistill.schedulers import NoiseSchedule, Prediction, trailing
 
 Teacher = Callable[[Tensor, Tensor], Prediction]  # x_t (B, ...), t (B,); its conditions are bound
 

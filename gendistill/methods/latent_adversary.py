@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.losses.adversarial import discriminator_loss, generator_loss, r1_penalty, told_apart
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule
 from gendistill.training.method import OptimizerSettings, Update
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from gendistill.diffusion.blocks import blocks_of, reading
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.losses.pixel import perceptual_distance
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 
 
 class LatentPerception:

@@ -27,16 +27,15 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks, next_networks
 from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
 from gendistill.methods.denoiser import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.schedulers import NoiseSchedule, expand_to
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig
 

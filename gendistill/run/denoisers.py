@@ -18,7 +18,6 @@ from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
-from gendistill.diffusion.families import Family, family_called
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.export.student_folder import export_student
@@ -33,6 +32,7 @@ from gendistill.run.provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_judge
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
 from gendistill.schedulers import solver_eta
 from gendistill.training.trainer import TrainingResult, Validate
@@ -145,7 +145,7 @@ def describe_student(
         prediction_type=stage.method.networks.average.prediction_type,
         lora=config.lora.enabled,
         quantization=config.quantization,
-        eta=solver_eta(solver) if teacher.drawing.takes_eta else 0.0,
+        eta=solver_eta(solver) if teacher.family.takes_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
         figures=figures or {},
@@ -164,7 +164,8 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
     pipeline, spec = open_student(config.start)
     if spec is not None and spec.lora:
         raise ValueError(f"start {config.start}: is a LoRA; takes a student with all its weights")
-    found, expected = pipeline.unet.config, teacher.network.config
+    network, expected = network_of(pipeline), teacher.network.config
+    found = network.config
     for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
         if found.get(name) != expected.get(name):
             raise ValueError(
@@ -175,7 +176,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; takes a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
-    return pipeline.unet.to(teacher.pipeline.device)
+    return network.to(teacher.pipeline.device)
 
 
 def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:
@@ -187,7 +188,7 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
-    if family.drawing.guided:
+    if family.guided:
         return config
     given = config.guidance.model_fields_set
     if (config.guidance.scale > 1 and "scale" in given) or config.guidance.mode != "baked":
@@ -205,11 +206,11 @@ def describe_networks(config: RunConfig) -> tuple[str, str, bool]:
     index = json.loads((folder / "model_index.json").read_text())
     family = family_called(index["_class_name"])
     fitting(config, family, index["_class_name"])
-    total, trained = count_parameters(folder / "unet", index["unet"][1], config)
+    total, trained = count_parameters(folder / family.network_part, index[family.network_part][1], config)
     return (
         f"{config.teacher}, a {index['_class_name']} of {total / 1e6:,.2f} M parameters",
         f"{what}, {trained / 1e6:,.2f} M parameters",
-        family.drawing.texts,
+        family.texts,
     )
 
 

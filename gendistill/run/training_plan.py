@@ -19,19 +19,18 @@ from rich.table import Table
 from torch import nn
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.families import family_called
 from gendistill.methods import RECIPES, RunConfig, denoiser_stages, recipe_of
 from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod
 from gendistill.methods.registry import compresses, may_be_lora
 from gendistill.metrics.cost.components import synchronise
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.families import family_called
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks, inputs_of
 from gendistill.samplers.offload.meta_pipeline import configs_here
-from gendistill.schedulers import NoiseSchedule
 from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
 
@@ -230,8 +229,8 @@ def _denoiser(config: RunConfig, networks: MetaNetworks) -> Denoiser:
     family = family_called(index["_class_name"])
     return Denoiser(
         networks.network,
-        NoiseSchedule.from_scheduler(scheduler),
-        scheduler.config.get("prediction_type", "epsilon"),
+        family.noise_schedule(scheduler),
+        family.prediction_type(scheduler),
         family.call,
     )
 

@@ -89,7 +89,7 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
         teacher.pipeline.scheduler.config,
         stage.method.networks.average.prediction_type,
         config.consistency.num_ddim_timesteps,
-        bounded=teacher.drawing.bounded,
+        bounded=teacher.family.bounded,
         steps=stage.steps,
         grids=stage.grids,
     )

@@ -61,7 +61,7 @@ def search_grids(
     candidates = trailing(CANDIDATES, schedule.num_train_timesteps)
     at_once, unconditional = pictures_at_once(teacher.resolution), teacher.unconditional()
     costs = torch.zeros(CANDIDATES, CANDIDATES + 1, dtype=torch.float64)
-    size = teacher.pipeline.unet.config.sample_size
+    size = teacher.network.config.sample_size
     for start in range(0, len(prompts), at_once):
         part = list(prompts[start : start + at_once])
         conditioning = teacher.encode_prompts(part)
@@ -111,7 +111,7 @@ def find_grids(
     teacher = load_teacher(model, device=usable_device(device))
     if prompts is None and (prompts := teacher.own_prompts) is None:
         raise ValueError("--prompt and --prompts: takes one of them")
-    if guidance_scale > 1 and not teacher.drawing.guided:
+    if guidance_scale > 1 and not teacher.family.guided:
         raise ValueError(f"guidance_scale {guidance_scale:g}: {model} knows no guidance; takes 1")
     with advancing_bar("following the teacher", len(prompts)) as progress:
         return search_grids(teacher, prompts, counts, guidance_scale, progress)

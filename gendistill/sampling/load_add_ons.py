@@ -14,6 +14,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
+from gendistill.samplers.families import network_of
 from gendistill.samplers.missing_weights import require_loaded
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -84,7 +85,7 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     if not hasattr(pipeline, "load_lora_weights"):
         raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no LoRA")
     source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    network, failed = pipeline.unet, f"{file.name} does not load"
+    network, failed = network_of(pipeline), f"{file.name} does not load"
     state = tried(lambda: pipeline.lora_state_dict(str(file.parent), unet_config=network.config, **source)[0], failed)
     modules, absent, other_widths = _fitting(state, network)
     unfit = [*other_widths, *absent]
@@ -139,7 +140,7 @@ def with_control(pipeline: Any, control: Path) -> tuple[Any, str]:
     kind = CONTROLLED.get(type(pipeline).__name__)
     if kind is None:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no ControlNet")
-    network, failed = pipeline.unet, f"{control.name} does not load"
+    network, failed = network_of(pipeline), f"{control.name} does not load"
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
     opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)
     tried(lambda: require_loaded(control, {"controlnet": opened}), failed)

@@ -86,7 +86,7 @@ def test_a_row_is_the_moments_and_the_prompt_of_its_picture(prepare, pictures, t
     tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
     assert torch.allclose(rows["moments"].float(), teacher.codec.moments(tensor), atol=2e-3, rtol=2e-3)
     assert torch.allclose(
-        rows["condition.prompt_embeds"].float(), teacher.encode_prompts(["food"]).prompt_embeds, atol=2e-3, rtol=2e-3
+        rows["condition.prompt_embeds"].float(), teacher.encode_prompts(["food"])["prompt_embeds"], atol=2e-3, rtol=2e-3
     )
 
 
@@ -129,7 +129,7 @@ def test_a_batch_holds_one_bucket_and_every_picture_is_seen_as_often(prepare, sh
         whole = data.batch(rows, PerSampleRandom(3, step, 0, 4))
         half = data.batch(rows[2:], PerSampleRandom(3, step, 2, 2))  # what the second of two processes reads
         assert torch.equal(whole.latents[2:], half.latents)
-        assert len(whole.conditioning.prompt_embeds) == 4
+        assert len(whole.conditioning["prompt_embeds"]) == 4
     assert seen.tolist() == [4] * COUNT
     assert not torch.equal(data.rows_of_step(3, 0, 4), data.rows_of_step(4, 0, 4))
 
@@ -156,7 +156,7 @@ def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, pictu
     data = prepare()
     assert "2 of 24 pictures have no caption" in caplog.text
     assert (len(data), data.summary()["missing_captions"], data.summary()["left_out"]) == (COUNT, 2, 0)
-    empty = teacher.encode_prompts([""]).prompt_embeds
+    empty = teacher.encode_prompts([""])["prompt_embeds"]
     assert torch.allclose(data.cache.rows([7])["condition.prompt_embeds"].float(), empty, atol=2e-3, rtol=2e-3)
     data = prepare(missing_caption="skip")
     assert (len(data), data.summary()["missing_captions"], data.summary()["left_out"]) == (COUNT - 2, 0, 2)

@@ -35,7 +35,7 @@ def test_they_end_where_diffusers_ddim_comes_to_with_the_student_and_are_the_tea
     before, after = ways_of(painted), ways_of(ending_with(painted, teacher.denoiser, 2, str(tmp_path / "cache")))
     x = before.noise
     for t in scheduler.timesteps:
-        x = scheduler.step(teacher.network(x, t, before.conditioning.prompt_embeds.float()).sample, t, x).prev_sample
+        x = scheduler.step(teacher.network(x, t, before.conditioning["prompt_embeds"].float()).sample, t, x).prev_sample
     torch.testing.assert_close(after.latents, x, atol=5e-3, rtol=5e-3)  # kept in half precision
     assert torch.equal(after.points[:, :-1], before.points[:, :-1])
     assert not torch.allclose(after.latents, before.latents, atol=0.05)

@@ -25,12 +25,13 @@ def peak_of_a_run(folder: Path, count: int) -> int:
     from tiny_pipeline import tiny_unet
 
     from gendistill.data.batches import LatentData, as_rows
-    from gendistill.diffusion.conditioning import Conditioning
-    from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
+    from gendistill.diffusion.denoiser import Denoiser
     from gendistill.diffusion.guidance import Guidance, GuidanceConfig
     from gendistill.diffusion.trained_networks import full_networks
     from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
     from gendistill.runtime.random import PerSampleRandom
+    from gendistill.samplers.conditioning import Conditioning
+    from gendistill.samplers.families.stable_diffusion import StableDiffusion
     from gendistill.schedulers import NoiseSchedule
     from gendistill.training.trainer import Trainer
     from gendistill.training.trainer_config import TrainerConfig
@@ -48,7 +49,7 @@ def peak_of_a_run(folder: Path, count: int) -> int:
         seen[rows] = True
     assert seen.all()
     schedule = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear"))
-    networks = full_networks(Denoiser(tiny_unet(), schedule, "epsilon", call_unet_2d_condition))
+    networks = full_networks(Denoiser(tiny_unet(), schedule, "epsilon", StableDiffusion().call))
     nothing = Conditioning(prompt_embeds=torch.zeros(1, TOKENS, WIDTH))
     config = TrainerConfig(batch_size=8, max_steps=TRAINED_STEPS, trackers=[])
     Trainer(

@@ -70,8 +70,8 @@ def test_a_pattern_chooses_the_prompts_that_another_teacher_paints(teacher, data
     other = another()
     alone, as_other = (ways(teacher, data, config, tmp_path, of) for of in ({}, {other: ""}))
     chosen = ways(teacher, data, config, tmp_path, {other: "(?i)Food$"})
-    embedded = teacher.encode_prompts(["animals"]).prompt_embeds
-    of_animals = (chosen.conditioning.prompt_embeds - embedded).abs().amax((1, 2)) < 1e-2
+    embedded = teacher.encode_prompts(["animals"])["prompt_embeds"]
+    of_animals = (chosen.conditioning["prompt_embeds"] - embedded).abs().amax((1, 2)) < 1e-2
     assert 0 < of_animals.sum() < 6
     assert torch.equal(chosen.points[of_animals], alone.points[of_animals])
     assert torch.equal(chosen.points[~of_animals], as_other.points[~of_animals])
@@ -122,5 +122,5 @@ def test_the_prompt_of_every_row_is_known_of_pictures_too(teacher, tmp_path):
     data = prepare_data(config, teacher, 0)
     texts = training_texts(config, teacher, data, 0)
     assert len(texts) == len(data) == 23
-    kept = data.batch(torch.arange(23), PerSampleRandom(0, 0, 0, 23)).conditioning.prompt_embeds.float()
-    torch.testing.assert_close(kept, teacher.encode_prompts(texts).prompt_embeds, atol=2e-3, rtol=2e-3)
+    kept = data.batch(torch.arange(23), PerSampleRandom(0, 0, 0, 23)).conditioning["prompt_embeds"].float()
+    torch.testing.assert_close(kept, teacher.encode_prompts(texts)["prompt_embeds"], atol=2e-3, rtol=2e-3)

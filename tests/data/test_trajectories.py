@@ -43,8 +43,8 @@ def test_a_way_ends_where_diffusers_own_pipeline_paints_from_its_noise(teacher, 
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(stock.config, timestep_spacing="trailing")
     edge = ways.noise.shape[-1] * teacher.codec.factor
     latents = pipeline(
-        prompt_embeds=ways.conditioning.prompt_embeds.float(),
-        negative_prompt_embeds=teacher.unconditional().prompt_embeds.expand(6, -1, -1),
+        prompt_embeds=ways.conditioning["prompt_embeds"].float(),
+        negative_prompt_embeds=teacher.unconditional()["prompt_embeds"].expand(6, -1, -1),
         latents=ways.noise.clone(),
         num_inference_steps=4,
         guidance_scale=3.0,
@@ -80,7 +80,7 @@ def test_every_way_is_seen_as_often_as_any_other_beside_the_data(teacher, data, 
 
 def test_a_student_with_a_slider_learns_of_ways_at_scales_of_its_range(teacher, data, tmp_path):
     guidance = GuidanceConfig(mode="embedded", range=(2.0, 5.0))
-    scales = ways_of(paint(teacher, data, tmp_path, guidance=guidance)).conditioning.guidance_scale
+    scales = ways_of(paint(teacher, data, tmp_path, guidance=guidance)).conditioning.get("guidance_scale")
     assert scales.shape == (6,)
     assert 2 <= scales.min() < scales.max() <= 5
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from gendistill.diffusion.codec import LatentCodec, PixelCodec, sample_moments
+from gendistill.samplers.codec import LatentCodec, PixelCodec, sample_moments
 
 
 @pytest.fixture

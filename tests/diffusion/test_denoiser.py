@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from gendistill.diffusion.denoiser import guidance_embedding
+from gendistill.samplers.families.stable_diffusion import guidance_embedding
 
 PROMPTS = ["emoji of animals", "a red apple", "food"]
 
@@ -23,7 +23,7 @@ def assert_close(one, other):
 def test_a_denoiser_says_what_the_unet_and_diffusers_scheduler_say(teacher, inputs):
     x_t, t, conditioning, _ = inputs
     prediction = teacher.denoiser(x_t, t, conditioning)
-    output = teacher.network(x_t, t, conditioning.prompt_embeds).sample
+    output = teacher.network(x_t, t, conditioning["prompt_embeds"]).sample
     alpha_bar = teacher.pipeline.scheduler.alphas_cumprod[t][:, None, None, None]
     assert torch.equal(prediction.eps, output)
     expected = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
@@ -61,7 +61,7 @@ def test_guidance_keeps_x_t(teacher, inputs):
 def test_guidance_calls_the_network_once_with_the_branches_that_it_needs(teacher, inputs):
     x_t, t, conditioning, empty = inputs
     batches = []
-    teacher.network.register_forward_hook(lambda module, arguments, output: batches.append(len(arguments[0])))
+    teacher.network.register_forward_hook(lambda module, arguments, output: batches.append(len(output.sample)))
     teacher.denoiser.guided(x_t, t, conditioning, empty, 3.0)
     teacher.denoiser.guided(x_t, t, conditioning, empty, 1.0)  # no guidance: one branch
     assert batches == [6, 3]

@@ -40,7 +40,7 @@ def test_a_picture_is_the_plain_pipelines_and_does_not_depend_on_the_batch(famil
     teacher = load_teacher(family_folder(name))
     prompts = PROMPTS.get(name, OF_TEXT)
     config = teacher.pipeline.scheduler.config
-    bounded = teacher.drawing.bounded
+    bounded = teacher.family.bounded
     scheduler = student_scheduler(solver, config, teacher.denoiser.prediction_type, 40, bounded=bounded)
     sampler = FewStepSampler(teacher.pipeline)
     sampler.pipeline.scheduler = scheduler
@@ -74,17 +74,17 @@ def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
     hook.remove()
     conditioning, empty = teacher.encode_prompts(["food"]), teacher.unconditional()
     added = seen[0]["added_cond_kwargs"]
-    assert torch.equal(seen[0]["encoder_hidden_states"], torch.cat([empty.prompt_embeds, conditioning.prompt_embeds]))
-    assert torch.equal(added["text_embeds"], torch.cat([empty.pooled_embeds, conditioning.pooled_embeds]))
-    both = torch.cat([conditioning.under(empty, 1).time_ids, conditioning.time_ids])
+    assert torch.equal(seen[0]["encoder_hidden_states"], torch.cat([empty["prompt_embeds"], conditioning["prompt_embeds"]]))
+    assert torch.equal(added["text_embeds"], torch.cat([empty["pooled_embeds"], conditioning["pooled_embeds"]]))
+    both = torch.cat([conditioning.under(empty, 1)["time_ids"], conditioning["time_ids"]])
     assert torch.equal(added["time_ids"], both)
-    assert not empty.prompt_embeds.any()  # force_zeros_for_empty_prompt
+    assert not empty["prompt_embeds"].any()  # force_zeros_for_empty_prompt
 
 
 def test_the_size_that_sdxl_is_told_is_that_of_the_training_pictures(family_folder):
     teacher = load_teacher(family_folder("sdxl"), resolution=24)
-    assert teacher.encode_prompts(["food", "animals"]).time_ids.tolist() == [[24, 24, 0, 0, 24, 24]] * 2
-    assert teacher.encode_prompts(["food"], (16, 32)).time_ids.tolist() == [[16, 32, 0, 0, 16, 32]]
+    assert teacher.encode_prompts(["food", "animals"])["time_ids"].tolist() == [[24, 24, 0, 0, 24, 24]] * 2
+    assert teacher.encode_prompts(["food"], (16, 32))["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]]
 
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def test_v_prediction_at_zero_terminal_snr_is_exact_where_there_is_noise_alone(f
     x_t, t = torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([999])
     conditioning = teacher.encode_prompts(["food"])
     prediction = teacher.denoiser(x_t, t, conditioning)
-    torch.testing.assert_close(prediction.x_0, -teacher.network(x_t, t, conditioning.prompt_embeds).sample)
+    torch.testing.assert_close(prediction.x_0, -teacher.network(x_t, t, conditioning["prompt_embeds"]).sample)
     torch.testing.assert_close(prediction.eps, x_t)
 
 

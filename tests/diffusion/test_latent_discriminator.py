@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.methods.alignment import alignment_of
@@ -11,6 +10,7 @@ from gendistill.methods.denoiser import DenoiserContext
 from gendistill.methods.latent_alignment import LatentAlignment
 from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 
 PROMPTS = Conditioning(prompt_embeds=torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0)))
 CLASSES = Conditioning(class_labels=torch.arange(6) % 3)

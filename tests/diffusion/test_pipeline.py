@@ -12,8 +12,8 @@ def test_prompts_are_encoded_as_the_pipeline_encodes_them(teacher):
     prompts = ["food", "emoji of animals", ""]
     with torch.no_grad():
         expected, empty = teacher.pipeline.encode_prompt(prompts, "cpu", 1, True)
-    assert torch.equal(teacher.encode_prompts(prompts).prompt_embeds, expected)
-    torch.testing.assert_close(teacher.encode_prompts([""]).prompt_embeds, empty[:1])
+    assert torch.equal(teacher.encode_prompts(prompts)["prompt_embeds"], expected)
+    torch.testing.assert_close(teacher.encode_prompts([""])["prompt_embeds"], empty[:1])
 
 
 def test_nothing_in_a_teacher_learns(teacher):

@@ -2,8 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from gendistill.diffusion.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
-from gendistill.schedulers import NoiseSchedule
+from gendistill.schedulers import PREDICTION_TYPES, NoiseSchedule, Prediction, from_prediction, to_prediction
 
 SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULES = [

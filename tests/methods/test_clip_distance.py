@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
 from gendistill.data.sources.source import open_source
-from gendistill.diffusion.codec import PixelCodec
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.methods.clip_distance import ClipDistance
 from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.run.config import load_config
+from gendistill.samplers.codec import PixelCodec
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,8 @@ import torch
 from diffusers import DDPMScheduler, LCMScheduler
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
-from gendistill.diffusion.prediction import Prediction
 from gendistill.diffusion.trained_networks import Networks, full_networks
 from gendistill.methods.consistency import (
     ConsistencyConfig,
@@ -23,7 +21,8 @@ from gendistill.methods.consistency import (
 )
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
-from gendistill.schedulers import NoiseSchedule, expand_to, skipping, trailing
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, skipping, trailing
 
 SCHEDULE = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
 NOTHING = Conditioning()
@@ -163,7 +162,7 @@ def test_the_teacher_is_called_once_and_doubles_its_batch_only_where_it_is_guide
     batches = {"teacher": [], "student": [], "average": []}
     for name, sizes in batches.items():
         network = getattr(networks, name).network
-        network.register_forward_hook(lambda module, arguments, output, sizes=sizes: sizes.append(len(arguments[0])))
+        network.register_forward_hook(lambda module, arguments, output, sizes=sizes: sizes.append(len(output.sample)))
     batch = Batch(torch.randn(4, 4, 8, 8, generator=generator), teacher.encode_prompts(["food"] * 4))
     list(method.updates(batch, 0, PerSampleRandom(0, 0, 0, 4)))
     assert batches == {"teacher": [teacher_batch], "student": [4], "average": [4]}

@@ -8,12 +8,13 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from tiny_pipeline import tiny_unet
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
-from gendistill.diffusion.denoiser import Denoiser, call_unet_2d_condition
+from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import full_networks
 from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.families.stable_diffusion import StableDiffusion
 from gendistill.schedulers import NoiseSchedule
 
 SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -68,7 +69,7 @@ def lcm_loss(teacher, student, target, latents, embeds, empty, noise, index, w, 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_loss_and_its_gradient_are_those_of_diffusers_lcm_script(prediction_type, loss, generator):
     schedule = NoiseSchedule.from_scheduler(SCHEDULER)
-    teacher = Denoiser(tiny_unet(0).eval(), schedule, prediction_type, call_unet_2d_condition)
+    teacher = Denoiser(tiny_unet(0).eval(), schedule, prediction_type, StableDiffusion().call)
     networks = full_networks(teacher, 256)
     for number, network in enumerate((networks.student.network, networks.average.network)):
         torch.manual_seed(number)

@@ -5,12 +5,12 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import full_networks
 from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule, expand_to
 
 SCHEDULE = NoiseSchedule.from_scheduler(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))

@@ -5,7 +5,6 @@ import torch
 from test_consistency import SCHEDULE, Gaussian
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.trained_networks import Networks
@@ -14,6 +13,7 @@ from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistill
 from gendistill.methods.latent_perception import LatentPerception
 from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import trailing
 
 NOTHING = Conditioning()

@@ -16,7 +16,6 @@ from test_consistency_of_a_mixture import (
 )
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
 from gendistill.diffusion.trained_networks import full_networks
@@ -25,6 +24,7 @@ from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_alignment import LatentAlignment
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import trailing
 
 WAYS, STEPS, BATCH = 2048, 32, 256

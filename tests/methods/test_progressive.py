@@ -6,14 +6,23 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
-from gendistill.diffusion.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.progressive import WEIGHTINGS, prediction_loss, x_0_weight
 from gendistill.samplers import ddim_step, invert_ddim_step
-from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, expand_to, trailing
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import (
+    PREDICTION_TYPES,
+    GridDDIMScheduler,
+    NoiseSchedule,
+    Prediction,
+    StochasticDDIMScheduler,
+    expand_to,
+    from_prediction,
+    to_prediction,
+    trailing,
+)
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULERS = {
@@ -340,7 +349,7 @@ def test_a_guided_teacher_is_halved_as_any_other(noise):
     points = torch.tensor([0.5, -1.0], dtype=torch.float64)
 
     def call(network, x_t, t, conditioning):
-        return points[conditioning.class_labels][:, None].expand_as(x_t)
+        return points[conditioning["class_labels"]][:, None].expand_as(x_t)
 
     denoiser = Denoiser(None, SCALED_LINEAR, "sample", call)
     labels, scale = torch.tensor([0, 1, 0, 1, 0, 1]), torch.tensor([1.0, 1.0, 2.0, 2.0, 5.0, 5.0], dtype=torch.float64)

@@ -85,8 +85,8 @@ def test_the_guided_pair_is_one_call_of_the_teacher_and_a_halving_two(teacher, g
     batch = batch_for(teacher, 6, generator)
     for kind, expected in ((GuidanceDistillation, [12]), (StepHalving, [6, 6])):
         method, sizes = method_of(teacher, kind, scale=3.0), []
-        hook = method.networks.teacher.network.register_forward_pre_hook(
-            lambda module, arguments, sizes=sizes: sizes.append(len(arguments[0]))
+        hook = method.networks.teacher.network.register_forward_hook(
+            lambda module, arguments, output, sizes=sizes: sizes.append(len(output.sample))
         )
         loss_at(method, batch, 0)
         hook.remove()
@@ -99,7 +99,7 @@ def test_scales_are_drawn_over_the_range_and_told_to_the_student(teacher, genera
         method_of(teacher, GuidanceDistillation, mode="embedded", dialect_steps=0),
     )
     told = []
-    method.loss = lambda x_t, t, conditioning, *rest: told.append(conditioning.guidance_scale) or torch.zeros(())
+    method.loss = lambda x_t, t, conditioning, *rest: told.append(conditioning.get("guidance_scale")) or torch.zeros(())
     loss_at(method, batch, 0)
     assert told[0].shape == (64,)
     assert 1 <= told[0].min() < 1.5

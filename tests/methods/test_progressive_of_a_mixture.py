@@ -8,13 +8,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from gendistill.diffusion.conditioning import Conditioning
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.diffusion.prediction import Prediction
 from gendistill.methods.halving import Halving, halving_target, halving_times, halvings
 from gendistill.methods.progressive import prediction_loss
 from gendistill.samplers import ddim_step
-from gendistill.schedulers import NoiseSchedule, expand_to
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
 
 SCHEDULE = NoiseSchedule.from_scheduler(DDIMScheduler(beta_schedule="squaredcos_cap_v2"))
 CENTRES = torch.tensor([[1.2, 0.0], [-1.2, 0.0], [0.0, 1.2], [0.0, -0.6]])

@@ -13,10 +13,10 @@ from PIL import Image
 from tiny_runs import logged, settings_of
 
 from gendistill.data.decoded import _copied
-from gendistill.diffusion.codec import LatentCodec
 from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by, tiny_autoencoder
 from gendistill.evaluation.decoder_figures import ROUND_TRIPS
 from gendistill.run.distill import distill
+from gendistill.samplers.codec import LatentCodec
 
 COUNT, EDGE = 12, 32
 OPEN = """

@@ -4,8 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from gendistill.diffusion.prediction import to_prediction
-from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, trailing
+from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, to_prediction, trailing
 
 SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 ZERO_SNR = {**SCALED_LINEAR, "rescale_betas_zero_snr": True}

@@ -2,9 +2,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
-from gendistill.diffusion.prediction import to_prediction
 from gendistill.samplers import ddim_step
-from gendistill.schedulers import GridDDIMScheduler, NoiseSchedule, StochasticDDIMScheduler, student_scheduler, trailing
+from gendistill.schedulers import (
+    GridDDIMScheduler,
+    NoiseSchedule,
+    StochasticDDIMScheduler,
+    student_scheduler,
+    to_prediction,
+    trailing,
+)
 
 STABLE_DIFFUSION = PNDMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1

@@ -1,0 +1,59 @@
+"""Stable Diffusion XL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.families.family import Conditions
+from gendistill.samplers.families.stable_diffusion import StableDiffusion
+
+SIZES = 6  # original height and width, the crop's top and left, target height and width
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL: a second text encoder, which also gives a pooled embedding, and the size and the crop of the image
+    as conditions (Podell et al. 2023, section 2.2).
+    """
+
+    pipelines = ("StableDiffusionXLPipeline",)
+    prompt_encoders = ("text_encoder", "text_encoder_2")
+
+    def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
+        embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, self.device(pipeline), 1, False)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def unconditional(self, pipeline: Any) -> Conditions:
+        """What the pipeline takes without a negative prompt: zeros where its config says so, as that of SDXL does."""
+        _, embeds, _, pooled = pipeline.encode_prompt("", None, self.device(pipeline), 1, True)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
+        """Original and target size are `size`, nothing is cropped: what the pipeline says by default."""
+        embeds, sizes = encoded["prompt_embeds"], None
+        if size is not None:
+            one = torch.tensor([*size, 0, 0, *size], dtype=embeds.dtype, device=embeds.device)
+            sizes = one.repeat(len(embeds), 1)
+        return Conditioning(prompt_embeds=embeds, pooled_embeds=encoded["pooled_prompt_embeds"], time_ids=sizes)
+
+    def network_inputs(
+        self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        pooled, sizes = (conditioning[name].to(dtype) for name in ("pooled_embeds", "time_ids"))
+        given = super().network_inputs(config, x_t, t, conditioning, dtype)
+        return {**given, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+
+    def example_conditioning(self, config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> Conditioning:
+        pooled = config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]
+        shapes = {"pooled_embeds": (batch, pooled), "time_ids": (batch, SIZES)}
+        added = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+        return Conditioning(**super().example_conditioning(config, batch, dtype), **added)
+
+    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
+        zeros = pipeline.config.force_zeros_for_empty_prompt
+        return StableDiffusionXLPipeline(**{**pipeline.components, **parts}, force_zeros_for_empty_prompt=zeros)
