@@ -23,7 +23,9 @@ from gendistill.sampling.task_inputs import read_task
 
 
 @dataclass(frozen=True)
-class Drawing:
+class GeneratedImages:
+    """What a call of `draw` wrote, and how it went; `seconds` are those of sampling alone."""
+
     files: list[Path]
     pictures: int
     steps: int
@@ -58,7 +60,7 @@ def draw(
     memory: float | None = None,
     dtype: str | None = None,
     quantization: str | None = None,
-) -> Drawing:
+) -> GeneratedImages:
     """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
 
     Args:
@@ -116,7 +118,7 @@ def draw(
             pictures = torch.cat([batch.cpu() for batch in batches])
     seconds = time.perf_counter() - started
     placement = sampler.placement.name if isinstance(sampler, PlacedSampler) and sampler.placement else None
-    return Drawing(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
+    return GeneratedImages(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
 
 
 NO_PROMPT = "--prompt and --prompts: takes one of them"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
-from gendistill.samplers.families.pixel import ClassConditional, Unconditional
+from gendistill.samplers.families.pixel_unet import ClassConditional, Unconditional
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
 from gendistill.samplers.families.stable_diffusion_xl import StableDiffusionXL
 

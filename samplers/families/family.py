@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
@@ -82,7 +82,7 @@ class Family(ABC):
         """The network that is distilled."""
         return getattr(pipeline, self.network_part)
 
-    def encoders(self, pipeline: Any) -> dict[str, nn.Module]:
+    def encoders(self, pipeline: Any) -> dict[str, Any]:
         """The networks that encode prompts, by name, as many as the pipeline has."""
         found = {name: getattr(pipeline, name, None) for name in self.prompt_encoders}
         return {name: network for name, network in found.items() if network is not None}

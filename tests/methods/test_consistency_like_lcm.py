@@ -80,8 +80,8 @@ def test_the_loss_and_its_gradient_are_those_of_diffusers_lcm_script(prediction_
     guidance = GuidanceConfig(mode="embedded", range=(W_MIN + 1, W_MAX + 1))
     latents = torch.randn(BATCH, 4, 8, 8, generator=generator)
     embeds, empty = torch.randn(BATCH, 6, 32, generator=generator), torch.randn(1, 6, 32, generator=generator)
-    method = ConsistencyDistillation(networks, Guidance(Conditioning(empty), guidance), config)
-    (update,) = method.updates(Batch(latents, Conditioning(embeds)), 0, PerSampleRandom(3, 0, 0, BATCH))
+    method = ConsistencyDistillation(networks, Guidance(Conditioning(prompt_embeds=empty), guidance), config)
+    (update,) = method.updates(Batch(latents, Conditioning(prompt_embeds=embeds)), 0, PerSampleRandom(3, 0, 0, BATCH))
     update.loss.backward()
 
     random = PerSampleRandom(3, 0, 0, BATCH)  # the same draws: noise, point of the grid, guidance
