@@ -15,7 +15,7 @@ from gendistill.metrics.distances.clip_score import ClipScorer
 from gendistill.metrics.features import feature_extractor as pictures_of
 from gendistill.metrics.features.feature_extractor import FeatureExtractor
 from gendistill.metrics.features.feature_store import Features, FeatureStore
-from gendistill.metrics.measure import Pictures
+from gendistill.metrics.metric import SampleFeatures
 
 Progress = Callable[[int], None]
 Make = Callable[[], pictures_of.Pictures]
@@ -41,7 +41,7 @@ class Extraction:
         *,
         source: Sequence[str] | None = None,
         progress: Progress | None = None,
-    ) -> Pictures:
+    ) -> SampleFeatures:
         """Features of pictures, and embeddings where there is a scorer.
 
         Args:
@@ -51,10 +51,10 @@ class Extraction:
         """
         features = self.features(make, source=source, progress=progress).array()
         if self.scorer is None:
-            return Pictures(features, prompts)
+            return SampleFeatures(features, prompts)
         towers = self._kept(self.scorer.image_extractor, make, source, None).array()
         texts = None if prompts is None else self.scorer.embed_texts(prompts)
-        return Pictures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
+        return SampleFeatures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
 
     def features(self, make: Make, *, source: Sequence[str] | None = None, progress: Progress | None = None) -> Features:
         """Of the extractor alone, in files where they are kept: memory does not grow with their number."""

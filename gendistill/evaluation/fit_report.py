@@ -20,10 +20,10 @@ from gendistill.evaluation.reporting import (
     Column,
     Details,
     Figure,
+    PageSection,
     Plot,
-    Row,
-    Section,
     Table,
+    TableRow,
     Text,
     Warning,
 )
@@ -45,7 +45,7 @@ DRIFT = (
 )
 
 
-def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", colour: int = 1) -> Section:
+def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", colour: int = 1) -> PageSection:
     """Of one student.
 
     Args:
@@ -78,7 +78,7 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
             blocks.append(Details("Modules of a LoRA that did not fit", missing))
     ways = [(name, f"{steps} steps, guidance {scale:g}") for name, (steps, scale) in fit.ways.items()]
     blocks.append(Details("How it was measured", [("pictures", f"{drawn} of each, same noise and prompts"), *ways]))
-    return Section(f"Does {student} still fit?", blocks, f"{student} in the place of {teacher}.")
+    return PageSection(f"Does {student} still fit?", blocks, f"{student} in the place of {teacher}.")
 
 
 def as_json(fit: Fit) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _drift_table(drift: LatentDrift, student: str, colour: int) -> Table:
         Column("PSNR", "Of the latents, with the range of the teacher's as the peak.", "higher"),
     ]
     cells = [Cell(f"{value:.3g}", value=value) for value in _figures(drift)]
-    row = Row([Cell(student, colour=colour), *cells, _number(drift.cosine), _decibels(drift.psnr)])
+    row = TableRow([Cell(student, colour=colour), *cells, _number(drift.cosine), _decibels(drift.psnr)])
     return Table(columns, [row], "Drift of the latents of the same noise and prompts.")
 
 
@@ -204,7 +204,7 @@ def _layer_table(fit: Fit) -> Table:
         Column("mean", better="higher"),
     ]
     rows = [
-        Row(
+        TableRow(
             [
                 layer.teacher,
                 layer.student,
@@ -227,12 +227,12 @@ def _add_on_table(fit: Fit) -> Table:
         Column("left out", "Modules of a LoRA that the student has no place for."),
     ]
 
-    def row(one: AddOnFit) -> Row:
+    def row(one: AddOnFit) -> TableRow:
         effect = one.effect
         numbers = (None, None, None) if effect is None else (effect.cosine, effect.ratio, effect.repeated)
         cells = [Cell(_number(number), value=number) for number in numbers]
         left_out = str(len(one.unfit)) if one.kind == "LoRA" else ""
-        return Row([f"{one.kind} {one.name}", *cells, left_out])
+        return TableRow([f"{one.kind} {one.name}", *cells, left_out])
 
     return Table(columns, [row(one) for one in fit.add_ons], f"Features of {fit.extractor}.")
 

@@ -1,15 +1,17 @@
-"""Distances between sets of features by a kernel: KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024).
+"""The kernel distance between sets of features, KID (Binkowski et al. 2018), and sums of kernels.
 
-Both are squared maximum mean discrepancies (Gretton et al. 2012): mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The
+It is a squared maximum mean discrepancy (Gretton et al. 2012): mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The
 kernel is evaluated in blocks of rows, so that memory holds N numbers at a time, not N x M.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks, unit_rows
+from gendistill.metrics.distances.uncertainty import Interval, symmetric_bootstrap
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks
+from gendistill.metrics.metric import Metric, Need
 
 Kernel = Callable[[Matrix, Matrix], Matrix]  # (N, D), (M, D) to (N, M)
 
@@ -30,12 +32,6 @@ def polynomial_kernel(x: Matrix, y: Matrix) -> Matrix:
     base /= x.shape[1]
     base += 1
     return base * base * base
-
-
-def gaussian_kernel(x: Matrix, y: Matrix, sigma: float = 10.0) -> Matrix:
-    """exp(-|x - y|^2 / (2 sigma^2)) of `x` (N, D) and `y` (M, D), (N, M)."""
-    squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
-    return np.exp(squared.clip(min=0) / (-2 * sigma**2))
 
 
 def kernel_sums(x: Matrix, y: Matrix, u: Matrix, v: Matrix, kernel: Kernel, without_diagonal: bool = False) -> Matrix:
@@ -88,22 +84,6 @@ def kid_of_all(features: Features, reference: Features) -> float:
     return float(_mmd2_unbiased(x, y, np.ones((1, len(x))), np.ones((1, len(y))))[0])
 
 
-def cmmd(embeddings: Features, reference: Features) -> float:
-    """1000 MMD^2 of `embeddings` (N, D) and `reference` (M, D) of CLIP, each scaled to length 1; at least 0.
-
-    Gaussian kernel with sigma 10; means over all pairs, those of a picture with itself included, which is biased
-    (Jayasumana et al. 2024, section 4).
-
-    Raises:
-        ValueError: the numbers of features differ, a set has fewer than 2 pictures, or an embedding is zero.
-    """
-    x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
-    x, y = unit_rows(x, "embeddings"), unit_rows(y, "reference")
-    u, v = np.full((1, len(x)), 1 / len(x)), np.full((1, len(y)), 1 / len(y))
-    within = kernel_sums(x, x, u, u, gaussian_kernel)[0] + kernel_sums(y, y, v, v, gaussian_kernel)[0]
-    return max(1000 * float(within - 2 * kernel_sums(x, y, u, v, gaussian_kernel)[0]), 0.0)
-
-
 def _mmd2_unbiased(x: Matrix, y: Matrix, u: Matrix, v: Matrix) -> Matrix:
     """Of the subsets whose members have 1 in the rows of `u` (B, N) and `v` (B, M); all of one size each: (B,)."""
     m, n = u[0].sum(), v[0].sum()
@@ -119,3 +99,60 @@ def _indicators(count: int, subsets: list[np.ndarray]) -> Matrix:
     for row, chosen in zip(indicators, subsets, strict=True):
         row[chosen] = 1
     return indicators
+
+
+class WeightedKernelDistance:
+    """The unbiased MMD^2 of KID's kernel over all pictures of both sets; the reference is not weighted.
+
+    A picture's kernel with itself is left out also where the picture was drawn twice, as it would add a bias that the
+    estimate itself does not have.
+    """
+
+    dim = 1
+
+    def __init__(self, features: Features, reference: Features) -> None:
+        self._x, y = feature_matrices(features, reference)
+        self.count = len(self._x)
+        ones = np.ones((1, len(y)))
+        pairs = len(y) * (len(y) - 1)
+        self._reference = kernel_sums(y, y, ones, ones, polynomial_kernel, without_diagonal=True)[0] / pairs
+        blocks = row_blocks(len(self._x), len(y))
+        self._to_reference = np.concatenate([polynomial_kernel(self._x[rows], y).mean(axis=1) for rows in blocks])
+
+    def __call__(self, weights: Matrix) -> Matrix:
+        total = weights.sum(axis=1)
+        pairs = total**2 - np.square(weights).sum(axis=1)
+        within = kernel_sums(self._x, self._x, weights, weights, polynomial_kernel, without_diagonal=True) / pairs
+        return within + self._reference - 2 * weights @ self._to_reference / total
+
+
+def kernel_interval(
+    features: Features,
+    reference: Features,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Of KID (all pictures, `kid_of_all`) for infinitely many pictures like `features` (N, D); `reference` stays as it is.
+
+    Raises:
+        ValueError: the numbers of features differ, or as `mean_interval`.
+    """
+    return symmetric_bootstrap(WeightedKernelDistance(features, reference), groups, level, resamples, seed)
+
+
+KERNEL_DISTANCE = Metric(
+    name="kid",
+    explanation="Kernel distance: an unbiased MMD² of the same features, times 1000.",
+    compute=lambda inputs: kid_of_all(inputs.features, inputs.real_features),
+    higher_is_better=False,
+    needs=frozenset({Need.REAL_FEATURES}),
+    interval=lambda inputs: kernel_interval(inputs.features, inputs.real_features, seed=inputs.seed),
+    default="full",
+    in_summary=False,
+    scale=1000,
+    aliases=("kd",),
+    stems=("kid", "kd"),
+    named_after="extractor",
+)

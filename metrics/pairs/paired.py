@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from gendistill.metrics.distances.frechet import GaussianStatistics
+from gendistill.metrics.distances.frechet import GaussianStatistics, WeightedFrechet
+from gendistill.metrics.distances.kernel import WeightedKernelDistance
 from gendistill.metrics.distances.uncertainty import (
     Interval,
+    WeightedScore,
     affordable_resamples,
     check_level,
     group_numbers,
@@ -18,7 +20,6 @@ from gendistill.metrics.distances.uncertainty import (
     symmetric_interval,
     symmetric_weights,
 )
-from gendistill.metrics.distances.weighted import WeightedFrechet, WeightedKernelDistance, WeightedScore
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
 
 

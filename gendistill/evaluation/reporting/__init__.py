@@ -1,6 +1,6 @@
 """Reports: blocks of plain data as one HTML page that loads nothing, plots, pictures and tables as files."""
 
-from gendistill.evaluation.reporting.bars import Estimate, Group, dumbbell, shares, worst
+from gendistill.evaluation.reporting.bars import Group, PlottedValue, dumbbell, shares, worst
 from gendistill.evaluation.reporting.colours import colour_numbers
 from gendistill.evaluation.reporting.csv import write_csv
 from gendistill.evaluation.reporting.image_files import write_png
@@ -15,11 +15,11 @@ from gendistill.evaluation.reporting.page import (
     Galleries,
     Gallery,
     Page,
+    PageSection,
     PictureComparison,
     PictureRow,
-    Row,
-    Section,
     Table,
+    TableRow,
     Text,
     Warning,
     render,
@@ -35,20 +35,20 @@ __all__ = [
     "Cell",
     "Column",
     "Details",
-    "Estimate",
     "Figure",
     "Galleries",
     "Gallery",
     "Group",
     "Page",
+    "PageSection",
     "PictureComparison",
     "PictureRow",
     "Plot",
+    "PlottedValue",
     "Point",
-    "Row",
-    "Section",
     "Series",
     "Table",
+    "TableRow",
     "Text",
     "Warning",
     "colour_numbers",

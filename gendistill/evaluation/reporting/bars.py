@@ -18,7 +18,7 @@ WORST = 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PlottedValue:
     """A figure and, where it is known, its interval."""
 
     value: float
@@ -31,8 +31,8 @@ class Group:
     """A class, a group of prompts or a value of an attribute: the teacher's figure and the student's."""
 
     name: str
-    teacher: Estimate
-    student: Estimate
+    teacher: PlottedValue
+    student: PlottedValue
 
     @property
     def change(self) -> float:

@@ -12,8 +12,8 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 from gendistill.evaluation.reporting import (
-    Estimate,
     Group,
+    PlottedValue,
     Point,
     Series,
     colour_numbers,
@@ -57,7 +57,7 @@ PLOTS = {
     "crowded lines": quality_against_steps(crowd(9), "fd", y_log=True),
     "all steps": quality_against_steps([Series("a", tuple(Point(n, 1 / n) for n in range(1, 65)), 1)], "fd"),
     "groups": dumbbell(groups(), "distance", teacher="tiny-sd, 50 steps", student="consistency, 4 steps"),
-    "one group": dumbbell([Group("a" * 99, Estimate(1.0), Estimate(1.0))], "distance"),
+    "one group": dumbbell([Group("a" * 99, PlottedValue(1.0), PlottedValue(1.0))], "distance"),
     "shares": shares(attributes()),
 }
 
@@ -155,7 +155,7 @@ def test_the_front_of_random_points_falls_and_beats_all_others():
 
 
 def test_the_worst_groups_come_first_whichever_way_is_better():
-    made = [Group(str(change), Estimate(5), Estimate(5 + change)) for change in (-1, 3, 0, 2)]
+    made = [Group(str(change), PlottedValue(5), PlottedValue(5 + change)) for change in (-1, 3, 0, 2)]
     assert [group.name for group in worst(made, better="lower", most=2)] == ["3", "2"]
     assert [group.name for group in worst(made, better="higher", most=2)] == ["-1", "0"]
 

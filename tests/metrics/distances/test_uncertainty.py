@@ -3,22 +3,24 @@ import pytest
 import torch
 from feature_sets import drawn_and_reference
 
-from gendistill.metrics.distances import weighted
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
-from gendistill.metrics.distances.kernel import kid_of_all
+from gendistill.metrics.distances import frechet
+from gendistill.metrics.distances.frechet import (
+    GaussianStatistics,
+    WeightedFrechet,
+    frechet_distance,
+    frechet_interval,
+    gaussian_statistics,
+)
+from gendistill.metrics.distances.kernel import WeightedKernelDistance, kernel_interval, kid_of_all
 from gendistill.metrics.distances.uncertainty import (
     Interval,
     affordable_resamples,
-    frechet_interval,
-    kernel_interval,
     mean_interval,
     sample_size_warning,
     symmetric_interval,
     symmetric_weights,
-    vendi_interval,
 )
-from gendistill.metrics.distances.vendi import vendi_score
-from gendistill.metrics.distances.weighted import WeightedFrechet, WeightedKernelDistance, WeightedVendi
+from gendistill.metrics.distances.vendi import WeightedVendi, vendi_interval, vendi_score
 
 
 def gaussians(dim, shift, scale, seed=0):
@@ -108,7 +110,7 @@ def test_the_interval_of_the_vendi_score_covers_that_of_infinitely_many_pictures
 @pytest.mark.parametrize(("count", "dim", "batched"), [(60, 10, 128), (60, 10, 1), (12, 30, 128), (30, 30, 128)])
 def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim, batched, monkeypatch):
     """For each way of taking eigenvalues. Repeated rows are divided by their number less one, weights by their own freedom."""
-    monkeypatch.setattr(weighted, "BATCHED_DIM", batched)
+    monkeypatch.setattr(frechet, "BATCHED_DIM", batched)
     x, y = drawn_and_reference(count, 90, dim)
     weights = np.random.default_rng(9).multinomial(count, np.full(count, 1 / count), size=3).astype(float)
     weights[0] = 1
