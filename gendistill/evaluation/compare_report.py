@@ -21,6 +21,7 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
+    Notice,
     Page,
     PageSection,
     Plot,
@@ -29,7 +30,6 @@ from gendistill.evaluation.reporting import (
     Table,
     TableRow,
     Text,
-    Warning,
     colour_numbers,
     pareto,
     quality_against_steps,
@@ -116,7 +116,7 @@ def _figures(comparison: ModelComparison, colours: dict[str, int]) -> PageSectio
         )
         for row in comparison.rows
     ]
-    warnings = [Warning(text) for text in comparison.warnings]
+    warnings = [Notice(text) for text in comparison.warnings]
     caption = f"{INTERVALS} The best of a column is marked."
     return PageSection("Figures", [Cards(cards), *warnings, Table(columns, rows, caption).with_best()])
 

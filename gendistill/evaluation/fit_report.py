@@ -20,12 +20,12 @@ from gendistill.evaluation.reporting import (
     Column,
     Details,
     Figure,
+    Notice,
     PageSection,
     Plot,
     Table,
     TableRow,
     Text,
-    Warning,
 )
 from gendistill.evaluation.reporting.colours import marker
 from gendistill.evaluation.reporting.legend import add_legend, shortened
@@ -55,7 +55,7 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
     drawn, compared = fit.pictures
     blocks: list[Block] = [Cards(_cards(fit, colour))]
     if compared < FEW_PICTURES:
-        blocks.append(Warning(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
+        blocks.append(Notice(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
     blocks += [
         Text(_in_words(fit.latents, student, teacher), "Latents"),
         Figure(drift_plot(fit.latents, student, teacher, colour), "0 is no drift."),
@@ -72,7 +72,7 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
     if fit.add_ons:
         blocks += [Text(f"What was made for {teacher}, loaded into both models.", "Add-ons"), _add_on_table(fit)]
         blocks += [Text(f"{one.name}: {note}") for one in fit.add_ons for note in one.notes]
-        blocks += [Warning(_doubt(one)) for one in fit.add_ons if _doubt(one)]
+        blocks += [Notice(_doubt(one)) for one in fit.add_ons if _doubt(one)]
         missing = [(one.name, ", ".join(one.unfit)) for one in fit.add_ons if one.unfit]
         if missing:
             blocks.append(Details("Modules of a LoRA that did not fit", missing))

@@ -21,12 +21,12 @@ from gendistill.evaluation.reporting import (
     Details,
     Galleries,
     Gallery,
+    Notice,
     Page,
     PageSection,
     Table,
     TableRow,
     Text,
-    Warning,
     write_page,
 )
 from gendistill.evaluation.score_cells import (
@@ -183,7 +183,7 @@ def _figures(comparison: GeneratorComparison) -> PageSection:
         arrow = "↑" if column.better == "higher" else "↓"
         cells = _with_best([score_cell(of, name) for of in (teacher, student)], column.better)
         rows.append(TableRow([f"{column.name} {arrow}", *cells]))
-    blocks: list[Block] = [Cards(cards), *(Warning(text) for text in comparison.warnings), Table(columns, rows, INTERVALS)]
+    blocks: list[Block] = [Cards(cards), *(Notice(text) for text in comparison.warnings), Table(columns, rows, INTERVALS)]
     blocks.append(explanations(names))
     if comparison.test is not None:
         blocks.append(Text(f"{metric}: {comparison.test.describe(student.model, teacher.model)}"))

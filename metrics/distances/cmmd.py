@@ -1,12 +1,12 @@
 """CMMD: the maximum mean discrepancy of CLIP's embeddings (Jayasumana et al. 2024)."""
 
-from collections.abc import Hashable, Sequence
+from typing import Unpack
 
 import numpy as np
 
-from gendistill.metrics.distances.kernel import kernel_sums
-from gendistill.metrics.distances.uncertainty import Interval, symmetric_bootstrap
-from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks, unit_rows
+from gendistill.metrics.distances.kernel import WeightedMmd
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, unit_rows
 from gendistill.metrics.metric import Metric, Need
 
 
@@ -25,47 +25,23 @@ def cmmd(embeddings: Features, reference: Features) -> float:
     Raises:
         ValueError: the numbers of features differ, a set has fewer than 2 pictures, or an embedding is zero.
     """
+    score = weighted_cmmd(embeddings, reference)
+    return max(float(score(np.ones((1, score.count)))[0]), 0.0)
+
+
+def weighted_cmmd(embeddings: Features, reference: Features) -> WeightedMmd:
+    """`cmmd` of weighted images, but not cut off at 0; raises ValueError as that does."""
     x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
-    x, y = unit_rows(x, "embeddings"), unit_rows(y, "reference")
-    u, v = np.full((1, len(x)), 1 / len(x)), np.full((1, len(y)), 1 / len(y))
-    within = kernel_sums(x, x, u, u, gaussian_kernel)[0] + kernel_sums(y, y, v, v, gaussian_kernel)[0]
-    return max(1000 * float(within - 2 * kernel_sums(x, y, u, v, gaussian_kernel)[0]), 0.0)
+    return WeightedMmd(unit_rows(x, "embeddings"), unit_rows(y, "reference"), gaussian_kernel, unbiased=False, scale=1000)
 
 
-class WeightedCmmd:
-    """CMMD of weighted pictures, with weights of 1 `cmmd`; the reference is not weighted."""
-
-    dim = 1
-
-    def __init__(self, embeddings: Features, reference: Features) -> None:
-        x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
-        self._x, y = unit_rows(x, "embeddings"), unit_rows(y, "reference")
-        self.count = len(self._x)
-        share = np.full((1, len(y)), 1 / len(y))
-        self._reference = kernel_sums(y, y, share, share, gaussian_kernel)[0]
-        blocks = row_blocks(len(self._x), len(y))
-        self._to_reference = np.concatenate([gaussian_kernel(self._x[rows], y).mean(axis=1) for rows in blocks])
-
-    def __call__(self, weights: Matrix) -> Matrix:
-        shares = weights / weights.sum(axis=1, keepdims=True)
-        within = kernel_sums(self._x, self._x, shares, shares, gaussian_kernel)
-        return 1000 * (within + self._reference - 2 * shares @ self._to_reference)
-
-
-def cmmd_interval(
-    embeddings: Features,
-    reference: Features,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
+def cmmd_interval(embeddings: Features, reference: Features, **resampling: Unpack[Resampling]) -> Interval:
     """Of CMMD for infinitely many pictures like `embeddings` (N, E), its bias taken off; `reference` stays as it is.
 
     Raises:
         ValueError: as `cmmd` and `mean_interval`.
     """
-    return symmetric_bootstrap(WeightedCmmd(embeddings, reference), groups, level, resamples, seed, at_least=0.0)
+    return symmetric_bootstrap(weighted_cmmd(embeddings, reference), **resampling, at_least=0.0)
 
 
 CMMD = Metric(

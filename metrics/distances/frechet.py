@@ -1,17 +1,16 @@
 """The Fréchet distance between two sets of features, each seen as a Gaussian (Heusel et al. 2017, eq. 6)."""
 
 import zipfile
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
-from gendistill.metrics.distances.uncertainty import Interval, symmetric_bootstrap
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrix
 from gendistill.metrics.metric import Metric, MetricInputs, Need
 
@@ -287,14 +286,7 @@ class WeightedFrechet:
         return float(_roots(scaled[None] / _freedom(w[None]))[0])
 
 
-def frechet_interval(
-    features: Features,
-    reference: GaussianStatistics,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
+def frechet_interval(features: Features, reference: GaussianStatistics, **resampling: Unpack[Resampling]) -> Interval:
     """Of the Fréchet distance of infinitely many pictures like `features` (N, D) to `reference`, which stays as it is.
 
     The distance of N pictures is too large by about c / N, so the percentiles of its resamples miss the large-sample value.
@@ -304,7 +296,7 @@ def frechet_interval(
     Raises:
         ValueError: the numbers of features differ, or as `mean_interval`.
     """
-    return symmetric_bootstrap(WeightedFrechet(features, reference), groups, level, resamples, seed, at_least=0.0)
+    return symmetric_bootstrap(WeightedFrechet(features, reference), **resampling, at_least=0.0)
 
 
 def _freedom(weights: Matrix) -> Matrix:

@@ -4,12 +4,13 @@ It is a squared maximum mean discrepancy (Gretton et al. 2012): mean k(x, x') + 
 kernel is evaluated in blocks of rows, so that memory holds N numbers at a time, not N x M.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
-from gendistill.metrics.distances.uncertainty import Interval, symmetric_bootstrap
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks
 from gendistill.metrics.metric import Metric, Need
 
@@ -101,45 +102,43 @@ def _indicators(count: int, subsets: list[np.ndarray]) -> Matrix:
     return indicators
 
 
-class WeightedKernelDistance:
-    """The unbiased MMD^2 of KID's kernel over all pictures of both sets; the reference is not weighted.
+class WeightedMmd:
+    """The squared MMD of weighted images to a reference, which is not weighted, by a kernel.
 
-    A picture's kernel with itself is left out also where the picture was drawn twice, as it would add a bias that the
+    `unbiased` leaves out an image's kernel with itself, also where the image was drawn twice, as it would add a bias that the
     estimate itself does not have.
     """
 
     dim = 1
 
-    def __init__(self, features: Features, reference: Features) -> None:
-        self._x, y = feature_matrices(features, reference)
-        self.count = len(self._x)
-        ones = np.ones((1, len(y)))
-        pairs = len(y) * (len(y) - 1)
-        self._reference = kernel_sums(y, y, ones, ones, polynomial_kernel, without_diagonal=True)[0] / pairs
-        blocks = row_blocks(len(self._x), len(y))
-        self._to_reference = np.concatenate([polynomial_kernel(self._x[rows], y).mean(axis=1) for rows in blocks])
+    def __init__(self, x: Matrix, y: Matrix, kernel: Kernel, *, unbiased: bool, scale: float = 1.0) -> None:
+        self._x, self._kernel, self._unbiased, self._scale = x, kernel, unbiased, scale
+        self.count = len(x)
+        self._reference = self._within(y, np.full((1, len(y)), 1 / len(y)))
+        blocks = row_blocks(len(x), len(y))
+        self._to_reference = np.concatenate([kernel(x[rows], y).mean(axis=1) for rows in blocks])
 
     def __call__(self, weights: Matrix) -> Matrix:
-        total = weights.sum(axis=1)
-        pairs = total**2 - np.square(weights).sum(axis=1)
-        within = kernel_sums(self._x, self._x, weights, weights, polynomial_kernel, without_diagonal=True) / pairs
-        return within + self._reference - 2 * weights @ self._to_reference / total
+        shares = weights / weights.sum(axis=1, keepdims=True)
+        return self._scale * (self._within(self._x, shares) + self._reference - 2 * shares @ self._to_reference)
+
+    def _within(self, x: Matrix, shares: Matrix) -> Matrix:
+        sums = kernel_sums(x, x, shares, shares, self._kernel, without_diagonal=self._unbiased)
+        return sums / (1 - np.square(shares).sum(axis=1)) if self._unbiased else sums
 
 
-def kernel_interval(
-    features: Features,
-    reference: Features,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
+def weighted_kid(features: Features, reference: Features) -> WeightedMmd:
+    """`kid_of_all` of weighted images; raises ValueError as that does."""
+    return WeightedMmd(*feature_matrices(features, reference), polynomial_kernel, unbiased=True)
+
+
+def kernel_interval(features: Features, reference: Features, **resampling: Unpack[Resampling]) -> Interval:
     """Of KID (all pictures, `kid_of_all`) for infinitely many pictures like `features` (N, D); `reference` stays as it is.
 
     Raises:
         ValueError: the numbers of features differ, or as `mean_interval`.
     """
-    return symmetric_bootstrap(WeightedKernelDistance(features, reference), groups, level, resamples, seed)
+    return symmetric_bootstrap(weighted_kid(features, reference), **resampling)
 
 
 KERNEL_DISTANCE = Metric(

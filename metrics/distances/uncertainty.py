@@ -5,7 +5,7 @@ Seeds are explicit: the same features, seed and resamples give the same interval
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -71,12 +71,25 @@ def mean_interval(
     return Interval(float(low), float(high), level)
 
 
+class Resampling(TypedDict, total=False):
+    """How the interval of a distance is resampled.
+
+    groups: (N,) what belongs together and is resampled together, as for `mean_interval`; level: a share between 0 and 1, 0.95;
+    resamples: as many as the score's dimension allows where None; seed: 0.
+    """
+
+    groups: Sequence[Hashable] | None
+    level: float
+    resamples: int | None
+    seed: int
+
+
 def symmetric_bootstrap(
     score: WeightedScore,
-    groups: Sequence[Hashable] | None,
-    level: float,
-    resamples: int | None,
-    seed: int,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int | None = None,
+    seed: int = 0,
     at_least: float = -np.inf,
 ) -> Interval:
     """Interval of `score` for infinitely many pictures; `resamples` None: as many as its dimension allows."""

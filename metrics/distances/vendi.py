@@ -1,11 +1,11 @@
 """How different the pictures of one set are from each other: the Vendi score (Friedman & Dieng 2023)."""
 
-from collections.abc import Hashable, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 
-from gendistill.metrics.distances.uncertainty import Interval, symmetric_bootstrap
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrix, unit_rows
 from gendistill.metrics.metric import Metric
 
@@ -59,20 +59,13 @@ class WeightedVendi:
         return np.array(scores)
 
 
-def vendi_interval(
-    features: Features,
-    order: float = 1.0,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
+def vendi_interval(features: Features, order: float = 1.0, **resampling: Unpack[Resampling]) -> Interval:
     """Of the Vendi score for infinitely many pictures like `features` (N, D), corrected as the Fréchet distance is.
 
     Raises:
         ValueError: as `vendi_score` and `mean_interval`.
     """
-    return symmetric_bootstrap(WeightedVendi(features, order), groups, level, resamples, seed, at_least=1.0)
+    return symmetric_bootstrap(WeightedVendi(features, order), **resampling, at_least=1.0)
 
 
 VENDI = Metric(

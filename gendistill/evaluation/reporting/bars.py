@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gendistill.evaluation.reporting.colours import marker
+from gendistill.evaluation.reporting.curves import Better
 from gendistill.evaluation.reporting.legend import add_legend, shortened
 from gendistill.evaluation.reporting.plot import NARROW, WIDE, Canvas, Plot
-from gendistill.evaluation.reporting.plots import Better
 
 WORST = 20
 

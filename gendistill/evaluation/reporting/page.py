@@ -198,14 +198,14 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Warning:
+class Notice:
     """What the reader must know before trusting what follows."""
 
     kind: ClassVar[str] = "warning"
     text: str
 
 
-Block = Text | Cards | Table | Figure | Galleries | PictureComparison | Details | Warning
+Block = Text | Cards | Table | Figure | Galleries | PictureComparison | Details | Notice
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from invented_page import page
-from PIL import Image
 
 from gendistill.evaluation.reporting import (
     Card,
@@ -17,6 +16,7 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
+    Notice,
     Page,
     PageSection,
     PictureComparison,
@@ -26,12 +26,10 @@ from gendistill.evaluation.reporting import (
     Table,
     TableRow,
     Text,
-    Warning,
-    lines,
+    guidance_curve,
     render,
     write_csv,
     write_page,
-    write_png,
 )
 from gendistill.evaluation.reporting.colours import DARK, LIGHT
 from gendistill.evaluation.reporting.image_files import data_uri, grid
@@ -139,12 +137,12 @@ def test_what_users_named_is_escaped_wherever_it_stands():
         Text(MARKUP),
         Cards([Card(MARKUP, MARKUP, MARKUP)]),
         Table([Column(MARKUP, MARKUP)], [TableRow([Cell(MARKUP, MARKUP)], group=MARKUP)], MARKUP),
-        Figure(lines([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
+        Figure(guidance_curve([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
         Galleries([Gallery(MARKUP, picture, [MARKUP], MARKUP)]),
         PictureComparison([MARKUP], [PictureRow(MARKUP, [picture[0]], [MARKUP], MARKUP)]),
         Details(MARKUP, [(MARKUP, MARKUP)]),
         Details(MARKUP, MARKUP),
-        Warning(MARKUP),
+        Notice(MARKUP),
     ]
     html = render(Page(MARKUP, [PageSection(MARKUP, blocks, MARKUP)], MARKUP, MARKUP))
     parsed = Elements(html)
@@ -236,15 +234,6 @@ def test_what_are_no_pictures_is_a_sentence(wrong):
         grid(wrong)
 
 
-def test_pictures_are_written_as_a_png_on_white(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), np.uint8)
-    write_png(tmp_path / "grid.png", pictures, columns=3, gap=2)
-    image = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert image.shape == (8, 28, 3)
-    assert (image[:, 10:18] == pictures[1].transpose(1, 2, 0)).all()
-    assert (image[:, 8:10] == 255).all()
-
-
 def test_a_csv_file_reads_back_as_it_was(tmp_path):
     rows = [['a, "b"\nc', 1.5, None], ["größer ✓", 0.1 + 0.2, -3]]
     write_csv(tmp_path / "t.csv", ["model", "fd", "change"], rows)
@@ -257,7 +246,7 @@ def test_a_csv_file_reads_back_as_it_was(tmp_path):
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path):
-    short = Page("t", [PageSection("s", [Figure(lines([Series("a", (Point(1, 1), Point(2, 2)), 1)], "x", "y"))])])
+    short = Page("t", [PageSection("s", [Figure(guidance_curve([Series("a", (Point(1, 1), Point(2, 2)), 1)], "x", "y"))])])
     write_page(short, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(short)  # and the same twice
     broken = Page("t", [PageSection("s", [Galleries([Gallery("g", np.zeros((0, 3, 4, 4), np.uint8))])])])

@@ -16,6 +16,7 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
+    Notice,
     Page,
     PageSection,
     PictureComparison,
@@ -25,7 +26,6 @@ from gendistill.evaluation.reporting import (
     Table,
     TableRow,
     Text,
-    Warning,
     pareto,
     write_page,
 )
@@ -50,7 +50,7 @@ def unwieldy() -> Page:
     blocks = [
         Text(LONG),
         Cards([Card(LONG, LONG, LONG, 3), Card("1", "a")]),
-        Warning(LONG),
+        Notice(LONG),
         Table([Column(LONG, LONG)] * 20, [TableRow([Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
         Figure(pareto(series, LONG, LONG), LONG),
         Galleries([Gallery(LONG, picture, [LONG] * 3, LONG)]),

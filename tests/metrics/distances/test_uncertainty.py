@@ -11,7 +11,7 @@ from gendistill.metrics.distances.frechet import (
     frechet_interval,
     gaussian_statistics,
 )
-from gendistill.metrics.distances.kernel import WeightedKernelDistance, kernel_interval, kid_of_all
+from gendistill.metrics.distances.kernel import kernel_interval, kid_of_all, weighted_kid
 from gendistill.metrics.distances.uncertainty import (
     Interval,
     affordable_resamples,
@@ -86,7 +86,7 @@ def test_the_interval_of_the_distance_takes_groups_too():
     reference = GaussianStatistics(np.full(4, 0.5), np.eye(4), None)
     x = np.repeat(rng.normal(size=(100, 4)), 6, axis=0)
     groups = list(np.repeat(np.arange(100), 6))
-    grouped, plain = frechet_interval(x, reference, groups), frechet_interval(x, reference)
+    grouped, plain = frechet_interval(x, reference, groups=groups), frechet_interval(x, reference)
     assert grouped.high - grouped.low > 1.7 * (plain.high - plain.low)  # root(6) = 2.4 times were the distance linear
 
 
@@ -124,7 +124,7 @@ def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim, batch
     np.testing.assert_allclose(WeightedFrechet(x, reference)(weights), expected, rtol=1e-6)
     vendi = [vendi_score(x[np.repeat(np.arange(count), w.astype(int))]) for w in weights]
     np.testing.assert_allclose(WeightedVendi(x)(weights), vendi, rtol=1e-9)
-    assert WeightedKernelDistance(x, y)(weights)[0] == pytest.approx(kid_of_all(x, y), rel=1e-9)
+    assert weighted_kid(x, y)(weights)[0] == pytest.approx(kid_of_all(x, y), rel=1e-9)
 
 
 def test_leaving_pictures_out_by_weight_is_leaving_them_out():
@@ -132,7 +132,7 @@ def test_leaving_pictures_out_by_weight_is_leaving_them_out():
     weights = np.zeros((1, 120))
     weights[0, 10:90] = 1
     reference = gaussian_statistics(y)
-    assert WeightedKernelDistance(x, y)(weights)[0] == pytest.approx(kid_of_all(x[10:90], y), rel=1e-9)
+    assert weighted_kid(x, y)(weights)[0] == pytest.approx(kid_of_all(x[10:90], y), rel=1e-9)
     apart = frechet_distance(gaussian_statistics(x[10:90]), reference)
     assert WeightedFrechet(x, reference)(weights)[0] == pytest.approx(apart, rel=1e-9)
 
