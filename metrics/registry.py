@@ -53,16 +53,16 @@ def chosen_metrics(names: Sequence[str], others: Collection[str] = ()) -> tuple[
         ValueError: a name is unknown.
     """
     known = {name: [name] for name in others}
-    for metric in METRICS.values():
-        for alias in (metric.name, *metric.aliases):
-            known.setdefault(_plain(alias), []).append(metric.name)
+    for name, metric in METRICS.items():
+        for alias in (name, *metric.aliases):
+            known.setdefault(_plain(alias), []).append(name)
     chosen: list[str] = []
-    for name in names:
-        if _plain(name) not in known:
-            near = get_close_matches(_plain(name), known, 1)
+    for requested in names:
+        if _plain(requested) not in known:
+            near = get_close_matches(_plain(requested), known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"metrics: got {name!r}, expects {', '.join([*METRICS, *others])}{hint}")
-        chosen += known[_plain(name)]
+            raise ValueError(f"metrics: got {requested!r}, expects {', '.join([*METRICS, *others])}{hint}")
+        chosen += known[_plain(requested)]
     return tuple(dict.fromkeys(chosen))
 
 
