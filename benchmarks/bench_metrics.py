@@ -32,7 +32,8 @@ from torch import nn
 from gendistill.data.sources.source import ImageFolder, open_source
 from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, InceptionFeatures, ModuleFeatures, extract
-from gendistill.metrics.measure import Pictures, Reference, measure
+from gendistill.metrics.measure import measure
+from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "train-*.tar.gz"
 OTHERS = ("kid", "prdc", "vendi")  # prdc is two: precision and recall, density and coverage
@@ -186,9 +187,9 @@ class Ours:
     def seconds_of_others(self) -> float:
         """That the other four of the five metrics take, of the features of the last call."""
         drawn, real = self.features
-        reference = Reference(gaussian_statistics(real), real)
+        reference = ReferenceFeatures(gaussian_statistics(real), real)
         started = time.perf_counter()
-        measure(Pictures(drawn), reference, OTHERS, fd="fid", intervals=False)
+        measure(SampleFeatures(drawn), reference, OTHERS, fd="fid", intervals=False)
         return time.perf_counter() - started
 
 

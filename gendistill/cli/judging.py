@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from gendistill.cli.shared import (
     CACHE,
@@ -27,9 +28,21 @@ from gendistill.cli.shared import (
 )
 
 
+class ListsMetrics(TyperCommand):
+    """A command whose help of --metrics names every registered metric; they are imported only to show it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from gendistill.metrics.registry import METRICS
+
+        option = next(param for param in self.params if param.name == "metrics")
+        option.help = f"{option.help.partition(':')[0]}: {', '.join(METRICS)}"  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
 @app.command(
+    cls=ListsMetrics,
     epilog="[bold]Examples[/]: gendistill evaluate runs/demo/student --caption subcategory --out runs/demo\n\n"
-    "gendistill evaluate my-pictures --reference real.zip --metrics fid,kid,prdc --extractor inception"
+    "gendistill evaluate my-pictures --reference real.zip --metrics fid,kid,prdc --extractor inception",
 )
 def evaluate(
     model: Annotated[
@@ -49,14 +62,11 @@ def evaluate(
     ] = None,
     num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="of pictures: fid, fid_infinity, kid, prdc, vendi, diversity, clip_score, clip_r, cmmd"),
-    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="by commas; the usual ones where not given")] = None,
     extractor: Extractor = None,
-    resize: Annotated[str | None, typer.Option(help="of pictures: clean, legacy or none; the extractor's own")] = None,
+    resize: Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")] = None,
     clip: Clip = None,
-    intervals: Annotated[bool, typer.Option(help="of pictures: bootstrap 95 % intervals")] = True,
+    intervals: Annotated[bool, typer.Option(help="bootstrap 95 % intervals")] = True,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and report.html; the model's own")] = None,
     cache: Cache = CACHE,
@@ -64,59 +74,37 @@ def evaluate(
     quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
-    """FID and CLIP score: of pictures against real ones, or of a student beside its teacher with a report.html."""
-    from gendistill.evaluation.evaluate import evaluate_model as run
-    from gendistill.evaluation.sets import evaluate_pictures, is_picture_set
+    """FID, CLIP score and more: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    from gendistill.evaluation.config import EvaluationConfig
+    from gendistill.evaluation.evaluate import evaluate as run
 
     quieten_libraries()
-    if is_picture_set(model):
-        found = evaluate_pictures(
-            model,
-            reference=reference,
-            caption=caption,
-            metrics=None if metrics is None else metrics.split(","),
-            extractor=extractor,
-            resize=resize,
-            clip=clip,
-            intervals=intervals,
-            seed=seed,
-            out=out,
-            cache=cache,
-            device=device,
-        )
-        warn(found.warnings)
-        show(found.evaluation.to_json() if as_json else found.evaluation.table())
-        if not as_json:
-            console.print(found.evaluation.protocol.describe(), highlight=False, markup=False)
-        return
-    if metrics is not None or resize is not None:
-        raise ValueError(f"metrics and resize: take a set of pictures; {model} is read as a model")
-    result = run(
-        model,
-        inputs=input_,
-        teacher=teacher,
-        reference=reference,
+    config = EvaluationConfig(
+        reference,
         caption=caption,
         prompts=prompts,
         num=num,
-        steps=None if steps is None else parse_steps(steps),
+        metrics=None if metrics is None else metrics.split(","),
         extractor=extractor,
+        resize=resize,
         clip=clip,
+        intervals=intervals,
         seed=seed,
-        out=out,
         cache=cache,
+        out=out,
         device=device,
+        teacher=teacher,
+        steps=None if steps is None else parse_steps(steps),
+        inputs=input_,
         quantization=quantization,
     )
-    warn(result.warnings)
-    show(result.to_json() if as_json else result.table())
-    if not as_json:
-        tell_files(result.files)
+    _show_result(run(model, config), as_json)
 
 
 @app.command(
+    cls=ListsMetrics,
     epilog="[bold]Example[/]: gendistill compare assets/tiny-sd runs/full/student runs/progressive --steps 1,2,4,8,16,50 "
-    "--caption subcategory -w 2 --out runs/compare"
+    "--caption subcategory -w 2 --out runs/compare",
 )
 def compare(
     models: Annotated[list[str], typer.Argument(help="the first is what the others are held against: the teacher")],
@@ -129,6 +117,10 @@ def compare(
         float | None, typer.Option("--guidance-scale", "-w", min=1, help="of all that have a choice; their own where not given")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="of teachers: ddim or dpm-solver++; their own where not given")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="by commas; the usual ones where not given, and attributes, modes and robustness only if given"),
+    ] = None,
     extractor: Extractor = None,
     clip: Clip = None,
     probes: Annotated[Path | None, typer.Option(help="a probes.yaml; the one beside the reference")] = None,
@@ -155,33 +147,40 @@ def compare(
     What was drawn and measured is kept: stopped, or with one model more, it goes on from there.
     """
     from gendistill.evaluation.compare import compare as run
+    from gendistill.evaluation.config import ComparisonConfig
 
     quieten_libraries()
-    result = run(
-        models,
-        steps=parse_steps(steps),
-        reference=reference,
+    config = ComparisonConfig(
+        reference,
         caption=caption,
         prompts=prompts,
         num=num,
-        guidance_scale=guidance_scale,
-        solver=solver,
+        metrics=None if metrics is None else metrics.split(","),
         extractor=extractor,
         clip=clip,
+        seed=seed,
+        cache=cache,
+        out=out,
+        device=device,
+        steps=parse_steps(steps),
+        guidance_scale=guidance_scale,
+        solver=solver,
         probes=probes,
-        loras=lora or [],
+        loras=lora or (),
         controls=parse_controls(control or []),
         quick=quick,
-        seed=seed,
-        out=out,
-        cache=cache,
-        device=device,
     )
+    result = run(models, config)
+    _show_result(result, as_json)
+    if not as_json and (fits := result.fit_table()) is not None:
+        show(fits)
+
+
+def _show_result(result: Any, as_json: bool) -> None:
+    """What an evaluation or a comparison found, and the files that it wrote."""
     warn(result.warnings)
     show(result.to_json() if as_json else result.table())
     if not as_json:
-        if (fits := result.fit_table()) is not None:
-            show(fits)
         tell_files(result.files)
 
 

@@ -34,7 +34,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SampledModel:
     """A model and how its pictures are drawn: teacher or student, from given prompts and seeds."""
 
     name: str
@@ -55,7 +55,7 @@ class Drawing:
             "progress": self.progress,
         }
 
-    def first(self, count: int) -> Drawing:
+    def first(self, count: int) -> SampledModel:
         """The same of the first pictures alone."""
         return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count])
 
@@ -130,7 +130,7 @@ def effect_of(teacher: Features, student: Features) -> Effect:
 
 
 def lora_fit(
-    teacher: Drawing, student: Drawing, lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
+    teacher: SampledModel, student: SampledModel, lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
 ) -> AddOnFit:
     """A LoRA made for the teacher, loaded into copies of both pipelines by diffusers, beside the adapters that are on.
 
@@ -162,8 +162,8 @@ def lora_fit(
 
 
 def control_fit(
-    teacher: Drawing,
-    student: Drawing,
+    teacher: SampledModel,
+    student: SampledModel,
     control: str | Path,
     picture: Tensor,
     extractor: FeatureExtractor,
@@ -207,7 +207,7 @@ def _cosine(a: Matrix, b: Matrix) -> float | None:
 
 
 @torch.no_grad()
-def _controlled_features(drawing: Drawing, pipeline: Any, picture: Tensor, extractor: FeatureExtractor) -> Tensor:
+def _controlled_features(drawing: SampledModel, pipeline: Any, picture: Tensor, extractor: FeatureExtractor) -> Tensor:
     """Features (N, D) of pictures drawn under the control of one (3, H, W) in [0, 1]."""
     sampler, family, size = drawing.sampler, drawing.sampler.family, drawing.batch_size or 16
     unconditional = family.unconditional(sampler.pipeline) if drawing.guidance_scale > 1 else {}

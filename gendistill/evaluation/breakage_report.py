@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gendistill.data.samples import PictureSource
-from gendistill.evaluation.breakage import Breakage, Side
+from gendistill.evaluation.audited import ModelImages
+from gendistill.evaluation.breakage import Breakage
 from gendistill.evaluation.comparison import ModelComparison, main_rows
 from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.probes import Probes
@@ -15,18 +17,21 @@ from gendistill.evaluation.reference import pictures_at
 from gendistill.evaluation.reporting import (
     Block,
     Details,
-    Estimate,
     Figure,
     Group,
+    PageSection,
     PictureComparison,
     PictureRow,
-    Section,
+    PlottedValue,
     Text,
     dumbbell,
     shares,
 )
-from gendistill.metrics.audit.attributes import AttributeBias
 from gendistill.metrics.audit.groups import GroupComparison
+
+if TYPE_CHECKING:
+    from gendistill.metrics.audit.attributes import AttributeBias
+    from gendistill.metrics.audit.modes import ModeLoss
 
 SHOWN = 5
 GROUPS_SHOWN = 15
@@ -34,7 +39,7 @@ GROUPS_SHOWN = 15
 
 def breakage_section(
     broken: Breakage, comparison: ModelComparison, student: str, colour: int, source: PictureSource, probes: Probes
-) -> Section:
+) -> PageSection:
     """Of one student.
 
     Args:
@@ -43,7 +48,7 @@ def breakage_section(
     """
     judge, baseline = comparison.judge, comparison.baseline
     row = next(row for row in main_rows(comparison.rows) if row.contestant.name == student)
-    view = _View(judge, baseline.side, row.side, (baseline.evaluation.label, row.evaluation.label), colour, source)
+    view = _View(judge, baseline.images, row.images, (baseline.evaluation.label, row.evaluation.label), colour, source)
     blocks: list[Block] = []
     if broken.coverage is not None:
         blocks += [
@@ -56,7 +61,8 @@ def breakage_section(
             view.groups(broken.prompt_following, "CLIP score", most=100),
         ]
         blocks += view.worst_prompts(broken.prompt_following)
-    blocks += [Text(broken.modes.describe(), "Modes"), *view.lost_modes(broken)]
+    if broken.modes is not None:
+        blocks += [Text(broken.modes.describe(), "Modes"), *view.lost_modes(broken.modes)]
     for name, bias in broken.attributes.items():
         neutral = ", ".join(f"“{prompt}”" for prompt in probes.attributes[name].prompts)
         blocks += [Text(bias.describe(), f"Shares: {name}"), view.shares(bias), Details("Neutral prompts", neutral)]
@@ -68,7 +74,9 @@ def breakage_section(
     blocks += [Text(text, "" if number else "Unusual prompts") for number, text in enumerate(unusual)]
     if broken.notes:
         blocks.append(Details("What was not measured", "\n".join(broken.notes)))
-    return Section(f"What {student} lost", blocks, f"{view.names[1]} beside {view.names[0]}, on the same prompts and seeds.")
+    return PageSection(
+        f"What {student} lost", blocks, f"{view.names[1]} beside {view.names[0]}, on the same prompts and seeds."
+    )
 
 
 def _within(teacher: float, difference: float | None, most: float) -> float | None:
@@ -80,7 +88,13 @@ class _View:
     """Teacher, student and real pictures by their numbers."""
 
     def __init__(
-        self, judge: Judge, teacher: Side, student: Side, names: tuple[str, str], colour: int, source: PictureSource
+        self,
+        judge: Judge,
+        teacher: ModelImages,
+        student: ModelImages,
+        names: tuple[str, str],
+        colour: int,
+        source: PictureSource,
     ) -> None:
         self.judge, self.teacher, self.student, self.names = judge, teacher, student, names
         self.colour, self.source = colour, source
@@ -91,8 +105,8 @@ class _View:
         shown = [
             Group(
                 f"{change.group} ({change.count})",
-                Estimate(change.teacher),
-                Estimate(change.student, *(_within(change.teacher, end, most) for end in (change.low, change.high))),
+                PlottedValue(change.teacher),
+                PlottedValue(change.student, *(_within(change.teacher, end, most) for end in (change.low, change.high))),
             )
             for change in tested[:GROUPS_SHOWN]
         ]
@@ -110,8 +124,8 @@ class _View:
         values = [
             Group(
                 value.value,
-                Estimate(value.teacher, value.teacher_low, value.teacher_high),
-                Estimate(value.student, value.student_low, value.student_high),
+                PlottedValue(value.teacher, value.teacher_low, value.teacher_high),
+                PlottedValue(value.student, value.student_low, value.student_high),
             )
             for value in sorted(bias.values, key=lambda value: value.value)
         ]
@@ -128,9 +142,9 @@ class _View:
         prompts = [self.judge.prompts[number] for number in numbers]
         return [self._rows(prompts, drawn, self.names, notes)]
 
-    def lost_modes(self, broken: Breakage) -> list[Block]:
-        by_number = {mode.number: mode for mode in broken.modes.bins}
-        lost = [by_number[number] for number in broken.modes.lost if by_number[number].teacher_examples][:SHOWN]
+    def lost_modes(self, modes: ModeLoss) -> list[Block]:
+        by_number = {mode.number: mode for mode in modes.bins}
+        lost = [by_number[number] for number in modes.lost if by_number[number].teacher_examples][:SHOWN]
         if not lost:
             return []
         real = self._real([mode.examples[0] for mode in lost])
@@ -151,7 +165,7 @@ class _View:
         together = zip(prompts, zip(*pictures, strict=True), notes, strict=True)
         return PictureComparison(list(columns), [PictureRow(prompt, list(of), note=note) for prompt, of, note in together])
 
-    def _drawn(self, side: Side, numbers: Sequence[int]) -> Tensor:
+    def _drawn(self, side: ModelImages, numbers: Sequence[int]) -> Tensor:
         return self.judge.of(numbers).draw(side.sampler, side.steps, side.guidance_scale)
 
     def _real(self, numbers: Sequence[int]) -> Tensor:

@@ -9,31 +9,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from gendistill.evaluation.breakage import Breakage, Examiner
+from gendistill.evaluation.audited import AuditContext, clip_scores_of
+from gendistill.evaluation.breakage import AUDITS, Breakage, Examiner
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
 from gendistill.evaluation.compare_report import write_reports
-from gendistill.evaluation.comparison import FILE_NAME, ModelComparison, Row, RowTest, main_rows
+from gendistill.evaluation.comparison import FILE_NAME, ComparisonRow, ModelComparison, RowTest, main_rows
+from gendistill.evaluation.config import ComparisonConfig
 from gendistill.evaluation.entries import Contestant, open_contestants
 from gendistill.evaluation.extraction import as_tensor
+from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.image_cache import Album
-from gendistill.evaluation.judge import METRICS, Judge, build_judge
+from gendistill.evaluation.judge import Judge, build_judge
 from gendistill.evaluation.probes import Probes
 from gendistill.metrics.cost.efficiency import Costs, pictures_drawn
-from gendistill.metrics.distances.clip_score import clip_scores
-from gendistill.metrics.distances.uncertainty import mean_interval, sample_size_warning
-from gendistill.metrics.pairs.fidelity import MOST_PSNR, feature_cosine, paired_fidelity
+from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.pairs.paired import paired_test, paired_test_frechet
-from gendistill.metrics.pairs.perceptual import Lpips, available_lpips
+from gendistill.metrics.pairs.perceptual import Lpips
+from gendistill.metrics.registry import chosen_metrics
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.costs import measure_costs
 
+OUT = Path("runs/compare")
 STEPS = (1, 2, 4, 8, 16, 50)
-FIDELITY_PICTURES = 256
 
 
 @dataclass(frozen=True)
@@ -52,72 +52,42 @@ THOROUGH = Thoroughness(num=2000, probes=400, batch_sizes=(1, 4, 16), repeats=5,
 QUICK = Thoroughness(num=200, probes=64, batch_sizes=(1, 8), repeats=2, least_seconds=0, energy_seconds=0)
 
 
-def compare(
-    models: list[str],
-    *,
-    steps: list[int] | None = None,
-    reference: str,
-    caption: str | dict[str, float] | None = None,
-    prompts: str | None = None,
-    num: int | None = None,
-    guidance_scale: float | None = None,
-    solver: str | None = None,
-    extractor: str | None = None,
-    clip: str | None = None,
-    probes: Path | None = None,
-    loras: Sequence[str] = (),
-    controls: Sequence[tuple[str, str]] = (),
-    quick: bool = False,
-    seed: int = 0,
-    cache: str = ".cache/gendistill",
-    out: Path,
-    device: str | None = None,
-) -> ModelComparison:
-    """Draw from every model at every step count, score, time and test; write report.html, PNG, CSV and JSON to `out`.
+def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
+    """Draw from every model at every step count, score, time and test; write report.html, PNG, CSV and JSON to `config.out`.
 
     What was drawn, extracted and timed is kept, so that a comparison that was stopped, or is asked for again with one model
     more, goes on from there.
 
     Args:
-        models: the first is what the others are held against, at its most steps: put the teacher first.
-        steps: `STEPS` where None; a student is drawn in those of them that it was validated at, a GAN in one.
-        caption: the field that prompts are drawn from; the one whose texts are a GAN's classes where None.
-        probes: a `probes.yaml`; the one beside the reference's pictures where None.
-        loras: files or folders, made for the first model, to be loaded into its students too.
-        controls: folders of ControlNets, likewise, each with the file of the picture that controls.
-        quick: few pictures; a look before the measurement.
+        models: the first is what the others are held against, at its most steps: put the teacher first. A student is drawn in
+            those of the steps (`STEPS` where `config` has none) that it was validated at, a GAN in one.
+        config: `metrics` takes the names in `AUDITS` too.
 
     Raises:
-        ValueError: a model, the reference or a metric network cannot be used.
+        ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
-    amount = QUICK if quick else THOROUGH
-    device, folder = usable_device(device), make_folder(out)
-    found = Probes.load(probes) if probes else Probes.beside(reference)
-    contestants = open_contestants(models, steps or list(STEPS), guidance_scale=guidance_scale, solver=solver, device=device)
-    add_ons = open_add_ons(loras, controls, contestants)
+    amount, (metrics, audits) = QUICK if config.quick else THOROUGH, _split(config.metrics)
+    device, folder, reference = usable_device(config.device), make_folder(config.out or OUT), config.reference
+    found = Probes.load(config.probes) if config.probes else Probes.beside(reference)
+    contestants = open_contestants(
+        models, list(config.steps or STEPS), guidance_scale=config.guidance_scale, solver=config.solver, device=device
+    )
+    add_ons = open_add_ons(config.loras, config.controls, contestants)
     samplers = [sampler for model in contestants for sampler in model.samplers.values()]
-    if caption is None and prompts is None:
-        caption = class_caption(reference, samplers)
+    if config.caption is None and config.prompts is None:
+        config = dataclasses.replace(config, caption=class_caption(reference, samplers))
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
-            reference,
-            caption=caption,
-            num=num or amount.num,
-            seed=seed,
-            extractor=extractor,
-            clip=clip,
-            prompts=prompts,
-            cache=cache,
+            dataclasses.replace(config, num=config.num or amount.num, device=device, metrics=metrics),
             keep=True,
             square=all(sampler.size[0] == sampler.size[1] for sampler in samplers),
-            device=device,
             progress=progress,
         ).of_models(samplers)
     rows = _rows(contestants, judge, amount, folder)
-    examiner = Examiner(judge, reference, found, amount.probes)
+    context = AuditContext(judge, reference, found, amount.probes)
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
-    tests, broken = _tests(rows, judge), _broken(rows, examiner)
-    fits, notes = measure_fits(rows, judge, add_ons, Path(cache) / "fits")
+    tests, broken = _tests(rows, judge), _broken(rows, context, audits)
+    fits, notes = measure_fits(rows, judge, add_ons, Path(config.cache) / "fits")
     comparison = ModelComparison(judge, rows, tests, broken, fits, [*([warning] if warning else []), *notes])
     files = write_reports(comparison, folder, reference, found)
     with written_aside(folder / FILE_NAME) as aside:
@@ -125,13 +95,20 @@ def compare(
     return dataclasses.replace(comparison, files=[*files, folder / FILE_NAME])
 
 
-def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, folder: Path) -> list[Row]:
+def _split(names: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """What was asked for as scores and as audits; all usual scores where none was named."""
+    chosen = chosen_metrics(names or (), AUDITS)
+    scores = tuple(name for name in chosen if name not in AUDITS)
+    return scores or None, tuple(name for name in chosen if name in AUDITS)
+
+
+def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, folder: Path) -> list[ComparisonRow]:
     drawn = [(model, steps) for model in contestants for steps in model.samplers]
     each = pictures_drawn(amount.batch_sizes, repeats=amount.repeats)
     with advancing_bar("timing", each * len(drawn)) as progress:
         costs = [_costs(model, steps, judge, amount, folder / "costs", each, progress) for model, steps in drawn]
-    rows: list[Row] = []
-    lpips, _ = available_lpips(device=str(next(iter(contestants[0].samplers.values())).device))
+    rows: list[ComparisonRow] = []
+    lpips = lpips_for(judge, str(next(iter(contestants[0].samplers.values())).device))
     with advancing_bar("drawing", len(judge.prompts) * len(drawn)) as progress:
         for (model, steps), cost in zip(drawn, costs, strict=True):
             judged = judge.judge(
@@ -141,37 +118,25 @@ def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, fol
                 steps=steps,
                 guidance_scale=model.guidance_scale,
                 network_calls=model.network_calls(steps),
-                metrics=METRICS,
-                intervals=True,
                 progress=progress,
             )
-            row = Row(model, steps, judged, cost)
+            row = ComparisonRow(model, steps, judged, cost)
             rows.append(_told(row, rows[0] if rows else None, judge, lpips))
     return rows
 
 
-def _told(row: Row, baseline: Row | None, judge: Judge, lpips: Lpips | None) -> Row:
+def _told(row: ComparisonRow, baseline: ComparisonRow | None, judge: Judge, lpips: Lpips | None) -> ComparisonRow:
     """With its costs among its figures, and how near its pictures are to the first row's of the same prompts and seeds."""
-    scores, intervals, costs = dict(row.evaluation.scores), dict(row.evaluation.intervals), row.costs
-    for name, value in ({} if baseline is None else _fidelity(row, baseline, judge, lpips)).items():
-        interval = mean_interval(value, seed=judge.seed)
-        scores[name], intervals[name] = value.mean().item(), (interval.low, interval.high)
+    evaluation, costs = row.evaluation, row.costs
+    if baseline is not None and wants_fidelity(judge):
+        few = judge.first(FIDELITY_IMAGES)
+        ours, theirs = (few.draw(of.images.sampler, of.steps, of.images.guidance_scale) for of in (row, baseline))
+        features, baseline_features = (as_tensor(of.judged.pictures.features) for of in (row, baseline))
+        evaluation = with_fidelity(evaluation, ours, theirs, features, baseline_features, judge, lpips)
     figures = {"latency_seconds": costs.latency, "pictures_per_second": costs.pictures_per_second, "flops": float(costs.flops)}
     figures |= {} if row.memory is None else {"memory_bytes": float(row.memory)}
-    evaluation = dataclasses.replace(row.evaluation, scores=scores, intervals=intervals, costs=figures)
+    evaluation = dataclasses.replace(evaluation, costs=figures)
     return dataclasses.replace(row, judged=dataclasses.replace(row.judged, evaluation=evaluation))
-
-
-def _fidelity(row: Row, baseline: Row, judge: Judge, lpips: Lpips | None) -> dict[str, Tensor]:
-    """Scores (N,) of pairs; none where the pictures are of other sizes."""
-    few = judge.first(FIDELITY_PICTURES)
-    ours, theirs = (few.draw(of.side.sampler, of.steps, of.side.guidance_scale) for of in (row, baseline))
-    if ours.shape != theirs.shape:
-        return {}
-    values = dict(paired_fidelity(ours, theirs, lpips=lpips).values)
-    values["psnr"] = values["psnr"].clamp(max=MOST_PSNR)
-    values["feature_cosine"] = feature_cosine(*(as_tensor(of.judged.pictures.features) for of in (row, baseline)))
-    return values
 
 
 def _costs(
@@ -209,7 +174,7 @@ def _costs(
     return costs
 
 
-def _tests(rows: list[Row], judge: Judge) -> list[RowTest]:
+def _tests(rows: list[ComparisonRow], judge: Judge) -> list[RowTest]:
     """Every row against the first, and the models against one another at equal numbers of steps."""
     pairs = [(row, rows[0]) for row in rows[1:]]
     for number, row in enumerate(rows):
@@ -220,20 +185,17 @@ def _tests(rows: list[Row], judge: Judge) -> list[RowTest]:
             ours, theirs = a.judged.pictures.features, b.judged.pictures.features
             found = {judge.metric: paired_test_frechet(ours, theirs, judge.reference.statistics, seed=judge.seed)}
             if judge.scorer is not None:
-                found["clip_score"] = paired_test(_clip(a), _clip(b), seed=judge.seed)
+                of_a, of_b = (clip_scores_of(of.judged.pictures) for of in (a, b))
+                found["clip_score"] = paired_test(of_a, of_b, seed=judge.seed)
             tests += [RowTest(a.evaluation.label, b.evaluation.label, name, test) for name, test in found.items()]
             progress(1)
     return tests
 
 
-def _clip(row: Row) -> Tensor:
-    return clip_scores(as_tensor(row.judged.pictures.images), as_tensor(row.judged.pictures.texts))
-
-
-def _broken(rows: list[Row], examiner: Examiner) -> dict[str, Breakage]:
+def _broken(rows: list[ComparisonRow], context: AuditContext, audits: Sequence[str]) -> dict[str, Breakage]:
     """Of every student, at the step count that it is meant for first, against the first row; none where that is a student."""
     students = main_rows(rows)
-    total = examiner.pictures_to_draw() * 2 * len(students)
+    total = Examiner(context, audits).pictures_to_draw() * 2 * len(students)
     with advancing_bar("looking for what broke", total) as progress:
-        examining = dataclasses.replace(examiner, progress=progress)
-        return {row.contestant.name: examining.examine(rows[0].side, row.side) for row in students}
+        examiner = Examiner(dataclasses.replace(context, progress=progress), audits)
+        return {row.contestant.name: examiner.examine(rows[0].images, row.images) for row in students}

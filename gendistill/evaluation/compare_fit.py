@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_picture, fitted
-from gendistill.evaluation.comparison import Row, main_rows
+from gendistill.evaluation.comparison import ComparisonRow, main_rows
 from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit, measure_fit
 from gendistill.evaluation.image_cache import Album
@@ -75,7 +75,7 @@ def open_add_ons(loras: Sequence[str], controls: Sequence[tuple[str, str]], mode
     return AddOns(tuple(loras), tuple(pictured), tuple(contents))
 
 
-def measure_fits(rows: list[Row], judge: Judge, add_ons: AddOns, folder: Path) -> tuple[dict[str, Fit], list[str]]:
+def measure_fits(rows: list[ComparisonRow], judge: Judge, add_ons: AddOns, folder: Path) -> tuple[dict[str, Fit], list[str]]:
     """Of every student, at the step count that it is meant for first, in the place of the first row's model.
 
     The teacher is drawn in its own default steps, at the guidance scale that the student imitates.

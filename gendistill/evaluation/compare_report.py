@@ -8,7 +8,7 @@ from statistics import median
 from gendistill.data.samples import PictureSource
 from gendistill.data.sources.source import open_source
 from gendistill.evaluation.breakage_report import breakage_section
-from gendistill.evaluation.comparison import ModelComparison, Row, main_rows, milliseconds
+from gendistill.evaluation.comparison import ComparisonRow, ModelComparison, main_rows, milliseconds
 from gendistill.evaluation.fit_report import fit_section
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.reporting import (
@@ -21,25 +21,24 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
+    Notice,
     Page,
+    PageSection,
     Plot,
     Point,
-    Section,
     Series,
     Table,
+    TableRow,
     Text,
-    Warning,
     colour_numbers,
     pareto,
     quality_against_steps,
     write_csv,
     write_page,
 )
-from gendistill.evaluation.reporting import Row as TableRow
-from gendistill.evaluation.score_cells import EXPLAINED, score_cell, score_column, short_name
+from gendistill.evaluation.score_cells import INTERVALS, explanations, score_cell, score_column, score_label, score_names
 from gendistill.metrics.cost.energy import Energy
-from gendistill.metrics.evaluate import higher_is_better
-from gendistill.metrics.measure import kernel_name
+from gendistill.metrics.registry import higher_is_better
 from gendistill.runtime.files import written_aside
 
 GALLERY_PIXELS = 2**16  # of all pictures of a grid: 64 of 32x32, 16 of 64x64, 4 of 128x128 and at least as many beyond
@@ -85,13 +84,13 @@ def _colours(comparison: ModelComparison) -> dict[str, int]:
     return colour_numbers(names, reference=None if baseline.is_student else baseline.name)
 
 
-def _figures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
+def _figures(comparison: ModelComparison, colours: dict[str, int]) -> PageSection:
     metric, baseline = comparison.judge.metric, comparison.baseline
     cards = [_card(baseline, metric, colours, "what the others are held against")]
     for row in main_rows(comparison.rows):
         faster = baseline.costs.latency / row.costs.latency
         cards.append(_card(row, metric, colours, f"{faster:.1f}× as fast as {baseline.evaluation.label}"))
-    names = [name for name in _scores(comparison) if name != "ssim"]
+    names = score_names(comparison.evaluations)
     columns = [
         Column("model", align="left"),
         Column("steps"),
@@ -117,30 +116,23 @@ def _figures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
         )
         for row in comparison.rows
     ]
-    warnings = [Warning(text) for text in comparison.warnings]
-    caption = (
-        f"Beside a value its 95 % interval; beside distances and Vendi that of infinitely many pictures (∞), where those of "
-        f"{len(comparison.judge.prompts):,} are too large or too small. The best of a column is marked."
-    )
-    return Section("Figures", [Cards(cards), *warnings, Table(columns, rows, caption).with_best()])
+    warnings = [Notice(text) for text in comparison.warnings]
+    caption = f"{INTERVALS} The best of a column is marked."
+    return PageSection("Figures", [Cards(cards), *warnings, Table(columns, rows, caption).with_best()])
 
 
-def _card(row: Row, metric: str, colours: dict[str, int], small: str) -> Card:
+def _card(row: ComparisonRow, metric: str, colours: dict[str, int], small: str) -> Card:
     value = row.evaluation.scores[metric]
     interval = row.evaluation.intervals.get(metric)
     between = "" if interval is None else " (∞ {:.2f} to {:.2f})".format(*interval)
     return Card(f"{value:.2f}", row.evaluation.label, f"{metric}{between}; {small}", colours[row.contestant.name])
 
 
-def _kind(row: Row) -> str:
+def _kind(row: ComparisonRow) -> str:
     model = row.contestant
     method = model.samplers[row.steps].method
     guidance = f", guidance {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
     return f"{model.name}: {f'{method} student' if method else model.solver(row.steps)}{guidance}"
-
-
-def _scores(comparison: ModelComparison) -> list[str]:
-    return list(dict.fromkeys(name for row in comparison.rows for name in row.evaluation.scores))
 
 
 def _series(comparison: ModelComparison, colours: dict[str, int], score: str, x: str) -> list[Series]:
@@ -155,7 +147,7 @@ def _series(comparison: ModelComparison, colours: dict[str, int], score: str, x:
     return [Series(name, tuple(points), colours[name]) for name, points in found.items()]
 
 
-def _memory(comparison: ModelComparison, row: Row) -> float:
+def _memory(comparison: ModelComparison, row: ComparisonRow) -> float:
     """MB of a model, the median over its rows: one picture takes the same memory in any number of steps."""
     return median(other.memory or 0 for other in comparison.rows if other.contestant is row.contestant) / 1e6
 
@@ -167,7 +159,7 @@ def _against_latency(comparison: ModelComparison, colours: dict[str, int]) -> Pl
     )
 
 
-def _costs_and_quality(comparison: ModelComparison, colours: dict[str, int]) -> Section:
+def _costs_and_quality(comparison: ModelComparison, colours: dict[str, int]) -> PageSection:
     metric = comparison.judge.metric
     distance = f"{metric}, lower is better"
     blocks: list[Block] = [
@@ -191,10 +183,10 @@ def _costs_and_quality(comparison: ModelComparison, colours: dict[str, int]) -> 
                 "One picture takes the same memory in any number of steps; the median over a model's rows.",
             )
         )
-    return Section("Quality against cost", blocks, "Where the front bends is where to look first.")
+    return PageSection("Quality against cost", blocks, "Where the front bends is where to look first.")
 
 
-def _differences(comparison: ModelComparison) -> Section:
+def _differences(comparison: ModelComparison) -> PageSection:
     columns = [
         Column("rows", align="left"),
         Column("held against", align="left"),
@@ -214,7 +206,7 @@ def _differences(comparison: ModelComparison) -> Section:
                 [
                     found.a,
                     found.b,
-                    short_name(found.score),
+                    score_label(found.score),
                     Cell(f"{test.difference:+.2f}", interval, test.difference, muted=not test.significant),
                     f"{test.p_value:.2g}",
                     Cell(verdict, muted=not test.significant),
@@ -222,10 +214,10 @@ def _differences(comparison: ModelComparison) -> Section:
             )
         )
     lead = "Paired tests: the same prompts and seeds on both sides, swapped at random within pairs."
-    return Section("Is the difference real?", [Table(columns, rows)], lead)
+    return PageSection("Is the difference real?", [Table(columns, rows)], lead)
 
 
-def _pictures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
+def _pictures(comparison: ModelComparison, colours: dict[str, int]) -> PageSection:
     galleries = []
     judge = comparison.judge
     for row in comparison.rows:
@@ -236,10 +228,10 @@ def _pictures(comparison: ModelComparison, colours: dict[str, int]) -> Section:
         note = f"{milliseconds(row.costs.latency)} ms"
         galleries.append(Gallery(row.evaluation.label, pictures, few.prompts, note, colours[row.contestant.name]))
     lead = "Picture k has the same prompt and seed in every grid; they are the first ones, not chosen."
-    return Section("The same prompts and seeds", [Galleries(galleries)], lead)
+    return PageSection("The same prompts and seeds", [Galleries(galleries)], lead)
 
 
-def _costs(comparison: ModelComparison, colours: dict[str, int]) -> Section:
+def _costs(comparison: ModelComparison, colours: dict[str, int]) -> PageSection:
     sizes = sorted({batch.batch_size for row in comparison.rows for batch in row.costs.batches})
     parts = list(dict.fromkeys(name for row in comparison.rows for name in row.costs.components))
     columns = [Column("model", align="left"), Column("steps"), Column("parameters, M"), Column("GFLOP a picture")]
@@ -274,14 +266,14 @@ def _costs(comparison: ModelComparison, colours: dict[str, int]) -> Section:
     told += [note for row in comparison.rows for note in row.costs.notes]
     notes = [Text(note) for note in dict.fromkeys(told)]
     lead = f"Measured on {first.device}. The text encoder is counted with every picture, as for a prompt that is new."
-    return Section("What a picture costs", [Table(columns, rows), *notes], lead)
+    return PageSection("What a picture costs", [Table(columns, rows), *notes], lead)
 
 
 def _energy(energy: Energy | None) -> tuple[str, str]:
     return ("", "") if energy is None else (f"{1000 * energy.watt_hours:.2g}", f"{1000 * energy.co2_grams:.2g}")
 
 
-def _protocol(comparison: ModelComparison) -> Section:
+def _protocol(comparison: ModelComparison) -> PageSection:
     protocol = comparison.baseline.evaluation.protocol
     facts = [
         ("extractor", f"{protocol.extractor} ({protocol.weights_hash})"),
@@ -292,18 +284,13 @@ def _protocol(comparison: ModelComparison) -> Section:
         ("intervals", "95 %, bootstrap over drawn pictures; distances corrected for their bias in finite sets"),
         ("versions", ", ".join(f"{name} {version}" for name, version in protocol.versions.items())),
     ]
-    kernel = kernel_name(comparison.judge.metric)
-    explained = [
-        (short_name(name), EXPLAINED[name.split("-")[0]]) for name in _scores(comparison) if name.split("-")[0] in EXPLAINED
-    ]
-    named = f"{comparison.judge.metric} and {kernel} are named after the extractor: no two protocols share a name."
-    return Section(
-        "Protocol", [Details("How the figures were made", facts, opened=True), Details("The scores", explained), Text(named)]
-    )
+    named = "Distances are named after the network that saw the images: no two protocols share a name."
+    facts_block = Details("How the figures were made", facts, opened=True)
+    return PageSection("Protocol", [facts_block, explanations(score_names(comparison.evaluations)), Text(named)])
 
 
 def _as_csv(comparison: ModelComparison) -> tuple[list[str], list[list[object]]]:
-    scores = _scores(comparison)
+    scores = score_names(comparison.evaluations)
     columns = ["model", "sampler", "steps", "guidance_scale", "network_calls"]
     columns += [part for name in scores for part in (name, f"{name}_low", f"{name}_high")]
     columns += ["latency_seconds", "memory_bytes", "flops", "parameters"]

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gendistill.evaluation.breakage import Breakage, Side
+from gendistill.evaluation.audited import ModelImages
+from gendistill.evaluation.breakage import Breakage
 from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit
 from gendistill.evaluation.fit_report import as_json
 from gendistill.evaluation.judge import Judge, Judged
+from gendistill.evaluation.score_cells import Cells, summary_names, terminal_table
 from gendistill.metrics.cost.efficiency import Costs
-from gendistill.metrics.evaluate import Evaluation
 from gendistill.metrics.pairs.paired import PairedTest
+from gendistill.metrics.protocol import Evaluation
 
 FILE_NAME = "comparison.json"
-TABLE_SCORES = (("clip_score", 1), ("precision", 2), ("recall", 2), ("psnr", 1))
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RowTest:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One model in one number of steps."""
 
     contestant: Contestant
@@ -53,9 +55,9 @@ class Row:
         return None if peak is None else self.costs.parameter_bytes + peak.working
 
     @property
-    def side(self) -> Side:
+    def images(self) -> ModelImages:
         model = self.contestant
-        return Side(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.judged.pictures)
+        return ModelImages(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.judged.pictures)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class ModelComparison:
     """
 
     judge: Judge
-    rows: list[Row]
+    rows: list[ComparisonRow]
     tests: list[RowTest]
     breakage: dict[str, Breakage]
     fits: dict[str, Fit]
@@ -82,34 +84,33 @@ class ModelComparison:
         return [row.evaluation for row in self.rows]
 
     @property
-    def baseline(self) -> Row:
+    def baseline(self) -> ComparisonRow:
         return self.rows[0]
 
-    def row(self, model: str, steps: int | None = None) -> Row:
+    def row(self, model: str, steps: int | None = None) -> ComparisonRow:
         """Of a model, in its most steps where none are given."""
         return next(row for row in self.rows if row.contestant.name == model and steps in (None, row.steps))
 
+    @property
+    def requested(self) -> Sequence[str] | None:
+        """Names of the metrics that were asked for."""
+        return self.judge.requested
+
     def table(self) -> Table:
         """For the terminal."""
-        metric = self.judge.metric
-        table = Table(title=f"{metric} on {self.judge.prompt_source}", title_justify="left", box=SIMPLE_HEAD)
-        names = ("model", "steps", "calls", metric, "", "CLIP", "precision", "recall", "PSNR", "ms", "MB")
-        for number, name in enumerate(names):
-            table.add_column(name, justify="left" if number == 0 else "right")
-        for row in self.rows:
-            scores, interval = row.evaluation.scores, row.evaluation.intervals.get(metric)
-            table.add_row(
-                row.contestant.name,
-                str(row.steps),
-                str(row.evaluation.network_calls),
-                f"{scores[metric]:.2f}",
-                "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
-                *(f"{scores[name]:.{digits}f}" if name in scores else "" for name, digits in TABLE_SCORES),
-                milliseconds(row.costs.latency),
-                "" if row.memory is None else f"{row.memory / 1e6:.0f}",
-                style="bold" if row.contestant.is_student else "",
-            )
-        return table
+        before: Cells = {
+            "model": lambda row: row.model,
+            "steps": lambda row: str(row.steps),
+            "calls": lambda row: str(row.network_calls),
+        }
+        after: Cells = {
+            "ms": lambda row: milliseconds(row.costs["latency_seconds"]),
+            "MB": lambda row: f"{row.costs['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in row.costs else "",
+        }
+        title = f"{self.judge.metric} on {self.judge.prompt_source}"
+        students = [row.evaluation for row in self.rows if row.contestant.is_student]
+        scores = summary_names(self.evaluations, self.requested)
+        return terminal_table(title, self.evaluations, before, scores, after, bold=students)
 
     def fit_table(self) -> Table | None:
         """Whether the students still fit, for the terminal; None where none was measured."""
@@ -141,7 +142,7 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f}"
 
 
-def main_rows(rows: list[Row]) -> list[Row]:
+def main_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
     """Of every student the row that it is judged by: 4 steps where it knows them, else its own first count."""
     if rows[0].contestant.is_student:
         return []
@@ -149,7 +150,7 @@ def main_rows(rows: list[Row]) -> list[Row]:
     return [_main_row([row for row in rows if row.contestant.name == name]) for name in names]
 
 
-def _main_row(rows: list[Row]) -> Row:
+def _main_row(rows: list[ComparisonRow]) -> ComparisonRow:
     own = rows[0].contestant.samplers[rows[0].steps].default_steps
     wanted = 4 if any(row.steps == 4 for row in rows) else own
     return next((row for row in rows if row.steps == wanted), rows[0])

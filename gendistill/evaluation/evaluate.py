@@ -1,31 +1,30 @@
-"""`gendistill evaluate MODEL`, whatever the model is."""
+"""`gendistill evaluate`, whatever is evaluated."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from gendistill.evaluation.evaluate_generator import GeneratorComparison, evaluate_generator
-from gendistill.evaluation.evaluate_student import Comparison, evaluate
+from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluate_generator import evaluate_generator
+from gendistill.evaluation.evaluate_student import evaluate_student
+from gendistill.evaluation.generator_report import GeneratorComparison
+from gendistill.evaluation.sets import SetEvaluation, evaluate_pictures, is_picture_set
+from gendistill.evaluation.student_report import StudentComparison
 from gendistill.sampling.load import gan_folder
 
 
-def evaluate_model(
-    model: str, *, inputs: Path | None = None, quantization: str | None = None, **options: Any
-) -> Comparison | GeneratorComparison:
-    """A GAN by `evaluate_generator`, a diffusion model by `evaluate`, with their `options`.
+def evaluate(model: str, config: EvaluationConfig) -> StudentComparison | GeneratorComparison | SetEvaluation:
+    """A set of images against real ones; a student, of diffusion or a GAN, beside its teacher; or a teacher by itself.
 
-    Args:
-        inputs: pictures, for a GAN that paints pictures anew.
-        quantization: of a diffusion model; as it was trained to where None.
+    Each result has `warnings`, `files`, a `table()` for the terminal and `to_json()`.
 
     Raises:
-        ValueError: the model, the reference or a metric network cannot be used.
+        ValueError: the model, the images, the reference, a metric or a metric's network cannot be used.
     """
+    if is_picture_set(model):
+        return evaluate_pictures(model, config)
     if gan_folder(model) is not None:
-        if quantization not in (None, "none"):
-            raise ValueError(f"--quantization {quantization}: takes a diffusion model; {model} is a GAN")
-        return evaluate_generator(model, inputs=inputs, **options)
-    if inputs is not None:
-        raise ValueError(f"--input {inputs}: takes a GAN that paints pictures anew, not {model}")
-    return evaluate(model, quantization=quantization, **options)
+        if config.quantization not in (None, "none"):
+            raise ValueError(f"--quantization {config.quantization}: takes a diffusion model; {model} is a GAN")
+        return evaluate_generator(model, config)
+    if config.inputs is not None:
+        raise ValueError(f"--input {config.inputs}: takes a GAN that paints pictures anew, not {model}")
+    return evaluate_student(model, config)

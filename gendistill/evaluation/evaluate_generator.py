@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from gendistill.evaluation.class_captions import class_caption
+from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.extraction import as_tensor
-from gendistill.evaluation.generator_report import Pictures, results_table, write_report
-from gendistill.evaluation.judge import METRICS, Judge, Judged, build_judge
+from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
+from gendistill.evaluation.generator_report import GeneratorComparison, GeneratorImages, write_report
+from gendistill.evaluation.judge import Judge, Judged, build_judge
 from gendistill.evaluation.teacher_plans import FILE_NAME, save_rows
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.metrics.cost.components import flops_by_component
 from gendistill.metrics.cost.interleaved import SideBySide, time_side_by_side
-from gendistill.metrics.distances.uncertainty import mean_interval, sample_size_warning
-from gendistill.metrics.evaluate import Evaluation
-from gendistill.metrics.pairs.fidelity import MOST_PSNR, feature_cosine, paired_fidelity
-from gendistill.metrics.pairs.paired import PairedTest, paired_test_frechet
+from gendistill.metrics.distances.uncertainty import sample_size_warning
+from gendistill.metrics.pairs.paired import paired_test_frechet
+from gendistill.metrics.protocol import Evaluation
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
@@ -32,7 +30,6 @@ from gendistill.sampling.load import gan_folder, input_prompts, open_sampler, op
 
 GALLERY_PICTURES = 64
 STRIPS, STRIP_PICTURES = 8, 8
-FIDELITY_PICTURES = 256
 BATCH_SIZES = (1, 16)
 STUDENT = "student"
 ROUNDS, LEAST_SECONDS = 15, 3.0
@@ -40,143 +37,55 @@ ROUNDS, LEAST_SECONDS = 15, 3.0
 Samplers = dict[str, GeneratorSampler]
 
 
-@dataclass(frozen=True)
-class GeneratorComparison:
-    """A student's row and its teacher's; without a student, the teacher's alone.
-
-    Attributes:
-        times: side by side, a batch size each.
-        test: whether the distances differ, picture by picture; None without a student.
-        warnings: what to know before trusting the figures.
-    """
-
-    student: list[Evaluation]
-    teacher: list[Evaluation]
-    times: list[SideBySide]
-    test: PairedTest | None
-    warnings: list[str]
-    files: list[Path] = field(default_factory=list)
-
-    @property
-    def fd_ratio(self) -> float | None:
-        """The student's distance from real pictures over the teacher's; 1 is as good."""
-        if not self.student:
-            return None
-        metric = self.student[0].protocol.metric
-        return self.student[0].scores[metric] / self.teacher[0].scores[metric]
-
-    @property
-    def compression(self) -> dict[str, float]:
-        """How many times fewer multiply-accumulates and parameters; none without a student."""
-        if not self.student:
-            return {}
-        ours, theirs = self.student[0].costs, self.teacher[0].costs
-        return {name: theirs[name] / ours[name] for name in ("macs", "parameters") if ours[name]}
-
-    @property
-    def speed_up(self) -> dict[int, float]:
-        """How many times faster the student is, by batch size."""
-        if not self.student:
-            return {}
-        names = self.student[0].model, self.teacher[0].model
-        return {of.batch_size: of.speed_up(*names) for of in self.times}
-
-    def table(self) -> Table:
-        """For the terminal."""
-        return results_table([*self.teacher, *self.student], self.fd_ratio, self.speed_up)
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "student": [dataclasses.asdict(row) for row in self.student],
-                "teacher": [dataclasses.asdict(row) for row in self.teacher],
-                "fd_ratio": self.fd_ratio,
-                "compression": self.compression,
-                "speed_up": self.speed_up,
-                "side_by_side": [dataclasses.asdict(of) for of in self.times],
-                "test": self.test and dataclasses.asdict(self.test),
-                "warnings": self.warnings,
-            },
-            indent=1,
-            default=float,
-        )
-
-
-def evaluate_generator(
-    model: str,
-    *,
-    teacher: str | None = None,
-    reference: str,
-    caption: str | dict[str, float] | None = None,
-    prompts: str | None = None,
-    inputs: Path | None = None,
-    num: int = 2000,
-    steps: list[int] | None = None,
-    extractor: str | None = None,
-    clip: str | None = None,
-    seed: int = 0,
-    cache: str = ".cache/gendistill",
-    out: Path | None = None,
-    device: str | None = None,
-) -> GeneratorComparison:
-    """Judge a GAN's student beside its teacher; write evaluation.json and report.html to `out` (the model's own folder).
+def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorComparison:
+    """Judge a GAN's student beside its teacher; write evaluation.json and report.html to `config.out`.
 
     Both draw from the same noise of the same classes, and are timed turn and turn about. A model that is no student is taken
-    as a teacher: its figures are made and written to evaluation.json.
+    as a teacher: its figures are made and written to evaluation.json. Without a caption field, the one that fits is taken.
 
     Args:
         model: a GAN folder, or a run that left one.
-        teacher: the GAN that the student is held against, as `open_teacher_of` takes it; its own where None.
-        caption: the field whose texts are classes; the one that fits where None.
-        inputs: pictures, for generators that paint pictures anew.
-        cache: folder where what was drawn and extracted is kept.
 
     Raises:
-        ValueError: a model, the reference or a metric network cannot be used.
+        ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
     folder = gan_folder(model)
     assert folder is not None
-    device, place = usable_device(device), make_folder(out or folder)
-    samplers = _open(folder, teacher, device)
+    device, place = usable_device(config.device), make_folder(config.out or folder)
+    samplers = _open(folder, config.teacher, device)
     for sampler in samplers.values():
-        for count in steps or []:
+        for count in config.steps or ():
             sampler.require_steps(count)
     first = next(iter(samplers.values()))
-    if caption is None and prompts is None:
-        caption = class_caption(reference, samplers.values())
+    if config.caption is None and config.prompts is None:
+        config = dataclasses.replace(config, caption=class_caption(config.reference, samplers.values()))
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
-            reference,
-            caption=caption,
-            num=num,
-            seed=seed,
-            extractor=extractor,
-            clip=clip,
-            prompts=prompts,
-            cache=cache,
+            dataclasses.replace(config, device=device),
             keep=not first.of_pictures,  # an input picture may change, its path does not say so
             square=first.size[0] == first.size[1],
-            device=device,
             progress=progress,
         ).of_models(samplers.values())
-    judge = _with_inputs(judge, first, inputs)
+    judge = _with_inputs(judge, first, config.inputs)
     judged = _judged(samplers, judge)
     times = _times(samplers, judge, device)
     rows = [_with_costs(judged[name].evaluation, samplers[name], judge, times) for name in samplers]
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
-    warnings = [warning] if warning else []
-    if len(rows) == 1:
-        save_rows(rows, place / FILE_NAME)
-        return GeneratorComparison([], rows, times, None, warnings, [place / FILE_NAME])
-    rows[1] = _with_fidelity(rows[1], samplers, judged, judge)
-    ours, theirs = (judged[row.model].pictures.features for row in reversed(rows))
-    test = paired_test_frechet(ours, theirs, judge.reference.statistics, seed=judge.seed)
+    warnings, asked = [warning] if warning else [], judge.requested
     files = [place / FILE_NAME, place / "report.html"]
-    comparison = GeneratorComparison(rows[1:], rows[:1], times, test, warnings, files)
+    if len(rows) == 1:
+        save_rows(rows, files[0])
+        return GeneratorComparison([], rows, times, None, warnings, files[:1], asked)
+    features = [as_tensor(judged[row.model].pictures.features) for row in rows]
+    if wants_fidelity(judge):
+        few, lpips = judge.first(FIDELITY_IMAGES), lpips_for(judge, device)
+        theirs, ours = (few.draw(sampler, 1, 1.0) for sampler in samplers.values())
+        rows[1] = with_fidelity(rows[1], ours, theirs, features[1], features[0], judge, lpips)
+    test = paired_test_frechet(features[1], features[0], judge.reference.statistics, seed=judge.seed)
+    comparison = GeneratorComparison(rows[1:], rows[:1], times, test, warnings, files, asked)
     with written_aside(files[0]) as aside:
         aside.write_text(comparison.to_json() + "\n")
-    told = samplers[STUDENT].student or {}
-    write_report(files[1], rows[0], rows[1], times, test, warnings, _pictures(samplers, judge), told)
+    write_report(files[1], comparison, _pictures(samplers, judge), samplers[STUDENT].student or {})
     return comparison
 
 
@@ -228,8 +137,6 @@ def _judged(samplers: Samplers, judge: Judge) -> dict[str, Judged]:
                 steps=1,
                 guidance_scale=1.0,
                 network_calls=1,
-                metrics=METRICS,
-                intervals=True,
                 progress=progress,
             )
             for name, sampler in samplers.items()
@@ -266,33 +173,18 @@ def _with_costs(row: Evaluation, sampler: GeneratorSampler, judge: Judge, times:
     return dataclasses.replace(row, costs=costs)
 
 
-def _with_fidelity(row: Evaluation, samplers: Samplers, judged: dict[str, Judged], judge: Judge) -> Evaluation:
-    """With how near the student's pictures are to the teacher's of the same noise, and the intervals of that."""
-    few = judge.first(FIDELITY_PICTURES)
-    theirs, ours = (few.draw(sampler, 1, 1.0) for sampler in samplers.values())
-    values: dict[str, Tensor] = dict(paired_fidelity(ours, theirs).values)
-    values["psnr"] = values["psnr"].clamp(max=MOST_PSNR)
-    values["feature_cosine"] = feature_cosine(*(as_tensor(of.pictures.features) for of in judged.values()))
-    intervals = {name: mean_interval(value, seed=judge.seed) for name, value in values.items()}
-    return dataclasses.replace(
-        row,
-        scores={**row.scores, **{name: value.mean().item() for name, value in values.items()}},
-        intervals={**row.intervals, **{name: (of.low, of.high) for name, of in intervals.items()}},
-    )
-
-
-def _pictures(samplers: Samplers, judge: Judge) -> Pictures:
+def _pictures(samplers: Samplers, judge: Judge) -> GeneratorImages:
     """Grids at the same noise, and strips between the same noises, of both."""
     few, first = judge.first(GALLERY_PICTURES), next(iter(samplers.values()))
     captions = [] if first.own_prompts == [""] else few.prompts
     grids = {name: few.draw(sampler, 1, 1.0) for name, sampler in samplers.items()}
     if first.of_pictures:
-        return Pictures(captions, grids, [], {})
+        return GeneratorImages(captions, grids, [], {})
     classes = list(dict.fromkeys(captions)) or [""]
     rows = [classes[number % len(classes)] for number in range(STRIPS)]
     ends = [(judge.seeds[0] + 2 * number, judge.seeds[0] + 2 * number + 1) for number in range(STRIPS)]
     strips = {name: _strips(sampler, rows, ends) for name, sampler in samplers.items()}
-    return Pictures(captions, grids, rows, strips)
+    return GeneratorImages(captions, grids, rows, strips)
 
 
 def _strips(sampler: GeneratorSampler, rows: list[str], ends: list[tuple[int, int]]) -> Tensor:

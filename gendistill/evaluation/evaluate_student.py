@@ -1,159 +1,89 @@
-"""`gendistill evaluate`: students beside their teacher, as rows, a table and a report."""
+"""`gendistill evaluate` of diffusion models: students beside their teacher, as rows, a table and a report."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
 from torch import Tensor
 
-from gendistill.evaluation.judge import Judge, build_judge
+from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
+from gendistill.evaluation.judge import Judge, Progress, build_judge
 from gendistill.evaluation.reporting import Gallery
-from gendistill.evaluation.student_report import best_rows, results_table, teacher_table, write_report
+from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
     FILE_NAME,
     TEACHER_STEPS,
-    Gap,
     cost_of_a_call,
-    evaluate_student,
-    evaluate_teacher,
     gaps,
     imitated_scale,
     save_rows,
     slider_scales,
+    solver_of,
     stored_rows,
+    student_rows,
     teacher_plans,
-    teacher_scheduler,
+    teacher_rows,
 )
-from gendistill.metrics.evaluate import Evaluation
-from gendistill.metrics.pairs.fidelity import paired_fidelity
+from gendistill.metrics.features.feature_extractor import extract
+from gendistill.metrics.protocol import Evaluation
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
 
 GALLERY_PICTURES = 64
-FIDELITY_PICTURES = 256
 
 Students = dict[str, tuple[FewStepSampler, list[int]]]  # by name; the step counts to draw in
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The rows of students, their teacher's and the gap between them; without a student, the teacher's alone.
-
-    Attributes:
-        share: what a call of the student costs, in calls of its teacher (multiply-accumulates).
-        slider: rows of w-conditioned students at other guidance scales, those that the teacher was measured at.
-        warnings: what to know before trusting the figures.
-    """
-
-    student: list[Evaluation]
-    teacher: list[Evaluation]
-    gaps: list[Gap]
-    files: list[Path]
-    share: float = 1.0
-    slider: list[Evaluation] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def table(self) -> Table:
-        """For the terminal."""
-        if not self.student:
-            return teacher_table(self.teacher)
-        return results_table(self.student, self.slider, self.teacher, self.gaps, self.share)
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "student": [dataclasses.asdict(row) for row in self.student],
-                "slider": [dataclasses.asdict(row) for row in self.slider],
-                "teacher": [dataclasses.asdict(row) for row in self.teacher],
-                "cost_of_a_call": self.share,
-                "gaps": [{**dataclasses.asdict(gap), "closed": gap.closed} for gap in self.gaps],
-            },
-            indent=1,
-        )
-
-
-def evaluate(
-    model: str,
-    *,
-    teacher: str | None = None,
-    reference: str,
-    caption: str | dict[str, float] | None = None,
-    prompts: str | None = None,
-    num: int = 2000,
-    steps: list[int] | None = None,
-    extractor: str | None = None,
-    clip: str | None = None,
-    seed: int = 0,
-    cache: str = ".cache/gendistill",
-    out: Path | None = None,
-    device: str | None = None,
-    quantization: str | None = None,
-) -> Comparison:
-    """Judge a student beside its teacher and write evaluation.json and report.html to `out` (the model's own folder).
+def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
+    """Judge a student beside its teacher and write evaluation.json and report.html to `config.out`.
 
     The teacher's figures are read from `evaluation.json` in its folder where they were made by the same protocol, and
     made (and long) otherwise. A model that is no student is taken as a teacher: its figures are made and written.
 
     Args:
-        cache: folder where what was drawn and extracted is kept.
-        quantization: of the student, see `quantize`; as it was trained to, on a CPU, where None.
         model: a student; the folder of a run that left one student a step count (`student-8`, `student-4`, ...), for all of
             them; or a teacher.
 
     Raises:
-        ValueError: a model, the reference or a metric network cannot be used.
+        ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
-    device = usable_device(device)
+    device = usable_device(config.device)
     folders = student_folders(Path(model)) or [Path(model)]
     sources = [folder if folder.is_dir() else model for folder in folders]
-    samplers = [FewStepSampler.from_pretrained(source, device=device, quantization=quantization) for source in sources]
+    samplers = [FewStepSampler.from_pretrained(of, device=device, quantization=config.quantization) for of in sources]
     sampler = samplers[0]
-    if out is None and not Path(model).is_dir():
+    if config.out is None and not Path(model).is_dir():
         raise ValueError(f"out: model {model} is no folder to write to; takes --out FOLDER")
     with advancing_bar("reading the reference") as progress:
-        judge = build_judge(
-            reference,
-            caption=caption,
-            num=num,
-            seed=seed,
-            extractor=extractor,
-            clip=clip,
-            prompts=prompts,
-            cache=cache,
-            keep=True,
-            device=device,
-            progress=progress,
-        )
-    judge = judge.of_models([sampler])
-    folder = make_folder(out or Path(model))
+        judge = build_judge(replace(config, device=device), keep=True, progress=progress).of_models([sampler])
+    folder = make_folder(config.out or Path(model))
     if sampler.spec is None:
         rows = _teacher_rows(sampler, judge, Path(model).name)
         save_rows(rows, folder / FILE_NAME)
-        return Comparison([], rows, [], [folder / FILE_NAME])
+        return StudentComparison([], rows, files=[folder / FILE_NAME], requested=judge.requested)
 
-    students = _students(folders, samplers, steps)
+    students = _students(folders, samplers, config.steps)
     rows, slider = _student_rows(students, judge)
-    config, revision = (sampler.spec.teacher_config, sampler.spec.teacher_revision) if teacher is None else (None, None)
-    teacher = teacher or sampler.spec.teacher
-    teacher_sampler = FewStepSampler.from_pretrained(teacher, config=config, revision=revision, device=device)
-    teacher_rows = stored_rows(Path(teacher), rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
-    rows, slider = _with_fidelity(rows, slider, students, teacher_sampler, judge)
+    spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
+    pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
+    teacher_sampler = FewStepSampler.from_pretrained(teacher, config=pinned, revision=revision, device=device)
+    of_teacher = stored_rows(Path(teacher), rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
+    if wants_fidelity(judge):
+        rows, slider = _with_fidelity(rows, slider, students, teacher_sampler, judge)
     files = [folder / FILE_NAME, folder / "report.html"]
     share = cost_of_a_call(sampler, teacher_sampler)
-    comparison = Comparison(rows, teacher_rows, gaps(rows, teacher_rows, share), files, share, slider)
-    with written_aside(folder / FILE_NAME) as aside:
+    closed = gaps(rows, of_teacher, share)
+    comparison = StudentComparison(rows, of_teacher, closed, files, share, slider, requested=judge.requested)
+    with written_aside(files[0]) as aside:
         aside.write_text(comparison.to_json() + "\n")
     few = judge.first(GALLERY_PICTURES)
-    galleries = _galleries(few, students, rows, teacher_sampler, best_rows(rows, teacher_rows))
-    title = f"{sampler.spec.method} student of {Path(teacher).name}"
-    write_report(folder / "report.html", title, rows, slider, teacher_rows, comparison.gaps, share, galleries)
+    galleries = _galleries(few, students, rows, teacher_sampler, best_rows(rows, of_teacher))
+    write_report(files[1], f"{spec.method} student of {Path(teacher).name}", comparison, galleries)
     return comparison
 
 
@@ -165,7 +95,7 @@ def student_folders(run: Path) -> list[Path]:
     return [folder for _, folder in sorted(found, key=lambda pair: -pair[0].num_inference_steps[0])]
 
 
-def _students(folders: list[Path], samplers: list[FewStepSampler], steps: list[int] | None) -> Students:
+def _students(folders: list[Path], samplers: list[FewStepSampler], steps: Sequence[int] | None) -> Students:
     """By name: `student`, with its quantization where it has one, or that of the folder where there are several.
 
     Raises:
@@ -175,7 +105,7 @@ def _students(folders: list[Path], samplers: list[FewStepSampler], steps: list[i
         spec = samplers[0].spec
         assert spec is not None
         name = "student" if samplers[0].quantization == "none" else f"student, {samplers[0].quantization}"
-        return {name: (samplers[0], steps or list(spec.num_inference_steps))}
+        return {name: (samplers[0], list(steps or spec.num_inference_steps))}
     students: Students = {}
     for folder, sampler in zip(folders, samplers, strict=True):
         assert sampler.spec is not None
@@ -183,7 +113,8 @@ def _students(folders: list[Path], samplers: list[FewStepSampler], steps: list[i
         if counts:
             students[folder.name] = (sampler, counts)
     if not students:
-        raise ValueError(f"steps {steps}: the run has students of other step counts: {', '.join(f.name for f in folders)}")
+        others = ", ".join(folder.name for folder in folders)
+        raise ValueError(f"steps {list(steps or ())}: the run has students of other step counts: {others}")
     return students
 
 
@@ -194,34 +125,34 @@ def _student_rows(students: Students, judge: Judge) -> tuple[list[Evaluation], l
     total = sum(len(counts) * (1 + len(scales[name])) for name, (_, counts) in students.items())
     with advancing_bar("drawing from the student", len(judge.prompts) * total) as progress:
         for name, (sampler, counts) in students.items():
-            rows += evaluate_student(sampler, judge, model=name, steps=counts, progress=progress)
+            rows += student_rows(sampler, judge, model=name, steps=counts, progress=progress)
             for scale in scales[name]:
-                slider += evaluate_student(sampler, judge, model=name, steps=counts, guidance_scale=scale, progress=progress)
+                slider += student_rows(sampler, judge, model=name, steps=counts, guidance_scale=scale, progress=progress)
     return rows, slider
 
 
 def _teacher_rows(sampler: FewStepSampler, judge: Judge, name: str) -> list[Evaluation]:
     with advancing_bar("drawing from the teacher", len(judge.prompts) * len(teacher_plans(sampler))) as progress:
-        return evaluate_teacher(sampler, judge, model=name, progress=progress)
+        return teacher_rows(sampler, judge, model=name, progress=progress)
 
 
 def _with_fidelity(
     rows: list[Evaluation], slider: list[Evaluation], students: Students, teacher: FewStepSampler, judge: Judge
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     """The rows with the scores of `fidelity`: against what the teacher draws in 50 steps at the guidance that is imitated."""
-    few = judge.first(FIDELITY_PICTURES)
+    few, lpips = judge.first(FIDELITY_IMAGES), lpips_for(judge, str(teacher.device))
     scales = {id(row): imitated_scale(students[row.model][0], row) for row in [*rows, *slider]}
-    drawn: dict[float, Tensor] = {}
+    drawn: dict[float, tuple[Tensor, Tensor]] = {}
     total = len(few.prompts) * (len(set(scales.values())) + len(scales))
     with advancing_bar("holding them against the teacher's", total) as progress:
         for scale in sorted(set(scales.values())):
-            drawn[scale] = _draw_teacher(teacher, few, "ddim", TEACHER_STEPS, scale, None, progress)
+            pictures = _draw_teacher(teacher, few, "ddim", TEACHER_STEPS, scale, None, progress)
+            drawn[scale] = pictures, extract(judge.extractor, pictures)
 
         def scored(row: Evaluation) -> Evaluation:
-            sampler = students[row.model][0]
-            pictures = few.draw(sampler, row.steps, row.guidance_scale, progress)
-            near = paired_fidelity(pictures, drawn[scales[id(row)]], judge.extractor)
-            return dataclasses.replace(row, scores={**row.scores, **near.means()})
+            pictures = few.draw(students[row.model][0], row.steps, row.guidance_scale, progress)
+            of_teacher, features = drawn[scales[id(row)]]
+            return with_fidelity(row, pictures, of_teacher, extract(judge.extractor, pictures), features, judge, lpips)
 
         return [scored(row) for row in rows], [scored(row) for row in slider]
 
@@ -233,13 +164,10 @@ def _draw_teacher(
     steps: int,
     scale: float,
     timesteps: list[int] | None,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> Tensor:
-    usual = teacher.pipeline.scheduler
-    teacher.pipeline.scheduler = teacher_scheduler(solver, usual.config, bounded=teacher.family.bounded, timesteps=timesteps)
-    pictures = judge.draw(teacher, steps, scale, progress)
-    teacher.pipeline.scheduler = usual
-    return pictures
+    with solver_of(teacher, solver, timesteps):
+        return judge.draw(teacher, steps, scale, progress)
 
 
 def _galleries(
@@ -253,11 +181,7 @@ def _galleries(
     galleries = []
     with advancing_bar("drawing the grids", len(judge.prompts) * len([*student_rows, *teacher_rows])) as progress:
         for row in [*student_rows, *teacher_rows]:
-            steps, scale, timesteps = (
-                row.steps,
-                row.guidance_scale,
-                row.protocol.timesteps,
-            )
+            steps, scale, timesteps = row.steps, row.guidance_scale, row.protocol.timesteps
             if row in student_rows:
                 pictures = judge.draw(students[row.model][0], steps, scale, progress)
             else:

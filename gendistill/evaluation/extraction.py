@@ -16,7 +16,7 @@ from gendistill.evaluation.feature_cache import cached_features
 from gendistill.metrics.distances.clip_score import ClipScorer
 from gendistill.metrics.features import feature_extractor as pictures_of
 from gendistill.metrics.features.feature_extractor import FeatureExtractor
-from gendistill.metrics.measure import Pictures
+from gendistill.metrics.metric import SampleFeatures
 from gendistill.runtime.stored_rows import StoredRows
 
 Progress = Callable[[int], None]
@@ -43,7 +43,7 @@ class Extraction:
         *,
         source: Sequence[str] | None = None,
         progress: Progress | None = None,
-    ) -> Pictures:
+    ) -> SampleFeatures:
         """Features of pictures, and embeddings where there is a scorer.
 
         Args:
@@ -53,10 +53,10 @@ class Extraction:
         """
         features = _array(self._kept(self.extractor, make, source, progress))
         if self.scorer is None:
-            return Pictures(features, prompts)
+            return SampleFeatures(features, prompts)
         towers = _array(self._kept(self.scorer.image_extractor, make, source, None))
         texts = None if prompts is None else self.scorer.embed_texts(prompts)
-        return Pictures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
+        return SampleFeatures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
 
     def blocks(
         self, make: Make, *, source: Sequence[str] | None = None, progress: Progress | None = None

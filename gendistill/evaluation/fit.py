@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
-from gendistill.evaluation.add_ons import AddOnFit, Drawing, Progress, control_fit, lora_fit
+from gendistill.evaluation.add_ons import AddOnFit, Progress, SampledModel, control_fit, lora_fit
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.load_extractor import load_extractor
 from gendistill.metrics.pairs.drift import (
@@ -154,10 +154,10 @@ def measure_fit(
         teacher_guidance_scale = spec.guidance_scale
     batch_size = batch_size or pictures_at_once(teacher.resolution)
 
-    def drawing(name: str, sampler: FewStepSampler, steps: int | None, scale: float | None) -> Drawing:
+    def drawing(name: str, sampler: FewStepSampler, steps: int | None, scale: float | None) -> SampledModel:
         steps = sampler.default_steps if steps is None else steps
         scale = sampler.default_guidance_scale if scale is None else scale
-        return Drawing(name, sampler, steps, scale, list(prompts), list(seeds), batch_size, progress)
+        return SampledModel(name, sampler, steps, scale, list(prompts), list(seeds), batch_size, progress)
 
     one = drawing("teacher", teacher, teacher_steps, teacher_guidance_scale)
     other = drawing("student", student, student_steps, student_guidance_scale)
@@ -221,7 +221,7 @@ def _checked(timesteps: Sequence[int] | None, count: int) -> list[int]:
 
 
 def _layer_fits(
-    teacher: Drawing, student: Drawing, latents: Tensor, schedule: NoiseSchedule, times: Sequence[int]
+    teacher: SampledModel, student: SampledModel, latents: Tensor, schedule: NoiseSchedule, times: Sequence[int]
 ) -> tuple[list[LayerFit], list[str]]:
     """CKA of the paired layers on the teacher's own latents (N or more, C, h, w), noised; and the teacher's other layers."""
     count = len(teacher.prompts)
@@ -243,7 +243,7 @@ def _layer_fits(
 
 
 @torch.no_grad()
-def _maps(drawing: Drawing, x_t: Tensor, time: int) -> dict[str, Tensor]:
+def _maps(drawing: SampledModel, x_t: Tensor, time: int) -> dict[str, Tensor]:
     """What the network's blocks give at x_t (N, C, h, w): float32 maps (N, C', h', w') on the CPU, by the blocks' names.
 
     A network that takes its guidance scale as an input is given that of the drawing; of others it is the branch of the prompt.

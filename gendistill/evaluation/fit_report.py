@@ -20,12 +20,12 @@ from gendistill.evaluation.reporting import (
     Column,
     Details,
     Figure,
+    Notice,
+    PageSection,
     Plot,
-    Row,
-    Section,
     Table,
+    TableRow,
     Text,
-    Warning,
 )
 from gendistill.evaluation.reporting.colours import marker
 from gendistill.evaluation.reporting.legend import add_legend, shortened
@@ -45,7 +45,7 @@ DRIFT = (
 )
 
 
-def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", colour: int = 1) -> Section:
+def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", colour: int = 1) -> PageSection:
     """Of one student.
 
     Args:
@@ -55,7 +55,7 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
     drawn, compared = fit.pictures
     blocks: list[Block] = [Cards(_cards(fit, colour))]
     if compared < FEW_PICTURES:
-        blocks.append(Warning(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
+        blocks.append(Notice(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
     blocks += [
         Text(_in_words(fit.latents, student, teacher), "Latents"),
         Figure(drift_plot(fit.latents, student, teacher, colour), "0 is no drift."),
@@ -72,13 +72,13 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
     if fit.add_ons:
         blocks += [Text(f"What was made for {teacher}, loaded into both models.", "Add-ons"), _add_on_table(fit)]
         blocks += [Text(f"{one.name}: {note}") for one in fit.add_ons for note in one.notes]
-        blocks += [Warning(_doubt(one)) for one in fit.add_ons if _doubt(one)]
+        blocks += [Notice(_doubt(one)) for one in fit.add_ons if _doubt(one)]
         missing = [(one.name, ", ".join(one.unfit)) for one in fit.add_ons if one.unfit]
         if missing:
             blocks.append(Details("Modules of a LoRA that did not fit", missing))
     ways = [(name, f"{steps} steps, guidance {scale:g}") for name, (steps, scale) in fit.ways.items()]
     blocks.append(Details("How it was measured", [("pictures", f"{drawn} of each, same noise and prompts"), *ways]))
-    return Section(f"Does {student} still fit?", blocks, f"{student} in the place of {teacher}.")
+    return PageSection(f"Does {student} still fit?", blocks, f"{student} in the place of {teacher}.")
 
 
 def as_json(fit: Fit) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _drift_table(drift: LatentDrift, student: str, colour: int) -> Table:
         Column("PSNR", "Of the latents, with the range of the teacher's as the peak.", "higher"),
     ]
     cells = [Cell(f"{value:.3g}", value=value) for value in _figures(drift)]
-    row = Row([Cell(student, colour=colour), *cells, _number(drift.cosine), _decibels(drift.psnr)])
+    row = TableRow([Cell(student, colour=colour), *cells, _number(drift.cosine), _decibels(drift.psnr)])
     return Table(columns, [row], "Drift of the latents of the same noise and prompts.")
 
 
@@ -204,7 +204,7 @@ def _layer_table(fit: Fit) -> Table:
         Column("mean", better="higher"),
     ]
     rows = [
-        Row(
+        TableRow(
             [
                 layer.teacher,
                 layer.student,
@@ -227,12 +227,12 @@ def _add_on_table(fit: Fit) -> Table:
         Column("left out", "Modules of a LoRA that the student has no place for."),
     ]
 
-    def row(one: AddOnFit) -> Row:
+    def row(one: AddOnFit) -> TableRow:
         effect = one.effect
         numbers = (None, None, None) if effect is None else (effect.cosine, effect.ratio, effect.repeated)
         cells = [Cell(_number(number), value=number) for number in numbers]
         left_out = str(len(one.unfit)) if one.kind == "LoRA" else ""
-        return Row([f"{one.kind} {one.name}", *cells, left_out])
+        return TableRow([f"{one.kind} {one.name}", *cells, left_out])
 
     return Table(columns, [row(one) for one in fit.add_ons], f"Features of {fit.extractor}.")
 

@@ -1,14 +1,14 @@
-"""A GAN's student beside its teacher: a table for the terminal, and a page with grids and strips side by side."""
+"""A GAN's student beside its teacher: the result, as a table and as a page with grids and strips side by side."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 from torch import Tensor
 
@@ -21,25 +21,111 @@ from gendistill.evaluation.reporting import (
     Details,
     Galleries,
     Gallery,
+    Notice,
     Page,
-    Row,
-    Section,
+    PageSection,
     Table,
+    TableRow,
     Text,
-    Warning,
     write_page,
 )
-from gendistill.evaluation.score_cells import EXPLAINED, better, score_cell, short_name
+from gendistill.evaluation.score_cells import (
+    INTERVALS,
+    Cells,
+    explanations,
+    score_cell,
+    score_column,
+    score_names,
+    summary_names,
+    terminal_table,
+)
 from gendistill.metrics.cost.interleaved import SideBySide
-from gendistill.metrics.evaluate import Evaluation
 from gendistill.metrics.pairs.paired import PairedTest
+from gendistill.metrics.protocol import Evaluation
 
-TERMINAL_SCORES = (("clip_score", 1), ("precision", 2), ("recall", 2), ("coverage", 2), ("psnr", 1), ("feature_cosine", 3))
-TERMINAL_NAMES = {"clip_score": "CLIP", "psnr": "PSNR", "feature_cosine": "cosine"}
+
+@dataclass(frozen=True)
+class GeneratorComparison:
+    """A student's row and its teacher's; without a student, the teacher's alone.
+
+    Attributes:
+        times: side by side, a batch size each.
+        test: whether the distances differ, picture by picture; None without a student.
+        warnings: what to know before trusting the figures.
+        requested: names of the metrics that were asked for.
+    """
+
+    student: list[Evaluation]
+    teacher: list[Evaluation]
+    times: list[SideBySide]
+    test: PairedTest | None
+    warnings: list[str]
+    files: list[Path] = field(default_factory=list)
+    requested: Sequence[str] | None = None
+
+    @property
+    def fd_ratio(self) -> float | None:
+        """The student's distance from real pictures over the teacher's; 1 is as good."""
+        if not self.student:
+            return None
+        metric = self.student[0].protocol.metric
+        return self.student[0].scores[metric] / self.teacher[0].scores[metric]
+
+    @property
+    def compression(self) -> dict[str, float]:
+        """How many times fewer multiply-accumulates and parameters; none without a student."""
+        if not self.student:
+            return {}
+        ours, theirs = self.student[0].costs, self.teacher[0].costs
+        return {name: theirs[name] / ours[name] for name in ("macs", "parameters") if ours[name]}
+
+    @property
+    def speed_up(self) -> dict[int, float]:
+        """How many times faster the student is, by batch size."""
+        if not self.student:
+            return {}
+        names = self.student[0].model, self.teacher[0].model
+        return {of.batch_size: of.speed_up(*names) for of in self.times}
+
+    def table(self) -> TerminalTable:
+        """For the terminal: a line a model, the teacher first; below, what the student gains and loses."""
+        rows = [*self.teacher, *self.student]
+        metric = rows[0].protocol.metric
+        costs: Cells = {
+            "MMACs": lambda row: f"{row.costs['macs'] / 1e6:.3g}",
+            "M params": lambda row: f"{row.costs['parameters'] / 1e6:.3g}",
+            **{f"ms by {of.batch_size}": _seconds_by(of.batch_size) for of in self.times},
+        }
+        title, model = f"{metric} on {rows[0].protocol.prompts}", {"model": lambda row: row.model}
+        table = terminal_table(title, rows, model, summary_names(rows, self.requested), costs, bold=self.student)
+        if self.fd_ratio is not None:
+            faster = " and ".join(f"{of:.1f}× as fast by {size}" for size, of in self.speed_up.items())
+            table.caption, table.caption_justify = f"{metric} {self.fd_ratio:.2f}× the teacher's; {faster}", "left"
+        return table
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "student": [dataclasses.asdict(row) for row in self.student],
+                "teacher": [dataclasses.asdict(row) for row in self.teacher],
+                "fd_ratio": self.fd_ratio,
+                "compression": self.compression,
+                "speed_up": self.speed_up,
+                "side_by_side": [dataclasses.asdict(of) for of in self.times],
+                "test": self.test and dataclasses.asdict(self.test),
+                "warnings": self.warnings,
+            },
+            indent=1,
+            default=float,
+        )
+
+
+def _seconds_by(size: int) -> Callable[[Evaluation], str]:
+    return lambda row: f"{1000 * row.costs[f'seconds_by_{size}']:.2f}"
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class GeneratorImages:
     """What the page shows, uint8, by model, the teacher first.
 
     Attributes:
@@ -55,53 +141,18 @@ class Pictures:
     strips: Mapping[str, Tensor]
 
 
-def results_table(rows: Sequence[Evaluation], ratio: float | None, speed_up: Mapping[int, float]) -> TerminalTable:
-    """A line a model, the teacher first; below, what the student gains and loses."""
-    metric = rows[0].protocol.metric
-    table = TerminalTable(title=f"{metric} on {rows[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
-    scores = [(name, digits) for name, digits in TERMINAL_SCORES if any(name in row.scores for row in rows)]
-    sizes = _batch_sizes(rows[0])
-    names = [TERMINAL_NAMES.get(name, name) for name, _ in scores]
-    for name in ("model", metric, "", *names, "MMACs", "M params", *(f"ms by {size}" for size in sizes)):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for number, row in enumerate(rows):
-        interval = row.intervals.get(metric)
-        table.add_row(
-            row.model,
-            f"{row.scores[metric]:.2f}",
-            "" if interval is None else "{:.2f} to {:.2f}".format(*interval),
-            *(f"{row.scores[name]:.{digits}f}" if name in row.scores else "" for name, digits in scores),
-            f"{row.costs['macs'] / 1e6:.3g}",
-            f"{row.costs['parameters'] / 1e6:.3g}",
-            *(f"{1000 * row.costs[f'seconds_by_{size}']:.2f}" for size in sizes),
-            style="bold" if number else "",
-        )
-    if ratio is not None:
-        table.caption = f"{metric} {ratio:.2f}× the teacher's; {_faster(speed_up)}"
-        table.caption_justify = "left"
-    return table
-
-
-def write_report(
-    path: Path,
-    teacher: Evaluation,
-    student: Evaluation,
-    times: Sequence[SideBySide],
-    test: PairedTest,
-    warnings: Sequence[str],
-    pictures: Pictures,
-    told: Mapping[str, Any],
-) -> None:
+def write_report(path: Path, comparison: GeneratorComparison, pictures: GeneratorImages, told: Mapping[str, Any]) -> None:
     """report.html: headline figures, both rows, what a picture costs, grids from the same noise and strips between noises.
 
     Args:
         told: what the student's folder says of how it was made.
     """
+    (teacher,), (student,), times = comparison.teacher, comparison.student, comparison.times
     protocol = student.protocol
     page = Page(
         f"{told.get('method', 'gan')} student of {teacher.model}",
         [
-            _figures(teacher, student, times, test, warnings),
+            _figures(comparison),
             _costs(teacher, student, times),
             *_shown(pictures),
             _made(told, protocol.describe()),
@@ -112,40 +163,34 @@ def write_report(
     write_page(page, path)
 
 
-def _figures(
-    teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide], test: PairedTest, warnings: Sequence[str]
-) -> Section:
+def _figures(comparison: GeneratorComparison) -> PageSection:
+    (teacher,), (student,), last = comparison.teacher, comparison.student, comparison.times[-1]
     metric = teacher.protocol.metric
-    ours, theirs = student.scores[metric], teacher.scores[metric]
-    last = times[-1]
     speed = last.speed_up(student.model, teacher.model)
+    ratio = f"{student.scores[metric]:.2f} to {teacher.scores[metric]:.2f}"
     cards = [
-        Card(f"{ours / theirs:.2f}×", f"the teacher's {metric}", f"{ours:.2f} to {theirs:.2f}", 1),
+        Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", ratio, 1),
         Card(f"{speed:.1f}×", f"as fast, {last.batch_size} together", _between(last, student.model, teacher.model)),
     ]
     for name, words in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
         if gain := _gain(teacher, student, name):
             shrunk = f"{_millions(teacher.costs[name])} to {_millions(student.costs[name])}"
             cards.append(Card(gain, f"fewer {words}", f"{shrunk}{' a picture' * (name == 'macs')}"))
-    names = list(dict.fromkeys([*teacher.scores, *student.scores]))
+    names = score_names([teacher, student])
     columns = [Column("score", align="left"), *(Column(of.model) for of in (teacher, student))]
     rows = []
-    for name in names:
-        arrow = "↑" if better(name) == "higher" else "↓"
-        cells = [score_cell(of, name) for of in (teacher, student)]
-        rows.append(Row([f"{short_name(name)} {arrow}", *_with_best(cells, better(name))]))
-    caption = (
-        "Beside a value its 95 % interval; beside distances and Vendi that of infinitely many pictures (∞). PSNR, SSIM and "
-        "cosine hold each picture against the teacher's of the same noise."
-    )
-    meanings = [(short_name(name), EXPLAINED[key]) for name in names if (key := name.split("-")[0]) in EXPLAINED]
-    blocks: list[Block] = [Cards(cards), *(Warning(text) for text in warnings), Table(columns, rows, caption)]
-    blocks += [Details("What the scores mean", meanings)]
-    blocks.append(Text(f"{metric}: {test.describe(student.model, teacher.model)}"))
-    return Section("Figures", blocks)
+    for column, name in zip(map(score_column, names), names, strict=True):
+        arrow = "↑" if column.better == "higher" else "↓"
+        cells = _with_best([score_cell(of, name) for of in (teacher, student)], column.better)
+        rows.append(TableRow([f"{column.name} {arrow}", *cells]))
+    blocks: list[Block] = [Cards(cards), *(Notice(text) for text in comparison.warnings), Table(columns, rows, INTERVALS)]
+    blocks.append(explanations(names))
+    if comparison.test is not None:
+        blocks.append(Text(f"{metric}: {comparison.test.describe(student.model, teacher.model)}"))
+    return PageSection("Figures", blocks)
 
 
-def _costs(teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide]) -> Section:
+def _costs(teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide]) -> PageSection:
     columns = [
         Column("model", align="left"),
         Column("MACs, M", "Multiply-accumulates of one picture, in millions.", "lower"),
@@ -161,20 +206,20 @@ def _costs(teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide]
         cells += [Cell(f"{of.costs[name] / 1e6:.3g}", value=of.costs[name]) for name in ("macs", "parameters")]
         seconds = [timed.seconds_per_picture(of.model) for timed in times]
         cells += [Cell(f"{1000 * value:.2f}", value=value) for value in seconds]
-        rows.append(Row(cells, highlight=of is student))
+        rows.append(TableRow(cells, highlight=of is student))
     names = student.model, teacher.model
     gained = [Cell(_gain(teacher, student, name, digits=2)) for name in ("macs", "parameters")]
     gained += [Cell(f"{of.speed_up(*names):.2f}×", _between(of, *names)) for of in times]
-    rows.append(Row([Cell("gain"), *gained]))
+    rows.append(TableRow([Cell("gain"), *gained]))
     lead = "Timed turn and turn about in one run; beside a speed-up the quartiles of its rounds."
-    return Section("What a picture costs", [Table(columns, rows)], lead)
+    return PageSection("What a picture costs", [Table(columns, rows)], lead)
 
 
-def _shown(pictures: Pictures) -> list[Section]:
+def _shown(pictures: GeneratorImages) -> list[PageSection]:
     names = list(pictures.grids)
     grids = [Gallery(name, pictures.grids[name], pictures.captions, colour=names.index(name)) for name in names]
     sections = [
-        Section(
+        PageSection(
             "The same noise", [Galleries(grids)], "Picture k is of the same class and seed in both; the first ones, not chosen."
         )
     ]
@@ -187,17 +232,17 @@ def _shown(pictures: Pictures) -> list[Section]:
         )
         told = "; ".join(f"{number + 1}. {row}" for number, row in enumerate(pictures.rows) if row)
         rows = [Text(f"Rows: {told}.")] if told else []
-        sections.append(Section("Between two noises", [Galleries(strips, columns=count), *rows], lead))
+        sections.append(PageSection("Between two noises", [Galleries(strips, columns=count), *rows], lead))
     return sections
 
 
-def _made(told: Mapping[str, Any], protocol: str) -> Section:
+def _made(told: Mapping[str, Any], protocol: str) -> PageSection:
     facts = [(name.replace("_", " "), str(value)) for name, value in told.items() if isinstance(value, str | int | float)]
     blocks: list[Block] = [Details("How the figures were made", protocol, opened=True)]
-    return Section("Protocol", [*blocks, Details("What the student's folder says of it", facts)] if facts else blocks)
+    return PageSection("Protocol", [*blocks, Details("What the student's folder says of it", facts)] if facts else blocks)
 
 
-def _with_best(cells: list[Cell], way: str) -> list[Cell]:
+def _with_best(cells: list[Cell], way: str | None) -> list[Cell]:
     """The better of two marked; neither where they are equal or one is missing."""
     first, second = (cell.value for cell in cells)
     if first is None or second is None or first == second:
@@ -214,14 +259,6 @@ def _gain(teacher: Evaluation, student: Evaluation, name: str, digits: int = 1) 
 
 def _between(times: SideBySide, student: str, teacher: str) -> str:
     return "{:.1f}–{:.1f}".format(*times.speed_up_between(student, teacher))
-
-
-def _faster(speed_up: Mapping[int, float]) -> str:
-    return " and ".join(f"{of:.1f}× as fast by {size}" for size, of in speed_up.items())
-
-
-def _batch_sizes(row: Evaluation) -> list[int]:
-    return [int(name.rpartition("_")[2]) for name in row.costs if name.startswith("seconds_by_")]
 
 
 def _millions(count: float) -> str:

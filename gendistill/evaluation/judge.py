@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -17,21 +18,23 @@ from torch import Tensor
 import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.extraction import Extraction
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.reference import read_reference
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.distances.frechet import gaussian_statistics
-from gendistill.metrics.evaluate import Evaluation, Protocol
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
-from gendistill.metrics.measure import NEIGHBOURS, OF_CLIP, Pictures, Reference, Scores, measure
+from gendistill.metrics.measure import Scores, measure
+from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures, needs_met_by
+from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
+from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 from gendistill.samplers.codec import Codec
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
-QUICK_METRICS = ("fd", "clip_score")
-METRICS = ("fd", "kid", "prdc", "vendi", "diversity", "clip_score", "clip_r")
+NUM = 2000  # images per row
 
 Progress = Callable[[int], None]
 
@@ -41,8 +44,7 @@ class Judged:
     """A row of a comparison: the evaluation, and what it was computed from."""
 
     evaluation: Evaluation
-    scores: Scores
-    pictures: Pictures
+    pictures: SampleFeatures
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class Judge:
         captions: of the reference's pictures, in their order.
         albums: where drawn pictures and their features are kept; None draws anew each time.
         square: whether real pictures are seen by their centre squares, as square drawn ones are held against.
+        requested: names of the metrics that were asked for; all usual ones where None.
+        intervals: whether scores get 95 % intervals.
     """
 
     prompts: list[str]
     seeds: list[int]
-    reference: Reference
+    reference: ReferenceFeatures
     reference_name: str
     prompt_source: str
     extractor: FeatureExtractor
@@ -67,6 +71,8 @@ class Judge:
     captions: list[str] = dataclasses.field(default_factory=list)
     albums: Path | None = None
     square: bool = True
+    requested: tuple[str, ...] | None = None
+    intervals: bool = True
 
     @property
     def metric(self) -> str:
@@ -74,8 +80,24 @@ class Judge:
         return metric_name(self.extractor)
 
     def of_models(self, samplers: Iterable[Sampler]) -> Judge:
-        """The same for what these draw: without the CLIP score where prompts are no texts that a picture could fit."""
-        return self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
+        """The same for what these draw: without the CLIP score where prompts are no texts that a picture could fit.
+
+        Raises:
+            ValueError: a metric that was asked for cannot be computed of these.
+        """
+        judge = self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
+        for name in judge.requested or ():
+            if not METRICS[name].of_pairs and (why := judge.lacks(name)):
+                raise ValueError(why)
+        return judge
+
+    def lacks(self, name: str) -> str | None:
+        """A sentence that says why a metric of sets cannot be computed; None where it can."""
+        met = needs_met_by(self.prompts) | {Need.REFERENCE}
+        met |= {Need.REAL_FEATURES} if self.reference.features is not None else set()
+        met |= {Need.CLIP} if self.scorer is not None else set()
+        met |= {Need.CLIP_REFERENCE} if self.scorer is not None and self.reference.image_embeddings is not None else set()
+        return METRICS[name].lacks(met, len(self.prompts))
 
     def first(self, count: int) -> Judge:
         """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
@@ -93,16 +115,29 @@ class Judge:
     def scores(self, pictures: Tensor) -> dict[str, float]:
         """The distance and, with a scorer, the CLIP score of pictures uint8 (N, 3, H, W), one a prompt."""
         seen = Extraction(self.extractor, self.scorer).of(lambda: pictures, self.prompts)
-        return self.measure(seen, QUICK_METRICS, intervals=False).values
+        return self.measure(seen, quick=True).values
 
-    def measure(self, pictures: Pictures, metrics: Iterable[str], *, intervals: bool = True) -> Scores:
-        """Those of the metrics that can be had of so many pictures, of these prompts, and with or without a scorer."""
-        unable = set() if self.scorer is not None else set(OF_CLIP)
-        unable |= {"diversity"} if len(set(self.prompts)) == len(self.prompts) else set()
-        unable |= {"prdc"} if len(self.prompts) <= NEIGHBOURS or self.reference.features is None else set()
-        able = [name for name in metrics if name not in unable]
+    def measure(self, samples: SampleFeatures, *, quick: bool = False) -> Scores:
+        """The distance that decides, and the metrics that were asked for; else the usual ones that can be had of these.
+
+        Args:
+            quick: of the usual metrics only those that even a quick look takes, and no intervals.
+        """
+        names = default_metrics(quick=quick)
+        if self.requested is not None:
+            names = ("fd", *(name for name in self.requested if not METRICS[name].of_pairs))
         clip = self.scorer.name if self.scorer else None
-        return measure(pictures, self.reference, able, fd=self.metric, clip=clip, intervals=intervals, seed=self.seed)
+        intervals = self.intervals and not quick
+        return measure(
+            samples,
+            self.reference,
+            names,
+            fd=self.metric,
+            clip=clip,
+            intervals=intervals,
+            seed=self.seed,
+            skip_missing=True,
+        )
 
     def draw(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Tensor:
         """The model's pictures for all prompts, uint8 (N, 3, H, W)."""
@@ -125,7 +160,7 @@ class Judge:
         )
         return (to_uint8(batch).cpu() for batch in batches)
 
-    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Pictures:
+    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> SampleFeatures:
         """Features of the model's pictures for all prompts; kept where albums are."""
         extraction = Extraction(self.extractor, self.scorer, self.albums)
         if self.albums is None:
@@ -147,20 +182,19 @@ class Judge:
         guidance_scale: float,
         network_calls: int,
         timesteps: list[int] | None = None,
-        metrics: Iterable[str] = QUICK_METRICS,
-        intervals: bool = False,
+        quick: bool = False,
         progress: Progress | None = None,
     ) -> Judged:
-        """Draw, time and score; `timesteps` are only written down."""
+        """Draw, time and score; `timesteps` are only written down, `quick` is as for `measure`."""
         started = time.perf_counter()
         pictures = self.look(sampler, steps, guidance_scale, progress)
         seconds: float | None = (time.perf_counter() - started) / len(self.prompts)
         if self.albums is not None:
             seconds = Album(self.albums / "drawn", sampler, steps, guidance_scale).seconds_per_picture
-        scores = self.measure(pictures, metrics, intervals=intervals)
+        scores = self.measure(pictures, quick=quick)
         protocol = self.protocol(guidance_scale=guidance_scale, num_inference_steps=steps, eta=sampler.eta, timesteps=timesteps)
         evaluation = Evaluation(model, solver, network_calls, scores.values, seconds, protocol, scores.intervals)
-        return Judged(evaluation, scores, pictures)
+        return Judged(evaluation, pictures)
 
     def protocol(
         self,
@@ -169,13 +203,10 @@ class Judge:
         num_inference_steps: int | None = None,
         eta: float = 0.0,
         timesteps: list[int] | None = None,
-    ) -> Protocol:
+    ) -> EvaluationProtocol:
         """What a result says of how it was made."""
-        return Protocol(
+        return EvaluationProtocol(
             metric=self.metric,
-            extractor=self.extractor.name,
-            weights_hash=self.extractor.weights_hash,
-            resize=self.extractor.resize,
             num_samples=len(self.prompts),
             reference=self.reference_name,
             reference_count=self.reference.statistics.count,
@@ -183,62 +214,62 @@ class Judge:
             prompts=self.prompt_source,
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
-            versions=versions(),
-            clip_model=self.scorer.name if self.scorer else None,
-            clip_weights_hash=self.scorer.weights_hash if self.scorer else None,
             eta=eta,
             timesteps=timesteps,
             reference_hash=self.reference_hash,
+            **networks_of(self.extractor, self.scorer),
         )
 
 
-def versions() -> dict[str, str]:
-    """Of what figures depend on."""
-    return {"gendistill": gendistill.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+def networks_of(extractor: FeatureExtractor, scorer: ClipScorer | None) -> dict[str, Any]:
+    """What a protocol says of the networks that look at pictures, and of the packages that run them."""
+    return {
+        "extractor": extractor.name,
+        "weights_hash": extractor.weights_hash,
+        "resize": extractor.resize,
+        "clip_model": scorer.name if scorer else None,
+        "clip_weights_hash": scorer.weights_hash if scorer else None,
+        "versions": {"gendistill": gendistill.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
 
 
 def build_judge(
-    reference: str,
+    config: EvaluationConfig,
     *,
-    caption: str | dict[str, float] | None = None,
-    num: int = 2000,
-    seed: int = 0,
-    extractor: str | None = None,
-    clip: str | None = None,
-    prompts: str | None = None,
-    cache: str = ".cache/gendistill",
     image_column: str | None = None,
     split: str | None = None,
     keep: bool = False,
     square: bool = True,
-    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Judge:
     """A judge from real pictures: their features, and prompts drawn from their captions by frequency.
 
     Args:
-        reference: image folder, WebDataset shards or dataset; `image_column` and `split` are of a dataset.
-        prompts: a text file to draw prompts from instead.
-        extractor: what `load_extractor` takes; `emoji` where not given.
+        image_column, split: of a reference that is a dataset.
         keep: whether drawn pictures and their features are kept in the cache.
         square: whether what is judged draws squares.
 
     Raises:
-        ValueError: nothing to compare with.
+        ValueError: nothing to compare with, or a metric is unknown.
     """
-    source = open_source(reference, caption, seed, image_column=image_column, split=split)
+    reference, seed, num, device = config.reference, config.seed, config.num or NUM, config.device or "cpu"
+    requested = None if config.metrics is None else chosen_metrics(config.metrics)
+    source = open_source(reference, config.caption, seed, image_column=image_column, split=split)
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; takes pictures")
-    network, scorer = load_extractor(extractor or "emoji", device), load_scorer(clip or TINY_CLIP, device)
-    real = read_reference(source, Extraction(network, None, Path(cache)), square=square, progress=progress)
-    captions = real.seen.captions if prompts is None else Prompts(Path(prompts)).prompts
+    network = load_extractor(config.extractor or "emoji", device, config.resize)
+    scorer = load_scorer(config.clip or TINY_CLIP, device)
+    embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
+    extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
+    real = read_reference(source, extraction, square=square, progress=progress)
+    captions = real.seen.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
     generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
     chosen = torch.randint(len(captions), (num,), generator=generator).tolist()
-    captions_of = f"the {caption} captions of" if caption else "the captions of"
-    described = f"{num} drawn by frequency from {prompts or f'{captions_of} {Path(reference).name}'}"
+    captions_of = f"the {config.caption} captions of" if config.caption else "the captions of"
+    described = f"{num} drawn by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}"
     return Judge(
         prompts=[captions[index] for index in chosen],
-        seeds=[SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)],
+        seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
         prompt_source=described,
@@ -247,9 +278,16 @@ def build_judge(
         seed=seed,
         reference_hash=real.seen.contents,
         captions=real.seen.captions,
-        albums=Path(cache) if keep else None,
+        albums=Path(config.cache) if keep else None,
         square=square,
+        requested=requested,
+        intervals=config.intervals,
     )
+
+
+def seeds_of(seed: int, num: int) -> list[int]:
+    """Of `num` pictures of an evaluation."""
+    return [SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)]
 
 
 def name_of(source: str) -> str:
@@ -275,8 +313,8 @@ def teacher_judge(
     chosen = torch.randint(len(prompts), (num,), generator=torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)).tolist()
     return Judge(
         prompts=[prompts[index] for index in chosen],
-        seeds=[SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)],
-        reference=Reference(gaussian_statistics(torch.cat(features))),
+        seeds=seeds_of(seed, num),
+        reference=ReferenceFeatures(gaussian_statistics(torch.cat(features))),
         reference_name="the teacher's own pictures",
         prompt_source=f"{num} of the training prompts",
         extractor=network,

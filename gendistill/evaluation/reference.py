@@ -20,7 +20,7 @@ from gendistill.data.images import fitted
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.evaluation.extraction import Extraction, Progress
 from gendistill.metrics.distances.frechet import GaussianStatistics, Moments, gaussian_statistics
-from gendistill.metrics.measure import Pictures, Reference
+from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.hashing import HASHES, HashMemo
@@ -46,8 +46,8 @@ class Seen:
 class RealPictures:
     """The pictures of a source as features, and what else was seen of them."""
 
-    reference: Reference
-    pictures: Pictures
+    reference: ReferenceFeatures
+    pictures: SampleFeatures
     seen: Seen
 
 
@@ -66,7 +66,7 @@ def read_reference(
     reading = _Reading(source, extraction, square)
     pictures = reading.through(lambda: extraction.of(reading.make, source=reading.which, progress=progress))
     statistics = gaussian_statistics(pictures.features)
-    return RealPictures(Reference(statistics, pictures.features, pictures.images), pictures, reading.seen())
+    return RealPictures(ReferenceFeatures(statistics, pictures.features, pictures.image_embeddings), pictures, reading.seen())
 
 
 def read_statistics(

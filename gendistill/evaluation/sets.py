@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from rich.console import Group
+from rich.text import Text
 
 from gendistill.data.sources.captions import CaptionOption
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.evaluation.config import CACHE, EvaluationConfig
 from gendistill.evaluation.evaluate_student import student_folders
 from gendistill.evaluation.extraction import Extraction, Progress
-from gendistill.evaluation.judge import TINY_CLIP, name_of, versions
+from gendistill.evaluation.judge import TINY_CLIP, name_of, networks_of
 from gendistill.evaluation.reference import Seen, read_reference, read_statistics
 from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance
 from gendistill.metrics.distances.uncertainty import sample_size_warning
-from gendistill.metrics.evaluate import Evaluation, Protocol
-from gendistill.metrics.features.feature_extractor import load_extractor, metric_name
-from gendistill.metrics.measure import OF_CLIP, OF_PROMPTS, Pictures, Reference, Scores, chosen_metrics, measure
+from gendistill.metrics.features.feature_extractor import FeatureExtractor, load_extractor, metric_name
+from gendistill.metrics.measure import Scores, measure
+from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures
+from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
+from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.load import gan_folder
 
 EMBEDDED = "assets/emoji/"
-METRICS = ("fd", "kid", "prdc", "vendi")
 FILE_NAME = "evaluation.json"
 STATISTICS = ".npz"
 ENDINGS = (*SHARD_SUFFIXES, ".zip", ".parquet", STATISTICS)
@@ -38,7 +42,7 @@ class PictureSet:
 
     name: str
     statistics: GaussianStatistics
-    pictures: Pictures | None = None
+    pictures: SampleFeatures | None = None
     seen: Seen | None = None
 
     @property
@@ -52,6 +56,14 @@ class SetEvaluation:
 
     evaluation: Evaluation
     warnings: list[str]
+    files: list[Path] = field(default_factory=list)
+
+    def table(self) -> Group:
+        """For the terminal: the scores, and how they were made."""
+        return Group(self.evaluation.table(), Text(self.evaluation.protocol.describe()))
+
+    def to_json(self) -> str:
+        return self.evaluation.to_json()
 
 
 def is_picture_set(path: str) -> bool:
@@ -62,50 +74,30 @@ def is_picture_set(path: str) -> bool:
     return here.name.lower().endswith(ENDINGS) or path.startswith("hf://")
 
 
-def evaluate_pictures(
-    pictures: str,
-    *,
-    reference: str,
-    caption: CaptionOption = None,
-    metrics: Sequence[str] | None = None,
-    extractor: str | None = None,
-    resize: str | None = None,
-    clip: str | None = None,
-    intervals: bool = True,
-    seed: int = 0,
-    cache: str = ".cache/gendistill",
-    out: Path | None = None,
-    device: str | None = None,
-) -> SetEvaluation:
+def evaluate_pictures(pictures: str, config: EvaluationConfig) -> SetEvaluation:
     """Scores of pictures against real ones; features are extracted once and kept.
 
+    Without intervals, and with `fd` alone, memory does not grow with the number of pictures.
+
     Args:
-        pictures, reference: a folder, `.zip`, tar or WebDataset shards, a dataset; or `.npz` statistics, of which only the
-            Fréchet distance can be had.
-        caption: of `pictures`, the field that says what each was asked for.
-        metrics: names of `gendistill.metrics.measure.METRICS`. Where None: of distances and diversity, those that can be
-            had; with a `clip` those of prompts too.
-        extractor, resize: what `load_extractor` takes; `inception`, or `emoji` for the embedded pictures.
-        intervals: whether to bootstrap 95 % intervals. Without them, and with `fd` alone, memory does not grow with the
-            number of pictures.
-        out: folder to write evaluation.json to.
+        pictures: a folder, `.zip`, tar or WebDataset shards, a dataset; or `.npz` statistics, of which only the Fréchet
+            distance can be had. The extractor is `inception` where `config` names none, or `emoji` for the embedded pictures.
 
     Raises:
         ValueError: a set cannot be read, or a metric or network cannot be had.
     """
-    device = usable_device(device)
-    network = load_extractor(extractor or ("emoji" if EMBEDDED in reference else "inception"), device, resize)
-    statistics_only = STATISTICS in (Path(pictures).suffix, Path(reference).suffix)
-    usual = ("fd",) if statistics_only else (*METRICS, *(("clip_score", "clip_r") if clip else ()))
-    asked = chosen_metrics(metrics or usual)
-    scorer = load_scorer(clip or TINY_CLIP, device) if set(asked) & set(OF_CLIP) else None
-    of_prompts, of_both = set(asked) & set(OF_PROMPTS), "cmmd" in asked
-    ours_by = Extraction(network, scorer, Path(cache))
-    theirs_by = Extraction(network, scorer if of_both else None, Path(cache))
-    in_memory = intervals or asked != ("fd",)
+    device, cache = usable_device(config.device), Path(config.cache)
+    network = _load_extractor(config.reference, config.extractor, config.resize, device)
+    asked = _asked(pictures, config)
+    needs = frozenset().union(*(METRICS[name].needs for name in asked))
+    scorer = load_scorer(config.clip or TINY_CLIP, device) if needs & {Need.CLIP, Need.CLIP_REFERENCE} else None
+    of_prompts = bool(needs & {Need.CLIP, Need.PROMPTS})
+    ours_by = Extraction(network, scorer, cache)
+    theirs_by = Extraction(network, scorer if Need.CLIP_REFERENCE in needs else None, cache)
+    in_memory = config.intervals or asked != ("fd",)
     with advancing_bar("extracting features") as progress:
-        theirs = _read(reference, None, theirs_by, in_memory, progress)
-        ours = _read(pictures, caption, ours_by, in_memory, progress, with_prompts=bool(of_prompts))
+        theirs = _read(config.reference, None, theirs_by, in_memory, progress)
+        ours = _read(pictures, config.caption, ours_by, in_memory, progress, with_prompts=of_prompts)
     fd = metric_name(network)
     if ours.pictures is None:
         if asked != ("fd",):
@@ -113,31 +105,53 @@ def evaluate_pictures(
         scores = Scores({fd: frechet_distance(ours.statistics, theirs.statistics)})
     else:
         real = theirs.pictures
-        held_against = Reference(theirs.statistics, real.features if real else None, real.images if real else None)
+        held_against = ReferenceFeatures(
+            theirs.statistics, real.features if real else None, real.image_embeddings if real else None
+        )
         name = scorer.name if scorer else None
-        scores = measure(ours.pictures, held_against, asked, fd=fd, clip=name, intervals=intervals, seed=seed)
-    protocol = Protocol(
+        scores = measure(
+            ours.pictures,
+            held_against,
+            asked,
+            fd=fd,
+            clip=name,
+            intervals=config.intervals,
+            seed=config.seed,
+            skip_missing=config.metrics is None,
+        )
+    protocol = EvaluationProtocol(
         metric=fd,
-        extractor=network.name,
-        weights_hash=network.weights_hash,
-        resize=network.resize,
         num_samples=ours.statistics.count or 0,
         reference=theirs.name,
         reference_count=theirs.statistics.count,
-        seed=seed if intervals else None,
-        prompts=f"their own captions ({caption or 'the default field'})" if of_prompts else None,
+        seed=config.seed if config.intervals else None,
+        prompts=f"their own captions ({config.caption or 'the default field'})" if of_prompts else None,
         guidance_scale=None,
         num_inference_steps=None,
-        versions=versions(),
-        clip_model=scorer.name if scorer else None,
-        clip_weights_hash=scorer.weights_hash if scorer else None,
         reference_hash=theirs.seen.contents if theirs.seen else None,
+        **networks_of(network, scorer),
     )
     found = Evaluation(ours.name, "", 0, scores.values, None, protocol, scores.intervals)
-    if out is not None:
-        with written_aside(make_folder(out) / FILE_NAME) as aside:
+    files = []
+    if config.out is not None:
+        files = [make_folder(config.out) / FILE_NAME]
+        with written_aside(files[0]) as aside:
             aside.write_text(found.to_json())
-    return SetEvaluation(found, _warnings(network.dim, ours, theirs))
+    return SetEvaluation(found, _warnings(network.dim, ours, theirs), files)
+
+
+def _asked(pictures: str, config: EvaluationConfig) -> tuple[str, ...]:
+    """The metrics that were asked for; else those that can be had of the two, of prompts too where a CLIP model is named."""
+    if config.metrics is not None:
+        return chosen_metrics(config.metrics)
+    if STATISTICS in (Path(pictures).suffix, Path(config.reference).suffix):
+        return ("fd",)
+    unusual = {Need.REPEATED_PROMPTS} if config.clip else {Need.REPEATED_PROMPTS, Need.CLIP}
+    return tuple(name for name in default_metrics() if not METRICS[name].needs & unusual)
+
+
+def _load_extractor(embedded: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
+    return load_extractor(extractor or ("emoji" if EMBEDDED in embedded else "inception"), device, resize)
 
 
 def save_statistics(
@@ -146,7 +160,7 @@ def save_statistics(
     *,
     extractor: str | None = None,
     resize: str | None = None,
-    cache: str = ".cache/gendistill",
+    cache: str = CACHE,
     device: str | None = None,
 ) -> PictureSet:
     """Mean and covariance of the features of pictures to a `.npz` that clean-fid and pytorch-fid read too.
@@ -157,7 +171,7 @@ def save_statistics(
     if out.suffix != STATISTICS:
         raise ValueError(f"out {out}: takes a {STATISTICS}")
     make_folder(out.parent)
-    network = load_extractor(extractor or ("emoji" if EMBEDDED in pictures else "inception"), usable_device(device), resize)
+    network = _load_extractor(pictures, extractor, resize, usable_device(device))
     with advancing_bar("extracting features") as progress:
         read = _read(pictures, None, Extraction(network, None, Path(cache)), False, progress)
     with written_aside(out) as aside:
@@ -195,7 +209,7 @@ def _read(
     return PictureSet(
         name_of(path),
         real.reference.statistics,
-        Pictures(real.pictures.features, prompts, real.pictures.images, texts),
+        SampleFeatures(real.pictures.features, prompts, real.pictures.image_embeddings, texts),
         real.seen,
     )
 

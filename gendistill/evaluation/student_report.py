@@ -1,11 +1,13 @@
-"""Students beside their teacher, as a table for the terminal and as a page with pictures side by side."""
+"""Students beside their teacher: the result, as a table for the terminal and as a page with pictures side by side."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
 from gendistill.evaluation.reporting import (
@@ -19,47 +21,107 @@ from gendistill.evaluation.reporting import (
     Galleries,
     Gallery,
     Page,
+    PageSection,
     Point,
-    Row,
-    Section,
     Series,
     Table,
+    TableRow,
     colour_numbers,
     guidance_curve,
     quality_against_steps,
     write_page,
 )
+from gendistill.evaluation.score_cells import (
+    INTERVALS,
+    Cells,
+    explanations,
+    score_cell,
+    score_column,
+    summary_names,
+    terminal_table,
+)
 from gendistill.evaluation.teacher_plans import TEACHER_SAMPLERS, TEACHER_STEPS, Gap
-from gendistill.metrics.evaluate import Evaluation, higher_is_better
+from gendistill.metrics.protocol import Evaluation
 
-COLUMNS = ("model", "sampler", "steps", "scale", "calls")
-
-
-def results_table(
-    student: list[Evaluation], slider: list[Evaluation], teacher: list[Evaluation], gaps: list[Gap], share: float = 1.0
-) -> TerminalTable:
-    """Student beside the teacher at full length and at its best within as many network calls."""
-    metric = student[0].protocol.metric
-    table = TerminalTable(title=f"{metric} on {student[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
-    table.caption = "\n".join(_sentences(student, teacher, share)) or None
-    _add_columns(table, metric, "PSNR", "cosine", "gap")
-    closed = {gap.network_calls: gap.closed for gap in gaps}
-    for row in student:
-        gap = f"{closed[row.network_calls]:.2f}" if row.network_calls in closed else ""
-        table.add_row(*_cells(row, metric), *_fidelity_cells(row), gap, style="bold")
-    for row in [*slider, *best_rows(student, teacher)]:
-        table.add_row(*_cells(row, metric), *_fidelity_cells(row), "")
-    return table
+EXPLAINED = "Gap closed: 0 is the best that a solver gives the teacher at no more cost, 1 is the teacher at 50 steps."
 
 
-def teacher_table(rows: list[Evaluation]) -> TerminalTable:
-    """All that was measured of a teacher."""
-    metric = rows[0].protocol.metric
-    table = TerminalTable(title=f"{metric} on {rows[0].protocol.prompts}", title_justify="left", box=SIMPLE_HEAD)
-    _add_columns(table, metric)
-    for row in rows:
-        table.add_row(*_cells(row, metric))
-    return table
+@dataclass(frozen=True)
+class StudentComparison:
+    """The rows of students, their teacher's and the gap between them; without a student, the teacher's alone.
+
+    Attributes:
+        share: what a call of the student costs, in calls of its teacher (multiply-accumulates).
+        slider: rows of w-conditioned students at other guidance scales, those that the teacher was measured at.
+        warnings: what to know before trusting the figures.
+        requested: names of the metrics that were asked for.
+    """
+
+    student: list[Evaluation]
+    teacher: list[Evaluation]
+    gaps: list[Gap] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    share: float = 1.0
+    slider: list[Evaluation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    requested: Sequence[str] | None = None
+
+    @property
+    def metric(self) -> str:
+        """The distance that decides."""
+        return self.teacher[0].protocol.metric
+
+    @property
+    def shown(self) -> list[Evaluation]:
+        """Rows of a table: students, their sliders, and of the teacher the best; without a student, all of the teacher."""
+        return [*self.student, *self.slider, *best_rows(self.student, self.teacher)] if self.student else self.teacher
+
+    @property
+    def summary(self) -> list[str]:
+        """Reported names of the scores that tables show, the distance that decides first."""
+        return summary_names(self.student or self.teacher, self.requested)
+
+    def gap(self, row: Evaluation) -> float | None:
+        """The gap that a student's row closes; None of other rows."""
+        closed = {gap.network_calls: gap.closed for gap in self.gaps}
+        return closed.get(row.network_calls) if row in self.student else None
+
+    def table(self) -> TerminalTable:
+        """For the terminal: students beside the teacher at full length and at its best within as many network calls."""
+        after: Cells = {"ms": _milliseconds}
+        if self.student:
+            after = {**after, "gap": lambda row: "" if (gap := self.gap(row)) is None else f"{gap:.2f}"}
+        title = f"{self.metric} on {self.shown[0].protocol.prompts}"
+        table = terminal_table(title, self.shown, COLUMNS, self.summary, after, bold=self.student)
+        if self.student:
+            sentences = [f"{card.value} {card.label}: {card.small}." for card in _full_length_cards(self)]
+            table.caption = "\n".join(sentences or _cost(self.share)) or None
+        return table
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "student": [dataclasses.asdict(row) for row in self.student],
+                "slider": [dataclasses.asdict(row) for row in self.slider],
+                "teacher": [dataclasses.asdict(row) for row in self.teacher],
+                "cost_of_a_call": self.share,
+                "gaps": [{**dataclasses.asdict(gap), "closed": gap.closed} for gap in self.gaps],
+            },
+            indent=1,
+        )
+
+
+def _milliseconds(row: Evaluation) -> str:
+    return "" if row.seconds_per_picture is None else f"{row.seconds_per_picture * 1000:.1f}"
+
+
+COLUMNS: Cells = {
+    "model": lambda row: row.model,
+    "sampler": lambda row: row.sampler,
+    "steps": lambda row: str(row.steps),
+    "guidance": lambda row: f"{row.guidance_scale:g}" if row.guidance_scale > 1 else "-",
+    "calls": lambda row: str(row.network_calls),
+}
 
 
 def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Evaluation]:
@@ -73,18 +135,9 @@ def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Eval
     return [row for number, row in enumerate(rows) if row not in rows[:number]]
 
 
-def write_report(
-    path: Path,
-    title: str,
-    student: list[Evaluation],
-    slider: list[Evaluation],
-    teacher: list[Evaluation],
-    gaps: list[Gap],
-    share: float,
-    galleries: Sequence[Gallery],
-) -> None:
+def write_report(path: Path, title: str, comparison: StudentComparison, galleries: Sequence[Gallery]) -> None:
     """report.html: figures, quality against network calls, the slider's curve, and grids at the same prompts and seeds."""
-    metric = student[0].protocol.metric
+    student, slider, teacher, metric = comparison.student, comparison.slider, comparison.teacher, comparison.metric
     names = list(dict.fromkeys(row.model for row in student))
     curves = ["teacher", *names, *(f"teacher, {solver}" for solver in TEACHER_SAMPLERS)]
     colours = colour_numbers(curves, reference="teacher")
@@ -99,24 +152,21 @@ def write_report(
     if slider and "clip_score" in slider[0].scores:
         curve = guidance_curve(_slider([*student, *slider], teacher, colours), "CLIP score", f"{metric}, lower is better")
         quality.append(Figure(curve, "guidance_scale moves the student along its teacher's own curve; numbers are scales."))
-    cards = [*_gap_cards(gaps, metric), *_full_length_cards(student, teacher, share)]
-    explained = " ".join([EXPLAINED, *(f"{told[0].upper()}{told[1:]}." for told in _cost(share))])
+    cards = [*_gap_cards(comparison.gaps, metric), *_full_length_cards(comparison)]
+    explained = " ".join([EXPLAINED, *(f"{told[0].upper()}{told[1:]}." for told in _cost(comparison.share))])
+    figures: list[Block] = [Cards(cards), _table(comparison, colours), explanations(comparison.summary)]
     page = Page(
         title,
         [
-            Section("Figures", [Cards(cards), _table(student, slider, teacher, gaps, colours)], explained),
-            Section("Quality against network calls", quality),
-            Section("The same prompts and seeds", [Galleries(galleries)]),
-            Section("Protocol", [Details("How the figures were made", student[0].protocol.describe(), opened=True)]),
+            PageSection("Figures", figures, explained),
+            PageSection("Quality against network calls", quality),
+            PageSection("The same prompts and seeds", [Galleries(galleries)]),
+            PageSection("Protocol", [Details("How the figures were made", student[0].protocol.describe(), opened=True)]),
         ],
         subtitle=f"{student[0].protocol.prompts}; against {student[0].protocol.reference}.",
         footer="Written by gendistill evaluate.",
     )
     write_page(page, path)
-
-
-EXPLAINED = "Gap closed: 0 is the best that a solver gives the teacher at no more cost, 1 is the teacher at 50 steps."
-SCORES = ("clip_score", "precision", "recall", "coverage", "psnr", "feature_cosine")
 
 
 def _gap_cards(gaps: list[Gap], metric: str) -> list[Card]:
@@ -130,70 +180,41 @@ def _gap_cards(gaps: list[Gap], metric: str) -> list[Card]:
     ]
 
 
-def _full_length_cards(student: list[Evaluation], teacher: list[Evaluation], share: float) -> list[Card]:
+def _full_length_cards(comparison: StudentComparison) -> list[Card]:
     """Of students that take as many steps as their teacher: how much of its quality is left."""
-    metric = student[0].protocol.metric
-    best = best_rows(student, teacher)[0].scores[metric]
+    metric = comparison.metric
+    best = best_rows(comparison.student, comparison.teacher)[0].scores[metric]
+    cost = "".join(f"; {told}" for told in _cost(comparison.share))
     return [
         Card(
             f"{row.scores[metric] / best:.2f}×",
             f"the teacher's {metric}, in {row.steps} steps",
-            f"student {row.scores[metric]:.2f}, teacher {best:.2f}" + "".join(f"; {told}" for told in _cost(share)),
+            f"student {row.scores[metric]:.2f}, teacher {best:.2f}{cost}",
         )
-        for row in student
+        for row in comparison.student
         if row.steps >= TEACHER_STEPS
     ]
-
-
-def _sentences(student: list[Evaluation], teacher: list[Evaluation], share: float) -> list[str]:
-    """The same for the terminal."""
-    return [f"{card.value} {card.label}: {card.small}." for card in _full_length_cards(student, teacher, share)] or _cost(share)
 
 
 def _cost(share: float) -> list[str]:
     return [] if share == 1 else [f"a call of the student costs {share:.2f} of the teacher's multiply-accumulates"]
 
 
-def _table(
-    student: list[Evaluation],
-    slider: list[Evaluation],
-    teacher: list[Evaluation],
-    gaps: list[Gap],
-    colours: dict[str, int],
-) -> Table:
-    metric = student[0].protocol.metric
-    scores = [metric, *(name for name in SCORES if name in student[0].scores)]
-    columns = [Column("model", align="left"), Column("sampler", align="left"), Column("steps"), Column("guidance")]
-    columns += [Column("calls", "Network calls a picture; a guided step is two.")]
-    columns += [Column(NAMES.get(name, name), "", "higher" if higher_is_better(name) else "lower") for name in scores]
+def _table(comparison: StudentComparison, colours: dict[str, int]) -> Table:
+    explained = {"calls": "Network calls a picture; a guided step is two."}
+    columns = [Column(name, align="left") for name in ("model", "sampler")]
+    columns += [Column(name, explained.get(name, "")) for name in list(COLUMNS)[2:]]
+    columns += [score_column(name) for name in comparison.summary]
     columns += [Column("ms", "A picture, drawn in batches."), Column("gap closed", EXPLAINED, "higher")]
-    closed = {gap.network_calls: gap.closed for gap in gaps}
     rows = []
-    for row in [*student, *slider, *best_rows(student, teacher)]:
-        gap = closed.get(row.network_calls) if row in student else None
-        cells: list[Cell | str] = [
-            Cell(row.model, colour=colours.get(row.model, 0)),
-            *_cells(row, metric)[1:5],
-            *(_score(row, name) for name in scores),
-            _cells(row, metric)[-1],
-            Cell("" if gap is None else f"{gap:.2f}", value=gap),
-        ]
-        rows.append(Row(cells, highlight=row in student))
-    caption = "Beside a score its 95 % interval; beside a distance that of infinitely many pictures (∞)."
-    return Table(columns, rows, caption)
-
-
-NAMES = {"clip_score": "CLIP", "psnr": "PSNR", "feature_cosine": "cosine"}
-
-
-def _score(row: Evaluation, name: str) -> Cell:
-    if name not in row.scores:
-        return Cell("")
-    digits = 1 if name in ("clip_score", "psnr") else 3 if name == "feature_cosine" else 2
-    interval = row.intervals.get(name)
-    many = "∞ " if name == row.protocol.metric else ""
-    small = "" if interval is None else f"{many}{interval[0]:.{digits}f}–{interval[1]:.{digits}f}"
-    return Cell(f"{row.scores[name]:.{digits}f}", small, row.scores[name])
+    for row in comparison.shown:
+        gap = comparison.gap(row)
+        model, *others = (cell(row) for cell in COLUMNS.values())
+        cells: list[Cell | str] = [Cell(model, colour=colours.get(row.model, 0)), *others]
+        cells += [score_cell(row, name) for name in comparison.summary]
+        cells += [_milliseconds(row), Cell("" if gap is None else f"{gap:.2f}", value=gap)]
+        rows.append(TableRow(cells, highlight=row in comparison.student))
+    return Table(columns, rows, INTERVALS)
 
 
 def _quality(student: list[Evaluation], teacher: list[Evaluation], colours: dict[str, int]) -> list[Series]:
@@ -227,32 +248,6 @@ def _slider(students: list[Evaluation], teacher: list[Evaluation], colours: dict
         steps = f"{ordered[0].steps} steps"
         series.append(Series(f"{name}, {steps}", points, colours[name], dashed=name == "teacher"))
     return series
-
-
-def _add_columns(table: TerminalTable, metric: str, *more: str) -> None:
-    for column in (*COLUMNS, metric, "CLIP", "ms", *more):
-        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
-
-
-def _cells(row: Evaluation, metric: str) -> list[str]:
-    scale = row.guidance_scale
-    clip = f"{row.scores['clip_score']:.1f}" if "clip_score" in row.scores else ""
-    return [
-        row.model,
-        row.sampler,
-        str(row.steps),
-        f"{scale:g}" if scale > 1 else "-",
-        str(row.network_calls),
-        f"{row.scores[metric]:.2f}",
-        clip,
-        "" if row.seconds_per_picture is None else f"{row.seconds_per_picture * 1000:.1f}",
-    ]
-
-
-def _fidelity_cells(row: Evaluation) -> list[str]:
-    if "psnr" not in row.scores:
-        return ["", ""]
-    return [f"{row.scores['psnr']:.1f}", f"{row.scores['feature_cosine']:.3f}"]
 
 
 def _best(rows: list[Evaluation], metric: str) -> Evaluation:

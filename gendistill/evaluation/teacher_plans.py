@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from gendistill.diffusion.teacher import teacher_of
-from gendistill.evaluation.judge import METRICS, Judge, Progress
-from gendistill.metrics.evaluate import Evaluation, comparable, gap_closed
+from gendistill.evaluation.judge import Judge, Progress
+from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
 from gendistill.networks.pruning.unet import share_of_macs
 from gendistill.runtime.files import written_aside
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import network_of
+from gendistill.samplers.scheduler_of import scheduler_of
 from gendistill.sampling.find_grid import search_grids, searchable
 from gendistill.schedulers import GridDDIMScheduler
 
@@ -49,18 +51,14 @@ TEACHER_PLANS = [
 FILE_NAME = "evaluation.json"
 
 
-def evaluate_teacher(
-    sampler: FewStepSampler, judge: Judge, *, model: str, progress: Progress | None = None
-) -> list[Evaluation]:
+def teacher_rows(sampler: FewStepSampler, judge: Judge, *, model: str, progress: Progress | None = None) -> list[Evaluation]:
     """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
-    config = sampler.pipeline.scheduler.config
     grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
     rows = []
     for solver, steps, scale in teacher_plans(sampler):
         timesteps = grids[scale][steps] if solver == SEARCHED else None
-        sampler.pipeline.scheduler = teacher_scheduler(solver, config, bounded=sampler.family.bounded, timesteps=timesteps)
-        rows.append(
-            judge.judge(
+        with solver_of(sampler, solver, timesteps):
+            judged = judge.judge(
                 sampler,
                 model=model,
                 solver=solver,
@@ -68,10 +66,17 @@ def evaluate_teacher(
                 guidance_scale=scale,
                 network_calls=steps * calls_a_step(scale),
                 timesteps=timesteps,
+                quick=True,
                 progress=progress,
-            ).evaluation
-        )
+            )
+        rows.append(judged.evaluation)
     return rows
+
+
+def solver_of(sampler: FewStepSampler, solver: str, timesteps: list[int] | None = None) -> AbstractContextManager[None]:
+    """A teacher that is sampled by `solver` inside a `with` block."""
+    config, bounded = sampler.pipeline.scheduler.config, sampler.family.bounded
+    return scheduler_of(sampler.pipeline, teacher_scheduler(solver, config, bounded=bounded, timesteps=timesteps))
 
 
 def searched_grids(sampler: FewStepSampler, judge: Judge) -> dict[float, dict[int, list[int]]]:
@@ -108,7 +113,7 @@ def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timest
     )
 
 
-def evaluate_student(
+def student_rows(
     sampler: FewStepSampler,
     judge: Judge,
     *,
@@ -128,8 +133,6 @@ def evaluate_student(
             steps=count,
             guidance_scale=spec.pipeline_guidance_scale if guidance_scale is None else guidance_scale,
             network_calls=spec.network_calls(count),
-            metrics=METRICS,
-            intervals=True,
             progress=progress,
         ).evaluation
         for count in steps

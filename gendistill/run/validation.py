@@ -12,6 +12,7 @@ from torchvision.utils import make_grid, save_image
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
 from gendistill.diffusion.teacher import Teacher
+from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
@@ -69,12 +70,14 @@ def validation_judge(config: RunConfig, teacher: Teacher, data: LatentData) -> J
     is_data = reference == config.data.path
     with advancing_bar("reading the reference") as progress:
         judge = build_judge(
-            reference,
-            caption=config.data.caption,
-            num=num,
-            seed=seed,
-            extractor=config.validation_extractor,
-            cache=config.data.cache,
+            EvaluationConfig(
+                reference,
+                caption=config.data.caption,
+                num=num,
+                seed=seed,
+                extractor=config.validation_extractor,
+                cache=config.data.cache,
+            ),
             image_column=config.data.image_column if is_data else None,
             split=config.data.split if is_data else None,
             progress=progress,

@@ -7,13 +7,11 @@ beside the accuracy that it had on pictures it was not fitted to.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from gendistill.metrics.audit.probe import LinearProbe
-
-Features = torch.Tensor | NDArray[np.floating]
+from gendistill.metrics.features.matrix import Features
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from gendistill.metrics.audit.modes import cells_of, fit_bins
+from gendistill.metrics.audit.bins import cells_of, fit_bins
+from gendistill.metrics.features.matrix import Features
 
-Features = torch.Tensor | NDArray[np.floating]
 ELEMENTS_AT_ONCE = 2**22
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Features = torch.Tensor | NDArray[np.floating]
+from gendistill.metrics.features.matrix import Features
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ some cosine is negative.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.features.vision_towers import ClipFeatures, Preprocess, open_clip_folder, open_clip_pretrained
+from gendistill.metrics.metric import Metric, MetricInputs, Need
 
 
 class ClipScorer:
@@ -102,3 +105,21 @@ def load_scorer(name_or_path: str | Path, device: torch.device | str = "cpu") ->
     if (Path(name_or_path) / "open_clip_config.json").is_file():
         return ClipScorer.from_folder(name_or_path, device)
     return ClipScorer.from_pretrained(str(name_or_path), device)
+
+
+def _values(inputs: MetricInputs) -> NDArray[np.float64]:
+    embeddings = (torch.as_tensor(inputs.image_embeddings), torch.as_tensor(inputs.text_embeddings))
+    return clip_scores(*embeddings).numpy().astype(np.float64)
+
+
+CLIP_SCORE = Metric(
+    name="clip_score",
+    label="CLIP",
+    explanation="How well an image fits its prompt, 0 to 100.",
+    compute=_values,
+    higher_is_better=True,
+    needs=frozenset({Need.CLIP}),
+    default="quick",
+    digits=1,
+    aliases=("clip",),
+)

@@ -3,17 +3,20 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrix
+from gendistill.metrics.metric import Metric, MetricInputs, Need
 
 # Largest error, as a share of the traces, that taking roots of eigenvalues may cost before singular values are taken.
 ROOT_TOLERANCE = 1e-9
+BATCHED_DIM = 128  # up to here the outer products of all rows times all weights is one product of matrices
 
 
 @dataclass(frozen=True)
@@ -232,3 +235,129 @@ def frechet_distance_infinity(
     )
     slope, value = np.polyfit(1 / sizes, distances, 1)
     return FrechetInfinity(float(value), float(slope), sizes, distances)
+
+
+class WeightedFrechet:
+    """The Fréchet distance of weighted features to a reference; with weights of 1, `frechet_distance`.
+
+    With the reference S_r = F F^T, tr (S S_r)^(1/2) is the sum of the roots of the eigenvalues of F^T S F, which is the
+    covariance of the features times F. These are computed once. With fewer pictures than they have columns, the
+    eigenvalues are those of the matrix of their inner products.
+    """
+
+    def __init__(self, features: Features, reference: GaussianStatistics) -> None:
+        x = feature_matrix(features)
+        if x.shape[1] != reference.dim:
+            raise ValueError(f"features: got {x.shape[1]} a picture, takes {reference.dim}, as many as the reference has.")
+        self.count = len(x)
+        self._mean = x.mean(axis=0)
+        self._centred = x - self._mean
+        self._offset = self._mean - reference.mean
+        self._squares = np.square(self._centred).sum(axis=1)
+        self._reference_trace = float(np.trace(reference.covariance))
+        projected = self._centred @ factor(reference.covariance)
+        self._inner = projected @ projected.T if self.count < projected.shape[1] else None
+        self._projected = projected
+        self.dim = min(projected.shape)
+
+    def __call__(self, weights: Matrix) -> Matrix:
+        total = weights.sum(axis=1)
+        shift = weights @ self._centred / total[:, None]  # from the unweighted mean
+        trace = (weights @ self._squares - total * np.square(shift).sum(axis=1)) / _freedom(weights)
+        apart = np.square(self._offset + shift).sum(axis=1)
+        if self._inner is not None:
+            roots = [self._root_by_inner_products(w) for w in weights]
+        elif self.dim <= BATCHED_DIM:
+            roots = list(_roots(_covariances(self._projected, weights)))
+        else:
+            roots = [_roots(_covariances(self._projected, w[None]))[0] for w in weights]
+        return (apart + trace + self._reference_trace - 2 * np.array(roots)).clip(min=0)
+
+    def _root_by_inner_products(self, w: Matrix) -> float:
+        """With R R^T = diag(w) - w w^T / sum(w): the eigenvalues of R^T Y Y^T R are those of Y^T R R^T Y, Y centred by w."""
+        assert self._inner is not None
+        drawn = np.flatnonzero(w)
+        w = w[drawn]
+        s = np.sqrt(w)
+        scaled = s[:, None] * self._inner[np.ix_(drawn, drawn)] * s
+        unit = s / np.linalg.norm(s)
+        image = scaled @ unit
+        scaled -= np.outer(unit, image) + np.outer(image, unit) - (unit @ image) * np.outer(unit, unit)
+        return float(_roots(scaled[None] / _freedom(w[None]))[0])
+
+
+def frechet_interval(features: Features, reference: GaussianStatistics, **resampling: Unpack[Resampling]) -> Interval:
+    """Of the Fréchet distance of infinitely many pictures like `features` (N, D) to `reference`, which stays as it is.
+
+    The distance of N pictures is too large by about c / N, so the percentiles of its resamples miss the large-sample value.
+    Resampling adds the same once more, which tells the bias and takes it off (`symmetric_interval`). From about N = 3 D
+    on: with fewer pictures the correction is too weak (see `sample_size_warning`).
+
+    Raises:
+        ValueError: the numbers of features differ, or as `mean_interval`.
+    """
+    return symmetric_bootstrap(WeightedFrechet(features, reference), **resampling, at_least=0.0)
+
+
+def _freedom(weights: Matrix) -> Matrix:
+    """What (B,) weighted sums of squares are divided by for an unbiased variance; N - 1 with weights of 1."""
+    total = weights.sum(axis=1)
+    return total - np.square(weights).sum(axis=1) / total
+
+
+def _covariances(y: Matrix, weights: Matrix) -> Matrix:
+    """Unbiased covariances (B, R, R) of the rows of `y` (N, R), which has mean 0, weighted by `weights` (B, N)."""
+    count, dim = y.shape
+    freedom = _freedom(weights)[:, None, None]
+    mean = weights @ y / weights.sum(axis=1, keepdims=True)
+    if len(weights) == 1:
+        drawn = np.flatnonzero(weights[0])
+        rows = (y[drawn] - mean) * np.sqrt(weights[0, drawn] / freedom[0, 0])[:, None]
+        return (rows.T @ rows)[None]
+    second = np.zeros((len(weights), dim * dim))
+    step = max(1, 2_000_000 // dim**2)
+    for start in range(0, count, step):
+        part = y[start : start + step]
+        second += weights[:, start : start + step] @ (part[:, :, None] * part[:, None, :]).reshape(len(part), -1)
+    total = weights.sum(axis=1)[:, None, None]
+    return (second.reshape(-1, dim, dim) - total * mean[:, :, None] * mean[:, None, :]) / freedom
+
+
+def _roots(covariances: Matrix) -> Matrix:
+    """Trace of the root (B,) of each matrix (B, R, R); eigenvalues within rounding of zero are zero."""
+    eigenvalues = torch.linalg.eigvalsh(torch.from_numpy(covariances)).numpy()
+    noise = 4 * np.finfo(np.float64).eps * np.abs(eigenvalues).max(axis=1, keepdims=True)
+    return np.sqrt(np.where(eigenvalues > noise, eigenvalues, 0.0)).sum(axis=1)
+
+
+def _interval(inputs: MetricInputs) -> Interval:
+    return frechet_interval(inputs.features, inputs.statistics, seed=inputs.seed)
+
+
+FRECHET = Metric(
+    name="fd",
+    explanation="Fréchet distance between the features of generated and of real images.",
+    compute=lambda inputs: frechet_distance(gaussian_statistics(inputs.features), inputs.statistics),
+    higher_is_better=False,
+    needs=frozenset({Need.REFERENCE}),
+    interval=lambda inputs: inputs.once(_interval),
+    interval_at_infinity=True,
+    default="quick",
+    aliases=("fid",),
+    stems=("fid", "fd"),
+    named_after="extractor",
+)
+FRECHET_INFINITY = Metric(
+    name="fd_infinity",
+    explanation="Fréchet distance extrapolated to infinitely many images.",
+    compute=lambda inputs: frechet_distance_infinity(inputs.features, inputs.statistics, seed=inputs.seed).value,
+    higher_is_better=False,
+    needs=frozenset({Need.REFERENCE}),
+    interval=lambda inputs: inputs.once(_interval),
+    interval_at_infinity=True,
+    min_samples=3,
+    aliases=("fid_infinity",),
+    stems=("fid", "fd"),
+    named_after="extractor",
+    ending="-infinity",
+)

@@ -1,15 +1,18 @@
-"""Distances between sets of features by a kernel: KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024).
+"""The kernel distance between sets of features, KID (Binkowski et al. 2018), and sums of kernels.
 
-Both are squared maximum mean discrepancies (Gretton et al. 2012): mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The
+It is a squared maximum mean discrepancy (Gretton et al. 2012): mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The
 kernel is evaluated in blocks of rows, so that memory holds N numbers at a time, not N x M.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 
-from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks, unit_rows
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks
+from gendistill.metrics.metric import Metric, Need
 
 Kernel = Callable[[Matrix, Matrix], Matrix]  # (N, D), (M, D) to (N, M)
 
@@ -30,12 +33,6 @@ def polynomial_kernel(x: Matrix, y: Matrix) -> Matrix:
     base /= x.shape[1]
     base += 1
     return base * base * base
-
-
-def gaussian_kernel(x: Matrix, y: Matrix, sigma: float = 10.0) -> Matrix:
-    """exp(-|x - y|^2 / (2 sigma^2)) of `x` (N, D) and `y` (M, D), (N, M)."""
-    squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
-    return np.exp(squared.clip(min=0) / (-2 * sigma**2))
 
 
 def kernel_sums(x: Matrix, y: Matrix, u: Matrix, v: Matrix, kernel: Kernel, without_diagonal: bool = False) -> Matrix:
@@ -88,22 +85,6 @@ def kid_of_all(features: Features, reference: Features) -> float:
     return float(_mmd2_unbiased(x, y, np.ones((1, len(x))), np.ones((1, len(y))))[0])
 
 
-def cmmd(embeddings: Features, reference: Features) -> float:
-    """1000 MMD^2 of `embeddings` (N, D) and `reference` (M, D) of CLIP, each scaled to length 1; at least 0.
-
-    Gaussian kernel with sigma 10; means over all pairs, those of a picture with itself included, which is biased
-    (Jayasumana et al. 2024, section 4).
-
-    Raises:
-        ValueError: the numbers of features differ, a set has fewer than 2 pictures, or an embedding is zero.
-    """
-    x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
-    x, y = unit_rows(x, "embeddings"), unit_rows(y, "reference")
-    u, v = np.full((1, len(x)), 1 / len(x)), np.full((1, len(y)), 1 / len(y))
-    within = kernel_sums(x, x, u, u, gaussian_kernel)[0] + kernel_sums(y, y, v, v, gaussian_kernel)[0]
-    return max(1000 * float(within - 2 * kernel_sums(x, y, u, v, gaussian_kernel)[0]), 0.0)
-
-
 def _mmd2_unbiased(x: Matrix, y: Matrix, u: Matrix, v: Matrix) -> Matrix:
     """Of the subsets whose members have 1 in the rows of `u` (B, N) and `v` (B, M); all of one size each: (B,)."""
     m, n = u[0].sum(), v[0].sum()
@@ -119,3 +100,58 @@ def _indicators(count: int, subsets: list[np.ndarray]) -> Matrix:
     for row, chosen in zip(indicators, subsets, strict=True):
         row[chosen] = 1
     return indicators
+
+
+class WeightedMmd:
+    """The squared MMD of weighted images to a reference, which is not weighted, by a kernel.
+
+    `unbiased` leaves out an image's kernel with itself, also where the image was drawn twice, as it would add a bias that the
+    estimate itself does not have.
+    """
+
+    dim = 1
+
+    def __init__(self, x: Matrix, y: Matrix, kernel: Kernel, *, unbiased: bool, scale: float = 1.0) -> None:
+        self._x, self._kernel, self._unbiased, self._scale = x, kernel, unbiased, scale
+        self.count = len(x)
+        self._reference = self._within(y, np.full((1, len(y)), 1 / len(y)))
+        blocks = row_blocks(len(x), len(y))
+        self._to_reference = np.concatenate([kernel(x[rows], y).mean(axis=1) for rows in blocks])
+
+    def __call__(self, weights: Matrix) -> Matrix:
+        shares = weights / weights.sum(axis=1, keepdims=True)
+        return self._scale * (self._within(self._x, shares) + self._reference - 2 * shares @ self._to_reference)
+
+    def _within(self, x: Matrix, shares: Matrix) -> Matrix:
+        sums = kernel_sums(x, x, shares, shares, self._kernel, without_diagonal=self._unbiased)
+        return sums / (1 - np.square(shares).sum(axis=1)) if self._unbiased else sums
+
+
+def weighted_kid(features: Features, reference: Features) -> WeightedMmd:
+    """`kid_of_all` of weighted images; raises ValueError as that does."""
+    return WeightedMmd(*feature_matrices(features, reference), polynomial_kernel, unbiased=True)
+
+
+def kernel_interval(features: Features, reference: Features, **resampling: Unpack[Resampling]) -> Interval:
+    """Of KID (all pictures, `kid_of_all`) for infinitely many pictures like `features` (N, D); `reference` stays as it is.
+
+    Raises:
+        ValueError: the numbers of features differ, or as `mean_interval`.
+    """
+    return symmetric_bootstrap(weighted_kid(features, reference), **resampling)
+
+
+KERNEL_DISTANCE = Metric(
+    name="kid",
+    explanation="Kernel distance: an unbiased MMD² of the same features, times 1000.",
+    compute=lambda inputs: kid_of_all(inputs.features, inputs.real_features),
+    higher_is_better=False,
+    needs=frozenset({Need.REAL_FEATURES}),
+    interval=lambda inputs: kernel_interval(inputs.features, inputs.real_features, seed=inputs.seed),
+    default="full",
+    in_summary=False,
+    scale=1000,
+    aliases=("kd",),
+    stems=("kid", "kd"),
+    named_after="extractor",
+)

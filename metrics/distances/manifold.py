@@ -3,12 +3,16 @@
 Both pairs see a set as the union of balls around its features, each reaching to the k-th nearest neighbour in the set.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks
+from gendistill.metrics.metric import Metric, MetricInputs, Need
+
+NEIGHBOURS = 5  # of the four metrics, as Naeem et al. 2020
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,31 @@ def _squared_distances(x: Matrix, y: Matrix) -> Matrix:
     squared = norms - 2 * (x @ y.T)
     squared[squared < 1e-12 * norms] = 0
     return squared
+
+
+def _scores(inputs: MetricInputs) -> ManifoldScores:
+    return manifold_scores(inputs.features, inputs.real_features, NEIGHBOURS)
+
+
+def _metric(
+    name: str, explanation: str, values: Callable[[ManifoldScores], NDArray[np.generic]], in_summary: bool = True
+) -> Metric:
+    return Metric(
+        name=name,
+        explanation=explanation,
+        compute=lambda inputs: values(inputs.once(_scores)).astype(np.float64),
+        higher_is_better=True,
+        needs=frozenset({Need.REAL_FEATURES}),
+        min_samples=NEIGHBOURS + 1,
+        default="full",
+        in_summary=in_summary,
+        aliases=("prdc", "prc"),
+    )
+
+
+PRECISION = _metric("precision", "Share of generated images that lie among the real ones.", lambda scores: scores.precise)
+RECALL = _metric("recall", "Share of real images that lie among the generated ones.", lambda scores: scores.recalled)
+DENSITY = _metric(
+    "density", "How densely real images lie around generated ones; may exceed 1.", lambda scores: scores.densities, False
+)
+COVERAGE = _metric("coverage", "Share of real images with a generated one nearby.", lambda scores: scores.covered)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks, unit_rows
+from gendistill.metrics.metric import Metric, Need
 
 SAME = 1e-6  # cosines nearer than this are equal: those of prompts that the tokenizer makes equal, such as "A cat", "a cat"
 
@@ -45,3 +46,17 @@ def retrieval_precision(
             margin = cosine[drawn + (drawn >= mine)] - cosine[mine]  # numbers from the own one on move up by one
             values[row] = 0.0 if margin.max() > SAME else 1 / (1 + int((margin >= -SAME).sum()))
     return values
+
+
+CLIP_R = Metric(
+    name="clip_r",
+    label="CLIP-R",
+    explanation="Share of images whose own prompt fits best among 100.",
+    compute=lambda inputs: retrieval_precision(
+        inputs.image_embeddings, inputs.text_embeddings, inputs.prompts, seed=inputs.seed
+    ),
+    higher_is_better=True,
+    needs=frozenset({Need.CLIP, Need.DIFFERENT_PROMPTS}),
+    default="full",
+    in_summary=False,
+)

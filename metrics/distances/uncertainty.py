@@ -5,20 +5,13 @@ Seeds are explicit: the same features, seed and resamples give the same interval
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from gendistill.metrics.distances.frechet import GaussianStatistics
-from gendistill.metrics.distances.weighted import (
-    WeightedCmmd,
-    WeightedFrechet,
-    WeightedKernelDistance,
-    WeightedScore,
-    WeightedVendi,
-)
 from gendistill.metrics.features.matrix import Features, Matrix
 
 # Symmetric resamples weigh pictures by 1 +- STEP: near enough to 1 that few pictures are not as if fewer still.
@@ -38,6 +31,17 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.low:.4g} to {self.high:.4g}"
+
+
+class WeightedScore(Protocol):
+    """A score of `count` pictures; `dim` is the side of the matrix that each value takes the eigenvalues of, 1 if none."""
+
+    count: int
+    dim: int
+
+    def __call__(self, weights: Matrix) -> Matrix:
+        """`weights` (B, count), at least 0, to scores (B,)."""
+        ...
 
 
 def mean_interval(
@@ -67,80 +71,25 @@ def mean_interval(
     return Interval(float(low), float(high), level)
 
 
-def frechet_interval(
-    features: Features,
-    reference: GaussianStatistics,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
-    """Of the Fréchet distance of infinitely many pictures like `features` (N, D) to `reference`, which stays as it is.
+class Resampling(TypedDict, total=False):
+    """How the interval of a distance is resampled.
 
-    The distance of N pictures is too large by about c / N, so the percentiles of its resamples miss the large-sample value.
-    Resampling adds the same once more, which tells the bias and takes it off (`symmetric_interval`). From about N = 3 D
-    on: with fewer pictures the correction is too weak (see `sample_size_warning`).
-
-    Raises:
-        ValueError: the numbers of features differ, or as `mean_interval`.
+    groups: (N,) what belongs together and is resampled together, as for `mean_interval`; level: a share between 0 and 1, 0.95;
+    resamples: as many as the score's dimension allows where None; seed: 0.
     """
-    return symmetric_bootstrap(WeightedFrechet(features, reference), groups, level, resamples, seed, at_least=0.0)
 
-
-def kernel_interval(
-    features: Features,
-    reference: Features,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
-    """Of KID (all pictures, `kid_of_all`) for infinitely many pictures like `features` (N, D); `reference` stays as it is.
-
-    Raises:
-        ValueError: the numbers of features differ, or as `mean_interval`.
-    """
-    return symmetric_bootstrap(WeightedKernelDistance(features, reference), groups, level, resamples, seed)
-
-
-def cmmd_interval(
-    embeddings: Features,
-    reference: Features,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
-    """Of CMMD for infinitely many pictures like `embeddings` (N, E), its bias taken off; `reference` stays as it is.
-
-    Raises:
-        ValueError: as `cmmd` and `mean_interval`.
-    """
-    return symmetric_bootstrap(WeightedCmmd(embeddings, reference), groups, level, resamples, seed, at_least=0.0)
-
-
-def vendi_interval(
-    features: Features,
-    order: float = 1.0,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> Interval:
-    """Of the Vendi score for infinitely many pictures like `features` (N, D), corrected as the Fréchet distance is.
-
-    Raises:
-        ValueError: as `vendi_score` and `mean_interval`.
-    """
-    return symmetric_bootstrap(WeightedVendi(features, order), groups, level, resamples, seed, at_least=1.0)
+    groups: Sequence[Hashable] | None
+    level: float
+    resamples: int | None
+    seed: int
 
 
 def symmetric_bootstrap(
     score: WeightedScore,
-    groups: Sequence[Hashable] | None,
-    level: float,
-    resamples: int | None,
-    seed: int,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int | None = None,
+    seed: int = 0,
     at_least: float = -np.inf,
 ) -> Interval:
     """Interval of `score` for infinitely many pictures; `resamples` None: as many as its dimension allows."""

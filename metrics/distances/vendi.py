@@ -1,11 +1,13 @@
-"""How different the pictures of one set are from each other: the Vendi score, and diversity within a prompt."""
+"""How different the pictures of one set are from each other: the Vendi score (Friedman & Dieng 2023)."""
 
-from collections.abc import Hashable, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrix, unit_rows
+from gendistill.metrics.metric import Metric
 
 
 def vendi_score(features: Features, order: float = 1.0) -> float:
@@ -38,28 +40,42 @@ def effective_number(eigenvalues: Matrix, order: float) -> Matrix:
     return np.where(present, shares**order, 0.0).sum(axis=-1) ** (1 / (1 - order))
 
 
-def intra_prompt_diversity(features: Features, groups: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Mean cosine distance in [0, 2] between two pictures of one prompt, for each prompt with at least two.
+class WeightedVendi:
+    """The Vendi score of weighted pictures; with weights of 1, `vendi_score`."""
 
-    `groups`: the prompt of each picture of `features` (N, D). A model that draws the same picture from every seed has 0.
-    The set's score is the mean of the values.
+    def __init__(self, features: Features, order: float = 1.0) -> None:
+        self._x, self._order = unit_rows(feature_matrix(features)), order
+        self.count = len(self._x)
+        self._inner = self._x @ self._x.T if self.count <= self._x.shape[1] else None
+        self.dim = min(self._x.shape)
+
+    def __call__(self, weights: Matrix) -> Matrix:
+        scores = []
+        for w in weights / weights.sum(axis=1, keepdims=True):
+            s = np.sqrt(w)[:, None]
+            rows = s * self._x
+            moment = rows.T @ rows if self._inner is None else s * self._inner * s.T
+            scores.append(effective_number(torch.linalg.eigvalsh(torch.from_numpy(moment)).numpy(), self._order))
+        return np.array(scores)
+
+
+def vendi_interval(features: Features, order: float = 1.0, **resampling: Unpack[Resampling]) -> Interval:
+    """Of the Vendi score for infinitely many pictures like `features` (N, D), corrected as the Fréchet distance is.
 
     Raises:
-        ValueError: `groups` is not N long, no prompt has two pictures, or a picture's features are zero.
+        ValueError: as `vendi_score` and `mean_interval`.
     """
-    x = unit_rows(feature_matrix(features))
-    if len(groups) != len(x):
-        raise ValueError(f"groups: got {len(groups)} for {len(x)} pictures, takes one a picture.")
-    members: dict[Hashable, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    diversity = {}
-    for group, indices in members.items():
-        n = len(indices)
-        if n > 1:
-            # Over pairs of two different pictures: |sum of x|^2 is the sum of all n^2 cosines, n of which are 1.
-            total = float(np.square(x[indices].sum(axis=0)).sum())
-            diversity[group] = max(1 - (total - n) / (n * (n - 1)), 0.0)
-    if not diversity:
-        raise ValueError("groups: got one picture for every prompt, takes at least two for some.")
-    return diversity
+    return symmetric_bootstrap(WeightedVendi(features, order), **resampling, at_least=1.0)
+
+
+VENDI = Metric(
+    name="vendi",
+    explanation="Effective number of different images.",
+    compute=lambda inputs: vendi_score(inputs.features),
+    higher_is_better=True,
+    interval=lambda inputs: vendi_interval(inputs.features, seed=inputs.seed),
+    interval_at_infinity=True,
+    default="full",
+    in_summary=False,
+    digits=1,
+)

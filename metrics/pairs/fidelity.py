@@ -3,75 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract
-from gendistill.metrics.pairs.perceptual import Lpips
+from gendistill.metrics.metric import ImagePairs, Metric, MetricInputs, Need
+from gendistill.metrics.pairs.perceptual import BACKBONES, Lpips
 
 SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5, cut at 3.5 sigma
-MOST_PSNR = 100.0  # dB; what equal pictures count as in a mean
+MAX_PSNR = 100.0  # dB; what equal pictures count as in a mean
 AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class PairedFidelity:
-    """What was measured of N pairs of pictures.
-
-    Attributes:
-        values: by name, float32 (N,): `psnr` in dB (infinite for equal pictures) and `ssim` in [-1, 1], higher is nearer;
-            `feature_cosine` in [-1, 1], higher is nearer; `lpips-alex` (or -vgg, -squeeze), lower is nearer.
-        notes: what was not measured, and why, in sentences.
-    """
-
-    values: dict[str, Tensor]
-    notes: tuple[str, ...] = ()
-
-    def means(self) -> dict[str, float]:
-        """The means over the pairs; a PSNR counts 100 dB at most, as one pair of equal pictures would make it infinite."""
-        return {
-            name: (value.clamp(max=MOST_PSNR) if name == "psnr" else value).mean().item() for name, value in self.values.items()
-        }
-
-
-def paired_fidelity(
-    images: Tensor,
-    of_teacher: Tensor,
-    extractor: FeatureExtractor | None = None,
-    lpips: Lpips | None = None,
-) -> PairedFidelity:
-    """All that can be measured of pictures beside the teacher's of the same prompts and seeds, both uint8 (N, 3, H, W).
-
-    Features of each are extracted by `extractor`, where there is one; `lpips` is as `load_lpips` or `available_lpips` gives
-    it. What cannot be measured is left out and named in the notes.
-
-    Raises:
-        ValueError: the pictures are not uint8, differ in shape or number, or there are none.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, takes torch.uint8 (N, 3, H, W), N at least 1.")
-    values, notes = {"psnr": psnr(images, of_teacher)}, []
-    try:
-        values["ssim"] = ssim(images, of_teacher)
-    except ValueError as error:
-        notes.append(f"ssim: not measured, {error}")
-    if extractor is None:
-        notes.append("feature_cosine: not measured, there is no extractor.")
-    else:
-        values["feature_cosine"] = feature_cosine(extract(extractor, images), extract(extractor, of_teacher))
-    if lpips is None:
-        notes.append("lpips: not measured, there are no weights of its network.")
-    else:
-        try:
-            values[lpips.name] = lpips_distance(lpips, images, of_teacher)
-        except ValueError as error:
-            notes.append(f"lpips: not measured, {error}")
-    return PairedFidelity(values, tuple(notes))
 
 
 def psnr(a: Tensor, b: Tensor, data_range: float | None = None) -> Tensor:
@@ -166,3 +111,62 @@ def _range(pictures: Tensor, data_range: float | None) -> float:
 
 def _by_batch(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([measure(x, y) for x, y in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True)])
+
+
+def _values(compute: Callable[[ImagePairs], Tensor]) -> Callable[[MetricInputs], NDArray[np.float64]]:
+    return lambda inputs: compute(inputs.image_pairs).double().numpy()
+
+
+def _cosine_of_pairs(pairs: ImagePairs) -> Tensor:
+    return feature_cosine(torch.as_tensor(np.asarray(pairs.features)), torch.as_tensor(np.asarray(pairs.teacher_features)))
+
+
+def _lpips_of_pairs(pairs: ImagePairs) -> Tensor:
+    assert isinstance(pairs.lpips, Lpips)
+    return lpips_distance(pairs.lpips, pairs.images, pairs.teacher_images)
+
+
+PSNR = Metric(
+    name="psnr",
+    label="PSNR",
+    explanation="Similarity to the teacher's image of the same prompt and seed, in dB; equal images count as 100.",
+    compute=_values(lambda pairs: psnr(pairs.images, pairs.teacher_images).clamp(max=MAX_PSNR)),
+    higher_is_better=True,
+    needs=frozenset({Need.PAIRS}),
+    default="full",
+    digits=1,
+)
+SSIM = Metric(
+    name="ssim",
+    label="SSIM",
+    explanation="Structural similarity to the teacher's image of the same prompt and seed.",
+    compute=_values(lambda pairs: ssim(pairs.images, pairs.teacher_images)),
+    higher_is_better=True,
+    needs=frozenset({Need.PAIRS}),
+    min_edge=SSIM_WINDOW,
+    default="full",
+    in_summary=False,
+)
+FEATURE_COSINE = Metric(
+    name="feature_cosine",
+    label="cosine",
+    explanation="Cosine of features with the teacher's image of the same prompt and seed.",
+    compute=_values(_cosine_of_pairs),
+    higher_is_better=True,
+    needs=frozenset({Need.PAIRS, Need.PAIR_FEATURES}),
+    default="full",
+    digits=3,
+)
+LPIPS = Metric(
+    name="lpips",
+    label="LPIPS",
+    explanation="Perceptual distance to the teacher's image of the same prompt and seed.",
+    compute=_values(_lpips_of_pairs),
+    higher_is_better=False,
+    needs=frozenset({Need.PAIRS, Need.LPIPS}),
+    min_edge=max(backbone.least for backbone in BACKBONES.values()),
+    default="full",
+    in_summary=False,
+    stems=("lpips",),
+    named_after="lpips",
+)

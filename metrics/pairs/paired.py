@@ -2,13 +2,17 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 from scipy import stats
 
-from gendistill.metrics.distances.frechet import GaussianStatistics
+from gendistill.metrics.distances.frechet import GaussianStatistics, WeightedFrechet
+from gendistill.metrics.distances.kernel import weighted_kid
 from gendistill.metrics.distances.uncertainty import (
     Interval,
+    Resampling,
+    WeightedScore,
     affordable_resamples,
     check_level,
     group_numbers,
@@ -18,7 +22,6 @@ from gendistill.metrics.distances.uncertainty import (
     symmetric_interval,
     symmetric_weights,
 )
-from gendistill.metrics.distances.weighted import WeightedFrechet, WeightedKernelDistance, WeightedScore
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
 
 
@@ -88,13 +91,7 @@ def paired_test(
 
 
 def paired_test_frechet(
-    a: Features,
-    b: Features,
-    reference: GaussianStatistics,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
+    a: Features, b: Features, reference: GaussianStatistics, **resampling: Unpack[Resampling]
 ) -> PairedTest:
     """Of the Fréchet distances of `a` and `b` (N, D), row i of both drawn from one prompt and seed, to `reference`.
 
@@ -105,21 +102,13 @@ def paired_test_frechet(
         ValueError: shapes differ, the reference has another number of features, or as `mean_interval`.
     """
     x, y = _pairs(a, b)
-    return _paired_test(WeightedFrechet(np.concatenate([x, y]), reference), groups, level, resamples, seed)
+    return _paired_test(WeightedFrechet(np.concatenate([x, y]), reference), **resampling)
 
 
-def paired_test_kernel(
-    a: Features,
-    b: Features,
-    reference: Features,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> PairedTest:
+def paired_test_kernel(a: Features, b: Features, reference: Features, **resampling: Unpack[Resampling]) -> PairedTest:
     """As `paired_test_frechet`, of KID (`kid_of_all`) to the features `reference` (M, D)."""
     x, y = _pairs(a, b)
-    return _paired_test(WeightedKernelDistance(np.concatenate([x, y]), reference), groups, level, resamples, seed)
+    return _paired_test(weighted_kid(np.concatenate([x, y]), reference), **resampling)
 
 
 def _pairs(a: Features, b: Features) -> tuple[Matrix, Matrix]:
@@ -130,7 +119,11 @@ def _pairs(a: Features, b: Features) -> tuple[Matrix, Matrix]:
 
 
 def _paired_test(
-    score: WeightedScore, groups: Sequence[Hashable] | None, level: float, resamples: int | None, seed: int
+    score: WeightedScore,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int | None = None,
+    seed: int = 0,
 ) -> PairedTest:
     """`score` is over the pictures of A and then those of B; a set is a weighting that has zeros where it has no picture."""
     check_level(level)

@@ -146,10 +146,11 @@ def test_costs_are_counted_and_timed_side_by_side(evaluated, gans):
 
 def test_the_figures_are_those_of_the_pictures_that_were_drawn(evaluated, gans):
     """Drawn once more by hand: prompts by frequency, the seeds of the evaluation."""
+    from gendistill.evaluation.config import EvaluationConfig
     from gendistill.evaluation.judge import build_judge
 
     place, _, result = evaluated
-    judge = build_judge(HELD_OUT, caption="category", num=NUM, cache=str(place / "cache"))
+    judge = build_judge(EvaluationConfig(HELD_OUT, caption="category", num=NUM, cache=str(place / "cache")))
     drawn = {}
     for name in ("teacher", "student"):
         pictures = open_sampler(gans[name]).pictures(judge.prompts, judge.seeds)

@@ -9,11 +9,15 @@ import pytest
 import torch
 from fresh_process import gendistill
 
-from gendistill.evaluation.breakage import Examiner, neutral, unusual
+from gendistill.evaluation.attribute_audit import neutral
+from gendistill.evaluation.audited import AuditContext
+from gendistill.evaluation.breakage import AUDITS, Examiner
 from gendistill.evaluation.compare import compare
+from gendistill.evaluation.config import ComparisonConfig, EvaluationConfig
 from gendistill.evaluation.entries import distinct_names, open_contestants
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.probes import Probes
+from gendistill.evaluation.prompt_audit import unusual
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
@@ -44,6 +48,7 @@ def options(tiny_folder, halved_run, probes, tmp_path_factory):
     place = tmp_path_factory.mktemp("compared")
     models = ["compare", str(tiny_folder), str(halved_run), "--steps", "1,2,4", "--reference", HELD_OUT]
     few = ["--caption", "subcategory", "-w", "2", "--solver", "ddim", "--quick", "--num", "40", "--probes", str(probes)]
+    few += ["--metrics", "attributes,modes,robustness"]
     return [*models, *few, "--cache", str(place / "cache"), "--out", str(place / "out")], place
 
 
@@ -109,15 +114,17 @@ def test_a_model_cannot_be_told_from_itself(tiny_folder, tmp_path):
     (tmp_path / "same").symlink_to(tiny_folder)
     found = compare(
         [str(tiny_folder), str(tmp_path / "same")],
-        steps=[2],
-        reference=HELD_OUT,
-        caption="subcategory",
-        num=12,
-        guidance_scale=1.0,
-        quick=True,
-        cache=str(tmp_path / "cache"),
-        out=tmp_path / "out",
-        device="cpu",
+        ComparisonConfig(
+            steps=[2],
+            reference=HELD_OUT,
+            caption="subcategory",
+            num=12,
+            guidance_scale=1.0,
+            quick=True,
+            cache=str(tmp_path / "cache"),
+            out=tmp_path / "out",
+            device="cpu",
+        ),
     )
     assert all(test.test.p_value == 1 and test.test.difference == 0 for test in found.tests)
     assert found.rows[1].evaluation.scores["psnr"] == 100
@@ -144,14 +151,15 @@ def test_models_are_named_by_as_much_of_their_paths_as_tells_them_apart():
 
 
 def test_neutral_and_unusual_prompts_come_equally_often_and_with_seeds_of_their_own(probes, tmp_path):
-    judge = build_judge(HELD_OUT, caption="subcategory", num=4, cache=str(tmp_path))
+    judge = build_judge(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(tmp_path)))
     found = Probes.load(probes)
     asked = neutral(judge, found.attributes["vendor"], 7)
     assert asked.prompts == ["", "food", "", "food", "", "food", ""]
     rare = unusual(judge, found, 6)
     assert sorted(rare.prompts) == sorted(["zebra", "yak", "quokka"] * 2)
     assert len({*judge.seeds, *asked.seeds, *rare.seeds}) == 4 + 7 + 6
-    assert Examiner(judge, HELD_OUT, found, 10).pictures_to_draw() == 50
+    assert Examiner(AuditContext(judge, HELD_OUT, found, 10), AUDITS).pictures_to_draw() == 50
+    assert Examiner(AuditContext(judge, HELD_OUT, found, 10)).pictures_to_draw() == 0
 
 
 def test_the_embedded_probes_are_sound(tmp_path):
@@ -185,15 +193,17 @@ def test_a_mistake_in_probes_is_one_sentence(text, sentence, tmp_path):
 def test_50_steps_of_tiny_sd_are_told_from_8_with_500_prompts(tmp_path):
     found = compare(
         ["assets/tiny-sd"],
-        steps=[50, 8],
-        reference="assets/emoji/train-*.tar.gz",
-        caption="subcategory",
-        num=500,
-        guidance_scale=2.0,
-        solver="ddim",
-        quick=True,
-        cache=str(tmp_path / "cache"),
-        out=tmp_path / "out",
+        ComparisonConfig(
+            steps=[50, 8],
+            reference="assets/emoji/train-*.tar.gz",
+            caption="subcategory",
+            num=500,
+            guidance_scale=2.0,
+            solver="ddim",
+            quick=True,
+            cache=str(tmp_path / "cache"),
+            out=tmp_path / "out",
+        ),
     )
     test = next(test.test for test in found.tests if test.score == "fd-emoji")
     assert test.p_value < 0.05
@@ -206,13 +216,15 @@ def test_models_without_prompts_are_compared_without_clip(family_folder, tmp_pat
     folder = family_folder("unconditional")
     found = compare(
         [str(folder)],
-        steps=[2, 1],
-        reference=HELD_OUT,
-        num=8,
-        quick=True,
-        cache=str(tmp_path / "cache"),
-        out=tmp_path / "out",
-        device="cpu",
+        ComparisonConfig(
+            steps=[2, 1],
+            reference=HELD_OUT,
+            num=8,
+            quick=True,
+            cache=str(tmp_path / "cache"),
+            out=tmp_path / "out",
+            device="cpu",
+        ),
     )
     assert [row.evaluation.network_calls for row in found.rows] == [2, 1]
     assert "clip_score" not in found.rows[0].evaluation.scores

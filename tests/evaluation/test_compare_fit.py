@@ -13,6 +13,7 @@ from tiny_pipeline import tiny_pipeline, tiny_unet
 from gendistill.cli.shared import parse_controls
 from gendistill.evaluation.compare import compare
 from gendistill.evaluation.compare_fit import open_add_ons
+from gendistill.evaluation.config import ComparisonConfig
 from gendistill.evaluation.entries import open_contestants
 from gendistill.samplers import FewStepSampler
 
@@ -103,18 +104,18 @@ def test_an_add_on_that_was_trained_on_is_another(models, add_ons, tmp_path):
 
 
 def compared_with(teacher, student, caption, place, add_ons):
-    return compare(
-        [str(teacher), str(student)],
-        steps=[2, 1],
-        reference=HELD_OUT,
+    config = ComparisonConfig(
+        HELD_OUT,
         caption=caption,
         num=4,
+        steps=[2, 1],
         quick=True,
         probes=add_ons / "probes.yaml",
         cache=str(add_ons / "cache"),
         out=place / "out",
         device="cpu",
     )
+    return compare([str(teacher), str(student)], config)
 
 
 def test_a_student_beside_a_model_of_another_latent_space_is_compared_without(halved_run, add_ons, tmp_path):

@@ -10,10 +10,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from fresh_process import ran
 
-from gendistill.evaluation.evaluate_student import evaluate
+from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.reporting import Gallery
-from gendistill.evaluation.student_report import best_rows, results_table, write_report
+from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
     SEARCHED,
     TEACHER_PLANS,
@@ -26,13 +27,13 @@ from gendistill.evaluation.teacher_plans import (
     stored_rows,
     teacher_scheduler,
 )
-from gendistill.metrics.evaluate import Evaluation, Protocol
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.pairs.fidelity import psnr
+from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.samplers import FewStepSampler
 
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
-PROTOCOL = Protocol(
+PROTOCOL = EvaluationProtocol(
     metric="fd-emoji",
     extractor="emoji",
     weights_hash="0" * 16,
@@ -92,7 +93,7 @@ def test_stored_rows_are_used_only_under_the_same_protocol(tmp_path):
 def test_the_report_is_one_file_that_loads_nothing(tmp_path):
     student = [row(26.0, 4, model="student")]
     gallery = Gallery("student <b>", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), ["a <script> prompt", "another"])
-    write_report(tmp_path / "r.html", "title", student, [], TEACHER, gaps(student, TEACHER), 1.0, [gallery])
+    write_report(tmp_path / "r.html", "title", StudentComparison(student, TEACHER, gaps(student, TEACHER)), [gallery])
     page = (tmp_path / "r.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
     assert "<script>" not in page
@@ -108,10 +109,10 @@ def test_the_table_shows_each_of_the_teachers_best_once():
 
 def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path):
     draw = {"caption": "subcategory", "cache": str(tmp_path)}
-    judge = build_judge(HELD_OUT, num=3000, **draw)
-    again = build_judge(HELD_OUT, num=3000, **draw)
+    judge = build_judge(EvaluationConfig(HELD_OUT, num=3000, **draw))
+    again = build_judge(EvaluationConfig(HELD_OUT, num=3000, **draw))
     assert (judge.prompts, judge.seeds) == (again.prompts, again.seeds)
-    assert build_judge(HELD_OUT, num=3000, seed=1, **draw).prompts != judge.prompts
+    assert build_judge(EvaluationConfig(HELD_OUT, num=3000, seed=1, **draw)).prompts != judge.prompts
     assert judge.reference.statistics.count == 754
     assert judge.prompts.count("google emoji of person role") > 5 * judge.prompts.count("google emoji of mail")
 
@@ -128,15 +129,15 @@ def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folde
 
 
 def test_an_evaluation_is_the_same_twice(tiny_folder, tmp_path):
-    options = {"reference": HELD_OUT, "caption": "subcategory", "num": 4}
-    first = evaluate(str(tiny_folder), out=tmp_path / "a", cache=str(tmp_path / "a"), **options)
-    second = evaluate(str(tiny_folder), out=tmp_path / "b", cache=str(tmp_path / "b"), **options)
+    options = {"caption": "subcategory", "num": 4}
+    first = evaluate(str(tiny_folder), EvaluationConfig(HELD_OUT, out=tmp_path / "a", cache=str(tmp_path / "a"), **options))
+    second = evaluate(str(tiny_folder), EvaluationConfig(HELD_OUT, out=tmp_path / "b", cache=str(tmp_path / "b"), **options))
     assert [r.scores for r in first.teacher] == [r.scores for r in second.teacher]
 
 
 @pytest.fixture(scope="module")
 def halved_comparison(halved_run):
-    return evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache"))
+    return evaluate(str(halved_run), EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
 
 
 def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, halved_comparison):
@@ -154,7 +155,7 @@ def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, 
 
 def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
     row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
-    judge = build_judge(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache"))
+    judge = build_judge(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
     teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
     teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
     theirs, ours = judge.draw(teacher, TEACHER_STEPS, 2.0), judge.draw(student, 2, 2.0)
@@ -165,7 +166,10 @@ def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, ha
 
 def test_steps_that_no_student_of_a_run_was_trained_for_are_refused(halved_run):
     with pytest.raises(ValueError, match=r"^steps \[3\]: the run has students of other step counts: student-2, student-1$"):
-        evaluate(str(halved_run), reference=HELD_OUT, caption="subcategory", num=4, steps=[3], cache=str(halved_run / "cache"))
+        evaluate(
+            str(halved_run),
+            EvaluationConfig(HELD_OUT, caption="subcategory", num=4, steps=[3], cache=str(halved_run / "cache")),
+        )
 
 
 def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():
@@ -183,10 +187,11 @@ def test_the_gap_of_a_smaller_student_is_measured_from_what_costs_as_much():
 def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_distances(tmp_path):
     student = [row(25.0, 50, model="student")]
     assert gaps(student, TEACHER, share=0.5) == []
-    caption = results_table(student, [], TEACHER, [], 0.5).caption
+    comparison = StudentComparison(student, TEACHER, share=0.5)
+    caption = comparison.table().caption
     assert caption.startswith("1.25× the teacher's fd-emoji, in 50 steps: student 25.00, teacher 20.00; a call of the student ")
     gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
-    write_report(tmp_path / "r.html", "title", student, [], TEACHER, [], 0.5, [gallery])
+    write_report(tmp_path / "r.html", "title", comparison, [gallery])
     page = (tmp_path / "r.html").read_text()
     assert "1.25×" in page
     assert "0.50 of the teacher&#39;s multiply-accumulates" in page

@@ -12,6 +12,7 @@ import pytest
 from fresh_process import gendistill, ran
 from PIL import Image
 
+from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.sets import evaluate_pictures, is_picture_set, save_statistics
 from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance
 from gendistill.metrics.features.feature_extractor import load_extractor
@@ -34,8 +35,8 @@ def folders(tmp_path_factory):
 
 
 def scores(pictures, reference, cache, **options):
-    found = evaluate_pictures(str(pictures), reference=str(reference), extractor="emoji", cache=str(cache), **options)
-    return found.evaluation.scores
+    config = EvaluationConfig(str(reference), extractor="emoji", cache=str(cache), **options)
+    return evaluate_pictures(str(pictures), config).evaluation.scores
 
 
 def test_two_folders_are_evaluated_from_the_command_line(folders, tmp_path):
@@ -158,7 +159,7 @@ def mistakes(folders, tmp_path):
             "cannot be fetched .* takes a local path",
         ),
         "typo": ([google, "--reference", google, "--extractor", "incepton"], "did you mean 'inception'"),
-        "unknown metric": ([google, "--reference", google, "--metrics", "fud", *emoji], "metrics: got 'fud', takes fd"),
+        "unknown metric": ([google, "--reference", google, "--metrics", "fud", *emoji], "metrics: got 'fud', expects fd"),
         "resize of emoji": ([google, "--reference", google, "--resize", "clean", *emoji], "resize: got 'clean' .* takes none"),
         "unknown resize": (
             [google, "--reference", google, "--resize", "cleen", "--extractor", "torchvision:resnet18:x.pth"],
@@ -168,7 +169,10 @@ def mistakes(folders, tmp_path):
             [captionless, "--reference", google, "--metrics", "clip_score", *emoji, *clip],
             "has pictures without a caption",
         ),
-        "metrics of a model": (["assets/tiny-sd", "--metrics", "kid"], "metrics and resize: take a set of pictures"),
+        "metrics that a set has not": (
+            [google, "--reference", google, "--metrics", "psnr", *emoji],
+            "psnr: got no pairs of images of a student and its teacher",
+        ),
         "a prompt file": ([google, "--reference", tmp_path / "p.txt", *emoji], "p.txt' does not exist|is a prompt file"),
     }
 
@@ -187,7 +191,7 @@ NAMES = (
     "resize of emoji",
     "unknown resize",
     "no captions",
-    "metrics of a model",
+    "metrics that a set has not",
     "a prompt file",
 )
 

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny_pipeline import CAPTIONS
 
 from gendistill.diffusion.trained_networks import adapter_parameters
-from gendistill.evaluation.evaluate_student import evaluate
+from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluate import evaluate
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler, StudentSpec
@@ -180,7 +181,8 @@ def test_pictures_are_drawn_without_prompts_where_a_model_knows_them_all(family_
 
 def test_a_model_without_guidance_is_evaluated_without_it_and_without_a_clip_score(family_folder, place, tmp_path):
     folder = family_folder("unconditional")
-    rows = evaluate(str(folder), reference=str(place / "pictures"), num=4, out=tmp_path, device="cpu").teacher
+    config = EvaluationConfig(str(place / "pictures"), num=4, out=tmp_path, device="cpu")
+    rows = evaluate(str(folder), config).teacher
     assert {row.protocol.guidance_scale for row in rows} == {1.0}
     assert all(list(row.scores) == ["fd-emoji"] for row in rows)
 

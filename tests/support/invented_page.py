@@ -19,21 +19,21 @@ from gendistill.evaluation.reporting import (
     Cell,
     Column,
     Details,
-    Estimate,
     Figure,
     Galleries,
     Gallery,
     Group,
+    Notice,
     Page,
+    PageSection,
     PictureComparison,
     PictureRow,
+    PlottedValue,
     Point,
-    Row,
-    Section,
     Series,
     Table,
+    TableRow,
     Text,
-    Warning,
     colour_numbers,
     dumbbell,
     guidance_curve,
@@ -101,7 +101,7 @@ def results() -> Table:
                 Cell(f"{4.1 + 1.13 * steps:.1f}", value=4.1 + 1.13 * steps),
                 Cell(f"{214 + 3 * (model == 'tiny-sd')}", value=214, muted=True),
             ]
-            rows.append(Row(cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
+            rows.append(TableRow(cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
     columns = [
         Column("model", align="left"),
         Column("steps"),
@@ -144,7 +144,9 @@ def groups() -> list[Group]:
         teacher = random.uniform(1, 3)
         student = teacher + random.gamma(1.2, 0.9) - 0.2
         made.append(
-            Group(name, Estimate(teacher, teacher - 0.2, teacher + 0.3), Estimate(student, student - 0.3, student + 0.4))
+            Group(
+                name, PlottedValue(teacher, teacher - 0.2, teacher + 0.3), PlottedValue(student, student - 0.3, student + 0.4)
+            )
         )
     return made
 
@@ -152,7 +154,7 @@ def groups() -> list[Group]:
 def attributes() -> dict[str, list[Group]]:
     def of(**values: tuple[float, float]) -> list[Group]:
         return [
-            Group(name.replace("_", " "), *(Estimate(v, max(0, v - 0.03), v + 0.03) for v in pair))
+            Group(name.replace("_", " "), *(PlottedValue(v, max(0, v - 0.03), v + 0.03) for v in pair))
             for name, pair in values.items()
         ]
 
@@ -201,16 +203,16 @@ def page() -> Page:
         "tiny-sd and two students",
         subtitle="Every figure on this page is invented. It shows what a report looks like.",
         sections=[
-            Section(
+            PageSection(
                 "Results",
                 [
                     headline,
-                    Warning("2,000 pictures are few for 2,048 features: distances are biased upwards by up to 0.3."),
+                    Notice("2,000 pictures are few for 2,048 features: distances are biased upwards by up to 0.3."),
                     results(),
                 ],
                 lead="The consistency student is as good in 4 steps as its teacher in 16, in a seventh of the time.",
             ),
-            Section(
+            PageSection(
                 "Quality against cost",
                 [
                     Figure(
@@ -228,7 +230,7 @@ def page() -> Page:
                 ],
                 lead="The front is where nothing is better at the same price.",
             ),
-            Section(
+            PageSection(
                 "What distillation broke",
                 [
                     Figure(
@@ -246,8 +248,8 @@ def page() -> Page:
                     Figure(shares(attributes(), teacher="tiny-sd", student="consistency", colour=COLOURS["consistency"])),
                 ],
             ),
-            Section("The same prompts and seeds", [Galleries(galleries)], lead="Picture k has seed k in every grid."),
-            Section(
+            PageSection("The same prompts and seeds", [Galleries(galleries)], lead="Picture k has seed k in every grid."),
+            PageSection(
                 "Protocol",
                 [
                     Details(

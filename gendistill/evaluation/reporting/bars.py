@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gendistill.evaluation.reporting.colours import marker
+from gendistill.evaluation.reporting.curves import Better
 from gendistill.evaluation.reporting.legend import add_legend, shortened
 from gendistill.evaluation.reporting.plot import NARROW, WIDE, Canvas, Plot
-from gendistill.evaluation.reporting.plots import Better
 
 WORST = 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class PlottedValue:
     """A figure and, where it is known, its interval."""
 
     value: float
@@ -31,8 +31,8 @@ class Group:
     """A class, a group of prompts or a value of an attribute: the teacher's figure and the student's."""
 
     name: str
-    teacher: Estimate
-    student: Estimate
+    teacher: PlottedValue
+    student: PlottedValue
 
     @property
     def change(self) -> float:

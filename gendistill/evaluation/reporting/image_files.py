@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-from gendistill.runtime.files import written_aside
 
 CRISP_BELOW = 128  # pixels a side: smaller pictures are enlarged by whole pixels, lossless
 
@@ -62,19 +59,6 @@ def data_uri(image: Image.Image, *, lossless: bool) -> str:
 def crisp(pictures: np.ndarray) -> bool:
     """Whether pictures (N, 3, H, W) are small enough to be shown by whole pixels."""
     return max(pictures.shape[2:]) < CRISP_BELOW
-
-
-def write_png(path: Path, pictures: Any, *, columns: int = 8, gap: int = 2) -> None:
-    """The grid of pictures uint8 (N, 3, H, W) at their own size on white, whole or not at all.
-
-    Raises:
-        ValueError: `pictures` is no such array, or the disk does not take it.
-    """
-    transparent = grid(pictures, columns=columns, gap=gap)
-    image = Image.new("RGB", transparent.size, (255, 255, 255))
-    image.paste(transparent, mask=transparent.getchannel("A"))
-    with written_aside(path) as aside:
-        image.save(aside, "PNG")
 
 
 def _fitted(picture: np.ndarray, largest: int | None) -> Image.Image:

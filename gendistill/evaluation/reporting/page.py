@@ -78,7 +78,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Cells or plain texts, one a column; the first names the row. Rows of one `group` stand under its name."""
 
     cells: Sequence[Cell | str]
@@ -96,7 +96,7 @@ class Table:
 
     kind: ClassVar[str] = "table"
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Table:
             if column.better is not None and len(set(values)) > 1:
                 best[number] = min(values) if column.better == "lower" else max(values)
 
-        def marked(row: Row) -> Row:
+        def marked(row: TableRow) -> TableRow:
             cells = [as_cell(cell) for cell in row.cells]
             marks = [cell.value is not None and cell.value == best.get(number) for number, cell in enumerate(cells)]
             return dataclasses.replace(
@@ -198,18 +198,18 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Warning:
+class Notice:
     """What the reader must know before trusting what follows."""
 
     kind: ClassVar[str] = "warning"
     text: str
 
 
-Block = Text | Cards | Table | Figure | Galleries | PictureComparison | Details | Warning
+Block = Text | Cards | Table | Figure | Galleries | PictureComparison | Details | Notice
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     title: str
     blocks: Sequence[Block]
     lead: str = ""
@@ -218,7 +218,7 @@ class Section:
 @dataclass(frozen=True)
 class Page:
     title: str
-    sections: Sequence[Section]
+    sections: Sequence[PageSection]
     subtitle: str = ""
     footer: str = ""
 
@@ -295,9 +295,9 @@ def _picture(picture: Any) -> dict[str, Any]:
     return _grid(Gallery("", picture_files.as_pictures(picture[None])), 1)
 
 
-def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+def _groups(rows: Sequence[TableRow]) -> Iterator[tuple[str, list[TableRow]]]:
     """Neighbours of one group together."""
-    run: list[Row] = []
+    run: list[TableRow] = []
     for row in rows:
         if run and row.group != run[-1].group:
             yield run[-1].group, run

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from invented_page import page
-from PIL import Image
 
 from gendistill.evaluation.reporting import (
     Card,
@@ -17,21 +16,20 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
+    Notice,
     Page,
+    PageSection,
     PictureComparison,
     PictureRow,
     Point,
-    Row,
-    Section,
     Series,
     Table,
+    TableRow,
     Text,
-    Warning,
-    lines,
+    guidance_curve,
     render,
     write_csv,
     write_page,
-    write_png,
 )
 from gendistill.evaluation.reporting.colours import DARK, LIGHT
 from gendistill.evaluation.reporting.image_files import data_uri, grid
@@ -80,7 +78,7 @@ def elements(report_html) -> Elements:
 
 
 def one_block(block) -> str:
-    return render(Page("title", [Section("section", [block])]))
+    return render(Page("title", [PageSection("section", [block])]))
 
 
 def test_a_page_loads_nothing_and_runs_nothing(report_html, elements):
@@ -106,7 +104,7 @@ def test_every_link_leads_to_a_place_of_the_page_and_no_place_is_there_twice(ele
 
 
 def test_sections_of_one_name_have_places_of_their_own():
-    html = render(Page("t", [Section("Ergebnis für α", []), Section("Ergebnis für α", []), Section("αβγ", [])]))
+    html = render(Page("t", [PageSection("Ergebnis für α", []), PageSection("Ergebnis für α", []), PageSection("αβγ", [])]))
     assert re.findall(r'<section id="([^"]+)"', html) == ["ergebnis-fur", "ergebnis-fur-2", "section"]
 
 
@@ -138,15 +136,15 @@ def test_what_users_named_is_escaped_wherever_it_stands():
     blocks = [
         Text(MARKUP),
         Cards([Card(MARKUP, MARKUP, MARKUP)]),
-        Table([Column(MARKUP, MARKUP)], [Row([Cell(MARKUP, MARKUP)], group=MARKUP)], MARKUP),
-        Figure(lines([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
+        Table([Column(MARKUP, MARKUP)], [TableRow([Cell(MARKUP, MARKUP)], group=MARKUP)], MARKUP),
+        Figure(guidance_curve([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
         Galleries([Gallery(MARKUP, picture, [MARKUP], MARKUP)]),
         PictureComparison([MARKUP], [PictureRow(MARKUP, [picture[0]], [MARKUP], MARKUP)]),
         Details(MARKUP, [(MARKUP, MARKUP)]),
         Details(MARKUP, MARKUP),
-        Warning(MARKUP),
+        Notice(MARKUP),
     ]
-    html = render(Page(MARKUP, [Section(MARKUP, blocks, MARKUP)], MARKUP, MARKUP))
+    html = render(Page(MARKUP, [PageSection(MARKUP, blocks, MARKUP)], MARKUP, MARKUP))
     parsed = Elements(html)
     assert not parsed.all("script")
     assert "49" not in parsed.within("p")
@@ -180,8 +178,8 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
         Column("same", better="lower"),
     ]
     values = [(3.0, 60.0, 4.0, 1.0), (2.0, 61.0, 2.0, 1.0), (2.0, 59.0, 1.0, 1.0)]
-    rows = [Row(["m", *(Cell(str(value), value=value) for value in row)]) for row in [*values]]
-    table = Table(columns, [*rows, Row(["unknown", "", Cell("99"), "", ""])]).with_best()
+    rows = [TableRow(["m", *(Cell(str(value), value=value) for value in row)]) for row in [*values]]
+    table = Table(columns, [*rows, TableRow(["unknown", "", Cell("99"), "", ""])]).with_best()
     marks = [[cell.best for cell in row.cells] for row in table.rows]
     assert marks == [
         [False, False, False, False, False],
@@ -194,7 +192,7 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
 
 def test_a_row_of_another_length_is_a_sentence():
     with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, takes 2, one a column\."):
-        Table([Column("a"), Column("b")], [Row(["1", "2"]), Row(["1"])])
+        Table([Column("a"), Column("b")], [TableRow(["1", "2"]), TableRow(["1"])])
     with pytest.raises(ValueError, match=r"rows\[0\]\.captions: got 2, takes 1, one a column\."):
         PictureComparison(["a"], [PictureRow("p", [np.zeros((3, 2, 2), np.uint8)], ["x", "y"])])
 
@@ -236,15 +234,6 @@ def test_what_are_no_pictures_is_a_sentence(wrong):
         grid(wrong)
 
 
-def test_pictures_are_written_as_a_png_on_white(tmp_path):
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 3, 8, 8), np.uint8)
-    write_png(tmp_path / "grid.png", pictures, columns=3, gap=2)
-    image = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert image.shape == (8, 28, 3)
-    assert (image[:, 10:18] == pictures[1].transpose(1, 2, 0)).all()
-    assert (image[:, 8:10] == 255).all()
-
-
 def test_a_csv_file_reads_back_as_it_was(tmp_path):
     rows = [['a, "b"\nc', 1.5, None], ["größer ✓", 0.1 + 0.2, -3]]
     write_csv(tmp_path / "t.csv", ["model", "fd", "change"], rows)
@@ -257,10 +246,10 @@ def test_a_csv_file_reads_back_as_it_was(tmp_path):
 
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path):
-    short = Page("t", [Section("s", [Figure(lines([Series("a", (Point(1, 1), Point(2, 2)), 1)], "x", "y"))])])
+    short = Page("t", [PageSection("s", [Figure(guidance_curve([Series("a", (Point(1, 1), Point(2, 2)), 1)], "x", "y"))])])
     write_page(short, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(short)  # and the same twice
-    broken = Page("t", [Section("s", [Galleries([Gallery("g", np.zeros((0, 3, 4, 4), np.uint8))])])])
+    broken = Page("t", [PageSection("s", [Galleries([Gallery("g", np.zeros((0, 3, 4, 4), np.uint8))])])])
     with pytest.raises(ValueError, match="pictures: got"):
         write_page(broken, tmp_path / "report.html")
     with pytest.raises(ValueError, match="cannot be written"):

@@ -12,20 +12,19 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 
 from gendistill.evaluation.reporting import (
-    Estimate,
     Group,
+    PlottedValue,
     Point,
     Series,
     colour_numbers,
     dumbbell,
     guidance_curve,
-    lines,
     on_front,
     pareto,
     quality_against_steps,
     shares,
-    worst,
 )
+from gendistill.evaluation.reporting.bars import worst
 from gendistill.evaluation.reporting.colours import DARK, LIGHT, marker
 from gendistill.evaluation.reporting.plot import MARGIN
 from gendistill.evaluation.reporting.ticks import log_ticks, spaced
@@ -49,15 +48,15 @@ PLOTS = {
     "front, linear": pareto(curves("ms"), "milliseconds a picture", "fd-emoji, lower is better", x_log=False),
     "steps": quality_against_steps(curves("steps"), "fd-emoji"),
     "guidance_curve": guidance_curve(guidance(), "CLIP score", "fd-emoji"),
-    "lines": lines(
+    "a long name": guidance_curve(
         guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 pictures of 754 prompts beside 754 real ones"
     ),
-    "one point": lines([Series("tiny-sd", (Point(1, 7.0),), 0)], "steps", "fd", x_log=True, y_log=True),
+    "one point": quality_against_steps([Series("tiny-sd", (Point(1, 7.0),), 0)], "fd", y_log=True),
     "crowded front": pareto(crowd(9), "ms", "fd"),
     "crowded lines": quality_against_steps(crowd(9), "fd", y_log=True),
     "all steps": quality_against_steps([Series("a", tuple(Point(n, 1 / n) for n in range(1, 65)), 1)], "fd"),
     "groups": dumbbell(groups(), "distance", teacher="tiny-sd, 50 steps", student="consistency, 4 steps"),
-    "one group": dumbbell([Group("a" * 99, Estimate(1.0), Estimate(1.0))], "distance"),
+    "one group": dumbbell([Group("a" * 99, PlottedValue(1.0), PlottedValue(1.0))], "distance"),
     "shares": shares(attributes()),
 }
 
@@ -131,7 +130,7 @@ def test_two_plots_of_a_page_share_no_name_and_refer_to_their_own():
 
 def test_what_a_user_wrote_is_text_and_no_markup_or_formula():
     name = '<script>alert(\'$x^2$ & "$")</script> 0.123456 #0b63b5'
-    plot = lines([Series(name, (Point(1, 2), Point(2, 3)), 1), Series("$\\broken{$", (Point(1, 1),), 2)], "x", "y")
+    plot = guidance_curve([Series(name, (Point(1, 2), Point(2, 3)), 1), Series("$\\broken{$", (Point(1, 1),), 2)], "x", "y")
     svg = plot.svg(narrow=True)
     assert "<script" not in svg
     assert "&lt;script&gt;alert('$x^2$" in svg
@@ -155,7 +154,7 @@ def test_the_front_of_random_points_falls_and_beats_all_others():
 
 
 def test_the_worst_groups_come_first_whichever_way_is_better():
-    made = [Group(str(change), Estimate(5), Estimate(5 + change)) for change in (-1, 3, 0, 2)]
+    made = [Group(str(change), PlottedValue(5), PlottedValue(5 + change)) for change in (-1, 3, 0, 2)]
     assert [group.name for group in worst(made, better="lower", most=2)] == ["3", "2"]
     assert [group.name for group in worst(made, better="higher", most=2)] == ["-1", "0"]
 
@@ -240,7 +239,7 @@ def test_the_words_for_a_plot_name_every_model_and_its_figures():
 )
 def test_what_cannot_be_drawn_is_a_sentence(series, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        lines(series, "x", "y", x_log=True)
+        quality_against_steps(series, "y")
 
 
 def test_groups_and_attributes_that_are_not_there_are_a_sentence():
@@ -252,5 +251,5 @@ def test_groups_and_attributes_that_are_not_there_are_a_sentence():
 
 def test_an_interval_that_reaches_below_zero_is_drawn_on_a_logarithmic_axis():
     series = [Series("kid", (Point(1, 2.0, -1.0, 3.0), Point(2, 1.0, -0.5, 2.0)), 1)]
-    figure = lines(series, "steps", "kid", y_log=True).figure()
+    figure = quality_against_steps(series, "kid", y_log=True).figure()
     assert figure.axes[0].get_ylim()[0] > 0

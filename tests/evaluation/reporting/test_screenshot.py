@@ -16,16 +16,16 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
+    Notice,
     Page,
+    PageSection,
     PictureComparison,
     PictureRow,
     Point,
-    Row,
-    Section,
     Series,
     Table,
+    TableRow,
     Text,
-    Warning,
     pareto,
     write_page,
 )
@@ -50,15 +50,15 @@ def unwieldy() -> Page:
     blocks = [
         Text(LONG),
         Cards([Card(LONG, LONG, LONG, 3), Card("1", "a")]),
-        Warning(LONG),
-        Table([Column(LONG, LONG)] * 20, [Row([Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
+        Notice(LONG),
+        Table([Column(LONG, LONG)] * 20, [TableRow([Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
         Figure(pareto(series, LONG, LONG), LONG),
         Galleries([Gallery(LONG, picture, [LONG] * 3, LONG)]),
         PictureComparison([LONG] * 9, [PictureRow(LONG, picture[:1].repeat(9, 0), [LONG] * 9, LONG)], [1] * 9),
         Details(LONG, [(LONG, LONG)], opened=True),
         Details(LONG, LONG, opened=True),
     ]
-    return Page(LONG, [Section(LONG, blocks, LONG), Section(LONG, [])], LONG, LONG)
+    return Page(LONG, [PageSection(LONG, blocks, LONG), PageSection(LONG, [])], LONG, LONG)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_what_sticks_out_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(("options", "palette"), [([], LIGHT), (["--dark"], DARK)], ids=["light", "dark"])
 def test_a_page_is_drawn_in_the_palette_that_its_reader_prefers(tmp_path, options, palette):
-    write_page(Page("title", [Section("section", [Text("text")])]), tmp_path / "report.html")
+    write_page(Page("title", [PageSection("section", [Text("text")])]), tmp_path / "report.html")
     done = shoot(tmp_path / "report.html", "--out", tmp_path / "shot.png", "--width", 390, "--scale", 2, *options)
     assert done.returncode == 0, done.stderr
     image = Image.open(tmp_path / "shot.png").convert("RGB")

@@ -7,7 +7,8 @@ from torch import nn
 from torch_fidelity import metric_kid
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from gendistill.metrics.distances.kernel import cmmd, gaussian_kernel, kernel_sums, kid, kid_of_all, polynomial_kernel
+from gendistill.metrics.distances.cmmd import cmmd, gaussian_kernel
+from gendistill.metrics.distances.kernel import kernel_sums, kid, kid_of_all, polynomial_kernel
 from gendistill.metrics.features import matrix
 
 

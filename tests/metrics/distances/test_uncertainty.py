@@ -3,22 +3,24 @@ import pytest
 import torch
 from feature_sets import drawn_and_reference
 
-from gendistill.metrics.distances import weighted
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
-from gendistill.metrics.distances.kernel import kid_of_all
+from gendistill.metrics.distances import frechet
+from gendistill.metrics.distances.frechet import (
+    GaussianStatistics,
+    WeightedFrechet,
+    frechet_distance,
+    frechet_interval,
+    gaussian_statistics,
+)
+from gendistill.metrics.distances.kernel import kernel_interval, kid_of_all, weighted_kid
 from gendistill.metrics.distances.uncertainty import (
     Interval,
     affordable_resamples,
-    frechet_interval,
-    kernel_interval,
     mean_interval,
     sample_size_warning,
     symmetric_interval,
     symmetric_weights,
-    vendi_interval,
 )
-from gendistill.metrics.distances.vendi import vendi_score
-from gendistill.metrics.distances.weighted import WeightedFrechet, WeightedKernelDistance, WeightedVendi
+from gendistill.metrics.distances.vendi import WeightedVendi, vendi_interval, vendi_score
 
 
 def gaussians(dim, shift, scale, seed=0):
@@ -84,7 +86,7 @@ def test_the_interval_of_the_distance_takes_groups_too():
     reference = GaussianStatistics(np.full(4, 0.5), np.eye(4), None)
     x = np.repeat(rng.normal(size=(100, 4)), 6, axis=0)
     groups = list(np.repeat(np.arange(100), 6))
-    grouped, plain = frechet_interval(x, reference, groups), frechet_interval(x, reference)
+    grouped, plain = frechet_interval(x, reference, groups=groups), frechet_interval(x, reference)
     assert grouped.high - grouped.low > 1.7 * (plain.high - plain.low)  # root(6) = 2.4 times were the distance linear
 
 
@@ -108,7 +110,7 @@ def test_the_interval_of_the_vendi_score_covers_that_of_infinitely_many_pictures
 @pytest.mark.parametrize(("count", "dim", "batched"), [(60, 10, 128), (60, 10, 1), (12, 30, 128), (30, 30, 128)])
 def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim, batched, monkeypatch):
     """For each way of taking eigenvalues. Repeated rows are divided by their number less one, weights by their own freedom."""
-    monkeypatch.setattr(weighted, "BATCHED_DIM", batched)
+    monkeypatch.setattr(frechet, "BATCHED_DIM", batched)
     x, y = drawn_and_reference(count, 90, dim)
     weights = np.random.default_rng(9).multinomial(count, np.full(count, 1 / count), size=3).astype(float)
     weights[0] = 1
@@ -122,7 +124,7 @@ def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim, batch
     np.testing.assert_allclose(WeightedFrechet(x, reference)(weights), expected, rtol=1e-6)
     vendi = [vendi_score(x[np.repeat(np.arange(count), w.astype(int))]) for w in weights]
     np.testing.assert_allclose(WeightedVendi(x)(weights), vendi, rtol=1e-9)
-    assert WeightedKernelDistance(x, y)(weights)[0] == pytest.approx(kid_of_all(x, y), rel=1e-9)
+    assert weighted_kid(x, y)(weights)[0] == pytest.approx(kid_of_all(x, y), rel=1e-9)
 
 
 def test_leaving_pictures_out_by_weight_is_leaving_them_out():
@@ -130,7 +132,7 @@ def test_leaving_pictures_out_by_weight_is_leaving_them_out():
     weights = np.zeros((1, 120))
     weights[0, 10:90] = 1
     reference = gaussian_statistics(y)
-    assert WeightedKernelDistance(x, y)(weights)[0] == pytest.approx(kid_of_all(x[10:90], y), rel=1e-9)
+    assert weighted_kid(x, y)(weights)[0] == pytest.approx(kid_of_all(x[10:90], y), rel=1e-9)
     apart = frechet_distance(gaussian_statistics(x[10:90]), reference)
     assert WeightedFrechet(x, reference)(weights)[0] == pytest.approx(apart, rel=1e-9)
 

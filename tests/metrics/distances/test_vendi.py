@@ -5,7 +5,8 @@ import pytest
 from feature_sets import drawn_and_reference
 from vendi_score import vendi
 
-from gendistill.metrics.distances.vendi import intra_prompt_diversity, vendi_score
+from gendistill.metrics.distances.diversity import intra_prompt_diversity
+from gendistill.metrics.distances.vendi import vendi_score
 
 
 @pytest.mark.parametrize("shape", [(150, 24), (20, 24), (24, 24)])

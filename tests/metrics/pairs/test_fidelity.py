@@ -9,7 +9,10 @@ import torchvision
 from safetensors.torch import save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 
-from gendistill.metrics.pairs.fidelity import feature_cosine, lpips_distance, paired_fidelity, psnr, ssim
+from gendistill.metrics.features.feature_extractor import extract
+from gendistill.metrics.measure import measure_pairs
+from gendistill.metrics.metric import ImagePairs
+from gendistill.metrics.pairs.fidelity import feature_cosine, lpips_distance, psnr, ssim
 from gendistill.metrics.pairs.perceptual import BACKBONES, available_lpips, load_lpips
 
 
@@ -206,23 +209,22 @@ def test_pictures_too_small_for_lpips_are_refused_and_the_least_are_taken(backbo
         lpips_distance(measure, torch.zeros(1, 3, 30, 40), torch.zeros(1, 3, 30, 40))
 
 
-def test_all_that_is_measured_of_pairs_is_told_a_picture(pairs, extractor, backbone):
+def test_all_that_can_be_measured_of_pairs_is_measured_with_intervals(pairs, extractor, backbone):
     a, b = pairs
-    fidelity = paired_fidelity(a, b, extractor, load_lpips("alex", weights=backbone("alex")))
-    assert list(fidelity.values) == ["psnr", "ssim", "feature_cosine", "lpips-alex"]
-    assert {tuple(value.shape) for value in fidelity.values.values()} == {(24,)}
-    assert fidelity.notes == ()
-    assert fidelity.means()["ssim"] == pytest.approx(ssim(a, b).mean().item())
+    lpips = load_lpips("alex", weights=backbone("alex"))
+    found = measure_pairs(ImagePairs(a, b, extract(extractor, a), extract(extractor, b), lpips))
+    assert list(found.values) == list(found.intervals) == ["psnr", "ssim", "feature_cosine", "lpips-alex"]
+    assert found.values["ssim"] == pytest.approx(ssim(a, b).mean().item())
 
 
-def test_what_cannot_be_measured_is_left_out_and_named():
+def test_what_cannot_be_measured_of_pairs_is_left_out_and_equal_ones_have_100_decibels():
     small = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    fidelity = paired_fidelity(small, small)
-    assert list(fidelity.values) == ["psnr"]
-    assert [note.split(":")[0] for note in fidelity.notes] == ["ssim", "feature_cosine", "lpips"]
-    assert fidelity.means() == {"psnr": 100.0}
+    assert measure_pairs(ImagePairs(small, small)).values == {"psnr": 100.0}
 
 
-def test_no_pairs_are_refused():
+def test_no_pairs_and_pairs_of_two_sizes_are_refused():
+    some = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(ValueError, match="N at least 1"):
-        paired_fidelity(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), torch.zeros(0, 3, 32, 32, dtype=torch.uint8))
+        ImagePairs(some[:0], some[:0])
+    with pytest.raises(ValueError, match="expects pairs of one size"):
+        ImagePairs(some, some[..., :16])

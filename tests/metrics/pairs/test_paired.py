@@ -115,7 +115,7 @@ def test_frechet_tests_swap_whole_groups():
     p_values = []
     for seed in range(120):
         a, b = (np.repeat(x, 10, axis=0) for x in alike(rng, 12, 3))
-        p_values.append(paired_test_frechet(a, b, reference, groups, resamples=100, seed=seed).p_value)
+        p_values.append(paired_test_frechet(a, b, reference, groups=groups, resamples=100, seed=seed).p_value)
     assert share_below(p_values) <= 0.11
 
 

@@ -4,9 +4,10 @@ import json
 import pytest
 from rich.console import Console
 
-from gendistill.metrics.evaluate import Evaluation, Protocol, comparable, gap_closed, higher_is_better
+from gendistill.metrics.protocol import Evaluation, EvaluationProtocol, comparable, gap_closed
+from gendistill.metrics.registry import higher_is_better
 
-PROTOCOL = Protocol(
+PROTOCOL = EvaluationProtocol(
     metric="fd-emoji",
     extractor="emoji",
     weights_hash="0123456789abcdef",
@@ -34,7 +35,7 @@ def test_an_evaluation_survives_json():
 def test_a_missing_or_unknown_field_is_named():
     fields = json.loads(EVALUATION.to_json())
     fields["protocol"]["num_sample"] = fields["protocol"].pop("num_samples")
-    with pytest.raises(ValueError, match=r"Protocol: .*'num_sample', 'num_samples'"):
+    with pytest.raises(ValueError, match=r"EvaluationProtocol: .*'num_sample', 'num_samples'"):
         Evaluation.from_json(json.dumps(fields))
 
 

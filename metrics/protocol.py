@@ -8,9 +8,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from gendistill.metrics.registry import higher_is_better
+
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """How an evaluation was made; None where a thing has no meaning, such as the guidance of pictures found in a folder."""
 
     metric: str  # `fid`, `fd-emoji`
@@ -57,7 +59,7 @@ class Evaluation:
     network_calls: int  # a picture, guidance counted as two
     scores: dict[str, float]
     seconds_per_picture: float | None
-    protocol: Protocol
+    protocol: EvaluationProtocol
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
@@ -91,7 +93,7 @@ class Evaluation:
         """
         fields = _checked(cls, json.loads(text))
         intervals = {name: (low, high) for name, (low, high) in fields.get("intervals", {}).items()}
-        protocol = Protocol(**_checked(Protocol, fields["protocol"]))
+        protocol = EvaluationProtocol(**_checked(EvaluationProtocol, fields["protocol"]))
         return cls(**{**fields, "protocol": protocol, "intervals": intervals})
 
     def table(self) -> Table:
@@ -112,13 +114,6 @@ class Evaluation:
         """
         comparable(self, other)
         return {name: score - other.scores[name] for name, score in self.scores.items() if name in other.scores}
-
-
-LOWER_IS_BETTER = ("fid", "fd", "kid", "kd", "cmmd", "lpips")  # the words before the first hyphen
-
-
-def higher_is_better(score: str) -> bool:
-    return score.split("-")[0] not in LOWER_IS_BETTER
 
 
 def _checked(kind: type, fields: Any) -> dict[str, Any]:

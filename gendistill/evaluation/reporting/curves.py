@@ -59,30 +59,11 @@ class Look:
     from_zero: bool = False  # let the y axis begin there where the figures are not far from it
 
 
-def lines(
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    *,
-    x_log: bool = False,
-    y_log: bool = False,
-    x_ticks: Sequence[float] = (),
-    bands: bool = True,
-) -> Plot:
-    """Any curves with intervals.
-
-    Raises:
-        ValueError: there is no point, or a coordinate is no number or, on a logarithmic axis, not above 0.
-    """
-    look = Look(x_label, y_label, x_log=x_log, y_log=y_log, x_ticks=tuple(x_ticks), bands=bands, from_zero=True)
-    return _curves(series, look)
-
-
 def quality_against_steps(series: Sequence[Series], y_label: str, *, y_log: bool = False, x_label: str = "steps") -> Plot:
     """A score against the number of steps (or of network calls), doubling by doubling, intervals as bands.
 
     Raises:
-        ValueError: as `lines`.
+        ValueError: there is no point, or a coordinate is no number or, on a logarithmic axis, not above 0.
     """
     counts = tuple(sorted({point.x for one in series for point in one.points}))
     return _curves(series, Look(x_label, y_label, True, y_log, counts, bands=True, labels=False, from_zero=True))
@@ -103,7 +84,7 @@ def pareto(
         better: whether a lower y is better or a higher one; a lower x always is.
 
     Raises:
-        ValueError: as `lines`.
+        ValueError: as `quality_against_steps`.
     """
     return _curves(series, Look(x_label, y_label, x_log=x_log, y_log=y_log, front=better))
 
@@ -112,7 +93,7 @@ def guidance_curve(series: Sequence[Series], x_label: str, y_label: str, *, y_lo
     """One score against another, a point a guidance scale, which its label names.
 
     Raises:
-        ValueError: as `lines`.
+        ValueError: as `quality_against_steps`.
     """
     return _curves(series, Look(x_label, y_label, y_log=y_log))
 

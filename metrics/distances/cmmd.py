@@ -1,0 +1,56 @@
+"""CMMD: the maximum mean discrepancy of CLIP's embeddings (Jayasumana et al. 2024)."""
+
+from typing import Unpack
+
+import numpy as np
+
+from gendistill.metrics.distances.kernel import WeightedMmd
+from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, unit_rows
+from gendistill.metrics.metric import Metric, Need
+
+
+def gaussian_kernel(x: Matrix, y: Matrix, sigma: float = 10.0) -> Matrix:
+    """exp(-|x - y|^2 / (2 sigma^2)) of `x` (N, D) and `y` (M, D), (N, M)."""
+    squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
+    return np.exp(squared.clip(min=0) / (-2 * sigma**2))
+
+
+def cmmd(embeddings: Features, reference: Features) -> float:
+    """1000 MMD^2 of `embeddings` (N, D) and `reference` (M, D) of CLIP, each scaled to length 1; at least 0.
+
+    Gaussian kernel with sigma 10; means over all pairs, those of a picture with itself included, which is biased
+    (Jayasumana et al. 2024, section 4).
+
+    Raises:
+        ValueError: the numbers of features differ, a set has fewer than 2 pictures, or an embedding is zero.
+    """
+    score = weighted_cmmd(embeddings, reference)
+    return max(float(score(np.ones((1, score.count)))[0]), 0.0)
+
+
+def weighted_cmmd(embeddings: Features, reference: Features) -> WeightedMmd:
+    """`cmmd` of weighted images, but not cut off at 0; raises ValueError as that does."""
+    x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
+    return WeightedMmd(unit_rows(x, "embeddings"), unit_rows(y, "reference"), gaussian_kernel, unbiased=False, scale=1000)
+
+
+def cmmd_interval(embeddings: Features, reference: Features, **resampling: Unpack[Resampling]) -> Interval:
+    """Of CMMD for infinitely many pictures like `embeddings` (N, E), its bias taken off; `reference` stays as it is.
+
+    Raises:
+        ValueError: as `cmmd` and `mean_interval`.
+    """
+    return symmetric_bootstrap(weighted_cmmd(embeddings, reference), **resampling, at_least=0.0)
+
+
+CMMD = Metric(
+    name="cmmd",
+    explanation="Maximum mean discrepancy of CLIP embeddings of generated and of real images, times 1000.",
+    compute=lambda inputs: cmmd(inputs.image_embeddings, inputs.real_image_embeddings),
+    higher_is_better=False,
+    needs=frozenset({Need.CLIP_REFERENCE}),
+    interval=lambda inputs: cmmd_interval(inputs.image_embeddings, inputs.real_image_embeddings, seed=inputs.seed),
+    stems=("cmmd",),
+    named_after="clip",
+)
