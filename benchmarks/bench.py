@@ -26,7 +26,7 @@ from gendistill.data.batches import LatentData
 from gendistill.data.encode import prepare_data
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.methods import Stage, denoiser_stages
-from gendistill.methods.denoiser import DenoiserContext
+from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.run.config import DistillConfig, load_config
 from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom

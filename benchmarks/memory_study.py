@@ -109,7 +109,7 @@ def step(pipeline, size: int) -> None:
     from gendistill.data.batches import Batch
     from gendistill.diffusion.teacher import teacher_of
     from gendistill.methods import denoiser_stages
-    from gendistill.methods.denoiser import DenoiserContext
+    from gendistill.methods.denoiser_method import DenoiserContext
     from gendistill.runtime.random import PerSampleRandom
 
     teacher = teacher_of(pipeline, "random", size)

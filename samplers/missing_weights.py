@@ -37,11 +37,13 @@ def open_text_encoders(
     for name, entry in index.items():
         if not isinstance(entry, list) or entry[0] != "transformers" or not (folder / name / "config.json").is_file():
             continue
-        kind = getattr(transformers, str(entry[1]), None)
-        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        kind: Any = getattr(transformers, str(entry[1]), None)
+        if not hasattr(kind, "base_model_prefix"):  # as models have, and tokenizers have not
             continue
-        told = {"dtype" if is_transformers_version(">=", "4.56.0") else "torch_dtype": dtype, "output_loading_info": True}
-        opened[name], loading = kind.from_pretrained(str(folder / name), **told, **settings)
+        name_of_dtype = "dtype" if is_transformers_version(">=", "4.56.0") else "torch_dtype"
+        opened[name], loading = kind.from_pretrained(
+            str(folder / name), output_loading_info=True, **{name_of_dtype: dtype}, **settings
+        )
         require_all(source, name, loading["missing_keys"])
     return opened
 

@@ -19,7 +19,7 @@ from gendistill.cli.shared import parse_settings
 from gendistill.data.encode import prepare_data
 from gendistill.export.student_folder import export_student
 from gendistill.methods import denoiser_stages
-from gendistill.methods.denoiser import DenoiserContext
+from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.run.denoisers import describe_student
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.training.preparation import prepare

@@ -130,7 +130,7 @@ class HelpFromRegistries(TyperCommand):
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
             if "{" in text:
-                parameter.help = text.format_map(words)
+                setattr(parameter, "help", text.format_map(words))  # noqa: B010 (not every parameter has one)
         return super().get_help(ctx)
 
 

@@ -82,13 +82,20 @@ def next_networks(networks: Networks) -> Networks:
     if networks.lora is None:
         return full_networks(average, average.network.config.get("time_cond_proj_dim"))
     shared: SharedBase = average.network.shared
-    views = [average.with_network(shared.adapter(name)) for name in (PREVIOUS, STUDENT, AVERAGE)]
+    previous_view, student_view, average_view = (shared.adapter(name) for name in (PREVIOUS, STUDENT, AVERAGE))
     previous, student = shared.parameters(PREVIOUS), shared.parameters(STUDENT)
     with torch.no_grad():
         for name, parameter in networks.averaged.items():
             previous[name].copy_(parameter)
             student[name].copy_(parameter)
-    return Networks(*views, student, networks.averaged, shared.lora)
+    return Networks(
+        average.with_network(previous_view),
+        average.with_network(student_view),
+        average.with_network(average_view),
+        student,
+        networks.averaged,
+        shared.lora,
+    )
 
 
 def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
@@ -115,8 +122,14 @@ def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Net
     with torch.no_grad():
         for name, parameter in averaged.items():
             parameter.copy_(trained[name])
-    networks = (teacher.with_network(network) for network in (shared.without_adapter(), student, average))
-    return Networks(*networks, trained, averaged, shared.lora)
+    return Networks(
+        teacher.with_network(shared.without_adapter()),
+        teacher.with_network(student),
+        teacher.with_network(average),
+        trained,
+        averaged,
+        shared.lora,
+    )
 
 
 def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, nn.Parameter]]:

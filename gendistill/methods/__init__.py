@@ -9,12 +9,12 @@ from gendistill.diffusion.int8_training import compute_as_int8
 from gendistill.methods.compression import CompressionRecipe, first_outline
 from gendistill.methods.consistency import ConsistencyRecipe
 from gendistill.methods.decoder import DecoderRecipe
-from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod
+from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
 from gendistill.methods.gan_build import GanRecipe
 from gendistill.methods.latent_alignment import AlignmentRecipe
+from gendistill.methods.method_registry import RECIPES, compresses, recipe_of, register
 from gendistill.methods.progressive import ProgressiveRecipe
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
-from gendistill.methods.registry import RECIPES, compresses, recipe_of, register
 
 COMPRESSION = CompressionRecipe()
 for _recipe in (ConsistencyRecipe(), ProgressiveRecipe(), AlignmentRecipe(), COMPRESSION, DecoderRecipe(), GanRecipe()):

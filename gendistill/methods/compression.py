@@ -29,7 +29,7 @@ from gendistill.losses.terms import (
     feature_terms,
     relation_terms,
 )
-from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.networks.classes import read_arguments
 from gendistill.networks.hints import Hint, Regressors

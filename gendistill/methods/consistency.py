@@ -19,7 +19,7 @@ from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
-from gendistill.methods.denoiser import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step

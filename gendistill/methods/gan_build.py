@@ -111,9 +111,9 @@ def build_method(
         perception=perception,
         real=_real(config, teacher.generator, data),
     )
-    for module in [*method.trained_modules().values(), networks.average.network, frozen and frozen.network]:
-        if module is not None:
-            module.to(memory_format=FASTEST)
+    placed = [*method.trained_modules().values(), networks.average.network]
+    for module in [*placed, frozen.network] if frozen else placed:
+        module.to(memory_format=FASTEST)
     return method
 
 

@@ -17,7 +17,7 @@ from gendistill.data.trajectories import TrajectoryData
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import pseudo_huber
 from gendistill.methods.alignment import AlignConfig, Alignment, alignment_of
-from gendistill.methods.denoiser import Critic, DenoiserContext, DenoiserMethod
+from gendistill.methods.denoiser_method import Critic, DenoiserContext, DenoiserMethod
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.settings.schedule import weight_at

@@ -30,7 +30,7 @@ from gendistill.data.batches import Batch
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks, next_networks
 from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
-from gendistill.methods.denoiser import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.runtime.random import PerSampleRandom

@@ -127,7 +127,7 @@ class StageOutline:
 
 
 class Recipe(ABC):
-    """A method, as the rest of the house sees it. Stateless; one instance is registered in `methods.registry`.
+    """A method, as the rest of the house sees it. Stateless; one instance is registered in `methods.method_registry`.
 
     Attributes:
         name: what `--method` takes.

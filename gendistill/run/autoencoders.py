@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -70,9 +71,11 @@ class AutoencoderRun:
             device=processes.device,
         )
         recipe_of(config).check(config, self.teacher)
-        self.codec = self.teacher.codec
+        self.codec: Any = self.teacher.codec  # a `LatentCodec`, as was checked
 
-    require_teacher = staticmethod(DenoiserRun.require_teacher)
+    @staticmethod
+    def require_teacher(config: RunConfig) -> None:
+        DenoiserRun.require_teacher(config)
 
     @staticmethod
     def describe(config: RunConfig) -> tuple[str, str, str]:

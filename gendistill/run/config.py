@@ -15,7 +15,7 @@ from pydantic import create_model, model_validator
 from gendistill.methods import RECIPES, RunConfig, recipe_of
 from gendistill.methods.alignment import check_alignment
 from gendistill.methods.compression import check_compression
-from gendistill.methods.registry import compresses
+from gendistill.methods.method_registry import compresses
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.plugins import load_plugins
 

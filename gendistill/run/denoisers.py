@@ -24,11 +24,11 @@ from gendistill.export.student_folder import export_student
 from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.methods import RunConfig, Stage, denoiser_stages, recipe_of
 from gendistill.methods.compression import compressed_config
-from gendistill.methods.denoiser import DenoiserContext
-from gendistill.methods.registry import compresses
+from gendistill.methods.denoiser_method import DenoiserContext
+from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.networks.pruning.unet import share_of_macs
-from gendistill.run.provenance import provenance_of
+from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_judge
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec

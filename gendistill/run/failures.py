@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gendistill.methods import RunConfig, recipe_of
-from gendistill.methods.registry import may_be_lora
+from gendistill.methods.method_registry import may_be_lora
 from gendistill.metrics.cost.measured_memory import ran_out
 from gendistill.training.checkpoint import Checkpoints, as_os_error
 

@@ -24,7 +24,7 @@ from gendistill.methods.gan_build import GeneratorContext
 from gendistill.methods.gan_start import start_student
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
-from gendistill.run.provenance import provenance_of
+from gendistill.run.student_provenance import provenance_of
 from gendistill.runtime.progress import advancing_bar
 from gendistill.training.step import TrainingData
 from gendistill.training.trainer import TrainingResult, Validate
@@ -82,7 +82,8 @@ class GeneratorRun:
         config, device = self.config, self.processes.device
         extractor = load_extractor(config.validation_extractor or "emoji", str(device))
         num = config.trainer.num_validation
-        return GeneratorValidator(stage.method, self.images, extractor, samples, num=num, seed=config.seed, device=device)
+        method: Any = stage.method  # a `GanCodistillation`, whatever the recipe
+        return GeneratorValidator(method, self.images, extractor, samples, num=num, seed=config.seed, device=device)
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
         """The average that validated best, with the discriminator as it was at the end."""
@@ -109,8 +110,11 @@ class GeneratorRun:
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
         config, start, images = self.config, self.start, self.images
-        real = isinstance(images, PictureData)
-        data = images.cache.provenance.get("described", "unknown") if real else "none: the teacher's pictures"
+        data = (
+            images.cache.provenance.get("described", "unknown")
+            if isinstance(images, PictureData)
+            else "none: the teacher's pictures"
+        )
         return {
             "teacher": config.teacher,
             "teacher network": f"sha256 {weights_fingerprint(self.teacher.generator.network)}",

@@ -21,8 +21,8 @@ from torch import nn
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.methods import RECIPES, RunConfig, denoiser_stages, recipe_of
-from gendistill.methods.denoiser import DenoiserContext, DenoiserMethod
-from gendistill.methods.registry import compresses, may_be_lora
+from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
+from gendistill.methods.method_registry import compresses, may_be_lora
 from gendistill.metrics.cost.components import synchronise
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom

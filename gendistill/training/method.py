@@ -50,11 +50,11 @@ class Method(ABC):
 
     Attributes:
         name: of the method, for messages.
-        networks: a trained network and its moving average; the average becomes the student.
+        networks: a `MovingAverage` of this method's kind; its average becomes the student.
     """
 
     name: str
-    networks: MovingAverage
+    networks: Any
 
     @property
     def monotone(self) -> bool:

@@ -46,11 +46,9 @@ def meta_network_like(network: Any, **changes: Any) -> Any:
         network: a model of diffusers or transformers, on any device.
         changes: values that replace those of the config of a diffusers model: `time_cond_proj_dim=256`.
     """
+    kind: Any = type(network)
     with torch.device("meta"):
-        if isinstance(network, diffusers.ModelMixin):
-            made = type(network).from_config(network.config, **changes)
-        else:
-            made = type(network)(network.config)
+        made = kind.from_config(network.config, **changes) if hasattr(kind, "from_config") else kind(network.config)
     return made.eval().requires_grad_(False)
 
 
@@ -73,14 +71,13 @@ def _component(folder: Path, entry: Any) -> Any:
         return entry
     library, name = entry
     kind: Any = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), str(name), None)
-    if not inspect.isclass(kind):
-        return None
-    if issubclass(kind, diffusers.SchedulerMixin):
+    ancestors = getattr(kind, "__mro__", ())
+    if diffusers.SchedulerMixin in ancestors:
         return kind.from_pretrained(folder)
-    if not issubclass(kind, nn.Module):
+    if nn.Module not in ancestors:
         return None
     with torch.device("meta"):
-        if issubclass(kind, diffusers.ModelMixin):
+        if diffusers.ModelMixin in ancestors:
             made = kind.from_config(kind.load_config(folder))
         else:
             made = kind(kind.config_class.from_pretrained(folder))

@@ -6,7 +6,7 @@ import torch
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.methods.alignment import alignment_of
-from gendistill.methods.denoiser import DenoiserContext
+from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.latent_alignment import LatentAlignment
 from gendistill.run.config import load_config
 from gendistill.runtime.random import PerSampleRandom

@@ -31,11 +31,16 @@ class Critic(Protocol):
         parameters: by name.
     """
 
-    name: str
-    module: nn.Module
     network: Any
-    parameters: dict[str, nn.Parameter]
-    settings: OptimizerSettings
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]: ...
+    @property
+    def settings(self) -> OptimizerSettings: ...
 
 
 class AuxiliaryLoss(Protocol):
@@ -47,7 +52,8 @@ class AuxiliaryLoss(Protocol):
         critics: networks that it trains for itself.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def weight(self) -> float | dict[float, float]: ...
