@@ -25,7 +25,7 @@ from gendistill.losses.distributions import patch_sliced_wasserstein as patches
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.losses.terms import RELATION_LOSSES, Loss, Term, weighted
 from gendistill.methods.clip_distance import ClipDistance
-from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, LossAndLogs
+from gendistill.methods.denoiser_method import DenoiserContext, LossAndLogs
 from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_perception import LatentPerception
 from gendistill.methods.recipe import Recipe, RunConfig
@@ -113,7 +113,7 @@ SEMANTIC = {name: RELATION_LOSSES[name] for name in ("distance", "angle", "contr
 PATCH, LINES = 3, 16  # latents along an edge; directions
 
 
-class Alignment(AuxiliaryLoss):
+class Alignment:
     """All terms between a student and the ways of its teacher.
 
     Args:

@@ -59,10 +59,6 @@ class AuxiliaryLoss(Protocol):
     def weight(self) -> float | dict[float, float]: ...
 
     @property
-    def monotone(self) -> bool:
-        return not self.critics
-
-    @property
     def critics(self) -> Sequence[Critic]: ...
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
