@@ -8,8 +8,7 @@ from plugin import install_template
 
 @pytest.fixture
 def gendistill(request, tmp_path):
-    """Runs the command line in a process that finds the module's `TEMPLATE` as an installed package, in a temporary folder where
-    no other is given."""
+    """Runs the command line in a process that finds the module's `TEMPLATE` as an installed package."""
     site = install_template(tmp_path / "site", request.module.TEMPLATE)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
 
