@@ -75,7 +75,7 @@ def measure(config: DistillConfig, rounds: int) -> Iterator[Cost]:
     teacher = load_teacher(config.teacher)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
-    stages = denoiser_stages(DenoiserContext(config, teacher.denoiser, teacher.unconditional(), opened=teacher))
+    stages = denoiser_stages(DenoiserContext(config, teacher.family, teacher.denoiser, teacher.unconditional(), opened=teacher))
     for stage, _ in zip(stages, range(2), strict=False):
         with tempfile.TemporaryDirectory() as folder:
             yield measure_stage(stage, data, Path(folder), rounds)

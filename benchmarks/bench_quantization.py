@@ -21,8 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from gendistill.cli.shared import quieten_libraries
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import family_of
 from gendistill.samplers.loading import open_pipeline
-from gendistill.samplers.offload.memory_model import inputs_of
 from gendistill.samplers.quantization.quantize import QUANTIZATIONS, quantize
 
 STEPS, PROMPT = 4, "a red apple on a table"
@@ -61,7 +61,7 @@ def main() -> None:
 
 def calls(plain: Any, coarse: Any, size: tuple[int, int] | None) -> tuple[Callable[[], Any], Callable[[], Any]]:
     edges = (edge // plain.vae_scale_factor for edge in size or FewStepSampler(plain).size)
-    inputs = inputs_of(plain.unet, 1, tuple(edges), torch.float32)
+    inputs = family_of(plain).example_inputs(plain.unet.config, 1, tuple(edges), torch.float32)
     example = {name: torch.rand(of.shape) for name, of in inputs.items()}
     return lambda: plain.unet(**example), lambda: coarse.unet(**example)
 

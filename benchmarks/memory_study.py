@@ -113,7 +113,7 @@ def step(pipeline, size: int) -> None:
     from gendistill.runtime.random import PerSampleRandom
 
     teacher = teacher_of(pipeline, "random", size)
-    context = DenoiserContext(settings("sd1", size), teacher.denoiser, teacher.unconditional())
+    context = DenoiserContext(settings("sd1", size), teacher.family, teacher.denoiser, teacher.unconditional())
     method = next(denoiser_stages(context)).method
     pipeline.unet.enable_gradient_checkpointing()
     pipeline.unet.train()

@@ -1,7 +1,7 @@
 """What a metric is: how it is computed and everything that a report has to know of it, in one value.
 
-To add one, write a `Metric` in a file of its own and add a line to `gendistill.metrics.registry`, or register it from outside:
-`METRICS["mine"] = Metric("mine", ...)`.
+To add one, write a `Metric` in a file of its own and add a line to `gendistill.metrics.registry`, or call its `register` from
+another package; `docs/extending.md` has a template.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every metric by its name: the one list that evaluations, reports and help texts are made from.
 
-A metric of your own: `METRICS["mine"] = Metric("mine", ...)`, before it is asked for.
+`register` adds a metric of another package, before it is requested.
 """
 
 from collections.abc import Collection, Sequence
@@ -38,6 +38,17 @@ METRICS: dict[str, Metric] = {
         LPIPS,
     )
 }
+
+
+def register(metric: Metric) -> None:
+    """Add a metric from outside the house: `--metrics NAME`, its column in reports, its line in help texts.
+
+    Raises:
+        ValueError: there is another metric of that name.
+    """
+    if metric.name in METRICS:
+        raise ValueError(f"metric {metric.name}: is registered already; expects another name")
+    METRICS[metric.name] = metric
 
 
 def default_metrics(*, quick: bool = False, of_pairs: bool = False) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def main() -> None:
 
     # the student and its average: full weights, or an adapter on the frozen teacher
     torch.manual_seed(config.seed)
-    context = DenoiserContext(config, teacher.denoiser, teacher.unconditional(), opened=teacher)
+    context = DenoiserContext(config, teacher.family, teacher.denoiser, teacher.unconditional(), opened=teacher)
     stage = next(denoiser_stages(context))
     method = stage.method
     optimizers = prepare(method, trainer, accelerator)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import isqrt
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
@@ -67,7 +66,7 @@ def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed:
 
 
 def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
-    framing = Framing.of(config.crop, teacher.resolution, _pixel_multiple(teacher), seed)
+    framing = Framing.of(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
     made_by = {
         "caption": source.choice.describe(),
         "missing_caption": config.missing_caption,
@@ -135,12 +134,6 @@ def _finite(rows: dict[str, Tensor], what: str, keys: list[str]) -> dict[str, Te
         key = keys[int(finite.int().argmin())]
         raise ValueError(f"data: {what} {key!r} gives numbers that are not finite; takes dtype float32 or bfloat16")
     return rows
-
-
-def _pixel_multiple(teacher: Teacher) -> int:
-    """What the edges of a picture must be multiples of: 64 for Stable Diffusion."""
-    config: Any = teacher.network.config
-    return teacher.codec.factor * 2 ** (len(config["block_out_channels"]) - 1) if "block_out_channels" in config else 64
 
 
 def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:

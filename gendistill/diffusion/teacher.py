@@ -110,19 +110,22 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
         family.call,
         scheduler.config.get("clip_sample_range", 1.0) if clips else None,
     )
-    _require_distillable(source, denoiser, codec, type(scheduler).__name__)
-    resolution = resolution or family.size(pipeline)[0]
+    height, width = family.size(pipeline)
+    if height != width:
+        raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; takes square pictures")
+    _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
+    resolution = resolution or height
     return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
 
 
-def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, scheduler: str) -> None:
+def _require_distillable(
+    source: str | Path, denoiser: Denoiser, codec: Codec, channels: tuple[int, int], scheduler: str
+) -> None:
     """Raise ValueError for networks of a supported family that have something unusual in them."""
     config, schedule = denoiser.network.config, denoiser.schedule
-    if not isinstance(config.sample_size, int):
-        raise ValueError(f"model {source}: sample_size {config.sample_size} is not supported; takes square pictures")
-    if (config.in_channels, config.out_channels) != (codec.channels, codec.channels):
+    if channels != (codec.channels, codec.channels):
         raise ValueError(
-            f"model {source}: a network of {config.in_channels} to {config.out_channels} channels is not supported; "
+            f"model {source}: a network of {channels[0]} to {channels[1]} channels is not supported; "
             f"takes {codec.channels} to {codec.channels}"
         )
     if config.get("time_cond_proj_dim") is not None:

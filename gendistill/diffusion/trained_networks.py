@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +29,6 @@ class LoraSettings(Section):
     alpha: int | None = Field(None, ge=1, description="scale; the rank where not given")
 
 
-LORA_TARGETS = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
-)
 GUIDANCE_EMBEDDING = 256
 STUDENT, AVERAGE, PREVIOUS = "student", "average", "previous"
 
@@ -58,6 +54,8 @@ class Networks(MovingAverage):
 def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Any = None) -> Networks:
     """Three networks, the student initialised from the teacher, in float32 whatever the teacher is in.
 
+    All are in evaluation mode, as a LoRA's base is: which conditions are dropped is the method's choice, not the network's.
+
     With `time_cond_proj_dim` the student takes a guidance scale as well; that input starts at zero, so that the student
     starts as the teacher.
 
@@ -65,8 +63,8 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, star
         start: a network to initialise the student from in place of the teacher's.
     """
     begins = teacher.network if start is None else start
-    student = copy_network(begins, time_cond_proj_dim).float().train().requires_grad_(True)
-    average = copy.deepcopy(student).eval().requires_grad_(False)
+    student = copy_network(begins, time_cond_proj_dim).float().eval().requires_grad_(True)
+    average = copy.deepcopy(student).requires_grad_(False)
     return Networks(
         teacher,
         teacher.with_network(student),
@@ -110,13 +108,14 @@ def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
     return copied.to(next(network.parameters()).device)
 
 
-def lora_config(rank: int, alpha: int | None = None) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+def lora_config(targets: Sequence[str], rank: int, alpha: int | None = None) -> LoraConfig:
+    """An adapter of the layers called `targets` (`Family.lora_targets`); its scale is the rank where `alpha` is None."""
+    return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets), init_lora_weights="gaussian")
 
 
-def lora_networks(teacher: Denoiser, rank: int, alpha: int | None = None) -> Networks:
+def lora_networks(teacher: Denoiser, lora: LoraConfig) -> Networks:
     """One frozen base; the student and its average are two low-rank adapters on it, the teacher is none."""
-    shared = SharedBase(teacher.network, lora_config(rank, alpha))
+    shared = SharedBase(teacher.network, lora)
     student, average = shared.adapter(STUDENT, trained=True), shared.adapter(AVERAGE)
     trained, averaged = shared.parameters(STUDENT), shared.parameters(AVERAGE)
     with torch.no_grad():
@@ -142,7 +141,7 @@ def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, 
     if networks.lora is not None:
         shared: SharedBase = networks.average.network.shared
         return teacher.with_network(shared.adapter(name, trained=True)), shared.parameters(name)
-    network = copy.deepcopy(teacher.network).float().train().requires_grad_(True)
+    network = copy.deepcopy(teacher.network).float().eval().requires_grad_(True)
     return teacher.with_network(network), dict(network.named_parameters())
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from gendistill.data.batches import Batch
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
-from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_networks
+from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_config, lora_networks
 from gendistill.methods.recipe import RunConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.families import Family
 from gendistill.settings.schedule import weight_at
 from gendistill.training.ema import MovingAverage
 from gendistill.training.method import Method, OptimizerSettings, Update
@@ -144,6 +145,7 @@ class DenoiserContext:
 
     Attributes:
         config: of the run, with the sections of all methods.
+        family: of the teacher's pipeline.
         teacher: frozen.
         unconditional: the empty prompt (batch of 1), for guidance.
         start: a network that the student is initialised from in place of the teacher's.
@@ -151,6 +153,7 @@ class DenoiserContext:
     """
 
     config: RunConfig
+    family: Family
     teacher: Denoiser
     unconditional: Conditioning
     start: Any = None
@@ -161,6 +164,6 @@ class DenoiserContext:
         scale as an input."""
         config = self.config
         if config.lora.enabled:
-            return lora_networks(self.teacher, config.lora.rank, config.lora.alpha)
+            return lora_networks(self.teacher, lora_config(self.family.lora_targets, config.lora.rank, config.lora.alpha))
         embedding = GUIDANCE_EMBEDDING if config.guidance.mode == "embedded" else None
         return full_networks(self.teacher, embedding, self.start)

@@ -94,7 +94,7 @@ class DenoiserRun:
     def stages(self) -> Iterator[Stage]:
         teacher = self.teacher
         return denoiser_stages(
-            DenoiserContext(self.config, teacher.denoiser, teacher.unconditional(), self.start, opened=teacher)
+            DenoiserContext(self.config, teacher.family, teacher.denoiser, teacher.unconditional(), self.start, opened=teacher)
         )
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
@@ -183,11 +183,14 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     """The config as its teacher can meet it: without classifier-free guidance every scale is 1.
 
     Raises:
-        ValueError: guidance was asked for where there is none, or a LoRA where diffusers loads none.
+        ValueError: guidance was asked for where there is none, or as an input that there is none, or a LoRA where diffusers
+            loads none.
     """
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
+    if config.guidance.mode == "embedded" and family.guided and not family.embeds_guidance:
+        raise ValueError(f"guidance.mode embedded: the network of {kind} takes no guidance scale; expects baked or cfg")
     if family.guided:
         return config
     given = config.guidance.model_fields_set
@@ -206,7 +209,7 @@ def describe_networks(config: RunConfig) -> tuple[str, str, bool]:
     index = json.loads((folder / "model_index.json").read_text())
     family = family_called(index["_class_name"])
     fitting(config, family, index["_class_name"])
-    total, trained = count_parameters(folder / family.network_part, index[family.network_part][1], config)
+    total, trained = count_parameters(folder, family, config)
     return (
         f"{config.teacher}, a {index['_class_name']} of {total / 1e6:,.2f} M parameters",
         f"{what}, {trained / 1e6:,.2f} M parameters",
@@ -214,21 +217,17 @@ def describe_networks(config: RunConfig) -> tuple[str, str, bool]:
     )
 
 
-def count_parameters(folder: Path, network_class: str, config: RunConfig) -> tuple[int, int]:
-    """How many parameters a network has, and how many of them or of its adapter are trained.
-
-    Args:
-        folder: with the network's config.json.
-        network_class: diffusers' name of it.
-    """
-    kind = getattr(diffusers, network_class)
+def count_parameters(folder: Path, family: Family, config: RunConfig) -> tuple[int, int]:
+    """How many parameters the network of a pipeline's folder has, and how many of them or of its adapter are trained."""
+    part = family.network_part
+    kind = getattr(diffusers, json.loads((folder / "model_index.json").read_text())[part][1])
     embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" else {}
     with init_empty_weights():
-        network: Any = kind.from_config(kind.load_config(folder))
+        network: Any = kind.from_config(kind.load_config(folder / part))
         smaller = compressed_config(network.config, config.compress) if compresses(config) else network.config
         student: Any = kind.from_config(smaller, **embedded)
         if config.lora.enabled:
-            student.requires_grad_(False).add_adapter(lora_config(config.lora.rank, config.lora.alpha))
+            student.requires_grad_(False).add_adapter(lora_config(family.lora_targets, config.lora.rank, config.lora.alpha))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
     return network.num_parameters(), trained
 

@@ -6,13 +6,11 @@ and how many rows pass its networks. The time of a row is measured, on networks 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import diffusers
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -26,11 +24,9 @@ from gendistill.methods.method_registry import compresses, may_be_lora
 from gendistill.metrics.cost.components import synchronise
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.samplers.conditioning import Conditioning
-from gendistill.samplers.families import family_called
+from gendistill.samplers.families import Family
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
-from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks, inputs_of
-from gendistill.samplers.offload.meta_pipeline import configs_here
+from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks
 from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
 
@@ -150,7 +146,8 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     ):
         raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; takes 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
-    for name, changed in _lighter(config):
+    family = MetaNetworks.of(config.teacher, config=config.teacher_config).family
+    for name, changed in _lighter(config, family):
         needs[name] = step_needs(changed, cpu=cpu)
     seconds = where = None
     if probe:
@@ -159,7 +156,7 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     return TrainingPlan(config.teacher, config.method, needs, memory, seconds, where, context)
 
 
-def _lighter(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+def _lighter(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig]]:
     """Settings that take less memory, one added to those before; what costs the least time comes first."""
     changes: dict[str, dict[str, Any]] = {}
     if not config.trainer.gradient_checkpointing:
@@ -167,7 +164,7 @@ def _lighter(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     if config.trainer.batch_size > config.trainer.gradient_accumulation_steps:
         count = config.trainer.batch_size
         changes[f"trainer.gradient_accumulation_steps={count}"] = {"trainer": {"gradient_accumulation_steps": count}}
-    if not config.lora.enabled and may_be_lora(config):
+    if not config.lora.enabled and may_be_lora(config) and family.lora:
         changes["lora.enabled=true"] = {"lora": {"enabled": True}}
     if config.dtype == "float32":
         changes["dtype=float16"] = {"dtype": "float16"}
@@ -184,18 +181,20 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     dtype = getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
-    teacher = _denoiser(config, networks)
     latents = _latents(config, networks)
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
-    stage = next(denoiser_stages(DenoiserContext(config, teacher, _conditions(networks, 1, latents, dtype))))
-    method = stage.method
+    family, network = networks.family, networks.network
+    schedule, prediction_type = family.noise_schedule(networks.scheduler), family.prediction_type(networks.scheduler)
+    teacher = Denoiser(network, schedule, prediction_type, family.call)
+    unconditional = family.example_conditioning(network.config, 1, dtype)
+    method = next(denoiser_stages(DenoiserContext(config, family, teacher, unconditional))).method
     assert isinstance(method, DenoiserMethod)
     trained = [of for group in method.trained_parameters().values() for of in group.values()]
     if config.trainer.gradient_checkpointing:
         checkpoint_gradients(method.trained_modules())
     counted = Calls()
     held = _held(method, networks)
-    _count(held, counted)
+    _count(held, type(network), counted)
     batch = _batch(config, networks, rows, latents, dtype)
     step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
     numbers = sum(of.numel() for of in trained)
@@ -217,35 +216,14 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
     """Height and width of what is learned on; what a teacher paints has its own size."""
     resolution = config.data.resolution if config.data.path else None
-    edge = resolution // networks.factor if resolution else int(networks.network.config.sample_size)
-    return edge, edge
-
-
-def _denoiser(config: RunConfig, networks: MetaNetworks) -> Denoiser:
-    folder = configs_here(config.teacher, config.teacher_config)
-    index = json.loads((folder / "model_index.json").read_text())
-    kind: Any = getattr(diffusers, index["scheduler"][1])
-    scheduler = kind.from_pretrained(folder / "scheduler")
-    family = family_called(index["_class_name"])
-    return Denoiser(
-        networks.network,
-        family.noise_schedule(scheduler),
-        family.prediction_type(scheduler),
-        family.call,
-    )
-
-
-def _conditions(networks: MetaNetworks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Conditioning:
-    given = inputs_of(networks.network, rows, latents, dtype)
-    added = given.get("added_cond_kwargs", {})
-    return Conditioning(
-        prompt_embeds=given["encoder_hidden_states"], pooled_embeds=added.get("text_embeds"), time_ids=added.get("time_ids")
-    )
+    height, width = (resolution, resolution) if resolution else networks.size
+    return height // networks.factor, width // networks.factor
 
 
 def _batch(config: RunConfig, networks: MetaNetworks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
-    conditions = _conditions(networks, rows, latents, dtype)
-    shape = (networks.network.config.in_channels, *latents)
+    config_of_network = networks.network.config
+    conditions = networks.family.example_conditioning(config_of_network, rows, dtype)
+    shape = (networks.family.channels(config_of_network)[0], *latents)
     ways = None
     if recipe_of(config).data_needs(config) == "trajectories":
         count = config.align.trajectory_steps
@@ -259,17 +237,17 @@ def _held(method: DenoiserMethod, networks: MetaNetworks) -> list[nn.Module]:
     return [*networks.text, networks.decoder, *method.held_networks()]
 
 
-def _count(held: list[nn.Module], counted: Calls) -> None:
-    """Count rows that pass the denoisers among them."""
+def _count(held: list[nn.Module], denoiser: type, counted: Calls) -> None:
+    """Count rows that pass the denoisers among them, networks of that class."""
 
     def passing(module: nn.Module, args: Any, given: Any) -> None:
-        sample = args[0] if args else given["sample"]
+        sample = args[0] if args else next(iter(given.values()))
         if torch.is_grad_enabled() and any(of.requires_grad for of in module.parameters()):
             counted.learning += len(sample)
         else:
             counted.plain += len(sample)
 
-    denoisers = {id(base): base for of in held if hasattr(base := getattr(of, "base", of), "time_embedding")}
+    denoisers = {id(base): base for of in held if isinstance(base := getattr(of, "base", of), denoiser)}
     for base in denoisers.values():
         base.register_forward_pre_hook(passing, with_kwargs=True)
 
@@ -288,7 +266,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     if config.trainer.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
-    like = inputs_of(network, rows, _latents(config, networks), network.dtype)
+    like = networks.family.example_inputs(network.config, rows, _latents(config, networks), network.dtype)
     given = {name: _filled(of, device) for name, of in like.items()}
 
     def forwards() -> None:
@@ -308,7 +286,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
 def _filled(of: Any, device: str) -> Any:
     if isinstance(of, dict):
         return {name: _filled(part, device) for name, part in of.items()}
-    return torch.rand(of.shape, dtype=of.dtype, device=device)
+    return torch.rand(of.shape, device=device).to(of.dtype)
 
 
 def _median(work: Callable[[], None], device: str, times: int = 3) -> float:

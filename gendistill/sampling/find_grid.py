@@ -61,12 +61,12 @@ def search_grids(
     candidates = trailing(CANDIDATES, schedule.num_train_timesteps)
     at_once, unconditional = pictures_at_once(teacher.resolution), teacher.unconditional()
     costs = torch.zeros(CANDIDATES, CANDIDATES + 1, dtype=torch.float64)
-    size = teacher.network.config.sample_size
+    shape = teacher.codec.latent_shape(teacher.resolution)
     for start in range(0, len(prompts), at_once):
         part = list(prompts[start : start + at_once])
         conditioning = teacher.encode_prompts(part)
         generators = [torch.Generator().manual_seed(SEED + start + number) for number in range(len(part))]
-        noise = [torch.randn(teacher.codec.channels, size, size, generator=generator) for generator in generators]
+        noise = [torch.randn(shape, generator=generator) for generator in generators]
 
         def guided(x_t: Tensor, t: Tensor, conditioning: Any = conditioning) -> Any:
             return teacher.denoiser.guided(x_t, t, conditioning, unconditional, float(guidance_scale))

@@ -143,8 +143,7 @@ def _fits(peak: int, free: float) -> bool:
 def _size(text: str | None, networks: MetaNetworks) -> tuple[int, int]:
     factor = networks.factor
     if text is None:
-        edge = int(networks.network.config.sample_size) * factor
-        return edge, edge
+        return networks.size
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None or any(int(edge) < factor or int(edge) % factor for edge in found.groups()):
         raise ValueError(f"size {text}: takes WIDTHxHEIGHT in multiples of {factor} pixels")

@@ -54,6 +54,7 @@ class Family(ABC):
         prompt_encoders: the components that encode prompts, by name; a pipeline may lack some of them.
         texts: whether prompts are texts; otherwise the family lists all its prompts by itself (`own_prompts`).
         guided: whether classifier-free guidance is known, and so `unconditional`.
+        embeds_guidance: whether its networks may take the guidance scale as an input (`time_cond_proj_dim` in their config).
         bounded: whether it diffuses images, which lie in [-1, 1], rather than latents.
         takes_eta: whether its pipelines are called with `eta`; the others leave it to the scheduler's own default.
         lora: whether diffusers loads a LoRA into its pipelines.
@@ -66,7 +67,7 @@ class Family(ABC):
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = bounded = takes_eta = lora = False
+    texts = guided = embeds_guidance = bounded = takes_eta = lora = False
     lora_targets: tuple[str, ...] = ()
     cache_dtype = torch.float16
     task: str
@@ -89,8 +90,15 @@ class Family(ABC):
 
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Height and width of its images in pixels, where nobody asks for another size."""
-        edge = self.network(pipeline).config.sample_size * getattr(pipeline, "vae_scale_factor", 1)
-        return edge, edge
+        size, factor = self.network(pipeline).config.sample_size, self.codec(pipeline).factor
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * factor, width * factor
+
+    def size_multiple(self, pipeline: Any) -> int:
+        """What the edges of its images must be multiples of, in pixels: a U-Net halves its latents at every level but one."""
+        config = self.network(pipeline).config
+        halvings = len(config.get("block_out_channels", (1,))) - 1
+        return int(self.codec(pipeline).factor * config.get("patch_size", 1) * 2**halvings)
 
     def device(self, pipeline: Any) -> torch.device:
         """Where its networks compute.
@@ -160,11 +168,15 @@ class Family(ABC):
                 the other branch of guidance for images of any size, see `Conditioning.under`).
         """
 
+    def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        """C of x_t and of what `call` returns, for a network of that config; both are those of the codec in a teacher."""
+        return config["in_channels"], config["out_channels"]
+
     @abstractmethod
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:
-        """The keyword arguments of the network at x_t (B, C, h, w) and t (B,), floating conditions in `dtype`.
+        """The keyword arguments of the network at x_t (B, C, h, w) and t (B,), x_t first, floating conditions in `dtype`.
 
         Called at every evaluation, with real tensors or on the meta device. An argument that is not needed is left out.
 
@@ -195,7 +207,7 @@ class Family(ABC):
         Args:
             size: height and width of what diffuses, (h, w).
         """
-        x_t = torch.empty(batch, config["in_channels"], *size, dtype=dtype, device="meta")
+        x_t = torch.empty(batch, self.channels(config)[0], *size, dtype=dtype, device="meta")
         t = torch.empty(batch, device="meta")
         return self.network_inputs(config, x_t, t, self.example_conditioning(config, batch, dtype), dtype)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
-from gendistill.samplers.families import network_of
+from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.meta_pipeline import meta_network_like, meta_pipeline
 from gendistill.samplers.quantization.small_weights import keep_weights_small, kind_of_weights
@@ -85,34 +84,43 @@ class Needs:
 
 @dataclass(frozen=True)
 class MetaNetworks:
-    """The networks of a text-to-image pipeline on the meta device: text encoders, U-Net and VAE, shapes without numbers."""
+    """The networks of a latent pipeline on the meta device: shapes without numbers.
 
+    Attributes:
+        text: encoders of prompts.
+        network: that is called in every step.
+        decoder: the VAE.
+        scheduler: the pipeline's own.
+        size: height and width of the pipeline's images in pixels.
+    """
+
+    family: Family
     text: tuple[Any, ...]
     network: Any
     decoder: Any
+    scheduler: Any
+    size: tuple[int, int]
 
     @staticmethod
     def of(model: str | Path, *, config: str | None = None) -> MetaNetworks:
         """From the configs of a model; arguments as for `meta_pipeline`.
 
         Raises:
-            ValueError: as `meta_pipeline`, or the model is no text-to-image pipeline.
+            ValueError: as `meta_pipeline`, or the model has no VAE.
         """
         pipeline = meta_pipeline(model, config=config)
-        network, vae = network_of(pipeline), getattr(pipeline, "vae", None)
-        if vae is None or not isinstance(network, UNet2DConditionModel):
-            raise ValueError(f"model {model}: takes a text-to-image pipeline with a U-Net and a VAE")
-        return MetaNetworks(_text_encoders(pipeline), network, vae)
+        if getattr(pipeline, "vae", None) is None:
+            raise ValueError(f"model {model}: expects a pipeline with a VAE")
+        return _networks_of(pipeline)
 
     @staticmethod
     def like(pipeline: Any) -> MetaNetworks:
         """Copies of those of an opened pipeline, weights kept as they are there; those themselves stay where they are."""
-        text = tuple(meta_network_like(encoder) for encoder in _text_encoders(pipeline))
-        network = network_of(pipeline)
-        found = MetaNetworks(text, meta_network_like(network), meta_network_like(pipeline.vae))
-        if (kind := kind_of_weights(network)) is not None:
-            keep_weights_small(found.network, kind)
-        return found
+        opened = _networks_of(pipeline)
+        text, network = tuple(meta_network_like(encoder) for encoder in opened.text), meta_network_like(opened.network)
+        if (kind := kind_of_weights(opened.network)) is not None:
+            keep_weights_small(network, kind)
+        return replace(opened, text=text, network=network, decoder=meta_network_like(opened.decoder))
 
     @property
     def factor(self) -> int:
@@ -132,7 +140,7 @@ class MetaNetworks:
             self.decoder.float()
         latents = (size[0] // self.factor, size[1] // self.factor)
         tile = tuple(min(of, TILE // self.factor) for of in latents)
-        channels = self.network.config.in_channels
+        channels, _ = self.family.channels(self.network.config)
 
         def made(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
@@ -151,7 +159,7 @@ class MetaNetworks:
             decoder=bytes_of([self.decoder]),
             largest_layer=max(_layers(module) for module in (*self.text, self.network, self.decoder.decoder)),
             encode=sum(most(lambda text=text: text(_tokens(text, rows))) for text in self.text),
-            denoise=most(lambda: self.network(**inputs_of(self.network, rows, latents, dtype))),
+            denoise=most(lambda: self.network(**self.family.example_inputs(self.network.config, rows, latents, dtype))),
             decode=decode(batch, latents),
             decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
         )
@@ -175,36 +183,18 @@ def fastest_that_fits(needs: Needs, free: int) -> Placement:
 
 def _decodes_in_float32(network: Any, decoder: Any) -> bool:
     """Whether its pipeline does so in half precision: that of Stable Diffusion XL does, where the VAE's config asks for it."""
-    return network.config.addition_embed_type == "text_time" and bool(decoder.config.get("force_upcast"))
+    return network.config.get("addition_embed_type") == "text_time" and bool(decoder.config.get("force_upcast"))
 
 
-def _text_encoders(pipeline: Any) -> tuple[Any, ...]:
-    parts = pipeline.components.items()
-    return tuple(part for name, part in parts if name.startswith("text_encoder") and part is not None)
+def _networks_of(pipeline: Any) -> MetaNetworks:
+    """Those of the pipeline themselves, wherever they are."""
+    family = family_of(pipeline)
+    text, network = tuple(family.encoders(pipeline).values()), family.network(pipeline)
+    return MetaNetworks(family, text, network, pipeline.vae, pipeline.scheduler, family.size(pipeline))
 
 
 def _tokens(text: Any, rows: int) -> torch.Tensor:
     return torch.zeros(rows, text.config.max_position_embeddings, dtype=torch.long, device="meta")
-
-
-def inputs_of(network: Any, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """What a `UNet2DConditionModel` is called with."""
-    config = network.config
-
-    def made(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    given: dict[str, Any] = {
-        "sample": made(rows, config.in_channels, *latents),
-        "timestep": torch.empty(rows, device="meta"),
-        "encoder_hidden_states": made(rows, 77, config.cross_attention_dim),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        given["added_cond_kwargs"] = {"text_embeds": made(rows, pooled), "time_ids": made(rows, 6)}
-    if config.time_cond_proj_dim is not None:
-        given["timestep_cond"] = made(rows, config.time_cond_proj_dim)
-    return given
 
 
 def _layers(module: nn.Module) -> int:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_pipeline import tiny_unet
 
-from gendistill.diffusion.trained_networks import copy_network, full_networks, lora_networks
+from gendistill.diffusion.trained_networks import copy_network, full_networks, lora_config, lora_networks
 
 T = torch.tensor([999, 19])
 
@@ -20,7 +20,11 @@ def train_a_little(networks, inputs):
 
 
 def make(kind, teacher):
-    return full_networks(teacher.denoiser) if kind == "full" else lora_networks(teacher.denoiser, rank=4)
+    return (
+        full_networks(teacher.denoiser)
+        if kind == "full"
+        else lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 4))
+    )
 
 
 @torch.no_grad()
@@ -92,7 +96,7 @@ def test_an_average_is_restored_from_its_state(teacher, inputs, kind):
 def test_lora_networks_share_one_base(teacher):
     base = teacher.network
     parameters = sum(parameter.numel() for parameter in base.parameters())
-    networks = lora_networks(teacher.denoiser, rank=4)
+    networks = lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 4))
     views = [networks.teacher.network, networks.student.network, networks.average.network]
     assert all(view.base is base for view in views)
     adapters = sum(p.numel() for p in [*networks.trained.values(), *networks.averaged.values()])
@@ -100,7 +104,7 @@ def test_lora_networks_share_one_base(teacher):
 
 
 def test_only_the_students_adapter_gets_a_gradient(teacher, inputs):
-    networks = lora_networks(teacher.denoiser, rank=4)
+    networks = lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 4))
     frozen = {name: parameter.clone() for name, parameter in teacher.network.named_parameters() if "lora" not in name}
     with torch.no_grad():
         networks.average(*inputs)  # the target is computed before the student, and must leave it trainable

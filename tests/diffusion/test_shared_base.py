@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from tiny_pipeline import tiny_unet
 
 from gendistill.diffusion.trained_networks import AVERAGE, STUDENT, AdapterView, SharedBase, adapter_parameters, lora_config
+from gendistill.samplers.families.stable_diffusion import StableDiffusion
 from gendistill.training.method import Method
 from gendistill.training.preparation import prepare, require_gradients, require_trainable
 from gendistill.training.trainer_config import TrainerConfig
@@ -52,7 +53,7 @@ class Both(Method):
 @pytest.fixture
 def shared():
     """A base under three adapters of random weights; both students learn."""
-    shared = SharedBase(tiny_unet().train(), lora_config(4))
+    shared = SharedBase(tiny_unet().train(), lora_config(StableDiffusion.lora_targets, 4))
     fill = torch.Generator().manual_seed(0)
     for name in (STUDENT, AVERAGE, OTHER):
         shared.adapter(name, trained=name != AVERAGE)

@@ -1,25 +1,8 @@
 """The method of docs/extending.md, by one file and one registration, from outside of the package."""
 
 import json
-import os
-import subprocess
-import sys
 
-import pytest
-from plugin import install_template
-
-
-@pytest.fixture
-def gendistill(tmp_path):
-    """Runs the command line in a process that finds the template as an installed package."""
-    path = os.pathsep.join([str(install_template(tmp_path / "site", "my_method")), os.environ.get("PYTHONPATH", "")])
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "gendistill.cli", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
-
-    return run
+TEMPLATE = "my_method"
 
 
 def test_a_method_of_two_time_scales_is_trained_resumed_and_exported(gendistill, tiny_folder, tmp_path):

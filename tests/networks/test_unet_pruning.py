@@ -365,7 +365,7 @@ def test_configs_that_cannot_be_are_refused(tiny_sd):
 
 def test_adapters_and_other_networks_are_refused_in_a_sentence():
     unet = tiny_unet()
-    unet.add_adapter(lora_config(2), "style")
+    unet.add_adapter(lora_config(["to_q"], 2), "style")
     with pytest.raises(ValueError, match=r"unet: has adapters \(style\); takes a network without"):
         matching_config(unet, {})
     with pytest.raises(ValueError, match=r"unet: takes a UNet2DConditionModel; got UNet2DModel"):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from gendistill import cli
-from gendistill.diffusion.trained_networks import full_networks, lora_networks
+from gendistill.diffusion.trained_networks import full_networks, lora_config, lora_networks
 from gendistill.run.config import load_config
 from gendistill.run.denoisers import count_parameters
 from gendistill.run.distill import distill
@@ -64,10 +64,14 @@ def test_json_holds_both(place, monkeypatch, capsys):
 @pytest.mark.parametrize("mode", [{}, {"lora.enabled": True, "lora.rank": 4}, {"guidance.mode": "embedded"}])
 def test_parameters_are_counted_from_the_configs_alone(place, teacher, mode):
     config = load_config(None, {"teacher": "teacher", "data.prompts": "prompts.txt"} | mode)
-    total, trained = count_parameters(place / "teacher" / "unet", "UNet2DConditionModel", config)
+    total, trained = count_parameters(place / "teacher", teacher.family, config)
     assert total == sum(parameter.numel() for parameter in teacher.network.parameters())
     embedding = 256 if config.guidance.mode == "embedded" else None
-    networks = lora_networks(teacher.denoiser, 4) if config.lora.enabled else full_networks(teacher.denoiser, embedding)
+    networks = (
+        lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 4))
+        if config.lora.enabled
+        else full_networks(teacher.denoiser, embedding)
+    )
     assert trained == sum(parameter.numel() for parameter in networks.trained.values())
 
 

@@ -59,7 +59,7 @@ def test_what_is_predicted_learns_is_what_learns(planned, tiny_folder, tmp_path)
     result = distill(
         settings_of(tmp_path, tiny_folder, "run", steps=[4], trainer__max_steps=1, lora__enabled=True, lora__rank=4)
     )
-    trained = sum(of.numel() for of in result.networks.trained.values())
+    trained = sum(of.numel() for of in result.method.networks.trained.values())
     assert planned(lora__enabled=True, lora__rank=4).trained == trained
 
 

@@ -6,7 +6,7 @@ from row_cache import write_cache
 from gendistill.data.batches import LatentData, as_rows
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.teacher import load_teacher
-from gendistill.diffusion.trained_networks import full_networks, lora_networks
+from gendistill.diffusion.trained_networks import full_networks, lora_config, lora_networks
 from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
 from gendistill.training.trainer import Trainer
 from gendistill.training.trainer_config import TrainerConfig
@@ -32,7 +32,11 @@ def tiny_data(teacher_folder, folder):
 def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **settings):
     """A fresh one for the run folder `folder`, as a fresh process makes it; `settings` of TrainerConfig."""
     teacher = load_teacher(teacher_folder)
-    networks = lora_networks(teacher.denoiser, 4) if lora else full_networks(teacher.denoiser)
+    networks = (
+        lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 4))
+        if lora
+        else full_networks(teacher.denoiser)
+    )
     if lora:  # peft draws its adapters from the global generator, as a new process does
         fill = torch.Generator().manual_seed(0)
         for number, parameter in enumerate(networks.trained.values()):
