@@ -85,6 +85,11 @@ class DistillResult:
     method: Method
     is_main_process: bool = True
 
+    @property
+    def networks(self) -> Any:
+        """The method's networks."""
+        return self.method.networks
+
     def describe(self) -> str:
         return f"{self.student_folder}: {self.description}"
 

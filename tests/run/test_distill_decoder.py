@@ -76,15 +76,15 @@ def test_what_is_exported_is_the_average_that_validated_best(settings):
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
     assert isinstance(vae, AutoencoderTiny)
     best = max(-line["psnr_lost"] for line in logged(result.student_folder.parent, "validation"))
-    assert -result.figures.loss == pytest.approx(best, abs=1e-3)
+    assert -result.exported.loss == pytest.approx(best, abs=1e-3)
 
 
 def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path):
     (tmp_path / "prompts.txt").write_text("food\nanimals\n")
     painted = {"data__num_synthetic": 4, "data__synthetic_steps": 2, "data__prompts": str(tmp_path / "prompts.txt")}
     result = distill(settings("run", data__path=None, trainer__num_validation=4, **painted))
-    assert result.figures.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the picture
-    assert result.figures.pictures == 4
+    assert result.exported.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the picture
+    assert result.exported.pictures == 4
     assert "dB from what the teacher's decoder makes (4 pictures)" in result.describe()
     told = json.loads((result.student_folder / "decoder.json").read_text(), parse_constant=pytest.fail)  # no Infinity
     assert told["psnr"][ROUND_TRIPS[0]] is None
@@ -118,7 +118,7 @@ def test_copies_of_the_pictures_are_learned_from_and_what_is_held_out_is_not_cop
     )
     [data] = logged(tmp_path / "run", "data")
     assert data["rows"] == 3 * COUNT
-    assert result.figures.pictures == COUNT
+    assert result.exported.pictures == COUNT
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
     assert list(vae.config.num_decoder_blocks) == [2, 1, 0]
     assert list(vae.config.num_encoder_blocks) == [0, 1, 2]
@@ -202,5 +202,5 @@ def test_it_fits_stable_diffusions_own_autoencoder(tiny_folder, settings, tmp_pa
         [sys.executable, "-c", OPEN, result.student_folder], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert opened.stdout.split("\n")[0] == "AutoencoderTiny (64, 64, 3) True"
-    print(result.figures.describe())
-    assert min(result.figures.speed_up.values()) > 4
+    print(result.exported.describe())
+    assert min(result.exported.speed_up.values()) > 4

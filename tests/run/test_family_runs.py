@@ -125,13 +125,13 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_draws_
     assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
     assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
     assert plain.scheduler.config.clip_sample == (family in ("unconditional", "classes"))
-    if result.spec.lora:
+    if result.exported.lora:
         (adapter,) = plain.get_active_adapters()
         loaded = dict(adapter_parameters(plain.unet, adapter))
         assert loaded.keys() == result.networks.averaged.keys()
         assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
     card = (result.student_folder / "README.md").read_text()
-    assert (result.spec.guidance == "embedded") == ("an input of the network" in card)
+    assert (result.exported.guidance == "embedded") == ("an input of the network" in card)
     assert not list(result.student_folder.rglob("*.bin"))
 
 
