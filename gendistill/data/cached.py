@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gendistill.data.data_config import DataConfig
-from gendistill.data.samples import Entry, PictureSource, Sample
+from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.runtime.hashing import HASHES, HashMemo
-from gendistill.runtime.store import Skipped, Store, StoredPart
+from gendistill.runtime.store import Store, StoredPart
 from gendistill.runtime.stored_rows import SKIPPED, StoredRows
 
 Item = TypeVar("Item")
@@ -74,17 +74,6 @@ def image_source(config: DataConfig, seed: int) -> PictureSource:
     if isinstance(source, Prompts):
         raise ValueError(f"data.path {config.path} is a prompt file; takes pictures")
     return source
-
-
-def decodable(source: PictureSource, entries: Iterable[Entry], skipped: list[Skipped]) -> Iterator[tuple[Entry, Sample]]:
-    """Entries with their pictures, decoded one by one; those that cannot be are added to `skipped`."""
-    for entry in entries:
-        try:
-            sample = source.decode(entry)
-        except ValueError as error:
-            skipped.append(Skipped(entry.key, str(error)))
-        else:
-            yield entry, sample
 
 
 def image_counts(rows: StoredRows) -> dict[str, Any]:

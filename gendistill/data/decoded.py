@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from gendistill.data.batches import LatentData
-from gendistill.data.cached import Progress, batched, cached_images, cached_rows, decodable, image_counts, image_source
+from gendistill.data.cached import Progress, batched, cached_images, cached_rows, image_counts, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.images import as_tensor, from_bytes, in_bytes
@@ -100,7 +100,7 @@ def _part(
 ) -> StoredPart:
     pictures = []
     skipped: list[Skipped] = []
-    for _, sample in decodable(source, entries, skipped):
+    for _, sample in source.decoded(entries, skipped):
         pictures += copied(as_tensor(framing.frame(sample.picture, sample.key)), sample.key)
     if not pictures:
         return StoredPart({}, skipped)

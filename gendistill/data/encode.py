@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.batches import LatentData, as_rows
-from gendistill.data.cached import Progress, batched, cached_images, cached_rows, decodable, image_source
+from gendistill.data.cached import Progress, batched, cached_images, cached_rows, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.images import as_tensor
 from gendistill.data.provenance import codec_provenance, fingerprints, teacher_provenance
@@ -96,7 +96,7 @@ def _encode_part(
     framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}
     skipped: list[Skipped] = []
     missing = 0
-    for entry, sample in decodable(source, entries, skipped):
+    for entry, sample in source.decoded(entries, skipped):
         if not sample.caption and missing_caption == "error":
             raise ValueError(
                 f"data: {entry.key!r} of {source.describe()} has no caption; data.missing_caption takes empty or skip"

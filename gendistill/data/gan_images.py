@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gendistill.data.cached import Progress, cached_images, decodable, image_source
+from gendistill.data.cached import Progress, cached_images, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.gan_batches import NoData, PictureData, is_enlarging
 from gendistill.data.images import fitted
@@ -47,7 +47,7 @@ def _part(
 ) -> StoredPart:
     pictures, labels = [], []
     skipped: list[Skipped] = []
-    for entry, sample in decodable(source, entries, skipped):
+    for entry, sample in source.decoded(entries, skipped):
         try:
             labels.append(spec.class_of(sample.caption) if spec.num_classes else 0)
         except ValueError as error:
