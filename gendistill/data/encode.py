@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -77,20 +78,17 @@ def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: i
         **codec_provenance(teacher.codec),
         **fingerprints(teacher.prompt_encoders),
     }
-
-    def encode(entries: list[Entry]) -> StoredPart:
-        return _encode_part(source, entries, framing, config.missing_caption, teacher, progress)
-
+    encode = partial(_encode_part, source, framing, config.missing_caption, teacher, progress)
     return LatentData(cached_images(config, source, made_by, encode))
 
 
 def _encode_part(
     source: PictureSource,
-    entries: list[Entry],
     framing: Framing,
     missing_caption: str,
     teacher: Teacher,
     progress: Progress | None,
+    entries: list[Entry],
 ) -> StoredPart:
     """Encode some entries; pictures of one size share their batches."""
     framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -35,15 +37,12 @@ def prepare_pictures(
         "size": [height, width],
         "classes": list(spec.classes) or spec.num_classes,
     }
-
-    def make(entries: list[Entry]) -> StoredPart:
-        return _part(source, entries, (height, width), spec, progress)
-
+    make = partial(_part, source, (height, width), spec, progress)
     return PictureData(cached_images(config, source, made_by, make), spec)
 
 
 def _part(
-    source: PictureSource, entries: list[Entry], size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None
+    source: PictureSource, size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None, entries: list[Entry]
 ) -> StoredPart:
     pictures, labels = [], []
     skipped: list[Skipped] = []

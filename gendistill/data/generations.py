@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from gendistill.data.cached import cached_rows
@@ -16,10 +18,7 @@ from gendistill.samplers import pictures_at_once
 def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str) -> TrajectoryData:
     """The same ways, each with what the student paints of its noise in so many steps of DDIM for its end; kept in the cache."""
     made_by = {"ways": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
-
-    def make(numbers: list[int]) -> StoredPart:
-        return _paint(data, student, steps, numbers)
-
+    make = partial(_paint, data, student, steps)
     ends = cached_rows(cache, made_by, "ends of trajectories", lambda: range(len(data)), make)
     return TrajectoryData(data.trajectories, data.times, data.data, ends)
 

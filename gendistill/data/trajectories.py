@@ -4,6 +4,7 @@ over many epochs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -104,10 +105,7 @@ def generate_trajectories(
         "guidance": list(guidance.range) if guidance.mode == "embedded" else guidance.scale,
         **painters.made_by,
     }
-
-    def make(numbers: list[int]) -> StoredPart:
-        return _paint(teacher, painters, data, steps, guidance, numbers, progress)
-
+    make = partial(_paint, teacher, painters, data, steps, guidance, progress)
     described = f"{count} trajectories of {painters.described}"
     return TrajectoryData(cached_rows(cache, made_by, described, lambda: range(count), make), times, data)
 
@@ -125,8 +123,8 @@ def _paint(
     data: LatentData,
     steps: int,
     guidance: GuidanceConfig,
-    numbers: list[int],
     progress: Progress | None,
+    numbers: list[int],
 ) -> StoredPart:
     random = PerSampleRandom(TRAJECTORIES_SEED, 0, numbers[0], len(numbers))
     rows = indices_of_step(TRAJECTORIES_SEED, numbers[0] // PART_SIZE, PART_SIZE, len(data))[: len(numbers)]
