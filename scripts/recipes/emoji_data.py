@@ -101,11 +101,6 @@ def read_vendor(package: Path, vendor: str) -> list[dict]:
 
 def write_shard(path: Path, samples: list[dict]) -> None:
     """A WebDataset shard: `KEY.png`, `KEY.txt` (the name caption) and `KEY.json` (all three) for each sample."""
-
-    def anonymous(info: tarfile.TarInfo, size: int) -> tarfile.TarInfo:
-        info.size, info.mode = size, 0o644
-        return info
-
     with (
         path.open("wb") as file,
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as zipped,
@@ -118,7 +113,8 @@ def write_shard(path: Path, samples: list[dict]) -> None:
                 "txt": sample["json"]["name"].encode(),
             }
             for extension, data in parts.items():
-                info = anonymous(tarfile.TarInfo(f"{sample['key']}.{extension}"), len(data))
+                info = tarfile.TarInfo(f"{sample['key']}.{extension}")
+                info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))
 
 

@@ -50,22 +50,18 @@ class AdversarialRun:
             self.load()
 
     @property
-    def modules(self) -> dict:
-        return {
-            "generator": self.generator,
-            "average": self.average,
-            "discriminator": self.discriminator,
-            **{f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()},
-        }
+    def parts(self) -> dict:
+        networks = {name: getattr(self, name) for name in ("generator", "average", "discriminator")}
+        return networks | {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
 
     def save(self) -> None:
-        state = {name: module.state_dict() for name, module in self.modules.items()}
+        state = {name: module.state_dict() for name, module in self.parts.items()}
         torch.save({**state, "step": self.step, "seconds": self.seconds}, self.folder / "checkpoint.tmp")
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
 
     def load(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", map_location=self.args.device, weights_only=True)
-        for name, module in self.modules.items():
+        for name, module in self.parts.items():
             module.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"resumed at step {self.step}")
