@@ -181,7 +181,7 @@ class Ours:
         self.features: list[torch.Tensor] = []
 
     def __call__(self, a: str, b: str) -> float:
-        self.features = [extract(self.extractor, (s.picture for s in ImageFolder(of).in_threads())) for of in (a, b)]
+        self.features = [extract(self.extractor, (s.picture for s in ImageFolder(of))) for of in (a, b)]
         return frechet_distance(*map(gaussian_statistics, self.features))
 
     def seconds_of_others(self) -> float:

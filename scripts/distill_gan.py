@@ -2,17 +2,18 @@
 
 Your own, from a module that Python can import here:
 
-    python scripts/distill_gan.py --teacher my_module:Generator --weights generator.safetensors --config arguments.json \\
-        --data my-pictures --compress 4 --out runs/small
+    python scripts/distill_gan.py teacher=my_module:Generator generator.weights=generator.safetensors \\
+        teacher_config=arguments.json data.path=my-pictures compress.factor=4 out=runs/small
 
-Without arguments, for those who want to look first: a super-resolver is defined below, taught for a minute to double the
-emoji's size, and given as `distill_gan:SuperResolver` to the same function, which knows nothing of it. Minutes on a CPU.
+NAME=VALUE changes any setting, as in `gendistill distill --set`. Without a teacher, for those who want to look first: a
+super-resolver is defined below, taught for a minute to double the emoji's size, and given as `distill_gan:SuperResolver` to
+the same function, which knows nothing of it. Minutes on a CPU.
 
     python scripts/distill_gan.py
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -21,12 +22,21 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gendistill.cli.shared import parse_settings
+from gendistill.data.images import as_tensor
 from gendistill.data.sources.source import open_source
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 
 EMOJI = str(Path(__file__).parents[1] / "assets" / "emoji" / "train-000.tar.gz")
-OUT = "runs/distill-gan"
+SETTINGS = {
+    "method": "gan",
+    "out": "runs/distill-gan",
+    "compress.factor": 4.0,
+    "trainer.max_steps": 2000,
+    "trainer.batch_size": 32,
+    "trainer.learning_rate": 5e-4,
+}
 
 
 class SuperResolver(nn.Module):
@@ -50,7 +60,7 @@ class SuperResolver(nn.Module):
 
 def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
     """A teacher for those who brought none: the settings that open it."""
-    pictures = torch.stack([_as_tensor(sample.picture) for sample in open_source(EMOJI, "name", 0)])
+    pictures = torch.stack([as_tensor(sample.picture) for sample in open_source(EMOJI, "name", 0)])
     torch.manual_seed(0)
     network = SuperResolver()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
@@ -77,44 +87,11 @@ def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
     }
 
 
-def _as_tensor(picture) -> Tensor:
-    return torch.tensor(list(picture.tobytes())).view(picture.height, picture.width, 3).permute(2, 0, 1) / 127.5 - 1
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", help="module:Class or a GAN's folder")
-    parser.add_argument("--weights", help="of a module:Class: .safetensors, or a state_dict's .pth")
-    parser.add_argument("--config", help="of a module:Class: JSON file with its arguments")
-    parser.add_argument("--discriminator", help="of the teacher: module:Class or a folder; a fresh one without it")
-    parser.add_argument("--data", help="pictures to learn on; a generator from noise does without")
-    parser.add_argument("--compress", type=float, default=4.0, help="so many times fewer multiply-accumulates and parameters")
-    parser.add_argument("--student", help="a student class of your own instead, module:Class")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--out", default=OUT)
-    parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args()
-
-    settings: dict[str, object] = {
-        "method": "gan",
-        "out": args.out,
-        "compress.factor": None if args.student else args.compress,
-        "compress.student": args.student,
-        "trainer.max_steps": args.steps,
-        "trainer.batch_size": args.batch_size,
-        "trainer.learning_rate": args.learning_rate,
-        "teacher": args.teacher,
-        "teacher_config": args.config,
-        "generator.weights": args.weights,
-        "generator.discriminator": args.discriminator,
-        "data.path": args.data,
-    }
-    if args.teacher is None:
-        settings |= teach(Path(args.out) / "teacher")
-    result = distill(load_config(None, settings), resume=args.resume)
-    print(result.describe())
+    settings = {**SETTINGS, **parse_settings(sys.argv[1:])}
+    if "teacher" not in settings:
+        settings = {**SETTINGS, **teach(Path(settings["out"]) / "teacher"), **settings}
+    print(distill(load_config(None, settings)).describe())
 
 
 if __name__ == "__main__":

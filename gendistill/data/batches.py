@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.cached import image_counts
+from gendistill.data.cached import CachedData
 from gendistill.runtime.random import PerSampleRandom, bucket_of_step, indices_of_step
-from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers.codec import sample_moments
 from gendistill.samplers.conditioning import Conditioning
 
@@ -56,24 +55,18 @@ class Trajectories:
         return self.points[:, -1]
 
 
-class LatentData:
-    """Cached moments and conditions, by row. Nothing but the rows asked for is in memory.
+class LatentData(CachedData):
+    """Cached moments and conditions, by row.
 
     A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`; a group of it is a
     bucket, whose latents have one shape.
     """
 
-    def __init__(self, cache: StoredRows) -> None:
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """The rows (batch_size,) int64 that global step `step` sees, over all processes: all of one bucket."""
+        """As `CachedData`; all of one bucket."""
         sizes = list(self.cache.groups.values())
         if len(sizes) == 1:
-            return indices_of_step(seed, step, batch_size, sizes[0])
+            return super().rows_of_step(seed, step, batch_size)
         bucket, step_of_bucket = bucket_of_step(seed, step, sizes)
         start = [0, *accumulate(sizes)][bucket]
         return start + indices_of_step(seed, step_of_bucket, batch_size, sizes[bucket])
@@ -91,9 +84,8 @@ class LatentData:
         return self.cache.provenance.get("described", "unknown")
 
     def summary(self) -> dict[str, Any]:
-        """What there is and what was left out, for a log."""
         missing = int(self.cache.notes.get("missing_captions", 0))
-        return {**image_counts(self.cache), "buckets": self.cache.groups, "missing_captions": missing}
+        return {**super().summary(), "buckets": self.cache.groups, "missing_captions": missing}
 
 
 def as_rows(moments: Tensor, conditioning: Conditioning, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:

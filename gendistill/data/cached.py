@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from gendistill.data.data_config import DataConfig
-from gendistill.data.samples import Entry, PictureSource, Sample
+from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.runtime.hashing import HASHES, HashMemo
-from gendistill.runtime.store import Skipped, Store, StoredPart
+from gendistill.runtime.random import indices_of_step
+from gendistill.runtime.store import Store, StoredPart
 from gendistill.runtime.stored_rows import SKIPPED, StoredRows
 
 Item = TypeVar("Item")
@@ -76,20 +79,23 @@ def image_source(config: DataConfig, seed: int) -> PictureSource:
     return source
 
 
-def decodable(source: PictureSource, entries: Iterable[Entry], skipped: list[Skipped]) -> Iterator[tuple[Entry, Sample]]:
-    """Entries with their pictures, decoded one by one; those that cannot be are added to `skipped`."""
-    for entry in entries:
-        try:
-            sample = source.decode(entry)
-        except ValueError as error:
-            skipped.append(Skipped(entry.key, str(error)))
-        else:
-            yield entry, sample
+class CachedData:
+    """What training reads of a cache, by row. Nothing but the rows asked for is in memory."""
 
+    def __init__(self, cache: StoredRows) -> None:
+        self.cache = cache
 
-def image_counts(rows: StoredRows) -> dict[str, Any]:
-    """What there is and what was left out, for a log."""
-    return {"rows": len(rows), "broken": rows.broken, "left_out": rows.left_out, "cache": rows.key}
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """The rows (batch_size,) int64 that global step `step` sees, over all processes."""
+        return indices_of_step(seed, step, batch_size, len(self))
+
+    def summary(self) -> dict[str, Any]:
+        """What there is and what was left out, for a log."""
+        cache = self.cache
+        return {"rows": len(self), "broken": cache.broken, "left_out": cache.left_out, "cache": cache.key}
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

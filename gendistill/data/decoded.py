@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 from gendistill.data.batches import LatentData
-from gendistill.data.cached import Progress, batched, cached_images, cached_rows, decodable, image_counts, image_source
+from gendistill.data.cached import CachedData, Progress, batched, cached_images, cached_rows, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.images import as_tensor, from_bytes, in_bytes
@@ -21,9 +20,8 @@ from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.framing import Framing
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.hashing import chance
-from gendistill.runtime.random import PerSampleRandom, indices_of_step
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.runtime.store import Skipped, StoredPart
-from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers import pictures_at_once
 from gendistill.samplers.codec import Codec
 
@@ -37,25 +35,13 @@ class DecodedBatch:
     decoded: Tensor
 
 
-class DecodedData:
+class DecodedData(CachedData):
     """Cached pictures, latents and decoded pictures, by row."""
-
-    def __init__(self, cache: StoredRows) -> None:
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        return indices_of_step(seed, step, batch_size, len(self))
 
     def batch(self, rows: Tensor, random: PerSampleRandom | None, device: torch.device | str = "cpu") -> DecodedBatch:
         tensors = self.cache.rows(rows)
         pictures, decoded = (from_bytes(tensors[name].to(device)) for name in ("pictures", "decoded"))
         return DecodedBatch(pictures, tensors["latents"].to(device).float(), decoded)
-
-    def summary(self) -> dict[str, Any]:
-        return image_counts(self.cache)
 
 
 def prepare_decoded(
@@ -82,25 +68,21 @@ def prepare_decoded(
         **({"copies": [copies, seed]} if copies > 1 else {}),
         **codec_provenance(teacher.codec),
     }
-    copied = partial(_copied, copies=copies, seed=seed)
-
-    def make(entries: list[Entry]) -> StoredPart:
-        return _part(source, entries, framing, copied, teacher.codec, progress)
-
+    make = partial(_part, source, framing, partial(_copied, copies=copies, seed=seed), teacher.codec, progress)
     return DecodedData(cached_images(config, source, made_by, make))
 
 
 def _part(
     source: PictureSource,
-    entries: list[Entry],
     framing: Framing,
     copied: Callable[[Tensor, str], list[Tensor]],
     codec: Codec,
     progress: Progress | None,
+    entries: list[Entry],
 ) -> StoredPart:
     pictures = []
     skipped: list[Skipped] = []
-    for _, sample in decodable(source, entries, skipped):
+    for _, sample in source.decoded(entries, skipped):
         pictures += copied(as_tensor(framing.frame(sample.picture, sample.key)), sample.key)
     if not pictures:
         return StoredPart({}, skipped)

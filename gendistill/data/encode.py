@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import isqrt
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.batches import LatentData, as_rows
-from gendistill.data.cached import Progress, batched, cached_images, cached_rows, decodable, image_source
+from gendistill.data.cached import Progress, batched, cached_images, cached_rows, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.images import as_tensor
 from gendistill.data.provenance import codec_provenance, fingerprints, teacher_provenance
@@ -76,26 +77,23 @@ def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: i
         **codec_provenance(teacher.codec),
         **fingerprints(teacher.prompt_encoders),
     }
-
-    def encode(entries: list[Entry]) -> StoredPart:
-        return _encode_part(source, entries, framing, config.missing_caption, teacher, progress)
-
+    encode = partial(_encode_part, source, framing, config.missing_caption, teacher, progress)
     return LatentData(cached_images(config, source, made_by, encode))
 
 
 def _encode_part(
     source: PictureSource,
-    entries: list[Entry],
     framing: Framing,
     missing_caption: str,
     teacher: Teacher,
     progress: Progress | None,
+    entries: list[Entry],
 ) -> StoredPart:
     """Encode some entries; pictures of one size share their batches."""
     framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}
     skipped: list[Skipped] = []
     missing = 0
-    for entry, sample in decodable(source, entries, skipped):
+    for entry, sample in source.decoded(entries, skipped):
         if not sample.caption and missing_caption == "error":
             raise ValueError(
                 f"data: {entry.key!r} of {source.describe()} has no caption; data.missing_caption takes empty or skip"

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gendistill.data.cached import image_counts
+from gendistill.data.cached import CachedData
 from gendistill.data.images import from_bytes
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.runtime.random import PerSampleRandom, indices_of_step
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.runtime.stored_rows import StoredRows
 
 
@@ -52,7 +52,7 @@ class NoData:
         return {"rows": 0}
 
 
-class PictureData:
+class PictureData(CachedData):
     """Cached pictures uint8 (N, 3, H, W), and their classes, by row.
 
     For a generator from noise they are the real ones. For one from pictures they are what it paints from; if it paints larger
@@ -60,13 +60,8 @@ class PictureData:
     """
 
     def __init__(self, cache: StoredRows, spec: GeneratorSpec) -> None:
-        self.cache, self.spec = cache, spec
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        return indices_of_step(seed, step, batch_size, len(self.cache))
+        super().__init__(cache)
+        self.spec = spec
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
         tensors = self.cache.rows(rows)
@@ -79,9 +74,6 @@ class PictureData:
         if is_enlarging(self.spec):
             return GanBatch(device, smaller(pictures, self.spec), labels, real=pictures, real_labels=labels)
         return GanBatch(device, pictures, labels=labels)
-
-    def summary(self) -> dict[str, Any]:
-        return image_counts(self.cache)
 
 
 def is_enlarging(spec: GeneratorSpec) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
-from gendistill.data.cached import Progress, cached_images, decodable, image_source
+from gendistill.data.cached import Progress, cached_images, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.gan_batches import NoData, PictureData, is_enlarging
 from gendistill.data.images import fitted
@@ -35,19 +37,16 @@ def prepare_pictures(
         "size": [height, width],
         "classes": list(spec.classes) or spec.num_classes,
     }
-
-    def make(entries: list[Entry]) -> StoredPart:
-        return _part(source, entries, (height, width), spec, progress)
-
+    make = partial(_part, source, (height, width), spec, progress)
     return PictureData(cached_images(config, source, made_by, make), spec)
 
 
 def _part(
-    source: PictureSource, entries: list[Entry], size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None
+    source: PictureSource, size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None, entries: list[Entry]
 ) -> StoredPart:
     pictures, labels = [], []
     skipped: list[Skipped] = []
-    for entry, sample in decodable(source, entries, skipped):
+    for entry, sample in source.decoded(entries, skipped):
         try:
             labels.append(spec.class_of(sample.caption) if spec.num_classes else 0)
         except ValueError as error:

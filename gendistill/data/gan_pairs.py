@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,16 +69,13 @@ def paint_pairs(
         "count": count,
         "classes": None if isinstance(data, NoData) else data.cache.key,
     }
-
-    def make(numbers: list[int]) -> StoredPart:
-        return _paint(teacher, data, numbers, progress)
-
+    make = partial(_paint, teacher, data, progress)
     described = f"{count} pictures that the teacher painted"
     return PairedData(cached_rows(cache, made_by, described, lambda: range(count), make), data)
 
 
 @torch.no_grad()
-def _paint(teacher: Generator, data: PictureData | NoData, numbers: list[int], progress: Progress | None) -> StoredPart:
+def _paint(teacher: Generator, data: PictureData | NoData, progress: Progress | None, numbers: list[int]) -> StoredPart:
     spec, device = teacher.spec, next(iter(teacher.network.parameters()), torch.empty(0)).device
     random = PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(numbers))
     inputs = random.normal(spec.input_shape)

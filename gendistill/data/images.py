@@ -107,8 +107,3 @@ def in_bytes(pictures: Tensor) -> Tensor:
 def from_bytes(pictures: Tensor) -> Tensor:
     """uint8 as float32 in [-1, 1]."""
     return pictures.float() / 127.5 - 1
-
-
-def to_tensor(picture: Image.Image, resolution: int) -> Tensor:
-    """The centre square of an RGB picture at `resolution` R: float32 (3, R, R) in [-1, 1]."""
-    return as_tensor(fitted(picture, resolution, resolution))

@@ -1,28 +1,30 @@
-"""What a source of pictures gives: entries as they lie there, samples decoded one by one."""
+"""What a source of pictures gives: entries as they lie there, samples decoded in threads ahead of whoever takes them."""
 
+import hashlib
 import logging
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 from gendistill.data.images import decode_picture
 from gendistill.data.sources.captions import CaptionChoice
-from gendistill.runtime.hashing import HashMemo
+from gendistill.runtime.hashing import HashMemo, update
+from gendistill.runtime.store import Skipped
 
 logger = logging.getLogger(__name__)
 
 # No text encoder reads more than 512 tokens; tokenizers take minutes over a megabyte.
 MAX_CAPTION = 10_000
 
-AHEAD = 8
+AHEAD = 8  # pictures of each thread
 
 
 @dataclass(frozen=True)
@@ -56,58 +58,52 @@ class Sample:
 
 
 class PictureSource(ABC):
-    """Pictures with captions, decoded one by one as they are asked for.
+    """Pictures with captions, decoded as they are asked for.
+
+    Args:
+        choice: of the captions.
+        read_as: whatever else decides what is read of the contents; `choice` alone where None.
 
     Attributes:
         broken_pictures: how many the latest walk has skipped so far because they could not be decoded.
         missing_captions: how many samples of the latest walk have the caption "" so far.
     """
 
-    def __init__(self, choice: CaptionChoice):
-        self.choice = choice
-        self.broken_pictures = 0
-        self.missing_captions = 0
+    def __init__(self, choice: CaptionChoice, read_as: Any = None):
+        self.choice, self.read_as = choice, choice if read_as is None else read_as
+        self.broken_pictures = self.missing_captions = 0
 
     def __iter__(self) -> Iterator[Sample]:
-        return self._counted((entry, partial(self.decode, entry)) for entry in self.entries())
-
-    def in_threads(self, workers: int | None = None) -> Iterator[Sample]:
-        """The same samples in the same order, decoded in threads ahead of whoever takes them.
-
-        Args:
-            workers: threads, by default as many as there are processors; each is at most `AHEAD` pictures ahead.
-        """
-        workers = workers or os.cpu_count() or 1
-        return self._counted(self._ahead(workers))
-
-    def _ahead(self, workers: int) -> Iterator[tuple[Entry, Callable[[], Sample]]]:
-        waiting: deque[tuple[Entry, Future[Sample]]] = deque()
-        pool = ThreadPoolExecutor(workers)
-        try:
-            for entry in self.entries():
-                waiting.append((entry, pool.submit(self.decode, entry)))
-                if len(waiting) > AHEAD * workers:
-                    first, sample = waiting.popleft()
-                    yield first, sample.result
-            for first, sample in waiting:
-                yield first, sample.result
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _counted(self, decoding: Iterable[tuple[Entry, Callable[[], Sample]]]) -> Iterator[Sample]:
+        broken: list[Skipped] = []
         self.broken_pictures = self.missing_captions = 0
-        example = ""
-        for entry, decode in decoding:
-            try:
-                sample = decode()
-            except ValueError as error:
-                self.broken_pictures += 1
-                example = example or f"{entry.key}: {error}"
-                continue
+        for _, sample in self.decoded(self.entries(), broken):
+            self.broken_pictures = len(broken)
             self.missing_captions += not sample.caption
             yield sample
-        if self.broken_pictures:
-            logger.warning("skipped %d pictures of %s, such as %s", self.broken_pictures, self.describe(), example)
+        self.broken_pictures = len(broken)
+        if broken:
+            example = f"{broken[0].key}: {broken[0].reason}"
+            logger.warning("skipped %d pictures of %s, such as %s", len(broken), self.describe(), example)
+
+    def decoded(self, entries: Iterable[Entry], broken: list[Skipped]) -> Iterator[tuple[Entry, Sample]]:
+        """Entries with their samples, in their order; those that cannot be decoded are added to `broken` instead."""
+        waiting: deque[tuple[Entry, Future[Sample]]] = deque()
+        pool = ThreadPoolExecutor(os.cpu_count())
+        ahead = AHEAD * (os.cpu_count() or 1)
+        try:
+            for entry in chain(entries, repeat(None, ahead)):  # the last ones call for what still waits
+                if entry is not None:
+                    waiting.append((entry, pool.submit(self.decode, entry)))
+                if waiting and (entry is None or len(waiting) > ahead):
+                    first, decoding = waiting.popleft()
+                    try:
+                        sample = decoding.result()
+                    except ValueError as error:
+                        broken.append(Skipped(first.key, str(error)))
+                    else:
+                        yield first, sample
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def decode(self, entry: Entry) -> Sample:
         """The picture and caption of an entry; ValueError if the picture cannot be decoded."""
@@ -117,18 +113,29 @@ class PictureSource(ABC):
         """ "" where the source has none."""
         return self.choice.draw(entry.key, entry.texts)[:MAX_CAPTION]
 
-    @abstractmethod
-    def entries(self) -> Iterator[Entry]:
-        """Every picture, always in the same order, none of them decoded."""
-
-    @abstractmethod
     def fingerprint(self, hashes: HashMemo | None = None) -> str:
         """64 hex digits: the same wherever the data lies, another as soon as pictures or captions may differ.
 
         Args:
             hashes: what is known already of large files.
         """
+        digest = hashlib.sha256(repr(self.read_as).encode())
+        for part in self.contents(hashes):
+            update(digest, part)
+        return digest.hexdigest()
 
-    @abstractmethod
     def describe(self) -> str:
         """One line for people."""
+        return f"{self.named()} (caption: {self.choice.describe()})"
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """Every picture, always in the same order, none of them decoded."""
+
+    @abstractmethod
+    def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
+        """What `fingerprint` is of, beside how captions are drawn."""
+
+    @abstractmethod
+    def named(self) -> str:
+        """What it is and where it lies, for people."""

@@ -4,6 +4,7 @@ over many epochs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from gendistill.data.batches import Batch, LatentData, Trajectories, condition_rows, conditioning_of
 from gendistill.data.cached import PART_SIZE, Progress, cached_rows
-from gendistill.data.provenance import teacher_provenance
+from gendistill.data.provenance import denoiser_provenance, teacher_provenance
 from gendistill.data.trajectory_teachers import Painter, Painters
+from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import GuidanceConfig
+from gendistill.diffusion.rollout import come_to
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
@@ -104,10 +107,7 @@ def generate_trajectories(
         "guidance": list(guidance.range) if guidance.mode == "embedded" else guidance.scale,
         **painters.made_by,
     }
-
-    def make(numbers: list[int]) -> StoredPart:
-        return _paint(teacher, painters, data, steps, guidance, numbers, progress)
-
+    make = partial(_paint, teacher, painters, data, steps, guidance, progress)
     described = f"{count} trajectories of {painters.described}"
     return TrajectoryData(cached_rows(cache, made_by, described, lambda: range(count), make), times, data)
 
@@ -125,8 +125,8 @@ def _paint(
     data: LatentData,
     steps: int,
     guidance: GuidanceConfig,
-    numbers: list[int],
     progress: Progress | None,
+    numbers: list[int],
 ) -> StoredPart:
     random = PerSampleRandom(TRAJECTORIES_SEED, 0, numbers[0], len(numbers))
     rows = indices_of_step(TRAJECTORIES_SEED, numbers[0] // PART_SIZE, PART_SIZE, len(data))[: len(numbers)]
@@ -159,3 +159,24 @@ def _walk(
         x = solver.step(denoiser.output_of(prediction, at), t, x).prev_sample
         points.append(x)
     return torch.stack(points, 1)
+
+
+def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str) -> TrajectoryData:
+    """The same ways, each with what a student paints of its noise in so many steps of DDIM for its end; kept in the cache.
+
+    They are what the next generation learns (Furlanello et al. 2018).
+    """
+    made_by = {"ways": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
+    make = partial(_ends, data, student, steps)
+    ends = cached_rows(cache, made_by, "ends of trajectories", lambda: range(len(data)), make)
+    return TrajectoryData(data.trajectories, data.times, data.data, ends)
+
+
+def _ends(data: TrajectoryData, student: Denoiser, steps: int, numbers: list[int]) -> StoredPart:
+    ways = data.ways(torch.tensor(numbers), next(student.network.parameters()).device)
+    at_once = pictures_at_once(8 * ways.noise.shape[-1])
+    ends = [
+        come_to(student, ways.noise[part], ways.conditioning[part], steps)[0].half().cpu()
+        for part in torch.arange(len(numbers)).split(at_once)
+    ]
+    return StoredPart({"painted": {"ends": torch.cat(ends)}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from gendistill.schedulers import NoiseSchedule, Prediction, from_prediction, to
 NetworkCall = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
 
 
+@dataclass(eq=False)
 class Denoiser:
     """What a diffusion teacher or student is: a network, its noise schedule and the dialect that it predicts in.
 
-    Args:
+    Attributes:
         network: any `nn.Module`.
         schedule: of the noise that the network was trained on.
         prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
@@ -27,17 +29,12 @@ class Denoiser:
         share: how much of the output is of that dialect, the rest being eps; 1 but on the way there (`to_prediction`).
     """
 
-    def __init__(
-        self,
-        network: Any,
-        schedule: NoiseSchedule,
-        prediction_type: str,
-        call: NetworkCall,
-        clip: float | None = None,
-        share: float = 1.0,
-    ) -> None:
-        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self.call, self.clip, self.share = call, clip, share
+    network: Any
+    schedule: NoiseSchedule
+    prediction_type: str
+    call: NetworkCall
+    clip: float | None = None
+    share: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
@@ -70,8 +67,8 @@ class Denoiser:
 
     def speaking(self, prediction_type: str, share: float = 1.0) -> Denoiser:
         """The same network, read in another dialect, or in one that is partly eps still."""
-        return Denoiser(self.network, self.schedule, prediction_type, self.call, self.clip, share)
+        return replace(self, prediction_type=prediction_type, share=share)
 
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""
-        return Denoiser(network, self.schedule, self.prediction_type, self.call, self.clip, self.share)
+        return replace(self, network=network)

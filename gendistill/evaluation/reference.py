@@ -105,7 +105,7 @@ class _Walk:
         self._digest = hashlib.sha256()
 
     def __iter__(self) -> Iterator[Image.Image]:
-        for sample in self.source.in_threads():
+        for sample in self.source:
             self.captions.append(sample.caption)
             picture = _centre_square(sample) if self.square else sample.picture
             self._digest.update(f"{picture.size}".encode() + picture.tobytes())

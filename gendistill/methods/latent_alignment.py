@@ -12,8 +12,7 @@ from functools import partial
 from typing import Literal
 
 from gendistill.data.batches import Batch
-from gendistill.data.generations import ending_with
-from gendistill.data.trajectories import TrajectoryData
+from gendistill.data.trajectories import TrajectoryData, ending_with
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import pseudo_huber
 from gendistill.methods.alignment import AlignConfig, Alignment, alignment_of

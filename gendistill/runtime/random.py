@@ -15,11 +15,6 @@ from torch import Tensor
 ROUNDS = 8
 
 
-def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """The order in which an epoch walks `count` rows: int64 (count,), a permutation of 0 ... count - 1."""
-    return torch.from_numpy(permuted(range(count), count, "epoch", seed, epoch))
-
-
 def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor:
     """The rows that global step `step` sees, when `count` rows are walked epoch after epoch and none is dropped.
 

@@ -129,10 +129,6 @@ class RowFile:
             raise ValueError(f"cache: {path} cannot be read ({error}); it takes a safetensors file.") from error
         self._start = 8 + length
 
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-
     def read(self, name: str, numbers: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Rows of the tensor `name`.
 

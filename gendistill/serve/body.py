@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import Request
 from PIL import Image
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from gendistill.data.images import decode_picture, decode_transparency
 from gendistill.serve.picture_request import RefusedError
@@ -19,7 +20,7 @@ MOST_FORM = 2**24  # bytes; no client of a picture sends more for the sizes that
 MOST_PIXELS = 2**25  # of a picture that is sent: 100 MB once decoded, and four times that while it loses its transparency
 MOST_IGNORED = 2**27  # bytes that are read and let go of before a refusal, which a client that still sends would not read
 FIELDS = 32
-WHOLE, NUMBERS = ("n", "seed", "steps"), ("guidance_scale", "strength")
+NUMBERS = ("n", "seed", "steps", "guidance_scale", "strength")
 
 
 async def json_of(request: Request) -> dict[str, Any]:
@@ -28,19 +29,11 @@ async def json_of(request: Request) -> dict[str, Any]:
     Raises:
         RefusedError: it is none, or too long.
     """
-    if _type_of(request) != "application/json":
-        raise RefusedError("content-type", "content-type: takes application/json")
-    body, length = bytearray(), 0
-    async for part in request.stream():
-        length += len(part)
-        if length <= MOST_JSON:
-            body += part
-        elif length > MOST_IGNORED:
-            break
-    if length > MOST_JSON:
-        raise RefusedError("body", f"the request is longer than {MOST_JSON // 2**20} MiB; takes a shorter prompt")
+    _require_type(request, "application/json")
     try:
-        given = json.loads(bytes(body))
+        given = json.loads(await _body_of(request, MOST_JSON))
+    except RefusedError:
+        raise
     except (ValueError, RecursionError) as error:
         raise RefusedError("body", "the request is not JSON") from error
     if not isinstance(given, dict):
@@ -58,28 +51,39 @@ async def form_of(request: Request) -> dict[str, Any]:
         RefusedError: it is no form, too long, from a page of strangers, or a file is no picture.
     """
     _require_own_page(request)
-    length = request.headers.get("content-length", "")
-    if not length.isdecimal() or int(length) > MOST_FORM:
-        await _ignore(request)
-        raise RefusedError("body", f"the request takes a content-length of at most {MOST_FORM // 2**20} MiB")
-    if _type_of(request) != "multipart/form-data":
-        raise RefusedError("content-type", "content-type: takes multipart/form-data")
+    _require_type(request, "multipart/form-data")
+    body = await _body_of(request, MOST_FORM)
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
     try:
-        async with request.form(max_files=2, max_fields=FIELDS) as form:
-            return await asyncio.to_thread(_read, form)
+        form = await MultiPartParser(request.headers, stream(), max_files=2, max_fields=FIELDS).parse()
     except MultiPartException as error:
         raise RefusedError("body", f"the request is no form: {error.message}") from error
+    try:
+        return await asyncio.to_thread(_read, form)
+    finally:
+        await form.close()
 
 
-def _type_of(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _ignore(request: Request) -> None:
-    length = 0
+async def _body_of(request: Request, most: int) -> bytes:
+    """At most so many bytes; what is longer is read on before it is refused, as far as `MOST_IGNORED`."""
+    body, length = bytearray(), 0
     async for part in request.stream():
-        if (length := length + len(part)) > MOST_IGNORED:
-            return
+        length += len(part)
+        if length <= most:
+            body += part
+        elif length > MOST_IGNORED:
+            break
+    if length > most:
+        raise RefusedError("body", f"the request is longer than {most // 2**20} MiB")
+    return bytes(body)
+
+
+def _require_type(request: Request, wanted: str) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
+        raise RefusedError("content-type", f"content-type: takes {wanted}")
 
 
 def _require_own_page(request: Request) -> None:
@@ -95,10 +99,8 @@ def _read(form: FormData) -> dict[str, Any]:
         name = name.removesuffix("[]")
         if isinstance(value, UploadFile):
             given[name] = _picture(name, value)
-        elif name in (*WHOLE, *NUMBERS):
-            given[name] = _number(value, whole=name in WHOLE)
         else:
-            given[name] = value
+            given[name] = _number(value) if name in NUMBERS else value
     file = next((of for of in (form.get("mask"), form.get("image"), form.get("image[]")) if isinstance(of, UploadFile)), None)
     if file is not None and (mask := _transparent(file)) is not None:
         given["mask"] = mask
@@ -119,9 +121,9 @@ def _transparent(file: UploadFile) -> Image.Image | None:
     return decode_transparency(file.file)
 
 
-def _number(text: str, *, whole: bool) -> Any:
+def _number(text: str) -> Any:
     """What a text says; the text itself where it says no number, which is refused with its name."""
     try:
-        return int(text) if whole and len(text) < 20 else float(text)
-    except ValueError:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return text

@@ -103,10 +103,10 @@ def read_request(given: Mapping[str, Any], offers: Mapping[str, Offer], limits: 
         RefusedError: a field is missing, of another kind, or beyond the limits.
     """
     offer = _offer(given.get("model"), offers)
-    count = _whole(given, "n", 1, 1, limits.pictures)
-    seed = secrets.randbelow(2**31) if given.get("seed") is None else _whole(given, "seed", 0, 0, MOST_SEED - count)
-    steps = _whole(given, "steps", offer.steps, 1, limits.steps)
-    scale = _scale(given.get("guidance_scale"), offer, limits)
+    count = _number(given, "n", 1, 1, limits.pictures)
+    seed = _number(given, "seed", secrets.randbelow(2**31), 0, MOST_SEED - count)
+    steps = _number(given, "steps", offer.steps, 1, limits.steps)
+    scale = float(_number(given, "guidance_scale", offer.guidance_scale, 0.0, limits.guidance_scale))
     try:
         offer.allows(steps, scale)
     except ValueError as error:
@@ -128,9 +128,7 @@ def _beginning(given: Mapping[str, Any], offer: Offer, steps: int, size: tuple[i
             raise RefusedError(name, f"{name}: takes the file of a picture")
     if not offer.pictures:
         raise RefusedError("image", f"image: {offer.name} begins at no pictures")
-    strength = STRENGTH if given.get("strength") is None else given["strength"]
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise RefusedError("strength", f"strength {_shown(strength)}: takes a number above 0 and at most 1")
+    strength = _number(given, "strength", STRENGTH, 0.0, 1.0)
     if int(steps * strength) < 1:
         raise RefusedError(
             "strength", f"strength {strength:g}: of {steps} steps it leaves none; takes at least {1 / steps:.2g}"
@@ -159,23 +157,16 @@ def _prompt(given: Any, offer: Offer, limits: Limits) -> str:
     return given
 
 
-def _scale(given: Any, offer: Offer, limits: Limits) -> float:
-    if given is None:
-        return offer.guidance_scale
-    most = limits.guidance_scale
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= most:
-        raise RefusedError("guidance_scale", f"guidance_scale {_shown(given)}: takes a number from 0 to {most:g}")
-    return float(given)
-
-
-def _whole(given: Mapping[str, Any], name: str, usual: int, low: int, high: int) -> int:
-    value = given.get(name)
+def _number(given: Mapping[str, Any], name: str, usual: Any, low: float, high: float) -> Any:
+    """A number in [low, high], a whole one where these are."""
+    value, whole = given.get(name), isinstance(low, int)
     if value is None:
         return usual
-    if isinstance(value, float) and value.is_integer():
+    if whole and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RefusedError(name, f"{name} {_shown(value)}: takes a whole number from {low} to {high:,}")
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+        takes = f"a whole number from {low} to {high:,}" if whole else f"a number from {low:g} to {high:g}"
+        raise RefusedError(name, f"{name} {_shown(value)}: takes {takes}")
     return value
 
 

@@ -1,14 +1,13 @@
 """`assets/emoji` in memory: 23 MB of pictures, which every recipe reads again and again."""
 
-import io
-import json
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+from gendistill.data.sources.shards import WebDatasetShards
 
 ASSETS = Path(__file__).parents[2] / "assets"
 LEVELS = ("name", "subcategory", "category")
@@ -25,15 +24,6 @@ class Emoji:
 
 def load_emoji(split: str, folder: Path = ASSETS / "emoji") -> Emoji:
     """All pictures of a split (`train` or `heldout`), in the order of the shards."""
-    pictures, captions = [], []
-    for shard in sorted(folder.glob(f"{split}-*.tar.gz")):
-        with tarfile.open(shard) as archive:
-            for member in archive:
-                file = archive.extractfile(member)
-                assert file is not None
-                if member.name.endswith(".png"):
-                    pictures.append(np.asarray(Image.open(io.BytesIO(file.read()))))
-                elif member.name.endswith(".json"):
-                    captions.append(json.load(file))
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return Emoji(stacked.contiguous().float() / 127.5 - 1, captions)
+    entries = list(WebDatasetShards(folder / f"{split}-*.tar.gz").entries())
+    stacked = torch.from_numpy(np.stack([np.asarray(Image.open(entry.file)) for entry in entries])).permute(0, 3, 1, 2)
+    return Emoji(stacked.contiguous().float() / 127.5 - 1, [entry.texts for entry in entries])

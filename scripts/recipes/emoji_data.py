@@ -11,6 +11,7 @@ fixes the picture to the one that leaves almost everything open:
     category     google emoji of people and body
 
 A fixed tenth of the emoji (by hash of the base name, so that every skin tone and both vendors go together) is held out.
+The card beside the shards, README.md, is written by hand.
 """
 
 import argparse
@@ -100,11 +101,6 @@ def read_vendor(package: Path, vendor: str) -> list[dict]:
 
 def write_shard(path: Path, samples: list[dict]) -> None:
     """A WebDataset shard: `KEY.png`, `KEY.txt` (the name caption) and `KEY.json` (all three) for each sample."""
-
-    def anonymous(info: tarfile.TarInfo, size: int) -> tarfile.TarInfo:
-        info.size, info.mode = size, 0o644
-        return info
-
     with (
         path.open("wb") as file,
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as zipped,
@@ -117,60 +113,9 @@ def write_shard(path: Path, samples: list[dict]) -> None:
                 "txt": sample["json"]["name"].encode(),
             }
             for extension, data in parts.items():
-                info = anonymous(tarfile.TarInfo(f"{sample['key']}.{extension}"), len(data))
+                info = tarfile.TarInfo(f"{sample['key']}.{extension}")
+                info.size = len(data)
                 shard.addfile(info, io.BytesIO(data))
-
-
-CARD = """\
-# emoji: the embedded data
-
-{total} emoji at {resolution}x{resolution} on white, of two vendors, with captions of three levels; WebDataset shards
-(`.png`, `.txt` with the name caption, `.json` with `name`, `subcategory`, `category`, `vendor`, `unified`).
-
-| split | pictures | names | shards |
-|---|---|---|---|
-{splits}
-
-{subcategories} subcategory captions and {categories} category captions over both vendors. The held-out tenth is chosen
-by a hash of the emoji's base name: every skin tone and both vendors of a name are on one side.
-
-| level | example |
-|---|---|
-| name | {example[name]} |
-| subcategory | {example[subcategory]} |
-| category | {example[category]} |
-
-Made by `scripts/recipes/emoji_data.py` from `emoji-datasource-google` and `emoji-datasource-twitter` {version}. There is
-no randomness in it.
-
-## Attribution
-
-- Pictures `google-*`: Noto Emoji, copyright Google LLC, licensed under the Apache License 2.0
-  (https://github.com/googlefonts/noto-emoji). Changed here: composited on white, resized to 32x32.
-- Pictures `twitter-*`: Twemoji, copyright Twitter, Inc. and other contributors, licensed under CC-BY 4.0
-  (https://creativecommons.org/licenses/by/4.0/; https://github.com/twitter/twemoji). Changed here: composited on white,
-  resized to 32x32.
-- Names and categories: `emoji-data` by Cal Henderson, MIT licence (https://github.com/iamcal/emoji-data).
-"""
-
-
-def write_card(out: Path, samples: list[dict]) -> None:
-    rows = []
-    for split in ("train", "heldout"):
-        of_split = [s["json"] for s in samples if s["split"] == split]
-        names = {s["name"].split(" emoji of ")[1] for s in of_split}
-        rows.append(f"| {split} | {len(of_split)} | {len(names)} | `{split}-*.tar.gz` |")
-    example = next(s["json"] for s in samples if s["json"]["name"].endswith("waving hand sign with medium skin tone"))
-    card = CARD.format(
-        total=len(samples),
-        resolution=RESOLUTION,
-        splits="\n".join(rows),
-        subcategories=len({s["json"]["subcategory"] for s in samples}),
-        categories=len({s["json"]["category"] for s in samples}),
-        example=example,
-        version=VERSION,
-    )
-    (out / "README.md").write_text(card)
 
 
 def main() -> None:
@@ -194,7 +139,6 @@ def main() -> None:
         of_split = [s for s in samples if s["split"] == split]
         for start in range(0, len(of_split), SHARD_SIZE):
             write_shard(args.out / f"{split}-{start // SHARD_SIZE:03d}.tar.gz", of_split[start : start + SHARD_SIZE])
-    write_card(args.out, samples)
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
     print(f"{len(samples)} pictures {dict(Counter(s['split'] for s in samples))}, {size:.1f} MB in {args.out}")
 

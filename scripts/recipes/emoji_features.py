@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python scripts/recipes/emoji_features.py   # about 10 minutes on one CPU core; run again to resume
 
 It is a metric network: nothing that is evaluated by it may be trained with it or share its seed.
+Its card, README.md, is written by hand, with the figures that are printed.
 """
 
-import platform
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,33 +87,6 @@ def held_out_figures(network: EmojiFeatureNetwork, held_out: Emoji) -> dict[str,
     }
 
 
-CARD = """\
-# emoji-features: the extractor of `fd-emoji`
-
-A pre-activation ResNet ({parameters} parameters) over 32x32 pictures in [-1, 1] that was trained to tell the category
-({categories} classes), the vendor ({vendors}) and the words of the name ({words}: those in at least {frequent} training
-pictures). Its pooled layer (128 features) takes the place of Inception-v3's in the Fréchet distance where no
-Inception weights are at hand. The number is then called `fd-emoji`: it says nothing beside an FID.
-
-| held out ({held_out} pictures, names never seen) | |
-|---|---|
-| category accuracy | {category:.3f} |
-| vendor accuracy | {vendor:.3f} |
-| word micro F1 | {word_f1:.3f} |
-
-- Data: the `train` split of `assets/emoji` ({train} pictures), shifted by up to 2 pixels, never mirrored.
-- Made by `scripts/recipes/emoji_features.py`, seed {seed}, {steps} steps of {batch}, Python {python}, torch {torch}.
-  Weights in float16; the figures are of these rounded weights, computed in float32.
-- A metric network: no teacher and no student was trained with it or from it.
-
-## Licence and attribution
-
-The weights are under this project's licence (Apache-2.0). They were trained on Noto Emoji, copyright Google LLC, Apache
-License 2.0 (https://github.com/googlefonts/noto-emoji), and on Twemoji, copyright Twitter, Inc. and other contributors,
-CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/; https://github.com/twitter/twemoji).
-"""
-
-
 def main() -> None:
     parser = recipe_parser(__doc__, RUN, steps=3000, batch=64, learning_rate=2e-3, seed=11)
     parser.add_argument("--out", type=Path, default=ASSETS / "emoji-features")
@@ -123,16 +96,7 @@ def main() -> None:
     train, held_out = load_emoji("train"), load_emoji("heldout")
     network = build_network(train.captions).to(memory_format=torch.channels_last)
     labels = labels_of(train.captions, network)
-    run = ResumableRun(
-        args.run,
-        network,
-        steps=args.steps,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        warmup=100,
-        weight_decay=0.05,
-        ema_decay=0.99,
-    )
+    run = ResumableRun(args, network, warmup=100, weight_decay=0.05, ema_decay=0.99)
     for step in run:
         chosen = torch.randint(len(train), (args.batch,), generator=run.generator)
         category, vendor, words = network(shifted(train.pictures[chosen], run.generator))
@@ -145,25 +109,7 @@ def main() -> None:
             print(held_out_figures(network, held_out), flush=True)
     run.use_ema()
     network.save(args.out)
-    saved = EmojiFeatureNetwork.load(args.out)
-    figures = held_out_figures(saved, held_out)
-    card = CARD.format(
-        parameters=sum(p.numel() for p in saved.parameters()),
-        categories=len(saved.categories),
-        vendors=len(saved.vendors),
-        words=len(saved.words),
-        frequent=FREQUENT,
-        train=len(train),
-        held_out=len(held_out),
-        seed=args.seed,
-        steps=args.steps,
-        batch=args.batch,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        **figures,
-    )
-    (args.out / "README.md").write_text(card)
-    print(f"{figures} in {args.out}")
+    print(f"{held_out_figures(EmojiFeatureNetwork.load(args.out), held_out)} in {args.out}")
 
 
 if __name__ == "__main__":

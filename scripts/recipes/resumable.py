@@ -32,34 +32,32 @@ class ResumableRun:
     an uninterrupted one would have seen.
 
     Args:
+        args: of a `recipe_parser`.
         decay_share: the last part of the steps, over which the learning rate falls to zero by a cosine; constant before.
     """
 
     def __init__(
         self,
-        folder: Path,
+        args: argparse.Namespace,
         network: nn.Module,
         *,
-        steps: int,
-        learning_rate: float,
-        seed: int,
         warmup: int = 200,
         weight_decay: float = 0.01,
         ema_decay: float = 0.999,
         decay_share: float = 1.0,
         checkpoint_seconds: float = 120,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.network, self.steps, self.warmup = folder, network, steps, warmup
-        self.learning_rate, self.seed, self.ema_decay = learning_rate, seed, ema_decay
+        self.folder, self.network, self.steps, self.warmup = args.run, network, args.steps, warmup
+        self.learning_rate, self.seed, self.ema_decay = args.learning_rate, args.seed, ema_decay
         self.decay_share, self.checkpoint_seconds = decay_share, checkpoint_seconds
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            network.parameters(), args.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
         self.ema = [p.detach().clone() for p in network.parameters()]
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.generator = torch.Generator()
-        if (folder / "checkpoint.pt").exists():
+        if (self.folder / "checkpoint.pt").exists():
             self._load()
 
     def __iter__(self) -> Iterator[int]:

@@ -5,10 +5,10 @@
 A ViT over 4-pixel patches and a causal text transformer with a byte-pair vocabulary of its own, trained with the
 contrastive loss of Radford et al. 2021; half of the patches are dropped in training (Li et al. 2023, FLIP). It is a
 metric network: nothing that is evaluated by it may be trained with it or share its seed.
+Its card, README.md, is written by hand, with the figures that are printed.
 """
 
 import json
-import platform
 from pathlib import Path
 
 import open_clip
@@ -113,44 +113,6 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path) -> Non
     save_file(weights, out / "open_clip_model.safetensors")
 
 
-CARD = """\
-# tiny-clip: a CLIP of the emoji
-
-An [open_clip](https://github.com/mlfoundations/open_clip) model ({parameters} parameters): a ViT of 3 layers and width
-128 over 4-pixel patches of 32x32 pictures, a text transformer of 2 layers and width 96 with a byte-pair vocabulary of
-{vocabulary}, 128 shared dimensions. It scores how well an emoji fits its caption where no larger CLIP is at hand, and
-knows nothing beyond emoji: its CLIP score says nothing beside that of another model.
-
-```python
-import open_clip
-
-model, preprocess = open_clip.create_model_from_pretrained("local-dir:assets/tiny-clip")
-tokenizer = open_clip.get_tokenizer("local-dir:assets/tiny-clip")
-```
-
-| the picture's own name is nearest among 64 | top-1 |
-|---|---|
-| pictures trained on | {held_in:.3f} |
-| held-out names | {held_out:.3f} |
-| chance | 0.016 |
-
-(Mean over 40 random draws of 64 pictures with different names, both vendors.)
-
-- Data: the `train` split of `assets/emoji` ({train} pictures, shifted by up to 2 pixels), captions of three levels
-  drawn with probability {probabilities} (name, subcategory, category). Pairs with equal captions are not negatives.
-- Preprocessing: 32x32, bilinear, mean and standard deviation 0.5.
-- Made by `scripts/recipes/tiny_clip.py`, seed {seed}, {steps} steps of {batch}, Python {python}, torch {torch},
-  open_clip {open_clip}. Weights in float16; the figures are of these rounded weights, computed in float32.
-- A metric network: no teacher and no student was trained with it or from it.
-
-## Licence and attribution
-
-The weights are under this project's licence (Apache-2.0). They were trained on Noto Emoji, copyright Google LLC, Apache
-License 2.0 (https://github.com/googlefonts/noto-emoji), and on Twemoji, copyright Twitter, Inc. and other contributors,
-CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/; https://github.com/twitter/twemoji).
-"""
-
-
 def main() -> None:
     parser = recipe_parser(__doc__, RUN, steps=1200, batch=128, learning_rate=2e-3, seed=23)
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-clip")
@@ -163,16 +125,7 @@ def main() -> None:
     tokens = torch.stack([tokenize(tokenizer, list(texts)) for texts in zip(*captions, strict=True)])  # (3, N, CONTEXT)
     model = open_clip.CLIP(**MODEL, output_dict=False)
     model.visual.patch_dropout = open_clip.transformer.PatchDropout(PATCH_DROPOUT)
-    run = ResumableRun(
-        args.run,
-        model,
-        steps=args.steps,
-        learning_rate=args.learning_rate,
-        seed=args.seed,
-        warmup=100,
-        weight_decay=0.1,
-        ema_decay=0.99,
-    )
+    run = ResumableRun(args, model, warmup=100, weight_decay=0.1, ema_decay=0.99)
     probabilities = torch.tensor(LEVEL_PROBABILITY)
     for step in run:
         torch.manual_seed(args.seed * 1_000_003 + step)  # the patches that are dropped
@@ -195,20 +148,6 @@ def main() -> None:
     figures = {
         name: top1_among(saved, tokenizer, split, args.seed) for name, split in {"held_in": train, "held_out": held_out}.items()
     }
-    card = CARD.format(
-        parameters=sum(p.numel() for p in saved.parameters()),
-        vocabulary=VOCABULARY,
-        train=len(train),
-        probabilities=" / ".join(map(str, LEVEL_PROBABILITY)),
-        seed=args.seed,
-        steps=args.steps,
-        batch=args.batch,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        open_clip=open_clip.__version__,
-        **figures,
-    )
-    (args.out / "README.md").write_text(card)
     print(f"{figures} in {args.out}")
 
 

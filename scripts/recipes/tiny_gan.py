@@ -41,15 +41,8 @@ class AdversarialRun:
         self.average.load_state_dict(self.generator.state_dict())
         self.discriminator = ResNetDiscriminator(32, num_classes, args.discriminator_channels, 3, spread=True).to(args.device)
         self.rates = {"generator": args.learning_rate, "discriminator": args.learning_rate * args.discriminator_rate}
-        on_gpu = args.device.startswith("cuda")
         self.optimizers = {
-            name: torch.optim.Adam(
-                getattr(self, name).parameters(),
-                torch.tensor(rate, device=args.device) if on_gpu else rate,  # which a captured graph reads anew
-                betas=(0.0, 0.99),
-                fused=True,
-                capturable=on_gpu,
-            )
+            name: torch.optim.Adam(getattr(self, name).parameters(), rate, betas=(0.0, 0.99), fused=True)
             for name, rate in self.rates.items()
         }
         self.step, self.seconds = 0, 0.0
@@ -57,22 +50,18 @@ class AdversarialRun:
             self.load()
 
     @property
-    def modules(self) -> dict:
-        return {
-            "generator": self.generator,
-            "average": self.average,
-            "discriminator": self.discriminator,
-            **{f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()},
-        }
+    def parts(self) -> dict:
+        networks = {name: getattr(self, name) for name in ("generator", "average", "discriminator")}
+        return networks | {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
 
     def save(self) -> None:
-        state = {name: module.state_dict() for name, module in self.modules.items()}
+        state = {name: module.state_dict() for name, module in self.parts.items()}
         torch.save({**state, "step": self.step, "seconds": self.seconds}, self.folder / "checkpoint.tmp")
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
 
     def load(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", map_location=self.args.device, weights_only=True)
-        for name, module in self.modules.items():
+        for name, module in self.parts.items():
             module.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"resumed at step {self.step}")
@@ -80,10 +69,7 @@ class AdversarialRun:
     def set_learning_rates(self, scale: float) -> None:
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                if isinstance(group["lr"], torch.Tensor):
-                    group["lr"].fill_(self.rates[name] * scale)
-                else:
-                    group["lr"] = self.rates[name] * scale
+                group["lr"] = self.rates[name] * scale
 
     def follow(self, share: torch.Tensor) -> None:
         """The average goes `share` (0-d) of the way; of the running statistics of batch norms it takes the newest."""
@@ -95,7 +81,7 @@ class AdversarialRun:
 
 
 def adversarial_step(run: AdversarialRun, policy: tuple[str, ...]):
-    """A step of both networks as one function; on a GPU captured as one graph, since it consists of hundreds of small kernels.
+    """A step of both networks as one function.
 
     It takes pictures (B, 3, 32, 32), their classes (B,), noise (2, B, LATENT), augmentations (3, B, DRAWS) and how far the
     average goes (0-d), and gives the logits of real and made pictures, (B,) each.
@@ -122,33 +108,7 @@ def adversarial_step(run: AdversarialRun, policy: tuple[str, ...]):
         run.follow(share)
         return of_real.detach(), of_fake.detach()
 
-    return captured(step) if device.startswith("cuda") and not run.args.eager else step
-
-
-def captured(step):
-    """The same as a CUDA graph: run eagerly for a few steps, which count, then recorded once and replayed."""
-    inputs, outputs, graph, calls = [], [], torch.cuda.CUDAGraph(), 0
-
-    def call(*arguments):
-        nonlocal calls
-        calls += 1
-        if calls <= 5:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                made = step(*arguments)
-            torch.cuda.current_stream().wait_stream(side)
-            return made
-        if not inputs:
-            inputs.extend(argument.clone() for argument in arguments)
-            with torch.cuda.graph(graph):
-                outputs.extend(step(*inputs))
-        for mine, given in zip(inputs, arguments, strict=True):
-            mine.copy_(given)
-        graph.replay()
-        return tuple(outputs)
-
-    return call
+    return step
 
 
 @torch.no_grad()
@@ -189,7 +149,6 @@ def main() -> None:
     parser.add_argument("--policy", nargs="+", default=["color", "translation", "cutout"])
     parser.add_argument("--ema", type=float, default=0.9997)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graph")
     parser.add_argument("--minutes", type=float, default=None, help="save and stop after so many, to be resumed")
     args = parser.parse_args()
     device, policy = args.device, tuple(args.policy)

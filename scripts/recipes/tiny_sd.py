@@ -142,14 +142,11 @@ def main() -> None:
         default=(0.20, 0.45, 0.20),
         help="how often the caption is the name, the subcategory, the category; the rest is the empty prompt",
     )
-    parser.add_argument("--note", default="", help="what else the card is to say of this run")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     emoji = load_emoji("train")
-    args.run.mkdir(parents=True, exist_ok=True)
-    (args.run / "settings.json").write_text(json.dumps(vars(args), default=str, indent=1))  # for the card
     if args.init:  # ties in the merges fall out differently from run to run: the text encoder knows its own tokenizer
         shutil.copytree(args.init / "tokenizer", args.run / "tokenizer", dirs_exist_ok=True)
         tokenizer = CLIPTokenizer.from_pretrained(args.run / "tokenizer")
@@ -166,7 +163,7 @@ def main() -> None:
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
 
-    run = ResumableRun(args.run, both, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, decay_share=0.3)
+    run = ResumableRun(args, both, decay_share=0.3)
     shares = torch.tensor([*args.level_shares, 1 - sum(args.level_shares)])
     by_emoji = drawn_by_emoji(emoji)
     for _ in run:

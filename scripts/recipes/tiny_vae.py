@@ -71,7 +71,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     train, held_out = load_emoji("train"), load_emoji("heldout")
     vae = build_vae()
-    run = ResumableRun(args.run, vae, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed, ema_decay=0.998)
+    run = ResumableRun(args, vae, ema_decay=0.998)
     for step in run:
         chosen = torch.randint(len(train), (args.batch,), generator=run.generator)
         pictures = augmented(train.pictures[chosen], run.generator)

@@ -15,7 +15,6 @@ from gendistill.data.gan_batches import NoData, is_enlarging, smaller
 from gendistill.data.gan_images import prepare_pictures
 from gendistill.data.images import fitted
 from gendistill.gan.generator import GeneratorSpec
-from gendistill.runtime.random import indices_of_step
 
 NOISE = GeneratorSpec("noise", (8,), (3, 12, 16), 3, ("cat", "dog", "fox"))
 REPAINTING = GeneratorSpec("image", (3, 12, 16), (3, 12, 16))
@@ -173,13 +172,6 @@ def test_one_that_also_changes_the_colours_gets_no_pairs(prepare, tmp_path):
     batch = data.batch(torch.tensor([0]), None)
     assert batch.real is None
     assert batch.inputs.shape == (1, 1, 6, 8)
-
-
-def test_steps_walk_the_rows_epoch_after_epoch(prepare, tmp_path):
-    data = prepare(write(tmp_path / "pets", dict.fromkeys("abcdef", "cat")))
-    seen = torch.cat([data.rows_of_step(3, step, 4) for step in range(3)])
-    assert seen.bincount().tolist() == [2] * 6
-    assert torch.equal(data.rows_of_step(3, 1, 4), indices_of_step(3, 1, 4, 6))
 
 
 def test_without_data_there_is_noise_alone_and_pictures_are_asked_for_where_it_takes_them(tmp_path):

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -162,13 +163,21 @@ def test_nothing_in_a_tar_is_written_to_disk(tmp_path):
     assert os.listdir(tmp_path) == ["x.tar"]
 
 
-def test_a_shard_has_the_same_fingerprint_elsewhere_and_another_when_it_changes(tmp_path):
+def write_zip(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(("name", "write"), [("x.tar", write_tar), ("x.zip", write_zip)])
+def test_an_archive_has_the_same_fingerprint_elsewhere_and_another_when_it_changes(tmp_path, name, write):
     (tmp_path / "copy").mkdir()
-    one = write_tar(tmp_path / "x.tar", {"a.png": png("red")})
-    two = shutil.copyfile(one, tmp_path / "copy" / "x.tar")
-    assert WebDatasetShards(one).fingerprint() == WebDatasetShards(two).fingerprint()
-    write_tar(two, {"a.png": png("blue")})
-    assert WebDatasetShards(one).fingerprint() != WebDatasetShards(two).fingerprint()
+    one = write(tmp_path / name, {"a.png": png("red")})
+    two = shutil.copyfile(one, tmp_path / "copy" / name)
+    assert open_source(one).fingerprint() == open_source(two).fingerprint()
+    write(two, {"a.png": png("blue")})
+    assert open_source(one).fingerprint() != open_source(two).fingerprint()
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])

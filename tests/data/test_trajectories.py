@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
-from gendistill.data.trajectories import generate_trajectories
+from gendistill.data.trajectories import ending_with, generate_trajectories
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.runtime.random import PerSampleRandom
@@ -109,3 +109,30 @@ def test_a_teacher_with_the_same_weights_and_another_config_generates_anew(tiny_
         keys.append((data.cache.key, paint(teacher, data, tmp_path).trajectories.key))
     assert keys[0][0] != keys[1][0]
     assert keys[0][1] != keys[1][1]
+
+
+@torch.no_grad()
+def test_ways_of_the_next_generation_end_where_diffusers_ddim_comes_to_with_the_student(teacher, data, tmp_path):
+    painted = paint(teacher, data, tmp_path)
+    scheduler = DDIMScheduler.from_config(
+        teacher.pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+    )
+    scheduler.set_timesteps(2)
+    before, after = ways_of(painted), ways_of(ending_with(painted, teacher.denoiser, 2, str(tmp_path / "cache")))
+    x = before.noise
+    for t in scheduler.timesteps:
+        x = scheduler.step(teacher.network(x, t, before.conditioning["prompt_embeds"].float()).sample, t, x).prev_sample
+    torch.testing.assert_close(after.latents, x, atol=5e-3, rtol=5e-3)  # kept in half precision
+    assert torch.equal(after.points[:, :-1], before.points[:, :-1])
+    assert not torch.allclose(after.latents, before.latents, atol=0.05)
+
+
+def test_another_student_paints_other_ends(teacher, data, tmp_path):
+    painted = paint(teacher, data, tmp_path)
+    cache = str(tmp_path / "cache")
+    first = ending_with(painted, teacher.denoiser, 1, cache)
+    assert ending_with(painted, teacher.denoiser, 1, cache).ends.key == first.ends.key
+    with torch.no_grad():
+        teacher.network.conv_out.weight.mul_(0.5)
+    second = ending_with(painted, teacher.denoiser, 1, cache)
+    assert not torch.equal(ways_of(first).latents, ways_of(second).latents)

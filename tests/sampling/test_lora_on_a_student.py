@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from gendistill.data.sources.source import open_source, to_tensor
+from gendistill.data.images import as_tensor
+from gendistill.data.sources.source import open_source
 from gendistill.evaluation.fit import measure_fit
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
@@ -44,7 +45,7 @@ def restyled():
     source = open_source(DATA, "subcategory")
     found = [source.decode(entry) for entry in source.entries() if entry.texts["category"] == f"twitter emoji of {CATEGORY}"]
     prompts = [sample.caption.replace("twitter", "google") for sample in found]
-    return torch.stack([to_tensor(sample.picture, 32) for sample in found]), prompts
+    return torch.stack([as_tensor(sample.picture) for sample in found]), prompts
 
 
 def train_lora(pictures, prompts, folder):

@@ -34,6 +34,27 @@ def worker():
         one.end()
 
 
+@pytest.fixture
+def held(worker):
+    """held(...): a worker that draws its first request until an event is set, that request's future, the event, the batches."""
+
+    def make(**settings):
+        may_draw, batches = threading.Event(), []
+
+        def draw(requests):
+            may_draw.wait(10)
+            batches.append(requests)
+            return painted(requests)
+
+        drawing = worker(draw, **settings)
+        first = drawing.submit(request("a", seed=5))
+        while drawing.waiting:
+            time.sleep(0.01)
+        return drawing, first, may_draw, batches
+
+    return make
+
+
 def test_everyone_gets_their_own_pictures(worker):
     drawing = worker(most_waiting=1000)
     with ThreadPoolExecutor(8) as people:
@@ -42,41 +63,23 @@ def test_everyone_gets_their_own_pictures(worker):
         assert future.result(10).pictures.flatten().tolist() == [10 * seed + k for k in range(1 + seed % 3)]
 
 
-def test_what_goes_together_is_drawn_together_and_no_more_than_a_batch_holds(worker):
-    may_draw, batches = threading.Event(), []
-
-    def draw(requests):
-        may_draw.wait(10)
-        batches.append((requests[0].steps, sum(of.count for of in requests)))
-        return painted(requests)
-
-    drawing = worker(draw, most_pictures=4)
-    first = drawing.submit(request())
-    while drawing.waiting:
-        time.sleep(0.01)
+def test_what_goes_together_is_drawn_together_and_no_more_than_a_batch_holds(held):
+    drawing, first, may_draw, batches = held(most_pictures=4)
     others = [drawing.submit(request(steps=steps, count=count)) for steps, count in [(4, 2), (8, 1), (4, 2), (4, 1), (8, 1)]]
     may_draw.set()
     for future in [first, *others]:
         future.result(10)
-    assert batches == [(4, 1), (4, 4), (8, 2), (4, 1)]
+    drawn = [(requests[0].steps, sum(of.count for of in requests)) for requests in batches]
+    assert drawn == [(4, 1), (4, 4), (8, 2), (4, 1)]
 
 
-def test_a_full_queue_refuses_and_goes_on(worker):
-    may_draw = threading.Event()
-
-    def draw(requests):
-        may_draw.wait(10)
-        return painted(requests)
-
-    drawing = worker(draw, most_waiting=2)
-    first = drawing.submit(request())
-    while drawing.waiting:
-        time.sleep(0.01)
+def test_a_full_queue_refuses_and_goes_on(held):
+    drawing, first, may_draw, _ = held(most_waiting=2)
     waiting = [drawing.submit(request(seed=seed)) for seed in (1, 2)]
     with pytest.raises(BusyError, match="2 requests wait already"):
         drawing.submit(request())
     may_draw.set()
-    assert [future.result(10).pictures.item() for future in [first, *waiting]] == [0, 1, 2]
+    assert [future.result(10).pictures.item() for future in [first, *waiting]] == [5, 1, 2]
     assert drawing.submit(request(seed=7)).result(10).pictures.item() == 7
 
 
@@ -92,37 +95,18 @@ def test_an_error_reaches_who_asked_and_nobody_else(worker):
     assert drawing.submit(request(seed=3)).result(10).pictures.item() == 3
 
 
-def test_who_went_away_is_not_drawn_for(worker):
-    may_draw, drawn = threading.Event(), []
-
-    def draw(requests):
-        may_draw.wait(10)
-        drawn.extend(of.prompt for of in requests)
-        return painted(requests)
-
-    drawing = worker(draw)
-    first = drawing.submit(request("a"))
-    while drawing.waiting:
-        time.sleep(0.01)
+def test_who_went_away_is_not_drawn_for(held):
+    drawing, first, may_draw, batches = held()
     gone, last = drawing.submit(request("gone")), drawing.submit(request("c"))
     assert gone.cancel()
     may_draw.set()
     first.result(10)
     last.result(10)
-    assert drawn == ["a", "c"]
+    assert [of.prompt for requests in batches for of in requests] == ["a", "c"]
 
 
-def test_the_end_finishes_what_is_drawn_and_refuses_the_rest(worker):
-    may_draw = threading.Event()
-
-    def draw(requests):
-        may_draw.wait(10)
-        return painted(requests)
-
-    drawing = worker(draw)
-    first = drawing.submit(request(seed=5))
-    while drawing.waiting:
-        time.sleep(0.01)
+def test_the_end_finishes_what_is_drawn_and_refuses_the_rest(held):
+    drawing, first, may_draw, _ = held()
     second = drawing.submit(request())
     threading.Timer(0.1, may_draw.set).start()
     drawing.end()

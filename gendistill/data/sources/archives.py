@@ -22,7 +22,9 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with opened(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
-                _refuse(member, archive)
+                require_safe(f"the shard {archive}", member.name, member.size)
+                if not (member.isfile() or member.isdir()):
+                    raise ValueError(f"data: the shard {archive} holds {member.name!r}, a link or device; it takes files.")
                 if member.isfile():
                     file = tar.extractfile(member)
                     assert file is not None
@@ -33,13 +35,10 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(f"data: the shard {archive} cannot be read ({what}); it takes a tar.") from error
 
 
-def _refuse(member: tarfile.TarInfo, archive: Path) -> None:
-    path = PureWindowsPath(member.name)  # which knows both kinds of slash, and drives
+def require_safe(archive: str, name: str, size: int) -> None:
+    """Raise ValueError for a member that lies outside its archive's folder or is larger than `MAX_MEMBER_BYTES`."""
+    path = PureWindowsPath(name)  # which knows both kinds of slash, and drives
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"data: the shard {archive} holds {member.name!r}, outside its folder; it takes relative paths.")
-    if not (member.isfile() or member.isdir()):
-        raise ValueError(f"data: the shard {archive} holds {member.name!r}, a link or device; it takes files.")
-    if member.size > MAX_MEMBER_BYTES:
-        raise ValueError(
-            f"data: the shard {archive} holds {member.name!r} of {member.size} bytes; it takes at most {MAX_MEMBER_BYTES}."
-        )
+        raise ValueError(f"data: {archive} holds {name!r}, outside its folder; it takes relative paths.")
+    if size > MAX_MEMBER_BYTES:
+        raise ValueError(f"data: {archive} holds {name!r} of {size} bytes; it takes at most {MAX_MEMBER_BYTES}.")

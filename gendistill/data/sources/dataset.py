@@ -1,7 +1,6 @@
 """Pictures that lie in a dataset of Hugging Face's `datasets`: parquet files, a saved folder, or one of the hub."""
 
 import glob
-import hashlib
 import io
 import logging
 import re
@@ -15,7 +14,7 @@ from datasets import load_dataset, load_from_disk
 
 from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
-from gendistill.runtime.hashing import HashMemo, chance, sha256_of, update
+from gendistill.runtime.hashing import HashMemo, chance, sha256_of
 
 HUB = "hf://datasets/"
 PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
@@ -61,23 +60,22 @@ class DatasetPictures(PictureSource):
         default = (named or texts or ["text"])[0]
         if caption is None and not named and len(texts) > 1:
             raise ValueError(f"data.caption: {path!r} has the texts {', '.join(texts)}; takes one of them.")
-        super().__init__(CaptionChoice.of(caption, default, seed))
+        choice = CaptionChoice.of(caption, default, seed)
+        super().__init__(choice, (choice, self.image_column, self.split))
         if caption is not None:
             self.choice.require(texts, path)
         self._rows = rows.select_columns(
             [self.image_column, *(name for name in self.choice.fields if name in texts)]
         ).cast_column(self.image_column, datasets.Image(decode=False))
 
-    def fingerprint(self, hashes: HashMemo | None = None) -> str:
-        """A hash of the files' contents, or of the pinned name, and of what is read of them."""
-        digest = hashlib.sha256(repr((self.choice, self.image_column, self.split)).encode())
-        update(digest, [self.path if not self.files else ""])
+    def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
+        """The files' contents, or the pinned name."""
+        yield [self.path if not self.files else ""]
         for file in self.files:
-            update(digest, [file.name, sha256_of(file, hashes)])
-        return digest.hexdigest()
+            yield [file.name, sha256_of(file, hashes)]
 
-    def describe(self) -> str:
-        return f"the split {self.split} of the dataset {self.path} (caption: {self.choice.describe()})"
+    def named(self) -> str:
+        return f"the split {self.split} of the dataset {self.path}"
 
     def entries(self) -> Iterator[Entry]:
         for number, row in enumerate(self._read()):

@@ -1,29 +1,38 @@
-"""Pictures that lie in a folder, with captions in `metadata.jsonl` or in text files beside them."""
+"""Pictures that lie in a folder or in a zip of one, with captions in `metadata.jsonl` or in text files beside them."""
 
-import hashlib
+import io
 import logging
+import lzma
 import os
+import zipfile
+import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from gendistill.data.images import SUFFIXES, TAKEN
 from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.sources.archives import require_safe
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
-from gendistill.data.texts import metadata_lines, text_beside, text_lines, with_text
-from gendistill.runtime.hashing import HashMemo, file_sha256, update
+from gendistill.data.texts import decode_text, text_beside, text_fields, text_lines
+from gendistill.runtime.hashing import HashMemo, file_sha256, sha256_of
 
 logger = logging.getLogger(__name__)
 
+ENCRYPTED = 1  # bit of a zip member's flags
 
-class ImageFolder(PictureSource):
-    """The pictures (PNG, JPEG, WebP, BMP, GIF) of a folder and of those below it, in the order of their paths.
+
+class NamedPictures(PictureSource):
+    """The pictures (PNG, JPEG, WebP, BMP, GIF) among files, in the order of their names.
 
     Captions come from `metadata.jsonl` (a line a picture: `file_name`, relative to that file, and text fields), as
     Hugging Face's `imagefolder` reads it, or from a `.txt` of the same name beside the picture. Names that begin
     with a dot are left out.
 
     Args:
-        path: the folder.
+        path: of the folder or archive.
+        names: of all files in it.
         caption: fields of `metadata.jsonl`, or "txt" for the file beside the picture. By default `text`, which the
             `.txt` stands in for where `metadata.jsonl` has none.
         seed: of the draw among several caption fields.
@@ -32,55 +41,106 @@ class ImageFolder(PictureSource):
         ValueError: there is no picture, `metadata.jsonl` cannot be read, or no picture has that caption field.
     """
 
-    def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
+    def __init__(self, path: Path, names: list[str], caption: CaptionOption, seed: int):
         super().__init__(CaptionChoice.of(caption, "text", seed))
-        self.path = Path(path)
-        files = sorted(files_below(self.path))
-        self.pictures = [name for name in files if is_picture(name)]
+        self.path = path
+        names = sorted(names)
+        self.pictures = [name for name in names if is_picture(name)]
         if not self.pictures:
-            raise ValueError(f"data: {str(path)!r} holds no picture; it takes a folder with {TAKEN}.")
-        self._metadata_files = [name for name in files if Path(name).name == "metadata.jsonl"]
-        known = set(files)
-        self._text_files = [text for name in self.pictures if (text := text_beside(name)) in known]
-        self._metadata, present = self._read_metadata()
+            raise ValueError(f"data: {str(path)!r} holds no picture; it takes a folder or a zip with {TAKEN}.")
+        self.text_files = {text_beside(name) for name in self.pictures} & set(names)
+        self.metadata_files = [name for name in names if PurePosixPath(name).name == "metadata.jsonl"]
+        self._metadata: dict[str, dict[str, str]] = {}
+        present = {"text", "txt"} if self.text_files else set()
+        for name in self.metadata_files:
+            for number, line in enumerate(text_lines(self.read(name), f"data: {name!r} in {path}"), start=1):
+                if not line.strip():
+                    continue
+                fields = text_fields(line)
+                if "file_name" not in fields:
+                    raise ValueError(f"data: line {number} of {name} in {path} takes a JSON object with `file_name`.")
+                picture = (PurePosixPath(name).parent / fields.pop("file_name")).as_posix()
+                present |= set(fields)
+                self._metadata[picture] = {field: fields[field] for field in self.choice.fields if field in fields}
+        if absent := set(self._metadata) - set(self.pictures):
+            logger.warning("metadata.jsonl names %d pictures that are not there, such as %s", len(absent), min(absent))
         if caption is not None:
-            self.choice.require(present | ({"text", "txt"} if self._text_files else set()), str(path))
+            self.choice.require(present, str(path))
 
     def __len__(self) -> int:
-        """Pictures in the folder, the broken ones among them."""
+        """Pictures, the broken ones among them."""
         return len(self.pictures)
 
-    def fingerprint(self, hashes: HashMemo | None = None) -> str:
-        """A hash of names, sizes and modification times, of the captions' file, and of how captions are drawn."""
-        digest = hashlib.sha256(repr(self.choice).encode())
-        for name in sorted({*self.pictures, *self._text_files}):
-            stat = (self.path / name).stat()
-            update(digest, [name, stat.st_size, stat.st_mtime_ns])
-        for name in self._metadata_files:
-            update(digest, [name, file_sha256(self.path / name)])
-        return digest.hexdigest()
-
-    def describe(self) -> str:
-        return f"{len(self)} pictures in {self.path} (caption: {self.choice.describe()})"
+    def named(self) -> str:
+        return f"{len(self)} pictures in {self.path}"
 
     def entries(self) -> Iterator[Entry]:
-        beside = set(self._text_files)
         for name in self.pictures:
-            text = (self.path / text_beside(name)).read_bytes() if text_beside(name) in beside else None
-            yield Entry(name, self.path / name, with_text(self._metadata.get(name, {}), text))
+            texts = self._metadata.get(name, {})
+            if text_beside(name) in self.text_files:
+                text = decode_text(self.read(text_beside(name)))
+                texts = {"text": text, **texts, "txt": text}
+            yield Entry(name, self.file(name), texts)
 
-    def _read_metadata(self) -> tuple[dict[str, dict[str, str]], set[str]]:
-        """The caption fields of each picture, and the names of all text fields that are there."""
-        metadata, present = {}, set()
-        for name in self._metadata_files:
-            lines = text_lines(self.path / name, "data")
-            for picture, fields in metadata_lines(lines, name, str(self.path / name)):
-                present |= set(fields)
-                metadata[picture] = {field: fields[field] for field in self.choice.fields if field in fields}
-        absent = set(metadata) - set(self.pictures)
-        if absent:
-            logger.warning("metadata.jsonl names %d pictures that are not there, such as %s", len(absent), min(absent))
-        return metadata, present
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file's content."""
+
+    def file(self, name: str) -> Path | BinaryIO:
+        """A picture as it is decoded from."""
+        return io.BytesIO(self.read(name))
+
+
+class ImageFolder(NamedPictures):
+    """The pictures of a folder and of those below it; see `NamedPictures`."""
+
+    def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
+        super().__init__(Path(path), list(files_below(Path(path))), caption, seed)
+
+    def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
+        """Names, sizes and modification times, and the content of the captions' files."""
+        for name in sorted({*self.pictures, *self.text_files}):
+            stat = (self.path / name).stat()
+            yield [name, stat.st_size, stat.st_mtime_ns]
+        for name in self.metadata_files:
+            yield [name, file_sha256(self.path / name)]
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+
+class ZipPictures(NamedPictures):
+    """The pictures of a `.zip`, see `NamedPictures`: nothing in it reaches the disk, and `__MACOSX` is left out.
+
+    Raises:
+        ValueError: it is no zip, is damaged or encrypted, or has a member outside its folder or of more than
+            `MAX_MEMBER_BYTES`.
+    """
+
+    def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
+        try:
+            self.archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"data: {str(path)!r} cannot be read ({error}); it takes a zip of pictures.") from error
+        members = [info for info in self.archive.infolist() if not info.is_dir()]
+        for info in members:
+            require_safe(str(path), info.filename, info.file_size)
+            if info.flag_bits & ENCRYPTED:
+                raise ValueError(f"data: {info.filename!r} in {path} is encrypted; it takes a zip without a password.")
+        super().__init__(Path(path), [info.filename for info in members if not _is_hidden(info.filename)], caption, seed)
+
+    def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
+        yield ["zip", sha256_of(self.path, hashes)]
+
+    def read(self, name: str) -> bytes:
+        """A member's content: never more than it said that it holds, which is at most `MAX_MEMBER_BYTES`."""
+        try:
+            return self.archive.read(name)
+        except (zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"data: {name!r} in {self.path} cannot be read ({error}); it takes a whole zip.") from error
 
 
 def files_below(folder: Path) -> Iterator[str]:
@@ -94,3 +154,7 @@ def files_below(folder: Path) -> Iterator[str]:
 
 def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

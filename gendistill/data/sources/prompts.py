@@ -23,11 +23,14 @@ class Prompts:
 
     def __init__(self, prompts: str | Path | Sequence[str]):
         self.path = Path(prompts) if isinstance(prompts, str | Path) else None
-        if isinstance(prompts, str | Path):
-            lines = text_lines(Path(prompts), "prompts")
-            self.prompts = [line.strip() for line in lines if line.strip()]
+        if self.path is None:
+            lines = self.prompts = list(prompts)  # type: ignore[arg-type]
         else:
-            lines = self.prompts = list(prompts)
+            try:
+                lines = text_lines(self.path.read_bytes(), f"prompts: {str(prompts)!r}")
+            except OSError as error:
+                raise ValueError(f"prompts: {str(prompts)!r} cannot be read ({error}); it takes a UTF-8 text file.") from error
+            self.prompts = [line.strip() for line in lines if line.strip()]
         for number, line in enumerate(lines, start=1):
             if len(line) > MAX_CAPTION:
                 raise ValueError(f"prompts: line {number} has {len(line)} characters; it takes at most {MAX_CAPTION}.")

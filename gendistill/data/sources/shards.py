@@ -1,7 +1,6 @@
 """Pictures that lie in WebDataset shards: tar files, read as streams."""
 
 import glob
-import hashlib
 import io
 import os
 import re
@@ -14,7 +13,7 @@ from gendistill.data.samples import Entry, PictureSource
 from gendistill.data.sources.archives import tar_members
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.data.texts import decode_text, text_fields
-from gendistill.runtime.hashing import HashMemo, sha256_of, update
+from gendistill.runtime.hashing import HashMemo, sha256_of
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # WebDataset's key and suffix: up to the first dot of the file's name, and after
@@ -45,16 +44,12 @@ class WebDatasetShards(PictureSource):
         if caption is not None:
             self.choice.require(_sample_texts(first[1]), f"the first sample of {self.path}")
 
-    def fingerprint(self, hashes: HashMemo | None = None) -> str:
-        """A hash of the shards' names and contents, and of how captions are drawn; it reads bytes that `hashes` lacks."""
-        digest = hashlib.sha256(repr(self.choice).encode())
+    def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
         for shard in self.shards:
-            update(digest, [shard.name, sha256_of(shard, hashes)])
-        return digest.hexdigest()
+            yield [shard.name, sha256_of(shard, hashes)]
 
-    def describe(self) -> str:
-        noun = "shard" if len(self.shards) == 1 else "shards"
-        return f"{len(self.shards)} WebDataset {noun} of {self.path} (caption: {self.choice.describe()})"
+    def named(self) -> str:
+        return f"{len(self.shards)} WebDataset {'shard' if len(self.shards) == 1 else 'shards'} of {self.path}"
 
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Keys, and the files that follow one another under each, by suffix: `deep/a.seg.png` is `seg.png` of `deep/a`."""

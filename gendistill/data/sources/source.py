@@ -6,15 +6,13 @@ A source can be walked again and again, always in the same order, and holds one 
 import os
 from pathlib import Path
 
-from gendistill.data.images import to_tensor
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.data.sources.captions import CaptionOption
-from gendistill.data.sources.folder import ImageFolder, files_below, is_picture
+from gendistill.data.sources.folder import ImageFolder, ZipPictures, files_below, is_picture
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.shards import WebDatasetShards, is_shard
-from gendistill.data.sources.zips import ZipPictures
 
-__all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "ZipPictures", "open_source", "to_tensor"]
+__all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "ZipPictures", "open_source"]
 
 
 def open_source(
