@@ -16,7 +16,8 @@ from unseen_generators import UNSEEN, Unseen
 from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.networks import counting
 from gendistill.networks.pruning import pruned_architecture as slim
-from gendistill.networks.pruning.channels import ChannelGroup, channel_groups, get_module
+from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
+from gendistill.networks.pruning.layers import get_module
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.pruning.surgery import choose, prune
 

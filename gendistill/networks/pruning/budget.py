@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
+from gendistill.networks.pruning.channels import ChannelGroup
+from gendistill.networks.pruning.layers import LayerSide, count_of, get_module
 
 MOST_STEPS = 200
 CLOSE = 0.01  # an error that is not worth another step

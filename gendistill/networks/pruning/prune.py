@@ -17,7 +17,7 @@ from gendistill.networks.pruning import surgery as pruning
 from gendistill.networks.pruning.budget import CostModel, Widths, allowed_widths, plan
 from gendistill.networks.pruning.cached_sizes import update_cached_sizes
 from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
-from gendistill.networks.pruning.tracing import UNFOLLOWED
+from gendistill.networks.pruning.layers import UNFOLLOWED
 from gendistill.networks.pruning.trials import prunable, short
 
 TOLERANCE = 0.1

@@ -17,21 +17,11 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gendistill.networks.pruning.layers import CONV, counts_of
 from gendistill.networks.pruning.separable import SeparableConv2d
 
 VERSION = 1
 PARTS = ("separable", "layers", "parameters", "attributes")
-CONV, NORM = nn.modules.conv._ConvNd, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-COUNTS: dict[Any, tuple[str, ...]] = {
-    CONV: ("in_channels", "out_channels", "groups"),
-    nn.Linear: ("in_features", "out_features"),
-    NORM[0]: ("num_features",),
-    NORM[1]: ("num_features",),
-    nn.GroupNorm: ("num_channels", "num_groups"),
-    nn.LayerNorm: ("normalized_shape",),
-    nn.Embedding: ("num_embeddings", "embedding_dim"),
-    nn.PReLU: ("num_parameters",),
-}
 
 
 def duplicate(network: nn.Module) -> Any:
@@ -98,7 +88,7 @@ def record(network: nn.Module) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     for path, module in network.named_modules():
-        if (names := _counts(module)) is not None:
+        if (names := counts_of(module)) is not None:
             layers[path] = {name: _plain_number(getattr(module, name)) for name in names} | {"plain": _is_plain(module)}
         elif held := integers(module):
             attributes[path] = held
@@ -139,20 +129,16 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _counts(module: nn.Module) -> tuple[str, ...] | None:
-    return next((names for kind, names in COUNTS.items() if isinstance(module, kind)), None)
-
-
 def _bare(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that belong to no layer of known counts."""
     for path, module in network.named_modules():
-        if _counts(module) is None:
+        if counts_of(module) is None:
             for name, weight in module.named_parameters(recurse=False):
                 yield f"{path}.{name}".lstrip("."), weight
 
 
 def _apply_layer(path: str, layer: nn.Module, counts: Any) -> None:
-    names = _counts(layer)
+    names = counts_of(layer)
     if names is None or not isinstance(counts, Mapping) or set(counts) != {*names, "plain"}:
         takes = "none" if names is None else ", ".join((*names, "plain"))
         raise ValueError(f"slim record {path}: the counts of a {type(layer).__name__} are {takes}; got {_keys(counts)}.")

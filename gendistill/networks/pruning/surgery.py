@@ -9,15 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gendistill.networks.pruning.channels import (
-    ChannelGroup,
-    LayerSide,
-    channel_axis,
-    count_name,
-    count_of,
-    get_module,
-    whole_norm_groups,
-)
+from gendistill.networks.pruning.channels import ChannelGroup, whole_norm_groups
+from gendistill.networks.pruning.layers import LayerSide, channel_axis, count_name, count_of, get_module
 
 Keeps = Sequence[np.ndarray]  # of each group, which channels stay
 

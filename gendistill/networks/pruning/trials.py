@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from gendistill.networks.counting import evaluating
 from gendistill.networks.pruning import surgery as pruning
 from gendistill.networks.pruning.cached_sizes import CachedSize, cached_sizes, update_cached_sizes
-from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, merged
+from gendistill.networks.pruning.channels import ChannelGroup, merged
+from gendistill.networks.pruning.layers import LayerSide
 from gendistill.networks.pruning.pruned_architecture import duplicate
 
 MOST_PAIRS = 12  # of failing groups of which all pairs are tried
