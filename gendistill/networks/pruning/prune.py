@@ -143,12 +143,12 @@ def _separate(network: nn.Module, inputs: Sequence[Tensor], asked: np.ndarray, k
     """Make convolutions separable, the costliest first, as long as no more is saved than was asked."""
     spent = counting.macs_by_module(network, inputs)
     left = np.array([counting.parameters(network), sum(spent.values())], float)
-    for path in sorted(separable.replaceable(network, keep), key=lambda path: -spent.get(path, 0)):
-        layer = network.get_submodule(path)
-        assert isinstance(layer, nn.Conv2d)
-        saved = separable.saved_share(layer) * np.array([layer.weight.numel(), spent.get(path, 0)], float)
+    found = separable.replaceable(network, keep)
+    for path in sorted(found, key=lambda path: -spent.get(path, 0)):
+        saved = separable.saved_share(found[path]) * np.array([found[path].weight.numel(), spent.get(path, 0)], float)
         if not (left - saved < asked).any():
-            separable.replace_convolutions(network, [path])
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, separable.SeparableConv2d.nearest(found[path]))
             left -= saved
 
 

@@ -92,7 +92,8 @@ def record(network: nn.Module) -> dict[str, Any]:
             layers[path] = {name: _plain_number(getattr(module, name)) for name in names} | {"plain": _is_plain(module)}
         elif held := integers(module):
             attributes[path] = held
-    separable = {path: layer.settings() for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
+    found = {path: layer for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
+    separable = {path: {"bias": layer.pointwise.bias is not None} for path, layer in found.items()}
     shapes = {path: list(weight.shape) for path, weight in _bare(network)}
     return {"version": VERSION, "separable": separable, "layers": layers, "parameters": shapes, "attributes": attributes}
 
@@ -116,7 +117,10 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
             raise ValueError(f"slim record {path}: separable takes a Conv2d; the network has a {type(convolution).__name__}.")
         if isinstance(convolution, nn.Conv2d):
             parent, _, name = path.rpartition(".")
-            setattr(_find(network, parent, "separable"), name, SeparableConv2d.from_settings(convolution, settings))
+            if settings != (expected := {"bias": convolution.bias is not None}):
+                bias = str(expected["bias"]).lower()
+                raise ValueError(f"slim record separable: takes bias {bias}; got {str(settings)[:60]}.")
+            setattr(_find(network, parent, "separable"), name, SeparableConv2d(convolution))
     for path, counts in shapes["layers"].items():
         _apply_layer(path, _find(network, path, "layers"), counts)
     bare = dict(_bare(network))
