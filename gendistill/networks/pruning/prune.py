@@ -22,6 +22,7 @@ from gendistill.networks.pruning.trials import prunable, short
 
 TOLERANCE = 0.1
 LEAST_CHANNELS = 4
+ROUND_TO = 8  # widths, where groups are wide enough and the targets allow it, else to 4, 2, 1: convolutions are faster so
 INSTEAD = "give a smaller student class of your own instead: --student module:Class"
 
 
@@ -51,7 +52,6 @@ def compress(
     macs: float | None = None,
     seed: int = 0,
     importance: Literal["magnitude", "random"] = "magnitude",
-    round_to: int = 8,
     keep: Sequence[str] = (),
     depthwise: bool = False,
 ) -> Compressed:
@@ -66,8 +66,6 @@ def compress(
         factor: so many times fewer multiply-accumulates AND parameters, above 1. Or give `params`, `macs` or both.
         params, macs: the number that the student is to have, of one sample.
         importance: `random` keeps random channels, by `seed`: what pruning is compared with.
-        round_to: widths are multiples of this where groups are wide enough and the targets allow it, else of its half,
-            quarter, ...: convolutions are faster so.
         keep: paths of modules that keep all their channels.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.networks.pruning.separable`).
 
@@ -85,7 +83,7 @@ def compress(
     slim.fold(student)
     if depthwise:
         _separate(student, example_inputs, asked, keep)
-    search = _Search(student, tuple(example_inputs), asked, keep, round_to)
+    search = _Search(student, tuple(example_inputs), asked, keep)
     search.scores = _scores(student, search.groups, importance, seed)
     widths = search.run()
     pruned, cost = search.pruned(widths.kept), search.cost
@@ -166,10 +164,8 @@ def _scores(network: nn.Module, groups: Sequence[ChannelGroup], kind: str, seed:
 class _Search:
     """Plans widths, prunes by them, runs and counts the result, and corrects the plan."""
 
-    def __init__(
-        self, network: nn.Module, inputs: tuple[Tensor, ...], asked: np.ndarray, keep: Sequence[str], round_to: int
-    ) -> None:
-        self.network, self.inputs, self.asked, self.round_to = network, counting.one_sample(inputs), asked, round_to
+    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], asked: np.ndarray, keep: Sequence[str]) -> None:
+        self.network, self.inputs, self.asked = network, counting.one_sample(inputs), asked
         try:
             found = channel_groups(slim.duplicate(network), inputs, keep)
         except Exception as failure:
@@ -192,7 +188,7 @@ class _Search:
     def run(self) -> Widths:
         """The widest rounding that meets the targets closely; else whichever comes nearest."""
         best: tuple[float, Widths, np.ndarray] | None = None
-        multiple = self.round_to
+        multiple = ROUND_TO
         while multiple >= 1:
             found = self._corrected(multiple)
             if best is None or found[0] < best[0]:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gendistill.networks.pruning.layers import CONV, counts_of
+from gendistill.networks.pruning.layers import channel_axis, count_of, counts_of, sides
 from gendistill.networks.pruning.separable import SeparableConv2d
 
 VERSION = 1
@@ -169,17 +169,16 @@ def _apply_layer(path: str, layer: nn.Module, counts: Any) -> None:
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     """What a layer's tensors must be by its counts."""
-    if isinstance(layer, CONV):
-        first, second = (layer.in_channels, layer.out_channels) if layer.transposed else (layer.out_channels, layer.in_channels)
-        return {"weight": (first, second // layer.groups, *layer.kernel_size), "bias": (layer.out_channels,)}
-    if isinstance(layer, nn.Linear):
-        return {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
-    if isinstance(layer, nn.Embedding):
-        return {"weight": (layer.num_embeddings, layer.embedding_dim)}
     if isinstance(layer, nn.LayerNorm):
         return dict.fromkeys(("weight", "bias"), tuple(layer.normalized_shape))
-    count = next(getattr(layer, name) for name in ("num_features", "num_channels", "num_parameters") if hasattr(layer, name))
-    return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (count,))
+    into, out = sides(layer)
+    shapes = dict.fromkeys(("bias", "running_mean", "running_var"), (count_of(layer, out),))
+    if isinstance(weight := getattr(layer, "weight", None), Tensor):
+        sizes = list(weight.shape)
+        for axis, side in ((channel_axis(layer, side), side) for side in (into, out)):
+            sizes[axis] = count_of(layer, side) // (getattr(layer, "groups", 1) if axis == 1 else 1)
+        shapes["weight"] = tuple(sizes)
+    return shapes
 
 
 def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:
