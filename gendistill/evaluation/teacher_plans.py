@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditio
 from gendistill.diffusion.teacher import teacher_of
 from gendistill.evaluation.judge import Judge, Progress
 from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
-from gendistill.networks.pruning.unet import share_of_macs
+from gendistill.networks.pruning.unet_pruning import share_of_macs
 from gendistill.runtime.files import written_aside
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import network_of

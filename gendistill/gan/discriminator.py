@@ -9,7 +9,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from gendistill.gan.generator import GeneratorSpec
+from gendistill.gan.generator import GeneratorSpec, picture_in
 from gendistill.gan.inspecting import LABEL_NAMES
 from gendistill.networks.classes import in_a_line
 
@@ -69,13 +69,10 @@ def class_logits(output: Any, num_classes: int) -> Tensor | None:
 
 def as_logits(output: Any, labels: Tensor | None, num_classes: int) -> Tensor:
     """What a discriminator gave as logits (B,) or (B, 1, h, w), see `Discriminator`."""
-    while not isinstance(output, Tensor):
-        if not isinstance(output, list | tuple) or not output:
-            output = getattr(output, "sample", None)
-            if not isinstance(output, Tensor):
-                raise ValueError("a discriminator gives logits (B,), (B, 1), (B, 1, h, w) or (B, K + 1), not an object")
-        else:
-            output = output[0]
+    try:
+        output = picture_in(output)
+    except (AttributeError, IndexError, RecursionError) as error:
+        raise ValueError("a discriminator gives logits (B,), (B, 1), (B, 1, h, w) or (B, K + 1), not an object") from error
     if output.ndim == 4 and output.shape[1] == 1 and output.shape[2] * output.shape[3] > 1:
         return output
     flat = output.flatten(1) if output.ndim > 1 else output[:, None]
@@ -103,7 +100,7 @@ def adapt(network: nn.Module, spec: GeneratorSpec, name: str = "discriminator") 
     channels, height, width = spec.output_shape
     edge = _own_edge(network)
     if edge is not None and edge != height:
-        raise ValueError(_of_another_size(name, (edge, edge), spec))
+        raise ValueError(_of_another_size(name, edge, spec))
     takes_labels = _takes_labels(network, spec, name)
     adapted = Discriminator(network, takes_labels, spec.num_classes)
     problem = _problem(adapted, (channels, height, width))
@@ -111,7 +108,7 @@ def adapt(network: nn.Module, spec: GeneratorSpec, name: str = "discriminator") 
         return adapted
     for edge in EDGES:
         if edge not in (height, width) and _problem(adapted, (channels, edge, edge)) is None:
-            raise ValueError(_of_another_size(name, (edge, edge), spec))
+            raise ValueError(_of_another_size(name, edge, spec))
     raise ValueError(f"{name}: fails on pictures of {height}x{width} with {channels} channels: {problem}")
 
 
@@ -121,10 +118,10 @@ def _own_edge(network: nn.Module) -> int | None:
     return next((value for name in SIZE_NAMES if isinstance(value := known.get(name), int)), None)
 
 
-def _of_another_size(name: str, edge: tuple[int, int], spec: GeneratorSpec) -> str:
+def _of_another_size(name: str, edge: int, spec: GeneratorSpec) -> str:
     _, height, width = spec.output_shape
     return (
-        f"{name}: takes pictures of {edge[0]}x{edge[1]}, the generator makes {height}x{width}; takes a discriminator of "
+        f"{name}: takes pictures of {edge}x{edge}, the generator makes {height}x{width}; takes a discriminator of "
         f"{height}x{width}, or --set generator.discriminator=fresh"
     )
 

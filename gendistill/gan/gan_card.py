@@ -74,10 +74,10 @@ def gan_card(gan: Gan, lineage: dict[str, Any], *, program: bool, onnx: bool) ->
     low, high = spec.output_range
     values = {"out": ", ".join(map(str, spec.output_shape)), "low": low, "high": high}
     shape = ", ".join(map(str, (4, *spec.input_shape)))
-    drawn = {"noise": f"torch.randn({shape})", "image": f"torch.rand({shape}) * {high - low:g} + {low:g}"}[spec.kind]
-    numbers = {
-        "noise": f"np.random.randn({shape}).astype(np.float32)",
-        "image": f"(np.random.rand({shape}) * {high - low:g} + {low:g}).astype(np.float32)",
+    span = f"* {high - low:g} + {low:g}"
+    drawn, numbers = {
+        "noise": (f"torch.randn({shape})", f"np.random.randn({shape}).astype(np.float32)"),
+        "image": (f"torch.rand({shape}) {span}", f"(np.random.rand({shape}) {span}).astype(np.float32)"),
     }[spec.kind]
     labels = [k % spec.num_classes for k in range(4)] if spec.num_classes else None
     call = drawn if labels is None else f"{drawn}, torch.tensor({labels})"

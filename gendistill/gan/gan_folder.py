@@ -8,7 +8,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -63,6 +63,9 @@ class Gan:
     student: dict[str, Any] | None = None
 
 
+Kind = TypeVar("Kind", GeneratorSpec, NetworkSource)
+
+
 def is_gan_folder(folder: str | Path) -> bool:
     return (Path(folder) / FILE_NAME).is_file()
 
@@ -107,13 +110,13 @@ def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:
     folder = Path(folder)
     described = _read(folder)
     spec = _spec(folder, described)
-    source = _source(folder, described, "generator")
+    source = _typed(NetworkSource, described.get("generator"), f"{folder / FILE_NAME}: generator")
     generator = Generator(_open_network(folder, "generator", source).to(device), spec)
     _verify(folder, generator, device)
     gan = Gan(generator, source, student=described.get("student"))
     if described.get("discriminator") is None:
         return gan
-    source = _source(folder, described, "discriminator")
+    source = _typed(NetworkSource, described["discriminator"], f"{folder / FILE_NAME}: discriminator")
     try:
         discriminator = _open_network(folder, "discriminator", source).to(device)
     except NotImportable as error:
@@ -137,7 +140,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _spec(folder: Path, described: dict[str, Any]) -> GeneratorSpec:
-    spec: GeneratorSpec = _typed(GeneratorSpec, described, f"{folder / FILE_NAME}")
+    spec = _typed(GeneratorSpec, described, f"{folder / FILE_NAME}")
     shapes = {"input_shape": spec.input_shape, "output_shape": spec.output_shape}
     for name, shape in shapes.items():
         if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_INPUT:
@@ -152,12 +155,7 @@ def _spec(folder: Path, described: dict[str, Any]) -> GeneratorSpec:
     return spec
 
 
-def _source(folder: Path, described: dict[str, Any], name: str) -> NetworkSource:
-    source: NetworkSource = _typed(NetworkSource, described.get(name), f"{folder / FILE_NAME}: {name}")
-    return source
-
-
-def _typed(kind: type, held: Any, where: str) -> Any:
+def _typed(kind: type[Kind], held: Any, where: str) -> Kind:
     """`held` as a dataclass; keys that it does not know are left out."""
     if not isinstance(held, dict):
         raise ValueError(f"{where}: takes a mapping")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import logging
-import pkgutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from torch import nn
 
-from gendistill.gan import architectures
+from gendistill.gan.architectures import DISCRIMINATORS, GENERATORS
 from gendistill.gan.discriminator import adapt
 from gendistill.gan.gan_folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
 from gendistill.gan.generator import Generator
@@ -131,7 +128,7 @@ def _open_saved_network(folder: Path, setting: str = "teacher") -> tuple[nn.Modu
     if not (folder / "config.json").is_file():
         raise ValueError(f"{setting} {folder}: {TAKES}; the folder has neither gan.json nor config.json")
     said = read_json(folder / "config.json", setting)
-    known = built_in_networks()
+    known = {**GENERATORS, **DISCRIMINATORS}
     name = said.get("_class_name")
     if name not in known:
         raise ValueError(
@@ -145,20 +142,6 @@ def _open_saved_network(folder: Path, setting: str = "teacher") -> tuple[nn.Modu
     network = build(source.class_path, arguments, setting)
     load_weights(network, read_state_dict(folder / WEIGHTS, setting), f"{setting} {folder / WEIGHTS}")
     return network, source
-
-
-def built_in_networks() -> dict[str, type[ModelMixin]]:
-    """The networks of `gendistill.gan.architectures`, by their class's name."""
-    modules = [
-        importlib.import_module(f"{architectures.__name__}.{each.name}")
-        for each in pkgutil.iter_modules(architectures.__path__)
-    ]
-    return {
-        name: of
-        for module in modules
-        for name, of in vars(module).items()
-        if isinstance(of, type) and issubclass(of, ModelMixin) and of.__module__ == module.__name__
-    }
 
 
 def _with_discriminator(gan: Gan, settings: GeneratorConfig) -> Gan:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gendistill.gan.generator import Generator
-from gendistill.networks.hints import Hint, Regressors, Tap
+from gendistill.networks.hints import Hint, Regressors, tap
 from gendistill.training.ema import MovingAverage
 
 
@@ -35,7 +35,7 @@ class Pupil(nn.Module):
 
 def tapped(generator: Generator, paths: list[str], inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """A generator's pictures, and its features at `paths`."""
-    output, features = Tap(generator.network, paths)(*generator.arguments(inputs, labels))
+    output, features = tap(generator.network, paths, *generator.arguments(inputs, labels))
     return generator.pictures(output), features
 
 

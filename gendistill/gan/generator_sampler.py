@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gendistill.gan.gan_folder import Gan, open_gan
+from gendistill.gan.gan_folder import Gan
 from gendistill.gan.generator import Generator, between
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, hash_of_weights, pictures_at_once
@@ -40,6 +40,8 @@ class GeneratorSampler(Sampler):
         ValueError: its pictures have neither 1 channel nor 3.
     """
 
+    default_steps, step_counts, default_guidance_scale, guided, solver = 1, (1,), 1.0, False, "generator"
+
     def __init__(
         self,
         generator: Generator,
@@ -51,13 +53,6 @@ class GeneratorSampler(Sampler):
         if (channels := generator.spec.output_shape[0]) not in PICTURE_CHANNELS:
             raise ValueError(f"generator: its pictures have {channels} channels; takes 1 or 3")
         self.generator, self.student, self._kind, self._read = generator, student, kind, read
-
-    @staticmethod
-    def from_folder(
-        folder: str | Path, *, device: str | torch.device = "cpu", read: ReadPicture | None = None
-    ) -> GeneratorSampler:
-        """Open a GAN folder; ValueError where it cannot be."""
-        return GeneratorSampler.of(open_gan(folder, device), device=device, read=read)
 
     @staticmethod
     def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
@@ -106,34 +101,14 @@ class GeneratorSampler(Sampler):
         numbers = {str(number) for number in range(self.generator.spec.num_classes)}
         return not numbers or set(prompts) <= numbers | set(self.class_names)
 
-    @property
-    def default_steps(self) -> int:
-        return 1
-
-    @property
-    def step_counts(self) -> tuple[int, ...]:
-        return (1,)
-
     def require_steps(self, steps: int) -> None:
         if steps != 1:
             raise ValueError(f"steps {steps}: takes 1, a generator draws in one call")
-
-    @property
-    def default_guidance_scale(self) -> float:
-        return 1.0
-
-    @property
-    def guided(self) -> bool:
-        return False
 
     def require_guidance(self, guidance_scale: float | None) -> None:
         """Raise ValueError where a scale other than 1 is asked for."""
         if guidance_scale not in (None, 1):
             raise ValueError(f"guidance_scale {guidance_scale:g}: a generator knows no guidance; takes 1")
-
-    @property
-    def solver(self) -> str:
-        return "generator"
 
     @property
     def method(self) -> str | None:
@@ -270,15 +245,9 @@ def _prefer_channels_last(network: nn.Module, generator: Generator) -> None:
 
     Where the network then fails (as by `view` of what is no longer in its order) it keeps the usual layout.
     """
-    _lay_out(network, torch.channels_last)
+    network.to(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
             generator(*generator.example(2))
     except RuntimeError:
-        _lay_out(network, torch.contiguous_format)
-
-
-def _lay_out(network: nn.Module, memory_format: torch.memory_format) -> None:
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+        network.to(memory_format=torch.contiguous_format)

@@ -55,7 +55,7 @@ class Described:
     """What can be read of a network before it is run.
 
     Attributes:
-        known: its arguments, its config, and its attributes that are numbers.
+        known: arguments given, then its config and its constructor's defaults, then its own attributes that are numbers.
         takes_labels: `no`, `may` or `must`.
         num_embeddings: of its first table of classes, 0 where it has none.
         layers: (what the layer is, how many numbers or channels go in), as they were made.
@@ -113,24 +113,19 @@ def find_spec(
     )
 
 
-def known_of(network: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Numbers by name: arguments given, then its config and its constructor's defaults, then its own attributes."""
+def _describe(network: nn.Module, arguments: dict[str, Any], teacher: str) -> Described:
     known = {name: value for name, value in vars(network).items() if isinstance(value, int) and not isinstance(value, bool)}
     parameters = inspect.signature(type(network).__init__).parameters.values()
     known |= {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
     if isinstance(network, ConfigMixin):
         known |= {name: value for name, value in network.config.items() if not name.startswith("_")}
-    return known | arguments
-
-
-def _describe(network: nn.Module, arguments: dict[str, Any], teacher: str) -> Described:
     layers = [
         (type(of).__name__, of.in_features if isinstance(of, nn.Linear) else of.in_channels)
         for of in network.modules()
         if isinstance(of, LAYERS)
     ]
     tables = [of.num_embeddings for of in network.modules() if isinstance(of, nn.Embedding)]
-    return Described(known_of(network, arguments), _takes_labels(network, teacher), tables[0] if tables else 0, layers)
+    return Described(known | arguments, _takes_labels(network, teacher), tables[0] if tables else 0, layers)
 
 
 def _takes_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "must"]:

@@ -11,7 +11,7 @@ from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.generator import GeneratorSpec
 from gendistill.metrics.features.emoji_network import EmojiFeatureNetwork
 from gendistill.metrics.features.extractors import EMOJI_FEATURES, IMAGENET
-from gendistill.networks.hints import Tap, candidates
+from gendistill.networks.hints import candidates, tap
 
 LAYERS = 4
 
@@ -32,7 +32,7 @@ class Perception:
 
     def maps(self, pictures: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """Of pictures (B, C, H, W) in [-1, 1]: maps (B, c, h, w), finest first."""
-        _, features = Tap(self.network, self.paths)(*self._arguments(pictures, labels))
+        _, features = tap(self.network, self.paths, *self._arguments(pictures, labels))
         return features
 
     def _arguments(self, pictures: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KINDS = ("hinge", "logistic", "least_squares", "wasserstein")
+Criterion = Callable[[Tensor], Tensor]
+
+KINDS: dict[str, tuple[Criterion, Criterion, Criterion]] = {  # the discriminator's of real and of made, and the generator's
+    "hinge": (lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), torch.neg),
+    "logistic": (lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
+    "least_squares": (lambda real: (real - 1).square(), torch.square, lambda fake: (fake - 1).square()),
+    "wasserstein": (torch.neg, lambda fake: fake, torch.neg),
+}
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
@@ -22,29 +29,14 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tenso
     - `least_squares`: E (D(x) - 1)^2 + E D(G(z))^2 (Mao et al. 2017, eq. 9).
     - `wasserstein`: E D(G(z)) - E D(x) (Arjovsky et al. 2017), which needs a penalty or a norm.
     """
-    real, fake = real.float(), fake.float()
-    match _known(kind):
-        case "hinge":
-            return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-        case "logistic":
-            return F.softplus(-real).mean() + F.softplus(fake).mean()
-        case "least_squares":
-            return (real - 1).square().mean() + fake.square().mean()
-        case _:
-            return fake.mean() - real.mean()
+    of_real, of_fake, _ = _losses(kind)
+    return of_real(real.float()).mean() + of_fake(fake.float()).mean()
 
 
 def generator_loss(fake: Tensor, kind: str = "hinge") -> Tensor:
     """What the generator minimises, a scalar: -E D(G(z)) for `hinge` and `wasserstein`, -E log sigmoid D(G(z)) for `logistic`
     (the one that does not saturate), E (D(G(z)) - 1)^2 for `least_squares`."""
-    fake = fake.float()
-    match _known(kind):
-        case "logistic":
-            return F.softplus(-fake).mean()
-        case "least_squares":
-            return (fake - 1).square().mean()
-        case _:
-            return -fake.mean()
+    return _losses(kind)[2](fake.float()).mean()
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
@@ -74,7 +66,7 @@ def _slope(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)[0].flatten(1)
 
 
-def _known(kind: str) -> str:
+def _losses(kind: str) -> tuple[Criterion, Criterion, Criterion]:
     if kind not in KINDS:
         raise ValueError(f"adversarial loss {kind!r} is not known; takes one of {', '.join(KINDS)}")
-    return kind
+    return KINDS[kind]

@@ -7,7 +7,6 @@ detach the teacher where it is not trained.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,24 +64,6 @@ def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     check_shapes(student_logits, teacher_logits, "student logits")
     return (student_logits - teacher_logits).square().mean()
-
-
-def temperature_at(step: int, start: float, end: float, steps: int, curve: Literal["linear", "cosine"] = "linear") -> float:
-    """The temperature at `step`, that goes from `start` at step 0 to `end` at step `steps`, and stays there.
-
-    Raises:
-        ValueError: a temperature is not above 0, there are no steps, or the curve is not known.
-    """
-    _check_temperature(start)
-    _check_temperature(end)
-    if steps < 1:
-        raise ValueError(f"steps {steps}: takes at least 1")
-    done = min(max(step / steps, 0.0), 1.0)
-    if curve == "cosine":
-        done = (1 - math.cos(math.pi * done)) / 2
-    elif curve != "linear":
-        raise ValueError(f"curve {curve!r}: takes linear or cosine")
-    return start + (end - start) * done
 
 
 def _check_temperature(temperature: float) -> None:

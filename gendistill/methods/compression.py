@@ -34,8 +34,8 @@ from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Su
 from gendistill.networks.classes import read_arguments
 from gendistill.networks.hints import Hint, Regressors
 from gendistill.networks.pruning.compress_config import CompressConfig
-from gendistill.networks.pruning.unet import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
 from gendistill.networks.pruning.unet_importance import example_inputs
+from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import Prediction
 from gendistill.settings.schedule import Weight, in_steps, weight_at

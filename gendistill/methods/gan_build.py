@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -150,8 +150,7 @@ def _discriminator_of(generator: Generator, theirs: Discriminator | None, device
     """One that learns: the teacher's as it is where there is one, else a fresh one about as large as the generator."""
     if theirs is not None:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
-    fresh = cast(nn.Module, discriminator_for(generator))
-    return adapt(_learning(fresh).to(device), generator.spec)
+    return adapt(_learning(discriminator_for(generator)).to(device), generator.spec)
 
 
 def _learning(network: nn.Module) -> nn.Module:

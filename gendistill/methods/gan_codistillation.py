@@ -81,6 +81,7 @@ class CodistillationConfig(ImitationConfig):
 
 
 Judgement = tuple[Tensor, Tensor | None]  # logits of real and made, and of classes
+Labelled = tuple[Tensor, Tensor | None]  # pictures, and their classes
 
 LASTING = 30  # logs in a row that tell of saturation
 
@@ -156,9 +157,7 @@ class GanCodistillation(Method):
         self.teacher_discriminator = teacher_discriminator
         self.imitation = GanImitation(config, perception)
         self._teacher_paths = [hint.teacher_path for hint in hints]
-        self._parameters = {
-            name: dict(module.named_parameters()) for player in players for name, module in player.modules().items()
-        }
+        self._parameters = {name: dict(module.named_parameters()) for name, module in self.trained_modules().items()}
         self._memory: dict[str, Any] = {"told_apart": [], "diversity": None, "most_diverse": 0.0}
 
     def trained_modules(self) -> dict[str, nn.Module]:
@@ -172,8 +171,8 @@ class GanCodistillation(Method):
         return self._parameters
 
     def buffers(self) -> dict[str, Tensor]:
-        modules = {name: module for player in self.players for name, module in player.modules().items()}
-        return {f"{name}.{at}": of for name, module in modules.items() for at, of in persistent_buffers(module).items()}
+        modules = self.trained_modules().items()
+        return {f"{name}.{at}": of for name, module in modules for at, of in persistent_buffers(module).items()}
 
     def optimizer_settings(self, name: str) -> OptimizerSettings:
         of_discriminator = name.endswith("discriminator")
@@ -190,15 +189,15 @@ class GanCodistillation(Method):
         inputs, labels = self._asked(batch, random)
         painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
         teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(batch, inputs, labels, step)
-        real, real_labels = self._real(batch, teachers.pictures, labels)
+        real = self._real(batch, teachers.pictures, labels)
         for player in self.players if weight_at(self.config.adversarial, step) else []:
             if player.discriminator is not None:
                 fake = painted[player.name].pictures.detach()
                 for number in range(self.config.discriminator.steps):
                     if number:
                         fake = self._another(player, batch, labels, random)
-                    yield self._update_discriminator(player, real, real_labels, fake, labels, step, random)
-        guide = self.imitation.guide(teachers, real, labels, step)
+                    yield self._update_discriminator(player, real, (fake, labels), step, random)
+        guide = self.imitation.guide(teachers, real[0], labels, step)
         for player in self.players:
             peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
             yield self._update_generator(player, painted[player.name], guide, peers, labels, step, random)
@@ -252,7 +251,7 @@ class GanCodistillation(Method):
         pictures: Tensor = player.network(self._asked(batch, random)[0], labels)[0]
         return pictures
 
-    def _real(self, batch: GanBatch, painted: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _real(self, batch: GanBatch, painted: Tensor, labels: Tensor | None) -> Labelled:
         """What is real to the discriminators, and its classes."""
         if batch.real is None or self.real == "teacher":
             return painted, labels
@@ -263,21 +262,14 @@ class GanCodistillation(Method):
         return torch.where(data[:, None, None, None], batch.real, painted), mixed
 
     def _update_discriminator(
-        self,
-        player: Player,
-        real: Tensor,
-        real_labels: Tensor | None,
-        fake: Tensor,
-        labels: Tensor | None,
-        step: int,
-        random: PerSampleRandom,
+        self, player: Player, real: Labelled, fake: Labelled, step: int, random: PerSampleRandom
     ) -> Update:
         """Real from made, the teacher's discriminator's opinion, and a penalty every few steps."""
         config = self.config.discriminator
         assert player.discriminator is not None
         assert player.judge is not None
         # one after the other: batch norms must not compare the two
-        seen = [(self._augment(real, random), real_labels), (self._augment(fake, random), labels)]
+        seen = [(self._augment(pictures, random), labels) for pictures, labels in (real, fake)]
         judged = [player.discriminator.outputs(*pictures) for pictures in seen]
         of_real, of_fake = (logits.float() for logits, _ in judged)
         loss = discriminator_loss(of_real, of_fake, config.loss)
@@ -290,19 +282,17 @@ class GanCodistillation(Method):
             matched = _mean([_match(ours, theirs, config, step) for ours, theirs in zip(judged, opinions, strict=True)])
             loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
-            loss = loss + config.penalty_every * self._penalty(player.judge, real, fake, real_labels, random)
-        return Update(loss, (player.discriminator_name,), logs, watch={player.name: fake.detach().float().mean()})
+            loss = loss + config.penalty_every * self._penalty(player.judge, real, fake[0], random)
+        return Update(loss, (player.discriminator_name,), logs, watch={player.name: fake[0].detach().float().mean()})
 
-    def _penalty(
-        self, judge: Discriminator, real: Tensor, fake: Tensor, labels: Tensor | None, random: PerSampleRandom
-    ) -> Tensor:
-        config = self.config.discriminator
-        penalty = real.new_zeros(())
+    def _penalty(self, judge: Discriminator, real: Labelled, fake: Tensor, random: PerSampleRandom) -> Tensor:
+        config, (pictures, labels) = self.config.discriminator, real
+        penalty = pictures.new_zeros(())
         if config.r1:
-            penalty = penalty + config.r1 * r1_penalty(lambda x: judge(x, labels), real)
+            penalty = penalty + config.r1 * r1_penalty(lambda x: judge(x, labels), pictures)
         if config.gradient_penalty:
-            share = random.uniform().to(real.device)
-            penalty = penalty + config.gradient_penalty * gradient_penalty(lambda x: judge(x, labels), real, fake, share)
+            share = random.uniform().to(pictures.device)
+            penalty = penalty + config.gradient_penalty * gradient_penalty(lambda x: judge(x, labels), pictures, fake, share)
         return penalty
 
     def _update_generator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.gan_folder import Gan, NetworkSource
@@ -14,7 +14,7 @@ from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
 from gendistill.networks.pruning import pruned_architecture as slim
 from gendistill.networks.pruning.compress_config import CompressConfig
-from gendistill.networks.pruning.prune import compress, recalibrate
+from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 from gendistill.runtime.random import PerSampleRandom
 
@@ -22,23 +22,14 @@ RECALIBRATION = 16  # batches
 
 
 @dataclass(frozen=True)
-class Start:
+class Start(Compressed):
     """A student before its first step, beside its teacher.
 
     Attributes:
         source: how its network is built again.
-        pruned: whether it began as its teacher, so that layers of one name are the same layer.
-        kept_whole: the teacher's channels that could not be made fewer, by layer, and why.
     """
 
-    network: nn.Module
     source: NetworkSource
-    macs: int
-    parameters: int
-    teacher_macs: int
-    teacher_parameters: int
-    pruned: bool
-    kept_whole: dict[str, str]
 
     def describe(self) -> str:
         times = self.teacher_macs / self.macs
@@ -78,10 +69,7 @@ def start_student(
         depthwise=config.depthwise,
     )
     recalibrate(made.network, _batches(generator, data, seed))
-    source = NetworkSource(source.class_path, source.arguments, slim.record(made.network))
-    return Start(
-        made.network, source, made.macs, made.parameters, made.teacher_macs, made.teacher_parameters, True, made.kept_whole
-    )
+    return Start(**vars(made), source=NetworkSource(source.class_path, source.arguments, slim.record(made.network)))
 
 
 def _own_class(teacher: Gan, config: CompressConfig) -> Start:
@@ -105,7 +93,8 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
     one = teacher.generator.example()
     macs = counting.macs(network, one), counting.macs(teacher.generator.network, one)
     parameters = counting.parameters(network), counting.parameters(teacher.generator.network)
-    return Start(network, NetworkSource(config.student, arguments), macs[0], parameters[0], macs[1], parameters[1], False, {})
+    counts = (macs[0], parameters[0], macs[1], parameters[1])
+    return Start(network, *counts, {}, NetworkSource(config.student, arguments))
 
 
 def _batches(generator: Generator, data: PictureData | NoData, seed: int) -> list[tuple[Tensor, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -46,21 +47,19 @@ def macs_by_module(network: nn.Module, example_inputs: Sequence[Tensor]) -> dict
     counter = FlopCounterMode(display=False)
     with evaluating(network), counter:  # a batch norm in training refuses one sample of 1x1
         network(*one_sample(example_inputs))
-    root = type(network).__name__
-    total = {name: sum(operations.values()) for name, operations in counter.get_flop_counts().items()}
-    inner: dict[str, int] = {}
-    paths = {name: "" if name in ("Global", root) else name.removeprefix(root + ".") for name in total}
-    for name in total:
-        if name == root:
-            continue  # the same numbers as "Global"
-        parent = name.rpartition(".")[0] if name != "Global" else ""
-        inner[paths[name]] = inner.get(paths[name], 0) + total[name]
-        while parent and parent != root and parent not in total:
+    total = {name: sum(operations.values()) // 2 for name, operations in counter.get_flop_counts().items()}
+    total.pop(root := type(network).__name__, None)  # the same numbers as "Global"
+    inner: dict[str, int] = defaultdict(int)
+    for name, count in total.items():
+        path = "" if name == "Global" else name.removeprefix(root + ".")
+        parent = path
+        inner[path] += count
+        while parent:
             parent = parent.rpartition(".")[0]
-        if name != "Global":
-            up = "" if parent in ("", root) else paths[parent]
-            inner[up] = inner.get(up, 0) - total[name]
-    return {path: count // 2 for path, count in inner.items() if count}
+            if not parent or f"{root}.{parent}" in total:
+                inner[parent] -= count
+                break
+    return {path: count for path, count in inner.items() if count}
 
 
 def parameters(network: nn.Module) -> int:

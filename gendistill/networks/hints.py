@@ -7,7 +7,8 @@ and one of each resolution is taken, the last, paired by resolution and by how d
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,33 +38,35 @@ class Candidate:
     depth: float
 
 
-def candidates(network: nn.Module, inputs: Sequence[Tensor]) -> list[Candidate]:
-    """Modules with 4-D outputs in the order in which they finish, the network itself and what it gives left out."""
-    seen: list[tuple[str, tuple[int, int, int]]] = []
-    last: list[Any] = []
-    handles = []
-    for path, module in network.named_modules():
-        if "parametrizations" in path.split("."):  # what a spectral norm gives is a weight, in four dimensions too
-            continue
-
-        def note(_module: nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                seen.append((path, tuple(output.shape[1:])))  # type: ignore[arg-type]
-
-        handles.append(module.register_forward_hook(note))
+@contextmanager
+def calls_of(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Any]]]:
+    """The name and the output of every call of these modules while the context is open, in the order in which they finish."""
+    calls: list[tuple[str, Any]] = []
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: calls.append((name, output)))
+        for name, module in modules.items()
+    ]
     try:
-        with evaluating(network):
-            last.append(network(*one_sample(inputs)))
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
-    output = tuple(last[0].shape[1:]) if isinstance(last[0], Tensor) else None
-    inner = [(path, shape) for path, shape in seen if path]
-    while inner and inner[-1][1] == output:  # the picture itself: what paints it, and an activation after
-        inner.pop()
-    once = {path: (k, shape) for k, (path, shape) in enumerate(inner)}  # a module that runs often counts where it ends
-    most = max(len(inner) - 1, 1)
-    return [Candidate(path, shape, k / most) for path, (k, shape) in sorted(once.items(), key=lambda item: item[1][0])]
+
+
+def candidates(network: nn.Module, inputs: Sequence[Tensor]) -> list[Candidate]:
+    """Modules with 4-D outputs in the order in which they finish, the network itself and what it gives left out."""
+    # what a spectral norm gives is a weight, in four dimensions too
+    modules = {path: one for path, one in network.named_modules() if path and "parametrizations" not in path.split(".")}
+    with evaluating(network), calls_of(modules) as calls:
+        given = network(*one_sample(inputs))
+    output = given.shape[1:] if isinstance(given, Tensor) else None
+    seen = [(path, maps.shape[1:]) for path, maps in calls if isinstance(maps, Tensor) and maps.ndim == 4]
+    while seen and seen[-1][1] == output:  # the picture itself: what paints it, and an activation after
+        seen.pop()
+    once = {path: (k, shape) for k, (path, shape) in enumerate(seen)}  # a module that runs often counts where it ends
+    most = max(len(seen) - 1, 1)
+    found = sorted(once.items(), key=lambda item: item[1][0])
+    return [Candidate(path, tuple(shape), k / most) for path, (k, shape) in found]  # type: ignore[arg-type]
 
 
 def match(
@@ -204,44 +207,23 @@ class Regressors(nn.Module):
         return [layer(one) for layer, one in zip(self.layers, features, strict=True)]
 
 
-class Tap:
-    """Reads the outputs of modules while a network runs.
-
-    `output, features = tap(*inputs)`: features in the order of the paths, with their gradients. Nothing is kept between
-    calls, and hooks are there only during a call. A wrapped network (DistributedDataParallel, torch.compile) is called as it
-    is and read within.
+def tap(network: nn.Module, paths: Sequence[str], *inputs: Any) -> tuple[Any, list[Tensor]]:
+    """What a network gives, and the outputs of its modules at `paths`, in their order, with their gradients.
 
     Args:
-        network: as it is called.
-        paths: of modules of the network within its wrapping.
+        network: as it is called. A wrapped one (DistributedDataParallel, torch.compile) is read within its wrapping.
+
+    Raises:
+        ValueError: a path at which there is no module.
     """
-
-    def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
-        self.network, self.paths = network, tuple(paths)
-        modules = dict(_unwrapped(network).named_modules())
-        for path in self.paths:
-            if path not in modules:
-                close = difflib.get_close_matches(path, list(modules), 1, cutoff=0)
-                raise ValueError(
-                    f"hints {path}: the network has no such module; the nearest is {close[0] if close else 'none'}."
-                )
-
-    def __call__(self, *inputs: Any, **named: Any) -> tuple[Any, list[Tensor]]:
-        found: dict[str, Tensor] = {}
-        modules = dict(_unwrapped(self.network).named_modules())
-        handles = []
-        for path in set(self.paths):
-
-            def note(_module: nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
-                found[path] = output
-
-            handles.append(modules[path].register_forward_hook(note))
-        try:
-            output = self.network(*inputs, **named)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return output, [found[path] for path in self.paths]
+    modules = dict(_unwrapped(network).named_modules())
+    for path in paths:
+        if path not in modules:
+            raise ValueError(f"hints {path}: the network has no such module{_nearest(path, modules)}.")
+    with calls_of({path: modules[path] for path in paths}) as calls:
+        output = network(*inputs)
+    found = dict(calls)
+    return output, [found[path] for path in paths]
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -27,7 +27,7 @@ from gendistill.methods.compression import compressed_config
 from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
-from gendistill.networks.pruning.unet import share_of_macs
+from gendistill.networks.pruning.unet_pruning import share_of_macs
 from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_judge
 from gendistill.runtime.progress import advancing_bar

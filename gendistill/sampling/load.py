@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_picture, fitted
-from gendistill.gan.gan_folder import is_gan_folder
+from gendistill.gan.gan_folder import is_gan_folder, open_gan
 from gendistill.gan.gan_loading import open_teacher
 from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.gan.generator_sampler import CLASS_MARK, GeneratorSampler
@@ -52,7 +52,7 @@ def open_sampler(
         for name, given in {"--quantization": quantization, "--dtype": dtype}.items():
             if given not in (None, "none"):
                 raise ValueError(f"{name} {given}: takes a diffusion model; {model} is a GAN")
-        return GeneratorSampler.from_folder(folder, device=device, read=_read)
+        return GeneratorSampler.of(open_gan(folder, device), device=device, read=_read)
     return FewStepSampler.from_pretrained(
         model,
         config=config,

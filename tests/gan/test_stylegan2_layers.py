@@ -1,20 +1,16 @@
 import math
-import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torch_pruning
 from scipy.signal import upfirdn
 
-from gendistill.gan.architectures.stylegan2 import StyleGAN2Generator
 from gendistill.gan.architectures.stylegan2_layers import (
     Blur,
     EqualisedConv2d,
     EqualisedLinear,
     ModulatedConv,
-    traced_by_gradients,
 )
 
 
@@ -133,39 +129,3 @@ def test_a_constant_picture_stays_itself_inside(mode):
     made = Blur(mode)(torch.full((1, 2, 8, 8), 0.7))
     assert made.shape[2:] == {"up": (16, 16), "down": (4, 4)}[mode]
     torch.testing.assert_close(made[:, :, 1:-1, 1:-1], torch.full_like(made[:, :, 1:-1, 1:-1], 0.7))
-
-
-def pruned(network, inputs, ratio=0.5):
-    last = [layer.conv.conv for layer in network.pictures]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # parameters outside of layers: cut along their last dimension, where channels are
-        torch_pruning.pruner.BasePruner(
-            network, inputs, torch_pruning.importance.MagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=last
-        ).step()
-    return network
-
-
-def test_torch_pruning_cuts_each_resolution_by_itself_where_it_traces_without_demodulation():
-    inputs = (torch.randn(2, 6), torch.tensor([0, 1]))
-    network = StyleGAN2Generator(6, 3, (24, 16, 8), 2).eval()
-    with traced_by_gradients(network):
-        pruned(network, inputs)
-    widths = [network.start.shape[2], *(layer.conv.conv.out_channels for layer in network.convs)]
-    assert widths == [12, 8, 4]
-    assert network.eval()(*inputs).isfinite().all()
-    network.train()(*inputs)  # the mean of w was cut with it
-    assert network.truncation.running_mean.shape == (3,)
-
-
-def test_tracing_without_demodulation_makes_the_same_pictures_and_ends():
-    network, z = StyleGAN2Generator(6, 0, (8, 4), 2).eval(), torch.randn(2, 6)
-    pictures = network(z)
-
-    def slope():
-        return torch.autograd.grad(network(z).square().sum(), network.first.conv.style.weight)[0]
-
-    whole = slope()
-    with traced_by_gradients(network):
-        assert torch.equal(network(z), pictures)
-        assert not torch.allclose(slope(), whole)
-    assert torch.equal(slope(), whole)

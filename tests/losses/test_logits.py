@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gendistill.losses.logits import bernoulli_kd, kd, mse_logits, temperature_at
+from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 
 
 def softmax(logits):
@@ -106,26 +106,11 @@ def test_half_precision_is_computed_in_float32(loss, dtype, generator):
     assert torch.equal(value, loss(student.float(), teacher.float()))
 
 
-def test_the_temperature_goes_from_start_to_end_and_stays():
-    assert [temperature_at(step, 8, 2, 100) for step in (0, 25, 50, 100, 500)] == [8, 6.5, 5, 2, 2]
-    cosine = [temperature_at(step, 8, 2, 100, "cosine") for step in (0, 25, 50, 100, 500)]
-    assert cosine == pytest.approx([8, 5 + 3 * math.sqrt(0.5), 5, 2, 2])
-
-
 @pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan])
 def test_a_temperature_that_is_none_is_refused(temperature):
     for loss in (kd, bernoulli_kd):
         with pytest.raises(ValueError, match=r"temperature .*: takes more than 0"):
             loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
-    with pytest.raises(ValueError, match=r"temperature .*: takes more than 0"):
-        temperature_at(0, 1, temperature, 10)
-
-
-def test_steps_and_curves_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="steps 0: takes at least 1"):
-        temperature_at(0, 4, 1, 0)
-    with pytest.raises(ValueError, match="curve 'step': takes linear or cosine"):
-        temperature_at(0, 4, 1, 10, "step")
 
 
 @pytest.mark.parametrize("loss", [kd, bernoulli_kd, mse_logits])

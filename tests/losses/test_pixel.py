@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gendistill.losses.pixel import l1, l2, multi_scale, perceptual, pseudo_huber
+from gendistill.losses.pixel import l1, l2, multi_scale, perceptual_distance, pseudo_huber
 
 
 def test_l2_is_torchs_mean_squared_error(generator):
@@ -52,8 +52,7 @@ def pictures(generator, size=(8, 8), count=2):
     return torch.rand(2, count, 3, *size, generator=generator) * 2 - 1
 
 
-@pytest.mark.parametrize("distance", [l1, l2])
-def test_multi_scale_is_the_mean_over_halved_pictures(distance, generator):
+def test_multi_scale_is_the_mean_over_halved_pictures(generator):
     prediction, target = pictures(generator)
     total = 0
     for size in (8, 4, 2, 1):
@@ -63,8 +62,8 @@ def test_multi_scale_is_the_mean_over_halved_pictures(distance, generator):
             for j in range(size):
                 place = (..., slice(i * step, (i + 1) * step), slice(j * step, (j + 1) * step))
                 difference[..., i, j] = (prediction[place] - target[place]).mean((2, 3)).numpy()
-        total += np.abs(difference).mean() if distance is l1 else (difference**2).mean()
-    assert multi_scale(prediction, target, 4, distance).item() == pytest.approx(total / 4, rel=1e-5)
+        total += np.abs(difference).mean()
+    assert multi_scale(prediction, target, 4).item() == pytest.approx(total / 4, rel=1e-5)
 
 
 def test_multi_scale_of_one_level_is_the_distance_and_of_a_change_of_colour_too(generator):
@@ -97,14 +96,6 @@ def reference():
     return network, lambda x: network.net(network.scaling_layer(x))
 
 
-def test_perceptual_with_learned_weights_is_lpips(reference, generator):
-    network, features = reference
-    prediction, target = pictures(generator, (32, 32))
-    weights = [head.model[-1].weight.flatten() for head in network.lins]
-    expected = network(prediction, target).mean()
-    torch.testing.assert_close(perceptual(prediction, target, features, weights=weights), expected, rtol=1e-4, atol=1e-8)
-
-
 def test_perceptual_without_weights_is_the_baseline_of_lpips(reference, generator):
     network, features = reference
     prediction, target = pictures(generator, (32, 32))
@@ -114,25 +105,19 @@ def test_perceptual_without_weights_is_the_baseline_of_lpips(reference, generato
     torch.testing.assert_close(perceptual(prediction, target, features), expected, rtol=1e-4, atol=1e-8)
 
 
+def perceptual(prediction, target, features):
+    return perceptual_distance(features(prediction), features(target))
+
+
 def two_layers(x):
     """A map (B, 3, h, w) and a vector (B, 3): features of any network."""
     return [x.relu(), 2 * x.mean((2, 3))]
 
 
-def test_perceptual_without_normalisation_is_the_sum_over_layers_of_mean_squares(generator):
-    prediction, target = pictures(generator)
-    first = l2(prediction.relu(), target.relu())
-    second = 4 * l2(prediction.mean((2, 3)), target.mean((2, 3)))
-    torch.testing.assert_close(perceptual(prediction, target, two_layers, normalise=False), first + second)
-
-
 def test_perceptual_of_known_features():
-    """At one place (3, 4) against (4, 3): of length 1 their squared distance is 2 / 25, as they are 2, a mean of 1."""
+    """At one place (3, 4) against (4, 3): of length 1 their squared distance is 2 / 25."""
     prediction, target = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1), torch.tensor([4.0, 3.0]).view(1, 2, 1, 1)
     assert perceptual(prediction, target, lambda x: [x]).item() == pytest.approx(2 / 25)
-    assert perceptual(prediction, target, lambda x: [x], normalise=False).item() == pytest.approx(1)
-    weights = [torch.tensor([1.0, 3.0])]
-    assert perceptual(prediction, target, lambda x: [x], weights=weights).item() == pytest.approx(4 / 25)
     assert perceptual(prediction, target, lambda x: [5 * x]).item() == pytest.approx(2 / 25)
 
 
@@ -154,11 +139,10 @@ def test_perceptual_hardly_pulls_from_features_that_are_all_zero(generator):
     assert torch.equal(prediction.grad, torch.zeros_like(prediction))  # not 1 over a length of almost 0
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_perceptual_computes_in_float32_whatever_the_network_gives(normalise, generator):
+def test_perceptual_computes_in_float32_whatever_the_network_gives(generator):
     prediction, target = (300 * pictures(generator)).half()  # whose squares are beyond float16
-    value = perceptual(prediction, target, lambda x: [x], normalise)
-    assert torch.equal(value, perceptual(prediction.float(), target.float(), lambda x: [x], normalise))
+    value = perceptual(prediction, target, lambda x: [x])
+    assert torch.equal(value, perceptual(prediction.float(), target.float(), lambda x: [x]))
     assert value.isfinite()
 
 
@@ -180,10 +164,7 @@ def test_distances_of_pictures_are_zero_at_equality_float32_and_the_same_for_a_d
     torch.testing.assert_close(distance(prediction.repeat(2, 1, 1, 1), target.repeat(2, 1, 1, 1)), value)
 
 
-def test_pictures_and_weights_that_do_not_go_together_are_refused():
+def test_pictures_of_other_shapes_are_refused():
     x = torch.zeros(2, 3, 4, 4)
-    for distance in (multi_scale, lambda p, t: perceptual(p, t, two_layers)):
-        with pytest.raises(ValueError, match=r"prediction \(2, 3, 4, 4\): takes the shape it is compared with, \(1, 3, 4, 4\)"):
-            distance(x, x[:1])
-    with pytest.raises(ValueError, match="weights 1: takes one a layer, 2"):
-        perceptual(x, x, two_layers, weights=[torch.ones(3)])
+    with pytest.raises(ValueError, match=r"prediction \(2, 3, 4, 4\): takes the shape it is compared with, \(1, 3, 4, 4\)"):
+        multi_scale(x, x[:1])

@@ -1,5 +1,4 @@
 import math
-from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -14,8 +13,7 @@ from gendistill.losses.relations import (
     similarity_preserving,
 )
 
-EXACT = partial(correlation_congruence, order=None)
-RELATIONS = [rkd_distance, rkd_angle, similarity_preserving, correlation_congruence, EXACT]
+RELATIONS = [rkd_distance, rkd_angle, similarity_preserving, correlation_congruence]
 
 
 def embeddings(generator, student_dim=5, teacher_dim=8, count=6):
@@ -106,41 +104,26 @@ def test_similarity_preserving_sees_neither_a_turn_nor_a_scale_but_a_move(genera
     assert not torch.isclose(similarity_preserving(student + 1, teacher), expected)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_correlation_congruence_is_the_papers_expansion_pair_by_pair(order, generator):
+def test_correlation_congruence_is_the_papers_expansion_pair_by_pair(generator):
     student, teacher = embeddings(generator)
-    gamma = 0.4
+    gamma, order = 0.4, 2
 
     def kernel(x, i, j):
         cosine = x[i] @ x[j] / np.sqrt((x[i] @ x[i]) * (x[j] @ x[j]))
         return sum(math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1))
 
     squares = [(kernel(student.numpy(), i, j) - kernel(teacher.numpy(), i, j)) ** 2 for i in range(6) for j in range(6)]
-    assert correlation_congruence(student, teacher, gamma, order).item() == pytest.approx(np.mean(squares), rel=1e-9)
+    assert correlation_congruence(student, teacher).item() == pytest.approx(np.mean(squares), rel=1e-9)
 
 
-def test_the_expansion_converges_to_the_gaussian_kernel_of_unit_vectors(generator):
-    student, teacher = embeddings(generator)
-
-    def kernel(x):
-        x = x / x.norm(dim=1, keepdim=True)
-        return torch.exp(-0.7 * (x[:, None] - x[None]).square().sum(-1))
-
-    expected = (kernel(student) - kernel(teacher)).square().mean()
-    torch.testing.assert_close(correlation_congruence(student, teacher, 0.7, order=None), expected)
-    torch.testing.assert_close(correlation_congruence(student, teacher, 0.7, order=15), expected)
-    far, near = (abs(correlation_congruence(student, teacher, 0.7, order=order) - expected) for order in (1, 4))
-    assert near < far / 10
-
-
-@pytest.mark.parametrize("loss", [correlation_congruence, EXACT])
-def test_correlation_congruence_sees_neither_a_turn_nor_the_length_of_any_embedding(loss, generator):
+def test_correlation_congruence_sees_neither_a_turn_nor_the_length_of_any_embedding(generator):
     student, teacher = embeddings(generator)
     lengths = torch.rand(6, 1, generator=generator).double() + 0.1
-    torch.testing.assert_close(loss(lengths * student @ rotation(5, generator), 3 * teacher), loss(student, teacher))
+    turned = lengths * student @ rotation(5, generator)
+    torch.testing.assert_close(correlation_congruence(turned, 3 * teacher), correlation_congruence(student, teacher))
 
 
-@pytest.mark.parametrize("loss", [similarity_preserving, correlation_congruence, EXACT])
+@pytest.mark.parametrize("loss", [similarity_preserving, correlation_congruence])
 def test_a_loss_of_all_entries_is_the_same_for_a_doubled_batch(loss, generator):
     student, teacher = embeddings(generator)
     torch.testing.assert_close(loss(student.repeat(2, 1), teacher.repeat(2, 1)), loss(student, teacher))
@@ -158,23 +141,22 @@ def test_rkd_is_the_mean_of_itself_over_smaller_batches_when_distances_are_of_on
         assert abs(small.mean() - large.mean()) < 4 * small.std() / math.sqrt(trials)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_contrastive_is_the_formula_sample_by_sample(symmetric, generator):
+def test_contrastive_is_the_formula_sample_by_sample(generator):
     student, teacher = embeddings(generator, 5, 5)
     s, t = ((x / x.norm(dim=1, keepdim=True)).numpy() for x in (student, teacher))
 
     def question(anchors, candidates):
-        scores = [[math.exp(a @ c / 0.3) for c in candidates] for a in anchors]
+        scores = [[math.exp(a @ c / 0.1) for c in candidates] for a in anchors]
         return np.mean([-math.log(row[i] / sum(row)) for i, row in enumerate(scores)])
 
-    expected = (question(s, t) + question(t, s)) / 2 if symmetric else question(s, t)
-    assert contrastive(student, teacher, 0.3, symmetric).item() == pytest.approx(expected, rel=1e-9)
+    expected = (question(s, t) + question(t, s)) / 2
+    assert contrastive(student, teacher).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_contrastive_is_log_b_at_chance_and_almost_nothing_for_aligned_embeddings_far_apart():
     assert contrastive(torch.ones(8, 3), torch.ones(8, 3)).item() == pytest.approx(math.log(8), rel=1e-6)
-    assert contrastive(torch.eye(8), 2 * torch.eye(8), 0.05).item() == pytest.approx(math.log(1 + 7 * math.exp(-20)), abs=1e-6)
-    assert contrastive(torch.eye(8), torch.eye(8).roll(1, 0), 0.05) > 19
+    assert contrastive(torch.eye(8), 2 * torch.eye(8)).item() == pytest.approx(math.log(1 + 7 * math.exp(-10)), rel=1e-3)
+    assert contrastive(torch.eye(8), torch.eye(8).roll(1, 0)) > 9
 
 
 def test_contrastive_does_not_see_a_common_turn_but_one_of_the_student_alone(generator):
@@ -246,13 +228,6 @@ def test_batches_of_other_sizes_are_refused(loss):
         loss(torch.zeros(5, 4), torch.zeros(6, 4))
 
 
-def test_settings_out_of_range_are_refused():
-    x = torch.ones(3, 4)
-    with pytest.raises(ValueError, match="gamma 0: takes more than 0"):
-        correlation_congruence(x, x, gamma=0)
-    with pytest.raises(ValueError, match="order 0: takes at least 1"):
-        correlation_congruence(x, x, order=0)
-    with pytest.raises(ValueError, match="temperature -1: takes more than 0"):
-        contrastive(x, x, -1)
+def test_embeddings_of_other_dimensions_have_no_cosines_and_are_refused():
     with pytest.raises(ValueError, match=r"student embeddings \(3, 4\): takes the shape it is compared with, \(3, 5\)"):
-        contrastive(x, torch.ones(3, 5))
+        contrastive(torch.ones(3, 4), torch.ones(3, 5))

@@ -16,7 +16,8 @@ from unseen_generators import UNSEEN, Unseen
 from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.networks import counting
 from gendistill.networks.pruning import pruned_architecture as slim
-from gendistill.networks.pruning.channels import ChannelGroup, channel_groups, get_module
+from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
+from gendistill.networks.pruning.layers import get_module
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.pruning.surgery import choose, prune
 
@@ -305,6 +306,35 @@ def test_awkward_operations_are_followed(middle: nn.Module) -> None:
     rebuilt = slim.apply(copy.deepcopy(network), slim.record(compressed.network))
     rebuilt.load_state_dict(compressed.network.state_dict())
     assert torch.equal(rebuilt(z), compressed.network(z))
+
+
+class Still(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Repeated(nn.Module):
+    """One convolution twice, called by keyword, its input changed in place, and a norm that passes on what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.conv = nn.Linear(16, 32 * 16), nn.Conv2d(32, 32, 3, padding=1)
+        self.still, self.paint = Still(32, 32), nn.Conv2d(32, 3, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.start(z.mul_(2)).view(-1, self.conv.in_channels, 4, 4)
+        for _ in range(2):
+            x = self.conv(input=x).relu_()
+        return self.paint(self.still(x))
+
+
+def test_layers_that_run_twice_by_keyword_or_do_nothing_are_followed() -> None:
+    student = compress(Repeated(), (torch.randn(2, 16),), macs=100_000).network
+    width = student.conv.out_channels
+    assert width < 32
+    assert (student.conv.in_channels, student.start.out_features) == (width, 16 * width)
+    assert (student.still.num_channels, student.paint.in_channels) == (width, width)
+    assert student(torch.randn(2, 16)).shape == (2, 3, 4, 4)
 
 
 class Literal64(nn.Module):

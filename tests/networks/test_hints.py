@@ -12,7 +12,7 @@ from torch import nn
 from unseen_generators import UNSEEN, Unseen
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.networks.hints import Hint, Regressors, Tap, candidates, describe, match
+from gendistill.networks.hints import Hint, Regressors, candidates, describe, match, tap
 from gendistill.networks.pruning.prune import compress
 
 UNET = UNSEEN[0]
@@ -117,7 +117,7 @@ def test_a_tap_reads_what_the_modules_give_and_gradients_pass() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh(), nn.Conv2d(4, 3, 1))
     x = torch.randn(2, 3, 5, 5)
-    output, (late, early) = Tap(network, ["1", "0"])(x)
+    output, (late, early) = tap(network, ["1", "0"], x)
     assert torch.equal(early, network[0](x))
     assert torch.equal(late, early.tanh())
     assert torch.equal(output, network(x))
@@ -128,14 +128,13 @@ def test_a_tap_reads_what_the_modules_give_and_gradients_pass() -> None:
 
 def test_a_tap_leaves_no_hook_and_no_tensor_behind() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1))
-    tap = Tap(network, ["0"])
-    output, features = tap(torch.randn(1, 3, 4, 4))
+    output, features = tap(network, ["0"], torch.randn(1, 3, 4, 4))
     last = weakref.ref(features[0])
     del output, features
     gc.collect()
     assert last() is None
     with pytest.raises(RuntimeError):
-        tap(torch.randn(1, 5, 4, 4))
+        tap(network, ["0"], torch.randn(1, 5, 4, 4))
     assert not any(module._forward_hooks for module in network.modules())
 
 
@@ -146,7 +145,7 @@ def test_a_tap_reads_within_a_data_parallel_wrapper(tmp_path: Path) -> None:
     try:
         wrapped = nn.parallel.DistributedDataParallel(network)
         x = torch.randn(1, 3, 4, 4)
-        output, features = Tap(wrapped, ["0"])(x)
+        output, features = tap(wrapped, ["0"], x)
         assert torch.equal(features[0], network[0](x))
         output.sum().backward()
         assert network[0].weight.grad is not None
@@ -156,4 +155,4 @@ def test_a_tap_reads_within_a_data_parallel_wrapper(tmp_path: Path) -> None:
 
 def test_a_tap_of_an_unknown_path_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"hints blocks\.9: the network has no such module; the nearest is blocks\.\d"):
-        Tap(resnet((8, 8, 8)), ["blocks.9"])
+        tap(resnet((8, 8, 8)), ["blocks.9"], *INPUTS)

@@ -12,7 +12,7 @@ from torch import nn
 from gendistill.networks.counting import macs, parameters
 from gendistill.networks.pruning import pruned_architecture as slim
 from gendistill.networks.pruning.prune import compress
-from gendistill.networks.pruning.separable import SeparableConv2d, replace_convolutions, replaceable, saved_share
+from gendistill.networks.pruning.separable import SeparableConv2d, replaceable, saved_share
 
 
 def test_a_kernel_that_is_separable_is_found_exactly() -> None:
@@ -59,20 +59,12 @@ def test_the_saved_share_is_what_the_counter_counts() -> None:
     assert parameters(SeparableConv2d.nearest(dense)) == 16 * 25 + 16 * 24
 
 
-def test_only_what_saves_is_replaced() -> None:
+def test_only_what_saves_can_be_replaced() -> None:
     network = nn.Sequential(
         nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 1, 3), nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 8, 4)
     )
-    assert replaceable(network) == ["0"]
-    assert replaceable(network, keep=["0"]) == []
-    assert replace_convolutions(network) == ["0"]
-    assert isinstance(network[0], SeparableConv2d)
-
-
-@pytest.mark.parametrize("path", ["3", "1", ""])
-def test_what_cannot_be_replaced_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match="takes a dense Conv2d within the network"):
-        replace_convolutions(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), [path])
+    assert list(replaceable(network)) == ["0"]
+    assert replaceable(network, keep=["0"]) == {}
 
 
 class Painter(nn.Module):

@@ -9,15 +9,15 @@ from tiny_pipeline import tiny_pixel_unet, tiny_unet
 
 from gendistill.diffusion.trained_networks import lora_config
 from gendistill.networks.counting import macs
-from gendistill.networks.pruning.unet import (
+from gendistill.networks.pruning.unet_channels import channels, kept
+from gendistill.networks.pruning.unet_importance import example_inputs, group_norms, read_norms
+from gendistill.networks.pruning.unet_pruning import (
     fewer_blocks_config,
     matching_config,
     narrower_config,
     on_meta,
     smaller_config,
 )
-from gendistill.networks.pruning.unet_channels import channels, kept
-from gendistill.networks.pruning.unet_importance import example_inputs, group_norms, read_norms
 
 TINY_SD = Path(__file__).parents[2] / "assets" / "tiny-sd" / "unet"
 EVERYWHERE = {

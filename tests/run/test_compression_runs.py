@@ -7,7 +7,7 @@ from fresh_process import ran
 from tiny_runs import logged, settings_of
 
 from gendistill.methods.compression import compressed_config, matched_blocks
-from gendistill.networks.pruning.unet import share_of_macs
+from gendistill.networks.pruning.unet_pruning import share_of_macs
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler
 

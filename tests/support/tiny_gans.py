@@ -52,7 +52,7 @@ def tiny_student(gan):
         network, source = built(ResNetTranslator, 2, channels=4, num_blocks=1)
     else:
         network, source = built(ResNetGenerator, 2, latent_dim=8, num_classes=3, channels=[8, 8, 8], class_dim=4)
-    return Start(network, source, 1, 1, 2, 2, False, {})
+    return Start(network, 1, 1, 2, 2, {}, source)
 
 
 def tiny_pictures(folder, spec=NOISE, labels=(0, 0, 0, 1, 2)):

@@ -9,8 +9,6 @@ need a grouped convolution. The layers are `nn.Linear`, `nn.Conv2d` and `nn.Conv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -90,13 +88,7 @@ class Blur(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """Features x (B, channels, H, W) by weights that w (B, style_dim) scales (Karras et al. 2020, eq. 1-3), H -> 2H where `up`.
-
-    Attributes:
-        demodulation_has_gradient: the factors of eq. 3 depend on the styles, and a graph of gradients shows it by a matrix
-            product of the input's channels to the output's. A tracer that follows gradients and takes what it does not know for
-            elementwise (torch-pruning) would tie the two: see `traced_by_gradients`.
-    """
+    """Features x (B, channels, H, W) by weights that w (B, style_dim) scales (Karras et al. 2020, eq. 1-3); H -> 2H if `up`."""
 
     scale: Tensor
 
@@ -113,13 +105,13 @@ class ModulatedConv(nn.Module):
         nn.init.normal_(self.conv.weight)
         self.register_buffer("scale", torch.tensor(1 / math.sqrt(channels * kernel**2)))
         self.blur = Blur() if up else None
-        self.demodulate, self.demodulation_has_gradient = demodulate, True
+        self.demodulate = demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.style(w) * self.scale
         x = self.conv(x * style[:, :, None, None])
         if self.demodulate:
-            x = x * self.demodulation(style if self.demodulation_has_gradient else style.detach())[:, :, None, None]
+            x = x * self.demodulation(style)[:, :, None, None]
         return x if self.blur is None else self.blur(x) * 4  # zeros that a strided convolution puts between made it a quarter
 
     def demodulation(self, style: Tensor) -> Tensor:
@@ -127,20 +119,3 @@ class ModulatedConv(nn.Module):
         energy = self.conv.weight.square().sum((2, 3))
         energy = energy if isinstance(self.conv, nn.ConvTranspose2d) else energy.T
         return (style.square() @ energy + 1e-8).rsqrt()
-
-
-@contextmanager
-def traced_by_gradients(network: nn.Module) -> Iterator[None]:
-    """While it holds, the modulated convolutions of `network` make the same pictures, without gradients from the demodulation.
-
-    For torch-pruning's dependency graph, which is built from a graph of gradients. The factors follow from weights and styles
-    however these are pruned, so nothing is lost.
-    """
-    layers = [layer for layer in network.modules() if isinstance(layer, ModulatedConv)]
-    for layer in layers:
-        layer.demodulation_has_gradient = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.demodulation_has_gradient = True

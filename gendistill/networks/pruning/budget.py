@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
+from gendistill.networks.pruning.channels import ChannelGroup
+from gendistill.networks.pruning.layers import LayerSide, count_of, get_module
 
 MOST_STEPS = 200
 CLOSE = 0.01  # an error that is not worth another step
@@ -67,14 +67,6 @@ class CostModel:
         return (logs - logs.mean()) / max(logs.std(), 1e-9)
 
 
-@dataclass(frozen=True)
-class Widths:
-    """Channels that each group keeps, and how far that is from what was asked: the larger of |log(got / asked)|."""
-
-    kept: np.ndarray
-    error: float
-
-
 def allowed_widths(group: ChannelGroup, multiple: int, least: int) -> np.ndarray:
     """Numbers of channels that a group may keep, ascending: multiples that its layers take, and all of them.
 
@@ -87,8 +79,8 @@ def allowed_widths(group: ChannelGroup, multiple: int, least: int) -> np.ndarray
     return np.append(steps[steps >= min(least, group.size)], group.size)
 
 
-def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> Widths:
-    """Widths whose (parameters, multiply-accumulates) come near `asked`; nan in `asked` is a cost that is free.
+def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> np.ndarray:
+    """How many channels each group keeps, for (parameters, multiply-accumulates) near `asked`; nan there is a free cost.
 
     Group k keeps exp(-(base + tilt * intensity[k])) of its channels: the base sets the size, the tilt moves channels between
     layers of low and high resolution until both costs are met. Rounded widths are then moved one step at a time.
@@ -117,7 +109,7 @@ def plan(model: CostModel, allowed: Sequence[np.ndarray], asked: np.ndarray) -> 
     return _rounded(best[1], allowed, lambda kept: np.nanmax(np.abs(error(kept)), -1))
 
 
-def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[np.ndarray], np.ndarray]) -> Widths:
+def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Allowed widths near `kept`, moved a step at a time while the error falls: one group's, or two groups' at once."""
     count = len(allowed)
     table = np.full((count, max(map(len, allowed))), np.nan)
@@ -143,4 +135,4 @@ def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[n
         if found[order] >= best:
             break
         best, places = float(found[order]), after[order]
-    return Widths(numbers(places)[0].astype(int), best)
+    return numbers(places)[0].astype(int)

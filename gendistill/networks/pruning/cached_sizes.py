@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, count_of, get_module
+from gendistill.networks.pruning.channels import ChannelGroup
+from gendistill.networks.pruning.layers import LayerSide, count_of, get_module
 from gendistill.networks.pruning.pruned_architecture import integers
 
 

@@ -5,50 +5,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, nn
-from torch_pruning.dependency import Node
 
-from gendistill.networks.pruning.tracing import MODULES, UNFOLLOWED, Trace, channel_dim, trace
+from gendistill.networks.pruning.layers import CONV, LAYERS, UNFOLLOWED, LayerSide, count_of, get_module, sides
+from gendistill.networks.pruning.tracing import Node, trace
 
-
-class LayerSide(NamedTuple):
-    """The channels of a layer or bare parameter `path` that come in, go out, or both at once (a norm, a depthwise conv)."""
-
-    path: str
-    side: str
-
-
-COUNTS = {  # what a layer calls the number of its channels on a side
-    "in": ("in_channels", "in_features"),
-    "out": ("out_channels", "out_features"),
-    "both": ("out_channels", "num_features", "num_channels", "num_parameters", "embedding_dim", "normalized_shape"),
-}
-
-
-def count_name(layer: object, side: str) -> str:
-    """The attribute of a layer that counts its channels on a side."""
-    return next(name for name in COUNTS[side] if hasattr(layer, name))
-
-
-def channel_axis(layer: object, side: str) -> int:
-    """Which dimension of a layer's weight, or of a bare parameter, counts the channels on a side."""
-    if isinstance(layer, nn.Parameter):
-        return channel_dim(layer) or 0
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        return 0 if side == "both" else int((side == "in") != layer.transposed)
-    return int(isinstance(layer, nn.Embedding) or (isinstance(layer, nn.Linear) and side == "in"))
-
-
-def count_of(layer: object, side: str) -> int:
-    """The number of channels on a side of a layer or bare parameter."""
-    if isinstance(layer, nn.Parameter):
-        return layer.shape[channel_axis(layer, side)]
-    count = getattr(layer, count_name(layer, side))
-    return int(count[0] if isinstance(count, tuple) else count)
+Channel = tuple[Node, str, int]  # a number on one side of a node
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,36 +47,12 @@ def channel_groups(network: nn.Module, inputs: Sequence[Tensor], keep: Sequence[
     Args:
         keep: paths of modules of which no channel is to be removed.
     """
-    found = trace(network, inputs)
-    return _Grouping(found, network, tuple(keep)).groups()
-
-
-@dataclass
-class _Union:
-    """Disjoint sets of numbers."""
-
-    parent: list[int] = field(default_factory=list)
-
-    def new(self) -> int:
-        self.parent.append(len(self.parent))
-        return len(self.parent) - 1
-
-    def find(self, k: int) -> int:
-        while self.parent[k] != k:
-            self.parent[k] = self.parent[self.parent[k]]
-            k = self.parent[k]
-        return k
-
-    def join(self, a: int, b: int) -> None:
-        self.parent[self.find(b)] = self.find(a)
+    return _Grouping(trace(network, inputs), network, tuple(keep)).groups()
 
 
 class _Grouping:
-    def __init__(self, found: Trace, network: nn.Module, keep: tuple[str, ...]) -> None:
-        self.trace, self.network, self.keep = found, network, keep
-        self.sets = _Union()
-        self.slots: dict[tuple[Node, str], dict[int, int]] = defaultdict(dict)
-        self.frozen: dict[int, str] = {}
+    def __init__(self, nodes: Sequence[Node], network: nn.Module, keep: tuple[str, ...]) -> None:
+        self.nodes, self.network, self.keep = nodes, network, keep
         owners: dict[int, set[nn.Module]] = defaultdict(set)
         for module in network.modules():
             for weight in module.parameters(recurse=False):
@@ -118,15 +60,18 @@ class _Grouping:
         self.sharing = {module for modules in owners.values() if len(modules) > 1 for module in modules}
 
     def groups(self) -> list[ChannelGroup]:
-        self._spread()
-        reasons: dict[int, str] = {}
-        for slot, why in self.frozen.items():
-            reasons.setdefault(self.sets.find(slot), why)
-        atoms: dict[int, dict[LayerSide, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for (node, side), slots in self.slots.items():
-            if (path := self._path(node)) is not None:
-                for index, slot in sorted(slots.items()):
-                    atoms[self.sets.find(slot)][LayerSide(path, side)].append(index)
+        channels, made, frozen = self._joined()
+        reasons: dict[Channel, str] = {}
+        for channel, why in frozen.items():
+            reasons.setdefault(channels[channel], why)
+        atoms: dict[Channel, dict[LayerSide, list[int]]] = defaultdict(lambda: defaultdict(list))
+        indices: dict[tuple[Node, str], list[int]] = defaultdict(list)
+        for node, side, index in channels:
+            indices[node, side].append(index)
+        for node, side in (each for each in indices if each[0].layer is not None):
+            for index in sorted(indices[node, side]):
+                if (root := channels[node, side, index]) in made:
+                    atoms[root][LayerSide(node.path, side)].append(index)
         alike: dict[tuple[object, ...], list[dict[LayerSide, list[int]]]] = defaultdict(list)
         for root, members in atoms.items():
             kind = tuple(sorted((side, len(indices)) for side, indices in members.items()))
@@ -134,62 +79,58 @@ class _Grouping:
         groups = [self._group(atoms, str(kind[0])) for kind, atoms in alike.items()]
         return [self._blocks(group) for group in self._norms(groups)]
 
-    def _path(self, node: Node) -> str | None:
-        path = self.trace.paths.get(node)
-        return path.removeprefix("network.") if path is not None and path.startswith("network.") else None
+    def _joined(self) -> tuple[DisjointSet, set[Channel], dict[Channel, str]]:
+        """All channels, those joined that are linked; one of each set that a layer makes; and why some must stay."""
+        channels, frozen = DisjointSet(), dict[Channel, str]()
 
-    def _spread(self) -> None:
-        """Join the channels of all sides that are linked, from every layer's output on."""
-        waiting: list[tuple[Node, str, list[int]]] = []
-        for node in self.trace.graph.module2node.values():
-            side = self.trace.sides(node)[1]
-            if (size := self.trace.size(node, side)) is not None and isinstance(node.module, (*MODULES, nn.Parameter)):
-                waiting.append((node, side, list(range(size))))
-        for node, side, indices in waiting:
-            self._slots(node, side, indices)
-        while waiting:
-            node, side, indices = waiting.pop()
-            for mine, other, theirs, table in self.trace.links[node]:
-                if mine != side:
-                    continue
-                fresh: list[int] = []
-                for index in indices:
-                    for to in [index] if table is None else table[index] if index < len(table) else []:
-                        fresh += self._slots(other, theirs, [to])
-                        self.sets.join(self.slots[node, side][index], self.slots[other, theirs][to])
-                if fresh:
-                    waiting.append((other, theirs, fresh))
+        def at(node: Node, side: str, index: int) -> Channel:
+            channel = (node, side, index)
+            if channel not in channels:
+                channels.add(channel)
+                size, why = self._size(node, side), self._why_frozen(node, side)
+                if why or (size is not None and index >= size):
+                    frozen[channel] = why or f"{node.path}, whose {size} channels do not fit what they come from"
+            return channel
 
-    def _slots(self, node: Node, side: str, indices: list[int]) -> list[int]:
-        slots, fresh = self.slots[node, side], [index for index in indices if index not in self.slots[node, side]]
-        if not fresh:
-            return fresh
-        size, why = self.trace.size(node, side), self._why_frozen(node, side)
-        for index in fresh:
-            slots[index] = self.sets.new()
-            if why or (size is not None and index >= size):
-                self.frozen[slots[index]] = why or f"{self._path(node)}, whose {size} channels do not fit what they come from"
-        return fresh
+        makers = [node for node in self.nodes if node.frozen == "the input" or isinstance(node.layer, (*LAYERS, nn.Parameter))]
+        made = [
+            at(node, sides(node.layer)[1], k) for node in makers for k in range(self._size(node, sides(node.layer)[1]) or 0)
+        ]
+        for node in self.nodes:
+            side = sides(node.layer)[1]
+            for other, table in node.links:
+                for index in range(len(table) if table is not None else self._width(node)):
+                    for to in [index] if table is None else table[index]:
+                        channels.merge(at(node, side, index), at(other, sides(other.layer)[0], to))
+        return channels, {channels[channel] for channel in made}, frozen
+
+    def _size(self, node: Node, side: str) -> int | None:
+        """Channels on a side of a layer or input; None of an operation."""
+        if node.frozen == "the input":
+            return self._width(node)
+        alone = isinstance(node.layer, nn.PReLU) and node.layer.num_parameters == 1
+        return None if alone or not isinstance(node.layer, (*LAYERS, nn.Parameter)) else count_of(node.layer, side)
+
+    def _width(self, node: Node) -> int:
+        """Numbers along the dimension of a node's output that counts its channels."""
+        shape = node.shape
+        return shape[node.channel] if shape and node.channel is not None and node.channel < len(shape) else 0
 
     def _why_frozen(self, node: Node, side: str) -> str:
-        if (node, side) in self.trace.frozen:
-            return self.trace.frozen[node, side]
-        path = self.trace.paths.get(node)
-        if path is None or isinstance(node.module, nn.Parameter):
+        if node.frozen and side == sides(node.layer)[1]:
+            return node.frozen
+        layer, path = node.layer, node.path
+        if layer is None or isinstance(layer, nn.Parameter):
             return ""
-        if not path.startswith("network."):
-            return "the input" if path.startswith("doors") else ""
-        path = path.removeprefix("network.")
         if any(path == kept or path.startswith(kept + ".") for kept in self.keep):
             return "keep"
-        layer = node.module
         if layer in self.sharing:
             return f"{path} (its weight is another layer's too)"
         if isinstance(layer, UNFOLLOWED):
             return f"{path} ({type(layer).__name__})"
         if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
             return f"{path} (LayerNorm over space)"
-        if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and layer.in_channels != layer.out_channels:
+        if isinstance(layer, CONV) and layer.groups > 1 and layer.in_channels != layer.out_channels:
             depthwise = layer.groups in (layer.in_channels, layer.out_channels)
             return f"{path} (depthwise, {layer.in_channels} channels to {layer.out_channels})" if depthwise else ""
         return ""
@@ -209,12 +150,11 @@ class _Grouping:
             for side in group.members:
                 if not group.frozen and isinstance(get_module(self.network, side.path), nn.GroupNorm):
                     of_norm[side.path].append(k)
-        linked = _Union(list(range(len(groups))))
+        linked = DisjointSet(sorted({k for together in of_norm.values() for k in together}))
         for together in of_norm.values():
             for k in together[1:]:
-                linked.join(together[0], k)
-        for root in {linked.find(k) for together in of_norm.values() for k in together}:
-            some = [k for k in range(len(groups)) if linked.find(k) == root]
+                linked.merge(together[0], k)
+        for some in linked.subsets():
             whole = {k: self._run(groups[k]) for k in some}
             thin = {k: self._count(groups[k]) for k in some}
             if all(run for run in whole.values()) and sum(whole[k] or 0 for k in some) < sum(thin.values()):
@@ -247,7 +187,7 @@ class _Grouping:
             layer = get_module(self.network, side.path)
             if isinstance(layer, nn.GroupNorm) and not whole_norm_groups(layer, indices):
                 blocks = math.lcm(blocks, layer.num_groups)
-            if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and side.side != "both":
+            if isinstance(layer, CONV) and layer.groups > 1 and side.side != "both":
                 channels = layer.in_channels if side.side == "in" else layer.out_channels
                 if indices.size != channels:
                     return replace(group, frozen=f"{side.path} (grouped, of channels from several layers)")
@@ -267,11 +207,3 @@ def whole_norm_groups(norm: nn.GroupNorm, indices: np.ndarray) -> bool:
 def merged(group: ChannelGroup, run: int) -> ChannelGroup:
     """`run` channels that follow each other become one."""
     return replace(group, members={side: rows.reshape(len(rows) // run, -1) for side, rows in group.members.items()})
-
-
-def get_module(network: nn.Module, path: str) -> object:
-    """The module or parameter at a path; the network itself for ""."""
-    found: object = network
-    for name in filter(None, path.split(".")):
-        found = getattr(found, name)
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from gendistill.networks import counting
 from gendistill.networks.pruning import pruned_architecture as slim
 from gendistill.networks.pruning import separable
 from gendistill.networks.pruning import surgery as pruning
-from gendistill.networks.pruning.budget import CostModel, Widths, allowed_widths, plan
+from gendistill.networks.pruning.budget import CostModel, allowed_widths, plan
 from gendistill.networks.pruning.cached_sizes import update_cached_sizes
 from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
-from gendistill.networks.pruning.tracing import UNFOLLOWED
+from gendistill.networks.pruning.layers import UNFOLLOWED
 from gendistill.networks.pruning.trials import prunable, short
 
 TOLERANCE = 0.1
 LEAST_CHANNELS = 4
+ROUND_TO = (8, 4, 2, 1)  # of widths the first that the targets allow: convolutions are faster so
 INSTEAD = "give a smaller student class of your own instead: --student module:Class"
 
 
@@ -51,7 +52,6 @@ def compress(
     macs: float | None = None,
     seed: int = 0,
     importance: Literal["magnitude", "random"] = "magnitude",
-    round_to: int = 8,
     keep: Sequence[str] = (),
     depthwise: bool = False,
 ) -> Compressed:
@@ -66,8 +66,6 @@ def compress(
         factor: so many times fewer multiply-accumulates AND parameters, above 1. Or give `params`, `macs` or both.
         params, macs: the number that the student is to have, of one sample.
         importance: `random` keeps random channels, by `seed`: what pruning is compared with.
-        round_to: widths are multiples of this where groups are wide enough and the targets allow it, else of its half,
-            quarter, ...: convolutions are faster so.
         keep: paths of modules that keep all their channels.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.networks.pruning.separable`).
 
@@ -85,13 +83,12 @@ def compress(
     slim.fold(student)
     if depthwise:
         _separate(student, example_inputs, asked, keep)
-    search = _Search(student, tuple(example_inputs), asked, keep, round_to)
+    search = _Search(student, tuple(example_inputs), asked, keep)
     search.scores = _scores(student, search.groups, importance, seed)
-    widths = search.run()
-    pruned, cost = search.pruned(widths.kept), search.cost
-    error = np.nanmax(np.abs(cost / asked - 1))
-    if error > TOLERANCE:
-        raise ValueError(_nearest(teacher, cost, asked, factor, search.frozen))
+    found = search.run()
+    if found.error > TOLERANCE:
+        raise ValueError(_nearest(teacher, found.cost, asked, factor, search.frozen))
+    pruned, cost = search.pruned(found.kept), found.cost
     return Compressed(pruned, int(cost[1]), int(cost[0]), teacher[1], teacher[0], search.frozen)
 
 
@@ -143,12 +140,12 @@ def _separate(network: nn.Module, inputs: Sequence[Tensor], asked: np.ndarray, k
     """Make convolutions separable, the costliest first, as long as no more is saved than was asked."""
     spent = counting.macs_by_module(network, inputs)
     left = np.array([counting.parameters(network), sum(spent.values())], float)
-    for path in sorted(separable.replaceable(network, keep), key=lambda path: -spent.get(path, 0)):
-        layer = network.get_submodule(path)
-        assert isinstance(layer, nn.Conv2d)
-        saved = separable.saved_share(layer) * np.array([layer.weight.numel(), spent.get(path, 0)], float)
+    found = separable.replaceable(network, keep)
+    for path in sorted(found, key=lambda path: -spent.get(path, 0)):
+        saved = separable.saved_share(found[path]) * np.array([found[path].weight.numel(), spent.get(path, 0)], float)
         if not (left - saved < asked).any():
-            separable.replace_convolutions(network, [path])
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, separable.SeparableConv2d.nearest(found[path]))
             left -= saved
 
 
@@ -163,13 +160,19 @@ def _scores(network: nn.Module, groups: Sequence[ChannelGroup], kind: str, seed:
     return [pruning.importance(network, group) for group in groups]
 
 
+class Attempt(NamedTuple):
+    """Widths, what they cost (parameters, multiply-accumulates), and the larger relative error of that."""
+
+    error: float
+    kept: np.ndarray
+    cost: np.ndarray
+
+
 class _Search:
     """Plans widths, prunes by them, runs and counts the result, and corrects the plan."""
 
-    def __init__(
-        self, network: nn.Module, inputs: tuple[Tensor, ...], asked: np.ndarray, keep: Sequence[str], round_to: int
-    ) -> None:
-        self.network, self.inputs, self.asked, self.round_to = network, counting.one_sample(inputs), asked, round_to
+    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], asked: np.ndarray, keep: Sequence[str]) -> None:
+        self.network, self.inputs, self.asked = network, counting.one_sample(inputs), asked
         try:
             found = channel_groups(slim.duplicate(network), inputs, keep)
         except Exception as failure:
@@ -187,42 +190,32 @@ class _Search:
             raise ValueError(self._nothing())
         self.scores: list[np.ndarray] = []
         self.by_module = counting.macs_by_module(network, inputs)
-        self.cost = np.zeros(2)
 
-    def run(self) -> Widths:
+    def run(self) -> Attempt:
         """The widest rounding that meets the targets closely; else whichever comes nearest."""
-        best: tuple[float, Widths, np.ndarray] | None = None
-        multiple = self.round_to
-        while multiple >= 1:
-            found = self._corrected(multiple)
-            if best is None or found[0] < best[0]:
-                best = found
-            if best[0] < TOLERANCE / 2:
+        found: list[Attempt] = []
+        for multiple in ROUND_TO:
+            found.append(self._corrected(multiple))
+            if found[-1].error < TOLERANCE / 2:
                 break
-            multiple //= 2
-        assert best is not None
-        self.cost = best[2]
-        return best[1]
+        return min(found, key=lambda attempt: attempt.error)
 
-    def _corrected(self, multiple: int) -> tuple[float, Widths, np.ndarray]:
+    def _corrected(self, multiple: int) -> Attempt:
         """Widths by the model, whose targets are moved by how far the real counts are from it."""
         model = CostModel(self.network, self.groups, self.by_module)
         allowed = [allowed_widths(group, multiple, LEAST_CHANNELS) for group in self.groups]
-        asked, best = self.asked, None
+        asked, found = self.asked, list[Attempt]()
         for _ in range(4):
-            widths = plan(model, allowed, asked)
-            pruned = self.pruned(widths.kept)
+            kept = plan(model, allowed, asked)
+            pruned = self.pruned(kept)
             cost = np.array([counting.parameters(pruned), counting.macs(pruned, self.inputs)], float)
-            error = float(np.nanmax(np.abs(cost / self.asked - 1)))
-            if best is None or error < best[0]:
-                best = (error, widths, cost)
-            if error < TOLERANCE / 5:
+            found.append(Attempt(float(np.nanmax(np.abs(cost / self.asked - 1))), kept, cost))
+            if found[-1].error < TOLERANCE / 5:
                 break
-            asked = self.asked * model.costs(widths.kept.astype(float)) / cost
-        assert best is not None
-        return best
+            asked = self.asked * model.costs(kept.astype(float)) / cost
+        return min(found, key=lambda attempt: attempt.error)
 
-    def pruned(self, kept: Sequence[int] | np.ndarray) -> nn.Module:
+    def pruned(self, kept: np.ndarray) -> nn.Module:
         """A copy in which group k has kept[k] channels."""
         student = slim.duplicate(self.network)
         keeps = [pruning.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]

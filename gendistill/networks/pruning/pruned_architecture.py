@@ -17,21 +17,11 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gendistill.networks.pruning.layers import channel_axis, count_of, counts_of, sides
 from gendistill.networks.pruning.separable import SeparableConv2d
 
 VERSION = 1
 PARTS = ("separable", "layers", "parameters", "attributes")
-CONV, NORM = nn.modules.conv._ConvNd, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-COUNTS: dict[Any, tuple[str, ...]] = {
-    CONV: ("in_channels", "out_channels", "groups"),
-    nn.Linear: ("in_features", "out_features"),
-    NORM[0]: ("num_features",),
-    NORM[1]: ("num_features",),
-    nn.GroupNorm: ("num_channels", "num_groups"),
-    nn.LayerNorm: ("normalized_shape",),
-    nn.Embedding: ("num_embeddings", "embedding_dim"),
-    nn.PReLU: ("num_parameters",),
-}
 
 
 def duplicate(network: nn.Module) -> Any:
@@ -98,11 +88,12 @@ def record(network: nn.Module) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     for path, module in network.named_modules():
-        if (names := _counts(module)) is not None:
+        if (names := counts_of(module)) is not None:
             layers[path] = {name: _plain_number(getattr(module, name)) for name in names} | {"plain": _is_plain(module)}
         elif held := integers(module):
             attributes[path] = held
-    separable = {path: layer.settings() for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
+    found = {path: layer for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
+    separable = {path: {"bias": layer.pointwise.bias is not None} for path, layer in found.items()}
     shapes = {path: list(weight.shape) for path, weight in _bare(network)}
     return {"version": VERSION, "separable": separable, "layers": layers, "parameters": shapes, "attributes": attributes}
 
@@ -126,7 +117,10 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
             raise ValueError(f"slim record {path}: separable takes a Conv2d; the network has a {type(convolution).__name__}.")
         if isinstance(convolution, nn.Conv2d):
             parent, _, name = path.rpartition(".")
-            setattr(_find(network, parent, "separable"), name, SeparableConv2d.from_settings(convolution, settings))
+            if settings != (expected := {"bias": convolution.bias is not None}):
+                bias = str(expected["bias"]).lower()
+                raise ValueError(f"slim record separable: takes bias {bias}; got {str(settings)[:60]}.")
+            setattr(_find(network, parent, "separable"), name, SeparableConv2d(convolution))
     for path, counts in shapes["layers"].items():
         _apply_layer(path, _find(network, path, "layers"), counts)
     bare = dict(_bare(network))
@@ -139,20 +133,16 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _counts(module: nn.Module) -> tuple[str, ...] | None:
-    return next((names for kind, names in COUNTS.items() if isinstance(module, kind)), None)
-
-
 def _bare(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that belong to no layer of known counts."""
     for path, module in network.named_modules():
-        if _counts(module) is None:
+        if counts_of(module) is None:
             for name, weight in module.named_parameters(recurse=False):
                 yield f"{path}.{name}".lstrip("."), weight
 
 
 def _apply_layer(path: str, layer: nn.Module, counts: Any) -> None:
-    names = _counts(layer)
+    names = counts_of(layer)
     if names is None or not isinstance(counts, Mapping) or set(counts) != {*names, "plain"}:
         takes = "none" if names is None else ", ".join((*names, "plain"))
         raise ValueError(f"slim record {path}: the counts of a {type(layer).__name__} are {takes}; got {_keys(counts)}.")
@@ -179,17 +169,16 @@ def _apply_layer(path: str, layer: nn.Module, counts: Any) -> None:
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     """What a layer's tensors must be by its counts."""
-    if isinstance(layer, CONV):
-        first, second = (layer.in_channels, layer.out_channels) if layer.transposed else (layer.out_channels, layer.in_channels)
-        return {"weight": (first, second // layer.groups, *layer.kernel_size), "bias": (layer.out_channels,)}
-    if isinstance(layer, nn.Linear):
-        return {"weight": (layer.out_features, layer.in_features), "bias": (layer.out_features,)}
-    if isinstance(layer, nn.Embedding):
-        return {"weight": (layer.num_embeddings, layer.embedding_dim)}
     if isinstance(layer, nn.LayerNorm):
         return dict.fromkeys(("weight", "bias"), tuple(layer.normalized_shape))
-    count = next(getattr(layer, name) for name in ("num_features", "num_channels", "num_parameters") if hasattr(layer, name))
-    return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (count,))
+    into, out = sides(layer)
+    shapes = dict.fromkeys(("bias", "running_mean", "running_var"), (count_of(layer, out),))
+    if isinstance(weight := getattr(layer, "weight", None), Tensor):
+        sizes = list(weight.shape)
+        for axis, side in ((channel_axis(layer, side), side) for side in (into, out)):
+            sizes[axis] = count_of(layer, side) // (getattr(layer, "groups", 1) if axis == 1 else 1)
+        shapes["weight"] = tuple(sizes)
+    return shapes
 
 
 def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:

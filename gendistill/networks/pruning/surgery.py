@@ -9,15 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gendistill.networks.pruning.channels import (
-    ChannelGroup,
-    LayerSide,
-    channel_axis,
-    count_name,
-    count_of,
-    get_module,
-    whole_norm_groups,
-)
+from gendistill.networks.pruning.channels import ChannelGroup, whole_norm_groups
+from gendistill.networks.pruning.layers import CONV, LayerSide, channel_axis, count_name, count_of, get_module
 
 Keeps = Sequence[np.ndarray]  # of each group, which channels stay
 
@@ -41,7 +34,7 @@ def importance(network: nn.Module, group: ChannelGroup) -> np.ndarray:
 
 def _norms(weight: Tensor, layer: object, side: LayerSide) -> np.ndarray:
     """Squared norm of each channel's weights on one side of a layer."""
-    if isinstance(layer, nn.modules.conv._ConvNd) and side.side != "both" and layer.groups > 1:
+    if isinstance(layer, CONV) and side.side != "both" and layer.groups > 1:
         split = weight.unflatten(0, (layer.groups, -1))  # (groups, of the first, of the second, ...)
         inner = (side.side == "in") != layer.transposed
         summed = split.pow(2).flatten(3).sum(3).sum(1 if inner else 2)
@@ -83,7 +76,7 @@ def _drop(network: nn.Module, side: LayerSide, gone: np.ndarray, whole: Mapping[
         parent, _, name = side.path.rpartition(".")
         _select(get_module(network, parent), name, keep, axis)
         return
-    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1 and axis == 1:  # which a grouped convolution divides
+    if isinstance(layer, CONV) and layer.groups > 1 and axis == 1:  # which a grouped convolution divides
         weight = layer.weight.unflatten(0, (layer.groups, -1))
         own = keep.reshape(layer.groups, -1) - torch.arange(layer.groups)[:, None] * weight.shape[2]
         parts = [part.index_select(1, rows.to(part.device)) for part, rows in zip(weight, own, strict=True)]
@@ -95,7 +88,7 @@ def _drop(network: nn.Module, side: LayerSide, gone: np.ndarray, whole: Mapping[
             _select(layer, name, keep)
     if isinstance(layer, nn.GroupNorm) and whole[side.path]:
         layer.num_groups = layer.num_groups * len(keep) // layer.num_channels
-    if isinstance(layer, nn.modules.conv._ConvNd) and side.side == "both":  # depthwise
+    if isinstance(layer, CONV) and side.side == "both":  # depthwise
         layer.in_channels = layer.groups = len(keep)
     setattr(layer, count_name(layer, side.side), (len(keep),) if isinstance(layer, nn.LayerNorm) else len(keep))
 

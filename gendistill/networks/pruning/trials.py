@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.module_tracker import ModuleTracker
 
 from gendistill.networks.counting import evaluating
 from gendistill.networks.pruning import surgery as pruning
 from gendistill.networks.pruning.cached_sizes import CachedSize, cached_sizes, update_cached_sizes
-from gendistill.networks.pruning.channels import ChannelGroup, LayerSide, merged
+from gendistill.networks.pruning.channels import ChannelGroup, merged
+from gendistill.networks.pruning.layers import LayerSide
 from gendistill.networks.pruning.pruned_architecture import duplicate
 
 MOST_PAIRS = 12  # of failing groups of which all pairs are tried
@@ -143,20 +145,12 @@ def _across_blocks(group: ChannelGroup) -> ChannelGroup:
 
 def where(network: nn.Module, inputs: Sequence[Tensor]) -> str:
     """The innermost module that was running when the network failed."""
-    running: list[str] = []
-    handles = []
-    for name, module in network.named_modules():
-        text = f"{name or 'the network'} ({type(module).__name__})"
-        handles.append(module.register_forward_pre_hook(lambda *_, text=text: running.append(text)))
-        handles.append(module.register_forward_hook(lambda *_: running.pop() and None))
-    try:
-        with evaluating(network):
+    with evaluating(network), ModuleTracker() as running:
+        try:
             network(*inputs)
-    except Exception:
-        return running[-1] if running else type(network).__name__
-    finally:
-        for handle in handles:
-            handle.remove()
+        except Exception:
+            path = max(running.parents - {"Global"}, key=len, default="").partition(".")[2]
+            return f"{path or 'the network'} ({type(network.get_submodule(path)).__name__})"
     return type(network).__name__
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -98,21 +100,16 @@ def smaller_config(
     whole = macs(on_meta(config), inputs)
     widest = on_meta(start)
     spent, sizes = macs_by_module(widest, inputs), _sizes(widest)
-    counted: dict[tuple[int, ...], float] = {}
 
+    @cache
     def strays(widths: tuple[int, ...]) -> float:
         """log(multiply-accumulates / those asked for): every layer spends in proportion to its size."""
-        if widths not in counted:
-            thin = _sizes(on_meta({**start, "block_out_channels": widths}))
-            count = sum(n * thin[at] / sizes[at] if at in thin and at in sizes else n for at, n in spent.items())
-            counted[widths] = math.log(count * factor / whole)
-        return counted[widths]
+        thin = _sizes(on_meta({**start, "block_out_channels": widths}))
+        count = sum(n * thin[at] / sizes[at] if at in thin and at in sizes else n for at, n in spent.items())
+        return math.log(count * factor / whole)
 
     ladder = [tuple(narrower_config(start, share)["block_out_channels"]) for share in _shares(start)]
-    low, high = 0, len(ladder) - 1
-    while low < high:  # the first rung that is too much
-        middle = (low + high) // 2
-        low, high = (low, middle) if strays(ladder[middle]) > 0 else (middle + 1, high)
+    low = bisect_right(ladder, 0.0, key=strays)  # the first rung that is too much
     near = min(ladder[max(low - 1, 0) : low + 1], key=lambda widths: abs(strays(widths)))
     if abs(math.exp(strays(near)) - 1) > TOLERANCE:
         near = min([near, *_beside(near, start)], key=lambda widths: abs(strays(widths)))

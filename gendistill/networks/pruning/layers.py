@@ -1,0 +1,90 @@
+"""Layers by their channels: how each calls their numbers on each side, and which dimension of its weight counts them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+CONV = nn.modules.conv._ConvNd
+BATCH_NORM, INSTANCE_NORM = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
+COUNTS: dict[type[nn.Module], tuple[str, ...]] = {  # what a layer calls the numbers that its shape follows from
+    CONV: ("in_channels", "out_channels", "groups"),
+    nn.Linear: ("in_features", "out_features"),
+    BATCH_NORM: ("num_features",),
+    INSTANCE_NORM: ("num_features",),
+    nn.GroupNorm: ("num_channels", "num_groups"),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+    nn.PReLU: ("num_parameters",),
+}
+LAYERS = tuple(COUNTS)
+UNFOLLOWED = (nn.MultiheadAttention, nn.RNNBase)  # layers whose channels are not ours to remove
+
+
+class LayerSide(NamedTuple):
+    """The channels of a layer or bare parameter `path` that come in, go out, or both at once (a norm, a depthwise conv)."""
+
+    path: str
+    side: str
+
+
+def sides(layer: object) -> tuple[str, str]:
+    """The names of a layer's input and output channels: "both" where they are the same ones."""
+    if isinstance(layer, CONV):
+        return ("both", "both") if layer.groups == layer.out_channels > 1 else ("in", "out")
+    return ("in", "out") if isinstance(layer, (nn.Linear, *UNFOLLOWED)) else ("both", "both")
+
+
+def counts_of(layer: object) -> tuple[str, ...] | None:
+    """The names of a layer's counts; None of what is no layer of known counts."""
+    return next((names for kind, names in COUNTS.items() if isinstance(layer, kind)), None)
+
+
+def count_name(layer: object, side: str) -> str:
+    """The attribute of a layer that counts its channels on a side."""
+    names = counts_of(layer)
+    assert names is not None
+    return names[int(isinstance(layer, nn.Embedding) or (isinstance(layer, (CONV, nn.Linear)) and side != "in"))]
+
+
+def channel_axis(layer: object, side: str) -> int:
+    """Which dimension of a layer's weight, or of a bare parameter, counts the channels on a side."""
+    if isinstance(layer, nn.Parameter):
+        return channel_dim(layer) or 0
+    if isinstance(layer, CONV):
+        return 0 if side == "both" else int((side == "in") != layer.transposed)
+    return int(isinstance(layer, nn.Embedding) or (isinstance(layer, nn.Linear) and side == "in"))
+
+
+def count_of(layer: object, side: str) -> int:
+    """The number of channels on a side of a layer or bare parameter."""
+    if isinstance(layer, nn.Parameter):
+        return layer.shape[channel_axis(layer, side)]
+    count = getattr(layer, count_name(layer, side))
+    return int(count[0] if isinstance(count, tuple) else count)
+
+
+def channel_dim(parameter: nn.Parameter) -> int | None:
+    """Which dimension of a parameter that belongs to no layer counts channels: None where that cannot be told.
+
+    (C,), (C, 1, 1), (1, C, 1, 1) and constants (1, C, H, W), (C, H, H), (H, H, C): C. Tokens (1, N, C): C.
+    """
+    large = [k for k, size in enumerate(parameter.shape) if size > 1]
+    if parameter.ndim == 4 and parameter.shape[0] == 1 and parameter.shape[1] > 1:
+        return 1
+    if parameter.ndim == 3 and parameter.shape[0] == 1 and parameter.shape[2] > 1:
+        return 2
+    if parameter.ndim == 3 and parameter.shape[0] == parameter.shape[1]:
+        return 2
+    if parameter.ndim == 3 and parameter.shape[1] == parameter.shape[2]:
+        return 0
+    return large[0] if len(large) == 1 else None
+
+
+def get_module(network: nn.Module, path: str) -> Any:
+    """The module or parameter at a path; the network itself for ""."""
+    found: Any = network
+    for name in filter(None, path.split(".")):
+        found = getattr(found, name)
+    return found
