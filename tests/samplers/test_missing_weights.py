@@ -13,7 +13,7 @@ from tiny_pipeline import TINY
 
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.missing_weights import MissingWeightsError
-from gendistill.samplers.opening import open_pipeline
+from gendistill.samplers.loading import open_pipeline
 from gendistill.sampling.load_add_ons import DoesNotLoadError, with_control
 from gendistill.sampling.task_inputs import read_task
 
