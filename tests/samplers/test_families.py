@@ -143,10 +143,10 @@ def test_a_family_from_outside_is_opened_sampled_taught_and_made_a_student(dit_f
     guided = teacher.denoiser.guided(x_t, t, conditioning, teacher.unconditional(), 2.0)
     torch.testing.assert_close(guided.eps, none + 2 * (eps - none), atol=1e-5, rtol=1e-5)
 
-    student = student_pipeline(teacher, full_networks(teacher.denoiser))
-    assert type(student) is DiTPipeline
-    assert student.transformer is not teacher.network
-    assert student.vae is teacher.pipeline.vae
+    with student_pipeline(teacher, full_networks(teacher.denoiser)) as student:
+        assert type(student) is DiTPipeline
+        assert student.transformer is not teacher.network
+        assert student.vae is teacher.pipeline.vae
 
     sampler = FewStepSampler.from_pretrained(dit_folder)
     assert list(sampler.components()) == ["network", "decoder"]
