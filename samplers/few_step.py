@@ -114,7 +114,7 @@ class FewStepSampler(Sampler):
 
     def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
         scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        return [] if self.spec is None else advice(self.spec, self.pipeline, steps, scale)
+        return [] if self.spec is None else list(advice(self.spec, self.pipeline, steps, scale))
 
     @property
     def kind(self) -> str:
