@@ -1,13 +1,14 @@
 """Sampling: what draws pictures, pipelines in few steps, solver steps, and how a student wants to be sampled."""
 
 from gendistill.samplers.few_step import FewStepSampler, components_of
-from gendistill.samplers.sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once, to_uint8
+from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights, pictures_at_once, to_uint8
 from gendistill.samplers.solvers import ddim_step, invert_ddim_step
 from gendistill.samplers.spec import StudentSpec
 
 __all__ = [
     "NETWORK",
     "FewStepSampler",
+    "SampleRequest",
     "Sampler",
     "StudentSpec",
     "components_of",

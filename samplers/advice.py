@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from gendistill.samplers.spec import StudentSpec
 
 
-def advice(spec: StudentSpec, pipeline: Any, steps: int, guidance_scale: float) -> list[str]:
+def advice(spec: StudentSpec, pipeline: Any, steps: int, guidance_scale: float) -> Iterator[str]:
     """Sentences, each with what to take instead; none where all is as the student wants it."""
-    return [
-        *_of_steps(spec, steps),
-        *_of_guidance(spec, guidance_scale),
-        *_of_scheduler(spec, pipeline.scheduler),
-    ]
-
-
-def _of_steps(spec: StudentSpec, steps: int) -> list[str]:
-    if steps in spec.num_inference_steps:
-        return []
-    trained = ", ".join(map(str, spec.num_inference_steps))
-    return [f"steps {steps}: the student was made for {trained}; other numbers mostly look worse"]
-
-
-def _of_guidance(spec: StudentSpec, scale: float) -> list[str]:
-    if spec.guidance == "baked" and scale > 1:
-        return [
-            f"guidance_scale {scale:g}: guidance is baked into the student; above 1 it is guided twice, in twice the time, and "
-            f"looks burnt; takes 1"
-        ]
-    if spec.guidance == "embedded" and spec.guidance_range is not None:
-        low, high = spec.guidance_range
-        if not low <= scale <= high:
-            return [f"guidance_scale {scale:g}: the student was trained for {low:g} to {high:g}"]
-    return []
-
-
-def _of_scheduler(spec: StudentSpec, scheduler: Any) -> list[str]:
-    has, wants = type(scheduler).__name__, spec.scheduler_class
+    if steps not in spec.num_inference_steps:
+        trained = ", ".join(map(str, spec.num_inference_steps))
+        yield f"steps {steps}: the student was made for {trained}; other numbers mostly look worse"
+    if spec.guidance == "baked" and guidance_scale > 1:
+        yield (
+            f"guidance_scale {guidance_scale:g}: guidance is baked into the student; above 1 it is guided twice, in twice the "
+            f"time, and looks burnt; takes 1"
+        )
+    low, high = spec.guidance_range or (guidance_scale, guidance_scale)
+    if spec.guidance == "embedded" and not low <= guidance_scale <= high:
+        yield f"guidance_scale {guidance_scale:g}: the student was trained for {low:g} to {high:g}"
+    has, wants = type(pipeline.scheduler).__name__, spec.scheduler_class
+    spacing, wanted = pipeline.scheduler.config.get("timestep_spacing"), spec.scheduler_config.get("timestep_spacing")
     if has != wants:
-        return [f"scheduler {has}: the student is sampled by {wants}; takes pipeline.scheduler = sampler.spec.scheduler()"]
-    spacing, wanted = scheduler.config.get("timestep_spacing"), spec.scheduler_config.get("timestep_spacing")
-    if spacing != wanted:
-        return [f"scheduler: timestep_spacing {spacing}; the student is sampled at {wanted}"]
-    return []
+        yield f"scheduler {has}: the student is sampled by {wants}; takes pipeline.scheduler = sampler.spec.scheduler()"
+    elif spacing != wanted:
+        yield f"scheduler: timestep_spacing {spacing}; the student is sampled at {wanted}"

@@ -15,11 +15,10 @@ from gendistill.samplers.advice import advice
 from gendistill.samplers.families import Conditions, SampleOptions, family_of, network_of
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
-from gendistill.samplers.offload.streaming import Event, PicturesDone, StepDone, Tell, streamed
 from gendistill.samplers.prompt_cache import PromptCache
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
-from gendistill.samplers.sampler import NETWORK, Sampler, hash_of_weights, pictures_at_once
+from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
@@ -41,6 +40,7 @@ class FewStepSampler(Sampler):
 
     def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
+        self.text_to_image = self.family.texts
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
         self._encoded = PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
         self._unconditional: Conditions | None = None
@@ -113,9 +113,8 @@ class FewStepSampler(Sampler):
         self._compiled = True
 
     def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
-        """What to know before sampling it so, a sentence each; none of a model that is no student."""
         scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        return [] if self.spec is None else advice(self.spec, self.pipeline, steps, scale)
+        return [] if self.spec is None else list(advice(self.spec, self.pipeline, steps, scale))
 
     @property
     def kind(self) -> str:
@@ -143,6 +142,10 @@ class FewStepSampler(Sampler):
     @property
     def guided(self) -> bool:
         return self.spec.guidance != "baked" if self.spec else self.family.guided
+
+    def require_guidance(self, guidance_scale: float) -> None:
+        if guidance_scale > 1 and not self.family.guided:
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; takes 1")
 
     def require_steps(self, steps: int) -> None:
         if steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
@@ -215,135 +218,40 @@ class FewStepSampler(Sampler):
         tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
         return any(tokenizer(list(a)).input_ids != tokenizer(list(b)).input_ids for tokenizer in tokenizers)
 
-    def latents(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Tensor]:
-        """Batches of latents (B, C, h, w), scaled as the network sees them, in the order of the prompts.
-
-        Args:
-            seeds: one a prompt; the noise of picture k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
-            guidance_scale: as the pipeline's own; the spec's where None.
-            batch_size: what `pictures_at_once` says where None.
-            progress: called with the number of pictures after each batch.
-        """
-        for batch in self._run(prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=True):
-            yield batch
-            if progress:
-                progress(len(batch))
-
-    def pictures(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int | None = None,
-        progress: Callable[[int], None] | None = None,
-        task: Task = TEXT_TO_IMAGE,
-        size: tuple[int, int] | None = None,
-    ) -> Iterator[Tensor]:
-        """Batches of pictures (B, 3, H, W), float32 in [0, 1]; other arguments as for `latents`.
-
-        Args:
-            task: what they are drawn from beside their prompts.
-            size: height and width in pixels; the model's own, or that of the task's pictures, where None.
-
-        Raises:
-            ValueError: the model, the steps or the prompts do not go with the task.
-        """
-        for batch in self._run(
-            prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=False, task=task, size=size
-        ):
-            yield batch.float()
-            if progress:
-                progress(len(batch))
-
-    def events(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int | None = None,
-        task: Task = TEXT_TO_IMAGE,
-        size: tuple[int, int] | None = None,
-    ) -> Iterator[Event]:
-        """What each step leaves, and pictures as they finish; arguments as for `pictures`.
-
-        Drawing ends with its next step where the iterator is closed.
-        """
-
-        def draw(tell: Tell) -> None:
-            first = 0
-            batches = self._run(
-                prompts, seeds, num_inference_steps, guidance_scale, batch_size, latent=False, task=task, size=size, tell=tell
-            )
-            for batch in batches:
-                tell(PicturesDone(first, batch.float()))
-                first += len(batch)
-
-        return streamed(draw)
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> Iterator[Tensor]:
+        """Batches of latents (B, C, h, w), scaled as the network sees them; arguments as for `pictures`."""
+        return self.pictures(prompts, seeds, latent=True, **given)
 
     @torch.no_grad()
-    def _run(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        steps: int | None,
-        guidance_scale: float | None,
-        batch_size: int | None,
-        *,
-        latent: bool,
-        task: Task = TEXT_TO_IMAGE,
-        size: tuple[int, int] | None = None,
-        tell: Tell | None = None,
-    ) -> Iterator[Tensor]:
-        steps = self.default_steps if steps is None else steps
-        guidance_scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        batch_size = 1 if task.styles is not None else batch_size or pictures_at_once(max(size or self.size))
-        if guidance_scale > 1 and not self.family.guided:
-            raise ValueError(f"guidance_scale {guidance_scale:g}: a {type(self.pipeline).__name__} knows no guidance; takes 1")
-        pipeline = self._pipeline_of(task, len(prompts), steps)
-        given: dict[str, Any] = {} if size is None or task.pictures is not None else {"height": size[0], "width": size[1]}
+    def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
+        prompts, seeds, task, steps = request.prompts, request.seeds, request.task, request.num_inference_steps
+        count, guided = len(prompts), request.guidance_scale > 1
+        batch_size = request.batch_size if task.styles is None else 1
+        pipeline = self._pipeline_of(task, count, steps)
+        given: dict[str, Any] = {}
+        size = request.size or self.size
+        if task.pictures is not None:
+            size = (task.pictures.shape[2], task.pictures.shape[3])
+        elif request.size is not None:
+            given |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             given["timesteps"] = self.spec.timesteps[steps]
-
-        def draw(rows: slice) -> Tensor:
-            if guidance_scale > 1 and self._unconditional is None:
-                self._unconditional = self.family.unconditional(self.pipeline)
-            if tell is not None:
-                given["callback_on_step_end"] = _telling(tell, rows.start, count, task.calls(steps))
-            return self.family.sample(
-                pipeline,
-                self._encoded.of(prompts[rows], self.device),
-                self._unconditional or {},
-                SampleOptions(
-                    steps,
-                    guidance_scale,
-                    [torch.Generator().manual_seed(seed) for seed in seeds[rows]],
-                    self.eta,
-                    latent,
-                    {**given, **task.arguments(rows)},
-                ),
-            )
-
-        count = len(prompts)
         if self._compiled and task is TEXT_TO_IMAGE and count % batch_size:
             more = min(batch_size, 2 ** (count % batch_size - 1).bit_length()) - count % batch_size
             prompts, seeds = [*prompts, *prompts[-1:] * more], [*seeds, *seeds[-1:] * more]
-        drawn_at = size or self.size if task.pictures is None else (task.pictures.shape[2], task.pictures.shape[3])
+
+        def draw(rows: slice) -> Tensor:
+            if guided and self._unconditional is None:
+                self._unconditional = self.family.unconditional(self.pipeline)
+            conditions = self._encoded.of(prompts[rows], self.device)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
+            arguments = {**given, **task.arguments(rows)}
+            options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, arguments)
+            return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
-            yield self._drawn(draw, rows, drawn_at, guidance_scale > 1)[: count - start]
+            yield self._drawn(draw, rows, size, guided)[: count - start]
 
     def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
         """A batch, the prompts in `rows`, drawn at a size (height, width)."""
@@ -352,20 +260,8 @@ class FewStepSampler(Sampler):
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
         if task is TEXT_TO_IMAGE:
             return self.pipeline
-        if not self.texts:
-            raise ValueError(f"a {self.kind} draws from noise alone; other tasks take a text-to-image model")
         task.require(count, steps)
         return task.pipeline(self.pipeline)
-
-
-def _telling(tell: Tell, first: int, count: int, steps: int) -> Callable[..., dict[str, Any]]:
-    """What diffusers' pipelines call after each step."""
-
-    def after(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        tell(StepDone(first, step + 1, steps, tensors["latents"][: count - first].detach().clone()))
-        return tensors
-
-    return after
 
 
 def components_of(pipeline: Any) -> dict[str, Component]:

@@ -25,9 +25,8 @@ class KnownStudent:
         name: of the file or folder, a pattern; `steps` in it is the step count that the file was made for.
         steps: that it takes, the main one first, where its name says no other.
         scheduler, changes: a scheduler of diffusers, and what differs from the base model's config.
-        guidance: `embedded`, `baked` or `cfg`, and the scale to sample with.
         timesteps: by step count, where they are not the scheduler's own.
-        eta: the share of fresh noise in a step.
+        more: other members of its `StudentSpec`, where guidance is not baked in or steps have fresh noise.
     """
 
     method: str
@@ -35,11 +34,8 @@ class KnownStudent:
     steps: tuple[int, ...]
     scheduler: str
     changes: Mapping[str, Any] = field(default_factory=dict)
-    guidance: str = "baked"
-    guidance_scale: float = 1.0
-    guidance_range: tuple[float, float] | None = None
     timesteps: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    eta: float = 0.0
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, source: str, base_config: Mapping[str, Any]) -> StudentSpec:
         """How `source` wants to be sampled, on a base model with that scheduler config."""
@@ -54,20 +50,19 @@ class KnownStudent:
             solver=self.scheduler.removesuffix("Scheduler").lower(),
             scheduler_class=self.scheduler,
             scheduler_config={**config, **self.changes},
-            guidance=self.guidance,
-            guidance_scale=self.guidance_scale,
-            guidance_range=self.guidance_range,
             prediction_type=self.changes.get("prediction_type", config.get("prediction_type", "epsilon")),
             timesteps={count: list(of) for count, of in self.timesteps.items() if count in steps} or None,
-            eta=self.eta,
+            **{"guidance": "baked", "guidance_scale": 1.0, **self.more},
         )
 
 
 N = r"(?P<steps>\d+)[-_ ]?steps?"
+KEPT = {"guidance": "cfg", "guidance_scale": 5.0}
+SLIDER = {"guidance": "embedded", "guidance_scale": 8.0, "guidance_range": (1.0, 14.0)}
 KNOWN = (
-    KnownStudent("Hyper-SD, CFG kept", rf"(?i)hyper-?sd.*{N}-cfg", (8,), "DDIMScheduler", TRAILING, "cfg", 5.0),
+    KnownStudent("Hyper-SD, CFG kept", rf"(?i)hyper-?sd.*{N}-cfg", (8,), "DDIMScheduler", TRAILING, more=KEPT),
     KnownStudent("Hyper-SD, 1 step", r"(?i)hyper-?sdxl-1-?step-unet", (1,), "LCMScheduler", timesteps={1: (800,)}),
-    KnownStudent("Hyper-SD, unified", r"(?i)hyper-?sd.*1-?step-lora", (1, 2, 4, 8), "TCDScheduler", eta=1.0),
+    KnownStudent("Hyper-SD, unified", r"(?i)hyper-?sd.*1-?step-lora", (1, 2, 4, 8), "TCDScheduler", more={"eta": 1.0}),
     KnownStudent("Hyper-SD", rf"(?i)hyper-?sd.*{N}", (4, 2, 8), "DDIMScheduler", TRAILING),
     KnownStudent(
         "SDXL-Lightning, 1 step",
@@ -84,11 +79,11 @@ KNOWN = (
         "LCMScheduler",
         timesteps={4: (999, 749, 499, 249), 1: (399,)},
     ),
-    KnownStudent("TCD", r"(?i)\btcd[-_ ]", (4, 8), "TCDScheduler", eta=0.3),
+    KnownStudent("TCD", r"(?i)\btcd[-_ ]", (4, 8), "TCDScheduler", more={"eta": 0.3}),
     KnownStudent("LCM-LoRA", r"(?i)lcm[-_ ]?lora", (4, 8, 2), "LCMScheduler"),
     KnownStudent("Turbo", r"(?i)\bsd(xl)?[-_ ]?turbo", (1, 2, 4), "EulerDiscreteScheduler", TRAILING),
 )
-LCM = KnownStudent("LCM", r"", (4, 8, 2), "LCMScheduler", {}, "embedded", 8.0, (1.0, 14.0))
+LCM = KnownStudent("LCM", r"", (4, 8, 2), "LCMScheduler", more=SLIDER)
 
 
 def known_by_name(source: str | Path) -> KnownStudent | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,24 @@ from torch import Tensor, nn
 
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers.spec import StudentSpec
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
 NETWORK = "network"  # the component whose calls are the network calls of a picture
 PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Images that a sampler is asked for, one a prompt; the members are the arguments of `Sampler.pictures`, none left open."""
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    num_inference_steps: int
+    guidance_scale: float
+    batch_size: int
+    task: Task = TEXT_TO_IMAGE
+    size: tuple[int, int] | None = None
+    latent: bool = False
 
 
 class Sampler(ABC):
@@ -23,10 +39,14 @@ class Sampler(ABC):
     Attributes:
         spec: of a diffusion student how it wants to be sampled; None of all else.
         eta: the share of fresh noise in a step, in [0, 1].
+        text_to_image: whether it samples from texts by diffusion: it then takes a `Task`, and any size, beside a prompt.
+        of_pictures: whether its prompts are files of input images.
     """
 
     spec: StudentSpec | None = None
     eta: float = 0.0
+    text_to_image: bool = False
+    of_pictures: bool = False
 
     @property
     @abstractmethod
@@ -124,7 +144,14 @@ class Sampler(ABC):
         """The same with nothing kept of what it drew before: every prompt costs what a new one costs."""
         return self
 
+    def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
+        """What to know before sampling it so, a sentence each; none of a model that is no student."""
+        return []
+
     @abstractmethod
+    def require_guidance(self, guidance_scale: float) -> None:
+        """Raise ValueError where it cannot be sampled at such a scale."""
+
     def pictures(
         self,
         prompts: Sequence[str],
@@ -134,18 +161,39 @@ class Sampler(ABC):
         guidance_scale: float | None = None,
         batch_size: int | None = None,
         progress: Callable[[int], None] | None = None,
+        task: Task = TEXT_TO_IMAGE,
+        size: tuple[int, int] | None = None,
+        latent: bool = False,
     ) -> Iterator[Tensor]:
         """Batches of pictures (B, 3, H, W), float32 in [0, 1], in the order of the prompts.
 
         Args:
             seeds: one a prompt; the noise of picture k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
-            num_inference_steps, guidance_scale: the model's own where None.
+            num_inference_steps, guidance_scale: the model's own where None; the scale as the pipeline's.
             batch_size: what `pictures_at_once` says where None.
             progress: called with the number of pictures after each batch.
+            task: what they are drawn from beside their prompts.
+            size: height and width in pixels; the model's own, or that of the task's pictures, where None.
+            latent: batches of latents (B, C, h, w) instead, scaled as the network sees them, in its dtype.
 
         Raises:
-            ValueError: a prompt means nothing to the model, or it knows no guidance or no such number of steps.
+            ValueError: a prompt means nothing to the model, it knows no guidance or no such number of steps, or the model, the
+                steps or the prompts do not go with the task.
         """
+        steps = self.default_steps if num_inference_steps is None else num_inference_steps
+        scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
+        batch_size = batch_size or pictures_at_once(max(size or self.size))
+        self.require_guidance(scale)
+        if not self.text_to_image and (task is not TEXT_TO_IMAGE or size is not None):
+            raise ValueError(f"a {self.kind} draws from noise alone; other tasks take a text-to-image model")
+        for batch in self._batches(SampleRequest(prompts, seeds, steps, scale, batch_size, task, size, latent)):
+            yield batch if latent else batch.float()
+            if progress:
+                progress(len(batch))
+
+    @abstractmethod
+    def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
+        """What `pictures` gives, in any floating dtype."""
 
 
 def pictures_at_once(resolution: int, most: int = 64) -> int:

@@ -91,7 +91,8 @@ def _require_weights(file: Path, folder: Path) -> None:
         config = json.loads((folder / part / "config.json").read_text())
         with torch.device("meta"):
             network = getattr(diffusers, config["_class_name"]).from_config(config)
-        require_all(file, part, network.state_dict().keys() - convert(load_file(file), config=config).keys())
+        converted = convert(load_file(file), config=network.config)
+        require_all(file, part, network.state_dict().keys() - converted.keys())
 
 
 def left_out(index: dict[str, Any]) -> dict[str, Any]:

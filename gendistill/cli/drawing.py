@@ -64,28 +64,24 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
+    from gendistill.runtime.device import usable_device
     from gendistill.sampling.generate import draw
+    from gendistill.sampling.load import Opening
+    from gendistill.sampling.task_inputs import TaskFiles
 
     quieten_libraries()
     made = draw(
         student,
         prompts_of(prompt, prompts),
         out,
-        inputs=input_,
-        mask=mask,
-        strength=strength,
-        control=None if control is None else parse_controls([control])[0],
-        like=like,
+        opening=Opening(usable_device(device), dtype, quantization, like=like, memory=memory),
+        files=TaskFiles(input_, mask, strength, None if control is None else parse_controls([control])[0]),
         interpolate=interpolate,
         steps=steps,
         guidance_scale=guidance_scale,
         seed=seed,
         num=num,
         batch_size=batch_size,
-        device=device,
-        memory=memory,
-        dtype=dtype,
-        quantization=quantization,
     )
     warn(made.warnings)
     print(json.dumps(dataclasses.asdict(made), default=str)) if as_json else console.print(made.describe())

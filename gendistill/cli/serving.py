@@ -44,6 +44,7 @@ def serve(
 ) -> None:
     """A local web page to try STUDENT beside its teacher, and the images endpoint that applications speak, at /v1."""
     from gendistill.runtime.device import usable_device
+    from gendistill.sampling.load import Opening
     from gendistill.serve.address import is_this_machine, listen
     from gendistill.serve.picture_request import Limits
     from gendistill.serve.studio import compile_networks, open_models, studio_of
@@ -57,12 +58,8 @@ def serve(
     models, warnings = open_models(
         student,
         teacher,
+        Opening(usable_device(device), dtype, quantization, like=like, memory=memory),
         with_teacher=not no_teacher,
-        like=like,
-        device=usable_device(device),
-        memory=memory,
-        dtype=dtype,
-        quantization=quantization,
     )
     if compiled:
         compile_networks(models)

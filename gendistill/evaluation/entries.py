@@ -7,9 +7,8 @@ from pathlib import Path
 
 from gendistill.evaluation.evaluate_student import student_folders
 from gendistill.evaluation.teacher_plans import SOLVERS, teacher_scheduler
-from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.samplers import FewStepSampler, Sampler
-from gendistill.sampling.load import open_sampler
+from gendistill.sampling.load import Opening, open_sampler
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,10 @@ def open_contestants(
 
 def _open(model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, device: str) -> Contestant:
     folders = [str(folder) for folder in student_folders(Path(model))] or [model]
-    samplers = [
-        open_sampler(folder, device=device, quantization="none") for folder in folders
-    ]  # layers and LoRAs are looked into
+    unquantized = Opening(device, quantization="none")  # layers and LoRAs are looked into
+    samplers = [open_sampler(folder, unquantized) for folder in folders]
     first = samplers[0]
-    if isinstance(first, GeneratorSampler) and first.of_pictures:
+    if first.of_pictures:
         raise ValueError(
             f"model {model}: paints pictures anew and is given no prompts; takes gendistill evaluate --input FOLDER"
         )

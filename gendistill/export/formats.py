@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -223,12 +224,8 @@ def _save(
     save_file(weights, out, metadata=header)
 
 
-def _write_programs(kind: str) -> Write:
-    return lambda sampler, out, dtype: write_programs(sampler, _fused(sampler), out, kind)
-
-
-def _open_programs(kind: str) -> Open:
-    return lambda sampler, out: open_programs(sampler, out, kind)
+def _write_programs(sampler: FewStepSampler, out: Path, dtype: torch.dtype, kind: str) -> None:
+    write_programs(sampler, _fused(sampler), out, kind)
 
 
 Write = Callable[[FewStepSampler, Path, torch.dtype], None]
@@ -239,6 +236,6 @@ FORMATS: dict[str, tuple[Write, Open, str]] = {
     "checkpoint": (_write_checkpoint, _open_checkpoint, "diffusers' from_single_file"),
     "lora": (_write_lora, _open_lora, "diffusers' load_lora_weights"),
     "kohya": (_write_kohya, _open_lora, "diffusers' load_lora_weights"),
-    "onnx": (_write_programs("onnx"), _open_programs("onnx"), "onnxruntime"),
-    "openvino": (_write_programs("openvino"), _open_programs("openvino"), "OpenVINO"),
+    "onnx": (partial(_write_programs, kind="onnx"), partial(open_programs, kind="onnx"), "onnxruntime"),
+    "openvino": (partial(_write_programs, kind="openvino"), partial(open_programs, kind="openvino"), "OpenVINO"),
 }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 from torch import Tensor, nn
 
 from gendistill.samplers.families import network_of
@@ -22,25 +23,8 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-UNET_ENDS = {
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-OPEN_CLIP = {
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "embeddings.token_embedding": "token_embedding",
-    "final_layer_norm": "ln_final",
-    "encoder.layers": "transformer.resblocks",
-    "self_attn": "attn",
-    "layer_norm": "ln_",
-    "fc1": "c_fc",
-    "fc2": "c_proj",
-}
+UNET_ENDS = {**DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"], **DIFFUSERS_TO_LDM_MAPPING["unet"]["addition_embed_type"]}
+OPEN_CLIP = DIFFUSERS_TO_LDM_MAPPING["openclip"]
 VAE_MIDDLE = {"resnets.0": "block_1", "attentions.0": "attn_1", "resnets.1": "block_2"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 RELEASES = {"1": "stable-diffusion-v1", "2": "stable-diffusion-v2", "xl": "stable-diffusion-xl-v1-base"}
@@ -94,9 +78,8 @@ def original_weights(pipeline: Any) -> dict[str, Tensor]:
 
 def unet_name(name: str, config: Mapping[str, Any]) -> str:
     """The original name of a weight (`....weight`, `....bias`) of a `UNet2DConditionModel`."""
-    for ours, theirs in UNET_ENDS.items():
-        if name.startswith(ours + "."):
-            return theirs + name.removeprefix(ours)
+    if name in UNET_ENDS:
+        return UNET_ENDS[name]
     side, rest = name.split(".", 1)
     layers = config["layers_per_block"]
     if side == "mid_block":
@@ -148,9 +131,13 @@ def _open_clip_weights(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
         if name == "text_projection.weight":
             weights[prefix + "text_projection"] = tensor.T
             continue
-        name = name.removeprefix("text_model.")
-        for ours, theirs in OPEN_CLIP.items():
+        name = f"text_model.{name.removeprefix('text_model.')}"
+        if name in OPEN_CLIP["layers"]:
+            weights[prefix + OPEN_CLIP["layers"][name]] = tensor
+            continue
+        for ours, theirs in OPEN_CLIP["transformer"].items():
             name = name.replace(ours, theirs)
+        name = f"transformer.{name}"
         if found := re.match(r"(.*)\.([qkv])_proj\.(weight|bias)$", name):
             projections.setdefault(f"{prefix}{found[1]}.in_proj_{found[3]}", {})[found[2]] = tensor
         else:

@@ -17,12 +17,13 @@ from gendistill.gan.gan_folder import Gan, open_gan, round_weights, save_gan
 from gendistill.gan.generator import picture_in
 from gendistill.networks.classes import in_a_line
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold
-from gendistill.runtime.exporter_logs import silent_exporters
+from gendistill.runtime.exporter import traced, write_onnx
 from gendistill.runtime.files import replace_folder
 
 logger = logging.getLogger(__name__)
 
 PROGRAM, ONNX = "generator.pt2", "generator.onnx"
+OWN = tuple(f"/gendistill/{file}.py" for file in ("gan/gan_export", "gan/generator", "runtime/exporter"))
 TOLERANCE = 1e-4  # of a program's pictures from the network's, in the network's own units
 
 
@@ -93,7 +94,8 @@ def _to_trace(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...], kind: str, onnx: bool) -> list[str]:
     try:
-        program = _traced(network, inputs)
+        program = traced(network, inputs)
+        _forget_paths(program)
         torch.export.save(program, folder / PROGRAM)
         _compare(folder / PROGRAM, torch.export.load(folder / PROGRAM).module(), network, inputs)
     except Exception as error:  # torch.export raises whatever a network makes it stumble over
@@ -106,7 +108,8 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
     if missing:
         return [f"{ONNX} is left out, it needs {' and '.join(missing)}: pip install gendistill[onnx]"]
     try:
-        _write_onnx(folder / ONNX, program, inputs, kind)
+        names = [kind, "labels"][: len(inputs)]
+        write_onnx(folder / ONNX, program, inputs, names, ["pictures"], external_data=False)
         if importlib.util.find_spec("onnxruntime") is not None:
             _compare(folder / ONNX, open_onnx(folder / ONNX), network, inputs)
     except Exception as error:  # of an operation that ONNX does not have
@@ -115,30 +118,12 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
     return []
 
 
-def _traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """Its program for any batch size, without the paths of the machine that it was made on."""
-    batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch before 2.6 knows names alone
-    with silent_exporters():
-        program = torch.export.export(network, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
+def _forget_paths(program: torch.export.ExportedProgram) -> None:
+    """Leave out the paths of the machine that a program was made on."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)
-    return program
-
-
-def _write_onnx(path: Path, program: torch.export.ExportedProgram, inputs: tuple[Tensor, ...], kind: str) -> None:
-    with silent_exporters():
-        torch.onnx.export(
-            program,
-            inputs,
-            str(path),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=[kind, "labels"][: len(inputs)],
-            output_names=["pictures"],
-        )
 
 
 def open_onnx(path: Path) -> Any:
@@ -180,8 +165,7 @@ def _operation(error: Exception) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((torch_folder, "<")) and Path(frame.filename).name != Path(__file__).name
+        if not frame.filename.startswith((torch_folder, "<")) and not frame.filename.endswith(OWN)
     ]
-    frames = [frame for frame in frames if "/gendistill/gan/generator.py" not in frame.filename]
     where = f"`{frames[-1].line}` ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else "the network"
     return f"{where}: {in_a_line(error)}"

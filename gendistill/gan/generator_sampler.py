@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.generator import Generator, between
 from gendistill.metrics.cost.components import Component
-from gendistill.samplers import NETWORK, Sampler, hash_of_weights, pictures_at_once
+from gendistill.samplers import NETWORK, Sampler, SampleRequest, hash_of_weights
 
 PICTURE_CHANNELS = (1, 3)
 CLASS_MARK = "#"  # between the path of an input picture and the class that it is to become
@@ -40,7 +40,11 @@ class GeneratorSampler(Sampler):
         ValueError: its pictures have neither 1 channel nor 3.
     """
 
-    default_steps, step_counts, default_guidance_scale, guided, solver = 1, (1,), 1.0, False, "generator"
+    default_steps = 1
+    step_counts = (1,)
+    default_guidance_scale = 1.0
+    guided = False
+    solver = "generator"
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class GeneratorSampler(Sampler):
         if (channels := generator.spec.output_shape[0]) not in PICTURE_CHANNELS:
             raise ValueError(f"generator: its pictures have {channels} channels; takes 1 or 3")
         self.generator, self.student, self._kind, self._read = generator, student, kind, read
+        self.of_pictures = generator.spec.kind == "image"
 
     @staticmethod
     def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
@@ -74,11 +79,6 @@ class GeneratorSampler(Sampler):
     @property
     def size(self) -> tuple[int, int]:
         return self.generator.spec.output_shape[1:]
-
-    @property
-    def of_pictures(self) -> bool:
-        """Whether it paints pictures anew, rather than from noise."""
-        return self.generator.spec.kind == "image"
 
     @property
     def class_names(self) -> list[str]:
@@ -105,9 +105,8 @@ class GeneratorSampler(Sampler):
         if steps != 1:
             raise ValueError(f"steps {steps}: takes 1, a generator draws in one call")
 
-    def require_guidance(self, guidance_scale: float | None) -> None:
-        """Raise ValueError where a scale other than 1 is asked for."""
-        if guidance_scale not in (None, 1):
+    def require_guidance(self, guidance_scale: float) -> None:
+        if guidance_scale != 1:
             raise ValueError(f"guidance_scale {guidance_scale:g}: a generator knows no guidance; takes 1")
 
     @property
@@ -133,26 +132,12 @@ class GeneratorSampler(Sampler):
     def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
         return {"generator": self.kind, "num_inference_steps": 1, "resolution": self.resolution, "text": "no text"}
 
-    def pictures(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        batch_size: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Tensor]:
-        """Batches of pictures (B, 3, H, W), float32 in [0, 1]; arguments as for any `Sampler`."""
-        self.require_steps(self.default_steps if num_inference_steps is None else num_inference_steps)
-        self.require_guidance(guidance_scale)
-        batch_size = batch_size or pictures_at_once(self.resolution)
-        for start in range(0, len(prompts), batch_size):
-            some, of = prompts[start : start + batch_size], seeds[start : start + batch_size]
-            batch = self._draw(self._inputs(some, of), self.labels(some), of)
-            yield batch
-            if progress:
-                progress(len(batch))
+    def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
+        self.require_steps(request.num_inference_steps)
+        for start in range(0, len(request.prompts), request.batch_size):
+            rows = slice(start, start + request.batch_size)
+            prompts, seeds = request.prompts[rows], request.seeds[rows]
+            yield self._draw(self._inputs(prompts, seeds), self.labels(prompts), seeds)
 
     def strips(self, prompts: Sequence[str], ends: Sequence[tuple[int, int]], count: int) -> Tensor:
         """What lies between the noise of two seeds, one prompt all the way: (P, count, 3, H, W), float32 in [0, 1].

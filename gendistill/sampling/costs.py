@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import diffusers
 
@@ -20,12 +21,7 @@ def measure_costs(
     steps: int | None = None,
     guidance_scale: float | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    warmup: int = 1,
-    repeats: int = 5,
-    least_seconds: float = 0.0,
-    energy_seconds: float = 5.0,
-    country: str | None = None,
-    progress: Callable[[int], object] | None = None,
+    **measuring: Any,
 ) -> Costs:
     """Measure drawing pictures, each of a prompt of its own that was never encoded before.
 
@@ -36,8 +32,7 @@ def measure_costs(
         prompts: as many as the largest batch; where there are fewer, they come again with a number behind them, which
             costs the same. A model that knows all its prompts by itself repeats them.
         steps, guidance_scale: the sampler's defaults where None.
-        batch_sizes, warmup, repeats, least_seconds, energy_seconds, country, progress: as for
-            `gendistill.metrics.cost.efficiency.measure`.
+        batch_sizes, measuring: as for `gendistill.metrics.cost.efficiency.measure`: `warmup`, `repeats`, `country`, ...
 
     Raises:
         ValueError: there are no prompts, or a number is below 1.
@@ -63,12 +58,7 @@ def measure_costs(
         sampler.components(),
         network=NETWORK,
         batch_sizes=batch_sizes,
-        warmup=warmup,
-        repeats=repeats,
-        least_seconds=least_seconds,
-        energy_seconds=energy_seconds,
-        country=country,
         setting=sampler.setting(steps, scale),
-        progress=progress,
+        **measuring,
     )
     return dataclasses.replace(costs, versions={**costs.versions, "diffusers": diffusers.__version__})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +12,14 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from gendistill.gan.generator_sampler import GeneratorSampler
-from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
-from gendistill.sampling.load import input_prompts, open_within
-from gendistill.sampling.task_inputs import read_task
+from gendistill.samplers.tasks import TEXT_TO_IMAGE
+from gendistill.sampling.load import ON_CPU, Opening, input_prompts, open_within
+from gendistill.sampling.task_inputs import NO_FILES, TaskFiles
 
 
 @dataclass(frozen=True)
@@ -45,36 +45,23 @@ def draw(
     prompts: list[str] | None,
     out: Path,
     *,
-    inputs: Path | None = None,
-    mask: Path | None = None,
-    strength: float = 0.8,
-    control: tuple[str, str] | None = None,
-    like: str | None = None,
+    opening: Opening = ON_CPU,
+    files: TaskFiles = NO_FILES,
     interpolate: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     seed: int = 0,
     num: int = 1,
     batch_size: int = 16,
-    device: str | None = None,
-    memory: float | None = None,
-    dtype: str | None = None,
-    quantization: str | None = None,
 ) -> GeneratedImages:
     """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
 
     Args:
         prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
         out: `.png` for one picture or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
-        inputs: a picture or a folder of them, for a generator that paints pictures anew; a picture that a diffusion model
-            begins at, in `strength` of its steps, and only where `mask` is white.
-        control: the folder of a ControlNet, and a picture that it looks at.
-        like: the name of a few-step model of others, where the model's own name and configs do not tell which it is.
+        files: what they are drawn from beside prompts.
         interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
             the next, a row a strip.
-        memory: GiB that a diffusion model may take on the device; what is free on a GPU, and no limit on a CPU, where None.
-        dtype: of a diffusion model; half precision on a GPU and float32 on a CPU where None.
-        quantization: of a diffusion model, see `quantize`; as it was trained to, on a CPU, where None.
 
     Raises:
         ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
@@ -82,25 +69,20 @@ def draw(
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
-    sampler = open_within(model, like=like, device=usable_device(device), memory=memory, dtype=dtype, quantization=quantization)
-    diffusion = isinstance(sampler, FewStepSampler) and sampler.texts
-    if inputs is not None and not diffusion:
-        prompts = input_prompts(sampler, inputs, prompts)
+    sampler = open_within(model, opening)
+    if files.picture is not None and not sampler.text_to_image:
+        prompts = input_prompts(sampler, files.picture, prompts)
     elif prompts is None and (prompts := sampler.own_prompts) is None:
-        takes_pictures = isinstance(sampler, GeneratorSampler)
-        raise ValueError(f"--input: takes pictures, which {model} paints anew" if takes_pictures else NO_PROMPT)
+        takes = f"--input: takes pictures, which {model} paints anew"
+        raise ValueError(takes if sampler.of_pictures else "--prompt and --prompts: takes one of them")
     repeated = [prompt for prompt in prompts for _ in range(num)]
     steps = sampler.default_steps if steps is None else steps
     sampler.require_steps(steps)
-    if not diffusion and (mask is not None or control is not None):
+    if not sampler.text_to_image and (files.mask is not None or files.control is not None):
         raise ValueError(f"--mask, --control: take a text-to-image model; this is a {sampler.kind}")
-    more: dict[str, Any] = {}
-    if isinstance(sampler, FewStepSampler):
-        warnings = sampler.advice(steps, guidance_scale)
-        if inputs is not None or control is not None or mask is not None:
-            more["task"] = read_task(sampler, len(repeated), picture=inputs, mask=mask, strength=strength, control=control)
-    else:
-        warnings = []
+    warnings, task = sampler.advice(steps, guidance_scale), TEXT_TO_IMAGE
+    if isinstance(sampler, FewStepSampler) and files.any:
+        task = files.read(sampler, len(repeated))
     started = time.perf_counter()
     if interpolate is not None:
         pictures = _strips(sampler, repeated, interpolate, seed, guidance_scale)
@@ -113,7 +95,7 @@ def draw(
                 guidance_scale=guidance_scale,
                 batch_size=batch_size,
                 progress=progress,
-                **more,
+                task=task,
             )
             pictures = torch.cat([batch.cpu() for batch in batches])
     seconds = time.perf_counter() - started
@@ -121,14 +103,11 @@ def draw(
     return GeneratedImages(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
 
 
-NO_PROMPT = "--prompt and --prompts: takes one of them"
-
-
 def _strips(sampler: Sampler, prompts: list[str], count: int, seed: int, guidance_scale: float | None) -> torch.Tensor:
     """Pictures (P * count, 3, H, W): strip k of `count` goes from the noise of seed + 2k to that of seed + 2k + 1."""
     if not isinstance(sampler, GeneratorSampler):
         raise ValueError(f"interpolate {count}: takes a GAN; this is a {sampler.kind}")
-    sampler.require_guidance(guidance_scale)
+    sampler.require_guidance(1 if guidance_scale is None else guidance_scale)
     ends = [(seed + 2 * number, seed + 2 * number + 1) for number in range(len(prompts))]
     return sampler.strips(prompts, ends, count).flatten(0, 1).cpu()
 

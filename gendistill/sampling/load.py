@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,83 +29,82 @@ def gan_folder(model: str | Path) -> Path | None:
     return next((of for of in (folder, folder / "student") if is_gan_folder(of)), None)
 
 
-def open_sampler(
-    model: str | Path,
-    *,
-    config: str | None = None,
-    revision: str | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    quantization: str | None = None,
-) -> Sampler:
-    """What draws a model's pictures, on a device.
+@dataclass(frozen=True)
+class Opening:
+    """How a model is opened to sample from it.
+
+    Attributes:
+        device: where it samples.
+        dtype: of a diffusion model, by name.
+        quantization: of a diffusion model, see `quantize`; as it was trained to, on a CPU without a limit, where None.
+        config, revision: of a diffusion model, see `open_pipeline`.
+        like: the name of a few-step model of others, where the model's own name and configs do not tell which it is.
+        memory: GiB that a text-to-image model may take on the device; what is free on a GPU, and no limit on a CPU, where None.
+        share: how many models the memory is for; each gets the same part.
+    """
+
+    device: str = "cpu"
+    dtype: str | None = None
+    quantization: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    like: str | None = None
+    memory: float | None = None
+    share: int = 1
+
+
+ON_CPU = Opening()
+
+
+def open_sampler(model: str | Path, opening: Opening = ON_CPU) -> Sampler:
+    """What draws a model's pictures, all of it on the device; a diffusion model in float32 where no dtype is given.
 
     Args:
         model: a GAN folder or a run that left one, or anything that `FewStepSampler.from_pretrained` takes.
-        config, revision: of a diffusion model.
-        dtype: of a diffusion model, by name; float32 where None.
-        quantization: of a diffusion model, see `quantize`; as it was trained to where None.
+        opening: without its `like`, `memory` and `share`.
 
     Raises:
         ValueError: it is none of these, or cannot be opened.
     """
     if (folder := gan_folder(model)) is not None:
-        for name, given in {"--quantization": quantization, "--dtype": dtype}.items():
+        for name, given in {"--quantization": opening.quantization, "--dtype": opening.dtype}.items():
             if given not in (None, "none"):
                 raise ValueError(f"{name} {given}: takes a diffusion model; {model} is a GAN")
-        return GeneratorSampler.of(open_gan(folder, device), device=device, read=_read)
+        return GeneratorSampler.of(open_gan(folder, opening.device), device=opening.device, read=_read)
     return FewStepSampler.from_pretrained(
         model,
-        config=config,
-        revision=revision,
-        dtype=usable_dtype(dtype or "float32"),
-        device=device,
-        quantization=quantization,
+        config=opening.config,
+        revision=opening.revision,
+        dtype=usable_dtype(opening.dtype or "float32"),
+        device=opening.device,
+        quantization=opening.quantization,
     )
 
 
-def open_within(
-    model: str,
-    *,
-    config: str | None = None,
-    revision: str | None = None,
-    like: str | None = None,
-    device: str = "cpu",
-    memory: float | None = None,
-    share: int = 1,
-    dtype: str | None = None,
-    quantization: str | None = None,
-) -> Sampler:
-    """What draws a model's pictures; a diffusion model from texts kept within memory, where there is a limit.
+def open_within(model: str, opening: Opening) -> Sampler:
+    """What draws a model's pictures; a text-to-image model kept within memory, where there is a limit.
 
-    Args:
-        config, revision: of a diffusion model.
-        like: the name of a few-step model of others, where the model's own does not tell which it is.
-        memory: GiB that it may take on the device; what is free on a GPU, and no limit on a CPU, where None.
-        share: how many models the memory is for; each gets the same part.
-        dtype: of a diffusion model; half precision on a GPU and float32 on a CPU where None.
-        quantization: of a diffusion model, see `quantize`; as it was trained to, where there is no limit, where None.
+    Where no dtype is given, a diffusion model is opened in half precision on a GPU and in float32 on a CPU.
 
     Raises:
         ValueError: it cannot be opened, or `memory` is given for what is no diffusion model from texts.
     """
+    device, memory, quantization = opening.device, opening.memory, opening.quantization
+    limited = gan_folder(model) is None and (memory is not None or device != "cpu") and quantization != "int8"
     if gan_folder(model) is None:
-        dtype = dtype or ("float32" if device == "cpu" else "float16")
         if memory is not None and quantization == "int8":
             raise ValueError("quantization int8: computes with all in its place, without --memory; takes int8-weights there")
-        if limited := (memory is not None or device != "cpu") and quantization != "int8":
-            quantization = quantization or "none"
-        opened_on = "cpu" if limited else device
-    else:
-        limited, opened_on = False, device
-    sampler = open_sampler(model, config=config, revision=revision, device=opened_on, dtype=dtype, quantization=quantization)
-    if memory is not None and not (isinstance(sampler, FewStepSampler) and sampler.texts):
+        opening = replace(opening, dtype=opening.dtype or ("float32" if device == "cpu" else "float16"))
+    if limited:
+        opening = replace(opening, device="cpu", quantization=quantization or "none")
+    sampler = open_sampler(model, opening)
+    if memory is not None and not sampler.text_to_image:
         raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
     if isinstance(sampler, FewStepSampler):
-        sampler = sampler.recognised(model, like)
+        sampler = sampler.recognised(model, opening.like)
         if limited and sampler.texts:
             room = room_on(torch.device(device), sampler.pipeline) if memory is None else memory * 2**30
-            return PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room / share)
+            return PlacedSampler(sampler.pipeline, sampler.spec, sampler.eta, device=device, memory=room / opening.share)
         sampler.pipeline.to(device)
     return sampler
 
@@ -138,16 +138,13 @@ def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] |
         ValueError: there are no pictures, or the model draws from prompts or noise.
     """
     if not isinstance(sampler, GeneratorSampler) or not sampler.of_pictures:
-        raise ValueError(f"--input {inputs}: the model draws pictures from {_drawn_from(sampler)}, it takes no pictures")
+        source = "noise" if sampler.own_prompts == [""] else "classes" if sampler.own_prompts else "prompts"
+        raise ValueError(f"--input {inputs}: the model draws pictures from {source}, it takes no pictures")
     files = sorted(file for file in Path(inputs).rglob("*") if file.suffix.lower() in PICTURES) or [Path(inputs)]
     if not files[0].is_file():
         raise ValueError(f"--input {inputs}: has no pictures; takes a picture or a folder of them")
     of = sampler.class_names if classes is None else list(classes)
     return [f"{file}{CLASS_MARK}{name}" for file in files for name in of] if sampler.class_names else [str(f) for f in files]
-
-
-def _drawn_from(sampler: Sampler) -> str:
-    return "noise" if sampler.own_prompts == [""] else "classes" if sampler.own_prompts else "prompts"
 
 
 def _read(file: Path, height: int, width: int) -> Tensor:

@@ -58,11 +58,12 @@ class SamplingPlan:
             table.add_column(f"{free:g} GiB", justify="center")
         table.add_column("what it is")
         for placement in PLACEMENTS:
+            peak = self.needs.peak(placement)
             marks = [
-                "fastest" if name == placement.name else "" if not _fits(self.needs.peak(placement), free) else "fits"
+                "fastest" if name == placement.name else "fits" if peak <= free * 2**30 - CUDA_CONTEXT else ""
                 for free, name in self.fits.items()
             ]
-            table.add_row(placement.name, f"{self.needs.peak(placement) / 2**30:.2f}", *marks, placement.told)
+            table.add_row(placement.name, f"{peak / 2**30:.2f}", *marks, placement.told)
         return table
 
     def sentences(self) -> Iterator[str]:
@@ -122,22 +123,13 @@ def plan_sampling(
 
 def _fits_into(needs: Needs, free: list[float]) -> dict[float, str | None]:
     """The name of the fastest placement that fits into each of some GiB."""
-    found: dict[float, str | None] = {}
-    for of in free:
-        try:
-            found[of] = fastest_that_fits(needs, int(of * 2**30) - CUDA_CONTEXT).name
-        except ValueError:
-            found[of] = None
-    return found
+    fastest = {of: fastest_that_fits(needs, of * 2**30 - CUDA_CONTEXT) for of in free}
+    return {of: placement and placement.name for of, placement in fastest.items()}
 
 
 def _order(name: str | None) -> int:
     """Of a placement: 0 of the fastest, more of each that follows, most of none."""
     return next((number for number, of in enumerate(PLACEMENTS) if of.name == name), len(PLACEMENTS))
-
-
-def _fits(peak: int, free: float) -> bool:
-    return peak <= free * 2**30 - CUDA_CONTEXT
 
 
 def _size(text: str | None, networks: MetaNetworks) -> tuple[int, int]:

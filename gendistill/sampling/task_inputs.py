@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import ControlNetModel
@@ -14,45 +15,57 @@ from gendistill.samplers.tasks import Task
 from gendistill.sampling.load_add_ons import require_control
 
 
-def read_task(
-    sampler: FewStepSampler,
-    count: int,
-    *,
-    picture: Path | None = None,
-    mask: Path | None = None,
-    strength: float = 0.8,
-    control: tuple[str, str] | None = None,
-) -> Task:
-    """The same for each of `count` prompts, at the size of the model's pictures.
+@dataclass(frozen=True)
+class TaskFiles:
+    """Files that pictures are drawn from.
 
-    Args:
-        picture: to begin at; `mask`: where it is painted anew, white; `strength`: the share of the steps that are made of it.
+    Attributes:
+        picture: a picture to begin at; for a generator that paints pictures anew, one or a folder of them.
+        mask: where it is painted anew, white.
+        strength: the share of the steps that are made of the picture.
         control: the folder of a ControlNet, and the file of the picture that it looks at.
-
-    Raises:
-        ValueError: a file is not there or no picture, or a mask has nothing to be on.
     """
-    if mask is not None and picture is None:
-        raise ValueError(f"--mask {mask}: takes --input, the picture to paint in")
-    network = controls = None
-    if control is not None:
-        folder, file = control
-        controls = _read(Path(file), "--control", sampler.size)
-        require_control(folder, controls[0], sampler.size)
-        network = ControlNetModel.from_pretrained(folder, use_safetensors=True)
-        require_loaded(folder, {"controlnet": network})
-        network = network.to(sampler.device, sampler.pipeline.dtype)
-        controls = controls.expand(count, -1, -1, -1)
-    pictures = None if picture is None else _read(picture, "--input", sampler.size).expand(count, -1, -1, -1)
-    masks = (
-        None if mask is None else (_read(mask, "--mask", sampler.size).mean(1, True) > 0.5).float().expand(count, -1, -1, -1)
-    )
-    return Task(pictures=pictures, masks=masks, strength=strength, controlnet=network, controls=controls)
+
+    picture: Path | None = None
+    mask: Path | None = None
+    strength: float = 0.8
+    control: tuple[str, str] | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a file."""
+        return any(of is not None for of in (self.picture, self.mask, self.control))
+
+    def read(self, sampler: FewStepSampler, count: int) -> Task:
+        """The same task for each of `count` prompts, at the size of the model's pictures.
+
+        Raises:
+            ValueError: a file is not there or no picture, or a mask has nothing to be on.
+        """
+
+        def read(file: Path, option: str) -> Tensor:
+            """The middle of a picture: (1, 3, H, W) in [0, 1]."""
+            try:
+                return as_tensor(fitted(decode_picture(file), *sampler.size))[None] / 2 + 0.5
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{option} {file}: {error}") from error
+
+        if self.mask is not None and self.picture is None:
+            raise ValueError(f"--mask {self.mask}: takes --input, the picture to paint in")
+        network = controls = None
+        if self.control is not None:
+            folder, file = self.control
+            controls = read(Path(file), "--control")
+            require_control(folder, controls[0], sampler.size)
+            network = ControlNetModel.from_pretrained(folder, use_safetensors=True)
+            require_loaded(folder, {"controlnet": network})
+            network = network.to(sampler.device, sampler.pipeline.dtype)
+            controls = controls.expand(count, -1, -1, -1)
+        pictures = None if self.picture is None else read(self.picture, "--input").expand(count, -1, -1, -1)
+        masks = None
+        if self.mask is not None:
+            masks = (read(self.mask, "--mask").mean(1, True) > 0.5).float().expand(count, -1, -1, -1)
+        return Task(pictures=pictures, masks=masks, strength=self.strength, controlnet=network, controls=controls)
 
 
-def _read(file: Path, option: str, size: tuple[int, int]) -> Tensor:
-    """The middle of a picture at a size: (1, 3, H, W) in [0, 1]."""
-    try:
-        return as_tensor(fitted(decode_picture(file), *size))[None] / 2 + 0.5
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{option} {file}: {error}") from error
+NO_FILES = TaskFiles()

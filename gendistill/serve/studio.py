@@ -14,7 +14,7 @@ from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.tasks import Task
-from gendistill.sampling.load import open_teacher_of, open_within
+from gendistill.sampling.load import Opening, open_teacher_of, open_within
 from gendistill.serve.picture_request import Limits, Offer, PictureRequest
 from gendistill.serve.worker import Worker
 
@@ -33,7 +33,7 @@ class Studio:
 
     def __init__(self, models: dict[str, Sampler], limits: Limits, *, most_waiting: int = 64, most_pictures: int = 16) -> None:
         for name, sampler in models.items():
-            if isinstance(sampler, GeneratorSampler) and sampler.of_pictures:
+            if sampler.of_pictures:
                 raise ValueError(f"{name}: paints pictures anew; takes a model that draws from prompts, classes or noise")
         self.models, self.limits = models, limits
         self.offers = {name: offer_of(name, sampler) for name, sampler in models.items()}
@@ -50,8 +50,7 @@ class Studio:
 
     def advice(self, request: PictureRequest) -> list[str]:
         """What to know of pictures drawn so, a sentence each: steps or guidance that a student was not made for."""
-        sampler = self.models[request.model]
-        return sampler.advice(request.steps, request.guidance_scale) if isinstance(sampler, FewStepSampler) else []
+        return self.models[request.model].advice(request.steps, request.guidance_scale)
 
     def _draw(self, requests: list[PictureRequest]) -> Tensor:
         like = requests[0]
@@ -72,8 +71,7 @@ class Studio:
 
 def offer_of(name: str, sampler: Sampler) -> Offer:
     """What may be asked of a sampler."""
-    resized = isinstance(sampler, FewStepSampler) and sampler.texts
-    prompts = sampler.own_prompts
+    resized, prompts = sampler.text_to_image, sampler.own_prompts
     return Offer(
         name,
         sampler.default_steps,
@@ -89,41 +87,31 @@ def offer_of(name: str, sampler: Sampler) -> Offer:
 def _allowing(sampler: Sampler) -> Callable[[int, float], None]:
     def allows(steps: int, guidance_scale: float) -> None:
         sampler.require_steps(steps)
-        if guidance_scale > 1 and isinstance(sampler, FewStepSampler) and not sampler.family.guided:
-            raise ValueError(f"guidance_scale {guidance_scale:g}: a {sampler.kind} knows no guidance; takes 1")
+        sampler.require_guidance(guidance_scale)
 
     return allows
 
 
 def open_models(
-    student: str,
-    teacher: str | None = None,
-    *,
-    with_teacher: bool = True,
-    like: str | None = None,
-    device: str = "cpu",
-    memory: float | None = None,
-    dtype: str | None = None,
-    quantization: str | None = None,
+    student: str, teacher: str | None, opening: Opening, *, with_teacher: bool = True
 ) -> tuple[dict[str, Sampler], list[str]]:
     """A student, and the teacher that its folder names, or another one; and what to know of them, a sentence each.
 
     Args:
-        like: see `open_within`; `memory`: GiB that both may take, half of it each; `dtype`: of both;
-            `quantization`: of the student.
+        opening: of both, which share its memory; `like` and `quantization` of the student alone.
 
     Raises:
         ValueError: one that was asked for cannot be opened. A teacher that nobody asked for is left out, which is told.
     """
-    where: dict[str, Any] = {"device": device, "memory": memory, "share": 2 if with_teacher else 1, "dtype": dtype}
-    found = open_within(student, like=like, quantization=quantization, **where)
+    opening = replace(opening, share=2 if with_teacher else 1)
+    found = open_within(student, opening)
     models: dict[str, Sampler] = {STUDENT: found}
     if not with_teacher:
         return models, []
     if teacher is None and not _has_teacher(found):
         return models, [f"{student} names no teacher; there is no picture beside its own"]
     try:
-        models[TEACHER] = _teacher_of(found, teacher, where)
+        models[TEACHER] = _teacher_of(found, teacher, replace(opening, like=None, quantization=None))
     except ValueError as error:
         if teacher is not None:
             raise
@@ -151,14 +139,14 @@ def _has_teacher(student: Sampler) -> bool:
     return student.spec is not None
 
 
-def _teacher_of(student: Sampler, teacher: str | None, where: dict[str, Any]) -> Sampler:
+def _teacher_of(student: Sampler, teacher: str | None, opening: Opening) -> Sampler:
     if isinstance(student, GeneratorSampler):
-        return open_teacher_of(student, teacher, device=where["device"])
+        return open_teacher_of(student, teacher, device=opening.device)
     if teacher is None:
         spec = student.spec
         assert spec is not None
-        return open_within(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, **where)
-    return open_within(teacher, **where)
+        return open_within(spec.teacher, replace(opening, config=spec.teacher_config, revision=spec.teacher_revision))
+    return open_within(teacher, opening)
 
 
 @contextmanager

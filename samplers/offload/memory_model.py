@@ -165,20 +165,9 @@ class MetaNetworks:
         )
 
 
-def fastest_that_fits(needs: Needs, free: int) -> Placement:
-    """The first of `PLACEMENTS` that stays within `free` bytes.
-
-    Raises:
-        ValueError: none does.
-    """
-    for placement in PLACEMENTS:
-        if needs.peak(placement) <= free:
-            return placement
-    least = min(needs.peak(placement) for placement in PLACEMENTS)
-    raise ValueError(
-        f"memory {free / 2**30:.1f} GiB: takes at least {least / 2**30:.1f}; fewer pictures at once, a smaller size or a tiny "
-        f"decoder (--method decoder) take less"
-    )
+def fastest_that_fits(needs: Needs, free: float) -> Placement | None:
+    """The first of `PLACEMENTS` that stays within `free` bytes; None where none does."""
+    return next((placement for placement in PLACEMENTS if needs.peak(placement) <= free), None)
 
 
 def _decodes_in_float32(network: Any, decoder: Any) -> bool:

@@ -8,7 +8,6 @@ in place what the next call of the pipeline starts with.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,35 +34,22 @@ def networks_of(pipeline: Any) -> dict[str, nn.Module]:
     }
 
 
-class Home(ABC):
-    """Where networks are while they have no place on the device."""
+class Home:
+    """Where networks are while they have no place on the device: in the host's memory, for a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    @abstractmethod
     def bring(self, name: str, network: nn.Module) -> None:
         """To the device; costs nothing where it is there."""
-
-    @abstractmethod
-    def put_away(self, name: str, network: nn.Module) -> None:
-        """From the device; costs nothing where it is at home."""
-
-    @abstractmethod
-    def bring_layers(self, name: str, network: nn.Module) -> None:
-        """From now on each layer comes to the device when it works, and leaves it again; accelerate does it."""
-
-
-class HostMemory(Home):
-    """Of the networks of a GPU."""
-
-    def bring(self, name: str, network: nn.Module) -> None:
         network.to(self.device)
 
     def put_away(self, name: str, network: nn.Module) -> None:
+        """From the device; costs nothing where it is at home."""
         network.to("cpu")
 
     def bring_layers(self, name: str, network: nn.Module) -> None:
+        """From now on each layer comes to the device when it works, and leaves it again; accelerate does it."""
         self.put_away(name, network)
         cpu_offload(network, self.device, offload_buffers=bool(network._parameters))
 
@@ -131,7 +117,7 @@ class Placing:
     def __init__(self, pipeline: Any, device: str | torch.device) -> None:
         device = torch.device(device)
         self.pipeline = pipeline
-        self.home: Home = Disk(device) if device.type == "cpu" else HostMemory(device)
+        self.home = Disk(device) if device.type == "cpu" else Home(device)
         self.networks = networks_of(pipeline)
         self.placement: Placement | None = None
 

@@ -44,7 +44,7 @@ class Pipeline:
 )
 def test_advice(changes, scheduler, steps, scale, sentence):
     wants = spec(**changes)
-    told = advice(wants, Pipeline(scheduler or wants.scheduler()), steps, scale)
+    told = list(advice(wants, Pipeline(scheduler or wants.scheduler()), steps, scale))
     assert len(told) == (sentence is not None)
     assert sentence is None or sentence in told[0]
 

@@ -12,10 +12,10 @@ from tiny_add_ons import save_control
 from tiny_pipeline import TINY
 
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.missing_weights import MissingWeightsError
-from gendistill.samplers.opening import open_pipeline
 from gendistill.sampling.load_add_ons import DoesNotLoadError, with_control
-from gendistill.sampling.task_inputs import read_task
+from gendistill.sampling.task_inputs import TaskFiles
 
 
 def copy_of(folder, place):
@@ -92,6 +92,6 @@ def test_a_controlnet_without_some_weights_is_refused(tiny_folder, tmp_path):
     Image.new("RGB", sampler.size).save(tmp_path / "edges.png")
     missing = r"lacks 4 of the weights of its controlnet \(controlnet_cond_embedding.conv_in.bias, "
     with pytest.raises(MissingWeightsError, match=missing):
-        read_task(sampler, 1, control=(str(control), tmp_path / "edges.png"))
+        TaskFiles(control=(str(control), tmp_path / "edges.png")).read(sampler, 1)
     with pytest.raises(DoesNotLoadError, match=missing):
         with_control(sampler.pipeline, control)
