@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
+from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, feature_matrix
 
 

@@ -5,11 +5,12 @@ import torch
 
 from gendistill.metrics.distances.clip_score import clip_scores
 from gendistill.metrics.distances.cmmd import cmmd
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.distances.kernel import kid_of_all
 from gendistill.metrics.distances.manifold import manifold_scores
 from gendistill.metrics.distances.vendi import vendi_score
 from gendistill.metrics.features.feature_extractor import extract
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.metrics.measure import measure
 from gendistill.metrics.metric import Metric, ReferenceFeatures, SampleFeatures
 from gendistill.metrics.registry import METRICS, chosen_metrics, higher_is_better, metric_of
