@@ -33,6 +33,12 @@ class Interval:
         return f"{self.low:.4g} to {self.high:.4g}"
 
 
+def wilson_interval(count: int, of: int) -> tuple[float, float]:
+    """Of the probability of what was seen `count` times `of` so many (Wilson 1927)."""
+    interval = stats.binomtest(count, of).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 class WeightedScore(Protocol):
     """A score of `count` pictures; `dim` is the side of the matrix that each value takes the eigenvalues of, 1 if none."""
 
