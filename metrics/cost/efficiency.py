@@ -131,9 +131,8 @@ class Costs:
         return self.batches[0].memory
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; tuples as lists, as JSON has them."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "batches": list(fields["batches"]), "notes": list(fields["notes"])}
+        """Plain types, as JSON takes them."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Costs:
