@@ -30,8 +30,9 @@ from rich.table import Table
 from torch import nn
 
 from gendistill.data.sources.source import ImageFolder, open_source
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, InceptionFeatures, ModuleFeatures, extract
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.metrics.measure import measure
 from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 

@@ -10,17 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gendistill.metrics.distances.uncertainty import Interval
+from gendistill.metrics.features.gaussian import GaussianStatistics
 from gendistill.metrics.features.matrix import Features
-
-if TYPE_CHECKING:
-    from gendistill.metrics.distances.frechet import GaussianStatistics
 
 Value = TypeVar("Value")
 

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
+from pydantic import ConfigDict, TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -14,6 +15,8 @@ from gendistill.metrics.registry import higher_is_better
 @dataclass(frozen=True)
 class EvaluationProtocol:
     """How an evaluation was made; None where a thing has no meaning, such as the guidance of pictures found in a folder."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     metric: str  # `fid`, `fd-emoji`
     extractor: str
@@ -54,6 +57,8 @@ class Evaluation:
         costs: what a picture takes: `latency_seconds`, `peak_bytes`, `flops`, ...
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     model: str
     sampler: str
     network_calls: int  # a picture, guidance counted as two
@@ -91,10 +96,7 @@ class Evaluation:
         Raises:
             ValueError: not JSON, or a field is missing or unknown.
         """
-        fields = _checked(cls, json.loads(text))
-        intervals = {name: (low, high) for name, (low, high) in fields.get("intervals", {}).items()}
-        protocol = EvaluationProtocol(**_checked(EvaluationProtocol, fields["protocol"]))
-        return cls(**{**fields, "protocol": protocol, "intervals": intervals})
+        return TypeAdapter(cls).validate_python(json.loads(text))
 
     def table(self) -> Table:
         """For the terminal: a line a score, with its interval."""
@@ -114,17 +116,6 @@ class Evaluation:
         """
         comparable(self, other)
         return {name: score - other.scores[name] for name, score in self.scores.items() if name in other.scores}
-
-
-def _checked(kind: type, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields, dict):
-        raise ValueError(f"{kind.__name__}: got {type(fields).__name__}, takes a JSON object.")
-    declared = dataclasses.fields(kind)
-    required = {f.name for f in declared if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
-    wrong = (required - fields.keys()) | (fields.keys() - {f.name for f in declared})
-    if wrong:
-        raise ValueError(f"{kind.__name__}: missing or unknown fields {sorted(wrong)}.")
-    return fields
 
 
 # What must agree; seeds, steps and guidance may differ: these are what one compares.

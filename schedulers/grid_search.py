@@ -10,35 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gendistill.schedulers.noise import NoiseSchedule, expand_to
+from gendistill.schedulers.prediction import Prediction
 
-
-class Estimate(Protocol):
-    """What a denoiser says of x_t: `gendistill.diffusion.prediction.Prediction` is one."""
-
-    @property
-    def x_0(self) -> Tensor: ...
-
-    @property
-    def eps(self) -> Tensor: ...
-
-
-Teacher = Callable[[Tensor, Tensor], Estimate]
-
-
-def search_grid(
-    teacher: Teacher, noise: Tensor, candidates: Tensor, num_inference_steps: int, schedule: NoiseSchedule
-) -> Tensor:
-    """The best N of K candidate times, (N,) falling: `cheapest_path` over `step_costs`, whose arguments it takes.
-
-    For several step counts, or several batches, call the two by themselves.
-    """
-    return candidates[cheapest_path(step_costs(teacher, noise, candidates, schedule), num_inference_steps)]
+Teacher = Callable[[Tensor, Tensor], Prediction]
 
 
 @torch.no_grad()
@@ -76,13 +55,12 @@ def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: No
     return costs
 
 
-def cheapest_path(costs: Tensor, num_steps: int, *, worst: bool = False) -> Tensor:
+def cheapest_path(costs: Tensor, num_steps: int) -> Tensor:
     """The path of exactly `num_steps` steps from the first of K times to the clean end that costs least.
 
     Args:
         costs: (K, K + 1), of the step from i to j; inf where there is none. The last column is the clean end.
         num_steps: in [1, K].
-        worst: make the dearest step of the path as cheap as can be, instead of the sum of its steps.
 
     Returns:
         (num_steps,) int64, rising: the places among the K times that are left by a step, 0 the first of them.
@@ -93,10 +71,9 @@ def cheapest_path(costs: Tensor, num_steps: int, *, worst: bool = False) -> Tens
     count = len(costs)
     if not 1 <= num_steps <= count:
         raise ValueError(f"{num_steps} steps: takes 1 to {count}, the number of candidate times")
-    join = torch.maximum if worst else torch.add
     cheapest, arrivals = costs[0], []  # (K + 1,): of all paths of so many steps that end there
     for _ in range(num_steps - 1):
-        cheapest, before = join(cheapest[:count, None], costs).min(0)
+        cheapest, before = (cheapest[:count, None] + costs).min(0)
         arrivals.append(before)
     place, path = torch.tensor(count), []
     for before in reversed(arrivals):

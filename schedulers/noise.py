@@ -31,8 +31,6 @@ class NoiseSchedule:
     kind: str
     num_train_timesteps: int
     angles: Tensor | None = None  # (N,) float64, only for `vp`
-    sigma_min: float = 0.002  # only for `edm`
-    sigma_max: float = 80.0
 
     @staticmethod
     def from_alphas_cumprod(alphas_cumprod: Tensor) -> NoiseSchedule:
@@ -48,10 +46,8 @@ class NoiseSchedule:
             ValueError: the scheduler is none of variance-preserving, flow matching and EDM.
         """
         name, config = type(scheduler).__name__, scheduler.config
-        if name in FLOW_MATCHING:
-            return NoiseSchedule("flow", config.num_train_timesteps)
-        if name in EDM:
-            return NoiseSchedule("edm", config.num_train_timesteps, sigma_min=config.sigma_min, sigma_max=config.sigma_max)
+        if name in FLOW_MATCHING + EDM:
+            return NoiseSchedule("flow" if name in FLOW_MATCHING else "edm", config.num_train_timesteps)
         if hasattr(scheduler, "alphas_cumprod"):
             return NoiseSchedule.from_alphas_cumprod(_exact_alphas_cumprod(scheduler))
         raise ValueError(
@@ -84,20 +80,6 @@ class NoiseSchedule:
     def log_snr(self, t: Tensor | float) -> Tensor:
         """ln(alpha^2 / sigma^2) at t, float64; -inf where the signal is gone."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
-
-    def t_of_log_snr(self, log_snr: Tensor | float) -> Tensor:
-        """The t at which `log_snr` is met, float64: the inverse of `log_snr` (clamped to the table for `vp`)."""
-        value = torch.as_tensor(log_snr, dtype=torch.float64)
-        ratio = torch.exp(-value / 2)  # sigma / alpha
-        if self.kind == "flow":
-            return self.num_train_timesteps * ratio / (1 + ratio)
-        if self.kind == "edm":
-            return -value / 8
-        assert self.angles is not None
-        angle = torch.atan(ratio)
-        right = torch.searchsorted(self.angles, angle).clamp(1, len(self.angles) - 1)
-        low, high = self.angles[right - 1], self.angles[right]
-        return (right - 1 + (angle - low) / (high - low)).clamp(0, len(self.angles) - 1)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps for x_0 and noise (B, ...), t (B,); in x_0's dtype and on its device."""

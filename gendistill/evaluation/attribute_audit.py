@@ -50,7 +50,7 @@ class AttributeAudit:
                     self._probes[name] = self._probe(name, attribute)
                 judge = neutral(self.context.judge, attribute, amount)
                 seen = [self._looked_at(judge, model, attribute) for model in (teacher, student)]
-                found[name] = attribute_bias(self._probes[name], *seen, paired=True)
+                found[name] = attribute_bias(self._probes[name], *seen)
             except ValueError as error:
                 notes.append(f"attribute {name}: {error}")
         return found

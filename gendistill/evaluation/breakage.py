@@ -113,7 +113,7 @@ class Examiner:
         assert judge.reference.features is not None
         bins = min(BINS, max(2, len(judge.prompts) // 20))
         of_models = (model.pictures.features for model in (teacher, student))
-        return mode_loss(judge.reference.features, *of_models, bins=bins, paired=True)
+        return mode_loss(judge.reference.features, *of_models, bins=bins)
 
     @cached_property
     def _attribute_audit(self) -> AttributeAudit:

@@ -12,8 +12,9 @@ from torch import Tensor
 from gendistill.data.decoded import DecodedData
 from gendistill.diffusion.tiny_autoencoder import FASTEST, decoded_by, encoded_by
 from gendistill.metrics.cost.interleaved import SideBySide, time_side_by_side
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.samplers import pictures_at_once
 from gendistill.samplers.codec import LatentCodec
 

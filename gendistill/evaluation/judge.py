@@ -23,8 +23,8 @@ from gendistill.evaluation.extraction import Extraction
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.reference import read_reference
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
-from gendistill.metrics.distances.frechet import gaussian_statistics
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.metrics.measure import Scores, measure
 from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures, needs_met_by
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol

@@ -19,7 +19,7 @@ from torch import Tensor
 from gendistill.data.images import fitted
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.evaluation.extraction import Extraction, Progress
-from gendistill.metrics.distances.frechet import GaussianStatistics, Moments, gaussian_statistics
+from gendistill.metrics.features.gaussian import GaussianStatistics, Moments, gaussian_statistics
 from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import written_aside

@@ -17,9 +17,10 @@ from gendistill.evaluation.extraction import Extraction, Progress
 from gendistill.evaluation.judge import TINY_CLIP, name_of, networks_of
 from gendistill.evaluation.reference import Seen, read_reference, read_statistics
 from gendistill.metrics.distances.clip_score import load_scorer
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, load_extractor, metric_name
+from gendistill.metrics.features.gaussian import GaussianStatistics
 from gendistill.metrics.measure import Scores, measure
 from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol

@@ -12,8 +12,9 @@ from torchvision.utils import make_grid
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.generator import Generator
 from gendistill.methods.gan_codistillation import GanCodistillation
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name
+from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.run.validation import GRID_PICTURES, save_picture
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import pictures_at_once, to_uint8

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
+from gendistill.metrics.audit.groups import SHOWN
 from gendistill.metrics.audit.probe import LinearProbe
+from gendistill.metrics.distances.uncertainty import LEVEL, wilson_interval
 from gendistill.metrics.features.matrix import Features
 
 
@@ -46,7 +48,7 @@ class AttributeBias:
     total_variation: half the sum of the absolute differences, in [0, 1]; p_value: its permutation test. accuracy: the
     probe's on the pictures that `tested_on` names. certainty: mean probability of the likeliest value, (teacher, student);
     far below the accuracy it says that drawn pictures are not what the probe knows. changed: numbers of pairs whose value
-    differs between teacher and student, the surest first; empty where they are no pairs.
+    differs between teacher and student, the surest first.
     """
 
     attribute: str
@@ -74,29 +76,18 @@ class AttributeBias:
 
 
 def attribute_bias(
-    probe: LinearProbe,
-    teacher: Features,
-    student: Features,
-    *,
-    paired: bool = False,
-    level: float = 0.95,
-    permutations: int = 4999,
-    show: int = 8,
-    seed: int = 0,
+    probe: LinearProbe, teacher: Features, student: Features, *, permutations: int = 4999, seed: int = 0
 ) -> AttributeBias:
-    """Shares of the probe's values among pictures of neutral prompts, from features (N, D) and (L, D).
-
-    Args:
-        paired: the two drew the same prompts and seeds; the test then swaps the pictures of a pair, else all at random.
+    """Shares of the probe's values among pictures of the same neutral prompts and seeds, from features (N, D) twice.
 
     Raises:
-        ValueError: features of another width than the probe's, none, or `paired` with N other than L.
+        ValueError: features of another width than the probe's, none, or of other numbers.
     """
     for name, f in (("teacher", teacher), ("student", student)):
         if f.ndim != 2 or len(f) == 0 or f.shape[1] != len(probe.mean):
             raise ValueError(f"{name}: got features {tuple(f.shape)}, takes (N, {len(probe.mean)}).")
-    if paired and len(teacher) != len(student):
-        raise ValueError(f"paired: got {len(teacher)} and {len(student)} pictures, takes one of each prompt and seed.")
+    if len(teacher) != len(student):
+        raise ValueError(f"student: got {len(student)} pictures for {len(teacher)} of the teacher, takes one for each.")
     of_a, of_b = probe.probabilities(teacher), probe.probabilities(student)
     a, b = of_a.argmax(axis=1), of_b.argmax(axis=1)
     count = len(probe.values)
@@ -104,7 +95,7 @@ def attribute_bias(
     adjusted_a, adjusted_b = adjusted_shares(share_a, probe.confusion), adjusted_shares(share_b, probe.confusion)
     values = []
     for k in np.argsort(-np.abs(share_b - share_a), kind="stable").tolist():
-        interval_a, interval_b = _wilson(int((a == k).sum()), len(a), level), _wilson(int((b == k).sum()), len(b), level)
+        interval_a, interval_b = (wilson_interval(int((of == k).sum()), len(of)) for of in (a, b))
         low, high = newcombe_interval(float(share_a[k]), interval_a, float(share_b[k]), interval_b)
         examples = np.flatnonzero(b == k)
         values.append(
@@ -122,12 +113,12 @@ def attribute_bias(
                 high=high,
                 teacher_adjusted=float(adjusted_a[k]),
                 student_adjusted=float(adjusted_b[k]),
-                examples=tuple(examples[np.argsort(-of_b[examples, k], kind="stable")][:show].tolist()),
+                examples=tuple(examples[np.argsort(-of_b[examples, k], kind="stable")][:SHOWN].tolist()),
             )
         )
     sure_a, sure_b = of_a.max(axis=1), of_b.max(axis=1)
-    changed = np.flatnonzero(a != b) if paired else np.empty(0, dtype=int)
-    changed = changed[np.argsort(-(sure_a[changed] * sure_b[changed]), kind="stable")][:show] if paired else changed
+    changed = np.flatnonzero(a != b)
+    changed = changed[np.argsort(-(sure_a[changed] * sure_b[changed]), kind="stable")][:SHOWN]
     return AttributeBias(
         attribute=probe.attribute,
         accuracy=probe.accuracy,
@@ -136,10 +127,10 @@ def attribute_bias(
         student_count=len(b),
         values=tuple(values),
         total_variation=float(np.abs(share_b - share_a).sum() / 2),
-        p_value=_permutation_p(a, b, count, paired, permutations, seed),
+        p_value=_swap_p(a, b, count, permutations, seed),
         certainty=(float(sure_a.mean()), float(sure_b.mean())),
         changed=tuple(changed.tolist()),
-        level=level,
+        level=LEVEL,
     )
 
 
@@ -165,22 +156,11 @@ def newcombe_interval(
     return b - a - below, b - a + above
 
 
-def _wilson(count: int, of: int, level: float) -> tuple[float, float]:
-    interval = stats.binomtest(count, of).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _permutation_p(a: NDArray[np.int64], b: NDArray[np.int64], count: int, paired: bool, permutations: int, seed: int) -> float:
-    """The share of random exchanges between the two with a total variation as large."""
-    generator = np.random.default_rng(seed)
-    if paired:  # only the net moves between values matter: each pair adds +1 to one and -1 to another, or the reverse
-        one_hot = np.eye(count, dtype=np.float32)
-        moves = one_hot[b[a != b]] - one_hot[a[a != b]]
-        signs = generator.integers(0, 2, (permutations, len(moves)), dtype=np.int8).astype(np.float32) * 2 - 1
-        null, seen = np.abs(signs @ moves).sum(axis=1), np.abs(moves.sum(axis=0)).sum()
-    else:
-        together = np.bincount(np.concatenate([a, b]), minlength=count)
-        of_a = generator.multivariate_hypergeometric(together, len(a), permutations, method="marginals")
-        null = np.abs(of_a / len(a) - (together - of_a) / len(b)).sum(axis=1)
-        seen = np.abs(np.bincount(a, minlength=count) / len(a) - np.bincount(b, minlength=count) / len(b)).sum()
+def _swap_p(a: NDArray[np.int64], b: NDArray[np.int64], count: int, permutations: int, seed: int) -> float:
+    """The share of random swaps within the pairs with a total variation as large."""
+    # Only the net moves between values matter: each pair adds +1 to one and -1 to another, or the reverse.
+    one_hot = np.eye(count, dtype=np.float32)
+    moves = one_hot[b[a != b]] - one_hot[a[a != b]]
+    signs = np.random.default_rng(seed).integers(0, 2, (permutations, len(moves)), dtype=np.int8).astype(np.float32) * 2 - 1
+    null, seen = np.abs(signs @ moves).sum(axis=1), np.abs(moves.sum(axis=0)).sum()
     return float((1 + (null >= seen - 1e-9).sum()) / (1 + permutations))

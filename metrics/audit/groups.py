@@ -2,7 +2,7 @@
 
 Every group is a test of its own, and of a hundred groups five look worse by chance. So each difference carries an
 interval and a p-value, and the p-values are corrected for their number (Benjamini & Hochberg 1995): among the groups
-that are called worse, at most the share `false_discovery_rate` is expected to be so by chance.
+that are called worse, at most the share `FALSE_DISCOVERY_RATE` is expected to be so by chance.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
+from gendistill.metrics.distances.uncertainty import LEVEL
+
 Floats = NDArray[np.floating]
 ELEMENTS_AT_ONCE = 2**22
+FALSE_DISCOVERY_RATE = 0.05
+SHOWN = 8  # examples of each finding
+SMALLEST = 6  # differences that are tested
 
 
 @dataclass(frozen=True)
@@ -61,16 +66,11 @@ class GroupComparison:
         return f"{first} Worse beyond chance: {len(self.worse)} of {len(self.groups)} groups, most of all {worst}."
 
 
-def covering(
-    reference: torch.Tensor | Floats, drawn: torch.Tensor | Floats, k: int = 5, radii: torch.Tensor | None = None
-) -> sparse.csr_array:
+def covering(reference: torch.Tensor | Floats, drawn: torch.Tensor | Floats, k: int = 5) -> sparse.csr_array:
     """Which drawn picture covers which reference picture: bool (M, N), sparse, of features (M, D) and (N, D).
 
     It does if it lies within the distance from the reference picture to its k-th nearest other reference picture
     (Naeem et al. 2020). A row with any True is a reference picture that is covered; their share is the coverage.
-
-    Args:
-        radii: (M,) distances where they are known already; `k` is not used then.
 
     Raises:
         ValueError: the features differ in width, or there are not more than k reference pictures.
@@ -78,16 +78,13 @@ def covering(
     real, fake = torch.as_tensor(reference).float(), torch.as_tensor(drawn).float()
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
         raise ValueError(f"features: got {tuple(real.shape)} and {tuple(fake.shape)}, takes (M, D) and (N, D).")
-    if radii is None and len(real) <= k:
+    if len(real) <= k:
         raise ValueError(f"reference: got {len(real)} pictures, takes more than k = {k}.")
     rows = max(1, ELEMENTS_AT_ONCE // max(len(real), len(fake)))
     blocks = []
     for start in range(0, len(real), rows):
         block = real[start : start + rows]
-        if radii is None:
-            radius = torch.cdist(block, real).kthvalue(k + 1, dim=1).values  # the first is the picture itself
-        else:
-            radius = torch.as_tensor(radii[start : start + rows]).float()
+        radius = torch.cdist(block, real).kthvalue(k + 1, dim=1).values  # the first is the picture itself
         blocks.append(sparse.csr_array((torch.cdist(block, fake) <= radius[:, None]).numpy()))
     return sparse.csr_array(sparse.vstack(blocks))
 
@@ -97,10 +94,7 @@ def coverage_by_group(
     student: sparse.sparray | NDArray[np.bool_],
     groups: Sequence[str],
     *,
-    level: float = 0.95,
-    false_discovery_rate: float = 0.05,
     permutations: int = 4999,
-    show: int = 8,
     seed: int = 0,
 ) -> GroupComparison:
     """Coverage of each group of reference pictures by teacher and student, who drew the same N prompts and seeds.
@@ -132,18 +126,18 @@ def coverage_by_group(
     null = _swapped(a, b, with_all, permutations, seed) / counts
     p = (1 + (np.abs(null) >= np.abs(of_b - of_a) - 1e-9).sum(axis=0)) / (1 + permutations)
     q = stats.false_discovery_control(p[:-1]) if len(names) else p[:-1]
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.square(null).mean(axis=0))
+    half = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(np.square(null).mean(axis=0))
     lost = np.where((by_a > 0) & (by_b == 0), by_a, 0)
     changes = []
     for i, name in enumerate([*names, "all"]):
         rows = with_all[[i]].indices
-        worst = rows[np.argsort(-lost[rows], kind="stable")][: min(show, int((lost[rows] > 0).sum()))]
+        worst = rows[np.argsort(-lost[rows], kind="stable")][: min(SHOWN, int((lost[rows] > 0).sum()))]
         difference = float(of_b[i] - of_a[i])
         low, high = max(difference - half[i], -1.0), min(difference + half[i], 1.0)
         numbers = (float(of_a[i]), float(of_b[i]), difference, float(low), float(high), float(p[i]))
         corrected = float(q[i] if i < len(names) else p[i])
         changes.append(GroupChange(name, int(counts[i]), *numbers, corrected, tuple(worst.tolist())))
-    return _comparison("coverage", changes, level, false_discovery_rate)
+    return _comparison("coverage", changes)
 
 
 def scores_by_group(
@@ -152,17 +146,13 @@ def scores_by_group(
     groups: Sequence[str],
     *,
     measure: str = "CLIP score",
-    level: float = 0.95,
-    false_discovery_rate: float = 0.05,
-    smallest: int = 6,
     permutations: int = 9999,
-    show: int = 8,
     seed: int = 0,
 ) -> GroupComparison:
     """Mean score of each prompt group, for teacher and student on the same prompts and seeds; higher is better.
 
     The interval is Student's t over the paired differences, the p-value a sign-flip permutation (exact in small
-    groups). With fewer than `smallest` pictures no result could be beyond chance; such groups are listed, untested.
+    groups). With fewer than `SMALLEST` pictures no result could be beyond chance; such groups are listed, untested.
 
     Args:
         teacher, student: scores (N,), finite.
@@ -178,18 +168,18 @@ def scores_by_group(
         raise ValueError("teacher, student: got NaN or infinity, takes finite scores.")
     names, member = _members(groups, len(a))
     rows_of = [member[[i]].indices for i in range(len(names))] + [np.arange(len(a))]
-    p = [sign_flip_p(b[rows] - a[rows], permutations, seed) if len(rows) >= smallest else None for rows in rows_of]
+    p = [sign_flip_p(b[rows] - a[rows], permutations, seed) if len(rows) >= SMALLEST else None for rows in rows_of]
     tested = [value for value in p[:-1] if value is not None]
     corrected = iter(stats.false_discovery_control(tested) if tested else [])
     changes = []
     for name, rows, p_value in zip([*names, "all"], rows_of, p, strict=True):
         difference = b[rows] - a[rows]
-        low, high = t_interval(difference, level)
-        worst = rows[np.argsort(difference, kind="stable")][: min(show, int((difference < 0).sum()))]
+        low, high = t_interval(difference) if len(rows) > 1 else (None, None)
+        worst = rows[np.argsort(difference, kind="stable")][: min(SHOWN, int((difference < 0).sum()))]
         q_value = p_value if name == "all" and rows is rows_of[-1] else None if p_value is None else float(next(corrected))
         means = (float(a[rows].mean()), float(b[rows].mean()), float(difference.mean()))
         changes.append(GroupChange(name, len(rows), *means, low, high, p_value, q_value, tuple(worst.tolist())))
-    return _comparison(measure, changes, level, false_discovery_rate)
+    return _comparison(measure, changes)
 
 
 def sign_flip_p(differences: NDArray[np.float64], permutations: int = 9999, seed: int = 0) -> float:
@@ -212,12 +202,10 @@ def sign_flip_p(differences: NDArray[np.float64], permutations: int = 9999, seed
     return float(outcome.pvalue)
 
 
-def t_interval(differences: NDArray[np.float64], level: float) -> tuple[float | None, float | None]:
-    """Student's t interval of the mean of (N,); None twice for a single one."""
-    if len(differences) < 2:
-        return None, None
+def t_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Student's t interval of the mean of (N,), N of at least 2."""
     error = float(differences.std(ddof=1)) / len(differences) ** 0.5
-    half = float(stats.t.ppf((1 + level) / 2, len(differences) - 1)) * error
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(differences) - 1)) * error
     return float(differences.mean()) - half, float(differences.mean()) + half
 
 
@@ -245,8 +233,8 @@ def _swapped(
     return np.concatenate(differences, axis=1).T.astype(np.float64)
 
 
-def _comparison(measure: str, changes: list[GroupChange], level: float, rate: float) -> GroupComparison:
+def _comparison(measure: str, changes: list[GroupChange]) -> GroupComparison:
     """The last of the changes is that of all pictures."""
     ranked = sorted(changes[:-1], key=lambda g: (g.q_value is None, g.high if g.high is not None else np.inf, g.difference))
-    worse = tuple(g.group for g in ranked if g.q_value is not None and g.q_value <= rate and g.difference < 0)
-    return GroupComparison(measure, changes[-1], tuple(ranked), worse, level, rate)
+    worse = tuple(g.group for g in ranked if g.q_value is not None and g.q_value <= FALSE_DISCOVERY_RATE and g.difference < 0)
+    return GroupComparison(measure, changes[-1], tuple(ranked), worse, LEVEL, FALSE_DISCOVERY_RATE)

@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from gendistill.metrics.audit.bins import cells_of, fit_bins
+from gendistill.metrics.audit.groups import SHOWN
+from gendistill.metrics.distances.uncertainty import wilson_interval
 from gendistill.metrics.features.matrix import Features
 
 ELEMENTS_AT_ONCE = 2**22
+FEWEST = 20  # distances that C_T is told from
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,12 @@ def memorisation(
     teacher: Features,
     student: Features,
     held_out: Features | None = None,
-    *,
-    cells: int = 1,
-    level: float = 0.95,
-    show: int = 8,
-    seed: int = 0,
 ) -> Memorisation:
     """From features (M, D) of the training pictures, (N, D) and (L, D) of drawn and (H, D) of held-out ones.
 
     Args:
         held_out: of the same distribution as the training pictures and not among them. Held-out pictures of kinds that
             training lacks lie farther away than any fresh picture, and make an honest model look like a copier.
-        cells: for C_T, k-means cells of the training pictures within which distances are compared.
 
     Raises:
         ValueError: widths differ, a set is empty, or there are fewer than 2 training pictures.
@@ -108,12 +104,10 @@ def memorisation(
     near = [nearest(f, train) for f in sets[1:]]
     scores: list[float | None] = [None, None]
     if held_out is not None:
-        centres = fit_bins(train, cells, seed) if cells > 1 else None
-        of = [cells_of(f, centres)[0] if centres is not None else np.zeros(len(f), np.int64) for f in sets[1:]]
-        scores = [copying_statistic(near[i][0], near[2][0], of[i], of[2]) for i in range(2)]
+        scores = [copying_statistic(near[i][0], near[2][0]) for i in range(2)]
     return Memorisation(
-        teacher=_nearness(*near[0], own, scores[0], level, show),
-        student=_nearness(*near[1], own, scores[1], level, show),
+        teacher=_nearness(*near[0], own, scores[0]),
+        student=_nearness(*near[1], own, scores[1]),
         held_out_near_share=None if held_out is None else float((near[2][0] <= own[near[2][1]]).mean()),
         p_value=float(stats.mannwhitneyu(near[1][0], near[0][0], alternative="less").pvalue),
     )
@@ -143,46 +137,28 @@ def nearest(a: Features, b: Features, *, skip_self: bool = False) -> tuple[NDArr
     return torch.cat(distances).numpy(), torch.cat(numbers).numpy()
 
 
-def copying_statistic(
-    drawn: NDArray[np.floating],
-    held_out: NDArray[np.floating],
-    drawn_cells: NDArray[np.int64],
-    held_out_cells: NDArray[np.int64],
-    fewest: int = 20,
-) -> float | None:
+def copying_statistic(drawn: NDArray[np.floating], held_out: NDArray[np.floating]) -> float | None:
     """C_T of distances to the nearest training picture, (N,) and (H,): below 0 copying, above 0 underfitting.
 
-    In each cell the Mann-Whitney statistic U, the number of pairs in which the drawn picture is farther than the held-out
-    one, standardised: (U - nm / 2) / sqrt(nm (n + m + 1) / 12); then their mean weighted by the held-out pictures' shares
-    (Meehan, Chaudhuri & Dasgupta 2020). Beyond 3 either way is beyond chance. The authors look for the nearest training
-    picture within the cell, here it may lie across its border.
-
-    None where no cell has `fewest` pictures of each.
+    The Mann-Whitney statistic U, the number of pairs in which the drawn picture is farther than the held-out one,
+    standardised: (U - nm / 2) / sqrt(nm (n + m + 1) / 12) (Meehan, Chaudhuri & Dasgupta 2020, in one cell). Beyond 3 either
+    way is beyond chance. None with fewer than `FEWEST` pictures of each.
     """
-    total, weight = 0.0, 0
-    for cell in np.unique(held_out_cells):
-        x, y = drawn[drawn_cells == cell], held_out[held_out_cells == cell]
-        if len(x) < fewest or len(y) < fewest:
-            continue
-        u = stats.mannwhitneyu(x, y).statistic
-        total += len(y) * (u - len(x) * len(y) / 2) / (len(x) * len(y) * (len(x) + len(y) + 1) / 12) ** 0.5
-        weight += len(y)
-    return float(total / weight) if weight else None
+    n, m = len(drawn), len(held_out)
+    if min(n, m) < FEWEST:
+        return None
+    u = float(stats.mannwhitneyu(drawn, held_out).statistic)
+    return float((u - n * m / 2) / (n * m * (n + m + 1) / 12) ** 0.5)
 
 
 def _nearness(
-    distance: NDArray[np.float32],
-    number: NDArray[np.int64],
-    own: NDArray[np.float32],
-    c_t: float | None,
-    level: float,
-    show: int,
+    distance: NDArray[np.float32], number: NDArray[np.int64], own: NDArray[np.float32], c_t: float | None
 ) -> Nearness:
     # A copy of a training picture that is there twice has 0 on both sides: a copy all the same.
     near = distance <= own[number]
     ratio = np.where(distance > 0, distance / np.maximum(own[number], 1e-12), 0)
-    interval = stats.binomtest(int(near.sum()), len(near)).proportion_ci(level, method="wilson")
-    first = np.lexsort((distance, ratio))[:show].tolist()
+    low, high = wilson_interval(int(near.sum()), len(near))
+    first = np.lexsort((distance, ratio))[:SHOWN].tolist()
     pairs = tuple(SuspiciousPair(k, int(number[k]), float(distance[k]), float(ratio[k])) for k in first)
     median = float(np.median(distance))
-    return Nearness(float(near.mean()), float(interval.low), float(interval.high), median, c_t, pairs)
+    return Nearness(float(near.mean()), low, high, median, c_t, pairs)

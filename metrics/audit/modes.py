@@ -12,6 +12,7 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from gendistill.metrics.audit.bins import cells_of, fit_bins
+from gendistill.metrics.audit.groups import SHOWN
 from gendistill.metrics.features.matrix import Features
 
 
@@ -74,39 +75,37 @@ def mode_loss(
     student: Features,
     *,
     bins: int = 50,
-    paired: bool = False,
     false_discovery_rate: float = 0.05,
-    show: int = 8,
     seed: int = 0,
 ) -> ModeLoss:
-    """Where the student of a teacher draws too little, from features (M, D), (N, D) and (L, D).
+    """Where the student of a teacher draws too little of the same prompts and seeds, from features (M, D), (N, D) and (N, D).
+
+    Only the pictures that changed sides count (McNemar's exact test).
 
     Args:
         bins: fewer make surer of each, more see smaller modes; with N / bins of 20 or more, a bin that is lost whole
             is found.
-        paired: teacher and student drew the same prompts and seeds, so N = L. Then only the pictures that changed sides
-            count (McNemar's exact test), which sees smaller losses; without it Fisher's exact test.
 
     Raises:
-        ValueError: widths differ, a set is empty, `paired` with N other than L, or more bins than reference pictures.
+        ValueError: widths differ, a set is empty, numbers of teacher and student differ, or more bins than reference pictures.
     """
     shapes = [tuple(f.shape) for f in (reference, teacher, student)]
     if any(len(s) != 2 or s[0] == 0 or s[1] != shapes[0][1] for s in shapes):
-        raise ValueError(f"reference, teacher, student: got shapes {shapes}, takes (M, D), (N, D) and (L, D).")
-    if paired and shapes[1] != shapes[2]:
-        raise ValueError(f"paired: got {shapes[1][0]} and {shapes[2][0]} pictures, takes one of each prompt and seed.")
+        raise ValueError(f"reference, teacher, student: got shapes {shapes}, takes (M, D), (N, D) and (N, D).")
+    if shapes[1] != shapes[2]:
+        raise ValueError(f"student: got {shapes[2][0]} pictures for {shapes[1][0]} of the teacher, takes one for each.")
     centres = fit_bins(reference, bins, seed)
     real, far_real = cells_of(reference, centres)
     of_teacher, far_teacher = cells_of(teacher, centres)
     of_student, _ = cells_of(student, centres)
     counts = [np.bincount(cells, minlength=len(centres)) for cells in (real, of_teacher, of_student)]
     shares = [c / c.sum() for c in counts]
-    p = _moved_out(of_teacher, of_student, len(centres)) if paired else _fisher_smaller(counts[1], counts[2])
+    p = _moved_out(of_teacher, of_student, len(centres))
     q = stats.false_discovery_control(p)
     rows = []
     for k in np.lexsort((shares[2] - shares[1], p)).tolist():
         numbers = (float(shares[0][k]), float(shares[1][k]), float(shares[2][k]), float(p[k]), float(q[k]))
-        rows.append(Bin(k, *numbers, _nearest(real, far_real, k, show), _nearest(of_teacher, far_teacher, k, show)))
+        rows.append(Bin(k, *numbers, _nearest(real, far_real, k), _nearest(of_teacher, far_teacher, k)))
     return ModeLoss(
         bins=tuple(rows),
         lost=tuple(b.number for b in rows if b.q_value <= false_discovery_rate),
@@ -129,11 +128,6 @@ def differing_bins(a: NDArray[np.int64], b: NDArray[np.int64], significance: flo
     return int((z > stats.norm.isf(significance / 2)).sum())
 
 
-def _fisher_smaller(teacher: NDArray[np.int64], student: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Fisher's exact test, one-sided: the chance of as few of the student's pictures in a bin if shares were equal."""
-    return stats.hypergeom.cdf(student, teacher.sum() + student.sum(), teacher + student, student.sum())
-
-
 def _moved_out(teacher: NDArray[np.int64], student: NDArray[np.int64], bins: int) -> NDArray[np.float64]:
     """McNemar's exact test, one-sided: the chance of as few pairs moving into a bin, among those that move in or out."""
     moved = teacher != student
@@ -142,6 +136,6 @@ def _moved_out(teacher: NDArray[np.int64], student: NDArray[np.int64], bins: int
     return stats.binom.cdf(entered, left + entered, 0.5)
 
 
-def _nearest(cells: NDArray[np.int64], distance: NDArray[np.float32], cell: int, show: int) -> tuple[int, ...]:
+def _nearest(cells: NDArray[np.int64], distance: NDArray[np.float32], cell: int) -> tuple[int, ...]:
     rows = np.flatnonzero(cells == cell)
-    return tuple(rows[np.argsort(distance[rows], kind="stable")][:show].tolist())
+    return tuple(rows[np.argsort(distance[rows], kind="stable")][:SHOWN].tolist())

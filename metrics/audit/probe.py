@@ -116,19 +116,19 @@ def fit_probe(
     attribute: str = "attribute",
     groups: Sequence[str] | None = None,
     l2: float = 0.01,
-    balanced: bool = True,
     folds: int = 5,
     seed: int = 0,
 ) -> LinearProbe:
     """Fit to all labelled pictures; accuracy and confusion by cross-validation, each fold fitted without it.
+
+    Every value weighs the same, however many pictures have it: the shares that the probe then gives are not drawn towards
+    those of the pictures it was fitted to.
 
     Args:
         features: (N, D); labels: N, None for pictures that are left out.
         groups: N names of what must not be torn apart between fitting and testing, such as one person in several
             pictures; without them, near-duplicates make the accuracy look better than it is.
         l2: penalty on the weights of standardised features, beside the mean log loss.
-        balanced: every value weighs the same, however many pictures have it. The shares that the probe then gives are
-            not drawn towards those of the pictures it was fitted to.
 
     Raises:
         ValueError: numbers differ, or fewer than two values have pictures in two folds.
@@ -146,10 +146,10 @@ def fit_probe(
         raise ValueError(f"labels: got {told}, takes at least two values with pictures in at least two groups each.")
     predicted = np.empty(len(y), dtype=int)
     for held_out in np.unique(fold):
-        mean, scale, weight = _fit(x[fold != held_out], y[fold != held_out], len(values), l2, balanced)
+        mean, scale, weight = _fit(x[fold != held_out], y[fold != held_out], len(values), l2)
         logits = (x[fold == held_out] - mean) / scale @ weight[:-1] + weight[-1]
         predicted[fold == held_out] = logits.argmax(dim=1).numpy()
-    mean, scale, weight = _fit(x, y, len(values), l2, balanced)
+    mean, scale, weight = _fit(x, y, len(values), l2)
     return LinearProbe(
         attribute=attribute,
         values=tuple(values.tolist()),
@@ -175,15 +175,12 @@ def _folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[of]
 
 
-def _fit(
-    x: torch.Tensor, y: NDArray[np.int64], count: int, l2: float, balanced: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _fit(x: torch.Tensor, y: NDArray[np.int64], count: int, l2: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean (D,), scale (D,) and weight (D + 1, K) of the least penalised log loss, by L-BFGS in float64."""
     mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
     scale = torch.where(scale > 1e-12, scale, 1.0)  # a feature that is constant tells nothing
     target = torch.from_numpy(y)
-    each = torch.bincount(target, minlength=count).double()
-    class_weight = len(y) / (count * each.clamp(min=1)) if balanced else None
+    class_weight = len(y) / (count * torch.bincount(target, minlength=count).double().clamp(min=1))
     z = (x - mean) / scale
     weight = torch.zeros(x.shape[1] + 1, count, dtype=torch.double, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")

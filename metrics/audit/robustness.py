@@ -5,14 +5,15 @@ Scores of pictures of perturbed prompts are taken against the plain prompts: wha
 
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gendistill.metrics.audit.groups import sign_flip_p, t_interval
+from gendistill.metrics.audit.groups import SHOWN, sign_flip_p, t_interval
+from gendistill.metrics.distances.uncertainty import LEVEL
 
 Scores = torch.Tensor | NDArray[np.floating]
 WORD = re.compile(r"[^\W\d_]{4,}")
@@ -62,32 +63,27 @@ MISTAKES: dict[str, Callable[[str, random.Random], str]] = {
 KINDS = ("typo", *MISTAKES, "upper")
 
 
-def perturbed(prompts: Sequence[str], kind: str, seed: int = 0, *, count: int = 1, spare: Collection[str] = ()) -> list[str]:
-    """The prompts with a mistake each; prompt k depends on `seed`, k and its own text alone.
+def perturbed(prompts: Sequence[str], kind: str, seed: int = 0) -> list[str]:
+    """The prompts with a mistake each, in a word of 4 letters or more; prompt k depends on `seed`, k and its own text alone.
 
     Args:
         kind: `swap` two letters that stand together, `drop` one, `double` one, take a `neighbour` on an English keyboard;
             `typo`: one of these four at random; `upper`: capitals. Tokenizers that lower-case (CLIP's do) do not see
             `upper` at all.
-        count: mistakes a prompt, each in another word. Words have 4 letters or more; prompts of fewer such words get
-            fewer, down to none.
-        spare: words, in lower case, that are left alone.
 
     Raises:
-        ValueError: unknown `kind`, or `count` below 1.
+        ValueError: unknown `kind`.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, takes one of {', '.join(KINDS)}.")
-    if count < 1:
-        raise ValueError(f"count: got {count}, takes at least 1.")
     if kind == "upper":
         return [prompt.upper() for prompt in prompts]
-    return [_mistaken(prompt, kind, random.Random(f"{seed} {k} {prompt}"), count, spare) for k, prompt in enumerate(prompts)]
+    return [_mistaken(prompt, kind, random.Random(f"{seed} {k} {prompt}")) for k, prompt in enumerate(prompts)]
 
 
-def _mistaken(prompt: str, kind: str, chance: random.Random, count: int, spare: Collection[str]) -> str:
-    words = [word for word in WORD.finditer(prompt) if word[0].lower() not in spare]
-    for word in sorted(chance.sample(words, min(count, len(words))), key=lambda w: -w.start()):
+def _mistaken(prompt: str, kind: str, chance: random.Random) -> str:
+    words = list(WORD.finditer(prompt))
+    for word in chance.sample(words, min(1, len(words))):
         mistake = MISTAKES[chance.choice(list(MISTAKES)) if kind == "typo" else kind]
         prompt = prompt[: word.start()] + mistake(word[0], chance) + prompt[word.end() :]
     return prompt
@@ -144,9 +140,7 @@ def robustness(
     student_perturbed: Scores,
     *,
     kind: str = "perturbed",
-    level: float = 0.95,
     permutations: int = 9999,
-    show: int = 8,
     seed: int = 0,
 ) -> Robustness:
     """From scores (N,) of the same prompts and seeds, higher is better; all four against the plain prompts.
@@ -164,18 +158,13 @@ def robustness(
         raise ValueError(f"scores: got shapes {shapes}, takes (N,) four times with N of at least 2.")
     if not all(np.isfinite(s).all() for s in scores):
         raise ValueError("scores: got NaN or infinity, takes finite scores.")
-    teacher, student = _drop_of(scores[0], scores[1], level), _drop_of(scores[2], scores[3], level)
+    teacher, student = _drop_of(scores[0], scores[1]), _drop_of(scores[2], scores[3])
     excess = (scores[2] - scores[3]) - (scores[0] - scores[1])
-    low, high = t_interval(excess, level)
-    assert low is not None
-    assert high is not None
-    worst = np.argsort(-excess, kind="stable")[: min(show, int((excess > 0).sum()))]
+    low, high = t_interval(excess)
+    worst = np.argsort(-excess, kind="stable")[: min(SHOWN, int((excess > 0).sum()))]
     p = sign_flip_p(excess, permutations, seed)
-    return Robustness(kind, len(excess), teacher, student, float(excess.mean()), low, high, p, tuple(worst.tolist()), level)
+    return Robustness(kind, len(excess), teacher, student, float(excess.mean()), low, high, p, tuple(worst.tolist()), LEVEL)
 
 
-def _drop_of(plain: NDArray[np.float64], changed: NDArray[np.float64], level: float) -> Drop:
-    low, high = t_interval(plain - changed, level)
-    assert low is not None
-    assert high is not None
-    return Drop(float(plain.mean()), float(changed.mean()), float((plain - changed).mean()), low, high)
+def _drop_of(plain: NDArray[np.float64], changed: NDArray[np.float64]) -> Drop:
+    return Drop(float(plain.mean()), float(changed.mean()), float((plain - changed).mean()), *t_interval(plain - changed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,7 @@ class Charges:
 
 @contextlib.contextmanager
 def charged(components: Mapping[str, Component], reading: Callable[[], float]) -> Iterator[Charges]:
-    """Charge what `reading` advances by to the component at work, by hooks that are gone afterwards.
+    """Charge what `reading` advances by to the component at work, by wrapped methods that are put back afterwards.
 
     Of components inside one another the innermost is charged, so that the parts sum to the whole. Samples are the rows
     of the first tensor that a component is called with: guidance by a doubled batch counts two a picture.
@@ -77,35 +78,16 @@ def _watched(
     component: Component, name: str, enter: Callable[[str, tuple[Any, ...]], None], leave: Callable[[], None]
 ) -> Iterator[None]:
     module, method = component.module, component.method
-    if method == "forward":
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            enter(name, (*args, *kwargs.values()))
-
-        def after(*_: object) -> None:
-            leave()
-
-        handles = [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-        return
-
     usual, own = getattr(module, method), method in vars(module)
 
-    def instead(*args: Any, **kwargs: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         enter(name, (*args, *kwargs.values()))
         try:
             return usual(*args, **kwargs)
         finally:
             leave()
 
-    setattr(module, method, instead)
+    setattr(module, method, watched)
     try:
         yield
     finally:
@@ -121,6 +103,15 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one `work()`, all that it gave the device included."""
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
 
 
 def seconds_by_component(generate: Callable[[], object], components: Mapping[str, Component], device: torch.device) -> Charges:
@@ -159,28 +150,19 @@ def flops_by_component(generate: Callable[[], object], components: Mapping[str, 
 
 
 def _fused_attention() -> dict[Any, Any]:
+    """Of shapes (B, heads, L, E), (B, heads, S, E), (B, heads, S, E'): 2 B heads L S (E + E')."""
     names = (
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_attention_math_for_mps",
         "_scaled_dot_product_fused_attention_overrideable",
     )
-    return {getattr(torch.ops.aten, name): _attention_flops for name in names if hasattr(torch.ops.aten, name)}
-
-
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-    """Of shapes (B, heads, L, E), (B, heads, S, E), (B, heads, S, E'): 2 B heads L S (E + E')."""
-    return sdpa_flop_count(query, key, value)
+    kernels = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+    return dict.fromkeys(kernels, lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value))
 
 
 def parameters_by_dtype(module: nn.Module) -> dict[str, int]:
     """Number of parameters by dtype ("float32"), as they are stored; those that are shared count once."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for parameter in module.parameters():
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        counts[dtype] = counts.get(dtype, 0) + parameter.numel()
-    return counts
-
-
-def parameter_bytes(module: nn.Module) -> int:
-    """Bytes that the parameters take."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+        counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return dict(counts)

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from accelerate.utils import release_memory
+from pydantic import ConfigDict, TypeAdapter
 
 from gendistill.metrics.cost.components import (
     REST,
     Charges,
     Component,
     flops_by_component,
-    parameter_bytes,
     parameters_by_dtype,
     seconds_by_component,
+    seconds_of,
     synchronise,
 )
 from gendistill.metrics.cost.energy import Energy, measure_energy
-from gendistill.metrics.cost.measured_memory import PeakMemory, available_memory, peak_memory
+from gendistill.metrics.cost.measured_memory import PeakMemory, available_memory, peak_memory, ran_out
 
 SPLIT_RUNS = 3
 MOST_REPEATS = 100
@@ -38,21 +38,17 @@ class BatchCost:
 
     Attributes:
         seconds: of one call, the median over the repeats; `seconds_p90`: the 90th percentile.
-        memory: the peak over the repeats; None where it could not be measured.
+        memory: the peak over the repeats.
     """
 
     batch_size: int
     seconds: float
     seconds_p90: float
-    memory: PeakMemory | None
+    memory: PeakMemory
 
     @property
     def pictures_per_second(self) -> float:
         return self.batch_size / self.seconds
-
-    @property
-    def seconds_per_picture(self) -> float:
-        return self.seconds / self.batch_size
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,8 @@ class Costs:
         notes: what was not measured, and why, in sentences.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     device: str
     setting: dict[str, str | int | float]
     network_calls: int
@@ -128,14 +126,13 @@ class Costs:
         return sum(component.parameter_bytes for component in self.components.values())
 
     @property
-    def peak_memory(self) -> PeakMemory | None:
+    def peak_memory(self) -> PeakMemory:
         """Of one picture by itself."""
         return self.batches[0].memory
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; tuples as lists, as JSON has them."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "batches": list(fields["batches"]), "notes": list(fields["notes"])}
+        """Plain types, as JSON takes them."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Costs:
@@ -144,25 +141,7 @@ class Costs:
         Raises:
             ValueError: a field is missing, unknown or of another kind.
         """
-        known = _checked(cls, fields)
-        batches = []
-        for given in known["batches"]:
-            batch = _checked(BatchCost, given)
-            memory = batch["memory"]
-            batches.append(BatchCost(**{**batch, "memory": memory and PeakMemory(**_checked(PeakMemory, memory))}))
-        components = {name: ComponentCost(**_checked(ComponentCost, given)) for name, given in known["components"].items()}
-        energy = known["energy"] and Energy(**_checked(Energy, known["energy"]))
-        made = {"batches": tuple(batches), "components": components, "energy": energy, "notes": tuple(known["notes"])}
-        return cls(**{**known, **made})
-
-
-def _checked(kind: type, fields: Any) -> dict[str, Any]:
-    if not isinstance(fields, Mapping):
-        raise ValueError(f"{kind.__name__}: got {type(fields).__name__}, takes an object.")
-    wrong = {field.name for field in dataclasses.fields(kind)} ^ fields.keys()
-    if wrong:
-        raise ValueError(f"{kind.__name__}: missing or unknown fields {sorted(wrong)}.")
-    return dict(fields)
+        return TypeAdapter(cls).validate_python(fields)
 
 
 def measure(
@@ -219,23 +198,15 @@ def measure(
 
     notes: list[str] = []
     batches = _batches(draw, sorted({1, *batch_sizes}), warmup, repeats, least_seconds, device, notes)
-    if progress is not None:
-        left = [size for size in {1, *batch_sizes} if size > batches[-1].batch_size]
-        untold -= sum(left) * (warmup + repeats)
-        progress(sum(left) * (warmup + repeats))
     split = _split(lambda: draw(1), components, device)
     flops = flops_by_component(lambda: draw(1), components)
-    energy = None
+    if progress is not None and untold:  # of batches that did not fit
+        progress(untold)
+        untold = 0
+    energy, why = None, "energy: not measured, it was not asked for."
     if energy_seconds > 0:
-
-        def draw_unseen(count: int) -> None:
-            generate(count)
-            synchronise(device)
-
-        energy, why = measure_energy(draw_unseen, batches[-1].batch_size, seconds=energy_seconds, country=country)
-        notes += [why] if why else []
-    else:
-        notes.append("energy: not measured, it was not asked for.")
+        energy, why = measure_energy(draw, batches[-1].batch_size, seconds=energy_seconds, country=country)
+    notes += [why] if why else []
     return Costs(
         device=describe(device),
         setting=dict(setting or {}),
@@ -244,7 +215,7 @@ def measure(
         components={
             name: ComponentCost(
                 parameters=parameters_by_dtype(component.module),
-                parameter_bytes=parameter_bytes(component.module),
+                parameter_bytes=sum(parameter.nbytes for parameter in component.module.parameters()),
                 calls=split.calls[name],
                 samples=split.samples[name],
                 flops=flops[name],
@@ -284,14 +255,12 @@ def _batches(
             timed = time_batch(draw, size, warmup=warmup, repeats=repeats, least_seconds=least_seconds, device=device)
             batches.append(timed)
         except (MemoryError, RuntimeError) as error:
-            if not batches or not out_of_memory(error):
+            if not batches or not ran_out(error):
                 raise
             notes.append(f"batch_sizes: stopped at {size}, which does not fit in the memory of the {device.type} device.")
             break
     if batches[-1].batch_size < sizes[-1]:
-        _release(device)
-    if batches[0].memory is None:
-        notes.append("memory: not measured, there is no way to look without the package psutil.")
+        release_memory()
     return batches
 
 
@@ -312,11 +281,7 @@ def time_batch(
 
     def repeat() -> None:
         while len(seconds) < repeats or (sum(seconds) < least_seconds and len(seconds) < MOST_REPEATS):
-            synchronise(device)
-            started = time.perf_counter()
-            draw(size)
-            synchronise(device)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(seconds_of(lambda: draw(size), device))
 
     memory = peak_memory(repeat, device)
     return BatchCost(size, float(np.median(seconds)), float(np.quantile(seconds, 0.9)), memory)
@@ -324,27 +289,10 @@ def time_batch(
 
 def _too_large(size: int, before: BatchCost, device: torch.device) -> str:
     """Why a batch of that size must not be tried on a CPU: the system ends a process that takes too much."""
-    if device.type != "cpu" or before.memory is None:
-        return ""
-    expected = before.memory.working * size / before.batch_size
-    available = available_memory()
-    if available is None or expected <= MOST_OF_MEMORY * available:
+    expected, available = before.memory.working * size / before.batch_size, available_memory()
+    if device.type != "cpu" or expected <= MOST_OF_MEMORY * available:
         return ""
     return f"which would take about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; on a CPU and on MPS torch has no class of its own for it."""
-    told = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error).lower() for words in told)
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 def _split(generate: Callable[[], object], components: Mapping[str, Component], device: torch.device) -> Charges:

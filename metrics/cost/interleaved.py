@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gendistill.metrics.cost.components import synchronise
+from gendistill.metrics.cost.components import seconds_of
 
 MOST_ROUNDS = 200
 
@@ -65,11 +64,7 @@ def time_side_by_side(
     done, spent = 0, 0.0
     while done < rounds or (spent < least_seconds and done < MOST_ROUNDS):
         for name in names if done % 2 == 0 else reversed(names):
-            synchronise(device)
-            started = time.perf_counter()
-            draws[name](batch_size)
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(seconds_of(lambda draw=draws[name]: draw(batch_size), device))  # type: ignore[misc]
             spent += seconds[name][-1]
         done += 1
     return SideBySide(batch_size, seconds)

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
@@ -38,13 +38,12 @@ class PeakMemory:
         return self.peak - self.before
 
 
-def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory | None:
+def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory:
     """Do the work and tell its peak: of the device's memory on a GPU, of the process's resident memory on a CPU.
 
     On CUDA: what torch has allocated (`torch.cuda.max_memory_allocated`). On Linux: the kernel's own high-water mark,
     which is reset before (5 to /proc/self/clear_refs, see proc(5)) and misses nothing; `ru_maxrss` as it stood before is
-    lost. Elsewhere: by looking every 2 ms, which may miss a peak that is shorter. None where there is no way to look
-    (psutil is not installed).
+    lost. Elsewhere: by looking every 2 ms, which may miss a peak that is shorter.
     """
     gc.collect()
     if device.type == "cuda":
@@ -62,35 +61,20 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory 
         before = _status_bytes("VmRSS")
         work()
         return PeakMemory(before, max(before, _status_bytes("VmHWM")), "resident memory, the kernel's high-water mark")
-    resident = resident_memory()
-    if resident is not None:
-        return _sampled(work, resident, "resident memory, sampled every 2 ms")
-    work()
-    return None
+    return _sampled(work, lambda: psutil.Process().memory_info().rss, "resident memory, sampled every 2 ms")
 
 
 def ran_out(error: Exception) -> bool:
     """Whether an error says that memory ended, on any device."""
-    told = isinstance(error, RuntimeError) and "DefaultCPUAllocator: not enough memory" in str(error)
+    words = ("out of memory", "not enough memory")  # on a CPU and on MPS torch has no class of its own for it
+    told = isinstance(error, RuntimeError) and any(few in str(error).lower() for few in words)
     return told or isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
-def available_memory() -> int | None:
-    """Bytes of the machine's memory, or of the container's, that can still be had; None where nobody says."""
-    known = [_machine_available(), _group_available()]
-    return min((size for size in known if size is not None), default=None)
-
-
-def resident_memory() -> Callable[[], int] | None:
-    """What tells the bytes of this process's resident memory: the kernel's statm on Linux, psutil elsewhere."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        import resource
-
-        page = resource.getpagesize()
-        return lambda: int(statm.read_text().split()[1]) * page
-    process = _psutil()
-    return None if process is None else lambda: process.Process().memory_info().rss
+def available_memory() -> int:
+    """Bytes of the machine's memory, or of the container's, that can still be had."""
+    machine, group = psutil.virtual_memory().available, _group_available()
+    return machine if group is None else min(machine, group)
 
 
 def _sampled(work: Callable[[], object], in_use: Callable[[], int], method: str) -> PeakMemory:
@@ -136,15 +120,6 @@ def _give_back_freed() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _machine_available() -> int | None:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else None
-    process = _psutil()
-    return None if process is None else process.virtual_memory().available
-
-
 def _group_available() -> int | None:
     """What the container's limit (cgroup v2) leaves; files that are kept in memory give way."""
     folder = Path("/sys/fs/cgroup")
@@ -154,11 +129,3 @@ def _group_available() -> int | None:
     except (OSError, ValueError):  # no such group, or its limit is "max"
         return None
     return limit - used + (int(files[1]) if files else 0)
-
-
-def _psutil() -> Any | None:
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return psutil

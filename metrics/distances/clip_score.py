@@ -4,17 +4,16 @@ Each picture is cut off at 0, as in the paper; torchmetrics cuts off the mean ov
 some cosine is negative.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from gendistill.metrics.features.feature_extractor import extract
-from gendistill.metrics.features.vision_towers import ClipFeatures, Preprocess, open_clip_folder, open_clip_pretrained
+from gendistill.metrics.features.vision_towers import ClipFeatures, OpenedClip, open_clip_model
 from gendistill.metrics.metric import Metric, MetricInputs, Need
 
 
@@ -24,46 +23,16 @@ class ClipScorer:
     name: the folder's name or open_clip's `MODEL/TAG`; weights_hash: 16 hex digits.
     """
 
-    def __init__(
-        self,
-        model: open_clip.CLIP | open_clip.CustomTextCLIP,
-        preprocess: Preprocess,
-        tokenizer: Callable[[list[str]], torch.Tensor],
-        name: str,
-        weights_hash: str,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.preprocess, self.tokenizer, self.device = preprocess, tokenizer, device
-        self.name, self.weights_hash = name, weights_hash
-
-    @classmethod
-    def from_folder(cls, path: str | Path, device: torch.device | str = "cpu") -> "ClipScorer":
-        """From a folder of `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`.
-
-        Raises:
-            FileNotFoundError: one of the two is missing.
-        """
-        folder = Path(path)
-        model, preprocess, digest = open_clip_folder(folder)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        return cls(model, preprocess, tokenizer, folder.resolve().name, digest, device)
-
-    @classmethod
-    def from_pretrained(cls, model_and_tag: str, device: torch.device | str = "cpu") -> "ClipScorer":
-        """From open_clip's own list, `MODEL/TAG` such as `ViT-B-32/laion2b_s34b_b79k`; downloaded once.
-
-        Raises:
-            ValueError: open_clip lists no such pair, or it cannot be downloaded.
-        """
-        model, preprocess, digest = open_clip_pretrained(model_and_tag, "CLIP model")
-        tokenizer = open_clip.get_tokenizer(model_and_tag.partition("/")[0])
-        return cls(model, preprocess, tokenizer, model_and_tag, digest, device)
+    def __init__(self, clip: OpenedClip, device: torch.device | str = "cpu") -> None:
+        self.model = clip.model.eval().requires_grad_(False).to(device)
+        self.preprocess, self.tokenizer, self.device = clip.preprocess, clip.tokenizer, device
+        self.name, self.weights_hash = clip.name, clip.weights_hash
+        self._clip = clip
 
     @property
     def image_extractor(self) -> ClipFeatures:
         """The model's image tower as an extractor; its features are embeddings before they are scaled to length 1."""
-        return ClipFeatures(self.model, self.preprocess, self.name, self.weights_hash, self.device)
+        return ClipFeatures(self._clip, self.name, self.device)
 
     def embed_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
         """`images` uint8 (N, 3, H, W) to embeddings of length 1, float32 (N, E), on the CPU.
@@ -101,10 +70,8 @@ def clip_scores(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
 
 
 def load_scorer(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipScorer:
-    """A folder that `ClipScorer.from_folder` reads, or a `MODEL/TAG` of open_clip; ValueError if it is neither."""
-    if (Path(name_or_path) / "open_clip_config.json").is_file():
-        return ClipScorer.from_folder(name_or_path, device)
-    return ClipScorer.from_pretrained(str(name_or_path), device)
+    """Of a folder, or a `MODEL/TAG` of open_clip; raises as `open_clip_model`."""
+    return ClipScorer(open_clip_model(name_or_path, "CLIP model"), device)
 
 
 def _values(inputs: MetricInputs) -> NDArray[np.float64]:

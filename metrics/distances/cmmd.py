@@ -1,11 +1,9 @@
 """CMMD: the maximum mean discrepancy of CLIP's embeddings (Jayasumana et al. 2024)."""
 
-from typing import Unpack
-
 import numpy as np
 
 from gendistill.metrics.distances.kernel import WeightedMmd
-from gendistill.metrics.distances.uncertainty import Interval, Resampling, symmetric_bootstrap
+from gendistill.metrics.distances.uncertainty import symmetric_bootstrap
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, unit_rows
 from gendistill.metrics.metric import Metric, Need
 
@@ -35,22 +33,15 @@ def weighted_cmmd(embeddings: Features, reference: Features) -> WeightedMmd:
     return WeightedMmd(unit_rows(x, "embeddings"), unit_rows(y, "reference"), gaussian_kernel, unbiased=False, scale=1000)
 
 
-def cmmd_interval(embeddings: Features, reference: Features, **resampling: Unpack[Resampling]) -> Interval:
-    """Of CMMD for infinitely many pictures like `embeddings` (N, E), its bias taken off; `reference` stays as it is.
-
-    Raises:
-        ValueError: as `cmmd` and `mean_interval`.
-    """
-    return symmetric_bootstrap(weighted_cmmd(embeddings, reference), **resampling, at_least=0.0)
-
-
 CMMD = Metric(
     name="cmmd",
     explanation="Maximum mean discrepancy of CLIP embeddings of generated and of real images, times 1000.",
     compute=lambda inputs: cmmd(inputs.image_embeddings, inputs.real_image_embeddings),
     higher_is_better=False,
     needs=frozenset({Need.CLIP_REFERENCE}),
-    interval=lambda inputs: cmmd_interval(inputs.image_embeddings, inputs.real_image_embeddings, seed=inputs.seed),
+    interval=lambda inputs: symmetric_bootstrap(
+        weighted_cmmd(inputs.image_embeddings, inputs.real_image_embeddings), seed=inputs.seed, at_least=0.0
+    ),
     stems=("cmmd",),
     named_after="clip",
 )

@@ -3,7 +3,6 @@
 Both pairs see a set as the union of balls around its features, each reaching to the k-th nearest neighbour in the set.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,33 +16,20 @@ NEIGHBOURS = 5  # of the four metrics, as Naeem et al. 2020
 
 @dataclass(frozen=True)
 class ManifoldScores:
-    """Per-picture values, N drawn and M of the reference; each score is the mean of its own."""
+    """Per-image values of N generated and M reference images; each score is the mean of its own.
 
-    precise: NDArray[np.bool_]  # (N,) the drawn picture lies in a ball of the reference
-    recalled: NDArray[np.bool_]  # (M,) the reference picture lies in a ball of the drawn
-    densities: NDArray[np.float64]  # (N,) balls of the reference that the drawn picture lies in, over k
-    covered: NDArray[np.bool_]  # (M,) a drawn picture lies in the ball of this reference picture
-    neighbours: int  # k
+    Attributes:
+        precision: (N,) the generated image lies in a ball of the reference (Kynkäänniemi et al. 2019, eq. 3).
+        recall: (M,) the reference image lies in a ball of the generated ones (the same).
+        density: (N,) balls of the reference that the generated image lies in, over k; a mean of about 1 for equal sets
+            (Naeem et al. 2020, eq. 3).
+        coverage: (M,) a generated image lies in the ball of this reference image (Naeem et al. 2020, eq. 4).
+    """
 
-    @property
-    def precision(self) -> float:
-        """In [0, 1] (Kynkäänniemi et al. 2019, eq. 3)."""
-        return float(self.precise.mean())
-
-    @property
-    def recall(self) -> float:
-        """In [0, 1] (Kynkäänniemi et al. 2019, eq. 3)."""
-        return float(self.recalled.mean())
-
-    @property
-    def density(self) -> float:
-        """At least 0, about 1 for equal sets (Naeem et al. 2020, eq. 3)."""
-        return float(self.densities.mean())
-
-    @property
-    def coverage(self) -> float:
-        """In [0, 1] (Naeem et al. 2020, eq. 4)."""
-        return float(self.covered.mean())
+    precision: NDArray[np.bool_]
+    recall: NDArray[np.bool_]
+    density: NDArray[np.float64]
+    coverage: NDArray[np.bool_]
 
 
 def manifold_scores(features: Features, reference: Features, neighbours: int = 3) -> ManifoldScores:
@@ -71,7 +57,7 @@ def manifold_scores(features: Features, reference: Features, neighbours: int = 3
         inside = squared < others
         densities[rows] = inside.sum(axis=1) / neighbours
         covered |= inside.any(axis=0)
-    return ManifoldScores(precise, recalled, densities, covered, neighbours)
+    return ManifoldScores(precise, recalled, densities, covered)
 
 
 def _squared_radii(x: Matrix, neighbours: int) -> Matrix:
@@ -97,13 +83,11 @@ def _scores(inputs: MetricInputs) -> ManifoldScores:
     return manifold_scores(inputs.features, inputs.real_features, NEIGHBOURS)
 
 
-def _metric(
-    name: str, explanation: str, values: Callable[[ManifoldScores], NDArray[np.generic]], in_summary: bool = True
-) -> Metric:
+def _metric(name: str, explanation: str, in_summary: bool = True) -> Metric:
     return Metric(
         name=name,
         explanation=explanation,
-        compute=lambda inputs: values(inputs.once(_scores)).astype(np.float64),
+        compute=lambda inputs: getattr(inputs.once(_scores), name).astype(np.float64),
         higher_is_better=True,
         needs=frozenset({Need.REAL_FEATURES}),
         min_samples=NEIGHBOURS + 1,
@@ -113,9 +97,7 @@ def _metric(
     )
 
 
-PRECISION = _metric("precision", "Share of generated images that lie among the real ones.", lambda scores: scores.precise)
-RECALL = _metric("recall", "Share of real images that lie among the generated ones.", lambda scores: scores.recalled)
-DENSITY = _metric(
-    "density", "How densely real images lie around generated ones; may exceed 1.", lambda scores: scores.densities, False
-)
-COVERAGE = _metric("coverage", "Share of real images with a generated one nearby.", lambda scores: scores.covered)
+PRECISION = _metric("precision", "Share of generated images that lie among the real ones.")
+RECALL = _metric("recall", "Share of real images that lie among the generated ones.")
+DENSITY = _metric("density", "How densely real images lie around generated ones; may exceed 1.", in_summary=False)
+COVERAGE = _metric("coverage", "Share of real images with a generated one nearby.")

@@ -3,9 +3,8 @@
 Seeds are explicit: the same features, seed and resamples give the same interval.
 """
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from gendistill.metrics.features.matrix import Features, Matrix
 
 # Symmetric resamples weigh pictures by 1 +- STEP: near enough to 1 that few pictures are not as if fewer still.
 STEP = 0.5
+LEVEL = 0.95  # of all intervals
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,19 @@ class Interval:
 
     low: float
     high: float
-    level: float
+    level: float = LEVEL
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"{self.low:.4g} to {self.high:.4g}"
+
+
+def wilson_interval(count: int, of: int) -> tuple[float, float]:
+    """Of the probability of what was seen `count` times `of` so many (Wilson 1927)."""
+    interval = stats.binomtest(count, of).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 class WeightedScore(Protocol):
@@ -44,77 +50,45 @@ class WeightedScore(Protocol):
         ...
 
 
-def mean_interval(
-    values: Features,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Of the mean of per-picture `values` (N,), such as CLIP scores or `ManifoldScores.precise` (Efron 1979).
+def mean_interval(values: Features, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Of the mean of per-picture `values` (N,), such as CLIP scores or `ManifoldScores.precision` (Efron 1979).
 
-    The percentile interval of the bootstrap. `groups` (N,): pictures that belong together (those of one prompt), which are
-    drawn together, as they tell less than as many independent ones.
+    The percentile interval of the bootstrap.
 
     Raises:
-        ValueError: not (N,) with N >= 2, not finite, fewer than 2 groups, or `level` is not in (0, 1).
+        ValueError: not (N,) with N >= 2, or not finite.
     """
-    check_level(level)
     x = picture_values(values)
-    sums, counts = group_sums(x, groups)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     for start in range(0, resamples, 100):  # 100 resamples of 50,000 pictures are 40 MB of indices
-        chosen = rng.integers(0, len(sums), (min(100, resamples - start), len(sums)))
-        means[start : start + 100] = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level)
-
-
-class Resampling(TypedDict, total=False):
-    """How the interval of a distance is resampled.
-
-    groups: (N,) what belongs together and is resampled together, as for `mean_interval`; level: a share between 0 and 1, 0.95;
-    resamples: as many as the score's dimension allows where None; seed: 0.
-    """
-
-    groups: Sequence[Hashable] | None
-    level: float
-    resamples: int | None
-    seed: int
+        means[start : start + 100] = x[rng.integers(0, len(x), (min(100, resamples - start), len(x)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
 
 
 def symmetric_bootstrap(
-    score: WeightedScore,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-    at_least: float = -np.inf,
+    score: WeightedScore, resamples: int | None = None, seed: int = 0, at_least: float = -np.inf
 ) -> Interval:
     """Interval of `score` for infinitely many pictures; `resamples` None: as many as its dimension allows."""
-    check_level(level)
-    weights = symmetric_weights(score.count, groups, resamples or affordable_resamples(score.dim), np.random.default_rng(seed))
-    interval = symmetric_interval(score(weights), level)
-    return Interval(max(interval.low, at_least), max(interval.high, at_least), level)
+    weights = symmetric_weights(score.count, resamples or affordable_resamples(score.dim), np.random.default_rng(seed))
+    interval = symmetric_interval(score(weights))
+    return Interval(max(interval.low, at_least), max(interval.high, at_least))
 
 
-def symmetric_weights(
-    count: int, groups: Sequence[Hashable] | None, resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def symmetric_weights(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Weights (1 + 2 B, count) with B = resamples / 2: all 1; B times 1 + d with d = +-STEP; then each 1 - d.
 
-    An exchangeable bootstrap (Praestgaard & Wellner 1993) in pairs of opposite resamples. Pictures of one group share a d.
+    An exchangeable bootstrap (Praestgaard & Wellner 1993) in pairs of opposite resamples.
     """
     half = resamples // 2
     if half < 2:
         raise ValueError(f"resamples: got {resamples}, takes at least 4.")
-    own = np.arange(count) if groups is None else group_numbers(groups, count)
-    steps = STEP * rng.choice([-1.0, 1.0], (half, int(own.max()) + 1))[:, own]
+    steps = STEP * rng.choice([-1.0, 1.0], (half, count))
     return np.concatenate([np.ones((1, count)), 1 + steps, 1 - steps])
 
 
-def symmetric_interval(values: Matrix, level: float) -> Interval:
+def symmetric_interval(values: Matrix) -> Interval:
     """From the scores (1 + 2 B,) under `symmetric_weights`: estimate - bias, plus and minus Student's t times the spread.
 
     Half the difference of a pair is what the score answers in proportion to a deviation, scaled back from STEP to what
@@ -129,33 +103,14 @@ def symmetric_interval(values: Matrix, level: float) -> Interval:
     even = ((plus + minus) / 2 - values[0]) / STEP**2
     linear = odd.var(ddof=1)
     variance = max(linear - even.var(ddof=1), linear / 2) + even.var(ddof=1) / half  # the last: the bias is a mean of B
-    reach = float(stats.t.ppf((1 + level) / 2, half - 1) * np.sqrt(variance))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, half - 1) * np.sqrt(variance))
     centre = float(values[0] - even.mean())
-    return Interval(centre - reach, centre + reach, level)
+    return Interval(centre - reach, centre + reach)
 
 
 def affordable_resamples(dim: int) -> int:
     """200 up to 256 features, falling to 30 for 2048: the eigenvalues of each resample cost dim^3."""
     return int(np.clip(200 * 256 / dim, 30, 200))
-
-
-def group_numbers(groups: Sequence[Hashable], count: int) -> NDArray[np.int64]:
-    """0, 1, ... for each different group, (count,); raises ValueError if they are not `count` or fewer than 2."""
-    if len(groups) != count:
-        raise ValueError(f"groups: got {len(groups)} for {count} pictures, takes one a picture.")
-    first: dict[Hashable, int] = {}
-    numbers = np.array([first.setdefault(group, len(first)) for group in groups], dtype=np.int64)
-    if len(first) < 2:
-        raise ValueError("groups: got only one, takes at least two different ones.")
-    return numbers
-
-
-def group_sums(values: Matrix, groups: Sequence[Hashable] | None) -> tuple[Matrix, Matrix]:
-    """Sum and number of the values (N,) of each group, (G,) each; without groups, each picture is its own."""
-    if groups is None:
-        return values, np.ones(len(values))
-    own = group_numbers(groups, len(values))
-    return np.bincount(own, weights=values).astype(np.float64), np.bincount(own).astype(np.float64)
 
 
 def picture_values(values: Features, name: str = "values") -> Matrix:
@@ -168,12 +123,6 @@ def picture_values(values: Features, name: str = "values") -> Matrix:
     if not np.isfinite(x).all():
         raise ValueError(f"{name}: got NaN or infinity, takes finite numbers.")
     return x
-
-
-def check_level(level: float) -> None:
-    """Raises ValueError where `level` is no share between 0 and 1."""
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level}, takes a share between 0 and 1, such as 0.95.")
 
 
 def sample_size_warning(count: int, dim: int) -> str | None:

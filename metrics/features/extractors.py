@@ -34,14 +34,10 @@ class FeatureExtractor(Protocol):
     resize: the resizing convention in words.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def weights_hash(self) -> str: ...
-    @property
-    def resize(self) -> str: ...
+    name: str
+    dim: int
+    weights_hash: str
+    resize: str
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """`images` uint8 (B, 3, H, W) of any size to what `features` takes, float32 (B, 3, S, S); threads may call it."""
@@ -53,7 +49,7 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """`images` uint8 (B, 3, H, W) of any size to features float32 (B, D)."""
-        ...
+        return self.features(self.prepare(images))
 
 
 def metric_name(extractor: FeatureExtractor) -> str:
@@ -65,7 +61,7 @@ def metric_name(extractor: FeatureExtractor) -> str:
     return {"inception": "fid", "inception-clean": "fid-clean"}.get(extractor.name, f"fd-{extractor.name}")
 
 
-class EmojiFeatures:
+class EmojiFeatures(FeatureExtractor):
     """The pooled layer of the emoji classifier (`assets/emoji-features`); computed where the network lies."""
 
     resize = "to 32x32, bilinear with antialiasing, in float32, not rounded"
@@ -93,11 +89,8 @@ class EmojiFeatures:
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
         return self.network.features(prepared.to(self.network.stem.weight.device))
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(self.prepare(images))
 
-
-class ModuleFeatures:
+class ModuleFeatures(FeatureExtractor):
     """Any module as an extractor.
 
     Args:
@@ -155,9 +148,6 @@ class ModuleFeatures:
             got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise ValueError(f"extractor {self.name}: its module gave {got}, takes (B, D) or (B, D, h, w).")
         return features.float()
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(self.prepare(images))
 
 
 class InceptionFeatures(ModuleFeatures):

@@ -10,18 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.fx import symbolic_trace
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.inception import (
-    BasicConv2d,
-    Inception3,
-    InceptionA,
-    InceptionAux,
-    InceptionB,
-    InceptionC,
-    InceptionD,
-    InceptionE,
-)
+from torchvision.models import Inception3
 
 from gendistill.metrics.features.weight_files import read_state
 
@@ -30,52 +22,6 @@ FEATURES = 2048
 CLASSES = 1008
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 PUBLIC_HASH = "6726825d"  # the beginning of that file's SHA-256
-
-
-def _mean_pool(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-
-
-class _A(InceptionA):
-    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return [self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)), double, self.branch_pool(_mean_pool(x))]
-
-
-class _C(InceptionC):
-    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return [self.branch1x1(x), single, double, self.branch_pool(_mean_pool(x))]
-
-
-class _E(InceptionE):
-    pools_by_maximum = False  # TensorFlow's last block does
-
-    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        single = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        pooled = F.max_pool2d(x, kernel_size=3, stride=1, padding=1) if self.pools_by_maximum else _mean_pool(x)
-        return [
-            self.branch1x1(x),
-            self.branch3x3_2a(single),
-            self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-            self.branch_pool(pooled),
-        ]
-
-
-class _FoldedConv(nn.Module):
-    """A convolution that its batch norm has gone into, and the rectifier."""
-
-    def __init__(self, layer: BasicConv2d) -> None:
-        super().__init__()
-        self.conv = fuse_conv_bn_eval(layer.conv, layer.bn)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu_(self.conv(x))
 
 
 class FidInception(nn.Module):
@@ -90,10 +36,8 @@ class FidInception(nn.Module):
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        blocks = [BasicConv2d, _A, InceptionB, _C, InceptionD, _E, InceptionAux]
         with torch.device("meta"):  # no random weights, which take longer than the loading
-            network = Inception3(CLASSES, aux_logits=False, inception_blocks=blocks, init_weights=False)
-        network.Mixed_7c.pools_by_maximum = True
+            network = Inception3(CLASSES, aux_logits=False, init_weights=False)
         # Files older than PyTorch 0.4.1 do not count batches.
         counts = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
         try:
@@ -101,9 +45,15 @@ class FidInception(nn.Module):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"weights: got none of FID's Inception-v3 ({reason}); takes torchvision's layer names.") from error
-        del network.fc, network.dropout
-        _fold(network.eval())
-        self.network = network.float().requires_grad_(False).to(memory_format=torch.channels_last)
+        network.dropout, network.fc = nn.Identity(), nn.Identity()
+        traced = symbolic_trace(network.eval().float().requires_grad_(False))
+        pools = [node for node in traced.graph.nodes if node.target is F.avg_pool2d]
+        for node in pools:
+            node.kwargs = {**node.kwargs, "count_include_pad": False}
+        pools[-1].target = F.max_pool2d
+        pools[-1].kwargs = {"kernel_size": 3, "stride": 1, "padding": 1}
+        traced.recompile()
+        self.network = fuse(traced, no_trace=True).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(cls, path: str | Path) -> "FidInception":
@@ -111,18 +61,5 @@ class FidInception(nn.Module):
         return cls(read_state(path))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n = self.network
-        x = ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
-        x = n.maxpool1(n.Conv2d_2b_3x3(n.Conv2d_2a_3x3(n.Conv2d_1a_3x3(x))))
-        x = n.maxpool2(n.Conv2d_4a_3x3(n.Conv2d_3b_1x1(x)))
-        x = n.Mixed_6a(n.Mixed_5d(n.Mixed_5c(n.Mixed_5b(x))))
-        x = n.Mixed_6e(n.Mixed_6d(n.Mixed_6c(n.Mixed_6b(x))))
-        return n.Mixed_7c(n.Mixed_7b(n.Mixed_7a(x))).mean(dim=(2, 3))
-
-
-def _fold(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, BasicConv2d):
-            setattr(module, name, _FoldedConv(child))
-        else:
-            _fold(child)
+        features: torch.Tensor = self.network(((x - 128) / 128).contiguous(memory_format=torch.channels_last))
+        return features

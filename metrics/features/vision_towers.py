@@ -1,6 +1,7 @@
 """CLIP's and DINOv2's image networks as feature extractors; their libraries take seconds to import."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from gendistill.metrics.features.extractors import IMAGENET, ModuleFeatures
+from gendistill.metrics.features.extractors import IMAGENET, FeatureExtractor, ModuleFeatures
 from gendistill.metrics.features.weight_files import state_hash, unreachable, weights_hash
 
 CLIP = "ViT-L-14-336/openai"  # CMMD's (Jayasumana et al. 2024)
@@ -17,47 +18,64 @@ DINOV2 = "facebook/dinov2-large"  # FD-DINOv2's (Stein et al. 2023)
 DINOV2_SIZE = 224
 
 Preprocess = Callable[[Image.Image], torch.Tensor]
-OpenedClip = tuple[open_clip.CLIP | open_clip.CustomTextCLIP, Preprocess, str]  # with the hash of its weights
 
 
-class ClipFeatures:
+@dataclass(frozen=True)
+class OpenedClip:
+    """An open_clip model as it was found.
+
+    Attributes:
+        name: the folder's name or open_clip's `MODEL/TAG`.
+        weights_hash: 16 hex digits.
+    """
+
+    model: open_clip.CLIP | open_clip.CustomTextCLIP
+    preprocess: Preprocess
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    name: str
+    weights_hash: str
+
+
+def open_clip_model(name_or_path: str | Path, field: str) -> OpenedClip:
+    """A model of a folder or of open_clip's list; `field` is what a mistake is about.
+
+    Args:
+        name_or_path: a folder of `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`; or
+            `MODEL/TAG` such as `ViT-B-32/laion2b_s34b_b79k`, which is downloaded once.
+
+    Raises:
+        FileNotFoundError: a folder without its weights.
+        ValueError: open_clip lists no such pair, or it cannot be downloaded.
+    """
+    folder = Path(name_or_path)
+    if (folder / "open_clip_config.json").is_file():
+        digest = weights_hash(folder / "open_clip_model.safetensors")
+        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        return OpenedClip(model, preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"), folder.resolve().name, digest)
+    name, _, tag = str(name_or_path).partition("/")
+    if (name, tag) not in open_clip.list_pretrained():
+        raise ValueError(
+            f"{field}: got {str(name_or_path)!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
+            f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
+        )
+    try:
+        weights = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
+    except OSError as error:
+        raise unreachable(f"CLIP {str(name_or_path)!r}", "its model hub", error) from error
+    model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
+    return OpenedClip(model, preprocess, open_clip.get_tokenizer(name), str(name_or_path), weights_hash(weights))
+
+
+class ClipFeatures(FeatureExtractor):
     """Image embeddings of an open_clip model, not normalised, with the model's own preprocessing."""
 
-    def __init__(
-        self,
-        model: open_clip.CLIP | open_clip.CustomTextCLIP,
-        preprocess: Preprocess,
-        name: str,
-        weights_hash: str,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.network, self.device = model.visual.eval().requires_grad_(False).to(device), device
-        self.preprocess, self.name, self.weights_hash = preprocess, name, weights_hash
-        prepared = preprocess(Image.new("RGB", (8, 8)))
+    def __init__(self, clip: OpenedClip, name: str, device: torch.device | str = "cpu") -> None:
+        self.network, self.device = clip.model.visual.eval().requires_grad_(False).to(device), device
+        self.preprocess, self.name, self.weights_hash = clip.preprocess, name, clip.weights_hash
+        prepared = self.preprocess(Image.new("RGB", (8, 8)))
         self.dim = self.features(prepared[None]).shape[1]
-        steps = getattr(preprocess, "transforms", [])
+        steps = getattr(self.preprocess, "transforms", [])
         self.resize = f"to {prepared.shape[-1]}x{prepared.shape[-2]}, open_clip's own: {_in_words(steps)}"
-
-    @classmethod
-    def from_folder(cls, path: str | Path, device: torch.device | str = "cpu") -> "ClipFeatures":
-        """From a folder of `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`.
-
-        Raises:
-            FileNotFoundError: one of the two is missing.
-        """
-        folder = Path(path)
-        model, preprocess, digest = open_clip_folder(folder)
-        return cls(model, preprocess, f"clip-{digest[:8]}", digest, device)
-
-    @classmethod
-    def from_pretrained(cls, model_and_tag: str, device: torch.device | str = "cpu") -> "ClipFeatures":
-        """From open_clip's own list, `MODEL/TAG`; downloaded once.
-
-        Raises:
-            ValueError: open_clip lists no such pair, or it cannot be downloaded.
-        """
-        model, preprocess, digest = open_clip_pretrained(model_and_tag, "extractor")
-        return cls(model, preprocess, f"clip-{model_and_tag.replace('/', '-')}", digest, device)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return torch.stack([self.preprocess(to_pil_image(image)) for image in images.cpu()])
@@ -66,35 +84,12 @@ class ClipFeatures:
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
         return self.network(prepared.to(self.device)).float()
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(self.prepare(images))
 
-
-def open_clip_folder(folder: Path) -> OpenedClip:
-    """A model in a folder of `open_clip_config.json` and `open_clip_model.safetensors`; FileNotFoundError if one is missing."""
-    digest = weights_hash(folder / "open_clip_model.safetensors")
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    return model, preprocess, digest
-
-
-def open_clip_pretrained(model_and_tag: str, field: str) -> OpenedClip:
-    """A model of open_clip's list; `field` is what a mistake is about.
-
-    Raises:
-        ValueError: open_clip lists no such pair, or it cannot be downloaded.
-    """
-    name, _, tag = model_and_tag.partition("/")
-    if (name, tag) not in open_clip.list_pretrained():
-        raise ValueError(
-            f"{field}: got {model_and_tag!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
-            f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
-        )
-    try:
-        weights = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag)))
-    except OSError as error:
-        raise unreachable(f"CLIP {model_and_tag!r}", "its model hub", error) from error
-    model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
-    return model, preprocess, weights_hash(weights)
+def clip_features(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipFeatures:
+    """The image tower of `open_clip_model`, which says what it takes and raises."""
+    clip = open_clip_model(name_or_path, "extractor")
+    local = Path(name_or_path).is_dir()
+    return ClipFeatures(clip, f"clip-{clip.weights_hash[:8]}" if local else f"clip-{clip.name.replace('/', '-')}", device)
 
 
 def _in_words(steps: list[object]) -> str:

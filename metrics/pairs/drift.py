@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
+from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, feature_matrix
 
 
@@ -86,9 +87,7 @@ def orthogonal_procrustes(teacher: Features, student: Features) -> Procrustes:
         ValueError: fewer than 2 samples, other numbers of samples or of features, features that are not finite, or the same
             for all samples.
     """
-    t, s = feature_matrices(teacher, student, ("teacher", "student"))
-    if len(t) != len(s):
-        raise ValueError(f"teacher and student: got {len(t)} and {len(s)} samples, takes the same samples in both.")
+    t, s = _same_samples(teacher, student, at_least=2)
     t, s = _unit(_centred(t, "teacher")), _unit(_centred(s, "student"))
     left, singular, right = np.linalg.svd(s.T @ t)
     # The differences themselves where they are small: 2 - 2 x would leave nothing but rounding there.
@@ -147,8 +146,8 @@ def latent_psnr(teacher: Features, student: Features) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))
 
 
-def _same_samples(teacher: Features, student: Features) -> tuple[Matrix, Matrix]:
-    t, s = feature_matrices(teacher, student, ("teacher", "student"), at_least=1)
+def _same_samples(teacher: Features, student: Features, at_least: int = 1) -> tuple[Matrix, Matrix]:
+    t, s = feature_matrices(teacher, student, ("teacher", "student"), at_least)
     if len(t) != len(s):
         raise ValueError(f"teacher and student: got {len(t)} and {len(s)} samples, takes the same samples in both.")
     return t, s

@@ -16,50 +16,42 @@ from gendistill.metrics.pairs.perceptual import BACKBONES, Lpips
 
 SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5, cut at 3.5 sigma
 MAX_PSNR = 100.0  # dB; what equal pictures count as in a mean
+PEAK = 255.0
 AT_ONCE = 64
 
 
-def psnr(a: Tensor, b: Tensor, data_range: float | None = None) -> Tensor:
-    """Peak signal-to-noise ratio in dB, float32 (N,), of pictures (N, 3, H, W); infinite where they are equal.
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE), float32 (N,); infinite where the images are equal.
 
-    10 log10(data_range^2 / MSE).
-
-    Args:
-        data_range: from the least to the greatest value that a picture may have; None is 255 for uint8 and 2 for floats,
-            which are then in [-1, 1].
+    Of images (N, 3, H, W): uint8, or floats in [-1, 1].
 
     Raises:
         ValueError: shapes or dtypes differ.
     """
     _require_pairs(a, b)
-    mse = (a.float() - b.float()).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(_range(a, data_range) ** 2 / mse)
+    mse = (_to_bytes(a.float(), a.dtype) - _to_bytes(b.float(), b.dtype)).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(PEAK**2 / mse)
 
 
-def ssim(a: Tensor, b: Tensor, data_range: float | None = None) -> Tensor:
-    """Structural similarity in [-1, 1], float32 (N,), of pictures (N, C, H, W); 1 where they are equal.
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity in [-1, 1], float32 (N,), of images (N, C, H, W); 1 where they are equal.
 
-    Wang et al. 2004, eq. 13, with their window: a Gaussian of 11 pixels (sigma 1.5), K1 = 0.01, K2 = 0.03. The mean over the
-    channels and over the places where the window fits, as theirs and scikit-image's; torchmetrics' also takes the border,
-    reflected, which on 32 pixels makes 0.1 and more of difference. In float64, as variances are small differences of large
-    numbers.
-
-    Args:
-        data_range: of pictures in [0, data_range]; None is 255 for uint8, and for floats 2, which are then in [-1, 1].
+    Of uint8, or floats in [-1, 1]. Wang et al. 2004, eq. 13, with their window: a Gaussian of 11 pixels (sigma 1.5),
+    K1 = 0.01, K2 = 0.03. The mean over the channels and over the places where the window fits, as theirs and scikit-image's;
+    torchmetrics' also takes the border, reflected, which on 32 pixels makes 0.1 and more of difference. In float64, as
+    variances are small differences of large numbers.
 
     Raises:
-        ValueError: shapes or dtypes differ, or a picture is smaller than the window.
+        ValueError: shapes or dtypes differ, or an image is smaller than the window.
     """
     _require_pairs(a, b)
     if a.ndim != 4 or min(a.shape[-2:]) < SSIM_WINDOW:
         least = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
         raise ValueError(f"pictures: got {tuple(a.shape)}, SSIM takes (N, C, H, W) of at least {least} pixels, its window.")
-    peak = _range(a, data_range)
-    black = -1.0 if data_range is None and a.is_floating_point() else 0.0  # it compares means, which are taken from black
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
     def similarity(of_a: Tensor, of_b: Tensor) -> Tensor:
-        x, y = (pictures.cpu().double().numpy() - black for pictures in (of_a, of_b))
+        x, y = (_to_bytes(images.cpu().double(), images.dtype).numpy() for images in (of_a, of_b))
         mean_x, mean_y = _windowed(x), _windowed(y)
         variances = _windowed(x * x) - mean_x**2 + _windowed(y * y) - mean_y**2
         covariance = _windowed(x * y) - mean_x * mean_y
@@ -101,12 +93,9 @@ def _require_pairs(a: Tensor, b: Tensor) -> None:
         raise ValueError(f"pictures: got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}, takes equal ones.")
 
 
-def _range(pictures: Tensor, data_range: float | None) -> float:
-    if data_range is None:
-        return 255.0 if pictures.dtype == torch.uint8 else 2.0
-    if not data_range > 0:
-        raise ValueError(f"data_range: got {data_range}, takes a number above 0.")
-    return float(data_range)
+def _to_bytes(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The `values` in [0, 255] of images of a `dtype`: uint8, or floats in [-1, 1]."""
+    return values if dtype == torch.uint8 else (values + 1) * (PEAK / 2)
 
 
 def _by_batch(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -1,27 +1,20 @@
 """Is one model better than another on the same prompts and seeds? Tests that swap within the pairs."""
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Unpack
 
 import numpy as np
 from scipy import stats
 
-from gendistill.metrics.distances.frechet import GaussianStatistics, WeightedFrechet
-from gendistill.metrics.distances.kernel import weighted_kid
+from gendistill.metrics.distances.frechet import WeightedFrechet
 from gendistill.metrics.distances.uncertainty import (
     Interval,
-    Resampling,
-    WeightedScore,
     affordable_resamples,
-    check_level,
-    group_numbers,
-    group_sums,
     mean_interval,
     picture_values,
     symmetric_interval,
     symmetric_weights,
 )
+from gendistill.metrics.features.gaussian import GaussianStatistics
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
 
 
@@ -59,19 +52,10 @@ class PairedTest:
         )
 
 
-def paired_test(
-    a: Features,
-    b: Features,
-    higher_is_better: bool = True,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int = 9999,
-    seed: int = 0,
-) -> PairedTest:
+def paired_test(a: Features, b: Features, higher_is_better: bool = True, resamples: int = 9999, seed: int = 0) -> PairedTest:
     """Of per-picture scores `a` and `b` (N,): sign-flip permutation test of the mean difference (Fisher 1935, section 21).
 
-    The p-value counts both directions; `resamples` random sign patterns, so it is at least 1 / (resamples + 1). `groups`
-    (N,): pairs of one prompt, whose signs are flipped together.
+    The p-value counts both directions; `resamples` random sign patterns, so it is at least 1 / (resamples + 1).
 
     Raises:
         ValueError: shapes differ, or as `mean_interval`.
@@ -79,19 +63,19 @@ def paired_test(
     x, y = picture_values(a, "a"), picture_values(b, "b")
     if len(x) != len(y):
         raise ValueError(f"b: got {len(y)} scores for {len(x)} of a, takes one for each pair.")
-    interval = mean_interval(x - y, groups, level, seed=seed)
-    sums, _ = group_sums(x - y, groups)
+    difference = x - y
     rng = np.random.default_rng(seed)
     flipped = np.empty(resamples)
     for start in range(0, resamples, 200):
-        signs = rng.integers(0, 2, (min(200, resamples - start), len(sums)), dtype=np.int8)
-        flipped[start : start + 200] = 2 * (signs.astype(np.float64) @ sums) - sums.sum()
-    p_value = _share_as_large(sums.sum(), flipped, scale=np.abs(sums).sum())
-    return PairedTest(float((x - y).mean()), interval, p_value, len(x), higher_is_better)
+        signs = rng.integers(0, 2, (min(200, resamples - start), len(x)), dtype=np.int8)
+        flipped[start : start + 200] = 2 * (signs.astype(np.float64) @ difference) - difference.sum()
+    p_value = _share_as_large(difference.sum(), flipped, scale=np.abs(difference).sum())
+    interval = mean_interval(difference, seed=seed)
+    return PairedTest(float(difference.mean()), interval, p_value, len(x), higher_is_better)
 
 
 def paired_test_frechet(
-    a: Features, b: Features, reference: GaussianStatistics, **resampling: Unpack[Resampling]
+    a: Features, b: Features, reference: GaussianStatistics, resamples: int | None = None, seed: int = 0
 ) -> PairedTest:
     """Of the Fréchet distances of `a` and `b` (N, D), row i of both drawn from one prompt and seed, to `reference`.
 
@@ -99,46 +83,22 @@ def paired_test_frechet(
     corrected for the bias of finite sets. `resamples` None: 200 up to 256 features, 30 for 2048.
 
     Raises:
-        ValueError: shapes differ, the reference has another number of features, or as `mean_interval`.
+        ValueError: shapes differ, or the reference has another number of features.
     """
-    x, y = _pairs(a, b)
-    return _paired_test(WeightedFrechet(np.concatenate([x, y]), reference), **resampling)
-
-
-def paired_test_kernel(a: Features, b: Features, reference: Features, **resampling: Unpack[Resampling]) -> PairedTest:
-    """As `paired_test_frechet`, of KID (`kid_of_all`) to the features `reference` (M, D)."""
-    x, y = _pairs(a, b)
-    return _paired_test(weighted_kid(np.concatenate([x, y]), reference), **resampling)
-
-
-def _pairs(a: Features, b: Features) -> tuple[Matrix, Matrix]:
     x, y = feature_matrices(a, b, ("a", "b"))
     if len(x) != len(y):
         raise ValueError(f"b: got {len(y)} pictures for {len(x)} of a, takes one for each pair.")
-    return x, y
-
-
-def _paired_test(
-    score: WeightedScore,
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
-    resamples: int | None = None,
-    seed: int = 0,
-) -> PairedTest:
-    """`score` is over the pictures of A and then those of B; a set is a weighting that has zeros where it has no picture."""
-    check_level(level)
-    n = score.count // 2
+    # Over the pictures of A and then those of B; a set is a weighting that has zeros where it has no picture.
+    score, n = WeightedFrechet(np.concatenate([x, y]), reference), len(x)
     resamples = resamples or affordable_resamples(score.dim)
     rng = np.random.default_rng(seed)
-    drawn = symmetric_weights(n, groups, resamples, rng)
-    own = np.arange(n) if groups is None else group_numbers(groups, n)
-    stays = rng.integers(0, 2, (resamples, int(own.max()) + 1)).astype(np.float64)[:, own]
+    drawn = symmetric_weights(n, resamples, rng)
+    stays = rng.integers(0, 2, (resamples, n)).astype(np.float64)
     first = np.concatenate([np.hstack([drawn, 0 * drawn]), np.hstack([stays, 1 - stays])])
-    values = score(np.concatenate([first, np.roll(first, n, axis=1)]))  # one call: the kernel is evaluated once
-    differences = values[: len(first)] - values[len(first) :]
+    differences = score(first) - score(np.roll(first, n, axis=1))
     resampled, swapped = differences[: len(drawn)], differences[len(drawn) :]
     p_value = _share_as_large(float(resampled[0]), swapped, scale=float(np.abs(swapped).max()))
-    return PairedTest(float(resampled[0]), symmetric_interval(resampled, level), p_value, n, higher_is_better=False)
+    return PairedTest(float(resampled[0]), symmetric_interval(resampled), p_value, n, higher_is_better=False)
 
 
 def _share_as_large(observed: float, permuted: Matrix, scale: float) -> float:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gendistill.metrics.features.weight_files import weights_hash
+from gendistill.metrics.features.weight_files import downloaded, read_state, weights_hash
 
 # ImageNet's mean and standard deviation, for pictures in [-1, 1]
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -23,21 +19,18 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 @dataclass(frozen=True)
 class Backbone:
     """A network of torchvision: its builder's name, the file that torchvision downloads, where features are taken (after
-    so many layers of `features`), their channels, and the least edge of a picture that reaches the last of them."""
+    so many layers of `features`), and the least edge of a picture that reaches the last of them."""
 
     builder: str
     file: str
     taps: tuple[int, ...]
-    channels: tuple[int, ...]
     least: int
 
 
 BACKBONES = {
-    "alex": Backbone("alexnet", "alexnet-owt-7be5be79.pth", (2, 5, 8, 10, 12), (64, 192, 384, 256, 256), 31),
-    "vgg": Backbone("vgg16", "vgg16-397923af.pth", (4, 9, 16, 23, 30), (64, 128, 256, 512, 512), 16),
-    "squeeze": Backbone(
-        "squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", (2, 5, 8, 10, 11, 12, 13), (64, 128, 256, 384, 384, 512, 512), 17
-    ),
+    "alex": Backbone("alexnet", "alexnet-owt-7be5be79.pth", (2, 5, 8, 10, 12), 31),
+    "vgg": Backbone("vgg16", "vgg16-397923af.pth", (4, 9, 16, 23, 30), 16),
+    "squeeze": Backbone("squeezenet1_1", "squeezenet1_1-b8a52dc0.pth", (2, 5, 8, 10, 11, 12, 13), 17),
 }
 
 
@@ -91,39 +84,39 @@ def load_lpips(
     network: str = "alex",
     *,
     weights: str | Path | None = None,
-    heads: str | Path | None = None,
     download: bool = False,
     device: torch.device | str = "cpu",
 ) -> Lpips:
-    """LPIPS of weights that are on this machine.
+    """LPIPS of a backbone's weights that are on this machine, with the learned heads that torchmetrics comes with.
 
     Args:
         network: "alex" (as most papers report), "vgg" or "squeeze".
         weights: the backbone's file, `.pth` of tensors alone or `.safetensors`, with torchvision's names; None takes the one
             that torchvision keeps after a download.
-        heads: the learned heads' file; None takes those that torchmetrics, or the package lpips, comes with.
         download: whether torchvision may fetch the backbone where it is not there.
 
     Raises:
-        ValueError: there are no weights and none may be fetched, or a file holds something else.
+        ValueError: there are no weights and none may be fetched, or the file holds something else.
     """
     if network not in BACKBONES:
         raise ValueError(f"network: got {network!r}, takes one of {', '.join(BACKBONES)}.")
     backbone = BACKBONES[network]
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
-    if not path.is_file():
-        if weights is not None or not download:
-            raise ValueError(_not_there(network, path, asked=weights is not None))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(f"https://download.pytorch.org/models/{backbone.file}", str(path))
+    what = f"torchvision's {backbone.builder}"
+    if weights is None and download:
+        path = downloaded(f"https://download.pytorch.org/models/{backbone.file}", what)
+    if weights is None and not path.is_file():
+        raise ValueError(f"weights: {what} is not on this machine ({path}); takes a file, or leave to download it.")
     with torch.device("meta"):  # without the time and the memory of random weights, most of them of layers that are not used
         layers = torchvision.models.get_model(backbone.builder, weights=None).features
-    stored = {name.removeprefix("features."): t for name, t in _tensors(path).items() if name.startswith("features.")}
+    stored = {name.removeprefix("features."): t for name, t in read_state(path).items() if name.startswith("features.")}
     try:
         layers.load_state_dict(stored, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"weights: {path} holds other tensors than torchvision's {backbone.builder}.") from error
-    return Lpips(network, layers.float(), _heads(network, heads), weights_hash(path)).to(device)
+        raise ValueError(f"weights: {path} holds other tensors than {what}.") from error
+    learned = read_state(Path(str(files("torchmetrics"))) / "functional" / "image" / "lpips_models" / f"{network}.pth")
+    heads = [learned[f"lin{k}.model.1.weight"].flatten() for k in range(len(backbone.taps))]
+    return Lpips(network, layers.float(), heads, weights_hash(path)).to(device)
 
 
 def available_lpips(network: str = "alex", device: torch.device | str = "cpu") -> tuple[Lpips | None, str]:
@@ -132,49 +125,3 @@ def available_lpips(network: str = "alex", device: torch.device | str = "cpu") -
         return load_lpips(network, device=device), ""
     except ValueError as error:
         return None, f"lpips: not measured, {error}"
-
-
-def _not_there(network: str, path: Path, *, asked: bool) -> str:
-    if asked:
-        return f"weights: there is no file {path}."
-    builder = BACKBONES[network].builder
-    return f"weights: torchvision's {builder} is not on this machine ({path}); takes a file, or leave to download it."
-
-
-def _heads(network: str, path: str | Path | None) -> list[Tensor]:
-    """The weights (channels,) of every layer, from `lin0.model.1.weight` and so on (1, channels, 1, 1)."""
-    found = Path(path) if path is not None else _packaged_heads(network)
-    stored = _tensors(found)
-    heads = [stored.get(f"lin{k}.model.1.weight", torch.empty(0)).flatten() for k in range(len(BACKBONES[network].taps))]
-    if tuple(len(head) for head in heads) != BACKBONES[network].channels:
-        raise ValueError(f"heads: {found} holds none for {network}, which takes {BACKBONES[network].channels} channels.")
-    return heads
-
-
-def _packaged_heads(network: str) -> Path:
-    places = (("torchmetrics", "functional/image/lpips_models"), ("lpips", "weights/v0.1"))
-    for package, folder in places:
-        spec = importlib.util.find_spec(package)
-        for root in (spec.submodule_search_locations or []) if spec else []:
-            if (file := Path(root) / folder / f"{network}.pth").is_file():
-                return file
-    raise ValueError("heads: neither torchmetrics nor the package lpips has them here; takes a file of them.")
-
-
-def _tensors(path: Path) -> Mapping[str, Tensor]:
-    """A file's tensors by name, and nothing else that it may hold.
-
-    Raises:
-        ValueError: there is no such file, or it holds more than tensors.
-    """
-    try:
-        stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"weights: {path} cannot be read as a file of tensors alone: {_first_line(error)}") from error
-    if not isinstance(stored, Mapping) or not all(isinstance(tensor, Tensor) for tensor in stored.values()):
-        raise ValueError(f"weights: {path} holds something else than tensors by name.")
-    return stored
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

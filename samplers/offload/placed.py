@@ -118,11 +118,10 @@ class PlacedSampler(FewStepSampler):
 
 
 def room_on(device: torch.device, pipeline: Any) -> float:
-    """Bytes that a pipeline, which is in the host's memory, can have on a device; infinite where nobody says."""
+    """Bytes that a pipeline, which is in the host's memory, can have on a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    free_here = available_memory()
-    return math.inf if free_here is None else free_here + bytes_of(networks_of(pipeline).values())
+    return available_memory() + bytes_of(networks_of(pipeline).values())

@@ -22,8 +22,9 @@ from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGener
 from gendistill.gan.augmentation import DRAWS, augment
 from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import extract, load_extractor
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from resumable import recipe_parser
 
 LATENT = 128

@@ -16,8 +16,9 @@ from gendistill.evaluation.class_captions import class_caption
 from gendistill.gan.gan_folder import open_gan, save_gan
 from gendistill.gan.generator import between
 from gendistill.metrics.distances.clip_score import load_scorer
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import extract, load_extractor
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.metrics.pairs.fidelity import psnr
 from gendistill.samplers import to_uint8
 from gendistill.sampling.load import open_sampler, open_teacher_of

@@ -14,8 +14,9 @@ from PIL import Image
 
 from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.sets import evaluate_pictures, is_picture_set, save_statistics
-from gendistill.metrics.distances.frechet import GaussianStatistics, frechet_distance
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import load_extractor
+from gendistill.metrics.features.gaussian import GaussianStatistics
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = ROOT / "assets" / "emoji" / "heldout-000.tar.gz"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gendistill.metrics.distances.clip_score import ClipScorer
+from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.metrics.features.feature_extractor import EmojiFeatures
 
 ROOT = Path(__file__).parents[2]
@@ -27,4 +27,4 @@ def extractor():
 
 @pytest.fixture(scope="session")
 def scorer():
-    return ClipScorer.from_folder(ROOT / "assets" / "tiny-clip")
+    return load_scorer(ROOT / "assets" / "tiny-clip")

@@ -35,7 +35,7 @@ def test_an_evaluation_survives_json():
 def test_a_missing_or_unknown_field_is_named():
     fields = json.loads(EVALUATION.to_json())
     fields["protocol"]["num_sample"] = fields["protocol"].pop("num_samples")
-    with pytest.raises(ValueError, match=r"EvaluationProtocol: .*'num_sample', 'num_samples'"):
+    with pytest.raises(ValueError, match=r"protocol.num_samples\n  Field required[\s\S]*protocol.num_sample\n  Unexpected"):
         Evaluation.from_json(json.dumps(fields))
 
 

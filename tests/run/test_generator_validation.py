@@ -7,8 +7,9 @@ from PIL import Image
 from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_student, tiny_translator
 
 from gendistill.data.gan_batches import NoData
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import extract, load_extractor
+from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.run.gan_validation import GeneratorValidator, diversity, in_colour
 
 

@@ -1,4 +1,4 @@
-"""The search for grids against brute force, and against the grids that need no search on a teacher known in closed form."""
+"""The search for grids against brute force, and against the grid that needs no search on a teacher known in closed form."""
 
 import itertools
 import math
@@ -13,11 +13,8 @@ from gendistill.schedulers import (
     Prediction,
     cheapest_path,
     expand_to,
-    karras,
-    search_grid,
     step_costs,
     trailing,
-    uniform_log_snr,
 )
 
 SCALED_LINEAR = NoiseSchedule.from_scheduler(DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
@@ -54,17 +51,15 @@ def noise(count, generator):
 
 
 @pytest.mark.parametrize("num_steps", range(1, 8))
-@pytest.mark.parametrize("worst", [False, True])
-def test_the_path_is_the_best_of_all_paths(worst, num_steps, generator):
+def test_the_path_is_the_best_of_all_paths(num_steps, generator):
     costs = torch.rand(7, 8, dtype=torch.float64, generator=generator)
     costs[torch.ones(7, 8).tril().bool()] = math.inf
 
     def cost(path):
-        steps = [costs[i, j] for i, j in pairwise([*path, 7])]
-        return max(steps) if worst else sum(steps)
+        return sum(costs[i, j] for i, j in pairwise([*path, 7]))
 
     paths = [(0, *inner) for inner in itertools.combinations(range(1, 7), num_steps - 1)]
-    found = cheapest_path(costs, num_steps, worst=worst)
+    found = cheapest_path(costs, num_steps)
     assert tuple(found.tolist()) in paths
     assert cost(found) == pytest.approx(min(cost(path) for path in paths))
 
@@ -99,7 +94,7 @@ def test_a_cost_is_the_mean_squared_error_of_x_over_alpha_after_one_step(schedul
 
 def test_the_teacher_is_called_once_for_each_candidate(generator):
     calls = []
-    search_grid(mixture(SCALED_LINEAR, calls), noise(8, generator), trailing(10), 4, SCALED_LINEAR)
+    step_costs(mixture(SCALED_LINEAR, calls), noise(8, generator), trailing(10), SCALED_LINEAR)
     assert calls == [8] * 10
 
 
@@ -111,19 +106,18 @@ def test_the_costs_of_batches_are_their_mean(generator):
 
 def test_a_search_starts_where_there_is_no_signal_at_all(generator):
     schedule = NoiseSchedule.from_scheduler(DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True))
-    grid = search_grid(mixture(schedule), noise(16, generator), trailing(50), 4, schedule)
+    grid = trailing(50)[cheapest_path(step_costs(mixture(schedule), noise(16, generator), trailing(50), schedule), 4)]
     assert grid[0] == 999
     assert (grid.diff() < 0).all()
 
 
 def test_a_search_among_as_many_candidates_as_steps_finds_them_all(generator):
-    grid = search_grid(mixture(SCALED_LINEAR), noise(8, generator), trailing(5), 5, SCALED_LINEAR)
-    assert torch.equal(grid, trailing(5))
+    costs = step_costs(mixture(SCALED_LINEAR), noise(8, generator), trailing(5), SCALED_LINEAR)
+    assert torch.equal(cheapest_path(costs, 5), torch.arange(5))
 
 
 @pytest.mark.parametrize("num_inference_steps", [2, 3, 4, 6, 8])
-@pytest.mark.parametrize("worst", [False, True])
-def test_a_searched_grid_follows_the_teacher_more_closely_than_any_grid_without_a_search(worst, num_inference_steps, generator):
+def test_a_searched_grid_follows_the_teacher_more_closely_than_the_trailing_grid(num_inference_steps, generator):
     teacher, candidates = mixture(SCALED_LINEAR), trailing(100)
     costs = step_costs(teacher, noise(256, generator), candidates, SCALED_LINEAR)
     x = noise(1000, generator)  # not those of the search
@@ -132,10 +126,4 @@ def test_a_searched_grid_follows_the_teacher_more_closely_than_any_grid_without_
     def error(grid):
         return (solve(teacher, x, grid, SCALED_LINEAR) - exact).square().mean().sqrt().item()
 
-    searched = error(candidates[cheapest_path(costs, num_inference_steps, worst=worst)])
-    for grid in (
-        trailing(num_inference_steps),
-        karras(num_inference_steps, SCALED_LINEAR),
-        uniform_log_snr(num_inference_steps, SCALED_LINEAR),
-    ):
-        assert searched < 0.75 * error(grid)
+    assert error(candidates[cheapest_path(costs, num_inference_steps)]) < 0.75 * error(trailing(num_inference_steps))

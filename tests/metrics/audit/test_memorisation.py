@@ -66,23 +66,8 @@ def test_a_copy_of_a_picture_that_training_holds_twice_is_a_copy():
 
 def test_the_copying_statistic_is_the_standardised_rank_sum_of_scipy():
     drawn, held_out = fresh(60, 10, 1)[:, 0] - 0.5, fresh(40, 11, 1)[:, 0]
-    one = np.zeros(60, int), np.zeros(40, int)
-    assert copying_statistic(drawn, held_out, *one) == pytest.approx(scipy.stats.ranksums(drawn, held_out).statistic)
-    two = np.arange(60) % 2, np.arange(40) % 2
-    halves = [scipy.stats.ranksums(drawn[k::2], held_out[k::2]).statistic for k in (0, 1)]
-    assert copying_statistic(drawn, held_out, *two) == pytest.approx(np.mean(halves))
-    assert copying_statistic(drawn[:5], held_out, one[0][:5], one[1]) is None
-
-
-def test_copies_within_one_region_are_seen_by_cells_where_the_rest_underfits():
-    training = np.concatenate([fresh(400, 12), fresh(400, 13) + 20])
-    held_out = np.concatenate([fresh(100, 14), fresh(100, 15) + 20])
-    student = np.concatenate([training[:40], 3 * fresh(160, 16) + 20])
-    teacher = np.concatenate([fresh(100, 17), fresh(100, 18) + 20])
-    whole = memorisation(training, teacher, student, held_out)
-    in_cells = memorisation(training, teacher, student, held_out, cells=2)
-    assert in_cells.student.c_t < whole.student.c_t
-    assert abs(in_cells.teacher.c_t) < 3
+    assert copying_statistic(drawn, held_out) == pytest.approx(scipy.stats.ranksums(drawn, held_out).statistic)
+    assert copying_statistic(drawn[:5], held_out) is None
 
 
 def test_a_training_emoji_among_held_out_ones_is_the_most_suspicious(held_out, extractor):

@@ -34,23 +34,20 @@ def test_a_dropped_mode_is_found_and_shown(bins):
     json.dumps(asdict(result), allow_nan=False)
 
 
-@pytest.mark.parametrize("paired", [False, True])
-def test_nothing_is_lost_where_nothing_was_dropped(paired):
+def test_nothing_is_lost_where_nothing_was_dropped():
     lost = 0
     for repeat in range(10):
         reference, teacher, student = (mixture(600, 10 * repeat + i)[0] for i in range(3))
-        lost += bool(mode_loss(reference, teacher, student, bins=20, paired=paired, seed=repeat).lost)
+        lost += bool(mode_loss(reference, teacher, student, bins=20, seed=repeat).lost)
     assert lost <= 2  # expected: at most 1 in 20
 
 
-def test_a_bin_that_a_paired_student_leaves_rarely_needs_the_pairs_to_be_found():
+def test_a_bin_that_a_student_leaves_rarely_is_found_by_the_pairs():
     reference, _ = mixture(1500, 4)
     teacher, of = mixture(1000, 5)
     student, leaving = teacher.copy(), np.flatnonzero(of == 5)[:15]
     student[leaving] = mixture(15, 6, modes=[2])[0]
-    arguments = {"bins": 12, "false_discovery_rate": 0.01}
-    assert not mode_loss(reference, teacher, student, **arguments).lost
-    assert len(mode_loss(reference, teacher, student, paired=True, **arguments).lost) == 1
+    assert len(mode_loss(reference, teacher, student, bins=12, false_discovery_rate=0.01).lost) == 1
 
 
 def test_the_shares_of_all_bins_sum_to_one_and_a_student_like_the_teacher_has_its_figures():
@@ -64,12 +61,14 @@ def test_the_shares_of_all_bins_sum_to_one_and_a_student_like_the_teacher_has_it
     assert "lost no mode" in result.describe()
 
 
-def test_p_values_are_those_of_fishers_exact_test():
-    reference, teacher, student = mixture(400, 9)[0], mixture(200, 10)[0], mixture(150, 11)[0]
+def test_p_values_are_those_of_mcnemars_exact_test():
+    reference, teacher, student = mixture(400, 9)[0], mixture(200, 10)[0], mixture(200, 11)[0]
+    centres = fit_bins(reference, 10)
+    before, after = cells_of(teacher, centres)[0], cells_of(student, centres)[0]
     for b in mode_loss(reference, teacher, student, bins=10).bins:
-        inside = [round(b.teacher * 200), round(b.student * 150)]
-        table = [[inside[1], inside[0]], [150 - inside[1], 200 - inside[0]]]
-        assert b.p_value == pytest.approx(scipy.stats.fisher_exact(table, alternative="less").pvalue, rel=1e-9)
+        left, entered = ((before == b.number) & (after != b.number)).sum(), ((before != b.number) & (after == b.number)).sum()
+        expected = scipy.stats.binomtest(int(entered), int(left + entered), alternative="less").pvalue
+        assert b.p_value == pytest.approx(expected, rel=1e-9)
 
 
 def test_chance_makes_one_bin_of_twenty_differ_in_the_z_test():
@@ -99,7 +98,7 @@ def test_wrong_input_is_named():
     x = mixture(20, 14)[0]
     with pytest.raises(ValueError, match="bins: got 30"):
         mode_loss(x, x, x, bins=30)
-    with pytest.raises(ValueError, match="paired: got 20 and 19"):
-        mode_loss(x, x, x[:19], bins=4, paired=True)
+    with pytest.raises(ValueError, match="student: got 19 pictures for 20"):
+        mode_loss(x, x, x[:19], bins=4)
     with pytest.raises(ValueError, match="takes \\(M, D\\)"):
         mode_loss(x, x[:, :3], x, bins=4)

@@ -15,13 +15,12 @@ from gendistill.metrics.cost.components import (
     Component,
     charged,
     flops_by_component,
-    parameter_bytes,
     parameters_by_dtype,
     seconds_by_component,
 )
-from gendistill.metrics.cost.efficiency import Costs, measure, out_of_memory, pictures_drawn, time_batch
+from gendistill.metrics.cost.efficiency import Costs, measure, pictures_drawn, time_batch
 from gendistill.metrics.cost.energy import measure_energy
-from gendistill.metrics.cost.measured_memory import available_memory, peak_memory
+from gendistill.metrics.cost.measured_memory import available_memory, peak_memory, ran_out
 
 CPU = torch.device("cpu")
 MEBI = 2**20
@@ -84,7 +83,6 @@ def test_warm_up_is_left_out_of_the_seconds_of_a_batch():
     batch = time_batch(generate, 4, warmup=1, repeats=3)
     assert calls == [4] * 4
     assert 0.02 <= batch.seconds <= batch.seconds_p90 < 0.2
-    assert batch.seconds_per_picture == pytest.approx(batch.seconds / 4)
     assert batch.pictures_per_second == pytest.approx(4 / batch.seconds)
 
 
@@ -104,10 +102,9 @@ def test_samples_are_counted_where_a_network_is_called_by_keywords():
     assert charges.samples == {"it": 7}
 
 
-def test_parameters_and_bytes_are_told_by_dtype():
+def test_parameters_are_told_by_dtype():
     model = nn.Sequential(nn.Linear(10, 10, bias=False), nn.Linear(10, 5, bias=False).half())
     assert parameters_by_dtype(model) == {"float32": 100, "float16": 50}
-    assert parameter_bytes(model) == 100 * 4 + 50 * 2
 
 
 def test_flops_of_convolution_and_linear_are_the_closed_forms():
@@ -169,8 +166,7 @@ def test_watching_leaves_no_trace_even_after_an_error():
         with pytest.raises(RuntimeError):
             model.network(torch.zeros(1, 99, 2, 2))
     assert "decode" not in vars(model.decoder)
-    assert not model.network._forward_hooks
-    assert not model.network._forward_pre_hooks
+    assert "forward" not in vars(model.network)
 
 
 @pytest.mark.parametrize("by_kernel", [True, False])
@@ -233,9 +229,9 @@ def test_an_error_that_is_not_of_memory_is_not_hidden():
 def test_what_torch_says_when_memory_runs_out_is_understood():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52)
-    assert out_of_memory(caught.value)
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert not out_of_memory(RuntimeError("shapes do not agree"))
+    assert ran_out(caught.value)
+    assert ran_out(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not ran_out(RuntimeError("shapes do not agree"))
 
 
 def test_progress_counts_every_picture_whether_or_not_the_list_is_finished():
@@ -296,10 +292,10 @@ def test_costs_survive_json():
 def test_a_wrong_field_of_stored_costs_is_named():
     model = Generator()
     fields = measure(model, model.components, network="network", batch_sizes=[1], repeats=1, energy_seconds=0).to_dict()
-    with pytest.raises(ValueError, match="Costs: missing or unknown fields \\['colour'\\]"):
+    with pytest.raises(ValueError, match="colour\n  Unexpected"):
         Costs.from_dict({**fields, "colour": 1})
     del fields["components"]["network"]["flops"]
-    with pytest.raises(ValueError, match="ComponentCost: missing or unknown fields \\['flops'\\]"):
+    with pytest.raises(ValueError, match=r"components\.network\.flops\n  Field required"):
         Costs.from_dict(fields)
 
 

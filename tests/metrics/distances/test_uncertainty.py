@@ -3,24 +3,23 @@ import pytest
 import torch
 from feature_sets import drawn_and_reference
 
-from gendistill.metrics.distances import frechet
-from gendistill.metrics.distances.frechet import (
-    GaussianStatistics,
-    WeightedFrechet,
-    frechet_distance,
-    frechet_interval,
-    gaussian_statistics,
-)
-from gendistill.metrics.distances.kernel import kernel_interval, kid_of_all, weighted_kid
+from gendistill.metrics.distances.frechet import WeightedFrechet, frechet_distance
+from gendistill.metrics.distances.kernel import kid_of_all, weighted_kid
 from gendistill.metrics.distances.uncertainty import (
     Interval,
     affordable_resamples,
     mean_interval,
     sample_size_warning,
+    symmetric_bootstrap,
     symmetric_interval,
     symmetric_weights,
 )
-from gendistill.metrics.distances.vendi import WeightedVendi, vendi_interval, vendi_score
+from gendistill.metrics.distances.vendi import WeightedVendi, vendi_score
+from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
+
+
+def frechet_interval(x, reference, **resampling):
+    return symmetric_bootstrap(WeightedFrechet(x, reference), at_least=0.0, **resampling)
 
 
 def gaussians(dim, shift, scale, seed=0):
@@ -68,34 +67,14 @@ def test_the_interval_of_a_mean_covers_the_truth():
     assert 0.9 <= np.mean(covered) <= 0.99
 
 
-def test_pictures_of_one_prompt_are_not_as_many_as_independent_ones():
-    """8 equal pictures of each of 50 prompts tell as much as 50: by groups the interval covers, without it does not."""
-    rng = np.random.default_rng(5)
-    groups = [f"prompt {i // 8}" for i in range(400)]
-    together, apart = 0, 0
-    for seed in range(200):
-        values = np.repeat(rng.normal(size=50), 8)
-        together += 0 in mean_interval(values, groups, resamples=300, seed=seed)
-        apart += 0 in mean_interval(values, resamples=300, seed=seed)
-    assert 0.9 <= together / 200 <= 0.99
-    assert apart / 200 < 0.7
-
-
-def test_the_interval_of_the_distance_takes_groups_too():
-    rng = np.random.default_rng(6)
-    reference = GaussianStatistics(np.full(4, 0.5), np.eye(4), None)
-    x = np.repeat(rng.normal(size=(100, 4)), 6, axis=0)
-    groups = list(np.repeat(np.arange(100), 6))
-    grouped, plain = frechet_interval(x, reference, groups=groups), frechet_interval(x, reference)
-    assert grouped.high - grouped.low > 1.7 * (plain.high - plain.low)  # root(6) = 2.4 times were the distance linear
-
-
 def test_the_interval_of_kid_covers_that_of_infinitely_many_pictures():
     """x . y has the mean |mu|^2 under N(mu, I); the large-sample value is that of 20,000 pictures."""
     rng = np.random.default_rng(7)
     y = rng.normal(size=(200, 6))
     truth = float(np.mean([kid_of_all(rng.normal(0.3, 1, (1000, 6)), y) for _ in range(40)]))
-    covered = [truth in kernel_interval(rng.normal(0.3, 1, (200, 6)), y, resamples=60, seed=s) for s in range(200)]
+    covered = [
+        truth in symmetric_bootstrap(weighted_kid(rng.normal(0.3, 1, (200, 6)), y), resamples=60, seed=s) for s in range(200)
+    ]
     assert 0.9 <= np.mean(covered) <= 0.99
 
 
@@ -103,14 +82,16 @@ def test_the_interval_of_the_vendi_score_covers_that_of_infinitely_many_pictures
     rng = np.random.default_rng(8)
     spread = np.linspace(0.2, 1, 6)
     truth = vendi_score(rng.normal(size=(200_000, 6)) * spread)
-    covered = [truth in vendi_interval(rng.normal(size=(200, 6)) * spread, resamples=60, seed=s) for s in range(200)]
+    covered = [
+        truth in symmetric_bootstrap(WeightedVendi(rng.normal(size=(200, 6)) * spread), resamples=60, seed=s)
+        for s in range(200)
+    ]
     assert 0.9 <= np.mean(covered) <= 0.99
 
 
-@pytest.mark.parametrize(("count", "dim", "batched"), [(60, 10, 128), (60, 10, 1), (12, 30, 128), (30, 30, 128)])
-def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim, batched, monkeypatch):
-    """For each way of taking eigenvalues. Repeated rows are divided by their number less one, weights by their own freedom."""
-    monkeypatch.setattr(frechet, "BATCHED_DIM", batched)
+@pytest.mark.parametrize(("count", "dim"), [(60, 10), (12, 30), (30, 30)])
+def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim):
+    """Repeated rows are divided by their number less one, weights by their own freedom."""
     x, y = drawn_and_reference(count, 90, dim)
     weights = np.random.default_rng(9).multinomial(count, np.full(count, 1 / count), size=3).astype(float)
     weights[0] = 1
@@ -137,12 +118,11 @@ def test_leaving_pictures_out_by_weight_is_leaving_them_out():
     assert WeightedFrechet(x, reference)(weights)[0] == pytest.approx(apart, rel=1e-9)
 
 
-def test_symmetric_weights_come_in_opposite_pairs_and_by_whole_groups():
-    weights = symmetric_weights(6, list("aabbcc"), 20, np.random.default_rng(10))
+def test_symmetric_weights_come_in_opposite_pairs():
+    weights = symmetric_weights(6, 20, np.random.default_rng(10))
     assert weights.shape == (21, 6)
     assert (weights[0] == 1).all()
     np.testing.assert_array_equal(weights[1:11] + weights[11:], np.full((10, 6), 2.0))
-    np.testing.assert_array_equal(weights[:, ::2], weights[:, 1::2])
 
 
 def test_a_quadratic_score_is_centred_on_the_truth_with_the_spread_of_its_estimate():
@@ -151,9 +131,9 @@ def test_a_quadratic_score_is_centred_on_the_truth_with_the_spread_of_its_estima
     centres, widths = [], []
     for _ in range(100):
         x = rng.normal(size=(400, 20)) + mu
-        weights = symmetric_weights(400, None, 100, rng)
+        weights = symmetric_weights(400, 100, rng)
         means = weights @ x / weights.sum(axis=1, keepdims=True)
-        interval = symmetric_interval(np.square(means).sum(axis=1), 0.95)
+        interval = symmetric_interval(np.square(means).sum(axis=1))
         centres.append((interval.low + interval.high) / 2)
         widths.append((interval.high - interval.low) / 2 / 2.01)
     assert np.mean(centres) == pytest.approx(mu @ mu, abs=3 * np.std(centres) / 10)
@@ -179,16 +159,10 @@ def test_samples_too_small_for_the_dimension_are_warned_of_in_one_sentence():
 
 
 def test_wrong_values_are_named():
-    with pytest.raises(ValueError, match="level: got 95"):
-        mean_interval(np.zeros(5), level=95)
-    with pytest.raises(ValueError, match="groups: got 2 for 5 pictures"):
-        mean_interval(np.zeros(5), groups=["a", "b"])
-    with pytest.raises(ValueError, match="groups: got only one"):
-        mean_interval(np.zeros(2), groups=["a", "a"])
     with pytest.raises(ValueError, match=r"values: got shape \(1,\)"):
         mean_interval(np.zeros(1))
     with pytest.raises(ValueError, match="got 5 a picture, takes 4"):
         frechet_interval(np.zeros((9, 5)), GaussianStatistics(np.zeros(4), np.eye(4), None))
     with pytest.raises(ValueError, match="resamples: got 3"):
-        vendi_interval(np.eye(5), resamples=3)
+        symmetric_bootstrap(WeightedVendi(np.eye(5)), resamples=3)
     assert 1.0 in Interval(0.5, 1.5, 0.95)

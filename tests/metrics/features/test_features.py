@@ -12,7 +12,7 @@ from torchvision.models import inception_v3, resnet18
 from torchvision.transforms.functional import to_pil_image
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from gendistill.metrics.distances.frechet import frechet_distance, gaussian_statistics
+from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features import extractors
 from gendistill.metrics.features.extractors import IMAGENET
 from gendistill.metrics.features.feature_extractor import (
@@ -24,6 +24,7 @@ from gendistill.metrics.features.feature_extractor import (
     load_extractor,
     metric_name,
 )
+from gendistill.metrics.features.gaussian import gaussian_statistics
 
 
 def test_features_do_not_depend_on_the_batch_size(extractor, held_out):

@@ -53,7 +53,6 @@ def as_numpy(picture):
 def test_an_error_of_one_tenth_of_the_peak_is_20_decibel_in_either_dtype():
     zeros, ones = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
     torch.testing.assert_close(psnr(zeros, zeros + 0.2), torch.full((2,), 20.0))
-    torch.testing.assert_close(psnr(zeros, zeros + 0.1, data_range=1), torch.full((2,), 20.0))
     bytes_ = (ones * 100).to(torch.uint8)
     torch.testing.assert_close(psnr(bytes_, bytes_ + 51), torch.full((2,), 20 * math.log10(5)))
 
@@ -91,7 +90,6 @@ def test_ssim_is_that_of_skimage(pairs, size):
 def test_ssim_is_the_same_of_bytes_and_of_floats_and_for_any_batch(pairs):
     a, b = pairs
     values = ssim(a, b)
-    torch.testing.assert_close(ssim(a / 255, b / 255, data_range=1), values, rtol=0, atol=1e-5)
     torch.testing.assert_close(ssim(a / 127.5 - 1, b / 127.5 - 1), values, rtol=0, atol=1e-5)
     many = ssim(a.repeat(4, 1, 1, 1), b.repeat(4, 1, 1, 1))
     torch.testing.assert_close(many, values.repeat(4))
@@ -109,11 +107,6 @@ def test_pictures_below_the_window_of_ssim_are_refused_in_one_sentence():
     small = torch.zeros(1, 3, 10, 32, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"got \(1, 3, 10, 32\), SSIM takes \(N, C, H, W\) of at least 11x11 pixels"):
         ssim(small, small)
-
-
-def test_a_data_range_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="data_range: got 0, takes a number above 0"):
-        psnr(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16), data_range=0)
 
 
 def test_feature_cosine_is_1_for_parallel_and_0_for_orthogonal_features():
@@ -187,16 +180,14 @@ def test_weights_that_cannot_be_used_get_a_sentence(tmp_path, backbone):
     (tmp_path / "cut.pth").write_bytes(backbone("squeeze").read_bytes()[:1000])
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("code.pth", "broken.safetensors", "cut.pth"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read as a file of tensors alone"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
             load_lpips(weights=tmp_path / name)
-    with pytest.raises(ValueError, match="holds something else than tensors by name"):
+    with pytest.raises(ValueError, match="holds a list; takes tensors by their names"):
         load_lpips(weights=tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds other tensors than torchvision's alexnet"):
         load_lpips("alex", weights=backbone("squeeze"))
-    with pytest.raises(ValueError, match="weights: there is no file"):  # and nothing is fetched in its place
+    with pytest.raises(ValueError, match=r"weights: got .*takes a file that is there"):  # and nothing is fetched in its place
         load_lpips(weights=tmp_path / "none.pth", download=True)
-    with pytest.raises(ValueError, match=r"heads: .* holds none for alex"):
-        load_lpips("alex", weights=backbone("alex"), heads=backbone("squeeze"))
     with pytest.raises(ValueError, match="network: got 'resnet', takes one of alex, vgg, squeeze"):
         load_lpips("resnet")
 
