@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from gendistill.cli import app
-from gendistill.evaluation.reporting import Gallery
+from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, write_report
 from gendistill.metrics.metric import Metric
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
@@ -41,7 +41,7 @@ def test_a_registered_metric_is_computed_printed_stored_and_shown(gans, tmp_path
     assert "length of features" in done.output.replace("\n", " ")
     assert shown in done.output
     page = (tmp_path / "report.html").read_text()
-    assert "length of features ↓" in page
+    assert 'length of features</abbr> <span title="lower is better">↓' in page
     assert shown in page
     assert "Mean length of an image&#39;s features, in no units." in page
 
