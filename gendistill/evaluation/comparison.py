@@ -89,10 +89,6 @@ class ModelComparison:
     def baseline(self) -> ComparisonRow:
         return self.rows[0]
 
-    def row(self, model: str, steps: int | None = None) -> ComparisonRow:
-        """Of a model, in its most steps where none are given."""
-        return next(row for row in self.rows if row.contestant.name == model and steps in (None, row.steps))
-
     @property
     def colours(self) -> dict[str, int]:
         """The models' numbers, by name: 0 is the teacher."""

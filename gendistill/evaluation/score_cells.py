@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
@@ -28,7 +29,7 @@ def summary_names(rows: Iterable[Evaluation], requested: Sequence[str] | None) -
 
 def score_cells(names: Iterable[str]) -> dict[Column, Callable[[Evaluation], Cell]]:
     """A column a score."""
-    return {_score_column(name): lambda row, name=name: _score_cell(row, name) for name in names}  # type: ignore[misc]
+    return {_score_column(name): partial(_score_cell, name) for name in names}
 
 
 def _score_column(name: str) -> Column:
@@ -44,7 +45,7 @@ def score_label(name: str) -> str:
     return (metric.label or name) + (f" ×{metric.scale:g}" if metric.scale != 1 else "")
 
 
-def _score_cell(row: Evaluation, name: str) -> Cell:
+def _score_cell(name: str, row: Evaluation) -> Cell:
     """A score with its interval; empty where the row has none."""
     value, interval, metric = row.scores.get(name), row.intervals.get(name), metric_of(name)
     if value is None:

@@ -114,8 +114,10 @@ class Table:
         """The same with the best of each column marked, of the cells with a `value`; none where all are equal."""
         marked = []
         for column, cells in zip(self.columns, zip(*(row.cells for row in self.rows), strict=True), strict=True):
-            values = {cell.value for cell in cells if cell.value is not None}
-            best = (min if column.better == "lower" else max)(values) if column.better and len(values) > 1 else None
+            values = [cell.value for cell in cells if cell.value is not None]
+            best = None
+            if column.better and len(set(values)) > 1:
+                best = min(values) if column.better == "lower" else max(values)
             marked.append([dataclasses.replace(cell, best=best is not None and cell.value == best) for cell in cells])
         rows = zip(self.rows, zip(*marked, strict=True), strict=True)
         return dataclasses.replace(self, rows=[dataclasses.replace(row, cells=cells) for row, cells in rows])

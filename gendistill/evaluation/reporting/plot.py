@@ -60,7 +60,7 @@ class Plot:
 
     def svg(self, *, narrow: bool = False) -> str:
         """An `<svg>` element to stand in a page: its ink is the colour of the text around it, its text is text."""
-        out, width, kind = io.StringIO(), *((NARROW, "narrow") if narrow else (WIDE, "wide"))
+        out, (width, kind) = io.StringIO(), (NARROW, "narrow") if narrow else (WIDE, "wide")
         with _style({"svg.hashsalt": f"{self.alt} {kind}"}):  # a page's plots share no ids
             self._figure(width).savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(METADATA))
         svg = re.sub(r'<style.*?</style>|(?<=<g) id="[^"]*"', "", out.getvalue(), flags=re.DOTALL).replace(INK, "currentColor")
