@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gendistill.data.samples import PictureSource
-from gendistill.evaluation.audited import ModelImages
 from gendistill.evaluation.breakage import Breakage
-from gendistill.evaluation.comparison import ModelComparison, main_rows
-from gendistill.evaluation.judge import Judge
+from gendistill.evaluation.comparison import ComparisonRow, ModelComparison, main_rows
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.reference import pictures_at
-from gendistill.evaluation.reporting import (
+from gendistill.evaluation.reporting.page import (
     Block,
     Details,
     Figure,
-    Group,
     PageSection,
     PictureComparison,
     PictureRow,
-    PlottedValue,
     Text,
-    dumbbell,
-    shares,
 )
-from gendistill.metrics.audit.groups import GroupComparison
+from gendistill.evaluation.reporting.plot import Plot
+from gendistill.evaluation.reporting.rows import PlottedValue, by_row
+from gendistill.metrics.audit.groups import GroupChange, GroupComparison
 
 if TYPE_CHECKING:
     from gendistill.metrics.audit.attributes import AttributeBias
@@ -38,28 +35,22 @@ GROUPS_SHOWN = 15
 
 
 def breakage_section(
-    broken: Breakage, comparison: ModelComparison, student: str, colour: int, source: PictureSource, probes: Probes
+    broken: Breakage, comparison: ModelComparison, student: str, source: PictureSource, probes: Probes
 ) -> PageSection:
     """Of one student.
 
     Args:
-        colour: the student's number.
         source: the reference's pictures.
     """
-    judge, baseline = comparison.judge, comparison.baseline
     row = next(row for row in main_rows(comparison.rows) if row.contestant.name == student)
-    view = _View(judge, baseline.images, row.images, (baseline.evaluation.label, row.evaluation.label), colour, source)
+    view = _View(comparison, row, source)
     blocks: list[Block] = []
     if broken.coverage is not None:
-        blocks += [
-            Text(broken.coverage.describe()),
-            view.groups(broken.coverage, "share of its real pictures that are covered", most=1),
-        ]
+        covered = view.groups(broken.coverage, "share of its real pictures that are covered", most=1)
+        blocks += [Text(broken.coverage.describe()), covered]
     if broken.prompt_following is not None:
-        blocks += [
-            Text(broken.prompt_following.describe(), "Prompt following"),
-            view.groups(broken.prompt_following, "CLIP score", most=100),
-        ]
+        followed = view.groups(broken.prompt_following, "CLIP score", most=100)
+        blocks += [Text(broken.prompt_following.describe(), "Prompt following"), followed]
         blocks += view.worst_prompts(broken.prompt_following)
     if broken.modes is not None:
         blocks += [Text(broken.modes.describe(), "Modes"), *view.lost_modes(broken.modes)]
@@ -74,99 +65,85 @@ def breakage_section(
     blocks += [Text(text, "" if number else "Unusual prompts") for number, text in enumerate(unusual)]
     if broken.notes:
         blocks.append(Details("What was not measured", "\n".join(broken.notes)))
-    return PageSection(
-        f"What {student} lost", blocks, f"{view.names[1]} beside {view.names[0]}, on the same prompts and seeds."
-    )
+    lead = f"{view.names[1]} beside {view.names[0]}, on the same prompts and seeds."
+    return PageSection(f"What {student} lost", blocks, lead)
 
 
-def _within(teacher: float, difference: float | None, most: float) -> float | None:
-    """The student's score at an end of the difference's interval."""
-    return None if difference is None else min(max(teacher + difference, 0.0), most)
-
-
+@dataclass(frozen=True)
 class _View:
-    """Teacher, student and real pictures by their numbers."""
+    """A student, its teacher and real pictures by their numbers."""
 
-    def __init__(
-        self,
-        judge: Judge,
-        teacher: ModelImages,
-        student: ModelImages,
-        names: tuple[str, str],
-        colour: int,
-        source: PictureSource,
-    ) -> None:
-        self.judge, self.teacher, self.student, self.names = judge, teacher, student, names
-        self.colour, self.source = colour, source
+    comparison: ModelComparison
+    row: ComparisonRow
+    source: PictureSource
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.comparison.baseline.evaluation.label, self.row.evaluation.label
 
     def groups(self, found: GroupComparison, label: str, most: float) -> Block:
         """The groups that lost most for certain; `most`: what the score can be at most."""
         tested = [change for change in found.groups if change.p_value is not None]
-        shown = [
-            Group(
-                f"{change.group} ({change.count})",
-                PlottedValue(change.teacher),
-                PlottedValue(change.student, *(_within(change.teacher, end, most) for end in (change.low, change.high))),
-            )
-            for change in tested[:GROUPS_SHOWN]
-        ]
-        plot = dumbbell(
-            shown,
+        shown = tested[:GROUPS_SHOWN]
+
+        def student(change: GroupChange) -> PlottedValue:
+            ends = [None if end is None else min(max(change.teacher + end, 0.0), most) for end in (change.low, change.high)]
+            return PlottedValue(change.student, *ends)
+
+        plot = self._plot(
             label,
-            teacher=self.names[0],
-            student=self.names[1],
-            colour=self.colour,
-            better="higher",
+            [f"{change.group} ({change.count})" for change in shown],
+            [PlottedValue(change.teacher) for change in shown],
+            [student(change) for change in shown],
         )
         return Figure(plot, f"Of {len(tested)} groups the {len(shown)} that most surely lost, with their numbers of pictures.")
 
     def shares(self, bias: AttributeBias) -> Block:
-        values = [
-            Group(
-                value.value,
-                PlottedValue(value.teacher, value.teacher_low, value.teacher_high),
-                PlottedValue(value.student, value.student_low, value.student_high),
-            )
-            for value in sorted(bias.values, key=lambda value: value.value)
-        ]
-        plot = shares({bias.attribute: values}, teacher=self.names[0], student=self.names[1], colour=self.colour)
+        values = sorted(bias.values, key=lambda value: value.value)
+        plot = self._plot(
+            f"share of pictures by {bias.attribute}",
+            [value.value for value in values],
+            [PlottedValue(value.teacher, value.teacher_low, value.teacher_high) for value in values],
+            [PlottedValue(value.student, value.student_low, value.student_high) for value in values],
+        )
         return Figure(plot, f"{bias.teacher_count} pictures each, their values told by a probe ({bias.accuracy:.0%} right).")
 
     def worst_prompts(self, found: GroupComparison) -> list[Block]:
-        worst = [change for change in found.groups if change.worst and change.p_value is not None]
-        numbers = [change.worst[0] for change in worst[:SHOWN]]
-        if not numbers:
-            return []
-        notes = [f"{change.group}: {change.teacher:.1f} → {change.student:.1f}" for change in worst[:SHOWN]]
-        drawn = [self._drawn(side, numbers) for side in (self.teacher, self.student)]
-        prompts = [self.judge.prompts[number] for number in numbers]
-        return [self._rows(prompts, drawn, self.names, notes)]
+        worst = [change for change in found.groups if change.worst and change.p_value is not None][:SHOWN]
+        numbers = [change.worst[0] for change in worst]
+        notes = [f"{change.group}: {change.teacher:.1f} → {change.student:.1f}" for change in worst]
+        drawn = {name: self._drawn(name, numbers) for name in self.names} if worst else {}
+        return self._rows(numbers, drawn, notes)
 
     def lost_modes(self, modes: ModeLoss) -> list[Block]:
         by_number = {mode.number: mode for mode in modes.bins}
         lost = [by_number[number] for number in modes.lost if by_number[number].teacher_examples][:SHOWN]
         if not lost:
             return []
-        real = self._real([mode.examples[0] for mode in lost])
-        drawn = self._drawn(self.teacher, [mode.teacher_examples[0] for mode in lost])
-        prompts = [self.judge.prompts[mode.teacher_examples[0]] for mode in lost]
+        numbers = [mode.teacher_examples[0] for mode in lost]
         notes = [f"{mode.teacher:.1%} of the teacher's pictures, {mode.student:.1%} of the student's" for mode in lost]
-        return [self._rows(prompts, [real, drawn], ("a real one of the mode", self.names[0]), notes)]
+        real, teacher = self._real([mode.examples[0] for mode in lost]), self.names[0]
+        return self._rows(numbers, {"a real one of the mode": real, teacher: self._drawn(teacher, numbers)}, notes)
 
     def suspicious(self, broken: Breakage) -> list[Block]:
-        pairs = broken.memorisation.student.pairs[:SHOWN]
-        drawn = self._drawn(self.student, [pair.drawn for pair in pairs])
-        real = self._real([pair.training for pair in pairs])
-        prompts = [self.judge.prompts[pair.drawn] for pair in pairs]
+        pairs, student = broken.memorisation.student.pairs[:SHOWN], self.names[1]
+        numbers, real = [pair.drawn for pair in pairs], self._real([pair.training for pair in pairs])
         notes = [f"{pair.ratio:.2f} of that picture's distance to its own nearest" for pair in pairs]
-        return [self._rows(prompts, [drawn, real], (self.names[1], "nearest training picture"), notes)]
+        return self._rows(numbers, {student: self._drawn(student, numbers), "nearest training picture": real}, notes)
 
-    def _rows(self, prompts: list[str], pictures: list[Tensor], columns: Sequence[str], notes: list[str]) -> Block:
-        together = zip(prompts, zip(*pictures, strict=True), notes, strict=True)
-        return PictureComparison(list(columns), [PictureRow(prompt, list(of), note=note) for prompt, of, note in together])
+    def _plot(self, label: str, rows: list[str], teacher: list[PlottedValue], student: list[PlottedValue]) -> Plot:
+        colours = [self.comparison.colours[row.contestant.name] for row in (self.comparison.baseline, self.row)]
+        return by_row(label, rows, dict(zip(self.names, (teacher, student), strict=True)), colours)
 
-    def _drawn(self, side: ModelImages, numbers: Sequence[int]) -> Tensor:
-        return self.judge.of(numbers).draw(side.sampler, side.steps, side.guidance_scale)
+    def _rows(self, numbers: list[int], pictures: Mapping[str, Tensor], notes: list[str]) -> list[Block]:
+        """Pictures by the names of their columns, a row a prompt, whose numbers are given."""
+        together = zip(numbers, zip(*pictures.values(), strict=True), notes, strict=True)
+        rows = [PictureRow(self.comparison.judge.prompts[number], of, note) for number, of, note in together]
+        return [PictureComparison(list(pictures), rows)] if rows else []
+
+    def _drawn(self, name: str, numbers: Sequence[int]) -> Tensor:
+        side = self.comparison.baseline.images if name == self.names[0] else self.row.images
+        return self.comparison.judge.of(numbers).draw(side.sampler, side.steps, side.guidance_scale)
 
     def _real(self, numbers: Sequence[int]) -> Tensor:
-        return pictures_at(self.source, numbers, min(256, self.teacher.sampler.resolution))
+        return pictures_at(self.source, numbers, min(256, self.comparison.baseline.images.sampler.resolution))

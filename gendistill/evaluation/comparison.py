@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gendistill.evaluation.audited import ModelImages
@@ -17,7 +16,10 @@ from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit
 from gendistill.evaluation.fit_report import as_json
 from gendistill.evaluation.judge import Judge, Judged
-from gendistill.evaluation.score_cells import Cells, summary_names, terminal_table
+from gendistill.evaluation.reporting.colours import colour_numbers
+from gendistill.evaluation.reporting.page import Cell, Column, TableRow
+from gendistill.evaluation.reporting.page import Table as PageTable
+from gendistill.evaluation.score_cells import INTERVALS, Cells, score_cells, score_table, summary_names, terminal_table
 from gendistill.metrics.cost.efficiency import Costs
 from gendistill.metrics.pairs.paired import PairedTest
 from gendistill.metrics.protocol import Evaluation
@@ -87,46 +89,58 @@ class ModelComparison:
     def baseline(self) -> ComparisonRow:
         return self.rows[0]
 
-    def row(self, model: str, steps: int | None = None) -> ComparisonRow:
-        """Of a model, in its most steps where none are given."""
-        return next(row for row in self.rows if row.contestant.name == model and steps in (None, row.steps))
-
     @property
-    def requested(self) -> Sequence[str] | None:
-        """Names of the metrics that were asked for."""
-        return self.judge.requested
+    def colours(self) -> dict[str, int]:
+        """The models' numbers, by name: 0 is the teacher."""
+        names, baseline = [row.contestant.name for row in self.rows], self.baseline.contestant
+        return colour_numbers(names, reference=None if baseline.is_student else baseline.name)
+
+    def figures(self, scores: Sequence[str]) -> PageTable:
+        """A line a row: its scores, its time and its memory, the best of each marked."""
+        colours, kinds = self.colours, {row.evaluation.label: _kind(row) for row in self.rows}
+        students = [row.contestant.name for row in self.rows if row.contestant.is_student]
+        cells: Cells = {
+            Column("model", align="left"): lambda row: Cell(row.model, colour=colours[row.model]),
+            Column("steps"): lambda row: str(row.steps),
+            Column("calls", "Network calls a picture; a guided step is two."): lambda row: str(row.network_calls),
+            **score_cells(scores),
+            Column("ms", "Median time of one picture by itself, after warm-up.", "lower"): lambda row: Cell(
+                milliseconds(row.costs["latency_seconds"]), value=row.costs["latency_seconds"]
+            ),
+            Column("MB", "Weights, and what drawing one picture takes besides.", "lower"): lambda row: (
+                Cell(f"{row.costs['memory_bytes'] / 1e6:.0f}", value=row.costs["memory_bytes"])
+                if "memory_bytes" in row.costs
+                else ""
+            ),
+        }
+        caption = f"{INTERVALS} The best of a column is marked."
+        table = score_table(
+            self.evaluations,
+            cells,
+            caption,
+            highlight=lambda row: row.model in students,
+            group=lambda row: kinds[row.label],
+        )
+        return table.with_best()
 
     def table(self) -> Table:
         """For the terminal."""
-        before: Cells = {
-            "model": lambda row: row.model,
-            "steps": lambda row: str(row.steps),
-            "calls": lambda row: str(row.network_calls),
-        }
-        after: Cells = {
-            "ms": lambda row: milliseconds(row.costs["latency_seconds"]),
-            "MB": lambda row: f"{row.costs['memory_bytes'] / 1e6:.0f}" if "memory_bytes" in row.costs else "",
-        }
-        title = f"{self.judge.metric} on {self.judge.prompt_source}"
-        students = [row.evaluation for row in self.rows if row.contestant.is_student]
-        scores = summary_names(self.evaluations, self.requested)
-        return terminal_table(title, self.evaluations, before, scores, after, bold=students)
+        figures = self.figures(summary_names(self.evaluations, self.judge.requested))
+        return terminal_table(f"{self.judge.metric} on {self.judge.prompt_source}", figures, self.judge.metric)
 
     def fit_table(self) -> Table | None:
         """Whether the students still fit, for the terminal; None where none was measured."""
         if not self.fits:
             return None
-        teacher = self.baseline.contestant.name
-        table = Table(title=f"does it still fit? In the place of {teacher}", title_justify="left", box=SIMPLE_HEAD)
         add_ons = [f"{one.kind} {one.name}" for one in next(iter(self.fits.values())).add_ons]
-        for number, name in enumerate(("model", "steps", "cosine of latents", "Procrustes", "CKA", *add_ons)):
-            table.add_column(name, justify="left" if number == 0 else "right")
+        names = ("steps", "cosine of latents", "Procrustes", "CKA", *add_ons)
+        rows = []
         for name, fit in self.fits.items():
-            steps, _ = fit.ways["student"]
             effects = [one.effect.cosine if one.effect else None for one in fit.add_ons]
             figures = [fit.latents.cosine, fit.latents.procrustes, fit.mean_cka, *effects]
-            table.add_row(name, str(steps), *("–" if figure is None else f"{figure:.3f}" for figure in figures))
-        return table
+            rows.append(TableRow.of(name, str(fit.ways["student"][0]), *("–" if of is None else f"{of:.3f}" for of in figures)))
+        title = f"does it still fit? In the place of {self.baseline.contestant.name}"
+        return terminal_table(title, PageTable([Column("model", align="left"), *map(Column, names)], rows))
 
     def to_json(self) -> str:
         rows = [{**dataclasses.asdict(row.evaluation), "measured_costs": row.costs.to_dict()} for row in self.rows]
@@ -140,6 +154,14 @@ class ModelComparison:
 def milliseconds(seconds: float) -> str:
     """To a tenth below 10."""
     return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f}"
+
+
+def _kind(row: ComparisonRow) -> str:
+    """The group of its table that a row stands in: how the model came about and how it is drawn from."""
+    model = row.contestant
+    method = model.samplers[row.steps].method
+    guidance = f", guidance {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
+    return f"{model.name}: {f'{method} student' if method else model.solver(row.steps)}{guidance}"
 
 
 def main_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:

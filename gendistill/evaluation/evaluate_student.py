@@ -11,7 +11,7 @@ from torch import Tensor
 from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.judge import Judge, Progress, build_judge
-from gendistill.evaluation.reporting import Gallery
+from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
     FILE_NAME,

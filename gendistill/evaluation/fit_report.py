@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawn
+from pydantic import TypeAdapter
 
 from gendistill.evaluation.add_ons import AddOnFit
 from gendistill.evaluation.fit import Fit, LatentDrift
-from gendistill.evaluation.reporting import (
+from gendistill.evaluation.reporting.page import (
     Block,
     Card,
     Cards,
@@ -22,14 +20,12 @@ from gendistill.evaluation.reporting import (
     Figure,
     Notice,
     PageSection,
-    Plot,
     Table,
     TableRow,
     Text,
 )
-from gendistill.evaluation.reporting.colours import marker
-from gendistill.evaluation.reporting.legend import add_legend, shortened
-from gendistill.evaluation.reporting.plot import NARROW, WIDE, Canvas
+from gendistill.evaluation.reporting.plot import Plot
+from gendistill.evaluation.reporting.rows import PlottedValue, by_row
 
 FEW_PICTURES = 16  # below it the figures of layers and add-ons say little
 SAME = 1e-9  # the squared distance that rounding alone makes
@@ -58,13 +54,13 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
         blocks.append(Notice(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
     blocks += [
         Text(_in_words(fit.latents, student, teacher), "Latents"),
-        Figure(drift_plot(fit.latents, student, teacher, colour), "0 is no drift."),
+        Figure(drift_plot(fit.latents, student, colour), "0 is no drift."),
         _drift_table(fit.latents, student, colour),
     ]
     if fit.layers:
         blocks += [
             Text(f"Unbiased linear CKA of what the networks' blocks give to {compared} noised latents.", "Layers"),
-            Figure(layers_plot(fit, student, colour), "1: the same up to rotation and scale. 0: nothing in common."),
+            Figure(layers_plot(fit), "1: the same up to rotation and scale. 0: nothing in common."),
             _layer_table(fit),
         ]
     if fit.unpaired:
@@ -83,73 +79,30 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
 
 def as_json(fit: Fit) -> dict[str, Any]:
     """All figures as plain types, names as in `Fit`; what is infinite or undefined is None, timesteps are texts."""
-    found = dataclasses.asdict(fit)
+    found: dict[str, Any] = json.loads(TypeAdapter(Fit).dump_json(fit))
     for layer, told in zip(fit.layers, found["layers"], strict=True):
         told["mean"] = layer.mean
     for one, told in zip(fit.add_ons, found["add_ons"], strict=True):
         if one.effect is not None:
             told["effect"]["ratio"] = one.effect.ratio
-    plain = _plain(found)
-    assert isinstance(plain, dict)
-    return plain
+    return found
 
 
-def drift_plot(drift: LatentDrift, student: str = "student", teacher: str = "teacher", colour: int = 1) -> Plot:
-    """Bars of how far the latents are from the teacher's; none is no drift."""
-    values = dict(zip((name for name, _ in DRIFT), _figures(drift), strict=True))
-
-    def draw(figure: Drawn, canvas: Canvas) -> None:
-        axes = figure.subplots()
-        for row, value in enumerate(values.values()):
-            axes.barh(row, value, height=0.5, color=canvas.palette.model(colour), alpha=0.9, linewidth=0)
-            axes.annotate(f"{value:.3g}", (value, row), (6, 0), textcoords="offset points", va="center", size=canvas.small)
-        _named_rows(axes, canvas, list(values))
-        axes.set_xlim(0, 1.15 * max(*values.values(), 1e-3))
-        axes.set_xlabel(f"drift of {student}'s latents", loc="right")
-
-    told = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-    alt = f"Drift of {student}'s latents from {teacher}'s: {told}."
-    return Plot(draw, alt, (WIDE[0], 70 + 34 * len(values)), (NARROW[0], 70 + 34 * len(values)))
+def drift_plot(drift: LatentDrift, student: str = "student", colour: int = 1) -> Plot:
+    """How far the latents are from the teacher's; 0 is no drift."""
+    values = {student: [PlottedValue(value) for value in _figures(drift)]}
+    return by_row(f"drift of {student}'s latents", [name for name, _ in DRIFT], values, [colour])
 
 
-def layers_plot(fit: Fit, student: str = "student", colour: int = 1) -> Plot:
+def layers_plot(fit: Fit) -> Plot:
     """CKA by layer, from the first block to the last, a sign a timestep.
 
     Raises:
         ValueError: no layers were compared.
     """
-    if not fit.layers:
-        raise ValueError("layers: got none, takes at least 1.")
-    times = list(fit.layers[0].cka)
-
-    def draw(figure: Drawn, canvas: Canvas) -> None:
-        axes, ink = figure.subplots(), canvas.palette.model(colour)
-        signs = {time: marker(1 + number) for number, time in enumerate(times)}
-        for row, layer in enumerate(fit.layers):
-            axes.hlines(row, min(layer.cka.values()), max(layer.cka.values()), color=ink, linewidth=6, alpha=0.16)
-            for time, value in layer.cka.items():
-                edge = {"markeredgecolor": canvas.palette.background, "markeredgewidth": 1, "zorder": 3}
-                axes.plot([value], [row], marker=signs[time], markersize=8, color=ink, **edge)  # type: ignore[arg-type]
-        _named_rows(axes, canvas, [layer.teacher for layer in fit.layers])
-        axes.set_xlim(min(0, *(value for layer in fit.layers for value in layer.cka.values())) - 0.03, 1.03)
-        axes.set_xlabel("CKA", loc="right")
-        add_legend(figure, canvas, [(f"t = {time}", ink, sign) for time, sign in signs.items()])
-
-    told = ", ".join(f"{layer.teacher} {layer.mean:.2f}" for layer in fit.layers)
-    alt = f"CKA of {student}'s layers with the teacher's, on average over timesteps: {told}."
-    size = 100 + 30 * len(fit.layers)
-    return Plot(draw, alt, (WIDE[0], size), (NARROW[0], size))
-
-
-def _named_rows(axes: Axes, canvas: Canvas, names: Sequence[str]) -> None:
-    """The first row on top, names at the left, no lines but those that measure."""
-    axes.set_yticks(range(len(names)), [shortened(name, canvas, 0.36) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.spines["bottom"].set_visible(False)
-    axes.tick_params(axis="x", length=0)
-    axes.tick_params(axis="y", labelcolor=canvas.palette.ink)
-    axes.grid(axis="x")
-    axes.locator_params(axis="x", nbins=4 if canvas.narrow else 7)
+    times = list(fit.layers[0].cka) if fit.layers else []
+    values = {f"t = {time}": [PlottedValue(layer.cka[time]) for layer in fit.layers] for time in times}
+    return by_row("CKA", [layer.teacher for layer in fit.layers], values, range(1, len(times) + 1))
 
 
 def _figures(drift: LatentDrift) -> tuple[float, ...]:
@@ -189,8 +142,8 @@ def _drift_table(drift: LatentDrift, student: str, colour: int) -> Table:
         Column("cosine", "Between a picture's latents of both models, on average.", "higher"),
         Column("PSNR", "Of the latents, with the range of the teacher's as the peak.", "higher"),
     ]
-    cells = [Cell(f"{value:.3g}", value=value) for value in _figures(drift)]
-    row = TableRow([Cell(student, colour=colour), *cells, _number(drift.cosine), _decibels(drift.psnr)])
+    cells = [*(f"{value:.3g}" for value in _figures(drift)), _number(drift.cosine), _decibels(drift.psnr)]
+    row = TableRow.of(Cell(student, colour=colour), *cells)
     return Table(columns, [row], "Drift of the latents of the same noise and prompts.")
 
 
@@ -203,18 +156,10 @@ def _layer_table(fit: Fit) -> Table:
         *(Column(f"t = {time}", better="higher") for time in times),
         Column("mean", better="higher"),
     ]
-    rows = [
-        TableRow(
-            [
-                layer.teacher,
-                layer.student,
-                f"{layer.size[0]}×{layer.size[1]}",
-                *(Cell(_number(layer.cka[time]), value=layer.cka[time]) for time in times),
-                Cell(_number(layer.mean), value=layer.mean),
-            ]
-        )
-        for layer in fit.layers
-    ]
+    rows = []
+    for layer in fit.layers:
+        size, figures = f"{layer.size[0]}×{layer.size[1]}", [*(layer.cka[time] for time in times), layer.mean]
+        rows.append(TableRow.of(layer.teacher, layer.student, size, *map(_number, figures)))
     return Table(columns, rows, "CKA by timestep; layers are paired by the size of their maps and their depth.")
 
 
@@ -230,9 +175,8 @@ def _add_on_table(fit: Fit) -> Table:
     def row(one: AddOnFit) -> TableRow:
         effect = one.effect
         numbers = (None, None, None) if effect is None else (effect.cosine, effect.ratio, effect.repeated)
-        cells = [Cell(_number(number), value=number) for number in numbers]
         left_out = str(len(one.unfit)) if one.kind == "LoRA" else ""
-        return TableRow([f"{one.kind} {one.name}", *cells, left_out])
+        return TableRow.of(f"{one.kind} {one.name}", *map(_number, numbers), left_out)
 
     return Table(columns, [row(one) for one in fit.add_ons], f"Features of {fit.extractor}.")
 
@@ -253,12 +197,3 @@ def _number(value: float | None) -> str:
 
 def _decibels(value: float) -> str:
     return "∞" if math.isinf(value) else f"{value:.1f} dB"
-
-
-def _plain(value: object) -> object:
-    """Of dicts, lists and numbers, as JSON has them."""
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

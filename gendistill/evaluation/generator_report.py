@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table as TerminalTable
 from torch import Tensor
 
-from gendistill.evaluation.reporting import (
+from gendistill.evaluation.reporting.page import (
     Block,
     Card,
     Cards,
@@ -24,18 +24,17 @@ from gendistill.evaluation.reporting import (
     Notice,
     Page,
     PageSection,
-    Table,
-    TableRow,
     Text,
     write_page,
 )
+from gendistill.evaluation.reporting.page import Table as PageTable
 from gendistill.evaluation.score_cells import (
-    INTERVALS,
     Cells,
     explanations,
-    score_cell,
-    score_column,
+    protocol_section,
+    score_cells,
     score_names,
+    score_table,
     summary_names,
     terminal_table,
 )
@@ -87,20 +86,33 @@ class GeneratorComparison:
         names = self.student[0].model, self.teacher[0].model
         return {of.batch_size: of.speed_up(*names) for of in self.times}
 
-    def table(self) -> TerminalTable:
-        """For the terminal: a line a model, the teacher first; below, what the student gains and loses."""
-        rows = [*self.teacher, *self.student]
-        metric = rows[0].protocol.metric
-        costs: Cells = {
-            "MMACs": lambda row: f"{row.costs['macs'] / 1e6:.3g}",
-            "M params": lambda row: f"{row.costs['parameters'] / 1e6:.3g}",
-            **{f"ms by {of.batch_size}": _seconds_by(of.batch_size) for of in self.times},
+    @property
+    def rows(self) -> list[Evaluation]:
+        """The teacher's and the student's."""
+        return [*self.teacher, *self.student]
+
+    def figures(self, scores: Sequence[str]) -> PageTable:
+        """A line a model, its scores and what a picture costs, the better of two marked."""
+        cells: Cells = {
+            Column("model", align="left"): lambda row: Cell(row.model, colour=self.rows.index(row)),
+            **score_cells(scores),
+            Column("MACs, M", "Multiply-accumulates of one picture, in millions.", "lower"): _cost("macs", 1e-6, "{:.3g}"),
+            Column("parameters, M", "In millions.", "lower"): _cost("parameters", 1e-6, "{:.3g}"),
         }
-        title, model = f"{metric} on {rows[0].protocol.prompts}", {"model": lambda row: row.model}
-        table = terminal_table(title, rows, model, summary_names(rows, self.requested), costs, bold=self.student)
+        for of in self.times:
+            explained = f"A picture, of {of.batch_size} drawn together; the median, timed turn and turn about."
+            column = Column(f"ms by {of.batch_size}", explained, "lower")
+            cells = {**cells, column: _cost(f"seconds_by_{of.batch_size}", 1000, "{:.2f}")}
+        return score_table(self.rows, cells, highlight=lambda row: row in self.student).with_best()
+
+    def table(self) -> TerminalTable:
+        """For the terminal; below, what the student gains and loses."""
+        protocol = self.teacher[0].protocol
+        figures = self.figures(summary_names(self.rows, self.requested))
+        table = terminal_table(f"{protocol.metric} on {protocol.prompts}", figures, protocol.metric)
         if self.fd_ratio is not None:
             faster = " and ".join(f"{of:.1f}× as fast by {size}" for size, of in self.speed_up.items())
-            table.caption, table.caption_justify = f"{metric} {self.fd_ratio:.2f}× the teacher's; {faster}", "left"
+            table.caption, table.caption_justify = f"{protocol.metric} {self.fd_ratio:.2f}× the teacher's; {faster}", "left"
         return table
 
     def to_json(self) -> str:
@@ -120,8 +132,8 @@ class GeneratorComparison:
         )
 
 
-def _seconds_by(size: int) -> Callable[[Evaluation], str]:
-    return lambda row: f"{1000 * row.costs[f'seconds_by_{size}']:.2f}"
+def _cost(name: str, scale: float, text: str) -> Callable[[Evaluation], Cell]:
+    return lambda row: Cell(text.format(scale * row.costs[name]), value=row.costs[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,16 +159,12 @@ def write_report(path: Path, comparison: GeneratorComparison, pictures: Generato
     Args:
         told: what the student's folder says of how it was made.
     """
-    (teacher,), (student,), times = comparison.teacher, comparison.student, comparison.times
-    protocol = student.protocol
+    protocol = comparison.teacher[0].protocol
+    facts = [(name.replace("_", " "), str(value)) for name, value in told.items() if isinstance(value, str | int | float)]
+    folder = [Details("What the student's folder says of it", facts)] if facts else []
     page = Page(
-        f"{told.get('method', 'gan')} student of {teacher.model}",
-        [
-            _figures(comparison),
-            _costs(teacher, student, times),
-            *_shown(pictures),
-            _made(told, protocol.describe()),
-        ],
+        f"{told.get('method', 'gan')} student of {comparison.teacher[0].model}",
+        [_figures(comparison), *_shown(pictures), protocol_section(comparison.student[0], *folder)],
         subtitle=f"{protocol.prompts}; against {protocol.reference}.",
         footer="Written by gendistill evaluate.",
     )
@@ -164,55 +172,22 @@ def write_report(path: Path, comparison: GeneratorComparison, pictures: Generato
 
 
 def _figures(comparison: GeneratorComparison) -> PageSection:
-    (teacher,), (student,), last = comparison.teacher, comparison.student, comparison.times[-1]
-    metric = teacher.protocol.metric
-    speed = last.speed_up(student.model, teacher.model)
+    (teacher,), (student,) = comparison.teacher, comparison.student
+    metric, names = teacher.protocol.metric, score_names(comparison.rows)
     ratio = f"{student.scores[metric]:.2f} to {teacher.scores[metric]:.2f}"
-    cards = [
-        Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", ratio, 1),
-        Card(f"{speed:.1f}×", f"as fast, {last.batch_size} together", _between(last, student.model, teacher.model)),
-    ]
+    cards = [Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", ratio, 1)]
+    for of in comparison.times:
+        quartiles = "{:.1f}–{:.1f}, the quartiles of the rounds".format(*of.speed_up_between(student.model, teacher.model))
+        cards.append(Card(f"{comparison.speed_up[of.batch_size]:.1f}×", f"as fast, {of.batch_size} together", quartiles))
     for name, words in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
-        if gain := _gain(teacher, student, name):
-            shrunk = f"{_millions(teacher.costs[name])} to {_millions(student.costs[name])}"
-            cards.append(Card(gain, f"fewer {words}", f"{shrunk}{' a picture' * (name == 'macs')}"))
-    names = score_names([teacher, student])
-    columns = [Column("score", align="left"), *(Column(of.model) for of in (teacher, student))]
-    rows = []
-    for column, name in zip(map(score_column, names), names, strict=True):
-        arrow = "↑" if column.better == "higher" else "↓"
-        cells = _with_best([score_cell(of, name) for of in (teacher, student)], column.better)
-        rows.append(TableRow([f"{column.name} {arrow}", *cells]))
-    blocks: list[Block] = [Cards(cards), *(Notice(text) for text in comparison.warnings), Table(columns, rows, INTERVALS)]
-    blocks.append(explanations(names))
+        if gain := comparison.compression.get(name):  # none of what could not be counted, as operations inside a program
+            shrunk = f"{teacher.costs[name] / 1e6:.3g} M to {student.costs[name] / 1e6:.3g} M"
+            cards.append(Card(f"{gain:.1f}×", f"fewer {words}", shrunk))
+    blocks: list[Block] = [Cards(cards), *(Notice(text) for text in comparison.warnings)]
+    blocks += [comparison.figures(names), explanations(names)]
     if comparison.test is not None:
         blocks.append(Text(f"{metric}: {comparison.test.describe(student.model, teacher.model)}"))
     return PageSection("Figures", blocks)
-
-
-def _costs(teacher: Evaluation, student: Evaluation, times: Sequence[SideBySide]) -> PageSection:
-    columns = [
-        Column("model", align="left"),
-        Column("MACs, M", "Multiply-accumulates of one picture, in millions.", "lower"),
-        Column("parameters, M", "In millions.", "lower"),
-        *(
-            Column(f"ms by {of.batch_size}", f"A picture, of {of.batch_size} drawn together; the median.", "lower")
-            for of in times
-        ),
-    ]
-    rows = []
-    for colour, of in enumerate((teacher, student)):
-        cells = [Cell(of.model, colour=colour)]
-        cells += [Cell(f"{of.costs[name] / 1e6:.3g}", value=of.costs[name]) for name in ("macs", "parameters")]
-        seconds = [timed.seconds_per_picture(of.model) for timed in times]
-        cells += [Cell(f"{1000 * value:.2f}", value=value) for value in seconds]
-        rows.append(TableRow(cells, highlight=of is student))
-    names = student.model, teacher.model
-    gained = [Cell(_gain(teacher, student, name, digits=2)) for name in ("macs", "parameters")]
-    gained += [Cell(f"{of.speed_up(*names):.2f}×", _between(of, *names)) for of in times]
-    rows.append(TableRow([Cell("gain"), *gained]))
-    lead = "Timed turn and turn about in one run; beside a speed-up the quartiles of its rounds."
-    return PageSection("What a picture costs", [Table(columns, rows)], lead)
 
 
 def _shown(pictures: GeneratorImages) -> list[PageSection]:
@@ -234,32 +209,3 @@ def _shown(pictures: GeneratorImages) -> list[PageSection]:
         rows = [Text(f"Rows: {told}.")] if told else []
         sections.append(PageSection("Between two noises", [Galleries(strips, columns=count), *rows], lead))
     return sections
-
-
-def _made(told: Mapping[str, Any], protocol: str) -> PageSection:
-    facts = [(name.replace("_", " "), str(value)) for name, value in told.items() if isinstance(value, str | int | float)]
-    blocks: list[Block] = [Details("How the figures were made", protocol, opened=True)]
-    return PageSection("Protocol", [*blocks, Details("What the student's folder says of it", facts)] if facts else blocks)
-
-
-def _with_best(cells: list[Cell], way: str | None) -> list[Cell]:
-    """The better of two marked; neither where they are equal or one is missing."""
-    first, second = (cell.value for cell in cells)
-    if first is None or second is None or first == second:
-        return cells
-    wins = (first > second) == (way == "higher")
-    return [dataclasses.replace(cell, best=best) for cell, best in zip(cells, (wins, not wins), strict=True)]
-
-
-def _gain(teacher: Evaluation, student: Evaluation, name: str, digits: int = 1) -> str:
-    """How many times less the student costs; empty of what could not be counted, as operations inside a program."""
-    ours, theirs = student.costs[name], teacher.costs[name]
-    return f"{theirs / ours:.{digits}f}×" if ours and theirs else ""
-
-
-def _between(times: SideBySide, student: str, teacher: str) -> str:
-    return "{:.1f}–{:.1f}".format(*times.speed_up_between(student, teacher))
-
-
-def _millions(count: float) -> str:
-    return f"{count / 1e6:.3g} M"

@@ -1,17 +1,18 @@
-"""Scores as cells of a page's table and of a terminal's: what the registry says of each, and nothing else."""
+"""Scores as a table for a page and for a terminal: what the registry says of each, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as TerminalTable
 
-from gendistill.evaluation.reporting import Cell, Column, Details
+from gendistill.evaluation.reporting.page import Cell, Column, Details, PageSection, Table, TableRow
 from gendistill.metrics.protocol import Evaluation
 from gendistill.metrics.registry import higher_is_better, metric_of
 
-Cells = Mapping[str, Callable[[Evaluation], str]]  # by column
+Cells = Mapping[Column, Callable[[Evaluation], Cell | str]]  # of a row, by column
 INTERVALS = "Beside a value its 95 % interval; ∞ marks one for infinitely many images, which need not hold the value."
 
 
@@ -26,7 +27,12 @@ def summary_names(rows: Iterable[Evaluation], requested: Sequence[str] | None) -
     return [name for name, metric in found if metric is None or metric.in_summary or metric.name in (requested or ())]
 
 
-def score_column(name: str) -> Column:
+def score_cells(names: Iterable[str]) -> dict[Column, Callable[[Evaluation], Cell]]:
+    """A column a score."""
+    return {_score_column(name): partial(_score_cell, name) for name in names}
+
+
+def _score_column(name: str) -> Column:
     metric = metric_of(name)
     return Column(score_label(name), metric.explanation if metric else "", "higher" if higher_is_better(name) else "lower")
 
@@ -39,7 +45,7 @@ def score_label(name: str) -> str:
     return (metric.label or name) + (f" ×{metric.scale:g}" if metric.scale != 1 else "")
 
 
-def score_cell(row: Evaluation, name: str) -> Cell:
+def _score_cell(name: str, row: Evaluation) -> Cell:
     """A score with its interval; empty where the row has none."""
     value, interval, metric = row.scores.get(name), row.intervals.get(name), metric_of(name)
     if value is None:
@@ -50,28 +56,51 @@ def score_cell(row: Evaluation, name: str) -> Cell:
     return Cell(f"{scale * value:.{digits}f}", small, value)
 
 
+def score_table(
+    rows: Sequence[Evaluation],
+    cells: Cells,
+    caption: str = INTERVALS,
+    *,
+    highlight: Callable[[Evaluation], bool] = lambda row: False,
+    group: Callable[[Evaluation], str] = lambda row: "",
+) -> Table:
+    """A line a row: each column's cell of it."""
+    lines = [TableRow.of(*(cell(row) for cell in cells.values()), highlight=highlight(row), group=group(row)) for row in rows]
+    return Table(list(cells), lines, caption)
+
+
+def terminal_table(title: str, table: Table, decides: str = "") -> TerminalTable:
+    """A page's table for the terminal, with the interval of one score, the distance that decides."""
+    shown = TerminalTable(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in table.columns:
+        shown.add_column(column.name, justify=column.align)
+        if column.name == score_label(decides):
+            shown.add_column("95 %", justify="right")
+    for row in table.rows:
+        texts = []
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            texts += [cell.text, cell.small] if column.name == score_label(decides) else [cell.text]
+        shown.add_row(*texts, style="bold" if row.highlight else "")
+    return shown
+
+
 def explanations(names: Iterable[str]) -> Details:
     """What the scores mean, for the end of a page or of a section."""
     found = [(score_label(name), metric.explanation) for name in names if (metric := metric_of(name))]
     return Details("What the scores mean", found)
 
 
-def terminal_table(
-    title: str,
-    rows: Sequence[Evaluation],
-    before: Cells,
-    scores: Sequence[str],
-    after: Cells,
-    bold: Sequence[Evaluation] = (),
-) -> TerminalTable:
-    """A line per row: columns, then scores with the interval of the first, the distance that decides, then more columns."""
-    table = TerminalTable(title=title, title_justify="left", box=SIMPLE_HEAD)
-    labels = [score_label(name) for name in scores]
-    for column in (*before, *labels[:1], "95 %", *labels[1:], *after):
-        table.add_column(column, justify="left" if column in ("model", "sampler") else "right")
-    for row in rows:
-        decides, *others = (score_cell(row, name) for name in scores)
-        figures = [decides.text, decides.small, *(cell.text for cell in others)]
-        cells = [*(cell(row) for cell in before.values()), *figures, *(cell(row) for cell in after.values())]
-        table.add_row(*cells, style="bold" if any(row is one for one in bold) else "")
-    return table
+def protocol_section(row: Evaluation, *more: Details) -> PageSection:
+    """How the figures of a page were made."""
+    protocol = row.protocol
+    facts = [
+        ("extractor", f"{protocol.extractor} ({protocol.weights_hash})"),
+        ("pictures", f"{protocol.num_samples:,}, {protocol.resize}"),
+        ("prompts", f"{protocol.prompts}, seed {protocol.seed}"),
+        ("reference", f"{protocol.reference}, {protocol.reference_count} pictures ({protocol.reference_hash})"),
+        ("CLIP", f"{protocol.clip_model} ({protocol.clip_weights_hash})" if protocol.clip_model else "none"),
+        ("intervals", "95 %, bootstrap over drawn pictures; distances corrected for their bias in finite sets"),
+        ("names", "Distances are named after the network that saw the images: no two protocols share a name."),
+        ("versions", ", ".join(f"{name} {version}" for name, version in protocol.versions.items())),
+    ]
+    return PageSection("Protocol", [Details("How the figures were made", facts, opened=True), *more])

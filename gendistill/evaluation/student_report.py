@@ -10,33 +10,28 @@ from pathlib import Path
 
 from rich.table import Table as TerminalTable
 
-from gendistill.evaluation.reporting import (
+from gendistill.evaluation.reporting.colours import colour_numbers
+from gendistill.evaluation.reporting.curves import Point, Series, curves
+from gendistill.evaluation.reporting.page import (
     Block,
     Card,
     Cards,
     Cell,
     Column,
-    Details,
     Figure,
     Galleries,
     Gallery,
     Page,
     PageSection,
-    Point,
-    Series,
     Table,
-    TableRow,
-    colour_numbers,
-    guidance_curve,
-    quality_against_steps,
     write_page,
 )
 from gendistill.evaluation.score_cells import (
-    INTERVALS,
     Cells,
     explanations,
-    score_cell,
-    score_column,
+    protocol_section,
+    score_cells,
+    score_table,
     summary_names,
     terminal_table,
 )
@@ -81,18 +76,38 @@ class StudentComparison:
         """Reported names of the scores that tables show, the distance that decides first."""
         return summary_names(self.student or self.teacher, self.requested)
 
-    def gap(self, row: Evaluation) -> float | None:
-        """The gap that a student's row closes; None of other rows."""
-        closed = {gap.network_calls: gap.closed for gap in self.gaps}
-        return closed.get(row.network_calls) if row in self.student else None
+    @property
+    def colours(self) -> dict[str, int]:
+        """Numbers of the curves, by name; the teacher's is 0."""
+        names = [*(row.model for row in self.student), *(f"teacher, {solver}" for solver in TEACHER_SAMPLERS)]
+        return colour_numbers(names, reference="teacher")
+
+    def gap(self, row: Evaluation) -> str:
+        """The gap that a student's row closes; empty of other rows."""
+        closed = {gap.network_calls: f"{gap.closed:.2f}" for gap in self.gaps}
+        return closed.get(row.network_calls, "") if row in self.student else ""
+
+    def figures(self) -> Table:
+        """Students beside the teacher at full length and at its best within as many network calls."""
+        colours = self.colours
+        cells: Cells = {
+            Column("model", align="left"): lambda row: Cell(row.model, colour=colours.get(row.model, 0)),
+            Column("sampler", align="left"): lambda row: row.sampler,
+            Column("steps"): lambda row: str(row.steps),
+            Column("guidance"): lambda row: f"{row.guidance_scale:g}" if row.guidance_scale > 1 else "-",
+            Column("calls", "Network calls a picture; a guided step is two."): lambda row: str(row.network_calls),
+            **score_cells(self.summary),
+            Column("ms", "A picture, drawn in batches."): lambda row: (
+                "" if row.seconds_per_picture is None else f"{row.seconds_per_picture * 1000:.1f}"
+            ),
+        }
+        if self.student:
+            cells = {**cells, Column("gap closed", EXPLAINED, "higher"): self.gap}
+        return score_table(self.shown, cells, highlight=lambda row: row in self.student)
 
     def table(self) -> TerminalTable:
-        """For the terminal: students beside the teacher at full length and at its best within as many network calls."""
-        after: Cells = {"ms": _milliseconds}
-        if self.student:
-            after = {**after, "gap": lambda row: "" if (gap := self.gap(row)) is None else f"{gap:.2f}"}
-        title = f"{self.metric} on {self.shown[0].protocol.prompts}"
-        table = terminal_table(title, self.shown, COLUMNS, self.summary, after, bold=self.student)
+        """For the terminal."""
+        table = terminal_table(f"{self.metric} on {self.shown[0].protocol.prompts}", self.figures(), self.metric)
         if self.student:
             sentences = [f"{card.value} {card.label}: {card.small}." for card in _full_length_cards(self)]
             table.caption = "\n".join(sentences or _cost(self.share)) or None
@@ -111,19 +126,6 @@ class StudentComparison:
         )
 
 
-def _milliseconds(row: Evaluation) -> str:
-    return "" if row.seconds_per_picture is None else f"{row.seconds_per_picture * 1000:.1f}"
-
-
-COLUMNS: Cells = {
-    "model": lambda row: row.model,
-    "sampler": lambda row: row.sampler,
-    "steps": lambda row: str(row.steps),
-    "guidance": lambda row: f"{row.guidance_scale:g}" if row.guidance_scale > 1 else "-",
-    "calls": lambda row: str(row.network_calls),
-}
-
-
 def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Evaluation]:
     """The teacher's best row at 50 steps, and for each solver its best within each of the student's numbers of calls."""
     metric = student[0].protocol.metric
@@ -137,31 +139,26 @@ def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Eval
 
 def write_report(path: Path, title: str, comparison: StudentComparison, galleries: Sequence[Gallery]) -> None:
     """report.html: figures, quality against network calls, the slider's curve, and grids at the same prompts and seeds."""
-    student, slider, teacher, metric = comparison.student, comparison.slider, comparison.teacher, comparison.metric
-    names = list(dict.fromkeys(row.model for row in student))
-    curves = ["teacher", *names, *(f"teacher, {solver}" for solver in TEACHER_SAMPLERS)]
-    colours = colour_numbers(curves, reference="teacher")
+    student, slider, distance = comparison.student, comparison.slider, f"{comparison.metric}, lower is better"
     quality: list[Block] = [
         Figure(
-            quality_against_steps(
-                _quality(student, teacher, colours), f"{metric}, lower is better", y_log=True, x_label="network calls"
-            ),
+            curves(_quality(comparison), "network calls", distance, x_log=True, y_log=True),
             "The teacher at its best guidance scale by each solver.",
         )
     ]
     if slider and "clip_score" in slider[0].scores:
-        curve = guidance_curve(_slider([*student, *slider], teacher, colours), "CLIP score", f"{metric}, lower is better")
-        quality.append(Figure(curve, "guidance_scale moves the student along its teacher's own curve; numbers are scales."))
-    cards = [*_gap_cards(comparison.gaps, metric), *_full_length_cards(comparison)]
+        caption = "guidance_scale moves the student along its teacher's own curve; numbers are scales."
+        quality.append(Figure(curves(_slider(comparison), "CLIP score", distance), caption))
+    cards = [*_gap_cards(comparison), *_full_length_cards(comparison)]
     explained = " ".join([EXPLAINED, *(f"{told[0].upper()}{told[1:]}." for told in _cost(comparison.share))])
-    figures: list[Block] = [Cards(cards), _table(comparison, colours), explanations(comparison.summary)]
+    figures: list[Block] = [Cards(cards), comparison.figures(), explanations(comparison.summary)]
     page = Page(
         title,
         [
             PageSection("Figures", figures, explained),
             PageSection("Quality against network calls", quality),
             PageSection("The same prompts and seeds", [Galleries(galleries)]),
-            PageSection("Protocol", [Details("How the figures were made", student[0].protocol.describe(), opened=True)]),
+            protocol_section(student[0]),
         ],
         subtitle=f"{student[0].protocol.prompts}; against {student[0].protocol.reference}.",
         footer="Written by gendistill evaluate.",
@@ -169,14 +166,14 @@ def write_report(path: Path, title: str, comparison: StudentComparison, gallerie
     write_page(page, path)
 
 
-def _gap_cards(gaps: list[Gap], metric: str) -> list[Card]:
+def _gap_cards(comparison: StudentComparison) -> list[Card]:
     return [
         Card(
             f"{gap.closed:.2f}",
             f"of the gap closed at {gap.network_calls} call{'s' if gap.network_calls != 1 else ''}",
-            f"{metric}: student {gap.student:.2f}, best free {gap.free:.2f}, teacher {gap.teacher:.2f}",
+            f"{comparison.metric}: student {gap.student:.2f}, best free {gap.free:.2f}, teacher {gap.teacher:.2f}",
         )
-        for gap in gaps
+        for gap in comparison.gaps
     ]
 
 
@@ -200,53 +197,36 @@ def _cost(share: float) -> list[str]:
     return [] if share == 1 else [f"a call of the student costs {share:.2f} of the teacher's multiply-accumulates"]
 
 
-def _table(comparison: StudentComparison, colours: dict[str, int]) -> Table:
-    explained = {"calls": "Network calls a picture; a guided step is two."}
-    columns = [Column(name, align="left") for name in ("model", "sampler")]
-    columns += [Column(name, explained.get(name, "")) for name in list(COLUMNS)[2:]]
-    columns += [score_column(name) for name in comparison.summary]
-    columns += [Column("ms", "A picture, drawn in batches."), Column("gap closed", EXPLAINED, "higher")]
-    rows = []
-    for row in comparison.shown:
-        gap = comparison.gap(row)
-        model, *others = (cell(row) for cell in COLUMNS.values())
-        cells: list[Cell | str] = [Cell(model, colour=colours.get(row.model, 0)), *others]
-        cells += [score_cell(row, name) for name in comparison.summary]
-        cells += [_milliseconds(row), Cell("" if gap is None else f"{gap:.2f}", value=gap)]
-        rows.append(TableRow(cells, highlight=row in comparison.student))
-    return Table(columns, rows, INTERVALS)
-
-
-def _quality(student: list[Evaluation], teacher: list[Evaluation], colours: dict[str, int]) -> list[Series]:
+def _quality(comparison: StudentComparison) -> list[Series]:
     """The students' curve and the teacher's best by each solver, against network calls."""
-    metric = student[0].protocol.metric
-    found = {}
+    metric, colours, student = comparison.metric, comparison.colours, comparison.student
+    ordered = sorted(student, key=lambda row: row.network_calls)
+    points = tuple(Point(row.network_calls, row.scores[metric]) for row in ordered)
+    series = [Series("student", points, colours[student[0].model])]
     for solver in TEACHER_SAMPLERS:
         best: dict[int, float] = {}
-        for row in teacher:
+        for row in comparison.teacher:
             if row.sampler == solver:
                 best[row.network_calls] = min(row.scores[metric], best.get(row.network_calls, float("inf")))
         if best:
-            found[f"teacher, {solver}"] = [Point(calls, best[calls]) for calls in sorted(best)]
-    series = [Series(name, tuple(points), colours[name], dashed=True) for name, points in found.items()]
-    ordered = sorted(student, key=lambda row: row.network_calls)
-    points = tuple(Point(row.network_calls, row.scores[metric]) for row in ordered)
-    return [Series("student", points, colours[student[0].model]), *series]
+            points, name = tuple(Point(calls, best[calls]) for calls in sorted(best)), f"teacher, {solver}"
+            series.append(Series(name, points, colours[name], dashed=True))
+    return series
 
 
-def _slider(students: list[Evaluation], teacher: list[Evaluation], colours: dict[str, int]) -> list[Series]:
+def _slider(comparison: StudentComparison) -> list[Series]:
     """Distance and CLIP score, a point a guidance scale: w-conditioned students beside the teacher at full length."""
-    metric = students[0].protocol.metric
-    full = [row for row in teacher if row.steps == TEACHER_STEPS]
-    curves = {"teacher": full}
-    for row in students:
-        curves.setdefault(row.model, []).append(row)
+    rows = {"teacher": [row for row in comparison.teacher if row.steps == TEACHER_STEPS]}
+    for row in [*comparison.student, *comparison.slider]:
+        rows.setdefault(row.model, []).append(row)
     series = []
-    for name, rows in curves.items():
-        ordered = sorted(rows, key=lambda row: row.guidance_scale)
-        points = tuple(Point(row.scores["clip_score"], row.scores[metric], label=f"{row.guidance_scale:g}") for row in ordered)
-        steps = f"{ordered[0].steps} steps"
-        series.append(Series(f"{name}, {steps}", points, colours[name], dashed=name == "teacher"))
+    for name, found in rows.items():
+        ordered = sorted(found, key=lambda row: row.guidance_scale)
+        points = tuple(
+            Point(row.scores["clip_score"], row.scores[comparison.metric], label=f"{row.guidance_scale:g}") for row in ordered
+        )
+        label = f"{name}, {ordered[0].steps} steps"
+        series.append(Series(label, points, comparison.colours[name], dashed=name == "teacher"))
     return series
 
 

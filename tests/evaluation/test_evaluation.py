@@ -13,7 +13,7 @@ from fresh_process import ran
 from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.judge import build_judge
-from gendistill.evaluation.reporting import Gallery
+from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
     SEARCHED,

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from gendistill.diffusion.trained_networks import copy_network
 from gendistill.evaluation.add_ons import effect_of
 from gendistill.evaluation.fit import latent_drift, measure_fit
 from gendistill.evaluation.fit_report import as_json, drift_plot, fit_section, layers_plot
-from gendistill.evaluation.reporting import Page, render
+from gendistill.evaluation.reporting.page import Page, render
 from gendistill.samplers import FewStepSampler, StudentSpec
 
 PROMPTS = [f"google emoji of {thing}" for thing in ("food", "animals", "a red apple", "people", "smileys", "fruit")]
@@ -310,5 +311,4 @@ def test_the_report_has_all_figures_and_the_json_is_standard(own_fit, teacher_sa
 def test_plots_are_drawn_wide_and_narrow_and_told_in_words(own_fit):
     for plot in (layers_plot(own_fit), drift_plot(own_fit.latents)):
         assert "narrow" in plot.svg(narrow=True)
-        assert plot.png()[1:4] == b"PNG"
-    assert "mid_block 1.00" in layers_plot(own_fit).alt
+    assert re.search(r"mid_block: t = \d+ 1, ", layers_plot(own_fit).alt)

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gendistill.evaluation.reporting import (
+from gendistill.evaluation.reporting.colours import colour_numbers
+from gendistill.evaluation.reporting.curves import Point, Series, curves
+from gendistill.evaluation.reporting.page import (
     Card,
     Cards,
     Cell,
@@ -22,26 +24,18 @@ from gendistill.evaluation.reporting import (
     Figure,
     Galleries,
     Gallery,
-    Group,
     Notice,
     Page,
     PageSection,
     PictureComparison,
     PictureRow,
-    PlottedValue,
-    Point,
-    Series,
     Table,
     TableRow,
     Text,
-    colour_numbers,
-    dumbbell,
-    guidance_curve,
-    pareto,
-    quality_against_steps,
-    shares,
     write_page,
 )
+from gendistill.evaluation.reporting.plot import Plot
+from gendistill.evaluation.reporting.rows import PlottedValue, by_row
 
 EMOJI = Path(__file__).parents[2] / "assets" / "emoji" / "heldout-000.tar.gz"
 MODELS = ("tiny-sd", "progressive", "consistency")
@@ -53,6 +47,7 @@ DISTANCES = {
     "consistency": (3.12, 1.62, 1.35, 1.41, 1.52, 1.66),
 }
 KINDS = {"tiny-sd": "Teacher, DDIM", "progressive": "Halved six times", "consistency": "Consistency distillation"}
+DISTANCE = "fd-emoji, lower is better"
 GROUPS = (
     "person sport, people with medium dark skin tones at play",
     *("country flag", "arts & crafts", "hand fingers open", "family", "time", "sky & weather", "animal marine"),
@@ -101,7 +96,7 @@ def results() -> Table:
                 Cell(f"{4.1 + 1.13 * steps:.1f}", value=4.1 + 1.13 * steps),
                 Cell(f"{214 + 3 * (model == 'tiny-sd')}", value=214, muted=True),
             ]
-            rows.append(TableRow(cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
+            rows.append(TableRow.of(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
     columns = [
         Column("model", align="left"),
         Column("steps"),
@@ -117,7 +112,7 @@ def results() -> Table:
     ).with_best()
 
 
-def curves(cost: str) -> list[Series]:
+def costs(cost: str) -> list[Series]:
     made = []
     for model, distances in DISTANCES.items():
         points = []
@@ -137,29 +132,23 @@ def guidance() -> list[Series]:
     ]
 
 
-def groups() -> list[Group]:
+def groups() -> Plot:
     random = np.random.default_rng(0)
-    made = []
-    for name in GROUPS:
-        teacher = random.uniform(1, 3)
-        student = teacher + random.gamma(1.2, 0.9) - 0.2
-        made.append(
-            Group(
-                name, PlottedValue(teacher, teacher - 0.2, teacher + 0.3), PlottedValue(student, student - 0.3, student + 0.4)
-            )
-        )
-    return made
+    teacher, student = [], []
+    for value in random.uniform(1, 3, len(GROUPS)):
+        changed = value + random.gamma(1.2, 0.9) - 0.2
+        teacher.append(PlottedValue(value, value - 0.2, value + 0.3))
+        student.append(PlottedValue(changed, changed - 0.3, changed + 0.4))
+    values = {"tiny-sd, 50 steps": teacher, "consistency, 4 steps": student}
+    return by_row("distance to the group's real pictures", GROUPS, values, [0, COLOURS["consistency"]])
 
 
-def attributes() -> dict[str, list[Group]]:
-    def of(**values: tuple[float, float]) -> list[Group]:
-        return [
-            Group(name.replace("_", " "), *(PlottedValue(v, max(0, v - 0.03), v + 0.03) for v in pair))
-            for name, pair in values.items()
-        ]
-
-    tones = of(light=(0.21, 0.27), medium_light=(0.19, 0.22), medium=(0.2, 0.2), medium_dark=(0.2, 0.17), dark=(0.2, 0.14))
-    return {"skin tone": tones, "vendor": of(google=(0.52, 0.58), twitter=(0.48, 0.42))}
+def shares() -> Plot:
+    tones = {"light": (0.21, 0.27), "medium light": (0.19, 0.22), "medium": (0.2, 0.2), "dark": (0.2, 0.14)}
+    teacher, student = (
+        [PlottedValue(share, share - 0.03, share + 0.03) for share in of] for of in zip(*tones.values(), strict=True)
+    )
+    return by_row("share of pictures by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
 
 
 def page() -> Page:
@@ -181,7 +170,6 @@ def page() -> Page:
         PictureRow(
             captions[number],
             [blurred(pictures, amount, number)[number] for amount in (0.02, 0.3, 0.2)],
-            [f"{0.95 - 0.02 * number:.2f}", f"{0.61 + 0.03 * number:.2f}", f"{0.72 + 0.02 * number:.2f}"],
             "rank 1 of 377" if not number else "",
         )
         for number in range(5)
@@ -216,36 +204,24 @@ def page() -> Page:
                 "Quality against cost",
                 [
                     Figure(
-                        pareto(curves("ms"), "milliseconds a picture", "fd-emoji, lower is better", y_log=True),
+                        curves(costs("ms"), "milliseconds a picture", DISTANCE, x_log=True, y_log=True, front="lower"),
                         "Filled points are on the front: nothing is faster and better. Numbers are steps.",
                     ),
                     Figure(
-                        quality_against_steps(curves("steps"), "fd-emoji, lower is better", y_log=True),
-                        "Bands hold 95 of 100 bootstrap samples.",
+                        curves(costs("steps"), "steps", DISTANCE, x_log=True, y_log=True),
+                        "Bars hold 95 of 100 bootstrap samples.",
                     ),
-                    Figure(
-                        guidance_curve(guidance(), "CLIP score, higher is better", "fd-emoji, lower is better"),
-                        "A point a guidance scale.",
-                    ),
+                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "A point a guidance scale."),
                 ],
                 lead="The front is where nothing is better at the same price.",
             ),
             PageSection(
                 "What distillation broke",
                 [
-                    Figure(
-                        dumbbell(
-                            groups(),
-                            "distance to the group's real pictures",
-                            teacher="tiny-sd, 50 steps",
-                            student="consistency, 4 steps",
-                            colour=COLOURS["consistency"],
-                        ),
-                        "The 20 of 198 groups that lost most.",
-                    ),
-                    PictureComparison(list(MODELS), worst, [COLOURS[model] for model in MODELS]),
+                    Figure(groups(), "The 20 of 198 groups that lost most."),
+                    PictureComparison(list(MODELS), worst),
                     Text("Under prompts that name no attribute, these are drawn:"),
-                    Figure(shares(attributes(), teacher="tiny-sd", student="consistency", colour=COLOURS["consistency"])),
+                    Figure(shares()),
                 ],
             ),
             PageSection("The same prompts and seeds", [Galleries(galleries)], lead="Picture k has seed k in every grid."),

@@ -1,48 +1,14 @@
-"""Two palettes, one for light pages and one for dark, whose colours have the same names."""
+"""A colour and a sign for each model, the same in plots and tables, legible on light pages and on dark ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Palette:
-    """Colours as `#rrggbb`: what is written, what is drawn quietly, and one for each model."""
-
-    background: str
-    ink: str
-    muted: str
-    line: str
-    models: tuple[str, ...]
-
-    def model(self, number: int) -> str:
-        """The colour of a model: 0 is the one that the others are held against, in ink; then in turns."""
-        return self.names()[colour_name(number)]
-
-    def names(self) -> dict[str, str]:
-        """Names of CSS variables, without the dashes, to colours."""
-        named = {"background": self.background, "ink": self.ink, "muted": self.muted, "line": self.line}
-        return named | {f"model-{number}": colour for number, colour in enumerate((self.ink, *self.models))}
-
-
-# After Okabe & Ito 2008, made darker for paper and lighter for night: at least 3:1 to the background, told apart by
-# lightness where hues meet for colour-blind eyes. The markers differ too.
-LIGHT = Palette(
-    background="#fdfdfc",
-    ink="#1c1d20",
-    muted="#696c72",
-    line="#e3e2de",
-    models=("#0b63b5", "#cf4b0c", "#12876f", "#b3529c", "#8c6a00", "#4a93c9"),
-)
-DARK = Palette(
-    background="#131417",
-    ink="#e9e8e4",
-    muted="#9b9ea5",
-    line="#303338",
-    models=("#5aa6f5", "#ff8f52", "#33c79f", "#e58fd0", "#dcb83a", "#9ad4f7"),
-)
-MARKERS = ("D", "o", "s", "^", "v", "P", "X")
+INK = "#000000"  # of plots; it becomes the page's own
+# After Okabe & Ito 2008, of middle lightness: at least 3:1 to a light page and to a dark one. The signs differ too.
+COLOURS = ("#2679d0", "#d2590f", "#15967b", "#b8569f", "#967306", "#5c87a8")
+SIGNS = {"D": "◆", "o": "●", "s": "■", "^": "▲", "v": "▼", "P": "✚", "X": "✖"}  # matplotlib's markers and as text
+MARKERS = tuple(SIGNS)
 
 
 def colour_numbers(models: Sequence[str], reference: str | None = None) -> dict[str, int]:
@@ -55,12 +21,12 @@ def colour_numbers(models: Sequence[str], reference: str | None = None) -> dict[
     return numbers if reference is None else {reference: 0, **numbers}
 
 
-def colour_name(number: int) -> str:
-    """The CSS variable of a model's colour, without the dashes."""
-    return "model-0" if number == 0 else f"model-{1 + (number - 1) % len(LIGHT.models)}"
+def model_colour(number: int) -> str:
+    """`#rrggbb`; 0 is the model that the others are held against, in ink."""
+    return INK if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
 
 
-def marker(number: int) -> str:
-    """The sign of a model in plots, so that colour is not all that tells models apart."""
-    turns = (number - 1) // len(LIGHT.models)
+def model_marker(number: int) -> str:
+    """The marker of a model in plots, so that colour is not all that tells models apart."""
+    turns = (number - 1) // len(COLOURS)
     return MARKERS[0] if number == 0 else MARKERS[1 + (number - 1 + turns) % (len(MARKERS) - 1)]

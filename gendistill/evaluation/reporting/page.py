@@ -5,30 +5,33 @@ Blocks are plain data. Text is text: whatever a user named a model or a prompt, 
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-import re
-import unicodedata
+import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from torchvision.transforms.functional import resize, to_pil_image
+from torchvision.utils import make_grid
 
-from gendistill.evaluation.reporting import image_files as picture_files
-from gendistill.evaluation.reporting.colours import DARK, LIGHT, Palette, colour_name, marker
+from gendistill.evaluation.reporting.colours import INK, SIGNS, model_colour, model_marker
 from gendistill.evaluation.reporting.plot import Plot
 from gendistill.runtime.files import written_aside
 
-Facts = str | Sequence[tuple[str, str]]  # a text, or names and what they stand for
+CRISP_BELOW = 128  # pixels a side: smaller pictures are enlarged by whole pixels, lossless
+LARGEST = 160  # pixels a side of pictures in a page
 
 
 @dataclass(frozen=True)
 class Text:
     """A paragraph, under a title of its own where it begins something."""
 
-    kind: ClassVar[str] = "text"
     text: str
     title: str = ""
 
@@ -45,7 +48,6 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
 
 
@@ -61,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure: as it is read, its interval, and as it is computed with (to find the best and to sort by).
+    """A figure: as it is read, its interval, and as it is computed with (to find the best by).
 
     Args:
         best: of its column.
@@ -79,11 +81,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """Cells or plain texts, one a column; the first names the row. Rows of one `group` stand under its name."""
+    """Cells, one a column; the first names the row. Rows of one `group` stand under its name."""
 
-    cells: Sequence[Cell | str]
+    cells: Sequence[Cell]
     highlight: bool = False
     group: str = ""
+
+    @classmethod
+    def of(cls, *cells: Cell | str, highlight: bool = False, group: str = "") -> TableRow:
+        """A row of cells and plain texts."""
+        return cls([Cell(cell) if isinstance(cell, str) else cell for cell in cells], highlight, group)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,6 @@ class Table:
         ValueError: a row has not as many cells as there are columns.
     """
 
-    kind: ClassVar[str] = "table"
     columns: Sequence[Column]
     rows: Sequence[TableRow]
     caption: str = ""
@@ -106,27 +112,29 @@ class Table:
 
     def with_best(self) -> Table:
         """The same with the best of each column marked, of the cells with a `value`; none where all are equal."""
-        best: dict[int, float] = {}
-        for number, column in enumerate(self.columns):
-            values = [value for row in self.rows if (value := as_cell(row.cells[number]).value) is not None]
-            if column.better is not None and len(set(values)) > 1:
-                best[number] = min(values) if column.better == "lower" else max(values)
+        marked = []
+        for column, cells in zip(self.columns, zip(*(row.cells for row in self.rows), strict=True), strict=True):
+            values = [cell.value for cell in cells if cell.value is not None]
+            best = None
+            if column.better and len(set(values)) > 1:
+                best = min(values) if column.better == "lower" else max(values)
+            marked.append([dataclasses.replace(cell, best=best is not None and cell.value == best) for cell in cells])
+        rows = zip(self.rows, zip(*marked, strict=True), strict=True)
+        return dataclasses.replace(self, rows=[dataclasses.replace(row, cells=cells) for row, cells in rows])
 
-        def marked(row: TableRow) -> TableRow:
-            cells = [as_cell(cell) for cell in row.cells]
-            marks = [cell.value is not None and cell.value == best.get(number) for number, cell in enumerate(cells)]
-            return dataclasses.replace(
-                row, cells=[dataclasses.replace(cell, best=mark) for cell, mark in zip(cells, marks, strict=True)]
-            )
+    @property
+    def explained(self) -> Details:
+        return Details("What the columns mean", [(one.name, one.explanation) for one in self.columns if one.explanation])
 
-        return dataclasses.replace(self, rows=[marked(row) for row in self.rows])
+    def groups(self) -> Iterator[tuple[str, Iterator[TableRow]]]:
+        """Neighbouring rows of one group together."""
+        return itertools.groupby(self.rows, lambda row: row.group)
 
 
 @dataclass(frozen=True)
 class Figure:
     """A plot in the reader's colours, wide or narrow as there is room, and what to see in it."""
 
-    kind: ClassVar[str] = "figure"
     plot: Plot
     caption: str = ""
 
@@ -146,54 +154,38 @@ class Gallery:
 class Galleries:
     """Grids of the same prompts and seeds beside each other."""
 
-    kind: ClassVar[str] = "galleries"
     galleries: Sequence[Gallery]
     columns: int = 8
 
     @property
-    def shared_captions(self) -> Sequence[str]:
-        """Where all galleries show the same prompts: these."""
-        every = {tuple(gallery.captions) for gallery in self.galleries}
-        return self.galleries[0].captions if len(every) == 1 else ()
+    def captions(self) -> Sequence[str]:
+        """Of the largest grid, whose beginning the others are."""
+        return max((gallery.captions for gallery in self.galleries), key=len)
 
 
 @dataclass(frozen=True, eq=False)
 class PictureRow:
-    """One prompt drawn by each model: pictures uint8 (3, H, W), a line under each, and a note under the prompt."""
+    """One prompt drawn by each model: pictures uint8 (3, H, W), and a note under the prompt."""
 
     prompt: str
     pictures: Sequence[Any]
-    captions: Sequence[str] = ()
     note: str = ""
 
 
 @dataclass(frozen=True)
 class PictureComparison:
-    """A row a prompt, a column a model. `colours`: the models' numbers.
+    """A row a prompt, a column a model."""
 
-    Raises:
-        ValueError: a row has not a picture (or, where it has captions, not a caption) a column.
-    """
-
-    kind: ClassVar[str] = "comparison"
     columns: Sequence[str]
     rows: Sequence[PictureRow]
-    colours: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        for number, row in enumerate(self.rows):
-            for name, got in (("pictures", len(row.pictures)), ("captions", len(row.captions))):
-                if got != len(self.columns) and (name == "pictures" or got):
-                    raise ValueError(f"rows[{number}].{name}: got {got}, takes {len(self.columns)}, one a column.")
 
 
 @dataclass(frozen=True)
 class Details:
-    """What opens on demand: how it was done, for those who want to do it again."""
+    """What opens on demand, a text or names and what they stand for: how it was done, for those who want to do it again."""
 
-    kind: ClassVar[str] = "details"
     summary: str
-    facts: Facts
+    facts: str | Sequence[tuple[str, str]]
     opened: bool = False
 
 
@@ -201,7 +193,6 @@ class Details:
 class Notice:
     """What the reader must know before trusting what follows."""
 
-    kind: ClassVar[str] = "warning"
     text: str
 
 
@@ -223,12 +214,12 @@ class Page:
     footer: str = ""
 
 
-def as_cell(cell: Cell | str) -> Cell:
-    return Cell(cell) if isinstance(cell, str) else cell
-
-
 def render(page: Page) -> str:
-    """The page as HTML."""
+    """The page as HTML.
+
+    Raises:
+        ValueError: what should be pictures is not uint8 (N, 3, H, W), or there is none.
+    """
     environment = Environment(
         loader=PackageLoader("gendistill.evaluation.reporting", "."),
         autoescape=True,
@@ -236,11 +227,8 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": _svg, "cell": as_cell, "sign": _sign, "grid": _grid, "picture": _picture, "groups": _groups}
-    names = _anchors([section.title for section in page.sections])
-    return environment.get_template("page.html.jinja").render(
-        page=page, sections=list(zip(names, page.sections, strict=True)), light=_variables(LIGHT), dark=_variables(DARK)
-    )
+    environment.filters |= {"svg": _svg, "sign": _sign, "image": _image}
+    return environment.get_template("page.html.jinja").render(page=page)
 
 
 def write_page(page: Page, path: Path) -> None:
@@ -254,67 +242,33 @@ def write_page(page: Page, path: Path) -> None:
         aside.write_text(html, encoding="utf-8")
 
 
-def _variables(palette: Palette) -> Markup:
-    return Markup(" ".join(f"--{name}: {colour};" for name, colour in palette.names().items()))
-
-
 def _svg(plot: Plot) -> Markup:
     return Markup(plot.svg() + plot.svg(narrow=True))  # matplotlib escapes what it writes
 
 
-SIGNS = {
-    "D": "M6 0 12 6 6 12 0 6z",
-    "s": "M1 1h10v10H1z",
-    "^": "M6 1 12 11H0z",
-    "v": "M0 1h12L6 11z",
-    "P": "M4 0h4v4h4v4H8v4H4V8H0V4h4z",
-    "X": "M3 0l3 3 3-3 3 3-3 3 3 3-3 3-3-3-3 3-3-3 3-3-3-3z",
-    "o": "M6 .5a5.5 5.5 0 1 1 0 11 5.5 5.5 0 0 1 0-11z",
-}
+def _sign(number: int | None) -> Markup:
+    """A model's sign, as plots have it, in its colour; nothing for no model."""
+    if number is None:
+        return Markup("")
+    colour = model_colour(number).replace(INK, "currentColor")
+    return Markup(f'<span class="sign" style="color: {colour}" aria-hidden="true">{SIGNS[model_marker(number)]}</span>')
 
 
-def _sign(number: int) -> Markup:
-    """A model's sign, as plots have it, in its colour."""
-    path = f'<path d="{SIGNS[marker(number)]}" fill="var(--{colour_name(number)})"/>'
-    return Markup(f'<svg class="sign" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>')
+def _image(pictures: Any, alt: str, columns: int = 1) -> Markup:
+    """An `<img>` of pictures uint8 (N, 3, H, W), or of one (3, H, W), row by row on a transparent ground.
 
-
-def _grid(gallery: Gallery, columns: int) -> dict[str, Any]:
-    array = picture_files.as_pictures(gallery.pictures)
-    lossless = picture_files.crisp(array)
-    image = picture_files.grid(array, columns=columns, gap=2 if lossless else 4, largest=160)
-    return {
-        "src": picture_files.data_uri(image, lossless=lossless),
-        "crisp": lossless,
-        "width": image.width,
-        "height": image.height,
-    }
-
-
-def _picture(picture: Any) -> dict[str, Any]:
-    return _grid(Gallery("", picture_files.as_pictures(picture[None])), 1)
-
-
-def _groups(rows: Sequence[TableRow]) -> Iterator[tuple[str, list[TableRow]]]:
-    """Neighbours of one group together."""
-    run: list[TableRow] = []
-    for row in rows:
-        if run and row.group != run[-1].group:
-            yield run[-1].group, run
-            run = []
-        run.append(row)
-    if run:
-        yield run[-1].group, run
-
-
-def _anchors(titles: Sequence[str]) -> list[str]:
-    """Names that links lead to, no two alike."""
-    anchors: list[str] = []
-    for title in titles:
-        plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-        base = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "section"
-        anchor, number = base, 2
-        while anchor in anchors:
-            anchor, number = f"{base}-{number}", number + 1
-        anchors.append(anchor)
-    return anchors
+    Small ones are lossless and shown by whole pixels, large ones made smaller and WebP, a twentieth of PNG's size.
+    """
+    tensor = torch.as_tensor(pictures)
+    tensor = tensor[None] if tensor.ndim == 3 else tensor
+    if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != 3 or 0 in tensor.shape:
+        raise ValueError(f"pictures: got {tensor.dtype} {tuple(tensor.shape)}, takes uint8 (N, 3, H, W) with at least 1.")
+    side = max(tensor.shape[2:])
+    crisp, scale = side < CRISP_BELOW, min(1, LARGEST / side)
+    tensor = resize(tensor, [round(scale * length) for length in tensor.shape[2:]], antialias=True)
+    opaque = torch.cat([tensor, torch.full_like(tensor[:, :1], 255)], 1)
+    image, out = to_pil_image(make_grid(opaque, nrow=columns)), io.BytesIO()
+    image.save(out, "PNG" if crisp else "WEBP", quality=85)
+    source = f"data:image/{'png' if crisp else 'webp'};base64,{base64.b64encode(out.getvalue()).decode()}"
+    shown = Markup('<img src="{}" width="{}" height="{}" alt="{}" class="{}">')
+    return shown.format(source, image.width, image.height, alt, "crisp" if crisp else "")

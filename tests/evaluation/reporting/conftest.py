@@ -1,7 +1,7 @@
 import pytest
 from invented_page import page
 
-from gendistill.evaluation.reporting import render
+from gendistill.evaluation.reporting.page import render
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gendistill.evaluation.reporting import (
+from gendistill.evaluation.reporting.curves import Point, Series, curves
+from gendistill.evaluation.reporting.page import (
     Card,
     Cards,
     Cell,
@@ -21,17 +22,13 @@ from gendistill.evaluation.reporting import (
     PageSection,
     PictureComparison,
     PictureRow,
-    Point,
-    Series,
     Table,
     TableRow,
     Text,
-    pareto,
     write_page,
 )
-from gendistill.evaluation.reporting.colours import DARK, LIGHT
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "screenshot.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "screenshot.py"
 BROWSER = any(shutil.which(name) for name in ("chromium-headless-shell", "chromium", "google-chrome", "chrome"))
 LONG = "https://example.org/" + "a_long_name_without_a_space_" * 5
 
@@ -51,10 +48,10 @@ def unwieldy() -> Page:
         Text(LONG),
         Cards([Card(LONG, LONG, LONG, 3), Card("1", "a")]),
         Notice(LONG),
-        Table([Column(LONG, LONG)] * 20, [TableRow([Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
-        Figure(pareto(series, LONG, LONG), LONG),
+        Table([Column(LONG, LONG)] * 20, [TableRow.of(*[Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
+        Figure(curves(series, LONG, LONG, front="lower"), LONG),
         Galleries([Gallery(LONG, picture, [LONG] * 3, LONG)]),
-        PictureComparison([LONG] * 9, [PictureRow(LONG, picture[:1].repeat(9, 0), [LONG] * 9, LONG)], [1] * 9),
+        PictureComparison([LONG] * 9, [PictureRow(LONG, picture[:1].repeat(9, 0), LONG)]),
         Details(LONG, [(LONG, LONG)], opened=True),
         Details(LONG, LONG, opened=True),
     ]
@@ -83,11 +80,11 @@ def test_what_sticks_out_is_an_error(tmp_path):
     assert "in a window of 390" in done.stderr
 
 
-@pytest.mark.parametrize(("options", "palette"), [([], LIGHT), (["--dark"], DARK)], ids=["light", "dark"])
-def test_a_page_is_drawn_in_the_palette_that_its_reader_prefers(tmp_path, options, palette):
+@pytest.mark.parametrize(("options", "ground"), [([], "#fdfdfc"), (["--dark"], "#131417")], ids=["light", "dark"])
+def test_a_page_is_drawn_in_the_palette_that_its_reader_prefers(tmp_path, options, ground):
     write_page(Page("title", [PageSection("section", [Text("text")])]), tmp_path / "report.html")
     done = shoot(tmp_path / "report.html", "--out", tmp_path / "shot.png", "--width", 390, "--scale", 2, *options)
     assert done.returncode == 0, done.stderr
     image = Image.open(tmp_path / "shot.png").convert("RGB")
     assert image.width == 780
-    assert "#{:02x}{:02x}{:02x}".format(*image.getpixel((5, 5))) == palette.background
+    assert "#{:02x}{:02x}{:02x}".format(*image.getpixel((5, 5))) == ground
