@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,8 @@ from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
 from gendistill.samplers import FewStepSampler, to_uint8
-from gendistill.samplers.families import SampleOptions
-from gendistill.sampling.load_add_ons import (
-    DoesNotLoadError,
-    lora_file,
-    require_control,
-    tried,
-    with_control,
-    with_lora,
-)
-
-Progress = Callable[[int], None]
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_control, tried, with_lora
 
 
 @dataclass(frozen=True)
@@ -43,17 +33,11 @@ class SampledModel:
     guidance_scale: float
     prompts: Sequence[str]
     seeds: Sequence[int]
-    batch_size: int | None = None
-    progress: Progress | None = None
+    progress: Callable[[int], None] | None = None
 
     @property
     def how(self) -> dict[str, Any]:
-        return {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "batch_size": self.batch_size,
-            "progress": self.progress,
-        }
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, "progress": self.progress}
 
     def first(self, count: int) -> SampledModel:
         """The same of the first pictures alone."""
@@ -63,9 +47,9 @@ class SampledModel:
         """What diffusion ends in: float32 (N, C, h, w) on the CPU."""
         return torch.cat([batch.float().cpu() for batch in self.sampler.latents(self.prompts, self.seeds, **self.how)])
 
-    def features(self, extractor: FeatureExtractor, sampler: FewStepSampler | None = None) -> Tensor:
-        """Of its pictures (N, D); of those of another sampler in its place, drawn in the same way."""
-        drawn = (sampler or self.sampler).pictures(self.prompts, self.seeds, **self.how)
+    def features(self, extractor: FeatureExtractor, task: Task = TEXT_TO_IMAGE) -> Tensor:
+        """Of its pictures (N, D), of another task than text alone where one is given."""
+        drawn = self.sampler.pictures(self.prompts, self.seeds, task=task, **self.how)
         return extract(extractor, (to_uint8(batch).cpu() for batch in drawn))
 
 
@@ -130,13 +114,14 @@ def effect_of(teacher: Features, student: Features) -> Effect:
 
 
 def lora_fit(
-    teacher: SampledModel, student: SampledModel, lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
+    models: Sequence[SampledModel], lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
 ) -> AddOnFit:
     """A LoRA made for the teacher, loaded into copies of both pipelines by diffusers, beside the adapters that are on.
 
     Memory holds one more network and its text encoders meanwhile.
 
     Args:
+        models: the teacher, then the student.
         lora: a `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`.
         plain: the features (N, D) of the teacher's pictures and of the student's without it.
 
@@ -144,26 +129,21 @@ def lora_fit(
         ValueError: as `lora_file`.
     """
     file = lora_file(lora)
-    notes, shifts = [], []
-    unfit: list[str] = []
-    for drawing, without in zip((teacher, student), plain, strict=True):
-        unfit = []
-        try:
-            pipeline, unfit, note = with_lora(drawing.sampler.pipeline, file)
-            notes += [f"The {drawing.name}: {note}."] if note else []
-            sampler = FewStepSampler(pipeline, drawing.sampler.spec, drawing.sampler.eta)
-            features = tried(partial(drawing.features, extractor, sampler), f"{file.name} does not run")
-            shifts.append(features - without)
-        except DoesNotLoadError as error:
-            notes.append(f"The {drawing.name}: {error}.")
-            unfit = error.unfit
-    effect = effect_of(*shifts) if len(shifts) == 2 else None
-    return AddOnFit("LoRA", str(lora), (*notes, *_silence(effect)), tuple(unfit), effect)
+
+    def applied(model: SampledModel) -> _Applied:
+        pipeline, unfit, note = with_lora(model.sampler.pipeline, file)
+        return (
+            replace(model, sampler=FewStepSampler(pipeline, model.sampler.spec, model.sampler.eta)),
+            TEXT_TO_IMAGE,
+            unfit,
+            note,
+        )
+
+    return _fit("LoRA", str(lora), file.name, applied, models, extractor, plain)
 
 
 def control_fit(
-    teacher: SampledModel,
-    student: SampledModel,
+    models: Sequence[SampledModel],
     control: str | Path,
     picture: Tensor,
     extractor: FeatureExtractor,
@@ -172,27 +152,46 @@ def control_fit(
     """A ControlNet made for the teacher, in diffusers' ControlNet pipelines around both networks.
 
     Args:
+        models, plain: as for `lora_fit`.
         control: the folder of a `ControlNetModel`.
         picture: that both are controlled by, (3, H, W) in [0, 1], of the pictures' size.
-        plain: as for `lora_fit`.
-
-    Raises:
-        ValueError: as `require_control`.
     """
-    require_control(control, picture, teacher.sampler.size)
     folder = Path(control)
+
+    def applied(model: SampledModel) -> _Applied:
+        network, note = open_control(model.sampler.pipeline, folder)
+        task = Task(controlnet=network, controls=picture.expand(len(model.prompts), -1, -1, -1))
+        return model, task, [], note
+
+    return _fit("ControlNet", str(control), folder.name, applied, models, extractor, plain)
+
+
+_Applied = tuple[SampledModel, Task, list[str], str]  # with the add-on on; modules that it does not fit; a note on them
+
+
+def _fit(
+    kind: str,
+    source: str,
+    name: str,
+    applied: Callable[[SampledModel], _Applied],
+    models: Sequence[SampledModel],
+    extractor: FeatureExtractor,
+    plain: Sequence[Tensor],
+) -> AddOnFit:
     notes, shifts = [], []
-    for drawing, without in zip((teacher, student), plain, strict=True):
+    unfit: list[str] = []
+    for model, without in zip(models, plain, strict=True):
+        unfit = []
         try:
-            pipeline, note = with_control(drawing.sampler.pipeline, folder)
-            notes += [f"The {drawing.name}: {note}."] if note else []
-            drawn = partial(_controlled_features, drawing, pipeline, picture, extractor)
-            features = tried(drawn, f"{folder.name} does not run")
+            changed, task, unfit, note = applied(model)
+            notes += [f"The {model.name}: {note}."] if note else []
+            features = tried(lambda of=changed, task=task: of.features(extractor, task), f"{name} does not run")
             shifts.append(features - without)
         except DoesNotLoadError as error:
-            notes.append(f"The {drawing.name}: {error}.")
-    effect = effect_of(*shifts) if len(shifts) == 2 else None
-    return AddOnFit("ControlNet", str(control), (*notes, *_silence(effect)), (), effect)
+            notes.append(f"The {model.name}: {error}.")
+            unfit = error.unfit
+    effect = effect_of(*shifts) if len(shifts) == len(models) else None
+    return AddOnFit(kind, source, (*notes, *_silence(effect)), tuple(unfit), effect)
 
 
 def _silence(effect: Effect | None) -> list[str]:
@@ -204,28 +203,3 @@ def _silence(effect: Effect | None) -> list[str]:
 def _cosine(a: Matrix, b: Matrix) -> float | None:
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.clip(a @ b / lengths, -1, 1)) if lengths > 0 else None
-
-
-@torch.no_grad()
-def _controlled_features(drawing: SampledModel, pipeline: Any, picture: Tensor, extractor: FeatureExtractor) -> Tensor:
-    """Features (N, D) of pictures drawn under the control of one (3, H, W) in [0, 1]."""
-    sampler, family, size = drawing.sampler, drawing.sampler.family, drawing.batch_size or 16
-    unconditional = family.unconditional(sampler.pipeline) if drawing.guidance_scale > 1 else {}
-    batches = []
-    for start in range(0, len(drawing.prompts), size):
-        pictures = family.sample(
-            pipeline,
-            family.encode(sampler.pipeline, list(drawing.prompts[start : start + size])),
-            unconditional,
-            SampleOptions(
-                drawing.steps,
-                drawing.guidance_scale,
-                [torch.Generator().manual_seed(seed) for seed in drawing.seeds[start : start + size]],
-                sampler.eta,
-                arguments={"image": picture[None]},  # a ControlNet's pipeline takes what the family's takes, and the image
-            ),
-        )
-        batches.append(extract(extractor, to_uint8(pictures.float()).cpu()))
-        if drawing.progress:
-            drawing.progress(len(pictures))
-    return torch.cat(batches)

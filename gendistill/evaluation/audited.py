@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -19,7 +20,8 @@ from gendistill.metrics.distances.clip_score import clip_scores
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.samplers import Sampler
 
-SEED_OF_PROBES = 40_000_003  # apart from those of training and of the prompts that are judged
+if TYPE_CHECKING:
+    from gendistill.metrics.audit.probe import LinearProbe
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,17 @@ class AuditContext:
     Attributes:
         reference: the path of the judge's real images.
         amount: how many images to generate for each attribute and each kind of prompt.
+        audits: the names in `AUDITS` that were asked for.
+        fitted: probes that were fitted for an earlier student, by attribute.
     """
 
     judge: Judge
     reference: str
     probes: Probes
     amount: int
+    audits: Sequence[str] = ()
     progress: Callable[[int], None] | None = None
-
-    def skip(self, images: int) -> None:
-        """Count images that are not generated as done."""
-        if self.progress:
-            self.progress(images)
+    fitted: dict[str, LinearProbe] = field(default_factory=dict)
 
     def features_of(self, source: PictureSource) -> Tensor:
         """(N, D) of all images of a source."""
@@ -65,12 +66,6 @@ class AuditContext:
         if unusual is None or not unusual.with_pictures:
             return None
         return self.features_of(image_source(unusual.path, unusual.caption))
-
-
-def own_classes_only(prompts: Sequence[str], *models: ModelImages) -> str:
-    """Who cannot draw these; empty where all can."""
-    strangers = [model.name for model in models if not model.sampler.knows(prompts)]
-    return f"{' and '.join(strangers)} draw{'s' * (len(strangers) == 1)} own classes only" if strangers else ""
 
 
 def image_source(path: str, caption: str | None) -> PictureSource:

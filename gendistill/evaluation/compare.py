@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gendistill.evaluation.audited import AuditContext, clip_scores_of
-from gendistill.evaluation.breakage import AUDITS, Breakage, Examiner
+from gendistill.evaluation.breakage import AUDITS, Breakage, examine, images_to_generate
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
 from gendistill.evaluation.compare_report import write_reports
@@ -21,6 +20,7 @@ from gendistill.evaluation.extraction import as_tensor
 from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import Judge, build_judge
+from gendistill.evaluation.kept_figures import kept_figures
 from gendistill.evaluation.probes import Probes
 from gendistill.metrics.cost.efficiency import Costs, pictures_drawn
 from gendistill.metrics.distances.uncertainty import sample_size_warning
@@ -84,9 +84,9 @@ def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
             progress=progress,
         ).of_models(samplers)
     rows = _rows(contestants, judge, amount, folder)
-    context = AuditContext(judge, reference, found, amount.probes)
+    context = AuditContext(judge, reference, found, amount.probes, audits)
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
-    tests, broken = _tests(rows, judge), _broken(rows, context, audits)
+    tests, broken = _tests(rows, judge), _broken(rows, context)
     fits, notes = measure_fits(rows, judge, add_ons, Path(config.cache) / "fits")
     comparison = ModelComparison(judge, rows, tests, broken, fits, [*([warning] if warning else []), *notes])
     files = write_reports(comparison, folder, reference, found)
@@ -151,27 +151,20 @@ def _costs(
     """Read where they were measured before of the same model on the same device."""
     sampler, scale = model.samplers[steps], model.guidance_scale
     how = [amount.batch_sizes, amount.repeats, amount.least_seconds, amount.energy_seconds]
+    measure = partial(
+        measure_costs,
+        sampler,
+        judge.prompts[: max(amount.batch_sizes)],
+        steps=steps,
+        guidance_scale=scale,
+        batch_sizes=amount.batch_sizes,
+        repeats=amount.repeats,
+        least_seconds=amount.least_seconds,
+        energy_seconds=amount.energy_seconds,
+        progress=progress,
+    )
     asked = [Album.key_of(sampler, steps, scale), str(sampler.device), how]
-    file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
-    try:
-        costs = Costs.from_dict(json.loads(file.read_text()))
-        progress(pictures)
-    except (OSError, ValueError):
-        costs = measure_costs(
-            sampler,
-            judge.prompts[: max(amount.batch_sizes)],
-            steps=steps,
-            guidance_scale=scale,
-            batch_sizes=amount.batch_sizes,
-            repeats=amount.repeats,
-            least_seconds=amount.least_seconds,
-            energy_seconds=amount.energy_seconds,
-            progress=progress,
-        )
-        make_folder(folder)
-        with written_aside(file) as aside:
-            aside.write_text(json.dumps(costs.to_dict(), indent=1) + "\n")
-    return costs
+    return kept_figures(folder, asked, Costs, measure, partial(progress, pictures))
 
 
 def _tests(rows: list[ComparisonRow], judge: Judge) -> list[RowTest]:
@@ -192,10 +185,9 @@ def _tests(rows: list[ComparisonRow], judge: Judge) -> list[RowTest]:
     return tests
 
 
-def _broken(rows: list[ComparisonRow], context: AuditContext, audits: Sequence[str]) -> dict[str, Breakage]:
+def _broken(rows: list[ComparisonRow], context: AuditContext) -> dict[str, Breakage]:
     """Of every student, at the step count that it is meant for first, against the first row; none where that is a student."""
     students = main_rows(rows)
-    total = Examiner(context, audits).pictures_to_draw() * 2 * len(students)
-    with advancing_bar("looking for what broke", total) as progress:
-        examiner = Examiner(dataclasses.replace(context, progress=progress), audits)
-        return {row.contestant.name: examiner.examine(rows[0].images, row.images) for row in students}
+    with advancing_bar("looking for what broke", images_to_generate(context) * 2 * len(students)) as progress:
+        context = dataclasses.replace(context, progress=progress)
+        return {row.contestant.name: examine(context, rows[0].images, row.images) for row in students}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_picture, fitted
@@ -18,16 +15,14 @@ from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit, measure_fit
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import Judge
-from gendistill.runtime.device import make_folder
-from gendistill.runtime.files import written_aside
+from gendistill.evaluation.kept_figures import kept_figures
+from gendistill.evaluation.teacher_plans import imitated_scale
 from gendistill.runtime.hashing import file_sha256
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.sampling.load_add_ons import lora_file, require_control
 
 PICTURES = 64  # of each model; fewer say little of what a LoRA does
-
-_FIT = TypeAdapter(Fit)
 
 
 @dataclass(frozen=True)
@@ -90,6 +85,7 @@ def measure_fits(rows: list[ComparisonRow], judge: Judge, add_ons: AddOns, folde
     one = _diffusing(teacher)
     fits: dict[str, Fit] = {}
     notes: list[str] = []
+    sources = [*add_ons.loras, *(source for source, _ in add_ons.controls)]
     pictures = len(few.prompts) * 2 * (1 + bool(add_ons) + len(add_ons))
     with advancing_bar("looking whether students still fit", pictures * len(students)) as progress:
         for row in students:
@@ -100,68 +96,29 @@ def measure_fits(rows: list[ComparisonRow], judge: Judge, add_ons: AddOns, folde
                     notes.append(f"{unmeasured}: takes two diffusion models of one latent space")
                 continue
             scale = row.contestant.guidance_scale
-            imitated = _imitated(one, other, scale)
-            file = folder / f"{_key(one, imitated, other, row.steps, scale, few, add_ons)}.json"
-            if (kept := _read(file)) is not None:
-                fits[name] = kept
-                progress(pictures)
-                continue
+            imitated = imitated_scale(other, scale) if one.family.guided else 1.0
+            keys = [Album.key_of(one, one.default_steps, imitated), Album.key_of(other, row.steps, scale)]
+            measure = partial(
+                measure_fit,
+                one,
+                other,
+                few.prompts,
+                few.seeds,
+                student_steps=row.steps,
+                guidance_scale=scale,
+                loras=add_ons.loras,
+                controls=add_ons.controls,
+                extractor=few.extractor,
+                progress=progress,
+            )
+            asked = [keys, few.prompts, few.seeds, sources, add_ons.contents, few.extractor.weights_hash if add_ons else ""]
             try:
-                fits[name] = measure_fit(
-                    one,
-                    other,
-                    few.prompts,
-                    few.seeds,
-                    teacher_guidance_scale=imitated,
-                    student_steps=row.steps,
-                    student_guidance_scale=scale,
-                    loras=add_ons.loras,
-                    controls=add_ons.controls,
-                    extractor=few.extractor,
-                    progress=progress,
-                )
+                fits[name] = kept_figures(folder, asked, Fit, measure, partial(progress, pictures))
             except ValueError as error:
                 notes.append(f"{unmeasured}: {error}")
-                continue
-            make_folder(folder)
-            with written_aside(file) as aside:
-                aside.write_text(json.dumps(dataclasses.asdict(fits[name]), indent=1) + "\n")
     if fits and add_ons and len(few.prompts) < PICTURES:
         notes.append(f"{len(few.prompts)} pictures are too few for what LoRAs and ControlNets do; take {PICTURES} or more")
     return fits, notes
-
-
-def _imitated(teacher: FewStepSampler, student: FewStepSampler, scale: float) -> float:
-    """The teacher's guidance scale that a student drawn at `scale` imitates."""
-    spec = student.spec
-    if not teacher.family.guided:
-        return 1.0
-    return spec.guidance_scale if spec is not None and spec.guidance == "baked" else scale
-
-
-def _key(
-    teacher: FewStepSampler,
-    imitated: float,
-    student: FewStepSampler,
-    steps: int,
-    scale: float,
-    judge: Judge,
-    add_ons: AddOns,
-) -> str:
-    """16 hex digits of all that the figures depend on."""
-    models = [Album.key_of(teacher, teacher.default_steps, imitated), Album.key_of(student, steps, scale)]
-    sources = [*add_ons.loras, *(source for source, _ in add_ons.controls)]
-    extractor = judge.extractor.weights_hash if add_ons else ""
-    asked = [models, judge.prompts, judge.seeds, sources, add_ons.contents, extractor]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
-
-
-def _read(file: Path) -> Fit | None:
-    """Figures that were kept; None where there are none of this version."""
-    try:
-        return _FIT.validate_python(json.loads(file.read_text()))
-    except (OSError, ValueError):
-        return None
 
 
 def _diffusing(model: Contestant) -> FewStepSampler | None:

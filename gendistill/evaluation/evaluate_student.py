@@ -141,7 +141,7 @@ def _with_fidelity(
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     """The rows with the scores of `fidelity`: against what the teacher draws in 50 steps at the guidance that is imitated."""
     few, lpips = judge.first(FIDELITY_IMAGES), lpips_for(judge, str(teacher.device))
-    scales = {id(row): imitated_scale(students[row.model][0], row) for row in [*rows, *slider]}
+    scales = {id(row): imitated_scale(students[row.model][0], row.guidance_scale) for row in [*rows, *slider]}
     drawn: dict[float, tuple[Tensor, Tensor]] = {}
     total = len(few.prompts) * (len(set(scales.values())) + len(scales))
     with advancing_bar("holding them against the teacher's", total) as progress:

@@ -148,10 +148,10 @@ def slider_scales(sampler: FewStepSampler) -> list[float]:
     return [scale for scale in TEACHER_SCALES if low <= scale <= high and scale != spec.guidance_scale]
 
 
-def imitated_scale(sampler: FewStepSampler, row: Evaluation) -> float:
-    """The guidance scale of the teacher that the student of a row imitates."""
-    assert sampler.spec is not None
-    return sampler.spec.guidance_scale if sampler.spec.guidance == "baked" else row.guidance_scale
+def imitated_scale(sampler: FewStepSampler, guidance_scale: float) -> float:
+    """The guidance scale of the teacher that a student sampled at `guidance_scale` imitates."""
+    spec = sampler.spec
+    return spec.guidance_scale if spec is not None and spec.guidance == "baked" else guidance_scale
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+from diffusers import ControlNetModel
 from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
@@ -19,11 +19,7 @@ from gendistill.samplers.missing_weights import require_loaded
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "does-it-fit"
-CONTROLLED = {
-    "StableDiffusionPipeline": StableDiffusionControlNetPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLControlNetPipeline,
-}
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+CONTROLLED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 class DoesNotLoadError(Exception):
@@ -131,32 +127,20 @@ def _fitting(state: dict[str, Tensor], network: nn.Module) -> tuple[set[str], li
     return modules, sorted(name for name in modules if getattr(there.get(name), "weight", None) is None), other_widths
 
 
-def with_control(pipeline: Any, control: Path) -> tuple[Any, str]:
-    """The ControlNet's pipeline around a pipeline's own parts, and a sentence where not all that it adds to is there.
+def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
+    """A ControlNet beside a pipeline's network, and a sentence where not all that it adds to is there.
 
     Raises:
-        DoesNotLoadError: there is no such pipeline for this family, or the folder cannot be opened.
+        DoesNotLoadError: there is no ControlNet pipeline for this family, or the folder cannot be opened.
     """
-    kind = CONTROLLED.get(type(pipeline).__name__)
-    if kind is None:
+    if type(pipeline).__name__ not in CONTROLLED:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no ControlNet")
     network, failed = network_of(pipeline), f"{control.name} does not load"
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
     opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)
     tried(lambda: require_loaded(control, {"controlnet": opened}), failed)
-    opened.to(pipeline.device)
-    parts = {name: part for name, part in pipeline.components.items() if name not in LEFT_OUT}
-    if kind is StableDiffusionControlNetPipeline:
-        settings = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    else:
-        settings = {
-            "force_zeros_for_empty_prompt": pipeline.config.force_zeros_for_empty_prompt,
-            "add_watermarker": bool(pipeline.watermark),
-        }
-    controlled = tried(lambda: kind(**parts, **settings, controlnet=opened.eval()), failed)
-    controlled.set_progress_bar_config(disable=True)
     # diffusers adds one to the other as far as both go, without a word where one is longer
     skips = 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in network.down_blocks)
     added = len(opened.controlnet_down_blocks)
     note = f"{control.name} adds to {added} skip connections and the network has {skips}, so that they are not paired as made"
-    return controlled, note if added != skips else ""
+    return opened.to(pipeline.device).eval(), note if added != skips else ""
