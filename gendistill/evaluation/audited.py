@@ -15,7 +15,7 @@ from gendistill.data.sources.source import open_source
 from gendistill.evaluation.extraction import Extraction, as_tensor
 from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.probes import Probes
-from gendistill.evaluation.reference import read_reference
+from gendistill.evaluation.reference import read_pictures
 from gendistill.metrics.distances.clip_score import clip_scores
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.samplers import Sampler
@@ -57,7 +57,7 @@ class AuditContext:
     def features_of(self, source: PictureSource) -> Tensor:
         """(N, D) of all images of a source."""
         extraction = Extraction(self.judge.extractor, None, self.judge.albums)
-        return as_tensor(read_reference(source, extraction, square=self.judge.square).reference.features)
+        return as_tensor(read_pictures(source, extraction, square=self.judge.square).reference.features)
 
     @cached_property
     def held_out(self) -> Tensor | None:

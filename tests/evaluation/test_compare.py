@@ -134,7 +134,6 @@ def test_students_are_drawn_in_the_steps_that_they_know(tiny_folder, halved_run)
     teacher, student = open_contestants([str(tiny_folder), str(halved_run)], [8, 2], guidance_scale=3.0, solver="dpm-solver++")
     assert list(teacher.samplers) == [8, 2]
     assert list(student.samplers) == [2]
-    assert (teacher.network_calls(8), student.network_calls(2)) == (16, 2)
     assert (teacher.solver(8), student.solver(2)) == ("DPMSolverMultistep", "ddim")
     with pytest.raises(ValueError, match=r"steps \[7\]: .* was trained for 1, 2; takes one of them"):
         open_contestants([str(halved_run)], [7])
