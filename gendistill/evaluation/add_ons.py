@@ -6,8 +6,10 @@ without. An add-on still fits where the student's pictures shift in the directio
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from torch import Tensor
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
+from gendistill.runtime.hashing import file_sha256
 from gendistill.samplers import FewStepSampler, to_uint8
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_control, tried, with_lora
+from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_control, require_control, tried, with_lora
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,54 @@ class SampledModel:
         """Of its pictures (N, D), of another task than text alone where one is given."""
         drawn = self.sampler.pictures(self.prompts, self.seeds, task=task, **self.how)
         return extract(extractor, (to_uint8(batch).cpu() for batch in drawn))
+
+
+@dataclass(frozen=True, eq=False)
+class AddOn:
+    """A LoRA or a ControlNet that was made for the teacher.
+
+    Attributes:
+        source: a LoRA's `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`; a `ControlNetModel`'s folder.
+        picture: that a ControlNet is controlled by, (3, H, W) in [0, 1], of the pictures' size; None of a LoRA.
+    """
+
+    source: str | Path
+    picture: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        return "LoRA" if self.picture is None else "ControlNet"
+
+    def require(self, size: tuple[int, int]) -> None:
+        """Raise ValueError where it is not there, or its picture is not (3, *size)."""
+        if self.picture is None:
+            lora_file(self.source)
+        else:
+            require_control(self.source, self.picture, size)
+
+    @property
+    def contents(self) -> list[str]:
+        """Hashes of all that is in it."""
+        if self.picture is None:
+            return [file_sha256(lora_file(self.source))]
+        files = sorted(file for file in Path(self.source).iterdir() if file.is_file())
+        return [*map(file_sha256, files), hashlib.sha256(self.picture.numpy().tobytes()).hexdigest()]
+
+    def on(self, model: SampledModel) -> tuple[SampledModel, Task, list[str], str]:
+        """The model with it on, what is drawn then, the modules that it does not fit, and a sentence on them.
+
+        A LoRA is loaded into a copy of the pipeline, beside the adapters that are on: memory holds one more network and its
+        text encoders meanwhile.
+
+        Raises:
+            DoesNotLoadError: it does not load into this model.
+        """
+        sampler = model.sampler
+        if self.picture is None:
+            pipeline, unfit, note = with_lora(sampler.pipeline, lora_file(self.source))
+            return replace(model, sampler=FewStepSampler(pipeline, sampler.spec, sampler.eta)), TEXT_TO_IMAGE, unfit, note
+        network, note = open_control(sampler.pipeline, Path(self.source))
+        return model, Task(controlnet=network, controls=self.picture.expand(len(model.prompts), -1, -1, -1)), [], note
 
 
 @dataclass(frozen=True)
@@ -113,85 +164,27 @@ def effect_of(teacher: Features, student: Features) -> Effect:
     return Effect(float(np.linalg.norm(mean)), float(np.linalg.norm(other)), _cosine(mean, other), halves)
 
 
-def lora_fit(
-    models: Sequence[SampledModel], lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
-) -> AddOnFit:
-    """A LoRA made for the teacher, loaded into copies of both pipelines by diffusers, beside the adapters that are on.
-
-    Memory holds one more network and its text encoders meanwhile.
+def add_on_fit(models: Sequence[SampledModel], add_on: AddOn, extractor: FeatureExtractor, plain: Sequence[Tensor]) -> AddOnFit:
+    """What an add-on does to both models.
 
     Args:
         models: the teacher, then the student.
-        lora: a `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`.
         plain: the features (N, D) of the teacher's pictures and of the student's without it.
-
-    Raises:
-        ValueError: as `lora_file`.
     """
-    file = lora_file(lora)
-
-    def applied(model: SampledModel) -> _Applied:
-        pipeline, unfit, note = with_lora(model.sampler.pipeline, file)
-        return (
-            replace(model, sampler=FewStepSampler(pipeline, model.sampler.spec, model.sampler.eta)),
-            TEXT_TO_IMAGE,
-            unfit,
-            note,
-        )
-
-    return _fit("LoRA", str(lora), file.name, applied, models, extractor, plain)
-
-
-def control_fit(
-    models: Sequence[SampledModel],
-    control: str | Path,
-    picture: Tensor,
-    extractor: FeatureExtractor,
-    plain: Sequence[Tensor],
-) -> AddOnFit:
-    """A ControlNet made for the teacher, in diffusers' ControlNet pipelines around both networks.
-
-    Args:
-        models, plain: as for `lora_fit`.
-        control: the folder of a `ControlNetModel`.
-        picture: that both are controlled by, (3, H, W) in [0, 1], of the pictures' size.
-    """
-    folder = Path(control)
-
-    def applied(model: SampledModel) -> _Applied:
-        network, note = open_control(model.sampler.pipeline, folder)
-        task = Task(controlnet=network, controls=picture.expand(len(model.prompts), -1, -1, -1))
-        return model, task, [], note
-
-    return _fit("ControlNet", str(control), folder.name, applied, models, extractor, plain)
-
-
-_Applied = tuple[SampledModel, Task, list[str], str]  # with the add-on on; modules that it does not fit; a note on them
-
-
-def _fit(
-    kind: str,
-    source: str,
-    name: str,
-    applied: Callable[[SampledModel], _Applied],
-    models: Sequence[SampledModel],
-    extractor: FeatureExtractor,
-    plain: Sequence[Tensor],
-) -> AddOnFit:
+    name = lora_file(add_on.source).name if add_on.picture is None else Path(add_on.source).name
     notes, shifts = [], []
     unfit: list[str] = []
     for model, without in zip(models, plain, strict=True):
         unfit = []
         try:
-            changed, task, unfit, note = applied(model)
+            changed, task, unfit, note = add_on.on(model)
             notes += [f"The {model.name}: {note}."] if note else []
-            features = tried(lambda of=changed, task=task: of.features(extractor, task), f"{name} does not run")
-            shifts.append(features - without)
+            shifts.append(tried(partial(changed.features, extractor, task), f"{name} does not run") - without)
         except DoesNotLoadError as error:
             notes.append(f"The {model.name}: {error}.")
             unfit = error.unfit
     effect = effect_of(*shifts) if len(shifts) == len(models) else None
-    return AddOnFit(kind, source, (*notes, *_silence(effect)), tuple(unfit), effect)
+    return AddOnFit(add_on.kind, str(add_on.source), (*notes, *_silence(effect)), tuple(unfit), effect)
 
 
 def _silence(effect: Effect | None) -> list[str]:

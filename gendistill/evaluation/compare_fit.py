@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from gendistill.data.images import as_tensor, decode_picture, fitted
+from gendistill.evaluation.add_ons import AddOn
 from gendistill.evaluation.comparison import ComparisonRow, main_rows
 from gendistill.evaluation.entries import Contestant
 from gendistill.evaluation.fit import Fit, measure_fit
@@ -17,31 +15,13 @@ from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.kept_figures import kept_figures
 from gendistill.evaluation.teacher_plans import imitated_scale
-from gendistill.runtime.hashing import file_sha256
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
-from gendistill.sampling.load_add_ons import lora_file, require_control
 
 PICTURES = 64  # of each model; fewer say little of what a LoRA does
 
 
-@dataclass(frozen=True)
-class AddOns:
-    """What was made for the teacher: LoRAs, and ControlNets with the picture (3, H, W) in [0, 1] that controls.
-
-    Attributes:
-        contents: hashes of all that is in them.
-    """
-
-    loras: tuple[str, ...]
-    controls: tuple[tuple[str, Tensor], ...]
-    contents: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.loras) + len(self.controls)
-
-
-def open_add_ons(loras: Sequence[str], controls: Sequence[tuple[str, str]], models: Sequence[Contestant]) -> AddOns:
+def open_add_ons(loras: Sequence[str], controls: Sequence[tuple[str, str]], models: Sequence[Contestant]) -> list[AddOn]:
     """Find what was given for a comparison's models, the teacher first.
 
     Args:
@@ -56,21 +36,22 @@ def open_add_ons(loras: Sequence[str], controls: Sequence[tuple[str, str]], mode
     if teacher is None or models[0].is_student or not any(model.is_student and _diffusing(model) for model in models):
         if given:
             raise ValueError(f"{given[0]}: takes a diffusion model as the first model, and a student of it after that")
-        return AddOns((), (), ())
-    contents = [file_sha256(lora_file(lora)) for lora in loras]
-    pictured = []
+        return []
+    add_ons = [AddOn(lora) for lora in loras]
     for folder, file in controls:
         try:
             picture = as_tensor(fitted(decode_picture(Path(file)), *teacher.size)) / 2 + 0.5
         except ValueError as error:
             raise ValueError(f"--control {folder}={file}: {error}") from error
-        require_control(folder, picture, teacher.size)
-        pictured.append((folder, picture))
-        contents += [file_sha256(of) for of in (*sorted(Path(folder).iterdir()), Path(file)) if of.is_file()]
-    return AddOns(tuple(loras), tuple(pictured), tuple(contents))
+        add_ons.append(AddOn(folder, picture))
+    for add_on in add_ons:
+        add_on.require(teacher.size)
+    return add_ons
 
 
-def measure_fits(rows: list[ComparisonRow], judge: Judge, add_ons: AddOns, folder: Path) -> tuple[dict[str, Fit], list[str]]:
+def measure_fits(
+    rows: list[ComparisonRow], judge: Judge, add_ons: Sequence[AddOn], folder: Path
+) -> tuple[dict[str, Fit], list[str]]:
     """Of every student, at the step count that it is meant for first, in the place of the first row's model.
 
     The teacher is drawn in its own default steps, at the guidance scale that the student imitates.
@@ -85,7 +66,7 @@ def measure_fits(rows: list[ComparisonRow], judge: Judge, add_ons: AddOns, folde
     one = _diffusing(teacher)
     fits: dict[str, Fit] = {}
     notes: list[str] = []
-    sources = [*add_ons.loras, *(source for source, _ in add_ons.controls)]
+    given = [[str(add_on.source) for add_on in add_ons], [text for add_on in add_ons for text in add_on.contents]]
     pictures = len(few.prompts) * 2 * (1 + bool(add_ons) + len(add_ons))
     with advancing_bar("looking whether students still fit", pictures * len(students)) as progress:
         for row in students:
@@ -106,12 +87,11 @@ def measure_fits(rows: list[ComparisonRow], judge: Judge, add_ons: AddOns, folde
                 few.seeds,
                 student_steps=row.steps,
                 guidance_scale=scale,
-                loras=add_ons.loras,
-                controls=add_ons.controls,
+                add_ons=add_ons,
                 extractor=few.extractor,
                 progress=progress,
             )
-            asked = [keys, few.prompts, few.seeds, sources, add_ons.contents, few.extractor.weights_hash if add_ons else ""]
+            asked = [keys, few.prompts, few.seeds, *given, few.extractor.weights_hash if add_ons else ""]
             try:
                 fits[name] = kept_figures(folder, asked, Fit, measure, partial(progress, pictures))
             except ValueError as error:

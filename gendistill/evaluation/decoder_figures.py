@@ -104,7 +104,7 @@ def measure_decoder(
     codec.vae.to(memory_format=FASTEST)  # as the tiny one is: both are timed in the order in which both are fastest
     count = min(num, len(data))
     size = pictures_at_once(data.batch(torch.zeros(1).long(), None).pictures.shape[-1])
-    errors: dict[str, list[Tensor]] = {}
+    squared: dict[str, float] = {}  # mean squared errors
     features: dict[str, list[Tensor]] = {}
     for rows in torch.arange(count).split(size):
         batch = data.batch(rows, None, codec.vae.device)
@@ -118,13 +118,13 @@ def measure_decoder(
             made |= {ROUND_TRIPS[2]: codec.decode(latents), ROUND_TRIPS[3]: decoded_by(tiny, latents)}
             pairs["latents"] = (latents, batch.latents)
         for name, (one, other) in {**pairs, **{way: (of, batch.pictures) for way, of in made.items()}}.items():
-            errors.setdefault(name, []).append((one - other).double().square().flatten(1).mean(1).cpu())
-    distances: dict[str, dict[str, float]] = {}
+            error = (one - other).double().square().mean().item()
+            squared[name] = squared.get(name, 0) + error * len(rows) / count
+    distances = {}
     if extractor is not None:
-        real, *of_decoders = (gaussian_statistics(torch.cat(features[name])) for name in ("pictures", TEACHER, TINY))
-        for name, statistics in zip((TEACHER, TINY), of_decoders, strict=True):
-            distances[name] = {metric_name(extractor): frechet_distance(statistics, real)}
-    squared = {name: torch.cat(of).mean().item() for name, of in errors.items()}
+        statistics = {name: gaussian_statistics(torch.cat(of)) for name, of in features.items()}
+        real = statistics.pop("pictures")
+        distances = {name: {metric_name(extractor): frechet_distance(of, real)} for name, of in statistics.items()}
     decoders = {TEACHER: [codec.vae.decoder, codec.vae.post_quant_conv], TINY: [tiny.decoder]}
     one = data.batch(torch.zeros(1).long(), None, codec.vae.device).latents
     return DecoderFigures(

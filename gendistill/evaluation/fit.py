@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
-from gendistill.evaluation.add_ons import AddOnFit, SampledModel, control_fit, lora_fit
+from gendistill.evaluation.add_ons import AddOn, AddOnFit, SampledModel, add_on_fit
 from gendistill.evaluation.teacher_plans import imitated_scale
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.load_extractor import load_extractor
@@ -28,7 +27,6 @@ from gendistill.metrics.pairs.drift import (
 )
 from gendistill.samplers import FewStepSampler, pictures_at_once
 from gendistill.samplers.families import network_of
-from gendistill.sampling.load_add_ons import lora_file, require_control
 from gendistill.schedulers import NoiseSchedule
 
 LEAST_PROMPTS = 4  # of the unbiased CKA
@@ -113,8 +111,7 @@ def measure_fit(
     teacher_steps: int | None = None,
     student_steps: int | None = None,
     guidance_scale: float | None = None,
-    loras: Sequence[str | Path] = (),
-    controls: Sequence[tuple[str | Path, Tensor]] = (),
+    add_ons: Sequence[AddOn] = (),
     extractor: FeatureExtractor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fit:
@@ -126,9 +123,8 @@ def measure_fit(
         prompts, seeds: one a picture, the same for both models; at least 4.
         teacher_steps, student_steps: those that each is sampled in by default where None.
         guidance_scale: of the student; its default where None.
-        loras: files or folders, made for the teacher.
-        controls: folders of ControlNets made for the teacher, each with the picture (3, H, W) in [0, 1] that controls.
-        extractor: what the effects of LoRAs and ControlNets are measured in; the embedded `emoji` network where None.
+        add_ons: LoRAs and ControlNets that were made for the teacher.
+        extractor: what the effects of add-ons are measured in; the embedded `emoji` network where None.
         progress: called with the number of pictures drawn, again and again.
 
     Raises:
@@ -140,10 +136,8 @@ def measure_fit(
             f"prompts: got {len(prompts)} with {len(seeds)} seeds, takes at least {LEAST_PROMPTS} and a seed for each"
         )
     _require_one_space(*(_latent_shape(of) for of in (teacher, student)))
-    for lora in loras:
-        lora_file(lora)
-    for folder, picture in controls:
-        require_control(folder, picture, teacher.size)
+    for add_on in add_ons:
+        add_on.require(teacher.size)
     scale = student.default_guidance_scale if guidance_scale is None else guidance_scale
     imitated = imitated_scale(student, scale) if teacher.family.guided else 1.0
     models = [
@@ -155,19 +149,18 @@ def measure_fit(
     ]
     latents = [model.latents() for model in models]
     layers, unpaired = _layer_fits([model.first(CKA_PICTURES) for model in models], latents[0])
-    add_ons: list[AddOnFit] = []
-    if loras or controls:
+    found: list[AddOnFit] = []
+    if add_ons:
         extractor = extractor or load_extractor("emoji", teacher.device)
         plain = [model.features(extractor) for model in models]
-        add_ons += [lora_fit(models, lora, extractor, plain) for lora in loras]
-        add_ons += [control_fit(models, folder, picture, extractor, plain) for folder, picture in controls]
+        found = [add_on_fit(models, add_on, extractor, plain) for add_on in add_ons]
     return Fit(
         (len(prompts), min(len(prompts), CKA_PICTURES)),
         {model.name: (model.steps, model.guidance_scale) for model in models},
         latent_drift(*latents),
         tuple(layers),
         tuple(unpaired),
-        tuple(add_ons),
+        tuple(found),
         extractor.name if extractor is not None and add_ons else "",
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gendistill.evaluation.extraction import Advance
 from gendistill.runtime.store import Store, StoredPart, cache_key
 from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 
@@ -43,9 +44,7 @@ class Album:
         noted = self.store.notes()
         return noted["seconds"] / noted["images"] if noted else None
 
-    def pictures(
-        self, prompts: Sequence[str], seeds: Sequence[int], progress: Callable[[int], None] | None = None
-    ) -> Iterator[Tensor]:
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], progress: Advance = None) -> Iterator[Tensor]:
         """Batches of pictures uint8 (B, 3, H, W), one a prompt and seed, in their order; drawn where they are not there.
 
         Raises:
@@ -80,7 +79,7 @@ def generate(
     seeds: Sequence[int],
     steps: int,
     guidance_scale: float,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance = None,
 ) -> Iterator[Tensor]:
     """Batches of images uint8 (B, 3, H, W) on the CPU, one a prompt and seed."""
     size = pictures_at_once(sampler.resolution, BATCH_SIZE)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.config import EvaluationConfig
-from gendistill.evaluation.extraction import Extraction
+from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.evaluation.image_cache import Album, generate
 from gendistill.evaluation.reference import read_pictures
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
@@ -37,8 +37,6 @@ from gendistill.samplers.codec import Codec
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
 NUM = 2000  # images per row
-
-Advance = Callable[[int], None] | None
 
 
 @dataclass(frozen=True)
@@ -88,18 +86,14 @@ class Judge:
             ValueError: a metric that was asked for cannot be computed of these.
         """
         judge = self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
-        for name in judge.requested or ():
-            if not METRICS[name].of_pairs and (why := judge.lacks(name)):
+        met = needs_met_by(judge.prompts) | {Need.REFERENCE}
+        met |= {Need.REAL_FEATURES} if judge.reference.features is not None else set()
+        if judge.scorer is not None:
+            met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if judge.reference.image_embeddings is not None else set())
+        for metric in map(METRICS.__getitem__, judge.requested or ()):
+            if not metric.of_pairs and (why := metric.lacks(met, len(judge.prompts))):
                 raise ValueError(why)
         return judge
-
-    def lacks(self, name: str) -> str | None:
-        """A sentence that says why a metric of sets cannot be computed; None where it can."""
-        met = needs_met_by(self.prompts) | {Need.REFERENCE}
-        met |= {Need.REAL_FEATURES} if self.reference.features is not None else set()
-        met |= {Need.CLIP} if self.scorer is not None else set()
-        met |= {Need.CLIP_REFERENCE} if self.scorer is not None and self.reference.image_embeddings is not None else set()
-        return METRICS[name].lacks(met, len(self.prompts))
 
     def first(self, count: int) -> Judge:
         """The same with the first `count` prompts only, and without the CLIP score: a quick look."""

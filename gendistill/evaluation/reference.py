@@ -8,7 +8,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from gendistill.data.images import fitted
 from gendistill.data.samples import PictureSource
-from gendistill.evaluation.extraction import Extraction
+from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.metrics.distances.frechet import GaussianStatistics, Moments, gaussian_statistics
 from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 from gendistill.runtime.device import make_folder
@@ -69,7 +68,7 @@ def read_pictures(
     *,
     square: bool,
     in_memory: bool = True,
-    progress: Callable[[int], None] | None = None,
+    progress: Advance = None,
 ) -> PictureSet:
     """Features and captions of all pictures of a source.
 
@@ -86,8 +85,9 @@ def read_pictures(
         pictures = reading.through(lambda: extraction.of(reading, source=reading.which, progress=progress))
         return PictureSet(gaussian_statistics(pictures.features), pictures, reading.seen())
     moments = Moments()
-    for block in reading.through(lambda: extraction.blocks(reading, source=reading.which, progress=progress)):
-        moments.add(block)
+    rows = reading.through(lambda: extraction.rows(extraction.extractor, reading, reading.which, progress))
+    for block in rows.blocks():
+        moments.add(block["features"])
     return PictureSet(moments.statistics(), None, reading.seen())
 
 
@@ -107,8 +107,11 @@ class _Reading:
 
     def __init__(self, source: PictureSource, extraction: Extraction, square: bool) -> None:
         self.source, self.square = source, square
-        self.which = ["square" if square else "whole", _fingerprint(source, extraction.cache)]
-        self._file = None if extraction.cache is None else extraction.cache / "features" / f"{'-'.join(self.which)}.json"
+        assert extraction.cache is not None
+        hashes = HashMemo(extraction.cache / HASHES)
+        self.which = ["square" if square else "whole", source.fingerprint(hashes)]
+        hashes.keep()
+        self._file = extraction.cache / "features" / f"{'-'.join(self.which)}.json"
         self._seen: Seen | None = None  # noted once a walk is through
 
     def __call__(self) -> Iterator[Image.Image]:
@@ -140,26 +143,16 @@ class _Reading:
         """From a walk of the extraction, or the file that an earlier one left."""
         if self._seen is None:
             try:
-                return Seen(**json.loads(self._file.read_text(encoding="utf-8")))  # type: ignore[union-attr]
-            except (AttributeError, OSError, ValueError, TypeError):
+                return Seen(**json.loads(self._file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
                 deque(self(), maxlen=0)  # decodes all
         assert self._seen is not None
-        if self._file is not None:
-            make_folder(self._file.parent)
-            with written_aside(self._file) as aside:
-                aside.write_text(json.dumps(dataclasses.asdict(self._seen)), encoding="utf-8")
+        make_folder(self._file.parent)
+        with written_aside(self._file) as aside:
+            aside.write_text(json.dumps(dataclasses.asdict(self._seen)), encoding="utf-8")
         return self._seen
 
 
 def _centre_square(picture: Image.Image) -> Image.Image:
     edge = min(picture.size)
     return picture if picture.size == (edge, edge) else fitted(picture, edge, edge)
-
-
-def _fingerprint(source: PictureSource, cache: Path | None) -> str:
-    if cache is None:
-        return source.fingerprint()
-    hashes = HashMemo(cache / HASHES)
-    fingerprint = source.fingerprint(hashes)
-    hashes.keep()
-    return fingerprint

@@ -23,21 +23,8 @@ def compared(gans, tiny_folder, tmp_path_factory):
     (place / "probes.yaml").write_text(PROBES)
     (place / "unusual.txt").write_text("zebra\nyak\n")
     models = [gans["teacher"], gans["student"].parent, tiny_folder]
-    few = [
-        "--steps",
-        "1,2",
-        "--solver",
-        "ddim",
-        "--quick",
-        "--num",
-        "40",
-        "--metrics",
-        "attributes,modes,robustness",
-        "--caption",
-        "category",
-        "--reference",
-        HELD_OUT,
-    ]
+    few = ["--steps", "1,2", "--solver", "ddim", "--quick", "--num", "40", "--metrics", "attributes,modes,robustness"]
+    few += ["--caption", "category", "--reference", HELD_OUT]
     where = ["--probes", place / "probes.yaml", "--cache", place / "cache", "--out", place / "out", "--device", "cpu"]
     process = gendistill(["compare", *models, *few, *where], place / "printed", folder=ROOT)
     assert process.wait() == 0, process.text

@@ -13,7 +13,7 @@ from tiny_pipeline import tiny_unet
 
 from gendistill.diffusion.blocks import paired_blocks
 from gendistill.diffusion.trained_networks import copy_network
-from gendistill.evaluation.add_ons import effect_of
+from gendistill.evaluation.add_ons import AddOn, effect_of
 from gendistill.evaluation.fit import latent_drift, measure_fit
 from gendistill.evaluation.fit_report import as_json, drift_plot, fit_section, layers_plot
 from gendistill.evaluation.reporting import Page, render
@@ -24,8 +24,9 @@ SEEDS = list(range(6))
 FEW_STEPS = {"teacher_steps": 2, "student_steps": 2, "guidance_scale": 2.0}
 
 
-def fit_of(teacher, student, **settings):
-    return measure_fit(teacher, student, PROMPTS, SEEDS, **{**FEW_STEPS, **settings})
+def fit_of(teacher, student, *, loras=(), controls=(), **settings):
+    add_ons = [*map(AddOn, loras), *(AddOn(*control) for control in controls)]
+    return measure_fit(teacher, student, PROMPTS, SEEDS, add_ons=add_ons, **{**FEW_STEPS, **settings})
 
 
 def with_network(folder, network):
@@ -162,7 +163,7 @@ def lora_student(tiny_folder, folder, strength):
 def test_a_lora_goes_beside_that_of_a_lora_student(teacher_sampler, tiny_folder, tmp_path):
     student = lora_student(tiny_folder, tmp_path, strength=0.3)
     silent = save_lora(teacher_sampler.pipeline.unet, tmp_path / "silent", strength=0.0)
-    fit = measure_fit(teacher_sampler, student, PROMPTS, SEEDS, teacher_steps=2, loras=[silent])
+    fit = measure_fit(teacher_sampler, student, PROMPTS, SEEDS, teacher_steps=2, add_ons=[AddOn(silent)])
     assert fit.ways == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher as the student imitates it
     assert fit.latents.cosine < 0.999  # its own adapter is on
     (found,) = fit.add_ons
@@ -199,8 +200,9 @@ def test_stable_diffusion_xl_is_measured_alike(family_folder, tmp_path):
 def test_models_of_pixels_are_compared_and_take_no_add_ons(family_folder, lora, control):
     sampler = FewStepSampler.from_pretrained(family_folder("classes"))
     folder, _ = control
-    settings = {"teacher_steps": 1, "student_steps": 1, "loras": [lora], "controls": [(folder, torch.rand(3, 16, 16))]}
-    fit = measure_fit(sampler, sampler, ["0", "1", "2", "0"], [1, 2, 3, 4], **settings)
+    add_ons = [AddOn(lora), AddOn(folder, torch.rand(3, 16, 16))]
+    steps = {"teacher_steps": 1, "student_steps": 1}
+    fit = measure_fit(sampler, sampler, ["0", "1", "2", "0"], [1, 2, 3, 4], add_ons=add_ons, **steps)
     assert min(layer.mean for layer in fit.layers) == pytest.approx(1)
     for one, name in zip(fit.add_ons, ("LoRA", "ControlNet"), strict=True):
         sentence = f"a ConsistencyModelPipeline takes no {name}."
