@@ -101,7 +101,7 @@ def _split(names: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[s
 def _rows(contestants: list[Contestant], judge: Judge, how: dict[str, Any], folder: Path) -> list[ComparisonRow]:
     """Costs are read where they were measured before of the same model on the same device in the same way."""
     drawn = [(model, steps, model.samplers[steps]) for model in contestants for steps in model.samplers]
-    each, costs = pictures_drawn(how["batch_sizes"], repeats=how["repeats"]), []
+    each, costs = pictures_drawn(how["batch_sizes"], repeats=how["repeats"]), list[Costs]()
     prompts = judge.prompts[: max(how["batch_sizes"])]
     with advancing_bar("timing", each * len(drawn)) as progress:
         for model, steps, sampler in drawn:

@@ -120,7 +120,7 @@ def measure_decoder(
         for name, (one, other) in {**pairs, **{way: (of, batch.pictures) for way, of in made.items()}}.items():
             error = (one - other).double().square().mean().item()
             squared[name] = squared.get(name, 0) + error * len(rows) / count
-    distances = {}
+    distances: dict[str, dict[str, float]] = {}
     if extractor is not None:
         statistics = {name: gaussian_statistics(torch.cat(of)) for name, of in features.items()}
         real = statistics.pop("pictures")

@@ -82,9 +82,15 @@ def generate(
     progress: Advance = None,
 ) -> Iterator[Tensor]:
     """Batches of images uint8 (B, 3, H, W) on the CPU, one a prompt and seed."""
-    size = pictures_at_once(sampler.resolution, BATCH_SIZE)
-    how = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "batch_size": size}
-    return (to_uint8(batch).cpu() for batch in sampler.pictures(prompts, seeds, **how, progress=progress))
+    batches = sampler.pictures(
+        prompts,
+        seeds,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        batch_size=pictures_at_once(sampler.resolution, BATCH_SIZE),
+        progress=progress,
+    )
+    return (to_uint8(batch).cpu() for batch in batches)
 
 
 def _provenance(sampler: Sampler, steps: int, guidance_scale: float) -> dict[str, Any]:
