@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from gendistill.cli.shared import (
     CACHE,
@@ -16,6 +15,7 @@ from gendistill.cli.shared import (
     Clip,
     Device,
     Extractor,
+    HelpFromRegistries,
     Quantization,
     app,
     console,
@@ -27,20 +27,14 @@ from gendistill.cli.shared import (
     warn,
 )
 
-
-class ListsMetrics(TyperCommand):
-    """A command whose help of --metrics names every registered metric; they are imported only to show it."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from gendistill.metrics.registry import METRICS
-
-        option = next(param for param in self.params if param.name == "metrics")
-        option.help = f"{option.help.partition(':')[0]}: {', '.join(METRICS)}"  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)
+Caption = Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")]
+PromptsFile = Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")]
+Resize = Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")]
+Seed = Annotated[int, typer.Option(min=0)]
 
 
 @app.command(
-    cls=ListsMetrics,
+    cls=HelpFromRegistries,
     epilog="[bold]Examples[/]: gendistill evaluate runs/demo/student --caption subcategory --out runs/demo\n\n"
     "gendistill evaluate my-pictures --reference real.zip --metrics fid,kid,prdc --extractor inception",
 )
@@ -55,19 +49,19 @@ def evaluate(
     reference: Annotated[
         str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
     ] = REFERENCE,
-    caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
-    prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    caption: Caption = None,
+    prompts: PromptsFile = None,
     input_: Annotated[
         Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
     ] = None,
     num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
-    metrics: Annotated[str | None, typer.Option(help="by commas; the usual ones where not given")] = None,
+    metrics: Annotated[str | None, typer.Option(help="by commas; the usual ones where not given: {metrics}")] = None,
     extractor: Extractor = None,
-    resize: Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")] = None,
+    resize: Resize = None,
     clip: Clip = None,
     intervals: Annotated[bool, typer.Option(help="bootstrap 95 % intervals")] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="folder for evaluation.json and report.html; the model's own")] = None,
     cache: Cache = CACHE,
     device: Device = None,
@@ -102,7 +96,7 @@ def evaluate(
 
 
 @app.command(
-    cls=ListsMetrics,
+    cls=HelpFromRegistries,
     epilog="[bold]Example[/]: gendistill compare assets/tiny-sd runs/full/student runs/progressive --steps 1,2,4,8,16,50 "
     "--caption subcategory -w 2 --out runs/compare",
 )
@@ -110,8 +104,8 @@ def compare(
     models: Annotated[list[str], typer.Argument(help="the first is what the others are held against: the teacher")],
     steps: Annotated[str, typer.Option(help="a student is drawn in those of them that it was trained for")] = "1,2,4,8,16,50",
     reference: Annotated[str, typer.Option(help="real pictures, with captions: folder, .zip, tar, dataset")] = REFERENCE,
-    caption: Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")] = None,
-    prompts: Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")] = None,
+    caption: Caption = None,
+    prompts: PromptsFile = None,
     num: Annotated[int | None, typer.Option(min=2, help="pictures a row; 2000, or 200 if quick")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance-scale", "-w", min=1, help="of all that have a choice; their own where not given")
@@ -119,7 +113,9 @@ def compare(
     solver: Annotated[str | None, typer.Option(help="of teachers: ddim or dpm-solver++; their own where not given")] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="by commas; the usual ones where not given, and attributes, modes and robustness only if given"),
+        typer.Option(
+            help="by commas; the usual ones where not given, and attributes, modes and robustness only if given: {metrics}"
+        ),
     ] = None,
     extractor: Extractor = None,
     clip: Clip = None,
@@ -132,7 +128,7 @@ def compare(
         typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet made for the first model, and a picture that controls"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="few pictures: a look before the measurement")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="folder for report.html, quality.png, comparison.csv and comparison.json")] = Path(
         "runs/compare"
     ),
@@ -189,7 +185,7 @@ def statistics(
     pictures: Annotated[str, typer.Argument(help="folder, .zip, tar or dataset")],
     out: Annotated[Path, typer.Option(help="a .npz, which clean-fid and pytorch-fid read too")],
     extractor: Extractor = None,
-    resize: Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")] = None,
+    resize: Resize = None,
     cache: Cache = CACHE,
     device: Device = None,
 ) -> None:

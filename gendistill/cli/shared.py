@@ -120,18 +120,27 @@ def tell_files(files: list[Path]) -> None:
 
 
 class HelpFromRegistries(TyperCommand):
-    """A command whose help lists what there is: `{methods}` in it is replaced, which imports the methods, only when the help
-    is printed."""
+    """A command whose help lists what there is: `{methods}`, `{planned}` and `{metrics}` in it are replaced."""
 
     def get_help(self, ctx: Any) -> str:
-        from gendistill.methods import RECIPES
-
-        words = {"methods": ", ".join(RECIPES), "planned": ", ".join(n for n, of in RECIPES.items() if of.supports.planning)}
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
             if "{" in text:
-                setattr(parameter, "help", text.format_map(words))  # noqa: B010 (not every parameter has one)
+                parameter.help = text.format_map(_Registered())
         return super().get_help(ctx)
+
+
+class _Registered(dict[str, str]):
+    """What there is, by kind; its registry is imported only when it is asked for."""
+
+    def __missing__(self, kind: str) -> str:
+        if kind == "metrics":
+            from gendistill.metrics.registry import METRICS
+
+            return ", ".join(METRICS)
+        from gendistill.methods import RECIPES
+
+        return ", ".join(name for name, recipe in RECIPES.items() if kind == "methods" or recipe.supports.planning)
 
 
 def quieten_libraries() -> None:

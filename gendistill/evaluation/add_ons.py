@@ -6,6 +6,7 @@ without. An add-on still fits where the student's pictures shift in the directio
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,18 +20,10 @@ from torch import Tensor
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices
+from gendistill.runtime.hashing import file_sha256
 from gendistill.samplers import FewStepSampler, to_uint8
-from gendistill.samplers.families import SampleOptions
-from gendistill.sampling.load_add_ons import (
-    DoesNotLoadError,
-    lora_file,
-    require_control,
-    tried,
-    with_control,
-    with_lora,
-)
-
-Progress = Callable[[int], None]
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_control, require_control, tried, with_lora
 
 
 @dataclass(frozen=True)
@@ -43,17 +36,11 @@ class SampledModel:
     guidance_scale: float
     prompts: Sequence[str]
     seeds: Sequence[int]
-    batch_size: int | None = None
-    progress: Progress | None = None
+    progress: Callable[[int], None] | None = None
 
     @property
     def how(self) -> dict[str, Any]:
-        return {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "batch_size": self.batch_size,
-            "progress": self.progress,
-        }
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, "progress": self.progress}
 
     def first(self, count: int) -> SampledModel:
         """The same of the first pictures alone."""
@@ -63,10 +50,58 @@ class SampledModel:
         """What diffusion ends in: float32 (N, C, h, w) on the CPU."""
         return torch.cat([batch.float().cpu() for batch in self.sampler.latents(self.prompts, self.seeds, **self.how)])
 
-    def features(self, extractor: FeatureExtractor, sampler: FewStepSampler | None = None) -> Tensor:
-        """Of its pictures (N, D); of those of another sampler in its place, drawn in the same way."""
-        drawn = (sampler or self.sampler).pictures(self.prompts, self.seeds, **self.how)
+    def features(self, extractor: FeatureExtractor, task: Task = TEXT_TO_IMAGE) -> Tensor:
+        """Of its pictures (N, D), of another task than text alone where one is given."""
+        drawn = self.sampler.pictures(self.prompts, self.seeds, task=task, **self.how)
         return extract(extractor, (to_uint8(batch).cpu() for batch in drawn))
+
+
+@dataclass(frozen=True, eq=False)
+class AddOn:
+    """A LoRA or a ControlNet that was made for the teacher.
+
+    Attributes:
+        source: a LoRA's `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`; a `ControlNetModel`'s folder.
+        picture: that a ControlNet is controlled by, (3, H, W) in [0, 1], of the pictures' size; None of a LoRA.
+    """
+
+    source: str | Path
+    picture: Tensor | None = None
+
+    @property
+    def kind(self) -> str:
+        return "LoRA" if self.picture is None else "ControlNet"
+
+    def require(self, size: tuple[int, int]) -> None:
+        """Raise ValueError where it is not there, or its picture is not (3, *size)."""
+        if self.picture is None:
+            lora_file(self.source)
+        else:
+            require_control(self.source, self.picture, size)
+
+    @property
+    def contents(self) -> list[str]:
+        """Hashes of all that is in it."""
+        if self.picture is None:
+            return [file_sha256(lora_file(self.source))]
+        files = sorted(file for file in Path(self.source).iterdir() if file.is_file())
+        return [*map(file_sha256, files), hashlib.sha256(self.picture.numpy().tobytes()).hexdigest()]
+
+    def on(self, model: SampledModel) -> tuple[SampledModel, Task, list[str], str]:
+        """The model with it on, what is drawn then, the modules that it does not fit, and a sentence on them.
+
+        A LoRA is loaded into a copy of the pipeline, beside the adapters that are on: memory holds one more network and its
+        text encoders meanwhile.
+
+        Raises:
+            DoesNotLoadError: it does not load into this model.
+        """
+        sampler = model.sampler
+        if self.picture is None:
+            pipeline, unfit, note = with_lora(sampler.pipeline, lora_file(self.source))
+            return replace(model, sampler=FewStepSampler(pipeline, sampler.spec, sampler.eta)), TEXT_TO_IMAGE, unfit, note
+        network, note = open_control(sampler.pipeline, Path(self.source))
+        return model, Task(controlnet=network, controls=self.picture.expand(len(model.prompts), -1, -1, -1)), [], note
 
 
 @dataclass(frozen=True)
@@ -129,70 +164,27 @@ def effect_of(teacher: Features, student: Features) -> Effect:
     return Effect(float(np.linalg.norm(mean)), float(np.linalg.norm(other)), _cosine(mean, other), halves)
 
 
-def lora_fit(
-    teacher: SampledModel, student: SampledModel, lora: str | Path, extractor: FeatureExtractor, plain: Sequence[Tensor]
-) -> AddOnFit:
-    """A LoRA made for the teacher, loaded into copies of both pipelines by diffusers, beside the adapters that are on.
-
-    Memory holds one more network and its text encoders meanwhile.
+def add_on_fit(models: Sequence[SampledModel], add_on: AddOn, extractor: FeatureExtractor, plain: Sequence[Tensor]) -> AddOnFit:
+    """What an add-on does to both models.
 
     Args:
-        lora: a `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`.
+        models: the teacher, then the student.
         plain: the features (N, D) of the teacher's pictures and of the student's without it.
-
-    Raises:
-        ValueError: as `lora_file`.
     """
-    file = lora_file(lora)
+    name = lora_file(add_on.source).name if add_on.picture is None else Path(add_on.source).name
     notes, shifts = [], []
     unfit: list[str] = []
-    for drawing, without in zip((teacher, student), plain, strict=True):
+    for model, without in zip(models, plain, strict=True):
         unfit = []
         try:
-            pipeline, unfit, note = with_lora(drawing.sampler.pipeline, file)
-            notes += [f"The {drawing.name}: {note}."] if note else []
-            sampler = FewStepSampler(pipeline, drawing.sampler.spec, drawing.sampler.eta)
-            features = tried(partial(drawing.features, extractor, sampler), f"{file.name} does not run")
-            shifts.append(features - without)
+            changed, task, unfit, note = add_on.on(model)
+            notes += [f"The {model.name}: {note}."] if note else []
+            shifts.append(tried(partial(changed.features, extractor, task), f"{name} does not run") - without)
         except DoesNotLoadError as error:
-            notes.append(f"The {drawing.name}: {error}.")
+            notes.append(f"The {model.name}: {error}.")
             unfit = error.unfit
-    effect = effect_of(*shifts) if len(shifts) == 2 else None
-    return AddOnFit("LoRA", str(lora), (*notes, *_silence(effect)), tuple(unfit), effect)
-
-
-def control_fit(
-    teacher: SampledModel,
-    student: SampledModel,
-    control: str | Path,
-    picture: Tensor,
-    extractor: FeatureExtractor,
-    plain: Sequence[Tensor],
-) -> AddOnFit:
-    """A ControlNet made for the teacher, in diffusers' ControlNet pipelines around both networks.
-
-    Args:
-        control: the folder of a `ControlNetModel`.
-        picture: that both are controlled by, (3, H, W) in [0, 1], of the pictures' size.
-        plain: as for `lora_fit`.
-
-    Raises:
-        ValueError: as `require_control`.
-    """
-    require_control(control, picture, teacher.sampler.size)
-    folder = Path(control)
-    notes, shifts = [], []
-    for drawing, without in zip((teacher, student), plain, strict=True):
-        try:
-            pipeline, note = with_control(drawing.sampler.pipeline, folder)
-            notes += [f"The {drawing.name}: {note}."] if note else []
-            drawn = partial(_controlled_features, drawing, pipeline, picture, extractor)
-            features = tried(drawn, f"{folder.name} does not run")
-            shifts.append(features - without)
-        except DoesNotLoadError as error:
-            notes.append(f"The {drawing.name}: {error}.")
-    effect = effect_of(*shifts) if len(shifts) == 2 else None
-    return AddOnFit("ControlNet", str(control), (*notes, *_silence(effect)), (), effect)
+    effect = effect_of(*shifts) if len(shifts) == len(models) else None
+    return AddOnFit(add_on.kind, str(add_on.source), (*notes, *_silence(effect)), tuple(unfit), effect)
 
 
 def _silence(effect: Effect | None) -> list[str]:
@@ -204,28 +196,3 @@ def _silence(effect: Effect | None) -> list[str]:
 def _cosine(a: Matrix, b: Matrix) -> float | None:
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.clip(a @ b / lengths, -1, 1)) if lengths > 0 else None
-
-
-@torch.no_grad()
-def _controlled_features(drawing: SampledModel, pipeline: Any, picture: Tensor, extractor: FeatureExtractor) -> Tensor:
-    """Features (N, D) of pictures drawn under the control of one (3, H, W) in [0, 1]."""
-    sampler, family, size = drawing.sampler, drawing.sampler.family, drawing.batch_size or 16
-    unconditional = family.unconditional(sampler.pipeline) if drawing.guidance_scale > 1 else {}
-    batches = []
-    for start in range(0, len(drawing.prompts), size):
-        pictures = family.sample(
-            pipeline,
-            family.encode(sampler.pipeline, list(drawing.prompts[start : start + size])),
-            unconditional,
-            SampleOptions(
-                drawing.steps,
-                drawing.guidance_scale,
-                [torch.Generator().manual_seed(seed) for seed in drawing.seeds[start : start + size]],
-                sampler.eta,
-                arguments={"image": picture[None]},  # a ControlNet's pipeline takes what the family's takes, and the image
-            ),
-        )
-        batches.append(extract(extractor, to_uint8(pictures.float()).cpu()))
-        if drawing.progress:
-            drawing.progress(len(pictures))
-    return torch.cat(batches)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +15,13 @@ from gendistill.data.sources.source import open_source
 from gendistill.evaluation.extraction import Extraction, as_tensor
 from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.probes import Probes
-from gendistill.evaluation.reference import read_reference
+from gendistill.evaluation.reference import read_pictures
 from gendistill.metrics.distances.clip_score import clip_scores
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.samplers import Sampler
 
-SEED_OF_PROBES = 40_000_003  # apart from those of training and of the prompts that are judged
+if TYPE_CHECKING:
+    from gendistill.metrics.audit.probe import LinearProbe
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,22 @@ class AuditContext:
     Attributes:
         reference: the path of the judge's real images.
         amount: how many images to generate for each attribute and each kind of prompt.
+        audits: the names in `AUDITS` that were asked for.
+        fitted: probes that were fitted for an earlier student, by attribute.
     """
 
     judge: Judge
     reference: str
     probes: Probes
     amount: int
+    audits: Sequence[str] = ()
     progress: Callable[[int], None] | None = None
-
-    def skip(self, images: int) -> None:
-        """Count images that are not generated as done."""
-        if self.progress:
-            self.progress(images)
+    fitted: dict[str, LinearProbe] = field(default_factory=dict)
 
     def features_of(self, source: PictureSource) -> Tensor:
         """(N, D) of all images of a source."""
         extraction = Extraction(self.judge.extractor, None, self.judge.albums)
-        return as_tensor(read_reference(source, extraction, square=self.judge.square).reference.features)
+        return as_tensor(read_pictures(source, extraction, square=self.judge.square).reference.features)
 
     @cached_property
     def held_out(self) -> Tensor | None:
@@ -65,12 +66,6 @@ class AuditContext:
         if unusual is None or not unusual.with_pictures:
             return None
         return self.features_of(image_source(unusual.path, unusual.caption))
-
-
-def own_classes_only(prompts: Sequence[str], *models: ModelImages) -> str:
-    """Who cannot draw these; empty where all can."""
-    strangers = [model.name for model in models if not model.sampler.knows(prompts)]
-    return f"{' and '.join(strangers)} draw{'s' * (len(strangers) == 1)} own classes only" if strangers else ""
 
 
 def image_source(path: str, caption: str | None) -> PictureSource:

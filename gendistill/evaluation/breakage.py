@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gendistill.evaluation.audited import AuditContext, ModelImages, clip_scores_of
 from gendistill.evaluation.extraction import as_tensor
+from gendistill.evaluation.judge import Judge
 from gendistill.metrics.audit.groups import GroupComparison, coverage_by_group, covering, scores_by_group
 from gendistill.metrics.audit.memorisation import Memorisation, memorisation
 from gendistill.metrics.distances.manifold import NEIGHBOURS
 
 if TYPE_CHECKING:
-    from gendistill.evaluation.attribute_audit import AttributeAudit
     from gendistill.metrics.audit.attributes import AttributeBias
     from gendistill.metrics.audit.modes import ModeLoss
     from gendistill.metrics.audit.robustness import Robustness
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 AUDITS = ("attributes", "modes", "robustness")  # what `--metrics` of a comparison takes beside the scores
 SMALLEST_GROUP = 5  # pictures, below which nothing can be said of a group
-BINS = 50
 
 
 @dataclass(frozen=True)
@@ -52,74 +50,46 @@ class Breakage:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Examiner:
-    """Holds students against a teacher; `audits` are the names in `AUDITS` that were asked for."""
+def images_to_generate(context: AuditContext) -> int:
+    """By each model, beside those of the judge's prompts."""
+    kinds = len(context.probes.attributes) if "attributes" in context.audits else 0
+    if "robustness" in context.audits and context.judge.scorer is not None:
+        kinds += 2 + (context.probes.unusual is not None)
+    return kinds * context.amount
 
-    context: AuditContext
-    audits: Sequence[str] = ()
 
-    def pictures_to_draw(self) -> int:
-        """By each model, beside those of the judge's prompts."""
-        probes, kinds = self.context.probes, 0
-        if "attributes" in self.audits:
-            kinds += len(probes.attributes)
-        if "robustness" in self.audits and self.context.judge.scorer is not None:
-            kinds += 2 + (probes.unusual is not None)
-        return kinds * self.context.amount
+def examine(context: AuditContext, teacher: ModelImages, student: ModelImages) -> Breakage:
+    """Generate what is missing and compare."""
+    features = context.judge.reference.features
+    assert features is not None
+    notes: list[str] = []
+    coverage, following = _coverage(context.judge, teacher, student, notes), _following(context.judge, teacher, student, notes)
+    requested: dict[str, Any] = {}
+    if context.audits:
+        from gendistill.evaluation.requested_audits import requested_audits
 
-    def examine(self, teacher: ModelImages, student: ModelImages) -> Breakage:
-        """Draw what is missing and compare."""
-        features = self.context.judge.reference.features
-        assert features is not None
-        notes: list[str] = []
-        coverage, following = self._coverage(teacher, student, notes), self._prompt_following(teacher, student, notes)
-        modes, attributes, misspelt, unusual = None, {}, [], None
-        if "modes" in self.audits:
-            modes = self._modes(teacher, student)
-        if "attributes" in self.audits:
-            attributes = self._attribute_audit.compare(teacher, student, notes)
-        copies = memorisation(features, teacher.pictures.features, student.pictures.features, self.context.held_out)
-        if "robustness" in self.audits:
-            from gendistill.evaluation.prompt_audit import compare_misspelt, compare_unusual
+        requested = requested_audits(context, teacher, student, notes)
+    copies = memorisation(features, teacher.pictures.features, student.pictures.features, context.held_out)
+    return Breakage(coverage, following, copies, **requested, notes=notes)
 
-            misspelt = compare_misspelt(self.context, teacher, student, notes)
-            unusual = compare_unusual(self.context, teacher, student, notes)
-        return Breakage(coverage, following, copies, modes, attributes, misspelt, unusual, notes)
 
-    def _coverage(self, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
-        judge = self.context.judge
-        if not _fall_into_groups(judge.captions):
-            notes.append("coverage by concept: the reference's captions do not come again; take a coarser caption field.")
-            return None
-        real = as_tensor(judge.reference.features)
-        by_teacher, by_student = (covering(real, model.pictures.features, NEIGHBOURS) for model in (teacher, student))
-        return coverage_by_group(by_teacher, by_student, judge.captions)
+def _coverage(judge: Judge, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
+    if not _fall_into_groups(judge.captions):
+        notes.append("coverage by concept: the reference's captions do not come again; take a coarser caption field.")
+        return None
+    real = as_tensor(judge.reference.features)
+    by_teacher, by_student = (covering(real, model.pictures.features, NEIGHBOURS) for model in (teacher, student))
+    return coverage_by_group(by_teacher, by_student, judge.captions)
 
-    def _prompt_following(self, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
-        judge = self.context.judge
-        if judge.scorer is None:
-            notes.append("prompt following: there is no CLIP model.")
-            return None
-        if not _fall_into_groups(judge.prompts):
-            notes.append("prompt following by concept: the prompts do not come again; take more pictures or coarser prompts.")
-            return None
-        return scores_by_group(clip_scores_of(teacher.pictures), clip_scores_of(student.pictures), judge.prompts)
 
-    def _modes(self, teacher: ModelImages, student: ModelImages) -> ModeLoss:
-        from gendistill.metrics.audit.modes import mode_loss
-
-        judge = self.context.judge
-        assert judge.reference.features is not None
-        bins = min(BINS, max(2, len(judge.prompts) // 20))
-        of_models = (model.pictures.features for model in (teacher, student))
-        return mode_loss(judge.reference.features, *of_models, bins=bins)
-
-    @cached_property
-    def _attribute_audit(self) -> AttributeAudit:
-        from gendistill.evaluation.attribute_audit import AttributeAudit
-
-        return AttributeAudit(self.context)
+def _following(judge: Judge, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
+    if judge.scorer is None:
+        notes.append("prompt following: there is no CLIP model.")
+        return None
+    if not _fall_into_groups(judge.prompts):
+        notes.append("prompt following by concept: the prompts do not come again; take more pictures or coarser prompts.")
+        return None
+    return scores_by_group(clip_scores_of(teacher.pictures), clip_scores_of(student.pictures), judge.prompts)
 
 
 def _fall_into_groups(names: Sequence[str]) -> bool:

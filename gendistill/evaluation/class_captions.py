@@ -16,8 +16,7 @@ def class_caption(reference: str, samplers: Iterable[Sampler]) -> str | None:
         ValueError: they take their own classes only, and no field names them alone.
     """
     choosy = [sampler for sampler in samplers if sampler.own_prompts not in (None, [""])]
-    source = open_source(reference)
-    if not choosy or not isinstance(source, PictureSource):
+    if not choosy or not isinstance(source := open_source(reference), PictureSource):
         return None
     fields: dict[str, set[str]] = {}
     for entry in source.entries():

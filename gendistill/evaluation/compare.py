@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gendistill.evaluation.audited import AuditContext, clip_scores_of
-from gendistill.evaluation.breakage import AUDITS, Breakage, Examiner
-from gendistill.evaluation.class_captions import class_caption
+from gendistill.evaluation.breakage import AUDITS, Breakage, examine, images_to_generate
 from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
 from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ComparisonRow, ModelComparison, RowTest, main_rows
@@ -21,6 +20,7 @@ from gendistill.evaluation.extraction import as_tensor
 from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import Judge, build_judge
+from gendistill.evaluation.kept_figures import kept_figures
 from gendistill.evaluation.probes import Probes
 from gendistill.metrics.cost.efficiency import Costs, pictures_drawn
 from gendistill.metrics.distances.uncertainty import sample_size_warning
@@ -38,18 +38,21 @@ STEPS = (1, 2, 4, 8, 16, 50)
 
 @dataclass(frozen=True)
 class Thoroughness:
-    """How much is drawn and measured."""
+    """How much is drawn and measured.
 
-    num: int  # pictures a row
-    probes: int  # pictures for each attribute and each kind of unusual prompt
-    batch_sizes: tuple[int, ...]  # that costs are measured at
-    repeats: int
-    least_seconds: float  # of repeats at each batch size
-    energy_seconds: float  # that energy is measured for, where it can be; 0 leaves it out
+    Attributes:
+        num: pictures a row.
+        probes: pictures for each attribute and each kind of unusual prompt.
+        costs: how costs are measured, see `measure_costs`.
+    """
+
+    num: int
+    probes: int
+    costs: dict[str, Any]
 
 
-THOROUGH = Thoroughness(num=2000, probes=400, batch_sizes=(1, 4, 16), repeats=5, least_seconds=3, energy_seconds=3)
-QUICK = Thoroughness(num=200, probes=64, batch_sizes=(1, 8), repeats=2, least_seconds=0, energy_seconds=0)
+THOROUGH = Thoroughness(2000, 400, {"batch_sizes": (1, 4, 16), "repeats": 5, "least_seconds": 3, "energy_seconds": 3})
+QUICK = Thoroughness(200, 64, {"batch_sizes": (1, 8), "repeats": 2, "least_seconds": 0, "energy_seconds": 0})
 
 
 def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
@@ -74,19 +77,12 @@ def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
     )
     add_ons = open_add_ons(config.loras, config.controls, contestants)
     samplers = [sampler for model in contestants for sampler in model.samplers.values()]
-    if config.caption is None and config.prompts is None:
-        config = dataclasses.replace(config, caption=class_caption(reference, samplers))
-    with advancing_bar("reading the reference") as progress:
-        judge = build_judge(
-            dataclasses.replace(config, num=config.num or amount.num, device=device, metrics=metrics),
-            keep=True,
-            square=all(sampler.size[0] == sampler.size[1] for sampler in samplers),
-            progress=progress,
-        ).of_models(samplers)
-    rows = _rows(contestants, judge, amount, folder)
-    context = AuditContext(judge, reference, found, amount.probes)
+    config = dataclasses.replace(config, num=config.num or amount.num, device=device, metrics=metrics)
+    judge = build_judge(config, samplers, keep=True)
+    rows = _rows(contestants, judge, amount.costs, folder / "costs")
+    context = AuditContext(judge, reference, found, amount.probes, audits)
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
-    tests, broken = _tests(rows, judge), _broken(rows, context, audits)
+    tests, broken = _tests(rows, judge), _broken(rows, context)
     fits, notes = measure_fits(rows, judge, add_ons, Path(config.cache) / "fits")
     comparison = ModelComparison(judge, rows, tests, broken, fits, [*([warning] if warning else []), *notes])
     files = write_reports(comparison, folder, reference, found)
@@ -102,26 +98,24 @@ def _split(names: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[s
     return scores or None, tuple(name for name in chosen if name in AUDITS)
 
 
-def _rows(contestants: list[Contestant], judge: Judge, amount: Thoroughness, folder: Path) -> list[ComparisonRow]:
-    drawn = [(model, steps) for model in contestants for steps in model.samplers]
-    each = pictures_drawn(amount.batch_sizes, repeats=amount.repeats)
+def _rows(contestants: list[Contestant], judge: Judge, how: dict[str, Any], folder: Path) -> list[ComparisonRow]:
+    """Costs are read where they were measured before of the same model on the same device in the same way."""
+    drawn = [(model, steps, model.samplers[steps]) for model in contestants for steps in model.samplers]
+    each, costs = pictures_drawn(how["batch_sizes"], repeats=how["repeats"]), list[Costs]()
+    prompts = judge.prompts[: max(how["batch_sizes"])]
     with advancing_bar("timing", each * len(drawn)) as progress:
-        costs = [_costs(model, steps, judge, amount, folder / "costs", each, progress) for model, steps in drawn]
+        for model, steps, sampler in drawn:
+            scale = model.guidance_scale
+            measure = partial(measure_costs, sampler, prompts, steps=steps, guidance_scale=scale, progress=progress, **how)
+            asked = [Album.key_of(sampler, steps, scale), str(sampler.device), list(how.values())]
+            costs.append(kept_figures(folder, asked, Costs, measure, partial(progress, each)))
     rows: list[ComparisonRow] = []
-    lpips = lpips_for(judge, str(next(iter(contestants[0].samplers.values())).device))
+    lpips = lpips_for(judge, str(drawn[0][2].device))
     with advancing_bar("drawing", len(judge.prompts) * len(drawn)) as progress:
-        for (model, steps), cost in zip(drawn, costs, strict=True):
-            judged = judge.judge(
-                model.samplers[steps],
-                model=model.name,
-                solver=model.solver(steps),
-                steps=steps,
-                guidance_scale=model.guidance_scale,
-                network_calls=model.network_calls(steps),
-                progress=progress,
-            )
-            row = ComparisonRow(model, steps, judged, cost)
-            rows.append(_told(row, rows[0] if rows else None, judge, lpips))
+        for (model, steps, sampler), cost in zip(drawn, costs, strict=True):
+            scale = model.guidance_scale
+            judged = judge.judge(sampler, model=model.name, steps=steps, guidance_scale=scale, progress=progress)
+            rows.append(_told(ComparisonRow(model, steps, judged, cost), rows[0] if rows else None, judge, lpips))
     return rows
 
 
@@ -137,41 +131,6 @@ def _told(row: ComparisonRow, baseline: ComparisonRow | None, judge: Judge, lpip
     figures |= {} if row.memory is None else {"memory_bytes": float(row.memory)}
     evaluation = dataclasses.replace(evaluation, costs=figures)
     return dataclasses.replace(row, judged=dataclasses.replace(row.judged, evaluation=evaluation))
-
-
-def _costs(
-    model: Contestant,
-    steps: int,
-    judge: Judge,
-    amount: Thoroughness,
-    folder: Path,
-    pictures: int,
-    progress: Callable[[int], None],
-) -> Costs:
-    """Read where they were measured before of the same model on the same device."""
-    sampler, scale = model.samplers[steps], model.guidance_scale
-    how = [amount.batch_sizes, amount.repeats, amount.least_seconds, amount.energy_seconds]
-    asked = [Album.key_of(sampler, steps, scale), str(sampler.device), how]
-    file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
-    try:
-        costs = Costs.from_dict(json.loads(file.read_text()))
-        progress(pictures)
-    except (OSError, ValueError):
-        costs = measure_costs(
-            sampler,
-            judge.prompts[: max(amount.batch_sizes)],
-            steps=steps,
-            guidance_scale=scale,
-            batch_sizes=amount.batch_sizes,
-            repeats=amount.repeats,
-            least_seconds=amount.least_seconds,
-            energy_seconds=amount.energy_seconds,
-            progress=progress,
-        )
-        make_folder(folder)
-        with written_aside(file) as aside:
-            aside.write_text(json.dumps(costs.to_dict(), indent=1) + "\n")
-    return costs
 
 
 def _tests(rows: list[ComparisonRow], judge: Judge) -> list[RowTest]:
@@ -192,10 +151,9 @@ def _tests(rows: list[ComparisonRow], judge: Judge) -> list[RowTest]:
     return tests
 
 
-def _broken(rows: list[ComparisonRow], context: AuditContext, audits: Sequence[str]) -> dict[str, Breakage]:
+def _broken(rows: list[ComparisonRow], context: AuditContext) -> dict[str, Breakage]:
     """Of every student, at the step count that it is meant for first, against the first row; none where that is a student."""
     students = main_rows(rows)
-    total = Examiner(context, audits).pictures_to_draw() * 2 * len(students)
-    with advancing_bar("looking for what broke", total) as progress:
-        examiner = Examiner(dataclasses.replace(context, progress=progress), audits)
-        return {row.contestant.name: examiner.examine(rows[0].images, row.images) for row in students}
+    with advancing_bar("looking for what broke", images_to_generate(context) * 2 * len(students)) as progress:
+        context = dataclasses.replace(context, progress=progress)
+        return {row.contestant.name: examine(context, rows[0].images, row.images) for row in students}

@@ -15,7 +15,7 @@ from gendistill.metrics.cost.interleaved import SideBySide, time_side_by_side
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name
 from gendistill.metrics.features.gaussian import gaussian_statistics
-from gendistill.samplers import pictures_at_once
+from gendistill.samplers import pictures_at_once, to_uint8
 from gendistill.samplers.codec import LatentCodec
 
 TEACHER, TINY = "teacher", "tiny"
@@ -105,7 +105,7 @@ def measure_decoder(
     codec.vae.to(memory_format=FASTEST)  # as the tiny one is: both are timed in the order in which both are fastest
     count = min(num, len(data))
     size = pictures_at_once(data.batch(torch.zeros(1).long(), None).pictures.shape[-1])
-    errors: dict[str, list[Tensor]] = {}
+    squared: dict[str, float] = {}  # mean squared errors
     features: dict[str, list[Tensor]] = {}
     for rows in torch.arange(count).split(size):
         batch = data.batch(rows, None, codec.vae.device)
@@ -113,21 +113,26 @@ def measure_decoder(
         pairs = {"from the teacher's": (made[ROUND_TRIPS[1]], batch.decoded)}
         if extractor is not None:
             for name, pictures in (("pictures", batch.pictures), (TEACHER, batch.decoded), (TINY, made[ROUND_TRIPS[1]])):
-                features.setdefault(name, []).append(extract(extractor, _in_bytes(pictures)))
+                features.setdefault(name, []).append(extract(extractor, to_uint8(pictures / 2 + 0.5).cpu()))
         if of_encoder:
             latents = encoded_by(tiny, batch.pictures)
             made |= {ROUND_TRIPS[2]: codec.decode(latents), ROUND_TRIPS[3]: decoded_by(tiny, latents)}
             pairs["latents"] = (latents, batch.latents)
         for name, (one, other) in {**pairs, **{way: (of, batch.pictures) for way, of in made.items()}}.items():
-            errors.setdefault(name, []).append((one - other).double().square().flatten(1).mean(1).cpu())
-    squared = {name: torch.cat(of).mean().item() for name, of in errors.items()}
+            error = (one - other).double().square().mean().item()
+            squared[name] = squared.get(name, 0) + error * len(rows) / count
+    distances: dict[str, dict[str, float]] = {}
+    if extractor is not None:
+        statistics = {name: gaussian_statistics(torch.cat(of)) for name, of in features.items()}
+        real = statistics.pop("pictures")
+        distances = {name: {metric_name(extractor): frechet_distance(of, real)} for name, of in statistics.items()}
     decoders = {TEACHER: [codec.vae.decoder, codec.vae.post_quant_conv], TINY: [tiny.decoder]}
     one = data.batch(torch.zeros(1).long(), None, codec.vae.device).latents
     return DecoderFigures(
         count,
         {way: _psnr(squared[way]) for way in ROUND_TRIPS if way in squared},
         _psnr(squared["from the teacher's"]),
-        {} if extractor is None else _distances(metric_name(extractor), features),
+        distances,
         math.sqrt(squared["latents"]) if of_encoder else None,
         [_times(codec, tiny, one, batch_size, rounds) for batch_size in batch_sizes],
         {name: sum(p.numel() for part in parts if part for p in part.parameters()) for name, parts in decoders.items()},
@@ -151,12 +156,3 @@ def _times(codec: LatentCodec, tiny: Any, latents: Tensor, batch_size: int, roun
 def _psnr(squared: float) -> float:
     """dB, of the mean squared error over all pictures in [-1, 1]: one that is exact does not count for infinity."""
     return 10 * math.log10(4 / squared) if squared else math.inf
-
-
-def _in_bytes(pictures: Tensor) -> Tensor:
-    return ((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def _distances(metric: str, features: dict[str, list[Tensor]]) -> dict[str, dict[str, float]]:
-    statistics = {name: gaussian_statistics(torch.cat(of)) for name, of in features.items()}
-    return {name: {metric: frechet_distance(statistics[name], statistics["pictures"])} for name in (TEACHER, TINY)}

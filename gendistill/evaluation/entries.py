@@ -25,10 +25,6 @@ class Contestant:
     guidance_scale: float
     is_student: bool
 
-    def network_calls(self, steps: int) -> int:
-        """Of a picture in that many steps."""
-        return self.samplers[steps].network_calls(steps, self.guidance_scale)
-
     def solver(self, steps: int) -> str:
         return self.samplers[steps].solver
 

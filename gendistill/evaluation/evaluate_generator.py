@@ -6,15 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.extraction import as_tensor
 from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.generator_report import GeneratorComparison, GeneratorImages, write_report
-from gendistill.evaluation.judge import Judge, Judged, build_judge
+from gendistill.evaluation.judge import Judge, build_judge
 from gendistill.evaluation.teacher_plans import FILE_NAME, save_rows
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.metrics.cost.components import flops_by_component
@@ -26,7 +22,7 @@ from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import to_uint8
-from gendistill.sampling.load import Opening, gan_folder, input_prompts, open_sampler, open_teacher_of
+from gendistill.sampling.load import gan_folder, input_prompts, open_sampler, open_teacher_of
 
 GALLERY_PICTURES = 64
 STRIPS, STRIP_PICTURES = 8, 8
@@ -57,17 +53,14 @@ def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorCompari
         for count in config.steps or ():
             sampler.require_steps(count)
     first = next(iter(samplers.values()))
-    if config.caption is None and config.prompts is None:
-        config = dataclasses.replace(config, caption=class_caption(config.reference, samplers.values()))
-    with advancing_bar("reading the reference") as progress:
-        judge = build_judge(
-            dataclasses.replace(config, device=device),
-            keep=not first.of_pictures,  # an input picture may change, its path does not say so
-            square=first.size[0] == first.size[1],
-            progress=progress,
-        ).of_models(samplers.values())
+    config = dataclasses.replace(config, device=device)
+    judge = build_judge(config, samplers.values(), keep=not first.of_pictures)  # an input may change, its path does not say so
     judge = _with_inputs(judge, first, config.inputs)
-    judged = _judged(samplers, judge)
+    with advancing_bar("drawing", len(judge.prompts) * len(samplers)) as progress:
+        judged = {
+            name: judge.judge(sampler, model=name, steps=1, guidance_scale=1.0, progress=progress)
+            for name, sampler in samplers.items()
+        }
     times = _times(samplers, judge, device)
     rows = [_with_costs(judged[name].evaluation, samplers[name], judge, times) for name in samplers]
     warning = sample_size_warning(len(judge.prompts), judge.extractor.dim)
@@ -95,7 +88,8 @@ def _open(folder: Path, teacher: str | None, device: str) -> Samplers:
     Raises:
         ValueError: the student's teacher is nowhere, or of other classes or pictures.
     """
-    student = _generator(folder, device)
+    student = open_sampler(folder, device=device)
+    assert isinstance(student, GeneratorSampler)
     if student.student is None and teacher is None:
         return {folder.resolve().name: student}
     named = teacher or str((student.student or {}).get("teacher"))
@@ -110,12 +104,6 @@ def _open(folder: Path, teacher: str | None, device: str) -> Samplers:
     return {"teacher" if name == STUDENT else name: of_teacher, STUDENT: student}
 
 
-def _generator(folder: Path, device: str) -> GeneratorSampler:
-    sampler = open_sampler(folder, Opening(device))
-    assert isinstance(sampler, GeneratorSampler)
-    return sampler
-
-
 def _with_inputs(judge: Judge, sampler: GeneratorSampler, inputs: Path | None) -> Judge:
     """The judge on input pictures, each as often as any other, where these are what the generator takes."""
     if inputs is None and not sampler.of_pictures:
@@ -125,22 +113,6 @@ def _with_inputs(judge: Judge, sampler: GeneratorSampler, inputs: Path | None) -
     given = input_prompts(sampler, inputs)
     on = judge.on([given[number % len(given)] for number in range(len(judge.prompts))], judge.seeds)
     return dataclasses.replace(on, prompt_source=f"{len(on.prompts)} of the pictures of {inputs.name}")
-
-
-def _judged(samplers: Samplers, judge: Judge) -> dict[str, Judged]:
-    with advancing_bar("drawing", len(judge.prompts) * len(samplers)) as progress:
-        return {
-            name: judge.judge(
-                sampler,
-                model=name,
-                solver=sampler.solver,
-                steps=1,
-                guidance_scale=1.0,
-                network_calls=1,
-                progress=progress,
-            )
-            for name, sampler in samplers.items()
-        }
 
 
 def _drawing(sampler: GeneratorSampler, judge: Judge) -> Callable[[int], None]:
@@ -183,10 +155,5 @@ def _pictures(samplers: Samplers, judge: Judge) -> GeneratorImages:
     classes = list(dict.fromkeys(captions)) or [""]
     rows = [classes[number % len(classes)] for number in range(STRIPS)]
     ends = [(judge.seeds[0] + 2 * number, judge.seeds[0] + 2 * number + 1) for number in range(STRIPS)]
-    strips = {name: _strips(sampler, rows, ends) for name, sampler in samplers.items()}
-    return GeneratorImages(captions, grids, rows, strips)
-
-
-def _strips(sampler: GeneratorSampler, rows: list[str], ends: list[tuple[int, int]]) -> Tensor:
-    drawn: Tensor = to_uint8(sampler.strips(rows, ends, STRIP_PICTURES)).cpu()
-    return torch.flatten(drawn, 0, 1)
+    strips = {name: to_uint8(sampler.strips(rows, ends, STRIP_PICTURES)).cpu() for name, sampler in samplers.items()}
+    return GeneratorImages(captions, grids, rows, {name: of.flatten(0, 1) for name, of in strips.items()})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
-from gendistill.evaluation.judge import Judge, Progress, build_judge
+from gendistill.evaluation.judge import Judge, build_judge
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
@@ -23,8 +23,6 @@ from gendistill.evaluation.teacher_plans import (
     slider_scales,
     solver_of,
     stored_rows,
-    student_rows,
-    teacher_plans,
     teacher_rows,
 )
 from gendistill.metrics.features.feature_extractor import extract
@@ -59,30 +57,29 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     sampler = samplers[0]
     if config.out is None and not Path(model).is_dir():
         raise ValueError(f"out: model {model} is no folder to write to; takes --out FOLDER")
-    with advancing_bar("reading the reference") as progress:
-        judge = build_judge(replace(config, device=device), keep=True, progress=progress).of_models([sampler])
+    judge = build_judge(replace(config, device=device), samplers, keep=True)
     folder = make_folder(config.out or Path(model))
+    files = [folder / FILE_NAME, folder / "report.html"]
     if sampler.spec is None:
-        rows = _teacher_rows(sampler, judge, Path(model).name)
-        save_rows(rows, folder / FILE_NAME)
-        return StudentComparison([], rows, files=[folder / FILE_NAME], requested=judge.requested)
+        rows = teacher_rows(sampler, judge, Path(model).name)
+        save_rows(rows, files[0])
+        return StudentComparison([], rows, files=files[:1], requested=judge.requested)
 
     students = _students(folders, samplers, config.steps)
     rows, slider = _student_rows(students, judge)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
     pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
     teacher_sampler = FewStepSampler.from_pretrained(teacher, config=pinned, revision=revision, device=device)
-    of_teacher = stored_rows(Path(teacher), rows[0]) or _teacher_rows(teacher_sampler, judge, Path(teacher).name)
+    of_teacher = stored_rows(Path(teacher), rows[0]) or teacher_rows(teacher_sampler, judge, Path(teacher).name)
     if wants_fidelity(judge):
         rows, slider = _with_fidelity(rows, slider, students, teacher_sampler, judge)
-    files = [folder / FILE_NAME, folder / "report.html"]
     share = cost_of_a_call(sampler, teacher_sampler)
     closed = gaps(rows, of_teacher, share)
     comparison = StudentComparison(rows, of_teacher, closed, files, share, slider, requested=judge.requested)
     with written_aside(files[0]) as aside:
         aside.write_text(comparison.to_json() + "\n")
     few = judge.first(GALLERY_PICTURES)
-    galleries = _galleries(few, students, rows, teacher_sampler, best_rows(rows, of_teacher))
+    galleries = _galleries(few, rows, students, best_rows(rows, of_teacher), teacher_sampler)
     write_report(files[1], f"{spec.method} student of {Path(teacher).name}", comparison, galleries)
     return comparison
 
@@ -120,20 +117,19 @@ def _students(folders: list[Path], samplers: list[FewStepSampler], steps: Sequen
 
 def _student_rows(students: Students, judge: Judge) -> tuple[list[Evaluation], list[Evaluation]]:
     """A row for each step count at the student's own guidance scale, and those of its slider."""
-    rows, slider = [], []
-    scales = {name: slider_scales(sampler) for name, (sampler, _) in students.items()}
-    total = sum(len(counts) * (1 + len(scales[name])) for name, (_, counts) in students.items())
-    with advancing_bar("drawing from the student", len(judge.prompts) * total) as progress:
-        for name, (sampler, counts) in students.items():
-            rows += student_rows(sampler, judge, model=name, steps=counts, progress=progress)
-            for scale in scales[name]:
-                slider += student_rows(sampler, judge, model=name, steps=counts, guidance_scale=scale, progress=progress)
+    plans = [
+        (name, sampler, scale, count)
+        for name, (sampler, counts) in students.items()
+        for scale in (sampler.default_guidance_scale, *slider_scales(sampler))
+        for count in counts
+    ]
+    rows: list[Evaluation] = []
+    slider: list[Evaluation] = []
+    with advancing_bar("drawing from the student", len(judge.prompts) * len(plans)) as progress:
+        for name, sampler, scale, count in plans:
+            judged = judge.judge(sampler, model=name, steps=count, guidance_scale=scale, progress=progress)
+            (rows if scale == sampler.default_guidance_scale else slider).append(judged.evaluation)
     return rows, slider
-
-
-def _teacher_rows(sampler: FewStepSampler, judge: Judge, name: str) -> list[Evaluation]:
-    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(teacher_plans(sampler))) as progress:
-        return teacher_rows(sampler, judge, model=name, progress=progress)
 
 
 def _with_fidelity(
@@ -141,12 +137,13 @@ def _with_fidelity(
 ) -> tuple[list[Evaluation], list[Evaluation]]:
     """The rows with the scores of `fidelity`: against what the teacher draws in 50 steps at the guidance that is imitated."""
     few, lpips = judge.first(FIDELITY_IMAGES), lpips_for(judge, str(teacher.device))
-    scales = {id(row): imitated_scale(students[row.model][0], row) for row in [*rows, *slider]}
+    scales = {id(row): imitated_scale(students[row.model][0], row.guidance_scale) for row in [*rows, *slider]}
     drawn: dict[float, tuple[Tensor, Tensor]] = {}
     total = len(few.prompts) * (len(set(scales.values())) + len(scales))
     with advancing_bar("holding them against the teacher's", total) as progress:
         for scale in sorted(set(scales.values())):
-            pictures = _draw_teacher(teacher, few, "ddim", TEACHER_STEPS, scale, None, progress)
+            with solver_of(teacher, "ddim"):
+                pictures = few.draw(teacher, TEACHER_STEPS, scale, progress)
             drawn[scale] = pictures, extract(judge.extractor, pictures)
 
         def scored(row: Evaluation) -> Evaluation:
@@ -157,35 +154,19 @@ def _with_fidelity(
         return [scored(row) for row in rows], [scored(row) for row in slider]
 
 
-def _draw_teacher(
-    teacher: FewStepSampler,
-    judge: Judge,
-    solver: str,
-    steps: int,
-    scale: float,
-    timesteps: list[int] | None,
-    progress: Progress,
-) -> Tensor:
-    with solver_of(teacher, solver, timesteps):
-        return judge.draw(teacher, steps, scale, progress)
-
-
 def _galleries(
-    judge: Judge,
-    students: Students,
-    student_rows: list[Evaluation],
-    teacher: FewStepSampler,
-    teacher_rows: list[Evaluation],
+    judge: Judge, rows: list[Evaluation], students: Students, of_teacher: list[Evaluation], teacher: FewStepSampler
 ) -> list[Gallery]:
-    """Every row of the table as a grid of the same prompts and seeds."""
+    """Every row of the table, the students' and the teacher's, as a grid of the same prompts and seeds."""
     galleries = []
-    with advancing_bar("drawing the grids", len(judge.prompts) * len([*student_rows, *teacher_rows])) as progress:
-        for row in [*student_rows, *teacher_rows]:
-            steps, scale, timesteps = row.steps, row.guidance_scale, row.protocol.timesteps
-            if row in student_rows:
-                pictures = judge.draw(students[row.model][0], steps, scale, progress)
+    with advancing_bar("drawing the grids", len(judge.prompts) * len([*rows, *of_teacher])) as progress:
+        for row in [*rows, *of_teacher]:
+            how = row.steps, row.guidance_scale, progress
+            if row in rows:
+                pictures = judge.draw(students[row.model][0], *how)
             else:
-                pictures = _draw_teacher(teacher, judge, row.sampler, steps, scale, timesteps, progress)
-            guidance = f", guidance {scale:g}" if scale > 1 else ""
-            galleries.append(Gallery(f"{row.model}, {row.sampler}, {steps} steps{guidance}", pictures, judge.prompts))
+                with solver_of(teacher, row.sampler, row.protocol.timesteps):
+                    pictures = judge.draw(teacher, *how)
+            guidance = f", guidance {row.guidance_scale:g}" if row.guidance_scale > 1 else ""
+            galleries.append(Gallery(f"{row.model}, {row.sampler}, {row.steps} steps{guidance}", pictures, judge.prompts))
     return galleries

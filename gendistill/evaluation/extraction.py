@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +18,7 @@ from gendistill.metrics.features.feature_extractor import FeatureExtractor
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.runtime.stored_rows import StoredRows
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None] | None
 Make = Callable[[], pictures_of.Pictures]
 
 
@@ -42,7 +41,7 @@ class Extraction:
         prompts: Sequence[str] | None = None,
         *,
         source: Sequence[str] | None = None,
-        progress: Progress | None = None,
+        progress: Advance = None,
     ) -> SampleFeatures:
         """Features of pictures, and embeddings where there is a scorer.
 
@@ -51,48 +50,37 @@ class Extraction:
             source: what says which pictures these are; None keeps nothing.
             progress: called with the number of pictures that are done, more and more; once for each network's.
         """
-        features = _array(self._kept(self.extractor, make, source, progress))
+        features = self._all(self.extractor, make, source, progress).numpy()
         if self.scorer is None:
             return SampleFeatures(features, prompts)
-        towers = _array(self._kept(self.scorer.image_extractor, make, source, None))
+        towers = self._all(self.scorer.image_extractor, make, source, None)
         texts = None if prompts is None else self.scorer.embed_texts(prompts)
-        return SampleFeatures(features, prompts, F.normalize(torch.from_numpy(towers), dim=1), texts)
+        return SampleFeatures(features, prompts, F.normalize(towers, dim=1), texts)
 
-    def blocks(
-        self, make: Make, *, source: Sequence[str] | None = None, progress: Progress | None = None
-    ) -> Iterator[NDArray[np.float32]]:
-        """Features (n, D) of the extractor alone; where they are kept, memory does not grow with their number."""
-        features = self._kept(self.extractor, make, source, progress)
-        return (
-            iter([features.numpy()]) if isinstance(features, Tensor) else (of["features"].numpy() for of in features.blocks())
-        )
-
-    def _kept(
-        self, extractor: FeatureExtractor, make: Make, source: Sequence[str] | None, progress: Progress | None
-    ) -> Tensor | StoredRows:
-        advance = None if progress is None else _advancing(progress)
-        if source is None or self.cache is None:
-            return pictures_of.extract(extractor, make(), progress=advance)
+    def rows(self, extractor: FeatureExtractor, make: Make, source: Sequence[str], progress: Advance = None) -> StoredRows:
+        """Features (D,) of one network in the cache, row by row: memory does not grow with their number."""
+        assert self.cache is not None
+        advance = _advancing(progress)
         found = cached_features(self.cache / "features", source, extractor, make, progress=advance)
-        if advance is not None:
-            advance(len(found))
+        advance(len(found))
         return found
 
+    def _all(self, extractor: FeatureExtractor, make: Make, source: Sequence[str] | None, progress: Advance) -> Tensor:
+        if source is None:
+            return pictures_of.extract(extractor, make(), progress=_advancing(progress))
+        rows = self.rows(extractor, make, source, progress)
+        return rows.rows(range(len(rows)))["features"]
 
-def _array(features: Tensor | StoredRows) -> NDArray[np.float32]:
-    found = features if isinstance(features, Tensor) else features.rows(range(len(features)))["features"]
-    return found.numpy()
 
-
-def _advancing(progress: Progress) -> Progress:
+def _advancing(progress: Advance) -> Callable[[int], None]:
     """From numbers done so far to numbers done since the last call."""
     before = 0
 
     def advance(done: int) -> None:
         nonlocal before
-        if done > before:
+        if done > before and progress is not None:
             progress(done - before)
-            before = done
+        before = max(before, done)
 
     return advance
 

@@ -6,15 +6,15 @@ what the teacher's layers say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
-from gendistill.evaluation.add_ons import AddOnFit, Progress, SampledModel, control_fit, lora_fit
+from gendistill.evaluation.add_ons import AddOn, AddOnFit, SampledModel, add_on_fit
+from gendistill.evaluation.teacher_plans import imitated_scale
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.load_extractor import load_extractor
 from gendistill.metrics.pairs.drift import (
@@ -27,7 +27,6 @@ from gendistill.metrics.pairs.drift import (
 )
 from gendistill.samplers import FewStepSampler, pictures_at_once
 from gendistill.samplers.families import network_of
-from gendistill.sampling.load_add_ons import lora_file, require_control
 from gendistill.schedulers import NoiseSchedule
 
 LEAST_PROMPTS = 4  # of the unbiased CKA
@@ -110,73 +109,58 @@ def measure_fit(
     seeds: Sequence[int],
     *,
     teacher_steps: int | None = None,
-    teacher_guidance_scale: float | None = None,
     student_steps: int | None = None,
-    student_guidance_scale: float | None = None,
-    timesteps: Sequence[int] | None = None,
-    loras: Sequence[str | Path] = (),
-    controls: Sequence[tuple[str | Path, Tensor]] = (),
+    guidance_scale: float | None = None,
+    add_ons: Sequence[AddOn] = (),
     extractor: FeatureExtractor | None = None,
-    batch_size: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Fit:
     """Draw from both and compare. Both pipelines are afterwards as they were.
+
+    The teacher is drawn at the guidance scale that the student imitates; layers are compared at `NOISE_LEVELS`.
 
     Args:
         prompts, seeds: one a picture, the same for both models; at least 4.
         teacher_steps, student_steps: those that each is sampled in by default where None.
-        teacher_guidance_scale: where None, the scale that the student imitates; the teacher's default for no student of ours.
-        student_guidance_scale: the student's default where None.
-        timesteps: where the networks' layers are compared, in the teacher's noise schedule; a tenth, half and nine tenths of
-            it where None.
-        loras: files or folders, made for the teacher.
-        controls: folders of ControlNets made for the teacher, each with the picture (3, H, W) in [0, 1] that controls.
-        extractor: what the effects of LoRAs and ControlNets are measured in; the embedded `emoji` network where None.
+        guidance_scale: of the student; its default where None.
+        add_ons: LoRAs and ControlNets that were made for the teacher.
+        extractor: what the effects of add-ons are measured in; the embedded `emoji` network where None.
         progress: called with the number of pictures drawn, again and again.
 
     Raises:
-        ValueError: fewer than 4 prompts, not a seed a prompt, a timestep that is none, models of different latent spaces or
-            with prompts of different kinds, a file that is not there.
+        ValueError: fewer than 4 prompts, not a seed a prompt, models of different latent spaces or with prompts of different
+            kinds, a file that is not there.
     """
     if len(prompts) < LEAST_PROMPTS or len(seeds) != len(prompts):
         raise ValueError(
             f"prompts: got {len(prompts)} with {len(seeds)} seeds, takes at least {LEAST_PROMPTS} and a seed for each"
         )
     _require_one_space(*(_latent_shape(of) for of in (teacher, student)))
-    schedule = NoiseSchedule.from_scheduler(teacher.pipeline.scheduler)
-    times = _checked(timesteps, schedule.num_train_timesteps)
-    for lora in loras:
-        lora_file(lora)
-    for folder, picture in controls:
-        require_control(folder, picture, teacher.size)
-    spec = student.spec
-    if teacher_guidance_scale is None and spec is not None and teacher.family.guided:
-        teacher_guidance_scale = spec.guidance_scale
-    batch_size = batch_size or pictures_at_once(teacher.resolution)
-
-    def drawing(name: str, sampler: FewStepSampler, steps: int | None, scale: float | None) -> SampledModel:
-        steps = sampler.default_steps if steps is None else steps
-        scale = sampler.default_guidance_scale if scale is None else scale
-        return SampledModel(name, sampler, steps, scale, list(prompts), list(seeds), batch_size, progress)
-
-    one = drawing("teacher", teacher, teacher_steps, teacher_guidance_scale)
-    other = drawing("student", student, student_steps, student_guidance_scale)
-    latents = one.latents()
-    drift = latent_drift(latents, other.latents())
-    layers, unpaired = _layer_fits(one.first(CKA_PICTURES), other.first(CKA_PICTURES), latents, schedule, times)
-    add_ons: list[AddOnFit] = []
-    if loras or controls:
+    for add_on in add_ons:
+        add_on.require(teacher.size)
+    scale = student.default_guidance_scale if guidance_scale is None else guidance_scale
+    imitated = imitated_scale(student, scale) if teacher.family.guided else 1.0
+    models = [
+        SampledModel(name, sampler, steps or sampler.default_steps, at, list(prompts), list(seeds), progress)
+        for name, sampler, steps, at in (
+            ("teacher", teacher, teacher_steps, imitated),
+            ("student", student, student_steps, scale),
+        )
+    ]
+    latents = [model.latents() for model in models]
+    layers, unpaired = _layer_fits([model.first(CKA_PICTURES) for model in models], latents[0])
+    found: list[AddOnFit] = []
+    if add_ons:
         extractor = extractor or load_extractor("emoji", teacher.device)
-        plain = [of.features(extractor) for of in (one, other)]
-        add_ons += [lora_fit(one, other, lora, extractor, plain) for lora in loras]
-        add_ons += [control_fit(one, other, folder, picture, extractor, plain) for folder, picture in controls]
+        plain = [model.features(extractor) for model in models]
+        found = [add_on_fit(models, add_on, extractor, plain) for add_on in add_ons]
     return Fit(
         (len(prompts), min(len(prompts), CKA_PICTURES)),
-        {of.name: (of.steps, of.guidance_scale) for of in (one, other)},
-        drift,
+        {model.name: (model.steps, model.guidance_scale) for model in models},
+        latent_drift(*latents),
         tuple(layers),
         tuple(unpaired),
-        tuple(add_ons),
+        tuple(found),
         extractor.name if extractor is not None and add_ons else "",
     )
 
@@ -211,28 +195,19 @@ def _require_one_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> No
         raise ValueError(f"student: diffuses {student} and the teacher {teacher}; takes models of one latent space")
 
 
-def _checked(timesteps: Sequence[int] | None, count: int) -> list[int]:
-    if timesteps is None:
-        return [round(share * count) - 1 for share in NOISE_LEVELS]
-    for t in timesteps:
-        if not 0 <= t < count:
-            raise ValueError(f"timesteps: got {t}, takes numbers from 0 to {count - 1}")
-    return list(timesteps)
-
-
-def _layer_fits(
-    teacher: SampledModel, student: SampledModel, latents: Tensor, schedule: NoiseSchedule, times: Sequence[int]
-) -> tuple[list[LayerFit], list[str]]:
+def _layer_fits(models: Sequence[SampledModel], latents: Tensor) -> tuple[list[LayerFit], list[str]]:
     """CKA of the paired layers on the teacher's own latents (N or more, C, h, w), noised; and the teacher's other layers."""
-    count = len(teacher.prompts)
+    teacher, count = models[0], len(models[0].prompts)
+    schedule = NoiseSchedule.from_scheduler(teacher.sampler.pipeline.scheduler)
     noise = torch.stack(
         [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + OTHER_NOISE)) for seed in teacher.seeds]
     )
     found: dict[tuple[str, str], dict[int, float]] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    for time in times:
+    for share in NOISE_LEVELS:
+        time = round(share * schedule.num_train_timesteps) - 1
         x_t = schedule.add_noise(latents[:count], noise, torch.full((count,), time)).float()
-        maps = [_maps(drawing, x_t, time) for drawing in (teacher, student)]
+        maps = [_maps(model, x_t, time) for model in models]
         sizes = sizes_of(maps[0])
         for one, other in paired_blocks(sizes, sizes_of(maps[1])):
             a, b = maps[0][one].flatten(1), maps[1][other].flatten(1)
@@ -249,7 +224,7 @@ def _maps(drawing: SampledModel, x_t: Tensor, time: int) -> dict[str, Tensor]:
     A network that takes its guidance scale as an input is given that of the drawing; of others it is the branch of the prompt.
     """
     sampler, pipeline, family = drawing.sampler, drawing.sampler.pipeline, drawing.sampler.family
-    network, size = network_of(pipeline), drawing.batch_size or len(x_t)
+    network, size = network_of(pipeline), pictures_at_once(sampler.resolution)
     maps: dict[str, list[Tensor]] = {name: [] for name in blocks_of(network)}
     with reading(network) as found:
         for start in range(0, len(x_t), size):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gendistill.evaluation.extraction import Advance
 from gendistill.runtime.store import Store, StoredPart, cache_key
 from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 
-Progress = Callable[[int], None]
+BATCH_SIZE = 100  # at most
 
 
 class Album:
@@ -43,13 +44,13 @@ class Album:
         noted = self.store.notes()
         return noted["seconds"] / noted["images"] if noted else None
 
-    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], progress: Progress | None = None) -> Iterator[Tensor]:
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], progress: Advance = None) -> Iterator[Tensor]:
         """Batches of pictures uint8 (B, 3, H, W), one a prompt and seed, in their order; drawn where they are not there.
 
         Raises:
             ValueError: the disk does not take them.
         """
-        batch_size = pictures_at_once(self.sampler.resolution, 100)
+        batch_size = pictures_at_once(self.sampler.resolution, BATCH_SIZE)
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             yield self._batch(list(prompts[part]), list(seeds[part]))
@@ -63,22 +64,33 @@ class Album:
         missing = [number for number, image in enumerate(images) if image is None]
         if missing:
             started = time.perf_counter()
-            generated = self._draw([prompts[number] for number in missing], [seeds[number] for number in missing])
+            asked = [prompts[number] for number in missing], [seeds[number] for number in missing]
+            generated = torch.cat(list(generate(self.sampler, *asked, self.steps, self.guidance_scale)))
             notes = {"images": 1, "seconds": (time.perf_counter() - started) / len(missing)}
             for number, image in zip(missing, generated, strict=True):
                 images[number] = image
                 self.store.write(names[number], StoredPart({"image": {"image": image[None]}}, notes=notes))
         return torch.stack([image for image in images if image is not None])
 
-    def _draw(self, prompts: list[str], seeds: list[int]) -> Tensor:
-        batches = self.sampler.pictures(
-            prompts,
-            seeds,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            batch_size=len(prompts),
-        )
-        return torch.cat([to_uint8(batch).cpu() for batch in batches])
+
+def generate(
+    sampler: Sampler,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    progress: Advance = None,
+) -> Iterator[Tensor]:
+    """Batches of images uint8 (B, 3, H, W) on the CPU, one a prompt and seed."""
+    batches = sampler.pictures(
+        prompts,
+        seeds,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        batch_size=pictures_at_once(sampler.resolution, BATCH_SIZE),
+        progress=progress,
+    )
+    return (to_uint8(batch).cpu() for batch in batches)
 
 
 def _provenance(sampler: Sampler, steps: int, guidance_scale: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from torch import Tensor
 import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.config import EvaluationConfig
-from gendistill.evaluation.extraction import Extraction
-from gendistill.evaluation.image_cache import Album
-from gendistill.evaluation.reference import read_reference
+from gendistill.evaluation.extraction import Advance, Extraction
+from gendistill.evaluation.image_cache import Album, generate
+from gendistill.evaluation.reference import read_pictures
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
 from gendistill.metrics.features.gaussian import gaussian_statistics
@@ -29,14 +30,13 @@ from gendistill.metrics.measure import Scores, measure
 from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures, needs_met_by
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
+from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import Sampler, pictures_at_once, to_uint8
 from gendistill.samplers.codec import Codec
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
 NUM = 2000  # images per row
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,14 @@ class Judge:
             ValueError: a metric that was asked for cannot be computed of these.
         """
         judge = self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
-        for name in judge.requested or ():
-            if not METRICS[name].of_pairs and (why := judge.lacks(name)):
+        met = needs_met_by(judge.prompts) | {Need.REFERENCE}
+        met |= {Need.REAL_FEATURES} if judge.reference.features is not None else set()
+        if judge.scorer is not None:
+            met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if judge.reference.image_embeddings is not None else set())
+        for metric in map(METRICS.__getitem__, judge.requested or ()):
+            if not metric.of_pairs and (why := metric.lacks(met, len(judge.prompts))):
                 raise ValueError(why)
         return judge
-
-    def lacks(self, name: str) -> str | None:
-        """A sentence that says why a metric of sets cannot be computed; None where it can."""
-        met = needs_met_by(self.prompts) | {Need.REFERENCE}
-        met |= {Need.REAL_FEATURES} if self.reference.features is not None else set()
-        met |= {Need.CLIP} if self.scorer is not None else set()
-        met |= {Need.CLIP_REFERENCE} if self.scorer is not None and self.reference.image_embeddings is not None else set()
-        return METRICS[name].lacks(met, len(self.prompts))
 
     def first(self, count: int) -> Judge:
         """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
@@ -126,41 +122,28 @@ class Judge:
         names = default_metrics(quick=quick)
         if self.requested is not None:
             names = ("fd", *(name for name in self.requested if not METRICS[name].of_pairs))
-        clip = self.scorer.name if self.scorer else None
-        intervals = self.intervals and not quick
         return measure(
             samples,
             self.reference,
             names,
             fd=self.metric,
-            clip=clip,
-            intervals=intervals,
+            clip=self.scorer.name if self.scorer else None,
+            intervals=self.intervals and not quick,
             seed=self.seed,
             skip_missing=True,
         )
 
-    def draw(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> Tensor:
+    def draw(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> Tensor:
         """The model's pictures for all prompts, uint8 (N, 3, H, W)."""
         return torch.cat(list(self.batches(sampler, steps, guidance_scale, progress)))
 
-    def batches(
-        self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None
-    ) -> Iterator[Tensor]:
+    def batches(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> Iterator[Tensor]:
         """The same batch by batch, from the model's album where albums are kept."""
-        if self.albums is not None:
-            album = Album(self.albums / "drawn", sampler, steps, guidance_scale)
-            return album.pictures(self.prompts, self.seeds, progress)
-        batches = sampler.pictures(
-            self.prompts,
-            self.seeds,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            batch_size=pictures_at_once(sampler.resolution, 100),
-            progress=progress,
-        )
-        return (to_uint8(batch).cpu() for batch in batches)
+        if self.albums is None:
+            return generate(sampler, self.prompts, self.seeds, steps, guidance_scale, progress)
+        return Album(self.albums / "drawn", sampler, steps, guidance_scale).pictures(self.prompts, self.seeds, progress)
 
-    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Progress | None = None) -> SampleFeatures:
+    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> SampleFeatures:
         """Features of the model's pictures for all prompts; kept where albums are."""
         extraction = Extraction(self.extractor, self.scorer, self.albums)
         if self.albums is None:
@@ -177,35 +160,21 @@ class Judge:
         sampler: Sampler,
         *,
         model: str,
-        solver: str,
         steps: int,
         guidance_scale: float,
-        network_calls: int,
+        solver: str | None = None,
         timesteps: list[int] | None = None,
         quick: bool = False,
-        progress: Progress | None = None,
+        progress: Advance = None,
     ) -> Judged:
-        """Draw, time and score; `timesteps` are only written down, `quick` is as for `measure`."""
+        """Draw, time and score; `solver` and `timesteps` are only written down, `quick` is as for `measure`."""
         started = time.perf_counter()
         pictures = self.look(sampler, steps, guidance_scale, progress)
         seconds: float | None = (time.perf_counter() - started) / len(self.prompts)
         if self.albums is not None:
             seconds = Album(self.albums / "drawn", sampler, steps, guidance_scale).seconds_per_picture
-        scores = self.measure(pictures, quick=quick)
-        protocol = self.protocol(guidance_scale=guidance_scale, num_inference_steps=steps, eta=sampler.eta, timesteps=timesteps)
-        evaluation = Evaluation(model, solver, network_calls, scores.values, seconds, protocol, scores.intervals)
-        return Judged(evaluation, pictures)
-
-    def protocol(
-        self,
-        *,
-        guidance_scale: float | None = None,
-        num_inference_steps: int | None = None,
-        eta: float = 0.0,
-        timesteps: list[int] | None = None,
-    ) -> EvaluationProtocol:
-        """What a result says of how it was made."""
-        return EvaluationProtocol(
+        scores, calls = self.measure(pictures, quick=quick), sampler.network_calls(steps, guidance_scale)
+        protocol = EvaluationProtocol(
             metric=self.metric,
             num_samples=len(self.prompts),
             reference=self.reference_name,
@@ -213,12 +182,14 @@ class Judge:
             seed=self.seed,
             prompts=self.prompt_source,
             guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps,
-            eta=eta,
+            num_inference_steps=steps,
+            eta=sampler.eta,
             timesteps=timesteps,
             reference_hash=self.reference_hash,
             **networks_of(self.extractor, self.scorer),
         )
+        found = Evaluation(model, solver or sampler.solver, calls, scores.values, seconds, protocol, scores.intervals)
+        return Judged(found, pictures)
 
 
 def networks_of(extractor: FeatureExtractor, scorer: ClipScorer | None) -> dict[str, Any]:
@@ -235,44 +206,50 @@ def networks_of(extractor: FeatureExtractor, scorer: ClipScorer | None) -> dict[
 
 def build_judge(
     config: EvaluationConfig,
+    samplers: Iterable[Sampler] = (),
     *,
     image_column: str | None = None,
     split: str | None = None,
     keep: bool = False,
-    square: bool = True,
-    progress: Progress | None = None,
 ) -> Judge:
     """A judge from real pictures: their features, and prompts drawn from their captions by frequency.
 
+    Real pictures are seen by their centre squares where all samplers draw squares. Without a caption field, the one that names
+    the samplers' classes is taken.
+
     Args:
+        samplers: of the models that are judged.
         image_column, split: of a reference that is a dataset.
         keep: whether drawn pictures and their features are kept in the cache.
-        square: whether what is judged draws squares.
 
     Raises:
-        ValueError: nothing to compare with, or a metric is unknown.
+        ValueError: nothing to compare with, or a metric is unknown or cannot be computed of what these draw.
     """
-    reference, seed, num, device = config.reference, config.seed, config.num or NUM, config.device or "cpu"
+    samplers, reference, seed = list(samplers), config.reference, config.seed
+    num, device = config.num or NUM, config.device or "cpu"
+    caption = config.caption
+    if caption is None and config.prompts is None:
+        caption = class_caption(reference, samplers)
     requested = None if config.metrics is None else chosen_metrics(config.metrics)
-    source = open_source(reference, config.caption, seed, image_column=image_column, split=split)
+    source = open_source(reference, caption, seed, image_column=image_column, split=split)
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; takes pictures")
     network = load_extractor(config.extractor or "emoji", device, config.resize)
     scorer = load_scorer(config.clip or TINY_CLIP, device)
     embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
     extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
-    real = read_reference(source, extraction, square=square, progress=progress)
+    square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)
+    with advancing_bar("reading the reference") as progress:
+        real = read_pictures(source, extraction, square=square, progress=progress)
+    assert real.seen is not None
     captions = real.seen.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
-    generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
-    chosen = torch.randint(len(captions), (num,), generator=generator).tolist()
-    captions_of = f"the {config.caption} captions of" if config.caption else "the captions of"
-    described = f"{num} drawn by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}"
+    captions_of = f"the {caption} captions of" if caption else "the captions of"
     return Judge(
-        prompts=[captions[index] for index in chosen],
+        prompts=_drawn(captions, num, seed),
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
-        prompt_source=described,
+        prompt_source=f"{num} drawn by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}",
         extractor=network,
         scorer=scorer,
         seed=seed,
@@ -282,12 +259,18 @@ def build_judge(
         square=square,
         requested=requested,
         intervals=config.intervals,
-    )
+    ).of_models(samplers)
 
 
 def seeds_of(seed: int, num: int) -> list[int]:
     """Of `num` pictures of an evaluation."""
     return [SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)]
+
+
+def _drawn(captions: list[str], num: int, seed: int) -> list[str]:
+    """So many of them, by frequency."""
+    generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
+    return [captions[index] for index in torch.randint(len(captions), (num,), generator=generator).tolist()]
 
 
 def name_of(source: str) -> str:
@@ -310,9 +293,8 @@ def teacher_judge(
     for rows in torch.arange(len(data)).split(pictures_at_once(edge)):
         moments = data.cache.rows(rows)["moments"].float()
         features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5).cpu()))
-    chosen = torch.randint(len(prompts), (num,), generator=torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)).tolist()
     return Judge(
-        prompts=[prompts[index] for index in chosen],
+        prompts=_drawn(prompts, num, seed),
         seeds=seeds_of(seed, num),
         reference=ReferenceFeatures(gaussian_statistics(torch.cat(features))),
         reference_name="the teacher's own pictures",

@@ -8,7 +8,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.images import fitted
-from gendistill.data.samples import PictureSource, Sample
-from gendistill.evaluation.extraction import Extraction, Progress
+from gendistill.data.samples import PictureSource
+from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.metrics.features.gaussian import GaussianStatistics, Moments, gaussian_statistics
 from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 from gendistill.runtime.device import make_folder
@@ -43,46 +42,53 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class RealPictures:
-    """The pictures of a source as features, and what else was seen of them."""
+class PictureSet:
+    """A set of pictures as numbers.
 
-    reference: ReferenceFeatures
-    pictures: SampleFeatures
-    seen: Seen
+    Attributes:
+        pictures: their features; None where there are only statistics, or no more is asked for.
+        seen: None where there are only statistics.
+    """
+
+    statistics: GaussianStatistics
+    pictures: SampleFeatures | None = None
+    seen: Seen | None = None
+
+    @property
+    def reference(self) -> ReferenceFeatures:
+        """What other pictures are held against."""
+        if self.pictures is None:
+            return ReferenceFeatures(self.statistics)
+        return ReferenceFeatures(self.statistics, self.pictures.features, self.pictures.image_embeddings)
 
 
-def read_reference(
-    source: PictureSource, extraction: Extraction, *, square: bool, progress: Progress | None = None
-) -> RealPictures:
+def read_pictures(
+    source: PictureSource,
+    extraction: Extraction,
+    *,
+    square: bool,
+    in_memory: bool = True,
+    progress: Advance = None,
+) -> PictureSet:
     """Features and captions of all pictures of a source.
 
     Args:
         square: hold only the centre square of each picture, as a model's square pictures are held against; whole pictures
             otherwise, as FID is of folders.
+        in_memory: without it there are only statistics, and no more than a part of the features is in memory at a time.
 
     Raises:
         ValueError: fewer than two pictures can be decoded.
     """
     reading = _Reading(source, extraction, square)
-    pictures = reading.through(lambda: extraction.of(reading.make, source=reading.which, progress=progress))
-    statistics = gaussian_statistics(pictures.features)
-    return RealPictures(ReferenceFeatures(statistics, pictures.features, pictures.image_embeddings), pictures, reading.seen())
-
-
-def read_statistics(
-    source: PictureSource, extraction: Extraction, *, progress: Progress | None = None
-) -> tuple[GaussianStatistics, Seen]:
-    """Mean and covariance of whole pictures' features, of which no more than a part is in memory at a time.
-
-    Raises:
-        ValueError: fewer than two pictures can be decoded.
-    """
-    reading = _Reading(source, extraction, square=False)
-    blocks = reading.through(lambda: extraction.blocks(reading.make, source=reading.which, progress=progress))
+    if in_memory:
+        pictures = reading.through(lambda: extraction.of(reading, source=reading.which, progress=progress))
+        return PictureSet(gaussian_statistics(pictures.features), pictures, reading.seen())
     moments = Moments()
-    for block in blocks:
-        moments.add(block)
-    return moments.statistics(), reading.seen()
+    rows = reading.through(lambda: extraction.rows(extraction.extractor, reading, reading.which, progress))
+    for block in rows.blocks():
+        moments.add(block["features"])
+    return PictureSet(moments.statistics(), None, reading.seen())
 
 
 def pictures_at(source: PictureSource, numbers: Sequence[int], edge: int) -> Tensor:
@@ -96,80 +102,57 @@ def pictures_at(source: PictureSource, numbers: Sequence[int], edge: int) -> Ten
     return torch.stack([found[number] for number in numbers])
 
 
-class _Walk:
-    """Passes the pictures of a source on and notes what it sees."""
-
-    def __init__(self, source: PictureSource, square: bool) -> None:
-        self.source, self.square = source, square
-        self.captions: list[str] = []
-        self._digest = hashlib.sha256()
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        for sample in self.source:
-            self.captions.append(sample.caption)
-            picture = _centre_square(sample) if self.square else sample.picture
-            self._digest.update(f"{picture.size}".encode() + picture.tobytes())
-            yield picture
-
-    @property
-    def seen(self) -> Seen:
-        """After all have passed."""
-        return Seen(self.captions, self._digest.hexdigest()[:16], self.source.broken_pictures)
-
-
 class _Reading:
     """One source read by some networks, each walking through it where its features are not there."""
 
     def __init__(self, source: PictureSource, extraction: Extraction, square: bool) -> None:
         self.source, self.square = source, square
-        self.which = ["square" if square else "whole", _fingerprint(source, extraction.cache)]
-        self._file = None if extraction.cache is None else extraction.cache / "features" / f"{'-'.join(self.which)}.json"
-        self._walks: list[_Walk] = []
+        assert extraction.cache is not None
+        hashes = HashMemo(extraction.cache / HASHES)
+        self.which = ["square" if square else "whole", source.fingerprint(hashes)]
+        hashes.keep()
+        self._file = extraction.cache / "features" / f"{'-'.join(self.which)}.json"
+        self._seen: Seen | None = None  # noted once a walk is through
 
-    def make(self) -> Iterator[Image.Image]:
-        self._walks.append(_Walk(self.source, self.square))
-        return iter(self._walks[-1])
+    def __call__(self) -> Iterator[Image.Image]:
+        captions, digest = [], hashlib.sha256()
+        for sample in self.source:
+            captions.append(sample.caption)
+            picture = _centre_square(sample.picture) if self.square else sample.picture
+            digest.update(f"{picture.size}".encode() + picture.tobytes())
+            yield picture
+        self._seen = Seen(captions, digest.hexdigest()[:16], self.source.broken_pictures)
 
     def through(self, extract: Callable[[], Result]) -> Result:
         """What `extract` gives; a sentence where there are fewer than two pictures."""
         try:
             found = extract()
-        except ValueError as error:
-            if self._walks and len(self._walks[-1].captions) < 2:
-                raise ValueError(_too_few(self.source, len(self._walks[-1].captions))) from error
+        except ValueError:
+            if self._seen is not None:
+                self._require_two(self._seen)
             raise
-        if len(captions := self.seen().captions) < 2:
-            raise ValueError(_too_few(self.source, len(captions)))
+        self._require_two(self.seen())
         return found
+
+    def _require_two(self, seen: Seen) -> None:
+        if (count := len(seen.captions)) < 2:
+            broken = f"{seen.broken} cannot be decoded"
+            raise ValueError(f"pictures: {self.source.describe()} gives {count} ({broken}); takes at least 2.")
 
     def seen(self) -> Seen:
         """From a walk of the extraction, or the file that an earlier one left."""
-        if not self._walks:
+        if self._seen is None:
             try:
-                return Seen(**json.loads(self._file.read_text(encoding="utf-8")))  # type: ignore[union-attr]
+                return Seen(**json.loads(self._file.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
-                deque(self.make(), maxlen=0)  # decodes all
-        seen = self._walks[0].seen
-        if self._file is not None:
-            make_folder(self._file.parent)
-            with written_aside(self._file) as aside:
-                aside.write_text(json.dumps(dataclasses.asdict(seen)), encoding="utf-8")
-        return seen
+                deque(self(), maxlen=0)  # decodes all
+        assert self._seen is not None
+        make_folder(self._file.parent)
+        with written_aside(self._file) as aside:
+            aside.write_text(json.dumps(dataclasses.asdict(self._seen)), encoding="utf-8")
+        return self._seen
 
 
-def _too_few(source: PictureSource, count: int) -> str:
-    return f"pictures: {source.describe()} gives {count} ({source.broken_pictures} cannot be decoded); takes at least 2."
-
-
-def _centre_square(sample: Sample) -> Image.Image:
-    edge = min(sample.picture.size)
-    return sample.picture if sample.picture.size == (edge, edge) else fitted(sample.picture, edge, edge)
-
-
-def _fingerprint(source: PictureSource, cache: Path | None) -> str:
-    if cache is None:
-        return source.fingerprint()
-    hashes = HashMemo(cache / HASHES)
-    fingerprint = source.fingerprint(hashes)
-    hashes.keep()
-    return fingerprint
+def _centre_square(picture: Image.Image) -> Image.Image:
+    edge = min(picture.size)
+    return picture if picture.size == (edge, edge) else fitted(picture, edge, edge)

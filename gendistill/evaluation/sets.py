@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,16 +15,16 @@ from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.evaluation.config import CACHE, EvaluationConfig
 from gendistill.evaluation.evaluate_student import student_folders
-from gendistill.evaluation.extraction import Extraction, Progress
+from gendistill.evaluation.extraction import Extraction
 from gendistill.evaluation.judge import TINY_CLIP, name_of, networks_of
-from gendistill.evaluation.reference import Seen, read_reference, read_statistics
-from gendistill.metrics.distances.clip_score import load_scorer
+from gendistill.evaluation.reference import PictureSet, read_pictures
+from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, load_extractor, metric_name
 from gendistill.metrics.features.gaussian import GaussianStatistics
 from gendistill.metrics.measure import Scores, measure
-from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures
+from gendistill.metrics.metric import Need, SampleFeatures
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.device import make_folder, usable_device
@@ -35,20 +37,6 @@ FILE_NAME = "evaluation.json"
 STATISTICS = ".npz"
 ENDINGS = (*SHARD_SUFFIXES, ".zip", ".parquet", STATISTICS)
 OF_A_MODEL = ("model_index.json", "gendistill.json", "pytorch_lora_weights.safetensors")
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """Pictures as numbers; without features where there are only statistics, or no more is asked for."""
-
-    name: str
-    statistics: GaussianStatistics
-    pictures: SampleFeatures | None = None
-    seen: Seen | None = None
-
-    @property
-    def captions(self) -> list[str]:
-        return self.seen.captions if self.seen else []
 
 
 @dataclass(frozen=True)
@@ -98,24 +86,19 @@ def evaluate_pictures(pictures: str, config: EvaluationConfig) -> SetEvaluation:
     in_memory = config.intervals or asked != ("fd",)
     with advancing_bar("extracting features") as progress:
         theirs = _read(config.reference, None, theirs_by, in_memory, progress)
-        ours = _read(pictures, config.caption, ours_by, in_memory, progress, with_prompts=of_prompts)
+        ours = _read(pictures, config.caption, ours_by, in_memory, progress)
     fd = metric_name(network)
     if ours.pictures is None:
         if asked != ("fd",):
             raise ValueError(f"metrics: got {', '.join(asked)} for saved statistics {pictures}, takes fd alone.")
         scores = Scores({fd: frechet_distance(ours.statistics, theirs.statistics)})
     else:
-        real = theirs.pictures
-        held_against = ReferenceFeatures(
-            theirs.statistics, real.features if real else None, real.image_embeddings if real else None
-        )
-        name = scorer.name if scorer else None
         scores = measure(
-            ours.pictures,
-            held_against,
+            _with_prompts(pictures, ours, scorer) if of_prompts else ours.pictures,
+            theirs.reference,
             asked,
             fd=fd,
-            clip=name,
+            clip=scorer.name if scorer else None,
             intervals=config.intervals,
             seed=config.seed,
             skip_missing=config.metrics is None,
@@ -123,7 +106,7 @@ def evaluate_pictures(pictures: str, config: EvaluationConfig) -> SetEvaluation:
     protocol = EvaluationProtocol(
         metric=fd,
         num_samples=ours.statistics.count or 0,
-        reference=theirs.name,
+        reference=name_of(config.reference),
         reference_count=theirs.statistics.count,
         seed=config.seed if config.intervals else None,
         prompts=f"their own captions ({config.caption or 'the default field'})" if of_prompts else None,
@@ -132,13 +115,13 @@ def evaluate_pictures(pictures: str, config: EvaluationConfig) -> SetEvaluation:
         reference_hash=theirs.seen.contents if theirs.seen else None,
         **networks_of(network, scorer),
     )
-    found = Evaluation(ours.name, "", 0, scores.values, None, protocol, scores.intervals)
+    found = Evaluation(name_of(pictures), "", 0, scores.values, None, protocol, scores.intervals)
     files = []
     if config.out is not None:
         files = [make_folder(config.out) / FILE_NAME]
         with written_aside(files[0]) as aside:
             aside.write_text(found.to_json())
-    return SetEvaluation(found, _warnings(network.dim, ours, theirs), files)
+    return SetEvaluation(found, _warnings(network.dim, {pictures: ours, config.reference: theirs}), files)
 
 
 def _asked(pictures: str, config: EvaluationConfig) -> tuple[str, ...]:
@@ -181,45 +164,34 @@ def save_statistics(
 
 
 def _read(
-    path: str,
-    caption: CaptionOption,
-    extraction: Extraction,
-    in_memory: bool,
-    progress: Progress | None,
-    *,
-    with_prompts: bool = False,
+    path: str, caption: CaptionOption, extraction: Extraction, in_memory: bool, progress: Callable[[int], None]
 ) -> PictureSet:
     if Path(path).suffix == STATISTICS:
         try:
-            return PictureSet(name_of(path), GaussianStatistics.load(path, extraction.extractor.dim))
+            return PictureSet(GaussianStatistics.load(path, extraction.extractor.dim))
         except FileNotFoundError as error:
             raise ValueError(f"statistics {path}: there is no such file") from error
     source = open_source(path, caption)
     if isinstance(source, Prompts):
         raise ValueError(f"pictures {path}: is a prompt file; takes pictures")
-    if not in_memory:
-        statistics, seen = read_statistics(source, extraction, progress=progress)
-        return PictureSet(name_of(path), statistics, None, seen)
-    real = read_reference(source, extraction, square=False, progress=progress)
-    prompts, texts = None, None
-    if with_prompts:
-        if not all(real.seen.captions):
-            raise ValueError(f"prompts: {path} has pictures without a caption, CLIP score and CLIP-R take one a picture.")
-        prompts = real.seen.captions
-        texts = extraction.scorer.embed_texts(prompts) if extraction.scorer else None
-    return PictureSet(
-        name_of(path),
-        real.reference.statistics,
-        SampleFeatures(real.pictures.features, prompts, real.pictures.image_embeddings, texts),
-        real.seen,
-    )
+    return read_pictures(source, extraction, square=False, in_memory=in_memory, progress=progress)
 
 
-def _warnings(dim: int, ours: PictureSet, theirs: PictureSet) -> list[str]:
+def _with_prompts(path: str, of: PictureSet, scorer: ClipScorer | None) -> SampleFeatures:
+    """The pictures with their captions as their prompts."""
+    assert of.pictures is not None
+    assert of.seen is not None
+    if not all(of.seen.captions):
+        raise ValueError(f"prompts: {path} has pictures without a caption, CLIP score and CLIP-R take one a picture.")
+    texts = scorer.embed_texts(of.seen.captions) if scorer else None
+    return dataclasses.replace(of.pictures, prompts=of.seen.captions, text_embeddings=texts)
+
+
+def _warnings(dim: int, sets: dict[str, PictureSet]) -> list[str]:
     found = []
-    for of in (ours, theirs):
+    for path, of in sets.items():
         if of.statistics.count is not None and (warning := sample_size_warning(of.statistics.count, dim)):
-            found.append(f"{of.name}: {warning}")
+            found.append(f"{name_of(path)}: {warning}")
         if of.seen is not None and of.seen.broken:
-            found.append(f"{of.name}: {of.seen.broken} pictures could not be decoded and are left out.")
+            found.append(f"{name_of(path)}: {of.seen.broken} pictures could not be decoded and are left out.")
     return found

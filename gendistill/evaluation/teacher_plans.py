@@ -12,10 +12,11 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from gendistill.diffusion.teacher import teacher_of
-from gendistill.evaluation.judge import Judge, Progress
+from gendistill.evaluation.judge import Judge
 from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
 from gendistill.networks.pruning.unet_pruning import share_of_macs
 from gendistill.runtime.files import written_aside
+from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import network_of
 from gendistill.samplers.scheduler_of import scheduler_of
@@ -51,25 +52,25 @@ TEACHER_PLANS = [
 FILE_NAME = "evaluation.json"
 
 
-def teacher_rows(sampler: FewStepSampler, judge: Judge, *, model: str, progress: Progress | None = None) -> list[Evaluation]:
+def teacher_rows(sampler: FewStepSampler, judge: Judge, model: str) -> list[Evaluation]:
     """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
-    grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
-    rows = []
-    for solver, steps, scale in teacher_plans(sampler):
-        timesteps = grids[scale][steps] if solver == SEARCHED else None
-        with solver_of(sampler, solver, timesteps):
-            judged = judge.judge(
-                sampler,
-                model=model,
-                solver=solver,
-                steps=steps,
-                guidance_scale=scale,
-                network_calls=steps * calls_a_step(scale),
-                timesteps=timesteps,
-                quick=True,
-                progress=progress,
-            )
-        rows.append(judged.evaluation)
+    rows, plans = [], teacher_plans(sampler)
+    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(plans)) as progress:
+        grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
+        for solver, steps, scale in plans:
+            timesteps = grids[scale][steps] if solver == SEARCHED else None
+            with solver_of(sampler, solver, timesteps):
+                judged = judge.judge(
+                    sampler,
+                    model=model,
+                    solver=solver,
+                    steps=steps,
+                    guidance_scale=scale,
+                    timesteps=timesteps,
+                    quick=True,
+                    progress=progress,
+                )
+            rows.append(judged.evaluation)
     return rows
 
 
@@ -113,32 +114,6 @@ def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timest
     )
 
 
-def student_rows(
-    sampler: FewStepSampler,
-    judge: Judge,
-    *,
-    model: str,
-    steps: list[int],
-    guidance_scale: float | None = None,
-    progress: Progress | None = None,
-) -> list[Evaluation]:
-    """A row for each step count of a student, sampled as its spec says; at another `guidance_scale` where one is given."""
-    spec = sampler.spec
-    assert spec is not None
-    return [
-        judge.judge(
-            sampler,
-            model=model,
-            solver=spec.solver,
-            steps=count,
-            guidance_scale=spec.pipeline_guidance_scale if guidance_scale is None else guidance_scale,
-            network_calls=spec.network_calls(count),
-            progress=progress,
-        ).evaluation
-        for count in steps
-    ]
-
-
 def slider_scales(sampler: FewStepSampler) -> list[float]:
     """The other scales, of those that the teacher is measured at, that a w-conditioned student knows; none for others."""
     spec = sampler.spec
@@ -148,10 +123,10 @@ def slider_scales(sampler: FewStepSampler) -> list[float]:
     return [scale for scale in TEACHER_SCALES if low <= scale <= high and scale != spec.guidance_scale]
 
 
-def imitated_scale(sampler: FewStepSampler, row: Evaluation) -> float:
-    """The guidance scale of the teacher that the student of a row imitates."""
-    assert sampler.spec is not None
-    return sampler.spec.guidance_scale if sampler.spec.guidance == "baked" else row.guidance_scale
+def imitated_scale(sampler: FewStepSampler, guidance_scale: float) -> float:
+    """The guidance scale of the teacher that a student sampled at `guidance_scale` imitates."""
+    spec = sampler.spec
+    return spec.guidance_scale if spec is not None and spec.guidance == "baked" else guidance_scale
 
 
 @dataclass(frozen=True)

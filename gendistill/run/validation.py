@@ -17,7 +17,6 @@ from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
-from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import solver_eta, student_scheduler
 from gendistill.training.processes import gathered, share
@@ -68,20 +67,18 @@ def validation_judge(config: RunConfig, teacher: Teacher, data: LatentData) -> J
         prompts = training_prompts(config.data, teacher).prompts
         return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
     is_data = reference == config.data.path
-    with advancing_bar("reading the reference") as progress:
-        judge = build_judge(
-            EvaluationConfig(
-                reference,
-                caption=config.data.caption,
-                num=num,
-                seed=seed,
-                extractor=config.validation_extractor,
-                cache=config.data.cache,
-            ),
-            image_column=config.data.image_column if is_data else None,
-            split=config.data.split if is_data else None,
-            progress=progress,
-        )
+    judge = build_judge(
+        EvaluationConfig(
+            reference,
+            caption=config.data.caption,
+            num=num,
+            seed=seed,
+            extractor=config.validation_extractor,
+            cache=config.data.cache,
+        ),
+        image_column=config.data.image_column if is_data else None,
+        split=config.data.split if is_data else None,
+    )
     return judge.first(num)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.missing_weights import require_loaded
-from gendistill.samplers.tasks import Task
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "does-it-fit"
@@ -127,11 +126,11 @@ def _fitting(state: dict[str, Tensor], network: nn.Module) -> tuple[set[str], li
     return modules, sorted(name for name in modules if getattr(there.get(name), "weight", None) is None), other_widths
 
 
-def with_control(pipeline: Any, control: Path) -> tuple[Any, str]:
-    """The ControlNet's pipeline around a pipeline's own parts, and a sentence where not all that it adds to is there.
+def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
+    """A ControlNet beside a pipeline's network, and a sentence where not all that it adds to is there.
 
     Raises:
-        DoesNotLoadError: there is no such pipeline for this family, or the folder cannot be opened.
+        DoesNotLoadError: there is no ControlNet pipeline for this family, or the folder cannot be opened.
     """
     if not family_of(pipeline).texts:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no ControlNet")
@@ -139,10 +138,8 @@ def with_control(pipeline: Any, control: Path) -> tuple[Any, str]:
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
     opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)
     tried(lambda: require_loaded(control, {"controlnet": opened}), failed)
-    opened.to(pipeline.device)
-    controlled = tried(lambda: Task(controlnet=opened.eval()).pipeline(pipeline), failed)
     # diffusers adds one to the other as far as both go, without a word where one is longer
     skips = 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in network.down_blocks)
     added = len(opened.controlnet_down_blocks)
     note = f"{control.name} adds to {added} skip connections and the network has {skips}, so that they are not paired as made"
-    return controlled, note if added != skips else ""
+    return opened.to(pipeline.device).eval(), note if added != skips else ""

@@ -9,15 +9,14 @@ import pytest
 import torch
 from fresh_process import gendistill
 
-from gendistill.evaluation.attribute_audit import neutral
 from gendistill.evaluation.audited import AuditContext
-from gendistill.evaluation.breakage import AUDITS, Examiner
+from gendistill.evaluation.breakage import AUDITS, images_to_generate
 from gendistill.evaluation.compare import compare
 from gendistill.evaluation.config import ComparisonConfig, EvaluationConfig
 from gendistill.evaluation.entries import distinct_names, open_contestants
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.probes import Probes
-from gendistill.evaluation.prompt_audit import unusual
+from gendistill.evaluation.requested_audits import neutral, unusual
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
@@ -135,7 +134,6 @@ def test_students_are_drawn_in_the_steps_that_they_know(tiny_folder, halved_run)
     teacher, student = open_contestants([str(tiny_folder), str(halved_run)], [8, 2], guidance_scale=3.0, solver="dpm-solver++")
     assert list(teacher.samplers) == [8, 2]
     assert list(student.samplers) == [2]
-    assert (teacher.network_calls(8), student.network_calls(2)) == (16, 2)
     assert (teacher.solver(8), student.solver(2)) == ("DPMSolverMultistep", "ddim")
     with pytest.raises(ValueError, match=r"steps \[7\]: .* was trained for 1, 2; takes one of them"):
         open_contestants([str(halved_run)], [7])
@@ -158,8 +156,8 @@ def test_neutral_and_unusual_prompts_come_equally_often_and_with_seeds_of_their_
     rare = unusual(judge, found, 6)
     assert sorted(rare.prompts) == sorted(["zebra", "yak", "quokka"] * 2)
     assert len({*judge.seeds, *asked.seeds, *rare.seeds}) == 4 + 7 + 6
-    assert Examiner(AuditContext(judge, HELD_OUT, found, 10), AUDITS).pictures_to_draw() == 50
-    assert Examiner(AuditContext(judge, HELD_OUT, found, 10)).pictures_to_draw() == 0
+    assert images_to_generate(AuditContext(judge, HELD_OUT, found, 10, AUDITS)) == 50
+    assert images_to_generate(AuditContext(judge, HELD_OUT, found, 10)) == 0
 
 
 def test_the_embedded_probes_are_sound(tmp_path):

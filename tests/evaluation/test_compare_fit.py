@@ -93,7 +93,7 @@ def test_what_was_measured_is_kept(compared, command, add_ons):
 def test_an_add_on_that_was_trained_on_is_another(models, add_ons, tmp_path):
     def contents():
         controls = [(str(add_ons / "edges"), str(add_ons / "picture.png"))]
-        return open_add_ons([str(tmp_path)], controls, [models["teacher"], models["student"]]).contents
+        return [one.contents for one in open_add_ons([str(tmp_path)], controls, [models["teacher"], models["student"]])]
 
     network = models["teacher"].samplers[1].pipeline.unet
     save_lora(network, tmp_path, strength=0.1)

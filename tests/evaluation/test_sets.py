@@ -1,6 +1,5 @@
 """Sets of pictures from the command line, and what is wrong with some of them."""
 
-import io
 import json
 import re
 import tarfile
@@ -121,88 +120,49 @@ def test_pictures_of_every_mode_and_size_are_converted_and_counted(folders, tmp_
     assert "mixed: 7 pictures are too few for 128 features" in done.text
 
 
-def mistakes(folders, tmp_path):
-    google = folders / "google"
-    one = tmp_path / "one"
-    one.mkdir()
-    picture("RGB").save(one / "a.png")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for name in "ab":
-        (broken / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    GaussianStatistics(np.zeros(7), np.eye(7), 100).save(tmp_path / "seven.npz")
-    (tmp_path / "text.npz").write_text("no statistics")
-    stored = io.BytesIO()
-    np.savez(stored, mu=np.array([{}], dtype=object), sigma=np.eye(1))
-    (tmp_path / "pickled.npz").write_bytes(stored.getvalue())
-    captionless = tmp_path / "captionless"
-    captionless.mkdir()
+@pytest.fixture(scope="module")
+def odd(folders, tmp_path_factory):
+    """What is wrong with sets, in one folder, and `google`, which is right."""
+    place = tmp_path_factory.mktemp("odd")
+    (place / "google").symlink_to(folders / "google")
+    for name in ("one", "broken", "captionless"):
+        (place / name).mkdir()
+    picture("RGB").save(place / "one" / "a.png")
     for number in range(3):
-        picture("RGB").save(captionless / f"{number}.png")
-    emoji = ["--extractor", "emoji"]
-    clip = ["--clip", ROOT / "assets" / "tiny-clip"]
-    return {
-        "one picture": ([one, "--reference", google, *emoji], "pictures: 1 pictures in .*/one .* gives 1 .*takes at least 2"),
-        "none decodes": ([broken, "--reference", google, *emoji], r"gives 0 \(2 cannot be decoded\); takes at least 2"),
-        "statistics of seven": (
-            [google, "--reference", tmp_path / "seven.npz", *emoji],
-            "got statistics of 7 features, takes 128",
-        ),
-        "no npz": ([google, "--reference", tmp_path / "text.npz", *emoji], "is no .npz"),
-        "pickles": ([google, "--reference", tmp_path / "pickled.npz", *emoji], "got arrays that are pickled"),
-        "no such statistics": ([google, "--reference", tmp_path / "nowhere.npz", *emoji], "there is no such file"),
-        "kid of statistics": (
-            [google, "--reference", tmp_path / "seven.npz", "--metrics", "kid", *emoji],
-            "takes 128",
-        ),
-        "unreachable weights": (
-            [google, "--reference", google, "--extractor", "inception"],
-            "cannot be fetched .* takes a local path",
-        ),
-        "typo": ([google, "--reference", google, "--extractor", "incepton"], "did you mean 'inception'"),
-        "unknown metric": ([google, "--reference", google, "--metrics", "fud", *emoji], "metrics: got 'fud', expects fd"),
-        "resize of emoji": ([google, "--reference", google, "--resize", "clean", *emoji], "resize: got 'clean' .* takes none"),
-        "unknown resize": (
-            [google, "--reference", google, "--resize", "cleen", "--extractor", "torchvision:resnet18:x.pth"],
-            "resize|weights",
-        ),
-        "no captions": (
-            [captionless, "--reference", google, "--metrics", "clip_score", *emoji, *clip],
-            "has pictures without a caption",
-        ),
-        "metrics that a set has not": (
-            [google, "--reference", google, "--metrics", "psnr", *emoji],
-            "psnr: got no pairs of images of a student and its teacher",
-        ),
-        "a prompt file": ([google, "--reference", tmp_path / "p.txt", *emoji], "p.txt' does not exist|is a prompt file"),
-    }
+        picture("RGB").save(place / "captionless" / f"{number}.png")
+    for name in "ab":
+        (place / "broken" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    GaussianStatistics(np.zeros(7), np.eye(7), 100).save(place / "seven.npz")
+    (place / "text.npz").write_text("no statistics")
+    np.savez(place / "pickled.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    return place
 
 
-NAMES = (
-    "one picture",
-    "none decodes",
-    "statistics of seven",
-    "no npz",
-    "pickles",
-    "no such statistics",
-    "kid of statistics",
-    "unreachable weights",
-    "typo",
-    "unknown metric",
-    "resize of emoji",
-    "unknown resize",
-    "no captions",
-    "metrics that a set has not",
-    "a prompt file",
+@pytest.mark.parametrize(
+    ("pictures", "reference", "options", "sentence"),
+    [
+        ("one", "google", "", "pictures: 1 pictures in .*/one .* gives 1 .*takes at least 2"),
+        ("broken", "google", "", r"gives 0 \(2 cannot be decoded\); takes at least 2"),
+        ("google", "seven.npz", "", "got statistics of 7 features, takes 128"),
+        ("google", "text.npz", "", "is no .npz"),
+        ("google", "pickled.npz", "", "got arrays that are pickled"),
+        ("google", "nowhere.npz", "", "there is no such file"),
+        ("google", "seven.npz", "--metrics kid", "takes 128"),
+        ("google", "google", "--extractor inception", "cannot be fetched .* takes a local path"),
+        ("google", "google", "--extractor incepton", "did you mean 'inception'"),
+        ("google", "google", "--metrics fud", "metrics: got 'fud', expects fd"),
+        ("google", "google", "--resize clean", "resize: got 'clean' .* takes none"),
+        ("google", "google", "--resize cleen --extractor torchvision:resnet18:x.pth", "resize|weights"),
+        ("captionless", "google", "--metrics clip_score --clip assets/tiny-clip", "has pictures without a caption"),
+        ("google", "google", "--metrics psnr", "psnr: got no pairs of images of a student and its teacher"),
+        ("google", "p.txt", "", "p.txt' does not exist|is a prompt file"),
+    ],
 )
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_mistake_is_one_sentence_and_exit_code_2(name, folders, tmp_path, monkeypatch):
+def test_a_mistake_is_one_sentence_and_exit_code_2(pictures, reference, options, sentence, odd, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command, sentence = mistakes(folders, tmp_path)[name]
+    command = ["evaluate", odd / pictures, "--reference", odd / reference, "--extractor", "emoji", *options.split()]
     nowhere = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9"}
-    done = gendistill(["evaluate", *command, "--cache", tmp_path / "cache"], tmp_path / "out", environment=nowhere)
+    done = gendistill([*command, "--cache", tmp_path / "cache"], tmp_path / "out", environment=nowhere)
     assert done.wait() == 2, done.text
     assert "Traceback" not in done.text
     assert done.text.count("error: ") == 1

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from gendistill.evaluation.reporting import Gallery
+from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, write_report
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS

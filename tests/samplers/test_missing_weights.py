@@ -14,7 +14,7 @@ from tiny_pipeline import TINY
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.missing_weights import MissingWeightsError
-from gendistill.sampling.load_add_ons import DoesNotLoadError, with_control
+from gendistill.sampling.load_add_ons import DoesNotLoadError, open_control
 from gendistill.sampling.task_inputs import TaskFiles
 
 
@@ -94,4 +94,4 @@ def test_a_controlnet_without_some_weights_is_refused(tiny_folder, tmp_path):
     with pytest.raises(MissingWeightsError, match=missing):
         TaskFiles(control=(str(control), tmp_path / "edges.png")).read(sampler, 1)
     with pytest.raises(DoesNotLoadError, match=missing):
-        with_control(sampler.pipeline, control)
+        open_control(sampler.pipeline, control)

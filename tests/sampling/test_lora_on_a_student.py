@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 
 from gendistill.data.images import as_tensor
 from gendistill.data.sources.source import open_source
+from gendistill.evaluation.add_ons import AddOn
 from gendistill.evaluation.fit import measure_fit
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
@@ -76,7 +77,7 @@ def test_a_category_moves_on_the_student_in_the_direction_that_a_lora_moves_it_o
     train_lora(pictures, prompts, tmp_path)
     models = [FewStepSampler.from_pretrained(folder) for folder in (TEACHER, student)]
     asked = [prompts[number] for number in torch.randint(len(prompts), (128,), generator=torch.Generator().manual_seed(1))]
-    fit = measure_fit(*models, asked, list(range(9000, 9128)), teacher_steps=16, loras=[tmp_path])
+    fit = measure_fit(*models, asked, list(range(9000, 9128)), teacher_steps=16, add_ons=[AddOn(tmp_path)])
     print(fit)
     assert fit.ways == {"teacher": (16, 2.0), "student": (4, 1.0)}  # at the scale that it imitates
     effect = fit.add_ons[0].effect
