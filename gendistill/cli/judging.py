@@ -69,8 +69,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """FID, CLIP score and more: of pictures against real ones, or of a student beside its teacher with a report.html."""
-    from gendistill.evaluation.config import EvaluationConfig
     from gendistill.evaluation.evaluate import evaluate as run
+    from gendistill.evaluation.evaluation_config import EvaluationConfig
 
     quieten_libraries()
     config = EvaluationConfig(
@@ -143,7 +143,7 @@ def compare(
     What was drawn and measured is kept: stopped, or with one model more, it goes on from there.
     """
     from gendistill.evaluation.compare import compare as run
-    from gendistill.evaluation.config import ComparisonConfig
+    from gendistill.evaluation.evaluation_config import ComparisonConfig
 
     quieten_libraries()
     config = ComparisonConfig(

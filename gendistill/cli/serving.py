@@ -46,7 +46,7 @@ def serve(
     from gendistill.runtime.device import usable_device
     from gendistill.sampling.load import Opening
     from gendistill.serve.address import is_this_machine, listen
-    from gendistill.serve.picture_request import Limits
+    from gendistill.serve.picture_request import RequestLimits
     from gendistill.serve.studio import compile_networks, open_models, studio_of
 
     if teacher is not None and no_teacher:
@@ -72,7 +72,7 @@ def serve(
     def started(address: str) -> None:
         console.print(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it", soft_wrap=True)
 
-    limits = Limits(pictures=most_pictures, steps=most_steps, edge=edge)
+    limits = RequestLimits(pictures=most_pictures, steps=most_steps, edge=edge)
     with listening, studio_of(models, limits, most_waiting=most_waiting) as studio:
         studio.warm_up()
         run(studio, listening, started)

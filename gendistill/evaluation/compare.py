@@ -14,14 +14,14 @@ from gendistill.evaluation.breakage import AUDITS, Breakage, examine, images_to_
 from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
 from gendistill.evaluation.compare_report import write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ComparisonRow, ModelComparison, RowTest, main_rows
-from gendistill.evaluation.config import ComparisonConfig
 from gendistill.evaluation.entries import Contestant, open_contestants
+from gendistill.evaluation.evaluation_config import ComparisonConfig
 from gendistill.evaluation.extraction import as_tensor
-from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.image_cache import Album
 from gendistill.evaluation.judge import Judge, build_judge
 from gendistill.evaluation.kept_figures import kept_figures
 from gendistill.evaluation.probes import Probes
+from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.metrics.cost.efficiency import Costs, pictures_drawn
 from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.pairs.paired import paired_test, paired_test_frechet

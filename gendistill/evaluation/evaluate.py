@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.evaluate_generator import evaluate_generator
 from gendistill.evaluation.evaluate_student import evaluate_student
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.generator_report import GeneratorComparison
 from gendistill.evaluation.sets import SetEvaluation, evaluate_pictures, is_picture_set
 from gendistill.evaluation.student_report import StudentComparison

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import as_tensor
-from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.generator_report import GeneratorComparison, GeneratorImages, write_report
 from gendistill.evaluation.judge import Judge, build_judge
+from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.teacher_plans import FILE_NAME, save_rows
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.metrics.cost.components import flops_by_component

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gendistill.evaluation.config import EvaluationConfig
-from gendistill.evaluation.fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.judge import Judge, build_judge
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
+from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.teacher_plans import (
     FILE_NAME,
     TEACHER_STEPS,

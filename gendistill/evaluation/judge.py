@@ -19,7 +19,7 @@ import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.evaluation.class_captions import class_caption
-from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.evaluation.image_cache import Album, generate
 from gendistill.evaluation.reference import read_pictures

@@ -13,8 +13,8 @@ from rich.text import Text
 from gendistill.data.sources.captions import CaptionOption
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
-from gendistill.evaluation.config import CACHE, EvaluationConfig
 from gendistill.evaluation.evaluate_student import student_folders
+from gendistill.evaluation.evaluation_config import CACHE, EvaluationConfig
 from gendistill.evaluation.extraction import Extraction
 from gendistill.evaluation.judge import TINY_CLIP, name_of, networks_of
 from gendistill.evaluation.reference import PictureSet, read_pictures

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid, save_image
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
 from gendistill.diffusion.teacher import Teacher
-from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage

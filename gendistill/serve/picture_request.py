@@ -42,7 +42,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for.
 
     Attributes:
@@ -91,7 +91,7 @@ class RefusedError(ValueError):
         self.field = field
 
 
-def read_request(given: Mapping[str, Any], offers: Mapping[str, Offer], limits: Limits) -> PictureRequest:
+def read_request(given: Mapping[str, Any], offers: Mapping[str, Offer], limits: RequestLimits) -> PictureRequest:
     """A request from fields as a stranger sends them.
 
     Args:
@@ -146,7 +146,7 @@ def _offer(given: Any, offers: Mapping[str, Offer]) -> Offer:
     return offers[given]
 
 
-def _prompt(given: Any, offer: Offer, limits: Limits) -> str:
+def _prompt(given: Any, offer: Offer, limits: RequestLimits) -> str:
     if not isinstance(given, str):
         raise RefusedError("prompt", "prompt: takes a text")
     if len(given) > limits.prompt:
@@ -170,7 +170,7 @@ def _number(given: Mapping[str, Any], name: str, usual: Any, low: float, high: f
     return value
 
 
-def _size(given: Any, offer: Offer, limits: Limits) -> tuple[int, int]:
+def _size(given: Any, offer: Offer, limits: RequestLimits) -> tuple[int, int]:
     if given is None or given == "auto":
         return offer.size
     read = SIZE.fullmatch(given) if isinstance(given, str) else None

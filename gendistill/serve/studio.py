@@ -15,7 +15,7 @@ from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.tasks import Task
 from gendistill.sampling.load import Opening, open_teacher_of, open_within
-from gendistill.serve.picture_request import Limits, Offer, PictureRequest
+from gendistill.serve.picture_request import Offer, PictureRequest, RequestLimits
 from gendistill.serve.worker import Worker
 
 STUDENT, TEACHER = "student", "teacher"
@@ -31,7 +31,9 @@ class Studio:
         ValueError: a model paints pictures anew from files, which nobody may send.
     """
 
-    def __init__(self, models: dict[str, Sampler], limits: Limits, *, most_waiting: int = 64, most_pictures: int = 16) -> None:
+    def __init__(
+        self, models: dict[str, Sampler], limits: RequestLimits, *, most_waiting: int = 64, most_pictures: int = 16
+    ) -> None:
         for name, sampler in models.items():
             if sampler.of_pictures:
                 raise ValueError(f"{name}: paints pictures anew; takes a model that draws from prompts, classes or noise")
@@ -150,7 +152,7 @@ def _teacher_of(student: Sampler, teacher: str | None, opening: Opening) -> Samp
 
 
 @contextmanager
-def studio_of(models: dict[str, Sampler], limits: Limits, **settings: int) -> Iterator[Studio]:
+def studio_of(models: dict[str, Sampler], limits: RequestLimits, **settings: int) -> Iterator[Studio]:
     """A studio that ends with its context."""
     studio = Studio(models, limits, **settings)
     try:

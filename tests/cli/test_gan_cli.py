@@ -147,7 +147,7 @@ def test_costs_are_counted_and_timed_side_by_side(evaluated, gans):
 
 def test_the_figures_are_those_of_the_pictures_that_were_drawn(evaluated, gans):
     """Drawn once more by hand: prompts by frequency, the seeds of the evaluation."""
-    from gendistill.evaluation.config import EvaluationConfig
+    from gendistill.evaluation.evaluation_config import EvaluationConfig
     from gendistill.evaluation.judge import build_judge
 
     place, _, result = evaluated

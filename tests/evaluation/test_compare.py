@@ -12,8 +12,8 @@ from fresh_process import gendistill
 from gendistill.evaluation.audited import AuditContext
 from gendistill.evaluation.breakage import AUDITS, images_to_generate
 from gendistill.evaluation.compare import compare
-from gendistill.evaluation.config import ComparisonConfig, EvaluationConfig
 from gendistill.evaluation.entries import distinct_names, open_contestants
+from gendistill.evaluation.evaluation_config import ComparisonConfig, EvaluationConfig
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.requested_audits import neutral, unusual

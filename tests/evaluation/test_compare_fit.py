@@ -13,8 +13,8 @@ from tiny_pipeline import tiny_pipeline, tiny_unet
 from gendistill.cli.shared import parse_controls
 from gendistill.evaluation.compare import compare
 from gendistill.evaluation.compare_fit import open_add_ons
-from gendistill.evaluation.config import ComparisonConfig
 from gendistill.evaluation.entries import open_contestants
+from gendistill.evaluation.evaluation_config import ComparisonConfig
 from gendistill.samplers import FewStepSampler
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from fresh_process import ran
 
-from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.evaluate import evaluate
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.judge import build_judge
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report

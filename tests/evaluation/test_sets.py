@@ -11,7 +11,7 @@ import pytest
 from fresh_process import gendistill, ran
 from PIL import Image
 
-from gendistill.evaluation.config import EvaluationConfig
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.sets import evaluate_pictures, is_picture_set, save_statistics
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import load_extractor

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_pipeline import CAPTIONS
 
 from gendistill.diffusion.trained_networks import adapter_parameters
-from gendistill.evaluation.config import EvaluationConfig
 from gendistill.evaluation.evaluate import evaluate
+from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler, StudentSpec

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from gendistill.serve.picture_request import Limits, Offer, RefusedError, read_request
+from gendistill.serve.picture_request import Offer, RefusedError, RequestLimits, read_request
 
 
 def no_single_steps(steps, guidance_scale):
@@ -16,7 +16,7 @@ OFFERS = {
     "classes": Offer("classes", 1, 1.0, (32, 32), prompts=("cat", "dog")),
     "noise": Offer("noise", 1, 1.0, (32, 32), prompts=("",)),
 }
-LIMITS = Limits()
+LIMITS = RequestLimits()
 GREY = Image.new("RGB", (20, 10), "grey")
 
 
@@ -30,7 +30,7 @@ def test_a_request_that_says_little_gets_the_models_own():
 def test_a_size_is_width_by_height_and_other_models_have_other_prompts():
     read = read_request({"prompt": "a", "size": "16x48", "n": 2.0, "seed": 3, "guidance_scale": 2}, OFFERS, LIMITS)
     assert (read.size, read.count, read.seed, read.guidance_scale) == ((48, 16), 2, 3, 2.0)
-    assert read_request({"prompt": "a", "size": "64x64"}, OFFERS, Limits(edge=64)).size == (64, 64)
+    assert read_request({"prompt": "a", "size": "64x64"}, OFFERS, RequestLimits(edge=64)).size == (64, 64)
     assert read_request({"prompt": "dog", "model": "classes", "size": "auto"}, OFFERS, LIMITS).prompt == "dog"
     assert read_request({"prompt": "anything", "model": "noise"}, OFFERS, LIMITS).model == "noise"
 
