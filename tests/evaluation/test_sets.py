@@ -153,7 +153,7 @@ def odd(folders, tmp_path_factory):
         ("google", "google", "--metrics fud", "metrics: got 'fud', expects fd"),
         ("google", "google", "--resize clean", "resize: got 'clean' .* takes none"),
         ("google", "google", "--resize cleen --extractor torchvision:resnet18:x.pth", "resize|weights"),
-        ("captionless", "google", "--metrics clip_score --clip assets/tiny-clip", "has pictures without a caption"),
+        ("captionless", "google", f"--metrics clip_score --clip {ROOT}/assets/tiny-clip", "has pictures without a caption"),
         ("google", "google", "--metrics psnr", "psnr: got no pairs of images of a student and its teacher"),
         ("google", "p.txt", "", "p.txt' does not exist|is a prompt file"),
     ],
