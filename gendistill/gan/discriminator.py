@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gendistill.gan.generator import GeneratorSpec, picture_in
 from gendistill.gan.inspecting import LABEL_NAMES
 from gendistill.networks.classes import in_a_line
+from gendistill.networks.counting import evaluating
 
 EDGES = (8, 16, 28, 32, 64, 128, 256, 512)  # pixels that are tried to say what a discriminator would take
 SIZE_NAMES = ("resolution", "image_size", "img_size", "input_size", "crop_size")
@@ -147,14 +148,9 @@ def _problem(adapted: Discriminator, shape: tuple[int, ...]) -> str | None:
     """What goes wrong on two pictures of this shape."""
     device = next((of.device for of in adapted.network.parameters()), torch.device("cpu"))
     labels = torch.arange(2, device=device) % adapted.num_classes if adapted.num_classes else None
-    training = [part for part in adapted.network.modules() if part.training]
-    adapted.network.eval()  # batch norms must not learn from pictures that are none
     try:
-        with torch.no_grad():
+        with evaluating(adapted.network):  # batch norms must not learn from pictures that are none
             logits = adapted(torch.zeros(2, *shape, device=device), labels)
     except Exception as error:  # whatever a stranger's network raises
         return str(error) if isinstance(error, ValueError) and "\n" not in str(error) else in_a_line(error)
-    finally:
-        for part in training:
-            part.training = True
     return None if len(logits) == 2 else f"it gives {list(logits.shape)} of two pictures"

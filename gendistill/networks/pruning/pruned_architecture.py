@@ -172,7 +172,7 @@ def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     if isinstance(layer, nn.LayerNorm):
         return dict.fromkeys(("weight", "bias"), tuple(layer.normalized_shape))
     into, out = sides(layer)
-    shapes = dict.fromkeys(("bias", "running_mean", "running_var"), (count_of(layer, out),))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("bias", "running_mean", "running_var"), (count_of(layer, out),))
     if isinstance(weight := getattr(layer, "weight", None), Tensor):
         sizes = list(weight.shape)
         for axis, side in ((channel_axis(layer, side), side) for side in (into, out)):

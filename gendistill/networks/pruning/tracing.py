@@ -62,7 +62,8 @@ def trace(network: nn.Module, inputs: Sequence[Tensor]) -> list[Node]:
         Exception: whatever the network's forward raises.
     """
     network.eval().requires_grad_(True)
-    layers = {layer: path for path, layer in network.named_modules() if isinstance(layer, (*LAYERS, *UNFOLLOWED))}
+    kinds = (*LAYERS, *UNFOLLOWED)
+    layers: dict[Any, str] = {layer: path for path, layer in network.named_modules() if isinstance(layer, kinds)}
     calls: dict[Any, Call] = {}
 
     def note(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
