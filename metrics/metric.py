@@ -131,19 +131,19 @@ class MetricInputs:
 
     @property
     def real_features(self) -> Features:
-        return _present(_present(self.reference).features)
+        return _there(_present(self.reference).features)
 
     @property
     def image_embeddings(self) -> Features:
-        return _present(_present(self.samples).image_embeddings)
+        return _there(_present(self.samples).image_embeddings)
 
     @property
     def text_embeddings(self) -> Features:
-        return _present(_present(self.samples).text_embeddings)
+        return _there(_present(self.samples).text_embeddings)
 
     @property
     def real_image_embeddings(self) -> Features:
-        return _present(_present(self.reference).image_embeddings)
+        return _there(_present(self.reference).image_embeddings)
 
     @property
     def image_pairs(self) -> ImagePairs:
@@ -256,3 +256,7 @@ def _present(value: Value | None) -> Value:
     if value is None:
         raise LookupError("the metric reads an input that its `needs` do not list.")
     return value
+
+
+def _there(features: Features | None) -> Features:
+    return features if features is not None else _present(features)
