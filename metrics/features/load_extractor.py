@@ -44,8 +44,10 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
         kind, rest = _kind_of_folder(path), str(path)
     elif path.suffix in SUFFIXES and path.is_file():
         kind, rest = "inception", str(path)
+    elif kind not in NAMES and _is_model_and_tag(name):
+        kind, rest = "clip", name
     chosen: Mapping[str, Any] = {} if resize is None else {"resize": resize}
-    if resize is not None and (kind in ("emoji", "clip") or _is_model_and_tag(name)):
+    if resize is not None and kind in ("emoji", "clip"):
         raise ValueError(f"resize: got {resize!r} for {name!r}, takes none: it resizes in a way of its own.")
     if kind == "emoji" and (not rest or path.is_dir()):
         return EmojiFeatures.from_folder(rest or EMOJI_FEATURES, device)
@@ -58,10 +60,10 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
         from gendistill.metrics.features.vision_towers import DINOV2, dinov2_features  # seconds to import
 
         return dinov2_features(rest or DINOV2, device, **chosen)
-    if kind == "clip" or _is_model_and_tag(name):
+    if kind == "clip":
         from gendistill.metrics.features.vision_towers import CLIP, clip_features
 
-        return clip_features((rest or CLIP) if kind == "clip" else name, device)
+        return clip_features(rest or CLIP, device)
     near = difflib.get_close_matches(kind, NAMES, 1, 0.5)
     raise ValueError(f"extractor: got {name!r}, takes {TAKES}" + (f"; did you mean {near[0]!r}?" if near else "."))
 

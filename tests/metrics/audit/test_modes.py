@@ -6,8 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from gendistill.metrics.audit.bins import cells_of, fit_bins
-from gendistill.metrics.audit.modes import differing_bins, mode_loss
+from gendistill.metrics.audit.modes import cells_of, differing_bins, fit_bins, mode_loss
 
 CENTRES = np.random.default_rng(1).normal(size=(12, 16)) * 2
 
