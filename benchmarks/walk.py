@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import gendistill.run.distill  # so that nothing is imported, and no class made, as the program is watched
+import gendistill.run.dry_run  # noqa: F401
 from gendistill.cli import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -21,7 +21,8 @@ FLOORS = {
             "evaluation serve",
             "run",
             "cli",
-        )
+        ),
+        start=1,
     )
     for name in names.split()
 }
