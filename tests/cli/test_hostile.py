@@ -140,7 +140,7 @@ PICTURES = {
     "an empty picture": (lambda: folder(a__png=b""), "cannot be decoded; it takes at most 5%"),
     "half a picture": (lambda: folder(a__png=png()[:60]), "cannot be decoded; it takes at most 5%"),
     "a program that is called a picture": (lambda: folder(a__png=b"%!PS\n(owned) (w) file"), "cannot be decoded"),
-    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of folder/metadata.jsonl takes a JSON object"),
+    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder takes a JSON object"),
     "metadata that is no text": (lambda: ten(metadata__jsonl=b"\xff\xfe\0\0"), "cannot be read"),
     "parquet without pictures": (lambda: parquet(a=[1], b=["food"]), "'x.parquet' holds no pictures, only a, b"),
     "parquet that is damaged inside": (damaged_parquet, "'x.parquet' cannot be read to its end"),
