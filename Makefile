@@ -75,7 +75,7 @@ browser:  ## what the tests of the web page need; they are skipped without it
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/installed  # mypy does not follow editable installs
+	rm -rf build  # mypy does not follow editable installs
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/installed .
 	cd build/installed && ../../$(BIN)/mypy -p gendistill --config-file ../../pyproject.toml
 

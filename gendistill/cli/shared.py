@@ -123,6 +123,7 @@ class HelpFromRegistries(TyperCommand):
     """A command whose help lists what there is: `{methods}`, `{planned}` and `{metrics}` in it are replaced."""
 
     def get_help(self, ctx: Any) -> str:
+        parameter: Any
         for parameter in self.params:
             text = getattr(parameter, "help", None) or ""
             if "{" in text:

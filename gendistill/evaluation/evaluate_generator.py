@@ -22,7 +22,7 @@ from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import written_aside
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import to_uint8
-from gendistill.sampling.load import gan_folder, input_prompts, open_sampler, open_teacher_of
+from gendistill.sampling.load import Opening, gan_folder, input_prompts, open_sampler, open_teacher_of
 
 GALLERY_PICTURES = 64
 STRIPS, STRIP_PICTURES = 8, 8
@@ -88,7 +88,7 @@ def _open(folder: Path, teacher: str | None, device: str) -> Samplers:
     Raises:
         ValueError: the student's teacher is nowhere, or of other classes or pictures.
     """
-    student = open_sampler(folder, device=device)
+    student = open_sampler(folder, Opening(device))
     assert isinstance(student, GeneratorSampler)
     if student.student is None and teacher is None:
         return {folder.resolve().name: student}

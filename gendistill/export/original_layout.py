@@ -23,8 +23,9 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-UNET_ENDS = {**DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"], **DIFFUSERS_TO_LDM_MAPPING["unet"]["addition_embed_type"]}
-OPEN_CLIP = DIFFUSERS_TO_LDM_MAPPING["openclip"]
+TO_LDM: dict[str, Any] = DIFFUSERS_TO_LDM_MAPPING
+UNET_ENDS = {**TO_LDM["unet"]["layers"], **TO_LDM["unet"]["addition_embed_type"]}
+OPEN_CLIP = TO_LDM["openclip"]
 VAE_MIDDLE = {"resnets.0": "block_1", "attentions.0": "attn_1", "resnets.1": "block_2"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 RELEASES = {"1": "stable-diffusion-v1", "2": "stable-diffusion-v2", "xl": "stable-diffusion-xl-v1-base"}

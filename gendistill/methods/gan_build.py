@@ -150,7 +150,8 @@ def _discriminator_of(generator: Generator, theirs: Discriminator | None, device
     """One that learns: the teacher's as it is where there is one, else a fresh one about as large as the generator."""
     if theirs is not None:
         return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
-    return adapt(_learning(discriminator_for(generator)).to(device), generator.spec)
+    fresh: Any = discriminator_for(generator)
+    return adapt(_learning(fresh).to(device), generator.spec)
 
 
 def _learning(network: nn.Module) -> nn.Module:

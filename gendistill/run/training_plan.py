@@ -247,7 +247,7 @@ def _count(held: list[nn.Module], denoiser: type, counted: Calls) -> None:
         else:
             counted.plain += len(sample)
 
-    denoisers = {id(base): base for of in held if isinstance(base := getattr(of, "base", of), denoiser)}
+    denoisers: dict[int, Any] = {id(base): base for of in held if isinstance(base := getattr(of, "base", of), denoiser)}
     for base in denoisers.values():
         base.register_forward_pre_hook(passing, with_kwargs=True)
 

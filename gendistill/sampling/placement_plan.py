@@ -124,7 +124,7 @@ def plan_sampling(
 def _fits_into(needs: Needs, free: list[float]) -> dict[float, str | None]:
     """The name of the fastest placement that fits into each of some GiB."""
     fastest = {of: fastest_that_fits(needs, of * 2**30 - CUDA_CONTEXT) for of in free}
-    return {of: placement and placement.name for of, placement in fastest.items()}
+    return {of: None if placement is None else placement.name for of, placement in fastest.items()}
 
 
 def _order(name: str | None) -> int:

@@ -86,8 +86,9 @@ METADATA = ("Date", "Creator", "Format", "Type")  # nothing about the machine go
 
 
 @contextmanager
-def _style(more: dict[str, str] | None = None) -> Iterator[None]:
-    with matplotlib.rc_context({**STYLE, **(more or {})}), warnings.catch_warnings():
+def _style(more: dict[str, Any] | None = None) -> Iterator[None]:
+    settings: dict[Any, Any] = {**STYLE, **(more or {})}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # the reader's browser has other fonts than we
         yield
 
