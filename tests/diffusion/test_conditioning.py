@@ -39,10 +39,10 @@ def test_pieces_cut_out_and_concatenated_are_the_whole():
         (torch.float16, torch.float32, torch.float32),
         (torch.float16, torch.bfloat16, torch.float32),
         (torch.bfloat16, torch.float32, torch.float32),
-        (torch.float16, torch.float16, torch.float16),
+        (torch.float16, torch.float16, torch.float32),
     ],
 )
-def test_parts_of_other_dtypes_are_concatenated_in_the_one_that_holds_both(one, other, both):
+def test_parts_of_any_dtypes_are_concatenated_in_one_that_holds_both_and_that_autocast_concatenates(one, other, both):
     parts = [some().to("cpu", one), some(seed=1).to("cpu", other)]
     whole = Conditioning.cat(parts)
     assert whole["prompt_embeds"].dtype == both

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMPipeline, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from fresh_process import ran
 
 from gendistill.evaluation.evaluate import evaluate
@@ -198,10 +198,26 @@ def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_dista
 
 
 def test_a_call_costs_what_its_network_multiplies():
-    whole, half = (SimpleNamespace(pipeline=SimpleNamespace(components={"unet": tiny_unet(widths)})) for widths in (16, 8))
+    absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    whole, half = (
+        SimpleNamespace(
+            pipeline=StableDiffusionPipeline(
+                unet=tiny_unet(width), scheduler=DDIMScheduler(), requires_safety_checker=False, **absent
+            )
+        )
+        for width in (16, 8)
+    )
+    pixels = UNet2DModel(
+        8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+    )
     assert cost_of_a_call(whole, whole) == 1.0
     assert 0.2 < cost_of_a_call(half, whole) < 0.5
-    assert cost_of_a_call(SimpleNamespace(pipeline=SimpleNamespace(components={})), whole) == 1.0
+    assert cost_of_a_call(SimpleNamespace(pipeline=DDPMPipeline(pixels, DDIMScheduler())), whole) == 1.0
 
 
 def tiny_unet(width):
