@@ -98,7 +98,7 @@ def test_a_run_starts_where_another_ended(settings, tmp_path):
     again = settings("again", decoder__start=str(first.student_folder), decoder__width=64, trainer__max_steps=1)
     result = distill(again)
     begun, *_ = logged(tmp_path / "again", "validation")
-    assert begun["psnr_lost"] == pytest.approx(first.figures.loss, abs=0.02)  # the student's weights are in half precision
+    assert begun["psnr_lost"] == pytest.approx(first.exported.loss, abs=0.02)  # the student's weights are in half precision
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
     assert vae.config.decoder_block_out_channels[0] == 8  # those of the first
 
