@@ -71,7 +71,7 @@ def test_a_student_begins_with_noise_alone_as_its_sampler_does_and_sees_data_lat
     batch, seen = batch_for(teacher, 64, generator), {}
     for name, latents in (("data", batch.latents), ("other data", batch.latents + 1)):
         method, noisy = method_of(teacher, kind), []
-        method.loss = lambda x_t, t, *rest, noisy=noisy: noisy.append((x_t, t)) or torch.zeros(())
+        method.fit = lambda x_t, t, *rest, noisy=noisy: noisy.append((x_t, t)) or torch.zeros(())
         loss_at(method, Batch(latents, batch.conditioning), 0)
         seen[name] = noisy[0]
     (x_t, t), (other, _) = seen["data"], seen["other data"]
@@ -99,7 +99,7 @@ def test_scales_are_drawn_over_the_range_and_told_to_the_student(teacher, genera
         method_of(teacher, GuidanceDistillation, mode="embedded", dialect_steps=0),
     )
     told = []
-    method.loss = lambda x_t, t, conditioning, *rest: told.append(conditioning.get("guidance_scale")) or torch.zeros(())
+    method.fit = lambda x_t, t, conditioning, *rest: told.append(conditioning.get("guidance_scale")) or torch.zeros(())
     loss_at(method, batch, 0)
     assert told[0].shape == (64,)
     assert 1 <= told[0].min() < 1.5
