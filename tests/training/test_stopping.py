@@ -75,7 +75,7 @@ def test_a_run_that_a_signal_stops_goes_on_to_the_same_bits(trainer, tmp_path, m
     assert error.value.exit_code == 143
     assert stopped.checkpoints.steps() == ["step-00000004"]
     again = trainer(tmp_path / "stopped", validate=judge, **settings)
-    assert (again.train(resume=True).best_step, again.best) == (expected.best_step, expected.best)
+    assert (again.train(resume=True).best_step, again.state.best) == (expected.best_step, expected.best)
     for name, parameter in straight.method.networks.trained.items():
         assert torch.equal(parameter, again.method.networks.trained[name])
     logs = [[line.split('"seconds"')[0] for line in (tmp_path / run / "log.jsonl").open()] for run in ("straight", "stopped")]
