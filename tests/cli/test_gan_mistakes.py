@@ -206,7 +206,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(place, monkeypatch, capsys, m
 
 
 def test_in_a_fresh_process_a_pickle_that_would_run_code_makes_nothing(place, tmp_path):
-    process = gendistill([*OWN.split(), "--compress", "2", "--weights", "harmful.pth"], tmp_path / "out.txt", folder=place)
+    command = [*OWN.split(), "--compress", "2", "--weights", "harmful.pth", "--out", str(tmp_path / "run")]
+    process = gendistill(command, tmp_path / "out.txt", folder=place)
     assert process.wait() == 2, process.text
     assert process.text.startswith("error: generator.weights harmful.pth: is a pickle that would run code when opened"), (
         process.text

@@ -18,7 +18,7 @@ def test_it_is_computed_printed_stored_shown_and_listed(gendistill, gans, tmp_pa
     stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert stored["student"][0]["scores"]["nearest"] == student["scores"]["nearest"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "nearest real ↓" in page
+    assert 'nearest real</abbr> <span title="lower is better">↓' in page
     assert f"{student['scores']['nearest']:.3f}" in page
     assert "Mean distance in feature space from a generated image to the nearest real one." in page
 
