@@ -17,7 +17,9 @@ class DataConfig(Section):
     )
     prompts: str | None = Field(None, description="text file, one prompt a line: the teacher makes the pictures")
     caption: str | dict[str, float] | None = Field(
-        None, description="caption field of the data; or several with their shares, e.g. {name: 0.3, subcategory: 0.7}"
+        None,
+        description="caption field of the data; or several with their shares, e.g. {name: 0.3, subcategory: 0.7}",
+        examples=["shares by field such as {name: 0.3, subcategory: 0.7}"],
     )
     missing_caption: Literal["empty", "skip", "error"] = Field(
         "empty", description="pictures without a caption: train them on the empty prompt, leave them out, or stop"

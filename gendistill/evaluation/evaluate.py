@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gendistill.evaluation.evaluate_generator import evaluate_generator
 from gendistill.evaluation.evaluate_student import evaluate_student
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.generator_report import GeneratorComparison
 from gendistill.evaluation.sets import SetEvaluation, evaluate_pictures, is_picture_set
 from gendistill.evaluation.student_report import StudentComparison
+from gendistill.runtime.plugins import load_plugins
 from gendistill.sampling.load import gan_folder
 
 
-def evaluate(model: str, config: EvaluationConfig) -> StudentComparison | GeneratorComparison | SetEvaluation:
+def evaluate(
+    model: str, config: EvaluationConfig | None = None, **options: Any
+) -> StudentComparison | GeneratorComparison | SetEvaluation:
     """A set of images against real ones; a student, of diffusion or a GAN, beside its teacher; or a teacher by itself.
 
+        evaluate("runs/mine/student", reference="my-images", num=1000)
+
     Each result has `warnings`, `files`, a `table()` for the terminal and `to_json()`.
+
+    Args:
+        config: all options; or give them by name, as `EvaluationConfig` has them.
 
     Raises:
         ValueError: the model, the images, the reference, a metric or a metric's network cannot be used.
     """
+    load_plugins()
+    config = EvaluationConfig(**options) if config is None else config
     if is_picture_set(model):
         return evaluate_pictures(model, config)
     if gan_folder(model) is not None:

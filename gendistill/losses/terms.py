@@ -21,7 +21,9 @@ class FeatureConfig(Section):
     attention: Weight = Field(0.0, description="attention transfer: where, not what")
     gram: Weight = Field(0.0, description="Gram matrices: what, not where")
     layers: dict[str, str] | None = Field(
-        None, description="teacher's layer: student's layer, by path; matched by resolution and depth where not given"
+        None,
+        description="teacher's layer: student's layer, by path; matched by resolution and depth where not given",
+        examples=["layers of the student by those of the teacher such as {blocks.2: blocks.1}"],
     )
 
 

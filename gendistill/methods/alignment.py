@@ -78,6 +78,7 @@ class AlignConfig(Section):
         {},
         description="who paints them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
         "pattern (regular expression) of the prompts that it paints by itself",
+        examples=["weights or patterns of prompts by folder such as {teacher-b: 0.5, teacher-c: animals}"],
     )
     start_share: float = Field(0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way")
     own_share: float = Field(0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps")

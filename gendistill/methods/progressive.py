@@ -63,6 +63,7 @@ class ProgressiveConfig(Section):
     stages: dict[str, dict[str, Any]] = Field(
         {},
         description="settings of the trainer for single stages, by name: {imitation: {max_steps: 900}, 4: {patience: 3}}",
+        examples=["settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}"],
     )
 
     @field_validator("stages", mode="before")

@@ -44,13 +44,6 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-# What settings that are mappings take.
-MAPPINGS = {
-    "align.teachers": "weights or patterns of prompts by folder such as {teacher-b: 0.5, teacher-c: animals}",
-    "data.caption": "shares by field such as {name: 0.3, subcategory: 0.7}",
-    "gan.features.layers": "layers of the student by those of the teacher such as {blocks.2: blocks.1}",
-    "progressive.stages": "settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}",
-}
 # What a setting takes, by the kind of pydantic's error.
 TAKES = {
     "int_parsing": "a whole number",
@@ -85,9 +78,18 @@ def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error" and name not in setting_names(model):  # of a section: a sentence of its own
         return first["msg"].removeprefix("Value error, ")
     kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
-    takes = " or ".join(MAPPINGS[name] if kind == "dict_type" else _takes(each) for kind, each in kinds.items())
+    takes = " or ".join(_mapping(name, model) if kind == "dict_type" else _takes(each) for kind, each in kinds.items())
     choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
     return f"setting {name} is {first['input']!r}; takes {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
+
+
+def _mapping(name: str, model: type[BaseModel]) -> str:
+    """What a setting that is a mapping takes: the first of its field's `examples`."""
+    *sections, last = name.split(".")
+    inside: Any = model
+    for section in sections:
+        inside = inside.model_fields[section].annotation
+    return str((inside.model_fields[last].examples or ["settings by name"])[0])
 
 
 def _takes(error: ErrorDetails) -> str:
