@@ -12,7 +12,7 @@ from gendistill.gan.gan_folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator
 from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
-from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.state_dicts import load_weights, read_state_dict
@@ -69,7 +69,9 @@ def start_student(
         depthwise=config.depthwise,
     )
     recalibrate(made.network, _batches(generator, data, seed))
-    return Start(**vars(made), source=NetworkSource(source.class_path, source.arguments, slim.record(made.network)))
+    return Start(
+        **vars(made), source=NetworkSource(source.class_path, source.arguments, pruned_architecture.record(made.network))
+    )
 
 
 def _own_class(teacher: Gan, config: CompressConfig) -> Start:

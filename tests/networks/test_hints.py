@@ -79,7 +79,7 @@ def test_chosen_pairs_replace_the_default() -> None:
     [
         ({"blocks.0.conv3": "blocks.0"}, "hints blocks.0.conv3: the teacher has no layer .* the nearest is blocks.0.conv"),
         ({"blocks.0": "block.0"}, "hints block.0: the student has no layer .* the nearest is blocks.0"),
-        ({"blocks.0": "blocks.1.conv1"}, "takes layers of one resolution; got 8x8 and 16x16"),
+        ({"blocks.0": "blocks.1.conv1"}, "expects layers of the same resolution; got 8x8 and 16x16"),
         ({"start": "start"}, "hints start: the teacher has no layer at this path with features"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How small a student is to be: the settings."""
+"""Settings of compression: the size of the student."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gendistill.settings.section import Section
 
 
 class CompressConfig(Section):
-    """How small the student is (`--compress 4`), and what it is made of."""
+    """The size of the student (`--compress 4`) and its architecture."""
 
     factor: float | None = Field(None, description="both multiply-accumulates and parameters are divided by it")
     params: int | None = Field(None, ge=1, description="parameters of the student, instead")
@@ -27,9 +27,9 @@ class CompressConfig(Section):
         if self.factor is not None and self.factor <= 1:
             raise ValueError(f"compress {self.factor:g}: expects a factor above 1, such as 4")
         if self.factor is not None and (self.params or self.macs):
-            raise ValueError("compress.factor: expects no compress.params or compress.macs beside it")
+            raise ValueError("compress.factor: cannot be combined with compress.params or compress.macs")
         if self.student is not None and (self.factor or self.params or self.macs):
             raise ValueError(
-                f"compress.student {self.student}: expects no compress factor beside it; the class says how small it is"
+                f"compress.student {self.student}: cannot be combined with a compress factor; the class defines the size"
             )
         return self
