@@ -1,4 +1,4 @@
-"""What a GAN teacher is: the settings."""
+"""Settings of a GAN teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gendistill.settings.section import Section
 
 
 class GeneratorConfig(Section):
-    """What a GAN teacher is, where its folder does not say so."""
+    """Properties of a GAN teacher that its folder does not specify."""
 
     weights: str | None = Field(None, description="of a teacher module:Class: a .safetensors or a state_dict's .pth")
     kind: Literal["noise", "image"] | None = Field(None, description="what goes in; found where not given")

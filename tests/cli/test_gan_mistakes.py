@@ -103,7 +103,7 @@ MISTAKES = {
     ),
     "a discriminator of another resolution": (
         f"{GAN} --compress 2 --set generator.discriminator=judge32",
-        "takes images of 32x32, the generator makes 16x16; expects a discriminator of 16x16, or --set generator.discr",
+        "is for images of 32x32, but the generator outputs 16x16; expects a discriminator for 16x16, or --set generator.discr",
     ),
     "compress 0.5": (f"{GAN} --compress 0.5", "compress 0.5: expects a factor above 1, such as 4"),
     "compress 1": (f"{GAN} --compress 1", "compress 1: expects a factor above 1, such as 4"),

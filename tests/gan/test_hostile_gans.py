@@ -121,7 +121,7 @@ def test_a_plain_pickle_is_not_opened(place):
     assert "run code" in sentence(f"{place}:Net", weights="w.pth")
     with open("w.pkl", "wb") as file:
         pickle.dump(Harmful(), file)
-    assert "takes .safetensors" in sentence(f"{place}:Net", weights="w.pkl")
+    assert "expects .safetensors" in sentence(f"{place}:Net", weights="w.pkl")
 
 
 def test_a_whole_network_in_a_pickle_is_not_opened(place):
@@ -175,7 +175,7 @@ TEACHERS = {
     "{module}:Timed": "forward requires timestep",
     "{module}:Classes": "--set generator.num_classes=10",
     "{module}:Flat": "no images (B, C, H, W)",
-    "{module}:Nothing": "it gives a NoneType",
+    "{module}:Nothing": "it outputs a NoneType",
     "{module}:Unfindable": "--set generator.input_shape=[128]",
 }
 
@@ -189,9 +189,9 @@ def test_a_class_that_cannot_be_a_teacher_is_told_in_a_sentence(place, teacher):
     ("settings", "part"),
     [
         ({"input_shape": [5]}, "generator.input_shape [5]: "),
-        ({"num_classes": 3}, "takes no class numbers"),
+        ({"num_classes": 3}, "expects no class numbers"),
         ({"kind": "image", "input_shape": [3, 8, 8]}, "does not work with it"),
-        ({"discriminator": "nowhere"}, "takes module:Class, a folder, or fresh"),
+        ({"discriminator": "nowhere"}, "expects module:Class, a folder, or fresh"),
         ({"discriminator": "os:system", "discriminator_weights": "w.safetensors"}, "is not a subclass of torch.nn.Module"),
         ({"discriminator": "fresh", "discriminator_weights": "w.safetensors"}, "is for a discriminator module:Class"),
     ],
@@ -250,16 +250,16 @@ FOLDERS = {
     "kind": ({"kind": "music"}, "kind is 'music'"),
     "shape of words": ({"input_shape": ["many"]}, "input_shape.0 is 'many'"),
     "no shape": ({"input_shape": []}, "input_shape []"),
-    "a shape that fills the memory": ({"input_shape": [10**6, 10**6]}, "takes sizes of at least 1"),
+    "a shape that fills the memory": ({"input_shape": [10**6, 10**6]}, "expects sizes of at least 1"),
     "negative": ({"output_shape": [3, -8, 8]}, "output_shape [3, -8, 8]"),
     "another input": ({"input_shape": [5]}, "the generator fails"),
-    "another output": ({"output_shape": [3, 16, 16]}, "gives images [3, 8, 8] where gan.json says [3, 16, 16]"),
+    "another output": ({"output_shape": [3, 16, 16]}, "outputs images [3, 8, 8]; gan.json has [3, 16, 16]"),
     "classes": ({"classes": ["one"]}, "num_classes 2"),
     "range": ({"output_range": [1, -1]}, "output_range"),
     "generator is a text": ({"generator": "resnet"}, "generator: expects a mapping"),
     "no class": ({"generator": {"arguments": {}}}, "class_path is missing"),
     "a function": ({"generator__class_path": "os:system"}, "is not a subclass of torch.nn.Module"),
-    "no class path": ({"generator__class_path": "../evil.py"}, "takes module:Class"),
+    "no class path": ({"generator__class_path": "../evil.py"}, "expects module:Class"),
     "unknown arguments": ({"generator__arguments": {"depth": 3}}, "cannot be built with (depth=3)"),
     "other widths": ({"generator__arguments": {"latent_dim": 4, "num_classes": 2}}, "does not fit ResNetGenerator"),
     "unknown module": ({"generator__class_path": "gone:Net"}, "the module gone is not importable"),
@@ -298,7 +298,7 @@ def test_a_saved_network_of_an_unknown_class_is_told_in_a_sentence():
 def test_weights_for_a_folder_that_has_its_own_are_told_in_a_sentence(folder):
     assert "has its own" in sentence(folder, weights="w.pth")
     assert "has its own" in sentence(folder, config="a.json")
-    assert "takes module:Class as the teacher" in sentence(net_weights())
+    assert "expects module:Class as the teacher" in sentence(net_weights())
 
 
 def test_more_classes_than_the_network_has_are_told_in_a_sentence(place, folder):
@@ -318,7 +318,7 @@ def test_a_program_is_not_opened_as_a_teacher_nor_as_weights(place, programs, na
         monkeypatch.setattr(loader, "load", lambda *_, **__: pytest.fail("the program was opened"))
     for said in (sentence(name), sentence(f"{place}:Net", weights=name)):
         assert f"{name}: is a program (TorchScript or torch.export), and programs are not opened because they hold code" in said
-        assert "takes module:Class as the teacher" in said
+        assert "expects module:Class as the teacher" in said
         assert "or a GAN folder" in said
 
 
