@@ -107,9 +107,9 @@ def _require_vacant(out: Path, kind: str) -> None:
             raise ValueError(f"--out {out}: is a folder; --format {kind} expects the name of a .safetensors file")
         return
     if out.is_dir():
-        if found := sorted(path.name for path in out.iterdir()):
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            raise ValueError(f"--out {out}: holds {found[0]}{more}, which would be lost; expects a new or an empty folder")
+        if existing := sorted(path.name for path in out.iterdir()):
+            more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+            raise ValueError(f"--out {out}: holds {existing[0]}{more}, which would be lost; expects a new or an empty folder")
     elif out.exists():
         raise ValueError(f"--out {out}: is a file; --format {kind} expects a new or an empty folder")
 
