@@ -118,8 +118,8 @@ class GeneratorRun:
         return {
             "teacher": config.teacher,
             "teacher network": f"sha256 {weights_fingerprint(self.teacher.generator.network)}",
-            "multiply-accumulates": f"{start.macs:,} an image, the teacher's {start.teacher_macs:,}",
-            "parameters": f"{start.parameters:,}, the teacher's {start.teacher_parameters:,}",
+            "multiply-accumulates": f"{start.macs:,} per image (teacher: {start.teacher_macs:,})",
+            "parameters": f"{start.parameters:,} (teacher: {start.teacher_parameters:,})",
             "data": data,
             **provenance_of(config, stage, training),
             **({"ended": training.ended} if training.ended else {}),
