@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gendistill.gan.generator import GeneratorSpec, image_in
 from gendistill.gan.inspecting import LABEL_NAMES
-from gendistill.networks.classes import in_a_line
+from gendistill.networks.classes import error_summary
 from gendistill.networks.counting import evaluating
 
 EDGES = (8, 16, 28, 32, 64, 128, 256, 512)  # pixels; tried to report the image size that a discriminator expects
@@ -153,5 +153,5 @@ def _problem(adapted: Discriminator, shape: tuple[int, ...]) -> str | None:
         with evaluating(adapted.network):  # the statistics of batch norms must not change
             logits = adapted(torch.zeros(2, *shape, device=device), labels)
     except Exception as error:  # a foreign network may raise anything
-        return str(error) if isinstance(error, ValueError) and "\n" not in str(error) else in_a_line(error)
+        return str(error) if isinstance(error, ValueError) and "\n" not in str(error) else error_summary(error)
     return None if len(logits) == 2 else f"it outputs {list(logits.shape)} for two images"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gendistill.gan.gan_card import gan_card
 from gendistill.gan.gan_folder import Gan, open_gan, round_weights, save_gan
 from gendistill.gan.generator import image_in
-from gendistill.networks.classes import in_a_line
+from gendistill.networks.classes import error_summary
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold
 from gendistill.runtime.exporter import traced, write_onnx
 from gendistill.runtime.files import replace_folder
@@ -114,7 +114,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
             _compare(folder / ONNX, open_onnx(folder / ONNX), network, inputs)
     except Exception as error:  # an operation without an ONNX equivalent
         (folder / ONNX).unlink(missing_ok=True)
-        return [f"{ONNX} is not written, the exporter cannot convert the program: {in_a_line(error)}"]
+        return [f"{ONNX} is not written, the exporter cannot convert the program: {error_summary(error)}"]
     return []
 
 
@@ -168,4 +168,4 @@ def _operation(error: Exception) -> str:
         if not frame.filename.startswith((torch_folder, "<")) and not frame.filename.endswith(OWN_FILES)
     ]
     where = f"`{frames[-1].line}` ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else "the network"
-    return f"{where}: {in_a_line(error)}"
+    return f"{where}: {error_summary(error)}"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.networks.classes import NotImportable, build, in_a_line, read_json
+from gendistill.networks.classes import NotImportable, build, error_summary, read_json
 from gendistill.networks.pruning.pruned_architecture import apply
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 
@@ -169,7 +169,7 @@ def _typed(kind: type[Kind], content: Any, where: str) -> Kind:
         key = ".".join(map(str, first["loc"]))
         got = "missing" if first["type"] == "missing" else repr(first["input"])[:80]
         raise ValueError(
-            f"{where}: {key} is {got}; {in_a_line(ValueError(first['msg'])).removeprefix('ValueError: ')}"
+            f"{where}: {key} is {got}; {error_summary(ValueError(first['msg'])).removeprefix('ValueError: ')}"
         ) from error
 
 
@@ -179,7 +179,7 @@ def _verify(folder: Path, generator: Generator, device: str | torch.device) -> N
         with torch.no_grad():
             images = generator(*(tensor.to(device) for tensor in generator.example()))
     except Exception as error:  # a foreign network may raise anything
-        raise ValueError(f"{folder}: the generator fails with the inputs of {FILE_NAME}: {in_a_line(error)}") from error
+        raise ValueError(f"{folder}: the generator fails with the inputs of {FILE_NAME}: {error_summary(error)}") from error
     shape, expected = list(images.shape[1:]), list(generator.spec.output_shape)
     if shape != expected:
         raise ValueError(f"{folder}: the generator outputs images {shape}; {FILE_NAME} has {expected}")

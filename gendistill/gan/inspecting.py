@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gendistill.gan.generator import GeneratorSpec, image_in
 from gendistill.gan.generator_config import GeneratorConfig
-from gendistill.networks.classes import in_a_line
+from gendistill.networks.classes import error_summary
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ BATCH = 2
 
 
 @dataclass(frozen=True)
-class Described:
+class NetworkProperties:
     """Properties of a network that are known before running it.
 
     Attributes:
@@ -80,10 +80,10 @@ def find_spec(
     Raises:
         ValueError: the inputs cannot be inferred, or the network fails with the settings.
     """
-    described = _describe(network, arguments, teacher)
-    num_classes = _num_classes(described, settings, teacher)
+    properties = _properties(network, arguments, teacher)
+    num_classes = _num_classes(properties, settings, teacher)
     failures: list[str] = []
-    for kind, shape in _candidates(network, described, num_classes, settings):
+    for kind, shape in _candidates(network, properties, num_classes, settings):
         try:
             image, inferred_range = _run(network, kind, shape, num_classes)
         except ValueError as error:
@@ -92,7 +92,7 @@ def find_spec(
         if image.ndim != 4 or len(image) != BATCH or not image.is_floating_point():
             failures.append(f"with {list(shape)} it outputs {image.dtype} {list(image.shape)}, no images (B, C, H, W)")
             continue
-        if kind == "image" and not settings.input_shape and shape[1] != _first_number(described.known, SIZE_NAMES):
+        if kind == "image" and not settings.input_shape and shape[1] != _first_number(properties.known, SIZE_NAMES):
             logger.warning(
                 "%s: the input size is assumed to be %dx%d, which works; --set generator.input_shape=[%d,H,W] changes it",
                 *(teacher, *shape[1:], shape[0]),
@@ -113,7 +113,7 @@ def find_spec(
     )
 
 
-def _describe(network: nn.Module, arguments: dict[str, Any], teacher: str) -> Described:
+def _properties(network: nn.Module, arguments: dict[str, Any], teacher: str) -> NetworkProperties:
     known = {name: value for name, value in vars(network).items() if isinstance(value, int) and not isinstance(value, bool)}
     parameters = inspect.signature(type(network).__init__).parameters.values()
     known |= {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
@@ -125,7 +125,7 @@ def _describe(network: nn.Module, arguments: dict[str, Any], teacher: str) -> De
         if isinstance(layer, LAYERS)
     ]
     embeddings = [layer.num_embeddings for layer in network.modules() if isinstance(layer, nn.Embedding)]
-    return Described(known | arguments, _accepts_labels(network, teacher), embeddings[0] if embeddings else 0, layers)
+    return NetworkProperties(known | arguments, _accepts_labels(network, teacher), embeddings[0] if embeddings else 0, layers)
 
 
 def _accepts_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "must"]:
@@ -151,20 +151,18 @@ def _accepts_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "m
     return "must" if second.default is second.empty else "may"
 
 
-def _num_classes(described: Described, settings: GeneratorConfig, teacher: str) -> int:
+def _num_classes(properties: NetworkProperties, settings: GeneratorConfig, teacher: str) -> int:
     if settings.num_classes is not None:
-        if settings.num_classes > 0 and described.accepts_labels == "no":
-            raise ValueError(
-                f"generator.num_classes {settings.num_classes}: {teacher} expects no class numbers after its input"
-            )
-        if settings.num_classes == 0 and described.accepts_labels == "must":
+        if settings.num_classes > 0 and properties.accepts_labels == "no":
+            raise ValueError(f"generator.num_classes {settings.num_classes}: {teacher} does not accept class numbers")
+        if settings.num_classes == 0 and properties.accepts_labels == "must":
             raise ValueError(f"generator.num_classes 0: {teacher} requires class numbers")
         return settings.num_classes
-    if described.accepts_labels == "no":
+    if properties.accepts_labels == "no":
         return 0
-    named = _first_number(described.known, CLASS_NAMES)
-    num_classes = described.num_embeddings if named is None else named
-    if described.accepts_labels == "must" and num_classes < 1:
+    named = _first_number(properties.known, CLASS_NAMES)
+    num_classes = properties.num_embeddings if named is None else named
+    if properties.accepts_labels == "must" and num_classes < 1:
         raise ValueError(f"{teacher}: the number of classes cannot be inferred; expects --set generator.num_classes=10")
     return num_classes
 
@@ -178,7 +176,7 @@ def _first_number(known: dict[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def _candidates(
-    network: nn.Module, described: Described, num_classes: int, settings: GeneratorConfig
+    network: nn.Module, properties: NetworkProperties, num_classes: int, settings: GeneratorConfig
 ) -> Iterator[tuple[Literal["noise", "image"], tuple[int, ...]]]:
     """Possible kinds and shapes of the input, the most likely first."""
     if settings.input_shape:
@@ -186,19 +184,19 @@ def _candidates(
         images = len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 1
         yield settings.kind or ("image" if images else "noise"), shape
         return
-    size = _first_number(described.known, LATENT_NAMES)
-    first, width = described.layers[0] if described.layers else ("", 0)
+    size = _first_number(properties.known, LATENT_NAMES)
+    first, width = properties.layers[0] if properties.layers else ("", 0)
     images_first = size is None and first == "Conv2d" and width in (1, 3)
     if settings.kind != "image" and not images_first:
-        widths = [width, width - num_classes] + [inputs for kind, inputs in described.layers[1:4] if kind == first]
+        widths = [width, width - num_classes] + [inputs for kind, inputs in properties.layers[1:4] if kind == first]
         widths += [width - layer.embedding_dim for layer in network.modules() if isinstance(layer, nn.Embedding)]
         for n in dict.fromkeys(([size] if size else []) + widths):
             if n > 0:
                 yield "noise", (n,)
                 yield "noise", (n, 1, 1)
     if settings.kind == "image" or images_first:
-        channels = next((inputs for kind, inputs in described.layers if kind == "Conv2d"), 3)
-        named = _first_number(described.known, SIZE_NAMES)
+        channels = next((inputs for kind, inputs in properties.layers if kind == "Conv2d"), 3)
+        named = _first_number(properties.known, SIZE_NAMES)
         yield from (("image", (channels, edge, edge)) for edge in dict.fromkeys(([named] if named else []) + list(EDGES)))
 
 
@@ -215,7 +213,7 @@ def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int
         output = network(inputs.requires_grad_(), *labels)
     except Exception as error:  # a foreign network may raise anything
         called = f"{kind} {[BATCH, *shape]}{' and class numbers' if num_classes else ''}"
-        raise ValueError(f"called with {called}, it fails with {in_a_line(error)}") from error
+        raise ValueError(f"called with {called}, it fails with {error_summary(error)}") from error
     try:
         image = image_in(output)
     except (AttributeError, IndexError, RecursionError) as error:

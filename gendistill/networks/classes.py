@@ -49,7 +49,7 @@ def network_class(class_path: str, setting: str = "teacher") -> type[nn.Module]:
             ) from error
         raise ValueError(f"{setting} {class_path}: {module_name} needs {error.name}, which is not installed") from error
     except (Exception, SystemExit) as error:  # foreign code may raise anything; a script may exit
-        raise ValueError(f"{setting} {class_path}: {module_name} fails when imported: {in_a_line(error)}") from error
+        raise ValueError(f"{setting} {class_path}: {module_name} fails when imported: {error_summary(error)}") from error
     for part in name.split("."):
         if not hasattr(imported, part):
             classes = [key for key, value in vars(imported).items() if isinstance(value, type) and issubclass(value, nn.Module)]
@@ -73,7 +73,7 @@ def build(class_path: str, arguments: dict[str, Any], setting: str = "teacher") 
         network: nn.Module = cls(**arguments)
     except Exception as error:  # a foreign constructor may raise anything
         listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ValueError(f"{setting} {class_path}: cannot be built with ({listed}): {in_a_line(error)}") from error
+        raise ValueError(f"{setting} {class_path}: cannot be built with ({listed}): {error_summary(error)}") from error
     return network.float().eval()
 
 
@@ -100,13 +100,13 @@ def read_json(path: Path, setting: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{setting} {path}: is not a JSON file ({in_a_line(error)})") from error
+        raise ValueError(f"{setting} {path}: is not a JSON file ({error_summary(error)})") from error
     if not isinstance(content, dict):
         raise ValueError(f'{setting} {path}: expects a mapping such as {{"latent_dim": 128}}, not {type(content).__name__}')
     return content
 
 
-def in_a_line(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """The type of an error and the first line of its message, at most 200 characters of it."""
     message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {message[:200]}".rstrip(".: ") if message else type(error).__name__

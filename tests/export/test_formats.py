@@ -176,7 +176,7 @@ def test_programs_sample_what_the_student_samples_and_need_no_torch(student, tmp
     open_program = runtimes._open
     monkeypatch.setattr(runtimes, "_open", opened)
     exported = export(str(student(family, **changes)), kind, tmp_path / "programs")
-    assert exported.most < 1e-4
+    assert exported.max_error < 1e-4
     assert {name for name, _ in ran} >= {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert {rows for name, rows in ran if name != "text_encoder"} == {1}  # traced with two
     assert not list((tmp_path / "programs").rglob("*.safetensors"))
@@ -302,4 +302,4 @@ def test_the_command_line_says_how_near_it_is(student, tmp_path):
 @pytest.mark.parametrize(("kind", "name"), [("checkpoint", "one.safetensors"), ("diffusers", "folder")])
 def test_a_student_of_8_bits_goes_to_other_programs_with_all_its_weights(student, tmp_path, kind, name):
     exported = export(str(student("sd1", quantization="int8")), kind, tmp_path / name)
-    assert exported.most < HALF
+    assert exported.max_error < HALF

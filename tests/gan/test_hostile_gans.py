@@ -189,7 +189,7 @@ def test_a_class_that_cannot_be_a_teacher_is_told_in_a_sentence(place, teacher):
     ("settings", "part"),
     [
         ({"input_shape": [5]}, "generator.input_shape [5]: "),
-        ({"num_classes": 3}, "expects no class numbers"),
+        ({"num_classes": 3}, "does not accept class numbers"),
         ({"kind": "image", "input_shape": [3, 8, 8]}, "does not work with it"),
         ({"discriminator": "nowhere"}, "expects module:Class, a folder, or fresh"),
         ({"discriminator": "os:system", "discriminator_weights": "w.safetensors"}, "is not a subclass of torch.nn.Module"),
