@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
-from gendistill.diffusion.rollout import come_to
+from gendistill.diffusion.rollout import few_step_rollout
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses import distributions
@@ -222,7 +222,7 @@ class Alignment:
         if float(torch.rand((), generator=draws)) < config.on_policy_fraction:
             steps = self.steps[int(torch.randint(len(self.steps), (), generator=draws))]
             made = int(torch.randint(steps, (), generator=draws))
-            return come_to(self.networks.average, trajectories.noise, trajectories.conditioning, steps, made)
+            return few_step_rollout(self.networks.average, trajectories.noise, trajectories.conditioning, steps, made)
         index = torch.where(chance < config.start_fraction, 0, (place * last).long()).to(device)
         return trajectories.points[torch.arange(len(trajectories), device=device), index], trajectories.times[index]
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.blocks import paired_blocks, reading
+from gendistill.diffusion.blocks import paired_blocks, recorded_maps
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2
@@ -103,9 +103,9 @@ class Compression(DenoiserMethod):
         t = (random.uniform() * schedule.num_train_timesteps).long().to(latents.device)
         x_t = schedule.add_noise(latents, noise, t)
         conditioning, scale = self.guidance.sample(batch.conditioning, random)
-        with torch.no_grad(), reading(networks.teacher.network, [hint.teacher_path for hint in self.hints]) as theirs:
+        with torch.no_grad(), recorded_maps(networks.teacher.network, [hint.teacher_path for hint in self.hints]) as theirs:
             said = self.guidance.predict(networks.teacher, x_t, t, conditioning, scale)
-        with reading(networks.student.network, [hint.student_path for hint in self.hints]) as ours:
+        with recorded_maps(networks.student.network, [hint.student_path for hint in self.hints]) as ours:
             prediction = networks.student(x_t, t, conditioning)
         output = networks.student.output_of(prediction, t)
         if weight := weight_at(config.output, step):
@@ -225,6 +225,6 @@ def matched_blocks(
 def shapes_of_blocks(config: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """What each block of a config says of one sample, (C, h, w); no weights are made."""
     network = on_meta(config)
-    with torch.no_grad(), reading(network) as maps:
+    with torch.no_grad(), recorded_maps(network) as maps:
         network(*example_inputs(config))
     return {name: (of.shape[1], of.shape[2], of.shape[3]) for name, of in maps.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.blocks import blocks_of, reading
+from gendistill.diffusion.blocks import blocks_of, recorded_maps
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.losses.pixel import perceptual_distance
 from gendistill.runtime.random import PerSampleRandom
@@ -38,6 +38,6 @@ class LatentPerception:
     def _features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> list[Tensor]:
         network = self.teacher.network
         names = [name for name in blocks_of(network) if not name.startswith("up_")]
-        with reading(network, names) as found:
+        with recorded_maps(network, names) as found:
             self.teacher(x_t, t, conditioning)
         return [found[name] for name in names]

@@ -49,7 +49,7 @@ class Validator:
                     distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
                     continue
                 mine = self.evaluator.of(share(len(self.evaluator.prompts)))
-                images = mine.generate(sampler, count, self.config.guidance.of_pipeline)
+                images = mine.generate(sampler, count, self.config.guidance.pipeline_scale)
                 images = gathered(images, len(self.evaluator.prompts))
                 distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]
                 if count == steps[0]:
