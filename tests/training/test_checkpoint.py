@@ -29,7 +29,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     last = Checkpoints(tmp_path / "checkpoints").load_last()
     assert torch.equal(last.weights["student.weight"], torch.full((3,), 3.0))
     assert torch.equal(last.optimizers["student.weight.exp_avg"], torch.full((3,), 0.1))
-    assert (last.name, last.state, last.passed_over) == ("step-00000003", {"seconds": 1.5, "step": 3}, ())
+    assert (last.name, last.state, last.skipped) == ("step-00000003", {"seconds": 1.5, "step": 3}, ())
 
 
 def test_nothing_is_a_pickle(tmp_path):
@@ -82,7 +82,7 @@ def test_the_one_before_is_used_where_the_newest_is_damaged(tmp_path, file, dama
     damage(tmp_path / "step-00000002" / file)
     last = checkpoints.load_last()
     assert last.name == "step-00000001"
-    (told,) = last.passed_over
+    (told,) = last.skipped
     assert told.startswith("step-00000002/")
     save(checkpoints, 2)  # the run comes there again
     assert checkpoints.load_last().name == "step-00000002"
@@ -95,9 +95,9 @@ def test_a_checkpoint_is_not_whole_without_the_best_that_it_speaks_of(tmp_path):
     save(checkpoints, 2, best_step=2)
     flip_a_byte(tmp_path / "best-00000002" / "weights.safetensors")
     last = checkpoints.load_last()
-    assert (last.name, last.passed_over) == (
+    assert (last.name, last.skipped) == (
         "step-00000001",
-        ("best-00000002/weights.safetensors is not as it was written",),
+        ("best-00000002/weights.safetensors is corrupted",),
     )
 
 
@@ -107,10 +107,10 @@ def test_where_none_is_whole_one_sentence_says_what_is_wrong_with_each(tmp_path)
     save(checkpoints, 2)
     cut_short(tmp_path / "step-00000001" / "state.json")
     (tmp_path / "step-00000002" / "weights.safetensors").unlink()
-    with pytest.raises(ValueError, match="no whole checkpoint") as error:
+    with pytest.raises(ValueError, match="no intact checkpoint") as error:
         checkpoints.load_last()
     assert "step-00000002/weights.safetensors cannot be read: no such file" in str(error.value)
-    assert "step-00000001/state.json is not as it was written" in str(error.value)
+    assert "step-00000001/state.json is corrupted" in str(error.value)
 
 
 def test_checkpoints_of_a_life_that_was_given_up_are_removed(tmp_path):
