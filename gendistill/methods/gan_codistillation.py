@@ -1,9 +1,9 @@
 """GAN co-distillation: a small generator and its discriminator learn together, from data and from a teacher's both networks.
 
-The student generates what its teacher generates of the same noise (output: Aguinaldo et al. 2019; features: Li et al. 2020, Romero
-et al. 2015), keeps the relations between images (Park et al. 2019), and is evaluated by a discriminator that learns real from
-made, and the opinion of the teacher's discriminator (Aguinaldo et al. 2019, section 3.3; logits as in Hinton et al. 2015).
-Where there are no data the teacher's images are the real ones.
+The student generates what its teacher generates of the same noise (output: Aguinaldo et al. 2019; features: Li et al. 2020,
+Romero et al. 2015), keeps the relations between images (Park et al. 2019), and is evaluated by a discriminator that learns
+real from made, and the opinion of the teacher's discriminator (Aguinaldo et al. 2019, section 3.3; logits as in Hinton et al.
+2015). Where there are no data the teacher's images are the real ones.
 """
 
 from __future__ import annotations
@@ -358,8 +358,8 @@ class GanCodistillation(Method):
 def _match(ours: DiscriminatorOutputs, theirs: DiscriminatorOutputs, config: DiscriminatorConfig, step: int) -> Tensor:
     """How far two discriminators' opinions of the same images are apart.
 
-    Class by class where both have a head for classes, else in the one logit; of discriminators that evaluator patches of different
-    sizes, in its mean over the image.
+    Class by class where both have a head for classes, else in the one logit; of discriminators that evaluator patches of
+    different sizes, in its mean over the image.
     """
     (logits, classes), (target_logits, their_classes) = ours, theirs
     temperature = weight_at(config.temperature, step)

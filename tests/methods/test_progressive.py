@@ -243,7 +243,7 @@ def test_a_grid_that_cannot_be_nested_is_refused(num_steps, grid, sentence):
 
 @pytest.mark.parametrize("num_steps", [501, 1000, 2000])
 def test_two_teacher_steps_that_cannot_be_distinct_are_refused(num_steps):
-    with pytest.raises(ValueError, match=rf"^{num_steps} student steps: that from timestep .* leaves its teacher none between"):
+    with pytest.raises(ValueError, match=rf"^{num_steps} student steps: between timesteps .* there is none for the teacher's"):
         halving_times(num_steps, SCALED_LINEAR)
 
 
