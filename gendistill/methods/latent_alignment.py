@@ -81,9 +81,7 @@ class AlignmentRecipe(Recipe):
         data: Callable[[TrajectoryData], TrajectoryData] | None = None
         for outline in self.outline(config):
             names = ("student", "peer") if settings.peer == "mutual" else ("student",)
-            networks = [
-                context.networks() for _ in names
-            ]  # all of them before the first discriminator: the order of random numbers
+            networks = [context.networks() for _ in names]  # before the discriminators, whose weights are random too
             alignments = {
                 name: alignment_of(context, student, config.steps, config.trainer, name)
                 for name, student in zip(names, networks, strict=True)

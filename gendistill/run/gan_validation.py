@@ -62,7 +62,7 @@ class GeneratorValidator:
         distance = frechet_distance(gaussian_statistics(features), self.reference)
         relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
         if step:
-            self.method.saw_diversity(relative)
+            self.method.report_diversity(relative)
         save_image_grid(make_grid(images[:GRID_IMAGES].float() / 255, nrow=8), self.samples / f"step-{step:06d}.png")
         return Validation(distance, {self.metric: distance, "diversity": relative})
 

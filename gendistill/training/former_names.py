@@ -7,8 +7,8 @@ import re
 from torch import Tensor
 
 FORMER_NAMES = {  # regular expressions, and the names of today
-    r"^(buffer\.)?partner(?=[._])": r"\1peer",  # the second student of mutual learning
-    r"discriminator\.blocks\.(\d+)\.beside\.": r"discriminator.blocks.\1.shortcut.",  # of `LatentDiscriminator`
+    r"^(buffer\.)?partner(?=[._])": r"\1peer",  # the second student (words: allowed)
+    r"discriminator\.blocks\.(\d+)\.beside\.": r"discriminator.blocks.\1.shortcut.",  # of `LatentDiscriminator` (words: allowed)
     r"discriminator\.of_condition\.": "discriminator.condition_embedding.",
 }
 

@@ -31,7 +31,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_sides_minimise_what_the_paper_says(kind):
+def test_both_losses_are_those_of_the_paper(kind):
     of_discriminator, of_generator = BY_HAND[kind]
     torch.testing.assert_close(discriminator_loss(REAL, FAKE, kind), torch.tensor(of_discriminator))
     torch.testing.assert_close(generator_loss(FAKE, kind), torch.tensor(of_generator))
@@ -65,7 +65,7 @@ def test_logits_of_half_precision_are_computed_in_float32(kind):
 
 
 @pytest.mark.parametrize("loss", [lambda kind: discriminator_loss(REAL, FAKE, kind), lambda kind: generator_loss(FAKE, kind)])
-def test_an_unknown_loss_is_told_with_those_that_there_are(loss):
+def test_an_unknown_loss_is_refused_with_the_known_ones(loss):
     with pytest.raises(ValueError, match="'hinged' is not known; expects one of hinge, logistic, least_squares, wasserstein"):
         loss("hinged")
 

@@ -103,7 +103,7 @@ def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
     assert all(x.requires_grad is False for x, _ in recorder.asked)
 
 
-def test_all_processes_begin_alike():
+def test_all_processes_start_from_the_same_kind_of_point():
     whole, halves = trajectories(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
     alignment(halves[0], on_policy_fraction=0.5).generated(batch_of(whole), 7, PerSampleRandom(0, 7, 0, 8))
     for number, recorder in enumerate(halves[1:]):
@@ -127,7 +127,7 @@ def test_beside_another_method_its_loss_is_added_by_its_weight_of_the_step():
     torch.testing.assert_close(both.loss, alone.loss + 0.5 * both.logs["align"])
 
 
-def test_latents_that_look_alike_to_the_teachers_network_are_near_and_gradients_pass(teacher):
+def test_latents_of_similar_features_are_near_and_gradients_pass(teacher):
     look = LatentPerception(teacher.denoiser)
     conditioning = teacher.encode_prompts(["food", "animals"])
     edge = teacher.resolution // teacher.codec.factor

@@ -325,7 +325,7 @@ def test_an_unknown_weighting_is_refused_by_both():
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_network_that_puts_out_the_target_in_another_dialect_is_its_teacher(prediction_type, noise):
+def test_a_network_that_outputs_the_target_in_another_prediction_type_equals_its_teacher(prediction_type, noise):
     teacher, t = Gaussian(SCALED_LINEAR), torch.full((6,), 300)
     output = from_prediction(teacher(noise, t), t, prediction_type, SCALED_LINEAR)
     found = to_prediction(output, noise, t, prediction_type, SCALED_LINEAR)

@@ -125,7 +125,7 @@ def tiny_sd_config():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"compress__factor": None}, "--method compression takes one of --compress 2, compress.blocks"),
+        ({"compress__factor": None}, "--method compression expects one of --compress 2, compress.blocks"),
         ({"lora__enabled": True}, "lora.enabled"),
         ({"compress__factor": None, "compress__macs": 5}, "compress.macs: --method compression takes compress.blocks"),
         ({"align__weight": 0.5}, "align.weight 0.5: --method compression has no auxiliary losses; expects 0"),
