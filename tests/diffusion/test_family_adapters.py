@@ -171,7 +171,7 @@ def test_every_pipeline_belongs_to_one_family_and_a_ddim_pipeline_to_that_of_ddp
         pipeline = load_teacher(family_folder(name)).pipeline
         assert sum(family.supports(pipeline) for family in FAMILIES) == 1
     ddim = DDIMPipeline(tiny_pixel_unet(), DDIMScheduler())
-    assert [type(family).__name__ for family in FAMILIES if family.takes(ddim)] == ["Unconditional"]
+    assert [type(family).__name__ for family in FAMILIES if family.supports(ddim)] == ["Unconditional"]
 
 
 def test_float16_networks_keep_a_vae_that_overflows_in_float32(family_folder):

@@ -65,7 +65,7 @@ def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for
 def test_the_prediction_type_of_the_validated_student_does_not_change_during_the_transition(teacher, generator):
     method = method_of(teacher, GuidanceDistillation, prediction_type_steps=100)
     loss_at(method, batch_for(teacher, 2, generator), 30)
-    assert method.networks.student.share == method.networks.average.share == 1.0
+    assert method.networks.student.fraction == method.networks.average.fraction == 1.0
     assert method.networks.average.prediction_type == "v_prediction"
 
 
