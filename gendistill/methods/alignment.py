@@ -103,7 +103,7 @@ class AlignConfig(Section):
     peer: Literal["none", "mutual"] = Field(
         "none", description="who else learns: a second student, from which the first learns too, and it from that"
     )
-    peer_weight: Weight = Field(1.0, description="of the distance to what the partner generates (pseudo-Huber)")
+    peer_weight: Weight = Field(1.0, description="of the distance to what the peer generates (pseudo-Huber)")
 
     @field_validator("teachers")
     @classmethod

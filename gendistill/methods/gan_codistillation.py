@@ -96,7 +96,6 @@ DiscriminatorOutputs = tuple[Tensor, Tensor | None]  # real/fake logits, class l
 Labelled = tuple[Tensor, Tensor | None]  # images, class labels
 
 SATURATED_LOGS = 30  # consecutive log lines of high accuracy for a saturated discriminator
-FORMER_STATE = {"told_apart": "discriminator_accuracy", "most_diverse": "max_diversity"}  # names of earlier versions
 
 
 @dataclass
@@ -200,7 +199,7 @@ class GanCodistillation(Method):
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state.update({FORMER_STATE.get(name, name): value for name, value in state.items()})
+        self._state.update(state)
 
     def updates(self, batch: GanBatch, step: int, random: PerSampleRandom) -> Iterator[Update]:
         inputs, labels = self._inputs(batch, random)

@@ -77,7 +77,7 @@ class Checkpoints:
         for name in reversed(self.steps()):
             if (damage := self.damage(name)) is None:
                 folder = self.folder / name
-                state = json.loads((folder / STATE).read_text())
+                state = with_current_names(json.loads((folder / STATE).read_text()))
                 weights, optimizers = (with_current_names(load_file(folder / file)) for file in (WEIGHTS, OPTIMIZERS))
                 return Checkpoint(name, weights, optimizers, state, tuple(damages))
             damages.append(damage)

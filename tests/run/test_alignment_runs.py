@@ -35,7 +35,7 @@ def kept(run, step):
         {},
         {"lora__enabled": True},
         {"guidance__mode": "embedded", "guidance__range": [1, 4]},
-        {"align__own_share": 1.0, "align__match__perceptual": 0.1, "align__distribution__patches": 1.0},
+        {"align__on_policy_fraction": 1.0, "align__match__perceptual": 0.1, "align__distribution__patches": 1.0},
         {"align__distribution__adversarial": 0.1, "trainer__gradient_checkpointing": True},
         {"lora__enabled": True, "align__distribution__adversarial": 0.1, "align__semantic__clip": 0.1},
     ],
@@ -55,10 +55,10 @@ def test_a_student_is_trained_and_opens_in_few_steps(settings, tmp_path, changes
 @pytest.mark.parametrize(
     "terms",
     [
-        {"align__own_share": 0.5, "align__distribution__sliced_wasserstein": 1.0},
+        {"align__on_policy_fraction": 0.5, "align__distribution__sliced_wasserstein": 1.0},
         {"align__distribution__adversarial": 0.5},
         {"align__distribution__adversarial": 0.5, "method": "consistency", "align__weight": 1.0},
-        {"align__partner": "mutual", "align__own_share": 0.5, "align__distribution__adversarial": {0: 0, 2: 0.5}},
+        {"align__peer": "mutual", "align__on_policy_fraction": 0.5, "align__distribution__adversarial": {0: 0, 2: 0.5}},
     ],
     ids=["sets", "adversarial", "adversarial beside consistency", "mutual"],
 )

@@ -32,7 +32,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     assert (last.name, last.state, last.skipped) == ("step-00000003", {"seconds": 1.5, "step": 3}, ())
 
 
-def test_tensors_of_earlier_versions_are_read_by_the_names_of_today(tmp_path):
+def test_names_of_earlier_versions_are_read_by_the_names_of_today(tmp_path):
     current = {  # by the name of today
         "partner.conv_in.weight": "peer.conv_in.weight",
         "buffer.partner_average.conv_in.weight": "buffer.peer_average.conv_in.weight",
@@ -41,10 +41,13 @@ def test_tensors_of_earlier_versions_are_read_by_the_names_of_today(tmp_path):
         "student.partner.weight": "student.partner.weight",
     }
     tensors = {name: torch.tensor([float(index)]) for index, name in enumerate(current)}
-    Checkpoints(tmp_path).save(1, tensors, {f"{name}.exp_avg": tensor for name, tensor in tensors.items()}, {})
+    state = {"losses": {"partner": [0.1], "partner_discriminator": []}, "method": {"told_apart": [1], "most_diverse": 0.5}}
+    Checkpoints(tmp_path).save(1, tensors, {f"{name}.exp_avg": tensor for name, tensor in tensors.items()}, state)
     last = Checkpoints(tmp_path).load_last()
     assert last.weights == {current[name]: tensor for name, tensor in tensors.items()}
     assert last.optimizers.keys() == {f"{name}.exp_avg" for name in current.values()}
+    assert last.state["losses"] == {"peer": [0.1], "peer_discriminator": []}
+    assert last.state["method"] == {"discriminator_accuracy": [1], "max_diversity": 0.5}
 
 
 def test_nothing_is_a_pickle(tmp_path):
