@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
+from gendistill.diffusion.blocks import blocks_of, paired_blocks, recorded_maps, sizes_of
 from gendistill.evaluation.add_ons import AddOn, AddOnFit, SampledModel, add_on_fit
 from gendistill.evaluation.teacher_plans import distilled_scale
 from gendistill.metrics.features.extractors import FeatureExtractor
@@ -226,7 +226,7 @@ def _maps(generating: SampledModel, x_t: Tensor, time: int) -> dict[str, Tensor]
     sampler, pipeline, family = generating.sampler, generating.sampler.pipeline, generating.sampler.family
     network, size = network_of(pipeline), images_at_once(sampler.resolution)
     maps: dict[str, list[Tensor]] = {name: [] for name in blocks_of(network)}
-    with reading(network) as found:
+    with recorded_maps(network) as found:
         for start in range(0, len(x_t), size):
             part = x_t[start : start + size].to(sampler.device)
             encoded = family.encode(pipeline, list(generating.prompts[start : start + size]))

@@ -161,7 +161,7 @@ def test_what_cannot_be_is_told_in_a_sentence(settings, changes, sentence):
 
 
 def test_a_teacher_that_generates_pixels_has_no_decoder(family_folder, settings):
-    with pytest.raises(ValueError, match="generates pixels, it has no decoder to distill"):
+    with pytest.raises(ValueError, match="generates pixels and has no decoder; expects a latent diffusion"):
         distill(settings("run", teacher=str(family_folder("unconditional"))))
 
 
