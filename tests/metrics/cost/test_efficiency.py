@@ -302,7 +302,7 @@ def test_a_wrong_field_of_stored_costs_is_named():
 @pytest.mark.parametrize("wrong", [{"batch_sizes": [0]}, {"repeats": 0}, {"warmup": 0}])
 def test_numbers_below_one_are_refused(wrong):
     model = Generator()
-    with pytest.raises(ValueError, match="takes 1 or more of each"):
+    with pytest.raises(ValueError, match="expects 1 or more of each"):
         measure(model, model.components, network="network", **wrong)
 
 

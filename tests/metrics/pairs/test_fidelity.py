@@ -182,11 +182,11 @@ def test_weights_that_cannot_be_used_get_a_sentence(tmp_path, backbone):
     for name in ("code.pth", "broken.safetensors", "cut.pth"):
         with pytest.raises(ValueError, match=f"{name} cannot be read"):
             load_lpips(weights=tmp_path / name)
-    with pytest.raises(ValueError, match="holds a list; expects tensors by their names"):
+    with pytest.raises(ValueError, match="holds a list; expects only named tensors"):
         load_lpips(weights=tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds other tensors; expects those of torchvision's alexnet"):
         load_lpips("alex", weights=backbone("squeeze"))
-    with pytest.raises(ValueError, match=r"weights: got .*expects a file that is there"):  # and nothing is fetched in its place
+    with pytest.raises(ValueError, match=r"weights: got .*expects an existing file"):  # and nothing is fetched in its place
         load_lpips(weights=tmp_path / "none.pth", download=True)
     with pytest.raises(ValueError, match="network: got 'resnet', expects one of alex, vgg, squeeze"):
         load_lpips("resnet")
