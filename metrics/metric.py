@@ -131,19 +131,19 @@ class MetricInputs:
 
     @property
     def real_features(self) -> Features:
-        return _features_of(_present(self.reference).features)
+        return _present_features(_present(self.reference).features)
 
     @property
     def image_embeddings(self) -> Features:
-        return _features_of(_present(self.samples).image_embeddings)
+        return _present_features(_present(self.samples).image_embeddings)
 
     @property
     def text_embeddings(self) -> Features:
-        return _features_of(_present(self.samples).text_embeddings)
+        return _present_features(_present(self.samples).text_embeddings)
 
     @property
     def real_image_embeddings(self) -> Features:
-        return _features_of(_present(self.reference).image_embeddings)
+        return _present_features(_present(self.reference).image_embeddings)
 
     @property
     def image_pairs(self) -> ImagePairs:
@@ -260,5 +260,5 @@ def _present(value: Value | None) -> Value:
     return value
 
 
-def _features_of(features: Features | None) -> Features:
+def _present_features(features: Features | None) -> Features:
     return features if features is not None else _present(features)

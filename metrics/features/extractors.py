@@ -16,7 +16,7 @@ from gendistill.metrics.features.inception import FEATURES, PUBLIC_HASH, SIZE, U
 from gendistill.metrics.features.resize import Resize
 from gendistill.metrics.features.weight_files import downloaded, read_state, state_hash, weights_hash
 
-# Beside this package: the repository's `assets/`, or those that the installed package carries.
+# The repository's `assets/`, or those of the installed package.
 EMOJI_FEATURES = Path(__file__).parents[2] / "assets" / "emoji-features"
 
 # Mean and standard deviation of ImageNet's red, green and blue in [0, 255].

@@ -213,7 +213,7 @@ def test_a_batch_that_would_not_fit_is_not_tried_on_a_cpu():
 
     costs = measure(generate, model.components, network="network", batch_sizes=[1, 10**9], repeats=1, energy_seconds=0)
     assert set(tried) == {1}
-    assert "stopped before 1000000000, which would take about" in costs.notes[0]
+    assert "stopped before 1000000000, which would need about" in costs.notes[0]
 
 
 def test_an_error_that_is_not_of_memory_is_not_hidden():
