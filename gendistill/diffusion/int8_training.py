@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gendistill.samplers.quantization.int8 import LEVELS, MOST, input_ranges, layers_in_8_bits, weight_scales
+from gendistill.samplers.quantization.int8 import LEVELS, MAX_LEVEL, input_ranges, layers_in_8_bits, weight_scales
 
 
 class FakeInt8Linear(nn.Linear):
@@ -28,7 +28,7 @@ class FakeInt8Conv2d(nn.Conv2d):
 def rounded_weight(weight: Tensor) -> Tensor:
     """A weight (O, ...), quantised to 8 bits and dequantised, in float32."""
     scales = weight_scales(weight)
-    return _Rounded.apply(weight.float(), scales, torch.zeros_like(scales), -MOST, MOST)
+    return _Rounded.apply(weight.float(), scales, torch.zeros_like(scales), -MAX_LEVEL, MAX_LEVEL)
 
 
 def rounded_inputs(x: Tensor) -> Tensor:

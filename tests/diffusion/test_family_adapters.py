@@ -101,7 +101,7 @@ def test_both_branches_of_guidance_have_the_size_condition(family_folder):
 @pytest.mark.parametrize("prompt", ["cat", "3", "-1", "", "1.0"])
 def test_what_is_no_class_is_refused_with_the_classes_that_there_are(family_folder, prompt):
     teacher = load_teacher(family_folder("classes"))
-    with pytest.raises(ValueError, match="takes the number of a class, from 0 to 2"):
+    with pytest.raises(ValueError, match="expects the number of a class, from 0 to 2"):
         teacher.encode_prompts(["0", prompt])
 
 
