@@ -68,7 +68,7 @@ def test_a_comparison_writes_a_page_a_image_and_tables(compared):
     assert "warning: 40 images are too few for 128 features" in printed
     page = (place / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
-    assert "What run lost" in page
+    assert "Regressions of run" in page
     assert "Neutral prompts" in page
     assert (place / "out" / "quality.png").read_bytes().startswith(b"\x89PNG")
     with (place / "out" / "comparison.csv").open() as file:
@@ -161,17 +161,17 @@ def test_neutral_and_unusual_prompts_come_equally_often_and_with_seeds_of_their_
 
 
 def test_the_embedded_probes_are_sound(tmp_path):
-    found = Probes.beside("assets/emoji/train-*.tar.gz")
+    found = Probes.for_reference("assets/emoji/train-*.tar.gz")
     assert set(found.attributes) == {"vendor", "skin tone"}
     assert found.unusual.path.endswith("assets/emoji/heldout-*.tar.gz")
-    assert Probes.beside(str(tmp_path)).attributes == {}
+    assert Probes.for_reference(str(tmp_path)).attributes == {}
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("attributes: [", "cannot be read as YAML"),
-        ("just words", "takes `attributes`, each"),
+        ("just words", "expects `attributes`, a mapping"),
         ("atributes: {}", "atributes is not known; did you mean attributes"),
         ("attributes: {tone: {values: {a: b}, prompts: []}}", "attribute tone: setting prompts is .*takes at least 1"),
         (

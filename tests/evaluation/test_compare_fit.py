@@ -60,14 +60,14 @@ def compared(command, add_ons):
 def test_the_figures_are_in_the_json_the_page_and_the_terminal(compared, add_ons):
     result, printed = compared
     fit = result["fits"]["run"]
-    assert fit["trajectories"] == {"teacher": [50, 2.0], "student": [2, 2.0]}
+    assert fit["sampling"] == {"teacher": [50, 2.0], "student": [2, 2.0]}
     assert fit["images"] == [8, 8]
     assert len(fit["layers"]) == 5
     assert [(one["kind"], Path(one["source"]).name) for one in fit["add_ons"]] == [("LoRA", "style"), ("ControlNet", "edges")]
     page = (add_ons / "out" / "report.html").read_text()
     assert "Does run still fit?" in page
     assert "drift of run's latents" in page
-    assert "does it still fit? In the place of pipeline" in printed
+    assert "does it still fit? As a replacement of pipeline" in printed
     figures = [fit["latents"]["cosine"], fit["latents"]["procrustes"], *(one["effect"]["cosine"] for one in fit["add_ons"])]
     for figure in figures:
         assert f"{figure:.3f}" in printed
@@ -75,7 +75,7 @@ def test_the_figures_are_in_the_json_the_page_and_the_terminal(compared, add_ons
 
 def test_too_few_images_for_add_ons_are_warned_of(compared):
     result, printed = compared
-    sentence = "8 images are too few for what LoRAs and ControlNets do; take 64 or more"
+    sentence = "8 images are too few to measure the effects of LoRAs and ControlNets; use 64 or more"
     assert sentence in result["warnings"]
     assert f"warning: {sentence}" in printed
 
@@ -123,8 +123,8 @@ def test_a_student_beside_a_model_of_another_latent_space_is_compared_without(ha
     found = compared_with(tmp_path / "small", halved_run, "subcategory", tmp_path, add_ons)
     assert found.fits == {}
     assert found.warnings[1:] == [
-        "whether run still fits small was not measured: student: diffuses (4, 8, 8) and the teacher (4, 4, 4); expects models of "
-        "one latent space"
+        "whether run still fits small was not measured: student: has latents of shape (4, 8, 8) and the teacher (4, 4, 4); "
+        "expects models of one latent space"
     ]
     assert found.fit_table() is None
     assert "still fit?" not in (tmp_path / "out" / "report.html").read_text()

@@ -21,8 +21,8 @@ from gendistill.evaluation.teacher_plans import (
     TEACHER_STEPS,
     Gap,
     calls_a_step,
-    cost_of_a_call,
     gaps,
+    relative_call_cost,
     save_rows,
     stored_rows,
     teacher_scheduler,
@@ -149,7 +149,7 @@ def test_all_students_of_a_run_are_evaluated_and_each_along_its_slider(halved_ru
     stored = json.loads((halved_run / "evaluation.json").read_text())
     assert stored["slider"][0]["scores"] == halved_comparison.slider[0].scores
     page = (halved_run / "report.html").read_text()
-    assert "numbers are scales" in page
+    assert "numbers are guidance scales" in page
     assert "student-1" in page
 
 
@@ -181,13 +181,13 @@ def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():
 
 def test_the_gap_of_a_smaller_student_is_measured_from_what_costs_as_much():
     student = [row(26.0, 4, model="student")]
-    assert gaps(student, TEACHER, share=0.5) == [Gap(4, student=26.0, free=80.0, teacher=20.0)]
+    assert gaps(student, TEACHER, call_cost=0.5) == [Gap(4, student=26.0, free=80.0, teacher=20.0)]
 
 
 def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_distances(tmp_path):
     student = [row(25.0, 50, model="student")]
-    assert gaps(student, TEACHER, share=0.5) == []
-    comparison = StudentComparison(student, TEACHER, share=0.5)
+    assert gaps(student, TEACHER, call_cost=0.5) == []
+    comparison = StudentComparison(student, TEACHER, call_cost=0.5)
     caption = comparison.table().caption
     assert caption.startswith("1.25× the teacher's fd-emoji, in 50 steps: student 25.00, teacher 20.00; a call of the student ")
     gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
@@ -215,9 +215,9 @@ def test_a_call_costs_what_its_network_multiplies():
         up_block_types=("UpBlock2D",) * 2,
         layers_per_block=1,
     )
-    assert cost_of_a_call(whole, whole) == 1.0
-    assert 0.2 < cost_of_a_call(half, whole) < 0.5
-    assert cost_of_a_call(SimpleNamespace(pipeline=DDPMPipeline(pixels, DDIMScheduler())), whole) == 1.0
+    assert relative_call_cost(whole, whole) == 1.0
+    assert 0.2 < relative_call_cost(half, whole) < 0.5
+    assert relative_call_cost(SimpleNamespace(pipeline=DDPMPipeline(pixels, DDIMScheduler())), whole) == 1.0
 
 
 def tiny_unet(width):

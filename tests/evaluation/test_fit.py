@@ -165,7 +165,7 @@ def test_a_lora_goes_beside_that_of_a_lora_student(teacher_sampler, tiny_folder,
     student = lora_student(tiny_folder, tmp_path, strength=0.3)
     silent = save_lora(teacher_sampler.pipeline.unet, tmp_path / "silent", strength=0.0)
     fit = measure_fit(teacher_sampler, student, PROMPTS, SEEDS, teacher_steps=2, add_ons=[AddOn(silent)])
-    assert fit.trajectories == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher as the student imitates it
+    assert fit.sampling == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher at the scale that was distilled
     assert fit.latents.cosine < 0.999  # its own adapter is on
     (found,) = fit.add_ons
     assert (found.effect.student_length, found.effect.cosine) == (0, None)  # and stays on
@@ -282,7 +282,7 @@ def test_too_few_prompts_and_other_latent_spaces_are_refused(teacher_sampler, ti
     with pytest.raises(ValueError, match="got 3 with 3 seeds, expects at least 4"):
         measure_fit(teacher_sampler, teacher_sampler, PROMPTS[:3], SEEDS[:3])
     small = with_network(tiny_folder, tiny_unet(sample_size=4))
-    with pytest.raises(ValueError, match=r"student: diffuses \(4, 4, 4\) and the teacher \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"student: has latents of shape \(4, 4, 4\) and the teacher \(4, 8, 8\)"):
         fit_of(teacher_sampler, small)
 
 

@@ -96,7 +96,7 @@ def results() -> Table:
                 Cell(f"{4.1 + 1.13 * steps:.1f}", value=4.1 + 1.13 * steps),
                 Cell(f"{214 + 3 * (model == 'tiny-sd')}", value=214, muted=True),
             ]
-            rows.append(TableRow.of(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
+            rows.append(TableRow.from_cells(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
     columns = [
         Column("model", align="left"),
         Column("steps"),
@@ -229,7 +229,7 @@ def page() -> Page:
                 "Protocol",
                 [
                     Details(
-                        "How the figures were made",
+                        "How the figures were measured",
                         [
                             ("extractor", "assets/emoji-features, sha256:0f3b9c1e7a55d2c4"),
                             ("resize", "none"),

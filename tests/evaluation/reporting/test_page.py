@@ -125,7 +125,7 @@ def test_what_users_named_is_escaped_wherever_it_stands():
     blocks = [
         Text(MARKUP),
         Cards([Card(MARKUP, MARKUP, MARKUP)]),
-        Table([Column(MARKUP, MARKUP)], [TableRow.of(Cell(MARKUP, MARKUP), group=MARKUP)], MARKUP),
+        Table([Column(MARKUP, MARKUP)], [TableRow.from_cells(Cell(MARKUP, MARKUP), group=MARKUP)], MARKUP),
         Figure(curves([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
         Galleries([Gallery(MARKUP, image, [MARKUP], MARKUP)]),
         ImageComparison([MARKUP], [ImageRow(MARKUP, [image[0]], MARKUP)]),
@@ -167,8 +167,8 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
         Column("same", better="lower"),
     ]
     values = [(3.0, 60.0, 4.0, 1.0), (2.0, 61.0, 2.0, 1.0), (2.0, 59.0, 1.0, 1.0)]
-    rows = [TableRow.of("m", *(Cell(str(value), value=value) for value in row)) for row in values]
-    table = Table(columns, [*rows, TableRow.of("unknown", "", Cell("99"), "", "")]).with_best()
+    rows = [TableRow.from_cells("m", *(Cell(str(value), value=value) for value in row)) for row in values]
+    table = Table(columns, [*rows, TableRow.from_cells("unknown", "", Cell("99"), "", "")]).with_best()
     marks = [[cell.best for cell in row.cells] for row in table.rows]
     assert marks == [
         [False, False, False, False, False],
@@ -181,7 +181,7 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
 
 def test_a_row_of_another_length_is_a_sentence():
     with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, expects 2, one a column\."):
-        Table([Column("a"), Column("b")], [TableRow.of("1", "2"), TableRow.of("1")])
+        Table([Column("a"), Column("b")], [TableRow.from_cells("1", "2"), TableRow.from_cells("1")])
 
 
 def test_prompts_that_galleries_share_are_listed_once_and_all_of_them():

@@ -48,7 +48,7 @@ def unwieldy() -> Page:
         Text(LONG),
         Cards([Card(LONG, LONG, LONG, 3), Card("1", "a")]),
         Notice(LONG),
-        Table([Column(LONG, LONG)] * 20, [TableRow.of(*[Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
+        Table([Column(LONG, LONG)] * 20, [TableRow.from_cells(*[Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
         Figure(curves(series, LONG, LONG, front="lower"), LONG),
         Galleries([Gallery(LONG, image, [LONG] * 3, LONG)]),
         ImageComparison([LONG] * 9, [ImageRow(LONG, image[:1].repeat(9, 0), LONG)]),
