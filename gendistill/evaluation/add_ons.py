@@ -58,7 +58,7 @@ class SampledModel:
 
 @dataclass(frozen=True, eq=False)
 class AddOn:
-    """A LoRA or a ControlNet that was made for the teacher.
+    """A LoRA or a ControlNet that was trained for the teacher.
 
     Attributes:
         source: a LoRA's `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`; a `ControlNetModel`'s folder.
@@ -128,7 +128,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class AddOnFit:
-    """Whether an add-on made for the teacher fits the student.
+    """Whether an add-on of the teacher fits the student.
 
     Attributes:
         kind: `LoRA` or `ControlNet`.

@@ -50,7 +50,10 @@ def write_reports(comparison: ModelComparison, folder: Path, reference: str, pro
             _costs_and_quality(comparison),
             _differences(comparison),
             _images(comparison),
-            *(regressions_section(found, comparison, name, source, probes) for name, found in comparison.regressions.items()),
+            *(
+                regressions_section(analysis, comparison, name, source, probes)
+                for name, analysis in comparison.regressions.items()
+            ),
             *(fit_section(fit, name, baseline.entry.name, colours[name]) for name, fit in comparison.fits.items()),
             _costs(comparison),
             protocol_section(baseline.evaluation, explanations(names)),
@@ -140,7 +143,7 @@ def _costs_and_quality(comparison: ModelComparison) -> PageSection:
 
 def _differences(comparison: ModelComparison) -> PageSection:
     columns = [
-        Column("rows", align="left"),
+        Column("row", align="left"),
         Column("compared with", align="left"),
         Column("score", align="left"),
         Column("difference", "Score of the first row minus that of the second."),
@@ -163,13 +166,11 @@ def _differences(comparison: ModelComparison) -> PageSection:
 def _images(comparison: ModelComparison) -> PageSection:
     galleries = []
     for row in comparison.rows:
-        entry_images = row.images
-        few = comparison.evaluator.first(max(8, min(64, GALLERY_PIXELS // entry_images.sampler.resolution**2)))
-        images, note = (
-            few.generate(entry_images.sampler, row.steps, entry_images.guidance_scale),
-            f"{milliseconds(row.costs.latency)} ms",
-        )
-        galleries.append(Gallery(row.evaluation.label, images, few.prompts, note, comparison.colours[entry_images.name]))
+        model = row.images
+        few = comparison.evaluator.first(max(8, min(64, GALLERY_PIXELS // model.sampler.resolution**2)))
+        images = few.generate(model.sampler, row.steps, model.guidance_scale)
+        note = f"{milliseconds(row.costs.latency)} ms"
+        galleries.append(Gallery(row.evaluation.label, images, few.prompts, note, comparison.colours[model.name]))
     lead = "Image k has the same prompt and seed in every grid. The first images are shown, without selection."
     return PageSection("The same prompts and seeds", [Galleries(galleries)], lead)
 

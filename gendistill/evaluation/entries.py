@@ -64,11 +64,11 @@ def _open(model: str, name: str, steps: list[int], guidance_scale: float | None,
             config = first.pipeline.scheduler.config
             first.pipeline.scheduler = teacher_scheduler(solver, config, bounded=first.family.bounded)
         return ModelEntry(name, dict.fromkeys(sorted(steps, reverse=True), first), chosen_scale, is_student=False)
-    known = {count: sampler for sampler in samplers for count in sampler.step_counts or ()}
-    chosen = {count: known[count] for count in sorted(steps, reverse=True) if count in known}
+    supported = {count: sampler for sampler in samplers for count in sampler.step_counts or ()}
+    chosen = {count: supported[count] for count in sorted(steps, reverse=True) if count in supported}
     if not chosen:
         supports = "was trained for" if first.spec else "is a GAN, with a step count of"
-        raise ValueError(f"steps {steps}: {model} {supports} {', '.join(map(str, sorted(known)))}; expects one of them")
+        raise ValueError(f"steps {steps}: {model} {supports} {', '.join(map(str, sorted(supported)))}; expects one of them")
     return ModelEntry(name, chosen, chosen_scale, is_student=first.method is not None)
 
 

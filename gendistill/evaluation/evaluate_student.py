@@ -90,8 +90,8 @@ def student_folders(run: Path) -> list[Path]:
     """The students of a run with one student per step count, most steps first; none if the folder is a model itself."""
     if not run.is_dir() or (run / "model_index.json").is_file() or StudentSpec.load(run) is not None:
         return []
-    found = [(spec, folder) for folder in run.glob("student*") if (spec := StudentSpec.load(folder)) is not None]
-    return [folder for _, folder in sorted(found, key=lambda pair: -pair[0].num_inference_steps[0])]
+    students = [(spec, folder) for folder in run.glob("student*") if (spec := StudentSpec.load(folder)) is not None]
+    return [folder for _, folder in sorted(students, key=lambda student: -student[0].num_inference_steps[0])]
 
 
 def _students(folders: list[Path], samplers: list[FewStepSampler], steps: Sequence[int] | None) -> Students:

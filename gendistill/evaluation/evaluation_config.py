@@ -62,8 +62,8 @@ class ComparisonConfig(EvaluationConfig):
         guidance_scale: guidance scale of all models that support guidance; each model's default if None.
         solver: solver of models that are not students; the pipeline's scheduler if None.
         probes: a `probes.yaml`; the one next to the reference's images if None.
-        loras: LoRA files or folders, made for the first model, which are loaded into its students too.
-        controls: folders of ControlNets made for the first model, each with the file of its control image.
+        loras: LoRA files or folders, trained for the first model, which are loaded into its students too.
+        controls: folders of ControlNets trained for the first model, each with the file of its control image.
         quick: a preview with few images.
     """
 

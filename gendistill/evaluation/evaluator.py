@@ -114,7 +114,7 @@ class Evaluator:
         return self.measure(samples, quick=True).values
 
     def measure(self, samples: SampleFeatures, *, quick: bool = False) -> Scores:
-        """The primary metric and the requested metrics; by default all usual metrics that these samples allow.
+        """The primary metric and the requested metrics; by default all default metrics that these samples allow.
 
         Args:
             quick: only the default metrics of quick evaluations, without intervals.

@@ -84,7 +84,7 @@ class Fit:
         images: number of images sampled from each model, and number of them that the layers were compared on.
         sampling: step count and guidance scale of `teacher` and `student`.
         unpaired: layers of the teacher without a counterpart in the student.
-        add_ons: fits of the LoRAs and ControlNets that were made for the teacher.
+        add_ons: fits of the LoRAs and ControlNets that were trained for the teacher.
         extractor: the network in whose features the effects of add-ons are measured; empty without add-ons.
     """
 
@@ -123,7 +123,7 @@ def measure_fit(
         prompts, seeds: one per image, the same for both models; at least 4.
         teacher_steps, student_steps: step counts; each model's default if None.
         guidance_scale: guidance scale of the student; its default if None.
-        add_ons: LoRAs and ControlNets that were made for the teacher.
+        add_ons: LoRAs and ControlNets that were trained for the teacher.
         extractor: feature network for the effects of add-ons; the embedded `emoji` network if None.
         progress: called repeatedly with the number of newly sampled images.
 

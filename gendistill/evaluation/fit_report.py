@@ -66,7 +66,7 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
     if fit.unpaired:
         blocks.append(Text(f"Layers of {teacher} without a counterpart in {student}: {', '.join(fit.unpaired)}."))
     if fit.add_ons:
-        lead = f"LoRAs and ControlNets that were made for {teacher}, loaded into both models."
+        lead = f"LoRAs and ControlNets that were trained for {teacher}, loaded into both models."
         blocks += [Text(lead, "Add-ons"), _add_on_table(fit)]
         blocks += [Text(f"{add_on.name}: {note}") for add_on in fit.add_ons for note in add_on.notes]
         blocks += [Notice(_doubt(add_on)) for add_on in fit.add_ons if _doubt(add_on)]

@@ -174,16 +174,16 @@ def write_report(path: Path, comparison: GeneratorComparison, images: GeneratorI
 def _figures(comparison: GeneratorComparison) -> PageSection:
     (teacher,), (student,) = comparison.teacher, comparison.student
     metric, names = teacher.protocol.metric, score_names(comparison.rows)
-    ratio = f"{student.scores[metric]:.2f} to {teacher.scores[metric]:.2f}"
-    cards = [Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", ratio, 1)]
+    values = f"student {student.scores[metric]:.2f}, teacher {teacher.scores[metric]:.2f}"
+    cards = [Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", values, 1)]
     for timing in comparison.times:
         quartiles = "quartiles {:.1f} to {:.1f}".format(*timing.speed_up_between(student.model, teacher.model))
         size = timing.batch_size
         cards.append(Card(f"{comparison.speed_up[size]:.1f}×", f"as fast at batch size {size}", quartiles))
     for name, words in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
         if gain := comparison.compression.get(name):  # missing if it could not be counted, as in an exported program
-            shrunk = f"{teacher.costs[name] / 1e6:.3g} M to {student.costs[name] / 1e6:.3g} M"
-            cards.append(Card(f"{gain:.1f}×", f"fewer {words}", shrunk))
+            values = f"student {student.costs[name] / 1e6:.3g} M, teacher {teacher.costs[name] / 1e6:.3g} M"
+            cards.append(Card(f"{gain:.1f}×", f"fewer {words}", values))
     blocks: list[Block] = [Cards(cards), *(Notice(text) for text in comparison.warnings)]
     blocks += [comparison.figures(names), explanations(names)]
     if comparison.test is not None:

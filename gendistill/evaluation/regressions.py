@@ -77,7 +77,7 @@ def analyze_regressions(context: AuditContext, teacher: ModelImages, student: Mo
 
 
 def _coverage(evaluator: Evaluator, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
-    if not _fall_into_groups(evaluator.captions):
+    if not _form_groups(evaluator.captions):
         notes.append("coverage by concept: the reference's captions do not repeat; choose a coarser caption field.")
         return None
     real = as_tensor(evaluator.reference.features)
@@ -89,13 +89,13 @@ def _following(evaluator: Evaluator, teacher: ModelImages, student: ModelImages,
     if evaluator.scorer is None:
         notes.append("prompt following: no CLIP model is used.")
         return None
-    if not _fall_into_groups(evaluator.prompts):
+    if not _form_groups(evaluator.prompts):
         notes.append("prompt following by concept: the prompts do not repeat; sample more images or use coarser prompts.")
         return None
     return scores_by_group(clip_scores_of(teacher.images), clip_scores_of(student.images), evaluator.prompts)
 
 
-def _fall_into_groups(names: Sequence[str]) -> bool:
-    """Whether at least half of the images are in groups of `SMALLEST_GROUP` or more."""
+def _form_groups(names: Sequence[str]) -> bool:
+    """Whether there are several groups of at least `SMALLEST_GROUP` images, with at least half of all images."""
     large = [count for count in Counter(names).values() if count >= SMALLEST_GROUP]
     return len(large) > 1 and 2 * sum(large) >= len(names)

@@ -108,7 +108,7 @@ class Table:
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"rows[{number}]: got {len(row.cells)} cells, expects {len(self.columns)}, one a column.")
+                raise ValueError(f"rows[{number}]: got {len(row.cells)} cells, expects {len(self.columns)}, one per column.")
 
     def with_best(self) -> Table:
         """The table with the best `value` of each column marked; columns of equal values have no mark."""

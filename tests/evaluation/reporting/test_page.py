@@ -180,7 +180,7 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
 
 
 def test_a_row_of_another_length_is_a_sentence():
-    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, expects 2, one a column\."):
+    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, expects 2, one per column\."):
         Table([Column("a"), Column("b")], [TableRow.from_cells("1", "2"), TableRow.from_cells("1")])
 
 
