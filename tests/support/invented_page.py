@@ -1,4 +1,4 @@
-"""A whole report of invented figures and real emoji, to look at and to test with.
+"""A complete report of invented figures and real emoji, for tests and for inspection.
 
 python tests/support/invented_page.py report.html
 """
@@ -71,13 +71,13 @@ def emoji(count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def blurred(images: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """What an invented model makes of images: between them and noise."""
+    """Images of an invented model: interpolations between real images and noise."""
     noise = np.random.default_rng(seed).normal(128, 60, images.shape)
     return ((1 - amount) * images + amount * noise).clip(0, 255).astype(np.uint8)
 
 
-def interval(value: float, share: float = 0.06) -> tuple[float, float]:
-    return value * (1 - share), value * (1 + 1.3 * share)
+def interval(value: float, fraction: float = 0.06) -> tuple[float, float]:
+    return value * (1 - fraction), value * (1 + 1.3 * fraction)
 
 
 def results() -> Table:
@@ -102,8 +102,8 @@ def results() -> Table:
         Column("steps"),
         Column("fd-emoji", "Fréchet distance of 128 features; the interval holds 95 of 100 bootstrap samples.", "lower"),
         Column("CLIP", "Mean CLIP score of image and prompt.", "higher"),
-        Column("precision", "Share of sampled images that lie among the real ones.", "higher"),
-        Column("recall", "Share of real images that lie among the sampled ones.", "higher"),
+        Column("precision", "Fraction of sampled images in the manifold of real ones.", "higher"),
+        Column("recall", "Fraction of real images in the manifold of sampled ones.", "higher"),
         Column("ms", "Median time of an image after warm-up.", "lower"),
         Column("MiB", "Peak memory."),
     ]
@@ -143,12 +143,13 @@ def groups() -> Plot:
     return by_row("distance to the group's real images", GROUPS, values, [0, COLOURS["consistency"]])
 
 
-def shares() -> Plot:
+def fractions() -> Plot:
     tones = {"light": (0.21, 0.27), "medium light": (0.19, 0.22), "medium": (0.2, 0.2), "dark": (0.2, 0.14)}
     teacher, student = (
-        [PlottedValue(share, share - 0.03, share + 0.03) for share in of] for of in zip(*tones.values(), strict=True)
+        [PlottedValue(fraction, fraction - 0.03, fraction + 0.03) for fraction in column]
+        for column in zip(*tones.values(), strict=True)
     )
-    return by_row("share of images by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
+    return by_row("fraction of images by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
 
 
 def page() -> Page:
@@ -189,7 +190,7 @@ def page() -> Page:
     )
     return Page(
         "tiny-sd and two students",
-        subtitle="Every figure on this page is invented. It shows what a report looks like.",
+        subtitle="Every figure on this page is invented. It shows the layout of a report.",
         sections=[
             PageSection(
                 "Results",
@@ -221,7 +222,7 @@ def page() -> Page:
                     Figure(groups(), "The 20 of 198 groups that lost most."),
                     ImageComparison(list(MODELS), worst),
                     Text("Under prompts that name no attribute, these are sampled:"),
-                    Figure(shares()),
+                    Figure(fractions()),
                 ],
             ),
             PageSection("The same prompts and seeds", [Galleries(galleries)], lead="Image k has seed k in every grid."),
