@@ -104,7 +104,7 @@ def results() -> Table:
         Column("CLIP", "Mean CLIP score of image and prompt.", "higher"),
         Column("precision", "Fraction of sampled images in the manifold of real ones.", "higher"),
         Column("recall", "Fraction of real images in the manifold of sampled ones.", "higher"),
-        Column("ms", "Median time of an image after warm-up.", "lower"),
+        Column("ms", "Median time per image after warm-up.", "lower"),
         Column("MiB", "Peak memory."),
     ]
     return Table(
@@ -113,14 +113,14 @@ def results() -> Table:
 
 
 def costs(cost: str) -> list[Series]:
-    made = []
+    series = []
     for model, distances in DISTANCES.items():
         points = []
         for steps, distance in zip(STEPS, distances, strict=True):
             x = {"steps": steps, "ms": 4.1 + 1.13 * steps * (1.7 if model == "tiny-sd" else 1)}[cost]
             points.append(Point(x, distance, *interval(distance), label=str(steps)))
-        made.append(Series(model, tuple(points), COLOURS[model]))
-    return made
+        series.append(Series(model, tuple(points), COLOURS[model]))
+    return series
 
 
 def guidance() -> list[Series]:
@@ -184,7 +184,7 @@ def page() -> Page:
                 COLOURS["consistency"],
             ),
             Card("1.49", "progressive at 4 steps", "fd-emoji, 1.40–1.61", COLOURS["progressive"]),
-            Card("7.0×", "faster than the teacher", "8.6 ms an image, not 60.6"),
+            Card("7.0×", "as fast as the teacher", "8.6 ms per image, teacher 60.6 ms"),
             Card("0.89", "of the gap closed", "between the best solver of 4 calls and the teacher"),
         ]
     )
@@ -205,23 +205,23 @@ def page() -> Page:
                 "Quality against cost",
                 [
                     Figure(
-                        curves(costs("ms"), "milliseconds an image", DISTANCE, x_log=True, y_log=True, front="lower"),
-                        "Filled points are on the front: nothing is faster and better. Numbers are steps.",
+                        curves(costs("ms"), "milliseconds per image", DISTANCE, x_log=True, y_log=True, front="lower"),
+                        "Filled points are on the Pareto front: no other point is faster and better. Numbers are step counts.",
                     ),
                     Figure(
                         curves(costs("steps"), "steps", DISTANCE, x_log=True, y_log=True),
-                        "Bars hold 95 of 100 bootstrap samples.",
+                        "Bars contain 95 of 100 bootstrap samples.",
                     ),
-                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "A point a guidance scale."),
+                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "One point per guidance scale."),
                 ],
-                lead="The front is where nothing is better at the same price.",
+                lead="The models on the Pareto front offer the best trade-offs.",
             ),
             PageSection(
-                "What distillation broke",
+                "Regressions",
                 [
-                    Figure(groups(), "The 20 of 198 groups that lost most."),
+                    Figure(groups(), "The 20 groups with the largest losses, of 198."),
                     ImageComparison(list(MODELS), worst),
-                    Text("Under prompts that name no attribute, these are sampled:"),
+                    Text("Attributes of images with neutral prompts:"),
                     Figure(fractions()),
                 ],
             ),
@@ -243,7 +243,7 @@ def page() -> Page:
                     ),
                     Details(
                         "How to read an interval",
-                        "It holds 95 of 100 samples that are sampled from the images with replacement.",
+                        "It contains 95 of 100 bootstrap samples of the images.",
                     ),
                 ],
             ),

@@ -34,7 +34,7 @@ def crowd(count: int) -> list[Series]:
 
 
 PLOTS = {
-    "front": curves(costs("ms"), "milliseconds an image", FD, x_log=True, y_log=True, front="lower"),
+    "front": curves(costs("ms"), "milliseconds per image", FD, x_log=True, y_log=True, front="lower"),
     "front, linear": curves(costs("ms"), "milliseconds", FD, y_log=True, front="lower"),
     "steps": curves(costs("steps"), "steps", "fd-emoji", x_log=True),
     "guidance": curves(guidance(), "CLIP score", "fd-emoji"),
