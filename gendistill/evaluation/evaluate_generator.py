@@ -54,9 +54,8 @@ def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorCompari
             sampler.require_steps(count)
     first = next(iter(samplers.values()))
     config = dataclasses.replace(config, device=device)
-    evaluator = build_evaluator(
-        config, samplers.values(), keep=not first.from_images
-    )  # the cache key holds the path of an input image, not its contents
+    keep = not first.from_images  # the cache key has the path of an input image, not its contents
+    evaluator = build_evaluator(config, samplers.values(), keep=keep)
     evaluator = _with_inputs(evaluator, first, config.inputs)
     with advancing_bar("sampling", len(evaluator.prompts) * len(samplers)) as progress:
         evaluated = {

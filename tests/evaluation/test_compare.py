@@ -173,7 +173,7 @@ def test_the_embedded_probes_are_valid(tmp_path):
         ("attributes: [", "cannot be read as YAML"),
         ("just words", "expects `attributes`, a mapping"),
         ("atributes: {}", "atributes is not known; did you mean attributes"),
-        ("attributes: {tone: {values: {a: b}, prompts: []}}", "attribute tone: setting prompts is .*takes at least 1"),
+        ("attributes: {tone: {values: {a: b}, prompts: []}}", "attribute tone: setting prompts is .*expects at least 1"),
         (
             "attributes: {tone: {values: {a: b}, prompts: [x], features: smell}}",
             "attribute tone: setting features is .smell.; expects extractor or colours",

@@ -141,7 +141,7 @@ def odd(folders, tmp_path_factory):
 @pytest.mark.parametrize(
     ("images", "reference", "options", "sentence"),
     [
-        ("one", "google", "", "images: 1 images in .*/one .* gives 1 .*takes at least 2"),
+        ("one", "google", "", "images: 1 images in .*/one .* gives 1 .*expects at least 2"),
         ("broken", "google", "", r"gives 0 \(2 cannot be decoded\); expects at least 2"),
         ("google", "seven.npz", "", "got statistics of 7 features, expects 128"),
         ("google", "text.npz", "", "is no .npz"),
