@@ -48,7 +48,7 @@ class Validator:
                 if count == 1 and solver != solvers[0]:
                     distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
                     continue
-                mine = self.evaluator.of(items_of_process(len(self.evaluator.prompts)))
+                mine = self.evaluator.subset(items_of_process(len(self.evaluator.prompts)))
                 images = mine.generate(sampler, count, self.config.guidance.pipeline_scale)
                 images = gathered(images, len(self.evaluator.prompts))
                 distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]

@@ -85,7 +85,7 @@ def test_without_images_the_teacher_generates_what_is_decoded(settings, tmp_path
     result = distill(settings("run", data__path=None, trainer__num_validation=4, **generated))
     assert result.exported.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the image
     assert result.exported.images == 4
-    assert "dB from what the teacher's decoder makes (4 images)" in result.describe()
+    assert "dB from the images of the teacher's decoder (4 images)" in result.describe()
     told = json.loads((result.student_folder / "decoder.json").read_text(), parse_constant=pytest.fail)  # no Infinity
     assert told["psnr"][ROUND_TRIPS[0]] is None
     validated = [line["psnr"][ROUND_TRIPS[1]] for line in logged(tmp_path / "run", "validation")]
