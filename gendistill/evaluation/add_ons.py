@@ -155,7 +155,7 @@ def effect_of(teacher: Features, student: Features) -> Effect:
     Raises:
         ValueError: there are no shifts, their numbers or dimensions differ, or they are not finite.
     """
-    t, s = feature_matrices(teacher, student, ("teacher", "student"), at_least=1)
+    t, s = feature_matrices(teacher, student, ("teacher", "student"), min_rows=1)
     if len(t) != len(s):
         raise ValueError(f"teacher and student: got {len(t)} and {len(s)} images, expects the same prompts and seeds in both.")
     teacher_mean, student_mean = t.mean(axis=0), s.mean(axis=0)
