@@ -100,9 +100,9 @@ MISTAKES = [
     ),
     (("evaluate", "student", "--teacher", "plain"), "its output_shape is .1, 12, 24. and the student's .3, 32, 32."),
     (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator expects one of its 20"),
-    (("evaluate", "painter"), "--input: expects the images that the generator is to generate anew"),
-    (("compare", "painter"), "generates images anew and is given no prompts; expects gendistill evaluate --input FOLDER"),
-    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, which samples in 1; expects one of them"),
+    (("evaluate", "painter"), "--input: expects the images that the generator is to translate"),
+    (("compare", "painter"), "translates input images and has no prompts; expects gendistill evaluate --input FOLDER"),
+    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, with a step count of 1; expects one of them"),
 ]
 
 
@@ -169,7 +169,7 @@ def test_the_report_shows_both_from_the_same_noise_and_between_noises_and_loads_
     place, _, _ = evaluated
     page = (place / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
-    for title, images in (("Figures", 0), ("The same noise", 2), ("Between two noises", 2)):
+    for title, images in (("Figures", 0), ("The same noise", 2), ("Interpolations", 2)):
         section = page.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
         assert section.count("<img") == images
         assert "teacher" in section
