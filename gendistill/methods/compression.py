@@ -147,7 +147,7 @@ class CompressionRecipe(Recipe):
 
     name = section = "compression"
     Config = CompressionConfig
-    summary = "a smaller network in as many steps; `--compress` puts it before another method"
+    summary = "A smaller network for the same number of steps; --compress makes it the first stage of another method"
     supports = Supports(lora=False, planning=False)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

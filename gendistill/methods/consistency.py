@@ -168,7 +168,7 @@ class ConsistencyRecipe(Recipe):
 
     name = section = "consistency"
     Config = ConsistencyConfig
-    summary = "maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, the least to set"
+    summary = "Maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, with the fewest settings"
     supports = Supports(auxiliary_losses=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

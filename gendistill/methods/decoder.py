@@ -127,7 +127,7 @@ class DecoderRecipe(Recipe):
 
     name = section = "decoder"
     Config = DecoderConfig
-    summary = "a tiny autoencoder in the teacher's latent space"
+    summary = "A tiny autoencoder in the teacher's latent space, which decodes images faster"
     teaches = "autoencoder"
     student = "a tiny autoencoder"
     supports = Supports(lora=False, compression=False, full_weights=False, planning=False)

@@ -54,7 +54,7 @@ class GanRecipe(Recipe):
 
     name = section = "gan"
     Config = CodistillationConfig
-    summary = "a smaller generator and its discriminator, from data and from the teacher's both networks"
+    summary = "A smaller generator, trained with a discriminator on data and on both networks of its teacher"
     teaches = "generator"
     student = "a GAN student"
     supports = Supports(lora=False, compression=False, full_weights=False, gradient_checkpointing=False, planning=False)

@@ -234,7 +234,7 @@ class ProgressiveRecipe(Recipe):
 
     name = section = "progressive"
     Config = ProgressiveConfig
-    summary = "halves the steps again and again: deterministic students, each for its own step count"
+    summary = "Halves the number of steps stage by stage: deterministic students, each for its own step count"
     supports = Supports(auxiliary_losses=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

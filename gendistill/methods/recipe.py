@@ -149,7 +149,7 @@ class Recipe(ABC):
         name: what `--method` takes.
         section: the name of its settings in the config, usually the same.
         Config: its settings.
-        summary: one line for help texts.
+        summary: one sentence without a full stop, for help and `gendistill methods`.
         teaches: the kind of teacher: it decides how that is opened, how students are validated, how they are exported.
         data: what a method of this kind learns on, in words of `data_needs`.
         supports: options that it can be combined with.

@@ -7,7 +7,7 @@ the unit and the paper.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from gendistill.settings.kinds import kind_of, written
 from gendistill.settings.papers import Paper
-from gendistill.settings.section import is_section, setting_names
+from gendistill.settings.section import setting_names
 
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
@@ -34,7 +34,7 @@ class SettingExplanation:
 
     Attributes:
         name: dotted, as in `--set NAME=VALUE`.
-        kind: what it accepts, such as `a whole number` or `one of ddim, lcm`.
+        kind: its type or choices, such as `a whole number` or `one of ddim, lcm`.
         range: its bounds, such as `at least 1`; None where it has none.
         defaults_by_method: of methods whose setting of the same last name has another default.
     """
@@ -49,71 +49,79 @@ class SettingExplanation:
     defaults_by_method: dict[str, Any]
 
 
-def explain(model: type[BaseModel], name: str, methods: Mapping[str, str] | None = None) -> list[SettingExplanation]:
-    """The setting of a dotted name, all settings of a section, or all settings whose last name it is.
+def explanations(model: type[BaseModel], methods: Mapping[str, str] | None = None) -> list[SettingExplanation]:
+    """Every setting of an outermost section, in its order.
 
     Args:
-        model: the outermost section.
         methods: names of methods by their sections, whose defaults may differ.
+    """
+    defaults, methods = model(), methods or {}
+    names = setting_names(model)
+    values = {name: _value(defaults, name) for name in names}
+    return [_explained(model, name, values, methods) for name in names]
+
+
+def find(settings: Sequence[SettingExplanation], name: str) -> list[SettingExplanation]:
+    """The setting of a dotted name, all settings of a section, or all settings whose last name it is.
 
     Raises:
         ValueError: there is no such setting; the sentence has the nearest names.
     """
-    names = setting_names(model)
-    chosen = [each for each in names if each == name or each.startswith(f"{name}.")]
-    chosen = chosen or [each for each in names if each.endswith(f".{name}")]
-    if not chosen:
-        known = dict.fromkeys([*names, *section_names(model), *(each.rpartition(".")[2] for each in names)])
-        near = difflib.get_close_matches(name, known, 3, 0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`gendistill explain` lists all sections"
+    found = [each for each in settings if each.name == name or each.name.startswith(f"{name}.")]
+    found = found or [each for each in settings if each.name.endswith(f".{name}")]
+    if not found:
+        near = difflib.get_close_matches(name, nameable(settings), 3, 0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`gendistill explain` lists the sections"
         raise ValueError(f"setting {name} is not known; {hint}")
-    return [_explained(model, each, methods or {}) for each in chosen]
+    return found
 
 
-def section_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every section by its dotted name."""
-    for name, field in model.model_fields.items():
-        if is_section(field.annotation):
-            yield prefix + name
-            yield from section_names(field.annotation, f"{prefix}{name}.")
+def sections(settings: Sequence[SettingExplanation]) -> list[str]:
+    """The outermost sections, in order."""
+    return list(dict.fromkeys(each.name.partition(".")[0] for each in settings if "." in each.name))
 
 
-def field_of(model: type[BaseModel], name: str) -> FieldInfo:
-    """The field of a dotted name."""
-    *sections, last = name.split(".")
-    for section in sections:
-        model = model.model_fields[section].annotation  # type: ignore[assignment]
-    return model.model_fields[last]
+def nameable(settings: Sequence[SettingExplanation]) -> list[str]:
+    """All that `find` finds: settings, sections, and last names."""
+    names = [each.name for each in settings]
+    parents = (".".join(parts[:end]) for parts in (name.split(".") for name in names) for end in range(1, len(parts)))
+    return list(dict.fromkeys([*names, *parents, *(name.rpartition(".")[2] for name in names)]))
 
 
-def _explained(model: type[BaseModel], name: str, methods: Mapping[str, str]) -> SettingExplanation:
-    field = field_of(model, name)
+def _explained(model: type[BaseModel], name: str, values: Mapping[str, Any], methods: Mapping[str, str]) -> SettingExplanation:
+    field = _field(model, name)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    default = _default(model, name)
     section, _, last = name.partition(".")
-    others = {
-        methods[other]: f"{other}.{last}"
-        for other in methods
-        if section in methods and f"{other}.{last}" in setting_names(model)
-    }
-    defaults = {method: _default(model, other) for method, other in others.items()}
+    others = {methods[other]: f"{other}.{last}" for other in methods} if section in methods else {}
+    defaults = {method: values[other] for method, other in others.items() if other in values}
     return SettingExplanation(
         name=name,
         meaning=field.description or "",
         kind=kind_of(field.annotation),
         unit=str(extra["unit"]) if "unit" in extra else None,
-        default=default,
+        default=values[name],
         range=_range(field),
         paper=str(extra["paper"]) if "paper" in extra else None,
-        defaults_by_method=defaults if any(other != default for other in defaults.values()) else {},
+        defaults_by_method=defaults if any(value != values[name] for value in defaults.values()) else {},
     )
 
 
-def _default(model: type[BaseModel], name: str) -> Any:
-    value: Any = model()
+def _field(model: type[BaseModel], name: str) -> FieldInfo:
+    *outer, last = name.split(".")
+    inside: Any = model
+    for section in outer:
+        inside = inside.model_fields[section].annotation
+    field: FieldInfo = inside.model_fields[last]
+    return field
+
+
+def _value(settings: Any, name: str) -> Any:
+    """A value that JSON holds as it is: the steps of a schedule become texts, as they are written."""
     for part in name.split("."):
-        value = getattr(value, part)
-    return list(value) if isinstance(value, tuple) else value
+        settings = getattr(settings, part)
+    if isinstance(settings, dict):
+        return {written(step): value for step, value in settings.items()}
+    return list(settings) if isinstance(settings, tuple) else settings
 
 
 def _range(field: FieldInfo) -> str | None:

@@ -35,16 +35,11 @@ class Section(BaseModel):
             raise ValueError(_one_sentence(error, type(self))) from error
 
 
-def is_section(annotation: Any) -> bool:
-    """Whether a field of this type is a section of settings, not a setting."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
 def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every setting by its dotted name."""
     names = []
     for name, field in model.model_fields.items():
-        if is_section(field.annotation):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             names += setting_names(field.annotation, f"{prefix}{name}.")
         else:
             names.append(prefix + name)

@@ -48,6 +48,7 @@ class Family(ABC):
     Shapes: B samples of images (B, 3, H, W), which diffuse as (B, C, h, w).
 
     Attributes:
+        summary: one sentence without a full stop, for `gendistill families`.
         pipelines: diffusers' names of the pipeline classes that belong to it; the first one is what a model card shows.
         network_part: the component that is distilled, by its name in the pipeline, in its `model_index.json` and in a LoRA
             file: `unet` or `transformer`.
@@ -64,6 +65,7 @@ class Family(ABC):
         example: how its pipelines are called, as code with {steps}, {scale} and {eta}, for the model card.
     """
 
+    summary: str
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()
