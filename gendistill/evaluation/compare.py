@@ -111,7 +111,7 @@ def _rows(contestants: list[Contestant], judge: Judge, how: dict[str, Any], fold
             costs.append(kept_figures(folder, asked, Costs, measure, partial(progress, each)))
     rows: list[ComparisonRow] = []
     lpips = lpips_for(judge, str(drawn[0][2].device))
-    with advancing_bar("drawing", len(judge.prompts) * len(drawn)) as progress:
+    with advancing_bar("sampling", len(judge.prompts) * len(drawn)) as progress:
         for (model, steps, sampler), cost in zip(drawn, costs, strict=True):
             scale = model.guidance_scale
             judged = judge.judge(sampler, model=model.name, steps=steps, guidance_scale=scale, progress=progress)
@@ -154,6 +154,6 @@ def _tests(rows: list[ComparisonRow], judge: Judge) -> list[RowTest]:
 def _broken(rows: list[ComparisonRow], context: AuditContext) -> dict[str, Breakage]:
     """Of every student, at the step count that it is meant for first, against the first row; none where that is a student."""
     students = main_rows(rows)
-    with advancing_bar("looking for what broke", images_to_generate(context) * 2 * len(students)) as progress:
+    with advancing_bar("analysing regressions", images_to_generate(context) * 2 * len(students)) as progress:
         context = dataclasses.replace(context, progress=progress)
         return {row.contestant.name: examine(context, rows[0].images, row.images) for row in students}

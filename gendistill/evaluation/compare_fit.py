@@ -68,7 +68,7 @@ def measure_fits(
     notes: list[str] = []
     given = [[str(add_on.source) for add_on in add_ons], [text for add_on in add_ons for text in add_on.contents]]
     pictures = len(few.prompts) * 2 * (1 + bool(add_ons) + len(add_ons))
-    with advancing_bar("looking whether students still fit", pictures * len(students)) as progress:
+    with advancing_bar("testing whether students still fit", pictures * len(students)) as progress:
         for row in students:
             name, other = row.contestant.name, row.contestant.samplers[row.steps]
             unmeasured = f"whether {name} still fits {teacher.name} was not measured"

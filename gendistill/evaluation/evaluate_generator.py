@@ -56,7 +56,7 @@ def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorCompari
     config = dataclasses.replace(config, device=device)
     judge = build_judge(config, samplers.values(), keep=not first.of_pictures)  # an input may change, its path does not say so
     judge = _with_inputs(judge, first, config.inputs)
-    with advancing_bar("drawing", len(judge.prompts) * len(samplers)) as progress:
+    with advancing_bar("sampling", len(judge.prompts) * len(samplers)) as progress:
         judged = {
             name: judge.judge(sampler, model=name, steps=1, guidance_scale=1.0, progress=progress)
             for name, sampler in samplers.items()

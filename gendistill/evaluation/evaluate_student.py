@@ -125,7 +125,7 @@ def _student_rows(students: Students, judge: Judge) -> tuple[list[Evaluation], l
     ]
     rows: list[Evaluation] = []
     slider: list[Evaluation] = []
-    with advancing_bar("drawing from the student", len(judge.prompts) * len(plans)) as progress:
+    with advancing_bar("sampling from the student", len(judge.prompts) * len(plans)) as progress:
         for name, sampler, scale, count in plans:
             judged = judge.judge(sampler, model=name, steps=count, guidance_scale=scale, progress=progress)
             (rows if scale == sampler.default_guidance_scale else slider).append(judged.evaluation)
@@ -140,7 +140,7 @@ def _with_fidelity(
     scales = {id(row): imitated_scale(students[row.model][0], row.guidance_scale) for row in [*rows, *slider]}
     drawn: dict[float, tuple[Tensor, Tensor]] = {}
     total = len(few.prompts) * (len(set(scales.values())) + len(scales))
-    with advancing_bar("holding them against the teacher's", total) as progress:
+    with advancing_bar("comparing with the teacher's images", total) as progress:
         for scale in sorted(set(scales.values())):
             with solver_of(teacher, "ddim"):
                 pictures = few.draw(teacher, TEACHER_STEPS, scale, progress)
@@ -159,7 +159,7 @@ def _galleries(
 ) -> list[Gallery]:
     """Every row of the table, the students' and the teacher's, as a grid of the same prompts and seeds."""
     galleries = []
-    with advancing_bar("drawing the grids", len(judge.prompts) * len([*rows, *of_teacher])) as progress:
+    with advancing_bar("sampling the grids", len(judge.prompts) * len([*rows, *of_teacher])) as progress:
         for row in [*rows, *of_teacher]:
             how = row.steps, row.guidance_scale, progress
             if row in rows:

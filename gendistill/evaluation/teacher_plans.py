@@ -55,7 +55,7 @@ FILE_NAME = "evaluation.json"
 def teacher_rows(sampler: FewStepSampler, judge: Judge, model: str) -> list[Evaluation]:
     """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
     rows, plans = [], teacher_plans(sampler)
-    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(plans)) as progress:
+    with advancing_bar("sampling from the teacher", len(judge.prompts) * len(plans)) as progress:
         grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
         for solver, steps, scale in plans:
             timesteps = grids[scale][steps] if solver == SEARCHED else None

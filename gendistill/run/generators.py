@@ -58,11 +58,11 @@ class GeneratorRun:
 
     def prepare(self) -> None:
         config, generator = self.config, self.teacher.generator
-        with advancing_bar("reading the pictures") as progress:
+        with advancing_bar("reading the images") as progress:
             self.images = prepare_pictures(config.data, generator.spec, config.seed, progress)
         self.learned_on: TrainingData = self.images
         if config.gan.pairs:
-            with advancing_bar("painting pairs") as progress:
+            with advancing_bar("generating pairs", config.gan.pairs) as progress:
                 generator.network.to(self.processes.device)
                 self.learned_on = paint_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 

@@ -97,7 +97,7 @@ def _metric(name: str, explanation: str, in_summary: bool = True) -> Metric:
     )
 
 
-PRECISION = _metric("precision", "Share of generated images that lie among the real ones.")
-RECALL = _metric("recall", "Share of real images that lie among the generated ones.")
+PRECISION = _metric("precision", "Fraction of generated images that lie among the real ones.")
+RECALL = _metric("recall", "Fraction of real images that lie among the generated ones.")
 DENSITY = _metric("density", "How densely real images lie around generated ones; may exceed 1.", in_summary=False)
-COVERAGE = _metric("coverage", "Share of real images with a generated one nearby.")
+COVERAGE = _metric("coverage", "Fraction of real images with a generated one nearby.")

@@ -51,7 +51,7 @@ def retrieval_precision(
 CLIP_R = Metric(
     name="clip_r",
     label="CLIP-R",
-    explanation="Share of images whose own prompt fits best among 100.",
+    explanation="Fraction of images whose own prompt fits best among 100.",
     compute=lambda inputs: retrieval_precision(
         inputs.image_embeddings, inputs.text_embeddings, inputs.prompts, seed=inputs.seed
     ),
