@@ -101,8 +101,8 @@ def test_a_teacher_of_another_schedule_is_refused(teacher, data, config, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"align.teachers": {"b": 0}}, "setting align.teachers is .*; takes a weight above 0 for b, or a pattern"),
-        ({"align.teachers": {"b": "("}}, "setting align.teachers is .*; takes a regular expression for b"),
+        ({"align.teachers": {"b": 0}}, "setting align.teachers is .*; expects a weight above 0 for b, or a pattern"),
+        ({"align.teachers": {"b": "("}}, "setting align.teachers is .*; expects a regular expression for b"),
         ({"align.teachers": {"b": 1}, "method": "consistency"}, "align.teachers: paint the trajectories of alignment"),
     ],
 )

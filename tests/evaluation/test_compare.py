@@ -65,7 +65,7 @@ def test_a_comparison_writes_a_page_a_picture_and_tables(compared):
     rows = [(row["model"], row["protocol"]["num_inference_steps"], row["network_calls"]) for row in result["rows"]]
     assert rows == [("pipeline", 4, 8), ("pipeline", 2, 4), ("pipeline", 1, 2), ("run", 2, 2), ("run", 1, 1)]
     assert [row["measured_costs"]["network_calls"] for row in result["rows"]] == [calls for _, _, calls in rows]
-    assert "take care: 40 pictures are too few for 128 features" in printed
+    assert "warning: 40 pictures are too few for 128 features" in printed
     page = (place / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
     assert "What run lost" in page
@@ -176,7 +176,7 @@ def test_the_embedded_probes_are_sound(tmp_path):
         ("attributes: {tone: {values: {a: b}, prompts: []}}", "attribute tone: setting prompts is .*takes at least 1"),
         (
             "attributes: {tone: {values: {a: b}, prompts: [x], features: smell}}",
-            "attribute tone: setting features is .smell.; takes extractor or colours",
+            "attribute tone: setting features is .smell.; expects extractor or colours",
         ),
     ],
 )

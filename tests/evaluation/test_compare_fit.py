@@ -77,7 +77,7 @@ def test_too_few_pictures_for_add_ons_are_warned_of(compared):
     result, printed = compared
     sentence = "8 pictures are too few for what LoRAs and ControlNets do; take 64 or more"
     assert sentence in result["warnings"]
-    assert f"take care: {sentence}" in printed
+    assert f"warning: {sentence}" in printed
 
 
 def test_what_was_measured_is_kept(compared, command, add_ons):

@@ -245,7 +245,7 @@ def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step(distill, tmp_path,
     assert process.wait() == code, process.text
     last = Checkpoints(run / "checkpoints").load_last()
     steps = last.state["step"]
-    assert f"stopped after step {steps}, with a checkpoint; go on with --resume" in process.text
+    assert f"stopped after step {steps}; its checkpoint is saved" in process.text
     assert "Traceback" not in process.text
     straight = distill(tmp_path / "straight", {"trainer.max_steps": steps, "trainer.validate_every": 50_000})
     assert straight.wait() == 0, straight.text

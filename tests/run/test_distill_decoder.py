@@ -147,7 +147,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
     [
         ({"lora__enabled": True}, "lora.enabled: a tiny autoencoder has weights of its own; takes false"),
         ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on pictures of one size; takes center or random"),
-        ({"decoder__width": 2}, "setting decoder.width is 2; takes at least 4"),
+        ({"decoder__width": 2}, "setting decoder.width is 2; expects at least 4"),
         (
             {"decoder__blocks": [1, 2]},
             "decoder.blocks [1, 2]: takes 1 or more, or a list of 3 numbers, one a resolution, the first above 0",

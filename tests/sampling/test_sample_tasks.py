@@ -45,7 +45,7 @@ def files(tiny_folder, tmp_path):
 def test_a_student_begins_at_a_picture_and_paints_where_a_mask_is_white(student, sample, files):
     picture, mask = str(files / "picture.png"), str(files / "mask.png")
     told, plain = sample(student)
-    assert "take care" not in told
+    assert "warning" not in told
     _, half = sample(student, "--input", picture, "--strength", "0.5")
     _, masked = sample(student, "--input", picture, "--mask", mask, "--strength", "1")
     assert plain.shape == half.shape == masked.shape == (1, 32, 32, 3)
