@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gendistill import __version__
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 from gendistill.runtime.plugins import load_plugins
 from gendistill.settings.explanation import SettingExplanation, explanations
 
@@ -55,7 +55,7 @@ def catalogue() -> Catalogue:
     found = read_registries()
     with suppress(OSError, ValueError):  # a folder that cannot be written to: the next call reads the registries again
         file.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text(json.dumps({"installation": key, "catalogue": asdict(found)}), encoding="utf-8")
     return found
 

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from gendistill.cli.shared import say, warn
 
 OLD_OPTIONS = {
-    "--most-pictures": "--max-images",
+    "--most-images": "--max-images",
     "--most-steps": "--max-steps",
     "--most-waiting": "--max-waiting",
 }

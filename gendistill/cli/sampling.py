@@ -81,12 +81,12 @@ def sample(
 ) -> None:
     """Sample images from a student, any diffusers pipeline, or a GAN."""
     from gendistill.runtime.device import usable_device
-    from gendistill.sampling.generate import draw
+    from gendistill.sampling.generate import generate
     from gendistill.sampling.load import Opening
     from gendistill.sampling.task_inputs import TaskFiles
 
     quieten_libraries()
-    result = draw(
+    result = generate(
         student,
         prompts_of(prompt, prompts),
         out,

@@ -50,7 +50,7 @@ def serve(
     from gendistill.runtime.device import usable_device
     from gendistill.sampling.load import Opening
     from gendistill.serve.address import is_this_machine, listen
-    from gendistill.serve.picture_request import RequestLimits
+    from gendistill.serve.image_request import RequestLimits
     from gendistill.serve.studio import compile_networks, open_models, studio_of
 
     if teacher is not None and no_teacher:
@@ -76,7 +76,7 @@ def serve(
     def started(address: str) -> None:
         say(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it")
 
-    limits = RequestLimits(pictures=max_images, steps=max_steps, edge=edge)
-    with listening, studio_of(models, limits, most_waiting=max_waiting) as studio:
+    limits = RequestLimits(images=max_images, steps=max_steps, edge=edge)
+    with listening, studio_of(models, limits, max_waiting=max_waiting) as studio:
         studio.warm_up()
         run(studio, listening, started)

@@ -96,7 +96,7 @@ def weighted(losses: Mapping[str, Loss], weights: object, step: int) -> Iterator
 
 
 def relation_terms(weights: object, step: int, ours: Tensor, theirs: Tensor) -> Iterator[Term]:
-    """Name, weight and loss (0-d) of each that counts in this step, between embeddings (B, D) of the same pictures."""
+    """Name, weight and loss (0-d) of each that counts in this step, between embeddings (B, D) of the same images."""
     for name, weight, loss in weighted(RELATION_LOSSES, weights, step):
         yield name, weight, loss(ours, theirs)
 

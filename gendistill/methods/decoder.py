@@ -1,6 +1,6 @@
 """Decoder distillation: a tiny autoencoder that shares the latent space of a large one.
 
-Its decoder learns to make the picture of the teacher's latents, its encoder to make these latents of the picture. The two are
+Its decoder learns to make the image of the teacher's latents, its encoder to make these latents of the image. The two are
 trained apart, each against the teacher's own space, so that either fits with either half of the teacher, and with all that
 was made for that space: denoisers, LoRAs, ControlNets. TAESD (Bohan 2023) is such a pair for Stable Diffusion.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ from gendistill.training.method import Method, Update
 class DecoderConfig(Section):
     """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
 
+    formerly_valued: ClassVar[dict[str, dict[str, str]]] = {"target": {"pictures": "images"}}
     width: int = Field(64, ge=4, description="Channels of every layer", json_schema_extra=about("channels"))
     blocks: int | list[int] = Field(
         3,
@@ -50,8 +51,8 @@ class DecoderConfig(Section):
         description="Copies of each training image: the image itself, and others with random flips, shifts and colours",
         json_schema_extra=about("images"),
     )
-    target: Literal["pictures", "decoded"] = Field(
-        "pictures", description="Target of the decoder: the training images, or the teacher's decoded latents"
+    target: Literal["images", "decoded"] = Field(
+        "images", description="Target of the decoder: the training images, or the teacher's decoded latents"
     )
     l1: Weight = Field(1.0, description="Weight of the absolute error of the decoded image")
     l2: Weight = Field(1.0, description="Weight of the squared error of the decoded image")
@@ -99,13 +100,13 @@ class DecoderDistillation(Method):
         loss = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         yield Update(loss, ("decoder",), {name: term.detach() for name, _, term in [("loss", 1.0, loss), *terms]})
         if weight := weight_at(self.config.encoder, step):
-            latents = l2(self.networks.encoder(batch.pictures), batch.latents)
+            latents = l2(self.networks.encoder(batch.images), batch.latents)
             yield Update(weight * latents, ("encoder",), {"latents": latents.detach()})
 
     def _of_decoder(self, batch: DecodedBatch, step: int) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and loss of each term that counts in this step."""
         config, made = self.config, self.networks.decoder(batch.latents)
-        target = batch.pictures if config.target == "pictures" else batch.decoded
+        target = batch.images if config.target == "images" else batch.decoded
         for name, loss in (("l1", l1), ("l2", l2)):
             if weight := weight_at(getattr(config, name), step):
                 yield name, weight, loss(made, target)
@@ -136,7 +137,7 @@ class DecoderRecipe(Recipe):
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         super().check(config, teacher)
         if teacher is not None and not isinstance(teacher.codec, LatentCodec):
-            raise ValueError(f"teacher {config.teacher}: paints pixels, it has no decoder to distill")
+            raise ValueError(f"teacher {config.teacher}: generates pixels, it has no decoder to distill")
 
     def data_needs(self, config: RunConfig) -> Literal["decoded"]:
         return "decoded"

@@ -104,7 +104,7 @@ class TrainerConfig(Section):
     def _accumulates_whole_passes(self) -> TrainerConfig:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"trainer.batch_size {self.batch_size}: takes a multiple of gradient_accumulation_steps "
+                f"trainer.batch_size {self.batch_size}: expects a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
         return self

@@ -44,7 +44,7 @@ WRONG = [
 
 HALVED = {"method": "progressive", "steps": [8, 4, 2, 1]}
 WRONG_HALVINGS = [
-    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; takes one of imitation, 32, 16, 8, 4, 2, 1"),
+    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; expects one of imitation, 32, 16, 8, 4, 2, 1"),
     (
         {"progressive.stages": {4: {"max_step": 9}}},
         "progressive.stages.4: setting max_step is not known; did you mean",
@@ -52,12 +52,15 @@ WRONG_HALVINGS = [
     ({"progressive.stages": {4: {"patience": 0}}}, "progressive.stages.4: setting patience is 0; expects at least 1"),
     (
         {"progressive.start_steps": 48},
-        "steps [8, 4, 2, 1]: takes some of [24, 12, 6, 3, 2, 1], which",
+        "steps [8, 4, 2, 1]: expects some of [24, 12, 6, 3, 2, 1], which",
     ),
-    ({"progressive.start_steps": 8, "steps": [8]}, "8 student steps: takes 1 to 7, less than the teacher's"),
-    ({"progressive.sampler": "stochastic"}, "steps [8, 4, 2, 1]: takes even numbers for the stochastic sampler"),
-    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: takes falling timesteps, such as"),
-    ({"progressive.grid": [999, 499, 0]}, "progressive.grid of 3 timesteps: takes as many as one of the students makes steps"),
+    ({"progressive.start_steps": 8, "steps": [8]}, "8 student steps: expects 1 to 7, less than the teacher's"),
+    ({"progressive.sampler": "stochastic"}, "steps [8, 4, 2, 1]: expects even numbers for the stochastic sampler"),
+    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: expects falling timesteps, such as"),
+    (
+        {"progressive.grid": [999, 499, 0]},
+        "progressive.grid of 3 timesteps: expects as many as one of the students makes steps",
+    ),
 ]
 
 
@@ -72,8 +75,8 @@ def test_a_stage_is_trained_by_the_settings_of_all_and_its_own_over_them(tmp_pat
     (tmp_path / "config.yaml").write_text("progressive: {stages: {imitation: {max_steps: 7}, 4: {patience: 2}}}")
     config = load_config(tmp_path / "config.yaml", HALVED | {"trainer.max_steps": 5, "progressive.stages.4.batch_size": 64})
     trainers = {stage.name: stage.trainer for stage in outline_of(config)}
-    assert [trainers[stage].max_steps for stage in ("imitation", "8", "4")] == [7, 5, 5]
-    assert [trainers[stage].patience for stage in ("imitation", "4")] == [None, 2]
+    assert [trainers[stage].max_steps for stage in ("guidance_distillation", "8", "4")] == [7, 5, 5]
+    assert [trainers[stage].patience for stage in ("guidance_distillation", "4")] == [None, 2]
     assert trainers["4"].batch_size == 64
     save_config(config, tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml") == config

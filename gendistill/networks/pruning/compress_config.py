@@ -51,13 +51,13 @@ class CompressConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> CompressConfig:
+    def _one_target(self) -> CompressConfig:
         if self.factor is not None and self.factor <= 1:
-            raise ValueError(f"compress {self.factor:g}: takes a factor above 1, such as 4")
+            raise ValueError(f"compress {self.factor:g}: expects a factor above 1, such as 4")
         if self.factor is not None and (self.params or self.macs):
-            raise ValueError("compress.factor: takes no compress.params or compress.macs beside it")
+            raise ValueError("compress.factor: expects no compress.params or compress.macs beside it")
         if self.student is not None and (self.factor or self.params or self.macs):
             raise ValueError(
-                f"compress.student {self.student}: takes no compress factor beside it; the class says how small it is"
+                f"compress.student {self.student}: expects no compress factor beside it; the class says how small it is"
             )
         return self

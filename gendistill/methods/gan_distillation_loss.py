@@ -1,4 +1,4 @@
-"""What a student GAN is told: of its teacher's pictures, the layers behind them, their relations, and how sharp they are."""
+"""What a student GAN is told: of its teacher's images, the layers behind them, their relations, and how sharp they are."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class DistributionConfig(Section):
     )
 
 
-class ImitationConfig(Section):
+class DistillationLossConfig(Section):
     """The losses between a student GAN and its teacher."""
 
     output: OutputConfig = OutputConfig()
@@ -90,100 +90,107 @@ OUTPUT_LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "multiscale": multi_scale}
 
 
 @dataclass(frozen=True)
-class Painted:
-    """Pictures (B, C, H, W) of a network, and its features of the layers that are matched."""
+class GeneratorOutput:
+    """Images (B, C, H, W) of a network, and its features of the layers that are matched."""
 
-    pictures: Tensor
+    images: Tensor
     features: list[Tensor] = field(default_factory=list)
 
-    def detach(self) -> Painted:
-        return Painted(self.pictures.detach(), [of.detach() for of in self.features])
+    def detach(self) -> GeneratorOutput:
+        return GeneratorOutput(self.images.detach(), [of.detach() for of in self.features])
 
 
 @dataclass(frozen=True)
-class Guide:
-    """What a student of the same noise is held against: its teacher's pictures, features, and how a network sees them; and real
-    pictures (B, C, H, W), of which none belongs to any of its own."""
+class TeacherTargets:
+    """What a student of the same noise is held against: its teacher's images, features, and how a network sees them; and real
+    images (B, C, H, W), of which none belongs to any of its own."""
 
-    painted: Painted
+    generated: GeneratorOutput
     maps: list[Tensor]
     real: Tensor
 
 
-class GanImitation:
+class GanDistillationLoss:
     """All losses between a student and its teacher.
 
     Args:
-        perception: what pictures look like to a network; None for pixels alone.
+        perception: what images look like to a network; None for pixels alone.
     """
 
-    def __init__(self, config: ImitationConfig, perception: Perception | None) -> None:
+    def __init__(self, config: DistillationLossConfig, perception: Perception | None) -> None:
         self.config, self.perception = config, perception
 
-    def looks_at_features(self, step: int) -> bool:
-        """Whether a loss of this step asks for the layers behind the pictures."""
+    def needs_features(self, step: int) -> bool:
+        """Whether a loss of this step asks for the layers behind the images."""
         return any(weighted(FEATURE_LOSSES, self.config.features, step))
 
     @torch.no_grad()
-    def guide(self, painted: Painted, real: Tensor, labels: Tensor | None, step: int) -> Guide:
+    def targets(self, generated: GeneratorOutput, real: Tensor, labels: Tensor | None, step: int) -> TeacherTargets:
         looks = weight_at(self.config.output.perceptual, step) or any(weighted(RELATION_LOSSES, self.config.relations, step))
-        maps = self.perception.maps(painted.pictures, labels) if self.perception is not None and looks else []
-        return Guide(painted, maps, real)
+        maps = self.perception.maps(generated.images, labels) if self.perception is not None and looks else []
+        return TeacherTargets(generated, maps, real)
 
     def terms(
-        self, painted: Painted, guide: Guide, peers: Sequence[Painted], labels: Tensor | None, step: int
+        self,
+        generated: GeneratorOutput,
+        targets: TeacherTargets,
+        peers: Sequence[GeneratorOutput],
+        labels: Tensor | None,
+        step: int,
     ) -> Iterator[Term]:
         """Name, weight and loss (0-d) of each that counts in this step.
 
         Args:
-            painted: the student's.
-            peers: other students' pictures of the same noise, which are matched as the teacher's are.
+            generated: the student's.
+            peers: other students' images of the same noise, which are matched as the teacher's are.
         """
         config, output = self.config, self.config.output
-        guides = [guide.painted, *peers]
+        guides = [targets.generated, *peers]
         for name, weight, loss in weighted(OUTPUT_LOSSES, output, step):
-            yield name, weight, _mean(loss(painted.pictures, of.pictures) for of in guides)
-        yield from self._as_sets(painted, guide, guides, step)
-        theirs = guide.painted.features  # none where no loss looks at them
+            yield name, weight, _mean(loss(generated.images, of.images) for of in guides)
+        yield from self._as_sets(generated, targets, guides, step)
+        theirs = targets.generated.features  # none where no loss looks at them
         if theirs:
-            yield from feature_terms(config.features, step, painted.features, theirs)
+            yield from feature_terms(config.features, step, generated.features, theirs)
         seen = weight_at(output.perceptual, step)
         if not (seen or any(weighted(RELATION_LOSSES, config.relations, step))):
             return
-        maps = [] if self.perception is None else self.perception.maps(painted.pictures, labels)
+        maps = [] if self.perception is None else self.perception.maps(generated.images, labels)
         if seen and maps:
-            yield "perceptual", seen, perceptual_distance(maps, guide.maps)
-        here, there = _embedded(painted.pictures, maps), _embedded(guide.painted.pictures, guide.maps)
+            yield "perceptual", seen, perceptual_distance(maps, targets.maps)
+        here, there = _embedded(generated.images, maps), _embedded(targets.generated.images, targets.maps)
         yield from relation_terms(config.relations, step, here, there)
 
-    def _as_sets(self, painted: Painted, guide: Guide, guides: Sequence[Painted], step: int) -> Iterator[Term]:
-        """Patches of each picture beside those of the picture that it imitates, of all of them beside those of real ones."""
+    def _as_sets(
+        self, generated: GeneratorOutput, targets: TeacherTargets, guides: Sequence[GeneratorOutput], step: int
+    ) -> Iterator[Term]:
+        """Patches of each image beside those of the image that it imitates, of all of them beside those of real ones."""
         config = self.config.distribution
         if weight := weight_at(config.patches, step):
-            lines = _lines(painted.pictures, step, centred=False)
-            yield "patches", weight, _mean(_patches(painted.pictures, of.pictures, lines, paired=True) for of in guides)
+            lines = _lines(generated.images, step, centred=False)
+            yield "patches", weight, _mean(_patches(generated.images, of.images, lines, paired=True) for of in guides)
         if weight := weight_at(config.real_patches, step):
-            lines = _lines(painted.pictures, step, centred=True)
-            yield "real_patches", weight, _patches(painted.pictures, guide.real, lines, paired=False)
+            lines = _lines(generated.images, step, centred=True)
+            yield "real_patches", weight, _patches(generated.images, targets.real, lines, paired=False)
 
 
-def _patches(pictures: Tensor, others: Tensor, lines: Tensor, *, paired: bool) -> Tensor:
-    edge = min(pictures.shape[2:])
+def _patches(images: Tensor, others: Tensor, lines: Tensor, *, paired: bool) -> Tensor:
+    edge = min(images.shape[2:])
     levels, stride = 2 if edge >= 2 * lines.shape[-1] else 1, max(1, edge // PLACES)
-    return patch_sliced_wasserstein(pictures, others, lines, paired=paired, levels=levels, stride=stride)
+    return patch_sliced_wasserstein(images, others, lines, paired=paired, levels=levels, stride=stride)
 
 
-def _lines(pictures: Tensor, step: int, *, centred: bool) -> Tensor:
+def _lines(images: Tensor, step: int, *, centred: bool) -> Tensor:
     """A step's directions of patches, the same for every process."""
     generator = torch.Generator().manual_seed(2 * step + centred)
-    size = min(PATCH, *pictures.shape[2:])
-    return patch_projections(LINES, pictures.shape[1], size, generator, centred=centred).to(pictures.device)
+    size = min(PATCH, *images.shape[2:])
+    return patch_projections(LINES, images.shape[1], size, generator, centred=centred).to(images.device)
 
 
 def _mean(losses: Iterator[Tensor]) -> Tensor:
     return torch.stack(list(losses)).mean()
 
 
-def _embedded(pictures: Tensor, maps: list[Tensor]) -> Tensor:
-    """(B, D), what relations are measured between: a network's last view of the pictures, or small copies of them."""
-    return maps[-1].float().mean((2, 3)) if maps else F.adaptive_avg_pool2d(pictures, 8).flatten(1)
+def _embedded(images: Tensor, maps: list[Tensor]) -> Tensor:
+    """(B, D), what relations are measured between: a network's last view of the images, or small copies of them."""
+    return maps[-1].float().mean((2, 3)) if maps else F.adaptive_avg_pool2d(images, 8).flatten(1)
