@@ -8,12 +8,12 @@ import warnings
 
 from rich.markup import escape
 
-from gendistill.cli import distilling, evaluating, looking_up, overview, planning, sampling, serving
+from gendistill.cli import describing, distilling, evaluating, overview, planning, sampling, serving
 from gendistill.cli.shared import PANELS, app, console
 from gendistill.runtime.allocator import keep_freed_memory
 from gendistill.runtime.plugins import load_plugins
 
-__all__ = ["distilling", "evaluating", "looking_up", "main", "overview", "planning", "sampling", "serving"]
+__all__ = ["describing", "distilling", "evaluating", "main", "overview", "planning", "sampling", "serving"]
 
 app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from gendistill.cli.shared import say, warn
+from gendistill.cli.shared import print_line, warn
 
 OLD_OPTIONS = {
     "--most-images": "--max-images",
@@ -44,7 +44,7 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            say(str(stop) or f"stopped{_resuming(ctx.params)}")
+            print_line(str(stop) or f"stopped{_resuming(ctx.params)}")
             raise typer.Exit(getattr(stop, "exit_code", 130)) from stop
 
 

@@ -1,4 +1,4 @@
-"""What the Tab key completes beside commands and options: names of methods, metrics, settings and presets.
+"""What the Tab key completes besides commands and options: names of methods, metrics, settings and presets.
 
 Names come from the catalogue, which is cached, so that a shell does not wait for torch.
 """

@@ -25,9 +25,9 @@ from gendistill.cli.shared import (
     console,
     parse_settings,
     parse_steps,
+    print_line,
     prompts_of,
     quieten_libraries,
-    say,
 )
 
 
@@ -128,7 +128,9 @@ def distill(
         print(json.dumps({"student": str(result.student_folder), **dataclasses.asdict(result.training)}))
         return
     training = result.training
-    say(f"{result.describe()}; {training.steps} steps in {training.seconds / 60:.1f} min, best at step {training.best_step}")
+    print_line(
+        f"{result.describe()}; {training.steps} steps in {training.seconds / 60:.1f} min, best at step {training.best_step}"
+    )
     if training.ended:
         console.print(f"[yellow]{escape(training.ended)}[/]", soft_wrap=True, highlight=False)
 

@@ -22,9 +22,9 @@ from gendistill.cli.shared import (
     app,
     parse_controls,
     parse_steps,
+    print_line,
     quieten_libraries,
     report_files,
-    say,
     show,
     warn,
 )
@@ -220,4 +220,4 @@ def statistics(
 
     quieten_libraries()
     saved = save_statistics(images, out, extractor=extractor, resize=resize, cache=cache, device=device)
-    say(f"wrote {out}: {saved.statistics.count} images, {saved.statistics.dim} features")
+    print_line(f"wrote {out}: {saved.statistics.count} images, {saved.statistics.dim} features")

@@ -17,8 +17,8 @@ from gendistill.cli.shared import (
     Device,
     app,
     parse_settings,
+    print_line,
     quieten_libraries,
-    say,
     show,
 )
 
@@ -82,4 +82,4 @@ def plan(
         return
     show(found.table())
     for line in found.sentences():
-        say(line)
+        print_line(line)

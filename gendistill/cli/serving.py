@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from gendistill.cli.command import Command
-from gendistill.cli.shared import MODEL_HELP, SAMPLE, TINY_SD, Device, Dtype, Quantization, app, quieten_libraries, say, warn
+from gendistill.cli.shared import (
+    MODEL_HELP,
+    SAMPLE,
+    TINY_SD,
+    Device,
+    Dtype,
+    Quantization,
+    app,
+    print_line,
+    quieten_libraries,
+    warn,
+)
 
 
 @app.command(
@@ -74,7 +85,7 @@ def serve(
     from gendistill.serve.server import run
 
     def started(address: str) -> None:
-        say(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it")
+        print_line(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it")
 
     limits = RequestLimits(images=max_images, steps=max_steps, edge=edge)
     with listening, studio_of(models, limits, max_waiting=max_waiting) as studio:

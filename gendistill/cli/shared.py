@@ -26,7 +26,7 @@ app = typer.Typer(
 console = Console(stderr=True)
 WIDE = 160  # columns of a table that is not printed to a terminal
 
-PANELS = DISTILL, SAMPLE, EVALUATE, LOOK_UP = ("Distill", "Use a student", "Evaluate", "Look up")  # of commands in --help
+PANELS = DISTILL, SAMPLE, EVALUATE, DESCRIBE = ("Distill", "Use a student", "Evaluate", "Describe")  # of commands in --help
 
 TINY_SD, TINY_GAN = "assets/tiny-sd", "assets/tiny-gan"
 MODEL_HELP = "Student folder, diffusers folder, hub id or .safetensors checkpoint; or a GAN's folder"
@@ -125,7 +125,7 @@ def show(result: Any, width: int = WIDE) -> None:
     print(result) if isinstance(result, str) else Console(width=None if sys.stdout.isatty() else width).print(result)
 
 
-def say(sentence: str) -> None:
+def print_line(sentence: str) -> None:
     """Print a sentence to standard error, not wrapped."""
     console.print(escape(sentence), soft_wrap=True, highlight=False)
 

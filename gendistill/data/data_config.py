@@ -42,7 +42,7 @@ class DataConfig(Section):
         "center",
         description="Crop of the images: the centre square, a random square, or the nearest of several aspect ratios",
     )
-    cache: str = Field(".cache/gendistill", description="Folder of the cached latents and encoded prompts, which runs share")
+    cache: str = Field(".cache/gendistill", description="Folder of cached latents and encoded prompts, common to all runs")
     num_synthetic: int = Field(
         2048,
         ge=1,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gendistill.cli.command import Command
 from gendistill.cli.completion import complete_name
-from gendistill.cli.shared import LOOK_UP, AsJson, app, show
+from gendistill.cli.shared import DESCRIBE, AsJson, app, show
 
 if TYPE_CHECKING:
     from gendistill.settings.explanation import SettingExplanation
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 LINE = 320  # columns of a line that is not printed to a terminal: a name, a sentence and an address
 
 
-@app.command(cls=Command, rich_help_panel=LOOK_UP, epilog="[bold]Example[/]: gendistill methods")
+@app.command(cls=Command, rich_help_panel=DESCRIBE, epilog="[bold]Example[/]: gendistill methods")
 def methods(as_json: AsJson = False) -> None:
     """List the distillation methods, for distill --method."""
     _list("methods", as_json)
 
 
-@app.command(cls=Command, rich_help_panel=LOOK_UP, epilog="[bold]Example[/]: gendistill metrics")
+@app.command(cls=Command, rich_help_panel=DESCRIBE, epilog="[bold]Example[/]: gendistill metrics")
 def metrics(as_json: AsJson = False) -> None:
     """List the metrics, for evaluate --metrics and compare --metrics."""
     _list("metrics", as_json)
 
 
-@app.command(cls=Command, rich_help_panel=LOOK_UP, epilog="[bold]Example[/]: gendistill families")
+@app.command(cls=Command, rich_help_panel=DESCRIBE, epilog="[bold]Example[/]: gendistill families")
 def families(as_json: AsJson = False) -> None:
     """List the families of diffusion models that can be distilled, with their pipeline classes."""
     _list("families", as_json)
@@ -55,7 +55,7 @@ def _list(kind: str, as_json: bool) -> None:
 
 @app.command(
     cls=Command,
-    rich_help_panel=LOOK_UP,
+    rich_help_panel=DESCRIBE,
     epilog="[bold]Examples[/]: gendistill explain trainer.learning_rate\n\n"
     "gendistill explain progressive\n\n"
     "gendistill explain ema_decay",
