@@ -23,7 +23,7 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def about(unit: str | None = None, paper: Paper | None = None, at: str | None = None) -> JsonDict:
-    """The `json_schema_extra` of a field: the unit of its value, and the paper, with the place `at` which it says so."""
+    """The `json_schema_extra` of a field: the unit of its value, and the paper that it is from, with the place in it."""
     found: dict[str, Any] = {"unit": unit, "paper": None if paper is None else paper.cited(at)}
     return {name: value for name, value in found.items() if value is not None}
 

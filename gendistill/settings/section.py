@@ -75,7 +75,7 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 # What a setting expects, by the kind of pydantic's error.
-FORM = "the form of its values"  # which its type says, with an example
+FORM = "the form of its values"  # from its type, with an example
 EXPECTED = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
