@@ -25,7 +25,7 @@ DOCS = "https://gendistill.readthedocs.io/en/latest/"  # `Documentation` in pypr
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A method, metric or family: its name, one sentence about it, and its page, None where it is a plug-in's."""
 
     name: str
@@ -37,9 +37,9 @@ class Entry:
 class Catalogue:
     """Everything that is registered; `planned` are the methods that `plan --train` knows."""
 
-    methods: list[Entry]
-    metrics: list[Entry]
-    families: list[Entry]
+    methods: list[CatalogueEntry]
+    metrics: list[CatalogueEntry]
+    families: list[CatalogueEntry]
     settings: list[SettingExplanation]
     planned: list[str]
 
@@ -75,15 +75,15 @@ def read_registries() -> Catalogue:
     load_plugins()
     return Catalogue(
         methods=[
-            Entry(name, recipe.summary, _page(type(recipe).__module__, f"methods/{name.replace('_', '-')}/"))
+            CatalogueEntry(name, recipe.summary, _page(type(recipe).__module__, f"methods/{name.replace('_', '-')}/"))
             for name, recipe in RECIPES.items()
         ],
         metrics=[
-            Entry(name, metric.explanation.rstrip("."), _page(metric.compute.__module__, f"metrics/#{name}"))
+            CatalogueEntry(name, metric.explanation.rstrip("."), _page(metric.compute.__module__, f"metrics/#{name}"))
             for name, metric in METRICS.items()
         ],
         families=[
-            Entry(
+            CatalogueEntry(
                 type(family).__name__,
                 f"{family.summary} ({', '.join(family.pipelines)})",
                 _page(type(family).__module__, "families/"),
@@ -101,7 +101,7 @@ def _page(module: str, path: str) -> str | None:
 
 
 def _from_json(saved: dict[str, Any]) -> Catalogue:
-    entries = {kind: [Entry(**entry) for entry in saved[kind]] for kind in ("methods", "metrics", "families")}
+    entries = {kind: [CatalogueEntry(**entry) for entry in saved[kind]] for kind in ("methods", "metrics", "families")}
     return Catalogue(**entries, settings=[SettingExplanation(**each) for each in saved["settings"]], planned=saved["planned"])
 
 

@@ -353,7 +353,7 @@ def check_alignment(config: RunConfig, recipe: Recipe) -> None:
             "'embedded'"
         )
     # further students are students of alignment alone, all of whose weights are trained
-    requested = {"generations": align.generations > 1, "partner": align.peer != "none"}
+    requested = {"generations": align.generations > 1, "peer": align.peer != "none"}
     for name in (name for name, is_requested in requested.items() if is_requested):
         value = getattr(align, name)
         if recipe.Config is not AlignConfig:

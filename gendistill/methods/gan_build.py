@@ -21,7 +21,8 @@ from gendistill.gan.gan_networks import GanNetworks, StudentWithFeatures, gan_ne
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
-from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, GanPair
+from gendistill.methods.gan_codistillation import GanCodistillation, GanPair
+from gendistill.methods.gan_config import CodistillationConfig
 from gendistill.methods.gan_start import Start, start_student
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.networks.hints import Hint, Regressors, describe, match
@@ -138,10 +139,10 @@ def _pairs(
         student_with_features = StudentWithFeatures(
             of_second_student, [hint.student_path for hint in hints], Regressors(hints)
         ).to(device)  # as wide as the student
-        pairs.append(GanPair("partner", student_with_features, against(of_second_student)))
+        pairs.append(GanPair("peer", student_with_features, against(of_second_student)))
     if config.gan.peer == "teacher":
         if isinstance(data, NoData) or not adversarial:
-            raise ValueError("gan.partner teacher: goes on learning, which expects data.path and gan.adversarial above 0")
+            raise ValueError("gan.peer teacher: goes on learning, which expects data.path and gan.adversarial above 0")
         _learning(teacher.network)
         student_with_features = StudentWithFeatures(teacher, [hint.teacher_path for hint in hints])
         pairs.append(GanPair("teacher", student_with_features, against(teacher, inherit=True), distils=False))

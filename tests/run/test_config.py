@@ -34,7 +34,7 @@ WRONG = [
     ({"data.caption": 5}, "setting data.caption is 5; expects a text or numbers by name such as {name: 0.3, subcategory: 0.7}"),
     (
         {"progressive.stages": 5},
-        "setting progressive.stages is 5; expects settings by name such as {imitation: ",
+        "setting progressive.stages is 5; expects settings by name such as {guidance_distillation: {",
     ),
     ({"progressive.grid": 5}, "setting progressive.grid is 5; expects a list of whole numbers such as [999, 774, 574, 274]"),
     ({"steps": 4}, "setting steps is 4; expects a list of whole numbers such as [4, 2, 1]"),
@@ -44,7 +44,10 @@ WRONG = [
 
 HALVED = {"method": "progressive", "steps": [8, 4, 2, 1]}
 WRONG_HALVINGS = [
-    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; expects one of imitation, 32, 16, 8, 4, 2, 1"),
+    (
+        {"progressive.stages": {"3": {}}},
+        "progressive.stages.3 is not known; expects one of guidance_distillation, 32, 16, 8, 4, 2, 1",
+    ),
     (
         {"progressive.stages": {4: {"max_step": 9}}},
         "progressive.stages.4: setting max_step is not known; did you mean",

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from fresh_process import count_writes, die_at_write, gendistill, limit
 from PIL import Image
+from tiny_pipeline import ROOT
 from tiny_training import TINY_RUN
 
 from gendistill.training.checkpoint import Checkpoints
@@ -266,6 +267,7 @@ def test_an_evaluation_that_ctrl_c_ends_names_the_command_that_continues_it(plac
         (tmp_path / f"{number}.txt").write_text("food")
     cache, output = tmp_path / "cache", tmp_path / "output.txt"
     command = ["evaluate", "teacher", "--reference", tmp_path, "--num", 2000, "--cache", cache, "--device", "cpu"]
+    command += ["--clip", ROOT / "assets" / "tiny-clip", "--extractor", ROOT / "assets" / "emoji-features"]
     process = gendistill(command, output, folder=place)
     while not list(cache.rglob("*.safetensors")):  # the features of the reference
         assert not process.ended_within(0.05), process.text
