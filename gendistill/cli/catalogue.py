@@ -85,7 +85,7 @@ def read_registries() -> Catalogue:
         families=[
             CatalogueEntry(
                 type(family).__name__,
-                f"{family.summary} ({', '.join(family.pipelines)})",
+                f"{family.summary} ({', '.join(family.pipelines)})".strip(),
                 _page(type(family).__module__, "families/"),
             )
             for family in FAMILIES

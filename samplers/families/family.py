@@ -65,7 +65,7 @@ class Family(ABC):
         example: how its pipelines are called, as code with {steps}, {scale} and {eta}, for the model card.
     """
 
-    summary: str
+    summary = ""
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()

@@ -87,6 +87,12 @@ def test_every_command_has_a_group_and_examples_that_it_accepts_and_a_help_for_e
         )
 
 
+def test_an_option_is_still_read_by_its_old_name_with_a_warning_that_has_the_new_one(capsys):
+    context = GROUP.commands["serve"].make_context("serve", ["--most-pictures", "3"])  # words: allowed
+    assert context.params["max_images"] == 3
+    assert "warning: --most-pictures is now --max-images" in capsys.readouterr().err  # words: allowed
+
+
 @pytest.mark.parametrize("kind", ["methods", "metrics", "families"])
 def test_what_is_registered_is_listed_with_a_sentence_and_a_page_of_the_documentation(gendistill, kind):
     names = {"methods": list(RECIPES), "metrics": list(METRICS), "families": [type(family).__name__ for family in FAMILIES]}[
