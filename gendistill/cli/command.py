@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from gendistill.cli.shared import print_line, warn
 
 OLD_OPTIONS = {
-    "--most-images": "--max-images",
+    "--most-pictures": "--max-images",  # words: allowed
     "--most-steps": "--max-steps",
     "--most-waiting": "--max-waiting",
 }
