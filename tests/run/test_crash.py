@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_is_used(dis
     damage(half_done / "checkpoints" / "step-00000004" / "weights.safetensors")
     process = distill(half_done)
     assert process.wait() == 0, process.text
-    line = "checkpoint step-00000004/weights.safetensors is not as it was written; going on from step-00000002"
+    line = "checkpoint step-00000004/weights.safetensors is corrupted; resuming from step-00000002"
     assert process.output.read_text().splitlines().count(line) == 1
     assert weights_of_last_step(half_done) == last_weights
 
@@ -163,7 +163,7 @@ def test_where_all_are_damaged_one_sentence_says_so(distill, half_done):
         cut_short(half_done / "checkpoints" / name / "optimizers.safetensors")
     process = distill(half_done)
     assert process.wait() == 2
-    assert "holds no whole checkpoint (step-00000004/optimizers.safetensors is not as it was written; step-" in process.text
+    assert "holds no intact checkpoint (step-00000004/optimizers.safetensors is corrupted; step-" in process.text
     assert "Traceback" not in process.text
 
 

@@ -115,7 +115,7 @@ def test_a_run_of_two_goes_on_as_one_and_a_run_of_one_as_two(distill, place, alo
         assert_same_curve(place / run, alone)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_one_sentence(distill):
+def test_a_batch_that_cannot_be_divided_is_one_sentence(distill):
     processes, codes = distill("uneven", 2, trainer__batch_size=5)
     assert codes == [2, 2]
     sentence = (
