@@ -1,4 +1,4 @@
-"""A student in the format that an application reads: written, opened again, and held against what it was made of."""
+"""Export a student to the formats of other applications; every export is opened again and compared with the student."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from gendistill.training.checkpoint import as_os_error
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED, PROMPT = 0, "a red apple on a table"
 PROGRAMS = ("onnx", "openvino")
-FOLDERS = ("diffusers", *PROGRAMS)  # the formats that are a folder; the others are a file
-FARTHEST = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # that rounding may move a pixel in [0, 1]
+FOLDERS = ("diffusers", *PROGRAMS)  # formats that are a folder; the others are a file
+TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # maximum error of a pixel in [0, 1] from rounding
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far an image of it is from the student's, at most and on average, in [0, 1]."""
+    """A written export, and the maximum and the mean absolute difference of its image from the student's, in [0, 1]."""
 
     path: Path
     opened_by: str
-    most: float
-    mean: float
+    max_error: float
+    mean_error: float
 
     def describe(self) -> str:
         size = sum(file.stat().st_size for file in ([self.path] if self.path.is_file() else self.path.rglob("*.*")))
         return (
             f"{self.path} ({size / 2**20:,.1f} MiB), opened again by {self.opened_by}: "
-            f"its image is within {self.most:.4f} of the student's, {self.mean:.5f} on average"
+            f"its image is within {self.max_error:.4f} of the student's, {self.mean_error:.5f} on average"
         )
 
 
@@ -54,14 +54,14 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     """Write a student as `kind`, open it again, and sample the same image with both.
 
     Args:
-        kind: of `FORMATS`.
-        out: a folder that is new or empty, or a .safetensors file, which is replaced once the new one is complete.
-        dtype: of the weights: float32, float16 or bfloat16; float16 where None, float32 for a program.
-        prompt: of the image; the first that the model knows, or one of ours, where None.
+        kind: one of `FORMATS`.
+        out: a new or empty folder, or a .safetensors file, which is replaced once the new one is complete.
+        dtype: of the weights: float32, float16 or bfloat16; None is float16, or float32 for a program.
+        prompt: of the compared image; None is the first prompt of the model, or `PROMPT`.
 
     Raises:
-        ValueError: there is no such format, it has no place for what the student is, `out` would replace something else,
-            the disk does not accept it, or what was written samples another image; `out` stays as it was then.
+        ValueError: the format is unknown or does not support the student, `out` would overwrite other files, writing fails, or
+            the export samples another image; `out` is unchanged then.
     """
     if kind not in FORMATS:
         raise ValueError(f"--format {kind}: expects one of {', '.join(FORMATS)}")
@@ -77,12 +77,12 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
         raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file")
     out = out.resolve()
     _require_vacant(out, kind)
-    sampler = FewStepSampler.from_pretrained(student, quantization="none")  # whose weights are those of other programs
+    sampler = FewStepSampler.from_pretrained(student, quantization="none")  # other applications expect unquantized weights
     _require_no_input(out, student, sampler)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
     writing = (new_folder if kind in FOLDERS else atomic_write)(out)
     with advancing_bar(f"exporting and verifying {kind}", 3) as progress, writing as temporary:
-        ours = _generate(sampler, prompts)
+        student_image = _generate(sampler, prompts)
         progress(1)
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -91,16 +91,14 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
             raise as_os_error(error) or error from error
         progress(1)
         reopened = reopen(sampler, temporary)
-        difference = (_generate(reopened, prompts) - ours).abs()
-        if kind in PROGRAMS:  # the other half of its autoencoder is seen where an image begins at one
-            begun = Task(images=ours, strength=1.0)
-            difference = torch.cat(
-                [difference, (_generate(reopened, prompts, begun) - _generate(sampler, prompts, begun)).abs()]
-            )
-        if (most := float(difference.max())) > FARTHEST[dtype]:
-            raise ValueError(f"--format {kind}: what was written samples another image (by {most:.2f}); nothing is kept")
+        difference = (_generate(reopened, prompts) - student_image).abs()
+        if kind in PROGRAMS:  # image to image, which runs the encoder of the autoencoder too
+            task = Task(images=student_image, strength=1.0)
+            difference = torch.cat([difference, (_generate(reopened, prompts, task) - _generate(sampler, prompts, task)).abs()])
+        if (max_error := float(difference.max())) > TOLERANCE[dtype]:
+            raise ValueError(f"--format {kind}: the export samples another image (error {max_error:.2f}); nothing was written")
         progress(1)
-    return Exported(out, opened_by, most, float(difference.mean()))
+    return Exported(out, opened_by, max_error, float(difference.mean()))
 
 
 def _generate(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_IMAGE) -> Tensor:
@@ -108,21 +106,21 @@ def _generate(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_
 
 
 def _require_vacant(out: Path, kind: str) -> None:
-    """ValueError where a folder has something in it, or where a file and a folder are mistaken for each other."""
+    """Raise ValueError if a folder is not empty, or if `out` is a file instead of a folder or vice versa."""
     if kind not in FOLDERS:
         if out.is_dir():
             raise ValueError(f"--out {out}: is a folder; --format {kind} expects the name of a .safetensors file")
         return
     if out.is_dir():
-        if found := sorted(path.name for path in out.iterdir()):
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            raise ValueError(f"--out {out}: holds {found[0]}{more}, which would be lost; expects a new or an empty folder")
+        if existing := sorted(path.name for path in out.iterdir()):
+            more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+            raise ValueError(f"--out {out}: holds {existing[0]}{more}, which would be lost; expects a new or an empty folder")
     elif out.exists():
         raise ValueError(f"--out {out}: is a file; --format {kind} expects a new or an empty folder")
 
 
 def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
-    """ValueError where the file to write is one that the student, or the teacher of its LoRA, is made of."""
+    """Raise ValueError if the file to write belongs to the student or to the teacher of its LoRA."""
     sources = [student, sampler.spec.teacher] if sampler.spec is not None else [student]
     for source in sources:
         if out.is_file() and out.is_relative_to(Path(source).expanduser().resolve()):
@@ -130,7 +128,7 @@ def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
 
 
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    """A diffusers folder, a LoRA fused into it; in half precision as diffusers' variant `fp16`."""
+    """A diffusers folder, with a LoRA fused; float16 weights are saved as diffusers' variant `fp16`."""
     pipeline = _fused(sampler).to(dtype)
     pipeline.save_pretrained(out, safe_serialization=True, variant="fp16" if dtype is torch.float16 else None)
     open_in_float32(out)
@@ -145,7 +143,7 @@ def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
 
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
     pipeline = _fused(sampler)
-    weights = {name: of.to(dtype).contiguous() for name, of in original_weights(pipeline).items()}
+    weights = {name: weight.to(dtype).contiguous() for name, weight in original_weights(pipeline).items()}
     predicts_v = pipeline.scheduler.config.prediction_type == "v_prediction"
     marks = {"v_pred": torch.zeros(0)} if predicts_v else {}
     if predicts_v and pipeline.scheduler.config.get("rescale_betas_zero_snr"):
@@ -154,7 +152,7 @@ def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) ->
 
 
 def _open_checkpoint(sampler: FewStepSampler, out: Path) -> FewStepSampler:
-    """By diffusers' own reading of the original layout, with the student's configs and scheduler: the file has none."""
+    """Opened with diffusers' `from_single_file`, with the student's configs and scheduler, which the file does not contain."""
     with TemporaryDirectory() as folder:
         _save_configs(sampler.pipeline, Path(folder))
         opened = open_pipeline(out, config=folder)
@@ -163,7 +161,7 @@ def _open_checkpoint(sampler: FewStepSampler, out: Path) -> FewStepSampler:
 
 
 def _save_configs(pipeline: Any, folder: Path) -> None:
-    """A pipeline's folder without its weights."""
+    """A pipeline folder without weights."""
     pipeline.save_config(folder)
     for name, part in pipeline.components.items():
         if part is None:
@@ -175,10 +173,10 @@ def _save_configs(pipeline: Any, folder: Path) -> None:
 def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
     adapter = _adapter(sampler)
     weights = kohya_weights(sampler.pipeline, adapter, dtype)
-    ranks = {len(of) for name, of in weights.items() if name.endswith(".lora_down.weight")}
-    alphas = {float(of) for name, of in weights.items() if name.endswith(".alpha")}
-    told = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(max(alphas))}
-    _save(weights, out, sampler, f"{RELEASES[release_of(sampler.pipeline)]}/lora", told)
+    ranks = {len(weight) for name, weight in weights.items() if name.endswith(".lora_down.weight")}
+    alphas = {float(weight) for name, weight in weights.items() if name.endswith(".alpha")}
+    metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(max(alphas))}
+    _save(weights, out, sampler, f"{RELEASES[release_of(sampler.pipeline)]}/lora", metadata)
 
 
 def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
@@ -186,7 +184,7 @@ def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
 
 
 def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
-    """By diffusers, onto the teacher."""
+    """The teacher with the LoRA, loaded by diffusers."""
     spec = sampler.spec
     assert spec is not None
     opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
@@ -197,12 +195,12 @@ def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
 
 def _adapter(sampler: FewStepSampler) -> str:
     if sampler.spec is None or not sampler.spec.lora:
-        raise ValueError("--format lora, kohya: the student is a whole network; expects one that was distilled with --lora")
+        raise ValueError("--format lora, kohya: the student is a full network; expects one that was distilled with --lora")
     return str(sampler.pipeline.get_active_adapters()[0])
 
 
 def _fused(sampler: FewStepSampler) -> Any:
-    """The sampler's own pipeline, its LoRA in its weights from now on: it has sampled its image."""
+    """The sampler's pipeline, with its LoRA fused into the weights, permanently: its image has been sampled before."""
     pipeline = sampler.pipeline
     if sampler.spec is not None and sampler.spec.lora:
         pipeline.fuse_lora()
@@ -211,12 +209,12 @@ def _fused(sampler: FewStepSampler) -> Any:
 
 
 def _save(
-    weights: dict[str, Tensor], out: Path, sampler: FewStepSampler, architecture: str, told: dict[str, str] | None = None
+    weights: dict[str, Tensor], out: Path, sampler: FewStepSampler, architecture: str, metadata: dict[str, str] | None = None
 ) -> None:
-    """One safetensors file that says of itself what the ModelSpec of Stability AI asks for."""
+    """Write a safetensors file with metadata according to Stability AI's ModelSpec."""
     spec, size = sampler.spec, sampler.size
     hint = "" if spec is None else f"{spec.num_inference_steps[0]} steps, {spec.solver}, CFG {spec.pipeline_guidance_scale:g}"
-    predicts = sampler.pipeline.scheduler.config.prediction_type
+    prediction_type = sampler.pipeline.scheduler.config.prediction_type
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
@@ -224,9 +222,9 @@ def _save(
         "modelspec.implementation": "diffusers" if "/lora" in architecture else "sgm",
         "modelspec.title": f"{spec.num_inference_steps[0]}-step student of {Path(spec.teacher).name}" if spec else sampler.kind,
         "modelspec.resolution": f"{size[1]}x{size[0]}",
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(predicts, predicts),
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(prediction_type, prediction_type),
         "modelspec.usage_hint": hint,
-        **(told or {}),
+        **(metadata or {}),
     }
     save_file(weights, out, metadata=header)
 
@@ -237,7 +235,7 @@ def _write_programs(sampler: FewStepSampler, out: Path, dtype: torch.dtype, kind
 
 Write = Callable[[FewStepSampler, Path, torch.dtype], None]
 Open = Callable[[FewStepSampler, Path], FewStepSampler]
-# what writes, what opens it again, and by whose reading
+# for each format: the writer, the reader, and the name of the reader for messages
 FORMATS: dict[str, tuple[Write, Open, str]] = {
     "diffusers": (_write_folder, _open_folder, "diffusers"),
     "checkpoint": (_write_checkpoint, _open_checkpoint, "diffusers' from_single_file"),

@@ -1,4 +1,4 @@
-"""A LoRA under the names that kohya's scripts gave them: what ComfyUI and WebUI look for."""
+"""Convert a LoRA to the format of kohya's training scripts, which ComfyUI and WebUI read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gendistill.samplers.families import network_of
 def kohya_weights(pipeline: Any, adapter: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights of a pipeline's adapter: `NAME.lora_down.weight`, `NAME.lora_up.weight` and `NAME.alpha` for each layer.
 
-    Names are diffusers' with underscores, `lora_unet_down_blocks_0_...`; of Stable Diffusion XL the original ones,
-    `lora_unet_input_blocks_4_1_...`, as kohya's scripts and their readers have them.
+    As in kohya's scripts, names are diffusers' names with underscores, `lora_unet_down_blocks_0_...`; for Stable Diffusion XL
+    they are those of the original release, `lora_unet_input_blocks_4_1_...`.
 
     Raises:
-        ValueError: there is no such adapter, or it is of a kind that the format has no place for (DoRA, biases).
+        ValueError: there is no such adapter, or the format does not support it (DoRA, biases).
     """
     original = type(pipeline).__name__ == "StableDiffusionXLPipeline"
     weights: dict[str, Tensor] = {}
@@ -29,7 +29,7 @@ def kohya_weights(pipeline: Any, adapter: str, dtype: torch.dtype) -> dict[str, 
             continue
         down, up = layer.lora_A[adapter], layer.lora_B[adapter]
         if layer.use_dora.get(adapter) or up.bias is not None:
-            raise ValueError(f"the LoRA has {path} as DoRA or with a bias; kohya's format takes plain low-rank weights")
+            raise ValueError(f"the LoRA of {path} has DoRA or a bias; kohya's format supports only plain low-rank weights")
         name = unet_name(f"{path}.weight", network.config).removesuffix(".weight") if original else path
         key = f"lora_unet_{name.replace('.', '_')}"
         rank = down.weight.shape[0]

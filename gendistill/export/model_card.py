@@ -1,4 +1,4 @@
-"""The model card of a student: what it is, how to sample it, where it comes from."""
+"""The model card of a student: description, usage with diffusers, guidance, and provenance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ tags: [gendistill, distillation, few-step, {method}{lora_tag}]
 
 # {steps}-step student of {teacher}
 
-Distilled by gendistill ({method}). One network call a step; validated at {all_steps} steps.
+A few-step student of {teacher}, distilled with gendistill (method: {method}) and validated at {all_steps} steps.
+
+## Usage
 
 ```python
 {usage}
@@ -26,7 +28,7 @@ Distilled by gendistill ({method}). One network call a step; validated at {all_s
 
 {guidance}
 
-## Lineage
+## Provenance
 
 | | |
 |---|---|
@@ -48,17 +50,27 @@ pipeline.scheduler = {scheduler}.from_pretrained("PATH_OF_THIS_FOLDER", subfolde
 image = {call}.images[0]"""
 
 GUIDANCE = {
-    "embedded": "`guidance_scale` is an input of the network, trained from {low:g} to {high:g}; it costs no second call.",
-    "baked": (
-        "Guidance of scale {scale:g} is baked in: call the pipeline with `guidance_scale=1`. A larger value guides twice "
-        "and doubles the time."
+    "embedded": (
+        "`guidance_scale` is an input of the network (guidance embedding), trained on scales from {low:g} to {high:g}. Each "
+        "step needs one network call."
     ),
-    "cfg": "Classifier-free guidance works as in the teacher, negative prompts too; it costs two network calls a step.",
+    "baked": (
+        "Guidance with scale {scale:g} is distilled into the weights: call the pipeline with `guidance_scale=1`, which needs "
+        "one network call per step. A larger value applies guidance a second time and doubles the number of network calls."
+    ),
+    "cfg": (
+        "Classifier-free guidance and negative prompts work as with the teacher. Guidance needs two network calls per step."
+    ),
 }
+UNGUIDED = "The model has no guidance; each step needs one network call."
 
 
 def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) -> str:
-    """README.md for a student folder. `provenance` is told as it is, one row a key; `licence` goes to the head."""
+    """The README.md of a student folder.
+
+    Args:
+        provenance: one table row per key; `licence` also goes into the metadata.
+    """
     low, high = spec.guidance_range or (1.0, 1.0)
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
         call=family.example.format(
@@ -70,7 +82,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         opening=_opening(spec),
         scheduler=spec.scheduler_class,
     )
-    guidance = GUIDANCE[spec.guidance] if family.guided else "The teacher knows no guidance, and the student neither."
+    guidance = GUIDANCE[spec.guidance] if family.guided else UNGUIDED
     rows = {
         "teacher": spec.teacher,
         "solver": f"{spec.solver} ({spec.scheduler_class})",
@@ -92,7 +104,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
 
 
 def _opening(spec: StudentSpec) -> str:
-    """How diffusers opens the teacher that a LoRA belongs to."""
+    """The diffusers call that opens the teacher of a LoRA."""
     if spec.teacher.endswith(".safetensors"):
         return f'from_single_file("{spec.teacher}")'
     revision = f', revision="{spec.teacher_revision}"' if spec.teacher_revision else ""

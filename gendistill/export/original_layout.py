@@ -1,6 +1,6 @@
-"""A Stable Diffusion pipeline in the layout of the original release: what ComfyUI and WebUI read as one checkpoint.
+"""Convert a Stable Diffusion pipeline to the layout of the original release: a single checkpoint for ComfyUI and WebUI.
 
-The inverse of what diffusers' `from_single_file` does.
+The inverse of diffusers' `from_single_file`.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ RELEASES = {"1": "stable-diffusion-v1", "2": "stable-diffusion-v2", "xl": "stabl
 
 
 def release_of(pipeline: Any) -> str:
-    """`1`, `2` or `xl`: the release whose layout a pipeline's weights have.
+    """The release whose layout fits a pipeline: `1`, `2` or `xl`.
 
     Raises:
-        ValueError: it is no Stable Diffusion, or has a part that the layout has no place for.
+        ValueError: the pipeline is not a Stable Diffusion, or has a component that the layout does not support.
     """
     kind, vae = type(pipeline).__name__, getattr(pipeline, "vae", None)
     if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise ValueError(f"a {kind} has no original layout; expects a Stable Diffusion 1.x, 2.x or XL")
+        raise ValueError(f"got a {kind}; the original layout exists for Stable Diffusion 1.x, 2.x and XL")
     unet = network_of(pipeline).config
     if unet.get("time_cond_proj_dim") is not None:
         raise ValueError(
-            "the original layout has no place for a guidance slider (guidance.mode embedded); expects a baked student"
+            "the original layout has no guidance embedding (guidance.mode embedded); expects a student with baked guidance"
         )
     if unet["mid_block_type"] is None or not isinstance(unet["layers_per_block"], int):
-        raise ValueError("the original layout knows blocks of one length and one in the middle; this network has others")
+        raise ValueError("the original layout expects a mid block, and the same number of layers in every block")
     if type(vae).__name__ != "AutoencoderKL":
-        raise ValueError(f"the original layout has no place for an {type(vae).__name__}; expects the teacher's AutoencoderKL")
+        raise ValueError(f"got an {type(vae).__name__}; the original layout expects the teacher's AutoencoderKL")
     if kind == "StableDiffusionXLPipeline":
         return "xl"
     return "1" if pipeline.text_encoder.config.hidden_act == "quick_gelu" else "2"
@@ -58,10 +58,10 @@ def original_weights(pipeline: Any) -> dict[str, Tensor]:
     """All weights of a Stable Diffusion pipeline by their original names.
 
     Raises:
-        ValueError: as `release_of`.
+        ValueError: see `release_of`.
     """
     release, unet, vae = release_of(pipeline), network_of(pipeline), pipeline.vae
-    weights = {f"model.diffusion_model.{unet_name(name, unet.config)}": of for name, of in unet.state_dict().items()}
+    weights = {f"model.diffusion_model.{unet_name(name, unet.config)}": weight for name, weight in unet.state_dict().items()}
     for name, tensor in vae.state_dict().items():
         name = vae_name(name, len(vae.config.block_out_channels))
         is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", name)
@@ -84,10 +84,10 @@ def unet_name(name: str, config: Mapping[str, Any]) -> str:
     side, rest = name.split(".", 1)
     layers = config["layers_per_block"]
     if side == "mid_block":
-        kind, place, rest = rest.split(".", 2)
-        return f"middle_block.{1 if kind == 'attentions' else 2 * int(place)}.{_inner(kind, rest)}"
-    level, kind, place, rest = rest.split(".", 3)
-    block, number = int(level), int(place)
+        kind, index, rest = rest.split(".", 2)
+        return f"middle_block.{1 if kind == 'attentions' else 2 * int(index)}.{_inner(kind, rest)}"
+    level, kind, index, rest = rest.split(".", 3)
+    block, number = int(level), int(index)
     if side == "down_blocks":
         first = 1 + block * (layers + 1)
         if kind == "downsamplers":
@@ -95,8 +95,8 @@ def unet_name(name: str, config: Mapping[str, Any]) -> str:
         return f"input_blocks.{first + number}.{int(kind == 'attentions')}.{_inner(kind, rest)}"
     first = block * (layers + 1)
     if kind == "upsamplers":
-        attends = config["up_block_types"][block] == "CrossAttnUpBlock2D"
-        return f"output_blocks.{first + layers}.{1 + attends}.{rest}"
+        has_attention = config["up_block_types"][block] == "CrossAttnUpBlock2D"
+        return f"output_blocks.{first + layers}.{1 + has_attention}.{rest}"
     return f"output_blocks.{first + number}.{int(kind == 'attentions')}.{_inner(kind, rest)}"
 
 
@@ -108,24 +108,24 @@ def _inner(kind: str, rest: str) -> str:
 
 
 def vae_name(name: str, levels: int) -> str:
-    """The original name of a weight of an `AutoencoderKL` of so many resolutions."""
+    """The original name of a weight of an `AutoencoderKL` with `levels` resolutions."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     name = re.sub(r"downsamplers\.0", "downsample", re.sub(r"upsamplers\.0", "upsample", name))
     name = re.sub(r"down_blocks\.(\d+)\.(resnets\.)?", lambda m: f"down.{m[1]}." + ("block." if m[2] else ""), name)
     name = re.sub(
         r"up_blocks\.(\d+)\.(resnets\.)?", lambda m: f"up.{levels - 1 - int(m[1])}." + ("block." if m[2] else ""), name
     )
-    if found := re.match(r"(\w+)\.mid_block\.(resnets\.0|attentions\.0|resnets\.1)\.(.*)", name):
-        side, part, rest = found.groups()
+    if match := re.match(r"(\w+)\.mid_block\.(resnets\.0|attentions\.0|resnets\.1)\.(.*)", name):
+        side, part, rest = match.groups()
         if part == "attentions.0":
-            for ours, theirs in VAE_ATTENTION.items():
-                rest = re.sub(rf"^{re.escape(ours)}\.", f"{theirs}.", rest)
+            for diffusers_name, original_name in VAE_ATTENTION.items():
+                rest = re.sub(rf"^{re.escape(diffusers_name)}\.", f"{original_name}.", rest)
         return f"{side}.mid.{VAE_MIDDLE[part]}.{rest}"
     return name
 
 
 def _open_clip_weights(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """A CLIP text encoder's weights as OpenCLIP names them, with query, key and value in one."""
+    """The weights of a CLIP text encoder with OpenCLIP's names, and with query, key and value in one tensor."""
     weights: dict[str, Tensor] = {}
     projections: dict[str, dict[str, Tensor]] = {}
     for name, tensor in encoder.state_dict().items():
@@ -136,11 +136,11 @@ def _open_clip_weights(encoder: nn.Module, prefix: str) -> dict[str, Tensor]:
         if name in OPEN_CLIP["layers"]:
             weights[prefix + OPEN_CLIP["layers"][name]] = tensor
             continue
-        for ours, theirs in OPEN_CLIP["transformer"].items():
-            name = name.replace(ours, theirs)
+        for transformers_name, original_name in OPEN_CLIP["transformer"].items():
+            name = name.replace(transformers_name, original_name)
         name = f"transformer.{name}"
-        if found := re.match(r"(.*)\.([qkv])_proj\.(weight|bias)$", name):
-            projections.setdefault(f"{prefix}{found[1]}.in_proj_{found[3]}", {})[found[2]] = tensor
+        if match := re.match(r"(.*)\.([qkv])_proj\.(weight|bias)$", name):
+            projections.setdefault(f"{prefix}{match[1]}.in_proj_{match[3]}", {})[match[2]] = tensor
         else:
             weights[prefix + name] = tensor
     return weights | {name: torch.cat([parts[part] for part in "qkv"]) for name, parts in projections.items()}

@@ -1,7 +1,7 @@
-"""A student for ONNX Runtime and OpenVINO: each of its networks as a program, in folders named as those of `optimum`.
+"""Export a student to ONNX Runtime and OpenVINO: one program per network, in the folder layout of `optimum`.
 
-`text_encoder/`, `unet/`, `vae_decoder/`, `vae_encoder/` hold `model.onnx` or `openvino_model.xml`, beside the tokenizer, the
-scheduler and the configs of the pipeline. The programs take any batch, and images of the size that the model samples by itself.
+`text_encoder/`, `unet/`, `vae_decoder/`, `vae_encoder/` contain `model.onnx` or `openvino_model.xml`; the folder also has the
+tokenizer, the scheduler and the configs of the pipeline. The programs support any batch size and the default image size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ Run = Callable[..., list[Tensor]]
 
 @dataclass(frozen=True)
 class ExportedPart:
-    """A network as a program, and what the program stands for.
+    """A network that is exported as a program.
 
     Attributes:
-        folder: of the program; component: of the pipeline; method: that the program computes: `forward`, `encode`, `decode`.
-        call: (network, *inputs) -> outputs, what is exported.
-        inputs: what it is called with, by name; outputs: the names of what it gives.
-        stand_in: (run, *args, **given), called by the pipeline as the method is.
+        folder: of the program.
+        component: the name of the network in the pipeline.
+        method: the method that the program computes: `forward`, `encode` or `decode`.
+        call: (network, *inputs) -> outputs, the exported function.
+        inputs: example inputs by name.
+        outputs: the names of the outputs.
+        replacement: (run, *args, **kwargs), replaces the method in the pipeline and runs the program.
     """
 
     folder: str
@@ -49,21 +52,21 @@ class ExportedPart:
     call: Callable[..., Any]
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
-    stand_in: Callable[..., Any]
+    replacement: Callable[..., Any]
 
 
 def require_runtime(kind: str) -> None:
-    """Raise ValueError where a package is missing that writes or opens `kind`."""
+    """Raise ValueError if a package is missing that `kind` needs."""
     missing = [name for name in NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"--format {kind}: needs {', '.join(missing)}; pip install 'gendistill[{kind}]'")
 
 
 def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str) -> None:
-    """The programs of a pipeline of float32 networks, for `kind`, and its configs.
+    """Write the programs and the configs of a pipeline with float32 networks.
 
     Raises:
-        ValueError: the model samples from no texts.
+        ValueError: the model is not text-to-image.
     """
     if not sampler.texts:
         raise ValueError(f"--format {kind}: expects a text-to-image model; this is a {sampler.kind}")
@@ -71,7 +74,7 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     for part in parts_of(sampler, pipeline):
         folder = out / part.folder
         folder.mkdir()
-        network = _Called(getattr(pipeline, part.component), part.call).eval()
+        network = _Exportable(getattr(pipeline, part.component), part.call).eval()
         inputs = tuple(part.inputs.values())
         with torch.no_grad():
             program = traced(network, inputs)
@@ -81,45 +84,44 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
 
             model = _openvino().read_model(str(folder / FILES["onnx"]))
             openvino.save_model(model, folder / FILES[kind], compress_to_fp16=False)
-            del model  # it holds the files open
+            del model  # closes the files
             for file in folder.glob("model.onnx*"):
                 file.unlink()
         config = getattr(pipeline, part.component).config
         stored = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        told = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
-        (folder / "config.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
-    for name, of in pipeline.components.items():
-        if name.startswith(("tokenizer", "scheduler")) and of is not None:
-            of.save_pretrained(out / name)
+        public = {key: value for key, value in stored.items() if not key.startswith("_name_or_path")}
+        (folder / "config.json").write_text(json.dumps(public, indent=2, default=str) + "\n")
+    for name, component in pipeline.components.items():
+        if name.startswith(("tokenizer", "scheduler")) and component is not None:
+            component.save_pretrained(out / name)
     pipeline.save_config(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
 
 
 def open_programs(sampler: FewStepSampler, out: Path, kind: str) -> FewStepSampler:
-    """The sampler's pipeline with its networks run by ONNX Runtime or OpenVINO."""
+    """A sampler whose networks run in ONNX Runtime or OpenVINO."""
     pipeline = copy.copy(sampler.pipeline)
     for part in parts_of(sampler, sampler.pipeline):
         run = _open(out / part.folder / FILES[kind], kind, tuple(part.inputs))
-        running = copy.copy(getattr(pipeline, part.component))
-        setattr(running, part.method, partial(part.stand_in, run))
-        setattr(pipeline, part.component, running)
+        component = copy.copy(getattr(pipeline, part.component))
+        setattr(component, part.method, partial(part.replacement, run))
+        setattr(pipeline, part.component, component)
     return FewStepSampler(pipeline, sampler.spec)
 
 
 def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[ExportedPart]:
-    """The networks that an image needs, or one that begins at another, on the CPU, with an example of what each is given."""
+    """The networks of text-to-image and image-to-image sampling, with example inputs on the CPU."""
     family, network = sampler.family, sampler.family.network(pipeline)
     for name, text in family.encoders(pipeline).items():
         tokens = torch.zeros(2, text.config.max_position_embeddings, dtype=torch.long)
-        made = CLIPTextModelOutput if type(text).__name__.endswith("WithProjection") else BaseModelOutputWithPooling
-        stand_in = partial(_run_texts, made)
-        yield ExportedPart(name, name, "forward", _texts, {"input_ids": tokens}, STATES, stand_in)
+        output = CLIPTextModelOutput if type(text).__name__.endswith("WithProjection") else BaseModelOutputWithPooling
+        yield ExportedPart(name, name, "forward", _texts, {"input_ids": tokens}, STATES, partial(_run_texts, output))
     height, width = (edge // pipeline.vae_scale_factor for edge in sampler.size)
     like = family.example_inputs(network.config, 2, (height, width), torch.float32)
     added = like.pop("added_cond_kwargs", {})
     length = next(iter(family.encode(pipeline, [""]).values())).shape[1]
-    example = {name: torch.rand(of.shape) for name, of in {**like, **added}.items()}
+    example = {name: torch.rand(tensor.shape) for name, tensor in {**like, **added}.items()}
     example["encoder_hidden_states"] = torch.rand(2, length, example["encoder_hidden_states"].shape[2])
     part, denoise = family.network_part, partial(_denoise, tuple(example))
     yield ExportedPart(part, part, "forward", denoise, example, ("out_sample",), _run_denoise)
@@ -129,83 +131,85 @@ def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[ExportedPart]:
     yield ExportedPart("vae_encoder", "vae", "encode", _encode, {"sample": images}, ("latent_parameters",), _run_encode)
 
 
-class _Called(nn.Module):
-    """A network in the way that its program calls it."""
+class _Exportable(nn.Module):
+    """A module whose forward is the exported function of a network."""
 
     def __init__(self, network: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
         self.network, self.call = network, call
 
-    def forward(self, *given: Tensor) -> Any:
-        return self.call(self.network, *given)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.call(self.network, *inputs)
 
 
-def _texts(network: Any, *given: Tensor) -> tuple[Tensor, ...]:
-    """The last states, the pooled embedding, and the states before the last layer, which SDXL is conditioned on."""
-    made = network(*given, output_hidden_states=True)
-    return made.last_hidden_state, made[0] if hasattr(made, "text_embeds") else made.pooler_output, made.hidden_states[-2]
+def _texts(network: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The last hidden states, the pooled embedding, and the hidden states before the last layer (the condition of SDXL)."""
+    output = network(*inputs, output_hidden_states=True)
+    pooled = output[0] if hasattr(output, "text_embeds") else output.pooler_output
+    return output.last_hidden_state, pooled, output.hidden_states[-2]
 
 
-def _run_texts(made: Any, run: Run, input_ids: Tensor, *args: Any, **given: Any) -> Any:
-    last, pooled, before = run(input_ids)
-    name = "text_embeds" if made is CLIPTextModelOutput else "pooler_output"
-    return made(last_hidden_state=last, hidden_states=(before, last), **{name: pooled})
+def _run_texts(output: Any, run: Run, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+    last, pooled, before_last = run(input_ids)
+    name = "text_embeds" if output is CLIPTextModelOutput else "pooler_output"
+    return output(last_hidden_state=last, hidden_states=(before_last, last), **{name: pooled})
 
 
-def _denoise(names: tuple[str, ...], network: Any, *given: Tensor) -> Tensor:
-    named = dict(zip(names, given, strict=True))
+def _denoise(names: tuple[str, ...], network: Any, *inputs: Tensor) -> Tensor:
+    named = dict(zip(names, inputs, strict=True))
     added = {name: named.pop(name) for name in ("text_embeds", "time_ids") if name in named}
-    made: Tensor = network(**named, added_cond_kwargs=added or None, return_dict=False)[0]
-    return made
+    prediction: Tensor = network(**named, added_cond_kwargs=added or None, return_dict=False)[0]
+    return prediction
 
 
-def _run_denoise(run: Run, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **given: Any) -> tuple[Tensor]:
-    added = given.get("added_cond_kwargs") or {}
-    more = (given.get("timestep_cond"), added.get("text_embeds"), added.get("time_ids"))
-    times = timestep.float().expand(len(sample))
-    return (run(sample, times, encoder_hidden_states, *(of.float() for of in more if of is not None))[0],)
+def _run_denoise(run: Run, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor]:
+    added = kwargs.get("added_cond_kwargs") or {}
+    optional = (kwargs.get("timestep_cond"), added.get("text_embeds"), added.get("time_ids"))
+    conditions = [tensor.float() for tensor in optional if tensor is not None]
+    timesteps = timestep.float().expand(len(sample))
+    return (run(sample, timesteps, encoder_hidden_states, *conditions)[0],)
 
 
-def _decode(vae: Any, *given: Tensor) -> Tensor:
-    made: Tensor = vae.decode(*given, return_dict=False)[0]
-    return made
+def _decode(vae: Any, *inputs: Tensor) -> Tensor:
+    images: Tensor = vae.decode(*inputs, return_dict=False)[0]
+    return images
 
 
-def _run_decode(run: Run, latents: Tensor, *args: Any, **given: Any) -> tuple[Tensor]:
+def _run_decode(run: Run, latents: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
     return (run(latents)[0],)
 
 
-def _encode(vae: Any, *given: Tensor) -> Tensor:
-    """Mean and log variance of the latents, one after the other."""
-    made: Tensor = vae.encode(*given, return_dict=False)[0].parameters
-    return made
+def _encode(vae: Any, *inputs: Tensor) -> Tensor:
+    """The concatenated mean and log variance of the latents."""
+    parameters: Tensor = vae.encode(*inputs, return_dict=False)[0].parameters
+    return parameters
 
 
-def _run_encode(run: Run, images: Tensor, *args: Any, **given: Any) -> AutoencoderKLOutput:
+def _run_encode(run: Run, images: Tensor, *args: Any, **kwargs: Any) -> AutoencoderKLOutput:
     return AutoencoderKLOutput(DiagonalGaussianDistribution(run(images)[0]))
 
 
 def _open(file: Path, kind: str, names: tuple[str, ...]) -> Run:
-    """What runs a program: called with its inputs in their order."""
+    """A function that runs a program, with the program's inputs as positional arguments."""
 
-    def named(given: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
-        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
+    def named(inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
 
     if kind == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        return lambda *given: [torch.from_numpy(of) for of in session.run(None, named(given))]
+        return lambda *inputs: [torch.from_numpy(array) for array in session.run(None, named(inputs))]
     compiled = _openvino().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda *given: [torch.from_numpy(of.copy()) for of in compiled(named(given)).to_tuple()]
+    return lambda *inputs: [torch.from_numpy(array.copy()) for array in compiled(named(inputs)).to_tuple()]
 
 
 @cache
 def _openvino() -> Any:
-    """OpenVINO's runtime: one, and for as long as the process lives.
+    """OpenVINO's runtime, one per process.
 
-    Each runtime gives the thread a stack for signals and, when it goes, the one that it found: where they do not go in the
-    reverse order of how they came, that stack is gone too, and the next signal ends the process.
+    Each runtime installs an alternate signal stack and restores the previous one when destroyed. Runtimes that are not
+    destroyed in reverse order of creation leave a freed stack behind, and the next signal terminates the process.
     """
     import openvino
 

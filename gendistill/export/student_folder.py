@@ -1,4 +1,4 @@
-"""A student folder: opened by plain diffusers, as a pipeline or as a LoRA on the teacher."""
+"""Write student folders, which plain diffusers opens as a pipeline or as a LoRA of the teacher."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from gendistill.samplers.families import family_of, network_of
 
 @contextmanager
 def student_pipeline(teacher: Teacher, networks: Networks) -> Iterator[Any]:
-    """The teacher's pipeline around the student's average, sharing every other part.
+    """The teacher's pipeline with the EMA of the student as its network; all other components are shared.
 
-    In LoRA mode the average's adapter is on while the context is open.
+    In LoRA mode the adapter of the EMA is active while the context is open.
 
-    A stock pipeline computes in one dtype. Where the average learns in float32 beside a teacher in half precision, the
-    pipeline holds a copy of it in the teacher's dtype.
+    A stock pipeline computes in one dtype. If the EMA is in float32 and the teacher in half precision, the pipeline has a copy
+    of the EMA in the teacher's dtype.
     """
     network, dtype = networks.average.network, next(teacher.network.parameters()).dtype
     with ExitStack() as stack:
@@ -51,12 +51,12 @@ def export_student(
     provenance: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write the student to `folder` (replacing what is there), whole or not at all.
+    """Write the student to `folder` atomically, replacing a previous one.
 
     Args:
-        scheduler: the stock diffusers scheduler that samples it.
-        provenance: what the model card tells: teacher, data, seeds, versions, figures.
-        dtype: of the saved weights; diffusers opens them in whatever its user asks for.
+        scheduler: the stock diffusers scheduler for sampling.
+        provenance: rows of the model card: teacher, data, seeds, versions, figures.
+        dtype: of the saved weights; diffusers opens them in the `torch_dtype` of its caller.
     """
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -78,23 +78,23 @@ def export_student(
 
 
 def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:
-    """Write the adapter of a pipeline's network as diffusers and PEFT read it, with PEFT's config in the file's header.
+    """Write the adapter of a pipeline's network in the format of diffusers and PEFT, with PEFT's config in the file header.
 
     Args:
         dtype: of the saved weights.
-        name: of the file in `folder`; diffusers' own where None.
+        name: of the file in `folder`; None is diffusers' default.
     """
     part, network = family_of(pipeline).network_part, network_of(pipeline)
-    # in PEFT's own names: diffusers would rename those of attention alone, and then overlook them when it loads the file
+    # with PEFT's names: diffusers would rename only those of attention layers, and then ignore them when it loads the file
     weights = {key: tensor.to(dtype) for key, tensor in get_peft_model_state_dict(network, adapter_name=adapter).items()}
     layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": network.peft_config[adapter].to_dict()}
     pipeline.save_lora_weights(folder, weight_name=name, **layers)
 
 
 def open_in_float32(folder: Path) -> None:
-    """Say in a saved pipeline that its text encoders open in float32 by default, as diffusers opens all other parts.
+    """Set the default dtype of the text encoders in a saved pipeline to float32, as diffusers does for all other components.
 
-    transformers 5 would open them in the dtype of the file, and the UNet would refuse their half-precision states.
+    transformers 5 would open them in the dtype of the file, and the UNet would reject their half-precision states.
     """
     for path in folder.glob("text_encoder*/config.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")

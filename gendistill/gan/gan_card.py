@@ -1,4 +1,4 @@
-"""The model card of a GAN student: what it is, how to open it in three ways, where it comes from."""
+"""The model card of a GAN student: description, usage with gendistill, torch and onnxruntime, and provenance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ tags: [gendistill, distillation, gan]
 
 # Student of {teacher}
 
-{what}
+{description}
 
-## How to open it
+## Usage
 
-{usages}
-## Lineage
+{usage}
+## Provenance
 
 | | |
 |---|---|
@@ -41,7 +41,7 @@ images = generator(*generator.example(4))  # (4, {out}) in [-1, 1]
 """
 
 TORCH = """\
-With torch alone:
+With PyTorch:
 
 ```python
 import torch
@@ -52,7 +52,7 @@ images = generator({call})  # (4, {out}) in [{low:g}, {high:g}]
 """
 
 ONNXRUNTIME = """\
-With onnxruntime:
+With ONNX Runtime:
 
 ```python
 import numpy as np
@@ -65,49 +65,49 @@ images = generator.run(None, {{{feed}}})[0]  # (4, {out}) in [{low:g}, {high:g}]
 
 
 def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool) -> str:
-    """README.md of a student's folder. `provenance` is told as it is, one row a key; `licence` and `teacher` go to the head.
+    """The README.md of a student folder.
 
     Args:
-        program, onnx: whether these files are there.
+        provenance: one table row per key; `licence` and `teacher` also go into the metadata.
+        program, onnx: whether the folder contains these files.
     """
     spec = gan.generator.spec
     low, high = spec.output_range
     values = {"out": ", ".join(map(str, spec.output_shape)), "low": low, "high": high}
     shape = ", ".join(map(str, (4, *spec.input_shape)))
     span = f"* {high - low:g} + {low:g}"
-    generated, numbers = {
+    torch_input, numpy_input = {
         "noise": (f"torch.randn({shape})", f"np.random.randn({shape}).astype(np.float32)"),
         "image": (f"torch.rand({shape}) {span}", f"(np.random.rand({shape}) {span}).astype(np.float32)"),
     }[spec.kind]
     labels = [k % spec.num_classes for k in range(4)] if spec.num_classes else None
-    call = generated if labels is None else f"{generated}, torch.tensor({labels})"
-    feed = f'"{spec.kind}": {numbers}' + ("" if labels is None else f', "labels": np.array({labels})')
+    call = torch_input if labels is None else f"{torch_input}, torch.tensor({labels})"
+    feed = f'"{spec.kind}": {numpy_input}' + ("" if labels is None else f', "labels": np.array({labels})')
     module = gan.generator_source.class_path.partition(":")[0]
-    importable = "" if module.startswith("gendistill.") else f", where the module `{module}` is importable"
-    usages = [GENDISTILL.format(importable=importable, **values)]
-    usages += [TORCH.format(call=call, **values)] if program else []
-    usages += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
+    importable = "" if module.startswith("gendistill.") else f" (the module `{module}` must be importable)"
+    usage = [GENDISTILL.format(importable=importable, **values)]
+    usage += [TORCH.format(call=call, **values)] if program else []
+    usage += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
     return CARD.format(
         task="unconditional-image-generation" if spec.kind == "noise" else "image-to-image",
-        teacher=_in_a_row(provenance.get("teacher", "unknown")),
-        licence=_in_a_row(provenance.get("licence", "unknown")),
-        what=_what(gan),
-        usages="\n".join(usages),
-        provenance="\n".join(f"| {_in_a_row(name)} | {_in_a_row(value)} |" for name, value in provenance.items()),
+        teacher=_table_cell(provenance.get("teacher", "unknown")),
+        licence=_table_cell(provenance.get("licence", "unknown")),
+        description=_description(gan),
+        usage="\n".join(usage),
+        provenance="\n".join(f"| {_table_cell(name)} | {_table_cell(value)} |" for name, value in provenance.items()),
     )
 
 
-def _what(gan: Gan) -> str:
+def _description(gan: Gan) -> str:
     spec = gan.generator.spec
-    goes_in = "x".join(map(str, spec.input_shape))
-    taken = f"{goes_in} numbers of noise" if spec.kind == "noise" else f"a {goes_in} image"
+    input_size, output_size = ("x".join(map(str, shape)) for shape in (spec.input_shape, spec.output_shape))
+    inputs = f"Gaussian noise of size {input_size}" if spec.kind == "noise" else f"a {input_size} image"
     classes = f" and one of {spec.num_classes} classes" if spec.num_classes else ""
-    given = "x".join(map(str, spec.output_shape))
-    sentence = f"A generator, distilled by gendistill: {taken}{classes} in, a {given} image out."
+    sentence = f"A GAN generator distilled with gendistill. Input: {inputs}{classes}. Output: a {output_size} image."
     names = "; ".join(f"{number}: {name}" for number, name in enumerate(spec.classes))
     return f"{sentence}\n\nClasses: {names}." if names else sentence
 
 
-def _in_a_row(value: Any) -> str:
-    """Text that a table of Markdown keeps in one cell."""
+def _table_cell(value: Any) -> str:
+    """A value as text for one cell of a Markdown table."""
     return " ".join(str(value).split()).replace("|", "\\|")

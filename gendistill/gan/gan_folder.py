@@ -1,4 +1,4 @@
-"""A GAN's folder: `gan.json`, which says what it is, and a folder with safetensors for each network."""
+"""GAN folders: `gan.json`, which describes the GAN, and a folder with safetensors for each network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gendistill.gan.generator import Generator, GeneratorSpec
-from gendistill.networks.classes import NotImportable, build, in_a_line, read_json
+from gendistill.networks.classes import NotImportable, build, error_summary, read_json
 from gendistill.networks.pruning.pruned_architecture import apply
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "gan.json"
 FORMAT_VERSION = 1
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name, so that `from_pretrained` opens the built-in networks
-LARGEST_INPUT = 2**26  # numbers of one sample; more is a mistake, or meant to fill the memory
+LARGEST_INPUT = 2**26  # values per sample; a larger number is a mistake or malicious
 
 
 @dataclass(frozen=True)
 class NetworkSource:
-    """How a network is built again: its class, its arguments, and what was changed in it since.
+    """How to rebuild a network: its class, the constructor's arguments, and the shapes of pruned layers.
 
     Attributes:
-        class_path: `module:Class`; the module has to be importable where the network is opened.
-        layers: of a pruned network, see `slim.record`; empty where the class and its arguments say all.
+        class_path: `module:Class`; the module must be importable where the network is opened.
+        layers: of a pruned network, see `pruned_architecture.record`; empty for other networks.
     """
 
     class_path: str
@@ -49,11 +49,11 @@ class NetworkSource:
 
 @dataclass(frozen=True)
 class Gan:
-    """A GAN that was opened.
+    """A GAN and how to rebuild it.
 
     Attributes:
-        generator_source, discriminator_source: how their networks are built again.
-        student: of a student what it was made of and how, as its folder says it; None of a teacher.
+        generator_source, discriminator_source: how to rebuild the networks.
+        student: the provenance of a student, from its folder; None for a teacher.
     """
 
     generator: Generator
@@ -71,13 +71,13 @@ def is_gan_folder(folder: str | Path) -> bool:
 
 
 def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None:
-    """Write `gan.json`, `generator/` and, where there is one, `discriminator/`.
+    """Write `gan.json`, `generator/` and, if the GAN has one, `discriminator/`.
 
     Args:
-        dtype: of the weights on the disk, float32 or float16; they open in float32.
+        dtype: of the weights on disk, float32 or float16; they are opened in float32.
 
     Raises:
-        ValueError: nothing says how the discriminator is built again.
+        ValueError: the discriminator has no source.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = {
@@ -86,103 +86,103 @@ def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None
     }
     for name, (network, source) in parts.items():
         if network is not None and source is None:
-            raise ValueError(f"{folder}: the {name} cannot be saved, nothing says how it is built again")
+            raise ValueError(f"{folder}: the {name} cannot be saved without a source (its class and arguments)")
         if network is not None:
             _save_network(folder / name, network, dtype)
-    described = {
+    description = {
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(gan.generator.spec),
         "generator": dataclasses.asdict(gan.generator_source),
         "discriminator": gan.discriminator_source and dataclasses.asdict(gan.discriminator_source),
         "student": gan.student,
     }
-    (folder / FILE_NAME).write_text(json.dumps(described, indent=1) + "\n")
+    (folder / FILE_NAME).write_text(json.dumps(description, indent=1) + "\n")
 
 
 def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:
-    """The GAN of a folder that `save_gan` wrote, in float32, ready to evaluate.
+    """Open the GAN of a folder written by `save_gan`, in float32 and eval mode.
 
-    A discriminator whose class is not importable is left out, with a warning in the log.
+    A discriminator whose class is not importable is omitted, with a warning.
 
     Raises:
-        ValueError: it is no such folder, or not whole, or the generator's class is not importable.
+        ValueError: the folder is not a GAN folder or incomplete, or the generator's class is not importable.
     """
     folder = Path(folder)
-    described = _read(folder)
-    spec = _spec(folder, described)
-    source = _typed(NetworkSource, described.get("generator"), f"{folder / FILE_NAME}: generator")
+    description = _read(folder)
+    spec = _spec(folder, description)
+    source = _typed(NetworkSource, description.get("generator"), f"{folder / FILE_NAME}: generator")
     generator = Generator(_open_network(folder, "generator", source).to(device), spec)
     _verify(folder, generator, device)
-    gan = Gan(generator, source, student=described.get("student"))
-    if described.get("discriminator") is None:
+    gan = Gan(generator, source, student=description.get("student"))
+    if description.get("discriminator") is None:
         return gan
-    source = _typed(NetworkSource, described["discriminator"], f"{folder / FILE_NAME}: discriminator")
+    source = _typed(NetworkSource, description["discriminator"], f"{folder / FILE_NAME}: discriminator")
     try:
         discriminator = _open_network(folder, "discriminator", source).to(device)
     except NotImportable as error:
-        logger.warning("%s; the discriminator is left out", error)
+        logger.warning("%s; the discriminator is not opened", error)
         return gan
     return dataclasses.replace(gan, discriminator=discriminator, discriminator_source=source)
 
 
 def _read(folder: Path) -> dict[str, Any]:
     if not is_gan_folder(folder):
-        raise ValueError(f"{folder}: is no GAN folder; expects one with {FILE_NAME}")
-    described = read_json(folder / FILE_NAME, "GAN")
-    version = described.get("format_version")
+        raise ValueError(f"{folder}: is not a GAN folder; expects a folder with {FILE_NAME}")
+    description = read_json(folder / FILE_NAME, "GAN")
+    version = description.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{folder / FILE_NAME}: format_version {version!r}: expects {FORMAT_VERSION}; a later gendistill wrote it?"
+            f"{folder / FILE_NAME}: format_version {version!r}: expects {FORMAT_VERSION}; was it written by a newer gendistill?"
         )
-    if not isinstance(described.get("student"), dict | None):
+    if not isinstance(description.get("student"), dict | None):
         raise ValueError(f"{folder / FILE_NAME}: student: expects a mapping or null")
-    return described
+    return description
 
 
-def _spec(folder: Path, described: dict[str, Any]) -> GeneratorSpec:
-    spec = _typed(GeneratorSpec, described, f"{folder / FILE_NAME}")
+def _spec(folder: Path, description: dict[str, Any]) -> GeneratorSpec:
+    spec = _typed(GeneratorSpec, description, f"{folder / FILE_NAME}")
     shapes = {"input_shape": spec.input_shape, "output_shape": spec.output_shape}
     for name, shape in shapes.items():
         if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_INPUT:
             raise ValueError(
-                f"{folder / FILE_NAME}: {name} {list(shape)}: expects sizes of at least 1, an image's worth in all"
+                f"{folder / FILE_NAME}: {name} {list(shape)}: expects sizes of at least 1 and at most {LARGEST_INPUT} values"
             )
     if spec.kind == "image" and len(spec.input_shape) != 3:
         raise ValueError(f"{folder / FILE_NAME}: input_shape {list(spec.input_shape)}: expects [C, h, w] where kind is image")
     if spec.num_classes < 0 or len(spec.classes) not in (0, spec.num_classes):
-        raise ValueError(f"{folder / FILE_NAME}: num_classes {spec.num_classes}: expects as many as there are classes, or 0")
+        raise ValueError(f"{folder / FILE_NAME}: num_classes {spec.num_classes}: expects the number of classes, or 0")
     low, high = spec.output_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"{folder / FILE_NAME}: output_range {[low, high]}: expects two numbers such as [-1, 1]")
     return spec
 
 
-def _typed(kind: type[Kind], held: Any, where: str) -> Kind:
-    """`held` as a dataclass; keys that it does not know are left out."""
-    if not isinstance(held, dict):
+def _typed(kind: type[Kind], content: Any, where: str) -> Kind:
+    """A JSON object as a dataclass; unknown keys are ignored."""
+    if not isinstance(content, dict):
         raise ValueError(f"{where}: expects a mapping")
-    known = {f.name for f in dataclasses.fields(kind)}
+    known = {entry.name for entry in dataclasses.fields(kind)}
     try:
-        return TypeAdapter(kind).validate_python({name: value for name, value in held.items() if name in known})
+        return TypeAdapter(kind).validate_python({name: value for name, value in content.items() if name in known})
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         got = "missing" if first["type"] == "missing" else repr(first["input"])[:80]
         raise ValueError(
-            f"{where}: {at} is {got}; {in_a_line(ValueError(first['msg'])).removeprefix('ValueError: ')}"
+            f"{where}: {key} is {got}; {error_summary(ValueError(first['msg'])).removeprefix('ValueError: ')}"
         ) from error
 
 
 def _verify(folder: Path, generator: Generator, device: str | torch.device) -> None:
-    """Run it once: `gan.json` and the network must agree."""
+    """Run the generator once, to check that its inputs and outputs match `gan.json`."""
     try:
         with torch.no_grad():
-            images = generator(*(each.to(device) for each in generator.example()))
-    except Exception as error:  # whatever a stranger's network raises
-        raise ValueError(f"{folder}: the generator fails on what {FILE_NAME} says goes in: {in_a_line(error)}") from error
-    gives, says = list(images.shape[1:]), list(generator.spec.output_shape)
-    if gives != says:
-        raise ValueError(f"{folder}: the generator gives images {gives} where {FILE_NAME} says {says}")
+            images = generator(*(tensor.to(device) for tensor in generator.example()))
+    except Exception as error:  # a foreign network may raise anything
+        raise ValueError(f"{folder}: the generator fails with the inputs of {FILE_NAME}: {error_summary(error)}") from error
+    shape, expected = list(images.shape[1:]), list(generator.spec.output_shape)
+    if shape != expected:
+        raise ValueError(f"{folder}: the generator outputs images {shape}; {FILE_NAME} has {expected}")
 
 
 def _save_network(folder: Path, network: nn.Module, dtype: torch.dtype) -> None:
@@ -190,12 +190,12 @@ def _save_network(folder: Path, network: nn.Module, dtype: torch.dtype) -> None:
     state: dict[str, Tensor] = network.state_dict()
     if isinstance(network, ConfigMixin):
         network.save_config(folder)
-    # clones, as safetensors takes no two names of one tensor
+    # clones, as safetensors rejects tensors that share memory
     save_file({name: _as_saved(tensor, dtype).clone() for name, tensor in state.items()}, folder / WEIGHTS)
 
 
 def _as_saved(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In `dtype`, where its numbers fit into it: a variance of 100,000 does not fit into float16."""
+    """The tensor in `dtype`, or unchanged where a value overflows: a variance of 100,000 is too large for float16."""
     tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
         return tensor
@@ -204,14 +204,14 @@ def _as_saved(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """To what they will be when they come back from a file of `dtype`."""
+    """Round weights and buffers in place, as saving them in `dtype` does."""
     state: dict[str, Tensor] = network.state_dict()
     for tensor in state.values():
         tensor.copy_(_as_saved(tensor, dtype))
 
 
 def _open_network(folder: Path, name: str, source: NetworkSource) -> nn.Module:
-    """As the class builds it, pruned as it was, with the weights of the folder."""
+    """The network built by its class, with the recorded pruned shapes and the weights of the folder."""
     network = build(source.class_path, source.arguments, f"{folder / FILE_NAME}: {name}")
     if source.layers:
         network = apply(network, source.layers)

@@ -1,4 +1,4 @@
-"""Everything that a GAN teacher can come as, opened as one thing."""
+"""Open GAN teachers from GAN folders, saved networks and user-defined classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gendistill.networks.state_dicts import load_weights, read_state_dict, refus
 
 logger = logging.getLogger(__name__)
 
-TAKES = "takes a GAN folder (gan.json), a saved network's folder, or module:Class"
+EXPECTS = "expects a GAN folder (gan.json), a saved network's folder, or module:Class"
 
 
 def open_teacher(
@@ -32,24 +32,24 @@ def open_teacher(
     settings: GeneratorConfig | None = None,
     device: str | torch.device = "cpu",
 ) -> Gan:
-    """The GAN that a teacher is, in float32, ready to evaluate; nothing of its files is run but tensor operations.
+    """Open a GAN teacher, in float32 and eval mode; files are read without executing code in them.
 
-    What goes in and comes out is read from its folder or found, see `inspecting.find_spec`; settings win.
+    The input and output shapes are read from the folder or inferred, see `inspecting.find_spec`; settings take precedence.
 
     Args:
-        teacher: a GAN folder; a folder that diffusers saved of a built-in network; or `module:Class`, importable from the
+        teacher: a GAN folder; a folder with a built-in network saved by diffusers; or `module:Class`, importable from the
             working directory or installed.
         config: JSON file with the constructor's arguments of a `module:Class`.
 
     Raises:
-        ValueError: one sentence on what it is not, and what to do.
+        ValueError: the teacher cannot be opened.
     """
     settings = settings or GeneratorConfig()
     path = Path(teacher)
     if is_gan_folder(path):
         _no_other_weights(teacher, config, settings)
         gan = open_gan(path)
-        gan = dataclasses.replace(gan, generator=_as_set(gan.generator, settings, teacher))
+        gan = dataclasses.replace(gan, generator=_with_settings(gan.generator, settings, teacher))
     elif path.is_dir():
         _no_other_weights(teacher, config, settings)
         network, source = _open_saved_network(path)
@@ -58,12 +58,13 @@ def open_teacher(
     elif path.is_file():
         refuse_program(path, "teacher")
         raise ValueError(
-            f"teacher {teacher}: is a file of weights; expects module:Class as the teacher and --set generator.weights={teacher}"
+            f"teacher {teacher}: is a file of weights; expects module:Class as the teacher and "
+            f"--set generator.weights={teacher}"
         )
     elif is_class_path(teacher):
         gan = _open_class(teacher, config, settings)
     else:
-        raise ValueError(f"teacher {teacher}: {TAKES}; there is no such file or folder")
+        raise ValueError(f"teacher {teacher}: {EXPECTS}; there is no such file or folder")
     gan = _with_discriminator(gan, settings)
     gan.generator.network.to(device)
     if gan.discriminator is not None:
@@ -72,13 +73,13 @@ def open_teacher(
 
 
 def describe(gan: Gan) -> str:
-    """One line: what it is, what goes in, what comes out, and what came with it."""
+    """One line with the class, the inputs and the outputs of the generator, and whether there is a discriminator."""
     spec = gan.generator.spec
-    goes_in, comes_out = ("x".join(map(str, shape)) for shape in (spec.input_shape, spec.output_shape))
+    input_size, output_size = ("x".join(map(str, shape)) for shape in (spec.input_shape, spec.output_shape))
     classes = f" and {spec.num_classes} classes" if spec.num_classes else ""
     low, high = spec.output_range
     return (
-        f"{gan.generator_source.class_name}: {spec.kind} {goes_in}{classes} to images {comes_out} in [{low:g}, {high:g}]; "
+        f"{gan.generator_source.class_name}: {spec.kind} {input_size}{classes} to images {output_size} in [{low:g}, {high:g}]; "
         f"{'with its discriminator' if gan.discriminator is not None else 'no discriminator'}"
     )
 
@@ -90,18 +91,18 @@ def _no_other_weights(teacher: str, config: str | None, settings: GeneratorConfi
         raise ValueError(f"teacher_config {config}: is for a teacher module:Class; {teacher} has its own")
 
 
-def _as_set(generator: Generator, settings: GeneratorConfig, teacher: str) -> Generator:
-    """With the settings that were given in place of what its folder says, if it works with them."""
-    given = {name: getattr(settings, name) for name in ("kind", "input_shape", "num_classes", "output_range")}
-    if all(value is None for value in given.values()):
+def _with_settings(generator: Generator, settings: GeneratorConfig, teacher: str) -> Generator:
+    """The generator with the settings instead of the values of its folder, verified by running it."""
+    values = {name: getattr(settings, name) for name in ("kind", "input_shape", "num_classes", "output_range")}
+    if all(value is None for value in values.values()):
         return generator
     spec = generator.spec
-    said: dict[str, Any] = dataclasses.asdict(spec)
-    merged = {name: said[name] if value is None else value for name, value in given.items()}
-    found = find_spec(generator.network, {}, GeneratorConfig(**{**merged, "input_shape": list(merged["input_shape"])}), teacher)
-    classes = spec.classes if len(spec.classes) == found.num_classes else ()
-    spec = dataclasses.replace(found, classes=classes)
-    return Generator(generator.network, spec)
+    saved: dict[str, Any] = dataclasses.asdict(spec)
+    merged = {name: saved[name] if value is None else value for name, value in values.items()}
+    config = GeneratorConfig(**{**merged, "input_shape": list(merged["input_shape"])})
+    verified = find_spec(generator.network, {}, config, teacher)
+    classes = spec.classes if len(spec.classes) == verified.num_classes else ()
+    return Generator(generator.network, dataclasses.replace(verified, classes=classes))
 
 
 def _open_class(class_path: str, config: str | None, settings: GeneratorConfig) -> Gan:
@@ -109,7 +110,7 @@ def _open_class(class_path: str, config: str | None, settings: GeneratorConfig) 
     network = build(class_path, arguments)
     _refuse_without_forward(network, f"teacher {class_path}")
     if settings.weights is None:
-        logger.warning("generator.weights is not given: %s is used as its constructor makes it", class_path)
+        logger.warning("generator.weights is not set: %s has the weights of its constructor", class_path)
     else:
         load_weights(network, read_state_dict(settings.weights, "generator.weights"), f"generator.weights {settings.weights}")
     spec = find_spec(network, arguments, settings, f"teacher {class_path}")
@@ -122,30 +123,30 @@ def _refuse_without_forward(network: nn.Module, name: str) -> None:
 
 
 def _open_saved_network(folder: Path, setting: str = "teacher") -> tuple[nn.Module, NetworkSource]:
-    """A built-in network that diffusers saved alone."""
+    """A built-in network saved by diffusers' `save_pretrained`."""
     if (folder / "model_index.json").is_file():
-        raise ValueError(f"{setting} {folder}: is a diffusion pipeline; {TAKES}")
+        raise ValueError(f"{setting} {folder}: is a diffusion pipeline; {EXPECTS}")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{setting} {folder}: {TAKES}; the folder has neither gan.json nor config.json")
-    said = read_json(folder / "config.json", setting)
+        raise ValueError(f"{setting} {folder}: {EXPECTS}; the folder has neither gan.json nor config.json")
+    config = read_json(folder / "config.json", setting)
     known = {**GENERATORS, **DISCRIMINATORS}
-    name = said.get("_class_name")
+    name = config.get("_class_name")
     if name not in known:
         raise ValueError(
             f"{setting} {folder}: config.json names the class {name}, which is not built in ({', '.join(sorted(known))}); "
-            f"takes module:Class with its weights"
+            f"expects module:Class with its weights"
         )
-    made = known[name]
-    takes = inspect.signature(made.__init__).parameters
-    arguments = {name: value for name, value in said.items() if name in takes}
-    source = NetworkSource(f"{made.__module__}:{made.__qualname__}", arguments)
+    cls = known[name]
+    parameters = inspect.signature(cls.__init__).parameters
+    arguments = {key: value for key, value in config.items() if key in parameters}
+    source = NetworkSource(f"{cls.__module__}:{cls.__qualname__}", arguments)
     network = build(source.class_path, arguments, setting)
     load_weights(network, read_state_dict(folder / WEIGHTS, setting), f"{setting} {folder / WEIGHTS}")
     return network, source
 
 
 def _with_discriminator(gan: Gan, settings: GeneratorConfig) -> Gan:
-    """With the discriminator that the settings name, or with its own; tried on the generator's images."""
+    """The GAN with the discriminator of the settings, or with its own, verified on the generator's images."""
     name, source = "the discriminator of the folder", gan.discriminator_source
     network = gan.discriminator
     if settings.discriminator is not None:
@@ -177,7 +178,7 @@ def _open_discriminator(discriminator: str, settings: GeneratorConfig) -> tuple[
     network = build(discriminator, arguments, setting)
     _refuse_without_forward(network, f"{setting} {discriminator}")
     if settings.discriminator_weights is None:
-        raise ValueError(f"{setting} {discriminator}: expects generator.discriminator_weights too; `fresh` is one without any")
+        raise ValueError(f"{setting} {discriminator}: expects generator.discriminator_weights too, or `fresh` for a new one")
     weights = "generator.discriminator_weights"
     state = read_state_dict(settings.discriminator_weights, weights, part="discriminator")
     load_weights(network, state, f"{weights} {settings.discriminator_weights}")

@@ -1,4 +1,4 @@
-"""A student GAN in training: the generator with its regressors, its average, and what of both a checkpoint holds."""
+"""The networks of a GAN student in training: the generator with its regressors, and its EMA."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gendistill.training.ema import MovingAverage
 
 
 class StudentWithFeatures(nn.Module):
-    """A generator as it learns: its images and its features, as one module, which DDP can wrap.
+    """A student generator with its images and features as output, as one module that DDP can wrap.
 
     Args:
-        paths: the layers whose features are asked for.
-        regressors: what brings these to the channels of the teacher's; None leaves them as they are.
+        paths: the layers whose features are returned.
+        regressors: map the features to the teacher's channels; None returns them unchanged.
     """
 
     def __init__(self, generator: Generator, paths: list[str], regressors: Regressors | None = None) -> None:
@@ -28,24 +28,24 @@ class StudentWithFeatures(nn.Module):
         self._generator, self._paths = generator, paths
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Images (B, C, H, W) in [-1, 1], and a feature map a path."""
+        """Images (B, C, H, W) in [-1, 1], and one feature map per path."""
         images, features = tapped(self._generator, self._paths, inputs, labels)
         return images, features if self.regressors is None else self.regressors(features)
 
 
 def tapped(generator: Generator, paths: list[str], inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """A generator's images, and its features at `paths`."""
+    """The images of a generator, and its features at `paths`."""
     output, features = tap(generator.network, paths, *generator.arguments(inputs, labels))
     return generator.images(output), features
 
 
 @dataclass
 class GanNetworks(MovingAverage):
-    """The student's generator and its moving average.
+    """The teacher's generator, the student's generator, and its EMA.
 
     Attributes:
-        student: wrapped by whatever the processes need; called for images and features.
-        average: what becomes the student.
+        student: a `StudentWithFeatures`, possibly wrapped for distributed training.
+        average: the EMA, which is exported as the student.
     """
 
     teacher: Generator
@@ -66,7 +66,7 @@ class GanNetworks(MovingAverage):
 
 
 def gan_networks(teacher: Generator, student: nn.Module, hints: list[Hint]) -> GanNetworks:
-    """Networks whose student starts as `student`, in float32."""
+    """The networks of a training that starts from `student`, in float32."""
     student = student.float().train().requires_grad_(True)
     average = copy.deepcopy(student).eval().requires_grad_(False)
     return GanNetworks(
@@ -77,6 +77,6 @@ def gan_networks(teacher: Generator, student: nn.Module, hints: list[Hint]) -> G
 
 
 def persistent_buffers(network: nn.Module) -> dict[str, Tensor]:
-    """Those that belong to a state dict, by name."""
+    """The buffers that are part of the state dict, by name."""
     names = network.state_dict().keys() - dict(network.named_parameters()).keys()
     return {name: buffer for name, buffer in network.named_buffers() if name in names}

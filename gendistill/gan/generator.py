@@ -1,4 +1,4 @@
-"""What a GAN teacher is: a network of any architecture, and what it takes and gives, adapted once at the door."""
+"""Adapter for generators of any architecture, and the description of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-FASTEST = torch.channels_last  # of weights, on a CPU: tiny-gan generates in 0.7 of the time, its student learns in 0.8
+FASTEST = torch.channels_last  # memory format on a CPU: tiny-gan samples in 0.7 of the time, and is trained in 0.8
 
 
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """What a generator takes and gives, of one sample.
+    """The inputs and outputs of a generator, for one sample.
 
     Attributes:
-        kind: `noise` (standard normal numbers in) or `image` (an image in, in the range of the images that come out).
+        kind: of the input: `noise` (standard normal) or `image` (in the range of the output images).
         input_shape: (latent_dim,) or any other shape of noise; (C, h, w) of an image.
-        output_shape: (C, H, W) of the image that comes out.
-        num_classes: 0 where it takes no class number.
-        classes: their names, or none.
-        output_range: of the network's own images, such as (-1, 1) or (0, 1).
+        output_shape: (C, H, W) of the output image.
+        num_classes: 0 for an unconditional generator.
+        classes: names of the classes, or empty.
+        output_range: value range of the network's images, such as (-1, 1) or (0, 1).
     """
 
     kind: Literal["noise", "image"]
@@ -35,40 +35,40 @@ class GeneratorSpec:
     output_range: tuple[float, float] = (-1.0, 1.0)
 
     def class_of(self, text: str) -> int:
-        """The number of a class by its name, or by its number as text.
+        """The number of a class from its name, or from its number as text.
 
         Raises:
-            ValueError: it is neither.
+            ValueError: there is no such class.
         """
         if text in self.classes:
             return self.classes.index(text)
         if text.isdecimal() and int(text) < self.num_classes:
             return int(text)
-        alike = [name for name in self.classes if text and text.lower() in name.lower()]
-        near = alike or get_close_matches(text, self.classes, 1, 0.0)
+        similar = [name for name in self.classes if text and text.lower() in name.lower()]
+        near = similar or get_close_matches(text, self.classes, 1, 0.0)
         hint = f"; the nearest is {near[0]!r}" if near else ""
-        takes = f"one of its {self.num_classes} classes by name, or its" if self.classes else "a class's"
-        raise ValueError(f"{text!r}: the generator takes {takes} number from 0 to {self.num_classes - 1}{hint}")
+        names = f"one of its {self.num_classes} classes by name, or its" if self.classes else "a class"
+        raise ValueError(f"{text!r}: the generator expects {names} number from 0 to {self.num_classes - 1}{hint}")
 
     @property
     def scale(self) -> int | None:
-        """How many times larger than its image an `image` generator generates; None where it is no whole number."""
-        edges = [of / at for of, at in zip(self.output_shape[1:], self.input_shape[1:], strict=True)]
-        return int(edges[0]) if edges[0] == edges[1] and edges[0].is_integer() else None
+        """The upscaling factor of an `image` generator; None where it is not an integer."""
+        ratios = [large / small for large, small in zip(self.output_shape[1:], self.input_shape[1:], strict=True)]
+        return int(ratios[0]) if ratios[0] == ratios[1] and ratios[0].is_integer() else None
 
 
 class Generator:
-    """`generator(inputs, labels)`: images in [-1, 1], whatever its network calls them.
+    """`generator(inputs, labels)`: images in [-1, 1], for any output type and range of the network.
 
     Args:
-        network: called as `network(inputs)`, or as `network(inputs, labels)` where there are classes.
+        network: called as `network(inputs)`, or as `network(inputs, labels)` with classes.
     """
 
     def __init__(self, network: nn.Module, spec: GeneratorSpec) -> None:
         self.network, self.spec = network, spec
 
     def with_network(self, network: nn.Module) -> Generator:
-        """The same with another network: a student, an average, one that is wrapped."""
+        """The same adapter with another network: a student, its EMA, or a wrapped network."""
         return Generator(network, self.spec)
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -76,12 +76,12 @@ class Generator:
 
         Args:
             inputs: (B, *input_shape), images in [-1, 1].
-            labels: (B,) int64; only where there are classes.
+            labels: (B,) int64; only with classes.
         """
         return self.images(self.network(*self.arguments(inputs, labels)))
 
     def arguments(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
-        """What the network is called with, in its own range."""
+        """The arguments of the network, with input images in the network's range."""
         low, high = self.spec.output_range
         if self.spec.kind == "image" and (low, high) != (-1.0, 1.0):
             inputs = (inputs + 1) * ((high - low) / 2) + low
@@ -91,13 +91,13 @@ class Generator:
         return inputs, labels
 
     def images(self, output: Any) -> Tensor:
-        """What the network gave as images in [-1, 1]."""
+        """The output of the network as images in [-1, 1]."""
         low, high = self.spec.output_range
         images = image_in(output)
         return images if (low, high) == (-1.0, 1.0) else (images - low) * (2 / (high - low)) - 1
 
     def example(self, count: int = 1) -> tuple[Tensor, ...]:
-        """What the network is called with: (noise or images, labels), the same each time."""
+        """Example arguments of the network: (noise or images, labels), the same in every call."""
         random = torch.Generator().manual_seed(0)
         inputs = torch.randn(count, *self.spec.input_shape, generator=random)
         inputs = inputs if self.spec.kind == "noise" else inputs.clamp(-1, 1)
@@ -105,7 +105,7 @@ class Generator:
 
 
 def image_in(output: Any) -> Tensor:
-    """The image in what a network returned: the tensor itself, the first of several, or diffusers' `.sample`."""
+    """The image in the output of a network: the tensor itself, the first of several, or diffusers' `.sample`."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Sequence):
@@ -113,13 +113,13 @@ def image_in(output: Any) -> Tensor:
     return image_in(output.sample)
 
 
-def between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Noise on the great circle from a to b (..., D), at `share` (N, ...) of the way: as likely as a and b are.
+def slerp(a: Tensor, b: Tensor, fraction: Tensor) -> Tensor:
+    """Spherical interpolation (White 2016) of noise from a to b (..., D), at each `fraction` (N, ...) of the angle.
 
-    Spherical interpolation (White 2016), which linear interpolation is not: its middle is nearer to 0 than noise ever is.
+    Unlike the linear interpolation, whose midpoint has an untypically small norm, it keeps the norm of Gaussian noise.
     """
     unit_a, unit_b = (x.flatten() / x.norm() for x in (a, b))
     angle = torch.dot(unit_a, unit_b).clamp(-1, 1).acos().item()
     if math.sin(angle) < 1e-6:
-        return a + share * (b - a)
-    return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / math.sin(angle)
+        return a + fraction * (b - a)
+    return (torch.sin((1 - fraction) * angle) * a + torch.sin(fraction * angle) * b) / math.sin(angle)

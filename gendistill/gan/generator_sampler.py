@@ -1,4 +1,4 @@
-"""Images of a generator from prompts and seeds: one network call, the same at any batch size."""
+"""Sampling from a generator with prompts and seeds: one network call, independent of the batch size."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.gan.gan_folder import Gan
-from gendistill.gan.generator import Generator, between
+from gendistill.gan.generator import Generator, slerp
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, SampleRequest, hash_of_weights
 
 IMAGE_CHANNELS = (1, 3)
-CLASS_MARK = "#"  # between the path of an input image and the class that it is to become
+CLASS_MARK = "#"  # between the path of an input image and the class number or name
 
-ReadImage = Callable[[Path, int, int], Tensor]  # a file at a height and width: float32 (3, H, W) in [-1, 1]
+ReadImage = Callable[[Path, int, int], Tensor]  # (path, height, width) -> float32 (3, H, W) in [-1, 1]
 
 
 class GeneratorSampler(Sampler):
-    """Samples from a generator of any architecture.
+    """A sampler for generators of any architecture.
 
-    What a prompt is, its spec says: the name or the number of a class; anything where there are no classes. Of a generator
-    of images from images a prompt is the path of the input, with `#` and a class behind it where it takes one.
+    A prompt is the name or the number of a class, or arbitrary for an unconditional generator. For an image-to-image generator
+    a prompt is the path of the input image, followed by `#` and a class if the generator is class-conditional.
 
-    A generator that samples random numbers by itself is called with one image at a time, from that image's seed.
+    A generator that samples random numbers itself is called once per image, with the seed of the image.
 
     Args:
-        generator: its network in the state that it is to sample in (`eval()`).
-        student: of a student what its folder says of it.
-        kind: the name of its class; the network's own where None.
-        read: reads the files that a generator of images from images is given.
+        generator: its network in eval mode.
+        student: the provenance of a student, see `Gan.student`.
+        kind: the name of the architecture; None is the class name of the network.
+        read: reads the input images of an image-to-image generator.
 
     Raises:
-        ValueError: its images have neither 1 channel nor 3.
+        ValueError: the images have neither 1 channel nor 3.
     """
 
     default_steps = 1
@@ -60,8 +60,8 @@ class GeneratorSampler(Sampler):
         self.from_images = generator.spec.kind == "image"
 
     @staticmethod
-    def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadImage | None = None) -> GeneratorSampler:
-        """Of a GAN that was opened, which is moved to the device and laid out anew."""
+    def from_gan(gan: Gan, *, device: str | torch.device = "cpu", read: ReadImage | None = None) -> GeneratorSampler:
+        """A sampler of an opened GAN, whose generator is moved to the device and, on a CPU, to channels last."""
         network = gan.generator.network.to(device)
         if torch.device(device).type == "cpu":
             _prefer_channels_last(network, gan.generator)
@@ -82,13 +82,13 @@ class GeneratorSampler(Sampler):
 
     @property
     def class_names(self) -> list[str]:
-        """Of all classes; their numbers where they have no names."""
+        """The names of all classes, or their numbers if they have no names."""
         spec = self.generator.spec
         return list(spec.classes) if spec.classes else [str(number) for number in range(spec.num_classes)]
 
     @property
     def own_prompts(self) -> list[str] | None:
-        """The classes, or the blank prompt; None of a generator that takes any image."""
+        """The classes, or the empty prompt without classes; None for an image-to-image generator."""
         return None if self.from_images else self.class_names or [""]
 
     @property
@@ -107,7 +107,7 @@ class GeneratorSampler(Sampler):
 
     def require_guidance(self, guidance_scale: float) -> None:
         if guidance_scale != 1:
-            raise ValueError(f"guidance_scale {guidance_scale:g}: a generator knows no guidance; expects 1")
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a generator has no guidance; expects 1")
 
     @property
     def method(self) -> str | None:
@@ -118,7 +118,7 @@ class GeneratorSampler(Sampler):
 
     @cached_property
     def weights_hash(self) -> str:
-        """Of the weights and buffers as they are when it is first asked for."""
+        """The hash of the weights and buffers at the first access."""
         return hash_of_weights({NETWORK: self.generator.network})
 
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
@@ -140,40 +140,40 @@ class GeneratorSampler(Sampler):
             yield self._generate(self._inputs(prompts, seeds), self.labels(prompts), seeds)
 
     def strips(self, prompts: Sequence[str], ends: Sequence[tuple[int, int]], count: int) -> Tensor:
-        """What lies between the noise of two seeds, one prompt all the way: (P, count, 3, H, W), float32 in [0, 1].
+        """Interpolations between the noise of two seeds with a constant prompt: (P, count, 3, H, W), float32 in [0, 1].
 
         Args:
-            ends: the seeds of a strip's first and last image, one pair a prompt.
-            count: images of a strip, at least 2, at equal angles on the great circle between its ends.
+            ends: the seeds of the first and the last image, one pair per prompt.
+            count: images per interpolation, at least 2, at equal angles on the great circle between the ends.
 
         Raises:
-            ValueError: it is no generator of noise, or `count` is below 2.
+            ValueError: the generator has images as input, or `count` is below 2.
         """
         if self.from_images:
-            raise ValueError("interpolate: expects a generator of noise; this one is given images")
+            raise ValueError("interpolate: expects a generator with noise as input; the inputs of this one are images")
         if count < 2:
             raise ValueError(f"interpolate {count}: expects at least 2 images, the ends of a strip")
-        share = torch.linspace(0, 1, count).view(-1, *(1 for _ in self.generator.spec.input_shape))
+        fraction = torch.linspace(0, 1, count).view(-1, *(1 for _ in self.generator.spec.input_shape))
         strips = []
         for prompt, (first, last) in zip(prompts, ends, strict=True):
-            noise = between(self._noise(first), self._noise(last), share)
+            noise = slerp(self._noise(first), self._noise(last), fraction)
             strips.append(self._generate(noise, self.labels([prompt] * count), [first] * count))
         return torch.stack(strips)
 
     def labels(self, prompts: Sequence[str]) -> Tensor | None:
-        """The class numbers (B,) of prompts; None where there are no classes.
+        """The class numbers (B,) of prompts; None for an unconditional generator.
 
         Raises:
-            ValueError: one is neither a class's name nor its number.
+            ValueError: a prompt is not the name or the number of a class.
         """
         if not self.generator.spec.num_classes:
             return None
         return torch.tensor([self._label(prompt) for prompt in prompts], device=self.device)
 
     def _label(self, prompt: str) -> int:
-        of = prompt.rpartition(CLASS_MARK)[2] if self.from_images and CLASS_MARK in prompt else prompt
+        class_name = prompt.rpartition(CLASS_MARK)[2] if self.from_images and CLASS_MARK in prompt else prompt
         try:
-            return self.generator.spec.class_of(of)
+            return self.generator.spec.class_of(class_name)
         except ValueError as error:
             raise ValueError(f"prompt {error}") from error
 
@@ -186,10 +186,10 @@ class GeneratorSampler(Sampler):
         return torch.randn(self.generator.spec.input_shape, generator=torch.Generator().manual_seed(seed))
 
     def _image(self, prompt: str) -> Tensor:
-        """The input of a prompt in [-1, 1], its middle scaled to what the generator takes."""
+        """The input image of a prompt in [-1, 1], center-cropped and resized to the input size of the generator."""
         path = Path(prompt.rpartition(CLASS_MARK)[0] if self.generator.spec.num_classes else prompt)
         if self._read is None or not path.is_file():
-            raise ValueError(f"input {str(path)!r}: is no file; the generator generates images anew, expects --input FOLDER")
+            raise ValueError(f"input {str(path)!r}: is not a file; an image-to-image generator expects --input FOLDER")
         channels, height, width = self.generator.spec.input_shape
         image = self._read(path, height, width)
         return image if channels == len(image) else image.mean(0, keepdim=True).expand(channels, -1, -1)
@@ -198,27 +198,27 @@ class GeneratorSampler(Sampler):
     def _generate(self, inputs: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1]."""
         inputs = inputs.to(self.device)
-        if not self._random_inside:
+        if not self._is_stochastic:
             images = self.generator(inputs, labels)
         else:
             rows = [slice(k, k + 1) for k in range(len(inputs))]
-            given = [(inputs[row], None if labels is None else labels[row]) for row in rows]
-            alone = zip(given, seeds, strict=True)
-            images = torch.cat([_seeded(partial(self.generator, *one), seed) for one, seed in alone])
+            arguments = [(inputs[row], None if labels is None else labels[row]) for row in rows]
+            samples = zip(arguments, seeds, strict=True)
+            images = torch.cat([_seeded(partial(self.generator, *sample), seed) for sample, seed in samples])
         images = (images.float() / 2 + 0.5).clamp(0, 1)
         return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
 
     @cached_property
     @torch.inference_mode()
-    def _random_inside(self) -> bool:
-        """Whether the network samples random numbers by itself: the same inputs give other images."""
+    def _is_stochastic(self) -> bool:
+        """Whether the network samples random numbers itself, so that images differ for the same inputs."""
         inputs = [part.to(self.device) for part in self.generator.example()]
         first, second = (_seeded(partial(self.generator, *inputs), seed) for seed in (1, 2))
         return not torch.equal(first, second)
 
 
 def _seeded(generate: Callable[[], Tensor], seed: int) -> Tensor:
-    """`sample()` with torch's own random numbers from a seed; they go on afterwards as if nothing had been."""
+    """`generate()` with torch's global generators seeded; their states are restored afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -226,9 +226,9 @@ def _seeded(generate: Callable[[], Tensor], seed: int) -> Tensor:
 
 
 def _prefer_channels_last(network: nn.Module, generator: Generator) -> None:
-    """Weights of convolutions with the channels last, which a CPU computes in three quarters of the time.
+    """Convert weights to channels last, which takes three quarters of the time on a CPU.
 
-    Where the network then fails (as by `view` of what is no longer in its order) it keeps the usual layout.
+    A network that fails in this memory format (such as by `view` of a tensor that is not contiguous) is converted back.
     """
     network.to(memory_format=torch.channels_last)
     try:

@@ -1,4 +1,4 @@
-"""How alike images look to a network: feature maps of images, through which gradients pass."""
+"""Differentiable feature maps of images from a frozen network, for perceptual losses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ LAYERS = 4
 
 
 class Perception:
-    """Feature maps of images by a frozen network.
+    """Feature maps of images from a frozen network.
 
     Args:
-        network: called with images as `prepare` gives them, and with labels where `accepts_labels`.
-        example: images (1, C, H, W), and labels where it takes them, to find its layers with.
+        network: called with images, and with labels if `accepts_labels`.
+        example: images (1, C, H, W), and labels if `accepts_labels`, to find its layers with.
+        imagenet: normalize images with the mean and standard deviation of ImageNet.
     """
 
     def __init__(
@@ -29,30 +30,31 @@ class Perception:
     ):
         self.network = network.to(example[0].device).eval().requires_grad_(False)
         self.accepts_labels, self.imagenet = accepts_labels, imagenet
-        last = {one.shape[1:]: one.path for one in candidates(self.network, self._arguments(*example))}  # of a resolution
-        self.paths = list(last.values())[-LAYERS:]
+        layers = candidates(self.network, self._arguments(*example))
+        last_by_resolution = {layer.shape[1:]: layer.path for layer in layers}
+        self.paths = list(last_by_resolution.values())[-LAYERS:]
 
     def maps(self, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        """Of images (B, C, H, W) in [-1, 1]: maps (B, c, h, w), finest first."""
+        """Feature maps (B, c, h, w) of images (B, C, H, W) in [-1, 1], the finest first."""
         _, features = tap(self.network, self.paths, *self._arguments(images, labels))
         return features
 
     def _arguments(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.imagenet:
-            mean, deviation = (images.new_tensor(of)[:, None, None] for of in IMAGENET)
+            mean, deviation = (images.new_tensor(values)[:, None, None] for values in IMAGENET)
             images = ((images + 1) * 127.5 - mean) / deviation
         return (images, labels) if self.accepts_labels and labels is not None else (images,)
 
 
 def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator | None, example: Tensor) -> Perception | None:
-    """The network of `gan.output.perceptual_network`; None for that of a discriminator where there is none.
+    """The network of `gan.output.perceptual_network`; None for `discriminator` if the teacher has none.
 
     Args:
         name: `discriminator` (the teacher's), `emoji`, or `torchvision:NAME` with its public weights.
         example: images (1, C, H, W).
 
     Raises:
-        ValueError: it is none of these, or cannot be had.
+        ValueError: the name is unknown, or the weights cannot be loaded.
     """
     if name == "discriminator":
         if discriminator is None:
@@ -61,7 +63,8 @@ def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator
         return Perception(discriminator.network, (example, *labels), accepts_labels=discriminator.accepts_labels)
     if spec.output_shape[0] != 3:
         raise ValueError(
-            f"gan.output.perceptual_network {name}: looks at 3 channels, the teacher generates {spec.output_shape[0]}"
+            f"gan.output.perceptual_network {name}: expects 3 channels, but the images of the teacher have "
+            f"{spec.output_shape[0]}"
         )
     if name == "emoji":
         return Perception(_Resized(EmojiFeatureNetwork.load(Path(EMOJI_FEATURES))), (example,))
@@ -74,7 +77,7 @@ def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator
 
 
 class _Resized(nn.Module):
-    """The emoji classifier's blocks at the size that it was trained for."""
+    """The blocks of the emoji classifier, at the resolution of its training."""
 
     def __init__(self, network: EmojiFeatureNetwork) -> None:
         super().__init__()

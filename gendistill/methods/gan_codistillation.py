@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import GanBatch
-from gendistill.gan.augmentation import REPEATED_SAMPLES, augment
+from gendistill.gan.augmentation import NUM_UNIFORM, augment
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.gan_networks import GanNetworks, persistent_buffers, tapped
 from gendistill.gan.perception import Perception
@@ -299,7 +299,7 @@ class GanCodistillation(Method):
 
     def _augment(self, images: Tensor, random: PerSampleRandom) -> Tensor:
         policy = tuple(self.config.discriminator.augment)
-        return augment(images, random.uniform((REPEATED_SAMPLES,)).to(images.device), policy) if policy else images
+        return augment(images, random.uniform((NUM_UNIFORM,)).to(images.device), policy) if policy else images
 
 
 def _match_loss(output: DiscriminatorOutputs, target: DiscriminatorOutputs, config: DiscriminatorConfig, step: int) -> Tensor:

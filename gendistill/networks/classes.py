@@ -1,4 +1,4 @@
-"""A network's class by name, and what it is built with."""
+"""Import a network's class by its name and build it from the constructor arguments of a JSON file."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]
 
 
 def is_class_path(text: str) -> bool:
-    """Whether it reads as `module:Class`."""
+    """Whether the text has the form `module:Class`."""
     return CLASS_PATH.fullmatch(text) is not None
 
 
 class NotImportable(ValueError):
-    """There is no such module here."""
+    """The module cannot be found."""
 
 
 def network_class(class_path: str, setting: str = "teacher") -> type[nn.Module]:
-    """The class `module:Class`, importable from the working directory, as with `python -m`, or installed.
+    """The class `module:Class` from the working directory (as with `python -m`) or from an installed package.
 
     Raises:
-        NotImportable: there is no such module.
-        ValueError: the module fails, or has no such class, or it is no torch.nn.Module.
+        NotImportable: the module cannot be found.
+        ValueError: the import fails, the module has no such class, or the class is not a torch.nn.Module.
     """
     if not is_class_path(class_path):
         raise ValueError(f"{setting} {class_path}: expects module:Class, such as networks.generator:Generator")
@@ -40,7 +40,7 @@ def network_class(class_path: str, setting: str = "teacher") -> type[nn.Module]:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
     try:
-        found: Any = importlib.import_module(module_name)
+        imported: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise NotImportable(
@@ -48,40 +48,41 @@ def network_class(class_path: str, setting: str = "teacher") -> type[nn.Module]:
                 f"nor installed"
             ) from error
         raise ValueError(f"{setting} {class_path}: {module_name} needs {error.name}, which is not installed") from error
-    except (Exception, SystemExit) as error:  # a stranger's module may raise anything, a script of theirs reads arguments
-        raise ValueError(f"{setting} {class_path}: {module_name} fails when imported: {in_a_line(error)}") from error
+    except (Exception, SystemExit) as error:  # foreign code may raise anything; a script may exit
+        raise ValueError(f"{setting} {class_path}: {module_name} fails when imported: {error_summary(error)}") from error
     for part in name.split("."):
-        if not hasattr(found, part):
-            classes = [each for each, of in vars(found).items() if isinstance(of, type) and issubclass(of, nn.Module)]
+        if not hasattr(imported, part):
+            classes = [key for key, value in vars(imported).items() if isinstance(value, type) and issubclass(value, nn.Module)]
             near = difflib.get_close_matches(part, classes, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(classes[:5])}" if classes else ""
             raise ValueError(f"{setting} {class_path}: {module_name} has no class {part}{hint}")
-        found = getattr(found, part)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{setting} {class_path}: is no class of torch.nn.Module")
-    return found
+        imported = getattr(imported, part)
+    if not (isinstance(imported, type) and issubclass(imported, nn.Module)):
+        raise ValueError(f"{setting} {class_path}: is not a subclass of torch.nn.Module")
+    return imported
 
 
 def build(class_path: str, arguments: dict[str, Any], setting: str = "teacher") -> nn.Module:
-    """A network of that class, in float32 on the CPU, ready to evaluate.
+    """A network of this class in float32 on the CPU, in eval mode.
 
     Raises:
-        ValueError: as `network_class`, or its constructor refuses the arguments.
+        ValueError: see `network_class`; or the constructor rejects the arguments.
     """
-    made = network_class(class_path, setting)
+    cls = network_class(class_path, setting)
     try:
-        network: nn.Module = made(**arguments)
-    except Exception as error:  # of a stranger's constructor
-        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ValueError(f"{setting} {class_path}: cannot be built with ({given}): {in_a_line(error)}") from error
+        network: nn.Module = cls(**arguments)
+    except Exception as error:  # a foreign constructor may raise anything
+        listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ValueError(f"{setting} {class_path}: cannot be built with ({listed}): {error_summary(error)}") from error
     return network.float().eval()
 
 
 def read_arguments(path: str | None, setting: str) -> dict[str, Any]:
-    """The constructor's arguments in a JSON file; none without one. diffusers' own entries (`_class_name`) are left out.
+    """Constructor arguments from a JSON file; an empty dict where `path` is None. Keys with a leading underscore, which
+    diffusers writes (`_class_name`), are left out.
 
     Raises:
-        ValueError: it is no JSON file with a mapping.
+        ValueError: the file does not exist or does not hold a JSON object.
     """
     if path is None:
         return {}
@@ -91,21 +92,21 @@ def read_arguments(path: str | None, setting: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, setting: str) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """The JSON object of a file.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the file does not hold a JSON object.
     """
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{setting} {path}: is no JSON file ({in_a_line(error)})") from error
-    if not isinstance(read, dict):
-        raise ValueError(f'{setting} {path}: expects a mapping such as {{"latent_dim": 128}}, not {type(read).__name__}')
-    return read
+        raise ValueError(f"{setting} {path}: is not a JSON file ({error_summary(error)})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{setting} {path}: expects a mapping such as {{"latent_dim": 128}}, not {type(content).__name__}')
+    return content
 
 
-def in_a_line(error: BaseException) -> str:
-    """The first line of what went wrong, with its kind where it says little alone."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {said[:200]}".rstrip(".: ") if said else type(error).__name__
+def error_summary(error: BaseException) -> str:
+    """The type of an error and the first line of its message, at most 200 characters of it."""
+    message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {message[:200]}".rstrip(".: ") if message else type(error).__name__

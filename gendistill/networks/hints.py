@@ -1,7 +1,7 @@
-"""Hints: which layers of a teacher a student learns to match, found by running both once, and their features on every step.
+"""Hints (FitNets): pairs of a teacher layer and the student layer that learns to match its feature maps.
 
-FitNets (Romero et al. 2015) match one layer by hand; here candidates are all modules whose output is an image of features,
-and one of each resolution is taken, the last, paired by resolution and by how deep it lies.
+Romero et al. 2015 choose one pair by hand. Here all modules whose output is a feature map are candidates; the last one of
+each resolution is chosen and paired by resolution and relative depth.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from gendistill.networks.counting import evaluating, one_sample
 
-MOST = 6
+MAX_HINTS = 6
 
 
 @dataclass(frozen=True)
 class Hint:
-    """A layer of the teacher and the student's layer that is to match it; shapes (C, H, W) of one sample."""
+    """A layer of the teacher and the layer of the student that learns to match it; shapes (C, H, W) of one sample."""
 
     teacher_path: str
     student_path: str
@@ -31,7 +31,7 @@ class Hint:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A module that gives features (B, C, H, W), at `depth` in [0, 1]: the share of such modules that finished before."""
+    """A module with feature maps (B, C, H, W) as output. `depth` in [0, 1] is its relative position in execution order."""
 
     path: str
     shape: tuple[int, int, int]
@@ -40,7 +40,7 @@ class Candidate:
 
 @contextmanager
 def calls_of(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Any]]]:
-    """The name and the output of every call of these modules while the context is open, in the order in which they finish."""
+    """Record the name and the output of every call of these modules while the context is open, in the order of completion."""
     calls: list[tuple[str, Any]] = []
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output, name=name: calls.append((name, output)))
@@ -54,19 +54,19 @@ def calls_of(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Any]]
 
 
 def candidates(network: nn.Module, inputs: Sequence[Tensor]) -> list[Candidate]:
-    """Modules with 4-D outputs in the order in which they finish, the network itself and what it gives left out."""
-    # what a spectral norm gives is a weight, in four dimensions too
-    modules = {path: one for path, one in network.named_modules() if path and "parametrizations" not in path.split(".")}
+    """Modules with feature maps (4-D outputs) in the order of completion, without the layers that produce the image itself."""
+    # a parametrization (spectral norm) outputs a weight, which may be 4-D too
+    modules = {path: module for path, module in network.named_modules() if path and "parametrizations" not in path.split(".")}
     with evaluating(network), calls_of(modules) as calls:
-        given = network(*one_sample(inputs))
-    output = given.shape[1:] if isinstance(given, Tensor) else None
-    seen = [(path, maps.shape[1:]) for path, maps in calls if isinstance(maps, Tensor) and maps.ndim == 4]
-    while seen and seen[-1][1] == output:  # the image itself: what generates it, and an activation after
-        seen.pop()
-    once = {path: (k, shape) for k, (path, shape) in enumerate(seen)}  # a module that runs often counts where it ends
-    most = max(len(seen) - 1, 1)
-    found = sorted(once.items(), key=lambda item: item[1][0])
-    return [Candidate(path, tuple(shape), k / most) for path, (k, shape) in found]  # type: ignore[arg-type]
+        result = network(*one_sample(inputs))
+    image_shape = result.shape[1:] if isinstance(result, Tensor) else None
+    maps = [(path, output.shape[1:]) for path, output in calls if isinstance(output, Tensor) and output.ndim == 4]
+    while maps and maps[-1][1] == image_shape:  # the last convolution and the activation after it
+        maps.pop()
+    last_calls = {path: (k, shape) for k, (path, shape) in enumerate(maps)}  # of a module that runs several times
+    deepest = max(len(maps) - 1, 1)
+    ordered = sorted(last_calls.items(), key=lambda item: item[1][0])
+    return [Candidate(path, tuple(shape), k / deepest) for path, (k, shape) in ordered]  # type: ignore[arg-type]
 
 
 def match(
@@ -74,72 +74,74 @@ def match(
     student: nn.Module,
     inputs: Sequence[Tensor],
     chosen: Mapping[str, str] | None = None,
-    most: int = MOST,
+    max_hints: int = MAX_HINTS,
 ) -> list[Hint]:
-    """Pairs of layers, in the order of the teacher's depth.
+    """Pairs of layers, ordered by the depth of the teacher's layer.
 
-    By default the last block of each run of blocks at one resolution, at most `most` spread over the depth, each with the
-    student's module of the same path and resolution (a pruned student has them), else with the student's last module of
-    the same resolution whose depth is nearest.
+    By default the teacher's layers are the last block of each run of blocks at one resolution, at most `max_hints` spread
+    over the depth. Each is paired with the student's module of the same path and resolution (a pruned student has it),
+    otherwise with the student's last module of the same resolution at the nearest relative depth.
 
     Args:
-        inputs: what both networks' forward takes; one sample is used.
-        chosen: teacher's path to student's path, in place of all that.
+        inputs: the arguments of both networks' `forward`; only the first sample is used.
+        chosen: pairs to use instead: path in the teacher to path in the student.
 
     Raises:
-        ValueError: a path that is not known, or gives no features; or no two layers have a resolution in common.
+        ValueError: a path does not exist or has no feature maps; or no two layers have the same resolution.
     """
-    theirs, ours = candidates(teacher, inputs), candidates(student, inputs)
+    teacher_layers, student_layers = candidates(teacher, inputs), candidates(student, inputs)
     if chosen is not None:
-        return [_chosen(theirs, ours, teacher_path, student_path) for teacher_path, student_path in chosen.items()]
+        return [_chosen(teacher_layers, student_layers, *paths) for paths in chosen.items()]
     hints = []
-    for candidate in _ends(teacher, theirs):
-        same = [one for one in ours if one.shape[1:] == candidate.shape[1:]]
-        by_path = [one for one in same if one.path == candidate.path]
-        ends = by_path or [one for one in _ends(student, ours) if one in same] or same
+    for candidate in _ends(teacher, teacher_layers):
+        same = [layer for layer in student_layers if layer.shape[1:] == candidate.shape[1:]]
+        by_path = [layer for layer in same if layer.path == candidate.path]
+        ends = by_path or [layer for layer in _ends(student, student_layers) if layer in same] or same
         if ends:
-            best = min(ends, key=lambda one: abs(one.depth - candidate.depth))
+            best = min(ends, key=lambda layer: abs(layer.depth - candidate.depth))
             hints.append(Hint(candidate.path, best.path, candidate.shape, best.shape))
     if not hints:
-        sizes = " and ".join(_sizes(one) for one in (theirs, ours))
-        raise ValueError(f"hints: teacher and student have no layers of one resolution in common; they have {sizes}.")
-    return _spread(hints, most)
+        sizes = " and ".join(_sizes(layers) for layers in (teacher_layers, student_layers))
+        raise ValueError(f"hints: teacher and student have no layers of the same resolution; they have {sizes}.")
+    return _spread(hints, max_hints)
 
 
-def _sizes(some: Sequence[Candidate]) -> str:
-    return ", ".join(dict.fromkeys(f"{one.shape[1]}x{one.shape[2]}" for one in some)) or "none"
+def _sizes(layers: Sequence[Candidate]) -> str:
+    return ", ".join(dict.fromkeys(f"{layer.shape[1]}x{layer.shape[2]}" for layer in layers)) or "none"
 
 
-def _ends(network: nn.Module, some: Sequence[Candidate]) -> list[Candidate]:
-    """The last block of each run of blocks of one resolution; the last layer of a run that has no blocks."""
-    blocks = _blocks(network, some)
+def _ends(network: nn.Module, layers: Sequence[Candidate]) -> list[Candidate]:
+    """The last block of each run of blocks at one resolution; the last layer of a run without blocks."""
+    blocks = _blocks(network, layers)
     ends, run = [], []
-    for one, after in zip(blocks, (*blocks[1:], None), strict=True):
-        run.append(one)
-        if after is None or after.shape[1:] != one.shape[1:]:
-            composite = [block for block in run if any(True for _ in network.get_submodule(block.path).children())]
+    for block, following in zip(blocks, (*blocks[1:], None), strict=True):
+        run.append(block)
+        if following is None or following.shape[1:] != block.shape[1:]:
+            composite = [member for member in run if any(True for _ in network.get_submodule(member.path).children())]
             ends.append((composite or run)[-1])
             run = []
     return ends
 
 
-def _blocks(network: nn.Module, some: Sequence[Candidate]) -> list[Candidate]:
-    """Outermost candidates: a module that holds several stages is opened, a block is not.
+def _blocks(network: nn.Module, layers: Sequence[Candidate]) -> list[Candidate]:
+    """The outermost candidates, in order of depth; a module with several stages is replaced by its children.
 
-    Stages: two resolutions in a Sequential, three in any other (an upsampling block has two).
+    A Sequential has several stages where it has two resolutions, other modules where they have three (an upsampling block
+    has two).
     """
-    found = []
+    blocks = []
     opened: list[str] = [""]
-    for one in sorted(some, key=lambda one: one.path.count(".")):
-        resolutions = {inner.shape[1:] for inner in some if inner.path == one.path or inner.path.startswith(one.path + ".")}
-        stages = 2 if isinstance(network.get_submodule(one.path), nn.Sequential) else 3
-        above = [path for path in _parents(one.path) if any(other.path == path for other in some)]
+    for layer in sorted(layers, key=lambda layer: layer.path.count(".")):
+        inner = [other for other in layers if other.path == layer.path or other.path.startswith(layer.path + ".")]
+        resolutions = {other.shape[1:] for other in inner}
+        stages = 2 if isinstance(network.get_submodule(layer.path), nn.Sequential) else 3
+        above = [path for path in _parents(layer.path) if any(other.path == path for other in layers)]
         if all(path in opened for path in above):
             if len(resolutions) >= stages:
-                opened.append(one.path)
+                opened.append(layer.path)
             else:
-                found.append(one)
-    return sorted(found, key=lambda one: one.depth)
+                blocks.append(layer)
+    return sorted(blocks, key=lambda block: block.depth)
 
 
 def _parents(path: str) -> list[str]:
@@ -147,28 +149,31 @@ def _parents(path: str) -> list[str]:
     return [".".join(parts[:k]) for k in range(1, len(parts))]
 
 
-def _spread(hints: list[Hint], most: int) -> list[Hint]:
-    if len(hints) <= most:
+def _spread(hints: list[Hint], max_hints: int) -> list[Hint]:
+    if len(hints) <= max_hints:
         return hints
-    places = sorted({round(k * (len(hints) - 1) / max(most - 1, 1)) for k in range(most)})
-    return [hints[place] for place in places]
+    positions = sorted({round(k * (len(hints) - 1) / max(max_hints - 1, 1)) for k in range(max_hints)})
+    return [hints[position] for position in positions]
 
 
-def _chosen(theirs: Sequence[Candidate], ours: Sequence[Candidate], teacher_path: str, student_path: str) -> Hint:
-    one, other = _find(theirs, teacher_path, "teacher"), _find(ours, student_path, "student")
-    if one.shape[1:] != other.shape[1:]:
-        shapes = f"{one.shape[1]}x{one.shape[2]} and {other.shape[1]}x{other.shape[2]}"
-        raise ValueError(f"hints {teacher_path}={student_path}: expects layers of one resolution; got {shapes}.")
-    return Hint(teacher_path, student_path, one.shape, other.shape)
+def _chosen(
+    teacher_layers: Sequence[Candidate], student_layers: Sequence[Candidate], teacher_path: str, student_path: str
+) -> Hint:
+    teacher = _find(teacher_layers, teacher_path, "teacher")
+    student = _find(student_layers, student_path, "student")
+    if teacher.shape[1:] != student.shape[1:]:
+        shapes = f"{_sizes([teacher])} and {_sizes([student])}"
+        raise ValueError(f"hints {teacher_path}={student_path}: expects layers of the same resolution; got {shapes}.")
+    return Hint(teacher_path, student_path, teacher.shape, student.shape)
 
 
-def _find(some: Sequence[Candidate], path: str, whose: str) -> Candidate:
-    known = {one.path: one for one in some}
-    if path not in known:
+def _find(layers: Sequence[Candidate], path: str, role: str) -> Candidate:
+    by_path = {layer.path: layer for layer in layers}
+    if path not in by_path:
         raise ValueError(
-            f"hints {path}: the {whose} has no layer of this path with features (B, C, H, W){_nearest(path, known)}."
+            f"hints {path}: the {role} has no layer at this path with features (B, C, H, W){_nearest(path, by_path)}."
         )
-    return known[path]
+    return by_path[path]
 
 
 def _nearest(path: str, known: Mapping[str, Any]) -> str:
@@ -177,12 +182,12 @@ def _nearest(path: str, known: Mapping[str, Any]) -> str:
 
 
 def describe(hints: Sequence[Hint]) -> str:
-    """A table of the pairs for people: resolution, channels and paths of both."""
+    """The pairs as a table of text: resolution, and path and channels in both networks."""
     rows = [("resolution", "teacher", "channels", "student", "channels")]
     for hint in hints:
         channels, height, width = hint.teacher_shape
-        own = str(hint.student_shape[0])
-        rows.append((f"{height}x{width}", hint.teacher_path, str(channels), hint.student_path, own))
+        student_channels = str(hint.student_shape[0])
+        rows.append((f"{height}x{width}", hint.teacher_path, str(channels), hint.student_path, student_channels))
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -190,7 +195,7 @@ def describe(hints: Sequence[Hint]) -> str:
 class Regressors(nn.Module):
     """For each hint a 1x1 convolution from the student's channels to the teacher's (Romero et al. 2015, eq. 3).
 
-    Identity where the channels are as many. They learn with the student and are thrown away after.
+    The identity where the numbers of channels are equal. The regressors are trained with the student and discarded afterwards.
     """
 
     def __init__(self, hints: Sequence[Hint]) -> None:
@@ -203,18 +208,18 @@ class Regressors(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The student's features, one (B, C, H, W) a hint, as the teacher's channels."""
-        return [layer(one) for layer, one in zip(self.layers, features, strict=True)]
+        """Map the student's features, one tensor (B, C, H, W) per hint, to the teacher's channels."""
+        return [layer(maps) for layer, maps in zip(self.layers, features, strict=True)]
 
 
 def tap(network: nn.Module, paths: Sequence[str], *inputs: Any) -> tuple[Any, list[Tensor]]:
-    """What a network gives, and the outputs of its modules at `paths`, in their order, with their gradients.
+    """The output of a network, and the outputs of its modules at `paths` in the same order, with gradients.
 
     Args:
-        network: as it is called. A wrapped one (DistributedDataParallel, torch.compile) is read within its wrapping.
+        network: may be wrapped by DistributedDataParallel, DataParallel or torch.compile; paths are those of the module inside.
 
     Raises:
-        ValueError: a path at which there is no module.
+        ValueError: there is no module at a path.
     """
     modules = dict(_unwrapped(network).named_modules())
     for path in paths:
@@ -222,8 +227,8 @@ def tap(network: nn.Module, paths: Sequence[str], *inputs: Any) -> tuple[Any, li
             raise ValueError(f"hints {path}: the network has no such module{_nearest(path, modules)}.")
     with calls_of({path: modules[path] for path in paths}) as calls:
         output = network(*inputs)
-    found = dict(calls)
-    return output, [found[path] for path in paths]
+    features = dict(calls)
+    return output, [features[path] for path in paths]
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.source import open_source
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
-from gendistill.gan.gan_loading import TAKES, describe, open_teacher
+from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
 from gendistill.gan.generator import FASTEST
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.gan_build import GeneratorContext
@@ -43,7 +43,7 @@ class GeneratorRun:
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
         if (Path(config.teacher) / "model_index.json").is_file():
-            raise ValueError(f"teacher {config.teacher}: is a diffusion model; --method {config.method} {TAKES}")
+            raise ValueError(f"teacher {config.teacher}: is a diffusion model; --method {config.method} {EXPECTS}")
 
     @staticmethod
     def describe(config: RunConfig) -> tuple[str, str, str]:
@@ -118,8 +118,8 @@ class GeneratorRun:
         return {
             "teacher": config.teacher,
             "teacher network": f"sha256 {weights_fingerprint(self.teacher.generator.network)}",
-            "multiply-accumulates": f"{start.macs:,} an image, the teacher's {start.teacher_macs:,}",
-            "parameters": f"{start.parameters:,}, the teacher's {start.teacher_parameters:,}",
+            "multiply-accumulates": f"{start.macs:,} per image (teacher: {start.teacher_macs:,})",
+            "parameters": f"{start.parameters:,} (teacher: {start.teacher_parameters:,})",
             "data": data,
             **provenance_of(config, stage, training),
             **({"ended": training.ended} if training.ended else {}),

@@ -70,7 +70,7 @@ def open_sampler(model: str | Path, opening: Opening = ON_CPU) -> Sampler:
         for name, given in {"--quantization": opening.quantization, "--dtype": opening.dtype}.items():
             if given not in (None, "none"):
                 raise ValueError(f"{name} {given}: expects a diffusion model; {model} is a GAN")
-        return GeneratorSampler.of(open_gan(folder, opening.device), device=opening.device, read=_read)
+        return GeneratorSampler.from_gan(open_gan(folder, opening.device), device=opening.device, read=_read)
     return FewStepSampler.from_pretrained(
         model,
         config=opening.config,
@@ -124,7 +124,7 @@ def open_teacher_of(student: GeneratorSampler, teacher: str | None = None, *, de
     settings = GeneratorConfig(**(described or {})).model_copy(update=dict.fromkeys(OF_DISCRIMINATORS))
     config = told.get("teacher_config") if teacher is None else None
     gan = open_teacher(str(gan_folder(named) or named), config=config, settings=settings, device=device)
-    return GeneratorSampler.of(gan, device=device, read=_read)
+    return GeneratorSampler.from_gan(gan, device=device, read=_read)
 
 
 def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] | None = None) -> list[str]:

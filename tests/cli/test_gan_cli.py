@@ -14,7 +14,7 @@ from random_gans import CLASSES
 
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.gan.gan_folder import open_gan, save_gan
-from gendistill.gan.generator import between
+from gendistill.gan.generator import slerp
 from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import extract, load_extractor
@@ -71,7 +71,7 @@ def test_strips_go_from_one_noise_to_another_on_the_great_circle(gans, tmp_path)
     sampler = open_sampler(gans["teacher"])
     a, b = (torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in (11, 12))
     with torch.no_grad():
-        middle = sampler.generator(between(a, b, torch.tensor([[0.5]])), torch.tensor([2]))[0] / 2 + 0.5
+        middle = sampler.generator(slerp(a, b, torch.tensor([[0.5]])), torch.tensor([2]))[0] / 2 + 0.5
     torch.testing.assert_close(strips[1, 2].permute(2, 0, 1), middle, atol=1e-5, rtol=0)
 
 
@@ -87,8 +87,8 @@ def test_a_generator_of_images_generates_a_folder(gans, tmp_path):
 ARGUMENTS = ("latent_dim", "num_classes", "channels", "class_dim")
 MISTAKES = [
     (("sample", "teacher", "--steps", "4"), "steps 4: expects 1, a generator samples in one call"),
-    (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance; expects 1"),
-    (("sample", "teacher", "--interpolate", "3", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance"),
+    (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator has no guidance; expects 1"),
+    (("sample", "teacher", "--interpolate", "3", "--guidance-scale", "2"), "guidance_scale 2: a generator has no guidance"),
     (("sample", "teacher", "--prompt", "flag"), "prompt 'flag': .* the nearest is 'google emoji of flags'"),
     (("sample", "painter"), "--input: expects images, which .* generates anew"),
     (("sample", "teacher", "--input", "."), "--input .: the model samples images from classes, it expects no images"),
@@ -99,7 +99,7 @@ MISTAKES = [
         "teacher nowhere: expects a GAN folder .*; there is no such file or folder",
     ),
     (("evaluate", "student", "--teacher", "plain"), "its output_shape is .1, 12, 24. and the student's .3, 32, 32."),
-    (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator takes one of its 20"),
+    (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator expects one of its 20"),
     (("evaluate", "painter"), "--input: expects the images that the generator is to translate"),
     (("compare", "painter"), "translates input images and has no prompts; expects gendistill evaluate --input FOLDER"),
     (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, with a step count of 1; expects one of them"),

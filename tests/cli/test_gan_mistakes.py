@@ -92,7 +92,10 @@ MISTAKES = {
     "a whole network in a pickle": (f"{OWN} --compress 2 --weights whole.pth", "would run code when opened"),
     "weights of another network": (f"{OWN} --compress 2 --weights wider.safetensors", "generator.weights wider.safetensors"),
     "no such weights": (f"{OWN} --compress 2 --weights nowhere.safetensors", "nowhere.safetensors"),
-    "weights as the teacher": (f"distill weights.safetensors --method gan --compress 2 {COMMON}", "takes module:Class as the"),
+    "weights as the teacher": (
+        f"distill weights.safetensors --method gan --compress 2 {COMMON}",
+        "expects module:Class as the",
+    ),
     "a program as the teacher": (
         f"distill program.pt --method gan --compress 2 {COMMON}",
         "teacher program.pt: is a program (TorchScript or torch.export), and programs are not opened",
@@ -103,19 +106,22 @@ MISTAKES = {
     ),
     "a discriminator of another resolution": (
         f"{GAN} --compress 2 --set generator.discriminator=judge32",
-        "takes images of 32x32, the generator makes 16x16; expects a discriminator of 16x16, or --set generator.discr",
+        "is for images of 32x32, but the generator outputs 16x16; expects a discriminator for 16x16, or --set generator.discr",
     ),
     "compress 0.5": (f"{GAN} --compress 0.5", "compress 0.5: expects a factor above 1, such as 4"),
     "compress 1": (f"{GAN} --compress 1", "compress 1: expects a factor above 1, such as 4"),
     "compress nan": (f"{GAN} --compress nan", "compress"),
     "no size": (GAN, "compress: expects --compress 4, --student-params, --student-macs or --student module:Class"),
-    "two sizes": (f"{GAN} --compress 2 --student-params 900", "compress.factor: expects no compress.params or compress.macs"),
+    "two sizes": (
+        f"{GAN} --compress 2 --student-params 900",
+        "compress.factor: cannot be combined with compress.params or compress.macs",
+    ),
     "a size that cannot be reached": (f"{GAN} --compress 100000", "the nearest that can be reached is"),
     "more than the teacher has": (f"{GAN} --student-params 99000000", "and less than the teacher's"),
     "a module to keep that is not there": (f"{GAN} --compress 2 --set compress.keep=[nowhere]", "keep nowhere: "),
     "a diffusion model": (
         f"distill diffusion --method gan --compress 2 {COMMON}",
-        "teacher diffusion: is a diffusion model; --method gan takes a GAN folder",
+        "teacher diffusion: is a diffusion model; --method gan expects a GAN folder",
     ),
     "another method for a folder": (
         f"distill gan --method consistency --data cats {COMMON}",
@@ -140,8 +146,8 @@ MISTAKES = {
         "the module nowhere.painters is not importable, neither from the working directory nor installed",
     ),
     "a missing class": (
-        f"distill mistaken_painters:Paintr --method gan --compress 2 {COMMON}",
-        "has no class Paintr; did you mean TrajectoryTeacher?",
+        f"distill mistaken_painters:TrajectoryTeachr --method gan --compress 2 {COMMON}",
+        "has no class TrajectoryTeachr; did you mean TrajectoryTeacher?",
     ),
     "a module that needs another": (
         f"distill mistaken_broken:Net --method gan --compress 2 {COMMON}",
@@ -162,7 +168,7 @@ MISTAKES = {
     ),
     "a student of a class and a size": (
         f"{OWN} --compress 2 --student mistaken_painters:TrajectoryTeacher",
-        "takes no compress factor",
+        "cannot be combined with a compress factor",
     ),
     "real images that there are not": (
         f"{GAN} --compress 2 --set gan.discriminator.real=data",

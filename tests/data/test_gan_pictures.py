@@ -58,7 +58,7 @@ def test_a_name_counts_before_a_number():
 
 @pytest.mark.parametrize("caption", ["cats", "3", "-1", "1.0", "", "²", "Cat"])
 def test_what_is_neither_is_told_with_what_it_takes(caption):
-    takes = "the generator takes one of its 3 classes by name, or its number from 0 to 2"
+    takes = "the generator expects one of its 3 classes by name, or its number from 0 to 2"
     with pytest.raises(ValueError, match=takes) as no:
         NOISE.class_of(caption)
     assert str(no.value).endswith("the nearest is 'cat'") or caption not in ("cats", "Cat")
@@ -95,7 +95,7 @@ def test_images_that_are_no_class_or_broken_are_left_out_counted_and_listed(prep
     assert "3 of 43 images are left out" in caplog.text
     listed = [json.loads(line) for line in (data.cache.folder / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["key"] for line in listed) == ["97.png", "98.png", "99.png"]
-    assert any("'bird': the generator takes one of its 3 classes" in json.dumps(line) for line in listed)
+    assert any("'bird': the generator expects one of its 3 classes" in json.dumps(line) for line in listed)
 
 
 def test_where_none_is_left_one_sentence_says_so(prepare, tmp_path):

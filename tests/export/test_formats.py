@@ -53,9 +53,9 @@ def student(family_folder, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["diffusers", "checkpoint"])
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
     out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
-    assert export(str(student(family, lora)), kind, out).most < HALF
+    assert export(str(student(family, lora)), kind, out).max_error < HALF
     other = tmp_path / f"float32-{out.name}"
-    assert export(str(student(family, lora)), kind, other, dtype="float32").most < 1e-4
+    assert export(str(student(family, lora)), kind, other, dtype="float32").max_error < 1e-4
     assert not list(tmp_path.glob(".*"))
 
 
@@ -63,7 +63,7 @@ def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
 @pytest.mark.parametrize("kind", ["lora", "kohya"])
 def test_a_lora_opens_again_on_its_teacher(student, family_folder, tmp_path, family, kind):
     folder = student(family, lora=True)
-    assert export(str(folder), kind, tmp_path / "lora.safetensors", dtype="float32").most < 1e-4
+    assert export(str(folder), kind, tmp_path / "lora.safetensors", dtype="float32").max_error < 1e-4
     ours, theirs = (FewStepSampler.from_pretrained(of) for of in (folder, family_folder(family)))
     theirs.pipeline.scheduler = ours.pipeline.scheduler
     generated = [next(iter(of.images(["food"], [0], num_inference_steps=2, guidance_scale=1.0))) for of in (ours, theirs)]
@@ -176,7 +176,7 @@ def test_programs_sample_what_the_student_samples_and_need_no_torch(student, tmp
     open_program = runtimes._open
     monkeypatch.setattr(runtimes, "_open", opened)
     exported = export(str(student(family, **changes)), kind, tmp_path / "programs")
-    assert exported.most < 1e-4
+    assert exported.max_error < 1e-4
     assert {name for name, _ in ran} >= {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     assert {rows for name, rows in ran if name != "text_encoder"} == {1}  # traced with two
     assert not list((tmp_path / "programs").rglob("*.safetensors"))
@@ -196,15 +196,15 @@ def test_programs_sample_what_the_student_samples_and_need_no_torch(student, tmp
 @pytest.mark.parametrize(
     ("given", "kind", "sentence"),
     [
-        ({"lora": False}, "kohya", "the student is a whole network; expects one that was distilled with --lora"),
-        ({"guidance__mode": "embedded"}, "checkpoint", "no place for a guidance slider"),
+        ({"lora": False}, "kohya", "the student is a full network; expects one that was distilled with --lora"),
+        ({"guidance__mode": "embedded"}, "checkpoint", "the original layout has no guidance embedding"),
         ({}, "gguf", "--format gguf: expects one of diffusers, checkpoint"),
     ],
 )
 def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given, kind, sentence):
     with pytest.raises(ValueError, match=sentence):
         export(str(student("sd1", **given)), kind, tmp_path / "one.safetensors")
-    with pytest.raises(ValueError, match="--dtype float16: --format onnx takes float32"):
+    with pytest.raises(ValueError, match="--dtype float16: --format onnx expects float32"):
         export("nowhere", "onnx", tmp_path / "programs", dtype="float16")
     assert not list(tmp_path.iterdir())
 
@@ -224,7 +224,9 @@ def test_a_folder_with_something_in_it_is_refused_and_keeps_it(student, tmp_path
         "student": "holds ",
         "../file": "is a file",
     }.items():
-        with pytest.raises(ValueError, match=f"^--out {(tmp_path / 'run' / out).resolve()}: {found}.* takes a new or an empty"):
+        with pytest.raises(
+            ValueError, match=f"^--out {(tmp_path / 'run' / out).resolve()}: {found}.* expects a new or an empty"
+        ):
             export("student", kind, Path(out))
     assert contents(tmp_path) == before
 
@@ -257,7 +259,7 @@ def test_a_file_is_replaced_unless_it_is_a_folder_or_part_of_what_is_exported(st
     (tmp_path / "old.safetensors").write_text("an earlier export")
     (tmp_path / "a.safetensors").mkdir()
     before = contents(tmp_path / "student")
-    with pytest.raises(ValueError, match=r"a\.safetensors: is a folder; --format checkpoint takes the name of a"):
+    with pytest.raises(ValueError, match=r"a\.safetensors: is a folder; --format checkpoint expects the name of a"):
         export(str(tmp_path / "student"), "checkpoint", tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=f"--out {weights}: is a file of {tmp_path / 'student'}, which would be lost"):
         export(str(tmp_path / "student"), "checkpoint", weights)
@@ -294,10 +296,10 @@ def test_the_command_line_says_how_near_it_is(student, tmp_path):
     assert load_file(tmp_path / "l.safetensors")
     done = ran("export", student("sd1", lora=True), "--format", "kohya", "--out", tmp_path / "l.bin")
     assert done.returncode == 2
-    assert "takes a .safetensors file" in " ".join(done.stderr.split())
+    assert "expects a .safetensors file" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(("kind", "name"), [("checkpoint", "one.safetensors"), ("diffusers", "folder")])
 def test_a_student_of_8_bits_goes_to_other_programs_with_all_its_weights(student, tmp_path, kind, name):
     exported = export(str(student("sd1", quantization="int8")), kind, tmp_path / name)
-    assert exported.most < HALF
+    assert exported.max_error < HALF

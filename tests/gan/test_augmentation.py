@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from gendistill.gan.augmentation import POLICIES, REPEATED_SAMPLES, augment
+from gendistill.gan.augmentation import NUM_UNIFORM, POLICIES, augment
 
 SIZES = [(8, 8), (6, 11), (24, 9), (1, 5), (3, 3)]
 BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 def images(generator, size=(8, 8), channels=3, batch=5):
-    return torch.rand(batch, channels, *size, generator=generator) * 2 - 1, torch.rand(
-        batch, REPEATED_SAMPLES, generator=generator
-    )
+    return torch.rand(batch, channels, *size, generator=generator) * 2 - 1, torch.rand(batch, NUM_UNIFORM, generator=generator)
 
 
 def half_up(x):
@@ -24,7 +22,7 @@ def translated(x, down, right):
     """Each pixel by itself, in whole numbers of Python's."""
     _, height, width = x.shape
     far = half_up(height / 8), half_up(width / 8)
-    dy, dx = (math.floor((2 * f + 1) * float(generate)) - f for f, generate in zip(far, (down, right), strict=True))
+    dy, dx = (math.floor((2 * f + 1) * float(uniform)) - f for f, uniform in zip(far, (down, right), strict=True))
     out = torch.zeros_like(x)
     for i in range(height):
         for j in range(width):
@@ -62,29 +60,29 @@ LOOPS = {"color": (coloured, slice(0, 3)), "translation": (translated, slice(3, 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_policy_is_its_plain_loop(policy, size, channels, generator):
-    x, draws = images(generator, size, channels)
+    x, uniform = images(generator, size, channels)
     loop, columns = LOOPS[policy]
-    expected = torch.stack([loop(one, *some) for one, some in zip(x, draws[:, columns], strict=True)])
-    torch.testing.assert_close(augment(x, draws, (policy,)), expected)
+    expected = torch.stack([loop(one, *some) for one, some in zip(x, uniform[:, columns], strict=True)])
+    torch.testing.assert_close(augment(x, uniform, (policy,)), expected)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (40, 56), (256, 200)])
-@pytest.mark.parametrize("sample", [0.0, BELOW_1])
-def test_at_its_extremes_a_sample_shifts_by_an_eighth_of_the_edge_and_no_farther(size, generate):
+@pytest.mark.parametrize("uniform", [0.0, BELOW_1])
+def test_at_its_extremes_a_sample_shifts_by_an_eighth_of_the_edge_and_no_farther(size, uniform):
     x = torch.arange(1.0, 1 + size[0] * size[1]).reshape(1, 1, *size)
-    made = augment(x, torch.full((1, REPEATED_SAMPLES), generate), ("translation",))
+    made = augment(x, torch.full((1, NUM_UNIFORM), uniform), ("translation",))
     far = [half_up(edge / 8) for edge in size]
     kept, left = [slice(f, None) for f in far], [slice(None, edge - f) for f, edge in zip(far, size, strict=True)]
-    here, there = (left, kept) if generate == 0 else (kept, left)
+    here, there = (left, kept) if uniform == 0 else (kept, left)
     assert torch.equal(made[:, :, here[0], here[1]], x[:, :, there[0], there[1]])
     assert (made != 0).sum() == (size[0] - far[0]) * (size[1] - far[1])
 
 
 @pytest.mark.parametrize("size", [*SIZES, (40, 56)])
-@pytest.mark.parametrize("sample", [0.0, BELOW_1])
-def test_at_its_extremes_a_sample_cuts_a_corner_of_a_quarter_of_each_edge(size, generate):
-    made = augment(torch.ones(1, 1, *size), torch.full((1, REPEATED_SAMPLES), generate), ("cutout",))
-    corner = made if generate == 0 else made.flip(2, 3)
+@pytest.mark.parametrize("uniform", [0.0, BELOW_1])
+def test_at_its_extremes_a_sample_cuts_a_corner_of_a_quarter_of_each_edge(size, uniform):
+    made = augment(torch.ones(1, 1, *size), torch.full((1, NUM_UNIFORM), uniform), ("cutout",))
+    corner = made if uniform == 0 else made.flip(2, 3)
     rows, columns = (half_up(edge / 2) - half_up(edge / 2) // 2 for edge in size)
     assert (corner[:, :, :rows, :columns] == 0).all()
     assert (made == 0).sum() == rows * columns
@@ -93,7 +91,7 @@ def test_at_its_extremes_a_sample_cuts_a_corner_of_a_quarter_of_each_edge(size, 
 def test_every_shift_is_equally_likely(generator):
     x = torch.zeros(7000, 1, 24, 24)
     x[:, :, 12, 12] = 1
-    made = augment(x, torch.rand(7000, REPEATED_SAMPLES, generator=generator), ("translation",))
+    made = augment(x, torch.rand(7000, NUM_UNIFORM, generator=generator), ("translation",))
     counts = made.sum((0, 1, 3))[9:16]
     assert counts.sum() == 7000
     assert (counts - 1000).abs().max() < 5 * math.sqrt(1000)
@@ -101,44 +99,44 @@ def test_every_shift_is_equally_likely(generator):
 
 def test_the_middle_of_every_sample_of_colour_and_place_changes_nothing(generator):
     x, _ = images(generator)
-    torch.testing.assert_close(augment(x, torch.full((5, REPEATED_SAMPLES), 0.5), ("color", "translation")), x)
+    torch.testing.assert_close(augment(x, torch.full((5, NUM_UNIFORM), 0.5), ("color", "translation")), x)
 
 
 def test_the_same_samples_make_the_same_change_however_the_batch_is_split(generator):
-    x, draws = images(generator, (16, 12))
-    whole = augment(x, draws)
-    assert torch.equal(augment(x, draws), whole)
-    torch.testing.assert_close(torch.cat([augment(x[:2], draws[:2]), augment(x[2:], draws[2:])]), whole)
-    assert (augment(x, draws.flip(0)) - whole).abs().amax((1, 2, 3)).max() > 0.1
+    x, uniform = images(generator, (16, 12))
+    whole = augment(x, uniform)
+    assert torch.equal(augment(x, uniform), whole)
+    torch.testing.assert_close(torch.cat([augment(x[:2], uniform[:2]), augment(x[2:], uniform[2:])]), whole)
+    assert (augment(x, uniform.flip(0)) - whole).abs().amax((1, 2, 3)).max() > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_images_of_half_precision_change_in_the_same_places(dtype, generator):
-    x, draws = images(generator, (64, 48), batch=64)
-    draws[:3] = torch.tensor([BELOW_1, 0.999, 0.4999])[:, None]  # which all round in bfloat16
+    x, uniform = images(generator, (64, 48), batch=64)
+    uniform[:3] = torch.tensor([BELOW_1, 0.999, 0.4999])[:, None]  # which all round in bfloat16
     x = x.to(dtype)
     assert torch.equal(
-        augment(x, draws, ("translation", "cutout")), augment(x.float(), draws, ("translation", "cutout")).to(dtype)
+        augment(x, uniform, ("translation", "cutout")), augment(x.float(), uniform, ("translation", "cutout")).to(dtype)
     )
-    assert augment(x, draws).dtype == dtype
+    assert augment(x, uniform).dtype == dtype
 
 
 @pytest.mark.parametrize("policy", [*((name,) for name in POLICIES), POLICIES])
 def test_gradients_pass_through(policy, generator):
-    x, draws = images(generator, (4, 5), batch=3)
-    x, draws = x.double().requires_grad_(), draws.double()
-    assert torch.autograd.gradcheck(lambda x: augment(x, draws, policy), (x,))
-    assert torch.autograd.gradgradcheck(lambda x: augment(x, draws, policy).square(), (x,))  # R1 goes through twice
+    x, uniform = images(generator, (4, 5), batch=3)
+    x, uniform = x.double().requires_grad_(), uniform.double()
+    assert torch.autograd.gradcheck(lambda x: augment(x, uniform, policy), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: augment(x, uniform, policy).square(), (x,))  # R1 goes through twice
 
 
 def test_all_policies_are_color_then_translation_then_cutout(generator):
-    x, draws = images(generator)
+    x, uniform = images(generator)
     one_by_one = x
     for policy in POLICIES:
-        one_by_one = augment(one_by_one, draws, (policy,))
-    assert torch.equal(augment(x, draws), one_by_one)
-    assert torch.equal(augment(x, draws, tuple(reversed(POLICIES))), one_by_one)
-    assert augment(x, draws, ()) is x
+        one_by_one = augment(one_by_one, uniform, (policy,))
+    assert torch.equal(augment(x, uniform), one_by_one)
+    assert torch.equal(augment(x, uniform, tuple(reversed(POLICIES))), one_by_one)
+    assert augment(x, uniform, ()) is x
 
 
 def test_an_unknown_policy_is_refused_by_its_name(generator):

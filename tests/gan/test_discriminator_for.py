@@ -5,7 +5,7 @@ import torch
 from network_checks import assert_step
 
 from gendistill.gan.architectures import DISCRIMINATORS, GENERATORS, discriminator_for, fresh_discriminator
-from gendistill.gan.architectures.fresh import FEWEST
+from gendistill.gan.architectures.fresh import MIN_PARAMS
 from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
 from gendistill.networks.counting import parameters as count
 
@@ -55,14 +55,14 @@ def test_without_a_budget_it_is_about_as_large_as_its_generator():
     spec = SimpleNamespace(kind="noise", output_shape=(3, 16, 16), num_classes=2)
     generator = SimpleNamespace(network=GENERATORS["ResNetGenerator"](8, 2, (64, 64, 64)), spec=spec)
     size = count(generator.network)
-    assert size > FEWEST
+    assert size > MIN_PARAMS
     assert 0.75 * size < count(discriminator_for(generator)) <= size
     generator.network = GENERATORS["ResNetGenerator"](8, 2, (8, 8, 8))
-    assert 0.75 * FEWEST < count(discriminator_for(generator)) <= FEWEST
+    assert 0.75 * MIN_PARAMS < count(discriminator_for(generator)) <= MIN_PARAMS
 
 
 def test_a_budget_below_the_narrowest_is_refused_with_what_that_takes():
-    with pytest.raises(ValueError, match=r"num_params 10: a discriminator of 32 x 32 images takes at least (\d+)") as raised:
+    with pytest.raises(ValueError, match=r"num_params 10: a discriminator of 32 x 32 images needs at least (\d+)") as raised:
         fresh_discriminator("noise", (3, 32, 32), 0, 10)
     least = int(str(raised.value).split()[-1])
     assert count(fresh_discriminator("noise", (3, 32, 32), 0, least)) == least
@@ -71,7 +71,7 @@ def test_a_budget_below_the_narrowest_is_refused_with_what_that_takes():
 def test_an_unknown_kind_and_a_image_without_patches_are_refused():
     with pytest.raises(ValueError, match="kind video: expects noise or image"):
         fresh_discriminator("video", (3, 32, 32))
-    with pytest.raises(ValueError, match="images of 2 x 8: a discriminator of patches takes at least 3 pixels"):
+    with pytest.raises(ValueError, match="images of 2 x 8: a patch discriminator expects at least 3 pixels"):
         fresh_discriminator("image", (3, 2, 8))
 
 

@@ -42,6 +42,6 @@ def test_classes_and_made_are_the_log_odds_of_being_real():
 
 def test_a_discriminator_that_gives_no_logits_is_told_in_a_sentence():
     for output in (torch.zeros(2, 9), None, {"logits": LOGITS}, torch.zeros(3)):
-        with pytest.raises(ValueError, match="gives") as error:
+        with pytest.raises(ValueError, match="discriminator: fails on images of 8x8") as error:
             adapt(Fixed(output), SPEC)
         assert "\n" not in str(error.value)

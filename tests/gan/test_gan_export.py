@@ -134,7 +134,7 @@ def test_a_network_that_wraps_its_image_and_norms_its_weights_is_exported(tmp_pa
     torch.testing.assert_close(program(low), gan.generator(low), atol=5e-3, rtol=0)  # weights were rounded
     torch.testing.assert_close(program(low), open_gan(tmp_path / "s").generator(low), atol=1e-4, rtol=0)
     assert gan.generator.network.conv.parametrizations  # the student itself is left as it was
-    assert f"where the module `{HERE}` is importable" in (tmp_path / "s" / "README.md").read_text()
+    assert f"the module `{HERE}` must be importable" in (tmp_path / "s" / "README.md").read_text()
 
 
 def test_a_unet_of_diffusers_is_exported(tmp_path):
@@ -179,7 +179,7 @@ def test_without_onnx_the_log_says_how_to_install_it(tmp_path, monkeypatch):
     found = export.importlib.util.find_spec
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else found(name))
     (said,) = export_student(tmp_path / "s", tiny_gan(), {})
-    assert said == "generator.onnx is left out, it needs onnx and onnxscript: pip install gendistill[onnx]"
+    assert said == "generator.onnx is not written, it needs onnx and onnxscript: pip install gendistill[onnx]"
     assert not (tmp_path / "s" / "generator.onnx").exists()
 
 

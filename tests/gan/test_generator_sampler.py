@@ -99,7 +99,7 @@ def test_grey_images_are_given_as_colours_and_others_refused():
 def test_steps_and_guidance_that_a_generator_does_not_know_are_refused(sampler):
     with pytest.raises(ValueError, match="steps 4: expects 1, a generator samples in one call"):
         generate(sampler, num_inference_steps=4)
-    with pytest.raises(ValueError, match="guidance_scale 3: a generator knows no guidance; expects 1"):
+    with pytest.raises(ValueError, match="guidance_scale 3: a generator has no guidance; expects 1"):
         generate(sampler, guidance_scale=3.0)
     assert len(generate(sampler, num_inference_steps=1, guidance_scale=1.0)) == 5
 
@@ -124,7 +124,7 @@ def test_a_generator_of_images_is_given_files(gans, tmp_path):
     with torch.no_grad():
         generated = sampler.generator.network(given) / 2 + 0.5
     torch.testing.assert_close(generate(sampler, prompts, [0, 0, 0]), generated, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match=r"input 'food': is no file; .* takes --input FOLDER"):
+    with pytest.raises(ValueError, match=r"input 'food': is not a file; .* expects --input FOLDER"):
         generate(sampler, ["food"], [0])
     with pytest.raises(ValueError, match="has no images"):
         input_prompts(sampler, tmp_path / "nothing")

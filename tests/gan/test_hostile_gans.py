@@ -121,7 +121,7 @@ def test_a_plain_pickle_is_not_opened(place):
     assert "run code" in sentence(f"{place}:Net", weights="w.pth")
     with open("w.pkl", "wb") as file:
         pickle.dump(Harmful(), file)
-    assert "takes .safetensors" in sentence(f"{place}:Net", weights="w.pkl")
+    assert "expects .safetensors" in sentence(f"{place}:Net", weights="w.pkl")
 
 
 def test_a_whole_network_in_a_pickle_is_not_opened(place):
@@ -138,11 +138,11 @@ WEIGHTS = {
     "another network's": (lambda: torch.save({"conv.weight": torch.zeros(2)}, "w.pth"), "fc.weight is missing, and 2 more"),
     "another size": (
         lambda: torch.save({"fc.weight": torch.zeros(48, 5), "fc.bias": torch.zeros(48)}, "w.pth"),
-        "fc.weight is [48, 5] where the network has [48, 4]",
+        "fc.weight has shape [48, 5]; the network has [48, 4]",
     ),
     "no numbers": (
         lambda: torch.save({"fc.weight": torch.full((48, 4), torch.nan), "fc.bias": torch.zeros(48)}, "w.pth"),
-        "fc.weight holds numbers that are not finite",
+        "fc.weight has values that are not finite",
     ),
 }
 
@@ -157,14 +157,14 @@ def test_a_cut_safetensors_is_told_in_a_sentence(place):
     whole = Path(net_weights()).read_bytes()
     for part in (whole[:-8], whole[:4], b"\xff" * 64):
         Path("w.safetensors").write_bytes(part)
-        assert "no whole safetensors" in sentence(f"{place}:Net", weights="w.safetensors")
+        assert "not a complete safetensors" in sentence(f"{place}:Net", weights="w.safetensors")
 
 
 TEACHERS = {
     "nowhere": "there is no such file or folder",
     "no_such_module_anywhere:Net": "no_such_module_anywhere is not importable",
-    "os:system": "is no class of torch.nn.Module",
-    "{module}:function": "is no class of torch.nn.Module",
+    "os:system": "is not a subclass of torch.nn.Module",
+    "{module}:function": "is not a subclass of torch.nn.Module",
     "{module}:Nett": "did you mean Net?",
     "{module}_broken:Net": "needs a_module_that_nobody_has",
     "{module}_script:Net": "fails when imported: SystemExit: 2",
@@ -175,7 +175,7 @@ TEACHERS = {
     "{module}:Timed": "forward requires timestep",
     "{module}:Classes": "--set generator.num_classes=10",
     "{module}:Flat": "no images (B, C, H, W)",
-    "{module}:Nothing": "it gives a NoneType",
+    "{module}:Nothing": "it outputs a NoneType",
     "{module}:Unfindable": "--set generator.input_shape=[128]",
 }
 
@@ -189,10 +189,10 @@ def test_a_class_that_cannot_be_a_teacher_is_told_in_a_sentence(place, teacher):
     ("settings", "part"),
     [
         ({"input_shape": [5]}, "generator.input_shape [5]: "),
-        ({"num_classes": 3}, "takes no class numbers"),
+        ({"num_classes": 3}, "does not accept class numbers"),
         ({"kind": "image", "input_shape": [3, 8, 8]}, "does not work with it"),
-        ({"discriminator": "nowhere"}, "takes module:Class, a folder, or fresh"),
-        ({"discriminator": "os:system", "discriminator_weights": "w.safetensors"}, "is no class of torch.nn.Module"),
+        ({"discriminator": "nowhere"}, "expects module:Class, a folder, or fresh"),
+        ({"discriminator": "os:system", "discriminator_weights": "w.safetensors"}, "is not a subclass of torch.nn.Module"),
         ({"discriminator": "fresh", "discriminator_weights": "w.safetensors"}, "is for a discriminator module:Class"),
     ],
 )
@@ -250,16 +250,16 @@ FOLDERS = {
     "kind": ({"kind": "music"}, "kind is 'music'"),
     "shape of words": ({"input_shape": ["many"]}, "input_shape.0 is 'many'"),
     "no shape": ({"input_shape": []}, "input_shape []"),
-    "a shape that fills the memory": ({"input_shape": [10**6, 10**6]}, "takes sizes of at least 1"),
+    "a shape that fills the memory": ({"input_shape": [10**6, 10**6]}, "expects sizes of at least 1"),
     "negative": ({"output_shape": [3, -8, 8]}, "output_shape [3, -8, 8]"),
     "another input": ({"input_shape": [5]}, "the generator fails"),
-    "another output": ({"output_shape": [3, 16, 16]}, "gives images [3, 8, 8] where gan.json says [3, 16, 16]"),
+    "another output": ({"output_shape": [3, 16, 16]}, "outputs images [3, 8, 8]; gan.json has [3, 16, 16]"),
     "classes": ({"classes": ["one"]}, "num_classes 2"),
     "range": ({"output_range": [1, -1]}, "output_range"),
     "generator is a text": ({"generator": "resnet"}, "generator: expects a mapping"),
     "no class": ({"generator": {"arguments": {}}}, "class_path is missing"),
-    "a function": ({"generator__class_path": "os:system"}, "is no class of torch.nn.Module"),
-    "no class path": ({"generator__class_path": "../evil.py"}, "takes module:Class"),
+    "a function": ({"generator__class_path": "os:system"}, "is not a subclass of torch.nn.Module"),
+    "no class path": ({"generator__class_path": "../evil.py"}, "expects module:Class"),
     "unknown arguments": ({"generator__arguments": {"depth": 3}}, "cannot be built with (depth=3)"),
     "other widths": ({"generator__arguments": {"latent_dim": 4, "num_classes": 2}}, "does not fit ResNetGenerator"),
     "unknown module": ({"generator__class_path": "gone:Net"}, "the module gone is not importable"),
@@ -277,7 +277,7 @@ def test_a_folder_that_says_what_is_not_so_is_told_in_a_sentence(folder, name):
 def test_a_folder_that_is_not_whole_is_told_in_a_sentence(folder):
     weights = "gan/generator/diffusion_pytorch_model.safetensors"
     torch.save(Harmful(), weights)
-    assert "no whole safetensors" in sentence(folder)
+    assert "not a complete safetensors" in sentence(folder)
     os.remove(weights)
     assert "there is no such file" in sentence(folder)
     for text in ("", "[]", '{"format_version": 1}', "null", "\x00"):
@@ -298,7 +298,7 @@ def test_a_saved_network_of_an_unknown_class_is_told_in_a_sentence():
 def test_weights_for_a_folder_that_has_its_own_are_told_in_a_sentence(folder):
     assert "has its own" in sentence(folder, weights="w.pth")
     assert "has its own" in sentence(folder, config="a.json")
-    assert "takes module:Class as the teacher" in sentence(net_weights())
+    assert "expects module:Class as the teacher" in sentence(net_weights())
 
 
 def test_more_classes_than_the_network_has_are_told_in_a_sentence(place, folder):
@@ -317,9 +317,9 @@ def test_a_program_is_not_opened_as_a_teacher_nor_as_weights(place, programs, na
     for loader in (torch.jit, torch.export, torch):
         monkeypatch.setattr(loader, "load", lambda *_, **__: pytest.fail("the program was opened"))
     for said in (sentence(name), sentence(f"{place}:Net", weights=name)):
-        assert f"{name}: is a program (TorchScript or torch.export), and programs are not opened as they hold code" in said
-        assert "takes module:Class as the teacher" in said
-        assert "or a GAN's folder" in said
+        assert f"{name}: is a program (TorchScript or torch.export), and programs are not opened because they hold code" in said
+        assert "expects module:Class as the teacher" in said
+        assert "or a GAN folder" in said
 
 
 def test_a_state_dict_that_is_called_as_a_program_is_told_to_be_weights(place):

@@ -155,7 +155,7 @@ def test_what_an_unseen_network_takes_and_gives_is_found(networks, name):
 def test_a_size_that_is_found_by_trying_is_told(networks, caplog):
     saved(f"{networks}:Deep", "w.pth")
     opened(f"{networks}:Deep", "w.pth")
-    assert "works on images of 64x64, which is taken; --set generator.input_shape=[3,H,W] says otherwise" in caplog.text
+    assert "the input size is assumed to be 64x64, which works; --set generator.input_shape=[3,H,W] changes it" in caplog.text
 
 
 def test_settings_win_over_what_is_found(networks):

@@ -87,7 +87,7 @@ def test_weights_under_a_spectral_norm_are_no_features():
 @pytest.mark.parametrize(
     ("name", "spec", "sentence"),
     [
-        ("emoji", GREY, "perceptual_network emoji: looks at 3 channels, the teacher generates 1"),
+        ("emoji", GREY, "perceptual_network emoji: expects 3 channels, but the images of the teacher have 1"),
         ("vgg", NOISE, "perceptual_network vgg: expects discriminator, emoji or torchvision:NAME"),
         ("torchvision:", NOISE, "perceptual_network torchvision:: expects discriminator, emoji or torchvision:NAME"),
         ("torchvision:nothing", NOISE, "perceptual_network torchvision:nothing cannot be opened"),

@@ -133,6 +133,7 @@ def test_a_image_at_the_start_of_training_has_a_deviation_near_1():
 def test_both_save_and_load(tmp_path):
     network = small(truncation_psi=0.5)
     network(torch.randn(4, 6), LABELS)  # the mean of w is saved too
+    assert "pictures.0.conv.conv.weight" in network.state_dict()  # the key in files of version 0.1
     assert_saves_and_loads(network, (torch.randn(4, 6), LABELS), tmp_path / "generator")
     discriminator = StyleGAN2Discriminator(8, 3, (4, 8))
     assert_saves_and_loads(discriminator, (torch.randn(4, 3, 8, 8), LABELS), tmp_path / "discriminator")

@@ -15,7 +15,7 @@ from unseen_generators import UNSEEN, Unseen
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.networks import counting
-from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
 from gendistill.networks.pruning.layers import get_module
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
@@ -223,7 +223,7 @@ def test_faster_than_the_teacher_by_its_multiply_accumulates(tmp_path: Path) -> 
         ({"factor": -4}, "compress -4: expects more than 1"),
         ({"factor": math.nan}, "compress nan: expects more than 1"),
         ({"factor": math.inf}, "compress inf: expects more than 1"),
-        ({"factor": 4, "macs": 1e6}, "compress 4: comes with no other target; got params or macs too"),
+        ({"factor": 4, "macs": 1e6}, "compress 4: got params or macs too; expects only one kind of target"),
         ({}, "compress: expects a factor, params or macs; got none"),
         ({"params": 0}, "params 0: expects more than 0 and less than the teacher's"),
         ({"macs": 1e12}, r"macs 1e\+12: expects more than 0 and less than the teacher's"),
@@ -303,7 +303,7 @@ def test_awkward_operations_are_followed(middle: nn.Module) -> None:
     compressed = compress(network, (z,), factor=4)
     assert meets(compressed, 4)
     assert compressed.network(z).shape == (2, 3, 16, 16)
-    rebuilt = slim.apply(copy.deepcopy(network), slim.record(compressed.network))
+    rebuilt = pruned_architecture.apply(copy.deepcopy(network), pruned_architecture.record(compressed.network))
     rebuilt.load_state_dict(compressed.network.state_dict())
     assert torch.equal(rebuilt(z), compressed.network(z))
 
@@ -351,7 +351,7 @@ def test_a_width_written_into_the_forward_is_kept_and_named_where_the_target_is_
     compressed = compress(Literal64(), (z,), macs=100_000)
     assert compressed.network.start.out_features == 1024
     assert list(compressed.not_pruned) == ["start"]
-    with pytest.raises(ValueError, match=r"nearest .*; start is kept whole \(.*64, 4, 4.*\); give .*--student module:Class"):
+    with pytest.raises(ValueError, match=r"nearest .*; start is not pruned \(.*64, 4, 4.*\); give .*--student module:Class"):
         compress(Literal64(), (z,), factor=4)
 
 
@@ -365,5 +365,5 @@ class Recurrent(nn.Module):
 
 
 def test_a_network_that_cannot_be_followed_names_the_layer_and_the_way_out() -> None:
-    with pytest.raises(ValueError, match=r"cell: a LSTM, of which no channels are removed.*--student module:Class"):
+    with pytest.raises(ValueError, match=r"cell: the channels of a LSTM are never pruned.*--student module:Class"):
         compress(Recurrent(), (torch.randn(2, 16),), factor=4)

@@ -66,7 +66,7 @@ def test_the_image_itself_is_no_hint(tmp_path: Path) -> None:
 
 def test_most_limits_the_pairs_and_spans_the_depth(tmp_path: Path) -> None:
     teacher = UNET.build(tmp_path)
-    assert [hint.teacher_path for hint in match(teacher, teacher, UNET.inputs(), most=3)] == ["down1", "middle", "join1"]
+    assert [hint.teacher_path for hint in match(teacher, teacher, UNET.inputs(), max_hints=3)] == ["down1", "middle", "join1"]
 
 
 def test_chosen_pairs_replace_the_default() -> None:
@@ -79,8 +79,8 @@ def test_chosen_pairs_replace_the_default() -> None:
     [
         ({"blocks.0.conv3": "blocks.0"}, "hints blocks.0.conv3: the teacher has no layer .* the nearest is blocks.0.conv"),
         ({"blocks.0": "block.0"}, "hints block.0: the student has no layer .* the nearest is blocks.0"),
-        ({"blocks.0": "blocks.1.conv1"}, "takes layers of one resolution; got 8x8 and 16x16"),
-        ({"start": "start"}, "hints start: the teacher has no layer of this path with features"),
+        ({"blocks.0": "blocks.1.conv1"}, "expects layers of the same resolution; got 8x8 and 16x16"),
+        ({"start": "start"}, "hints start: the teacher has no layer at this path with features"),
     ],
 )
 def test_a_wrong_choice_is_told_in_a_sentence(chosen: dict[str, str], sentence: str) -> None:
@@ -90,7 +90,7 @@ def test_a_wrong_choice_is_told_in_a_sentence(chosen: dict[str, str], sentence: 
 
 def test_networks_without_a_common_resolution_are_refused() -> None:
     one, other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1))
-    with pytest.raises(ValueError, match="no layers of one resolution in common; they have 8x8 and 6x6"):
+    with pytest.raises(ValueError, match="no layers of the same resolution; they have 8x8 and 6x6"):
         match(one, other, (torch.zeros(1, 3, 8, 8),))
 
 

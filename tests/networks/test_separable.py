@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gendistill.networks.counting import macs, parameters
-from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.prune import compress
 from gendistill.networks.pruning.separable import SeparableConv2d, replaceable, saved_fraction
 
@@ -84,6 +84,8 @@ def test_a_student_of_separable_convolutions_meets_its_targets_and_is_rebuilt_fr
     assert compressed.macs == pytest.approx(compressed.teacher_macs / factor, rel=0.1)
     assert compressed.parameters == pytest.approx(compressed.teacher_parameters / factor, rel=0.1)
     assert any(isinstance(layer, SeparableConv2d) for layer in compressed.network.modules())
-    rebuilt = slim.apply(TrajectoryTeacher(), json.loads(json.dumps(slim.record(compressed.network))))
+    rebuilt = pruned_architecture.apply(
+        TrajectoryTeacher(), json.loads(json.dumps(pruned_architecture.record(compressed.network)))
+    )
     rebuilt.load_state_dict(compressed.network.state_dict())
     assert torch.equal(rebuilt(x), compressed.network(x))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from unseen_generators import UNSEEN, Unseen
 
-from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.prune import compress
 
 ELSEWHERE = """
@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import load_file, save_file
 sys.path.insert(0, sys.argv[1])
 from skip_unet import SkipUNet
-from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning import pruned_architecture
 
-network = slim.apply(SkipUNet(width=16), json.load(open(sys.argv[1] + "/slim.json")))
+network = pruned_architecture.apply(SkipUNet(width=16), json.load(open(sys.argv[1] + "/slim.json")))
 network.load_state_dict(load_file(sys.argv[1] + "/weights.safetensors"))
 x = load_file(sys.argv[1] + "/x.safetensors")["x"]
 save_file({"y": network.eval()(x).detach()}, sys.argv[1] + "/y.safetensors")
@@ -37,17 +37,17 @@ save_file({"y": network.eval()(x).detach()}, sys.argv[1] + "/y.safetensors")
 @pytest.mark.parametrize("unseen", UNSEEN, ids=lambda unseen: unseen.module)
 def test_a_pruned_network_is_rebuilt_bit_for_bit(unseen: Unseen, tmp_path: Path) -> None:
     student = compress(unseen.build(tmp_path), unseen.inputs(), factor=4).network.eval()
-    record = json.loads(json.dumps(slim.record(student)))
-    rebuilt = slim.apply(unseen.build(tmp_path, seed=1), record).eval()
+    record = json.loads(json.dumps(pruned_architecture.record(student)))
+    rebuilt = pruned_architecture.apply(unseen.build(tmp_path, seed=1), record).eval()
     rebuilt.load_state_dict(student.state_dict(), strict=True)
     assert torch.equal(rebuilt(*unseen.inputs()), student(*unseen.inputs()))
-    assert slim.record(rebuilt) == record
+    assert pruned_architecture.record(rebuilt) == record
 
 
 def test_another_process_rebuilds_it_from_class_record_and_safetensors(tmp_path: Path) -> None:
     unseen = UNSEEN[0]
     student = compress(unseen.build(tmp_path), unseen.inputs(), factor=4).network.eval()
-    (tmp_path / "slim.json").write_text(json.dumps(slim.record(student)))
+    (tmp_path / "slim.json").write_text(json.dumps(pruned_architecture.record(student)))
     save_file(student.state_dict(), tmp_path / "weights.safetensors")
     save_file({"x": unseen.inputs()[0]}, tmp_path / "x.safetensors")
     subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path)], check=True, timeout=60)
@@ -60,7 +60,7 @@ def test_a_network_on_the_meta_device_takes_the_shapes(tmp_path: Path) -> None:
     student = compress(unseen.build(tmp_path), unseen.inputs(), factor=4).network
     with torch.device("meta"):
         empty = unseen.build(tmp_path)
-    slim.apply(empty, slim.record(student))
+    pruned_architecture.apply(empty, pruned_architecture.record(student))
     empty.load_state_dict(student.state_dict(), strict=True, assign=True)
     assert torch.equal(empty(*unseen.inputs()), student(*unseen.inputs()))
 
@@ -100,7 +100,7 @@ def kinds() -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]:
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_every_kind_of_layer_comes_back(kinds: tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]) -> None:
     _, student, inputs = kinds
-    rebuilt = slim.apply(Kinds(), json.loads(json.dumps(slim.record(student)))).eval()
+    rebuilt = pruned_architecture.apply(Kinds(), json.loads(json.dumps(pruned_architecture.record(student)))).eval()
     rebuilt.load_state_dict(student.state_dict(), strict=True)
     assert torch.equal(rebuilt(*inputs), student(*inputs))
     assert student.constant.shape[1] < 16
@@ -110,8 +110,8 @@ def test_folding_a_copy_leaves_its_original_as_it_was(kinds: tuple[nn.Module, nn
     teacher, _, inputs = kinds
     teacher.eval()
     before = teacher(*inputs)
-    folded = slim.duplicate(teacher)
-    slim.fold(folded)
+    folded = pruned_architecture.duplicate(teacher)
+    pruned_architecture.fold(folded)
     torch.testing.assert_close(folded(*inputs), before)
     assert torch.equal(teacher(*inputs), before)
     assert "up.parametrizations.weight.original0" in teacher.state_dict()
@@ -123,7 +123,7 @@ def small() -> nn.Sequential:
 
 
 def changed(part: str, path: str, value: Any) -> dict[str, Any]:
-    record = slim.record(small())
+    record = pruned_architecture.record(small())
     record[part] = record[part] | {path: value}
     return record
 
@@ -134,27 +134,27 @@ CONV = {"in_channels": 3, "out_channels": 8, "groups": 1, "plain": True}
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        (None, "takes version 1; got a NoneType"),
-        ({"version": 7}, "takes version 1; got version 7"),
-        ({"version": 1, "separable": {}, "layers": []}, "slim record layers: expects an object by paths; got list"),
+        (None, "expects version 1; got a NoneType"),
+        ({"version": 7}, "expects version 1; got version 7"),
+        ({"version": 1, "separable": {}, "layers": []}, "pruned architecture layers: expects an object by paths; got list"),
         (changed("layers", "4", CONV), "layers: the network has no module 4"),
         (changed("layers", "__class__", CONV), "layers: the network has no module __class__"),
         (
             changed("layers", "0", CONV | {"out_channels": -4}),
-            "slim record 0 out_channels: expects a whole number from 1 to 8; got -4",
+            "pruned architecture 0 out_channels: expects an integer from 1 to 8; got -4",
         ),
-        (changed("layers", "0", CONV | {"out_channels": 10**12}), "takes a whole number from 1 to 8; got 1000000000000"),
-        (changed("layers", "0", CONV | {"out_channels": 4.0}), "takes a whole number from 1 to 8; got 4.0"),
-        (changed("layers", "0", CONV | {"out_channels": True}), "takes a whole number from 1 to 8; got True"),
-        (changed("layers", "0", CONV | {"out_channels": "4"}), "takes a whole number from 1 to 8; got 4"),
+        (changed("layers", "0", CONV | {"out_channels": 10**12}), "expects an integer from 1 to 8; got 1000000000000"),
+        (changed("layers", "0", CONV | {"out_channels": 4.0}), "expects an integer from 1 to 8; got 4.0"),
+        (changed("layers", "0", CONV | {"out_channels": True}), "expects an integer from 1 to 8; got True"),
+        (changed("layers", "0", CONV | {"out_channels": "4"}), "expects an integer from 1 to 8; got 4"),
         (
             changed("layers", "0", CONV | {"forward": 4}),
             "the counts of a Conv2d are in_channels, out_channels, groups, plain; got",
         ),
-        (changed("layers", "0", CONV | {"plain": 1}), "plain takes true or false; got 1"),
+        (changed("layers", "0", CONV | {"plain": 1}), "plain expects true or false; got 1"),
         (changed("layers", "0", 5), "the counts of a Conv2d are .*; got int"),
-        (changed("layers", "1", {"num_channels": 5, "num_groups": 2, "plain": True}), "num_channels 5 does not divide into 2"),
-        (changed("separable", "1", {"bias": True}), "separable takes a Conv2d; the network has a GroupNorm"),
+        (changed("layers", "1", {"num_channels": 5, "num_groups": 2, "plain": True}), "num_channels 5 cannot be divided by 2"),
+        (changed("separable", "1", {"bias": True}), "separable expects a Conv2d; the network has a GroupNorm"),
         (changed("separable", "0", {"bias": False}), "separable: expects bias true; got"),
         (changed("parameters", "0.weight", [4, 3, 3, 3]), "parameters: the network has no 0.weight"),
         (changed("attributes", "0", {"in_channels": 3}), "attributes 0: the network has no number in_channels"),
@@ -163,7 +163,7 @@ CONV = {"in_channels": 3, "out_channels": 8, "groups": 1, "plain": True}
 )
 def test_a_hostile_record_is_refused_in_a_sentence(record: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        slim.apply(small(), record)
+        pruned_architecture.apply(small(), record)
 
 
 class Constant(nn.Module):
@@ -174,16 +174,16 @@ class Constant(nn.Module):
 
 @pytest.mark.parametrize("shape", [[1], [1, 0], [1, 5], [1, -1], [1, 2.0], "14", None])
 def test_shapes_of_bare_parameters_are_checked(shape: Any) -> None:
-    record = slim.record(Constant())
-    with pytest.raises(ValueError, match=r"slim record constant: expects a shape up to \[1, 4\]; got"):
-        slim.apply(Constant(), record | {"parameters": {"constant": shape}})
+    record = pruned_architecture.record(Constant())
+    with pytest.raises(ValueError, match=r"pruned architecture constant: expects a shape up to \[1, 4\]; got"):
+        pruned_architecture.apply(Constant(), record | {"parameters": {"constant": shape}})
 
 
 @pytest.mark.parametrize("number", [0, 5, "4", None, [4]])
 def test_numbers_of_modules_are_checked(number: Any) -> None:
-    record = slim.record(Constant())
+    record = pruned_architecture.record(Constant())
     assert record["attributes"] == {"": {"width": 4}}
     with pytest.raises(
-        ValueError, match="slim record attributes of the network width: expects a whole number from 1 to 4; got"
+        ValueError, match="pruned architecture attributes of the network width: expects an integer from 1 to 4; got"
     ):
-        slim.apply(Constant(), record | {"attributes": {"": {"width": number}}})
+        pruned_architecture.apply(Constant(), record | {"attributes": {"": {"width": number}}})

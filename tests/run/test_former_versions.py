@@ -52,7 +52,7 @@ def test_students_sample_images(folder):
         sampler = FewStepSampler.from_pretrained(folder / student, device="cpu")
         (images,) = sampler.images(["food"], [0], num_inference_steps=2)
         assert images.shape[1:] == (3, 32, 32)
-    sampler = GeneratorSampler.of(open_gan(folder / "gan-student"))
+    sampler = GeneratorSampler.from_gan(open_gan(folder / "gan-student"))
     (images,) = sampler.images([sampler.class_names[0]], [0], num_inference_steps=1)
     assert images.shape[1:] == (3, 16, 16)
 

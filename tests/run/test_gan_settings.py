@@ -55,8 +55,8 @@ def test_a_temperature_is_above_0_at_every_step(temperature):
         ({"factor": 0.5}, "compress 0.5: expects a factor above 1, such as 4"),
         ({"factor": 1}, "compress 1: expects a factor above 1, such as 4"),
         ({"factor": float("nan")}, "compress"),
-        ({"factor": 4, "params": 10}, "compress.factor: expects no compress.params or compress.macs beside it"),
-        ({"factor": 4, "student": "a:B"}, "compress.student a:B: expects no compress factor beside it"),
+        ({"factor": 4, "params": 10}, "compress.factor: cannot be combined with compress.params or compress.macs"),
+        ({"factor": 4, "student": "a:B"}, "compress.student a:B: cannot be combined with a compress factor"),
     ],
 )
 def test_a_size_that_is_none_is_refused(settings, sentence):

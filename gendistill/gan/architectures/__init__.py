@@ -1,4 +1,4 @@
-"""The networks that come with gendistill: every one saves and loads by itself (diffusers' `save_pretrained`).
+"""Built-in generators and discriminators, saved and loaded with diffusers' `save_pretrained` and `from_pretrained`.
 
 Generators are called `generator(inputs, labels)`, discriminators `discriminator(images, labels)`; images are in [-1, 1].
 """
@@ -9,10 +9,10 @@ from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGener
 from gendistill.gan.architectures.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
 
-# By class name: what diffusers writes into `config.json` as `_class_name`.
-GENERATORS = {of.__name__: of for of in (DCGANGenerator, ResNetGenerator, StyleGAN2Generator, ResNetTranslator)}
+# By class name, which is `_class_name` in diffusers' `config.json`.
+GENERATORS = {cls.__name__: cls for cls in (DCGANGenerator, ResNetGenerator, StyleGAN2Generator, ResNetTranslator)}
 DISCRIMINATORS = {
-    of.__name__: of for of in (DCGANDiscriminator, ResNetDiscriminator, StyleGAN2Discriminator, PatchDiscriminator)
+    cls.__name__: cls for cls in (DCGANDiscriminator, ResNetDiscriminator, StyleGAN2Discriminator, PatchDiscriminator)
 }
 
 __all__ = ["DISCRIMINATORS", "GENERATORS", "discriminator_for", "fresh_discriminator"]

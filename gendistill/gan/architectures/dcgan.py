@@ -1,7 +1,7 @@
-"""The generator and discriminator of DCGAN (Radford et al. 2016, section 3): strided convolutions, batch norms, nothing else.
+"""The generator and discriminator of DCGAN (Radford et al. 2016, section 3): strided convolutions and batch norms.
 
-Classes are optional: an embedding beside the noise in the generator (Mirza & Osindero 2014), a projection in the discriminator
-(Miyato & Koyama 2018, eq. 3).
+Class conditioning is optional: an embedding concatenated to the noise in the generator (Mirza & Osindero 2014), a projection in
+the discriminator (Miyato & Koyama 2018, eq. 3).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def initialise(layers: Iterable[nn.Module]) -> None:
 
 
 def smallest_edge(resolution: int, num_doublings: int) -> int:
-    """Edge of the features that `num_doublings` doublings bring to `resolution`.
+    """The resolution, in pixels, that `num_doublings` doublings increase to `resolution`.
 
     Raises:
-        ValueError: no whole number of pixels does.
+        ValueError: `resolution` is not a multiple of 2^num_doublings.
     """
-    edge, rest = divmod(resolution, 2**num_doublings)
-    if rest or not edge:
+    edge, remainder = divmod(resolution, 2**num_doublings)
+    if remainder or not edge:
         raise ValueError(f"resolution {resolution}: expects a multiple of {2**num_doublings} with {num_doublings} channels")
     return edge
 
@@ -41,13 +41,14 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
     """Noise (B, latent_dim) and class numbers (B,) to images (B, out_channels, resolution, resolution) in [-1, 1].
 
     Args:
-        num_classes: 0 for no classes; `labels` is then not taken.
-        channels: from the coarsest features to the finest. Each is doubled in resolution, the last one into the image: the
-            first has resolution / 2^len(channels) pixels, 4 in the paper (64 pixels), 7 for 28 pixels and two channels.
-        class_dim: of the embedding of a class, which stands beside the noise.
+        num_classes: 0 for an unconditional generator, which has no `labels`.
+        channels: from the coarsest feature maps to the finest. Each layer doubles the resolution, the last one outputs the
+            image. The first feature maps have resolution / 2^len(channels) pixels: 4 in the paper (64 pixels), 7 for an image
+            of 28 pixels and two entries.
+        class_dim: dimension of the class embedding, which is concatenated to the noise.
 
     Raises:
-        ValueError: a resolution that the channels cannot be doubled into.
+        ValueError: `resolution` is not a multiple of 2^len(channels).
     """
 
     @register_to_config
@@ -81,14 +82,14 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
 class DCGANDiscriminator(ModelMixin, ConfigMixin):
     """Images (B, in_channels, resolution, resolution) and class numbers (B,) to logits (B,), large where real.
 
-    An image's logit depends, in training, on the batch that it is seen in (batch norms), so give it real images and made
-    ones in batches of their own.
+    In train mode the logit of an image depends on the whole batch (batch norms); real and generated images must be passed in
+    separate batches.
 
     Args:
-        channels: from the finest features to the coarsest; each halves the resolution.
+        channels: from the finest feature maps to the coarsest; each layer halves the resolution.
 
     Raises:
-        ValueError: a resolution that cannot be halved once for each of the channels.
+        ValueError: `resolution` is not a multiple of 2^len(channels).
     """
 
     @register_to_config

@@ -34,7 +34,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Twice the resolution, by two 3x3 convolutions after norms, and a 1x1 convolution beside them."""
+    """A residual block that doubles the resolution: norms and two 3x3 convolutions, with a 1x1 convolution as shortcut."""
 
     def __init__(self, channels: int, out_channels: int, condition_dim: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         h = F.interpolate(F.relu(self.norm1(x, condition)), scale_factor=2.0)
         h = self.conv2(F.relu(self.norm2(self.conv1(h), condition)))
-        return h + F.interpolate(self.skip(x), scale_factor=2.0)  # a 1x1 convolution costs a quarter before it
+        return h + F.interpolate(self.skip(x), scale_factor=2.0)  # convolved before upsampling, at a quarter of the cost
 
 
 class ResNetGenerator(ModelMixin, ConfigMixin):
@@ -59,8 +59,8 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
 
     Args:
         channels: at 4, 8, 16, ... pixels.
-        num_classes: 0 for no classes; `labels` is then not taken.
-        class_dim: of the embedding of a class, which every norm sees beside the noise.
+        num_classes: 0 for an unconditional generator, which has no `labels`.
+        class_dim: dimension of the class embedding; with the noise it is the condition of every norm.
     """
 
     @register_to_config
@@ -89,7 +89,7 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
 
 
 class DownBlock(nn.Module):
-    """Half the resolution where `down`, by two 3x3 convolutions, and a 1x1 convolution beside them."""
+    """A residual block of two 3x3 convolutions, with a 1x1 convolution as shortcut; it halves the resolution if `down`."""
 
     def __init__(self, channels: int, out_channels: int, *, down: bool, first: bool = False) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x if self.first else F.relu(x))
         h = self.conv2(F.relu(h))
-        skip = x if not self.down else F.avg_pool2d(x, 2)  # before the 1x1 convolution, which costs a quarter then
+        skip = x if not self.down else F.avg_pool2d(x, 2)  # before the 1x1 convolution, at a quarter of its cost
         skip = skip if self.skip is None else self.skip(skip)
         return (F.avg_pool2d(h, 2) if self.down else h) + skip
 
@@ -113,9 +113,9 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
 
     Args:
         resolution: H = W.
-        channels: of the blocks; the first `num_down` of them halve the resolution.
-        spread: whether psi also sees how different the images of a batch are, in fours that follow one another (minibatch
-            standard deviation, Karras et al. 2018, section 3): then one image's logit depends on the next three.
+        channels: of the blocks; the first `num_down` blocks halve the resolution.
+        spread: whether psi also receives the minibatch standard deviation (Karras et al. 2018, section 3) over groups of four
+            consecutive images; the logit of an image then depends on its group.
     """
 
     @register_to_config
@@ -140,14 +140,14 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
         for block in self.blocks:
             x = block(x)
         features = F.relu(x).sum((2, 3))
-        seen = torch.cat([features, _spread(F.relu(x))], 1) if self.config["spread"] else features
-        logit = self.logit(seen).squeeze(1)
+        with_spread = torch.cat([features, _spread(F.relu(x))], 1) if self.config["spread"] else features
+        logit = self.logit(with_spread).squeeze(1)
         return logit if self.classes is None else logit + (self.classes(labels) * features).sum(1)
 
 
-def _spread(x: Tensor, together: int = 4) -> Tensor:
-    """(B, 1): the standard deviation over images that follow one another, averaged over channels and space."""
-    together = next(size for size in (together, 2, 1) if len(x) % size == 0)
-    variance = x.float().unflatten(0, (-1, together)).var(1, correction=0)
+def _spread(x: Tensor, group: int = 4) -> Tensor:
+    """(B, 1): the standard deviation over groups of consecutive images, averaged over channels and space."""
+    group = next(size for size in (group, 2, 1) if len(x) % size == 0)
+    variance = x.float().unflatten(0, (-1, group)).var(1, correction=0)
     deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))
-    return deviation.repeat_interleave(together)[:, None].to(x.dtype)
+    return deviation.repeat_interleave(group)[:, None].to(x.dtype)

@@ -25,7 +25,7 @@ from gendistill.gan.architectures.stylegan2_layers import (
 class StyledConv(nn.Module):
     """A modulated convolution, noise, a bias and a leaky ReLU (Karras et al. 2020, fig. 2c).
 
-    The noise is a buffer, so that a generator is a function of its inputs; with `random_noise` it is sampled anew each time.
+    The noise is a buffer, so that the generator is deterministic; with `random_noise` it is sampled in every call.
     """
 
     noise: Tensor
@@ -47,7 +47,7 @@ class StyledConv(nn.Module):
 
 
 class ToImage(nn.Module):
-    """Features (B, channels, H, W) to their part of the image, without demodulation (Karras et al. 2020, fig. 7b)."""
+    """Features (B, channels, H, W) to their contribution to the image, without demodulation (Karras et al. 2020, fig. 7b)."""
 
     def __init__(self, channels: int, out_channels: int, style_dim: int) -> None:
         super().__init__()
@@ -75,9 +75,10 @@ class Mapping(nn.Module):
 
 
 class Truncation(nn.BatchNorm1d):
-    """In eval mode w (B, dim) is `psi` of the way from its mean in training (Karras et al. 2019, appendix B); 1 for none.
+    """The truncation trick (Karras et al. 2019, appendix B): in eval mode w (B, dim) becomes mean + psi * (w - mean).
 
-    Only the running mean of the batch norm is used. It is one so that whatever cuts channels cuts the mean with them.
+    The mean is the running mean of w in training; `psi` 1 is no truncation. Only the running mean of the batch norm is used; it
+    is a batch norm so that pruning removes the same channels from the mean.
     """
 
     def __init__(self, dim: int, psi: float) -> None:
@@ -86,7 +87,7 @@ class Truncation(nn.BatchNorm1d):
 
     def forward(self, w: Tensor) -> Tensor:
         if self.training and len(w) > 1:
-            super().forward(w.detach())  # for the running mean alone
+            super().forward(w.detach())  # updates the running mean
         mean = self.running_mean
         if self.training or self.psi == 1 or mean is None:
             return w
@@ -94,16 +95,16 @@ class Truncation(nn.BatchNorm1d):
 
 
 class StyleGAN2Generator(ModelMixin, ConfigMixin):
-    """Noise (B, latent_dim) and class numbers (B,) to images (B, out_channels, H, W), about [-1, 1].
+    """Noise (B, latent_dim) and class numbers (B,) to images (B, out_channels, H, W), approximately in [-1, 1].
 
-    H = W = 4 * 2^(len(channels) - 1), as in `ResNetGenerator`. As in the paper nothing bounds the image, which is a sum over
-    resolutions: clamp it to [-1, 1] before it is looked at.
+    H = W = 4 * 2^(len(channels) - 1), as in `ResNetGenerator`. As in the paper the image is an unbounded sum over resolutions:
+    clamp it to [-1, 1] for display.
 
     Args:
         channels: at 4, 8, 16, ... pixels.
-        num_classes: 0 for no classes; `labels` is then not taken.
-        num_mapping: layers from z to w.
-        random_noise: sampled anew in each call from torch's global generator, instead of saved with the weights.
+        num_classes: 0 for an unconditional generator, which has no `labels`.
+        num_mapping: number of layers of the mapping network.
+        random_noise: sample the noise in every call from torch's global generator, instead of saving it with the weights.
         truncation_psi: see `Truncation`; `generator.truncation.psi` can be changed later.
     """
 
@@ -121,28 +122,30 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         super().__init__()
         self.mapping = Mapping(latent_dim, num_classes, num_mapping)
         self.truncation = Truncation(latent_dim, truncation_psi)
-        self.start = nn.Parameter(torch.randn(4, 4, channels[0]))  # channels last: where a pruner looks for them
+        self.start = nn.Parameter(torch.randn(4, 4, channels[0]))  # channels last, as `channel_dim` of pruning expects
         self.first = StyledConv(channels[0], channels[0], latent_dim, 4, random_noise=random_noise)
         ups, convs = [], []
         for k, (i, o) in enumerate(pairwise(channels), start=1):
             ups.append(StyledConv(i, o, latent_dim, 4 * 2**k, up=True, random_noise=random_noise))
             convs.append(StyledConv(o, o, latent_dim, 4 * 2**k, random_noise=random_noise))
         self.ups, self.convs = nn.ModuleList(ups), nn.ModuleList(convs)
-        self.images = nn.ModuleList([ToImage(width, out_channels, latent_dim) for width in channels])
+        # the attribute is a key in weights on disk
+        self.pictures = nn.ModuleList([ToImage(width, out_channels, latent_dim) for width in channels])  # words: allowed
         self.upsample = Blur("up")
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         w = self.truncation(self.mapping(z, labels))
         x = self.first(self.start.permute(2, 0, 1)[None], w)
-        image = self.images[0](x, w)
-        for up, conv, to_image in zip(self.ups, self.convs, list(self.images)[1:], strict=True):
+        to_first_image, *to_images = self.pictures  # words: allowed
+        image = to_first_image(x, w)
+        for up, conv, to_image in zip(self.ups, self.convs, to_images, strict=True):
             x = conv(up(x, w), w)
             image = self.upsample(image) + to_image(x, w)
         return image
 
 
 class HalvingBlock(nn.Module):
-    """Half the resolution, by two 3x3 convolutions and a 1x1 convolution beside them (Karras et al. 2020, fig. 7c)."""
+    """A residual block that halves the resolution: two 3x3 convolutions and a 1x1 shortcut (Karras et al. 2020, fig. 7c)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -158,10 +161,10 @@ class HalvingBlock(nn.Module):
 
 
 def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
-    """x (B, C, H, W) with one more channel: the mean deviation within groups of images (Karras et al. 2018, section 3).
+    """x (B, C, H, W) with one more channel: the mean standard deviation within groups (Karras et al. 2018, section 3).
 
-    Groups have `group` images, or the largest number below it that divides B: a single image deviates by nothing. Image k
-    is in group k mod (number of groups).
+    Groups have `group` images, or the largest smaller number that divides B; the deviation of a single image is 0. Image k is
+    in group k mod (number of groups).
     """
     size = max(size for size in range(1, group + 1) if len(x) % size == 0)
     groups = x.unflatten(0, (size, -1))
@@ -172,15 +175,15 @@ def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
 class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
     """Images (B, in_channels, resolution, resolution) and class numbers (B,) to logits (B,), large where real.
 
-    Residual blocks, minibatch deviation, and for classes the projection of Miyato & Koyama 2018, eq. 3. An image's logit
-    depends on the batch that it is seen in, so give it real images and made ones in batches of their own.
+    Residual blocks, minibatch standard deviation, and for classes the projection of Miyato & Koyama 2018, eq. 3. The logit of
+    an image depends on the whole batch; real and generated images must be passed in separate batches.
 
     Args:
-        channels: at the full resolution, half of it, a quarter, ...; 4 pixels are usual for the last.
-        group: images whose deviation is taken together.
+        channels: at the full resolution, half of it, a quarter, ...; the last resolution is usually 4 pixels.
+        group: group size of the minibatch standard deviation.
 
     Raises:
-        ValueError: a resolution that cannot be halved once for each of the channels after the first.
+        ValueError: `resolution` is not a multiple of 2^(len(channels) - 1).
     """
 
     @register_to_config
@@ -193,8 +196,8 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         group: int = 4,
     ) -> None:
         super().__init__()
-        edge, rest = divmod(resolution, 2 ** (len(channels) - 1))
-        if rest or not edge:
+        edge, remainder = divmod(resolution, 2 ** (len(channels) - 1))
+        if remainder or not edge:
             raise ValueError(
                 f"resolution {resolution}: expects a multiple of {2 ** (len(channels) - 1)} with {len(channels)} channels"
             )

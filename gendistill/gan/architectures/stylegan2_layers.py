@@ -1,9 +1,9 @@
-"""The layers of StyleGAN2 (Karras et al. 2020), of ordinary operations that tracers and exporters follow.
+"""The layers of StyleGAN2 (Karras et al. 2020), built from standard operations that can be traced, exported and pruned.
 
-A modulated convolution is written as: scale the features by the style, convolve them with the weight that all images share,
-scale what comes out by the demodulation factor. That equals the paper's eq. 1-3, which give each image weights of its own and
-need a grouped convolution. The layers are `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d`, whose equalised learning rate
-(Karras et al. 2018, section 4.1) scales what goes in, so that their weights are seen as they are.
+A modulated convolution is computed as: scale the features by the style, convolve them with a weight common to all images, scale
+the output by the demodulation factor. This equals eq. 1-3 of the paper, which need weights per image and thus a grouped
+convolution. The layers are `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d`; the equalised learning rate (Karras et al. 2018,
+section 4.1) scales their inputs, not their weights.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ SQRT2 = math.sqrt(2)
 
 
 def leaky_relu(x: Tensor) -> Tensor:
-    """Leaky ReLU of slope 0.2, times sqrt(2) so that the variance stays about 1."""
+    """Leaky ReLU of slope 0.2, times sqrt(2) so that the variance remains about 1."""
     return F.leaky_relu(x, 0.2) * SQRT2
 
 
 def unit(x: Tensor) -> Tensor:
-    """x (B, dim) over its root mean square (Karras et al. 2018, section 4.2)."""
+    """x (B, dim) divided by its root mean square (Karras et al. 2018, section 4.2)."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 class EqualisedLinear(nn.Linear):
-    """y = r (W x / sqrt(fan-in) + b), W from N(0, 1 / r^2), for a learning rate r times the others' (Karras et al. 2018, 4.1).
+    """y = r (W x / sqrt(fan-in) + b), W from N(0, 1 / r^2), for r times the learning rate of other layers (Karras et al. 2018).
 
-    The scale is a buffer: a layer with fewer inputs than it began with (pruned) keeps its scale when it is saved and loaded.
+    The scale is a buffer, so that a pruned layer, with fewer inputs, keeps its scale when saved and loaded.
     """
 
     scale: Tensor
@@ -68,7 +68,8 @@ class EqualisedConv2d(nn.Conv2d):
 class Blur(nn.Module):
     """The filter [1, 3, 3, 1] in both directions (Karras et al. 2020, appendix B): x (B, C, H, W).
 
-    "up": zeros between the pixels first, H -> 2H; "down": every second pixel after, H -> H / 2; "same": H -> H + 2 padding - 3.
+    "up": first insert zeros between pixels, H -> 2H; "down": then keep every second pixel, H -> H / 2; "same": H -> H + 2
+    padding - 3.
     """
 
     kernel: Tensor
@@ -82,13 +83,13 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, -1, -1, -1)
-        if self.mode == "up":  # a quarter of the pixels are not zero
+        if self.mode == "up":  # times 4, as three quarters of the pixels are zero
             return F.conv_transpose2d(x, kernel * 4, stride=2, padding=self.padding, groups=channels)
         return F.conv2d(x, kernel, stride=2 if self.mode == "down" else 1, padding=self.padding, groups=channels)
 
 
 class ModulatedConv(nn.Module):
-    """Features x (B, channels, H, W) by weights that w (B, style_dim) scales (Karras et al. 2020, eq. 1-3); H -> 2H if `up`."""
+    """A convolution of x (B, channels, H, W) modulated by w (B, style_dim) (Karras et al. 2020, eq. 1-3); H -> 2H if `up`."""
 
     scale: Tensor
 
@@ -112,7 +113,7 @@ class ModulatedConv(nn.Module):
         x = self.conv(x * style[:, :, None, None])
         if self.demodulate:
             x = x * self.demodulation(style)[:, :, None, None]
-        return x if self.blur is None else self.blur(x) * 4  # zeros that a strided convolution puts between made it a quarter
+        return x if self.blur is None else self.blur(x) * 4  # times 4, for the zeros between pixels
 
     def demodulation(self, style: Tensor) -> Tensor:
         """Styles (B, channels) to 1 / sqrt(sum of (s w)^2 + 1e-8) (B, out_channels): eq. 3."""

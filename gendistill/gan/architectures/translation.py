@@ -1,4 +1,4 @@
-"""Image to image: the generator of CycleGAN (Zhu et al. 2017) and the discriminator of pix2pix (Isola et al. 2017)."""
+"""Image-to-image networks: the generator of CycleGAN (Zhu et al. 2017) and the discriminator of pix2pix (Isola et al. 2017)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class ResnetBlock(nn.Module):
-    """x + two 3x3 convolutions with instance norms, reflected at the border."""
+    """A residual block of two 3x3 convolutions with instance norms and reflection padding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class ResnetBlock(nn.Module):
 class ResNetTranslator(ModelMixin, ConfigMixin):
     """Images (B, in_channels, H, W) in [-1, 1] to images (B, out_channels, H, W) in [-1, 1].
 
-    Zhu et al. 2017, appendix 7.2 (after Johnson et al. 2016): c7s1-64, d128, d256, n residual blocks, u128, u64, c7s1-3. No
-    classes: `labels` is there so that all generators are called alike, and is not looked at.
+    Zhu et al. 2017, appendix 7.2 (after Johnson et al. 2016): c7s1-64, d128, d256, n residual blocks, u128, u64, c7s1-3. The
+    network is unconditional; `labels` is ignored and exists for the common signature of generators.
 
     Args:
         channels: at the full resolution; doubled where the resolution is halved.
-        num_blocks: residual blocks at the coarsest resolution: 6 up to 128 pixels and 9 from 256 in the paper.
-        num_down: H and W are multiples of 2^num_down (and at least twice that).
+        num_blocks: residual blocks at the coarsest resolution: in the paper 6 up to 128 pixels and 9 from 256.
+        num_down: downsampling layers; H and W must be multiples of 2^num_down and at least twice that.
     """
 
     @register_to_config
@@ -73,18 +73,18 @@ class ResNetTranslator(ModelMixin, ConfigMixin):
 
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
-    """Images (B, in_channels, H, W) to a map of logits (B, 1, h, w), each about a patch, large where real.
+    """Images (B, in_channels, H, W) to a map of logits (B, 1, h, w), one logit per patch, large where real.
 
-    Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and one logit, by 4x4 convolutions. With 3 strided layers a logit sees
-    70 x 70 pixels and a map is H/8 - 2 high; with 0, 1, 2 a logit sees 7, 16, 34 pixels.
+    Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and a logit, by 4x4 convolutions. With 3 strided layers the receptive
+    field of a logit has 70 x 70 pixels and the map has height H/8 - 2; with 0, 1, 2 layers it has 7, 16, 34 pixels.
 
     Args:
-        num_classes: 0 for no classes, otherwise each place of the map has the projection of Miyato & Koyama 2018, eq. 3.
-        condition_channels: of the image that `condition` is; 0 for none. It is concatenated to the image.
-        channels: of the first layer; doubled by each layer up to eight times as many.
-        num_layers: strided ones. H and W are at least 3 * 2^num_layers.
-        norm: instance norms except at the first layer and the last; the spectral norm does without them.
-        spectral: every weight under spectral norm (Miyato et al. 2018).
+        num_classes: 0 for an unconditional network, otherwise each logit has the projection of Miyato & Koyama 2018, eq. 3.
+        condition_channels: channels of a `condition` image, concatenated to the image; 0 for none.
+        channels: of the first layer; doubled by each layer, up to a factor of eight.
+        num_layers: number of strided layers. H and W must be at least 3 * 2^num_layers.
+        norm: instance norms in all layers but the first and the last.
+        spectral: spectral norm of every weight (Miyato et al. 2018).
     """
 
     @register_to_config
@@ -114,7 +114,7 @@ class PatchDiscriminator(ModelMixin, ConfigMixin):
             width = wider
         self.layers = nn.Sequential(*layers)
         self.logit = normed(nn.Conv2d(width, 1, 4, 1, 1))
-        # The features that the classes are projected on lie where the logits lie: each is the mean of a logit's 4x4 features.
+        # Features for the class projection at the positions of the logits: the mean over the 4x4 features of each logit.
         self.pool = nn.AvgPool2d(4, 1, 1)
         self.classes = normed(nn.Embedding(num_classes, width)) if num_classes else None
 

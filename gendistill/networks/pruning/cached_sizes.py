@@ -1,4 +1,4 @@
-"""Numbers of channels that a module noted when it was built and its forward reads: `x.view(-1, self.channels, 4, 4)`."""
+"""Channel counts that a module stores as attributes and reads in its forward: `x.view(-1, self.channels, 4, 4)`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gendistill.networks.pruning.pruned_architecture import integers
 
 @dataclass(frozen=True)
 class CachedSize:
-    """The attribute `name` of the module `path` was `value` when `side` had `full` channels, and goes with their number."""
+    """Attribute `name` of the module at `path`: `value` with all `full` channels of `side`, and proportional to their count."""
 
     path: str
     name: str
@@ -24,8 +24,8 @@ class CachedSize:
 
 
 def cached_sizes(network: nn.Module, group: ChannelGroup) -> list[CachedSize]:
-    """Numbers that equal a count of this group's channels, in the modules that hold its layers."""
-    found: dict[tuple[str, str], CachedSize] = {}
+    """Integer attributes that equal a channel count of this group, in the modules that contain its layers."""
+    sizes: dict[tuple[str, str], CachedSize] = {}
     for side in group.members:
         layer = get_module(network, side.path)
         if isinstance(layer, nn.Parameter | nn.LayerNorm | nn.PReLU):
@@ -37,12 +37,12 @@ def cached_sizes(network: nn.Module, group: ChannelGroup) -> list[CachedSize]:
             assert isinstance(module, nn.Module)
             for name, value in integers(module).items():
                 if value in (full, group.size):
-                    found.setdefault((above, name), CachedSize(above, name, value, side, full))
-    return list(found.values())
+                    sizes.setdefault((above, name), CachedSize(above, name, value, side, full))
+    return list(sizes.values())
 
 
 def update_cached_sizes(network: nn.Module, sizes: Sequence[CachedSize]) -> None:
-    """Write the numbers that go with the layers' channels of now, in place."""
+    """Set the attributes to the values for the current channel counts, in place."""
     for size in sizes:
-        now = count_of(get_module(network, size.side.path), size.side.side)
-        setattr(get_module(network, size.path), size.name, size.value * now // size.full)
+        count = count_of(get_module(network, size.side.path), size.side.side)
+        setattr(get_module(network, size.path), size.name, size.value * count // size.full)

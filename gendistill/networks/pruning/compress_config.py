@@ -1,4 +1,4 @@
-"""How small a student is to be: the settings."""
+"""Settings of compression: the size of the student."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class CompressConfig(Section):
         if self.factor is not None and self.factor <= 1:
             raise ValueError(f"compress {self.factor:g}: expects a factor above 1, such as 4")
         if self.factor is not None and (self.params or self.macs):
-            raise ValueError("compress.factor: expects no compress.params or compress.macs beside it")
+            raise ValueError("compress.factor: cannot be combined with compress.params or compress.macs")
         if self.student is not None and (self.factor or self.params or self.macs):
             raise ValueError(
-                f"compress.student {self.student}: expects no compress factor beside it; the class says how small it is"
+                f"compress.student {self.student}: cannot be combined with a compress factor; the class defines the size"
             )
         return self

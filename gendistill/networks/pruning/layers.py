@@ -1,4 +1,4 @@
-"""Layers by their channels: how each calls their numbers on each side, and which dimension of its weight counts them."""
+"""Channel dimensions of torch's layers: the attributes with channel counts and the channel axes of the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 CONV = nn.modules.conv._ConvNd
 BATCH_NORM, INSTANCE_NORM = nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm
-COUNTS: dict[type[nn.Module], tuple[str, ...]] = {  # what a layer calls the numbers that its shape follows from
+COUNTS: dict[type[nn.Module], tuple[str, ...]] = {  # the attributes that determine the shape of a layer
     CONV: ("in_channels", "out_channels", "groups"),
     nn.Linear: ("in_features", "out_features"),
     BATCH_NORM: ("num_features",),
@@ -19,37 +19,38 @@ COUNTS: dict[type[nn.Module], tuple[str, ...]] = {  # what a layer calls the num
     nn.PReLU: ("num_parameters",),
 }
 LAYERS = tuple(COUNTS)
-UNFOLLOWED = (nn.MultiheadAttention, nn.RNNBase)  # layers whose channels are not ours to remove
+UNFOLLOWED = (nn.MultiheadAttention, nn.RNNBase)  # layers whose channels are never removed
 
 
 class LayerSide(NamedTuple):
-    """The channels of a layer or bare parameter `path` that come in, go out, or both at once (a norm, a depthwise conv)."""
+    """The input ("in") or output ("out") channels of the layer or bare parameter at `path`; "both" where they are the same
+    (a normalization layer, a depthwise convolution)."""
 
     path: str
     side: str
 
 
 def sides(layer: object) -> tuple[str, str]:
-    """The names of a layer's input and output channels: "both" where they are the same ones."""
+    """The names of the input side and the output side of a layer: "both" where input and output channels are the same."""
     if isinstance(layer, CONV):
         return ("both", "both") if layer.groups == layer.out_channels > 1 else ("in", "out")
     return ("in", "out") if isinstance(layer, (nn.Linear, *UNFOLLOWED)) else ("both", "both")
 
 
 def counts_of(layer: object) -> tuple[str, ...] | None:
-    """The names of a layer's counts; None of what is no layer of known counts."""
+    """The attributes with the channel counts of a layer; None for other objects."""
     return next((names for kind, names in COUNTS.items() if isinstance(layer, kind)), None)
 
 
 def count_name(layer: object, side: str) -> str:
-    """The attribute of a layer that counts its channels on a side."""
+    """The attribute with the channel count of one side of a layer."""
     names = counts_of(layer)
     assert names is not None
     return names[int(isinstance(layer, nn.Embedding) or (isinstance(layer, (CONV, nn.Linear)) and side != "in"))]
 
 
 def channel_axis(layer: object, side: str) -> int:
-    """Which dimension of a layer's weight, or of a bare parameter, counts the channels on a side."""
+    """The axis of a layer's weight, or of a bare parameter, that indexes the channels of a side."""
     if isinstance(layer, nn.Parameter):
         return channel_dim(layer) or 0
     if isinstance(layer, CONV):
@@ -58,7 +59,7 @@ def channel_axis(layer: object, side: str) -> int:
 
 
 def count_of(layer: object, side: str) -> int:
-    """The number of channels on a side of a layer or bare parameter."""
+    """The number of channels of one side of a layer or bare parameter."""
     if isinstance(layer, nn.Parameter):
         return layer.shape[channel_axis(layer, side)]
     count = getattr(layer, count_name(layer, side))
@@ -66,9 +67,9 @@ def count_of(layer: object, side: str) -> int:
 
 
 def channel_dim(parameter: nn.Parameter) -> int | None:
-    """Which dimension of a parameter that belongs to no layer counts channels: None where that cannot be told.
+    """The channel dimension of a bare parameter (a parameter outside of known layers); None where it is ambiguous.
 
-    (C,), (C, 1, 1), (1, C, 1, 1) and constants (1, C, H, W), (C, H, H), (H, H, C): C. Tokens (1, N, C): C.
+    C in (C,), (C, 1, 1), (1, C, 1, 1), in learned constants (1, C, H, W), (C, H, H), (H, H, C), and in tokens (1, N, C).
     """
     large = [k for k, size in enumerate(parameter.shape) if size > 1]
     if parameter.ndim == 4 and parameter.shape[0] == 1 and parameter.shape[1] > 1:
@@ -84,7 +85,7 @@ def channel_dim(parameter: nn.Parameter) -> int | None:
 
 def get_module(network: nn.Module, path: str) -> Any:
     """The module or parameter at a path; the network itself for ""."""
-    found: Any = network
+    member: Any = network
     for name in filter(None, path.split(".")):
-        found = getattr(found, name)
-    return found
+        member = getattr(member, name)
+    return member

@@ -1,4 +1,4 @@
-"""Where the channels of an operation's input are in its output, exactly, from what autograd recorded of it."""
+"""The exact map from input channels to output channels of an operation, from its autograd node."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-Table = list[list[int]]  # for each channel of one side, the channels of the other
+Table = list[list[int]]  # for each channel of one tensor, the corresponding channels of another
 MOVES = (
     *("Cat", "Slice", "Flip", "PixelShuffle", "PixelUnshuffle", "Permute", "Transpose", "Swap", "TBackward"),
     *("Unsqueeze", "Stack", "View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze"),
@@ -16,23 +16,23 @@ REDUCTIONS = ("Mean", "Sum", "Amax", "Amin", "Max", "Min", "LinalgVectorNorm", "
 
 
 def name_of(function: Any) -> str:
-    """What autograd calls an operation: "AddBackward0"."""
+    """The name of an autograd node: "AddBackward0"."""
     return function.name() if hasattr(function, "name") else ""
 
 
-def shape_of(function: Any, which: int = 0) -> tuple[int, ...] | None:
-    """The shape of an operation's output number `which`; None where autograd did not record it."""
+def shape_of(function: Any, index: int = 0) -> tuple[int, ...] | None:
+    """The shape of output number `index` of an operation; None where autograd did not record it."""
     metadata = getattr(function, "_input_metadata", None)
-    return tuple(metadata[which].shape) if metadata and which < len(metadata) else None
+    return tuple(metadata[index].shape) if metadata and index < len(metadata) else None
 
 
-def chain(first: Table, then: Table | None) -> Table:
-    """One table after the other; None keeps the numbers."""
+def compose(first: Table, then: Table | None) -> Table:
+    """The composition of two tables; None is the identity."""
     return first if then is None else [[c for b in row if b < len(then) for c in then[b]] for row in first]
 
 
-def split_table(function: Any, which: int, dim: int) -> Table | None:
-    """From the channels of what was split to those of its part `which`; None where it is no split along channels."""
+def split_table(function: Any, index: int, dim: int) -> Table | None:
+    """The table from the channels of a split tensor to those of part `index`; None unless this is a split along `dim`."""
     name = name_of(function)
     if not name.startswith("Split") or _dim(function._saved_dim, len(function._saved_self_sym_sizes)) != dim:
         return None
@@ -40,8 +40,8 @@ def split_table(function: Any, which: int, dim: int) -> Table | None:
     sizes = getattr(function, "_saved_split_sizes", None) or [function._saved_split_size] * math.ceil(
         size / function._saved_split_size
     )
-    start = sum(sizes[:which])
-    return [[c - start] if start <= c < start + sizes[which] else [] for c in range(size)]
+    start = sum(sizes[:index])
+    return [[c - start] if start <= c < start + sizes[index] else [] for c in range(size)]
 
 
 def _dim(dim: int, ndim: int) -> int:
@@ -50,16 +50,23 @@ def _dim(dim: int, ndim: int) -> int:
     return dim % ndim if ndim else 0
 
 
-def through(
+def channel_map(
     name: str, function: Any, position: int, source: tuple[int, ...], dim: int, target: tuple[int, ...]
 ) -> tuple[int, Table | None] | None:
-    """Where the channels in dimension `dim` of an input go: the dimension of the output and the table, or None if they end."""
+    """The output dimension and the table for the channels in dimension `dim` of an input; None where no output dimension
+    corresponds to them.
+
+    Args:
+        name: of the autograd node `function`.
+        position: of the input among the operation's inputs.
+        source, target: shapes of the input and of the output.
+    """
     ndim, size = len(source), source[dim]
     if name.startswith("Split"):
-        return dim, None  # the table stands at what reads a part, for each has its own
+        return dim, None  # the table differs by part: see `split_table`
     if name.startswith(MOVES):
         return _moved(function, position, dim, source, target)
-    if name.startswith("Convolution"):  # of a weight of no layer: only a filter of each channel lets them through
+    if name.startswith("Convolution"):  # functional: only a depthwise one keeps the channels
         return (1, None) if position == 0 and dim == 1 and function._saved_groups == size == target[1] else None
     if name.startswith("Glu"):
         return dim, [[c % target[dim]] for c in range(size)] if target[dim] != size else None
@@ -82,22 +89,22 @@ def through(
 def _moved(
     function: Any, position: int, dim: int, source: tuple[int, ...], target: tuple[int, ...]
 ) -> tuple[int, Table | None] | None:
-    """Channels through an operation that only moves numbers, exactly: its own gradient moves the output's back to the input.
+    """The channel map of an operation that only rearranges values: its gradient carries output indices back to the input.
 
-    They go to the largest dimension of the target that follows from them or that they follow from: (C * 16,) to (C, 4, 4),
-    (C, 4, 4) to (C * 16,), (C,) to (heads, C / heads). Of two as large, the first of a tensor of numbers alone (an image
-    follows), else the last.
+    The channels map to the largest dimension of the target that determines them or is determined by them: (C * 16,) to
+    (C, 4, 4), (C, 4, 4) to (C * 16,), (C,) to (heads, C / heads). Between equal sizes, the first dimension where the source
+    is a vector per sample (it becomes an image), otherwise the last.
     """
     large = [k for k in range(len(target)) if target[k] > 1 and source[dim] > 1]
     for k in sorted(large, key=lambda k: (-target[k], -k if len(source) > 2 else k)):
         numbers = torch.arange(1.0, target[k] + 1).reshape(-1, *[1] * (len(target) - k - 1)).expand(target)
         back = function(numbers.to(function._input_metadata[0].device, function._input_metadata[0].dtype))
         back = back[position] if isinstance(back, tuple) else back
-        goes = torch.zeros(source[dim], target[k] + 1, dtype=torch.bool)  # 0: numbers that the operation leaves out
-        goes[torch.arange(source[dim])[:, None], back.movedim(dim, 0).reshape(source[dim], -1).cpu().long()] = True
-        goes = goes[:, 1:]
-        if not ((goes.sum(1) <= 1).all() or (goes.sum(0) <= 1).all()):
-            continue  # neither side follows from the other
-        same = source[dim] == target[k] and bool(goes.diagonal().all())
-        return k, None if same else [row.nonzero().flatten().tolist() for row in goes]
+        maps_to = torch.zeros(source[dim], target[k] + 1, dtype=torch.bool)  # column 0: values that the operation drops
+        maps_to[torch.arange(source[dim])[:, None], back.movedim(dim, 0).reshape(source[dim], -1).cpu().long()] = True
+        maps_to = maps_to[:, 1:]
+        if not ((maps_to.sum(1) <= 1).all() or (maps_to.sum(0) <= 1).all()):
+            continue  # neither dimension determines the other
+        same = source[dim] == target[k] and bool(maps_to.diagonal().all())
+        return k, None if same else [row.nonzero().flatten().tolist() for row in maps_to]
     return None

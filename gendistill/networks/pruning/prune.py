@@ -1,4 +1,4 @@
-"""A smaller student of a generator that nobody listed: structural pruning to given multiply-accumulates and parameters."""
+"""Structured pruning of any traceable network to a budget of multiply-accumulates and parameters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from gendistill.networks import counting
-from gendistill.networks.pruning import pruned_architecture as slim
-from gendistill.networks.pruning import separable
-from gendistill.networks.pruning import surgery as pruning
+from gendistill.networks.pruning import pruned_architecture, separable, surgery
 from gendistill.networks.pruning.budget import CostModel, allowed_widths, plan
 from gendistill.networks.pruning.cached_sizes import update_cached_sizes
 from gendistill.networks.pruning.channels import ChannelGroup, channel_groups
@@ -22,17 +20,17 @@ from gendistill.networks.pruning.trials import prunable, short
 
 TOLERANCE = 0.1
 MIN_CHANNELS = 4
-ROUND_TO = (8, 4, 2, 1)  # of widths the first that the targets allow: convolutions are faster so
+ROUND_TO = (8, 4, 2, 1)  # multiples of widths, in order of preference: convolutions are faster with multiples of 8
 INSTEAD = "give a smaller student class of your own instead: --student module:Class"
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """A pruned network and what it costs a sample, beside its teacher.
+    """A pruned network and its costs per sample, with those of its teacher.
 
     Attributes:
-        network: a copy, in the mode (train or eval) of the teacher, with plain weights.
-        not_pruned: for each group of channels that could not be made smaller, its layer and why.
+        network: a copy, in the teacher's mode (train or eval), without parametrizations.
+        not_pruned: for each channel group that could not be pruned, its layer and the reason.
     """
 
     network: nn.Module
@@ -55,47 +53,46 @@ def compress(
     keep: Sequence[str] = (),
     depthwise: bool = False,
 ) -> Compressed:
-    """A copy of `network` with fewer channels, those that matter most; inputs and outputs keep their shapes.
+    """A copy of `network` with only its most important channels; inputs and outputs keep their shapes.
 
-    The groups of channels that go together are found by running the network (`networks.pruning.channels`), their importance
-    is the L2 norm of a group (Fang et al. 2023; Li et al. 2017), and how many each keeps follows from the targets
-    (`networks.pruning.budget`).
+    Channel groups are found by tracing the network (`networks.pruning.channels`). Their importance is the L2 norm of the group
+    (Fang et al. 2023; Li et al. 2017), and the width of each group follows from the targets (`networks.pruning.budget`).
 
     Args:
-        example_inputs: what `forward` takes, any batch; one sample of it is used.
-        factor: so many times fewer multiply-accumulates AND parameters, above 1. Or give `params`, `macs` or both.
-        params, macs: the number that the student is to have, of one sample.
-        importance: `random` keeps random channels, by `seed`: what pruning is compared with.
-        keep: paths of modules that keep all their channels.
+        example_inputs: arguments of `forward`, of any batch size; only the first sample is used.
+        factor: above 1; multiply-accumulates AND parameters are divided by it. Alternatively give `params`, `macs` or both.
+        params, macs: target of the student: parameters, and multiply-accumulates of one sample.
+        importance: `random` keeps random channels, by `seed`, as a baseline.
+        keep: paths of modules whose channels are not pruned.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.networks.pruning.separable`).
 
     Raises:
-        ValueError: a target is none that takes channels away, the network cannot be followed, or no widths come within
-            10 % of the targets; the sentence says how near they come.
+        ValueError: a target is out of range, the network cannot be traced, or no widths come within 10 % of the targets; the
+            message states the nearest costs.
     """
     teacher = (counting.parameters(network), _count(network, example_inputs))
-    asked = _targets(teacher, factor, params, macs)
+    targets = _targets(teacher, factor, params, macs)
     if importance not in ("magnitude", "random"):
         raise ValueError(f"importance {importance}: expects magnitude or random.")
     if unknown := [path for path in keep if not _exists(network, path)]:
         raise ValueError(f"keep {unknown[0]}: the network has no such module.")
-    student = slim.duplicate(network)
-    slim.fold(student)
+    student = pruned_architecture.duplicate(network)
+    pruned_architecture.fold(student)
     if depthwise:
-        _separate(student, example_inputs, asked, keep)
-    search = _Search(student, tuple(example_inputs), asked, keep)
+        _separate(student, example_inputs, targets, keep)
+    search = _Search(student, tuple(example_inputs), targets, keep)
     search.scores = _scores(student, search.groups, importance, seed)
-    found = search.run()
-    if found.error > TOLERANCE:
-        raise ValueError(_nearest(teacher, found.cost, asked, factor, search.frozen))
-    pruned, cost = search.pruned(found.kept), found.cost
+    best = search.run()
+    if best.error > TOLERANCE:
+        raise ValueError(_nearest(teacher, best.cost, targets, factor, search.frozen))
+    pruned, cost = search.pruned(best.kept), best.cost
     return Compressed(pruned, int(cost[1]), int(cost[0]), teacher[1], teacher[0], search.frozen)
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None:
-    """Measure the running statistics of all batch norms anew, as the mean over `batches` of inputs; in place.
+    """Re-estimate the running statistics of all batch norms as the mean over `batches` of inputs, in place.
 
-    Statistics of the teacher's channels do not hold where channels before them are gone.
+    The teacher's statistics are not valid after channels in the layers before have been removed.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     norms = [layer for layer in norms if layer.track_running_stats]
@@ -103,7 +100,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None
     with counting.evaluating(network):
         for layer in norms:
             layer.reset_running_stats()
-            layer.momentum = None  # torch: the cumulative mean
+            layer.momentum = None  # None: cumulative mean
             layer.train()
         for batch in batches:
             network(*batch)
@@ -114,15 +111,15 @@ def recalibrate(network: nn.Module, batches: Iterable[Sequence[Tensor]]) -> None
 def _targets(teacher: tuple[int, int], factor: float | None, params: float | None, macs: float | None) -> np.ndarray:
     if factor is not None:
         if params is not None or macs is not None:
-            raise ValueError(f"compress {factor:g}: comes with no other target; got params or macs too.")
+            raise ValueError(f"compress {factor:g}: got params or macs too; expects only one kind of target.")
         if not (math.isfinite(factor) and factor > 1):
             raise ValueError(f"compress {factor:g}: expects more than 1.")
         return np.array(teacher, float) / factor
     if params is None and macs is None:
         raise ValueError("compress: expects a factor, params or macs; got none.")
-    for name, value, whole in (("params", params, teacher[0]), ("macs", macs, teacher[1])):
-        if value is not None and not 0 < value < whole:
-            raise ValueError(f"{name} {value:g}: expects more than 0 and less than the teacher's {whole:,}.")
+    for name, value, full in (("params", params, teacher[0]), ("macs", macs, teacher[1])):
+        if value is not None and not 0 < value < full:
+            raise ValueError(f"{name} {value:g}: expects more than 0 and less than the teacher's {full:,}.")
     return np.array([math.nan if value is None else float(value) for value in (params, macs)])
 
 
@@ -132,21 +129,21 @@ def _count(network: nn.Module, inputs: Sequence[Tensor]) -> int:
     except Exception as failure:
         raise ValueError(f"{type(network).__name__} does not run on the example inputs: {short(failure)}.") from failure
     if not count:
-        raise ValueError(f"{type(network).__name__} multiplies nothing that torch counts; {INSTEAD}.")
+        raise ValueError(f"{type(network).__name__} has no multiply-accumulates that torch counts; {INSTEAD}.")
     return count
 
 
-def _separate(network: nn.Module, inputs: Sequence[Tensor], asked: np.ndarray, keep: Sequence[str]) -> None:
-    """Make convolutions separable, the costliest first, as long as no more is saved than was asked."""
-    spent = counting.macs_by_module(network, inputs)
-    left = np.array([counting.parameters(network), sum(spent.values())], float)
-    found = separable.replaceable(network, keep)
-    for path in sorted(found, key=lambda path: -spent.get(path, 0)):
-        saved = separable.saved_fraction(found[path]) * np.array([found[path].weight.numel(), spent.get(path, 0)], float)
-        if not (left - saved < asked).any():
+def _separate(network: nn.Module, inputs: Sequence[Tensor], targets: np.ndarray, keep: Sequence[str]) -> None:
+    """Make convolutions separable, the most expensive first, while the costs do not fall below the targets."""
+    macs = counting.macs_by_module(network, inputs)
+    costs = np.array([counting.parameters(network), sum(macs.values())], float)
+    dense = separable.replaceable(network, keep)
+    for path in sorted(dense, key=lambda path: -macs.get(path, 0)):
+        saved = separable.saved_fraction(dense[path]) * np.array([dense[path].weight.numel(), macs.get(path, 0)], float)
+        if not (costs - saved < targets).any():
             parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, separable.SeparableConv2d.nearest(found[path]))
-            left -= saved
+            setattr(network.get_submodule(parent), name, separable.SeparableConv2d.nearest(dense[path]))
+            costs -= saved
 
 
 def _exists(network: nn.Module, path: str) -> bool:
@@ -155,13 +152,13 @@ def _exists(network: nn.Module, path: str) -> bool:
 
 def _scores(network: nn.Module, groups: Sequence[ChannelGroup], kind: str, seed: int) -> list[np.ndarray]:
     if kind == "random":
-        draws = np.random.default_rng(seed)
-        return [draws.random(group.size) for group in groups]
-    return [pruning.importance(network, group) for group in groups]
+        generator = np.random.default_rng(seed)
+        return [generator.random(group.size) for group in groups]
+    return [surgery.importance(network, group) for group in groups]
 
 
 class Attempt(NamedTuple):
-    """Widths, what they cost (parameters, multiply-accumulates), and the larger relative error of that."""
+    """Widths of the groups (`kept`), their cost (parameters, multiply-accumulates), and its largest relative error."""
 
     error: float
     kept: np.ndarray
@@ -169,76 +166,77 @@ class Attempt(NamedTuple):
 
 
 class _Search:
-    """Plans widths, prunes by them, runs and counts the result, and corrects the plan."""
+    """Plans widths with the cost model, prunes a copy, measures its costs, and corrects the plan."""
 
-    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], asked: np.ndarray, keep: Sequence[str]) -> None:
-        self.network, self.inputs, self.asked = network, counting.one_sample(inputs), asked
+    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], targets: np.ndarray, keep: Sequence[str]) -> None:
+        self.network, self.inputs, self.targets = network, counting.one_sample(inputs), targets
         try:
-            found = channel_groups(slim.duplicate(network), inputs, keep)
+            groups = channel_groups(pruned_architecture.duplicate(network), inputs, keep)
         except Exception as failure:
             raise ValueError(f"{type(network).__name__} cannot be traced ({short(failure)}); {INSTEAD}.") from failure
-        outside = ("the output", "the input", "keep")
-        self.kept = any(group.frozen == "keep" for group in found)
-        self.frozen = {group.name: group.frozen for group in found if group.frozen and group.frozen not in outside}
+        intended = ("the output", "the input", "keep")
+        self.has_keep = any(group.frozen == "keep" for group in groups)
+        self.frozen = {group.name: group.frozen for group in groups if group.frozen and group.frozen not in intended}
         for path, layer in network.named_modules():
             if isinstance(layer, UNFOLLOWED):
-                self.frozen.setdefault(path, f"a {type(layer).__name__}, of which no channels are removed")
-        tried = prunable(network, self.inputs, [group for group in found if not group.frozen and group.size > 1])
-        self.frozen |= tried.whole
-        self.groups, self.notes = tried.groups, tried.notes
+                self.frozen.setdefault(path, f"the channels of a {type(layer).__name__} are never pruned")
+        verified = prunable(network, self.inputs, [group for group in groups if not group.frozen and group.size > 1])
+        self.frozen |= verified.not_pruned
+        self.groups, self.sizes = verified.groups, verified.sizes
         if not self.groups:
-            raise ValueError(self._nothing())
+            raise ValueError(self._no_groups())
         self.scores: list[np.ndarray] = []
         self.by_module = counting.macs_by_module(network, inputs)
 
     def run(self) -> Attempt:
-        """The widest rounding that meets the targets closely; else whichever comes nearest."""
-        found: list[Attempt] = []
+        """The attempt with the largest multiple of ROUND_TO that meets the targets closely, otherwise the nearest attempt."""
+        attempts: list[Attempt] = []
         for multiple in ROUND_TO:
-            found.append(self._corrected(multiple))
-            if found[-1].error < TOLERANCE / 2:
+            attempts.append(self._corrected(multiple))
+            if attempts[-1].error < TOLERANCE / 2:
                 break
-        return min(found, key=lambda attempt: attempt.error)
+        return min(attempts, key=lambda attempt: attempt.error)
 
     def _corrected(self, multiple: int) -> Attempt:
-        """Widths by the model, whose targets are moved by how far the real counts are from it."""
+        """Widths from the cost model, with the budget corrected by the ratio of modelled to measured costs."""
         model = CostModel(self.network, self.groups, self.by_module)
         allowed = [allowed_widths(group, multiple, MIN_CHANNELS) for group in self.groups]
-        asked, found = self.asked, list[Attempt]()
+        budget, attempts = self.targets, list[Attempt]()
         for _ in range(4):
-            kept = plan(model, allowed, asked)
+            kept = plan(model, allowed, budget)
             pruned = self.pruned(kept)
             cost = np.array([counting.parameters(pruned), counting.macs(pruned, self.inputs)], float)
-            found.append(Attempt(float(np.nanmax(np.abs(cost / self.asked - 1))), kept, cost))
-            if found[-1].error < TOLERANCE / 5:
+            attempts.append(Attempt(float(np.nanmax(np.abs(cost / self.targets - 1))), kept, cost))
+            if attempts[-1].error < TOLERANCE / 5:
                 break
-            asked = self.asked * model.costs(kept.astype(float)) / cost
-        return min(found, key=lambda attempt: attempt.error)
+            budget = self.targets * model.costs(kept.astype(float)) / cost
+        return min(attempts, key=lambda attempt: attempt.error)
 
     def pruned(self, kept: np.ndarray) -> nn.Module:
         """A copy in which group k has kept[k] channels."""
-        student = slim.duplicate(self.network)
-        keeps = [pruning.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]
-        pruning.prune(student, self.groups, keeps)
-        update_cached_sizes(student, self.notes)
+        student = pruned_architecture.duplicate(self.network)
+        keeps = [surgery.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]
+        surgery.prune(student, self.groups, keeps)
+        update_cached_sizes(student, self.sizes)
         return student
 
-    def _nothing(self) -> str:
-        if self.kept and not self.frozen:
+    def _no_groups(self) -> str:
+        if self.has_keep and not self.frozen:
             return "compress: keep leaves no channels that could be removed."
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(self.frozen.items())[:2])
-        return f"compress: no channels of {type(self.network).__name__} can be followed through its forward" + (
-            f" ({why}); {INSTEAD}." if why else f"; {INSTEAD}."
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.frozen.items())[:2])
+        return f"compress: no channels of {type(self.network).__name__} can be traced through its forward" + (
+            f" ({reasons}); {INSTEAD}." if reasons else f"; {INSTEAD}."
         )
 
 
 def _nearest(
-    teacher: tuple[int, int], cost: np.ndarray, asked: np.ndarray, factor: float | None, frozen: dict[str, str]
+    teacher: tuple[int, int], cost: np.ndarray, targets: np.ndarray, factor: float | None, frozen: dict[str, str]
 ) -> str:
-    what = " and ".join(
-        f"{unit} {value:,.0f}" for unit, value in zip(("params", "macs"), asked, strict=True) if not math.isnan(value)
+    requested = " and ".join(
+        f"{unit} {value:,.0f}" for unit, value in zip(("params", "macs"), targets, strict=True) if not math.isnan(value)
     )
     near = f"{teacher[0] / cost[0]:.3g} times fewer parameters and {teacher[1] / cost[1]:.3g} times fewer multiply-accumulates"
-    whole = [f"{name} is kept whole ({why})" for name, why in list(frozen.items())[:2]]
-    reasons = f"; {', '.join(whole)}; {INSTEAD}" if whole else ""
-    return f"compress {what if factor is None else format(factor, 'g')}: the nearest that can be reached is {near}{reasons}."
+    not_pruned = [f"{name} is not pruned ({reason})" for name, reason in list(frozen.items())[:2]]
+    reasons = f"; {', '.join(not_pruned)}; {INSTEAD}" if not_pruned else ""
+    size = requested if factor is None else format(factor, "g")
+    return f"compress {size}: the nearest that can be reached is {near}{reasons}."

@@ -1,7 +1,7 @@
-"""Pruned networks as data: what shapes they have, beside their class, so that no pickle is needed to open them.
+"""Save and restore the layer shapes of a pruned network as JSON, so that no pickle is needed.
 
-A pruned network cannot be built from its class and arguments alone. `record` writes down the shapes of its layers as JSON;
-`apply` gives a freshly built network these shapes, after which the weights (safetensors) load strictly.
+The class and the constructor arguments of a pruned network do not determine its shapes. `record` returns the shapes of its
+layers as JSON; `apply` gives a newly built network these shapes, after which the weights (safetensors) load strictly.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ PARTS = ("separable", "layers", "parameters", "attributes")
 
 
 def duplicate(network: nn.Module) -> Any:
-    """A deep copy, also of a network that has just run: old-style weight norm leaves results in it, which torch won't copy."""
-    held = [value for module in network.modules() for value in vars(module).values()]
-    return copy.deepcopy(network, {id(x): x.detach().clone() for x in held if isinstance(x, Tensor) and not x.is_leaf})
+    """A deep copy, also of a network with old-style weight norm, whose non-leaf weights torch cannot copy after a forward."""
+    values = [value for module in network.modules() for value in vars(module).values()]
+    return copy.deepcopy(network, {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf})
 
 
 def integers(module: nn.Module) -> dict[str, int]:
-    """Public whole numbers that a module of the user's own holds; none of torch's own layers."""
+    """The public integer attributes of a user-defined module; empty for torch's own layers."""
     if type(module).__module__.startswith("torch.nn"):
         return {}
-    own = vars(module).items()
-    return {name: value for name, value in own if type(value) is int and not name.startswith("_") and name != "training"}
+    attributes = vars(module).items()
+    return {name: value for name, value in attributes if type(value) is int and not name.startswith("_") and name != "training"}
 
 
 def fold(network: nn.Module) -> None:
-    """Make the weights of parametrised layers (spectral norm, weight norm, of the user's own) plain, as they are now."""
+    """Replace parametrizations (spectral norm, weight norm, user-defined ones) by plain weights with their current values."""
     training = [layer for layer in network.modules() if layer.training]
-    network.eval()  # a spectral norm in training would take another step
+    network.eval()  # in train mode, spectral norm runs a power iteration
     with torch.no_grad():
         for layer in network.modules():
             _fold_layer(layer)
@@ -52,7 +52,7 @@ def fold(network: nn.Module) -> None:
 def _fold_layer(layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer):
         shared, names = type(layer), list(layer.parametrizations)  # type: ignore[arg-type]
-        computed = {name: vars(shared)[name] for name in names}  # torch takes these from the class, which deep copies share
+        computed = {name: vars(shared)[name] for name in names}  # torch deletes these from the class, which deep copies share
         for name in names:
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
         for name in names:
@@ -60,13 +60,13 @@ def _fold_layer(layer: nn.Module) -> None:
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, SpectralNorm):
             remove_spectral_norm(layer, hook.name)
-            _forget_spectral_norm(layer)
+            _remove_spectral_norm_hook(layer)
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
 
 
-def _forget_spectral_norm(layer: nn.Module) -> None:
-    """torch leaves behind the hook that makes a state dict's plain weight into one under spectral norm."""
+def _remove_spectral_norm_hook(layer: nn.Module) -> None:
+    """Remove the state dict hook of spectral norm, which torch's `remove_spectral_norm` does not."""
     for key, hook in list(layer._load_state_dict_pre_hooks.items()):
         if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
             del layer._load_state_dict_pre_hooks[key]
@@ -81,52 +81,54 @@ def record(network: nn.Module) -> dict[str, Any]:
     """The shapes of a network's layers, as JSON.
 
     Returns:
-        `separable`: convolutions that became depthwise-separable, `layers`: the counts of each layer by its path and
-        whether its weight is plain, `parameters`: shapes of those that belong to no layer, `attributes`: whole numbers
-        that other modules hold, which their forward may read.
+        `separable`: convolutions that became depthwise-separable; `layers`: the channel counts of each layer by path, and
+        whether its weight is plain (without parametrization); `parameters`: shapes of bare parameters; `attributes`:
+        integers that other modules store, as their forward may depend on them.
     """
     layers: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     for path, module in network.named_modules():
         if (names := counts_of(module)) is not None:
             layers[path] = {name: _plain_number(getattr(module, name)) for name in names} | {"plain": _is_plain(module)}
-        elif held := integers(module):
-            attributes[path] = held
-    found = {path: layer for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
-    separable = {path: {"bias": layer.pointwise.bias is not None} for path, layer in found.items()}
+        elif numbers := integers(module):
+            attributes[path] = numbers
+    convolutions = {path: layer for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
+    separable = {path: {"bias": layer.pointwise.bias is not None} for path, layer in convolutions.items()}
     shapes = {path: list(weight.shape) for path, weight in _bare(network)}
     return {"version": VERSION, "separable": separable, "layers": layers, "parameters": shapes, "attributes": attributes}
 
 
 def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
-    """Give a freshly built network the recorded shapes, in place; new weights are empty until a state dict is loaded.
+    """Give a newly built network the recorded shapes, in place; resized weights are uninitialized until a state dict is loaded.
 
-    Works on the meta device. A network of the recorded shapes already stays as it is.
+    Works on the meta device. A network that already has the recorded shapes is unchanged.
 
     Raises:
-        ValueError: the record is of another network or no record.
+        ValueError: the record is malformed or belongs to another network.
     """
     if not isinstance(shapes, Mapping) or shapes.get("version") != VERSION:
-        raise ValueError(f"slim record: expects version {VERSION}; got {_version(shapes)}.")
+        raise ValueError(f"pruned architecture: expects version {VERSION}; got {_version(shapes)}.")
     for part in PARTS:
         if not isinstance(shapes.get(part), Mapping):
-            raise ValueError(f"slim record {part}: expects an object by paths; got {type(shapes.get(part)).__name__}.")
+            raise ValueError(f"pruned architecture {part}: expects an object by paths; got {type(shapes.get(part)).__name__}.")
     for path, settings in shapes["separable"].items():
         convolution = _find(network, path, "separable")
         if not isinstance(convolution, (nn.Conv2d, SeparableConv2d)):
-            raise ValueError(f"slim record {path}: separable takes a Conv2d; the network has a {type(convolution).__name__}.")
+            raise ValueError(
+                f"pruned architecture {path}: separable expects a Conv2d; the network has a {type(convolution).__name__}."
+            )
         if isinstance(convolution, nn.Conv2d):
             parent, _, name = path.rpartition(".")
             if settings != (expected := {"bias": convolution.bias is not None}):
                 bias = str(expected["bias"]).lower()
-                raise ValueError(f"slim record separable: expects bias {bias}; got {str(settings)[:60]}.")
+                raise ValueError(f"pruned architecture separable: expects bias {bias}; got {str(settings)[:60]}.")
             setattr(_find(network, parent, "separable"), name, SeparableConv2d(convolution))
     for path, counts in shapes["layers"].items():
         _apply_layer(path, _find(network, path, "layers"), counts)
     bare = dict(_bare(network))
     for path, shape in shapes["parameters"].items():
         if path not in bare:
-            raise ValueError(f"slim record parameters: the network has no {path}{_nearest(path, bare)}.")
+            raise ValueError(f"pruned architecture parameters: the network has no {path}{_nearest(path, bare)}.")
         _resize(network, path, _shape(path, shape, bare[path]))
     for path, numbers in shapes["attributes"].items():
         _apply_attributes(path, _find(network, path, "attributes"), numbers)
@@ -134,7 +136,7 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
 
 
 def _bare(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters that belong to no layer of known counts."""
+    """Bare parameters: those outside of the layers with known channel counts."""
     for path, module in network.named_modules():
         if counts_of(module) is None:
             for name, weight in module.named_parameters(recurse=False):
@@ -144,70 +146,72 @@ def _bare(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _apply_layer(path: str, layer: nn.Module, counts: Any) -> None:
     names = counts_of(layer)
     if names is None or not isinstance(counts, Mapping) or set(counts) != {*names, "plain"}:
-        takes = "none" if names is None else ", ".join((*names, "plain"))
-        raise ValueError(f"slim record {path}: the counts of a {type(layer).__name__} are {takes}; got {_keys(counts)}.")
+        expected = "none" if names is None else ", ".join((*names, "plain"))
+        raise ValueError(
+            f"pruned architecture {path}: the counts of a {type(layer).__name__} are {expected}; got {_keys(counts)}."
+        )
     if counts["plain"] is True:
         _fold_layer(layer)
     elif counts["plain"] is not False:
-        raise ValueError(f"slim record {path}: plain takes true or false; got {counts['plain']!r}.")
+        raise ValueError(f"pruned architecture {path}: plain expects true or false; got {counts['plain']!r}.")
     for name in names:
-        whole = _plain_number(getattr(layer, name))
-        number = _number(f"{path} {name}", counts[name], whole)
-        if number != whole:
+        full = _plain_number(getattr(layer, name))
+        number = _number(f"{path} {name}", counts[name], full)
+        if number != full:
             setattr(layer, name, (number,) if name == "normalized_shape" else number)
-    for whole_name, part_name in (("in_channels", "groups"), ("out_channels", "groups"), ("num_channels", "num_groups")):
-        if whole_name in names and getattr(layer, whole_name) % getattr(layer, part_name):
-            whole, part = getattr(layer, whole_name), getattr(layer, part_name)
-            raise ValueError(f"slim record {path}: {whole_name} {whole} does not divide into {part} {part_name}.")
+    for channels_name, groups_name in (("in_channels", "groups"), ("out_channels", "groups"), ("num_channels", "num_groups")):
+        if channels_name in names and getattr(layer, channels_name) % getattr(layer, groups_name):
+            channels, groups = getattr(layer, channels_name), getattr(layer, groups_name)
+            raise ValueError(
+                f"pruned architecture {path}: {channels_name} {channels} cannot be divided by {groups} {groups_name}."
+            )
     for name, shape in _shapes(layer).items():
         old = getattr(layer, name, None)
         if isinstance(old, Tensor) and tuple(old.shape) != shape:
             if counts["plain"] is False:
-                raise ValueError(f"slim record {path}: a parametrised layer keeps its shape {tuple(old.shape)}; got {shape}.")
+                raise ValueError(
+                    f"pruned architecture {path}: a parametrized layer has the fixed shape {tuple(old.shape)}; got {shape}."
+                )
             _resize(layer, name, shape)
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What a layer's tensors must be by its counts."""
+    """The shapes of a layer's tensors that follow from its channel counts."""
     if isinstance(layer, nn.LayerNorm):
         return dict.fromkeys(("weight", "bias"), tuple(layer.normalized_shape))
-    into, out = sides(layer)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("bias", "running_mean", "running_var"), (count_of(layer, out),))
+    inputs, outputs = sides(layer)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("bias", "running_mean", "running_var"), (count_of(layer, outputs),))
     if isinstance(weight := getattr(layer, "weight", None), Tensor):
         sizes = list(weight.shape)
-        for axis, side in ((channel_axis(layer, side), side) for side in (into, out)):
+        for axis, side in ((channel_axis(layer, side), side) for side in (inputs, outputs)):
             sizes[axis] = count_of(layer, side) // (getattr(layer, "groups", 1) if axis == 1 else 1)
         shapes["weight"] = tuple(sizes)
     return shapes
 
 
 def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:
-    held = integers(module)
+    known, field = integers(module), f"attributes {path or 'of the network'}"
     if not isinstance(numbers, Mapping):
-        raise ValueError(
-            f"slim record attributes {path or 'of the network'}: expects an object of numbers; got {type(numbers).__name__}."
-        )
+        raise ValueError(f"pruned architecture {field}: expects an object of numbers; got {type(numbers).__name__}.")
     for name, number in numbers.items():
-        if name not in held:
-            raise ValueError(
-                f"slim record attributes {path or 'of the network'}: the network has no number {name}{_nearest(name, held)}."
-            )
-        if number != held[name]:
-            setattr(module, name, _number(f"attributes {path or 'of the network'} {name}", number, held[name]))
+        if name not in known:
+            raise ValueError(f"pruned architecture {field}: the network has no number {name}{_nearest(name, known)}.")
+        if number != known[name]:
+            setattr(module, name, _number(f"{field} {name}", number, known[name]))
 
 
-def _number(what: str, number: Any, whole: Any) -> Any:
-    if number == whole and type(number) is type(whole):
+def _number(field: str, number: Any, full: Any) -> Any:
+    if number == full and type(number) is type(full):
         return number
-    if type(number) is not int or type(whole) is not int or not 1 <= number <= whole:
-        raise ValueError(f"slim record {what}: expects a whole number from 1 to {whole}; got {str(number)[:40]}.")
+    if type(number) is not int or type(full) is not int or not 1 <= number <= full:
+        raise ValueError(f"pruned architecture {field}: expects an integer from 1 to {full}; got {str(number)[:40]}.")
     return number
 
 
 def _shape(path: str, shape: Any, old: Tensor) -> tuple[int, ...]:
     fits = isinstance(shape, list) and len(shape) == old.ndim
-    if not fits or not all(type(n) is int and min(1, most) <= n <= most for n, most in zip(shape, old.shape, strict=True)):
-        raise ValueError(f"slim record {path}: expects a shape up to {list(old.shape)}; got {str(shape)[:60]}.")
+    if not fits or not all(type(n) is int and min(1, full) <= n <= full for n, full in zip(shape, old.shape, strict=True)):
+        raise ValueError(f"pruned architecture {path}: expects a shape up to {list(old.shape)}; got {str(shape)[:60]}.")
     return tuple(shape)
 
 
@@ -222,7 +226,7 @@ def _resize(network: nn.Module, path: str, shape: tuple[int, ...]) -> None:
 
 
 def _plain_number(value: Any) -> Any:
-    """A count as JSON: one number where the shape of a layer norm has one dimension."""
+    """A count as JSON: a single number for a layer norm over one dimension."""
     if isinstance(value, tuple):
         return value[0] if len(value) == 1 else list(value)
     return value
@@ -231,7 +235,7 @@ def _plain_number(value: Any) -> Any:
 def _find(network: nn.Module, path: Any, part: str) -> nn.Module:
     modules = dict(network.named_modules())
     if not isinstance(path, str) or path not in modules:
-        raise ValueError(f"slim record {part}: the network has no module {path}{_nearest(str(path), modules)}.")
+        raise ValueError(f"pruned architecture {part}: the network has no module {path}{_nearest(str(path), modules)}.")
     return modules[path]
 
 

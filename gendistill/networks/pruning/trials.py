@@ -1,4 +1,4 @@
-"""Which groups of channels can really be made smaller: tried by running the network without some of them."""
+"""Verify channel groups: run the network with some channels of each group removed."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
 from gendistill.networks.counting import evaluating
-from gendistill.networks.pruning import surgery as pruning
+from gendistill.networks.pruning import surgery
 from gendistill.networks.pruning.cached_sizes import CachedSize, cached_sizes, update_cached_sizes
 from gendistill.networks.pruning.channels import ChannelGroup, merged
 from gendistill.networks.pruning.layers import LayerSide
 from gendistill.networks.pruning.pruned_architecture import duplicate
 
-MAX_PAIRS = 12  # of failing groups of which all pairs are tried
+MAX_PAIRS = 12  # up to this number of failing groups, all pairs are tried
 
 
 @dataclass(frozen=True)
 class Prunable:
-    """Groups that the network runs without some channels of, at any widths.
+    """Groups that can be pruned to any widths.
 
     Attributes:
-        notes: numbers that modules of the network hold, to be written anew with the widths.
-        whole: for each group that fails, by its layer, what went wrong.
+        sizes: attributes of modules that must be updated with the widths.
+        not_pruned: for each group that fails, by its layer, the reason.
     """
 
     groups: list[ChannelGroup]
-    notes: list[CachedSize]
-    whole: dict[str, str]
+    sizes: list[CachedSize]
+    not_pruned: dict[str, str]
 
 
 def prunable(network: nn.Module, inputs: Sequence[Tensor], groups: Sequence[ChannelGroup]) -> Prunable:
-    """Try all groups at once at widths of no common ratio; where that fails, each alone.
+    """Try all groups at once, at widths without a common ratio; if that fails, try each group alone.
 
-    A group that fails alone may be one that a forward reads the size of (`c = x.shape[1]; qkv.view(b, heads, c // heads, n)`):
-    tied to the others that fail, all in one ratio, it may do. What does not is kept whole.
+    A group may fail because the forward computes one width from another (`c = x.shape[1]; qkv.view(b, heads, c // heads, n)`);
+    such groups are tried again tied together, with the same pruning ratio. Groups that still fail are not pruned.
 
     Args:
-        inputs: of one sample.
+        inputs: one sample.
     """
     return _Trials(network, inputs).sort(list(groups))
 
@@ -53,61 +53,61 @@ class _Trials:
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
         self.network, self.inputs = network, tuple(inputs)
         self.shapes = self._shapes(network)
-        self.notes: list[CachedSize] = []
+        self.sizes: list[CachedSize] = []
 
     def sort(self, groups: list[ChannelGroup]) -> Prunable:
         if self._failure(groups) is None:
             return Prunable(groups, [], {})
-        good, bad, whole = [], [], {}
+        passing, failing, not_pruned = [], [], {}
         for group in groups:
-            if (why := self._alone(group)) is None:
-                good.append(group)
+            if (reason := self._alone(group)) is None:
+                passing.append(group)
             else:
-                bad.append(group)
-                whole[group.name] = why
-        for tie in self._ties(bad):
-            good.append(tied(tie))
+                failing.append(group)
+                not_pruned[group.name] = reason
+        for tie in self._ties(failing):
+            passing.append(tied(tie))
             for group in tie:
-                whole.pop(group.name, None)
-        while good and (why := self._failure(good)) is not None:  # what fails together only: the last is kept whole
-            whole[good.pop().name] = why
-        return Prunable(good, self.notes, whole)
+                not_pruned.pop(group.name, None)
+        while passing and (reason := self._failure(passing)) is not None:  # groups that fail only in combination
+            not_pruned[passing.pop().name] = reason
+        return Prunable(passing, self.sizes, not_pruned)
 
-    def _ties(self, bad: list[ChannelGroup]) -> Iterator[list[ChannelGroup]]:
-        if len(bad) <= MAX_PAIRS:
-            left = list(bad)
-            for one, two in itertools.combinations(bad, 2):
-                if one in left and two in left and self._alone(tied([one, two])) is None:
-                    left = [group for group in left if group is not one and group is not two]
-                    yield [one, two]
-            bad = left
-        if len(bad) > 1 and self._alone(tied(bad)) is None:
-            yield bad
+    def _ties(self, failing: list[ChannelGroup]) -> Iterator[list[ChannelGroup]]:
+        if len(failing) <= MAX_PAIRS:
+            remaining = list(failing)
+            for first, second in itertools.combinations(failing, 2):
+                if first in remaining and second in remaining and self._alone(tied([first, second])) is None:
+                    remaining = [group for group in remaining if group is not first and group is not second]
+                    yield [first, second]
+            failing = remaining
+        if len(failing) > 1 and self._alone(tied(failing)) is None:
+            yield failing
 
     def _alone(self, group: ChannelGroup) -> str | None:
         if group.size // group.blocks < 2:
             return "too few channels"
-        if (why := self._failure([group])) is None:
+        if (reason := self._failure([group])) is None:
             return None
         candidates = cached_sizes(self.network, group)
-        before = self.notes
-        for some in (candidates, *([note] for note in candidates)):
-            self.notes = [*before, *some]
-            if some and self._failure([group]) is None:
+        known = self.sizes
+        for sizes in (candidates, *([size] for size in candidates)):
+            self.sizes = [*known, *sizes]
+            if sizes and self._failure([group]) is None:
                 return None
-        self.notes = before
-        return why
+        self.sizes = known
+        return reason
 
     def _failure(self, groups: Sequence[ChannelGroup]) -> str | None:
-        """What goes wrong without some channels: the module in which it does, and the message. Two widths are tried."""
+        """The error of the pruned network, as module and message; None where it runs. Two widths per group are tried."""
         for turn in range(2):
             student = duplicate(self.network)
-            keeps = [pruning.choose(np.zeros(g.size), _trial_width(g, k, turn), g.blocks) for k, g in enumerate(groups)]
-            pruning.prune(student, groups, keeps)
-            update_cached_sizes(student, self.notes)
+            keeps = [surgery.choose(np.zeros(g.size), _trial_width(g, k, turn), g.blocks) for k, g in enumerate(groups)]
+            surgery.prune(student, groups, keeps)
+            update_cached_sizes(student, self.sizes)
             try:
                 if self._shapes(student) != self.shapes:
-                    return "the output has another shape"
+                    return "the shape of the output changes"
             except Exception as failure:
                 return f"{where(student, self.inputs)}: {short(failure)}"
         return None
@@ -118,13 +118,13 @@ class _Trials:
 
 
 def _trial_width(group: ChannelGroup, k: int, turn: int) -> int:
-    """A width that differs from group to group, so that what only works in equal ratios fails."""
+    """A width with another ratio in each group, so that groups that need equal ratios fail."""
     steps = group.size // group.blocks
     return group.blocks * (1 + (7 * k + 3 * turn + steps // 2) % (steps - 1) if steps > 1 else 1)
 
 
 def tied(groups: Sequence[ChannelGroup]) -> ChannelGroup:
-    """One group of several that keep the same share of their channels: runs of each, side by side."""
+    """Several groups as one group with a common pruning ratio; each of its channels is a run of channels of every group."""
     free = [_across_blocks(group) for group in groups]
     size = math.gcd(*(group.size for group in free))
     members: dict[LayerSide, np.ndarray] = {}
@@ -135,7 +135,7 @@ def tied(groups: Sequence[ChannelGroup]) -> ChannelGroup:
 
 
 def _across_blocks(group: ChannelGroup) -> ChannelGroup:
-    """One channel of each block become one, so that the blocks stay equal whatever goes."""
+    """The group whose channels each combine one channel of every block, so that all blocks keep equal widths."""
 
     def across(rows: np.ndarray) -> np.ndarray:
         return rows.reshape(group.blocks, -1, rows.shape[1]).transpose(1, 0, 2).reshape(group.size // group.blocks, -1)
@@ -144,7 +144,7 @@ def _across_blocks(group: ChannelGroup) -> ChannelGroup:
 
 
 def where(network: nn.Module, inputs: Sequence[Tensor]) -> str:
-    """The innermost module that was running when the network failed."""
+    """The path and type of the innermost module that was running when the network failed."""
     with evaluating(network), ModuleTracker() as running:
         try:
             network(*inputs)
@@ -155,6 +155,6 @@ def where(network: nn.Module, inputs: Sequence[Tensor]) -> str:
 
 
 def short(failure: Exception) -> str:
-    """The first line of what an exception says."""
+    """The first line of an exception's message, at most 160 characters."""
     lines = str(failure).strip().splitlines() or [type(failure).__name__]
     return lines[0].rstrip(".")[:160]

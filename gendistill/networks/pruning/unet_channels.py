@@ -1,7 +1,7 @@
-"""Which channels of a `UNet2DConditionModel` can only be kept or dropped together, and which of them to keep.
+"""Coupled channels of a `UNet2DConditionModel`, and the choice of the kept ones.
 
-A run of channels has a label. It is the same wherever the same numbers flow: along a residual stream, on both sides of an
-activation, in queries and keys, in the value and the gate of a feed-forward layer.
+Runs of channels with the same label are coupled: along a residual stream, on both sides of an activation, in queries and
+keys, in the value and the gate of a feed-forward layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMESTEPS, TIME = "timesteps", "time"
 
 @dataclass(frozen=True)
 class Run:
-    """`size` channels that lie side by side in a weight. `heads` is how many attention heads share them equally."""
+    """`size` adjacent channels of a weight, divided equally among `heads` attention heads."""
 
     label: str
     size: int
@@ -40,10 +40,10 @@ class Channels:
     """The channels of a network.
 
     Attributes:
-        axes: of a weight's name, the runs along its first and its second dimension; none (`()`) where a dimension is not a
-            matter of width, like text and latents. Weights that are not in it are of that kind altogether.
-        cuts: of a label, where a group of a group norm begins, as a run of its own or beside another one.
-        identities: of a residual block without a convolution in its shortcut, what runs through.
+        axes: name of a weight to the runs along its first and second dimension; `()` where a dimension has a fixed size, such
+            as text embeddings and latents. Weights of fixed shape are not listed.
+        cuts: label to the channel indices at which a group of a group norm begins.
+        identities: path of a residual block with an identity shortcut to the run of its stream.
     """
 
     axes: dict[str, tuple[Runs, ...]] = field(default_factory=dict)
@@ -52,22 +52,22 @@ class Channels:
 
 
 def channels(unet: Any) -> Channels:
-    """Follow the channels of a `UNet2DConditionModel` from its input to its output; its weights are not read.
+    """The channels of a `UNet2DConditionModel`, from its input to its output; the values of its weights are not read.
 
     Raises:
-        ValueError: for blocks of other kinds than those of Stable Diffusion 1, 2 and XL.
+        ValueError: a block is not of a type used by Stable Diffusion 1, 2 and XL.
     """
     for block, known in [*((b, DOWN) for b in unet.down_blocks), (unet.mid_block, MID), *((b, UP) for b in unet.up_blocks)]:
         if block is not None and type(block).__name__ not in known:
-            raise ValueError(f"unet: channels of a {type(block).__name__} are not known; expects {', '.join(known)}.")
+            raise ValueError(f"unet: got a {type(block).__name__}; pruning supports {', '.join(known)}.")
     if unet.config["dual_cross_attention"]:
-        raise ValueError("dual_cross_attention True: channels of two transformers side by side are not known; expects False.")
-    return _ChannelWalk(unet).found
+        raise ValueError("dual_cross_attention True: pruning does not support parallel transformers; expects False.")
+    return _ChannelWalk(unet).channels
 
 
 class _ChannelWalk:
     def __init__(self, unet: Any) -> None:
-        self.found = Channels()
+        self.channels = Channels()
         self.time = self.embeddings(unet)
         stream = Run("conv_in", unet.conv_in.out_channels)
         self.layer("conv_in", unet.conv_in, (stream,), ())
@@ -96,47 +96,47 @@ class _ChannelWalk:
         self.norm("conv_norm_out", unet.conv_norm_out, (stream,))
         self.layer("conv_out", unet.conv_out, (), (stream,))
 
-    def layer(self, path: str, layer: Any, out: Runs, into: Runs) -> None:
-        self.found.axes[f"{path}.weight"] = (out, into)
+    def layer(self, path: str, layer: Any, outputs: Runs, inputs: Runs) -> None:
+        self.channels.axes[f"{path}.weight"] = (outputs, inputs)
         if getattr(layer, "bias", None) is not None:
-            self.found.axes[f"{path}.bias"] = (out,)
+            self.channels.axes[f"{path}.bias"] = (outputs,)
 
     def norm(self, path: str, norm: Any, runs: Runs) -> None:
         if norm is None or norm.weight is None:
             return
-        self.found.axes[f"{path}.weight"] = self.found.axes[f"{path}.bias"] = (runs,)
+        self.channels.axes[f"{path}.weight"] = self.channels.axes[f"{path}.bias"] = (runs,)
         if not isinstance(norm, nn.GroupNorm):
             return
         start = 0
         for run in runs:
-            begins = range(0, norm.num_channels, norm.num_channels // norm.num_groups)
-            self.found.cuts[run.label] |= {cut - start for cut in begins if start <= cut < start + run.size}
+            starts = range(0, norm.num_channels, norm.num_channels // norm.num_groups)
+            self.channels.cuts[run.label] |= {cut - start for cut in starts if start <= cut < start + run.size}
             start += run.size
 
     def conv(self, path: str, conv: Any, stream: Run) -> Run:
         """A convolution between two streams."""
-        out = Run(path, conv.out_channels)
-        self.layer(path, conv, (out,), (stream,))
-        return out
+        output = Run(path, conv.out_channels)
+        self.layer(path, conv, (output,), (stream,))
+        return output
 
-    def resnet(self, path: str, resnet: Any, into: Runs) -> Run:
+    def resnet(self, path: str, resnet: Any, inputs: Runs) -> Run:
         inner = Run(f"{path}.conv1", resnet.conv1.out_channels)
-        out = into[0] if resnet.conv_shortcut is None else Run(path, resnet.conv2.out_channels)
-        self.norm(f"{path}.norm1", resnet.norm1, into)
-        self.layer(f"{path}.conv1", resnet.conv1, (inner,), into)
+        output = inputs[0] if resnet.conv_shortcut is None else Run(path, resnet.conv2.out_channels)
+        self.norm(f"{path}.norm1", resnet.norm1, inputs)
+        self.layer(f"{path}.conv1", resnet.conv1, (inner,), inputs)
         if resnet.time_emb_proj is not None:
             shifted = (inner, inner) if resnet.time_embedding_norm == "scale_shift" else (inner,)
             self.layer(f"{path}.time_emb_proj", resnet.time_emb_proj, shifted, self.time)
         self.norm(f"{path}.norm2", resnet.norm2, (inner,))
-        self.layer(f"{path}.conv2", resnet.conv2, (out,), (inner,))
+        self.layer(f"{path}.conv2", resnet.conv2, (output,), (inner,))
         if resnet.conv_shortcut is None:
-            self.found.identities[path] = out
+            self.channels.identities[path] = output
         else:
-            self.layer(f"{path}.conv_shortcut", resnet.conv_shortcut, (out,), into)
-        return out
+            self.layer(f"{path}.conv_shortcut", resnet.conv_shortcut, (output,), inputs)
+        return output
 
     def attention(self, path: str, block: Any, j: int, stream: Run) -> None:
-        """The j-th transformer of a block, where it has them."""
+        """The j-th transformer of a block, if the block has transformers."""
         if not hasattr(block, "attentions") or block.attentions[j] is None:
             return
         transformer = block.attentions[j]
@@ -165,10 +165,10 @@ class _ChannelWalk:
         self.layer(f"{path}.to_out.0", attention.to_out[0], (inner,), (values,))
 
     def embeddings(self, unet: Any) -> Runs:
-        """The embedding that every residual block reads: of the timestep, of what is added to it or stands beside it."""
+        """The time embedding that every residual block reads, with class embeddings added or concatenated to it."""
         time = Run(TIME, unet.time_embedding.linear_2.out_features)
-        beside = unet.config["class_embeddings_concat"]
-        classes = Run("class", time.size) if beside else time
+        concatenated = unet.config["class_embeddings_concat"]
+        classes = Run("class", time.size) if concatenated else time
         steps = (Run(TIMESTEPS, unet.time_embedding.linear_1.in_features),)
         self.embedding("time_embedding", unet.time_embedding, time, steps)
         if unet.time_embedding.cond_proj is not None:
@@ -176,25 +176,25 @@ class _ChannelWalk:
         timed = unet.config["class_embed_type"] == "timestep"
         self.embedding("class_embedding", unet.class_embedding, classes, steps if timed else ())
         self.embedding("add_embedding", getattr(unet, "add_embedding", None), time, ())
-        return (time, classes) if beside else (time,)
+        return (time, classes) if concatenated else (time,)
 
-    def embedding(self, path: str, module: Any, out: Run, into: Runs) -> None:
+    def embedding(self, path: str, module: Any, output: Run, inputs: Runs) -> None:
         if isinstance(module, TimestepEmbedding):
             hidden = Run(path, module.linear_1.out_features)
-            self.layer(f"{path}.linear_1", module.linear_1, (hidden,), into)
-            self.layer(f"{path}.linear_2", module.linear_2, (out,), (hidden,))
+            self.layer(f"{path}.linear_1", module.linear_1, (hidden,), inputs)
+            self.layer(f"{path}.linear_2", module.linear_2, (output,), (hidden,))
         elif isinstance(module, nn.Embedding):
-            self.found.axes[f"{path}.weight"] = ((), (out,))
+            self.channels.axes[f"{path}.weight"] = ((), (output,))
         elif isinstance(module, nn.Linear):
-            self.layer(path, module, (out,), into)
+            self.layer(path, module, (output,), inputs)
 
 
 def kept(run: Run, narrow: Run, scores: Scores, cuts: Mapping[str, set[int]]) -> Tensor | None:
-    """Indices (narrow.size,), ascending, of the channels of `run` that stay where it is to be as narrow as `narrow`.
+    """Kept indices (narrow.size,), ascending, of the channels of `run` when it is pruned to the size of `narrow`.
 
-    Every group of a group norm keeps its share, and so does every attention head. Heads go as a whole where there are fewer.
-    Of sinusoids of the timestep, those stay whose frequencies are nearest to a narrower network's own. None where a run would
-    have to grow.
+    Every group of a group norm and every attention head keeps the same fraction of its channels; where the number of heads
+    shrinks, complete heads are removed. Sinusoids of the timestep are kept whose frequencies are nearest to those of the
+    narrower network. None where `narrow` is larger than `run`.
     """
     if run.size == narrow.size:
         return torch.arange(run.size)
@@ -207,25 +207,25 @@ def kept(run: Run, narrow: Run, scores: Scores, cuts: Mapping[str, set[int]]) ->
         return _kept_in_heads(score, run, narrow)
     even = {cut for cut in cuts.get(run.label, ()) if cut * narrow.size % run.size == 0}
     bounds = sorted(even | {0, run.size})
-    best = []
+    indices = []
     for low, high in pairwise(bounds):
-        stay = (high - low) * narrow.size // run.size
-        best.append(low + score[low:high].topk(stay).indices.sort().values)
-    return torch.cat(best)
+        count = (high - low) * narrow.size // run.size
+        indices.append(low + score[low:high].topk(count).indices.sort().values)
+    return torch.cat(indices)
 
 
 def _nearest_frequencies(size: int, fewer: int) -> Tensor:
-    """Of `size` sinusoids, cosines before sines or the other way round, each with frequencies 10000^(-i / (size // 2))."""
-    half, less = size // 2, fewer // 2
-    places = [min(math.floor(i * half / less + 0.5), half - 1) for i in range(less)]
-    return torch.tensor([*places, *(half + place for place in places), *([size - 1] if fewer % 2 else [])])
+    """Indices (fewer,) into `size` sinusoids, half cosines and half sines, with frequencies 10000^(-i / (size // 2))."""
+    half, kept_half = size // 2, fewer // 2
+    indices = [min(math.floor(i * half / kept_half + 0.5), half - 1) for i in range(kept_half)]
+    return torch.tensor([*indices, *(half + index for index in indices), *([size - 1] if fewer % 2 else [])])
 
 
 def _kept_in_heads(score: Tensor, run: Run, narrow: Run) -> Tensor | None:
-    dims, fewer = run.size // run.heads, narrow.size // narrow.heads
-    if narrow.heads > run.heads or fewer > dims:
+    dim, narrow_dim = run.size // run.heads, narrow.size // narrow.heads
+    if narrow.heads > run.heads or narrow_dim > dim:
         return None
-    each = score.view(run.heads, dims)
-    heads = each.square().sum(1).topk(narrow.heads).indices.sort().values
-    inside = each[heads].topk(fewer, 1).indices.sort(1).values
-    return (heads[:, None] * dims + inside).flatten()
+    by_head = score.view(run.heads, dim)
+    heads = by_head.square().sum(1).topk(narrow.heads).indices.sort().values
+    inside = by_head[heads].topk(narrow_dim, 1).indices.sort(1).values
+    return (heads[:, None] * dim + inside).flatten()

@@ -1,4 +1,4 @@
-"""How much every channel of a `UNet2DConditionModel` matters."""
+"""The importance of every channel of a `UNet2DConditionModel`."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from gendistill.networks.pruning.unet_channels import Channels, Runs, Scores
 Importance = Callable[[Any, Channels], Scores]
 
 NUM_TIMESTEPS, TOKENS = 1000, 77
-SAMPLES, PIXELS = 8, 16  # noise that is enough to see which channels are large
+SAMPLES, PIXELS = 8, 16  # batch size and side length of the noise that activations are measured with
 
 
-def group_norms(unet: Any, found: Channels) -> Scores:
-    """The L2 norm of all weights that make a channel and all that read it: label to (size,).
+def group_norms(unet: Any, channels: Channels) -> Scores:
+    """The L2 norm of all weights that produce or read a channel: label to (size,).
 
-    Li et al. 2017, "Pruning Filters for Efficient ConvNets", with L2 and over all layers that share the channel. Every weight
-    counts alike: its squares are in proportion to their mean over the channels. Along residual streams this is no better than
-    chance on the network that ships with the project: `read_norms` is.
+    Li et al. 2017, "Pruning Filters for Efficient ConvNets", with the L2 norm over all coupled layers. Each weight has the same
+    influence: its squared norms are divided by their mean over the channels. Along residual streams this is no better than
+    random on the network that ships with the project, unlike `read_norms`.
     """
     weights, scores = unet.state_dict(), Scores()
-    for name, axes in found.axes.items():
+    for name, axes in channels.axes.items():
         square = weights[name].detach().double().square()
         for dim, runs in enumerate(axes):
             if runs:
                 other = [d for d in range(square.ndim) if d != dim]
-                each = square.sum(other) if other else square
-                _add(scores, runs, each / each.mean().clamp(min=1e-30))
+                norms = square.sum(other) if other else square
+                _add(scores, runs, norms / norms.mean().clamp(min=1e-30))
     return {label: square.sqrt() for label, square in scores.items()}
 
 
-def read_norms(unet: Any, found: Channels) -> Scores:
-    """The size of what every layer reads from a channel, as a share of all that it reads, summed over the layers.
+def read_norms(unet: Any, channels: Channels) -> Scores:
+    """The contribution of a channel to the input of every layer that reads it, as a fraction, summed over the layers.
 
-    A channel's weights times the root mean square of what runs through it: Sun et al. 2023, "A Simple and Effective Pruning
-    Approach for Large Language Models", eq. 1, for whole channels. Without data: the network reads noise in place of latents
-    and prompts, at timesteps spread over all. Queries and keys, that no layer reads, go by `group_norms`.
+    The norm of a channel's weights times the root mean square of its activations: Sun et al. 2023, "A Simple and Effective
+    Pruning Approach for Large Language Models", eq. 1, for complete channels. No data is needed: the network is evaluated on
+    noise in place of latents and prompts, at timesteps spread over all. Queries and keys, which no layer reads, are scored by
+    `group_norms`.
     """
     energies: dict[str, Tensor] = {}
     modules = dict(unet.named_modules())
 
-    def look(path: str, dim: int) -> Callable[..., None]:
+    def measure(path: str, dim: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             energies[path] = inputs[0].movedim(dim, -1).flatten(0, -2).double().square().mean(0)
 
         return hook
 
-    layers = {name.removesuffix(".weight"): axes[1] for name, axes in found.axes.items() if len(axes) > 1 and axes[1]}
+    layers = {name.removesuffix(".weight"): axes[1] for name, axes in channels.axes.items() if len(axes) > 1 and axes[1]}
     layers = {path: runs for path, runs in layers.items() if isinstance(modules[path], nn.Linear | nn.Conv2d)}
     hooks = [
-        modules[path].register_forward_pre_hook(look(path, 1 if isinstance(modules[path], nn.Conv2d) else -1))
+        modules[path].register_forward_pre_hook(measure(path, 1 if isinstance(modules[path], nn.Conv2d) else -1))
         for path in layers
     ]
     try:
@@ -65,13 +66,13 @@ def read_norms(unet: Any, found: Channels) -> Scores:
     scores = Scores()
     for path, energy in energies.items():
         weight = modules[path].weight.detach().double().square()
-        each = (weight.flatten(2).sum(2) if weight.ndim > 2 else weight).sum(0) * energy
-        _add(scores, layers[path], (each / each.sum().clamp(min=1e-30)).sqrt())
-    return {**group_norms(unet, found), **scores}
+        contributions = (weight.flatten(2).sum(2) if weight.ndim > 2 else weight).sum(0) * energy
+        _add(scores, layers[path], (contributions / contributions.sum().clamp(min=1e-30)).sqrt())
+    return {**group_norms(unet, channels), **scores}
 
 
-def _add(scores: Scores, runs: Runs, each: Tensor) -> None:
-    for run, part in zip(runs, each.split([run.size for run in runs]), strict=True):
+def _add(scores: Scores, runs: Runs, values: Tensor) -> None:
+    for run, part in zip(runs, values.split([run.size for run in runs]), strict=True):
         scores[run.label] = scores[run.label] + part if run.label in scores else part
 
 
@@ -82,10 +83,10 @@ def example_inputs(
     device: torch.device | str = "meta",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, ...]:
-    """What a network of this config takes, in the order of its `forward`: noise, at timesteps from the last to the first.
+    """Positional arguments of `forward` for a network of this config: noise, at timesteps from the last to the first.
 
     Args:
-        max_pixels: a side of the latents is at most as long; the config's own length if None.
+        max_pixels: maximum side length of the latents; None is the `sample_size` of the config.
     """
     generator = torch.Generator().manual_seed(0)
 
