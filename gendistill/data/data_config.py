@@ -1,4 +1,4 @@
-"""What a student learns on: the settings."""
+"""Settings of the training data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gendistill.settings.section import Section
 
 
 class DataConfig(Section):
-    """What the student learns on."""
+    """The data that the student learns from."""
 
     path: str | None = Field(
         None, description="image folder, WebDataset shards or a dataset (parquet, saved folder, hf://) with captions"

@@ -186,7 +186,7 @@ def test_too_many_broken_images_stop_the_run(prepare, images):
         (images / f"{number:02}.png").write_bytes(b"not an image")
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; it expects at most 5%; they are l"
+            ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; expects at most 5%; they are l"
         ):
             prepare()
 

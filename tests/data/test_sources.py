@@ -201,7 +201,7 @@ def test_weights_that_cannot_be_sampled_by_are_refused(caption):
 
 
 def test_an_empty_field_is_left_out_of_the_sample():
-    choice = CaptionChoice.of({"a": 1, "b": 1, "c": 0}, "txt", seed=0)
+    choice = CaptionChoice.from_option({"a": 1, "b": 1, "c": 0}, "txt", seed=0)
     assert {choice.sample(str(key), {"a": "", "b": "here", "c": "never"}) for key in range(20)} == {"here"}
     assert choice.sample("k", {"c": "never"}) == ""
 
