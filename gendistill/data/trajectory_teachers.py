@@ -87,7 +87,7 @@ def _averaged(
 
 
 def _open_matching(teacher: Teacher, source: str) -> Teacher:
-    """Another teacher; raises ValueError if its latent space, noise schedule or prompt encoders differ from the main teacher's."""
+    """Another teacher; raises ValueError if its latent space, noise schedule or prompt encoders differ from the first one's."""
     main = teacher.network
     other = load_teacher(source, resolution=teacher.resolution, dtype=main.dtype, device=teacher.pipeline.device)
     shapes = [model.codec.latent_shape(model.resolution) for model in (teacher, other)]

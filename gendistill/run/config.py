@@ -49,13 +49,11 @@ def _full_weights(config: RunConfig) -> None:
     requested = {"start": config.start is not None, "quantization": config.quantization != "none"}
     for name in (name for name, is_requested in requested.items() if is_requested):
         if not recipe_of(config).supports.full_weights:
-            raise ValueError(f"{name} {getattr(config, name)}: is of a denoiser, not of --method {config.method}")
+            raise ValueError(f"{name} {getattr(config, name)}: expects a method that trains a denoiser, not {config.method}")
         if config.lora.enabled:
             raise ValueError(f"{name} {getattr(config, name)}: trains all weights; expects lora.enabled=false")
     if config.start is not None and compresses(config):
-        raise ValueError(
-            f"start {config.start}: cannot be combined with compress, which starts from the teacher; expects one of them"
-        )
+        raise ValueError(f"start {config.start}: excludes compress, which starts from the teacher; expects one of them")
 
 
 def config_class() -> type[RunConfig]:

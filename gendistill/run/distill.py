@@ -27,7 +27,7 @@ from gendistill.training.trainer import Trainer, TrainingResult, Validate
 
 
 class RunOfKind(Protocol):
-    """Opens one kind of teacher, validates and exports its students. Constructed once per run; the constructor opens the teacher.
+    """Opens a kind of teacher, validates and exports its students. The constructor, called once per run, opens the teacher.
 
     Attributes:
         config: the settings, adapted to the teacher.
@@ -42,7 +42,7 @@ class RunOfKind(Protocol):
 
     @staticmethod
     def describe(config: RunConfig) -> tuple[str, str, str]:
-        """Descriptions of the teacher, the trained weights and the data, one line each, for a dry run. Loads no denoiser weights."""
+        """One line each on the teacher, the trained weights and the data, for a dry run. Loads no denoiser weights."""
         ...
 
     def prepare(self) -> None:
@@ -56,7 +56,7 @@ class RunOfKind(Protocol):
     def validator(self, stage: Stage, samples: Path) -> Validate: ...
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Any, str]:
-        """Write the student of a trained stage to `folder`, atomically, in the main process. Returns the student's `StudentSpec`,
+        """Write the student of a trained stage to `folder`, atomically, in the main process. Returns its `StudentSpec`,
         `Gan` or `DecoderFigures`, and a short description."""
         ...
 

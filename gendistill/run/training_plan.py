@@ -122,9 +122,9 @@ class TrainingPlan:
         if fitting is None:
             yield f"{self.memory:g} GiB: no combination fits; a smaller data.resolution or a smaller teacher needs less"
         elif fitting:
-            yield f"{self.memory:g} GiB: does not fit without changes; fits with --set {' --set '.join(fitting)}"
+            yield f"{self.memory:g} GiB: does not fit as it is; fits with --set {' --set '.join(fitting)}"
         else:
-            yield f"{self.memory:g} GiB: fits without changes"
+            yield f"{self.memory:g} GiB: fits as it is"
 
 
 def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False) -> TrainingPlan:
@@ -146,9 +146,7 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     if recipe.data_needs(config) == "trajectories" and (
         config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0
     ):
-        raise ValueError(
-            "align.distribution.adversarial, align.semantic.clip: plan --train does not cover these terms; expects 0"
-        )
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
     family = MetaNetworks.of(config.teacher, config=config.teacher_config).family
     for name, changed in _memory_savings(config, family):

@@ -61,8 +61,8 @@ class Validator:
 
 
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
-    """An evaluator against the real images of the run, or without these against the teacher's images. Its seeds differ from those
-    of `gendistill evaluate`."""
+    """An evaluator against the real images of the run, or without these against the teacher's images. Its seeds differ from the
+    seeds of `gendistill evaluate`."""
     reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts

@@ -48,10 +48,10 @@ def test_a_image_to_begin_at_and_its_mask_become_as_large_as_what_is_sampled():
 
 def test_only_requests_of_one_kind_go_together():
     ask = {"prompt": "a", "seed": 1}
-    alike = [read_request({**ask, **more}, OFFERS, LIMITS).goes_with for more in ({}, {"prompt": "b", "seed": 2, "n": 3})]
+    alike = [read_request({**ask, **more}, OFFERS, LIMITS).batch_key for more in ({}, {"prompt": "b", "seed": 2, "n": 3})]
     others = [{"steps": 3}, {"guidance_scale": 2}, {"size": "32x32"}, {"model": "noise"}, {"image": GREY}]
     assert alike[0] == alike[1]
-    assert alike[0] not in [read_request({**ask, **more}, OFFERS, LIMITS).goes_with for more in others]
+    assert alike[0] not in [read_request({**ask, **more}, OFFERS, LIMITS).batch_key for more in others]
 
 
 @pytest.mark.parametrize(

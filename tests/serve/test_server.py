@@ -255,7 +255,7 @@ def test_a_person_who_types_nonsense_reads_a_sentence(page, field, typed, senten
     page.fill("#teacher-steps input", "1")
     page.fill(field, typed)
     page.click("#sample")
-    expect(page.locator("#told textarea")).to_have_value(re.compile(re.escape(sentence)), timeout=30_000)
+    expect(page.locator("#notice textarea")).to_have_value(re.compile(re.escape(sentence)), timeout=30_000)
 
 
 def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
@@ -264,7 +264,7 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
     page.fill("#teacher-steps input", "1")
     page.click("#sample")
     sentence = "steps 3: the student was made for 4, 2, 1; other numbers mostly look worse"
-    expect(page.locator("#told textarea")).to_have_value(sentence, timeout=30_000)
+    expect(page.locator("#notice textarea")).to_have_value(sentence, timeout=30_000)
     assert server.ask({"prompt": PROMPT, "steps": 3})[1]["warnings"] == [sentence]
     assert server.ask({"prompt": PROMPT})[1]["warnings"] == []
 
