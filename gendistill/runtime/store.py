@@ -192,7 +192,7 @@ class Store:
         write_json(self.folder / INDEX, index)
 
     def _write_missing(self, parts: Parts) -> list[dict[str, Any] | None]:
-        """Compute the missing parts that no other process is computing; returns all descriptions, None for parts in progress."""
+        """Compute missing parts that no other process is computing; returns the descriptions, None for parts in progress."""
         described = []
         for number, make in enumerate(parts()):
             if (part := self.described(number)) is None:

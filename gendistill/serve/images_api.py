@@ -92,9 +92,7 @@ async def _edit_of(request: Request) -> dict[str, Any]:
 
 def _require_supported(fields: dict[str, Any]) -> None:
     if (form := fields.get("response_format")) not in (None, "b64_json"):
-        raise RefusedError(
-            "response_format", f"response_format {str(form)[:40]!r}: expects b64_json; the server stores no images"
-        )
+        raise RefusedError("response_format", f"response_format {str(form)[:40]!r}: expects b64_json")
     if fields.get("stream") not in (None, False, "false"):
         raise RefusedError("stream", "stream: expects false; images are sent after sampling")
 

@@ -110,8 +110,8 @@ def open_models(
         opening: options of both models, which divide the memory; `like` and `quantization` apply to the student alone.
 
     Raises:
-        ValueError: the student, or the requested teacher, cannot be opened. Without a requested teacher, a note reports that the
-            teacher cannot be opened.
+        ValueError: the student, or the requested teacher, cannot be opened. Without a requested teacher, a note reports the
+            failure.
     """
     opening = replace(opening, num_models=2 if with_teacher else 1)
     student_sampler = open_within(student, opening)

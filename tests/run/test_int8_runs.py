@@ -62,7 +62,7 @@ def test_a_run_begins_from_a_student_and_a_student_in_8_bits_is_opened_by_plain_
     ("changes", "sentence"),
     [
         ({"lora__enabled": True}, "quantization int8: trains all weights; expects lora.enabled=false"),
-        ({"method": "decoder"}, "quantization int8: is of a denoiser, not of --method decoder"),
+        ({"method": "decoder"}, "quantization int8: expects a method that trains a denoiser, not decoder"),
         ({"start": "a", "compress__factor": 2}, "start a: expects no compress beside it"),
         ({"start": "nowhere"}, "model nowhere does not exist"),
     ],
