@@ -7,7 +7,7 @@ Each case is a run of 20 steps on a CPU with the command line of each checkout, 
 the students, and for some cases `export`. The logs of all stages (losses, gradient norms, validations; not times) and the
 tensors of students and exports must be equal; images may differ by 1e-6. The exit code is 1 if there is a difference.
 
-Results are cached in the work folder by the content of a checkout's packages and assets and by the settings of the case: another
+Results are cached in the work folder by the content of a checkout's packages and assets and by the settings of the case: a new
 comparison with the same OLD takes half the time, and an interrupted comparison resumes with the first missing case.
 `same_results.py X X` runs X twice, and thereby checks that X is deterministic.
 """
