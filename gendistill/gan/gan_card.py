@@ -92,7 +92,7 @@ def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool)
         teacher=_in_a_row(provenance.get("teacher", "unknown")),
         licence=_in_a_row(provenance.get("licence", "unknown")),
         what=_what(gan),
-        usages="\n".join(trajectories),
+        usages="\n".join(usages),
         provenance="\n".join(f"| {_in_a_row(name)} | {_in_a_row(value)} |" for name, value in provenance.items()),
     )
 
