@@ -55,7 +55,7 @@ MISTAKES = [
     ("distill teacher --data empty --out run", "holds no image, no shard and no parquet"),
     ("distill teacher --data prompts.txt --out run", "is a prompt file"),
     ("distill teacher --prompts nowhere.txt --out run", "'nowhere.txt' cannot be read"),
-    ("distill teacher --prompts latin.txt --out run", "takes a UTF-8 text file"),
+    ("distill teacher --prompts latin.txt --out run", "expects a UTF-8 text file"),
     ("distill teacher --prompts blank.txt --out run", "holds no prompt"),
     (f"{DISTILL} --set trainer.max_step=5", "did you mean trainer.max_steps?"),
     (f"{DISTILL} --set trainer.max_steps=many", "setting trainer.max_steps is 'many'"),

@@ -127,8 +127,8 @@ IMAGES = {
     "a compressed shard cut short": (lambda: cut("cut.tar.gz"), "the shard cut.tar.gz cannot be read"),
     "a shard that is none": (lambda: file("fake.tar", b"<html>not found</html>"), "the shard fake.tar cannot be read"),
     "a gzip that is none": (lambda: file("fake.tar.gz", b"<html>not found</html>"), "the shard fake.tar.gz cannot be read"),
-    "a pickle": (lambda: file("data.pkl", PICKLE), "'data.pkl' is no shard"),
-    "a checkpoint": (lambda: file("data.pt", PICKLE), "'data.pt' is no shard"),
+    "a pickle": (lambda: file("data.pkl", PICKLE), "'data.pkl' is not a shard"),
+    "a checkpoint": (lambda: file("data.pt", PICKLE), "'data.pt' is not a shard"),
     "a folder of pickles": (lambda: folder(a__pt=PICKLE, b__pkl=PICKLE), "holds no image, no shard and no parquet"),
     "a pickle that is called an image": (lambda: folder(a__png=PICKLE), "1 of 1 images of"),
     "a pickle that is called a shard": (lambda: file("data.tar", PICKLE), "the shard data.tar cannot be read"),
@@ -140,7 +140,7 @@ IMAGES = {
     "an empty image": (lambda: folder(a__png=b""), "cannot be decoded; expects at most 5%"),
     "half an image": (lambda: folder(a__png=png()[:60]), "cannot be decoded; expects at most 5%"),
     "a program that is called an image": (lambda: folder(a__png=b"%!PS\n(owned) (w) file"), "cannot be decoded"),
-    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder takes a JSON object"),
+    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder expects a JSON object"),
     "metadata that is no text": (lambda: ten(metadata__jsonl=b"\xff\xfe\0\0"), "cannot be read"),
     "parquet without images": (lambda: parquet(a=[1], b=["food"]), "'x.parquet' holds no images, only a, b"),
     "parquet that is damaged inside": (damaged_parquet, "'x.parquet' cannot be read to its end"),
@@ -162,15 +162,15 @@ PROMPTS = {
     "blank lines": (b"\n \r\n\t\n", "holds no prompt"),
     "a mark and nothing else": (b"\xef\xbb\xbf", "holds no prompt"),
     "a line of a megabyte": (b"food\n" + b"a" * 2**20, "line 2 has 1048576 characters; expects at most 10000"),
-    "another encoding": ("food".encode("utf-16"), "takes a UTF-8 text file"),
+    "another encoding": ("food".encode("utf-16"), "expects a UTF-8 text file"),
     "zero bytes": (b"food\0\n", "a zero byte"),
-    "an image": (png(), "takes a UTF-8 text file"),
+    "an image": (png(), "expects a UTF-8 text file"),
     "a pickle": (PICKLE, "prompts: "),
 }
 
 
 SETTINGS = {
-    "data.split=test": "data.image_column and data.split: take a dataset",
+    "data.split=test": "is not a dataset; they must be unset",
     "data.missing_caption=error": "'0.png' of 10 images in folder (caption: text) has no caption",
     "data.missing_caption=skip": "none of 10 images of 10 images in folder (caption: text) is left",
     "data.missing_caption=guess": "setting data.missing_caption is 'guess'",
@@ -265,7 +265,7 @@ TEACHERS = {
         teacher(with_settings("unet/config.json", block_out_channels=[16, 48])),
         "other cannot be opened as a diffusers pipeline",
     ),
-    "weights that are no numbers": (teacher(with_numbers_that_are_none), "gives numbers that are not finite"),
+    "weights that are no numbers": (teacher(with_numbers_that_are_none), "gives values that are not finite"),
     "no weights of a layer of the text encoder": (
         teacher(without_weights("text_encoder/model.safetensors", "layers.0.mlp")),
         "other lacks 4 of the weights of its text_encoder (encoder.layers.0.mlp.fc1.bias, "

@@ -70,7 +70,7 @@ def test_a_model_of_others_is_sampled_as_its_name_says(tiny_folder, sample, tmp_
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--mask", "m.png"], "--mask m.png: expects --input, the image to generate in"),
+        (["--mask", "m.png"], "--mask m.png: expects --input, the image to inpaint"),
         (["--input", "none.png"], "--input none.png"),
         (["--control", "edges"], "--control 'edges': expects FOLDER=IMAGE"),
         (["--like", "sd15"], "like sd15: expects the name of a file of one of Hyper-SD"),
@@ -87,5 +87,5 @@ def test_a_student_keeps_within_memory(student, sample):
     told, plain = sample(student)
     assert "placement" not in told
     told, placed = sample(student, "--memory", "0.000001")
-    assert "placement by-layer" in told
+    assert "placement sequential-offload" in told
     np.testing.assert_allclose(placed, plain, atol=1e-4)
