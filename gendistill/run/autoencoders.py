@@ -150,7 +150,9 @@ class DecoderValidator:
         """The negative PSNR of the tiny decoder, which is finite for all images; also saves a grid of images, the teacher's
         reconstructions and the student's reconstructions."""
         networks = self.networks
-        figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, of_encoder=False, batch_sizes=())
+        figures = measure_decoder(
+            networks.teacher, networks.average, self.data, num=self.num, measure_encoder=False, batch_sizes=()
+        )
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
         reconstructed = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
         rows = torch.cat([batch.images, batch.decoded, reconstructed])

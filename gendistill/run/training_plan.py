@@ -148,7 +148,7 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     ):
         raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
-    family = MetaNetworks.of(config.teacher, config=config.teacher_config).family
+    family = MetaNetworks.from_configs(config.teacher, config=config.teacher_config).family
     for name, changed in _memory_savings(config, family):
         needs[name] = step_needs(changed, cpu=cpu)
     seconds = device = None
@@ -179,7 +179,7 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     """The needs of an optimizer step of the first stage of the method, computed on the meta device."""
-    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     dtype = getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
@@ -261,7 +261,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     All weights get gradients, even if only a LoRA is trained: then the result is an upper bound.
     """
     device = usable_device(config.device)
-    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     network = networks.network.to_empty(device=device)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
