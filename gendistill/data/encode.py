@@ -51,7 +51,7 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
 
 
 def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
-    """The prompts from which the teacher generates training data: those of `data.prompts`, or all prompts that it knows."""
+    """The prompts from which the teacher generates training data: those of `data.prompts`, or all prompts of the teacher."""
     if config.prompts is not None:
         return Prompts(Path(config.prompts))
     if teacher.own_prompts is None:

@@ -27,7 +27,7 @@ def usable_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device or "cpu")
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device} cannot be used here; expects cuda, mps or cpu") from error
+        raise ValueError(f"device {device} cannot be used; expects cuda, mps or cpu") from error
     return device or best_device()
 
 

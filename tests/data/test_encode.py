@@ -161,7 +161,7 @@ def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, image
     data = prepare(missing_caption="skip")
     assert (len(data), data.summary()["missing_captions"], data.summary()["left_out"]) == (COUNT - 2, 0, 2)
     assert "skipped.jsonl" in caplog.text
-    with pytest.raises(ValueError, match=r"data: '07\.png' of .* has no caption; data\.missing_caption takes empty or skip"):
+    with pytest.raises(ValueError, match=r"data: '07\.png' of .* has no caption; data\.missing_caption must be empty or skip"):
         prepare(missing_caption="error")
 
 

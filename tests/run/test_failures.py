@@ -53,7 +53,7 @@ def test_what_would_fit_begins_with_what_changes_the_result_least(tmp_path):
     ],
 )
 def test_a_disk_that_is_full_says_where_to_make_room(tmp_path, error):
-    with pytest.raises(ValueError, match=r"run cannot be written: .*, [\d.,]+ MB free\. Free disk space there, or set another out"):
+    with pytest.raises(ValueError, match=r"run cannot be written: .*, [\d.,]+ MB free\. Free disk space there, or set"):
         with user_errors(config(tmp_path), 1):
             raise error
 

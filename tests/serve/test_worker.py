@@ -36,7 +36,7 @@ def worker():
 
 @pytest.fixture
 def held(worker):
-    """held(...): a worker that samples its first request until an event is set, that request's future, the event, the batches."""
+    """held(...): a worker that samples its first request until an event is set, its future, the event, the batches."""
 
     def make(**settings):
         may_draw, batches = threading.Event(), []

@@ -63,7 +63,7 @@ class NamedImages(ImageSource):
                 present |= set(fields)
                 self._metadata[image] = {field: fields[field] for field in self.choice.fields if field in fields}
         if absent := set(self._metadata) - set(self.images):
-            logger.warning("metadata.jsonl names %d images that are not there, such as %s", len(absent), min(absent))
+            logger.warning("metadata.jsonl names %d images that do not exist, such as %s", len(absent), min(absent))
         if caption is not None:
             self.choice.require(present, str(path))
 

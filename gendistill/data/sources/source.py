@@ -45,20 +45,20 @@ def open_source(
         return DatasetImages(str(path), caption, seed, image_column, split)
     if image_column or split:
         raise ValueError(f"data.image_column and data.split: {str(path)!r} is not a dataset; they must be unset")
-    here = Path(path).expanduser()
+    local = Path(path).expanduser()
     if kind == "zip":
-        return ZipImages(here, caption, seed)
-    return ImageFolder(here, caption, seed) if kind == "images" else WebDatasetShards(here, caption, seed)
+        return ZipImages(local, caption, seed)
+    return ImageFolder(local, caption, seed) if kind == "images" else WebDatasetShards(local, caption, seed)
 
 
 def _kind(path: str | Path) -> str:
-    here = Path(path).expanduser()
-    if here.is_dir():
-        if any((here / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return "dataset"
-        names = list(files_below(here))
+        names = list(files_below(local))
         contains = {
-            "shards": any(map(is_shard, os.listdir(here))),
+            "shards": any(map(is_shard, os.listdir(local))),
             "images": any(map(is_image_name, names)),
             "dataset": any(name.endswith(".parquet") for name in names),
         }
@@ -68,8 +68,8 @@ def _kind(path: str | Path) -> str:
         if not kinds:
             raise ValueError(f"data: {str(path)!r} holds no image, no shard and no parquet; expects one of these.")
         return kinds[0]
-    if str(path).startswith("hf://") or here.suffix.lower() == ".parquet":
+    if str(path).startswith("hf://") or local.suffix.lower() == ".parquet":
         return "dataset"
-    if here.suffix.lower() == ".zip" and here.is_file():
+    if local.suffix.lower() == ".zip" and local.is_file():
         return "zip"
-    return "prompts" if here.suffix.lower() == ".txt" and here.is_file() else "shards"
+    return "prompts" if local.suffix.lower() == ".txt" and local.is_file() else "shards"
