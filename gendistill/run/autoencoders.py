@@ -95,7 +95,7 @@ class AutoencoderRun:
         self.held_out = self.decoded
         if config.validation_reference is not None:
             held_out_config = config.data.model_copy(update={"path": config.validation_reference, "prompts": None})
-            with advancing_bar("encoding and decoding held-out images") as progress:
+            with advancing_bar("encoding and decoding the validation images") as progress:
                 self.held_out = prepare_decoded(held_out_config, teacher, config.seed, progress)
 
     def stages(self) -> Iterator[Stage]:
