@@ -90,7 +90,7 @@ assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 	$(BIN)/python scripts/recipes/tiny_vae.py
 	$(BIN)/python scripts/recipes/tiny_sd.py --out runs/recipes/tiny-sd/pipeline
 	$(BIN)/python scripts/recipes/tiny_sd.py --init runs/recipes/tiny-sd/pipeline --run runs/recipes/tiny-sd-2 --seed 4 \
-		--steps 8400 --learning-rate 8e-4 --level-shares 0.5 0.25 0.1
+		--steps 8400 --learning-rate 8e-4 --level-probabilities 0.5 0.25 0.1
 	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory
 	$(BIN)/python scripts/recipes/tiny_gan.py  # hours on a CPU, minutes on a GPU
 	$(BIN)/gendistill evaluate assets/tiny-gan --caption category

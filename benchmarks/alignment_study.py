@@ -1,16 +1,16 @@
-"""Consistency, latent alignment and both on tiny-sd: the same minutes, several training seeds, intervals.
+"""Consistency, latent alignment and both on tiny-sd, with equal training time, several seeds and intervals.
 
     python benchmarks/alignment_study.py --minutes 4 --seeds 0,1,2 --out runs/alignment-study
 
-Painting the teacher's ways counts: an arm that learns from them trains for as much less. Everything is done by one thread,
-`--at-once` runs beside each other. What has been trained and measured stays: stopped, it goes on from there.
+The time for generating the teacher's trajectories is subtracted from the training time of the arms that use them. Each run has
+one thread, `--at-once` runs are parallel. The study can be resumed: it keeps trained and measured runs.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from study import all_of, distilled, evaluated, folder_of, tell
+from study import distilled, evaluated, folder_of, print_table, run_all
 
 BOTH = {"method": "consistency", "align.weight": 1}
 ARMS: dict[str, dict[str, object]] = {
@@ -28,39 +28,39 @@ FIGURES = ("gap", "fd-emoji", "psnr", "feature_cosine")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of generating and training, by one thread")
+    parser.add_argument("--minutes", type=float, default=4.0, help="for generating and training, with one thread")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", default="consistency;alignment;both", help=f"separated by ; of {'; '.join(ARMS)}; or all")
+    parser.add_argument("--arms", default="consistency;alignment;both", help=f"one or more of {'; '.join(ARMS)}; or all")
     parser.add_argument("--trajectories", type=int, default=1024)
-    parser.add_argument("--at-once", type=int, default=2, help="runs beside each other, a thread each")
+    parser.add_argument("--at-once", type=int, default=2, help="parallel runs, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment-study"))
-    given = parser.parse_args()
-    names = list(ARMS) if given.arms == "all" else [name.strip() for name in given.arms.split(";")]
-    given.out.mkdir(parents=True, exist_ok=True)
-    generating = generate(given.out, given.trajectories)
+    args = parser.parse_args()
+    names = list(ARMS) if args.arms == "all" else [name.strip() for name in args.arms.split(";")]
+    args.out.mkdir(parents=True, exist_ok=True)
+    generating = generate(args.out, args.trajectories)
 
     def measured(name: str, seed: int) -> dict[int, dict[str, float]]:
-        folder = folder_of(given.out, name, seed)
+        folder = folder_of(args.out, name, seed)
         if not (folder / "student").exists():
-            left = given.minutes - (0 if name == "consistency" else generating)
-            limits = {"trainer.max_minutes": round(left, 2), "trainer.max_steps": 100_000}
-            run(folder, {**ARMS[name], "seed": seed, **limits}, given.out, given.trajectories)
+            minutes = args.minutes - (0 if name == "consistency" else generating)
+            limits = {"trainer.max_minutes": round(minutes, 2), "trainer.max_steps": 100_000}
+            run(folder, {**ARMS[name], "seed": seed, **limits}, args.out, args.trajectories)
         return figures_of(folder / "student")
 
-    runs = [(name, seed) for seed in map(int, given.seeds.split(",")) for name in names]
-    found = all_of(runs, given.at_once, measured)
-    tell(found, FIGURES, f"{given.minutes:g} minutes, {generating:.1f} of them generating where ways are learned from")
+    runs = [(name, seed) for seed in map(int, args.seeds.split(",")) for name in names]
+    results = run_all(runs, args.at_once, measured)
+    print_table(results, FIGURES, f"{args.minutes:g} minutes, of which {generating:.1f} for trajectories in arms that use them")
 
 
 def generate(out: Path, trajectories: int) -> float:
-    """Encode the data, then generate the ways, into a cache of the study's own: the minutes of the generating."""
-    kept = out / "generating.json"
-    if not kept.exists():
+    """Encode the data and generate the trajectories into the cache of the study; returns the minutes of the generation."""
+    file = out / "generating.json"
+    if not file.exists():
         run(out / "encoding", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories)
         plain = run(out / "once", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories)
         generated = run(out / "generating", {"trainer.max_steps": 1}, out, trajectories)
-        kept.write_text(json.dumps({"minutes": generated - plain}))
-    minutes: float = json.loads(kept.read_text())["minutes"]
+        file.write_text(json.dumps({"minutes": generated - plain}))
+    minutes: float = json.loads(file.read_text())["minutes"]
     return minutes
 
 
@@ -78,9 +78,9 @@ def run(folder: Path, settings: dict[str, object], out: Path, trajectories: int)
 
 
 def figures_of(student: Path) -> dict[int, dict[str, float]]:
-    told = evaluated(student, CALLS)
-    scores = {row["network_calls"]: row["scores"] for row in told["student"]}
-    gaps = {gap["network_calls"]: gap["closed"] for gap in told["gaps"]}
+    evaluation = evaluated(student, CALLS)
+    scores = {row["network_calls"]: row["scores"] for row in evaluation["student"]}
+    gaps = {gap["network_calls"]: gap["closed"] for gap in evaluation["gaps"]}
     return {calls: {**scores[calls], "gap": gaps[calls]} for calls in CALLS}
 
 

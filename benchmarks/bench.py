@@ -1,10 +1,10 @@
-"""What a training step costs beside the network calls that it cannot do without, measured in turns in one process.
+"""Time of a training step relative to its network calls, measured alternately in one process.
 
     python benchmarks/bench.py
 
-A step is all that the trainer does: rows from the cache, noise, targets, loss, gradients, optimizer, average. The calls are
-those of the networks alone on a batch of the same size: the teacher's without gradients, the student's with and its backward.
-Each round times both, so that what else the machine does meets both; the ratio is the median's over the rounds.
+A step is the complete step of the trainer: rows from the cache, noise, targets, loss, gradients, optimizer, EMA. The calls are
+the network calls alone with the same batch size: the teacher without gradients, the student with its backward pass. Each round
+measures both, so that other load of the machine affects both; the ratio is the ratio of the medians over the rounds.
 """
 
 import argparse
@@ -34,13 +34,15 @@ from gendistill.training.preparation import prepare
 from gendistill.training.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "progressive.yaml"
-MOST = 1.1  # of a halving step, to its network calls
+MAX_RATIO = 1.1  # time of a halving step to its network calls
 
 
 @dataclass(frozen=True)
 class Cost:
+    """Median times of a training step and of its network calls."""
+
     stage: str
-    teacher_calls: list[int]  # their batch sizes
+    teacher_calls: list[int]  # batch sizes
     step_seconds: float
     calls_seconds: float
 
@@ -63,17 +65,17 @@ def main() -> None:
     if args.json:
         print(json.dumps([{**vars(cost), "ratio": cost.ratio} for cost in costs], indent=1))
     else:
-        table = Table("stage", "teacher calls", "step, ms", "its network calls, ms", "ratio")
+        table = Table("stage", "teacher calls", "step, ms", "network calls, ms", "ratio")
         for cost in costs:
-            seconds = (f"{1000 * of:.0f}" for of in (cost.step_seconds, cost.calls_seconds))
-            table.add_row(cost.stage, " + ".join(map(str, cost.teacher_calls)), *seconds, f"{cost.ratio:.3f}")
+            times = (f"{1000 * seconds:.0f}" for seconds in (cost.step_seconds, cost.calls_seconds))
+            table.add_row(cost.stage, " + ".join(map(str, cost.teacher_calls)), *times, f"{cost.ratio:.3f}")
         Console().print(table)
-    if costs[-1].ratio > MOST:
-        sys.exit(f"the halving step costs {costs[-1].ratio:.2f} times its network calls; expects at most {MOST}")
+    if costs[-1].ratio > MAX_RATIO:
+        sys.exit(f"the halving step takes {costs[-1].ratio:.2f} times its network calls; expects at most {MAX_RATIO}")
 
 
 def measure(config: DistillConfig, rounds: int) -> Iterator[Cost]:
-    """The stage that takes in guidance, then the first halving."""
+    """Measure the stage of guidance distillation and the first halving stage."""
     teacher = load_teacher(config.teacher)
     with advancing_bar("encoding") as progress:
         data = prepare_data(config.data, teacher, config.seed, progress)
@@ -100,11 +102,11 @@ def measure_stage(stage: Stage, data: LatentData, folder: Path, rounds: int) -> 
     calls = network_calls(stage, data, sizes)
     calls()
     times = [(timed(step), timed(calls)) for _ in range(rounds)]
-    return Cost(stage.folder, sizes, *(statistics.median(of) for of in zip(*times, strict=True)))
+    return Cost(stage.folder, sizes, *(statistics.median(seconds) for seconds in zip(*times, strict=True)))
 
 
 def network_calls(stage: Stage, data: LatentData, sizes: list[int]) -> Callable[[], None]:
-    """The calls of a step with inputs that are there already, and the student's backward."""
+    """The network calls of a step with prepared inputs, including the backward pass of the student."""
     networks, count = stage.method.networks, stage.trainer.batch_size
     random = PerSampleRandom(0, 0, 0, count)
     batch = data.batch(data.rows_of_step(0, 0, count), random, "cpu")
@@ -114,10 +116,10 @@ def network_calls(stage: Stage, data: LatentData, sizes: list[int]) -> Callable[
     def calls() -> None:
         with torch.no_grad():
             for size in sizes:
-                twice = size // count
-                x_t, times = batch.latents.repeat(twice, 1, 1, 1), t.repeat(twice)
+                repeats = size // count
+                x_t, times = batch.latents.repeat(repeats, 1, 1, 1), t.repeat(repeats)
                 conditioning = batch.conditioning if "guidance_distillation" in stage.folder else embedded
-                networks.teacher.call(networks.teacher.network, x_t, times, type(embedded).cat([conditioning] * twice))
+                networks.teacher.call(networks.teacher.network, x_t, times, type(embedded).cat([conditioning] * repeats))
         output: Tensor = networks.student.call(networks.student.network, batch.latents, t, embedded)
         output.sum().backward()
         for parameter in networks.trained.values():

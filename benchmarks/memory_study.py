@@ -1,9 +1,9 @@
-"""What is predicted of memory beside what a process takes: sampling, and a step of LoRA training, at real size on this CPU.
+"""Predicted and measured memory of sampling and of a LoRA training step, for architectures of real size on this CPU.
 
     python benchmarks/memory_study.py --models sd1,sd2-v,sdxl --sizes 256,512
 
-Each measurement is a process of its own, whose resident memory at its peak (the kernel's high-water mark) is told beside what
-was predicted from shapes and what the process held before the model came. The weights are random.
+Each measurement is a separate process. Its peak resident memory (the kernel's high-water mark) is compared with the prediction
+from tensor shapes plus the memory of the process before loading the model. The weights are random.
 """
 
 import argparse
@@ -25,30 +25,30 @@ def main() -> None:
     parser.add_argument("--sizes", default="256,512")
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--one", nargs=3, metavar=("JOB", "MODEL", "SIZE"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        job, model, size = given.one
+    args = parser.parse_args()
+    if args.one:
+        job, model, size = args.one
         print(json.dumps(measured(job, model, int(size))))
         return
     table = Table("job", "model", "pixels", "predicted, GiB", "measured, GiB", "predicted / measured")
-    for job in given.jobs.split(","):
-        for model in given.models.split(","):
-            for size in given.sizes.split(","):
+    for job in args.jobs.split(","):
+        for model in args.models.split(","):
+            for size in args.sizes.split(","):
                 command = [sys.executable, __file__, "--one", job, model, size]
                 done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
                 if done.returncode:
                     table.add_row(job, model, size, "", done.stderr.strip().splitlines()[-1], "")
                     continue
-                found = json.loads(done.stdout.splitlines()[-1])
-                sizes = found["predicted"], found["measured"]
+                result = json.loads(done.stdout.splitlines()[-1])
+                sizes = result["predicted"], result["measured"]
                 ratio = sizes[0] / sizes[1]
-                table.add_row(job, model, size, *(f"{of / 2**30:.2f}" for of in sizes), f"{ratio:.3f}")
-                print(job, model, size, found, file=sys.stderr, flush=True)
+                table.add_row(job, model, size, *(f"{value / 2**30:.2f}" for value in sizes), f"{ratio:.3f}")
+                print(job, model, size, result, file=sys.stderr, flush=True)
     Console(width=120).print(table)
 
 
 def measured(job: str, model: str, size: int) -> dict[str, float]:
-    """Bytes: before the model came, predicted and measured at the peak with these."""
+    """Bytes: before loading the model, and at the peak as predicted and as measured, both including these."""
     import torch
     from random_models import random_pipeline
 
@@ -58,7 +58,7 @@ def measured(job: str, model: str, size: int) -> dict[str, float]:
     quieten_libraries()
     predict, work = {"sampling": (predicted_sampling, sample), "lora": (predicted_step, step)}[job]
     needed = predict(model, size)
-    torch.nn.functional.conv2d(torch.ones(1, 8, 8, 8), torch.ones(8, 8, 3, 3))  # libraries that are loaded when first used
+    torch.nn.functional.conv2d(torch.ones(1, 8, 8, 8), torch.ones(8, 8, 3, 3))  # load libraries that are loaded at first use
     before = _status_bytes("VmRSS")
     work(random_pipeline(model, latents=size // 8), size)
     return {"before": before, "predicted": before + needed, "measured": _status_bytes("VmHWM")}

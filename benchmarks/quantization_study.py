@@ -1,17 +1,17 @@
-"""tiny-sd's student in 8 bits: trained for it, and as it is, beside the same further training in float32; seeds, intervals.
+"""tiny-sd's student in int8, with and without quantization-aware training, and in float32; several seeds, intervals.
 
     make align && python benchmarks/quantization_study.py --seeds 1,2,3,4 --out runs/quantization-study
 
-Each run is by one thread, `--at-once` runs beside each other. What has been trained and measured stays: stopped, it goes on
-from there.
+The float32 student has the same additional training. Each run has one thread, `--at-once` runs are parallel. The study can be
+resumed: it keeps trained and measured runs.
 """
 
 import argparse
 from pathlib import Path
 
-from study import all_of, distilled, evaluated, folder_of, tell
+from study import distilled, evaluated, folder_of, print_table, run_all
 
-FLOAT, AS_IT_IS, TRAINED = "float32", "int8 as it is", "int8, trained for it"
+FLOAT, POST_TRAINING, TRAINED = "float32", "int8, post-training", "int8, quantization-aware training"
 TRAINING = {FLOAT: "none", TRAINED: "int8"}
 STEPS = (4, 2, 1)
 
@@ -19,27 +19,29 @@ STEPS = (4, 2, 1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3,4")
-    parser.add_argument("--at-once", type=int, default=2, help="runs beside each other, a thread each")
+    parser.add_argument("--at-once", type=int, default=2, help="parallel runs, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/quantization-study"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
 
     def trained(name: str, seed: int) -> Path:
-        folder = folder_of(given.out, name, seed)
+        folder = folder_of(args.out, name, seed)
         if not (folder / "student").exists():
             distilled("configs/int8.yaml", folder, {"quantization": TRAINING[name], "seed": seed})
         return folder / "student"
 
-    students = all_of([(name, seed) for seed in seeds for name in TRAINING], given.at_once, trained)
+    students = run_all([(name, seed) for seed in seeds for name in TRAINING], args.at_once, trained)
 
     def measured(name: str, seed: int) -> dict[int, dict[str, float]]:
         student = students[TRAINED if name == TRAINED else FLOAT, seed]
-        told = evaluated(student, STEPS, *(["none"] if name == FLOAT else ["int8", folder_of(given.out, name, seed)]))
-        return {row["network_calls"]: row["scores"] for row in told["student"]}
+        options = ["none"] if name == FLOAT else ["int8", folder_of(args.out, name, seed)]
+        evaluation = evaluated(student, STEPS, *options)
+        return {row["network_calls"]: row["scores"] for row in evaluation["student"]}
 
-    arms = [(name, seed) for seed in seeds for name in (FLOAT, AS_IT_IS, TRAINED)]
-    tell(all_of(arms, given.at_once, measured), ("fd-emoji", "psnr"), "configs/int8.yaml, from the student of make align")
+    arms = [(name, seed) for seed in seeds for name in (FLOAT, POST_TRAINING, TRAINED)]
+    results = run_all(arms, args.at_once, measured)
+    print_table(results, ("fd-emoji", "psnr"), "configs/int8.yaml, from the student of make align")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pipelines of the published architectures with random weights: for what does not depend on what they have learned."""
+"""Pipelines of the published architectures with random weights, for measurements that do not depend on the weights."""
 
 import json
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ def random_pipeline(
     dtype: torch.dtype = torch.float32,
     narrower: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Any:
-    """UNet, VAE, text encoders and CLIP's vocabulary.
+    """A pipeline with UNet, VAE, text encoders and CLIP's vocabulary.
 
     Args:
         architecture: sd1, sd2-base, sd2-v or sdxl.
-        latents: along an edge, of the images that it samples by itself.
-        narrower: by part, what differs from its config.
+        latents: default height and width of the latents.
+        narrower: changes of the configs by component.
     """
     configs = ARCHITECTURES / architecture
     index = json.loads((configs / "model_index.json").read_text())

@@ -1,11 +1,11 @@
-"""Distill LoRAs of models of real size on this machine's CPU, and tell the memory that it takes. No download.
+"""Distill LoRAs of models of real size on this machine's CPU, and report the memory. No download.
 
     python benchmarks/real_size.py sd1 sd2-v sdxl
 
-The teachers have the architecture of the published models and random weights: what is measured is that it runs, in how much
-memory, and that diffusers opens what comes out. `sd1` and `sd2-v` are whole: UNet, VAE, text encoder and CLIP's vocabulary,
-at 64x64 latents. `sdxl` keeps every block and layer and is narrower (a fifth of the channels, text encoders of 2 layers).
-Each takes minutes; a teacher takes up to 3 GB of disk while it is distilled.
+The teachers have the architectures of the published models and random weights. The benchmark checks that the distillation runs,
+measures its memory, and opens the LoRA in diffusers. `sd1` and `sd2-v` have full size: UNet, VAE, text encoder and CLIP's
+vocabulary, at 64x64 latents. `sdxl` has all blocks and layers with a fifth of the channels, and text encoders of 2 layers.
+Each takes minutes; a teacher needs up to 3 GB of disk space during the distillation.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("architectures", nargs="+", choices=["sd1", "sd2-v", "sdxl"])
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps")
-    parser.add_argument("--gibibytes", type=float, default=14, help="the most memory that a run may take")
+    parser.add_argument("--gibibytes", type=float, default=14, help="maximum memory of a run")
     args = parser.parse_args()
     for architecture in args.architectures:
         with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(architecture: str, folder: Path, steps: int) -> float:
-    """Build, distill, open; the peak memory of the distillation in GiB."""
+    """Build and distill a teacher, and open the LoRA; returns the peak memory of the distillation in GiB."""
     narrower = NARROWER if architecture == "sdxl" else None
     teacher = random_pipeline(architecture, latents=LATENTS, dtype=torch.float16, narrower=narrower)
     teacher.save_pretrained(folder / "teacher")
@@ -93,6 +93,7 @@ def measure(architecture: str, folder: Path, steps: int) -> float:
 
 
 def write_images(folder: Path) -> None:
+    """Write two noise images with captions."""
     folder.mkdir()
     for number in range(2):
         Image.effect_noise((512, 512), 30 + number).convert("RGB").save(folder / f"{number}.png")

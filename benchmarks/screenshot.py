@@ -1,9 +1,9 @@
-"""An image of an HTML file as headless Chromium shows it, at the width of a desk or of a phone, light or dark.
+"""A screenshot of an HTML file in headless Chromium, at desktop or phone width, light or dark.
 
     python benchmarks/screenshot.py report.html --out report.png --width 390 --dark
 
-Chromium's own window is never narrower than about 500 pixels, so the page stands in a frame of the asked width. The height is
-the page's own where none is asked. What sticks out of the page sideways is an error.
+The window of Chromium has a minimum width of about 500 pixels, so the page is in a frame of the requested width. The default
+height is the height of the page. Horizontal overflow is an error.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--width", type=int, default=1280, help="CSS pixels")
-    parser.add_argument("--height", type=int, help="CSS pixels; the whole page where left out")
-    parser.add_argument("--top", type=int, default=0, help="CSS pixels to leave out above")
-    parser.add_argument("--scale", type=float, default=1, help="pixels of the image in a CSS pixel")
+    parser.add_argument("--height", type=int, help="CSS pixels; by default the full page")
+    parser.add_argument("--top", type=int, default=0, help="CSS pixels to crop at the top")
+    parser.add_argument("--scale", type=float, default=1, help="image pixels per CSS pixel")
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
-    wide, high = measure(args.page, args.width, dark=args.dark)
-    if wide > args.width:
-        sys.exit(f"{args.page}: {wide} pixels wide in a window of {args.width}")
-    shoot(args.page, args.out, args.width, high, dark=args.dark, scale=args.scale)
+    width, height = measure(args.page, args.width, dark=args.dark)
+    if width > args.width:
+        sys.exit(f"{args.page}: {width} pixels wide in a window of {args.width}")
+    shoot(args.page, args.out, args.width, height, dark=args.dark, scale=args.scale)
     image = Image.open(args.out)
-    bottom = high if args.height is None else min(high, args.top + args.height)
+    bottom = height if args.height is None else min(height, args.top + args.height)
     image.crop((0, *(round(args.scale * edge) for edge in (args.top, args.width, bottom)))).save(args.out)
-    print(f"{args.out}: {args.width} x {bottom - args.top} of {high} CSS pixels")
+    print(f"{args.out}: {args.width} x {bottom - args.top} of {height} CSS pixels")
 
 
 def measure(page: Path, width: int, *, dark: bool) -> tuple[int, int]:
-    """Width and height that the page takes in a window of a width, CSS pixels."""
+    """Width and height of the page in a window of a width, in CSS pixels."""
     with tempfile.TemporaryDirectory() as folder:
         frame = _frame(page, Path(folder), width, 800, dark=dark)
         dom = _browse(folder, "--virtual-time-budget=3000", "--dump-dom", frame.as_uri())
-    found = re.search(r'data-size="(\d+)x(\d+)"', dom)
-    if found is None:
-        raise ValueError(f"{page}: the browser gave no size.")
-    return int(found[1]), int(found[2])
+    match = re.search(r'data-size="(\d+)x(\d+)"', dom)
+    if match is None:
+        raise ValueError(f"{page}: the browser reported no size.")
+    return int(match[1]), int(match[2])
 
 
 def shoot(page: Path, out: Path, width: int, height: int, *, dark: bool, scale: float) -> None:
-    """The page at a width and height as a PNG file."""
+    """Write a PNG file of the page at a width and height."""
     with tempfile.TemporaryDirectory() as folder:
         frame = _frame(page, Path(folder), width, height, dark=dark)
         size = f"--window-size={max(width, 600)},{height}"
@@ -89,7 +89,7 @@ def _frame(page: Path, folder: Path, width: int, height: int, *, dark: bool) -> 
 
 
 def _browse(folder: str, *arguments: str) -> str:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         raise SystemExit(f"no browser: expects one of {', '.join(BROWSERS)} on the PATH")
     command = [browser, *OPTIONS, f"--user-data-dir={folder}/profile", *arguments]

@@ -1,4 +1,4 @@
-"""What the studies share: arms times seeds, trained and evaluated by the command line, told with intervals."""
+"""Functions for all studies: train and evaluate arms and seeds with the command line, and print figures with intervals."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from scipy import stats
 
 Run = tuple[str, int]
 Figures = Mapping[str, float]
-Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 
 
-def all_of(runs: Sequence[Run], at_once: int, measured: Callable[[str, int], Measured]) -> dict[Run, Measured]:
-    """What is measured of each run, `at_once` beside each other."""
+def run_all(runs: Sequence[Run], at_once: int, measure: Callable[[str, int], Result]) -> dict[Run, Result]:
+    """The results of `measure` for all runs, `at_once` in parallel."""
     with ThreadPoolExecutor(at_once) as pool:
-        return dict(zip(runs, pool.map(lambda run: measured(*run), runs), strict=True))
+        return dict(zip(runs, pool.map(lambda run: measure(*run), runs), strict=True))
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
@@ -30,58 +30,60 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 
 
 def distilled(config: str, folder: Path, settings: Mapping[str, object]) -> float:
-    """One run of `gendistill distill`, gone on with if it was begun, its log beside it: the minutes that it took."""
+    """Start or resume a run of `gendistill distill`, with its log next to the run folder; returns the time in minutes."""
     pairs = [f"--set={key}={value}" for key, value in settings.items()]
-    resumed = ["--resume"] if (folder / "checkpoints").exists() else []
+    resume = ["--resume"] if (folder / "checkpoints").exists() else []
     return called(
-        ["distill", "--config", config, "--out", str(folder), *pairs, *resumed], folder.with_name(f"{folder.name}.log")
+        ["distill", "--config", config, "--out", str(folder), *pairs, *resume], folder.with_name(f"{folder.name}.log")
     )
 
 
 def evaluated(
     student: Path, steps: Sequence[int], quantization: str | None = None, out: Path | None = None
 ) -> dict[str, list[dict[str, float]]]:
-    """What `gendistill evaluate` writes of a student, to its own folder or another one, made once."""
+    """The results of `gendistill evaluate` for a student, cached in its folder or in `out`."""
     folder = out or student
     file = folder / "evaluation.json"
     if not file.exists():
         command = ["evaluate", str(student), "--caption", "subcategory", "--steps", ",".join(map(str, steps))]
         command += [] if quantization is None else ["--quantization", quantization]
         called([*command, "--out", str(folder)], student.parent / "evaluation.log")
-    told: dict[str, list[dict[str, float]]] = json.loads(file.read_text())
-    return told
+    evaluation: dict[str, list[dict[str, float]]] = json.loads(file.read_text())
+    return evaluation
 
 
 def called(command: Sequence[str], log: Path) -> float:
-    """The command line of this environment, by one thread: the minutes that it took."""
+    """Run the command line of this environment with one thread; returns the time in minutes."""
     started = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("a") as told:
-        done = subprocess.run([sys.executable, "-m", "gendistill.cli", *command], stdout=told, stderr=told, env=environment)
+    with log.open("a") as output:
+        done = subprocess.run([sys.executable, "-m", "gendistill.cli", *command], stdout=output, stderr=output, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed, see {log}")
     return (time.monotonic() - started) / 60
 
 
-def tell(found: Mapping[Run, Mapping[int, Figures]], figures: Sequence[str], caption: str) -> None:
-    """Means over the seeds with 95 % intervals (Student's t), and how far each is from the first arm, seed by seed.
+def print_table(results: Mapping[Run, Mapping[int, Figures]], figures: Sequence[str], caption: str) -> None:
+    """Print means over seeds with 95 % intervals (Student's t), and paired differences from the first arm.
 
     Args:
-        found: by arm and seed, then by network calls.
-        figures: the columns; the first is the one that arms are told beside each other by.
+        results: figures by arm and seed, then by network calls.
+        figures: the columns; the first is the figure of the paired differences.
     """
-    names, seeds = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
-    table = Table("arm", "calls", *figures, f"{figures[0]}, beside {names[0]}", caption=caption)
+    names, seeds = (list(dict.fromkeys(part)) for part in zip(*results, strict=True))
+    table = Table("arm", "calls", *figures, f"{figures[0]}, minus {names[0]}", caption=caption)
     for name in names:
-        for calls in found[name, seeds[0]]:
-            ours = [found[name, seed][calls] for seed in seeds]
-            beside = [found[name, seed][calls][figures[0]] - found[names[0], seed][calls][figures[0]] for seed in seeds]
-            cells = [interval([of[figure] for of in ours]) for figure in figures]
-            table.add_row(name, str(calls), *cells, interval(beside) if name != names[0] else "")
+        for calls in results[name, seeds[0]]:
+            rows = [results[name, seed][calls] for seed in seeds]
+            baseline = [results[names[0], seed][calls][figures[0]] for seed in seeds]
+            differences = [row[figures[0]] - value for row, value in zip(rows, baseline, strict=True)]
+            cells = [interval([row[figure] for row in rows]) for figure in figures]
+            table.add_row(name, str(calls), *cells, interval(differences) if name != names[0] else "")
     Console(width=160).print(table)
 
 
 def interval(values: Sequence[float]) -> str:
+    """Mean and half width of the 95 % interval."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return f"{mean:.3f}"

@@ -1,15 +1,15 @@
-"""The way of one `gendistill distill` through the packages: in which order they are entered, and which calls run uphill.
+"""The packages of one command in the order of their first call, and calls from lower to higher packages.
 
     python benchmarks/walk.py distill assets/tiny-sd --prompts prompts.txt --set trainer.max_steps=2 --out /tmp/walk
 
-Every call from a function of one package to one of another is counted as the program runs; imports are left out.
+A profiler counts the calls between functions of different packages; imports are not counted.
 """
 
 import sys
 from collections import Counter
 from pathlib import Path
 
-import gendistill.run.distill  # so that nothing is imported, and no class made, as the program is watched
+import gendistill.run.distill  # imports and class definitions before the profiling
 import gendistill.run.dry_run  # noqa: F401
 from gendistill.cli import main
 
@@ -19,37 +19,37 @@ from test_house import FLOORS
 NAMES = {"samplers", "schedulers", "metrics"}
 
 
-def room(filename: str, rooms: dict[str, str | None]) -> str | None:
-    """The package that a file belongs to; None outside of gendistill."""
-    if filename not in rooms:
+def package_of(filename: str, packages: dict[str, str | None]) -> str | None:
+    """The package of a file; None outside gendistill."""
+    if filename not in packages:
         parts = Path(filename).parts
-        found = [part for part in parts if part in FLOORS]
+        names = [part for part in parts if part in FLOORS]
         inside = "gendistill" in parts or any(part in NAMES for part in parts)
-        rooms[filename] = found[0] if found and inside and "site-packages" not in parts[:-3] else None
-    return rooms[filename]
+        packages[filename] = names[0] if names and inside and "site-packages" not in parts[:-3] else None
+    return packages[filename]
 
 
 def walk() -> tuple[list[str], Counter[tuple[str, str]]]:
     """Run the command line of `sys.argv`; the packages in order of entry, and calls between packages."""
     entered: list[str] = []
     calls: Counter[tuple[str, str]] = Counter()
-    rooms: dict[str, str | None] = {}
+    packages: dict[str, str | None] = {}
 
-    def watch(frame, event, _):
+    def count(frame, event, _):
         if event != "call" or frame.f_code.co_name == "<module>":
             return
-        here = room(frame.f_code.co_filename, rooms)
-        if here is None:
+        package = package_of(frame.f_code.co_filename, packages)
+        if package is None:
             return
-        if here not in entered:
-            entered.append(here)
+        if package not in entered:
+            entered.append(package)
         caller = frame.f_back
-        while caller is not None and (there := room(caller.f_code.co_filename, rooms)) is None:
+        while caller is not None and (calling_package := package_of(caller.f_code.co_filename, packages)) is None:
             caller = caller.f_back
-        if caller is not None and there != here:
-            calls[(there, here)] += 1
+        if caller is not None and calling_package != package:
+            calls[(calling_package, package)] += 1
 
-    sys.setprofile(watch)
+    sys.setprofile(count)
     try:
         main()
     except SystemExit:

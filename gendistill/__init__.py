@@ -1,4 +1,4 @@
-"""gendistill: a slow generative model goes in as a folder, a fast one comes out as a folder that the same programs open.
+"""gendistill distils a slow generative model into a fast one: both are folders that the same programs open.
 
 from gendistill import distill, evaluate, FewStepSampler, load_config, load_teacher
 """
@@ -28,7 +28,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: `import gendistill` alone loads no torch."""
+    """Import a public name at its first use: `import gendistill` alone does not load torch."""
     if name not in _PLACES:
         raise AttributeError(f"module 'gendistill' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

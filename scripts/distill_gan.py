@@ -1,13 +1,13 @@
-"""Compress a generator that gendistill has never seen: a script to copy and change.
+"""Compress a generator from your own code: a script to copy and change.
 
-Your own, from a module that Python can import here:
+For a generator in a module that Python can import:
 
     python scripts/distill_gan.py teacher=my_module:Generator generator.weights=generator.safetensors \\
         teacher_config=arguments.json data.path=my-images compress.factor=4 out=runs/small
 
-NAME=VALUE changes any setting, as in `gendistill distill --set`. Without a teacher, for those who want to look first: a
-super-resolver is defined below, taught for a minute to double the emoji's size, and given as `distill_gan:SuperResolver` to
-the same function, which knows nothing of it. Minutes on a CPU.
+NAME=VALUE changes any setting, as in `gendistill distill --set`. Without a teacher, the script trains the super-resolution
+network below on the emoji for a minute, and compresses it as `distill_gan:SuperResolver` with the same function. This takes
+minutes on a CPU.
 
     python scripts/distill_gan.py
 """
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 class SuperResolver(nn.Module):
-    """Images (B, 3, h, w) in [-1, 1] to twice their size, by residual blocks and a pixel shuffle."""
+    """Doubles the size of images (B, 3, h, w) in [-1, 1] with residual blocks and a pixel shuffle."""
 
     def __init__(self, width: int = 64, num_blocks: int = 6) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ class SuperResolver(nn.Module):
         return F.interpolate(x, scale_factor=2.0) + F.pixel_shuffle(self.last(h), 2)
 
 
-def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
-    """A teacher for those who brought none: the settings that open it."""
+def train_teacher(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
+    """Train an example teacher; returns the settings that open it."""
     images = torch.stack([as_tensor(sample.image) for sample in open_source(EMOJI, "name", 0)])
     torch.manual_seed(0)
     network = SuperResolver()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    for _ in track(range(steps), "teaching the teacher"):
+    for _ in track(range(steps), "training the teacher"):
         large = images[torch.randint(len(images), (batch,))]
         small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True)
         loss = (network(small) - large).abs().mean()
@@ -74,7 +74,7 @@ def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), folder / "teacher.safetensors")
     (folder / "teacher.json").write_text(json.dumps({"width": 64, "num_blocks": 6}))
-    print(f"the teacher is off by {loss.item():.4f} a channel, of 2")
+    print(f"mean absolute error of the teacher: {loss.item():.4f}, in the range [-1, 1]")
     return {
         "teacher": "distill_gan:SuperResolver",
         "teacher_config": str(folder / "teacher.json"),
@@ -90,7 +90,7 @@ def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
 def main() -> None:
     settings = {**SETTINGS, **parse_settings(sys.argv[1:])}
     if "teacher" not in settings:
-        settings = {**SETTINGS, **teach(Path(settings["out"]) / "teacher"), **settings}
+        settings = {**SETTINGS, **train_teacher(Path(settings["out"]) / "teacher"), **settings}
     print(distill(load_config(None, settings)).describe())
 
 

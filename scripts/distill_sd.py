@@ -1,10 +1,10 @@
-"""Distill a pipeline into a few-step student: the whole training in one file, to copy and change.
+"""Distill a pipeline into a few-step student: the complete training loop in one file, to copy and change.
 
     python scripts/distill_sd.py                                       # the embedded teacher, minutes on a CPU
     accelerate launch scripts/distill_sd.py teacher=my-model data.path=my-images data.caption=null \\
         lora.enabled=true dtype=bfloat16 trainer.mixed_precision=bf16 trainer.gradient_checkpointing=true
 
-NAME=VALUE changes any setting. `gendistill distill` does the same with validation, checkpoints and resuming.
+NAME=VALUE changes any setting. `gendistill distill` adds validation, checkpoints and resuming.
 """
 
 import sys
@@ -41,14 +41,14 @@ def main() -> None:
     config = load_config(None, SETTINGS | parse_settings(sys.argv[1:]))
     trainer = config.trainer
     accelerator = Accelerator(mixed_precision=trainer.mixed_precision)
-    part = trainer.batch_size // accelerator.num_processes
-    first = accelerator.process_index * part
+    local_batch_size = trainer.batch_size // accelerator.num_processes
+    first = accelerator.process_index * local_batch_size
 
-    # the teacher, and data that are encoded once and cached
+    # the teacher, and the data, which are encoded once and cached
     teacher = load_teacher(config.teacher, dtype=getattr(torch, config.dtype), device=accelerator.device)
     data = prepare_data(config.data, teacher, config.seed)
 
-    # the student and its average: full weights, or an adapter on the frozen teacher
+    # the student and its EMA: full weights, or an adapter on the frozen teacher
     torch.manual_seed(config.seed)
     context = DenoiserContext(config, teacher.family, teacher.denoiser, teacher.unconditional(), opened=teacher)
     stage = next(denoiser_stages(context))
@@ -56,8 +56,8 @@ def main() -> None:
     optimizers = prepare(method, trainer, accelerator)
 
     for step in track(range(trainer.max_steps), "training", disable=not accelerator.is_main_process):
-        rows = data.rows_of_step(config.seed, step, trainer.batch_size)[first : first + part]
-        random = PerSampleRandom(config.seed, step, first, part)  # the same numbers on any number of processes
+        rows = data.rows_of_step(config.seed, step, trainer.batch_size)[first : first + local_batch_size]
+        random = PerSampleRandom(config.seed, step, first, local_batch_size)  # the same for any number of processes
         with accelerator.autocast():
             for update in method.updates(data.batch(rows, random, accelerator.device), step, random):
                 accelerator.backward(update.loss)
@@ -65,13 +65,13 @@ def main() -> None:
                     accelerator.clip_grad_norm_(method.trained_parameters()[name].values(), trainer.max_grad_norm)
                     optimizers[name].step()
                     optimizers[name].zero_grad()
-        method.after_step(step + 1)  # the average follows the student
+        method.after_step(step + 1)  # update the EMA
 
     if accelerator.is_main_process:
         folder = Path(config.out) / "student"
         spec, scheduler = describe_student(config, teacher, stage, "ddim")
         export_student(folder, teacher, method.networks, spec, scheduler, {"data": data.described})
-        print(f"{folder}: opens in diffusers, and by gendistill sample {folder}")
+        print(f"{folder}: sample with diffusers, or with gendistill sample {folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From cached rows to what a method takes."""
+"""Batches of latents, conditions and trajectories, read from cached rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CONDITION = "condition."
 
 @dataclass(frozen=True)
 class Batch:
-    """latents (B, C, h, w) float32 of about unit variance, and their conditions; and ways of the teacher, where these are
-    learned from, of other noise and other conditions."""
+    """Latents (B, C, h, w) float32 of about unit variance and their conditions; optionally trajectories of the teacher, which
+    start from other noise under other conditions."""
 
     latents: Tensor
     conditioning: Conditioning
@@ -29,12 +29,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """A batch of the teacher's own ways from noise to latents.
+    """A batch of the teacher's trajectories from noise to latents.
 
     Attributes:
         points: (B, K + 1, C, h, w) float32, from the noise to the latents.
-        times: (K + 1,) falling timesteps of the points; the last is `clean`.
-        conditioning: (B); with the guidance scale that they were generated at where that was sampled for each.
+        times: (K + 1,) decreasing timesteps of the points; the last is `clean`.
+        conditioning: (B); contains the guidance scale of each trajectory where the scale was sampled.
     """
 
     points: Tensor
@@ -51,19 +51,19 @@ class Trajectories:
 
     @property
     def latents(self) -> Tensor:
-        """What the teacher generated (B, C, h, w)."""
+        """The latents (B, C, h, w) at which the trajectories end."""
         return self.points[:, -1]
 
 
 class LatentData(CachedData):
-    """Cached moments and conditions, by row.
+    """Cached moments and conditions by row.
 
-    A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`; a group of it is a
-    bucket, whose latents have one shape.
+    A cache holds `moments` (N, 2 C, h, w) and, under `condition.NAME`, the tensors of a `Conditioning`; each group of the
+    cache is an aspect ratio bucket, whose latents have one shape.
     """
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """As `CachedData`; all of one bucket."""
+        """The rows (batch_size,) int64 of global step `step`, all from one bucket; see `CachedData`."""
         sizes = list(self.cache.groups.values())
         if len(sizes) == 1:
             return super().rows_of_step(seed, step, batch_size)
@@ -72,7 +72,7 @@ class LatentData(CachedData):
         return start + indices_of_step(seed, step_of_bucket, batch_size, sizes[bucket])
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
-        """The samples at `rows` (B,) int64; their latents are sampled anew from the encoder's posterior each time."""
+        """The samples at `rows` (B,) int64; each call samples new latents from the encoder's posterior."""
         tensors = self.cache.rows(rows)
         moments = tensors["moments"].float()
         latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))
@@ -80,7 +80,7 @@ class LatentData(CachedData):
 
     @property
     def described(self) -> str:
-        """One line for people."""
+        """One line about the data for logs and model cards."""
         return self.cache.provenance.get("described", "unknown")
 
     def summary(self) -> dict[str, Any]:
@@ -89,15 +89,15 @@ class LatentData(CachedData):
 
 
 def as_rows(moments: Tensor, conditioning: Conditioning, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
-    """What `LatentData` reads: moments in half precision, floating conditions in `dtype` (see `Family.cache_dtype`)."""
+    """Rows for `LatentData`: moments in float16, floating-point conditions in `dtype` (see `Family.cache_dtype`)."""
     return {"moments": moments.half().cpu(), **condition_rows(conditioning, dtype)}
 
 
 def condition_rows(conditioning: Conditioning, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Conditions as a cache holds them; `conditioning_of` restores them."""
+    """Conditions as cached rows; `conditioning_of` restores them."""
     return {CONDITION + name: tensor for name, tensor in conditioning.to("cpu", dtype).items()}
 
 
 def conditioning_of(rows: dict[str, Tensor]) -> Conditioning:
-    """The conditions among the rows of a cache."""
+    """The conditions in cached rows."""
     return Conditioning(**{name.removeprefix(CONDITION): rows[name] for name in rows if name.startswith(CONDITION)})

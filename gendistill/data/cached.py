@@ -1,4 +1,4 @@
-"""What training reads, by row: made once and kept in the store, from the images of a source or by number."""
+"""Cached training data by row: computed once from the images of a source or from row numbers, and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gendistill.runtime.stored_rows import SKIPPED, StoredRows
 Item = TypeVar("Item")
 Progress = Callable[[int], None]
 PART_SIZE = 256
-LAYOUT = 2  # of the rows' names; another one makes caches of earlier versions unread, not misread
+LAYOUT = 2  # version of the rows' names: a new version ignores the caches of earlier versions
 MAX_BROKEN = 0.05
 
 logger = logging.getLogger(__name__)
@@ -35,22 +35,22 @@ def cached_rows(
     items: Callable[[], Iterable[Item]],
     make: Callable[[list[Item]], StoredPart],
 ) -> StoredRows:
-    """The rows that `make` makes of `PART_SIZE` items at a time, opened from the store or made into it first.
+    """The rows that `make` computes from `PART_SIZE` items at a time, read from the cache or written to it first.
 
-    Processes that call it at the same time share the work, and all return when it is done.
+    Processes that call this at the same time share the work and return when all rows are there.
 
     Args:
-        key_parts: everything that decides what the rows are.
-        described: one line for people.
-        items: walks over all of them, always in the same order.
+        key_parts: everything that determines the content of the rows.
+        described: one line about the rows for logs and model cards.
+        items: returns an iterable over all items, always in the same order.
 
     Raises:
         ValueError: `data.cache` cannot be written.
     """
 
     def parts() -> Iterator[Callable[[], StoredPart]]:
-        for some in batched(items(), PART_SIZE):
-            yield partial(make, some)
+        for batch in batched(items(), PART_SIZE):
+            yield partial(make, batch)
 
     return Store(cache, {"layout": LAYOUT, **key_parts}, described, field="data.cache").build(parts)
 
@@ -58,10 +58,10 @@ def cached_rows(
 def cached_images(
     config: DataConfig, source: ImageSource, key_parts: Mapping[str, Any], make: Callable[[list[Entry]], StoredPart]
 ) -> StoredRows:
-    """The rows that `make` makes of a source's images; as `cached_rows`.
+    """The rows that `make` computes from the images of a source; see `cached_rows`.
 
     Raises:
-        ValueError: more than `MAX_BROKEN` of the images are broken, or none is left.
+        ValueError: more than the fraction `MAX_BROKEN` of the images cannot be decoded, or no image is left.
     """
     hashes = HashMemo(Path(config.cache) / HASHES)
     key_parts = {"source": source.fingerprint(hashes), **key_parts}
@@ -72,7 +72,7 @@ def cached_images(
 
 
 def image_source(config: DataConfig, seed: int) -> ImageSource:
-    """The images of `data.path`; ValueError where it is a file of prompts."""
+    """The images of `data.path`; raises ValueError if it is a prompt file."""
     assert config.path is not None
     source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
     if isinstance(source, Prompts):
@@ -81,7 +81,7 @@ def image_source(config: DataConfig, seed: int) -> ImageSource:
 
 
 class CachedData:
-    """What training reads of a cache, by row. Nothing but the rows asked for is in memory."""
+    """Training data of a cache by row. Only the requested rows are in memory."""
 
     def __init__(self, cache: StoredRows) -> None:
         self.cache = cache
@@ -90,29 +90,29 @@ class CachedData:
         return len(self.cache)
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """The rows (batch_size,) int64 that global step `step` sees, over all processes."""
+        """The rows (batch_size,) int64 of global step `step`, of all processes together."""
         return indices_of_step(seed, step, batch_size, len(self))
 
     def summary(self) -> dict[str, Any]:
-        """What there is and what was left out, for a log."""
+        """Numbers of rows and of skipped images, for the log."""
         cache = self.cache
         return {"rows": len(self), "broken": cache.broken, "left_out": cache.left_out, "cache": cache.key}
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
+    """Lists of `size` items; the last list may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
-    """A line about what is not as it should be; ValueError if it is too much."""
+    """Log the numbers of skipped images and missing captions; raise ValueError if too many images were skipped."""
     images = len(rows) + rows.broken + rows.left_out
     listed = f"they are listed in {rows.folder / SKIPPED}"
     if rows.broken > MAX_BROKEN * images:
         raise ValueError(
-            f"data: {rows.broken} of {images} images of {source.describe()} cannot be decoded; it expects at most "
+            f"data: {rows.broken} of {images} images of {source.describe()} cannot be decoded; expects at most "
             f"{MAX_BROKEN:.0%}; {listed}."
         )
     if not len(rows):

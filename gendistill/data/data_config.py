@@ -1,4 +1,4 @@
-"""What a student learns on: the settings."""
+"""Settings of the training data."""
 
 from __future__ import annotations
 

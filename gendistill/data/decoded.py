@@ -1,4 +1,4 @@
-"""Images with their latents, and what the teacher's decoder makes of these: encoded and decoded once, kept on disk."""
+"""Images, their latents and the teacher's reconstructions: encoded and decoded once, kept on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gendistill.samplers.codec import Codec
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Images (B, 3, H, W) in [-1, 1], their latents (B, C, h, w), and what the teacher decodes of these."""
+    """Images (B, 3, H, W) in [-1, 1], their latents (B, C, h, w), and the images that the teacher decodes from the latents."""
 
     images: Tensor
     latents: Tensor
@@ -36,7 +36,7 @@ class DecodedBatch:
 
 
 class DecodedData(CachedData):
-    """Cached images, latents and decoded images, by row."""
+    """Cached images, latents and decoded images by row."""
 
     def batch(self, rows: Tensor, random: PerSampleRandom | None, device: torch.device | str = "cpu") -> DecodedBatch:
         tensors = self.cache.rows(rows)
@@ -47,20 +47,20 @@ class DecodedData(CachedData):
 def prepare_decoded(
     config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None, copies: int = 1
 ) -> DecodedData:
-    """The images of `data.path`; without it those that the teacher generates of `data.prompts`, which are what is decoded.
+    """The images of `data.path` and their reconstructions; without a path, images that the teacher generates from prompts.
 
     Args:
-        copies: rows of each image of `data.path`: itself, and others that are flipped, moved and coloured at random.
+        copies: rows per image of `data.path`: the image and `copies` - 1 augmentations (random flip, shift and colour jitter).
 
     Raises:
         ValueError: as `prepare_data`.
     """
     if config.path is None:
-        return _of_painted(prepare_data(config, teacher, seed, progress), config, teacher.codec)
+        return _decode_synthetic(prepare_data(config, teacher, seed, progress), config, teacher.codec)
     source = image_source(config, seed)
     if config.crop == "buckets":
-        raise ValueError("data.crop buckets: a decoder learns on images of one size; expects center or random")
-    framing = Framing.of(config.crop, teacher.resolution, teacher.codec.factor, seed)
+        raise ValueError("data.crop buckets: a decoder is trained on images of one size; expects center or random")
+    framing = Framing.from_settings(config.crop, teacher.resolution, teacher.codec.factor, seed)
     key_parts = {
         "decoded": True,
         "sizes": framing.sizes,
@@ -68,14 +68,14 @@ def prepare_decoded(
         **({"copies": [copies, seed]} if copies > 1 else {}),
         **codec_provenance(teacher.codec),
     }
-    make = partial(_part, source, framing, partial(_copied, copies=copies, seed=seed), teacher.codec, progress)
+    make = partial(_part, source, framing, partial(_augmented, copies=copies, seed=seed), teacher.codec, progress)
     return DecodedData(cached_images(config, source, key_parts, make))
 
 
 def _part(
     source: ImageSource,
     framing: Framing,
-    copied: Callable[[Tensor, str], list[Tensor]],
+    augment: Callable[[Tensor, str], list[Tensor]],
     codec: Codec,
     progress: Progress | None,
     entries: list[Entry],
@@ -83,17 +83,18 @@ def _part(
     images = []
     skipped: list[Skipped] = []
     for _, sample in source.decoded(entries, skipped):
-        images += copied(as_tensor(framing.frame(sample.image, sample.key)), sample.key)
+        images += augment(as_tensor(framing.frame(sample.image, sample.key)), sample.key)
     if not images:
         return StoredPart({}, skipped)
-    rows = [_rows(codec, torch.stack(few), progress) for few in batched(images, images_at_once(framing.sizes[0][0]))]
-    return StoredPart({"images": {name: torch.cat([of[name] for of in rows]) for name in rows[0]}}, skipped)
+    batches = batched(images, images_at_once(framing.sizes[0][0]))
+    rows = [_rows(codec, torch.stack(batch), progress) for batch in batches]
+    return StoredPart({"images": {name: torch.cat([batch[name] for batch in rows]) for name in rows[0]}}, skipped)
 
 
-def _copied(image: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
-    """An image (3, H, W) in [-1, 1], and `copies` - 1 others like it that its key and the seed decide."""
+def _augmented(image: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
+    """An image (3, H, W) in [-1, 1] and `copies` - 1 random augmentations, determined by its key and the seed."""
     margin = max(1, max(image.shape[1:]) // 8)
-    change = v2.Compose(
+    augmentation = v2.Compose(
         [
             v2.RandomHorizontalFlip(),
             v2.RandomCrop((image.shape[1], image.shape[2]), padding=margin, padding_mode="edge"),
@@ -102,7 +103,7 @@ def _copied(image: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
     )
     with torch.random.fork_rng([]):
         torch.manual_seed(int(chance("copies", seed, key) * 2**53))
-        return [image, *(change(image / 2 + 0.5) * 2 - 1 for _ in range(copies - 1))]
+        return [image, *(augmentation(image / 2 + 0.5) * 2 - 1 for _ in range(copies - 1))]
 
 
 def _rows(codec: Codec, images: Tensor, progress: Progress | None) -> dict[str, Tensor]:
@@ -112,13 +113,13 @@ def _rows(codec: Codec, images: Tensor, progress: Progress | None) -> dict[str, 
     return {"images": in_bytes(images), "latents": latents.half().cpu(), "decoded": in_bytes(codec.decode(latents))}
 
 
-def _of_painted(data: LatentData, config: DataConfig, codec: Codec) -> DecodedData:
+def _decode_synthetic(data: LatentData, config: DataConfig, codec: Codec) -> DecodedData:
     key_parts = {"decoded": data.cache.key, **codec_provenance(codec)}
 
     def make(rows: list[int]) -> StoredPart:
         latents = data.cache.rows(rows)["moments"].float().chunk(2, dim=1)[0]
-        few = images_at_once(latents.shape[-1] * codec.factor)
-        decoded = torch.cat([in_bytes(codec.decode(some)) for some in latents.split(few)])
+        batches = latents.split(images_at_once(latents.shape[-1] * codec.factor))
+        decoded = torch.cat([in_bytes(codec.decode(batch)) for batch in batches])
         return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded}})
 
     return DecodedData(cached_rows(config.cache, key_parts, data.described, lambda: range(len(data)), make))

@@ -1,4 +1,5 @@
-"""Encode once: images and captions to cached moments and prompt embeddings, or prompts to the teacher's own latents."""
+"""Encode the training data once: images and captions to cached moments and prompt embeddings, or prompts to latents that the
+teacher generates."""
 
 from __future__ import annotations
 
@@ -25,22 +26,22 @@ from gendistill.samplers import FewStepSampler, images_at_once
 from gendistill.samplers.conditioning import Conditioning
 
 NOTHING_TO_LEARN_ON = (
-    "data.path and data.prompts: expects one of them, images to learn on or prompts for the teacher to generate"
+    "data.path and data.prompts: expects one of them, training images or prompts from which the teacher generates images"
 )
 
 
 def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None) -> LatentData:
-    """The training data that a config asks for: opened from the cache, or encoded into it first.
+    """The training data of a config, read from the cache or encoded into it first.
 
-    Processes that call it at the same time share the encoding, and all return when it is done.
+    Processes that call this at the same time share the encoding and return when all rows are there.
 
     Args:
-        progress: called with the number of samples after each batch that this process encodes; not at all if the cache has
-            them.
+        progress: called with the number of samples after each batch that this process encodes; not called if the cache is
+            complete.
 
     Raises:
-        ValueError: both of `data.path` and `data.prompts` are given, or neither to a teacher that needs prompts, there is
-            nothing to learn on, or more than `gendistill.data.cached.MAX_BROKEN` of the images are broken.
+        ValueError: both `data.path` and `data.prompts` are set, or neither although the teacher needs prompts; no sample is
+            left; or more than the fraction `gendistill.data.cached.MAX_BROKEN` of the images cannot be decoded.
     """
     if config.path is None:
         return _synthesise(training_prompts(config, teacher), config, teacher, seed, progress)
@@ -50,7 +51,7 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
 
 
 def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
-    """The prompts that a teacher generates without images: those given, or all that it knows."""
+    """The prompts from which the teacher generates training data: those of `data.prompts`, or all prompts of the teacher."""
     if config.prompts is not None:
         return Prompts(Path(config.prompts))
     if teacher.own_prompts is None:
@@ -59,7 +60,7 @@ def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
 
 
 def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed: int) -> list[str]:
-    """The prompt of every row of what `prepare_data` gave for the same arguments; no image is decoded for it."""
+    """The prompt of every row that `prepare_data` returned for the same arguments, without decoding an image."""
     if config.path is None:
         prompts = training_prompts(config, teacher).prompts
         return [prompts[number % len(prompts)] for number in range(len(data))]
@@ -69,7 +70,7 @@ def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed:
 
 
 def _encode(source: ImageSource, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
-    framing = Framing.of(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
+    framing = Framing.from_settings(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
     key_parts = {
         "caption": source.choice.describe(),
         "missing_caption": config.missing_caption,
@@ -91,25 +92,25 @@ def _encode_part(
     progress: Progress | None,
     entries: list[Entry],
 ) -> StoredPart:
-    """Encode some entries; images of one size share their batches."""
+    """Encode entries in batches of images of one size."""
     framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}
     skipped: list[Skipped] = []
     missing = 0
     for entry, sample in source.decoded(entries, skipped):
         if not sample.caption and missing_caption == "error":
             raise ValueError(
-                f"data: {entry.key!r} of {source.describe()} has no caption; data.missing_caption takes empty or skip"
+                f"data: {entry.key!r} of {source.describe()} has no caption; data.missing_caption must be empty or skip"
             )
         if not sample.caption and missing_caption == "skip":
-            skipped.append(Skipped(entry.key, "it has no caption", broken=False))
+            skipped.append(Skipped(entry.key, "no caption", broken=False))
             continue
         missing += not sample.caption
         image = framing.frame(sample.image, sample.key)
         framed.setdefault((image.height, image.width), []).append((sample.key, image, sample.caption))
     groups = {}
-    for (height, width), of_size in sorted(framed.items()):
+    for (height, width), samples in sorted(framed.items()):
         batches = []
-        for batch in batched(of_size, images_at_once(isqrt(height * width))):
+        for batch in batched(samples, images_at_once(isqrt(height * width))):
             batches.append(_encode_batch(teacher, batch))
             if progress:
                 progress(len(batch))
@@ -127,17 +128,17 @@ def _encode_batch(teacher: Teacher, batch: list[tuple[str, Image.Image, str]]) -
     return _finite(rows, "encoding", [key for key, _, _ in batch])
 
 
-def _finite(rows: dict[str, Tensor], what: str, keys: list[str]) -> dict[str, Tensor]:
-    """The rows; ValueError, with the first one's key, where numbers are not finite."""
+def _finite(rows: dict[str, Tensor], task: str, keys: list[str]) -> dict[str, Tensor]:
+    """The rows; raises ValueError, which names the first affected key, if values are not finite."""
     finite = torch.stack([tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in rows.values()]).all(0)
     if not finite.all():
         key = keys[int(finite.int().argmin())]
-        raise ValueError(f"data: {what} {key!r} gives numbers that are not finite; expects dtype float32 or bfloat16")
+        raise ValueError(f"data: {task} {key!r} gives values that are not finite; expects dtype float32 or bfloat16")
     return rows
 
 
 def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
-    """Data-free: the teacher generates `num_synthetic` images of the prompts, which stay latents."""
+    """Data-free distillation: the teacher generates `num_synthetic` latents from the prompts."""
     key_parts = {
         "prompts": prompts.fingerprint(),
         "number": config.num_synthetic,
@@ -150,8 +151,8 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
 
     def generate(numbers: list[int]) -> StoredPart:
         texts = [prompts.prompts[number % len(prompts)] for number in numbers]
-        stock = teacher.pipeline.scheduler
-        teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(stock.config)
+        original_scheduler = teacher.pipeline.scheduler
+        teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(original_scheduler.config)
         try:
             latents = sampler.latents(
                 texts,
@@ -162,17 +163,17 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
             )
             mean = torch.cat(list(latents))
         finally:
-            teacher.pipeline.scheduler = stock
+            teacher.pipeline.scheduler = original_scheduler
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         rows = as_rows(moments, _encode_captions(teacher, texts), teacher.family.cache_dtype)
         return StoredPart({"generated": _finite(rows, "generating", texts)})
 
-    number = config.num_synthetic
-    return LatentData(cached_rows(config.cache, key_parts, prompts.describe(), lambda: range(number), generate))
+    count = config.num_synthetic
+    return LatentData(cached_rows(config.cache, key_parts, prompts.describe(), lambda: range(count), generate))
 
 
 def _encode_captions(teacher: Teacher, captions: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-    """Each distinct caption of a batch once; the images are of `size`."""
+    """Embeddings of the captions of images of `size`; each distinct caption of a batch is encoded once."""
     distinct = sorted(set(captions))
-    place = {caption: number for number, caption in enumerate(distinct)}
-    return teacher.encode_prompts(distinct, size)[torch.tensor([place[caption] for caption in captions])]
+    index = {caption: number for number, caption in enumerate(distinct)}
+    return teacher.encode_prompts(distinct, size)[torch.tensor([index[caption] for caption in captions])]

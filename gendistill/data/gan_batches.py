@@ -1,4 +1,4 @@
-"""What a GAN learns on: real images with their classes, images to generate from, or nothing but noise."""
+"""Training batches of a GAN: real images with their classes, input images, or noise alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gendistill.runtime.stored_rows import StoredRows
 
 @dataclass(frozen=True)
 class GanBatch:
-    """What a step sees.
+    """The data of one training step.
 
     Attributes:
-        inputs: what generators are given (B, ...): images in [-1, 1], or noise; None where noise is yet to be sampled.
-        labels: (B,) int64, the classes that they are asked for; None where these are yet to be sampled, or there are none.
-        generated: (B, C, H, W) in [-1, 1], the teacher's images of these inputs and classes; None where it is to be asked.
-        real: (B, C, H, W) in [-1, 1]; None where there are none.
-        real_labels: (B,) int64, their classes.
+        inputs: (B, ...), inputs of the generators: images in [-1, 1], or noise; None where the step samples noise.
+        labels: (B,) int64, the requested classes; None where the step samples them, or the generator has no classes.
+        generated: (B, C, H, W) in [-1, 1], the teacher's images of these inputs and classes; None where the step does that.
+        real: (B, C, H, W) in [-1, 1], real images; None without data.
+        real_labels: (B,) int64, classes of the real images.
     """
 
     device: torch.device | str
@@ -37,7 +37,7 @@ class GanBatch:
 
 
 class NoData:
-    """Noise alone: every step samples its own."""
+    """Noise alone: every training step samples its inputs."""
 
     def __len__(self) -> int:
         return 0
@@ -53,10 +53,10 @@ class NoData:
 
 
 class ImageData(CachedData):
-    """Cached images uint8 (N, 3, H, W), and their classes, by row.
+    """Cached images uint8 (N, 3, H, W) and their classes by row.
 
-    For a generator from noise they are the real ones. For one from images they are what it generates from; if it generates larger
-    ones, they are kept in the size that it generates, as the real ones, and what goes in is made smaller from them.
+    The images are the real images of a generator from noise, and the inputs of an image-to-image generator. For
+    super-resolution they have the output size and are the real images; the inputs are downsampled from them.
     """
 
     def __init__(self, cache: StoredRows, spec: GeneratorSpec) -> None:
@@ -72,16 +72,16 @@ class ImageData(CachedData):
         if self.spec.kind == "noise":
             return GanBatch(device, labels=labels, real=images, real_labels=labels)
         if is_enlarging(self.spec):
-            return GanBatch(device, smaller(images, self.spec), labels, real=images, real_labels=labels)
+            return GanBatch(device, downsampled(images, self.spec), labels, real=images, real_labels=labels)
         return GanBatch(device, images, labels=labels)
 
 
 def is_enlarging(spec: GeneratorSpec) -> bool:
-    """Whether it generates a larger image of the same kind: then an image made smaller and the image itself are a pair."""
+    """Whether the generator does super-resolution: then a downsampled image and the image itself are a training pair."""
     return spec.kind == "image" and (spec.scale or 1) > 1 and spec.input_shape[0] == spec.output_shape[0]
 
 
-def smaller(images: Tensor, spec: GeneratorSpec) -> Tensor:
-    """Images (B, C, H, W) in the size that goes in (bicubic, antialiased, as super-resolution is usually posed)."""
+def downsampled(images: Tensor, spec: GeneratorSpec) -> Tensor:
+    """Images (B, C, H, W) downsampled to the input size (bicubic, antialiased: the usual degradation of super-resolution)."""
     height, width = spec.input_shape[1:]
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)

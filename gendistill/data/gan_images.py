@@ -1,4 +1,4 @@
-"""Real images, brought to a generator's size once and kept on disk, with the numbers of their classes."""
+"""Real images, resized to the size of a generator once and kept on disk, with their class numbers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from gendistill.runtime.store import Skipped, StoredPart
 
 
 def prepare_images(config: DataConfig, spec: GeneratorSpec, seed: int, progress: Progress | None = None) -> ImageData | NoData:
-    """What a GAN is distilled on: the images of `data.path`, or nothing but noise where it is not given.
+    """The training data of a GAN: the images of `data.path`, or noise alone without a path.
 
     Raises:
-        ValueError: there are prompts, a generator from images has none, or no image shows one of the teacher's classes.
+        ValueError: `data.prompts` is set, an image-to-image generator has no images, or no image has a class of the teacher.
     """
     if config.prompts is not None:
-        raise ValueError(f"data.prompts {config.prompts}: a GAN takes none; expects data.path, or nothing at all")
+        raise ValueError(f"data.prompts {config.prompts}: a GAN has no prompts; expects data.path, or neither of them")
     if config.path is None:
         if spec.kind == "image":
-            raise ValueError("data.path: a generator that generates from images takes images to generate from")
+            raise ValueError("data.path: not set; an image-to-image generator expects input images")
         return NoData()
     source = image_source(config, seed)
     _, height, width = spec.output_shape if spec.kind == "noise" or is_enlarging(spec) else spec.input_shape

@@ -1,4 +1,4 @@
-"""What the teacher generates of fixed noise, generated once and kept on disk: a step then costs no call of the teacher."""
+"""Images that the teacher generates from fixed noise, once, kept on disk: a training step then needs no teacher call."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers import images_at_once
 
-PAIRS_SEED = 40_000_003  # apart from every training seed
+PAIRS_SEED = 40_000_003  # differs from every training seed
 
 
 class PairedData:
-    """Cached pairs of noise and the teacher's image, beside the real images: a row is a number of each."""
+    """Cached pairs of noise and teacher image, with real images: a row is the index of a pair and of a real image."""
 
     def __init__(self, pairs: StoredRows, real: ImageData | NoData) -> None:
         self.pairs, self.real = pairs, real
@@ -31,7 +31,7 @@ class PairedData:
         return len(self.pairs)
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """(batch_size, 2): of the pairs, and of the real images, each walked through in an order of its own."""
+        """(batch_size, 2): indices of pairs and of real images, each in an independent order."""
         pairs = indices_of_step(seed + 1, step, batch_size, len(self.pairs))
         return torch.stack([pairs, self.real.rows_of_step(seed, step, batch_size)], 1)
 
@@ -54,9 +54,9 @@ class PairedData:
 def generate_pairs(
     teacher: Generator, data: ImageData | NoData, count: int, cache: str, progress: Progress | None = None
 ) -> PairedData:
-    """`count` pairs of a teacher that generates from noise, opened from the cache or generated into it first.
+    """`count` pairs of a teacher that generates from noise, read from the cache or generated into it first.
 
-    Classes are as frequent as among the real images; without these each is as frequent as the others.
+    Classes have the frequencies of the real images; without real images they are uniform.
 
     Raises:
         ValueError: the teacher generates from images.
@@ -83,8 +83,8 @@ def _generate(teacher: Generator, data: ImageData | NoData, progress: Progress |
     inputs = random.normal(spec.input_shape)
     rows = {"inputs": inputs}
     if spec.num_classes:
-        walked = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
-        real_labels = data.batch(walked, random).real_labels
+        real_rows = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
+        real_labels = data.batch(real_rows, random).real_labels
         rows["labels"] = (random.uniform() * spec.num_classes).long() if real_labels is None else real_labels
     generated = []
     for part in torch.arange(len(numbers)).split(images_at_once(max(spec.output_shape[1:]))):

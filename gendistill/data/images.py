@@ -1,4 +1,4 @@
-"""From the bytes of an image, of whatever kind, to an RGB image and to the tensor that an encoder takes."""
+"""Decode image files to RGB images and to the tensors that an encoder expects."""
 
 import warnings
 from collections.abc import Callable
@@ -14,57 +14,56 @@ from gendistill.samplers import to_uint8
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
-# Named, because Pillow otherwise tries every decoder it has, and some (EPS) start another program.
+# An explicit list: Pillow otherwise tries every decoder, and some of them (EPS) start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-Made = TypeVar("Made")
-TAKEN = "PNG, JPEG, WebP, BMP or GIF"
+Result = TypeVar("Result")
+FORMAT_NAMES = "PNG, JPEG, WebP, BMP or GIF"
 
-# Pillow's own warning level, a quarter of a gigabyte in 24-bit colour: a few kilobytes of PNG can ask for far more.
+# Pillow's warning level, a quarter of a gigabyte in 24-bit colour: a few kilobytes of PNG can decode to far more.
 MAX_PIXELS = 89_478_485
 
 
-def decode_image(file: Path | BinaryIO, most: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image as it is meant to be seen: RGB, upright (EXIF orientation), transparency on white.
+def decode_image(file: Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image to RGB, upright (EXIF orientation), with transparency composited on white.
 
-    16-bit and CMYK images become 8-bit RGB; colour profiles are not applied; of an animation the first frame is
-    taken.
+    16-bit and CMYK images become 8-bit RGB; colour profiles are not applied; an animation gives its first frame.
 
     Raises:
-        ValueError: the bytes are no PNG, JPEG, WebP, BMP or GIF, are damaged, or hold more than `most` pixels.
+        ValueError: the file is not a PNG, JPEG, WebP, BMP or GIF, is damaged, or has more than `max_pixels` pixels.
     """
-    return _decoded(file, to_rgb, most)
+    return _decoded(file, to_rgb, max_pixels)
 
 
 def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
-    """Where an image is transparent, by more than half: white on black, RGB, upright; None where it is nowhere.
+    """Mask of the pixels that are more than half transparent: white on black, RGB, upright; None without such pixels.
 
     Raises:
         ValueError: as `decode_image`.
     """
 
-    def seen(image: Image.Image) -> Image.Image | None:
+    def mask_of(image: Image.Image) -> Image.Image | None:
         transparent = np.array(image.convert("RGBA").getchannel("A")) < 128
         return Image.fromarray(transparent).convert("RGB") if transparent.any() else None
 
-    return _decoded(file, seen, MAX_PIXELS)
+    return _decoded(file, mask_of, MAX_PIXELS)
 
 
-def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Made], most: int) -> Made:
-    """What `read` makes of an image that was turned upright."""
+def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Result], max_pixels: int) -> Result:
+    """The result of `read` for the upright image."""
     try:
-        with warnings.catch_warnings():  # Pillow warns of what is refused below
+        with warnings.catch_warnings():  # Pillow warns of the images that are rejected below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
         with image:
-            if image.width * image.height > most:
-                raise ValueError(f"{image.width}x{image.height} is more than {most} pixels")
+            if image.width * image.height > max_pixels:
+                raise ValueError(f"{image.width}x{image.height} is more than {max_pixels} pixels")
             return read(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
-        raise ValueError(f"image: it cannot be decoded ({error}); it expects {TAKEN}.") from error
+        raise ValueError(f"image: cannot be decoded ({error}); expects {FORMAT_NAMES}.") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode that these formats decode to into RGB; transparency is composited on white."""
+    """Convert any mode of these formats to RGB; transparency is composited on white."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips where it should scale
         transparent = image.info.get("transparency")
         grey = np.asarray(image)
@@ -78,14 +77,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fitted(image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """Bring the largest crop of an image with the shape of (height, width) to that size, with Lanczos (antialiased).
+    """Resize the largest crop with the aspect ratio of (height, width) to that size, with Lanczos (antialiased).
 
-    It is the image that resizing until it covers (height, width) and then cropping gives, but cropped first: so a
-    long, thin image costs no more memory than a square one.
+    The result equals resizing the image until it covers (height, width) and then cropping, but the crop comes first: a long,
+    thin image needs no more memory than a square one.
 
     Args:
-        image: RGB, of any size; a smaller one is enlarged.
-        at: where the crop lies along x and y: 0 left or top, 0.5 the centre, 1 right or bottom.
+        image: RGB, of any size; a smaller image is enlarged.
+        at: position of the crop along x and y: 0 left or top, 0.5 the centre, 1 right or bottom.
     """
     scale = min(image.width / width, image.height / height)
     box_width, box_height = width * scale, height * scale
@@ -95,7 +94,7 @@ def fitted(image: Image.Image, height: int, width: int, at: tuple[float, float] 
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """RGB to float32 (3, H, W) in [-1, 1]."""
+    """An RGB image as float32 (3, H, W) in [-1, 1]."""
     return from_bytes(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
 
 
@@ -105,5 +104,5 @@ def in_bytes(images: Tensor) -> Tensor:
 
 
 def from_bytes(images: Tensor) -> Tensor:
-    """uint8 as float32 in [-1, 1]."""
+    """uint8 images as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What decides what a teacher generates and encodes: weights and configs, wherever they were loaded from."""
+"""Fingerprints of the weights and configs that determine what a teacher generates and encodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendistill.samplers.codec import Codec
 
 
 def weights_fingerprint(network: nn.Module) -> str:
-    """16 hex digits of the SHA-256 of a network's weights, wherever they were loaded from; adapters on it do not count."""
+    """16 hex digits of the SHA-256 of a network's weights, without LoRA adapters."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         if ".lora_" in name:
@@ -26,18 +26,18 @@ def weights_fingerprint(network: nn.Module) -> str:
 
 
 def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
-    """The weights of networks by name."""
+    """Weight fingerprints of networks by name."""
     return {name: weights_fingerprint(network) for name, network in networks.items()}
 
 
 def codec_provenance(codec: Codec) -> dict[str, Any]:
-    """Weights and scaling of an autoencoder: two of the same have one latent space."""
+    """Weights and scaling of an autoencoder: they determine its latent space."""
     scaling = [getattr(codec, "scaling_factor", 1.0), getattr(codec, "shift_factor", 0.0)]
     return {**fingerprints(codec.networks), "scaling": scaling}
 
 
 def denoiser_provenance(denoiser: Denoiser) -> dict[str, Any]:
-    """Weights, config and prediction type of a network."""
+    """Weights, config and prediction type of a denoiser."""
     network = denoiser.network
     return {
         "network": weights_fingerprint(network),
@@ -47,7 +47,7 @@ def denoiser_provenance(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def teacher_provenance(teacher: Teacher) -> dict[str, Any]:
-    """Everything of a teacher that decides its latents of given noise and prompts."""
+    """Everything in a teacher that determines the latents it generates from given noise and prompts."""
     scheduler = teacher.pipeline.scheduler
     return {
         **denoiser_provenance(teacher.denoiser),
@@ -58,7 +58,7 @@ def teacher_provenance(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _config(part: Any) -> dict[str, Any]:
-    """The config of a part of a diffusers pipeline as JSON holds it, without what tells where it comes from."""
-    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
+def _config(component: Any) -> dict[str, Any]:
+    """The config of a component of a diffusers pipeline as JSON values, without the fields that name its origin."""
+    config = {name: value for name, value in component.config.items() if not name.startswith("_")}
     return dict(json.loads(json.dumps(config, default=str)))

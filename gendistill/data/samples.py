@@ -1,4 +1,4 @@
-"""What a source of images gives: entries as they lie there, samples decoded in threads ahead of whoever takes them."""
+"""Image sources: entries as they are stored, and samples that threads decode in advance."""
 
 import hashlib
 import logging
@@ -21,20 +21,20 @@ from gendistill.runtime.store import Skipped
 
 logger = logging.getLogger(__name__)
 
-# No text encoder reads more than 512 tokens; tokenizers take minutes over a megabyte.
+# No text encoder reads more than 512 tokens; a tokenizer needs minutes for a megabyte.
 MAX_CAPTION = 10_000
 
-AHEAD = 8  # images of each thread
+AHEAD = 8  # images that each thread decodes in advance
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image as it lies in its source.
+    """One image as it is stored in its source.
 
     Attributes:
-        key: its name in the source.
+        key: name of the image in the source.
         file: the encoded image.
-        texts: those that may be its caption, by field.
+        texts: candidate captions by field.
     """
 
     key: str
@@ -44,10 +44,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what it shows.
+    """One decoded image and its caption.
 
     Attributes:
-        key: its name in the source.
+        key: name of the image in the source.
         image: RGB, of any size.
         caption: "" where the source has none.
     """
@@ -58,15 +58,15 @@ class Sample:
 
 
 class ImageSource(ABC):
-    """Images with captions, decoded as they are asked for.
+    """Images with captions, decoded during iteration.
 
     Args:
-        choice: of the captions.
-        read_as: whatever else decides what is read of the contents; `choice` alone where None.
+        choice: selects the caption among the texts of an image.
+        read_as: everything that determines how the contents are read, for the fingerprint; `choice` alone where None.
 
     Attributes:
-        broken_images: how many the latest walk has skipped so far because they could not be decoded.
-        missing_captions: how many samples of the latest walk have the caption "" so far.
+        broken_images: number of images that the latest iteration has skipped so far because they cannot be decoded.
+        missing_captions: number of samples with the caption "" in the latest iteration so far.
     """
 
     def __init__(self, choice: CaptionChoice, read_as: Any = None):
@@ -86,12 +86,12 @@ class ImageSource(ABC):
             logger.warning("skipped %d images of %s, such as %s", len(broken), self.describe(), example)
 
     def decoded(self, entries: Iterable[Entry], broken: list[Skipped]) -> Iterator[tuple[Entry, Sample]]:
-        """Entries with their samples, in their order; those that cannot be decoded are added to `broken` instead."""
+        """Entries with their samples, in the order of the entries; entries that cannot be decoded are appended to `broken`."""
         waiting: deque[tuple[Entry, Future[Sample]]] = deque()
         pool = ThreadPoolExecutor(os.cpu_count())
         ahead = AHEAD * (os.cpu_count() or 1)
         try:
-            for entry in chain(entries, repeat(None, ahead)):  # the last ones call for what still waits
+            for entry in chain(entries, repeat(None, ahead)):  # the trailing None items flush the queue
                 if entry is not None:
                     waiting.append((entry, pool.submit(self.decode, entry)))
                 if waiting and (entry is None or len(waiting) > ahead):
@@ -106,18 +106,18 @@ class ImageSource(ABC):
             pool.shutdown(cancel_futures=True)
 
     def decode(self, entry: Entry) -> Sample:
-        """The image and caption of an entry; ValueError if the image cannot be decoded."""
+        """The image and caption of an entry; raises ValueError if the image cannot be decoded."""
         return Sample(entry.key, decode_image(entry.file), self.caption_of(entry))
 
     def caption_of(self, entry: Entry) -> str:
-        """ "" where the source has none."""
+        """The caption of an entry; "" where the source has none."""
         return self.choice.sample(entry.key, entry.texts)[:MAX_CAPTION]
 
     def fingerprint(self, hashes: HashMemo | None = None) -> str:
-        """64 hex digits: the same wherever the data lies, another as soon as images or captions may differ.
+        """64 hex digits that do not depend on the location of the data and change when images or captions may have changed.
 
         Args:
-            hashes: what is known already of large files.
+            hashes: known hashes of large files.
         """
         digest = hashlib.sha256(repr(self.read_as).encode())
         for part in self.contents(hashes):
@@ -125,17 +125,17 @@ class ImageSource(ABC):
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line about the source for logs and model cards."""
         return f"{self.named()} (caption: {self.choice.describe()})"
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """Every image, always in the same order, none of them decoded."""
+        """All images, not decoded, always in the same order."""
 
     @abstractmethod
     def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
-        """What `fingerprint` is of, beside how captions are sampled."""
+        """The contents that `fingerprint` hashes in addition to `read_as`."""
 
     @abstractmethod
     def named(self) -> str:
-        """What it is and where it lies, for people."""
+        """Kind and location of the source, for messages."""

@@ -1,11 +1,11 @@
-"""Reading the texts that come with images: UTF-8, JSON objects, lines."""
+"""Read the texts of images: UTF-8, JSON objects, lines."""
 
 import json
 from pathlib import PurePosixPath
 
 
 def decode_text(data: bytes) -> str:
-    """A caption's bytes as text; "" where they are no UTF-8, so that it counts as missing."""
+    """The bytes of a caption as text; "" where they are not UTF-8, so that the caption counts as missing."""
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -13,7 +13,7 @@ def decode_text(data: bytes) -> str:
 
 
 def text_fields(line: str) -> dict[str, str]:
-    """The texts and whole numbers of a JSON object by field, as texts; none where it is no JSON object."""
+    """The strings and integers of a JSON object by field, as strings; empty if the line is not a JSON object."""
     try:
         fields = json.loads(line)
     except ValueError:
@@ -23,22 +23,22 @@ def text_fields(line: str) -> dict[str, str]:
 
 
 def text_lines(data: bytes, named: str) -> list[str]:
-    """The lines of a UTF-8 file without their ends.
+    """The lines of a UTF-8 file without line ends.
 
-    Split at line ends only: `str.splitlines` would also cut at U+2028, which JSON may hold.
+    The text is split at line ends only: `str.splitlines` would also split at U+2028, which JSON may contain.
 
     Raises:
-        ValueError: the bytes are no UTF-8 or hold a zero byte; `named` says for people where they come from.
+        ValueError: the bytes are not UTF-8 or contain a zero byte; `named` is the name of the file in the message.
     """
     try:
         text = data.decode("utf-8-sig")
         if "\0" in text:
             raise UnicodeDecodeError("utf-8", b"\0", 0, 1, "a zero byte")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{named} cannot be read ({error}); it expects a UTF-8 text file.") from error
+        raise ValueError(f"{named} cannot be read ({error}); expects a UTF-8 text file.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def sidecar_caption(name: str) -> str:
-    """The name of the text file of an image."""
+    """The name of the text file with the caption of an image."""
     return PurePosixPath(name).with_suffix(".txt").as_posix()

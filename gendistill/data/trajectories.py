@@ -1,5 +1,4 @@
-"""What the teacher generates of fixed noise and prompts, from the noise to the latents: generated once, kept on disk, learned from
-over many epochs."""
+"""Trajectories of the teacher from fixed noise and prompts to latents: generated once, kept on disk, used over many epochs."""
 
 from __future__ import annotations
 
@@ -26,15 +25,15 @@ from gendistill.runtime.stored_rows import StoredRows
 from gendistill.samplers import images_at_once
 from gendistill.samplers.conditioning import Conditioning
 
-TRAJECTORIES_SEED = 50_000_017  # apart from every training seed
+TRAJECTORIES_SEED = 50_000_017  # differs from every training seed
 
 
 class TrajectoryData:
-    """Cached trajectories, beside the data that the other losses learn on: a row is a number of each.
+    """Cached trajectories, with the data of the other losses: a row is the index of a trajectory and of a sample.
 
     Args:
-        times: of the points of each.
-        ends: where they end for whoever learns from them; None where that is their last point.
+        times: (K + 1,) timesteps of the points.
+        ends: end points that replace the last points of the trajectories as targets; None to keep the last points.
     """
 
     def __init__(self, trajectories: StoredRows, times: Tensor, data: LatentData, ends: StoredRows | None = None) -> None:
@@ -44,7 +43,7 @@ class TrajectoryData:
         return len(self.trajectories)
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """(batch_size, 2): of the trajectories and of the data, each walked through in an order of its own."""
+        """(batch_size, 2): indices of trajectories and of samples, each in an independent order."""
         generated = indices_of_step(seed + 1, step, batch_size, len(self))
         return torch.stack([generated, self.data.rows_of_step(seed, step, batch_size)], 1)
 
@@ -53,7 +52,7 @@ class TrajectoryData:
         return Batch(batch.latents, batch.conditioning, self.read(rows[:, 0].contiguous(), device))
 
     def read(self, numbers: Tensor, device: torch.device | str = "cpu") -> Trajectories:
-        """Those of `numbers` (B,) int64."""
+        """The trajectories with the indices `numbers` (B,) int64."""
         tensors = self.trajectories.rows(numbers)
         points = tensors["points"].float()
         if self.ends is not None:
@@ -62,7 +61,7 @@ class TrajectoryData:
 
     @property
     def described(self) -> str:
-        ends = "" if self.ends is None else ", ending where the generation before generates,"
+        ends = "" if self.ends is None else ", ending at the latents of the previous generation,"
         return f"{self.trajectories.provenance['described']}{ends} and {self.data.described}"
 
     def summary(self) -> dict[str, Any]:
@@ -82,21 +81,21 @@ def generate_trajectories(
     texts: Callable[[], list[str]] = list,
     progress: Progress | None = None,
 ) -> TrajectoryData:
-    """`count` trajectories of the teacher in so many steps, opened from the cache or generated into it first.
+    """`count` trajectories of the teacher in `steps` steps, read from the cache or generated into it first.
 
-    By DPM-Solver++ of second order (Lu et al. 2022) on the trailing grid, under the conditions of the data in turn, guided at
-    `guidance.scale`; at a scale sampled from `guidance.range` for each where the student is to take it as an input.
+    The solver is DPM-Solver++ of second order (Lu et al. 2022) on the trailing grid, under the conditions of the data. The
+    guidance scale is `guidance.scale`; in guidance mode `embedded`, each trajectory samples a scale from `guidance.range`.
 
     Args:
-        teachers: further ones, see `TrajectoryTeachers`.
-        texts: gives the prompt of every row of the data; called where `teachers` are chosen by it.
+        teachers: additional teachers, see `TrajectoryTeachers`.
+        texts: returns the prompt of every row of the data; called if `teachers` are chosen by prompt.
         progress: called with the number of trajectories after each batch that this process generates.
 
     Raises:
-        ValueError: the images of the data are not all of one size, or another teacher cannot generate beside this one.
+        ValueError: the images of the data have several sizes, or an additional teacher does not match the teacher.
     """
     if len(data.cache.groups) > 1:
-        raise ValueError("data.crop buckets: trajectories are of one size; expects center or random with alignment")
+        raise ValueError("data.crop buckets: trajectories have one size; expects center or random with alignment")
     times = torch.cat([_solver(teacher, steps).timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
     trajectory_teachers = TrajectoryTeachers(teacher, teachers or {}, texts)
     key_parts = {
@@ -135,17 +134,18 @@ def _generate(
     scale = low + (high - low) * random.uniform() if guidance.mode == "embedded" else None
     points = torch.empty(len(numbers), steps + 1, *noise.shape[1:], dtype=torch.float16)
     at_once = images_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
-    for trajectory_teacher, chosen in trajectory_teachers.shared_out(rows):
-        for part in chosen.split(at_once):
+    for trajectory_teacher, indices in trajectory_teachers.assigned(rows):
+        for part in indices.split(at_once):
             scales = guidance.scale if scale is None else scale[part].to(teacher.pipeline.device)
-            points[part] = _walk(teacher, trajectory_teacher, steps, noise[part], batch.conditioning[part], scales).half().cpu()
+            trajectories = _trajectories(teacher, trajectory_teacher, steps, noise[part], batch.conditioning[part], scales)
+            points[part] = trajectories.half().cpu()
             if progress:
                 progress(len(part))
     conditioning = batch.conditioning if scale is None else batch.conditioning.with_guidance(scale)
     return StoredPart({"generated": {"points": points, **condition_rows(conditioning, teacher.family.cache_dtype)}})
 
 
-def _walk(
+def _trajectories(
     teacher: Teacher,
     trajectory_teacher: TrajectoryTeacher,
     steps: int,
@@ -153,23 +153,23 @@ def _walk(
     conditioning: Conditioning,
     scale: Tensor | float,
 ) -> Tensor:
-    """All points (B, K + 1, C, h, w) of the ways from `noise`."""
+    """All points (B, K + 1, C, h, w) of the trajectories from `noise`."""
     device, denoiser = teacher.pipeline.device, teacher.denoiser
     solver, x = _solver(teacher, steps), noise.to(device)
     conditioning, unconditional = conditioning.to(device), teacher.unconditional()
     points = [x]
     for t in solver.timesteps:
-        at = t.to(device).expand(len(x))
-        prediction = trajectory_teacher(x, at, conditioning, unconditional, scale)
-        x = solver.step(denoiser.output_of(prediction, at), t, x).prev_sample
+        timesteps = t.to(device).expand(len(x))
+        prediction = trajectory_teacher(x, timesteps, conditioning, unconditional, scale)
+        x = solver.step(denoiser.output_of(prediction, timesteps), t, x).prev_sample
         points.append(x)
     return torch.stack(points, 1)
 
 
 def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str) -> TrajectoryData:
-    """The same ways, each with what a student generates of its noise in so many steps of DDIM for its end; kept in the cache.
+    """The same trajectories, ending at the latents that a student generates from their noise in `steps` DDIM steps; cached.
 
-    They are what the next generation learns (Furlanello et al. 2018).
+    The next generation learns from them (born-again networks, Furlanello et al. 2018).
     """
     key_parts = {"trajectories": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
     make = partial(_ends, data, student, steps)

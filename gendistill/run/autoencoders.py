@@ -42,8 +42,8 @@ tags: [gendistill, distillation, autoencoder]
 
 # {teacher} with a tiny autoencoder
 
-The pipeline as it was, with an `AutoencoderTiny` that shares its latent space in the place of its `AutoencoderKL`. Made by
-gendistill {version}; {steps} steps.
+The pipeline of the teacher, in which an `AutoencoderTiny` with the same latent space replaces the `AutoencoderKL`. Created by
+gendistill {version} in {steps} training steps.
 
 ```python
 from diffusers import DiffusionPipeline
@@ -51,9 +51,9 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
 ```
 
-{figures}. All of them: `{file}`.
+{figures}. All figures: `{file}`.
 
-Weights of the autoencoder that it learned from: sha256 {hash}. Learned on: {data}.
+Weights of the teacher's autoencoder: sha256 {hash}. Training data: {data}.
 """
 
 
@@ -71,7 +71,7 @@ class AutoencoderRun:
             device=processes.device,
         )
         recipe_of(config).check(config, self.teacher)
-        self.codec: Any = self.teacher.codec  # a `LatentCodec`, as was checked
+        self.codec: Any = self.teacher.codec  # a `LatentCodec`: `check` has verified this
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
@@ -82,9 +82,11 @@ class AutoencoderRun:
         teacher, _, texts = describe_networks(config)
         width, blocks, start = config.decoder.width, config.decoder.blocks, config.decoder.start
         tiny = (
-            f"a tiny autoencoder of {width} channels, blocks of a resolution: {blocks}" if start is None else f"that of {start}"
+            f"a tiny autoencoder with {width} channels and {blocks} blocks per resolution"
+            if start is None
+            else f"the tiny autoencoder of {start}"
         )
-        return teacher, f"{tiny}; the teacher's network stays as it is", describe_data(config, texts)
+        return teacher, f"{tiny}; the teacher's denoiser is not trained", describe_data(config, texts)
 
     def prepare(self) -> None:
         config, teacher = self.config, self.teacher
@@ -92,9 +94,9 @@ class AutoencoderRun:
             self.decoded = prepare_decoded(config.data, teacher, config.seed, progress, config.decoder.copies)
         self.held_out = self.decoded
         if config.validation_reference is not None:
-            others = config.data.model_copy(update={"path": config.validation_reference, "prompts": None})
+            held_out_config = config.data.model_copy(update={"path": config.validation_reference, "prompts": None})
             with advancing_bar("encoding and decoding the validation images") as progress:
-                self.held_out = prepare_decoded(others, teacher, config.seed, progress)
+                self.held_out = prepare_decoded(held_out_config, teacher, config.seed, progress)
 
     def stages(self) -> Iterator[Stage]:
         return recipe_of(self.config).stages(AutoencoderContext(self.config, self.codec))
@@ -115,10 +117,10 @@ class AutoencoderRun:
         return figures, figures.describe()
 
     def _write(self, folder: Path, tiny: torch.nn.Module, training: TrainingResult, figures: DecoderFigures) -> None:
-        """The pipeline with the tiny autoencoder, whole or not at all."""
+        """Write the pipeline with the tiny autoencoder, atomically."""
         temporary, teacher = folder.with_name(f".{folder.name}"), self.teacher
         shutil.rmtree(temporary, ignore_errors=True)
-        tiny.to(memory_format=torch.contiguous_format)  # which safetensors keeps
+        tiny.to(memory_format=torch.contiguous_format)  # safetensors stores the memory format otherwise
         pipeline = teacher.family.student_pipeline(teacher.pipeline, {"vae": tiny})
         pipeline.save_pretrained(temporary, safe_serialization=True)
         open_in_float32(temporary)
@@ -139,21 +141,21 @@ class AutoencoderRun:
 
 
 class DecoderValidator:
-    """Validates the average by the images that its decoder makes of the latents of held-out images."""
+    """Validates the EMA of the tiny autoencoder by its reconstructions of held-out images."""
 
     def __init__(self, networks: TinyNetworks, data: DecodedData, num: int, samples: Path) -> None:
         self.networks, self.data, self.num, self.samples = networks, data, num, samples
 
     def __call__(self, step: int) -> Validation:
-        """By the PSNR of the tiny decoder, which is finite whatever the images are; and a grid: images, the teacher's
-        reconstructions of them, the student's."""
+        """The negative PSNR of the tiny decoder, which is finite for all images; also saves a grid of images, the teacher's
+        reconstructions and the student's reconstructions."""
         networks = self.networks
         figures = measure_decoder(
             networks.teacher, networks.average, self.data, num=self.num, measure_encoder=False, batch_sizes=()
         )
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
-        made = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
-        rows = torch.cat([batch.images, batch.decoded, made])
-        save_image_grid(make_grid(rows / 2 + 0.5, nrow=len(made)), self.samples / f"step-{step:06d}.png")
+        reconstructed = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
+        rows = torch.cat([batch.images, batch.decoded, reconstructed])
+        save_image_grid(make_grid(rows / 2 + 0.5, nrow=len(reconstructed)), self.samples / f"step-{step:06d}.png")
         values = figures.as_json()
         return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: values[name] for name in ("psnr", "psnr_lost")})

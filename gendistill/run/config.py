@@ -1,6 +1,6 @@
-"""Every setting of a run, typed and documented; the same from the command line, YAML and Python.
+"""The settings of a run, typed and documented; the same on the command line, in YAML and in Python.
 
-A run's own settings are `methods.recipe.RunConfig`; each method brings a section of its own, which is found in the registry.
+General settings are in `methods.recipe.RunConfig`; each registered method adds a section.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from gendistill.runtime.plugins import load_plugins
 
 
 class CheckedConfig(RunConfig):
-    """The settings of a run, of which it was checked that they go together."""
+    """The settings of a run, checked to be compatible with each other."""
 
     @model_validator(mode="after")
-    def _goes_together(self) -> CheckedConfig:
+    def _is_compatible(self) -> CheckedConfig:
         check(self)
         return self
 
 
 def check(config: RunConfig) -> None:
-    """Raise ValueError, in one sentence that names a setting, where settings that are valid alone do not go together."""
+    """Raise ValueError, in one sentence that names a setting, if valid settings are not compatible with each other."""
     recipe = recipe_of(config)
     _full_weights(config)
     if recipe.teaches != "generator":
@@ -39,7 +39,7 @@ def check(config: RunConfig) -> None:
         raise ValueError(f"steps {config.steps}: expects at least one step count, each 1 or more")
     if config.lora.enabled and config.guidance.mode == "embedded":
         raise ValueError(
-            "guidance.mode 'embedded' adds an input that no LoRA file can carry; expects 'baked' or 'cfg' with lora"
+            "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with lora"
         )
     recipe.check(config)
     check_alignment(config, recipe)
@@ -49,15 +49,15 @@ def _full_weights(config: RunConfig) -> None:
     requested = {"start": config.start is not None, "quantization": config.quantization != "none"}
     for name in (name for name, is_requested in requested.items() if is_requested):
         if not recipe_of(config).supports.full_weights:
-            raise ValueError(f"{name} {getattr(config, name)}: is of a denoiser, not of --method {config.method}")
+            raise ValueError(f"{name} {getattr(config, name)}: expects a method that trains a denoiser, not {config.method}")
         if config.lora.enabled:
             raise ValueError(f"{name} {getattr(config, name)}: trains all weights; expects lora.enabled=false")
     if config.start is not None and compresses(config):
-        raise ValueError(f"start {config.start}: expects no compress beside it; a smaller network begins from its teacher")
+        raise ValueError(f"start {config.start}: excludes compress, which starts from the teacher; expects one of them")
 
 
 def config_class() -> type[RunConfig]:
-    """`RunConfig` with `method` one of those that are registered, and a section for each of them."""
+    """`RunConfig` with the registered methods as choices of `method`, and a section for each of them."""
     return _config_class(tuple(RECIPES))
 
 
@@ -65,8 +65,8 @@ def config_class() -> type[RunConfig]:
 def _config_class(names: tuple[str, ...]) -> type[RunConfig]:
     sections: dict[str, Any] = {RECIPES[name].section: (RECIPES[name].Config, RECIPES[name].Config()) for name in names}
     fields = {"method": (Literal[names], RunConfig.model_fields["method"]), **sections}
-    made: type[RunConfig] = create_model("DistillConfig", __base__=CheckedConfig, __module__=__name__, **fields)
-    return made
+    config_type: type[RunConfig] = create_model("DistillConfig", __base__=CheckedConfig, __module__=__name__, **fields)
+    return config_type
 
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ else:
 
 
 def load_config(file: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A config from a YAML file and overrides by dotted name (`{"trainer.max_steps": 500}`), overrides winning.
+    """A config from a YAML file and overrides by dotted name (`{"trainer.max_steps": 500}`), which take precedence.
 
     Raises:
-        ValueError: an unknown key or a wrong value, in one sentence that names it.
+        ValueError: there is an unknown setting or an invalid value, which the message names.
     """
     load_plugins()
     settings: dict[str, Any] = {}
@@ -92,29 +92,29 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
             raise ValueError(f"config {file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(settings, dict):
             raise ValueError(f"config {file} holds a {type(settings).__name__}; expects settings by name")
-        settings = _named(settings)
+        settings = _string_keys(settings)
     for name, value in (overrides or {}).items():
         *sections, last = name.split(".")
-        inside = settings
+        target = settings
         for section in sections:
-            inside = inside.setdefault(section, {})
-            if not isinstance(inside, dict):
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
                 raise ValueError(f"setting {name}: {section} is a value, not a section")
-        inside[last] = value
+        target[last] = value
     return config_class()(**settings)
 
 
-def _named(settings: dict[Any, Any]) -> dict[str, Any]:
-    """The same with texts for names, throughout: YAML reads the name of a stage of 4 steps as a number."""
-    return {str(name): _named(value) if isinstance(value, dict) else value for name, value in settings.items()}
+def _string_keys(settings: dict[Any, Any]) -> dict[str, Any]:
+    """The settings with strings as keys at all levels: YAML reads the name of the stage with 4 steps as a number."""
+    return {str(name): _string_keys(value) if isinstance(value, dict) else value for name, value in settings.items()}
 
 
 def config_text(config: RunConfig) -> str:
-    """All settings as YAML that `load_config` reads."""
+    """All settings as YAML for `load_config`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write `config_text`, whole or not at all."""
+    """Write `config_text` to a file, atomically."""
     with written_alone(path) as temporary:
         temporary.write_text(config_text(config))

@@ -47,14 +47,14 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,  # what a teacher generates has its own size
+            resolution=config.data.resolution if config.data.path else None,  # generated data have the teacher's resolution
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
         recipe_of(config).check(self.config, self.teacher)
         if compresses(config):
-            compressed_config(self.teacher.network.config, config.compress)  # whether it can be, before anything is encoded
+            compressed_config(self.teacher.network.config, config.compress)  # raises ValueError before the data are encoded
         self.start = starting_network(self.config, self.teacher)
 
     @staticmethod
@@ -74,11 +74,11 @@ class DenoiserRun:
         synthetic = config.data.num_synthetic if config.data.path is None else None
         with advancing_bar("encoding" if synthetic is None else "generating data", synthetic) as progress:
             self.latents = prepare_data(config.data, teacher, config.seed, progress)
-        self.learned_on: LatentData | TrajectoryData = self.latents
+        self.training_data: LatentData | TrajectoryData = self.latents
         if recipe_of(config).data_needs(config) == "trajectories":
             with advancing_bar("generating trajectories", config.align.trajectories) as progress:
                 texts = partial(training_texts, config.data, teacher, self.latents, config.seed)
-                self.learned_on = generate_trajectories(
+                self.training_data = generate_trajectories(
                     teacher,
                     self.latents,
                     config.guidance,
@@ -89,7 +89,7 @@ class DenoiserRun:
                     texts=texts,
                     progress=progress,
                 )
-        with self.processes.local_main_process_first():  # which reads the reference for the others of its machine
+        with self.processes.local_main_process_first():  # the main process of each machine reads the reference first
             self.evaluator = validation_evaluator(config, teacher, self.latents)
 
     def stages(self) -> Iterator[Stage]:
@@ -99,14 +99,14 @@ class DenoiserRun:
         )
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
-        return self.learned_on if stage.data is None else stage.data(self.learned_on)
+        return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
         return Validator(self.config, self.teacher, stage, self.evaluator, samples)
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
-        """The student is sampled by the solver that validated best."""
-        assert training.best is not None  # the validator has evaluated at least the start
+        """Write the student with the solver of the best validation."""
+        assert training.best is not None  # the validator has evaluated at least step 0
         figures = {"validation": training.best.score}
         spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
         if self.processes.is_main_process:
@@ -116,14 +116,14 @@ class DenoiserRun:
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
         teacher, network = self.teacher, stage.method.networks.average.network
-        described: dict[str, Any] = {"teacher commit": teacher.commit} if teacher.commit else {}
+        rows: dict[str, Any] = {"teacher commit": teacher.commit} if teacher.commit else {}
         if compresses(self.config):
             fraction = macs_fraction(teacher.network.config, network.config)
-            described["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"
+            rows["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"
         return {
-            **described,
+            **rows,
             "teacher network": f"sha256 {weights_fingerprint(teacher.network)}",
-            "data": self.learned_on.described,
+            "data": self.training_data.described,
             **provenance_of(self.config, stage, training),
         }
 
@@ -131,7 +131,7 @@ class DenoiserRun:
 def describe_student(
     config: RunConfig, teacher: Teacher, stage: Stage, solver: str, figures: dict[str, Any] | None = None
 ) -> tuple[StudentSpec, Any]:
-    """How the student of a stage is sampled by `solver`: its `gendistill.json`, and the stock scheduler to export it with."""
+    """The `gendistill.json` of a stage's student for sampling with `solver`, and the diffusers scheduler of its pipeline."""
     scheduler = scheduler_of(solver, config, teacher, stage)
     spec = StudentSpec(
         method=config.method,
@@ -155,22 +155,22 @@ def describe_student(
 
 
 def starting_network(config: RunConfig, teacher: Teacher) -> Any:
-    """The network of the student that `config.start` names; None where it names none.
+    """The network of the student at `config.start`; None if `start` is not set.
 
     Raises:
-        ValueError: it cannot be opened, or its network is of another kind than the teacher's.
+        ValueError: the student cannot be opened, or its network does not match the teacher's.
     """
     if config.start is None:
         return None
     pipeline, spec = open_student(config.start)
     if spec is not None and spec.lora:
-        raise ValueError(f"start {config.start}: is a LoRA; expects a student with all its weights")
+        raise ValueError(f"start {config.start}: is a LoRA; expects a student with full weights")
     network, expected = network_of(pipeline), teacher.network.config
-    found = network.config
+    actual = network.config
     for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
-        if found.get(name) != expected.get(name):
+        if actual.get(name) != expected.get(name):
             raise ValueError(
-                f"start {config.start}: its network has {name} {found.get(name)}; expects {expected.get(name)}, the teacher's"
+                f"start {config.start}: its network has {name} {actual.get(name)}; expects {expected.get(name)}, the teacher's"
             )
     if spec is not None and spec.prediction_type != teacher.denoiser.prediction_type:
         raise ValueError(
@@ -181,52 +181,52 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
 
 
 def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:
-    """The config as its teacher can meet it: without classifier-free guidance every scale is 1.
+    """The config adapted to its teacher: without classifier-free guidance every guidance scale is 1.
 
     Raises:
-        ValueError: guidance was asked for where there is none, or as an input that there is none, or a LoRA where diffusers
-            loads none.
+        ValueError: the settings request guidance from a teacher without it, a guidance scale as an input that the network does
+            not have, or a LoRA for a pipeline into which diffusers loads none.
     """
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
-        raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects the full mode")
+        raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects false")
     if config.guidance.mode == "embedded" and family.guided and not family.embeds_guidance:
-        raise ValueError(f"guidance.mode embedded: the network of {kind} expects no guidance scale; expects baked or cfg")
+        raise ValueError(f"guidance.mode embedded: the network of {kind} has no guidance scale input; expects baked or cfg")
     if family.guided:
         return config
-    given = config.guidance.model_fields_set
-    if (config.guidance.scale > 1 and "scale" in given) or config.guidance.mode != "baked":
-        raise ValueError(f"guidance: {kind} knows no guidance; expects the mode 'baked' with a scale of 1")
+    explicit = config.guidance.model_fields_set
+    if (config.guidance.scale > 1 and "scale" in explicit) or config.guidance.mode != "baked":
+        raise ValueError(f"guidance: {kind} has no guidance; expects the mode 'baked' with a scale of 1")
     return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": 1.0})})
 
 
 def describe_networks(config: RunConfig) -> tuple[str, str, bool]:
-    """The teacher and what of it is trained, in words, and whether its prompts are texts."""
-    smaller = " of a smaller network" if compresses(config) else ""
-    what = f"a LoRA of rank {config.lora.rank}{smaller}" if config.lora.enabled else f"all weights{smaller}"
+    """Descriptions of the teacher and of the trained weights, and whether the teacher's prompts are texts."""
+    pruned = " of a pruned network" if compresses(config) else ""
+    trained = f"a LoRA of rank {config.lora.rank}{pruned}" if config.lora.enabled else f"all weights{pruned}"
     folder = configs_of(config.teacher, config=config.teacher_config, revision=config.teacher_revision)
     if folder is None:
-        return f"{config.teacher}, on the hub", what, True
+        return f"{config.teacher}, on the hub", trained, True
     index = json.loads((folder / "model_index.json").read_text())
     family = family_called(index["_class_name"])
     fitting(config, family, index["_class_name"])
-    total, trained = count_parameters(folder, family, config)
+    total, num_trained = count_parameters(folder, family, config)
     return (
         f"{config.teacher}, a {index['_class_name']} of {total / 1e6:,.2f} M parameters",
-        f"{what}, {trained / 1e6:,.2f} M parameters",
+        f"{trained}, {num_trained / 1e6:,.2f} M parameters",
         family.texts,
     )
 
 
 def count_parameters(folder: Path, family: Family, config: RunConfig) -> tuple[int, int]:
-    """How many parameters the network of a pipeline's folder has, and how many of them or of its adapter are trained."""
-    part = family.network_part
-    kind = getattr(diffusers, json.loads((folder / "model_index.json").read_text())[part][1])
+    """Numbers of parameters of the network in a pipeline folder, and of trained parameters of the student or its adapter."""
+    component = family.network_part
+    network_class = getattr(diffusers, json.loads((folder / "model_index.json").read_text())[component][1])
     embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" else {}
     with init_empty_weights():
-        network: Any = kind.from_config(kind.load_config(folder / part))
-        smaller = compressed_config(network.config, config.compress) if compresses(config) else network.config
-        student: Any = kind.from_config(smaller, **embedded)
+        network: Any = network_class.from_config(network_class.load_config(folder / component))
+        student_config = compressed_config(network.config, config.compress) if compresses(config) else network.config
+        student: Any = network_class.from_config(student_config, **embedded)
         if config.lora.enabled:
             student.requires_grad_(False).add_adapter(lora_config(family.lora_targets, config.lora.rank, config.lora.alpha))
     trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
@@ -234,22 +234,22 @@ def count_parameters(folder: Path, family: Family, config: RunConfig) -> tuple[i
 
 
 def describe_data(config: RunConfig, texts: bool) -> str:
-    """What is learned on, in words.
+    """A description of the training data.
 
     Args:
-        texts: whether the teacher's prompts are texts, so that it needs some.
+        texts: whether the teacher's prompts are texts, so that the settings must provide prompts or images.
     """
     data = config.data
     if (data.path and data.prompts) or (texts and not data.path and not data.prompts):
         raise ValueError(NOTHING_TO_LEARN_ON)
     if data.path is not None:
         source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
-        what = source.describe()
+        description = source.describe()
     else:
-        prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all that it knows"
-        what = f"{data.num_synthetic} images that the teacher generates of {prompts}"
+        prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all of its prompts"
+        description = f"{data.num_synthetic} images that the teacher generates from {prompts}"
     if recipe_of(config).data_needs(config) == "trajectories":
-        what += (
+        description += (
             f" and {config.align.trajectories} trajectories of {config.align.trajectory_steps} steps that the teacher generates"
         )
-    return f"{what}; encoded into {data.cache}"
+    return f"{description}; encoded into {data.cache}"

@@ -1,4 +1,4 @@
-"""A teacher in, a student folder out: one driver for every method."""
+"""Distillation of a teacher into a student folder, with one driver for all methods."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from gendistill.methods import RunConfig, Stage, recipe_of
+from gendistill.methods.progressive import GUIDANCE_STAGE
 from gendistill.run.autoencoders import AutoencoderRun
 from gendistill.run.config import load_config, save_config
 from gendistill.run.denoisers import DenoiserRun
@@ -28,26 +29,26 @@ from gendistill.training.trainer import Trainer, TrainingResult, Validate
 
 
 class RunOfKind(Protocol):
-    """How one kind of teacher is opened, its students validated, and exported. Made once a run; opening is its construction.
+    """Opens a kind of teacher, validates and exports its students. The constructor, called once per run, opens the teacher.
 
     Attributes:
-        config: the settings as the teacher can meet them.
+        config: the settings, adapted to the teacher.
     """
 
     config: RunConfig
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
-        """Raise ValueError where the teacher is of another kind, as far as that shows without opening it."""
+        """Raise ValueError if the teacher is of another kind, as far as this is visible without opening it."""
         ...
 
     @staticmethod
     def describe(config: RunConfig) -> tuple[str, str, str]:
-        """The teacher, what is trained, and the data, a line each, for a dry run; no weights of a denoiser are loaded."""
+        """One line each on the teacher, the trained weights and the data, for a dry run. Loads no denoiser weights."""
         ...
 
     def prepare(self) -> None:
-        """Read or make all that is learned on and validated against."""
+        """Read or compute the training data and the reference of the validation."""
         ...
 
     def stages(self) -> Iterator[Stage]: ...
@@ -57,12 +58,12 @@ class RunOfKind(Protocol):
     def validator(self, stage: Stage, samples: Path) -> Validate: ...
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Any, str]:
-        """Write the student of a trained stage to `folder`, whole or not at all; only the main process writes. Gives what the
-        student is (`StudentSpec`, `Gan` or `DecoderFigures`), and the same in a few words."""
+        """Write the student of a trained stage to `folder`, atomically, in the main process. Returns its `StudentSpec`,
+        `Gan` or `DecoderFigures`, and a short description."""
         ...
 
 
-WRITTEN = ("config.yaml", "log.jsonl", "checkpoints", "stages")  # that a run has before its student
+WRITTEN = ("config.yaml", "log.jsonl", "checkpoints", "stages")  # files of a run that exist before its student
 KINDS: dict[str, Callable[[RunConfig, PartialState], RunOfKind]] = {
     "denoiser": DenoiserRun,
     "generator": GeneratorRun,
@@ -72,12 +73,12 @@ KINDS: dict[str, Callable[[RunConfig, PartialState], RunOfKind]] = {
 
 @dataclass(frozen=True)
 class DistillResult:
-    """The student of a run, and how it was trained.
+    """The student of a run, and the result of its training.
 
     Attributes:
-        exported: a `StudentSpec` of a denoiser, a `Gan`, or the `DecoderFigures` of an autoencoder.
-        description: the same in a few words.
-        method: with the networks; the best average is loaded in them.
+        exported: the `StudentSpec` of a denoiser, a `Gan`, or the `DecoderFigures` of an autoencoder.
+        description: a short description of the student.
+        method: the method with its networks, whose EMA has the weights of the best checkpoint.
     """
 
     student_folder: Path
@@ -97,17 +98,17 @@ class DistillResult:
 
 
 def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:
-    """Distill a teacher and write the run folder, the student in it. Under `accelerate launch` all processes work on one.
+    """Distill a teacher and write a run folder with the student. Under `accelerate launch` all processes work on one run.
 
         distill(teacher="my-model", data={"path": "my-images"}, lora={"enabled": True}, out="runs/mine")
 
     Args:
-        config: all settings, from `load_config`; or give settings by name.
+        config: all settings, from `load_config`; the alternative is settings by name.
 
     Raises:
-        ValueError: a setting, the teacher or the data cannot be used, memory or the disk ran out, or training went wrong; in
-            one sentence.
-        Stopped: SIGTERM or Ctrl-C came; its sentence has the command that resumes the run.
+        ValueError: a setting, the teacher or the data cannot be used, memory or the disk is full, or training diverged; in one
+            sentence.
+        Stopped: SIGTERM or Ctrl-C stopped the run; the sentence has the command that resumes it.
     """
     if config is not None and settings:
         raise ValueError(f"distill: got a config and {', '.join(settings)}; expects one of them")
@@ -138,31 +139,37 @@ def _continued(config: RunConfig, run: Path, processes: PartialState) -> str:
 
 
 def require_free(run: Path, resume: bool) -> None:
-    """ValueError where a folder holds a run that is not resumed, or a student without any checkpoints to resume from."""
+    """Raise ValueError if a folder holds a run that is not resumed, or a student without checkpoints to resume from."""
     students = [folder for folder in (run / "student", *run.glob("student-*")) if folder.exists()]
     if not resume and (students or any((run / name).exists() for name in WRITTEN)):
         raise ValueError(f"out {run} holds a run already; expects --resume, or another folder")
     stages = (run, *run.glob("stages/*"))
     if students and not any(Checkpoints(folder / "checkpoints").steps() for folder in stages):
-        raise replaces(students[0])
+        raise replacement_error(students[0])
 
 
-def replaces(student: Path) -> ValueError:
-    """The error for a student that a new one would replace."""
+def replacement_error(student: Path) -> ValueError:
+    """The error for an existing student that a new student would replace."""
     return ValueError(
-        f"out {student.parent} holds {student.name} but no checkpoint of it to resume from, so that a new one would replace "
-        f"it; expects another folder, or this one once {student.name} is moved elsewhere"
+        f"out {student.parent} holds {student.name} but no checkpoint of it to resume from, so that a new student would "
+        f"replace it; expects another folder, or that {student.name} is moved elsewhere first"
     )
+
+
+def stage_folder(run: Path, folder: str) -> Path:
+    """The folder of a stage in a run; a run of an earlier version resumes in the folder's former name."""
+    former = {f"stages/{GUIDANCE_STAGE}": "stages/imitation"}.get(folder)
+    return run / former if former is not None and (run / former).is_dir() else run / folder
 
 
 def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) -> DistillResult:
     kind.prepare()
     config, main = kind.config, None
-    torch.manual_seed(config.seed)  # adapters and discriminators start at random
+    torch.manual_seed(config.seed)  # initialisation of adapters and discriminators
     for number, stage in enumerate(kind.stages()):
-        folder = make_folder(run / stage.folder)
+        folder = make_folder(stage_folder(run, stage.folder))
         if stage.student is not None and (run / stage.student).exists() and not Checkpoints(folder / "checkpoints").steps():
-            raise replaces(run / stage.student)  # the checkpoints of other stages are there
+            raise replacement_error(run / stage.student)  # other stages do have checkpoints
         validate = kind.validator(stage, make_folder(folder / "samples"))
         if processes.is_main_process and not number:
             save_config(config, run / "config.yaml")
@@ -176,5 +183,5 @@ def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) 
         exported, description = kind.export(stage, training, run / stage.student)
         if not stage.steps or config.steps[0] in stage.steps:
             main = DistillResult(run / stage.student, exported, description, training, stage.method, processes.is_main_process)
-    assert main is not None  # every method makes a student of the main step count
+    assert main is not None  # every method has a student of the main step count
     return main

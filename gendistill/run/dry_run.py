@@ -1,4 +1,4 @@
-"""What a run would do, described without doing it: no folder is made, no weights of a denoiser are loaded."""
+"""Description of a run without executing it: no folder is created, and no denoiser weights are loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendistill.training.trainer_config import TrainerConfig
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One line each."""
+    """Descriptions of the parts of a run, one line each."""
 
     teacher: str
     trains: str
@@ -31,11 +31,11 @@ class RunPlan:
 
 
 def dry_run(config: RunConfig, *, resume: bool = False) -> RunPlan:
-    """What `distill(config, resume=resume)` would do.
+    """The plan of `distill(config, resume=resume)`.
 
     Raises:
-        ValueError: the teacher or the data are not there or do not go together with the settings, or the run folder holds a
-            run and `resume` is not requested.
+        ValueError: the teacher or the data do not exist or are not compatible with the settings, or the run folder holds a run
+            and `resume` is False.
     """
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig, *, resume: bool = False) -> RunPlan:
     lengths = [f"{stage.name}: {_length(stage.trainer)}" if stage.name else _length(stage.trainer) for stage in outlines]
     students = [str(run / stage.student) for stage in outlines if stage.student]
     minutes = f" or {trainer.checkpoint_minutes:g} minutes" if trainer.checkpoint_minutes else ""
-    stages = "stages/ with their " if len(outlines) > 1 else ""
+    stages = "stages/ with " if len(outlines) > 1 else ""
     return RunPlan(
         teacher=teacher,
         trains=trains,
@@ -64,11 +64,11 @@ def _length(trainer: TrainerConfig) -> str:
 
 
 def _resume(run: Path, resume: bool) -> str:
-    """Where it would go on: in the last stage that has a checkpoint."""
+    """The checkpoint to resume from: the last one of the latest stage that has checkpoints."""
     require_free(run, resume)
     folders = [folder for folder in (run, *run.glob("stages/*")) if Checkpoints(folder / "checkpoints").steps()]
     if not folders:
-        return "nothing to go on from; starts at step 0"
+        return "no checkpoint; starts at step 0"
     last = max(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime)
     name = Checkpoints(last / "checkpoints").steps()[-1]
-    return f"goes on from {name}" + ("" if last == run else f" of stage {last.name}")
+    return f"resumes from {name}" + ("" if last == run else f" of stage {last.name}")

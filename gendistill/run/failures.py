@@ -1,4 +1,4 @@
-"""What the machine refuses a run, memory or disk, in one sentence that names the settings to change."""
+"""Errors of a run for which memory or disk space does not suffice, as one sentence that names the settings to change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def user_errors(config: RunConfig, num_processes: int) -> Iterator[None]:
-    """Raises ValueError where memory or the disk runs out within."""
+    """Raise ValueError if memory or disk space runs out inside the context."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -28,19 +28,19 @@ def user_errors(config: RunConfig, num_processes: int) -> Iterator[None]:
             raise
         raise ValueError(out_of_memory(config, num_processes)) from error
     except (OSError, SafetensorError) as error:
-        refused = as_os_error(error)
-        if refused is None or refused.errno not in DISK:
+        os_error = as_os_error(error)
+        if os_error is None or os_error.errno not in DISK:
             raise
-        raise ValueError(out_of_disk(config, refused)) from error
+        raise ValueError(out_of_disk(config, os_error)) from error
 
 
 def out_of_memory(config: RunConfig, num_processes: int = 1) -> str:
-    """What would fit, the least change to the result first."""
+    """The message with settings that save memory, ordered by their effect on the result, the smallest first."""
     trainer, remedies = config.trainer, []
-    share = trainer.batch_size // num_processes
-    finer = [parts for parts in range(trainer.gradient_accumulation_steps + 1, share + 1) if share % parts == 0]
-    if finer:
-        remedies.append(f"trainer.gradient_accumulation_steps={next((n for n in finer if n % 2 == 0), finer[0])}")
+    batch_size = trainer.batch_size // num_processes  # of one process
+    divisors = [count for count in range(trainer.gradient_accumulation_steps + 1, batch_size + 1) if batch_size % count == 0]
+    if divisors:
+        remedies.append(f"trainer.gradient_accumulation_steps={next((n for n in divisors if n % 2 == 0), divisors[0])}")
     supports = recipe_of(config).supports
     if not trainer.gradient_checkpointing and supports.gradient_checkpointing:
         remedies.append("trainer.gradient_checkpointing=true")
@@ -59,17 +59,17 @@ def out_of_memory(config: RunConfig, num_processes: int = 1) -> str:
 
 
 def out_of_disk(config: RunConfig, error: OSError) -> str:
-    """Where there is no room, how much is needed, and what is kept."""
+    """The message with the path that cannot be written, the space that a checkpoint needs, and the checkpoint that is kept."""
     run = Path(config.out)
-    where = Path(error.filename) if isinstance(error.filename, str) else run
-    there = next(folder for folder in (where, *where.absolute().parents) if folder.exists())
+    path = Path(error.filename) if isinstance(error.filename, str) else run
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     checkpoints = Checkpoints(run / "checkpoints")
-    free = shutil.disk_usage(there).free
-    text = f"{where} cannot be written: {(error.strerror or str(error)).lower()}, {_megabytes(free)} free"
+    free = shutil.disk_usage(existing).free
+    text = f"{path} cannot be written: {(error.strerror or str(error)).lower()}, {_megabytes(free)} free"
     if not (steps := checkpoints.steps()):
-        return f"{text}. Make room there, or take another out, and start again"
+        return f"{text}. Free disk space there, or set another out, and start again"
     size = sum(file.stat().st_size for file in (checkpoints.folder / steps[-1]).iterdir())
-    return f"{text}; a checkpoint takes {_megabytes(size)}. Make room there and go on with --resume: {steps[-1]} is kept"
+    return f"{text}; a checkpoint needs {_megabytes(size)}. Free disk space there and resume with --resume: {steps[-1]} is kept"
 
 
 def _megabytes(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What decides which checkpoint of a GAN becomes the student: how far its images are from the real ones."""
+"""Validation of GANs: the distance of generated images to real images selects the checkpoint of the student."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from gendistill.samplers import images_at_once, to_uint8
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
-MAX_REFERENCE = 4096  # images that a reference is made of
+MAX_REFERENCE = 4096  # images in the reference statistics
 
 
 class GeneratorValidator:
-    """Judges the student's average by the images of fixed noise, against real ones where there are any, else the teacher's.
+    """Validates the EMA of the student by images from fixed noise, against real images, or without data against the teacher's.
 
     Args:
-        num: images of a validation.
-        device: where the generators are.
+        num: number of images in a validation.
+        device: device of the generators.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class GeneratorValidator:
         self.metric = metric_name(extractor)
         samples.mkdir(parents=True, exist_ok=True)
         teacher = method.networks.teacher
-        self.inputs, self.labels = _asked(teacher, data, num, 1_000 + seed)
-        theirs = torch.cat(list(self._generated(teacher, self.inputs, self.labels, range(num))))
+        self.inputs, self.labels = _fixed_inputs(teacher, data, num, 1_000 + seed)
+        teacher_images = torch.cat(list(self._generated(teacher, self.inputs, self.labels, range(num))))
         self.reference = self._reference(data, teacher, seed)
-        self.teacher_diversity = diversity(extract(extractor, theirs), self.labels)
-        save_image_grid(make_grid(theirs[:GRID_IMAGES].float() / 255, nrow=8), samples / "teacher.png")
+        self.teacher_diversity = diversity(extract(extractor, teacher_images), self.labels)
+        save_image_grid(make_grid(teacher_images[:GRID_IMAGES].float() / 255, nrow=8), samples / "teacher.png")
 
     def __call__(self, step: int) -> Validation:
-        """The distance of the average's images, and how diverse they are; processes share the generating."""
+        """The Fréchet distance of the EMA's images and their diversity relative to the teacher's; all processes generate."""
         average = self.method.networks.average
         num = len(self.inputs)
         images = gathered(torch.cat(list(self._generated(average, self.inputs, self.labels, items_of_process(num)))), num)
@@ -70,7 +70,7 @@ class GeneratorValidator:
     def _generated(
         self, generator: Generator, inputs: Tensor, labels: Tensor | None, numbers: range | list[int]
     ) -> Iterator[Tensor]:
-        """Batches uint8 (B, 3, H, W) on the CPU, of those of `inputs` and `labels` that have these numbers."""
+        """Batches uint8 (B, 3, H, W) on the CPU of the images for the `inputs` and `labels` with the indices `numbers`."""
         training = generator.network.training
         generator.network.eval()
         size = images_at_once(max(generator.spec.output_shape[1:]))
@@ -87,12 +87,12 @@ class GeneratorValidator:
                 images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
             return gaussian_statistics(extract(self.extractor, images))
         num = max(len(self.inputs), 1024)
-        images = torch.cat(list(self._generated(teacher, *_asked(teacher, data, num, 2_000 + seed), range(num))))
+        images = torch.cat(list(self._generated(teacher, *_fixed_inputs(teacher, data, num, 2_000 + seed), range(num))))
         return gaussian_statistics(extract(self.extractor, images))
 
 
-def _asked(teacher: Generator, data: ImageData | NoData, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Noise or images (N, ...) and classes (N,), by frequency where there are data."""
+def _fixed_inputs(teacher: Generator, data: ImageData | NoData, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Noise or input images (N, ...) and classes (N,) with the frequencies of the data, or uniform without data."""
     random, spec = PerSampleRandom(seed, 0, 0, num), teacher.spec
     batch = data.batch(data.rows_of_step(seed, 0, num), random, "cpu")
     inputs = random.normal(spec.input_shape) if batch.inputs is None else batch.inputs
@@ -101,13 +101,13 @@ def _asked(teacher: Generator, data: ImageData | NoData, num: int, seed: int) ->
 
 
 def in_colour(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] as uint8 (B, 3, H, W) on the CPU; grey ones have three equal channels."""
-    shown = to_uint8(images.float() / 2 + 0.5).cpu()
-    return shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown[:, :3]
+    """Images (B, C, H, W) in [-1, 1] as uint8 (B, 3, H, W) on the CPU; grey images get three equal channels."""
+    values = to_uint8(images.float() / 2 + 0.5).cpu()
+    return values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values[:, :3]
 
 
 def diversity(features: Tensor, labels: Tensor | None) -> float:
-    """The mean distance between two images' features (N, D), of one class where there are classes (N,) with two of them."""
+    """The mean pairwise distance of image features (N, D); with classes (N,), of pairs within a class, if there are any."""
     distances = torch.cdist(features, features)
     same = torch.ones_like(distances, dtype=torch.bool) if labels is None else labels[:, None] == labels
     same.fill_diagonal_(False)

@@ -1,4 +1,4 @@
-"""Runs of GANs: a generator in, a folder with a smaller one out."""
+"""Runs of GANs: a generator in, a folder with a smaller generator out."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ class GeneratorRun:
 
     @staticmethod
     def describe(config: RunConfig) -> tuple[str, str, str]:
-        """What a GAN is shows by opening it, and its student's size by pruning it."""
+        """Opens the teacher to describe it, and prunes it to describe the student."""
         teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
-        data, what = config.data, "none: the teacher's images are the real ones"
+        data, description = config.data, "none: the teacher's images serve as real images"
         if data.path is not None:
             source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
-            what = f"{source.describe()}; brought to size into {data.cache}"
+            description = f"{source.describe()}; resized into {data.cache}"
         start = start_student(teacher, config.compress, NoData(), config.seed)
-        return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", what
+        return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", description
 
     def prepare(self) -> None:
         config, generator = self.config, self.teacher.generator
         with advancing_bar("reading the images") as progress:
             self.images = prepare_images(config.data, generator.spec, config.seed, progress)
-        self.learned_on: TrainingData = self.images
+        self.training_data: TrainingData = self.images
         if config.gan.pairs:
             with advancing_bar("generating pairs", config.gan.pairs) as progress:
                 generator.network.to(self.processes.device)
-                self.learned_on = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
+                self.training_data = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 
     def stages(self) -> Iterator[Stage]:
         config, teacher, device = self.config, self.teacher, self.processes.device
@@ -72,24 +72,24 @@ class GeneratorRun:
             self.start = start_student(teacher, config.compress, self.images, config.seed)
         _report(f"student: {self.start.describe()}")
         for layer, reason in self.start.not_pruned.items():
-            _report(f"kept whole: {layer} ({reason})")
+            _report(f"not pruned: {layer} ({reason})")
         yield from recipe_of(config).stages(GeneratorContext(config, teacher, self.start, self.images, device))
 
     def data(self, stage: Stage) -> TrainingData:
-        return self.learned_on
+        return self.training_data
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
         config, device = self.config, self.processes.device
         extractor = load_extractor(config.validation_extractor or "emoji", str(device))
         num = config.trainer.num_validation
-        method: Any = stage.method  # a `GanCodistillation`, whatever the recipe
+        method: Any = stage.method  # every recipe of generators has a `GanCodistillation`
         return GeneratorValidator(method, self.images, extractor, samples, num=num, seed=config.seed, device=device)
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
-        """The average that validated best, with the discriminator as it was at the end."""
+        """Write the EMA of the best validation, with the discriminator of the last step."""
         config, start, average = self.config, self.start, stage.method.networks.average
-        assert training.best is not None  # the validator has evaluated at least the start
-        described: dict[str, Any] = {
+        assert training.best is not None  # the validator has evaluated at least step 0
+        student_info: dict[str, Any] = {
             "method": config.method,
             "teacher": config.teacher,
             "teacher_config": config.teacher_config,
@@ -102,8 +102,8 @@ class GeneratorRun:
             "figures": training.best.figures,
             "steps": training.steps,
         }
-        average.network.to(memory_format=torch.contiguous_format)  # as files hold it
-        student = Gan(average, start.source, student=described)
+        average.network.to(memory_format=torch.contiguous_format)  # the memory format of saved files
+        student = Gan(average, start.source, student=student_info)
         if self.processes.is_main_process:
             export_student(folder, student, self._provenance(stage, training))
         return student, f"{config.method} student; {start.describe()}"

@@ -1,4 +1,4 @@
-"""What a student's card says of how it was made, whatever kind it is."""
+"""The provenance of a student for its model card, the same for all kinds of students."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gendistill.training.trainer import TrainingResult
 
 
 def provenance_of(config: RunConfig, stage: Stage, training: TrainingResult) -> dict[str, Any]:
-    """Steps, time, seed and versions, by their names on the card."""
+    """Steps, training time, seed and versions by their names on the card."""
     return {
         "steps trained": f"{training.steps} at batch {stage.trainer.batch_size}, best at {training.best_step}",
         "minutes": f"{training.seconds / 60:.1f}",

@@ -1,7 +1,7 @@
-"""`gendistill plan --train`: what a training step takes of memory and time, before anything is loaded.
+"""`gendistill plan --train`: predicted memory and time of a training step, before weights are loaded.
 
-The method itself does a step on the meta device, where tensors have shapes and no numbers: what it holds at most is counted,
-and how many rows pass its networks. The time of a row is measured, on networks of random weights, where that is asked for.
+The method computes a training step on the meta device, where tensors have shapes but no values. The plan counts the peak
+memory and the samples that pass through the networks. A probe measures the time per sample on networks with random weights.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
 
 AS_IT_IS = "as it is"
-MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's for each number that learns
+MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's moments per trained parameter
 
 
 @dataclass
 class Calls:
-    """Rows that pass a network in a step: where nothing is kept, and where a gradient is to come back."""
+    """Samples that pass through the denoisers in a step: `plain` without gradients, `learning` with gradients."""
 
     plain: int = 0
     learning: int = 0
@@ -44,14 +44,15 @@ class Calls:
 
 @dataclass(frozen=True)
 class StepNeeds:
-    """Bytes of an optimizer step, and what is computed in it.
+    """Memory in bytes and computation of an optimizer step.
 
     Attributes:
-        weights: of the teacher's pipeline, the student and its average.
-        optimizer: its state.
-        step: of all that a step computes, gradients too, at its peak.
-        trained: numbers that learn.
-        rows: that pass the networks in a pass forwards and backwards; `passes`: of an optimizer step.
+        weights: bytes of the teacher's pipeline, the student and its EMA.
+        optimizer: bytes of the optimizer state.
+        step: peak bytes of activations and gradients.
+        trained: number of trained parameters.
+        rows: samples that pass through the denoisers in one forward and backward pass.
+        passes: forward and backward passes of an optimizer step (gradient accumulation).
     """
 
     weights: int
@@ -68,13 +69,14 @@ class StepNeeds:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A run as it is and, after it, with more and more settings that take less.
+    """The needs of a run with its settings, and with successive settings that save memory.
 
     Attributes:
-        needs: by the setting that comes to those before it; the first is `AS_IT_IS`.
-        memory: GiB that there are; None where nobody says.
-        seconds: of an optimizer step, as the settings are; None where it was not measured.
-        context: bytes of the device's own libraries.
+        needs: by setting, each in addition to the settings before it; the first, `AS_IT_IS`, is the run without changes.
+        memory: available memory in GiB; None if not specified.
+        seconds: time of an optimizer step without changes; None if not measured.
+        measured_on: the device of the measurement.
+        context: bytes of the libraries of the device (CUDA context).
     """
 
     teacher: str
@@ -86,39 +88,39 @@ class TrainingPlan:
     context: int = CUDA_CONTEXT
 
     def to_dict(self) -> dict[str, Any]:
-        rows = {name: {**asdict(of), "peak": of.peak + self.context} for name, of in self.needs.items()}
+        rows = {name: {**asdict(needs), "peak": needs.peak + self.context} for name, needs in self.needs.items()}
         return {**asdict(self), "needs": rows, "fits": self.fitting()}
 
     def fitting(self) -> list[str] | None:
-        """The fewest of the settings that fit into `memory`; None where none do, or nobody says how much there is."""
+        """The fewest settings with which the run fits into `memory`; None if none suffice, or if `memory` is None."""
         names = list(self.needs)
-        for count, of in enumerate(self.needs.values()):
-            if self.memory is not None and of.peak + self.context <= self.memory * 2**30:
+        for count, needs in enumerate(self.needs.values()):
+            if self.memory is not None and needs.peak + self.context <= self.memory * 2**30:
                 return names[1 : count + 1]
         return None
 
     def table(self) -> Table:
         table = Table(title=f"{self.method} from {self.teacher}: predicted", title_justify="left", box=SIMPLE_HEAD)
         table.add_column("settings")
-        for name in ("weights", "optimizer", "a step", "peak, GiB"):
+        for name in ("weights", "optimizer", "step", "peak, GiB"):
             table.add_column(name, justify="right")
-        table.add_column("learns", justify="right")
-        for name, of in self.needs.items():
-            sizes = (of.weights, of.optimizer, of.step, of.peak + self.context)
+        table.add_column("trained parameters", justify="right")
+        for name, needs in self.needs.items():
+            sizes = (needs.weights, needs.optimizer, needs.step, needs.peak + self.context)
             cells = (f"{size / 2**30:.2f}" for size in sizes)
-            table.add_row(name if name == AS_IT_IS else f"and {name}", *cells, f"{of.trained / 1e6:,.1f} M")
+            table.add_row(name if name == AS_IT_IS else f"and {name}", *cells, f"{needs.trained / 1e6:,.1f} M")
         return table
 
     def sentences(self) -> Iterator[str]:
-        own = f"{self.context / 2**30:.1f} GiB for the device's own libraries"
-        yield f"predicted from shapes, with {own}; validation is not in it"
+        context = f"{self.context / 2**30:.1f} GiB for the libraries of the device"
+        yield f"predicted from tensor shapes, including {context}, without validation"
         if self.seconds is not None:
-            yield f"{self.seconds:.2f} s an optimizer step, measured on {self.measured_on} with random weights"
+            yield f"{self.seconds:.2f} s per optimizer step, measured on {self.measured_on} with random weights"
         if self.memory is None:
             return
         fitting = self.fitting()
         if fitting is None:
-            yield f"{self.memory:g} GiB: nothing here fits; a smaller data.resolution or a smaller teacher take less"
+            yield f"{self.memory:g} GiB: no combination fits; a smaller data.resolution or a smaller teacher needs less"
         elif fitting:
             yield f"{self.memory:g} GiB: does not fit as it is; fits with --set {' --set '.join(fitting)}"
         else:
@@ -126,38 +128,38 @@ class TrainingPlan:
 
 
 def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool = False, cpu: bool = False) -> TrainingPlan:
-    """What `distill(config)` takes in a step of its main stage.
+    """The memory and time of a training step of `distill(config)`.
 
     Args:
-        memory: GiB that there are.
-        probe: measure the time of a step, on `config.device`.
-        cpu: count what a CPU takes, not a GPU.
+        memory: available memory in GiB.
+        probe: measure the time of a step on `config.device`.
+        cpu: predict for a CPU instead of a GPU.
 
     Raises:
-        ValueError: the method or one of its terms is none that is planned, or the teacher is not there.
+        ValueError: the method or one of its loss terms cannot be planned, or the teacher does not exist.
     """
     recipe = recipe_of(config)
     if not recipe.supports.planning or compresses(config):
-        what = "--compress" if compresses(config) else f"method {config.method}"
+        option = "--compress" if compresses(config) else f"method {config.method}"
         planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
-        raise ValueError(f"{what}: plan --train takes {planned}; --dry-run of distill tells the rest")
+        raise ValueError(f"{option}: plan --train expects one of {planned}; distill --dry-run describes other runs")
     if recipe.data_needs(config) == "trajectories" and (
         config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0
     ):
-        raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; expects 0")
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
     family = MetaNetworks.from_configs(config.teacher, config=config.teacher_config).family
-    for name, changed in _lighter(config, family):
+    for name, changed in _memory_savings(config, family):
         needs[name] = step_needs(changed, cpu=cpu)
-    seconds = where = None
+    seconds = device = None
     if probe:
-        seconds, where = measured_seconds(config, needs[AS_IT_IS])
+        seconds, device = measured_seconds(config, needs[AS_IT_IS])
     context = 0 if cpu else CUDA_CONTEXT
-    return TrainingPlan(config.teacher, config.method, needs, memory, seconds, where, context)
+    return TrainingPlan(config.teacher, config.method, needs, memory, seconds, device, context)
 
 
-def _lighter(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig]]:
-    """Settings that take less memory, one added to those before; what costs the least time comes first."""
+def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig]]:
+    """Settings that save memory, each added to the settings before it; the smallest cost in time comes first."""
     changes: dict[str, dict[str, Any]] = {}
     if not config.trainer.gradient_checkpointing:
         changes["trainer.gradient_checkpointing=true"] = {"trainer": {"gradient_checkpointing": True}}
@@ -176,7 +178,7 @@ def _lighter(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig
 
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
-    """Of one optimizer step of the first stage of `config`'s method, which runs on the meta device."""
+    """The needs of an optimizer step of the first stage of the method, computed on the meta device."""
     networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     dtype = getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
@@ -189,21 +191,21 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     unconditional = family.example_conditioning(network.config, 1, dtype)
     method = next(denoiser_stages(DenoiserContext(config, family, teacher, unconditional))).method
     assert isinstance(method, DenoiserMethod)
-    trained = [of for group in method.trained_parameters().values() for of in group.values()]
+    trained = [parameter for group in method.trained_parameters().values() for parameter in group.values()]
     if config.trainer.gradient_checkpointing:
         checkpoint_gradients(method.trained_modules())
-    counted = Calls()
-    held = _held(method, networks)
-    _count(held, type(network), counted)
+    calls = Calls()
+    modules = _modules_in_memory(method, networks)
+    _count_calls(modules, type(network), calls)
     batch = _batch(config, networks, rows, latents, dtype)
     step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
-    numbers = sum(of.numel() for of in trained)
+    num_trained = sum(parameter.numel() for parameter in trained)
     return StepNeeds(
-        bytes_of(held),
-        numbers * MOMENTS[config.trainer.optimizer],
+        bytes_of(modules),
+        num_trained * MOMENTS[config.trainer.optimizer],
         step,
-        numbers,
-        counted,
+        num_trained,
+        calls,
         config.trainer.gradient_accumulation_steps,
     )
 
@@ -214,16 +216,16 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
-    """Height and width of what is learned on; what a teacher generates has its own size."""
+    """Height and width of the training latents; generated data have the teacher's resolution."""
     resolution = config.data.resolution if config.data.path else None
     height, width = (resolution, resolution) if resolution else networks.size
     return height // networks.factor, width // networks.factor
 
 
 def _batch(config: RunConfig, networks: MetaNetworks, rows: int, latents: tuple[int, ...], dtype: torch.dtype) -> Batch:
-    config_of_network = networks.network.config
-    conditions = networks.family.example_conditioning(config_of_network, rows, dtype)
-    shape = (networks.family.channels(config_of_network)[0], *latents)
+    network_config = networks.network.config
+    conditions = networks.family.example_conditioning(network_config, rows, dtype)
+    shape = (networks.family.channels(network_config)[0], *latents)
     trajectories = None
     if recipe_of(config).data_needs(config) == "trajectories":
         count = config.align.trajectory_steps
@@ -232,64 +234,65 @@ def _batch(config: RunConfig, networks: MetaNetworks, rows: int, latents: tuple[
     return Batch(torch.empty(rows, *shape, device="meta"), conditions, trajectories)
 
 
-def _held(method: DenoiserMethod, networks: MetaNetworks) -> list[nn.Module]:
-    """All that is in memory."""
+def _modules_in_memory(method: DenoiserMethod, networks: MetaNetworks) -> list[nn.Module]:
+    """All modules that are in memory during training."""
     return [*networks.text, networks.decoder, *method.held_networks()]
 
 
-def _count(held: list[nn.Module], denoiser: type, counted: Calls) -> None:
-    """Count rows that pass the denoisers among them, networks of that class."""
+def _count_calls(modules: list[nn.Module], denoiser: type, calls: Calls) -> None:
+    """Count the samples that pass through the modules of class `denoiser`, from now on."""
 
-    def passing(module: nn.Module, args: Any, given: Any) -> None:
-        sample = args[0] if args else next(iter(given.values()))
-        if torch.is_grad_enabled() and any(of.requires_grad for of in module.parameters()):
-            counted.learning += len(sample)
+    def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+        sample = args[0] if args else next(iter(kwargs.values()))
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
+            calls.learning += len(sample)
         else:
-            counted.plain += len(sample)
+            calls.plain += len(sample)
 
-    denoisers: dict[int, Any] = {id(base): base for of in held if isinstance(base := getattr(of, "base", of), denoiser)}
+    bases = (getattr(module, "base", module) for module in modules)
+    denoisers: dict[int, Any] = {id(base): base for base in bases if isinstance(base, denoiser)}
     for base in denoisers.values():
-        base.register_forward_pre_hook(passing, with_kwargs=True)
+        base.register_forward_pre_hook(count, with_kwargs=True)
 
 
 def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
-    """Seconds of an optimizer step, and the device: one batch forwards, and forwards and backwards, on random weights.
+    """Seconds of an optimizer step, and the device, from a forward pass and a forward and backward pass on random weights.
 
-    All weights get gradients, also where only a LoRA learns: of that it is at most so long.
+    All weights get gradients, even if only a LoRA is trained: then the result is an upper bound.
     """
     device = usable_device(config.device)
     networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     network = networks.network.to_empty(device=device)
-    for of in network.parameters():
-        nn.init.normal_(of, std=0.02)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.02)
     network.to(getattr(torch, config.dtype) if device != "cpu" else torch.float32).train()
     if config.trainer.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
-    like = networks.family.example_inputs(network.config, rows, _latents(config, networks), network.dtype)
-    given = {name: _filled(of, device) for name, of in like.items()}
+    meta_inputs = networks.family.example_inputs(network.config, rows, _latents(config, networks), network.dtype)
+    inputs = {name: _random_like(value, device) for name, value in meta_inputs.items()}
 
-    def forwards() -> None:
+    def forward() -> None:
         with torch.no_grad():
-            network(**given)
+            network(**inputs)
 
-    def both() -> None:
-        network(**given).sample.sum().backward()
+    def forward_and_backward() -> None:
+        network(**inputs).sample.sum().backward()
 
-    plain = _median(forwards, device) / rows
+    plain = _median_seconds(forward, device) / rows
     network.requires_grad_(True)
-    learning = _median(both, device) / rows
+    learning = _median_seconds(forward_and_backward, device) / rows
     seconds = needs.passes * (needs.rows.plain * plain + needs.rows.learning * learning)
     return seconds, device
 
 
-def _filled(of: Any, device: str) -> Any:
-    if isinstance(of, dict):
-        return {name: _filled(part, device) for name, part in of.items()}
-    return torch.rand(of.shape, device=device).to(of.dtype)
+def _random_like(value: Any, device: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _random_like(item, device) for name, item in value.items()}
+    return torch.rand(value.shape, device=device).to(value.dtype)
 
 
-def _median(work: Callable[[], None], device: str, times: int = 3) -> float:
+def _median_seconds(work: Callable[[], None], device: str, times: int = 3) -> float:
     seconds = []
     for _ in range(times + 1):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What decides which checkpoint becomes the student: its images, at every step count and by every solver in question."""
+"""Validation of denoisers: the images of every step count and solver select the checkpoint and solver of the student."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ GRID_IMAGES = 32
 
 
 class Validator:
-    """Judges a stage's average at every step count with every solver in question, and samples a grid at fixed seeds."""
+    """Validates the EMA of a stage at all step counts with all its solvers, and saves image grids at fixed seeds."""
 
     def __init__(self, config: RunConfig, teacher: Teacher, stage: Stage, evaluator: Evaluator, samples: Path) -> None:
         self.config, self.teacher, self.stage, self.evaluator, self.samples = config, teacher, stage, evaluator, samples
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the sampling."""
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample."""
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
             return self._validate(FewStepSampler(pipeline), step)
 
@@ -46,22 +46,23 @@ class Validator:
             distances[solver] = {}
             for count in steps:
                 if count == 1 and solver != solvers[0]:
-                    distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
+                    distances[solver]["1"] = distances[solvers[0]]["1"]  # one step is the same with every solver
                     continue
-                mine = self.evaluator.subset(items_of_process(len(self.evaluator.prompts)))
-                images = mine.generate(sampler, count, self.config.guidance.pipeline_scale)
+                subset = self.evaluator.subset(items_of_process(len(self.evaluator.prompts)))
+                images = subset.generate(sampler, count, self.config.guidance.pipeline_scale)
                 images = gathered(images, len(self.evaluator.prompts))
                 distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]
                 if count == steps[0]:
                     grid = make_grid(images[:GRID_IMAGES].float() / 255, nrow=8)
                     save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
-        means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
+        means = {solver: sum(by_count.values()) / len(by_count) for solver, by_count in distances.items()}
         best = min(means, key=lambda solver: means[solver])
         return Validation(means[best], {"solver": best, self.evaluator.metric: distances})
 
 
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
-    """Real images to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
+    """An evaluator against the real images of the run, or without these against the teacher's images. Its seeds differ from the
+    seeds of `gendistill evaluate`."""
     reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
@@ -83,7 +84,7 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
 
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
-    """What samples the student of a stage by `solver`: a stock scheduler wherever there is one."""
+    """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
@@ -96,7 +97,7 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
 
 
 def save_image_grid(image: Tensor, path: Path) -> None:
-    """Write an image (3, H, W) in [0, 1], whole or not at all; one process does."""
+    """Write an image (3, H, W) in [0, 1] atomically, in the main process."""
     if PartialState().is_main_process:
         with written_alone(path) as temporary:
             save_image(image, temporary, format="png")

@@ -1,18 +1,18 @@
-"""How the C library keeps memory."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # constants of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keep the memory of freed tensors for the next ones, where the C library is glibc.
+    """Let glibc keep the memory of freed tensors for new tensors; does nothing with other C libraries.
 
-    By itself it gives every large tensor back to the system, which zeroes its pages when the next one takes them: up to a
-    third of the time in which a teacher generates on a CPU. For processes that are ours alone.
+    By default glibc returns the memory of every large tensor to the system, which zeroes the pages for the next tensor: this
+    takes up to a third of a teacher's sampling time on a CPU. Only for processes that run gendistill alone.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
         for setting in (TRIM_THRESHOLD, MMAP_THRESHOLD):

@@ -1,4 +1,4 @@
-"""What a run needs of the machine: a folder that can be written to, a device that can be used."""
+"""Checks of the machine: writable folders, usable devices and dtypes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def make_folder(path: Path) -> Path:
-    """The folder `path`, made where it is not there; ValueError where nothing can be written to it."""
+    """Create the folder `path` if it does not exist; raises ValueError if it is not writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except FileExistsError as error:
-        raise ValueError(f"out {path} cannot be made a folder: {error.strerror}") from error
+        raise ValueError(f"out {path} cannot be created as a folder: {error.strerror}") from error
     except OSError as error:
         raise ValueError(f"out {path} cannot be written to: {(error.strerror or str(error)).lower()}") from error
     return path
 
 
 def usable_device(device: str | None) -> str:
-    """`device`, or the best one that is there for None; ValueError where torch cannot use it."""
+    """`device`, or the best available device for None; raises ValueError if torch cannot use it."""
     try:
         torch.empty(0, device=device or "cpu")
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device} cannot be used here; expects cuda, mps or cpu") from error
+        raise ValueError(f"device {device} cannot be used; expects cuda, mps or cpu") from error
     return device or best_device()
 
 
 def usable_dtype(dtype: str) -> torch.dtype:
-    """What a name of `DTYPES` means."""
+    """The dtype of a name in `DTYPES`; raises ValueError for other names."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype}: expects one of {', '.join(DTYPES)}")
-    found: torch.dtype = getattr(torch, dtype)
-    return found
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    return torch_dtype
 
 
 def best_device() -> str:

@@ -1,4 +1,4 @@
-"""Networks as programs, by torch's exporters, whose logs are silenced."""
+"""Export of networks as programs with torch's exporters, without their logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
 
 @contextlib.contextmanager
 def silent_exporters() -> Iterator[None]:
-    """No progress, no deprecation warnings, and no log of an exception that the exporter raises as well."""
+    """Silence progress, deprecation warnings, and logs of exceptions that the exporter also raises."""
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -30,12 +30,12 @@ def silent_exporters() -> Iterator[None]:
 
 
 def traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """The program of a network for any batch size; inputs (2, ...) are examples.
+    """The exported program of a network for any batch size; `inputs` (2, ...) are examples.
 
     Raises:
-        Exception: whatever the network makes torch.export stumble over.
+        Exception: any error of torch.export for this network.
     """
-    batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch before 2.6 knows names alone
+    batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch < 2.6 has named dimensions only
     with silent_exporters():
         return torch.export.export(network, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
 
@@ -49,7 +49,7 @@ def write_onnx(
     *,
     external_data: bool,
 ) -> None:
-    """A program as ONNX; with `external_data` the weights are in a file beside it, which those above 2 GB need."""
+    """Write a program as ONNX; `external_data` stores the weights in a separate file, which models above 2 GB need."""
     with silent_exporters():
         torch.onnx.export(
             program,

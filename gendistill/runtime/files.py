@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever else writes them and whenever the power fails."""
+"""Atomic writing of files and folders, also with concurrent writers and power failures."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from typing import Any
 
 @contextmanager
 def atomic_write(final: Path) -> Iterator[Path]:
-    """A name beside `final` to write under, which is flushed and becomes `final` if the block ends well.
+    """Yields a temporary path in the same folder; the file is flushed and renamed to `final` if the block succeeds.
 
-    The name is this writer's own, so that two who write the same file do not meet; it keeps the suffix of `final`.
+    The temporary name is unique, so that concurrent writers of one file do not interfere; it keeps the suffix of `final`.
 
     Raises:
-        ValueError: the disk does not take it.
+        ValueError: the file cannot be written.
     """
     temporary = final.with_name(f".{final.stem}.{uuid.uuid4().hex}{final.suffix}")
     try:
@@ -35,10 +35,10 @@ def atomic_write(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_alone(final: Path) -> Iterator[Path]:
-    """As `atomic_write`, for a file that one process alone writes: what it leaves when it is killed, the next one overwrites.
+    """Like `atomic_write`, for files with a single writer: a killed process leaves a temporary file that the next overwrites.
 
     Raises:
-        OSError: the disk does not take it.
+        OSError: the file cannot be written.
     """
     temporary = final.with_name(f".{final.name}")
     yield temporary
@@ -47,16 +47,16 @@ def written_alone(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A name beside `final` to make a folder under, which becomes `final` if the block ends well.
+    """Yields a temporary path for a new folder in the same parent; it is renamed to `final` if the block succeeds.
 
     Raises:
-        ValueError: the disk does not accept it, or there is something in `final`, which stays as it is.
+        ValueError: the folder cannot be written, or `final` exists and is not empty; then it is not changed.
     """
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
     try:
         yield temporary
         if final.is_dir():
-            final.rmdir()  # refused by the system unless it is empty
+            final.rmdir()  # fails unless it is empty
         os.replace(temporary, final)
     except OSError as error:
         raise ValueError(f"{final} cannot be written: {error.strerror or error}") from error
@@ -65,8 +65,8 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Give a finished folder its final name; what stood there goes only once the new one is complete."""
-    old = _old(final)
+    """Rename a complete folder to `final`; an existing folder is removed after the renaming."""
+    old = _replaced_name(final)
     if final.exists():
         os.replace(final, old)
     os.replace(temporary, final)
@@ -74,32 +74,32 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename, then remove: what has its final name is complete at every moment."""
-    old = _old(folder)
+    """Rename a folder, then remove it: a folder with its final name is always complete."""
+    old = _replaced_name(folder)
     os.replace(folder, old)
     shutil.rmtree(old)
 
 
-def _old(folder: Path) -> Path:
-    """A name for what is to go, which nothing has."""
+def _replaced_name(folder: Path) -> Path:
+    """An unused name for a folder that is about to be removed."""
     old = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     return old
 
 
 def canonical_json(value: Any) -> str:
-    """JSON that does not depend on the order of names."""
+    """JSON that does not depend on the order of keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an object with a hash of itself, so that `read_json` notices a number that changed."""
+    """Write an object with its hash, so that `read_json` detects damage."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({"hash": _hash(value), **value}), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; ValueError if it is something else."""
+    """Read an object that `write_json` wrote; raises ValueError if the hash does not match."""
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict) or value.pop("hash", "") != _hash(value):
         raise ValueError(f"{path.name} is damaged")

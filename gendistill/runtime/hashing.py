@@ -1,4 +1,4 @@
-"""What a file's content is, as a short text: the ground of every cache key. And chance that a name decides."""
+"""Hashes of file contents, for cache keys, and pseudorandom numbers from names."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gendistill.runtime.files import atomic_write
 
-HASHES = "hashes.json"  # the memo of a folder of caches
+HASHES = "hashes.json"  # the file of `HashMemo` in a cache folder
 
-# A file that changed less than this ago may change again without its times showing it.
+# A file may change again within this time without a new modification time.
 SETTLED_NS = 2_000_000_000
 
 
@@ -24,14 +24,14 @@ def file_sha256(path: Path) -> str:
 
 
 class HashMemo:
-    """SHA-256 of files that are hashed again only if they may have changed: large data start without being read.
+    """Cached SHA-256 of files, which are hashed again only if they may have changed: a run starts without reading large data.
 
-    A hash is kept with the file's size, inode, modification time and change time. A program can set back the
-    modification time but not the change time, so a write that went through the file system is always seen. A file
-    that changed less than two seconds ago is not remembered (git's "racy" files).
+    A hash is stored with the file's size, inode, modification time and change time. A program can set back the
+    modification time but not the change time, so the memo detects every write through the file system. A file
+    that changed less than two seconds ago is not stored (git's "racy" files).
 
     Args:
-        file: where hashes are kept between runs; made when something is worth keeping.
+        file: JSON file with the hashes of earlier runs; created when there is a hash to store.
     """
 
     def __init__(self, file: Path):
@@ -54,7 +54,7 @@ class HashMemo:
         return digest
 
     def keep(self) -> None:
-        """Write what was learnt, with what other runs have learnt in the meantime; where that cannot be, it is lost."""
+        """Write the new hashes, merged with hashes that other runs have written meanwhile; errors of the disk are ignored."""
         with suppress(OSError, ValueError):
             if self._new:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,16 +70,16 @@ class HashMemo:
 
 
 def sha256_of(path: Path, hashes: HashMemo | None) -> str:
-    """The SHA-256 of a file, from the memo where there is one."""
+    """The SHA-256 of a file, from the memo if there is one."""
     return file_sha256(path) if hashes is None else hashes.sha256(path)
 
 
 def update(digest: "hashlib._Hash", part: list[str | int]) -> None:
-    """Add one part to a digest as JSON, so that ["a", "bc"] and ["ab", "c"] differ."""
+    """Add a part to a digest as JSON, so that ["a", "bc"] and ["ab", "c"] differ."""
     digest.update(json.dumps(part).encode())
 
 
 def chance(*parts: str | int) -> float:
-    """A number in [0, 1) that `parts`, such as a seed and an image's name, decide."""
+    """A pseudorandom number in [0, 1) that `parts`, such as a seed and the name of an image, determine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

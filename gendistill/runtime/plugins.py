@@ -1,4 +1,4 @@
-"""Methods, families and metrics of other packages: modules that register them, named in an entry point.
+"""Methods, families and metrics of other packages: an entry point names the module that registers them.
 
 [project.entry-points."gendistill"]
 my-method = "my_package.my_method"
@@ -13,15 +13,13 @@ from importlib.metadata import entry_points
 
 @lru_cache
 def load_plugins() -> None:
-    """Import every module that an installed package names; once a process.
+    """Import the modules of all entry points, once per process.
 
     Raises:
-        ValueError: one cannot be imported.
+        ValueError: a module cannot be imported.
     """
     for point in entry_points(group="gendistill"):
         try:
             import_module(point.value)
-        except Exception as error:  # whatever another package's module raises
-            raise ValueError(
-                f"plugin {point.name} ({point.value}) cannot be imported: {error}; mend or uninstall it"
-            ) from error
+        except Exception as error:  # a module of another package may raise any exception
+            raise ValueError(f"plugin {point.name} ({point.value}) cannot be imported: {error}; fix or uninstall it") from error

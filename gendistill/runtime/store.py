@@ -1,18 +1,18 @@
-"""What is computed once and kept on disk: parts of named tensors, under a key of everything that made them.
+"""A cache on disk: parts of named tensors, under a key of everything that determines them.
 
     folder/KEY/rows-00000.safetensors   the tensors of one part
-    folder/KEY/rows-00000.json          their shapes, the file's SHA-256, numbers beside them, and what was left out
-    folder/KEY/index.json               all parts together and how they were made; written last: without it the store
-                                        is incomplete
-    folder/KEY/skipped.jsonl            the items that were left out, and why
+    folder/KEY/rows-00000.json          their shapes, the file's SHA-256, notes (numbers), and the skipped items
+    folder/KEY/index.json               all parts together and their provenance; written last: without it the store is
+                                        incomplete
+    folder/KEY/skipped.jsonl            the skipped items, with reasons
 
-Every process walks all parts in order. It makes those that are neither there nor being made: a lock for each part says
-who makes it, so no two processes write the same file, and what is in a part does not depend on who made it. A process
-that is killed leaves finished parts behind and no lock; the next one makes the rest. Every file is written under a
-temporary name, flushed and renamed, so that what has its final name is complete.
+Every process iterates over all parts in order and computes those that do not exist and that no other process is
+computing: each part has a lock, so that no two processes write the same file, and the content of a part does not depend
+on the process. A killed process leaves complete parts and no lock; the next process computes the rest. Every file is
+written under a temporary name, flushed and renamed, so that a file with its final name is complete.
 
-Three things are kept so: the rows that training reads (`data.cached`), the features of images (`evaluation.feature_cache`)
-and the images of a model (`evaluation.image_cache`).
+Three kinds of data are stored: the rows of training data (`data.cached`), the features of images
+(`evaluation.feature_cache`) and the images of a model (`evaluation.image_cache`).
 """
 
 import hashlib
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Skipped:
-    """An item that was left out, and why; `broken` where its bytes are at fault."""
+    """An item that was left out, with the reason; `broken` if it cannot be decoded."""
 
     key: str
     reason: str
@@ -46,12 +46,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class StoredPart:
-    """What one file of a store is made of.
+    """The content of one file of a store.
 
     Attributes:
-        groups: tensors (n, ...) by name, of one shape within a group; a group of no rows is left out.
-        skipped: what was left out.
-        notes: numbers beside the rows, which are added up over all parts.
+        groups: tensors (n, ...) by name, of one shape within a group; a group without rows is omitted.
+        skipped: the items that were left out.
+        notes: additional numbers, which are summed over all parts.
     """
 
     groups: Mapping[str, Mapping[str, Tensor]]
@@ -60,17 +60,17 @@ class StoredPart:
 
 
 Parts: TypeAlias = Callable[[], Iterator[Callable[[], StoredPart]]]
-"""A walk over all parts in order; each is made when it is called. Always the same parts for the same key."""
+"""Returns an iterator over all parts in order, as functions that compute them. One key always gives the same parts."""
 
 
 class Store:
-    """The parts under one key.
+    """The parts with one key.
 
     Args:
-        root: the folder of all stores; made when there is something to keep.
-        key_parts: everything that decides what is in it; any JSON values.
-        described: how it was made, in a line for people, which is no part of the key.
-        field: the option that named `root`, for errors.
+        root: the folder of all stores; created with the first file.
+        key_parts: everything that determines the content; any JSON values.
+        described: one line about the provenance of the content, which is not part of the key.
+        field: the setting of `root`, for error messages.
     """
 
     def __init__(self, root: Path | str, key_parts: Mapping[str, Any], described: str = "", field: str = "cache") -> None:
@@ -81,18 +81,18 @@ class Store:
         self._hashes = HashMemo(self.root / HASHES)
 
     def build(self, parts: Parts) -> StoredRows:
-        """Open the store, after making what is missing or damaged of it.
+        """Open the store, after computing the parts that are missing or damaged.
 
         Raises:
             ValueError: the folder cannot be written, or parts differ in the shapes or dtypes of a group.
         """
-        if (rows := self._sound()) is None:
+        if (rows := self._verified_rows()) is None:
             described: list[dict[str, Any] | None] = [None]
             while None in described:
-                described = self._walk(parts)
+                described = self._write_missing(parts)
                 for number, part in enumerate(described):
-                    if part is None:  # another process makes it: wait until it is done or gone
-                        with self._locked(number):
+                    if part is None:  # another process computes it: wait until it finishes or ends
+                        with self._lock(number):
                             described[number] = self.described(number)
             self.complete([part for part in described if part])
             rows = StoredRows(self.folder)
@@ -100,27 +100,26 @@ class Store:
         return rows
 
     def write(self, part: int | str, content: StoredPart) -> dict[str, Any]:
-        """Write a part: its tensors, then what describes them, which is returned.
+        """Write the tensors of a part, then its description, which is returned.
 
         Raises:
-            ValueError: the disk does not take it, or the tensors of a group have different numbers of rows.
+            ValueError: the file cannot be written, or the tensors of a group have different numbers of rows.
         """
         for group, tensors in content.groups.items():
             if len({len(tensor) for tensor in tensors.values()}) != 1:
                 sizes = {name: len(tensor) for name, tensor in tensors.items()}
-                raise ValueError(f"rows: got {sizes} rows of {group!r}; it expects the same number in every tensor.")
+                raise ValueError(f"rows: got {sizes} rows of {group!r}; expects the same number in every tensor.")
         data = save(
             {
                 f"{group}/{name}": tensor.detach().cpu().contiguous()
-                for group, of_group in content.groups.items()
-                for name, tensor in of_group.items()
+                for group, tensors in content.groups.items()
+                for name, tensor in tensors.items()
             }
         )
         described = {
             "rows": {group: len(next(iter(tensors.values()))) for group, tensors in content.groups.items()},
             "tensors": {
-                group: {name: [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")] for name, tensor in of.items()}
-                for group, of in content.groups.items()
+                group: {name: _layout(tensor) for name, tensor in tensors.items()} for group, tensors in content.groups.items()
             },
             "sha256": hashlib.sha256(data).hexdigest(),
             "skipped": [asdict(skipped) for skipped in content.skipped],
@@ -135,7 +134,7 @@ class Store:
         return described
 
     def read(self, part: str) -> dict[str, Tensor] | None:
-        """The tensors of a part by `group/name`; None if it is not there or not what was written."""
+        """The tensors of a part by `group/name`; None if the part does not exist or is damaged."""
         file = part_file(self.folder, part)
         try:
             sha256, data = read_json(file.with_suffix(".json"))["sha256"], file.read_bytes()
@@ -144,7 +143,7 @@ class Store:
         return load(data) if hashlib.sha256(data).hexdigest() == sha256 else None
 
     def described(self, part: int | str) -> dict[str, Any] | None:
-        """What describes a part; None if it is not there, or not what was written: then it counts as not there from now on."""
+        """The description of a part; None if the part does not exist or is damaged. A damaged part loses its description."""
         file = part_file(self.folder, part)
         try:
             described = read_json(file.with_suffix(".json"))
@@ -153,28 +152,28 @@ class Store:
         if file.is_file() and self._hashes.sha256(file) == described["sha256"]:
             return described
         file.with_suffix(".json").unlink(missing_ok=True)
-        logger.warning("cache: %s is damaged; it expects sha256 %s. It is made again.", file, described["sha256"])
+        logger.warning("cache: %s is damaged; expects sha256 %s. It is computed again.", file, described["sha256"])
         return None
 
     def notes(self) -> dict[str, float]:
-        """The numbers beside the parts that are there, complete or not, added up."""
-        found = []
+        """The notes of the existing parts, summed; the store may be incomplete."""
+        notes = []
         for file in self.folder.glob("*.safetensors"):
             with suppress(OSError, ValueError):
-                found.append(read_json(file.with_suffix(".json"))["notes"])
-        return _added(found)
+                notes.append(read_json(file.with_suffix(".json"))["notes"])
+        return _summed(notes)
 
     def complete(self, parts: Sequence[dict[str, Any]]) -> None:
-        """Write the index over parts 0 to the last, as `write` describes them.
+        """Write the index of all parts, from the descriptions that `write` returns.
 
         Raises:
             ValueError: parts differ in the shapes or dtypes of a group.
         """
         tensors: dict[str, Any] = {}
         for part in parts:
-            for group, of_group in part["tensors"].items():
-                if tensors.setdefault(group, of_group) != of_group:
-                    raise ValueError(f"rows: got {of_group} of {group!r}; it expects {tensors[group]}, as in the first rows.")
+            for group, layout in part["tensors"].items():
+                if tensors.setdefault(group, layout) != layout:
+                    raise ValueError(f"rows: got {layout} of {group!r}; expects {tensors[group]}, as in the first rows.")
         skipped = [line for part in parts for line in part["skipped"]]
         with atomic_write(self.folder / SKIPPED) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in skipped), encoding="utf-8")
@@ -183,36 +182,39 @@ class Store:
             "key": self.key,
             "tensors": tensors,
             "parts": [part["rows"] for part in parts],
-            "skipped": {"broken": sum(of["broken"] for of in skipped), "other": sum(not of["broken"] for of in skipped)},
-            "notes": _added(part["notes"] for part in parts),
+            "skipped": {
+                "broken": sum(item["broken"] for item in skipped),
+                "other": sum(not item["broken"] for item in skipped),
+            },
+            "notes": _summed(part["notes"] for part in parts),
             "provenance": self.provenance,
         }
         write_json(self.folder / INDEX, index)
 
-    def _walk(self, parts: Parts) -> list[dict[str, Any] | None]:
-        """Make every part that is not there and that nobody else makes; what describes each, None for the others'."""
+    def _write_missing(self, parts: Parts) -> list[dict[str, Any] | None]:
+        """Compute missing parts that no other process is computing; returns the descriptions, None for parts in progress."""
         described = []
         for number, make in enumerate(parts()):
             if (part := self.described(number)) is None:
                 try:
-                    with self._locked(number, timeout=0):
+                    with self._lock(number, timeout=0):
                         part = self.described(number) or self.write(number, make())
                 except Timeout:
                     pass
             described.append(part)
         return described
 
-    def _sound(self) -> StoredRows | None:
-        """The rows, if they are complete and every file is what was written."""
+    def _verified_rows(self) -> StoredRows | None:
+        """The rows, if the store is complete and all files match their hashes; else None."""
         try:
             rows = StoredRows(self.folder)
         except ValueError:
             return None
-        sound = [self.described(number) is not None for number in range(rows.num_parts)]
-        return rows if rows.key == self.key and all(sound) else None
+        intact = [self.described(number) is not None for number in range(rows.num_parts)]
+        return rows if rows.key == self.key and all(intact) else None
 
-    def _locked(self, number: int, timeout: float = -1) -> AbstractContextManager[Any]:
-        """The lock of a part, held; Timeout if another process holds it."""
+    def _lock(self, number: int, timeout: float = -1) -> AbstractContextManager[Any]:
+        """Acquire the lock of a part; raises Timeout if another process holds it."""
         with self._writable():
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
             return FileLock(self.folder / "locks" / f"{number:05d}").acquire(timeout=timeout)
@@ -221,20 +223,30 @@ class Store:
     def _writable(self) -> Iterator[None]:
         try:
             yield
-        except Timeout:  # an OSError too, and no fault of the disk
+        except Timeout:  # Timeout is an OSError, but not an error of the disk
             raise
         except OSError as error:
             raise ValueError(f"{self.field} {self.root} cannot be written: {error.strerror or error}") from error
 
 
-def _added(notes: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def _layout(tensor: Tensor) -> list[Any]:
+    """Shape of a row, and name of the dtype."""
+    return [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")]
+
+
+def _layout(tensor: Tensor) -> list[Any]:
+    """Shape of a row, and name of the dtype."""
+    return [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")]
+
+
+def _summed(notes: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for some in notes:
-        for name, number in some.items():
+    for part_notes in notes:
+        for name, number in part_notes.items():
             total[name] = total.get(name, 0) + number
     return total
 
 
 def cache_key(**parts: Any) -> str:
-    """16 hex digits of the SHA-256 of everything that decides what is in a store; any JSON value, in any order."""
+    """16 hex digits of the SHA-256 of everything that determines the content of a store; any JSON values, in any order."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]

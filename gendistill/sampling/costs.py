@@ -1,4 +1,4 @@
-"""What an image of any sampler costs, by its parts: text encoder, network, decoder."""
+"""Cost of sampling an image, by component: text encoder, denoiser, decoder."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def measure_costs(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     **measuring: Any,
 ) -> Costs:
-    """Measure sampling images, each of a prompt of its own that was never encoded before.
+    """Measure the sampling of images, each from a different prompt that was not encoded before.
 
-    The sampler keeps what it has encoded; here every call starts without, so that the text encoder is counted as in the
-    first image of a prompt, and the empty prompt of guidance with it.
+    A sampler caches prompt embeddings; here every call starts with an empty cache, so that the cost includes the text
+    encoder for the prompts and for the empty prompt of guidance.
 
     Args:
-        prompts: as many as the largest batch; where there are fewer, they come again with a number behind them, which
-            costs the same. A model that knows all its prompts by itself repeats them.
+        prompts: as many as the largest batch; fewer prompts are repeated with a number appended, which costs the same. A
+            class-conditional or unconditional model repeats them unchanged.
         steps, guidance_scale: the sampler's defaults where None.
-        batch_sizes, measuring: as for `gendistill.metrics.cost.efficiency.measure`: `warmup`, `repeats`, `country`, ...
+        batch_sizes, measuring: see `gendistill.metrics.cost.efficiency.measure`: `warmup`, `repeats`, `country`, ...
 
     Raises:
         ValueError: there are no prompts, or a number is below 1.
@@ -41,16 +41,16 @@ def measure_costs(
         raise ValueError("prompts: got none, expects at least 1.")
     steps = sampler.default_steps if steps is None else steps
     scale = sampler.default_guidance_scale if guidance_scale is None else guidance_scale
-    given = list(dict.fromkeys(prompts))
+    distinct = list(dict.fromkeys(prompts))
     any_text = sampler.texts and sampler.own_prompts is None
 
     def prompt(k: int) -> str:
-        around, index = divmod(k, len(given))
-        return f"{given[index]} {around + 1}" if around and any_text else given[index]
+        repeat, index = divmod(k, len(distinct))
+        return f"{distinct[index]} {repeat + 1}" if repeat and any_text else distinct[index]
 
     def generate(count: int) -> None:
-        some = [prompt(k) for k in range(count)]
-        for _ in sampler.cold().images(some, range(count), num_inference_steps=steps, guidance_scale=scale, batch_size=count):
+        batch = [prompt(k) for k in range(count)]
+        for _ in sampler.cold().images(batch, range(count), num_inference_steps=steps, guidance_scale=scale, batch_size=count):
             pass
 
     costs = measure(

@@ -1,4 +1,4 @@
-"""`gendistill grid`: the timesteps at which few DDIM steps of a teacher stray least from its many, without training."""
+"""`gendistill grid`: timesteps at which a few DDIM steps of a teacher best approximate its many, found without training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import images_at_once
 from gendistill.schedulers import cheapest_path, step_costs, trailing
 
-CANDIDATES = 40  # holds the trailing grids of 1, 2, 4, 5, 8, 10 and 20 steps
-SEED = 30_000_001  # of the trajectories; apart from those of training and of evaluations
+CANDIDATES = 40  # contains the trailing grids of 1, 2, 4, 5, 8, 10 and 20 steps
+SEED = 30_000_001  # seed of the trajectories; differs from the seeds of training and evaluation
 
 
 @dataclass(frozen=True)
 class FoundGrid:
-    """A grid and how far its steps stray, as the root of the summed `step_costs`, beside the trailing grid's.
+    """A grid and its error, the root of the summed `step_costs`, with the error of the trailing grid.
 
-    `trailing_error` is None where the trailing grid's timesteps are not among the candidates.
+    `trailing_error` is None if the timesteps of the trailing grid are not among the candidates.
     """
 
     timesteps: list[int]
@@ -32,7 +32,7 @@ class FoundGrid:
 
 
 def searchable(pipeline: Any) -> bool:
-    """Whether a pipeline can be followed: one that no student could be taught by is only sampled from."""
+    """Whether the pipeline can be a teacher, so that its trajectories can be computed."""
     try:
         teacher_of(pipeline, "")
     except ValueError:
@@ -48,11 +48,11 @@ def search_grids(
     guidance_scale: float,
     progress: Callable[[int], object] | None = None,
 ) -> dict[int, FoundGrid]:
-    """The best grid of each step count among `CANDIDATES` trailing timesteps, along one trajectory a prompt.
+    """The best grid of each step count among `CANDIDATES` trailing timesteps, along one trajectory per prompt.
 
     Args:
-        prompts: those that the teacher will be asked; some dozens tell enough.
-        guidance_scale: that it will be asked with; 1 is none.
+        prompts: representative prompts; a few dozen suffice.
+        guidance_scale: guidance scale of the trajectories; 1 is without guidance.
 
     Raises:
         ValueError: a step count is not in [1, CANDIDATES].
@@ -75,18 +75,18 @@ def search_grids(
         if progress:
             progress(len(part))
     costs /= len(prompts)
-    return {count: _found(costs, candidates, count) for count in counts}
+    return {count: _best_grid(costs, candidates, count) for count in counts}
 
 
-def _found(costs: Tensor, candidates: Tensor, count: int) -> FoundGrid:
+def _best_grid(costs: Tensor, candidates: Tensor, count: int) -> FoundGrid:
     path = cheapest_path(costs, count)
-    places = {t: place for place, t in enumerate(candidates.tolist())}
-    usual = trailing(count, int(candidates[0]) + 1).tolist()
-    known = all(t in places for t in usual)
+    index_of = {t: index for index, t in enumerate(candidates.tolist())}
+    trailing_grid = trailing(count, int(candidates[0]) + 1).tolist()
+    is_comparable = all(t in index_of for t in trailing_grid)
     return FoundGrid(
         candidates[path].tolist(),
         _error(costs, path.tolist()),
-        _error(costs, [places[t] for t in usual]) if known else None,
+        _error(costs, [index_of[t] for t in trailing_grid]) if is_comparable else None,
     )
 
 
@@ -98,20 +98,20 @@ def _error(costs: Tensor, path: list[int]) -> float:
 def find_grids(
     model: str, prompts: Sequence[str] | None, counts: Sequence[int], guidance_scale: float, device: str | None = None
 ) -> dict[int, FoundGrid]:
-    """`search_grids` of a folder, hub id or checkpoint.
+    """`search_grids` for a folder, hub id or checkpoint.
 
     Args:
-        prompts: all that the model knows where None.
+        prompts: None for all classes of a class-conditional model, or the empty prompt of an unconditional model.
 
     Raises:
-        ValueError: it cannot be opened, needs prompts, knows no guidance, or has too few timesteps.
+        ValueError: the model cannot be opened, needs prompts, or has no guidance; or a step count is too large.
     """
     if max(counts) > CANDIDATES:
-        raise ValueError(f"steps {max(counts)}: expects at most {CANDIDATES}, among which the search chooses")
+        raise ValueError(f"steps {max(counts)}: expects at most {CANDIDATES}, the number of candidate timesteps")
     teacher = load_teacher(model, device=usable_device(device))
     if prompts is None and (prompts := teacher.own_prompts) is None:
         raise ValueError("--prompt and --prompts: expects one of them")
     if guidance_scale > 1 and not teacher.family.guided:
-        raise ValueError(f"guidance_scale {guidance_scale:g}: {model} knows no guidance; expects 1")
+        raise ValueError(f"guidance_scale {guidance_scale:g}: {model} has no guidance; expects 1")
     with advancing_bar("following the teacher's trajectories", len(prompts)) as progress:
         return search_grids(teacher, prompts, counts, guidance_scale, progress)

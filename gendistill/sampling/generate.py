@@ -24,7 +24,7 @@ from gendistill.sampling.task_inputs import NO_FILES, TaskFiles
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """What a call of `sample` wrote, and how it went; `seconds` are those of sampling alone."""
+    """The files of a call of `sample`, and its figures; `seconds` is the time of sampling alone."""
 
     files: list[Path]
     images: int
@@ -34,10 +34,10 @@ class GeneratedImages:
     placement: str | None = None
 
     def describe(self) -> str:
-        shown = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
-        of = f"{self.images} images of {self.steps} step{'s' if self.steps != 1 else ''}"
-        where = f", placement {self.placement}" if self.placement else ""
-        return f"{shown}: {of} in {self.seconds:.1f} s{where}"
+        path = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
+        images = f"{self.images} images of {self.steps} step{'s' if self.steps != 1 else ''}"
+        placement = f", placement {self.placement}" if self.placement else ""
+        return f"{path}: {images} in {self.seconds:.1f} s{placement}"
 
 
 def generate(
@@ -57,14 +57,14 @@ def generate(
     """Sample `num` images of each prompt, image k with seed `seed + k`.
 
     Args:
-        prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
-        out: `.png` for one image or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
-        files: what they are sampled from beside prompts.
-        interpolate: of a GAN, instead: `num` strips of so many images for each prompt, from the noise of one seed to that of
-            the next, a row a strip.
+        prompts: None for all classes of a class-conditional model, or the empty prompt of an unconditional model.
+        out: `.png` for one image or a grid with one row per prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
+        files: inputs of the sampling in addition to prompts.
+        interpolate: for a GAN: instead, `num` strips of this many images for each prompt, which interpolate between the noise
+            of two seeds; one row per strip.
 
     Raises:
-        ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
+        ValueError: the model cannot be opened or needs prompts, or `out` has another suffix.
     """
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(f"out {out}: expects a .png, a .npy or a folder")
@@ -73,13 +73,13 @@ def generate(
     if files.image is not None and not sampler.text_to_image:
         prompts = input_prompts(sampler, files.image, prompts)
     elif prompts is None and (prompts := sampler.own_prompts) is None:
-        takes = f"--input: expects images, which {model} generates anew"
-        raise ValueError(takes if sampler.from_images else "--prompt and --prompts: expects one of them")
+        message = f"--input: expects images, which {model} translates"
+        raise ValueError(message if sampler.from_images else "--prompt and --prompts: expects one of them")
     repeated = [prompt for prompt in prompts for _ in range(num)]
     steps = sampler.default_steps if steps is None else steps
     sampler.require_steps(steps)
     if not sampler.text_to_image and (files.mask is not None or files.control is not None):
-        raise ValueError(f"--mask, --control: take a text-to-image model; this is a {sampler.kind}")
+        raise ValueError(f"--mask, --control: expect a text-to-image model; this is a {sampler.kind}")
     warnings, task = sampler.advice(steps, guidance_scale), TEXT_TO_IMAGE
     if isinstance(sampler, FewStepSampler) and files.any:
         task = files.read(sampler, len(repeated))
@@ -104,16 +104,16 @@ def generate(
 
 
 def _strips(sampler: Sampler, prompts: list[str], count: int, seed: int, guidance_scale: float | None) -> torch.Tensor:
-    """Images (P * count, 3, H, W): strip k of `count` goes from the noise of seed + 2k to that of seed + 2k + 1."""
+    """Images (P * count, 3, H, W): strip k of `count` images interpolates between the noise of seeds + 2k and + 2k + 1."""
     if not isinstance(sampler, GeneratorSampler):
         raise ValueError(f"interpolate {count}: expects a GAN; this is a {sampler.kind}")
     sampler.require_guidance(1 if guidance_scale is None else guidance_scale)
-    ends = [(seed + 2 * number, seed + 2 * number + 1) for number in range(len(prompts))]
-    return sampler.strips(prompts, ends, count).flatten(0, 1).cpu()
+    seeds = [(seed + 2 * number, seed + 2 * number + 1) for number in range(len(prompts))]
+    return sampler.strips(prompts, seeds, count).flatten(0, 1).cpu()
 
 
 def _write(images: torch.Tensor, out: Path, columns: int) -> list[Path]:
-    """Images (N, 3, H, W) in [0, 1] to `out`; gives the files."""
+    """Write images (N, 3, H, W) in [0, 1] to `out`; returns the files."""
     if out.suffix == ".npy":
         with atomic_write(out) as temporary:
             np.save(temporary, images.permute(0, 2, 3, 1).numpy())

@@ -1,4 +1,4 @@
-"""A LoRA or a ControlNet that someone made, put onto a pipeline by diffusers; why not in a sentence, where that fails."""
+"""Load a LoRA or a ControlNet into a pipeline with diffusers; a failure is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADAPTER = "does-it-fit"
 
 
 class DoesNotLoadError(Exception):
-    """An add-on does not load into a model, or does not run in it: why, in a sentence, and the modules that it does not fit."""
+    """An add-on cannot be loaded into a model or run with it: a sentence with the reason, and the modules that do not fit."""
 
     def __init__(self, sentence: str, unfit: Sequence[str] = ()) -> None:
         super().__init__(sentence)
@@ -30,35 +30,35 @@ class DoesNotLoadError(Exception):
 
 
 def lora_file(lora: str | Path) -> Path:
-    """The file that is meant: itself, or `pytorch_lora_weights.safetensors` in a folder; ValueError where there is none."""
+    """The LoRA file at a path: the path itself, or `pytorch_lora_weights.safetensors` in a folder; ValueError without one."""
     file = Path(lora) / LORA_FILE if Path(lora).is_dir() else Path(lora)
     if file.suffix != ".safetensors" or not file.is_file():
-        raise ValueError(f"lora {lora}: expects a .safetensors file that is there, or a folder with {LORA_FILE}")
+        raise ValueError(f"lora {lora}: expects an existing .safetensors file, or a folder with {LORA_FILE}")
     return file
 
 
 def require_control(control: str | Path, image: Tensor, size: tuple[int, int]) -> None:
-    """Raise ValueError where there is no ControlNet in a folder, or its image is not (3, *size)."""
+    """Raise ValueError if a folder has no ControlNet, or its image is not (3, *size)."""
     if not (Path(control) / "config.json").is_file():
-        raise ValueError(f"control {control}: expects the folder of a ControlNet that is there, with its config.json")
+        raise ValueError(f"control {control}: expects an existing folder of a ControlNet, with its config.json")
     if tuple(image.shape) != (3, *size):
-        raise ValueError(f"control image: got {tuple(image.shape)}, expects {(3, *size)}, as large as what is sampled")
+        raise ValueError(f"control image: got {tuple(image.shape)}, expects {(3, *size)}, the size of the sampled images")
 
 
-def tried(action: Callable[[], Any], what: str) -> Any:
-    """What an action gives; whatever a stranger's file makes diffusers and PEFT raise, as one sentence."""
+def tried(action: Callable[[], Any], failure: str) -> Any:
+    """The result of an action; an exception of diffusers or PEFT becomes a DoesNotLoadError that begins with `failure`."""
     try:
         return action()
     except torch.OutOfMemoryError:
-        raise  # the machine's fault, not the file's
+        raise  # not an error of the file
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DoesNotLoadError(f"{what} ({' '.join(' '.join(lines[:2]).split()).rstrip('.')})") from error
+        raise DoesNotLoadError(f"{failure} ({' '.join(' '.join(lines[:2]).split()).rstrip('.')})") from error
 
 
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """Without what diffusers and PEFT tell of files that do not fit, which is said in a sentence of ours."""
+    """Silence the logs of diffusers and PEFT about files that do not fit, which our error message reports."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -70,76 +70,77 @@ def _quiet_diffusers() -> Iterator[None]:
 
 
 def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
-    """A copy of a pipeline with a LoRA on, the modules of its network that it does not fit, and a sentence on them.
+    """A copy of a pipeline with a LoRA loaded, the modules of the network that the LoRA does not fit, and a sentence on them.
 
-    A copy, so that a load that fails half-way leaves nothing behind, and neither does one that succeeds.
+    The original pipeline does not change, neither on success nor on failure.
 
     Raises:
-        DoesNotLoadError: with the modules that it does not fit.
+        DoesNotLoadError: the LoRA cannot be loaded; with the modules that it does not fit.
     """
     if not hasattr(pipeline, "load_lora_weights"):
-        raise DoesNotLoadError(f"a {type(pipeline).__name__} expects no LoRA")
+        raise DoesNotLoadError(f"a {type(pipeline).__name__} does not support LoRA")
     source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     network, failed = network_of(pipeline), f"{file.name} does not load"
     state = tried(lambda: pipeline.lora_state_dict(str(file.parent), unet_config=network.config, **source)[0], failed)
     modules, absent, other_widths = _fitting(state, network)
     unfit = [*other_widths, *absent]
-    if other_widths:  # which diffusers loads nothing of, and logs all
-        name, why = next(iter(other_widths.items()))
-        some = f"{len(unfit)} of {len(modules)} modules do not fit, such as {name}"
-        raise DoesNotLoadError(f"{failed}: {some}, which {why}", unfit)
+    if other_widths:  # diffusers then loads nothing, and logs all modules
+        name, reason = next(iter(other_widths.items()))
+        summary = f"{len(unfit)} of {len(modules)} modules do not fit, such as {name}"
+        raise DoesNotLoadError(f"{failed}: {summary}, which {reason}", unfit)
     if modules and len(absent) == len(modules):
         raise DoesNotLoadError(f"{failed}: the network has none of its {len(modules)} modules, such as {absent[0]}", unfit)
     copied = copy.copy(pipeline)
-    parts = [name for name in pipeline._lora_loadable_modules if isinstance(getattr(pipeline, name, None), nn.Module)]
-    for name in parts:
+    components = [name for name in pipeline._lora_loadable_modules if isinstance(getattr(pipeline, name, None), nn.Module)]
+    for name in components:
         setattr(copied, name, copy.deepcopy(getattr(pipeline, name)))
-    before: list[str] = []
-    for part in (getattr(copied, name) for name in parts):
-        before += part.active_adapters() if getattr(part, "_hf_peft_config_loaded", False) else []
+    active: list[str] = []
+    for component in (getattr(copied, name) for name in components):
+        active += component.active_adapters() if getattr(component, "_hf_peft_config_loaded", False) else []
     with _quiet_diffusers():
         tried(lambda: copied.load_lora_weights(str(file.parent), adapter_name=ADAPTER, **source), failed)
     if not any(ADAPTER in adapters for adapters in copied.get_list_adapters().values()):
-        raise DoesNotLoadError(f"nothing of {file.name} found a place", unfit)
-    copied.set_adapters([*dict.fromkeys(before), ADAPTER])
-    some = f"{len(absent)} of {len(modules)} modules of {file.name} were left out, as the network has none called so: "
-    some += ", ".join(absent[:2]) + (f" and {len(absent) - 2} more" if absent[2:] else "")
-    return copied, unfit, some if absent else ""
+        raise DoesNotLoadError(f"no module of {file.name} was loaded", unfit)
+    copied.set_adapters([*dict.fromkeys(active), ADAPTER])
+    note = f"{len(absent)} of {len(modules)} modules of {file.name} were skipped, which the network does not have: "
+    note += ", ".join(absent[:2]) + (f" and {len(absent) - 2} more" if absent[2:] else "")
+    return copied, unfit, note if absent else ""
 
 
 def _fitting(state: dict[str, Tensor], network: nn.Module) -> tuple[set[str], list[str], dict[str, str]]:
-    """The modules of a network that a LoRA has weights for; those that are not there; and those of another width, and why."""
+    """The modules with LoRA weights; those that the network does not have; and those of another width, with the reason."""
     prefix = "unet."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix) and "lora" in key}
     if own and not any("lora_A" in key for key in own):
         own = convert_unet_state_dict_to_peft(own)
-    there = dict(network.named_modules())
+    network_modules = dict(network.named_modules())
     modules, other_widths = set(), {}
     for key, value in sorted(own.items()):
         name, _, matrix = key.partition(".lora_")
         modules.add(name)
-        weight = getattr(there.get(name), "weight", None)
+        weight = getattr(network_modules.get(name), "weight", None)
         if weight is not None and matrix.startswith("A") and value.shape[1] != weight.shape[1]:
-            other_widths[name] = f"takes {weight.shape[1]} inputs, and {value.shape[1]} in the LoRA"
+            other_widths[name] = f"has {weight.shape[1]} inputs, and {value.shape[1]} in the LoRA"
         elif weight is not None and matrix.startswith("B") and value.shape[0] != weight.shape[0]:
-            other_widths.setdefault(name, f"gives {weight.shape[0]} outputs, and {value.shape[0]} in the LoRA")
-    return modules, sorted(name for name in modules if getattr(there.get(name), "weight", None) is None), other_widths
+            other_widths.setdefault(name, f"has {weight.shape[0]} outputs, and {value.shape[0]} in the LoRA")
+    absent = sorted(name for name in modules if getattr(network_modules.get(name), "weight", None) is None)
+    return modules, absent, other_widths
 
 
 def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
-    """A ControlNet beside a pipeline's network, and a sentence where not all that it adds to is there.
+    """A ControlNet for a pipeline, and a sentence if its numbers of skip connections differ.
 
     Raises:
         DoesNotLoadError: there is no ControlNet pipeline for this family, or the folder cannot be opened.
     """
     if not family_of(pipeline).texts:
-        raise DoesNotLoadError(f"a {type(pipeline).__name__} expects no ControlNet")
+        raise DoesNotLoadError(f"a {type(pipeline).__name__} does not support ControlNets")
     network, failed = network_of(pipeline), f"{control.name} does not load"
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
     opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)
     tried(lambda: require_loaded(control, {"controlnet": opened}), failed)
-    # diffusers adds one to the other as far as both go, without a word where one is longer
+    # diffusers adds the residuals pairwise up to the shorter list, without a warning
     skips = 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in network.down_blocks)
-    added = len(opened.controlnet_down_blocks)
-    note = f"{control.name} adds to {added} skip connections and the network has {skips}, so that they are not paired as made"
-    return opened.to(pipeline.device).eval(), note if added != skips else ""
+    residuals = len(opened.controlnet_down_blocks)
+    note = f"{control.name} adds to {residuals} skip connections and the network has {skips}, so that they do not correspond"
+    return opened.to(pipeline.device).eval(), note if residuals != skips else ""

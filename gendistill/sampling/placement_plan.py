@@ -1,4 +1,4 @@
-"""`gendistill plan`: what sampling takes of memory, before anything is loaded."""
+"""`gendistill plan`: predicted memory of sampling, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ GPUS = (6, 8, 12, 24)  # GiB
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What a model needs, and which placement fits into how much memory.
+    """The memory that a model needs, and the placements that fit into amounts of memory.
 
     Attributes:
-        needs: as predicted, in bytes; `size`: height and width.
-        fits: by GiB of a GPU, or of what is free: the name of the fastest placement, None where none fits.
-        quantization: what the network's weights are kept as; `fits_smaller`: as `fits`, where they were kept as others.
+        size: height and width.
+        needs: predicted memory in bytes.
+        fits: the fastest placement by GiB of a GPU or of free memory; None where no placement fits.
+        quantization: quantization of the network's weights.
+        fits_smaller: `fits` with other quantizations.
     """
 
     model: str
@@ -44,11 +46,15 @@ class SamplingPlan:
         return {**asdict(self), "needs": asdict(self.needs), "peak": peaks}
 
     def table(self) -> Table:
-        """A row a placement, a column an amount of memory."""
+        """A table with one row per placement and one column per amount of memory."""
         height, width = self.size
-        kept = [self.dtype, *([self.quantization] if self.quantization != "none" else []), *(["guided"] if self.guided else [])]
+        options = [
+            self.dtype,
+            *([self.quantization] if self.quantization != "none" else []),
+            *(["guided"] if self.guided else []),
+        ]
         table = Table(
-            title=f"{self.model}, {self.batch} of {width}x{height}, {', '.join(kept)}: predicted",
+            title=f"{self.model}, {self.batch} of {width}x{height}, {', '.join(options)}: predicted",
             title_justify="left",
             box=SIMPLE_HEAD,
         )
@@ -56,7 +62,7 @@ class SamplingPlan:
         table.add_column("peak, GiB", justify="right")
         for free in self.fits:
             table.add_column(f"{free:g} GiB", justify="center")
-        table.add_column("what it is")
+        table.add_column("description")
         for placement in PLACEMENTS:
             peak = self.needs.peak(placement)
             marks = [
@@ -67,15 +73,15 @@ class SamplingPlan:
         return table
 
     def sentences(self) -> Iterator[str]:
-        own = f"{CUDA_CONTEXT / 2**30:.1f} GiB for the GPU's own libraries"
-        yield f"predicted from shapes, with {own}; nobody has measured it on a GPU here"
+        context = f"{CUDA_CONTEXT / 2**30:.1f} GiB for the libraries of the GPU"
+        yield f"predicted from tensor shapes, including {context}; not measured on a GPU"
         for free, name in self.fits.items():
             if name is None:
-                yield f"{free:g} GiB: nothing fits; fewer images at once, a smaller size or a tiny decoder take less"
+                yield f"{free:g} GiB: nothing fits; smaller batches, a smaller size or a tiny decoder need less"
             faster = {kind: fits[free] for kind, fits in self.fits_smaller.items() if _order(fits[free]) < _order(name)}
             if faster:
-                told = ", ".join(f"--quantization {kind} fits {placement}" for kind, placement in faster.items())
-                yield f"{free:g} GiB: {told}; smaller weights sample a seed a little otherwise"
+                placements = ", ".join(f"--quantization {kind} fits {placement}" for kind, placement in faster.items())
+                yield f"{free:g} GiB: {placements}; quantized weights change the images of a seed slightly"
 
 
 def plan_sampling(
@@ -88,22 +94,22 @@ def plan_sampling(
     quantization: str = "none",
     memory: float | None = None,
 ) -> SamplingPlan:
-    """What sampling `batch` images together takes.
+    """The memory of sampling a batch of `batch` images.
 
     Args:
-        model: a local model or student, with its weights or without, or the name of an architecture.
-        size: WIDTHxHEIGHT; the model's own where None.
-        quantization: what the network's weights are kept as: `none` or one of `KINDS`.
-        memory: GiB that are free; those of `GPUS` where None.
+        model: a local model or student, with or without weights, or the name of an architecture.
+        size: WIDTHxHEIGHT; the model's default size where None.
+        quantization: quantization of the network's weights: `none` or one of `KINDS`.
+        memory: free memory in GiB; the amounts of `GPUS` where None.
 
     Raises:
-        ValueError: there is no such model, or a size that its decoder cannot make.
+        ValueError: the model does not exist, or its decoder does not support the size.
     """
     if quantization not in ("none", *KINDS):
         raise ValueError(f"quantization {quantization}: expects none, {' or '.join(KINDS)}")
     spec = StudentSpec.load(Path(model))
 
-    def opened() -> MetaNetworks:
+    def open_networks() -> MetaNetworks:
         if spec is not None and spec.lora:
             return MetaNetworks.from_configs(spec.teacher, config=spec.teacher_config)
         return MetaNetworks.from_configs(model)
@@ -111,34 +117,34 @@ def plan_sampling(
     def needs_of(networks: MetaNetworks, kind: str) -> Needs:
         if kind != "none":
             quantize_weights(networks.network, kind)
-        return networks.needs(wanted, batch, guided=guided, dtype=usable_dtype(dtype), cpu=False)
+        return networks.needs(image_size, batch, guided=guided, dtype=usable_dtype(dtype), cpu=False)
 
-    networks = opened()
-    wanted = _size(size, networks)
-    free = [float(memory)] if memory is not None else [float(of) for of in GPUS]
+    networks = open_networks()
+    image_size = _size(size, networks)
+    free = [float(memory)] if memory is not None else [float(gib) for gib in GPUS]
     needs = needs_of(networks, quantization)
     fits = _fits_into(needs, free)
     slow = quantization == "none" and any(_order(name) for name in fits.values())
-    smaller = {kind: _fits_into(needs_of(opened(), kind), free) for kind in KINDS} if slow else {}
-    return SamplingPlan(model, wanted, batch, guided, dtype, quantization, needs, fits, smaller)
+    smaller = {kind: _fits_into(needs_of(open_networks(), kind), free) for kind in KINDS} if slow else {}
+    return SamplingPlan(model, image_size, batch, guided, dtype, quantization, needs, fits, smaller)
 
 
 def _fits_into(needs: Needs, free: list[float]) -> dict[float, str | None]:
-    """The name of the fastest placement that fits into each of some GiB."""
-    fastest = {of: fastest_that_fits(needs, of * 2**30 - CUDA_CONTEXT) for of in free}
-    return {of: None if placement is None else placement.name for of, placement in fastest.items()}
+    """The name of the fastest placement that fits into each amount of memory in GiB."""
+    fastest = {gib: fastest_that_fits(needs, gib * 2**30 - CUDA_CONTEXT) for gib in free}
+    return {gib: None if placement is None else placement.name for gib, placement in fastest.items()}
 
 
 def _order(name: str | None) -> int:
-    """Of a placement: 0 of the fastest, more of each that follows, most of none."""
-    return next((number for number, of in enumerate(PLACEMENTS) if of.name == name), len(PLACEMENTS))
+    """The rank of a placement by speed: 0 for the fastest; None has the last rank."""
+    return next((number for number, placement in enumerate(PLACEMENTS) if placement.name == name), len(PLACEMENTS))
 
 
 def _size(text: str | None, networks: MetaNetworks) -> tuple[int, int]:
     factor = networks.factor
     if text is None:
         return networks.size
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None or any(int(edge) < factor or int(edge) % factor for edge in found.groups()):
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or any(int(edge) < factor or int(edge) % factor for edge in match.groups()):
         raise ValueError(f"size {text}: expects WIDTHxHEIGHT in multiples of {factor} pixels")
-    return int(found[2]), int(found[1])
+    return int(match[2]), int(match[1])

@@ -1,4 +1,4 @@
-"""What `gendistill sample` is given beside prompts: files, read as a task of the sampler."""
+"""Input files of `gendistill sample`, read as a task of the sampler."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gendistill.sampling.load_add_ons import require_control
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """Files that images are sampled from.
+    """Input files of the sampling.
 
     Attributes:
-        image: an image to begin at; for a generator that generates images anew, one or a folder of them.
-        mask: where it is generated anew, white.
-        strength: the share of the steps that are made of the image.
-        control: the folder of a ControlNet, and the file of the image that it looks at.
+        image: the initial image of image-to-image and inpainting; for an image-to-image generator, an image or a folder.
+        mask: the inpainting mask, white where the image is generated.
+        strength: the fraction of the steps that are computed, from the noised image on (diffusers' `strength`).
+        control: the folder of a ControlNet, and the file of its conditioning image.
     """
 
     image: Path | None = None
@@ -34,24 +34,24 @@ class TaskFiles:
     @property
     def any(self) -> bool:
         """Whether there is a file."""
-        return any(of is not None for of in (self.image, self.mask, self.control))
+        return any(path is not None for path in (self.image, self.mask, self.control))
 
     def read(self, sampler: FewStepSampler, count: int) -> Task:
-        """The same task for each of `count` prompts, at the size of the model's images.
+        """The task with these files for each of `count` prompts, at the size of the model's images.
 
         Raises:
-            ValueError: a file is not there or no image, or a mask has nothing to be on.
+            ValueError: a file does not exist or is not an image, or there is a mask without an image.
         """
 
         def read(file: Path, option: str) -> Tensor:
-            """The middle of an image: (1, 3, H, W) in [0, 1]."""
+            """The centre crop of an image: (1, 3, H, W) in [0, 1]."""
             try:
                 return as_tensor(fitted(decode_image(file), *sampler.size))[None] / 2 + 0.5
             except (OSError, ValueError) as error:
                 raise ValueError(f"{option} {file}: {error}") from error
 
         if self.mask is not None and self.image is None:
-            raise ValueError(f"--mask {self.mask}: expects --input, the image to generate in")
+            raise ValueError(f"--mask {self.mask}: expects --input, the image to inpaint")
         network = controls = None
         if self.control is not None:
             folder, file = self.control

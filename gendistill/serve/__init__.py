@@ -1,1 +1,1 @@
-"""A local server of images: a page to try a student beside its teacher, and the endpoint that applications speak."""
+"""A local image server: a web page that compares a student with its teacher, and an OpenAI-compatible endpoint."""

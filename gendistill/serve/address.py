@@ -1,4 +1,4 @@
-"""Where a server listens, and who reaches it there."""
+"""The address of a server."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import socket
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 for any that is free.
+    """A socket that listens at an address; port 0 selects a free port.
 
     Raises:
-        ValueError: the port is taken, or the host is not this machine's.
+        ValueError: the port is in use, or the host is not an address of this machine.
     """
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).lower()
         raise ValueError(
-            f"--host {host} --port {port}: {why}; expects an address of this machine, and --port 0 for any that is free"
+            f"--host {host} --port {port}: {reason}; expects an address of this machine and a free port, or --port 0"
         ) from error
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether only this machine reaches what listens at `host`."""
+    """Whether `host` is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

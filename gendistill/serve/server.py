@@ -1,4 +1,4 @@
-"""The server: page and endpoint in one application, bound to this machine alone, ended cleanly."""
+"""The server: web page and endpoint in one application, local by default, with a clean shutdown."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gendistill.serve.studio import Studio
 from gendistill.serve.web_page import CSS, THEME, page_of
 from gendistill.serve.worker import Worker
 
-LET_GO = 2  # seconds after the last image in which answers leave; pages that look on are cut off then
+SHUTDOWN_SECONDS = 2  # for sending responses after the last image; then open pages are disconnected
 
 
 def application(studio: Studio, host: str) -> FastAPI:
-    """The page at `/`, the endpoint at `/v1`, `/health`."""
+    """The application with the page at `/`, the endpoint at `/v1`, and `/health`."""
     app = FastAPI(title="gendistill", docs_url=None, redoc_url=None, openapi_url=None)
-    if is_this_machine(host):  # else a stranger's page could send its visitors here under a name of its own
+    if is_this_machine(host):  # against DNS rebinding by other web pages
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host])
 
     @app.get("/health")
@@ -47,30 +47,32 @@ def application(studio: Studio, host: str) -> FastAPI:
 
 
 def run(studio: Studio, listening: socket.socket, started: Callable[[str], None] = lambda address: None) -> None:
-    """Serve until the process is told to end: what is being sampled is finished, what waits is refused.
+    """Serve until the process is stopped: the current batch is finished, waiting requests are rejected.
 
     Args:
-        started: called with the address when it can be asked.
+        started: called with the address when the server accepts requests.
     """
     host, port = listening.getsockname()[:2]
     address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
-    config = uvicorn.Config(application(studio, host), log_level="warning", timeout_graceful_shutdown=LET_GO, lifespan="on")
+    config = uvicorn.Config(
+        application(studio, host), log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS, lifespan="on"
+    )
     _Server(config, studio.worker, lambda: started(address)).run([listening])
 
 
 class _Server(uvicorn.Server):
-    """Ends the sampling before the connections, so that nobody is left without an answer."""
+    """Ends the sampling before the connections, so that every client gets a response."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._worker, self._told = worker, started
+        self._worker, self._started = worker, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._told()
+        self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl-C and SIGTERM are how a server ends, no errors; a second Ctrl-C does not wait for those that look on."""
+        """Stop on Ctrl-C and SIGTERM without an error; a second Ctrl-C does not wait for open pages."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 

@@ -1,4 +1,4 @@
-"""The models of a server, side by side: what each may be asked for, and the one place that samples."""
+"""The models of a server, the requests that they accept, and their sampling."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ STUDENT, TEACHER = "student", "teacher"
 
 
 class Studio:
-    """Samples for whoever asks, one batch at a time.
+    """The models of a server, with a worker that samples one batch at a time.
 
     Args:
-        models: what samples, by the name that it is asked for by; `STUDENT` first, for requests that name none.
+        models: samplers by model name; the first, `STUDENT`, is the default.
+        limits: limits of one request.
+        max_waiting: maximum number of requests in the queue.
+        max_images: maximum number of images in a batch.
 
     Raises:
-        ValueError: a model generates images anew from files, which nobody may send.
+        ValueError: a model is an image-to-image generator.
     """
 
     def __init__(
@@ -36,52 +39,56 @@ class Studio:
     ) -> None:
         for name, sampler in models.items():
             if sampler.from_images:
-                raise ValueError(f"{name}: generates images anew; expects a model that samples from prompts, classes or noise")
+                raise ValueError(
+                    f"{name}: is an image-to-image generator; expects a model that samples from prompts, classes or noise"
+                )
         self.models, self.limits = models, limits
         self.offers = {name: offer_of(name, sampler) for name, sampler in models.items()}
-        if (spec := models[STUDENT].spec) is not None and TEACHER in models:  # it samples what the student learned from
+        if (
+            spec := models[STUDENT].spec
+        ) is not None and TEACHER in models:  # the guidance scale that the student was distilled at
             self.offers[TEACHER] = replace(self.offers[TEACHER], guidance_scale=spec.guidance_scale)
         self.worker = Worker(self._generate, max_waiting=max_waiting, max_images=max_images)
 
     def warm_up(self) -> None:
-        """Sample an image by each model, so that nobody waits for what is only made once."""
+        """Sample an image with each model, so that the first request does not wait for the initialisation."""
         for offer in self.offers.values():
             prompt = offer.prompts[0] if offer.prompts else "warm"
             request = ImageRequest(offer.name, prompt, 1, 0, offer.steps, offer.guidance_scale, offer.size)
             self.worker.submit(request).result()
 
     def advice(self, request: ImageRequest) -> list[str]:
-        """What to know of images sampled so, a sentence each: steps or guidance that a student was not made for."""
+        """Warnings about steps or guidance that a student was not trained for, one sentence each."""
         return self.models[request.model].advice(request.steps, request.guidance_scale)
 
     def _generate(self, requests: list[ImageRequest]) -> Tensor:
-        like = requests[0]
+        first = requests[0]
         rows = [(request, request.seed + number) for request in requests for number in range(request.count)]
-        more: dict[str, Any] = {"size": like.size} if like.size != self.offers[like.model].size else {}
-        if like.image is not None:
-            begun, masks = ([getattr(of, name) for of, _ in rows] for name in ("image", "mask"))
-            more["task"] = Task(torch.stack(begun), None if like.mask is None else torch.stack(masks), like.strength)
-        batches = self.models[like.model].images(
-            [of.prompt for of, _ in rows],
+        options: dict[str, Any] = {"size": first.size} if first.size != self.offers[first.model].size else {}
+        if first.image is not None:
+            images, masks = ([getattr(request, name) for request, _ in rows] for name in ("image", "mask"))
+            options["task"] = Task(torch.stack(images), None if first.mask is None else torch.stack(masks), first.strength)
+        batches = self.models[first.model].images(
+            [request.prompt for request, _ in rows],
             [seed for _, seed in rows],
-            num_inference_steps=like.steps,
-            guidance_scale=like.guidance_scale,
-            **more,
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance_scale,
+            **options,
         )
         return torch.cat([to_uint8(batch).cpu() for batch in batches]).permute(0, 2, 3, 1)
 
 
 def offer_of(name: str, sampler: Sampler) -> Offer:
-    """What may be asked of a sampler."""
-    resized, prompts = sampler.text_to_image, sampler.own_prompts
+    """The requests that a sampler accepts."""
+    text_to_image, prompts = sampler.text_to_image, sampler.own_prompts
     return Offer(
         name,
         sampler.default_steps,
         sampler.default_guidance_scale,
         sampler.size,
-        multiple=8 if resized else None,
+        multiple=8 if text_to_image else None,
         prompts=None if prompts is None else tuple(prompts),
-        images=resized,
+        images=text_to_image,
         allows=_allowing(sampler),
     )
 
@@ -97,23 +104,24 @@ def _allowing(sampler: Sampler) -> Callable[[int, float], None]:
 def open_models(
     student: str, teacher: str | None, opening: Opening, *, with_teacher: bool = True
 ) -> tuple[dict[str, Sampler], list[str]]:
-    """A student, and the teacher that its folder names, or another one; and what to know of them, a sentence each.
+    """A student and the teacher that its folder names, or another teacher; and notes about them, one sentence each.
 
     Args:
-        opening: of both, which share its memory; `like` and `quantization` of the student alone.
+        opening: options of both models, which divide the memory; `like` and `quantization` apply to the student alone.
 
     Raises:
-        ValueError: one that was asked for cannot be opened. A teacher that nobody asked for is left out, which is told.
+        ValueError: the student, or the requested teacher, cannot be opened. Without a requested teacher, a note reports the
+            failure.
     """
-    opening = replace(opening, share=2 if with_teacher else 1)
-    found = open_within(student, opening)
-    models: dict[str, Sampler] = {STUDENT: found}
+    opening = replace(opening, num_models=2 if with_teacher else 1)
+    student_sampler = open_within(student, opening)
+    models: dict[str, Sampler] = {STUDENT: student_sampler}
     if not with_teacher:
         return models, []
-    if teacher is None and not _has_teacher(found):
-        return models, [f"{student} names no teacher; there is no image beside its own"]
+    if teacher is None and not _has_teacher(student_sampler):
+        return models, [f"{student} names no teacher; the page has images of the student alone"]
     try:
-        models[TEACHER] = _teacher_of(found, teacher, replace(opening, like=None, quantization=None))
+        models[TEACHER] = _teacher_of(student_sampler, teacher, replace(opening, like=None, quantization=None))
     except ValueError as error:
         if teacher is not None:
             raise
@@ -122,16 +130,14 @@ def open_models(
 
 
 def compile_networks(models: dict[str, Sampler]) -> None:
-    """Let torch compile the networks of models.
+    """Compile the networks of the models with torch.compile.
 
     Raises:
-        ValueError: one of them is not sampled from by a diffusion pipeline, or moves its networks while it samples.
+        ValueError: a model is not a diffusion model, or its networks move between devices during sampling.
     """
     for name, sampler in models.items():
         if not isinstance(sampler, FewStepSampler) or isinstance(sampler, PlacedSampler):
-            raise ValueError(
-                f"--compile: the {name} does not stay where it is or is a GAN; expects a diffusion model, no --memory"
-            )
+            raise ValueError(f"--compile: the {name} is a GAN or uses offloading; expects a diffusion model without --memory")
         sampler.compile()
 
 
@@ -153,7 +159,7 @@ def _teacher_of(student: Sampler, teacher: str | None, opening: Opening) -> Samp
 
 @contextmanager
 def studio_of(models: dict[str, Sampler], limits: RequestLimits, **settings: int) -> Iterator[Studio]:
-    """A studio that ends with its context."""
+    """A studio whose worker ends with the context."""
     studio = Studio(models, limits, **settings)
     try:
         yield studio

@@ -1,4 +1,4 @@
-"""The page: a prompt, a seed, steps and guidance; the student's image beside the teacher's, with their times."""
+"""The web page: prompt, seed, steps and guidance; the images of student and teacher side by side, with their times."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gendistill.serve.studio import Studio
 from gendistill.serve.worker import Generated
 
 TITLE = "gendistill"
-FONT = ["system-ui", "sans-serif"]  # Gradio's own would be fetched from elsewhere
+FONT = ["system-ui", "sans-serif"]  # Gradio's default fonts would be downloaded
 THEME = gr.themes.Soft(font=FONT, font_mono=["ui-monospace", "monospace"])
 CSS = ".image img { width: 100%; height: 100%; object-fit: contain; image-rendering: auto }"
-GENERATED_AT_ONCE = 8  # people whose requests wait in our own queue, where they may go into one batch
-KEPT = 600  # seconds that Gradio keeps an image's file
+GENERATED_AT_ONCE = 8  # concurrent requests of the page in the worker's queue, which may share a batch
+FILE_SECONDS = 600  # lifetime of Gradio's image files
 
 
 def page_of(studio: Studio) -> gr.Blocks:
-    """A page for a studio's models, its settings as wide as its limits."""
+    """The page for the models of a studio."""
     offers, limits = studio.offers, studio.limits
     first = next(iter(offers.values()))
-    with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(KEPT, KEPT)) as page:
+    with gr.Blocks(analytics_enabled=False, title=TITLE, delete_cache=(FILE_SECONDS, FILE_SECONDS)) as page:
         with gr.Row():
             if first.prompts is None:
                 prompt: Any = gr.Textbox(label="Prompt", lines=2, autofocus=True, elem_id="prompt", scale=4)
@@ -35,14 +35,14 @@ def page_of(studio: Studio) -> gr.Blocks:
         with gr.Row():
             for offer in offers.values():
                 settings += _settings(offer)
-        generate = gr.Button("Sample", variant="primary", elem_id="sample")
-        told = gr.Textbox(show_label=False, interactive=False, elem_id="told", visible="hidden", container=False)
-        shown: list[Any] = []
+        sample = gr.Button("Sample", variant="primary", elem_id="sample")
+        notice = gr.Textbox(show_label=False, interactive=False, elem_id="notice", visible="hidden", container=False)
+        outputs: list[Any] = []
         with gr.Row():
             for name in offers:
                 with gr.Column():
                     label = name.capitalize()
-                    shown.append(
+                    outputs.append(
                         gr.Image(
                             label=label,
                             format="png",
@@ -53,35 +53,35 @@ def page_of(studio: Studio) -> gr.Blocks:
                             buttons=["download"],
                         )
                     )
-                    shown.append(gr.Textbox(label=f"{label}'s time", interactive=False, elem_id=f"{name}-time"))
+                    outputs.append(gr.Textbox(label=f"{label}'s time", interactive=False, elem_id=f"{name}-time"))
 
-        def draw_both(prompt: Any, seed: Any, *settings: Any) -> Iterator[dict[Any, Any]]:
-            yield {told: gr.update(value="", visible="hidden"), **dict.fromkeys(shown)}
-            given = {"prompt": prompt, "seed": _whole(seed)}
+        def sample_all(prompt: Any, seed: Any, *settings: Any) -> Iterator[dict[Any, Any]]:
+            yield {notice: gr.update(value="", visible="hidden"), **dict.fromkeys(outputs)}
+            fields = {"prompt": prompt, "seed": _as_integer(seed)}
             times: list[float] = []
             warnings: list[str] = []
-            for place, name in enumerate(offers):
-                steps, scale = settings[2 * place : 2 * place + 2]
+            for number, name in enumerate(offers):
+                steps, scale = settings[2 * number : 2 * number + 2]
                 try:
-                    asked = read_request(
-                        {**given, "model": name, "steps": _whole(steps), "guidance_scale": scale}, offers, limits
+                    request = read_request(
+                        {**fields, "model": name, "steps": _as_integer(steps), "guidance_scale": scale}, offers, limits
                     )
-                    found = studio.worker.submit(asked).result()
-                except (ValueError, RuntimeError) as error:  # refused, busy, or not to be sampled
-                    yield {told: gr.update(value=str(error), visible=True)}
+                    generated = studio.worker.submit(request).result()
+                except (ValueError, RuntimeError) as error:  # rejected, busy, or failed
+                    yield {notice: gr.update(value=str(error), visible=True)}
                     return
-                given["seed"] = asked.seed  # where none was typed, both have the same one
-                times.append(found.seconds)
-                warnings += studio.advice(asked)
+                fields["seed"] = request.seed  # all models get the same random seed
+                times.append(generated.seconds)
+                warnings += studio.advice(request)
                 warning = gr.update(value="\n".join(warnings), visible=bool(warnings) or "hidden")
-                image, time = shown[2 * place : 2 * place + 2]
-                generated = Image.fromarray(found.images[0].squeeze(-1).numpy())
-                yield {told: warning, image: generated, time: _time(found, asked.steps, times)}
+                image, time = outputs[2 * number : 2 * number + 2]
+                values = Image.fromarray(generated.images[0].squeeze(-1).numpy())
+                yield {notice: warning, image: values, time: _time(generated, request.steps, times)}
 
-        given = [prompt, seed, *settings]
-        asking = [generate.click] if first.prompts is not None else [generate.click, prompt.submit]
-        for ask in asking:
-            ask(draw_both, given, [told, *shown], concurrency_limit=GENERATED_AT_ONCE, api_visibility="private")
+        inputs = [prompt, seed, *settings]
+        events = [sample.click] if first.prompts is not None else [sample.click, prompt.submit]
+        for event in events:
+            event(sample_all, inputs, [notice, *outputs], concurrency_limit=GENERATED_AT_ONCE, api_visibility="private")
     page.queue(max_size=64)
     return page
 
@@ -95,13 +95,13 @@ def _settings(offer: Offer) -> list[Any]:
     ]
 
 
-def _whole(value: Any) -> Any:
-    """A field's number as it was typed: 4 where it came as 4.0."""
+def _as_integer(value: Any) -> Any:
+    """The integer of a number such as 4.0; other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _time(found: Generated, steps: int, times: list[float]) -> str:
-    text = f"{found.seconds:.2f} s, {steps} step{'s' if steps != 1 else ''}"
-    if found.together > 1:
-        text += f", {found.together} images at once"
+def _time(generated: Generated, steps: int, times: list[float]) -> str:
+    text = f"{generated.seconds:.2f} s, {steps} step{'s' if steps != 1 else ''}"
+    if generated.batch_size > 1:
+        text += f", batch of {generated.batch_size} images"
     return f"{text}: {times[-1] / times[0]:.1f} times the student's" if len(times) > 1 else text

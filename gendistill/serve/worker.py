@@ -1,4 +1,4 @@
-"""One thread that samples, whoever asks: a queue that has an end, requests that go together in one batch, a clean end."""
+"""A thread that samples the requests of all clients, with a bounded queue, batching of similar requests, and a clean end."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gendistill.serve.image_request import ImageRequest
 
 
 class BusyError(RuntimeError):
-    """The queue is full, or the server is about to end."""
+    """The queue is full, or the server is stopping."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Images uint8 (N, H, W, 3), the seconds that their batch took, and how many images were in it."""
+    """Images uint8 (N, H, W, 3) of a request, with the sampling time of their batch in seconds and its number of images."""
 
     images: Tensor
     seconds: float
-    together: int
+    batch_size: int
 
 
 @dataclass
@@ -34,12 +34,12 @@ class _Waiting:
 
 
 class Worker:
-    """Samples requests in the order in which they came, those that go together at once.
+    """Samples requests in order of arrival, and requests with the same `batch_key` in one batch.
 
     Args:
-        sample: images uint8 (N, H, W, 3) of requests that go together, those of each one after the other.
-        max_waiting: requests in the queue; the next one is refused.
-        max_images: of one batch.
+        generate: images uint8 (N, H, W, 3) of requests with the same `batch_key`, in the order of the requests.
+        max_waiting: maximum number of requests in the queue; further requests are rejected.
+        max_images: maximum number of images in a batch.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class Worker:
         self._thread.start()
 
     def submit(self, request: ImageRequest) -> Future[Generated]:
-        """What will be sampled of a request; cancel it where nobody waits any more.
+        """The future images of a request; cancel the future if the client disconnects.
 
         Raises:
-            BusyError: too many wait already.
+            BusyError: the queue is full, or the server is stopping.
         """
         with self._changed:
             if self._ending:
-                raise BusyError("the server is about to end")
+                raise BusyError("the server is stopping")
             if len(self._queue) >= self._max_waiting:
-                raise BusyError(f"{self._max_waiting} requests wait already; try again in a moment")
+                raise BusyError(f"{self._max_waiting} requests are waiting already; try again in a moment")
             waiting = _Waiting(request)
             self._queue.append(waiting)
             self._changed.notify()
@@ -78,16 +78,16 @@ class Worker:
 
     @property
     def generating(self) -> int:
-        """Images of the batch that is being sampled."""
+        """Number of images in the current batch."""
         return self._generating
 
     def end(self) -> None:
-        """Finish what is being sampled and begin nothing; what waits is refused."""
+        """Finish the current batch and reject the waiting requests."""
         with self._changed:
             self._ending = True
             for waiting in self._queue:
                 if waiting.generated.set_running_or_notify_cancel():
-                    waiting.generated.set_exception(BusyError("the server ended before it was sampled"))
+                    waiting.generated.set_exception(BusyError("the server stopped before the request was sampled"))
             self._queue.clear()
             self._changed.notify()
         self._thread.join()
@@ -98,7 +98,7 @@ class Worker:
             self._generating, started = sum(request.count for request in requests), time.perf_counter()
             try:
                 images = self._generate(requests)
-            except Exception as error:  # of any kind: who asked is told, and the next ones are sampled
+            except Exception as error:  # of any kind: the clients get the error, and the worker continues
                 for waiting in batch:
                     waiting.generated.set_exception(error)
                 continue
@@ -109,7 +109,7 @@ class Worker:
                 waiting.generated.set_result(Generated(part, seconds, len(images)))
 
     def _next(self) -> list[_Waiting] | None:
-        """The first that waits, and those behind it that go with it, as many as fit into a batch; None at the end."""
+        """The first waiting request, and the later requests that fit into its batch; None at the end."""
         with self._changed:
             while True:
                 while not self._queue and not self._ending:
@@ -117,17 +117,17 @@ class Worker:
                 if self._ending:
                     return None
                 batch: list[_Waiting] = []
-                kept: deque[_Waiting] = deque()
-                room = self._max_images
+                remaining: deque[_Waiting] = deque()
+                capacity = self._max_images
                 for waiting in self._queue:
                     fits = not batch or (
-                        waiting.request.goes_with == batch[0].request.goes_with and waiting.request.count <= room
+                        waiting.request.batch_key == batch[0].request.batch_key and waiting.request.count <= capacity
                     )
                     if not fits:
-                        kept.append(waiting)
+                        remaining.append(waiting)
                     elif waiting.generated.set_running_or_notify_cancel():
                         batch.append(waiting)
-                        room -= waiting.request.count
-                self._queue = kept
+                        capacity -= waiting.request.count
+                self._queue = remaining
                 if batch:
                     return batch

@@ -1,17 +1,17 @@
-"""Make `assets/emoji`: the emoji of Google's Noto set and of Twemoji as 32x32 images with captions of three levels.
+"""Create `assets/emoji`: the emoji of Google's Noto set and of Twemoji as 32x32 images with captions of three levels.
 
     python scripts/recipes/emoji_data.py                      # downloads both npm packages with `npm pack`
-    python scripts/recipes/emoji_data.py --packages DIR       # or takes the two .tgz files from DIR
+    python scripts/recipes/emoji_data.py --packages DIR       # or reads the two .tgz files in DIR
 
-The images are the 64-pixel PNGs, composited on white and halved (Lanczos). Each has three captions, from the one that
-fixes the image to the one that leaves almost everything open:
+The images are the 64-pixel PNGs, composited on white and downsampled to half the size (Lanczos). Each has three captions,
+from the most to the least specific:
 
     name         google emoji of waving hand sign with medium skin tone
     subcategory  google emoji of hand fingers open
     category     google emoji of people and body
 
-A fixed tenth of the emoji (by hash of the base name, so that every skin tone and both vendors go together) is held out.
-The card beside the shards, README.md, is written by hand.
+A fixed tenth of the emoji (by hash of the base name, so that all skin tones and both vendors are in one split) is held out.
+The dataset card, README.md, is written by hand.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def plain(text: str) -> str:
 
 
 def with_tones(name: str, tones: str) -> str:
+    """A name with its skin tones, such as `hand with dark skin tone`."""
     words = [f"{SKIN_TONES[tone]} skin tone" for tone in tones.split("-")]
     return f"{name} with {' and '.join(dict.fromkeys(words))}"
 
@@ -58,7 +59,7 @@ def is_held_out(name: str) -> bool:
 
 
 def read_image(archive: tarfile.TarFile, path: str) -> bytes:
-    """The 64-pixel PNG on white at 32x32, as an uncompressed PNG: the shard's gzip compresses across images."""
+    """The 64-pixel PNG on white at 32x32, as an uncompressed PNG: the gzip of the shard compresses across images."""
     member = archive.extractfile(path)
     assert member is not None, path
     image = Image.open(io.BytesIO(member.read())).convert("RGBA")
@@ -70,7 +71,7 @@ def read_image(archive: tarfile.TarFile, path: str) -> bytes:
 
 
 def read_vendor(package: Path, vendor: str) -> list[dict]:
-    """Every image that the package holds, in the order of its `emoji.json`."""
+    """All images of the package, in the order of its `emoji.json`."""
     with tarfile.open(package) as archive:
         table = archive.extractfile("package/emoji.json")
         assert table is not None
@@ -120,7 +121,7 @@ def write_shard(path: Path, samples: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", type=Path, help="folder that holds the two npm packages as .tgz files")
+    parser.add_argument("--packages", type=Path, help="folder with the two npm packages as .tgz files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "assets" / "emoji")
     args = parser.parse_args()
 
@@ -136,9 +137,9 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     for split in ("train", "heldout"):
-        of_split = [s for s in samples if s["split"] == split]
-        for start in range(0, len(of_split), SHARD_SIZE):
-            write_shard(args.out / f"{split}-{start // SHARD_SIZE:03d}.tar.gz", of_split[start : start + SHARD_SIZE])
+        split_samples = [sample for sample in samples if sample["split"] == split]
+        for start in range(0, len(split_samples), SHARD_SIZE):
+            write_shard(args.out / f"{split}-{start // SHARD_SIZE:03d}.tar.gz", split_samples[start : start + SHARD_SIZE])
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
     print(f"{len(samples)} images {dict(Counter(s['split'] for s in samples))}, {size:.1f} MB in {args.out}")
 

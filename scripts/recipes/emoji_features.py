@@ -1,9 +1,9 @@
-"""Train the classifier whose pooled layer is the extractor of `fd-emoji`: `assets/emoji-features`.
+"""Train `assets/emoji-features`, the classifier whose pooled layer is the feature extractor of `fd-emoji`.
 
     OMP_NUM_THREADS=1 python scripts/recipes/emoji_features.py   # about 10 minutes on one CPU core; run again to resume
 
-It is a metric network: nothing that is evaluated by it may be trained with it or share its seed.
-Its card, README.md, is written by hand, with the figures that are printed.
+It is a metric network: models that are evaluated with it must not be trained with it or share its seed.
+Its model card, README.md, is written by hand, with the printed figures.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ from resumable import ResumableRun, recipe_parser
 
 RUN = Path("runs/recipes/emoji-features")
 CHANNELS = [16, 32, 64, 128]
-FREQUENT = 15  # a word of the names is a label if it occurs in so many training images
-WORD_WEIGHT = 30.0  # times the mean over words: about the sum over the words that an image could plausibly have
+FREQUENT = 15  # a word of the names is a label if it occurs in at least this number of training images
+WORD_WEIGHT = 30.0  # factor of the mean over words: about the sum over the plausible words of an image
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ def build_network(captions: list[dict[str, str]]) -> EmojiFeatureNetwork:
 
 
 def shifted(images: torch.Tensor, generator: torch.Generator, reach: int = 2) -> torch.Tensor:
-    """Each image (B, 3, H, W) moved by up to `reach` pixels either way, white coming in at the edges."""
+    """Images (B, 3, H, W), each shifted by up to `reach` pixels in both directions, with white at the edges."""
     batch, _, height, width = images.shape
     padded = F.pad(images, (reach,) * 4, value=1.0)
     offsets = torch.randint(2 * reach + 1, (2, batch, 1), generator=generator)
     rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
-    chosen = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return chosen.permute(0, 3, 1, 2)
+    shifted_images = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return shifted_images.permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -98,11 +98,11 @@ def main() -> None:
     labels = labels_of(train.captions, network)
     run = ResumableRun(args, network, warmup=100, weight_decay=0.05, ema_decay=0.99)
     for step in run:
-        chosen = torch.randint(len(train), (args.batch,), generator=run.generator)
-        category, vendor, words = network(shifted(train.images[chosen], run.generator))
-        loss = F.cross_entropy(category, labels.category[chosen])
-        loss = loss + F.cross_entropy(vendor, labels.vendor[chosen])
-        loss = loss + WORD_WEIGHT * F.binary_cross_entropy_with_logits(words, labels.words[chosen])
+        rows = torch.randint(len(train), (args.batch,), generator=run.generator)
+        category, vendor, words = network(shifted(train.images[rows], run.generator))
+        loss = F.cross_entropy(category, labels.category[rows])
+        loss = loss + F.cross_entropy(vendor, labels.vendor[rows])
+        loss = loss + WORD_WEIGHT * F.binary_cross_entropy_with_logits(words, labels.words[rows])
         loss.backward()
         run.record(loss)
         if step % 250 == 249:

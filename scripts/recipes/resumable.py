@@ -1,4 +1,4 @@
-"""A recipe's arguments, and a training loop that can be killed: warm-up, decay, EMA, log lines and checkpoints."""
+"""Arguments of a recipe, and a resumable training loop: warm-up, decay, EMA, log and checkpoints."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ from torch import nn
 def recipe_parser(
     description: str, run: Path, *, steps: int, batch: int, learning_rate: float, seed: int
 ) -> argparse.ArgumentParser:
-    """The arguments that every training recipe takes, with its own defaults."""
+    """The arguments of all training recipes, with the defaults of one recipe."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=run, help="checkpoints and log")
+    parser.add_argument("--run", type=Path, default=run, help="folder of checkpoints and log")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
@@ -26,14 +26,14 @@ def recipe_parser(
 
 
 class ResumableRun:
-    """Counts steps for a recipe; the recipe's loop body computes a loss and calls `backward`.
+    """Iterates over the steps of a recipe; the loop body of the recipe computes a loss and calls `backward`.
 
-    The data of a step must be sampled from `run.generator`, which is seeded by (seed, step): a resumed run then sees what
-    an uninterrupted one would have seen.
+    The data of a step must be sampled with `run.generator`, which is seeded by (seed, step): a resumed run then sees the
+    same data as an uninterrupted run.
 
     Args:
-        args: of a `recipe_parser`.
-        decay_fraction: the last part of the steps, over which the learning rate falls to zero by a cosine; constant before.
+        args: arguments of a `recipe_parser`.
+        decay_fraction: last fraction of the steps, over which the learning rate decays to zero by a cosine; constant before.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class ResumableRun:
         saved = logged = time.monotonic()
         while self.step < self.steps:
             self.generator.manual_seed(self.seed * 1_000_003 + self.step)
-            decayed = max(0.0, 1 - (1 - self.step / self.steps) / self.decay_fraction)
-            scale = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * decayed))
+            progress = max(0.0, 1 - (1 - self.step / self.steps) / self.decay_fraction)
+            scale = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate * scale
             started = time.monotonic()
@@ -89,7 +89,7 @@ class ResumableRun:
         self.losses.append(loss.detach())
 
     def use_ema(self) -> None:
-        """Overwrite the network's weights by their moving average (at the end, before saving the result)."""
+        """Overwrite the network's weights with their EMA (at the end, before the result is saved)."""
         for parameter, average in zip(self.network.parameters(), self.ema, strict=True):
             parameter.data.copy_(average)
 

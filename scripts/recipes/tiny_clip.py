@@ -1,11 +1,11 @@
-"""Train `assets/tiny-clip`: an open_clip model of the emoji, for the CLIP score where no larger one is at hand.
+"""Train `assets/tiny-clip`: an open_clip model of the emoji, for the CLIP score without a larger CLIP model.
 
     OMP_NUM_THREADS=1 python scripts/recipes/tiny_clip.py        # about 12 minutes on one CPU core; run again to resume
 
-A ViT over 4-pixel patches and a causal text transformer with a byte-pair vocabulary of its own, trained with the
+A ViT over 4-pixel patches and a causal text transformer with a byte-pair vocabulary of the captions, trained with the
 contrastive loss of Radford et al. 2021; half of the patches are dropped in training (Li et al. 2023, FLIP). It is a
-metric network: nothing that is evaluated by it may be trained with it or share its seed.
-Its card, README.md, is written by hand, with the figures that are printed.
+metric network: models that are evaluated with it must not be trained with it or share its seed.
+Its model card, README.md, is written by hand, with the printed figures.
 """
 
 import json
@@ -71,13 +71,13 @@ def build_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> torch.Tensor:
-    """Token ids (N, CONTEXT) int64, padded by 0."""
+    """Token ids (N, CONTEXT) int64, padded with 0."""
     padding = {"padding": "max_length", "truncation": True, "max_length": CONTEXT}
     return tokenizer(captions, return_tensors="pt", **padding).input_ids
 
 
 def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross entropy over unit features (B, D); pairs with equal captions (`same` (B, B)) share the target."""
+    """Symmetric cross entropy over unit features (B, D); pairs with equal captions (`same` (B, B)) have equal targets."""
     logits = scale * image @ text.T
     target = same / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -85,29 +85,29 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
 
 @torch.no_grad()
 def top1_among(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, emoji: Emoji, seed: int, among: int = 64, draws: int = 40
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, emoji: Emoji, seed: int, among: int = 64, repeats: int = 40
 ) -> float:
-    """How often an image's own name is the nearest among `among` different names; mean over `samples`, in [0, 1]."""
+    """Top-1 accuracy of retrieving an image's name among `among` different names; mean over `repeats`, in [0, 1]."""
     image = torch.cat([model.encode_image(batch, normalize=True) for batch in emoji.images.split(128)])
     tokens = tokenize(tokenizer, [c["name"] for c in emoji.captions])
     text = torch.cat([model.encode_text(batch, normalize=True) for batch in tokens.split(128)])
-    different = torch.tensor(list({c["name"]: i for i, c in enumerate(emoji.captions)}.values()))
+    distinct = torch.tensor(list({c["name"]: i for i, c in enumerate(emoji.captions)}.values()))
     generator = torch.Generator().manual_seed(seed)
     hits = 0
-    for _ in range(draws):
-        chosen = different[torch.randperm(len(different), generator=generator)[:among]]
-        hits += int(((image[chosen] @ text[chosen].T).argmax(dim=1) == torch.arange(among)).sum())
-    return hits / (draws * among)
+    for _ in range(repeats):
+        rows = distinct[torch.randperm(len(distinct), generator=generator)[:among]]
+        hits += int(((image[rows] @ text[rows].T).argmax(dim=1) == torch.arange(among)).sum())
+    return hits / (repeats * among)
 
 
 def save(model: nn.Module, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """What `open_clip.create_model_from_pretrained("local-dir:...")` reads; weights in float16."""
+    """Write a folder for `open_clip.create_model_from_pretrained("local-dir:...")`, with weights in float16."""
     out.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(out)
     saved = json.loads((out / "tokenizer_config.json").read_text())
-    saved["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
+    saved["tokenizer_class"] = "PreTrainedTokenizerFast"  # a name that transformers 4 and 5 both support
     (out / "tokenizer_config.json").write_text(json.dumps(saved, indent=2) + "\n")
     weights = {name: weight.half().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, out / "open_clip_model.safetensors")
@@ -128,11 +128,11 @@ def main() -> None:
     run = ResumableRun(args, model, warmup=100, weight_decay=0.1, ema_decay=0.99)
     probabilities = torch.tensor(LEVEL_PROBABILITY)
     for step in run:
-        torch.manual_seed(args.seed * 1_000_003 + step)  # the patches that are dropped
-        chosen = torch.randperm(len(train), generator=run.generator)[: args.batch]
+        torch.manual_seed(args.seed * 1_000_003 + step)  # for the patch dropout
+        rows = torch.randperm(len(train), generator=run.generator)[: args.batch]
         level = torch.multinomial(probabilities, args.batch, replacement=True, generator=run.generator)
-        text_tokens = tokens[level, chosen]
-        image, text, scale = model(shifted(train.images[chosen], run.generator), text_tokens)
+        text_tokens = tokens[level, rows]
+        image, text, scale = model(shifted(train.images[rows], run.generator), text_tokens)
         same = (text_tokens[:, None] == text_tokens[None]).all(dim=2).float()
         loss = contrastive_loss(image, text, scale.clamp(max=100), same)
         loss.backward()

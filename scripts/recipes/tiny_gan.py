@@ -1,8 +1,8 @@
 """Train assets/tiny-gan: a class-conditional 32x32 generator and its discriminator, on the emoji.
 
 Classes are the category captions (category x vendor). Hinge loss (Lim & Ye 2017), spectral norm and projection (Miyato &
-Koyama 2018), differentiable augmentation (Zhao et al. 2020), two time scales (Heusel et al. 2017), an average of the
-generator. Hours on a CPU, minutes on a GPU; it resumes.
+Koyama 2018), differentiable augmentation (Zhao et al. 2020), two time scales (Heusel et al. 2017), and an EMA of
+the generator. Takes hours on a CPU, minutes on a GPU; resumable.
 
     python scripts/recipes/tiny_gan.py --device cuda
 """
@@ -31,7 +31,7 @@ LATENT = 128
 
 
 class AdversarialRun:
-    """Generator, its average, discriminator and both optimizers, with checkpoints."""
+    """Generator, its EMA, discriminator and both optimizers, with checkpoints."""
 
     def __init__(self, args, num_classes: int) -> None:
         self.folder, self.args = args.run, args
@@ -51,18 +51,18 @@ class AdversarialRun:
             self.load()
 
     @property
-    def parts(self) -> dict:
+    def modules(self) -> dict:
         networks = {name: getattr(self, name) for name in ("generator", "average", "discriminator")}
         return networks | {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
 
     def save(self) -> None:
-        state = {name: module.state_dict() for name, module in self.parts.items()}
+        state = {name: module.state_dict() for name, module in self.modules.items()}
         torch.save({**state, "step": self.step, "seconds": self.seconds}, self.folder / "checkpoint.tmp")
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
 
     def load(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", map_location=self.args.device, weights_only=True)
-        for name, module in self.parts.items():
+        for name, module in self.modules.items():
             module.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"resumed at step {self.step}")
@@ -72,57 +72,57 @@ class AdversarialRun:
             for group in optimizer.param_groups:
                 group["lr"] = self.rates[name] * scale
 
-    def follow(self, share: torch.Tensor) -> None:
-        """The average goes `share` (0-d) of the way; of the running statistics of batch norms it takes the newest."""
+    def update_average(self, rate: torch.Tensor) -> None:
+        """Update the EMA of the weights with `rate` (0-d), 1 - decay; copy the running statistics of batch norms."""
         with torch.no_grad():
-            for mine, newest in zip(self.average.parameters(), self.generator.parameters(), strict=True):
-                mine.lerp_(newest, share)
-            for mine, newest in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                mine.copy_(newest)
+            for average, latest in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+                average.lerp_(latest, rate)
+            for average, latest in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                average.copy_(latest)
 
 
 def adversarial_step(run: AdversarialRun, policy: tuple[str, ...]):
-    """A step of both networks as one function.
+    """A training step of both networks as one function.
 
-    It takes images (B, 3, 32, 32), their classes (B,), noise (2, B, LATENT), augmentations (3, B, REPEATED_SAMPLES) and how far the
-    average goes (0-d), and gives the logits of real and made images, (B,) each.
+    Its arguments are images (B, 3, 32, 32), classes (B,), noise (2, B, LATENT), uniform random numbers for augmentations
+    (3, B, REPEATED_SAMPLES) and the EMA rate (0-d); it returns the logits (B,) of real and of generated images.
     """
     generator, discriminator, device = run.generator.train(), run.discriminator.train(), run.args.device
 
-    def step(images, classes, z, draws, share):
+    def step(images, classes, z, uniforms, ema_rate):
         with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"), cache_enabled=False):
             with torch.no_grad():
                 fake = generator(z[0], classes).float()
-            seen = torch.cat([augment(images, draws[0], policy), augment(fake, draws[1], policy)])
-            of_real, of_fake = discriminator(seen, classes.repeat(2)).float().chunk(2)
-        (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()).backward()
+            inputs = torch.cat([augment(images, uniforms[0], policy), augment(fake, uniforms[1], policy)])
+            real_logits, fake_logits = discriminator(inputs, classes.repeat(2)).float().chunk(2)
+        (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()).backward()
         run.optimizers["discriminator"].step()
         run.optimizers["discriminator"].zero_grad()
         discriminator.requires_grad_(False)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"), cache_enabled=False):
-            made = augment(generator(z[1], classes).float(), draws[2], policy)
-            loss = -discriminator(made, classes).float().mean()
+            generated = augment(generator(z[1], classes).float(), uniforms[2], policy)
+            loss = -discriminator(generated, classes).float().mean()
         loss.backward()
         discriminator.requires_grad_(True)
         run.optimizers["generator"].step()
         run.optimizers["generator"].zero_grad()
-        run.follow(share)
-        return of_real.detach(), of_fake.detach()
+        run.update_average(ema_rate)
+        return real_logits.detach(), fake_logits.detach()
 
     return step
 
 
 @torch.no_grad()
 def recalibrate(average: ResNetGenerator, labels: torch.Tensor, random: torch.Generator, batches: int = 100) -> None:
-    """Statistics of batch norms as the averaged weights have them (Brock et al. 2019, section 3.1)."""
+    """Recompute the statistics of batch norms for the EMA weights (Brock et al. 2019, section 3.1)."""
     norms = [module for module in average.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
     average.train()
     for _ in range(batches):
-        some = labels[torch.randint(len(labels), (256,), device=labels.device, generator=random)]
-        average(torch.randn(256, LATENT, device=labels.device, generator=random), some)
+        classes = labels[torch.randint(len(labels), (256,), device=labels.device, generator=random)]
+        average(torch.randn(256, LATENT, device=labels.device, generator=random), classes)
     average.eval()
     for norm in norms:
         norm.momentum = 0.1
@@ -130,13 +130,13 @@ def recalibrate(average: ResNetGenerator, labels: torch.Tensor, random: torch.Ge
 
 @torch.no_grad()
 def distance(average: ResNetGenerator, labels: torch.Tensor, real, network, num: int, seed: int) -> float:
-    """fd-emoji of `num` images of classes by frequency."""
+    """fd-emoji of `num` generated images, with the class frequencies of the data."""
     random = torch.Generator(labels.device).manual_seed(seed)
     average.eval()
     features = []
     for _ in range(num // 250):
-        some = labels[torch.randint(len(labels), (250,), device=labels.device, generator=random)]
-        images = average(torch.randn(250, LATENT, device=labels.device, generator=random), some)
+        classes = labels[torch.randint(len(labels), (250,), device=labels.device, generator=random)]
+        images = average(torch.randn(250, LATENT, device=labels.device, generator=random), classes)
         features.append(extract(network, ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()))
     return frechet_distance(gaussian_statistics(torch.cat(features)), real)
 
@@ -146,11 +146,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-gan")
     parser.add_argument("--channels", type=int, nargs="+", default=[256, 192, 128, 96])
     parser.add_argument("--discriminator-channels", type=int, nargs="+", default=[96, 128, 192, 192])
-    parser.add_argument("--discriminator-rate", type=float, default=2.0, help="its learning rate, times the generator's")
+    parser.add_argument(
+        "--discriminator-rate", type=float, default=2.0, help="learning rate of the discriminator, relative to the generator's"
+    )
     parser.add_argument("--policy", nargs="+", default=["color", "translation", "cutout"])
     parser.add_argument("--ema", type=float, default=0.9997)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, default=None, help="save and stop after so many, to be resumed")
+    parser.add_argument("--minutes", type=float, default=None, help="save a checkpoint and stop after this time")
     args = parser.parse_args()
     device, policy = args.device, tuple(args.policy)
 
@@ -164,36 +166,36 @@ def main() -> None:
     average, discriminator = run.average, run.discriminator
     random, started, logged = torch.Generator(device), time.monotonic() - run.seconds, time.monotonic()
     stop = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
-    shown = torch.randn(200, LATENT, generator=torch.Generator().manual_seed(1)).to(device)
-    shown_labels = torch.arange(len(names), device=device).repeat_interleave(10)
+    grid_noise = torch.randn(200, LATENT, generator=torch.Generator().manual_seed(1)).to(device)
+    grid_labels = torch.arange(len(names), device=device).repeat_interleave(10)
 
     step = adversarial_step(run, policy)
     while run.step < args.steps and time.monotonic() < stop:
         random.manual_seed(args.seed * 1_000_003 + run.step)
         rows = torch.randint(len(labels), (args.batch,), device=device, generator=random)
         z = torch.randn(2, args.batch, LATENT, device=device, generator=random)
-        draws = torch.rand(3, args.batch, REPEATED_SAMPLES, device=device, generator=random)
-        decay = min(1.0, (args.steps - run.step) / (0.3 * args.steps))  # falls to zero over the last third
+        uniforms = torch.rand(3, args.batch, REPEATED_SAMPLES, device=device, generator=random)
+        decay = min(1.0, (args.steps - run.step) / (0.3 * args.steps))  # linear decay over the last 30 %
         run.set_learning_rates(decay)
-        average_by = 1 - min(args.ema, (1 + run.step) / (10 + run.step))
-        of_real, of_fake = step(images[rows], labels[rows], z, draws, torch.tensor(average_by, device=device))
+        ema_rate = 1 - min(args.ema, (1 + run.step) / (10 + run.step))
+        real_logits, fake_logits = step(images[rows], labels[rows], z, uniforms, torch.tensor(ema_rate, device=device))
         run.step += 1
 
         if time.monotonic() - logged > 30 or run.step == args.steps:
             logged, run.seconds = time.monotonic(), time.monotonic() - started
-            found = distance(average, labels, real, network, 2000, seed=7)
+            fd = distance(average, labels, real, network, 2000, seed=7)
             line = {
                 "step": run.step,
                 "minutes": round(run.seconds / 60, 2),
-                "real": round(of_real.mean().item(), 3),
-                "fake": round(of_fake.mean().item(), 3),
-                "fd-emoji": round(found, 3),
+                "real": round(real_logits.mean().item(), 3),
+                "fake": round(fake_logits.mean().item(), 3),
+                "fd-emoji": round(fd, 3),
             }
             print(json.dumps(line), flush=True)
             with (run.folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             with torch.no_grad():
-                save_image(average.eval()(shown, shown_labels) / 2 + 0.5, run.folder / "grid.png", nrow=20)
+                save_image(average.eval()(grid_noise, grid_labels) / 2 + 0.5, run.folder / "grid.png", nrow=20)
             run.save()
 
     run.seconds = time.monotonic() - started
@@ -201,13 +203,13 @@ def main() -> None:
     recalibrate(average, labels, random.manual_seed(args.seed))
     print("recalibrated fd-emoji", round(distance(average, labels, real, network, 2000, seed=7), 3))
     spec = GeneratorSpec("noise", (LATENT,), (3, 32, 32), len(names), tuple(names))
-    parts = Gan(Generator(average.cpu(), spec), source_of(average), discriminator.cpu(), source_of(discriminator))
-    save_gan(args.out, parts, torch.float16)
+    gan = Gan(Generator(average.cpu(), spec), source_of(average), discriminator.cpu(), source_of(discriminator))
+    save_gan(args.out, gan, torch.float16)
     print(f"{args.out}: {run.step} steps in {run.seconds / 60:.1f} min")
 
 
 def source_of(network: ModelMixin) -> NetworkSource:
-    """Its class, and the arguments that it was made with."""
+    """The class of a network, and its constructor arguments."""
     arguments = {name: value for name, value in network.config.items() if not name.startswith("_")}
     return NetworkSource(f"{type(network).__module__}:{type(network).__name__}", json.loads(json.dumps(arguments)))
 

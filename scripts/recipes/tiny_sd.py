@@ -1,13 +1,13 @@
-"""Train tiny-sd: a text-to-image latent diffusion pipeline in Stable Diffusion's own format, on the emoji.
+"""Train tiny-sd: a text-to-image latent diffusion pipeline in Stable Diffusion's format, on the emoji.
 
     python scripts/recipes/tiny_vae.py
     python scripts/recipes/tiny_sd.py --out runs/recipes/tiny-sd/pipeline          # hours on 2 CPU cores; resumes
     python scripts/recipes/tiny_sd.py --init runs/recipes/tiny-sd/pipeline --run runs/recipes/tiny-sd-2 --seed 4 \\
-        --steps 8400 --learning-rate 8e-4 --level-shares 0.5 0.25 0.1              # names take more seeing
+        --steps 8400 --learning-rate 8e-4 --level-probabilities 0.5 0.25 0.1       # names need more training
 
-The text encoder is trained with the UNet. Captions are sampled from three levels, so that the pipeline knows prompts that
-fix the image and prompts that leave it open, and are dropped in 15 %, so that classifier-free guidance works. By name,
-every emoji is sampled equally often, in however many skin tones it comes.
+The text encoder is trained with the UNet. Captions are sampled from three levels, so that the pipeline supports specific and
+general prompts, and are dropped with probability 0.15, for classifier-free guidance. With name captions, every emoji is sampled
+with equal probability, whatever its number of skin tones.
 """
 
 import json
@@ -33,11 +33,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """A byte-level BPE with CLIP's own normalisation, learned from the captions, as `vocab.json` and `merges.txt`."""
-    like_clip = CLIPTokenizer().backend_tokenizer
+    """A byte-level BPE with CLIP's normalisation, trained on the captions, saved as `vocab.json` and `merges.txt`."""
+    clip_tokenizer = CLIPTokenizer().backend_tokenizer
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END))
-    bpe.normalizer = like_clip.normalizer or normalizers.Lowercase()
-    bpe.pre_tokenizer = like_clip.pre_tokenizer
+    bpe.normalizer = clip_tokenizer.normalizer or normalizers.Lowercase()
+    bpe.pre_tokenizer = clip_tokenizer.pre_tokenizer
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
@@ -48,7 +48,7 @@ def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     )
     learned = json.loads(bpe.to_str())["model"]
     vocabulary = dict(learned["vocab"])
-    for letter in alphabet:  # every byte at the end of a word as well, so that no text is unknown
+    for letter in alphabet:  # every byte also at the end of a word, so that no text is unknown
         vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
     for special in (START, END):  # the end token has the highest id, as in CLIP
         vocabulary[special] = len(vocabulary)
@@ -89,30 +89,30 @@ def build_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         norm_num_groups=16,
         cross_attention_dim=96,
-        attention_head_dim=4,  # the number of heads, by diffusers' own misnaming
+        attention_head_dim=4,  # the number of heads: diffusers' name is a misnomer
     )
 
 
 def build_schedulers() -> tuple[DDPMScheduler, PNDMScheduler]:
-    """Stable Diffusion 1.5's noise schedule, for training and as its pipeline ships it."""
+    """Stable Diffusion 1.5's noise schedule, for training, and the scheduler of its pipeline."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     shipped = PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     return DDPMScheduler(**betas, clip_sample=False), shipped
 
 
-def drawn_by_emoji(emoji: Emoji) -> torch.Tensor:
-    """(N,) weights that make every emoji equally likely, in however many skin tones it comes."""
+def emoji_weights(emoji: Emoji) -> torch.Tensor:
+    """(N,) weights that make every emoji equally likely, whatever its number of skin tones."""
 
-    def of(caption: dict[str, str]) -> tuple[str, ...]:
+    def without_skin_tone(caption: dict[str, str]) -> tuple[str, ...]:
         return caption["vendor"], *(code for code in caption["unified"].split("-") if code not in SKIN_TONES)
 
-    count = Counter(of(caption) for caption in emoji.captions)
-    return torch.tensor([1 / count[of(caption)] for caption in emoji.captions])
+    count = Counter(without_skin_tone(caption) for caption in emoji.captions)
+    return torch.tensor([1 / count[without_skin_tone(caption)] for caption in emoji.captions])
 
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """(N, 3, 32, 32) to the posterior's mean and standard deviation, scaled: (N, 8, 8, 8)."""
+    """Encode images (N, 3, 32, 32) to scaled means and standard deviations of the posterior: (N, 8, 8, 8)."""
     rows = []
     for batch in images.split(256):
         posterior = vae.encode(batch).latent_dist
@@ -134,20 +134,20 @@ def tokenize_levels(tokenizer: CLIPTokenizer, emoji: Emoji) -> torch.Tensor:
 def main() -> None:
     parser = recipe_parser(__doc__, Path("runs/recipes/tiny-sd"), steps=8400, batch=64, learning_rate=1e-3, seed=2)
     parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-vae/vae"))
-    parser.add_argument("--init", type=Path, help="pipeline folder to go on from, instead of random weights")
+    parser.add_argument("--init", type=Path, help="pipeline folder for the initial weights, instead of random weights")
     parser.add_argument(
-        "--level-shares",
+        "--level-probabilities",
         type=float,
         nargs=3,
         default=(0.20, 0.45, 0.20),
-        help="how often the caption is the name, the subcategory, the category; the rest is the empty prompt",
+        help="probabilities of the name, the subcategory and the category as the caption; else the empty prompt",
     )
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     emoji = load_emoji("train")
-    if args.init:  # ties in the merges fall out differently from run to run: the text encoder knows its own tokenizer
+    if args.init:  # the BPE merges vary between runs: the text encoder needs its own tokenizer
         shutil.copytree(args.init / "tokenizer", args.run / "tokenizer", dirs_exist_ok=True)
         tokenizer = CLIPTokenizer.from_pretrained(args.run / "tokenizer")
     else:
@@ -160,23 +160,23 @@ def main() -> None:
         unet = UNet2DConditionModel.from_pretrained(args.init / "unet")
         text_encoder = CLIPTextModel.from_pretrained(args.init / "text_encoder", dtype=torch.float32)
     noise_scheduler, shipped_scheduler = build_schedulers()
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
+    networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in networks.items()})
 
-    run = ResumableRun(args, both, decay_fraction=0.3)
-    shares = torch.tensor([*args.level_shares, 1 - sum(args.level_shares)])
-    by_emoji = drawn_by_emoji(emoji)
+    run = ResumableRun(args, networks, decay_fraction=0.3)
+    probabilities = torch.tensor([*args.level_probabilities, 1 - sum(args.level_probabilities)])
+    weights = emoji_weights(emoji)
     for _ in run:
-        level = torch.multinomial(shares, args.batch, replacement=True, generator=run.generator)
-        any_image = torch.randint(len(emoji), (args.batch,), generator=run.generator)
-        any_emoji = torch.multinomial(by_emoji, args.batch, replacement=True, generator=run.generator)
-        chosen = torch.where(level == LEVELS.index("name"), any_emoji, any_image)
-        mean, std = latents[chosen].chunk(2, dim=1)
+        level = torch.multinomial(probabilities, args.batch, replacement=True, generator=run.generator)
+        uniform_rows = torch.randint(len(emoji), (args.batch,), generator=run.generator)
+        weighted_rows = torch.multinomial(weights, args.batch, replacement=True, generator=run.generator)
+        rows = torch.where(level == LEVELS.index("name"), weighted_rows, uniform_rows)
+        mean, std = latents[rows].chunk(2, dim=1)
         clean = mean + std * torch.randn(mean.shape, generator=run.generator)
         noise = torch.randn(mean.shape, generator=run.generator)
         timesteps = torch.randint(1000, (args.batch,), generator=run.generator)
-        texts, repeats = torch.unique(tokens[level, chosen], dim=0, return_inverse=True)
-        states = text_encoder(texts).last_hidden_state[repeats]
+        texts, inverse = torch.unique(tokens[level, rows], dim=0, return_inverse=True)
+        states = text_encoder(texts).last_hidden_state[inverse]
         noisy = noise_scheduler.add_noise(clean, noise, timesteps)
         loss = F.mse_loss(unet(noisy, timesteps, states).sample, noise)
         loss.backward()
@@ -194,7 +194,7 @@ def main() -> None:
     )
     pipeline.to(torch.float16).save_pretrained(args.out)
     open_in_float32(args.out)
-    for name in ("vocab.json", "merges.txt"):  # what transformers 4 opens; 5 saves its own tokenizer.json only
+    for name in ("vocab.json", "merges.txt"):  # for transformers 4; transformers 5 only saves tokenizer.json
         shutil.copy(args.run / "tokenizer" / name, args.out / "tokenizer" / name)
     print(f"saved {args.out}")
 

@@ -1,4 +1,4 @@
-"""Train tiny-sd's `AutoencoderKL`: 32x32 images to 8x8x4 latents. The first half of `assets/tiny-sd`.
+"""Train tiny-sd's `AutoencoderKL`: 32x32 images to 8x8x4 latents. The first part of the recipe of `assets/tiny-sd`.
 
 python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
 """
@@ -29,7 +29,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirrored in half of the cases, colour channels permuted in a quarter: the decoder must sample what it has not seen."""
+    """Images, flipped with probability 1/2 and with permuted colour channels with probability 1/4, for generalisation."""
     if torch.rand((), generator=generator) < 0.5:
         images = images.flip(-1)
     if torch.rand((), generator=generator) < 0.25:
@@ -39,7 +39,7 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
-    """Mean over images of 10 log10(peak^2 / MSE), reconstructed from the posterior's mode."""
+    """Mean PSNR over images, 10 log10(peak^2 / MSE), of reconstructions from the posterior's mode."""
     errors = []
     for batch in images.split(64):
         decoded = vae.decode(vae.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
@@ -49,9 +49,9 @@ def held_out_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
-    """Give every latent channel mean 0 and standard deviation 1, exactly, by folding both into the two 1x1 convolutions.
+    """Normalise every latent channel to mean 0 and standard deviation 1 by changing the weights of the two 1x1 convolutions.
 
-    Stable Diffusion's pipelines know one scaling factor for all channels and no shift; folded, none is needed.
+    Stable Diffusion's pipelines have one scaling factor for all channels and no shift.
     """
     latents = torch.cat([vae.encode(batch).latent_dist.sample() for batch in images.split(256)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
@@ -73,8 +73,8 @@ def main() -> None:
     vae = build_vae()
     run = ResumableRun(args, vae, ema_decay=0.998)
     for step in run:
-        chosen = torch.randint(len(train), (args.batch,), generator=run.generator)
-        images = augmented(train.images[chosen], run.generator)
+        rows = torch.randint(len(train), (args.batch,), generator=run.generator)
+        images = augmented(train.images[rows], run.generator)
         posterior: DiagonalGaussianDistribution = vae.encode(images).latent_dist
         reconstructed = vae.decode(posterior.sample(run.generator)).sample
         error = reconstructed - images

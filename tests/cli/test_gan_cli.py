@@ -90,8 +90,8 @@ MISTAKES = [
     (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator has no guidance; expects 1"),
     (("sample", "teacher", "--interpolate", "3", "--guidance-scale", "2"), "guidance_scale 2: a generator has no guidance"),
     (("sample", "teacher", "--prompt", "flag"), "prompt 'flag': .* the nearest is 'google emoji of flags'"),
-    (("sample", "painter"), "--input: expects images, which .* generates anew"),
-    (("sample", "teacher", "--input", "."), "--input .: the model samples images from classes, it expects no images"),
+    (("sample", "painter"), "--input: expects images, which .* translates"),
+    (("sample", "teacher", "--input", "."), "--input .: the model samples images from classes; expects no --input"),
     (("sample", "assets/tiny-sd", "--prompt", "a", "--interpolate", "3"), "interpolate 3: expects a GAN; this is a StableDif"),
     (("evaluate", "teacher", "--steps", "4"), "steps 4: expects 1, a generator samples in one call"),
     (

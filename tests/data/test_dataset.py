@@ -122,5 +122,5 @@ def test_the_fingerprint_is_of_the_content_and_of_what_is_read_of_it(tmp_path, p
 
 @pytest.mark.parametrize("name", ["hf://datasets/some/one", "hf://datasets/some/one@main", "hf://models/some/one@" + "0" * 40])
 def test_a_dataset_of_the_hub_is_pinned_to_a_commit(name):
-    with pytest.raises(ValueError, match="is not pinned; it expects hf://datasets/OWNER/NAME@COMMIT"):
+    with pytest.raises(ValueError, match="is not pinned; expects hf://datasets/OWNER/NAME@COMMIT"):
         open_source(name)

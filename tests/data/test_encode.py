@@ -161,7 +161,7 @@ def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, image
     data = prepare(missing_caption="skip")
     assert (len(data), data.summary()["missing_captions"], data.summary()["left_out"]) == (COUNT - 2, 0, 2)
     assert "skipped.jsonl" in caplog.text
-    with pytest.raises(ValueError, match=r"data: '07\.png' of .* has no caption; data\.missing_caption takes empty or skip"):
+    with pytest.raises(ValueError, match=r"data: '07\.png' of .* has no caption; data\.missing_caption must be empty or skip"):
         prepare(missing_caption="error")
 
 
@@ -186,7 +186,7 @@ def test_too_many_broken_images_stop_the_run(prepare, images):
         (images / f"{number:02}.png").write_bytes(b"not an image")
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; it expects at most 5%; they are l"
+            ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; expects at most 5%; they are l"
         ):
             prepare()
 
@@ -194,7 +194,7 @@ def test_too_many_broken_images_stop_the_run(prepare, images):
 def test_an_encoder_that_overflows_names_the_image(prepare, teacher):
     with torch.no_grad():
         teacher.pipeline.vae.quant_conv.weight.mul_(torch.inf)
-    with pytest.raises(ValueError, match=r"encoding '00\.png' gives numbers that are not finite; expects dtype float32"):
+    with pytest.raises(ValueError, match=r"encoding '00\.png' gives values that are not finite; expects dtype float32"):
         prepare()
 
 

@@ -31,11 +31,11 @@ def test_a_image_goes_to_the_bucket_that_is_nearest_as_a_factor():
 
 def test_a_resolution_that_buckets_cannot_have_is_a_sentence():
     with pytest.raises(ValueError, match=r"data\.resolution 500: expects a multiple of 64 with data\.crop=buckets"):
-        Framing.of("buckets", 500, 64, 0)
+        Framing.from_settings("buckets", 500, 64, 0)
 
 
 def test_a_framed_image_is_of_its_buckets_size_and_loses_little():
-    framing = Framing.of("buckets", 32, 8, 0)
+    framing = Framing.from_settings("buckets", 32, 8, 0)
     assert framing.frame(Image.new("RGB", (50, 30)), "a").size == (40, 24)
     assert framing.frame(Image.new("RGB", (30, 900)), "b").size == (24, 40)
 
@@ -44,7 +44,7 @@ def test_a_random_crop_is_a_place_that_seed_and_key_decide():
     ramp = Image.fromarray(np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 20, 0).repeat(3, 2))
 
     def left(seed, key):
-        return Framing.of("random", 20, 1, seed).frame(ramp, key).getpixel((0, 0))[0]
+        return Framing.from_settings("random", 20, 1, seed).frame(ramp, key).getpixel((0, 0))[0]
 
     places = [left(0, str(key)) for key in range(300)]
     assert places == [left(0, str(key)) for key in range(300)]

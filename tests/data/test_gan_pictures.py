@@ -11,7 +11,7 @@ from PIL import Image
 
 from gendistill.data import gan_images as gan_pictures
 from gendistill.data.data_config import DataConfig
-from gendistill.data.gan_batches import NoData, is_enlarging, smaller
+from gendistill.data.gan_batches import NoData, downsampled, is_enlarging
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.images import fitted
 from gendistill.gan.generator import GeneratorSpec
@@ -157,13 +157,13 @@ def test_a_generator_that_enlarges_gets_pairs(prepare, tmp_path):
     batch = data.batch(torch.tensor([0, 1]), None)
     assert batch.real.shape == (2, 3, 12, 16)
     assert batch.inputs.shape == (2, 3, 6, 8)
-    assert torch.equal(batch.inputs, smaller(batch.real, ENLARGING))
+    assert torch.equal(batch.inputs, downsampled(batch.real, ENLARGING))
     assert -1 <= batch.inputs.min() < batch.inputs.max() <= 1
 
 
 def test_smaller_keeps_what_is_flat():
     flat = torch.full((1, 3, 12, 16), 0.5)
-    torch.testing.assert_close(smaller(flat, ENLARGING), torch.full((1, 3, 6, 8), 0.5))
+    torch.testing.assert_close(downsampled(flat, ENLARGING), torch.full((1, 3, 6, 8), 0.5))
 
 
 def test_one_that_also_changes_the_colours_gets_no_pairs(prepare, tmp_path):
@@ -181,13 +181,13 @@ def test_without_data_there_is_noise_alone_and_images_are_asked_for_where_it_tak
     assert len(data) == 0
     batch = data.batch(data.rows_of_step(0, 0, 4), None)
     assert (batch.inputs, batch.real, batch.labels) == (None, None, None)
-    with pytest.raises(ValueError, match=r"data\.path: a generator that generates from images takes images to generate from"):
+    with pytest.raises(ValueError, match=r"data\.path: not set; an image-to-image generator expects input images"):
         prepare_images(nothing, REPAINTING, 0)
 
 
 def test_prompts_are_refused(tmp_path):
     (tmp_path / "prompts.txt").write_text("cat\n")
-    with pytest.raises(ValueError, match=r"data\.prompts .*prompts\.txt: a GAN takes none; expects data\.path, or nothing"):
+    with pytest.raises(ValueError, match=r"data\.prompts .*prompts\.txt: a GAN has no prompts; expects data\.path"):
         prepare_images(DataConfig(prompts=str(tmp_path / "prompts.txt")), NOISE, 0)
     with pytest.raises(ValueError, match=r"prompts\.txt is a prompt file; expects images"):
         prepare_images(DataConfig(path=str(tmp_path / "prompts.txt")), NOISE, 0)

@@ -81,8 +81,8 @@ def test_a_pattern_chooses_the_prompts_that_another_teacher_generates(teacher, d
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ("vae", "has another latent space than .*; expects one with the same VAE"),
-        ("text_encoder", "reads prompts otherwise than"),
+        ("vae", "has another latent space than .*; expects a teacher with the same VAE"),
+        ("text_encoder", "encodes prompts differently from"),
     ],
 )
 def test_a_teacher_of_another_space_is_refused(teacher, data, config, tmp_path, another, part, sentence):

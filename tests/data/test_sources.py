@@ -93,7 +93,7 @@ def test_a_broken_image_is_skipped_counted_and_logged(photos, caplog):
         assert "c.png" not in captions(source)
     assert source.broken_images == 1
     assert "skipped 1 images of" in caplog.text
-    assert "such as c.png: image: it cannot be decoded" in caplog.text
+    assert "such as c.png: image: cannot be decoded" in caplog.text
     list(source)
     assert source.broken_images == 1
 
@@ -201,7 +201,7 @@ def test_weights_that_cannot_be_sampled_by_are_refused(caption):
 
 
 def test_an_empty_field_is_left_out_of_the_sample():
-    choice = CaptionChoice.of({"a": 1, "b": 1, "c": 0}, "txt", seed=0)
+    choice = CaptionChoice.from_option({"a": 1, "b": 1, "c": 0}, "txt", seed=0)
     assert {choice.sample(str(key), {"a": "", "b": "here", "c": "never"}) for key in range(20)} == {"here"}
     assert choice.sample("k", {"c": "never"}) == ""
 
@@ -231,10 +231,10 @@ def test_what_a_path_is_decides_the_source(photos):
         ("absent", "does not exist"),
         ("pipe:touch owned", "does not exist"),
         ("none-*.tar", "matches no file"),
-        ("part-{0..1.tar", "has a brace too many"),
+        ("part-{0..1.tar", "has an unmatched brace"),
         ("empty", "holds no image, no shard and no parquet"),
         ("both", "holds both shards and images"),
-        ("notes.md", "is no shard"),
+        ("notes.md", "is not a shard"),
         ("blank.txt", "holds no prompt"),
         ("latin.txt", "cannot be read"),
         ("hollow.tar", "holds no sample"),

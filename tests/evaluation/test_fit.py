@@ -126,7 +126,7 @@ def test_a_lora_for_another_width_is_reported_in_a_sentence(teacher_sampler, tin
     (note,) = found.notes
     assert note == (
         "The student: pytorch_lora_weights.safetensors does not load: 32 of 32 modules do not fit, such as "
-        "down_blocks.0.resnets.0.conv1, which expects 24 inputs, and 16 in the LoRA."
+        "down_blocks.0.resnets.0.conv1, which has 24 inputs, and 16 in the LoRA."
     )
     assert (len(found.unfit), found.effect) == (32, None)
 

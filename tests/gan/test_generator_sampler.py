@@ -128,7 +128,7 @@ def test_a_generator_of_images_is_given_files(gans, tmp_path):
         generate(sampler, ["food"], [0])
     with pytest.raises(ValueError, match="has no images"):
         input_prompts(sampler, tmp_path / "nothing")
-    with pytest.raises(ValueError, match="samples images from noise, it expects no images"):
+    with pytest.raises(ValueError, match="samples images from noise; expects no --input"):
         input_prompts(open_sampler(gans["plain"]), tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(distill, last
     process = distill(run, cache)
     assert process.wait() == 2, process.text
     assert "cannot be written: no space left on device" in process.text
-    assert "go on with --resume: step-00000002 is kept" in process.text
+    assert "resume with --resume: step-00000002 is kept" in process.text
     assert "Traceback" not in process.text
     assert_whole(run, "step-00000002")
     (run / "filler").unlink()
@@ -213,7 +213,7 @@ def test_a_file_that_may_not_grow_is_one_sentence_too(distill, half_done):
     process = distill(half_done, before=partial(limit, resource.RLIMIT_FSIZE, 1_200_000))
     assert process.wait() == 2, process.text
     assert "cannot be written: file too large" in process.text
-    assert "go on with --resume: step-00000004 is kept" in process.text
+    assert "resume with --resume: step-00000004 is kept" in process.text
     assert "Traceback" not in process.text
     assert_whole(half_done, "step-00000004")
 

@@ -146,7 +146,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
     ("changes", "sentence"),
     [
         ({"lora__enabled": True}, "lora.enabled: a tiny autoencoder has weights of its own; expects false"),
-        ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on images of one size; expects center or random"),
+        ({"data__crop": "buckets"}, "data.crop buckets: a decoder is trained on images of one size; expects center or random"),
         ({"decoder__width": 2}, "setting decoder.width is 2; expects at least 4"),
         (
             {"decoder__blocks": [1, 2]},

@@ -40,8 +40,8 @@ def test_what_would_fit_begins_with_what_changes_the_result_least(tmp_path):
     )
     least = {"trainer.batch_size": 1, "trainer.gradient_checkpointing": True, "lora.enabled": True, "device": "cpu"}
     settings = {name.replace(".", "__"): value for name, value in least.items()}
-    assert "takes --set lora.rank=32, until it fits" in out_of_memory(config(tmp_path, **settings))
-    assert "takes a smaller teacher or data.resolution" in out_of_memory(config(tmp_path, **settings, lora__rank=4))
+    assert "expects --set lora.rank=32, until it fits" in out_of_memory(config(tmp_path, **settings))
+    assert "expects a smaller teacher or data.resolution" in out_of_memory(config(tmp_path, **settings, lora__rank=4))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_would_fit_begins_with_what_changes_the_result_least(tmp_path):
     ],
 )
 def test_a_disk_that_is_full_says_where_to_make_room(tmp_path, error):
-    with pytest.raises(ValueError, match=r"run cannot be written: .*, [\d.,]+ MB free\. Make room there, or take another out"):
+    with pytest.raises(ValueError, match=r"run cannot be written: .*, [\d.,]+ MB free\. Free disk space there, or set"):
         with user_errors(config(tmp_path), 1):
             raise error
 

@@ -45,6 +45,8 @@ def test_an_interrupted_run_resumes_to_the_weights_that_it_would_have_had(folder
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
     former = {"aligned": "own_share", "halved": "dialect_steps", "gan": "setting partner"}[run]
     assert any(former in message and "is now called" in message for message in caplog.messages)
+    # the first stage of progressive distillation resumes in its former folder
+    assert not (folder / run / "stages" / "guidance_distillation").exists()
 
 
 def test_students_sample_images(folder):

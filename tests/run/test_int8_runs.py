@@ -62,8 +62,8 @@ def test_a_run_begins_from_a_student_and_a_student_in_8_bits_is_opened_by_plain_
     ("changes", "sentence"),
     [
         ({"lora__enabled": True}, "quantization int8: trains all weights; expects lora.enabled=false"),
-        ({"method": "decoder"}, "quantization int8: is of a denoiser, not of --method decoder"),
-        ({"start": "a", "compress__factor": 2}, "start a: expects no compress beside it"),
+        ({"method": "decoder"}, "quantization int8: expects a method that trains a denoiser, not decoder"),
+        ({"start": "a", "compress__factor": 2}, "start a: excludes compress, which starts from the teacher"),
         ({"start": "nowhere"}, "model nowhere does not exist"),
     ],
 )
@@ -74,7 +74,7 @@ def test_what_does_not_go_together_is_one_sentence(settings, changes, sentence):
 
 def test_a_start_of_another_kind_than_the_teacher_is_one_sentence(settings, tiny_folder, tmp_path):
     lora = distill(settings("lora", quantization="none", lora__enabled=True, trainer__max_steps=1)).student_folder
-    with pytest.raises(ValueError, match="is a LoRA; expects a student with all its weights"):
+    with pytest.raises(ValueError, match="is a LoRA; expects a student with full weights"):
         distill(settings("run", start=str(lora)))
 
 

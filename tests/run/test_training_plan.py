@@ -101,9 +101,9 @@ def test_a_plan_of_training_from_the_command_line(tiny_folder):
     assert found["needs"][AS_IT_IS]["peak"] > 0
     shown = ran(*command)
     assert "trainer.gradient_checkpointing=true" in shown.stdout
-    with pytest.raises(ValueError, match="what these take is not planned"):
+    with pytest.raises(ValueError, match="plan --train does not cover them"):
         plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "images", "align.weight": 1,
                                          "align.distribution.adversarial": 0.1}))  # fmt: skip
     refused = ran(*command, "--method", "decoder")
     assert refused.returncode == 2
-    assert "plan --train takes consistency, progressive, latent_alignment" in " ".join(refused.stderr.split())
+    assert "plan --train expects one of consistency, progressive, latent_alignment" in " ".join(refused.stderr.split())

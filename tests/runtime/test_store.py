@@ -65,7 +65,7 @@ def test_a_flipped_byte_is_noticed_and_only_its_part_is_made_again(tmp_path, cap
     assert_whole(build(tmp_path, made))
     assert made == [0, 1, 2, 3, 4, 2]
     assert caplog.text.count("rows-00002.safetensors is damaged") == 1
-    assert "It is made again." in caplog.text
+    assert "It is computed again." in caplog.text
 
 
 @pytest.mark.parametrize("leftover", ["[]", "{}", '{"format": 1}', "not json", '{"format": 2, "key": "other"}'])

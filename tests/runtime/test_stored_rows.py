@@ -53,7 +53,7 @@ def test_rows_of_other_shapes_are_groups_that_follow_one_another(tmp_path):
     assert cache.groups == {"tall": 5, "wide": 6}
     assert torch.equal(cache.rows([4, 0, 3])["x"], tall[[4, 0, 3]])
     assert torch.equal(cache.rows([10, 5, 7])["x"], wide[[5, 0, 2]])
-    with pytest.raises(ValueError, match="takes rows of one group"):
+    with pytest.raises(ValueError, match="expects rows of one group"):
         cache.rows([4, 5])
     assert (cache.broken, cache.left_out, cache.notes) == (1, 1, {"missing": 3})
     skipped = [json.loads(line) for line in (cache.folder / "skipped.jsonl").read_text().splitlines()]
@@ -109,10 +109,10 @@ def test_a_file_that_is_cut_short_or_changed_is_seen(tmp_path):
     file = cache.folder / "rows-00001.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="is cut short"):
+    with pytest.raises(ValueError, match="is truncated"):
         cache.rows([8])
     file.write_bytes(whole[:20])
-    with pytest.raises(ValueError, match="its header is cut short"):
+    with pytest.raises(ValueError, match="its header is truncated"):
         StoredRows(cache.folder).rows([8])
 
 

@@ -52,7 +52,7 @@ def test_it_is_found_from_the_command_line(place):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((["food"], [41], 1.0), "steps 41: expects at most 40, among which the search chooses"),
+        ((["food"], [41], 1.0), "steps 41: expects at most 40, the number of candidate timesteps"),
         ((None, [4], 1.0), "--prompt and --prompts: expects one of them"),
     ],
 )
@@ -64,7 +64,7 @@ def test_what_cannot_be_searched_is_one_sentence(tiny_folder, arguments, sentenc
 def test_a_model_without_guidance_refuses_a_scale_and_knows_its_own_prompts(family_folder):
     folder = str(family_folder("unconditional"))
     assert find_grids(folder, None, [2], 1.0)[2].timesteps[0] == 999
-    with pytest.raises(ValueError, match=r"^guidance_scale 2: .* knows no guidance; expects 1$"):
+    with pytest.raises(ValueError, match=r"^guidance_scale 2: .* has no guidance; expects 1$"):
         find_grids(folder, None, [2], 2.0)
 
 

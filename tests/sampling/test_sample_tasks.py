@@ -70,7 +70,7 @@ def test_a_model_of_others_is_sampled_as_its_name_says(tiny_folder, sample, tmp_
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--mask", "m.png"], "--mask m.png: expects --input, the image to generate in"),
+        (["--mask", "m.png"], "--mask m.png: expects --input, the image to inpaint"),
         (["--input", "none.png"], "--input none.png"),
         (["--control", "edges"], "--control 'edges': expects FOLDER=IMAGE"),
         (["--like", "sd15"], "like sd15: expects the name of a file of one of Hyper-SD"),

@@ -48,10 +48,10 @@ def test_a_image_to_begin_at_and_its_mask_become_as_large_as_what_is_sampled():
 
 def test_only_requests_of_one_kind_go_together():
     ask = {"prompt": "a", "seed": 1}
-    alike = [read_request({**ask, **more}, OFFERS, LIMITS).goes_with for more in ({}, {"prompt": "b", "seed": 2, "n": 3})]
+    alike = [read_request({**ask, **more}, OFFERS, LIMITS).batch_key for more in ({}, {"prompt": "b", "seed": 2, "n": 3})]
     others = [{"steps": 3}, {"guidance_scale": 2}, {"size": "32x32"}, {"model": "noise"}, {"image": GREY}]
     assert alike[0] == alike[1]
-    assert alike[0] not in [read_request({**ask, **more}, OFFERS, LIMITS).goes_with for more in others]
+    assert alike[0] not in [read_request({**ask, **more}, OFFERS, LIMITS).batch_key for more in others]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_only_requests_of_one_kind_go_together():
         ({"size": 512}, "size", "size 512: expects WIDTHxHEIGHT"),
         ({"size": "x" * 1000}, "size", "size 'xxxxx"),
         ({"size": "64x64", "model": "noise"}, "size", "size '64x64': expects 32x32"),
-        ({"image": "a.png"}, "image", "image: expects the file of an image"),
-        ({"image": GREY, "mask": "a.png"}, "mask", "mask: expects the file of an image"),
-        ({"mask": GREY}, "mask", "mask: expects an image, the image to generate in"),
-        ({"image": GREY, "strength": 0}, "strength", "strength 0: of 4 steps it leaves none; expects at least 0.25"),
+        ({"image": "a.png"}, "image", "image: expects an image file"),
+        ({"image": GREY, "mask": "a.png"}, "mask", "mask: expects an image file"),
+        ({"mask": GREY}, "mask", "mask: expects an image, the image to inpaint"),
+        ({"image": GREY, "strength": 0}, "strength", "strength 0: no step of 4 is left; expects at least 0.25"),
         ({"image": GREY, "strength": "much"}, "strength", "strength 'much': expects a number from 0 to 1"),
-        ({"image": GREY, "strength": 0.2}, "strength", "strength 0.2: of 4 steps it leaves none; expects at least 0.25"),
-        ({"image": GREY, "model": "noise"}, "image", "image: noise begins at no images"),
+        ({"image": GREY, "strength": 0.2}, "strength", "strength 0.2: no step of 4 is left; expects at least 0.25"),
+        ({"image": GREY, "model": "noise"}, "image", "image: noise does not support initial images"),
     ],
 )
 def test_what_may_not_be_asked_is_one_sentence(given, field, sentence):

@@ -136,14 +136,14 @@ def test_an_application_edits_a_image_where_its_mask_is_transparent(server, stud
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"image": b"no image"}, "image: image: it cannot be decoded"),
-        ({"image": png_file(Image.new("1", (6000, 6000)))}, "image: image: it cannot be decoded (6000x6000 is more than"),
-        ({"mask": png_file(Image.new("RGB", (8, 8)))}, "mask: expects an image that is transparent where it is generated anew"),
+        ({"image": b"no image"}, "image: image: cannot be decoded"),
+        ({"image": png_file(Image.new("1", (6000, 6000)))}, "image: image: cannot be decoded (6000x6000 is more than"),
+        ({"mask": png_file(Image.new("RGB", (8, 8)))}, "mask: expects an image that is transparent in the area to generate"),
         ({"extra_body": {"strength": "1e9"}}, "strength 1000000000.0: expects a number from 0 to 1"),
         ({"n": 10_000}, "n 10000: expects a whole number from 1 to 8"),
         (
             {"extra_headers": {"origin": "http://evil.example"}},
-            "origin 'http://evil.example': expects requests of its own page",
+            "origin 'http://evil.example': expects a request of this page",
         ),
         ({"image": bytes(2**25)}, "the request is longer than 16 MiB"),
         ({"response_format": "url"}, "response_format 'url': expects b64_json"),
@@ -255,7 +255,7 @@ def test_a_person_who_types_nonsense_reads_a_sentence(page, field, typed, senten
     page.fill("#teacher-steps input", "1")
     page.fill(field, typed)
     page.click("#sample")
-    expect(page.locator("#told textarea")).to_have_value(re.compile(re.escape(sentence)), timeout=30_000)
+    expect(page.locator("#notice textarea")).to_have_value(re.compile(re.escape(sentence)), timeout=30_000)
 
 
 def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
@@ -264,7 +264,7 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
     page.fill("#teacher-steps input", "1")
     page.click("#sample")
     sentence = "steps 3: the student was made for 4, 2, 1; other step counts usually give worse images"
-    expect(page.locator("#told textarea")).to_have_value(sentence, timeout=30_000)
+    expect(page.locator("#notice textarea")).to_have_value(sentence, timeout=30_000)
     assert server.ask({"prompt": PROMPT, "steps": 3})[1]["warnings"] == [sentence]
     assert server.ask({"prompt": PROMPT})[1]["warnings"] == []
 

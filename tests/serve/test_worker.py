@@ -36,7 +36,7 @@ def worker():
 
 @pytest.fixture
 def held(worker):
-    """held(...): a worker that samples its first request until an event is set, that request's future, the event, the batches."""
+    """held(...): a worker that samples its first request until an event is set, its future, the event, the batches."""
 
     def make(**settings):
         may_draw, batches = threading.Event(), []
@@ -76,7 +76,7 @@ def test_what_goes_together_is_sampled_together_and_no_more_than_a_batch_holds(h
 def test_a_full_queue_refuses_and_goes_on(held):
     generating, first, may_draw, _ = held(max_waiting=2)
     waiting = [generating.submit(request(seed=seed)) for seed in (1, 2)]
-    with pytest.raises(BusyError, match="2 requests wait already"):
+    with pytest.raises(BusyError, match="2 requests are waiting already"):
         generating.submit(request())
     may_draw.set()
     assert [future.result(10).images.item() for future in [first, *waiting]] == [5, 1, 2]
@@ -111,7 +111,7 @@ def test_the_end_finishes_what_is_sampled_and_refuses_the_rest(held):
     threading.Timer(0.1, may_draw.set).start()
     generating.end()
     assert first.result(0).images.item() == 5
-    with pytest.raises(BusyError, match="ended before"):
+    with pytest.raises(BusyError, match="stopped before"):
         second.result(0)
-    with pytest.raises(BusyError, match="about to end"):
+    with pytest.raises(BusyError, match="is stopping"):
         generating.submit(request())

@@ -1,4 +1,4 @@
-"""Tar archives, read as streams: nothing in them reaches the disk, and nothing that would climb out is read."""
+"""Tar archives, read as streams: members are not written to disk, and members outside the archive's folder are rejected."""
 
 import gzip
 import tarfile
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
-# More than any image that `MAX_PIXELS` lets through; a gzip of a megabyte can hold a gigabyte of zeros.
+# Larger than any image within `MAX_PIXELS`; a gzip of a megabyte can hold a gigabyte of zeros.
 MAX_MEMBER_BYTES = 512 * 2**20
 
 
@@ -17,28 +17,28 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
         ValueError: the archive is damaged, or a member is a link or a device, lies outside the archive's folder, or is
             larger than `MAX_MEMBER_BYTES`.
     """
-    # Opened here: tarfile's own stream would take the end of a gzip that was cut short for the end of the archive.
+    # gzip is opened explicitly: the stream of tarfile mistakes the end of a truncated gzip for the end of the archive.
     opened = gzip.open if archive.suffix.lower() in (".gz", ".tgz") else open
     try:
         with opened(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 require_safe(f"the shard {archive}", member.name, member.size)
                 if not (member.isfile() or member.isdir()):
-                    raise ValueError(f"data: the shard {archive} holds {member.name!r}, a link or device; it expects files.")
+                    raise ValueError(f"data: the shard {archive} holds {member.name!r}, a link or device; expects files.")
                 if member.isfile():
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name, file.read()
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        what = getattr(error, "strerror", None) or error.args[0]
-        raise ValueError(f"data: the shard {archive} cannot be read ({what}); it expects a tar.") from error
+        reason = getattr(error, "strerror", None) or error.args[0]
+        raise ValueError(f"data: the shard {archive} cannot be read ({reason}); expects a tar.") from error
 
 
 def require_safe(archive: str, name: str, size: int) -> None:
     """Raise ValueError for a member that lies outside its archive's folder or is larger than `MAX_MEMBER_BYTES`."""
-    path = PureWindowsPath(name)  # which knows both kinds of slash, and drives
+    path = PureWindowsPath(name)  # parses both kinds of slash, and drives
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"data: {archive} holds {name!r}, outside its folder; it expects relative paths.")
+        raise ValueError(f"data: {archive} holds {name!r}, outside its folder; expects relative paths.")
     if size > MAX_MEMBER_BYTES:
-        raise ValueError(f"data: {archive} holds {name!r} of {size} bytes; it expects at most {MAX_MEMBER_BYTES}.")
+        raise ValueError(f"data: {archive} holds {name!r} of {size} bytes; expects at most {MAX_MEMBER_BYTES}.")

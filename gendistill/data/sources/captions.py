@@ -1,4 +1,4 @@
-"""Which of an image's texts is its caption."""
+"""Select the caption among the texts of an image."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,34 +9,34 @@ from typing import TypeAlias
 from gendistill.runtime.hashing import chance
 
 CaptionOption: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
-"""A field, several of equal weight, fields with their weights, or None for the source's own default."""
+"""A field, several fields of equal weight, fields with weights, or None for the default of the source."""
 
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Samples one of an image's texts, the same one each time for the same seed and key.
+    """Samples one of the texts of an image; the same seed and key give the same text.
 
     Attributes:
-        weights: (field, weight) in the order of the fields' names; weights are >= 0 and need not sum to 1.
-        seed: another seed samples other fields; 0 where there is one field, and nothing to sample.
+        weights: (field, weight), sorted by field; weights are >= 0 and need not sum to 1.
+        seed: seed of the sampling among fields; 0 where one field alone has a weight.
     """
 
     weights: tuple[tuple[str, float], ...]
     seed: int = 0
 
     @classmethod
-    def of(cls, option: CaptionOption, default: str, seed: int) -> "CaptionChoice":
-        """Read what a user wrote.
+    def from_option(cls, option: CaptionOption, default: str, seed: int) -> "CaptionChoice":
+        """Parse the user's option.
 
         Raises:
-            ValueError: no field is named, or a weight is negative or not finite, or no weight is above zero.
+            ValueError: there is no field, a weight is negative or not finite, or no weight is above zero.
         """
         if option is None or isinstance(option, str):
             option = [option or default]
         weights = dict(option) if isinstance(option, Mapping) else dict.fromkeys(option, 1.0)
-        sound = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values())
-        if not sound or sum(weights.values()) <= 0:
-            raise ValueError(f"caption: got {option!r}; it expects a field, or fields with weights >= 0 and one above 0.")
+        is_valid = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values())
+        if not is_valid or sum(weights.values()) <= 0:
+            raise ValueError(f"caption: got {option!r}; expects a field, or fields with weights >= 0 and one above 0.")
         is_sampled = sum(weight > 0 for weight in weights.values()) > 1
         return cls(tuple(sorted((field, float(weight)) for field, weight in weights.items())), seed if is_sampled else 0)
 
@@ -45,23 +45,23 @@ class CaptionChoice:
         return [field for field, _ in self.weights]
 
     def require(self, present: Collection[str], where: str) -> None:
-        """Raise ValueError, with the nearest field there is, if a field is not among those `present`."""
+        """Raise ValueError, with the nearest existing field, if a field is not in `present`."""
         for field in self.fields:
             if field not in present:
                 nearest = get_close_matches(field, present, n=1)
                 hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
                 choices = ", ".join(repr(name) for name in sorted(present)) or "no caption at all"
-                raise ValueError(f"caption: {where} has no {field!r}{hint}; it has {choices}.")
+                raise ValueError(f"caption: {where} has no {field!r}{hint}; expects one of {choices}.")
 
     def sample(self, key: str, texts: Mapping[str, str]) -> str:
-        """The caption of image `key`, sampled by weight among those of its texts that are not empty; "" if all are."""
+        """The caption of image `key`, sampled by weight among its non-empty texts; "" if all texts are empty."""
         present = [(texts[field], weight) for field, weight in self.weights if texts.get(field) and weight > 0]
-        left = chance(self.seed, key) * sum(weight for _, weight in present)
+        remaining = chance(self.seed, key) * sum(weight for _, weight in present)
         for text, weight in present:
-            left -= weight
-            if left < 0:
+            remaining -= weight
+            if remaining < 0:
                 return text
-        return present[-1][0] if present else ""  # rounding may leave a last crumb
+        return present[-1][0] if present else ""  # rounding may leave a small positive remainder
 
     def describe(self) -> str:
         if len(self.weights) == 1:

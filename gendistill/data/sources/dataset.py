@@ -1,4 +1,4 @@
-"""Images that lie in a dataset of Hugging Face's `datasets`: parquet files, a saved folder, or one of the hub."""
+"""Images in a dataset of Hugging Face's `datasets`: parquet files, a saved folder, or a dataset of the hub."""
 
 import glob
 import io
@@ -22,16 +22,16 @@ CAPTION_COLUMNS = ("text", "caption", "prompt", "txt", "description")
 
 
 class DatasetImages(ImageSource):
-    """The rows of a `datasets` dataset, read as a stream and in order. No code of a dataset is ever run.
+    """The rows of a `datasets` dataset, read as a stream and in order. Code of a dataset is never executed.
 
     Args:
         path: a `.parquet` file, a pattern of such files or a folder of them, a folder written by `save_to_disk`, or
             `hf://datasets/OWNER/NAME@COMMIT`.
-        caption: columns of texts (or of lists of texts, of which one is sampled); by default the only one, or the one
-            that is called `text`, `caption`, `prompt`, `txt` or `description`.
-        seed: of the sample among several captions.
-        image_column: by default the first of type `Image`, or a binary one that is called `image` or the like.
-        split: by default the only one, or `train`.
+        caption: columns of texts, or of lists of texts, from which one is sampled; by default the only text column, or the
+            column called `text`, `caption`, `prompt`, `txt` or `description`.
+        seed: seed of the sampling among several captions.
+        image_column: by default the first column of type `Image`, or a binary column with a name of `IMAGE_COLUMNS`.
+        split: by default the only split, or `train`.
 
     Raises:
         ValueError: the dataset cannot be opened, or has no such split or column.
@@ -46,21 +46,23 @@ class DatasetImages(ImageSource):
         split: str | None = None,
     ):
         self.path, self.seed = path, seed
-        self.files, found = _open(path)
-        splits = found if isinstance(found, dict) else {"train": found}
+        self.files, dataset = _open(path)
+        splits = dataset if isinstance(dataset, dict) else {"train": dataset}
         self.split = split or ("train" if "train" in splits else next(iter(splits)))
         if self.split not in splits or (split is None and len(splits) > 1 and "train" not in splits):
             raise ValueError(f"data.split {split!r}: {path!r} has {', '.join(sorted(splits))}; expects one of them")
         rows = splits[self.split]
         self.image_column = image_column or _image_column_of(rows.features, path)
         if self.image_column not in rows.features:
-            raise ValueError(f"data.image_column {image_column!r}: {path!r} has {', '.join(rows.features)}")
+            raise ValueError(
+                f"data.image_column {image_column!r}: {path!r} has {', '.join(rows.features)}; expects one of them"
+            )
         texts = [name for name, feature in rows.features.items() if _is_text(feature)]
         named = [name for name in CAPTION_COLUMNS if name in texts]
         default = (named or texts or ["text"])[0]
         if caption is None and not named and len(texts) > 1:
             raise ValueError(f"data.caption: {path!r} has the texts {', '.join(texts)}; expects one of them.")
-        choice = CaptionChoice.of(caption, default, seed)
+        choice = CaptionChoice.from_option(caption, default, seed)
         super().__init__(choice, (choice, self.image_column, self.split))
         if caption is not None:
             self.choice.require(texts, path)
@@ -69,7 +71,7 @@ class DatasetImages(ImageSource):
         ).cast_column(self.image_column, datasets.Image(decode=False))
 
     def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
-        """The files' contents, or the pinned name."""
+        """The contents of the files, or the pinned name of a hub dataset."""
         yield [self.path if not self.files else ""]
         for file in self.files:
             yield [file.name, sha256_of(file, hashes)]
@@ -80,7 +82,7 @@ class DatasetImages(ImageSource):
     def entries(self) -> Iterator[Entry]:
         for number, row in enumerate(self._read()):
             key = f"{self.split}/{number}"
-            # A dataset may hold a path in the place of bytes, of any file or address: it is not followed.
+            # A dataset may hold the path of any file or address instead of bytes: it is not followed.
             encoded = (row.pop(self.image_column) or {}).get("bytes") or b""
             texts = {name: _one_text(value, self.seed, key) for name, value in row.items()}
             yield Entry(key, io.BytesIO(encoded), texts)
@@ -88,31 +90,30 @@ class DatasetImages(ImageSource):
     def _read(self) -> Iterator[dict[str, Any]]:
         try:
             yield from self._rows
-        except Exception as error:  # as when it is opened
-            what = str(error).strip().split("\n")[0]
-            raise ValueError(f"data: {self.path!r} cannot be read to its end ({what}).") from error
+        except Exception as error:  # as in _open
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"data: {self.path!r} cannot be read to its end ({reason}).") from error
 
 
 def _open(path: str) -> tuple[list[Path], Any]:
-    """The local files that a dataset is read from, and the dataset: one split, or several by name."""
+    """The local files of a dataset, and the dataset: one split, or several by name."""
     pinned = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)@([0-9a-f]{{40}})", path)
     if path.startswith("hf://") and not pinned:
-        raise ValueError(f"data: {path!r} is not pinned; it expects {HUB}OWNER/NAME@COMMIT, with the 40 digits of a commit.")
-    here = Path(path).expanduser()
-    found = here.rglob("*.parquet") if here.is_dir() else map(Path, glob.glob(str(here), recursive=True))
-    files = sorted(found)
+        raise ValueError(f"data: {path!r} is not pinned; expects {HUB}OWNER/NAME@COMMIT, with the 40 digits of a commit.")
+    local = Path(path).expanduser()
+    files = sorted(local.rglob("*.parquet") if local.is_dir() else map(Path, glob.glob(str(local), recursive=True)))
     try:
         with _quietly():
             if pinned:
                 return [], load_dataset(pinned[1], revision=pinned[2], streaming=True)
-            if here.is_dir() and files:
-                return files, load_dataset("parquet", data_dir=str(here), streaming=True)
-            if here.is_dir():
-                return sorted(here.rglob("*.arrow")), load_from_disk(str(here))
+            if local.is_dir() and files:
+                return files, load_dataset("parquet", data_dir=str(local), streaming=True)
+            if local.is_dir():
+                return sorted(local.rglob("*.arrow")), load_from_disk(str(local))
             return files, load_dataset("parquet", data_files=[str(file) for file in files], streaming=True)
     except Exception as error:  # datasets and pyarrow raise nearly anything on damaged files
-        what = "no such file" if not pinned and not here.exists() and not files else str(error).strip().split("\n")[0]
-        raise ValueError(f"data: {path!r} cannot be opened as a dataset ({what}).") from error
+        reason = "no such file" if not pinned and not local.exists() and not files else str(error).strip().split("\n")[0]
+        raise ValueError(f"data: {path!r} cannot be opened as a dataset ({reason}).") from error
 
 
 def _image_column_of(features: dict[str, Any], path: str) -> str:
@@ -120,12 +121,12 @@ def _image_column_of(features: dict[str, Any], path: str) -> str:
     named = [name for name in IMAGE_COLUMNS if name in features and _is_bytes(features[name])]
     if not typed + named:
         columns = ", ".join(features)
-        raise ValueError(f"data: {path!r} holds no images, only {columns}; it expects a column of images (data.image_column).")
+        raise ValueError(f"data: {path!r} holds no images, only {columns}; expects a column of images (data.image_column).")
     return (typed + named)[0]
 
 
 def _is_bytes(feature: Any) -> bool:
-    if isinstance(feature, dict):  # images as `datasets` stores them, without its word for it
+    if isinstance(feature, dict):  # images as `datasets` stores them, without the type `Image`
         return "bytes" in feature
     return getattr(feature, "dtype", "") in ("binary", "large_binary")
 
@@ -136,7 +137,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def _one_text(value: str | list[str] | None, seed: int, key: str) -> str:
-    """A text, or the one of several that the seed and the row's key decide."""
+    """A text; of a list of texts, the one that the seed and the row's key determine."""
     if isinstance(value, list):
         texts = [text for text in value if text]
         value = texts[int(chance("caption", seed, key) * len(texts))] if texts else ""
@@ -145,7 +146,7 @@ def _one_text(value: str | list[str] | None, seed: int, key: str) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """What `datasets` logs about a file that it cannot read, our own sentence says."""
+    """Silence the logs of `datasets` about unreadable files, which our ValueError reports."""
     datasets.disable_progress_bars()
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Images that lie in a folder or in a zip of one, with captions in `metadata.jsonl` or in text files beside them."""
+"""Images in a folder or in a zip of a folder, with captions in `metadata.jsonl` or in text files next to the images."""
 
 import io
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from gendistill.data.images import SUFFIXES, TAKEN
+from gendistill.data.images import FORMAT_NAMES, SUFFIXES
 from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.archives import require_safe
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
@@ -20,34 +20,34 @@ from gendistill.runtime.hashing import HashMemo, file_sha256, sha256_of
 
 logger = logging.getLogger(__name__)
 
-ENCRYPTED = 1  # bit of a zip member's flags
+ENCRYPTED = 1  # bit in the flags of a zip member
 
 
 class NamedImages(ImageSource):
-    """The images (PNG, JPEG, WebP, BMP, GIF) among files, in the order of their names.
+    """The images (PNG, JPEG, WebP, BMP, GIF) in a list of files, sorted by name.
 
-    Captions come from `metadata.jsonl` (a line an image: `file_name`, relative to that file, and text fields), as
-    Hugging Face's `imagefolder` reads it, or from a `.txt` of the same name beside the image. Names that begin
-    with a dot are left out.
+    Captions come from `metadata.jsonl` (one line per image: `file_name`, relative to that file, and text fields), as in
+    Hugging Face's `imagefolder`, or from a `.txt` of the same name next to the image. Names that begin with a dot are
+    ignored.
 
     Args:
-        path: of the folder or archive.
-        names: of all files in it.
-        caption: fields of `metadata.jsonl`, or "txt" for the file beside the image. By default `text`, which the
-            `.txt` stands in for where `metadata.jsonl` has none.
-        seed: of the sample among several caption fields.
+        path: path of the folder or archive.
+        names: names of all files in it.
+        caption: fields of `metadata.jsonl`, or "txt" for the text file next to the image. By default `text`, and the
+            `.txt` where `metadata.jsonl` has no `text`.
+        seed: seed of the sampling among several caption fields.
 
     Raises:
-        ValueError: there is no image, `metadata.jsonl` cannot be read, or no image has that caption field.
+        ValueError: there is no image, `metadata.jsonl` cannot be read, or no image has the caption field.
     """
 
     def __init__(self, path: Path, names: list[str], caption: CaptionOption, seed: int):
-        super().__init__(CaptionChoice.of(caption, "text", seed))
+        super().__init__(CaptionChoice.from_option(caption, "text", seed))
         self.path = path
         names = sorted(names)
         self.images = [name for name in names if is_image_name(name)]
         if not self.images:
-            raise ValueError(f"data: {str(path)!r} holds no image; it expects a folder or a zip with {TAKEN}.")
+            raise ValueError(f"data: {str(path)!r} holds no image; expects a folder or a zip with {FORMAT_NAMES}.")
         self.text_files = {sidecar_caption(name) for name in self.images} & set(names)
         self.metadata_files = [name for name in names if PurePosixPath(name).name == "metadata.jsonl"]
         self._metadata: dict[str, dict[str, str]] = {}
@@ -63,12 +63,12 @@ class NamedImages(ImageSource):
                 present |= set(fields)
                 self._metadata[image] = {field: fields[field] for field in self.choice.fields if field in fields}
         if absent := set(self._metadata) - set(self.images):
-            logger.warning("metadata.jsonl names %d images that are not there, such as %s", len(absent), min(absent))
+            logger.warning("metadata.jsonl names %d images that do not exist, such as %s", len(absent), min(absent))
         if caption is not None:
             self.choice.require(present, str(path))
 
     def __len__(self) -> int:
-        """Images, the broken ones among them."""
+        """Number of images, including those that cannot be decoded."""
         return len(self.images)
 
     def named(self) -> str:
@@ -84,21 +84,21 @@ class NamedImages(ImageSource):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file's content."""
+        """The content of a file."""
 
     def file(self, name: str) -> Path | BinaryIO:
-        """An image as it is decoded from."""
+        """The encoded image."""
         return io.BytesIO(self.read(name))
 
 
 class ImageFolder(NamedImages):
-    """The images of a folder and of those below it; see `NamedImages`."""
+    """The images of a folder and its subfolders; see `NamedImages`."""
 
     def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
         super().__init__(Path(path), list(files_below(Path(path))), caption, seed)
 
     def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
-        """Names, sizes and modification times, and the content of the captions' files."""
+        """Names, sizes and modification times of images and text files, and the content of `metadata.jsonl`."""
         for name in sorted({*self.images, *self.text_files}):
             stat = (self.path / name).stat()
             yield [name, stat.st_size, stat.st_mtime_ns]
@@ -113,10 +113,10 @@ class ImageFolder(NamedImages):
 
 
 class ZipImages(NamedImages):
-    """The images of a `.zip`, see `NamedImages`: nothing in it reaches the disk, and `__MACOSX` is left out.
+    """The images of a `.zip`, see `NamedImages`: members are not written to disk, and `__MACOSX` is ignored.
 
     Raises:
-        ValueError: it is no zip, is damaged or encrypted, or has a member outside its folder or of more than
+        ValueError: the file is not a zip, is damaged or encrypted, or has a member outside its folder or larger than
             `MAX_MEMBER_BYTES`.
     """
 
@@ -124,27 +124,27 @@ class ZipImages(NamedImages):
         try:
             self.archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"data: {str(path)!r} cannot be read ({error}); it expects a zip of images.") from error
+            raise ValueError(f"data: {str(path)!r} cannot be read ({error}); expects a zip of images.") from error
         members = [info for info in self.archive.infolist() if not info.is_dir()]
         for info in members:
             require_safe(str(path), info.filename, info.file_size)
             if info.flag_bits & ENCRYPTED:
-                raise ValueError(f"data: {info.filename!r} in {path} is encrypted; it expects a zip without a password.")
+                raise ValueError(f"data: {info.filename!r} in {path} is encrypted; expects a zip without a password.")
         super().__init__(Path(path), [info.filename for info in members if not _is_hidden(info.filename)], caption, seed)
 
     def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
         yield ["zip", sha256_of(self.path, hashes)]
 
     def read(self, name: str) -> bytes:
-        """A member's content: never more than it said that it holds, which is at most `MAX_MEMBER_BYTES`."""
+        """The content of a member: at most its declared size, which is at most `MAX_MEMBER_BYTES`."""
         try:
             return self.archive.read(name)
         except (zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"data: {name!r} in {self.path} cannot be read ({error}); it expects a whole zip.") from error
+            raise ValueError(f"data: {name!r} in {self.path} cannot be read ({error}); expects a complete zip.") from error
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Paths relative to `folder`, with forward slashes, without anything whose name begins with a dot."""
+    """Paths relative to `folder`, with forward slashes, without files and folders whose name begins with a dot."""
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:

@@ -1,4 +1,4 @@
-"""Which part of an image is trained on and at what size: one square, or the nearest of a few shapes."""
+"""Crop and resize training images: to one square, or to the nearest aspect ratio bucket."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from gendistill.runtime.hashing import chance
 
 Crop: TypeAlias = Literal["center", "random", "buckets"]
 
-# Beyond 1:2 the teacher has seen too little to teach.
+# Teachers have seen too few images beyond 1:2.
 MAX_RATIO = 2.0
 
 
@@ -20,10 +20,10 @@ class Framing:
     """Crops and resizes images.
 
     Attributes:
-        sizes: (height, width) in pixels that an image may come out at.
-        crop: `center`; `random`, one place an image that `seed` and the image's key decide; or `buckets`, the centre
-            of the nearest of several sizes.
-        seed: of the random crop.
+        sizes: possible output sizes (height, width) in pixels.
+        crop: `center`; `random`, one position per image, determined by `seed` and the image's key; or `buckets`, the centre
+            crop at the nearest of several sizes.
+        seed: seed of the random crop.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -31,18 +31,18 @@ class Framing:
     seed: int = 0
 
     @classmethod
-    def of(cls, crop: Crop, resolution: int, multiple: int, seed: int) -> "Framing":
-        """What the settings mean.
+    def from_settings(cls, crop: Crop, resolution: int, multiple: int, seed: int) -> "Framing":
+        """The framing of the settings.
 
         Args:
-            resolution: of squares, in pixels; buckets have at most its area.
-            multiple: of pixels that the network needs edges to be.
+            resolution: edge of squares, in pixels; buckets have at most the same area.
+            multiple: edges must be multiples of this number of pixels.
         """
         sizes = bucket_sizes(resolution, multiple) if crop == "buckets" else ((resolution, resolution),)
         return cls(sizes, crop, seed if crop == "random" else 0)
 
     def frame(self, image: Image.Image, key: str) -> Image.Image:
-        """An RGB image of any size at one of `sizes`."""
+        """Crop and resize an RGB image of any size to one of `sizes`."""
         height, width = nearest_size(self.sizes, image.height / image.width)
         if self.crop == "random":
             at = chance("crop x", self.seed, key), chance("crop y", self.seed, key)
@@ -51,13 +51,13 @@ class Framing:
 
 
 def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
-    """(height, width) of about `resolution`^2 pixels and at most that, edges multiples of `multiple`, from 1:2 to 2:1.
+    """Sizes (height, width) of at most `resolution`^2 pixels, with edges that are multiples of `multiple`, from 1:2 to 2:1.
 
-    For each height the widest that fits, and the other way round, as SDXL's buckets are made (Podell et al. 2023,
-    appendix I; there for 1024 and 64).
+    Each height has the largest width that fits, and vice versa, as in the buckets of SDXL (Podell et al. 2023, appendix I;
+    there for 1024 and 64).
 
     Raises:
-        ValueError: the resolution is no multiple of `multiple`.
+        ValueError: the resolution is not a multiple of `multiple`.
     """
     if resolution % multiple:
         raise ValueError(f"data.resolution {resolution}: expects a multiple of {multiple} with data.crop=buckets")
@@ -70,5 +70,5 @@ def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
 
 
 def nearest_size(sizes: tuple[tuple[int, int], ...], ratio: float) -> tuple[int, int]:
-    """The (height, width) whose height / width is nearest to `ratio`, as a factor."""
+    """The (height, width) whose height / width is nearest to `ratio` in log scale."""
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - math.log(ratio)))

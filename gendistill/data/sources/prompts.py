@@ -1,4 +1,4 @@
-"""Prompts alone: what a teacher needs to make its own training data."""
+"""Prompts without images, from which a teacher generates its training data."""
 
 import hashlib
 import json
@@ -10,12 +10,11 @@ from gendistill.data.texts import text_lines
 
 
 class Prompts:
-    """Prompts without images: what a teacher needs to make its own training data.
+    """Prompts without images, from which a teacher generates its training data.
 
     Args:
-        prompts: a UTF-8 text file with one prompt a line (a byte order mark and any line ends are understood), of which blank
-            ones are left out; or the prompts themselves, taken as they are (a teacher without conditions knows the blank
-            one).
+        prompts: a UTF-8 text file with one prompt per line (with or without a byte order mark, any line ends; blank lines are
+            ignored); or a sequence of prompts, which may contain "" (the prompt of an unconditional teacher).
 
     Raises:
         ValueError: the file cannot be read as UTF-8, a line is longer than `MAX_CAPTION`, or no prompt is left.
@@ -29,15 +28,13 @@ class Prompts:
             try:
                 lines = text_lines(self.path.read_bytes(), f"prompts: {str(prompts)!r}")
             except OSError as error:
-                raise ValueError(
-                    f"prompts: {str(prompts)!r} cannot be read ({error}); it expects a UTF-8 text file."
-                ) from error
+                raise ValueError(f"prompts: {str(prompts)!r} cannot be read ({error}); expects a UTF-8 text file.") from error
             self.prompts = [line.strip() for line in lines if line.strip()]
         for number, line in enumerate(lines, start=1):
             if len(line) > MAX_CAPTION:
-                raise ValueError(f"prompts: line {number} has {len(line)} characters; it expects at most {MAX_CAPTION}.")
+                raise ValueError(f"prompts: line {number} has {len(line)} characters; expects at most {MAX_CAPTION}.")
         if not self.prompts:
-            raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; it expects a text file with one a line.")
+            raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; expects a text file with one prompt per line.")
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -1,4 +1,4 @@
-"""Images that lie in WebDataset shards: tar files, read as streams."""
+"""Images in WebDataset shards: tar files, read as streams."""
 
 import glob
 import io
@@ -16,31 +16,31 @@ from gendistill.data.texts import decode_text, text_fields
 from gendistill.runtime.hashing import HashMemo, sha256_of
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # WebDataset's key and suffix: up to the first dot of the file's name, and after
+NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # WebDataset's key and suffix: before and after the first dot of the file name
 
 
 class WebDatasetShards(ImageSource):
     """The samples of WebDataset shards, shard after shard: KEY.png (or jpg, jpeg, webp, bmp, gif), KEY.txt, KEY.json.
 
-    Shards are read as streams, and nothing in them is ever written to disk.
+    Shards are read as streams; members are not written to disk.
 
     Args:
         path: a shard, a folder of shards, or a pattern such as `train-*.tar.gz` or `train-{000..003}.tar`.
-        caption: fields of KEY.json, or "txt" for KEY.txt, which is the default.
-        seed: of the sample among several caption fields.
+        caption: fields of KEY.json, or "txt" (the default) for KEY.txt.
+        seed: seed of the sampling among several caption fields.
 
     Raises:
-        ValueError: there is no such shard, a shard is damaged or would write outside its folder, or the first sample has
-            no such caption field.
+        ValueError: the shard does not exist, a shard is damaged or has a member outside its folder, or the first sample does
+            not have the caption field.
     """
 
     def __init__(self, path: str | Path, caption: CaptionOption = None, seed: int = 0):
-        super().__init__(CaptionChoice.of(caption, "txt", seed))
+        super().__init__(CaptionChoice.from_option(caption, "txt", seed))
         self.path = str(path)
         self.shards = find_shards(path)
         first = next(self._samples(), None)
         if first is None:
-            raise ValueError(f"data: {self.path!r} holds no sample; it expects shards with KEY.png and KEY.txt.")
+            raise ValueError(f"data: {self.path!r} holds no sample; expects shards with KEY.png and KEY.txt.")
         if caption is not None:
             self.choice.require(_sample_texts(first[1]), f"the first sample of {self.path}")
 
@@ -52,7 +52,7 @@ class WebDatasetShards(ImageSource):
         return f"{len(self.shards)} WebDataset {'shard' if len(self.shards) == 1 else 'shards'} of {self.path}"
 
     def _samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Keys, and the files that follow one another under each, by suffix: `deep/a.seg.png` is `seg.png` of `deep/a`."""
+        """Keys, and the consecutive files of each key by suffix: `deep/a.seg.png` is `seg.png` of `deep/a`."""
         for shard in self.shards:
             members = ((NAME.fullmatch(name), data) for name, data in tar_members(shard))
             named = ((name[1], name[2].lower(), data) for name, data in members if name)
@@ -71,46 +71,46 @@ class WebDatasetShards(ImageSource):
 
 
 def find_shards(path: str | Path) -> list[Path]:
-    """The shards that a path, a folder or a pattern (`*`, `?`, `[...]`, `{000..003}`) means, sorted, each once.
+    """The shards of a path, a folder or a pattern (`*`, `?`, `[...]`, `{000..003}`), sorted and without duplicates.
 
     Raises:
-        ValueError: a part of the pattern matches no file, or matches one that is no `.tar`, `.tar.gz` or `.tgz`.
+        ValueError: a part of the pattern matches no file, or matches a file other than `.tar`, `.tar.gz` or `.tgz`.
     """
-    here = Path(path).expanduser()
-    if here.is_dir():
-        found = [here / name for name in os.listdir(here) if is_shard(name)]
-        if not found:
-            raise ValueError(f"data: {str(path)!r} holds no shard; it expects a folder with {', '.join(SHARD_SUFFIXES)}.")
-    elif here.exists():
-        found = [here]
+    local = Path(path).expanduser()
+    if local.is_dir():
+        files = [local / name for name in os.listdir(local) if is_shard(name)]
+        if not files:
+            raise ValueError(f"data: {str(path)!r} holds no shard; expects a folder with {', '.join(SHARD_SUFFIXES)}.")
+    elif local.exists():
+        files = [local]
     else:
-        found = [file for pattern in _expanded(str(here)) for file in _matches(pattern)]
-    for file in found:
+        files = [file for pattern in _expanded(str(local)) for file in _matches(pattern)]
+    for file in files:
         if not is_shard(file.name):
-            raise ValueError(f"data: {str(file)!r} is no shard; it expects {', '.join(SHARD_SUFFIXES)}, or a folder.")
-    return sorted(set(found))
+            raise ValueError(f"data: {str(file)!r} is not a shard; expects {', '.join(SHARD_SUFFIXES)}, or a folder.")
+    return sorted(set(files))
 
 
 def _expanded(pattern: str) -> list[str]:
-    """A pattern with `{000..003}` and `{a,b}` written out, as a shell does."""
+    """The patterns after brace expansion of `{000..003}` and `{a,b}`, as in a shell."""
     if not (brace := re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)):
         if "{" in pattern or "}" in pattern:
-            raise ValueError(f"data: {pattern!r} has a brace too many; it expects a pattern such as '{{000..003}}'.")
+            raise ValueError(f"data: {pattern!r} has an unmatched brace; expects a pattern such as '{{000..003}}'.")
         return [pattern]
     if ends := re.fullmatch(r"(\d+)\.\.(\d+)", brace[1]):
         width = max(map(len, ends.groups())) if any(len(end) > 1 and end[0] == "0" for end in ends.groups()) else 0
-        chosen = [str(number).zfill(width) for number in range(int(ends[1]), int(ends[2]) + 1)]
+        options = [str(number).zfill(width) for number in range(int(ends[1]), int(ends[2]) + 1)]
     else:
-        chosen = brace[1].split(",")
-    return [file for each in chosen for file in _expanded(pattern[: brace.start()] + each + pattern[brace.end() :])]
+        options = brace[1].split(",")
+    return [file for option in options for file in _expanded(pattern[: brace.start()] + option + pattern[brace.end() :])]
 
 
 def _matches(pattern: str) -> list[Path]:
-    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    if not found:
-        what = "matches no file" if glob.has_magic(pattern) else "does not exist"
-        raise ValueError(f"data: {pattern!r} {what}; it expects a folder, a .tar, a pattern of .tar, or a .txt.")
-    return found
+    files = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    if not files:
+        reason = "matches no file" if glob.has_magic(pattern) else "does not exist"
+        raise ValueError(f"data: {pattern!r} {reason}; expects a folder, a .tar, a pattern of .tar, or a .txt.")
+    return files
 
 
 def is_shard(name: str) -> bool:

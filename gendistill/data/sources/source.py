@@ -1,6 +1,6 @@
-"""Where images come from: a folder or a zip of them, WebDataset shards, a `datasets` dataset; or prompts alone.
+"""Sources of training data: a folder or a zip of images, WebDataset shards, a `datasets` dataset, or prompts alone.
 
-A source can be walked again and again, always in the same order, and holds one sample in memory at a time.
+A source can be iterated over repeatedly, always in the same order, and holds one sample in memory at a time.
 """
 
 import os
@@ -23,53 +23,53 @@ def open_source(
     image_column: str | None = None,
     split: str | None = None,
 ) -> ImageSource | Prompts:
-    """Open whatever `path` is.
+    """Open the source at `path`.
 
     Args:
-        path: a folder or a `.zip` of images, a folder of WebDataset shards, a shard (any tar of images is one), a
+        path: a folder or a `.zip` of images, a folder of WebDataset shards, a shard (any tar of images), a
             pattern of shards, a `.txt` of prompts, or a dataset, see `DatasetImages`.
-        caption: which text is the caption, for images; see `ImageFolder`, `ZipImages`, `WebDatasetShards` and
+        caption: the caption fields of images; see `ImageFolder`, `ZipImages`, `WebDatasetShards` and
             `DatasetImages`.
-        seed: of the sample among several caption fields.
-        image_column, split: of a dataset.
+        seed: seed of the sampling among several caption fields.
+        image_column, split: column and split of a dataset.
 
     Raises:
-        ValueError: there is nothing at `path`, or nothing that can be trained on.
+        ValueError: `path` does not exist, or holds no training data.
     """
     kind = _kind(path)
     if kind == "prompts":
         return Prompts(Path(path).expanduser())
     if kind == "dataset":
-        from gendistill.data.sources.dataset import DatasetImages  # seconds to import, and most runs do without
+        from gendistill.data.sources.dataset import DatasetImages  # takes seconds to import, and most runs do not need it
 
         return DatasetImages(str(path), caption, seed, image_column, split)
     if image_column or split:
-        raise ValueError(f"data.image_column and data.split: take a dataset; {str(path)!r} is none")
-    here = Path(path).expanduser()
+        raise ValueError(f"data.image_column and data.split: {str(path)!r} is not a dataset; they must be unset")
+    local = Path(path).expanduser()
     if kind == "zip":
-        return ZipImages(here, caption, seed)
-    return ImageFolder(here, caption, seed) if kind == "images" else WebDatasetShards(here, caption, seed)
+        return ZipImages(local, caption, seed)
+    return ImageFolder(local, caption, seed) if kind == "images" else WebDatasetShards(local, caption, seed)
 
 
 def _kind(path: str | Path) -> str:
-    here = Path(path).expanduser()
-    if here.is_dir():
-        if any((here / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return "dataset"
-        names = list(files_below(here))
-        found = {
-            "shards": any(map(is_shard, os.listdir(here))),
+        names = list(files_below(local))
+        contains = {
+            "shards": any(map(is_shard, os.listdir(local))),
             "images": any(map(is_image_name, names)),
             "dataset": any(name.endswith(".parquet") for name in names),
         }
-        kinds = [kind for kind, there in found.items() if there]
+        kinds = [kind for kind, present in contains.items() if present]
         if len(kinds) > 1:
-            raise ValueError(f"data: {str(path)!r} holds both {' and '.join(kinds)}; it expects a pattern such as '*.tar'.")
+            raise ValueError(f"data: {str(path)!r} holds both {' and '.join(kinds)}; expects a pattern such as '*.tar'.")
         if not kinds:
-            raise ValueError(f"data: {str(path)!r} holds no image, no shard and no parquet; it expects a folder with either.")
+            raise ValueError(f"data: {str(path)!r} holds no image, no shard and no parquet; expects one of these.")
         return kinds[0]
-    if str(path).startswith("hf://") or here.suffix.lower() == ".parquet":
+    if str(path).startswith("hf://") or local.suffix.lower() == ".parquet":
         return "dataset"
-    if here.suffix.lower() == ".zip" and here.is_file():
+    if local.suffix.lower() == ".zip" and local.is_file():
         return "zip"
-    return "prompts" if here.suffix.lower() == ".txt" and here.is_file() else "shards"
+    return "prompts" if local.suffix.lower() == ".txt" and local.is_file() else "shards"
