@@ -87,7 +87,7 @@ def settings(model: str, size: int):
         {
             "teacher": model,
             "lora.enabled": True,
-            "data.path": "pictures",
+            "data.path": "images",
             "data.resolution": size,
             "trainer.batch_size": 1,
             "trainer.gradient_checkpointing": True,
@@ -99,11 +99,11 @@ def sample(pipeline, size: int) -> None:
     from gendistill.samplers import FewStepSampler
 
     sampler = FewStepSampler(pipeline)
-    list(sampler.pictures(["a cat"], [0], num_inference_steps=1, guidance_scale=1.0, size=(size, size)))
+    list(sampler.images(["a cat"], [0], num_inference_steps=1, guidance_scale=1.0, size=(size, size)))
 
 
 def step(pipeline, size: int) -> None:
-    """An optimizer step of consistency distillation into a LoRA, on one random picture."""
+    """An optimizer step of consistency distillation into a LoRA, on one random image."""
     import torch
 
     from gendistill.data.batches import Batch

@@ -14,7 +14,7 @@ from gendistill.metrics.registry import higher_is_better
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How an evaluation was made; None where a thing has no meaning, such as the guidance of pictures found in a folder."""
+    """How an evaluation was made; None where a thing has no meaning, such as the guidance of images found in a folder."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -23,7 +23,7 @@ class EvaluationProtocol:
     weights_hash: str  # of the extractor
     resize: str
     num_samples: int
-    reference: str  # the set of real pictures, in words
+    reference: str  # the set of real images, in words
     reference_count: int | None
     seed: int | None
     prompts: str | None  # where the prompts come from, in words
@@ -42,41 +42,41 @@ class EvaluationProtocol:
         prompts = f", {self.prompts}, seed {self.seed}" if self.prompts else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return (
-            f"{self.metric}: features of {self.extractor} ({self.weights_hash}), pictures {self.resize}; {self.num_samples} "
-            f"pictures{prompts}; reference {self.reference} ({self.reference_count} pictures){clip}; {versions}"
+            f"{self.metric}: features of {self.extractor} ({self.weights_hash}), images {self.resize}; {self.num_samples} "
+            f"images{prompts}; reference {self.reference} ({self.reference_count} images){clip}; {versions}"
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's scores under a protocol; of pictures that were found and not drawn, no sampler and no calls.
+    """A model's scores under a protocol; of images that were found and not sampled, no sampler and no calls.
 
     Attributes:
         scores: by name.
         intervals: (low, high) of scores, at 95 %.
-        costs: what a picture takes: `latency_seconds`, `peak_bytes`, `flops`, ...
+        costs: what an image takes: `latency_seconds`, `peak_bytes`, `flops`, ...
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     model: str
     sampler: str
-    network_calls: int  # a picture, guidance counted as two
+    network_calls: int  # an image, guidance counted as two
     scores: dict[str, float]
-    seconds_per_picture: float | None
+    seconds_per_image: float | None
     protocol: EvaluationProtocol
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
-        """Of what was drawn."""
+        """Of what was sampled."""
         assert self.protocol.num_inference_steps is not None
         return self.protocol.num_inference_steps
 
     @property
     def guidance_scale(self) -> float:
-        """Of what was drawn."""
+        """Of what was sampled."""
         assert self.protocol.guidance_scale is not None
         return self.protocol.guidance_scale
 
@@ -157,5 +157,5 @@ def gap_closed(student_fd: float, free_fd: float, teacher_fd: float) -> float:
         ValueError: the two are equal: there is no gap.
     """
     if free_fd == teacher_fd:
-        raise ValueError(f"free_fd, teacher_fd: got {free_fd} twice, takes two different distances.")
+        raise ValueError(f"free_fd, teacher_fd: got {free_fd} twice, expects two different distances.")
     return (free_fd - student_fd) / (free_fd - teacher_fd)

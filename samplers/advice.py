@@ -16,7 +16,7 @@ def advice(spec: StudentSpec, pipeline: Any, steps: int, guidance_scale: float) 
     if spec.guidance == "baked" and guidance_scale > 1:
         yield (
             f"guidance_scale {guidance_scale:g}: guidance is baked into the student; above 1 it is guided twice, in twice the "
-            f"time, and looks burnt; takes 1"
+            f"time, and looks burnt; expects 1"
         )
     low, high = spec.guidance_range or (guidance_scale, guidance_scale)
     if spec.guidance == "embedded" and not low <= guidance_scale <= high:
@@ -24,6 +24,6 @@ def advice(spec: StudentSpec, pipeline: Any, steps: int, guidance_scale: float) 
     has, wants = type(pipeline.scheduler).__name__, spec.scheduler_class
     spacing, wanted = pipeline.scheduler.config.get("timestep_spacing"), spec.scheduler_config.get("timestep_spacing")
     if has != wants:
-        yield f"scheduler {has}: the student is sampled by {wants}; takes pipeline.scheduler = sampler.spec.scheduler()"
+        yield f"scheduler {has}: the student is sampled by {wants}; expects pipeline.scheduler = sampler.spec.scheduler()"
     elif spacing != wanted:
         yield f"scheduler: timestep_spacing {spacing}; the student is sampled at {wanted}"

@@ -1,4 +1,4 @@
-"""Between pictures and the space that diffusion happens in."""
+"""Between images and the space that diffusion happens in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class LatentCodec:
-    """An `AutoencoderKL` with its scaling: pictures in [-1, 1] to latents of about unit variance and back.
+    """An `AutoencoderKL` with its scaling: images in [-1, 1] to latents of about unit variance and back.
 
     A VAE in float16 works in float32 where its config says that it overflows otherwise, as that of SDXL does.
     """
@@ -32,24 +32,24 @@ class LatentCodec:
         return self.channels, resolution // self.factor, resolution // self.factor
 
     @torch.no_grad()
-    def moments(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to mean and standard deviation of their latents: (B, 2 C, h, w).
+    def moments(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to mean and standard deviation of their latents: (B, 2 C, h, w).
 
-        What is cached: a latent is drawn from it anew each time the picture is seen, at no cost.
+        What is cached: a latent is sampled from it anew each time the image is seen, at no cost.
         """
         with self._without_overflow():
-            posterior = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
         mean = (posterior.mean.float() - self.shift_factor) * self.scaling_factor
         return torch.cat([mean, posterior.std.float() * self.scaling_factor], dim=1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to pictures (B, 3, H, W) float in [-1, 1]."""
+        """Latents (B, C, h, w) to images (B, 3, H, W) float in [-1, 1]."""
         with self._without_overflow():
-            return self.painted(latents).clamp(-1, 1)
+            return self.decode_unclamped(latents).clamp(-1, 1)
 
-    def painted(self, latents: Tensor) -> Tensor:
-        """The same where gradients pass: pictures that may leave [-1, 1] a little. A VAE in float16 may overflow here."""
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
+        """The same where gradients pass: images that may leave [-1, 1] a little. A VAE in float16 may overflow here."""
         unscaled = latents / self.scaling_factor + self.shift_factor
         return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
@@ -76,13 +76,13 @@ class PixelCodec:
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return self.channels, resolution, resolution
 
-    def moments(self, pictures: Tensor) -> Tensor:
-        return torch.cat([pictures, torch.zeros_like(pictures)], dim=1)
+    def moments(self, images: Tensor) -> Tensor:
+        return torch.cat([images, torch.zeros_like(images)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.painted(latents).clamp(-1, 1)
+        return self.decode_unclamped(latents).clamp(-1, 1)
 
-    def painted(self, latents: Tensor) -> Tensor:
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
         return latents.float()
 
 

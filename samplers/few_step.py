@@ -1,4 +1,4 @@
-"""Pictures from prompts in few steps: the stock pipeline, driven as the student wants, the same at any batch size."""
+"""Images from prompts in few steps: the stock pipeline, driven as the student wants, the same at any batch size."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
 
 
 class FewStepSampler(Sampler):
-    """Draws from a diffusers pipeline of any family that is supported, a student of ours or any other.
+    """Samples from a diffusers pipeline of any family that is supported, a student of ours or any other.
 
-    Picture k depends on its own seed and prompt only, not on the batch that it is drawn in. Each distinct prompt is
+    Image k depends on its own seed and prompt only, not on the batch that it is sampled in. Each distinct prompt is
     encoded once and kept, up to 256 MiB of them. What a prompt is, the family says: a text, the number of a class, or
     anything for a model without conditions.
 
@@ -84,7 +84,7 @@ class FewStepSampler(Sampler):
         """
         if like is not None and known_by_name(like) is None:
             names = ", ".join(kind.method for kind in KNOWN)
-            raise ValueError(f"like {like}: takes the name of a file of one of {names}")
+            raise ValueError(f"like {like}: expects the name of a file of one of {names}")
         if self.spec is not None and like is None:
             return self
         kind = known_by_name(like or model) or known_by_config(self.pipeline)
@@ -95,9 +95,9 @@ class FewStepSampler(Sampler):
         return FewStepSampler(self.pipeline, spec)
 
     def compile(self, backend: str = "inductor") -> None:
-        """Let torch compile the network, in channels-last order: slow at the first picture of a size, faster from then on.
+        """Let torch compile the network, in channels-last order: slow at the first image of a size, faster from then on.
 
-        Batches are filled up to 1, 2, 4, ... pictures, so that few sizes are compiled. It needs a C++ compiler on a CPU.
+        Batches are filled up to 1, 2, 4, ... images, so that few sizes are compiled. It needs a C++ compiler on a CPU.
 
         Args:
             backend: of `torch.compile`.
@@ -107,7 +107,7 @@ class FewStepSampler(Sampler):
         """
         network = network_of(self.pipeline)
         if is_int8(network):
-            raise ValueError("--compile: takes no network in 8 bits on a CPU; takes --quantization none, or int8-weights")
+            raise ValueError("--compile: expects no network in 8 bits on a CPU; expects --quantization none, or int8-weights")
         network.to(memory_format=torch.channels_last)
         network.compile(dynamic=False, backend=backend)
         self._compiled = True
@@ -145,11 +145,11 @@ class FewStepSampler(Sampler):
 
     def require_guidance(self, guidance_scale: float) -> None:
         if guidance_scale > 1 and not self.family.guided:
-            raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; takes 1")
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; expects 1")
 
     def require_steps(self, steps: int) -> None:
         if steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
-            raise ValueError(f"steps {steps}: takes at most {most}, the model's timesteps")
+            raise ValueError(f"steps {steps}: expects at most {most}, the model's timesteps")
 
     @property
     def solver(self) -> str:
@@ -212,15 +212,15 @@ class FewStepSampler(Sampler):
     def texts(self) -> bool:
         return self.family.texts
 
-    def tells_apart(self, a: Sequence[str], b: Sequence[str]) -> bool:
+    def distinguishes(self, a: Sequence[str], b: Sequence[str]) -> bool:
         """Whether the model's tokenizers see any difference."""
         parts = self.pipeline.components.items()
         tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
         return any(tokenizer(list(a)).input_ids != tokenizer(list(b)).input_ids for tokenizer in tokenizers)
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> Iterator[Tensor]:
-        """Batches of latents (B, C, h, w), scaled as the network sees them; arguments as for `pictures`."""
-        return self.pictures(prompts, seeds, latent=True, **given)
+        """Batches of latents (B, C, h, w), scaled as the network sees them; arguments as for `images`."""
+        return self.images(prompts, seeds, latent=True, **given)
 
     @torch.no_grad()
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
@@ -230,8 +230,8 @@ class FewStepSampler(Sampler):
         pipeline = self._pipeline_of(task, count, steps)
         given: dict[str, Any] = {}
         size = request.size or self.size
-        if task.pictures is not None:
-            size = (task.pictures.shape[2], task.pictures.shape[3])
+        if task.images is not None:
+            size = (task.images.shape[2], task.images.shape[3])
         elif request.size is not None:
             given |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
@@ -240,7 +240,7 @@ class FewStepSampler(Sampler):
             more = min(batch_size, 2 ** (count % batch_size - 1).bit_length()) - count % batch_size
             prompts, seeds = [*prompts, *prompts[-1:] * more], [*seeds, *seeds[-1:] * more]
 
-        def draw(rows: slice) -> Tensor:
+        def generate(rows: slice) -> Tensor:
             if guided and self._unconditional is None:
                 self._unconditional = self.family.unconditional(self.pipeline)
             conditions = self._encoded.of(prompts[rows], self.device)
@@ -251,11 +251,11 @@ class FewStepSampler(Sampler):
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
-            yield self._drawn(draw, rows, size, guided)[: count - start]
+            yield self._generated(generate, rows, size, guided)[: count - start]
 
-    def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
-        """A batch, the prompts in `rows`, drawn at a size (height, width)."""
-        return draw(rows)
+    def _generated(self, generate: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
+        """A batch, the prompts in `rows`, sampled at a size (height, width)."""
+        return generate(rows)
 
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
         if task is TEXT_TO_IMAGE:

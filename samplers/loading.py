@@ -55,10 +55,10 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
     path = Path(source).expanduser()
     is_file = path.suffix in SUFFIXES
     if config is not None and not is_file:
-        raise ValueError(f"teacher_config {config}: takes a .safetensors checkpoint as the teacher, not {source}")
+        raise ValueError(f"teacher_config {config}: expects a .safetensors checkpoint as the teacher, not {source}")
     looks_local = is_file or path.exists() or not HUB_ID.fullmatch(str(source))
     if revision is not None and looks_local:
-        raise ValueError(f"teacher_revision {revision}: takes a hub id as the teacher, not {source}")
+        raise ValueError(f"teacher_revision {revision}: expects a hub id as the teacher, not {source}")
     if is_file:
         return architecture_of(path, config)
     if not looks_local:
@@ -116,7 +116,7 @@ def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
     if not (folder / "model_index.json").is_file():
         state = "has no model_index.json" if folder.is_dir() else "does not exist"
         raise ValueError(
-            f"model {source} {state}; takes a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
+            f"model {source} {state}; expects a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
         )
     try:
         index = json.loads((folder / "model_index.json").read_text())

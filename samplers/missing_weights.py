@@ -23,7 +23,7 @@ def open_text_encoders(
 ) -> dict[str, Any]:
     """The networks of a pipeline's folder that are of transformers, in `dtype`, with all of their weights.
 
-    transformers draws missing weights at random and says so in its log alone. It knows which names it renames, ties or makes by
+    transformers samples missing weights at random and says so in its log alone. It knows which names it renames, ties or makes by
     itself, in each of its versions, so it is asked, and not the names in the files.
 
     Args:

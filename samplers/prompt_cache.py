@@ -10,15 +10,15 @@ from torch import Tensor
 
 from gendistill.samplers.families import Conditions
 
-MOST_BYTES = 2**28  # a thousand prompts of Stable Diffusion 1.5, four hundred of XL
+MAX_BYTES = 2**28  # a thousand prompts of Stable Diffusion 1.5, four hundred of XL
 AT_ONCE = 256
 
 
 class PromptCache:
     """The conditions of prompts, a row each; `encode` gives those (B, ...) of some that are not held."""
 
-    def __init__(self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], most_bytes: int = MOST_BYTES) -> None:
-        self._encode, self._most_bytes, self._bytes = encode, most_bytes, 0
+    def __init__(self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], max_bytes: int = MAX_BYTES) -> None:
+        self._encode, self._max_bytes, self._bytes = encode, max_bytes, 0
         self._rows: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     def __contains__(self, prompt: str) -> bool:
@@ -51,7 +51,7 @@ class PromptCache:
         for prompt, row in rows:
             self._rows[prompt] = row
             self._bytes += _bytes_of(row)
-        while self._bytes > self._most_bytes:
+        while self._bytes > self._max_bytes:
             _, row = self._rows.popitem(last=False)
             self._bytes -= _bytes_of(row)
 

@@ -1,4 +1,4 @@
-"""What draws pictures from prompts: a diffusion pipeline in steps, a generator in one call; all that judges it sees this."""
+"""What samples images from prompts: a diffusion pipeline in steps, a generator in one call; all that evaluators it sees this."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gendistill.metrics.cost.components import Component
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
-NETWORK = "network"  # the component whose calls are the network calls of a picture
+NETWORK = "network"  # the component whose calls are the network calls of an image
 PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Images that a sampler is asked for, one a prompt; the members are the arguments of `Sampler.pictures`, none left open."""
+    """Images that a sampler is asked for, one a prompt; the members are the arguments of `Sampler.images`, none left open."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -34,24 +34,24 @@ class SampleRequest:
 
 
 class Sampler(ABC):
-    """Draws pictures, each from its own prompt and seed alone, whatever batch it is drawn in.
+    """Samples images, each from its own prompt and seed alone, whatever batch it is sampled in.
 
     Attributes:
         spec: of a diffusion student how it wants to be sampled; None of all else.
         eta: the share of fresh noise in a step, in [0, 1].
         text_to_image: whether it samples from texts by diffusion: it then takes a `Task`, and any size, beside a prompt.
-        of_pictures: whether its prompts are files of input images.
+        from_images: whether its prompts are files of input images.
     """
 
     spec: StudentSpec | None = None
     eta: float = 0.0
     text_to_image: bool = False
-    of_pictures: bool = False
+    from_images: bool = False
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """The class of what draws: `StableDiffusionPipeline`, `ResNetGenerator`."""
+        """The class of what samples: `StableDiffusionPipeline`, `ResNetGenerator`."""
 
     @property
     @abstractmethod
@@ -60,11 +60,11 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """Height and width of its pictures, in pixels."""
+        """Height and width of its images, in pixels."""
 
     @property
     def resolution(self) -> int:
-        """Pixels along the longer edge of its pictures."""
+        """Pixels along the longer edge of its images."""
         return max(self.size)
 
     @property
@@ -75,14 +75,14 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def texts(self) -> bool:
-        """Whether its prompts say in words what to draw, so that a picture can be held against them."""
+        """Whether its prompts say in words what to sample, so that an image can be held against them."""
 
     def knows(self, prompts: Iterable[str]) -> bool:
-        """Whether it can draw all of these."""
+        """Whether it can sample all of these."""
         own = self.own_prompts
         return own is None or own == [""] or set(prompts) <= set(own)
 
-    def tells_apart(self, a: Sequence[str], b: Sequence[str]) -> bool:
+    def distinguishes(self, a: Sequence[str], b: Sequence[str]) -> bool:
         """Whether any prompt of `b` is another one to the model than that of `a` at its place."""
         return list(a) != list(b)
 
@@ -121,7 +121,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def network_calls(self, steps: int, guidance_scale: float) -> int:
-        """Of one picture; a step of classifier-free guidance is two."""
+        """Of one image; a step of classifier-free guidance is two."""
 
     @property
     @abstractmethod
@@ -130,7 +130,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        """All that a picture depends on beside its prompt and seed, as plain types."""
+        """All that an image depends on beside its prompt and seed, as plain types."""
 
     @abstractmethod
     def components(self) -> dict[str, Component]:
@@ -138,10 +138,10 @@ class Sampler(ABC):
 
     @abstractmethod
     def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
-        """How pictures are drawn, for people who read what they cost."""
+        """How images are sampled, for people who read what they cost."""
 
     def cold(self) -> Sampler:
-        """The same with nothing kept of what it drew before: every prompt costs what a new one costs."""
+        """The same with nothing kept of what it sampled before: every prompt costs what a new one costs."""
         return self
 
     def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
@@ -152,7 +152,7 @@ class Sampler(ABC):
     def require_guidance(self, guidance_scale: float) -> None:
         """Raise ValueError where it cannot be sampled at such a scale."""
 
-    def pictures(
+    def images(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -165,15 +165,15 @@ class Sampler(ABC):
         size: tuple[int, int] | None = None,
         latent: bool = False,
     ) -> Iterator[Tensor]:
-        """Batches of pictures (B, 3, H, W), float32 in [0, 1], in the order of the prompts.
+        """Batches of images (B, 3, H, W), float32 in [0, 1], in the order of the prompts.
 
         Args:
-            seeds: one a prompt; the noise of picture k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
+            seeds: one a prompt; the noise of image k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
             num_inference_steps, guidance_scale: the model's own where None; the scale as the pipeline's.
-            batch_size: what `pictures_at_once` says where None.
-            progress: called with the number of pictures after each batch.
-            task: what they are drawn from beside their prompts.
-            size: height and width in pixels; the model's own, or that of the task's pictures, where None.
+            batch_size: what `images_at_once` says where None.
+            progress: called with the number of images after each batch.
+            task: what they are sampled from beside their prompts.
+            size: height and width in pixels; the model's own, or that of the task's images, where None.
             latent: batches of latents (B, C, h, w) instead, scaled as the network sees them, in its dtype.
 
         Raises:
@@ -182,10 +182,10 @@ class Sampler(ABC):
         """
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        batch_size = batch_size or pictures_at_once(max(size or self.size))
+        batch_size = batch_size or images_at_once(max(size or self.size))
         self.require_guidance(scale)
         if not self.text_to_image and (task is not TEXT_TO_IMAGE or size is not None):
-            raise ValueError(f"a {self.kind} draws from noise alone; other tasks take a text-to-image model")
+            raise ValueError(f"a {self.kind} samples from noise alone; other tasks take a text-to-image model")
         for batch in self._batches(SampleRequest(prompts, seeds, steps, scale, batch_size, task, size, latent)):
             yield batch if latent else batch.float()
             if progress:
@@ -193,17 +193,17 @@ class Sampler(ABC):
 
     @abstractmethod
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
-        """What `pictures` gives, in any floating dtype."""
+        """What `images` gives, in any floating dtype."""
 
 
-def pictures_at_once(resolution: int, most: int = 64) -> int:
-    """How many pictures to draw, encode or decode together: 64 of 64 pixels, 2 of 512, 1 of 1024."""
+def images_at_once(resolution: int, most: int = 64) -> int:
+    """How many images to sample, encode or decode together: 64 of 64 pixels, 2 of 512, 1 of 1024."""
     return min(most, max(1, PIXELS_AT_ONCE // resolution**2))
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] to uint8, rounded as diffusers rounds them when it makes PIL images."""
-    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] to uint8, rounded as diffusers rounds them when it makes PIL images."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def hash_of_weights(modules: Mapping[str, nn.Module]) -> str:

@@ -40,15 +40,17 @@ def architecture_of(file: Path, config: str | None = None) -> Path:
         ValueError: there is no such file, it is a pickle, it lacks a part, or it does not tell its architecture.
     """
     if not file.is_file():
-        raise ValueError(f"model {file} does not exist; takes a .safetensors checkpoint, a diffusers folder or a hub id")
+        raise ValueError(f"model {file} does not exist; expects a .safetensors checkpoint, a diffusers folder or a hub id")
     if file.suffix != ".safetensors":
-        raise ValueError(f"model {file} is a pickle, which may run code when it is opened; takes a .safetensors checkpoint")
+        raise ValueError(f"model {file} is a pickle, which may run code when it is opened; expects a .safetensors checkpoint")
     names, channels = _header(file)
     for part, prefix in PARTS.items():
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"model {file} holds no {part}; takes a whole checkpoint: UNet, VAE and text encoder in one file")
+            raise ValueError(
+                f"model {file} holds no {part}; expects a whole checkpoint: UNet, VAE and text encoder in one file"
+            )
     if channels not in (None, 4):
-        raise ValueError(f"model {file} takes {channels} channels, for inpainting or editing; takes a text-to-image model")
+        raise ValueError(f"model {file} expects {channels} channels, for inpainting or editing; expects a text-to-image model")
     folder = _config_folder(file, names, config)
     require_supported(file, json.loads((folder / "model_index.json").read_text())["_class_name"])
     return folder
@@ -77,7 +79,7 @@ def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float3
         if isinstance(error, NotImplementedError):  # of weights that diffusers found in no file, and made without numbers
             _require_weights(file, folder)
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); takes another one") from error
+        raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); expects another one") from error
     names, _ = _header(file)
     if "v_pred" in names or "ztsnr" in names:
         pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
@@ -126,7 +128,7 @@ def _config_folder(file: Path, names: set[str], config: str | None) -> Path:
         return ARCHITECTURES / config
     if not (Path(config) / "model_index.json").is_file():
         raise ValueError(
-            f"teacher_config {config} has no model_index.json; takes a diffusers folder, or one of {', '.join(known)}"
+            f"teacher_config {config} has no model_index.json; expects a diffusers folder, or one of {', '.join(known)}"
         )
     return Path(config)
 
@@ -143,7 +145,7 @@ def _tokenizers(folder: Path, index: dict[str, Any]) -> dict[str, CLIPTokenizer]
         if encoder["vocab_size"] != CLIP_VOCABULARY:
             raise ValueError(
                 f"teacher_config {folder} has no {name}, and its text encoder knows {encoder['vocab_size']} tokens, not "
-                f"CLIP's {CLIP_VOCABULARY}; takes a folder with {name}/vocab.json and {name}/merges.txt"
+                f"CLIP's {CLIP_VOCABULARY}; expects a folder with {name}/vocab.json and {name}/merges.txt"
             )
         made[name] = clip_tokenizer(pad_token=END if encoder["hidden_act"] == "quick_gelu" else "!")
     return made

@@ -63,13 +63,13 @@ class StudentSpec:
         kind = ours.get(self.scheduler_class) or getattr(diffusers, self.scheduler_class, None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ValueError(
-                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; takes a scheduler of diffusers, or "
+                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; expects a scheduler of diffusers, or "
                 + " or ".join(ours)
             )
         return kind.from_config(self.scheduler_config)
 
     def network_calls(self, num_inference_steps: int) -> int:
-        """Network evaluations a picture: a step of classifier-free guidance costs two."""
+        """Network evaluations an image: a step of classifier-free guidance costs two."""
         doubled = self.guidance == "cfg" and self.guidance_scale > 1
         return num_inference_steps * (2 if doubled else 1)
 

@@ -72,7 +72,7 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
             if any(later >= earlier for earlier, later in pairwise(ends)):
                 raise ValueError(f"grids: {grid} does not fall within 0 to {num_train_timesteps - 1}")
         if len({len(grid) for grid in grids}) < len(grids):
-            raise ValueError(f"grids: lengths {[len(grid) for grid in grids]}, of which two are the same; takes one of each")
+            raise ValueError(f"grids: lengths {[len(grid) for grid in grids]}, of which two are the same; expects one of each")
 
     def set_timesteps(
         self,

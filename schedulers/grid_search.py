@@ -37,7 +37,7 @@ def step_costs(teacher: Teacher, noise: Tensor, candidates: Tensor, schedule: No
 
     Args:
         teacher: (x_t (B, ...), t (B,)) -> x_0 and eps; guided or not. Called K times.
-        noise: (B, ...), x at the first candidate, as the sampler draws it.
+        noise: (B, ...), x at the first candidate, as the sampler samples it.
         candidates: (K,), falling, int64 or float; the path starts at the first of them.
     """
     times = torch.cat([candidates.double(), torch.tensor([schedule.clean])])  # (K + 1,)
@@ -70,7 +70,7 @@ def cheapest_path(costs: Tensor, num_steps: int) -> Tensor:
     """
     count = len(costs)
     if not 1 <= num_steps <= count:
-        raise ValueError(f"{num_steps} steps: takes 1 to {count}, the number of candidate times")
+        raise ValueError(f"{num_steps} steps: expects 1 to {count}, the number of candidate times")
     cheapest, arrivals = costs[0], []  # (K + 1,): of all paths of so many steps that end there
     for _ in range(num_steps - 1):
         cheapest, before = (cheapest[:count, None] + costs).min(0)

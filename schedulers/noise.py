@@ -51,7 +51,7 @@ class NoiseSchedule:
         if hasattr(scheduler, "alphas_cumprod"):
             return NoiseSchedule.from_alphas_cumprod(_exact_alphas_cumprod(scheduler))
         raise ValueError(
-            f"scheduler {name} has no known noise schedule; takes any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
+            f"scheduler {name} has no known noise schedule; expects any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
         )
 
     @property

@@ -35,7 +35,7 @@ class Prediction:
 
 
 def to_prediction(
-    output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule, share: float = 1.0
+    output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule, fraction: float = 1.0
 ) -> Prediction:
     """A network's raw output (B, ...) at x_t (B, ...), t (B,) as x_0 and eps.
 
@@ -50,36 +50,36 @@ def to_prediction(
             sigma share = alpha (1 - share).
     """
     alpha, sigma = expand_to(schedule.alpha(t), x_t), expand_to(schedule.sigma(t), x_t)
-    _check_share(prediction_type, share)
+    _check_fraction(prediction_type, fraction)
     if prediction_type == "epsilon":
         return Prediction((x_t - sigma * output) / alpha, output)
     if prediction_type == "sample":
         return Prediction(output, (x_t - alpha * output) / sigma)
     # output = of_eps eps - of_x_0 x_0, and x_t = alpha x_0 + sigma eps
-    of_eps, of_x_0 = (alpha, share * sigma) if prediction_type == "v_prediction" else (torch.ones_like(alpha), share)
-    of_eps = 1 - share + share * of_eps
+    of_eps, of_x_0 = (alpha, fraction * sigma) if prediction_type == "v_prediction" else (torch.ones_like(alpha), fraction)
+    of_eps = 1 - fraction + fraction * of_eps
     total = alpha * of_eps + sigma * of_x_0
     return Prediction((of_eps * x_t - sigma * output) / total, (of_x_0 * x_t + alpha * output) / total)
 
 
 def from_prediction(
-    prediction: Prediction, t: Tensor, prediction_type: str, schedule: NoiseSchedule, share: float = 1.0
+    prediction: Prediction, t: Tensor, prediction_type: str, schedule: NoiseSchedule, fraction: float = 1.0
 ) -> Tensor:
     """The inverse of `to_prediction`: what a network of that type would have put out. Exact in every dialect."""
     x_0, eps = prediction.x_0, prediction.eps
-    _check_share(prediction_type, share)
+    _check_fraction(prediction_type, fraction)
     if prediction_type == "epsilon":
         return eps
     if prediction_type == "sample":
         return x_0
     if prediction_type == "v_prediction":
         of_v = expand_to(schedule.alpha(t), x_0) * eps - expand_to(schedule.sigma(t), x_0) * x_0
-        return of_v if share == 1 else torch.lerp(eps, of_v, share)
-    return eps - share * x_0
+        return of_v if fraction == 1 else torch.lerp(eps, of_v, fraction)
+    return eps - fraction * x_0
 
 
-def _check_share(prediction_type: str, share: float) -> None:
+def _check_fraction(prediction_type: str, fraction: float) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type {prediction_type!r} is not known; takes one of {', '.join(PREDICTION_TYPES)}")
-    if prediction_type == "sample" and share != 1:
-        raise ValueError(f"share {share} of sample: takes 1; between eps and x_0 there is an output that says nothing")
+        raise ValueError(f"prediction_type {prediction_type!r} is not known; expects one of {', '.join(PREDICTION_TYPES)}")
+    if prediction_type == "sample" and fraction != 1:
+        raise ValueError(f"share {fraction} of sample: expects 1; between eps and x_0 there is an output that says nothing")

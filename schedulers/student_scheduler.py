@@ -48,7 +48,7 @@ def student_scheduler(
     Args:
         teacher_config: the config of the teacher's scheduler; only its noise schedule is taken, and its clipping of x_0.
         num_ddim_timesteps: K of the training grid, from which LCM and TCD choose their timesteps.
-        bounded: samples are pictures in [-1, 1], whose x_0 is clipped as the teacher's is; latents never are.
+        bounded: samples are images in [-1, 1], whose x_0 is clipped as the teacher's is; latents never are.
         steps: step counts that it has to be exact at.
         grids: timesteps to go by, falling, each instead of the trailing ones of its length; for `ddim` and `stochastic`.
     """
@@ -71,7 +71,7 @@ def student_scheduler(
         return LCMScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
     if solver == "tcd":
         return TCDScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
-    raise ValueError(f"solver {solver!r} is not known; takes one of {', '.join(SOLVERS)}")
+    raise ValueError(f"solver {solver!r} is not known; expects one of {', '.join(SOLVERS)}")
 
 
 def _lands_on_its_grid(num_inference_steps: int, num_train_timesteps: int) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 def trailing(num_inference_steps: int, num_train_timesteps: int = 1000) -> Tensor:
     """(N,) int64, falling, from the last trained timestep on: 4 of 1000 -> 999, 749, 499, 249.
 
-    The grid of few-step students: it starts at the noise that the sampler draws (Lin et al. 2024, table 2).
+    The grid of few-step students: it starts at the noise that the sampler samples (Lin et al. 2024, table 2).
     """
     ratio = num_train_timesteps / num_inference_steps
     grid = np.round(np.arange(num_train_timesteps, 0, -ratio)).astype(np.int64) - 1

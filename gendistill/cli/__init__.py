@@ -13,7 +13,7 @@ from gendistill.cli.shared import app, console
 from gendistill.runtime.allocator import keep_freed_memory
 from gendistill.runtime.plugins import load_plugins
 
-__all__ = ["distilling", "drawing", "judging", "main", "planning", "serving"]
+__all__ = ["distilling", "judging", "main", "planning", "drawing", "serving"]
 
 
 def main() -> None:

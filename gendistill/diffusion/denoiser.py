@@ -34,13 +34,13 @@ class Denoiser:
     prediction_type: str
     call: NetworkCall
     clip: float | None = None
-    share: float = 1.0
+    fraction: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
         output = self.call(self.network, x_t, t, conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
-        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.share)
+        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.fraction)
         if self.clip is None:
             return prediction
         x_0 = prediction.x_0
@@ -48,7 +48,7 @@ class Denoiser:
 
     def output_of(self, prediction: Prediction, t: Tensor) -> Tensor:
         """What its network would have put out (B, ...) to say `prediction` at t (B,)."""
-        return from_prediction(prediction, t, self.prediction_type, self.schedule, self.share)
+        return from_prediction(prediction, t, self.prediction_type, self.schedule, self.fraction)
 
     def guided(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
@@ -65,9 +65,9 @@ class Denoiser:
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         return prediction[:batch].guided(prediction[batch:], scale)
 
-    def speaking(self, prediction_type: str, share: float = 1.0) -> Denoiser:
+    def with_prediction_type(self, prediction_type: str, fraction: float = 1.0) -> Denoiser:
         """The same network, read in another dialect, or in one that is partly eps still."""
-        return replace(self, prediction_type=prediction_type, share=share)
+        return replace(self, prediction_type=prediction_type, fraction=fraction)
 
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and dialect around other weights."""

@@ -29,7 +29,7 @@ class GuidanceConfig(Section):
     def _range_rises(self) -> GuidanceConfig:
         low, high = self.range
         if not 1 <= low < high:
-            raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")
+            raise ValueError(f"guidance.range {low}, {high}: expects 1 <= low < high")
         return self
 
     @property
@@ -43,7 +43,7 @@ class Guidance:
     """What a student is told of guidance, and what its teacher makes of it.
 
     - `baked`: the teacher is guided at one scale, of which the student is told nothing.
-    - `embedded`: at a scale drawn for each sample, which the student is told (Meng et al. 2023, section 3.1).
+    - `embedded`: at a scale sampled for each sample, which the student is told (Meng et al. 2023, section 3.1).
     - `cfg`: not at all; some prompts are dropped, so that the student learns both branches.
 
     Attributes:
@@ -53,7 +53,7 @@ class Guidance:
     unconditional: Conditioning
     config: GuidanceConfig
 
-    def draw(self, conditioning: Conditioning, random: PerSampleRandom) -> tuple[Conditioning, Tensor | float]:
+    def sample(self, conditioning: Conditioning, random: PerSampleRandom) -> tuple[Conditioning, Tensor | float]:
         """What the student is conditioned on (B), and the scale to guide its teacher with, (B,) or one number."""
         config, device = self.config, conditioning.device
         if config.mode == "embedded":

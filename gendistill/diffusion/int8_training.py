@@ -32,7 +32,7 @@ def rounded_weight(weight: Tensor) -> Tensor:
 
 
 def rounded_inputs(x: Tensor) -> Tensor:
-    """What comes into a layer (B, ...) as 8 bits hold it, by each picture's own range."""
+    """What comes into a layer (B, ...) as 8 bits hold it, by each image's own range."""
     return _Rounded.apply(x.float(), *input_ranges(x), 0, LEVELS).to(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""A discriminator of latents, under the condition that they were painted for."""
+"""A discriminator of latents, under the condition that they were generated for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLEST, WIDEST = 4, 128  # latents along an edge of the last maps; their chann
 
 
 def condition_of(conditioning: Conditioning) -> Tensor | None:
-    """What pictures of one group have in common: pooled prompts or the means of their tokens (B, D), or classes (B,) int64."""
+    """What images of one group have in common: pooled prompts or the means of their tokens (B, D), or classes (B,) int64."""
     if "pooled_embeds" in conditioning:
         return conditioning["pooled_embeds"].float()
     if "prompt_embeds" in conditioning:
@@ -25,7 +25,7 @@ class LatentDiscriminator(nn.Module):
 
     Args:
         shape: of the latents (C, h, w); of points (C,).
-        example: conditions as it will see them, a batch of any size; without any it judges the latents alone.
+        example: conditions as it will see them, a batch of any size; without any it evaluators the latents alone.
         num_classes: of class labels.
         width: channels of the first maps, doubled with every halving of the edges.
     """

@@ -16,7 +16,7 @@ from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, open_pipeline
 from gendistill.schedulers import PREDICTION_TYPES
 
-LEAST_SIGNAL = 1e-3  # alpha; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
+MIN_SIGNAL = 1e-3  # alpha; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Teacher:
     """A diffusion pipeline and what training needs of it. Nothing in it is trained.
 
     Attributes:
-        resolution: pixels along an edge of the pictures that it is taught on.
+        resolution: pixels along an edge of the images that it is taught on.
         commit: that it was downloaded at; None where it is not from the hub.
     """
 
@@ -51,7 +51,7 @@ class Teacher:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts (B) as the pipeline itself encodes them, for pictures of (height, width); squares of `resolution` where None.
+        """Prompts (B) as the pipeline itself encodes them, for images of (height, width); squares of `resolution` where None.
 
         Raises:
             ValueError: a prompt means nothing to the pipeline.
@@ -60,7 +60,7 @@ class Teacher:
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
-        """The other branch of classifier-free guidance, a batch of 1, for pictures of any size.
+        """The other branch of classifier-free guidance, a batch of 1, for images of any size.
 
         Empty for a family that knows no guidance.
         """
@@ -82,7 +82,7 @@ def load_teacher(
 
     Args:
         source, config, revision: as for `open_pipeline`.
-        resolution: of the pictures that it is taught on; its own where None.
+        resolution: of the images that it is taught on; its own where None.
 
     Raises:
         ValueError: it cannot be opened, its family is not supported, or its network cannot be distilled.
@@ -112,7 +112,7 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     )
     height, width = family.size(pipeline)
     if height != width:
-        raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; takes square pictures")
+        raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
     _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
     resolution = resolution or height
     return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
@@ -129,16 +129,18 @@ def _require_distillable(
             f"takes {codec.channels} to {codec.channels}"
         )
     if config.get("time_cond_proj_dim") is not None:
-        raise ValueError(f"model {source} takes its guidance as an input: it is a student already; takes a teacher")
+        raise ValueError(f"model {source} expects its guidance as an input: it is a student already; expects a teacher")
     if denoiser.prediction_type not in PREDICTION_TYPES:
         raise ValueError(
-            f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; takes {', '.join(PREDICTION_TYPES)}"
+            f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; expects {', '.join(PREDICTION_TYPES)}"
         )
     if schedule.kind != "vp":
-        raise ValueError(f"model {source}: the noise schedule of {scheduler} is not supported; takes a variance-preserving one")
+        raise ValueError(
+            f"model {source}: the noise schedule of {scheduler} is not supported; expects a variance-preserving one"
+        )
     last = float(schedule.alpha(schedule.num_train_timesteps - 1))
-    if denoiser.prediction_type == "epsilon" and last < LEAST_SIGNAL:
+    if denoiser.prediction_type == "epsilon" and last < MIN_SIGNAL:
         raise ValueError(
             f"model {source} predicts the noise, but its schedule ends in noise alone (alpha {last:.1e}), from which that says "
-            "nothing of the picture; takes a teacher that predicts v or the picture at zero terminal SNR"
+            "nothing of the image; expects a teacher that predicts v or the image at zero terminal SNR"
         )

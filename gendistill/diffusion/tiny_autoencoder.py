@@ -24,7 +24,7 @@ FASTEST = torch.channels_last  # of weights, on a CPU
 
 
 def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3) -> Any:
-    """A fresh one with the latents and the pictures of `vae`, an `AutoencoderKL`.
+    """A fresh one with the latents and the images of `vae`, an `AutoencoderKL`.
 
     Args:
         width: channels of every layer.
@@ -39,7 +39,7 @@ def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3)
     counts = (*(blocks,) * (levels - 1), 1) if isinstance(blocks, int) else tuple(blocks)
     if len(counts) != levels or min(counts) < 0 or counts[0] == 0:
         raise ValueError(
-            f"decoder.blocks {blocks}: takes 1 or more, or a list of {levels} numbers, one a resolution, the first above 0"
+            f"decoder.blocks {blocks}: expects 1 or more, or a list of {levels} numbers, one a resolution, the first above 0"
         )
     return AutoencoderTiny(
         in_channels=config["in_channels"],
@@ -54,7 +54,7 @@ def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3)
 
 
 def started_autoencoder(source: str, vae: Any) -> Any:
-    """One that has learned before, for the latents and the pictures of `vae`.
+    """One that has learned before, for the latents and the images of `vae`.
 
     Args:
         source: a pipeline's folder, whose `vae` is one, or the folder or the hub id of an `AutoencoderTiny`.
@@ -107,11 +107,11 @@ def tiny_networks(teacher: LatentCodec, student: Any) -> TinyNetworks:
 
 @torch.no_grad()
 def decoded_by(autoencoder: Any, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] that an `AutoencoderTiny` makes of latents (B, C, h, w)."""
+    """Images (B, 3, H, W) in [-1, 1] that an `AutoencoderTiny` makes of latents (B, C, h, w)."""
     return autoencoder.decode(latents).sample.float().clamp(-1, 1)
 
 
 @torch.no_grad()
-def encoded_by(autoencoder: Any, pictures: Tensor) -> Tensor:
-    """Latents (B, C, h, w), of about unit variance, that it makes of pictures (B, 3, H, W) in [-1, 1]."""
-    return autoencoder.encode(pictures).latents.float()
+def encoded_by(autoencoder: Any, images: Tensor) -> Tensor:
+    """Latents (B, C, h, w), of about unit variance, that it makes of images (B, 3, H, W) in [-1, 1]."""
+    return autoencoder.encode(images).latents.float()

@@ -1,7 +1,7 @@
 """Does what was made for the teacher still do the same on the student? A LoRA and a ControlNet, by what they change.
 
-The effect of an add-on is the mean shift of features: of pictures drawn with it, less those of the same prompts and seeds drawn
-without. An add-on still fits where the student's pictures shift in the direction of the teacher's, and as far.
+The effect of an add-on is the mean shift of features: of images sampled with it, less those of the same prompts and seeds sampled
+without. An add-on still fits where the student's images shift in the direction of the teacher's, and as far.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gendistill.sampling.load_add_ons import DoesNotLoadError, lora_file, open_c
 
 @dataclass(frozen=True)
 class SampledModel:
-    """A model and how its pictures are drawn: teacher or student, from given prompts and seeds."""
+    """A model and how its images are sampled: teacher or student, from given prompts and seeds."""
 
     name: str
     sampler: FewStepSampler
@@ -43,7 +43,7 @@ class SampledModel:
         return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, "progress": self.progress}
 
     def first(self, count: int) -> SampledModel:
-        """The same of the first pictures alone."""
+        """The same of the first images alone."""
         return replace(self, prompts=self.prompts[:count], seeds=self.seeds[:count])
 
     def latents(self) -> Tensor:
@@ -51,9 +51,9 @@ class SampledModel:
         return torch.cat([batch.float().cpu() for batch in self.sampler.latents(self.prompts, self.seeds, **self.how)])
 
     def features(self, extractor: FeatureExtractor, task: Task = TEXT_TO_IMAGE) -> Tensor:
-        """Of its pictures (N, D), of another task than text alone where one is given."""
-        drawn = self.sampler.pictures(self.prompts, self.seeds, task=task, **self.how)
-        return extract(extractor, (to_uint8(batch).cpu() for batch in drawn))
+        """Of its images (N, D), of another task than text alone where one is given."""
+        generated = self.sampler.images(self.prompts, self.seeds, task=task, **self.how)
+        return extract(extractor, (to_uint8(batch).cpu() for batch in generated))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,33 +62,33 @@ class AddOn:
 
     Attributes:
         source: a LoRA's `.safetensors` file, or a folder with `pytorch_lora_weights.safetensors`; a `ControlNetModel`'s folder.
-        picture: that a ControlNet is controlled by, (3, H, W) in [0, 1], of the pictures' size; None of a LoRA.
+        image: that a ControlNet is controlled by, (3, H, W) in [0, 1], of the images' size; None of a LoRA.
     """
 
     source: str | Path
-    picture: Tensor | None = None
+    image: Tensor | None = None
 
     @property
     def kind(self) -> str:
-        return "LoRA" if self.picture is None else "ControlNet"
+        return "LoRA" if self.image is None else "ControlNet"
 
     def require(self, size: tuple[int, int]) -> None:
-        """Raise ValueError where it is not there, or its picture is not (3, *size)."""
-        if self.picture is None:
+        """Raise ValueError where it is not there, or its image is not (3, *size)."""
+        if self.image is None:
             lora_file(self.source)
         else:
-            require_control(self.source, self.picture, size)
+            require_control(self.source, self.image, size)
 
     @property
     def contents(self) -> list[str]:
         """Hashes of all that is in it."""
-        if self.picture is None:
+        if self.image is None:
             return [file_sha256(lora_file(self.source))]
         files = sorted(file for file in Path(self.source).iterdir() if file.is_file())
-        return [*map(file_sha256, files), hashlib.sha256(self.picture.numpy().tobytes()).hexdigest()]
+        return [*map(file_sha256, files), hashlib.sha256(self.image.numpy().tobytes()).hexdigest()]
 
     def on(self, model: SampledModel) -> tuple[SampledModel, Task, list[str], str]:
-        """The model with it on, what is drawn then, the modules that it does not fit, and a sentence on them.
+        """The model with it on, what is sampled then, the modules that it does not fit, and a sentence on them.
 
         A LoRA is loaded into a copy of the pipeline, beside the adapters that are on: memory holds one more network and its
         text encoders meanwhile.
@@ -97,22 +97,22 @@ class AddOn:
             DoesNotLoadError: it does not load into this model.
         """
         sampler = model.sampler
-        if self.picture is None:
+        if self.image is None:
             pipeline, unfit, note = with_lora(sampler.pipeline, lora_file(self.source))
             return replace(model, sampler=FewStepSampler(pipeline, sampler.spec, sampler.eta)), TEXT_TO_IMAGE, unfit, note
         network, note = open_control(sampler.pipeline, Path(self.source))
-        return model, Task(controlnet=network, controls=self.picture.expand(len(model.prompts), -1, -1, -1)), [], note
+        return model, Task(controlnet=network, controls=self.image.expand(len(model.prompts), -1, -1, -1)), [], note
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What an add-on does to the teacher's pictures and to the student's.
+    """What an add-on does to the teacher's images and to the student's.
 
     Attributes:
         teacher_length, student_length: of the mean shifts, in the extractor's units.
         cosine: between the two mean shifts, in [-1, 1]; None where one of them is no shift at all.
         repeated: the cosine between the teacher's own shifts on every other prompt and on the rest: where it is low, there are
-            too few pictures for the student's cosine to mean much. None where it cannot be told.
+            too few images for the student's cosine to mean much. None where it cannot be told.
     """
 
     teacher_length: float
@@ -158,7 +158,7 @@ def effect_of(teacher: Features, student: Features) -> Effect:
     """
     t, s = feature_matrices(teacher, student, ("teacher", "student"), at_least=1)
     if len(t) != len(s):
-        raise ValueError(f"teacher and student: got {len(t)} and {len(s)} pictures, takes the same prompts and seeds in both.")
+        raise ValueError(f"teacher and student: got {len(t)} and {len(s)} images, expects the same prompts and seeds in both.")
     mean, other = t.mean(axis=0), s.mean(axis=0)
     halves = _cosine(t[::2].mean(axis=0), t[1::2].mean(axis=0)) if len(t) > 1 else None
     return Effect(float(np.linalg.norm(mean)), float(np.linalg.norm(other)), _cosine(mean, other), halves)
@@ -169,9 +169,9 @@ def add_on_fit(models: Sequence[SampledModel], add_on: AddOn, extractor: Feature
 
     Args:
         models: the teacher, then the student.
-        plain: the features (N, D) of the teacher's pictures and of the student's without it.
+        plain: the features (N, D) of the teacher's images and of the student's without it.
     """
-    name = lora_file(add_on.source).name if add_on.picture is None else Path(add_on.source).name
+    name = lora_file(add_on.source).name if add_on.image is None else Path(add_on.source).name
     notes, shifts = [], []
     unfit: list[str] = []
     for model, without in zip(models, plain, strict=True):
@@ -190,7 +190,7 @@ def add_on_fit(models: Sequence[SampledModel], add_on: AddOn, extractor: Feature
 def _silence(effect: Effect | None) -> list[str]:
     """A sentence where there is no effect to compare."""
     lengths = {} if effect is None else {"teacher": effect.teacher_length, "student": effect.student_length}
-    return [f"It changes nothing in the {name}'s pictures." for name, length in lengths.items() if length == 0]
+    return [f"It changes nothing in the {name}'s images." for name, length in lengths.items() if length == 0]
 
 
 def _cosine(a: Matrix, b: Matrix) -> float | None:

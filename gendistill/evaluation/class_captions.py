@@ -1,10 +1,10 @@
-"""Captions of real pictures that name a GAN's classes: found where the user does not say which field they are."""
+"""Captions of real images that name a GAN's classes: found where the user does not say which field they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gendistill.data.samples import PictureSource
+from gendistill.data.samples import ImageSource
 from gendistill.data.sources.source import open_source
 from gendistill.samplers import Sampler
 
@@ -16,7 +16,7 @@ def class_caption(reference: str, samplers: Iterable[Sampler]) -> str | None:
         ValueError: they take their own classes only, and no field names them alone.
     """
     choosy = [sampler for sampler in samplers if sampler.own_prompts not in (None, [""])]
-    if not choosy or not isinstance(source := open_source(reference), PictureSource):
+    if not choosy or not isinstance(source := open_source(reference), ImageSource):
         return None
     fields: dict[str, set[str]] = {}
     for entry in source.entries():
@@ -27,6 +27,6 @@ def class_caption(reference: str, samplers: Iterable[Sampler]) -> str | None:
         some = ", ".join(repr(prompt) for prompt in (choosy[0].own_prompts or [])[:3])
         raise ValueError(
             f"caption: no field of {reference} ({', '.join(sorted(fields)) or 'it has none'}) names the model's classes "
-            f"({some}, ...) and nothing else; takes --prompts FILE, one class a line"
+            f"({some}, ...) and nothing else; expects --prompts FILE, one class a line"
         )
     return max(fitting, key=lambda name: len(fields[name]))

@@ -6,12 +6,12 @@ import csv
 from pathlib import Path
 from statistics import median
 
-from gendistill.data.samples import PictureSource
+from gendistill.data.samples import ImageSource
 from gendistill.data.sources.source import open_source
-from gendistill.evaluation.breakage_report import breakage_section
 from gendistill.evaluation.comparison import ComparisonRow, ModelComparison, main_rows, milliseconds
 from gendistill.evaluation.fit_report import fit_section
 from gendistill.evaluation.probes import Probes
+from gendistill.evaluation.regressions_report import regressions_section
 from gendistill.evaluation.reporting.curves import Point, Series, curves
 from gendistill.evaluation.reporting.page import (
     Block,
@@ -33,37 +33,37 @@ from gendistill.evaluation.reporting.page import (
 from gendistill.evaluation.reporting.plot import Plot
 from gendistill.evaluation.score_cells import explanations, protocol_section, score_label, score_names
 from gendistill.metrics.registry import higher_is_better
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 
-GALLERY_PIXELS = 2**16  # of all pictures of a grid: 64 of 32x32, 16 of 64x64, 4 of 128x128 and at least as many beyond
+GALLERY_PIXELS = 2**16  # of all images of a grid: 64 of 32x32, 16 of 64x64, 4 of 128x128 and at least as many beyond
 
 
 def write_reports(comparison: ModelComparison, folder: Path, reference: str, probes: Probes) -> list[Path]:
     """report.html, quality.png and comparison.csv in a folder."""
     colours, baseline, names = comparison.colours, comparison.baseline, score_names(comparison.evaluations)
     source = open_source(reference)
-    assert isinstance(source, PictureSource)
+    assert isinstance(source, ImageSource)
     page = Page(
         "Compared: " + ", ".join(colours),
         sections=[
             _figures(comparison, names),
             _costs_and_quality(comparison),
             _differences(comparison),
-            _pictures(comparison),
-            *(breakage_section(broken, comparison, name, source, probes) for name, broken in comparison.breakage.items()),
-            *(fit_section(fit, name, baseline.contestant.name, colours[name]) for name, fit in comparison.fits.items()),
+            _images(comparison),
+            *(regressions_section(broken, comparison, name, source, probes) for name, broken in comparison.regressions.items()),
+            *(fit_section(fit, name, baseline.entry.name, colours[name]) for name, fit in comparison.fits.items()),
             _costs(comparison),
             protocol_section(baseline.evaluation, explanations(names)),
         ],
-        subtitle=f"{comparison.judge.prompt_source}; against {comparison.judge.reference_name}.",
+        subtitle=f"{comparison.evaluator.prompt_source}; against {comparison.evaluator.reference_name}.",
         footer="Written by gendistill compare.",
     )
     files = [folder / name for name in ("report.html", "quality.png", "comparison.csv")]
     write_page(page, files[0])
-    with written_aside(files[1]) as aside:
-        _against_latency(comparison).save_png(aside)
+    with atomic_write(files[1]) as temporary:
+        _against_latency(comparison).save_png(temporary)
     lines = [_figures_of(row, names) for row in comparison.rows]
-    with written_aside(files[2]) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(files[2]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
@@ -71,7 +71,7 @@ def write_reports(comparison: ModelComparison, folder: Path, reference: str, pro
 
 
 def _figures(comparison: ModelComparison, names: list[str]) -> PageSection:
-    metric, baseline = comparison.judge.metric, comparison.baseline
+    metric, baseline = comparison.evaluator.metric, comparison.baseline
     cards = [_card(baseline, metric, comparison.colours, "what the others are held against")]
     for row in main_rows(comparison.rows):
         faster = baseline.costs.latency / row.costs.latency
@@ -84,11 +84,11 @@ def _card(row: ComparisonRow, metric: str, colours: dict[str, int], small: str) 
     value = row.evaluation.scores[metric]
     interval = row.evaluation.intervals.get(metric)
     between = "" if interval is None else " (∞ {:.2f} to {:.2f})".format(*interval)
-    return Card(f"{value:.2f}", row.evaluation.label, f"{metric}{between}; {small}", colours[row.contestant.name])
+    return Card(f"{value:.2f}", row.evaluation.label, f"{metric}{between}; {small}", colours[row.entry.name])
 
 
 def _series(comparison: ModelComparison, score: str, x: str) -> list[Series]:
-    """A curve a model, whose bars are what other pictures would give: the intervals' width about the values themselves."""
+    """A curve a model, whose bars are what other images would give: the intervals' width about the values themselves."""
     found: dict[str, list[Point]] = {}
     for row in sorted(comparison.rows, key=lambda row: row.steps):
         at = {"steps": row.steps, "ms": 1000 * row.costs.latency, "MB": _memory(comparison, row)}[x]
@@ -96,23 +96,23 @@ def _series(comparison: ModelComparison, score: str, x: str) -> list[Series]:
         reach = (interval[1] - interval[0]) / 2 if interval else None
         low, high = (None, None) if reach is None else (max(value - reach, value / 2), value + reach)
         label = "" if x == "steps" else str(row.steps)
-        found.setdefault(row.contestant.name, []).append(Point(at, value, low, high, label))
+        found.setdefault(row.entry.name, []).append(Point(at, value, low, high, label))
     return [Series(name, tuple(points), comparison.colours[name]) for name, points in found.items()]
 
 
 def _memory(comparison: ModelComparison, row: ComparisonRow) -> float:
-    """MB of a model, the median over its rows: one picture takes the same memory in any number of steps."""
-    return median(other.memory or 0 for other in comparison.rows if other.contestant is row.contestant) / 1e6
+    """MB of a model, the median over its rows: one image takes the same memory in any number of steps."""
+    return median(other.memory or 0 for other in comparison.rows if other.entry is row.entry) / 1e6
 
 
 def _against_latency(comparison: ModelComparison) -> Plot:
-    metric = comparison.judge.metric
+    metric = comparison.evaluator.metric
     series = _series(comparison, metric, "ms")
-    return curves(series, "milliseconds a picture", f"{metric}, lower is better", x_log=True, y_log=True, front="lower")
+    return curves(series, "milliseconds an image", f"{metric}, lower is better", x_log=True, y_log=True, front="lower")
 
 
 def _costs_and_quality(comparison: ModelComparison) -> PageSection:
-    metric = comparison.judge.metric
+    metric = comparison.evaluator.metric
     distance = f"{metric}, lower is better"
     blocks: list[Block] = [
         Figure(
@@ -121,7 +121,7 @@ def _costs_and_quality(comparison: ModelComparison) -> PageSection:
         ),
         Figure(
             curves(_series(comparison, metric, "steps"), "steps", distance, x_log=True, y_log=True),
-            f"Bars: what other {len(comparison.judge.prompts):,} pictures of the same models would give, 95 % of the time.",
+            f"Bars: what other {len(comparison.evaluator.prompts):,} images of the same models would give, 95 % of the time.",
         ),
     ]
     if "clip_score" in comparison.baseline.evaluation.scores:
@@ -131,8 +131,8 @@ def _costs_and_quality(comparison: ModelComparison) -> PageSection:
         memory = _series(comparison, metric, "MB")
         blocks.append(
             Figure(
-                curves(memory, "MB of weights and of drawing one picture", distance, y_log=True, front="lower"),
-                "One picture takes the same memory in any number of steps; the median over a model's rows.",
+                curves(memory, "MB of weights and of sampling one image", distance, y_log=True, front="lower"),
+                "One image takes the same memory in any number of steps; the median over a model's rows.",
             )
         )
     return PageSection("Quality against cost", blocks, "Where the front bends is where to look first.")
@@ -160,14 +160,17 @@ def _differences(comparison: ModelComparison) -> PageSection:
     return PageSection("Is the difference real?", [Table(columns, rows)], lead)
 
 
-def _pictures(comparison: ModelComparison) -> PageSection:
+def _images(comparison: ModelComparison) -> PageSection:
     galleries = []
     for row in comparison.rows:
-        images = row.images
-        few = comparison.judge.first(max(8, min(64, GALLERY_PIXELS // images.sampler.resolution**2)))
-        pictures, note = few.draw(images.sampler, row.steps, images.guidance_scale), f"{milliseconds(row.costs.latency)} ms"
-        galleries.append(Gallery(row.evaluation.label, pictures, few.prompts, note, comparison.colours[images.name]))
-    lead = "Picture k has the same prompt and seed in every grid; they are the first ones, not chosen."
+        entry_images = row.images
+        few = comparison.evaluator.first(max(8, min(64, GALLERY_PIXELS // entry_images.sampler.resolution**2)))
+        images, note = (
+            few.generate(entry_images.sampler, row.steps, entry_images.guidance_scale),
+            f"{milliseconds(row.costs.latency)} ms",
+        )
+        galleries.append(Gallery(row.evaluation.label, images, few.prompts, note, comparison.colours[entry_images.name]))
+    lead = "Image k has the same prompt and seed in every grid; they are the first ones, not chosen."
     return PageSection("The same prompts and seeds", [Galleries(galleries)], lead)
 
 
@@ -175,16 +178,16 @@ def _costs(comparison: ModelComparison) -> PageSection:
     parts = list(dict.fromkeys(name for row in comparison.rows for name in row.costs.components))
     sizes = sorted({batch.batch_size for row in comparison.rows for batch in row.costs.batches})
     energetic = any(row.costs.energy for row in comparison.rows)
-    columns = [Column("model", align="left"), Column("steps"), Column("parameters, M"), Column("GFLOP a picture")]
-    columns += [Column("p90 ms", "90th percentile of the time of one picture.")]
-    columns += [Column(f"{part.replace('_', ' ')}, ms", "Its part of one picture.") for part in parts]
+    columns = [Column("model", align="left"), Column("steps"), Column("parameters, M"), Column("GFLOP an image")]
+    columns += [Column("p90 ms", "90th percentile of the time of one image.")]
+    columns += [Column(f"{part.replace('_', ' ')}, ms", "Its part of one image.") for part in parts]
     columns += [Column("rest, ms"), *(Column(f"a second, by {size}") for size in sizes)]
     if energetic:
-        columns += [Column("mWh a picture", "Electricity, estimated by codecarbon."), Column("mg CO₂", "Of that electricity.")]
+        columns += [Column("mWh an image", "Electricity, estimated by codecarbon."), Column("mg CO₂", "Of that electricity.")]
     rows = []
     for row in comparison.rows:
         costs, energy = row.costs, row.costs.energy
-        rates = {batch.batch_size: f"{batch.pictures_per_second:.1f}" for batch in costs.batches}
+        rates = {batch.batch_size: f"{batch.images_per_second:.1f}" for batch in costs.batches}
         split = [costs.components[part].seconds if part in costs.components else None for part in parts]
         cells = [
             str(row.steps),
@@ -197,21 +200,21 @@ def _costs(comparison: ModelComparison) -> PageSection:
         ]
         if energetic:
             cells += [f"{1000 * energy.watt_hours:.2g}", f"{1000 * energy.co2_grams:.2g}"] if energy else ["", ""]
-        name = row.contestant.name
+        name = row.entry.name
         rows.append(TableRow.of(Cell(name, colour=comparison.colours[name]), *cells))
     told = [row.costs.energy.method for row in comparison.rows if row.costs.energy]
     told += [note for row in comparison.rows for note in row.costs.notes]
     notes = [Text(note) for note in dict.fromkeys(told)]
     device = comparison.baseline.costs.device
-    lead = f"Measured on {device}. The text encoder is counted with every picture, as for a prompt that is new."
-    return PageSection("What a picture costs", [Table(columns, rows), *notes], lead)
+    lead = f"Measured on {device}. The text encoder is counted with every image, as for a prompt that is new."
+    return PageSection("What an image costs", [Table(columns, rows), *notes], lead)
 
 
 def _figures_of(row: ComparisonRow, scores: list[str]) -> dict[str, object]:
     """A line of comparison.csv; None becomes an empty cell."""
     evaluation, costs = row.evaluation, row.costs
-    line: dict[str, object] = {"model": row.contestant.name, "sampler": evaluation.sampler, "steps": row.steps}
-    line |= {"guidance_scale": row.contestant.guidance_scale, "network_calls": evaluation.network_calls}
+    line: dict[str, object] = {"model": row.entry.name, "sampler": evaluation.sampler, "steps": row.steps}
+    line |= {"guidance_scale": row.entry.guidance_scale, "network_calls": evaluation.network_calls}
     for name in scores:
         low, high = evaluation.intervals.get(name, (None, None))
         line |= {name: evaluation.scores.get(name), f"{name}_low": low, f"{name}_high": high}

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.table import Table
 
 from gendistill.evaluation.audited import ModelImages
-from gendistill.evaluation.breakage import Breakage
-from gendistill.evaluation.entries import Contestant
+from gendistill.evaluation.entries import ModelEntry
+from gendistill.evaluation.evaluator import EvaluatedModel, Evaluator
 from gendistill.evaluation.fit import Fit
 from gendistill.evaluation.fit_report import as_json
-from gendistill.evaluation.judge import Judge, Judged
+from gendistill.evaluation.regressions import RegressionAnalysis
 from gendistill.evaluation.reporting.colours import colour_numbers
 from gendistill.evaluation.reporting.page import Cell, Column, TableRow
 from gendistill.evaluation.reporting.page import Table as PageTable
@@ -29,7 +29,7 @@ FILE_NAME = "comparison.json"
 
 @dataclass(frozen=True)
 class RowTest:
-    """Whether two rows differ in a score, picture by picture."""
+    """Whether two rows differ in a score, image by image."""
 
     a: str
     b: str
@@ -41,25 +41,25 @@ class RowTest:
 class ComparisonRow:
     """One model in one number of steps."""
 
-    contestant: Contestant
+    entry: ModelEntry
     steps: int
-    judged: Judged
+    evaluated: EvaluatedModel
     costs: Costs
 
     @property
     def evaluation(self) -> Evaluation:
-        return self.judged.evaluation
+        return self.evaluated.evaluation
 
     @property
     def memory(self) -> int | None:
-        """Bytes of its weights and of what drawing one picture takes besides: what else the process holds is left out."""
+        """Bytes of its weights and of what sampling one image takes besides: what else the process holds is left out."""
         peak = self.costs.peak_memory
         return None if peak is None else self.costs.parameter_bytes + peak.working
 
     @property
     def images(self) -> ModelImages:
-        model = self.contestant
-        return ModelImages(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.judged.pictures)
+        model = self.entry
+        return ModelImages(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.evaluated.images)
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class ModelComparison:
         warnings: what to know before trusting the figures.
     """
 
-    judge: Judge
+    evaluator: Evaluator
     rows: list[ComparisonRow]
     tests: list[RowTest]
-    breakage: dict[str, Breakage]
+    regressions: dict[str, RegressionAnalysis]
     fits: dict[str, Fit]
     warnings: list[str]
     files: list[Path] = dataclasses.field(default_factory=list)
@@ -92,22 +92,22 @@ class ModelComparison:
     @property
     def colours(self) -> dict[str, int]:
         """The models' numbers, by name: 0 is the teacher."""
-        names, baseline = [row.contestant.name for row in self.rows], self.baseline.contestant
+        names, baseline = [row.entry.name for row in self.rows], self.baseline.entry
         return colour_numbers(names, reference=None if baseline.is_student else baseline.name)
 
     def figures(self, scores: Sequence[str]) -> PageTable:
         """A line a row: its scores, its time and its memory, the best of each marked."""
         colours, kinds = self.colours, {row.evaluation.label: _kind(row) for row in self.rows}
-        students = [row.contestant.name for row in self.rows if row.contestant.is_student]
+        students = [row.entry.name for row in self.rows if row.entry.is_student]
         cells: Cells = {
             Column("model", align="left"): lambda row: Cell(row.model, colour=colours[row.model]),
             Column("steps"): lambda row: str(row.steps),
-            Column("calls", "Network calls a picture; a guided step is two."): lambda row: str(row.network_calls),
+            Column("calls", "Network calls an image; a guided step is two."): lambda row: str(row.network_calls),
             **score_cells(scores),
-            Column("ms", "Median time of one picture by itself, after warm-up.", "lower"): lambda row: Cell(
+            Column("ms", "Median time of one image by itself, after warm-up.", "lower"): lambda row: Cell(
                 milliseconds(row.costs["latency_seconds"]), value=row.costs["latency_seconds"]
             ),
-            Column("MB", "Weights, and what drawing one picture takes besides.", "lower"): lambda row: (
+            Column("MB", "Weights, and what sampling one image takes besides.", "lower"): lambda row: (
                 Cell(f"{row.costs['memory_bytes'] / 1e6:.0f}", value=row.costs["memory_bytes"])
                 if "memory_bytes" in row.costs
                 else ""
@@ -125,8 +125,8 @@ class ModelComparison:
 
     def table(self) -> Table:
         """For the terminal."""
-        figures = self.figures(summary_names(self.evaluations, self.judge.requested))
-        return terminal_table(f"{self.judge.metric} on {self.judge.prompt_source}", figures, self.judge.metric)
+        figures = self.figures(summary_names(self.evaluations, self.evaluator.requested))
+        return terminal_table(f"{self.evaluator.metric} on {self.evaluator.prompt_source}", figures, self.evaluator.metric)
 
     def fit_table(self) -> Table | None:
         """Whether the students still fit, for the terminal; None where none was measured."""
@@ -138,14 +138,16 @@ class ModelComparison:
         for name, fit in self.fits.items():
             effects = [one.effect.cosine if one.effect else None for one in fit.add_ons]
             figures = [fit.latents.cosine, fit.latents.procrustes, fit.mean_cka, *effects]
-            rows.append(TableRow.of(name, str(fit.ways["student"][0]), *("–" if of is None else f"{of:.3f}" for of in figures)))
-        title = f"does it still fit? In the place of {self.baseline.contestant.name}"
+            rows.append(
+                TableRow.of(name, str(fit.trajectories["student"][0]), *("–" if of is None else f"{of:.3f}" for of in figures))
+            )
+        title = f"does it still fit? In the place of {self.baseline.entry.name}"
         return terminal_table(title, PageTable([Column("model", align="left"), *map(Column, names)], rows))
 
     def to_json(self) -> str:
         rows = [{**dataclasses.asdict(row.evaluation), "measured_costs": row.costs.to_dict()} for row in self.rows]
         tests = [dataclasses.asdict(test) for test in self.tests]
-        broke = {name: dataclasses.asdict(of) for name, of in self.breakage.items()}
+        broke = {name: dataclasses.asdict(of) for name, of in self.regressions.items()}
         fits = {name: as_json(fit) for name, fit in self.fits.items()}
         told = {"rows": rows, "tests": tests, "breakage": broke, "fits": fits, "warnings": self.warnings}
         return json.dumps(told, indent=1, default=float)
@@ -157,22 +159,22 @@ def milliseconds(seconds: float) -> str:
 
 
 def _kind(row: ComparisonRow) -> str:
-    """The group of its table that a row stands in: how the model came about and how it is drawn from."""
-    model = row.contestant
+    """The group of its table that a row stands in: how the model came about and how it is sampled from."""
+    model = row.entry
     method = model.samplers[row.steps].method
     guidance = f", guidance {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
     return f"{model.name}: {f'{method} student' if method else model.solver(row.steps)}{guidance}"
 
 
 def main_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
-    """Of every student the row that it is judged by: 4 steps where it knows them, else its own first count."""
-    if rows[0].contestant.is_student:
+    """Of every student the row that it is evaluated by: 4 steps where it knows them, else its own first count."""
+    if rows[0].entry.is_student:
         return []
-    names = dict.fromkeys(row.contestant.name for row in rows if row.contestant.is_student)
-    return [_main_row([row for row in rows if row.contestant.name == name]) for name in names]
+    names = dict.fromkeys(row.entry.name for row in rows if row.entry.is_student)
+    return [_main_row([row for row in rows if row.entry.name == name]) for name in names]
 
 
 def _main_row(rows: list[ComparisonRow]) -> ComparisonRow:
-    own = rows[0].contestant.samplers[rows[0].steps].default_steps
+    own = rows[0].entry.samplers[rows[0].steps].default_steps
     wanted = 4 if any(row.steps == 4 for row in rows) else own
     return next((row for row in rows if row.steps == wanted), rows[0])

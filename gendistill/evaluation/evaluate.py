@@ -8,7 +8,7 @@ from gendistill.evaluation.evaluate_generator import evaluate_generator
 from gendistill.evaluation.evaluate_student import evaluate_student
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.generator_report import GeneratorComparison
-from gendistill.evaluation.sets import SetEvaluation, evaluate_pictures, is_picture_set
+from gendistill.evaluation.sets import SetEvaluation, evaluate_images, is_image_set
 from gendistill.evaluation.student_report import StudentComparison
 from gendistill.runtime.plugins import load_plugins
 from gendistill.sampling.load import gan_folder
@@ -31,12 +31,12 @@ def evaluate(
     """
     load_plugins()
     config = EvaluationConfig(**options) if config is None else config
-    if is_picture_set(model):
-        return evaluate_pictures(model, config)
+    if is_image_set(model):
+        return evaluate_images(model, config)
     if gan_folder(model) is not None:
         if config.quantization not in (None, "none"):
-            raise ValueError(f"--quantization {config.quantization}: takes a diffusion model; {model} is a GAN")
+            raise ValueError(f"--quantization {config.quantization}: expects a diffusion model; {model} is a GAN")
         return evaluate_generator(model, config)
     if config.inputs is not None:
-        raise ValueError(f"--input {config.inputs}: takes a GAN that paints pictures anew, not {model}")
+        raise ValueError(f"--input {config.inputs}: expects a GAN that generates images anew, not {model}")
     return evaluate_student(model, config)

@@ -18,8 +18,8 @@ class EvaluationConfig:
     Attributes:
         reference: real images: a folder, `.zip`, tar or WebDataset shards, a dataset; `.npz` statistics too if sets of images
             are evaluated, from which only the Fréchet distance follows.
-        caption: the caption field that prompts are drawn from; of a set of images, the one that says what each shows.
-        prompts: a text file to draw the prompts from instead.
+        caption: the caption field that prompts are sampled from; of a set of images, the one that says what each shows.
+        prompts: a text file to sample the prompts from instead.
         num: images per row; 2,000 where None.
         metrics: names of `gendistill.metrics.registry.METRICS`; where None, all usual ones that can be computed.
         extractor, resize: what `load_extractor` takes.

@@ -1,4 +1,4 @@
-"""From pictures to what the scores are computed from, once: kept on disk by what the pictures are."""
+"""From images to what the scores are computed from, once: kept on disk by what the images are."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.nn import functional as F
 
 from gendistill.evaluation.feature_cache import cached_features
 from gendistill.metrics.distances.clip_score import ClipScorer
-from gendistill.metrics.features import feature_extractor as pictures_of
+from gendistill.metrics.features import feature_extractor as images_of
 from gendistill.metrics.features.feature_extractor import FeatureExtractor
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.runtime.stored_rows import StoredRows
 
 Advance = Callable[[int], None] | None
-Make = Callable[[], pictures_of.Pictures]
+Make = Callable[[], images_of.Images]
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The networks that look at pictures.
+    """The networks that look at images.
 
     Attributes:
-        scorer: of pictures and prompts; None leaves CLIP's embeddings out.
+        scorer: of images and prompts; None leaves CLIP's embeddings out.
         cache: where features are kept; None extracts anew each time.
     """
 
@@ -43,12 +43,12 @@ class Extraction:
         source: Sequence[str] | None = None,
         progress: Advance = None,
     ) -> SampleFeatures:
-        """Features of pictures, and embeddings where there is a scorer.
+        """Features of images, and embeddings where there is a scorer.
 
         Args:
-            make: opens the pictures, whatever `extract` takes; called once a network, and not at all where all is kept.
-            source: what says which pictures these are; None keeps nothing.
-            progress: called with the number of pictures that are done, more and more; once for each network's.
+            make: opens the images, whatever `extract` takes; called once a network, and not at all where all is kept.
+            source: what says which images these are; None keeps nothing.
+            progress: called with the number of images that are done, more and more; once for each network's.
         """
         features = self._all(self.extractor, make, source, progress).numpy()
         if self.scorer is None:
@@ -67,7 +67,7 @@ class Extraction:
 
     def _all(self, extractor: FeatureExtractor, make: Make, source: Sequence[str] | None, progress: Advance) -> Tensor:
         if source is None:
-            return pictures_of.extract(extractor, make(), progress=_advancing(progress))
+            return images_of.extract(extractor, make(), progress=_advancing(progress))
         rows = self.rows(extractor, make, source, progress)
         return rows.rows(range(len(rows)))["features"]
 

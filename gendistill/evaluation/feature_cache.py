@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gendistill.metrics.features.extractors import FeatureExtractor
-from gendistill.metrics.features.feature_extractor import Picture, Pictures, extract
+from gendistill.metrics.features.feature_extractor import ImageLike, Images, extract
 from gendistill.runtime.store import Store, StoredPart
 from gendistill.runtime.stored_rows import StoredRows
 
@@ -22,7 +22,7 @@ def cached_features(
     root: Path,
     source: Sequence[str | int | float],
     extractor: FeatureExtractor,
-    make: Callable[[], Pictures],
+    make: Callable[[], Images],
     *,
     batch_size: int = 64,
     progress: Callable[[int], object] | None = None,
@@ -42,7 +42,7 @@ def cached_features(
     Raises:
         ValueError: as `extract`; or the disk does not take the features.
     """
-    made_by = {
+    key_parts = {
         "source": list(source),
         "extractor": extractor.name,
         "weights_hash": extractor.weights_hash,
@@ -63,19 +63,19 @@ def cached_features(
             deque(part, maxlen=0)  # passed over where they were not extracted here
             done += part.count
         if not done:
-            raise ValueError("images: got none, takes at least one picture.")
+            raise ValueError("images: got none, expects at least one image.")
 
-    return Store(root, made_by, f"features of {extractor.name}").build(parts)
+    return Store(root, key_parts, f"features of {extractor.name}").build(parts)
 
 
-def _items(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor | Picture]:
-    yield from pictures.split(batch_size) if isinstance(pictures, torch.Tensor) else pictures
+def _items(images: Images, batch_size: int) -> Iterator[torch.Tensor | ImageLike]:
+    yield from images.split(batch_size) if isinstance(images, torch.Tensor) else images
 
 
 class _Counted:
     """The first items, batches (B, 3, H, W) or single images, that hold `PART` images together."""
 
-    def __init__(self, items: Iterator[torch.Tensor | Picture]) -> None:
+    def __init__(self, items: Iterator[torch.Tensor | ImageLike]) -> None:
         self.items, self.count = items, 0
 
     def __iter__(self) -> Iterator[Any]:

@@ -27,9 +27,9 @@ from gendistill.evaluation.reporting.page import (
 from gendistill.evaluation.reporting.plot import Plot
 from gendistill.evaluation.reporting.rows import PlottedValue, by_row
 
-FEW_PICTURES = 16  # below it the figures of layers and add-ons say little
+FEW_IMAGES = 16  # below it the figures of layers and add-ons say little
 SAME = 1e-9  # the squared distance that rounding alone makes
-UNSURE = 0.5  # the teacher's own cosine between two halves of its pictures
+UNSURE = 0.5  # the teacher's own cosine between two halves of its images
 
 # name, what it means
 DRIFT = (
@@ -48,10 +48,10 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
         student, teacher: their names.
         colour: the student's number from `colour_numbers`.
     """
-    drawn, compared = fit.pictures
+    generated, compared = fit.images
     blocks: list[Block] = [Cards(_cards(fit, colour))]
-    if compared < FEW_PICTURES:
-        blocks.append(Notice(f"{compared} pictures are few: the figures of layers and add-ons take {FEW_PICTURES} or more."))
+    if compared < FEW_IMAGES:
+        blocks.append(Notice(f"{compared} images are few: the figures of layers and add-ons take {FEW_IMAGES} or more."))
     blocks += [
         Text(_in_words(fit.latents, student, teacher), "Latents"),
         Figure(drift_plot(fit.latents, student, colour), "0 is no drift."),
@@ -72,8 +72,8 @@ def fit_section(fit: Fit, student: str = "student", teacher: str = "teacher", co
         missing = [(one.name, ", ".join(one.unfit)) for one in fit.add_ons if one.unfit]
         if missing:
             blocks.append(Details("Modules of a LoRA that did not fit", missing))
-    ways = [(name, f"{steps} steps, guidance {scale:g}") for name, (steps, scale) in fit.ways.items()]
-    blocks.append(Details("How it was measured", [("pictures", f"{drawn} of each, same noise and prompts"), *ways]))
+    trajectories = [(name, f"{steps} steps, guidance {scale:g}") for name, (steps, scale) in fit.trajectories.items()]
+    blocks.append(Details("How it was measured", [("images", f"{generated} of each, same noise and prompts"), *trajectories]))
     return PageSection(f"Does {student} still fit?", blocks, f"{student} in the place of {teacher}.")
 
 
@@ -128,7 +128,7 @@ def _cards(fit: Fit, colour: int) -> list[Card]:
 
 def _in_words(drift: LatentDrift, student: str, teacher: str) -> str:
     if drift.unrotated < SAME:
-        return f"{student} draws the same latents as {teacher}."
+        return f"{student} samples the same latents as {teacher}."
     gone = max(0.0, 1 - drift.procrustes / drift.unrotated)
     if gone > 0.5:
         return f"{student}'s latent space is turned: the best rotation of its channels takes away {gone:.0%} of the distance."
@@ -139,7 +139,7 @@ def _drift_table(drift: LatentDrift, student: str, colour: int) -> Table:
     columns = [
         Column("model", align="left"),
         *(Column(name, meaning, "lower") for name, meaning in DRIFT),
-        Column("cosine", "Between a picture's latents of both models, on average.", "higher"),
+        Column("cosine", "Between an image's latents of both models, on average.", "higher"),
         Column("PSNR", "Of the latents, with the range of the teacher's as the peak.", "higher"),
     ]
     cells = [*(f"{value:.3g}" for value in _figures(drift)), _number(drift.cosine), _decibels(drift.psnr)]
@@ -168,7 +168,7 @@ def _add_on_table(fit: Fit) -> Table:
         Column("add-on", align="left"),
         Column("cosine", "Of its effect on the student with its effect on the teacher: mean shifts of features.", "higher"),
         Column("ratio", "How far the student's features shift, as a multiple of the teacher's; 1 is as far."),
-        Column("repeated", "Cosine of the teacher's own shifts on two halves of the pictures: how sure the cosine is."),
+        Column("repeated", "Cosine of the teacher's own shifts on two halves of the images: how sure the cosine is."),
         Column("left out", "Modules of a LoRA that the student has no place for."),
     ]
 
@@ -186,8 +186,8 @@ def _doubt(one: AddOnFit) -> str:
     if repeated is None or repeated >= UNSURE:
         return ""
     return (
-        f"The effect of {one.name} on the teacher itself differs from one half of the pictures to the other (cosine "
-        f"{repeated:.2f}): its figures take more pictures."
+        f"The effect of {one.name} on the teacher itself differs from one half of the images to the other (cosine "
+        f"{repeated:.2f}): its figures take more images."
     )
 
 

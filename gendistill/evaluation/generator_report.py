@@ -49,7 +49,7 @@ class GeneratorComparison:
 
     Attributes:
         times: side by side, a batch size each.
-        test: whether the distances differ, picture by picture; None without a student.
+        test: whether the distances differ, image by image; None without a student.
         warnings: what to know before trusting the figures.
         requested: names of the metrics that were asked for.
     """
@@ -64,7 +64,7 @@ class GeneratorComparison:
 
     @property
     def fd_ratio(self) -> float | None:
-        """The student's distance from real pictures over the teacher's; 1 is as good."""
+        """The student's distance from real images over the teacher's; 1 is as good."""
         if not self.student:
             return None
         metric = self.student[0].protocol.metric
@@ -92,15 +92,15 @@ class GeneratorComparison:
         return [*self.teacher, *self.student]
 
     def figures(self, scores: Sequence[str]) -> PageTable:
-        """A line a model, its scores and what a picture costs, the better of two marked."""
+        """A line a model, its scores and what an image costs, the better of two marked."""
         cells: Cells = {
             Column("model", align="left"): lambda row: Cell(row.model, colour=self.rows.index(row)),
             **score_cells(scores),
-            Column("MACs, M", "Multiply-accumulates of one picture, in millions.", "lower"): _cost("macs", 1e-6, "{:.3g}"),
+            Column("MACs, M", "Multiply-accumulates of one image, in millions.", "lower"): _cost("macs", 1e-6, "{:.3g}"),
             Column("parameters, M", "In millions.", "lower"): _cost("parameters", 1e-6, "{:.3g}"),
         }
         for of in self.times:
-            explained = f"A picture, of {of.batch_size} drawn together; the median, timed turn and turn about."
+            explained = f"An image, of {of.batch_size} sampled together; the median, timed turn and turn about."
             column = Column(f"ms by {of.batch_size}", explained, "lower")
             cells = {**cells, column: _cost(f"seconds_by_{of.batch_size}", 1000, "{:.2f}")}
         return score_table(self.rows, cells, highlight=lambda row: row in self.student).with_best()
@@ -141,7 +141,7 @@ class GeneratorImages:
     """What the page shows, uint8, by model, the teacher first.
 
     Attributes:
-        captions: of the pictures of a grid, or none.
+        captions: of the images of a grid, or none.
         grids: (N, 3, H, W) from the same noise.
         rows: what each strip shows all the way; none where there are no strips.
         strips: (rows * count, 3, H, W), strip after strip.
@@ -153,8 +153,8 @@ class GeneratorImages:
     strips: Mapping[str, Tensor]
 
 
-def write_report(path: Path, comparison: GeneratorComparison, pictures: GeneratorImages, told: Mapping[str, Any]) -> None:
-    """report.html: headline figures, both rows, what a picture costs, grids from the same noise and strips between noises.
+def write_report(path: Path, comparison: GeneratorComparison, images: GeneratorImages, told: Mapping[str, Any]) -> None:
+    """report.html: headline figures, both rows, what an image costs, grids from the same noise and strips between noises.
 
     Args:
         told: what the student's folder says of how it was made.
@@ -164,7 +164,7 @@ def write_report(path: Path, comparison: GeneratorComparison, pictures: Generato
     folder = [Details("What the student's folder says of it", facts)] if facts else []
     page = Page(
         f"{told.get('method', 'gan')} student of {comparison.teacher[0].model}",
-        [_figures(comparison), *_shown(pictures), protocol_section(comparison.student[0], *folder)],
+        [_figures(comparison), *_shown(images), protocol_section(comparison.student[0], *folder)],
         subtitle=f"{protocol.prompts}; against {protocol.reference}.",
         footer="Written by gendistill evaluate.",
     )
@@ -190,22 +190,22 @@ def _figures(comparison: GeneratorComparison) -> PageSection:
     return PageSection("Figures", blocks)
 
 
-def _shown(pictures: GeneratorImages) -> list[PageSection]:
-    names = list(pictures.grids)
-    grids = [Gallery(name, pictures.grids[name], pictures.captions, colour=names.index(name)) for name in names]
+def _shown(images: GeneratorImages) -> list[PageSection]:
+    names = list(images.grids)
+    grids = [Gallery(name, images.grids[name], images.captions, colour=names.index(name)) for name in names]
     sections = [
         PageSection(
-            "The same noise", [Galleries(grids)], "Picture k is of the same class and seed in both; the first ones, not chosen."
+            "The same noise", [Galleries(grids)], "Image k is of the same class and seed in both; the first ones, not chosen."
         )
     ]
-    if pictures.rows:
-        count = len(pictures.strips[names[0]]) // len(pictures.rows)
-        strips = [Gallery(name, pictures.strips[name], colour=names.index(name)) for name in names]
+    if images.rows:
+        count = len(images.strips[names[0]]) // len(images.rows)
+        strips = [Gallery(name, images.strips[name], colour=names.index(name)) for name in names]
         lead = (
             "Each row is of one class and goes from one noise to another, in equal steps on the great circle between them. "
             "A generator that has learned more than examples changes little by little."
         )
-        told = "; ".join(f"{number + 1}. {row}" for number, row in enumerate(pictures.rows) if row)
+        told = "; ".join(f"{number + 1}. {row}" for number, row in enumerate(images.rows) if row)
         rows = [Text(f"Rows: {told}.")] if told else []
         sections.append(PageSection("Between two noises", [Galleries(strips, columns=count), *rows], lead))
     return sections

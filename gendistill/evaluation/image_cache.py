@@ -1,4 +1,4 @@
-"""What a model has drawn, kept on disk: a picture of a prompt and seed is drawn once, whoever asks for it."""
+"""What a model has sampled, kept on disk: an image of a prompt and seed is sampled once, whoever asks for it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from gendistill.evaluation.extraction import Advance
 from gendistill.runtime.store import Store, StoredPart, cache_key
-from gendistill.samplers import Sampler, pictures_at_once, to_uint8
+from gendistill.samplers import Sampler, images_at_once, to_uint8
 
 BATCH_SIZE = 100  # at most
 
 
-class Album:
+class ImageCache:
     """The images that one sampler generates in one number of steps at one guidance scale: in the store, one a part.
 
     A model with other weights, another scheduler, guidance scale or dtype has a key of its own, so nothing in it is ever out
     of date; what a crash left half done is gone on with.
 
     Args:
-        root: of all albums.
+        root: of all image_caches.
     """
 
     def __init__(self, root: Path, sampler: Sampler, steps: int, guidance_scale: float) -> None:
@@ -39,18 +39,18 @@ class Album:
         return cache_key(**_provenance(sampler, steps, guidance_scale))
 
     @property
-    def seconds_per_picture(self) -> float | None:
+    def seconds_per_image(self) -> float | None:
         """Of all that was generated into it, in batches; None before."""
         noted = self.store.notes()
         return noted["seconds"] / noted["images"] if noted else None
 
-    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], progress: Advance = None) -> Iterator[Tensor]:
-        """Batches of pictures uint8 (B, 3, H, W), one a prompt and seed, in their order; drawn where they are not there.
+    def images(self, prompts: Sequence[str], seeds: Sequence[int], progress: Advance = None) -> Iterator[Tensor]:
+        """Batches of images uint8 (B, 3, H, W), one a prompt and seed, in their order; sampled where they are not there.
 
         Raises:
             ValueError: the disk does not take them.
         """
-        batch_size = pictures_at_once(self.sampler.resolution, BATCH_SIZE)
+        batch_size = images_at_once(self.sampler.resolution, BATCH_SIZE)
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             yield self._batch(list(prompts[part]), list(seeds[part]))
@@ -82,12 +82,12 @@ def generate(
     progress: Advance = None,
 ) -> Iterator[Tensor]:
     """Batches of images uint8 (B, 3, H, W) on the CPU, one a prompt and seed."""
-    batches = sampler.pictures(
+    batches = sampler.images(
         prompts,
         seeds,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
-        batch_size=pictures_at_once(sampler.resolution, BATCH_SIZE),
+        batch_size=images_at_once(sampler.resolution, BATCH_SIZE),
         progress=progress,
     )
     return (to_uint8(batch).cpu() for batch in batches)

@@ -1,4 +1,4 @@
-"""What to look for in drawn pictures beside distances: attributes under neutral prompts, and prompts out of the ordinary."""
+"""What to look for in sampled images beside distances: attributes under neutral prompts, and prompts out of the ordinary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Attribute(Section):
         values: by value, the words of a caption that name it, one phrase or several.
         otherwise: the value of captions with none of these words; without it they teach the probe nothing.
         caption: the caption field of the reference that the words are looked for in.
-        among: a caption field and the words that it must have: other pictures teach nothing.
+        among: a caption field and the words that it must have: other images teach nothing.
         prompts: neutral ones, which leave the attribute open.
         features: what the probe looks at: what the extractor gives, or how much of which colour there is.
     """
@@ -34,14 +34,14 @@ class Attribute(Section):
 
 
 class Unusual(Section):
-    """Prompts that no model was trained on: a text file, or the captions of pictures. Paths are relative to `probes.yaml`."""
+    """Prompts that no model was trained on: a text file, or the captions of images. Paths are relative to `probes.yaml`."""
 
     path: str
     caption: str | None = None
 
     @property
-    def with_pictures(self) -> bool:
-        """Whether they are captions of pictures, that drawn pictures and probes can be held against."""
+    def with_images(self) -> bool:
+        """Whether they are captions of images, that sampled images and probes can be held against."""
         return not self.path.endswith(".txt")
 
 
@@ -63,7 +63,7 @@ class Probes(Section):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"probes {path}: cannot be read as YAML ({error})") from error
         if not isinstance(settings, dict) or not isinstance(settings.get("attributes", {}), dict):
-            raise ValueError(f"probes {path}: takes `attributes`, each with its settings by its name, and `unusual`")
+            raise ValueError(f"probes {path}: expects `attributes`, each with its settings by its name, and `unusual`")
         where = ""
         try:
             for name, attribute in settings.get("attributes", {}).items():
@@ -79,7 +79,7 @@ class Probes(Section):
 
     @staticmethod
     def beside(reference: str) -> Probes:
-        """Those of the `probes.yaml` beside a reference's pictures; none where there is no such file."""
+        """Those of the `probes.yaml` beside a reference's images; none where there is no such file."""
         here = Path(reference)
         file = (here if here.is_dir() else here.parent) / FILE_NAME
         return Probes.load(file) if file.is_file() else Probes()

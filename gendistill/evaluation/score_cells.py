@@ -95,11 +95,11 @@ def protocol_section(row: Evaluation, *more: Details) -> PageSection:
     protocol = row.protocol
     facts = [
         ("extractor", f"{protocol.extractor} ({protocol.weights_hash})"),
-        ("pictures", f"{protocol.num_samples:,}, {protocol.resize}"),
+        ("images", f"{protocol.num_samples:,}, {protocol.resize}"),
         ("prompts", f"{protocol.prompts}, seed {protocol.seed}"),
-        ("reference", f"{protocol.reference}, {protocol.reference_count} pictures ({protocol.reference_hash})"),
+        ("reference", f"{protocol.reference}, {protocol.reference_count} images ({protocol.reference_hash})"),
         ("CLIP", f"{protocol.clip_model} ({protocol.clip_weights_hash})" if protocol.clip_model else "none"),
-        ("intervals", "95 %, bootstrap over drawn pictures; distances corrected for their bias in finite sets"),
+        ("intervals", "95 %, bootstrap over sampled images; distances corrected for their bias in finite sets"),
         ("names", "Distances are named after the network that saw the images: no two protocols share a name."),
         ("versions", ", ".join(f"{name} {version}" for name, version in protocol.versions.items())),
     ]

@@ -1,4 +1,4 @@
-"""Students beside their teacher: the result, as a table for the terminal and as a page with pictures side by side."""
+"""Students beside their teacher: the result, as a table for the terminal and as a page with images side by side."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ class StudentComparison:
             Column("sampler", align="left"): lambda row: row.sampler,
             Column("steps"): lambda row: str(row.steps),
             Column("guidance"): lambda row: f"{row.guidance_scale:g}" if row.guidance_scale > 1 else "-",
-            Column("calls", "Network calls a picture; a guided step is two."): lambda row: str(row.network_calls),
+            Column("calls", "Network calls an image; a guided step is two."): lambda row: str(row.network_calls),
             **score_cells(self.summary),
-            Column("ms", "A picture, drawn in batches."): lambda row: (
-                "" if row.seconds_per_picture is None else f"{row.seconds_per_picture * 1000:.1f}"
+            Column("ms", "An image, sampled in batches."): lambda row: (
+                "" if row.seconds_per_image is None else f"{row.seconds_per_image * 1000:.1f}"
             ),
         }
         if self.student:

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from gendistill.evaluation.judge import Judge
+from gendistill.evaluation.evaluator import Evaluator
 from gendistill.metrics.features.matrix import Features
 from gendistill.metrics.measure import measure_pairs
 from gendistill.metrics.metric import ImagePairs
@@ -17,19 +17,19 @@ from gendistill.metrics.registry import METRICS, default_metrics
 FIDELITY_IMAGES = 256
 
 
-def wants_fidelity(judge: Judge) -> bool:
+def wants_fidelity(evaluator: Evaluator) -> bool:
     """Whether a metric of pairs of images is to be computed at all."""
-    return any(METRICS[name].of_pairs for name in judge.requested or default_metrics(of_pairs=True))
+    return any(METRICS[name].of_pairs for name in evaluator.requested or default_metrics(of_pairs=True))
 
 
-def lpips_for(judge: Judge, device: str) -> Lpips | None:
+def lpips_for(evaluator: Evaluator, device: str) -> Lpips | None:
     """LPIPS where its weights are on this machine.
 
     Raises:
         ValueError: they are not, and it was asked for.
     """
     lpips, why = available_lpips(device=device)
-    if lpips is None and "lpips" in (judge.requested or ()):
+    if lpips is None and "lpips" in (evaluator.requested or ()):
         raise ValueError(why)
     return lpips
 
@@ -40,7 +40,7 @@ def with_fidelity(
     teacher_images: Tensor,
     features: Features,
     teacher_features: Features,
-    judge: Judge,
+    evaluator: Evaluator,
     lpips: Lpips | None = None,
 ) -> Evaluation:
     """The row with the metrics of pairs that were asked for, or the usual ones; as it is where the images differ in size.
@@ -52,6 +52,6 @@ def with_fidelity(
     if images.shape != teacher_images.shape:
         return row
     pairs = ImagePairs(images, teacher_images, features, teacher_features, lpips)
-    found = measure_pairs(pairs, judge.requested, intervals=judge.intervals, seed=judge.seed)
+    found = measure_pairs(pairs, evaluator.requested, intervals=evaluator.intervals, seed=evaluator.seed)
     scores, intervals = {**row.scores, **found.values}, {**row.intervals, **found.intervals}
     return dataclasses.replace(row, scores=scores, intervals=intervals)

@@ -12,10 +12,10 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from gendistill.diffusion.teacher import teacher_of
-from gendistill.evaluation.judge import Judge
+from gendistill.evaluation.evaluator import Evaluator
 from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
-from gendistill.networks.pruning.unet_pruning import share_of_macs
-from gendistill.runtime.files import written_aside
+from gendistill.networks.pruning.unet_pruning import macs_fraction
+from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import network_of
@@ -52,15 +52,15 @@ TEACHER_PLANS = [
 FILE_NAME = "evaluation.json"
 
 
-def teacher_rows(sampler: FewStepSampler, judge: Judge, model: str) -> list[Evaluation]:
+def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> list[Evaluation]:
     """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
     rows, plans = [], teacher_plans(sampler)
-    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(plans)) as progress:
-        grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
+    with advancing_bar("sampling from the teacher", len(evaluator.prompts) * len(plans)) as progress:
+        grids = searched_grids(sampler, evaluator) if searchable(sampler.pipeline) else {}
         for solver, steps, scale in plans:
             timesteps = grids[scale][steps] if solver == SEARCHED else None
             with solver_of(sampler, solver, timesteps):
-                judged = judge.judge(
+                evaluated = evaluator.evaluate(
                     sampler,
                     model=model,
                     solver=solver,
@@ -70,7 +70,7 @@ def teacher_rows(sampler: FewStepSampler, judge: Judge, model: str) -> list[Eval
                     quick=True,
                     progress=progress,
                 )
-            rows.append(judged.evaluation)
+            rows.append(evaluated.evaluation)
     return rows
 
 
@@ -80,14 +80,16 @@ def solver_of(sampler: FewStepSampler, solver: str, timesteps: list[int] | None 
     return scheduler_of(sampler.pipeline, teacher_scheduler(solver, config, bounded=bounded, timesteps=timesteps))
 
 
-def searched_grids(sampler: FewStepSampler, judge: Judge) -> dict[float, dict[int, list[int]]]:
+def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float, dict[int, list[int]]]:
     """Timesteps by guidance scale and number of steps, of the teacher's plans that go by a searched grid."""
     teacher = teacher_of(sampler.pipeline, "the teacher")
     wanted: dict[float, list[int]] = {}
     for solver, steps, scale in teacher_plans(sampler):
         if solver == SEARCHED:
             wanted.setdefault(scale, []).append(steps)
-    found = {scale: search_grids(teacher, judge.prompts[:SEARCH_PROMPTS], counts, scale) for scale, counts in wanted.items()}
+    found = {
+        scale: search_grids(teacher, evaluator.prompts[:SEARCH_PROMPTS], counts, scale) for scale, counts in wanted.items()
+    }
     return {scale: {count: grid.timesteps for count, grid in of.items()} for scale, of in found.items()}
 
 
@@ -101,7 +103,7 @@ def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timest
     """The solvers that a teacher is sampled with in a comparison, each on the grid that suits few steps best (trailing).
 
     Args:
-        bounded: what is diffused is pictures, whose x_0 the teacher's scheduler may clip; latents never are.
+        bounded: what is diffused is images, whose x_0 the teacher's scheduler may clip; latents never are.
         timesteps: of DDIM, instead of the trailing ones.
     """
     clip = bounded and config.get("clip_sample", False)
@@ -123,7 +125,7 @@ def slider_scales(sampler: FewStepSampler) -> list[float]:
     return [scale for scale in TEACHER_SCALES if low <= scale <= high and scale != spec.guidance_scale]
 
 
-def imitated_scale(sampler: FewStepSampler, guidance_scale: float) -> float:
+def distilled_scale(sampler: FewStepSampler, guidance_scale: float) -> float:
     """The guidance scale of the teacher that a student sampled at `guidance_scale` imitates."""
     spec = sampler.spec
     return spec.guidance_scale if spec is not None and spec.guidance == "baked" else guidance_scale
@@ -166,13 +168,13 @@ def cost_of_a_call(student: FewStepSampler, teacher: FewStepSampler) -> float:
     networks = [network_of(of.pipeline) for of in (teacher, student)]
     if not all(isinstance(of, known) for of in networks):
         return 1.0
-    share = share_of_macs(*(of.config for of in networks))
+    share = macs_fraction(*(of.config for of in networks))
     return 1.0 if abs(share - 1) < 0.01 else share
 
 
 def save_rows(rows: list[Evaluation], path: Path) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def load_rows(path: Path) -> list[Evaluation]:
@@ -180,7 +182,7 @@ def load_rows(path: Path) -> list[Evaluation]:
 
 
 def stored_rows(teacher: Path, like: Evaluation) -> list[Evaluation]:
-    """The teacher's rows from the file beside its weights; none where there is no file, or it was judged otherwise."""
+    """The teacher's rows from the file beside its weights; none where there is no file, or it was evaluated otherwise."""
     path = teacher / FILE_NAME
     if not path.is_file():
         return []

@@ -1,6 +1,6 @@
 """The game between a generator and a discriminator: losses of both sides, and penalties that keep the discriminator smooth.
 
-Logits are of any shape, one a picture (B,) or one a patch (B, 1, h, w), large where the discriminator thinks real.
+Logits are of any shape, one an image (B,) or one a patch (B, 1, h, w), large where the discriminator thinks real.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def generator_loss(fake: Tensor, kind: str = "hinge") -> Tensor:
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
-    """E |grad_x D(x)|^2 / 2 on real pictures (B, C, H, W), a scalar (Mescheder et al. 2018, eq. 9 with gamma = 1)."""
+    """E |grad_x D(x)|^2 / 2 on real images (B, C, H, W), a scalar (Mescheder et al. 2018, eq. 9 with gamma = 1)."""
     return _slope(discriminator, real).square().sum(1).mean() / 2
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
-    """E (|grad_x D(x)| - 1)^2 between real and made pictures, a scalar (Gulrajani et al. 2017, eq. 3 with lambda = 1).
+    """E (|grad_x D(x)| - 1)^2 between real and made images, a scalar (Gulrajani et al. 2017, eq. 3 with lambda = 1).
 
     Args:
         share: (B,) in [0, 1), how much of each is real.
@@ -54,19 +54,19 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
     return (_slope(discriminator, share * real + (1 - share) * fake).norm(dim=1) - 1).square().mean()
 
 
-def told_apart(real: Tensor, fake: Tensor) -> Tensor:
-    """The share of pairs in which the real picture has the larger logit, 0-d in [0, 1]: 0.5 is a guess, 1 saturation."""
+def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
+    """The share of pairs in which the real image has the larger logit, 0-d in [0, 1]: 0.5 is a guess, 1 saturation."""
     real, fake = (logits.flatten(1).mean(1) if logits.ndim > 1 else logits for logits in (real, fake))
     return (real[:, None] > fake).float().mean()
 
 
 def _slope(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """(B, C * H * W): the gradient of each picture's logit."""
+    """(B, C * H * W): the gradient of each image's logit."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)[0].flatten(1)
 
 
 def _losses(kind: str) -> tuple[Criterion, Criterion, Criterion]:
     if kind not in KINDS:
-        raise ValueError(f"adversarial loss {kind!r} is not known; takes one of {', '.join(KINDS)}")
+        raise ValueError(f"adversarial loss {kind!r} is not known; expects one of {', '.join(KINDS)}")
     return KINDS[kind]

@@ -1,6 +1,6 @@
-"""Distances between two batches as samples of distributions: no picture of one belongs to a picture of the other.
+"""Distances between two batches as samples of distributions: no image of one belongs to an image of the other.
 
-Samples are (N, D) and (M, D), or pictures and features (N, ...) that are flattened. Gradients flow to both: detach the one that
+Samples are (N, D) and (M, D), or images and features (N, ...) that are flattened. Gradients flow to both: detach the one that
 is not trained. Samples that coincide give gradient 0, not infinity.
 """
 
@@ -54,7 +54,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: Tensor) -> Tensor:
     """
     x, y = _flat(x, y, 1)
     if projections.shape[1:] != x.shape[1:]:
-        raise ValueError(f"projections {tuple(projections.shape)}: takes {x.shape[1]} columns, as the samples have")
+        raise ValueError(f"projections {tuple(projections.shape)}: expects {x.shape[1]} columns, as the samples have")
     along = projections.to(x).T
     return _wasserstein_of_columns(x @ along, y @ along).mean()
 
@@ -71,40 +71,40 @@ def patch_projections(count: int, channels: int, size: int, generator: torch.Gen
 
 @in_float32
 def patch_sliced_wasserstein(
-    pictures: Tensor, others: Tensor, projections: Tensor, *, paired: bool = True, levels: int = 2, stride: int = 1
+    images: Tensor, others: Tensor, projections: Tensor, *, paired: bool = True, levels: int = 2, stride: int = 1
 ) -> Tensor:
-    """How far the patches of pictures are, as a set, from those of others: a scalar, at least 0, in the pictures' units.
+    """How far the patches of images are, as a set, from those of others: a scalar, at least 0, in the images' units.
 
     The Wasserstein distance (p = 1) along each line, by sorting, averaged over lines and over the levels of a pyramid that
     halves the edges (Elnekave & Weiss 2022, section 3.2; the pyramid: Karras et al. 2018, section 5). Where a patch lies does
-    not count, and no blurred picture has sharp ones: a distance pixel by pixel is least at the mean of what may be there, this
+    not count, and no blurred image has sharp ones: a distance pixel by pixel is least at the mean of what may be there, this
     one is not.
 
     Args:
-        pictures, others: (B, C, H, W).
+        images, others: (B, C, H, W).
         projections: (P, C, k, k), see `patch_projections`.
-        paired: each picture is held against its own other; else all pictures are one set, and all others are another.
+        paired: each image is held against its own other; else all images are one set, and all others are another.
         stride: from one patch to the next.
 
     Raises:
         ValueError: the shapes differ, or the smallest level is smaller than a patch.
     """
-    check_shapes(pictures, others, "pictures")
-    smallest, size = min(pictures.shape[2:]) >> max(levels - 1, 0), max(projections.shape[2:])
+    check_shapes(images, others, "images")
+    smallest, size = min(images.shape[2:]) >> max(levels - 1, 0), max(projections.shape[2:])
     if levels < 1 or smallest < size:
-        raise ValueError(f"levels {levels}: takes 1 or more, the smallest of which holds a patch of {size} pixels")
+        raise ValueError(f"levels {levels}: expects 1 or more, the smallest of which holds a patch of {size} pixels")
     distances = []
     for level in range(levels):
         if level:
-            pictures, others = F.avg_pool2d(pictures, 2), F.avg_pool2d(others, 2)
-        ours, theirs = (_along(of, projections, paired, stride) for of in (pictures, others))
+            images, others = F.avg_pool2d(images, 2), F.avg_pool2d(others, 2)
+        ours, theirs = (_along(of, projections, paired, stride) for of in (images, others))
         distances.append((ours - theirs).abs().mean())
     return torch.stack(distances).mean()
 
 
-def _along(pictures: Tensor, projections: Tensor, paired: bool, stride: int) -> Tensor:
+def _along(images: Tensor, projections: Tensor, paired: bool, stride: int) -> Tensor:
     """Where the patches lie on each line, sorted: (B, P, places), or (P, B * places)."""
-    places = F.conv2d(pictures, projections.to(pictures), stride=stride).flatten(2)
+    places = F.conv2d(images, projections.to(images), stride=stride).flatten(2)
     return (places if paired else places.transpose(0, 1).flatten(1)).sort(-1).values
 
 
@@ -138,5 +138,5 @@ def _flat(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
         check_batch(batch, least, "this distance")
     x, y = x.flatten(1), y.flatten(1)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"dimension {x.shape[1]}: takes that of the other batch, {y.shape[1]}")
+        raise ValueError(f"dimension {x.shape[1]}: expects that of the other batch, {y.shape[1]}")
     return x, y

@@ -68,4 +68,4 @@ def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature {temperature:g}: takes more than 0")
+        raise ValueError(f"temperature {temperature:g}: expects more than 0")

@@ -37,13 +37,13 @@ def unit(x: Tensor, dim: int) -> Tensor:
 def check_shapes(student: Tensor, teacher: Tensor, what: str = "student") -> None:
     """Raises ValueError where the shapes differ: broadcasting (B,) against (B, 1) compares every pair, without a word."""
     if student.shape != teacher.shape:
-        raise ValueError(f"{what} {tuple(student.shape)}: takes the shape it is compared with, {tuple(teacher.shape)}")
+        raise ValueError(f"{what} {tuple(student.shape)}: expects the shape it is compared with, {tuple(teacher.shape)}")
 
 
 def check_batch(batch: Tensor, least: int, what: str) -> None:
     """Raises ValueError where a batch has fewer than `least` samples."""
     if len(batch) < least:
-        raise ValueError(f"batch of {len(batch)}: {what} takes at least {least} samples")
+        raise ValueError(f"batch of {len(batch)}: {what} expects at least {least} samples")
 
 
 def _widened(value: Any) -> Any:

@@ -131,5 +131,5 @@ def _correlations(x: Tensor) -> Tensor:
 
 def _check(student: Tensor, teacher: Tensor, least: int, what: str) -> None:
     if len(student) != len(teacher):
-        raise ValueError(f"student batch of {len(student)}: takes the teacher's size, {len(teacher)}")
+        raise ValueError(f"student batch of {len(student)}: expects the teacher's size, {len(teacher)}")
     check_batch(student, least, what)

@@ -28,13 +28,13 @@ class FeatureConfig(Section):
 
 
 class RelationConfig(Section):
-    """How far the relations between the pictures of a batch are apart: weights, 0 is off."""
+    """How far the relations between the images of a batch are apart: weights, 0 is off."""
 
     distance: Weight = Field(0.0, description="RKD, of pairs")
     angle: Weight = Field(0.0, description="RKD, of triplets")
     similarity: Weight = Field(0.0, description="similarity-preserving")
     correlation: Weight = Field(0.0, description="correlation congruence")
-    contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher pictures of the same noise")
+    contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher images of the same noise")
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -62,7 +62,7 @@ def weighted(losses: Mapping[str, Loss], weights: object, step: int) -> Iterator
 
 
 def relation_terms(weights: object, step: int, ours: Tensor, theirs: Tensor) -> Iterator[Term]:
-    """Name, weight and loss (0-d) of each that counts in this step, between embeddings (B, D) of the same pictures."""
+    """Name, weight and loss (0-d) of each that counts in this step, between embeddings (B, D) of the same images."""
     for name, weight, loss in weighted(RELATION_LOSSES, weights, step):
         yield name, weight, loss(ours, theirs)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -65,23 +65,33 @@ class SemanticConfig(Section):
     distance: Weight = Field(0.0, description="RKD, of pairs")
     angle: Weight = Field(0.0, description="RKD, of triplets")
     contrastive: Weight = Field(0.0, description="InfoNCE between the student's and the teacher's")
-    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded pictures of the two")
+    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded images of the two")
 
 
 class AlignConfig(Section):
     """Latent-space alignment (`--method latent_alignment`), and the same beside another method's loss."""
 
+    formerly: ClassVar[dict[str, str]] = {
+        "start_share": "start_fraction",
+        "own_share": "on_policy_fraction",
+        "partner": "peer",
+        "partner_weight": "peer_weight",
+    }
     weight: Weight = Field(0.0, description="beside the loss of another method; 0 is off")
-    trajectories: int = Field(1024, ge=1, description="that the teacher paints once, from noise to latents")
+    trajectories: int = Field(1024, ge=1, description="that the teacher generates once, from noise to latents")
     trajectory_steps: int = Field(16, ge=1, description="of the teacher for each of them (DPM-Solver++)")
     teachers: dict[str, float | str] = Field(
         {},
-        description="who paints them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
-        "pattern (regular expression) of the prompts that it paints by itself",
+        description="who generates them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
+        "pattern (regular expression) of the prompts that it generates by itself",
         examples=["weights or patterns of prompts by folder such as {teacher-b: 0.5, teacher-c: animals}"],
     )
-    start_share: float = Field(0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way")
-    own_share: float = Field(0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps")
+    start_fraction: float = Field(
+        0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way"
+    )
+    on_policy_fraction: float = Field(
+        0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps"
+    )
     match: MatchConfig = MatchConfig()
     distribution: LatentDistributionConfig = LatentDistributionConfig()
     semantic: SemanticConfig = SemanticConfig()
@@ -90,10 +100,10 @@ class AlignConfig(Section):
     generations: int = Field(
         1, ge=1, description="students one after another, each anew from the teacher; the ends of its ways are its parent's"
     )
-    partner: Literal["none", "mutual"] = Field(
+    peer: Literal["none", "mutual"] = Field(
         "none", description="who else learns: a second student, from which the first learns too, and it from that"
     )
-    partner_weight: Weight = Field(1.0, description="of the distance to what the partner paints (pseudo-Huber)")
+    peer_weight: Weight = Field(1.0, description="of the distance to what the partner generates (pseudo-Huber)")
 
     @field_validator("teachers")
     @classmethod
@@ -120,7 +130,7 @@ class Alignment:
     Args:
         steps: step counts that the student is to be sampled at, whose own ways it also learns from.
         adversary: who tells its latents from the teacher's; None where nothing adversarial is asked for.
-        clip: what pictures of the latents mean; None where nothing is asked of that.
+        clip: what images of the latents mean; None where nothing is asked of that.
     """
 
     name = "align"
@@ -138,11 +148,11 @@ class Alignment:
         self.perception = LatentPerception(networks.teacher) if config.match.perceptual != 0 else None
         self.adversary, self.clip = adversary, clip
 
-    def painted(self, batch: Batch, step: int, random: PerSampleRandom) -> Tensor:
+    def student_x0(self, batch: Batch, step: int, random: PerSampleRandom) -> Tensor:
         """The student's x_0 (B, C, h, w), seen from one point of each of `batch.ways`."""
-        ways = _ways(batch)
-        x_t, t = self._begin(ways, step, random)
-        return self.networks.student(x_t, t, ways.conditioning).x_0
+        trajectories = _trajectories(batch)
+        x_t, t = self._begin(trajectories, step, random)
+        return self.networks.student(x_t, t, trajectories.conditioning).x_0
 
     @property
     def weight(self) -> float | dict[float, float]:
@@ -153,28 +163,28 @@ class Alignment:
         return [] if self.adversary is None else [self.adversary]
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
-        ours = self.painted(batch, step, random)
+        ours = self.student_x0(batch, step, random)
         yield from self.critic_updates(ours, batch, step, random)
         return self.loss(ours, batch, step, random)
 
     def critic_updates(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
         """Of the critics, which learn from the student's x_0 before the student does."""
-        ways = _ways(batch)
+        trajectories = _trajectories(batch)
         if self.adversary is not None and weight_at(self.config.distribution.adversarial, step):
-            yield self.adversary.update(ours, ways.latents, ways.conditioning, step, random)
+            yield self.adversary.update(ours, trajectories.latents, trajectories.conditioning, step, random)
 
     def terms(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
-        """Name, weight and loss (0-d) of each that counts in this step, of what a student has `painted` of `batch.ways`; the
-        latents of the data are those of other pictures."""
-        ways = _ways(batch)
-        theirs, conditioning = ways.latents, ways.conditioning
+        """Name, weight and loss (0-d) of each that counts in this step, of what a student has `generated` of `batch.ways`; the
+        latents of the data are those of other images."""
+        trajectories = _trajectories(batch)
+        theirs, conditioning = trajectories.latents, trajectories.conditioning
         for name, weight, loss in weighted(MATCHING, self.config.match, step):
             yield name, weight, loss(ours, theirs)
         if self.perception is not None and (weight := weight_at(self.config.match.perceptual, step)):
             yield "perceptual", weight, self.perception(ours, theirs, conditioning, random)
         yield from self._as_sets(ours, theirs, batch.latents, step)
         if self.adversary is not None and (weight := weight_at(self.config.distribution.adversarial, step)):
-            yield "adversarial", weight, self.adversary.fooled(ours, conditioning, random)
+            yield "adversarial", weight, self.adversary.generator_loss(ours, conditioning, random)
         for name, weight, relation in weighted(SEMANTIC, self.config.semantic, step):
             yield name, weight, relation(ours, theirs)
         if self.clip is not None and (weight := weight_at(self.config.semantic.clip, step)):
@@ -204,22 +214,22 @@ class Alignment:
         if weight := weight_at(config.mmd, step):
             yield "mmd", weight, distributions.mmd(ours, theirs)
 
-    def _begin(self, ways: Trajectories, step: int, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
+    def _begin(self, trajectories: Trajectories, step: int, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
         """Where the student begins: x_t (B, C, h, w) and t (B,), on the teacher's way, or where it comes to by itself."""
-        config, device, last = self.config, ways.points.device, len(ways.times) - 1
+        config, device, last = self.config, trajectories.points.device, len(trajectories.times) - 1
         chance, place = random.uniform((2,)).unbind(1)
         draws = torch.Generator().manual_seed(step)  # of the whole step, the same for every process
-        if float(torch.rand((), generator=draws)) < config.own_share:
+        if float(torch.rand((), generator=draws)) < config.on_policy_fraction:
             steps = self.steps[int(torch.randint(len(self.steps), (), generator=draws))]
             made = int(torch.randint(steps, (), generator=draws))
-            return come_to(self.networks.average, ways.noise, ways.conditioning, steps, made)
-        index = torch.where(chance < config.start_share, 0, (place * last).long()).to(device)
-        return ways.points[torch.arange(len(ways), device=device), index], ways.times[index]
+            return come_to(self.networks.average, trajectories.noise, trajectories.conditioning, steps, made)
+        index = torch.where(chance < config.start_fraction, 0, (place * last).long()).to(device)
+        return trajectories.points[torch.arange(len(trajectories), device=device), index], trajectories.times[index]
 
 
-def _ways(batch: Batch) -> Trajectories:
-    assert batch.ways is not None  # what alignment learns from
-    return batch.ways
+def _trajectories(batch: Batch) -> Trajectories:
+    assert batch.trajectories is not None  # what alignment learns from
+    return batch.trajectories
 
 
 def alignment_of(
@@ -265,27 +275,27 @@ def check_alignment(config: RunConfig, recipe: Recipe) -> None:
     align: AlignConfig = config.align
     aligns = recipe.data_needs(config) == "trajectories"
     if align.weight != 0 and not recipe.supports.auxiliary_losses:
-        raise ValueError(f"align.weight {align.weight}: --method {config.method} learns from no trajectories; takes 0")
+        raise ValueError(f"align.weight {align.weight}: --method {config.method} learns from no trajectories; expects 0")
     if aligns and config.guidance.mode == "cfg":
         raise ValueError(
-            "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "
+            "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; expects 'baked' or "
             "'embedded'"
         )
     # further students are students of alignment alone, all of whose weights are trained
-    requested = {"generations": align.generations > 1, "partner": align.partner != "none"}
+    requested = {"generations": align.generations > 1, "partner": align.peer != "none"}
     for name in (name for name, is_requested in requested.items() if is_requested):
         value = getattr(align, name)
         if recipe.Config is not AlignConfig:
-            raise ValueError(f"align.{name} {value}: takes --method latent_alignment, not {config.method}")
+            raise ValueError(f"align.{name} {value}: expects --method latent_alignment, not {config.method}")
         if config.lora.enabled:
-            raise ValueError(f"align.{name} {value}: trains all weights; takes lora.enabled=false")
+            raise ValueError(f"align.{name} {value}: trains all weights; expects lora.enabled=false")
     if align.teachers and not aligns:
         raise ValueError(
-            "align.teachers: paint the trajectories of alignment; takes --method latent_alignment, or align.weight above 0 "
+            "align.teachers: generate the trajectories of alignment; expects --method latent_alignment, or align.weight above 0 "
             "beside consistency or progressive"
         )
     if aligns and align.semantic.clip != 0 and config.dtype == "float16":
         raise ValueError(
-            "align.semantic.clip: its gradients pass the teacher's decoder, which overflows in dtype 'float16'; takes "
+            "align.semantic.clip: its gradients pass the teacher's decoder, which overflows in dtype 'float16'; expects "
             "'float32' or 'bfloat16'"
         )

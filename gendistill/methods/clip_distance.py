@@ -1,4 +1,4 @@
-"""How far what two latents show is apart, to CLIP: the only term of alignment that looks at pictures."""
+"""How far what two latents show is apart, to CLIP: the only term of alignment that looks at images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gendistill.samplers.codec import Codec
 
 
 class ClipDistance:
-    """1 - cosine of the embeddings (Radford et al. 2021) of the decoded pictures.
+    """1 - cosine of the embeddings (Radford et al. 2021) of the decoded images.
 
     Args:
-        codec: of the teacher; pictures are square.
-        scorer: whose image tower it is. Pictures come to its size by a resize that gradients pass, bicubic like its own.
+        codec: of the teacher; images are square.
+        scorer: whose image tower it is. Images come to its size by a resize that gradients pass, bicubic like its own.
     """
 
     def __init__(self, codec: Codec, scorer: ClipScorer) -> None:
@@ -30,12 +30,12 @@ class ClipDistance:
         """Latents (B, C, h, w), both; a scalar in [0, 2]. Gradients flow to `ours`."""
         with torch.no_grad():
             target = self.embed(self.codec.decode(theirs))
-        return (1 - F.cosine_similarity(self.embed(self.codec.painted(ours)), target)).mean()
+        return (1 - F.cosine_similarity(self.embed(self.codec.decode_unclamped(ours)), target)).mean()
 
-    def embed(self, pictures: Tensor) -> Tensor:
-        """Embeddings (B, E) of pictures (B, 3, H, W) in [-1, 1]."""
-        if pictures.shape[2:] != (self.size, self.size):
-            pictures = F.interpolate(pictures, (self.size, self.size), mode="bicubic", antialias=True)
-        prepared = ((pictures + 1) / 2 - self.mean.to(pictures)) / self.deviation.to(pictures)
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E) of images (B, 3, H, W) in [-1, 1]."""
+        if images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+        prepared = ((images + 1) / 2 - self.mean.to(images)) / self.deviation.to(images)
         embedded: Tensor = self.tower(prepared)
         return embedded.float()

@@ -1,6 +1,6 @@
 """A smaller network that says what its teacher says, at every time and as often as it is asked: before steps, size.
 
-The student is cut out of the teacher (`diffusion.smaller`) and learns its output, what its blocks say, and how the pictures of
+The student is cut out of the teacher (`diffusion.smaller`) and learns its output, what its blocks say, and how the images of
 a batch lie to one another there (Kim et al. 2023, BK-SDM, section 3.2, with regressors where channels differ). It is sampled in
 as many steps as its teacher; another method may then make these fewer, from where this one ends.
 """
@@ -35,7 +35,7 @@ from gendistill.networks.classes import read_arguments
 from gendistill.networks.hints import Hint, Regressors
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.unet_importance import example_inputs
-from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
+from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, max_layers, on_meta, smaller_config
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import Prediction
 from gendistill.settings.schedule import Weight, in_steps, weight_at
@@ -50,7 +50,7 @@ class CompressionConfig(Section):
     task: Weight = Field(0.0, description="squared error from the data themselves, as the teacher was trained")
     features: FeatureConfig = Field(FeatureConfig(), description="what the blocks say, in the teacher's scale")
     relations: RelationConfig = Field(
-        RelationConfig(), description="of a batch's pictures, as the middle of the network has them"
+        RelationConfig(), description="of a batch's images, as the middle of the network has them"
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
     steps: int = Field(20, ge=1, description="that the smaller network is validated in before another method makes them fewer")
@@ -95,14 +95,14 @@ class Compression(DenoiserMethod):
         return total, {name: term.detach() for name, _, term in terms}
 
     def terms(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
-        """Name, weight and loss (0-d) of each that counts in this step, of noisy data at times drawn evenly."""
+        """Name, weight and loss (0-d) of each that counts in this step, of noisy data at times sampled evenly."""
         config, networks = self.config, self.networks
         latents = batch.latents
         schedule = networks.teacher.schedule
         noise = random.normal(latents.shape[1:]).to(latents.device)
         t = (random.uniform() * schedule.num_train_timesteps).long().to(latents.device)
         x_t = schedule.add_noise(latents, noise, t)
-        conditioning, scale = self.guidance.draw(batch.conditioning, random)
+        conditioning, scale = self.guidance.sample(batch.conditioning, random)
         with torch.no_grad(), reading(networks.teacher.network, [hint.teacher_path for hint in self.hints]) as theirs:
             said = self.guidance.predict(networks.teacher, x_t, t, conditioning, scale)
         with reading(networks.student.network, [hint.student_path for hint in self.hints]) as ours:
@@ -117,8 +117,8 @@ class Compression(DenoiserMethod):
             of_student = self.regressors([ours[hint.student_path] for hint in self.hints])
             yield from feature_terms(config.features, step, of_student, of_teacher)
             deepest = min(range(len(self.hints)), key=lambda number: of_teacher[number][0, 0].numel())
-            of_pictures = (maps[deepest].float().mean((2, 3)) for maps in (of_student, of_teacher))
-            yield from relation_terms(config.relations, step, *of_pictures)
+            from_images = (maps[deepest].float().mean((2, 3)) for maps in (of_student, of_teacher))
+            yield from relation_terms(config.relations, step, *from_images)
 
 
 class CompressionRecipe(Recipe):
@@ -174,12 +174,12 @@ def check_compression(config: RunConfig, recipe: Recipe) -> None:
     )
     if requested - known:
         expected = ", ".join(f"compress.{name}" for name in sorted(known)) or recipe.size_settings
-        raise ValueError(f"compress.{min(requested - known)}: --method {config.method} takes {expected}")
+        raise ValueError(f"compress.{min(requested - known)}: --method {config.method} expects {expected}")
     if "student_config" in requested and len(requested) > 1:
-        raise ValueError("compress.student_config: takes no compress.factor or compress.blocks beside it")
+        raise ValueError("compress.student_config: expects no compress.factor or compress.blocks beside it")
     if requested and config.lora.enabled:
         raise ValueError(
-            "lora.enabled: a smaller network has weights of its own; takes false with compress (a LoRA of it is a run of "
+            "lora.enabled: a smaller network has weights of its own; expects false with compress (a LoRA of it is a run of "
             "its own, with the smaller student for a teacher)"
         )
     if requested:
@@ -193,12 +193,12 @@ def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> d
         ValueError: it cannot be as small as that, the user's config is none, or the teacher is no `UNet2DConditionModel`.
     """
     if "cross_attention_dim" not in teacher:
-        raise ValueError("compress: takes a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
+        raise ValueError("compress: expects a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
     if compress.student_config is not None:
         return {**teacher, **read_arguments(compress.student_config, "compress.student_config")}
     if compress.factor is not None:
         return smaller_config(teacher, compress.factor, blocks=compress.blocks)
-    return fewer_blocks_config(teacher, mid=most_layers(teacher) > 1)
+    return fewer_blocks_config(teacher, mid=max_layers(teacher) > 1)
 
 
 def matched_blocks(
@@ -214,9 +214,11 @@ def matched_blocks(
     for one, other in (chosen or {}).items():
         for name, known, whose in ((one, theirs, "teacher"), (other, ours, "student")):
             if name not in known:
-                raise ValueError(f"compression.features.layers {name}: takes a block of the {whose}, one of {', '.join(known)}")
+                raise ValueError(
+                    f"compression.features.layers {name}: expects a block of the {whose}, one of {', '.join(known)}"
+                )
         if theirs[one][1:] != ours[other][1:]:
-            raise ValueError(f"compression.features.layers {one}: {other} has maps of another size; takes blocks of one size")
+            raise ValueError(f"compression.features.layers {one}: {other} has maps of another size; expects blocks of one size")
     return [Hint(one, other, theirs[one], ours[other]) for one, other in (pairs if chosen is None else chosen.items())]
 
 

@@ -41,7 +41,7 @@ class ConsistencyConfig(Section):
     def _phases_of_the_grid(self) -> ConsistencyConfig:
         if self.num_phases > self.num_ddim_timesteps:
             raise ValueError(
-                f"consistency.num_phases {self.num_phases}: takes at most num_ddim_timesteps ({self.num_ddim_timesteps})"
+                f"consistency.num_phases {self.num_phases}: expects at most num_ddim_timesteps ({self.num_ddim_timesteps})"
             )
         return self
 
@@ -81,7 +81,7 @@ def require_grid(config: ConsistencyConfig, timesteps: int) -> None:
     """Raise ValueError where the solver grid is finer than a teacher's timesteps."""
     if config.num_ddim_timesteps > timesteps:
         raise ValueError(
-            f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: takes at most the teacher's {timesteps} timesteps"
+            f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: expects at most the teacher's {timesteps} timesteps"
         )
 
 
@@ -118,7 +118,7 @@ class ConsistencyDistillation(DenoiserMethod):
         s = torch.where(index > 0, self.grid[index - 1], 0)
         x_t = self.networks.teacher.schedule.add_noise(latents, noise, t)
 
-        conditioning, scale = self.guidance.draw(conditioning, random)
+        conditioning, scale = self.guidance.sample(conditioning, random)
         t, s = t.to(device), s.to(device)
         target_network = self.networks.average if self.config.target == "ema" else self.networks.student
         with torch.no_grad():
@@ -149,7 +149,7 @@ class ConsistencyRecipe(Recipe):
         settings: ConsistencyConfig = config.consistency
         if max(config.steps) > settings.num_ddim_timesteps:
             raise ValueError(
-                f"steps {config.steps}: takes at most consistency.num_ddim_timesteps ({settings.num_ddim_timesteps})"
+                f"steps {config.steps}: expects at most consistency.num_ddim_timesteps ({settings.num_ddim_timesteps})"
             )
         if teacher is not None:
             require_grid(settings, teacher.denoiser.schedule.num_train_timesteps)

@@ -1,6 +1,6 @@
 """Decoder distillation: a tiny autoencoder that shares the latent space of a large one.
 
-Its decoder learns to make the picture of the teacher's latents, its encoder to make these latents of the picture. The two are
+Its decoder learns to make the image of the teacher's latents, its encoder to make these latents of the image. The two are
 trained apart, each against the teacher's own space, so that either fits with either half of the teacher, and with all that
 was made for that space: denoisers, LoRAs, ControlNets. TAESD (Bohan 2023) is such a pair for Stable Diffusion.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ from gendistill.training.method import Method, Update
 class DecoderConfig(Section):
     """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
 
+    formerly_valued: ClassVar[dict[str, dict[str, str]]] = {"target": {"pictures": "images"}}
     width: int = Field(64, ge=4, description="channels of every layer")
     blocks: int | list[int] = Field(
         3,
@@ -44,15 +45,15 @@ class DecoderConfig(Section):
     copies: int = Field(
         1,
         ge=1,
-        description="of each picture: itself, and others that are flipped, moved and coloured at random; for small collections",
+        description="of each image: itself, and others that are flipped, moved and coloured at random; for small collections",
     )
-    target: Literal["pictures", "decoded"] = Field(
-        "pictures",
-        description="what the decoder is to make: the pictures, or what the teacher's decoder makes of their latents",
+    target: Literal["images", "decoded"] = Field(
+        "images",
+        description="what the decoder is to make: the images, or what the teacher's decoder makes of their latents",
     )
     l1: Weight = 1.0
     l2: Weight = 1.0
-    patches: Weight = Field(0.0, description="sliced Wasserstein distance of a picture's patches: sharp, for some PSNR")
+    patches: Weight = Field(0.0, description="sliced Wasserstein distance of an image's patches: sharp, for some PSNR")
     encoder: Weight = Field(1.0, description="of the encoder's squared error; it learns in the steps in which that is above 0")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
 
@@ -88,13 +89,13 @@ class DecoderDistillation(Method):
         loss = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         yield Update(loss, ("decoder",), {name: term.detach() for name, _, term in [("loss", 1.0, loss), *terms]})
         if weight := weight_at(self.config.encoder, step):
-            latents = l2(self.networks.encoder(batch.pictures), batch.latents)
+            latents = l2(self.networks.encoder(batch.images), batch.latents)
             yield Update(weight * latents, ("encoder",), {"latents": latents.detach()})
 
     def _of_decoder(self, batch: DecodedBatch, step: int) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and loss of each term that counts in this step."""
         config, made = self.config, self.networks.decoder(batch.latents)
-        target = batch.pictures if config.target == "pictures" else batch.decoded
+        target = batch.images if config.target == "images" else batch.decoded
         for name, loss in (("l1", l1), ("l2", l2)):
             if weight := weight_at(getattr(config, name), step):
                 yield name, weight, loss(made, target)
@@ -125,7 +126,7 @@ class DecoderRecipe(Recipe):
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         super().check(config, teacher)
         if teacher is not None and not isinstance(teacher.codec, LatentCodec):
-            raise ValueError(f"teacher {config.teacher}: paints pixels, it has no decoder to distill")
+            raise ValueError(f"teacher {config.teacher}: generates pixels, it has no decoder to distill")
 
     def data_needs(self, config: RunConfig) -> Literal["decoded"]:
         return "decoded"

@@ -13,15 +13,15 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.architectures import discriminator_for
 from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.gan_folder import Gan
-from gendistill.gan.gan_networks import GanNetworks, Pupil, gan_networks
+from gendistill.gan.gan_networks import GanNetworks, StudentWithFeatures, gan_networks
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
-from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, Player
+from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, GanPair
 from gendistill.methods.gan_start import Start, start_student
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.networks.hints import Hint, Regressors, describe, match
@@ -45,7 +45,7 @@ class GeneratorContext:
     config: RunConfig
     teacher: Gan
     start: Start
-    data: PictureData | NoData
+    data: ImageData | NoData
     device: torch.device
 
 
@@ -78,7 +78,7 @@ class GanRecipe(Recipe):
 
 
 def build_method(
-    config: RunConfig, teacher: Gan, start: Start, data: PictureData | NoData, device: torch.device | str
+    config: RunConfig, teacher: Gan, start: Start, data: ImageData | NoData, device: torch.device | str
 ) -> GanCodistillation:
     """The method with all its networks on a device.
 
@@ -86,9 +86,9 @@ def build_method(
         ValueError: a loss is asked for that the teacher cannot give.
     """
     settings, spec = in_steps(config.gan, config.trainer.max_steps), teacher.generator.spec
-    twin = None
-    if settings.partner == "student":  # before the teacher goes to its device: pruning works on the CPU
-        twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
+    second_student = None
+    if settings.peer == "student":  # before the teacher goes to its device: pruning works on the CPU
+        second_student = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
     for network in (teacher.generator.network, teacher.discriminator, start.network):
         if network is not None:
             network.to(device)
@@ -98,14 +98,14 @@ def build_method(
     networks.student.to(device)
     theirs = _of_teacher(teacher, config)
     frozen = theirs and theirs.with_network(copy.deepcopy(theirs.network).eval().requires_grad_(False))
-    players = _players(config, networks, twin, hints, theirs, data, device)
-    goes_on = next((player.judge for player in players if not player.distils), None)
+    pairs = _pairs(config, networks, second_student, hints, theirs, data, device)
+    goes_on = next((pair.plain_discriminator for pair in pairs if not pair.distils), None)
     example = torch.zeros(1, *spec.output_shape, device=device)
     perception = _perception(config, teacher.generator, frozen, example)  # which stays as it is: what learns is no measure
     method = GanCodistillation(
         networks,
         hints,
-        players,
+        pairs,
         settings,
         teacher_discriminator=goes_on or frozen,
         perception=perception,
@@ -117,33 +117,35 @@ def build_method(
     return method
 
 
-def _players(
+def _pairs(
     config: RunConfig,
     networks: GanNetworks,
-    twin: nn.Module | None,
+    second_student: nn.Module | None,
     hints: list[Hint],
     theirs: Discriminator | None,
-    data: PictureData | NoData,
+    data: ImageData | NoData,
     device: torch.device | str,
-) -> list[Player]:
+) -> list[GanPair]:
     """The student, and who else learns."""
     teacher, adversarial = networks.teacher, config.gan.adversarial != 0
 
     def against(generator: Generator, *, inherit: bool = config.gan.discriminator.inherit) -> Discriminator | None:
         return _discriminator_of(generator, theirs if inherit else None, device) if adversarial else None
 
-    players = [Player("student", networks.student, against(networks.average))]
-    if twin is not None:
-        of_twin = teacher.with_network(_learning(twin))
-        pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
-        players.append(Player("partner", pupil, against(of_twin)))
-    if config.gan.partner == "teacher":
+    pairs = [GanPair("student", networks.student, against(networks.average))]
+    if second_student is not None:
+        of_second_student = teacher.with_network(_learning(second_student))
+        student_with_features = StudentWithFeatures(
+            of_second_student, [hint.student_path for hint in hints], Regressors(hints)
+        ).to(device)  # as wide as the student
+        pairs.append(GanPair("partner", student_with_features, against(of_second_student)))
+    if config.gan.peer == "teacher":
         if isinstance(data, NoData) or not adversarial:
-            raise ValueError("gan.partner teacher: goes on learning, which takes data.path and gan.adversarial above 0")
+            raise ValueError("gan.partner teacher: goes on learning, which expects data.path and gan.adversarial above 0")
         _learning(teacher.network)
-        pupil = Pupil(teacher, [hint.teacher_path for hint in hints])
-        players.append(Player("teacher", pupil, against(teacher, inherit=True), distils=False))
-    return players
+        student_with_features = StudentWithFeatures(teacher, [hint.teacher_path for hint in hints])
+        pairs.append(GanPair("teacher", student_with_features, against(teacher, inherit=True), distils=False))
+    return pairs
 
 
 def _discriminator_of(generator: Generator, theirs: Discriminator | None, device: torch.device | str) -> Discriminator:
@@ -164,13 +166,13 @@ def _of_teacher(teacher: Gan, config: RunConfig) -> Discriminator | None:
     return adapt(teacher.discriminator, teacher.generator.spec)
 
 
-def _real(config: RunConfig, teacher: Generator, data: PictureData | NoData) -> str:
+def _real(config: RunConfig, teacher: Generator, data: ImageData | NoData) -> str:
     """What is real to the discriminators."""
     nothing = isinstance(data, NoData)
     real = config.gan.discriminator.real or ("teacher" if nothing or teacher.spec.kind == "image" else "data")
     if real != "teacher" and nothing:
         raise ValueError(
-            f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones"
+            f"gan.discriminator.real {real}: expects data.path; without data the teacher's images are the real ones"
         )
     return real
 

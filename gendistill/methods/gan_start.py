@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.gan_folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator
 from gendistill.networks import counting
@@ -34,13 +34,13 @@ class Start(Compressed):
     def describe(self) -> str:
         times = self.teacher_macs / self.macs
         return (
-            f"{self.macs / 1e6:,.1f} M multiply-accumulates a picture (the teacher's {self.teacher_macs / 1e6:,.1f} M, "
+            f"{self.macs / 1e6:,.1f} M multiply-accumulates an image (the teacher's {self.teacher_macs / 1e6:,.1f} M, "
             f"{times:.2f} times), {self.parameters / 1e6:,.2f} M parameters (of {self.teacher_parameters / 1e6:,.2f} M)"
         )
 
 
 def start_student(
-    teacher: Gan, config: CompressConfig, data: PictureData | NoData, seed: int, importance: str = "magnitude"
+    teacher: Gan, config: CompressConfig, data: ImageData | NoData, seed: int, importance: str = "magnitude"
 ) -> Start:
     """The network that a config asks for, on the CPU in float32, with batch norms that fit its channels.
 
@@ -50,12 +50,12 @@ def start_student(
 
     Raises:
         ValueError: the config says nothing of the student's size, the teacher cannot be pruned so far, or the class does not
-            paint what the teacher paints.
+            generate what the teacher generates.
     """
     if config.student is not None:
         return _own_class(teacher, config)
     if config.factor is None and config.params is None and config.macs is None:
-        raise ValueError("compress: takes --compress 4, --student-params, --student-macs or --student module:Class")
+        raise ValueError("compress: expects --compress 4, --student-params, --student-macs or --student module:Class")
     generator, source = teacher.generator, teacher.generator_source
     made = compress(
         generator.network.cpu(),
@@ -88,7 +88,7 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
         raise ValueError(f"compress.student {config.student}: cannot be called as its teacher is: {reason}") from error
     if shape != teacher.generator.spec.output_shape:
         raise ValueError(
-            f"compress.student {config.student}: paints {_by(shape)}, its teacher {_by(teacher.generator.spec.output_shape)}"
+            f"compress.student {config.student}: generates {_by(shape)}, its teacher {_by(teacher.generator.spec.output_shape)}"
         )
     one = teacher.generator.example()
     macs = counting.macs(network, one), counting.macs(teacher.generator.network, one)
@@ -97,7 +97,7 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
     return Start(network, *counts, {}, NetworkSource(config.student, arguments))
 
 
-def _batches(generator: Generator, data: PictureData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
+def _batches(generator: Generator, data: ImageData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
     """What goes in, some batches of it."""
     batches: list[tuple[Tensor, ...]] = []
     for step in range(RECALIBRATION):

@@ -25,7 +25,7 @@ def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
         ValueError: not 1 <= student_steps < teacher_steps.
     """
     if not 1 <= student_steps < teacher_steps:
-        raise ValueError(f"{student_steps} student steps: takes 1 to {teacher_steps - 1}, less than the teacher's")
+        raise ValueError(f"{student_steps} student steps: expects 1 to {teacher_steps - 1}, less than the teacher's")
     counts = []
     while teacher_steps > student_steps:
         teacher_steps = max((teacher_steps + 1) // 2, student_steps)
@@ -63,7 +63,7 @@ def sampled_times(num_steps: int, schedule: NoiseSchedule, grid: Sequence[int] =
         return trailing(num_steps, schedule.num_train_timesteps)
     if schedule.kind == "flow":
         return torch.arange(num_steps, 0, -1, dtype=torch.float64) * schedule.num_train_timesteps / num_steps
-    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; takes vp or flow")
+    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; expects vp or flow")
 
 
 def _nested(num_steps: int, grid: Sequence[int], schedule: NoiseSchedule) -> Tensor:
@@ -72,10 +72,10 @@ def _nested(num_steps: int, grid: Sequence[int], schedule: NoiseSchedule) -> Ten
         after = torch.cat([times[1:], torch.tensor([int(schedule.clean)])])
         times = torch.stack([times, (times + after).div(2, rounding_mode="floor").clamp(min=0)], 1).flatten()
     if len(times) % num_steps or num_steps > len(times):
-        raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; takes one that halves to it")
+        raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; expects one that halves to it")
     times = times[:: len(times) // num_steps]
     if (times[:-1] <= times[1:]).any():
-        raise ValueError(f"a grid of {len(grid)} timesteps has not room for {num_steps}; takes fewer steps to start from")
+        raise ValueError(f"a grid of {len(grid)} timesteps has not room for {num_steps}; expects fewer steps to start from")
     return times
 
 
@@ -110,7 +110,7 @@ def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool =
     if not between.all():
         first = int((~between).long().argmax())
         raise ValueError(
-            f"{num_steps} student steps: that from timestep {t[first]} to {s[first]} leaves its teacher none between; takes "
+            f"{num_steps} student steps: that from timestep {t[first]} to {s[first]} leaves its teacher none between; expects "
             f"fewer steps of {schedule.num_train_timesteps} timesteps"
         )
     return Halving(t, middle, s)

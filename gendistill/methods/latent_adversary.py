@@ -1,6 +1,6 @@
-"""The game between a student and a discriminator of latents, which are real where the teacher painted them.
+"""The game between a student and a discriminator of latents, which are real where the teacher generated them.
 
-Both see latents with a noise of a drawn level, as in Wang et al. 2023 (Diffusion-GAN) and latent adversarial diffusion
+Both see latents with a noise of a sampled level, as in Wang et al. 2023 (Diffusion-GAN) and latent adversarial diffusion
 distillation (Sauer et al. 2024): the teacher's ways are few, and a discriminator of clean latents soon knows them by heart. R1
 (Mescheder et al. 2018) keeps it smooth. It is a small network of its own, not heads on the teacher's features as in the latter:
 that costs no call of the teacher, and works for teachers of any kind.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
-from gendistill.losses.adversarial import discriminator_loss, generator_loss, r1_penalty, told_apart
+from gendistill.losses.adversarial import discriminator_accuracy, discriminator_loss, generator_loss, r1_penalty
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule
@@ -55,13 +55,13 @@ class LatentAdversary:
         log_snr = self.schedule.log_snr(t)
         real, fake = self.network(seen, log_snr.repeat(2), twice).float().chunk(2)
         loss = discriminator_loss(real, fake)
-        logs = {f"{self.name}_loss": loss.detach(), f"{self.name}_told_apart": told_apart(real, fake).detach()}
+        logs = {f"{self.name}_loss": loss.detach(), f"{self.name}_told_apart": discriminator_accuracy(real, fake).detach()}
         if step % PENALTY_EVERY == 0:
             penalty = r1_penalty(lambda x: self.module(x, log_snr, condition), seen[: len(ours)])
             loss = loss + PENALTY_EVERY * R1 * penalty
         return Update(loss, (self.name,), logs, watch={self.student: ours.mean()})
 
-    def fooled(self, ours: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
+    def generator_loss(self, ours: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
         """The student's adversarial loss, a scalar; the discriminator takes no gradient from it."""
         noise, t = self._noise(ours, random)
         self.module.requires_grad_(False)

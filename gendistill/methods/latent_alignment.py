@@ -1,6 +1,6 @@
-"""Latent-space alignment: a student of few calls paints the latents that its teacher paints of the same noise and prompt.
+"""Latent-space alignment: a student of few calls generates the latents that its teacher generates of the same noise and prompt.
 
-The teacher's ways from noise to latents are painted once (`data.trajectories`); then the student learns from any point of them
+The teacher's ways from noise to latents are generated once (`data.trajectories`); then the student learns from any point of them
 where they end. From the noise alone this is the distillation of Luhman & Luhman 2021; from all points it also learns what a
 second step, a third and a fourth start from.
 """
@@ -48,14 +48,14 @@ class LatentAlignment(DenoiserMethod):
         return [critic for alignment in self.alignments.values() for critic in alignment.critics]
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        painted = {name: alignment.painted(batch, step, random) for name, alignment in self.alignments.items()}
+        generated = {name: alignment.student_x0(batch, step, random) for name, alignment in self.alignments.items()}
         for name, alignment in self.alignments.items():
-            ours = painted[name]
+            ours = generated[name]
             yield from alignment.critic_updates(ours, batch, step, random)
             loss, terms = alignment.loss(ours, batch, step, random)
-            if weight := weight_at(alignment.config.partner_weight, step):
-                for other in painted.keys() - {name}:
-                    terms["mutual"] = pseudo_huber(ours, painted[other].detach())
+            if weight := weight_at(alignment.config.peer_weight, step):
+                for other in generated.keys() - {name}:
+                    terms["mutual"] = pseudo_huber(ours, generated[other].detach())
                     loss = loss + weight * terms["mutual"]
             prefix = "" if name == "student" else f"{name}_"
             yield Update(loss, (name,), {f"{prefix}{term}": value.detach() for term, value in {"loss": loss, **terms}.items()})
@@ -81,7 +81,7 @@ class AlignmentRecipe(Recipe):
         config, settings = context.config, context.config.align
         learned_from: Callable[[TrajectoryData], TrajectoryData] | None = None
         for outline in self.outline(config):
-            names = ("student", "partner") if settings.partner == "mutual" else ("student",)
+            names = ("student", "partner") if settings.peer == "mutual" else ("student",)
             networks = {name: context.networks() for name in names}
             alignments = {
                 name: alignment_of(context, nets, config.steps, config.trainer, name) for name, nets in networks.items()

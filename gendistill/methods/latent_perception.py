@@ -16,7 +16,7 @@ class LatentPerception:
     """How alike latents look to the teacher's own network, with the same little noise on both: a LPIPS of latents.
 
     Features of its blocks on the way down and of the middle one (Zhang et al. 2018, eq. 1, with this network in the place of
-    VGG), under the pictures' conditions.
+    VGG), under the images' conditions.
 
     Args:
         most: the noise is that of timesteps below this share of all.

@@ -15,7 +15,7 @@ def register(recipe: Recipe) -> None:
     """
     taken = {known.section for known in RECIPES.values()} | set(RunConfig.model_fields)
     if recipe.name in RECIPES or recipe.section in taken:
-        raise ValueError(f"method {recipe.name} (settings {recipe.section}) is registered already; takes another name")
+        raise ValueError(f"method {recipe.name} (settings {recipe.section}) is registered already; expects another name")
     RECIPES[recipe.name] = recipe
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -43,6 +43,7 @@ from gendistill.training.trainer_config import TrainerConfig
 class ProgressiveConfig(Section):
     """Progressive step-halving (`--method progressive`); the trainer's limits are those of each stage."""
 
+    formerly: ClassVar[dict[str, str]] = {"dialect_steps": "prediction_type_steps"}
     start_steps: int = Field(64, ge=2, description="steps of the teacher before the first halving; 64 gives 32, 16, ..., 1")
     prediction_type: Literal["v_prediction", "sample", "epsilon"] = Field(
         "v_prediction", description="of the student where the teacher predicts the noise"
@@ -51,7 +52,7 @@ class ProgressiveConfig(Section):
         "truncated_snr", description="of the squared error of x_0"
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student and the next stage's teacher")
-    dialect_steps: int = Field(
+    prediction_type_steps: int = Field(
         300, ge=0, description="optimizer steps over which a student of an epsilon teacher goes over to v; 0 jumps"
     )
     sampler: Literal["ddim", "stochastic"] = Field(
@@ -62,15 +63,20 @@ class ProgressiveConfig(Section):
     )
     stages: dict[str, dict[str, Any]] = Field(
         {},
-        description="settings of the trainer for single stages, by name: {imitation: {max_steps: 900}, 4: {patience: 3}}",
-        examples=["settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}"],
+        description="settings of the trainer for single stages, by name: {guidance_distillation: {max_steps: 900}, 4: {patience: 3}}",
+        examples=["settings by stage such as {guidance_distillation: {max_steps: 900}, 4: {patience: 3}}"],
     )
 
     @field_validator("stages", mode="before")
     @classmethod
     def _names_are_texts(cls, stages: Any) -> Any:
-        """Python writes the name of a stage of 4 steps as a number."""
-        return {str(name): settings for name, settings in stages.items()} if isinstance(stages, dict) else stages
+        """Python writes the name of a stage of 4 steps as a number; the first stage had another name in earlier versions."""
+        former = {"imitation": "guidance_distillation"}
+        return (
+            {former.get(str(name), str(name)): settings for name, settings in stages.items()}
+            if isinstance(stages, dict)
+            else stages
+        )
 
     @property
     def calls_a_step(self) -> int:
@@ -112,7 +118,7 @@ def prediction_loss(prediction: Prediction, target: Prediction, weighting: str =
 
 def _known(weighting: str) -> str:
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting {weighting!r} is not known; takes one of {', '.join(WEIGHTINGS)}")
+        raise ValueError(f"weighting {weighting!r} is not known; expects one of {', '.join(WEIGHTINGS)}")
     return weighting
 
 
@@ -144,7 +150,7 @@ class ProgressiveDistillation(DenoiserMethod):
         t = self.times[row].to(latents.device)
         begins = expand_to(row == 0, latents).bool()
         x_t = torch.where(begins, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
-        conditioning, scale = self.guidance.draw(batch.conditioning, random)
+        conditioning, scale = self.guidance.sample(batch.conditioning, random)
         target = self.target(x_t, row, conditioning, scale)
         return self.fit(x_t, t, conditioning, target, step), {}
 
@@ -160,7 +166,7 @@ class ProgressiveDistillation(DenoiserMethod):
 class GuidanceDistillation(ProgressiveDistillation):
     """The stage that halves nothing: the guided teacher's own prediction, in one call and in the student's dialect.
 
-    A student that changes from eps to v does so over `dialect_steps` steps: what its output is fitted to is
+    A student that changes from eps to v does so over `prediction_type_steps` steps: what its output is fitted to is
     `(1 - share) eps + share v` (B, ...), and share grows from 0 to 1.
     """
 
@@ -170,9 +176,12 @@ class GuidanceDistillation(ProgressiveDistillation):
 
     def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
         student = self.networks.student
-        if step >= self.config.dialect_steps or student.prediction_type in ("sample", self.networks.teacher.prediction_type):
+        if step >= self.config.prediction_type_steps or student.prediction_type in (
+            "sample",
+            self.networks.teacher.prediction_type,
+        ):
             return super().fit(x_t, t, conditioning, target, step)
-        student = student.speaking(student.prediction_type, step / self.config.dialect_steps)
+        student = student.with_prediction_type(student.prediction_type, step / self.config.prediction_type_steps)
         return mse_loss(student.output_of(student(x_t, t, conditioning), t), student.output_of(target, t))
 
 
@@ -197,7 +206,7 @@ class StepHalving(ProgressiveDistillation):
         return halving_target(lambda x, at: teacher(x, at, conditioning), x_t, t, middle, s, teacher.schedule)
 
 
-IMITATION = "imitation"  # the stage before the first halving
+GUIDANCE_STAGE = "guidance_distillation"  # the stage before the first halving
 
 
 class ProgressiveRecipe(Recipe):
@@ -217,21 +226,21 @@ class ProgressiveRecipe(Recipe):
         counts = network_calls(config)
         if not set(config.steps) <= set(counts):
             raise ValueError(
-                f"steps {config.steps}: takes some of {counts}, which progressive.start_steps {settings.start_steps} is "
+                f"steps {config.steps}: expects some of {counts}, which progressive.start_steps {settings.start_steps} is "
                 "halved to"
             )
-        names = [IMITATION, *map(str, counts)]
+        names = [GUIDANCE_STAGE, *map(str, counts)]
         for name in settings.stages:
             if name not in names:
-                raise ValueError(f"progressive.stages.{name} is not known; takes one of {', '.join(names)}")
+                raise ValueError(f"progressive.stages.{name} is not known; expects one of {', '.join(names)}")
             _trainer(config, name)
         if (grid := settings.grid) is None:
             return
         if not grid or min(grid) < 0 or sorted(set(grid), reverse=True) != grid:
-            raise ValueError(f"progressive.grid {grid}: takes falling timesteps, such as [999, 749, 499, 249]")
+            raise ValueError(f"progressive.grid {grid}: expects falling timesteps, such as [999, 749, 499, 249]")
         if len(grid) not in counts or any(two != 2 * one for two, one in pairwise([settings.start_steps, *counts])):
             raise ValueError(
-                f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, "
+                f"progressive.grid of {len(grid)} timesteps: expects as many as one of the students makes steps, {counts}, "
                 "where each makes half as many as the one before"
             )
 
@@ -252,11 +261,11 @@ class ProgressiveRecipe(Recipe):
 
         guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
         if guided or prediction_type != teacher.prediction_type:
-            networks.student = networks.student.speaking(prediction_type)
-            networks.average = networks.average.speaking(prediction_type)
+            networks.student = networks.student.with_prediction_type(prediction_type)
+            networks.average = networks.average.with_prediction_type(prediction_type)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
             method = GuidanceDistillation(networks, guidance, settings, times)
-            yield stage(method, IMITATION, settings.start_steps, "ddim", None)
+            yield stage(method, GUIDANCE_STAGE, settings.start_steps, "ddim", None)
             networks = next_networks(networks)
         for number, count in enumerate(network_calls(config)):
             networks = next_networks(networks) if number else networks
@@ -267,7 +276,7 @@ class ProgressiveRecipe(Recipe):
 
     def outline(self, config: RunConfig) -> list[StageOutline]:
         students = {str(count): f"student-{count}" for count in config.steps}
-        names = [IMITATION, *map(str, network_calls(config))]
+        names = [GUIDANCE_STAGE, *map(str, network_calls(config))]
         return [StageOutline(name, _trainer(config, name), students.get(name)) for name in names]
 
 
@@ -280,7 +289,7 @@ def network_calls(config: RunConfig) -> list[int]:
     settings: ProgressiveConfig = config.progressive
     a_step, fewest = settings.calls_a_step, min(config.steps)
     if fewest % a_step:
-        raise ValueError(f"steps {config.steps}: takes even numbers for the stochastic sampler")
+        raise ValueError(f"steps {config.steps}: expects even numbers for the stochastic sampler")
     return [a_step * count for count in halvings(settings.start_steps, fewest // a_step)]
 
 

@@ -159,7 +159,7 @@ class Recipe(ABC):
         or a `gan.gan_folder.Gan`).
         """
         if config.lora.enabled and not self.supports.lora:
-            raise ValueError(f"lora.enabled: {self.student} has weights of its own; takes false")
+            raise ValueError(f"lora.enabled: {self.student} has weights of its own; expects false")
 
     def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories", "images", "decoded"]:
         """What the method learns on: encoded images, the teacher's trajectories, images for a GAN, or latents with their

@@ -81,7 +81,7 @@ class Checkpoints:
             damages.append(damage)
         if damages:
             raise ValueError(
-                f"{self.folder} holds no whole checkpoint ({'; '.join(damages)}); takes another out, or this one without "
+                f"{self.folder} holds no whole checkpoint ({'; '.join(damages)}); expects another out, or this one without "
                 "its checkpoints to begin again"
             )
         return None
@@ -111,18 +111,20 @@ class Checkpoints:
 
     def _publish(self, name: str, files: dict[str, dict[str, Tensor]], state: dict[str, Any], needs: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self._aside(name)
+        temporary = self._aside(name)
         try:
             for file, tensors in files.items():
-                _write_tensors(tensors, aside / file)
-            (aside / STATE).write_text(json.dumps(state, indent=2))
-            hashes = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-            (aside / MANIFEST).write_text(json.dumps({"files": hashes, "needs": needs}, indent=2))
-            _flush(*aside.iterdir(), aside)
+                _write_tensors(tensors, temporary / file)
+            (temporary / STATE).write_text(json.dumps(state, indent=2))
+            hashes = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps({"files": hashes, "needs": needs}, indent=2))
+            _flush(*temporary.iterdir(), temporary)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        replace_folder(aside, self.folder / name)  # of a life that was given up: damaged, or one that no checkpoint speaks of
+        replace_folder(
+            temporary, self.folder / name
+        )  # of a life that was given up: damaged, or one that no checkpoint speaks of
         _flush(self.folder)
 
     def tidy(self, last: str | None) -> None:
@@ -143,10 +145,10 @@ class Checkpoints:
             return []
 
     def _aside(self, name: str) -> Path:
-        aside = self.folder / f".{name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        return aside
+        temporary = self.folder / f".{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        return temporary
 
 
 def _best(step: int) -> str:

@@ -44,7 +44,7 @@ class LossGuard:
         self._first_bad = torch.where(value.isfinite() | first[0].isfinite(), first, here)
 
     def check(self, step: int, losses: dict[str, float], learning_rate: float) -> None:
-        """Judge the logged losses, by network.
+        """Evaluator the logged losses, by network.
 
         Raises:
             ValueError: one of them is not finite, or has been diverging.

@@ -27,7 +27,7 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     unshared = method.networks.lora is not None or not method.networks.shards or several
     if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unshared or not accelerator.is_fsdp2)):
         raise ValueError(
-            f"accelerate's {kind.value.lower()} cannot train this; takes DDP (configs/accelerate/ddp.yaml), or for all "
+            f"accelerate's {kind.value.lower()} cannot train this; expects DDP (configs/accelerate/ddp.yaml), or for all "
             "weights of one diffusion model FSDP of version 2 (configs/accelerate/fsdp.yaml)"
         )
     optimizers: Optimizers = {}
@@ -86,7 +86,7 @@ def checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
     able = [name for name, base in bases.items() if getattr(base, "_supports_gradient_checkpointing", False)]
     if not able:
         kinds = ", ".join(f"the {name} ({type(base).__name__})" for name, base in bases.items())
-        raise ValueError(f"trainer.gradient_checkpointing: {kinds} has none; takes false")
+        raise ValueError(f"trainer.gradient_checkpointing: {kinds} has none; expects false")
     for name in able:
         module: Any = modules[name]
         module.enable_gradient_checkpointing()

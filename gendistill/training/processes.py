@@ -38,7 +38,7 @@ def join_processes(config: TrainerConfig, device: str) -> PartialState:
     if config.batch_size % multiple:
         fits = max(1, round(config.batch_size / multiple)) * multiple
         raise ValueError(
-            f"trainer.batch_size {config.batch_size}: takes a multiple of the processes ({state.num_processes}) times "
+            f"trainer.batch_size {config.batch_size}: expects a multiple of the processes ({state.num_processes}) times "
             f"trainer.gradient_accumulation_steps ({config.gradient_accumulation_steps}), such as {fits}"
         )
     return state

@@ -85,7 +85,7 @@ class Trainer:
             Stopped: SIGTERM or Ctrl-C came; there is a checkpoint of the last step.
         """
         if self.checkpoints.steps() and not resume:
-            raise ValueError(f"out {self.run_folder} holds a run already; takes --resume, or another folder")
+            raise ValueError(f"out {self.run_folder} holds a run already; expects --resume, or another folder")
         self.run_folder.mkdir(parents=True, exist_ok=True)
         accelerator = self.accelerator
         optimizers = prepare(self.method, self.config, accelerator)
@@ -210,7 +210,7 @@ class Trainer:
             self.accelerator.print(f"checkpoint {damage}; going on from {last.name}", file=sys.stderr)
         if not restore(self.method, optimizers, last.weights, last.optimizers):
             raise ValueError(
-                f"out {self.run_folder} holds a run of another kind of student; takes the settings of its config.yaml to resume"
+                f"out {self.run_folder} holds a run of another kind of student; expects the settings of its config.yaml to resume"
             )
         self.state = TrainState.from_json(last.state)
         self.method.load_state_dict(last.state.get("method", {}))

@@ -28,7 +28,7 @@ class TrainerConfig(Section):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     checkpoint_minutes: float | None = Field(None, gt=0, description="and where the last one is so many minutes old")
     validate_every: int = Field(100, ge=1, description="steps")
-    num_validation: int = Field(256, ge=2, description="pictures drawn at a validation")
+    num_validation: int = Field(256, ge=2, description="images sampled at a validation")
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
     divergence_factor: float | None = Field(
         10.0, gt=1, description="stop where the loss stays so many times above its median; null lets it"
@@ -46,7 +46,7 @@ class TrainerConfig(Section):
     def _accumulates_whole_passes(self) -> TrainerConfig:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"trainer.batch_size {self.batch_size}: takes a multiple of gradient_accumulation_steps "
+                f"trainer.batch_size {self.batch_size}: expects a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
         return self

@@ -1,7 +1,7 @@
-"""Attribute bias: the share of each value of an attribute among pictures whose prompts leave it open.
+"""Attribute bias: the share of each value of an attribute among images whose prompts leave it open.
 
-A probe, fitted to real pictures whose captions name the value, reads it from drawn ones. It errs, so every share stands
-beside the accuracy that it had on pictures it was not fitted to.
+A probe, fitted to real images whose captions name the value, reads it from sampled ones. It errs, so every share stands
+beside the accuracy that it had on images it was not fitted to.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from gendistill.metrics.features.matrix import Features
 
 
 @dataclass(frozen=True)
-class ValueShare:
-    """One value: its share of teacher's and student's pictures, with Wilson intervals.
+class ValueFraction:
+    """One value: its share of teacher's and student's images, with Wilson intervals.
 
-    recall: of the pictures of this value that the probe was tested on, the share that it recognises. difference: student -
+    recall: of the images of this value that the probe was tested on, the share that it recognises. difference: student -
     teacher, with Newcombe's interval. teacher_adjusted, student_adjusted: shares corrected for what the probe confuses.
-    examples: numbers of the student's pictures that are most certainly of this value.
+    examples: numbers of the student's images that are most certainly of this value.
     """
 
     value: str
@@ -46,8 +46,8 @@ class AttributeBias:
     """Values by the size of the change.
 
     total_variation: half the sum of the absolute differences, in [0, 1]; p_value: its permutation test. accuracy: the
-    probe's on the pictures that `tested_on` names. certainty: mean probability of the likeliest value, (teacher, student);
-    far below the accuracy it says that drawn pictures are not what the probe knows. changed: numbers of pairs whose value
+    probe's on the images that `tested_on` names. certainty: mean probability of the likeliest value, (teacher, student);
+    far below the accuracy it says that sampled images are not what the probe knows. changed: numbers of pairs whose value
     differs between teacher and student, the surest first.
     """
 
@@ -56,7 +56,7 @@ class AttributeBias:
     tested_on: str
     teacher_count: int
     student_count: int
-    values: tuple[ValueShare, ...]
+    values: tuple[ValueFraction, ...]
     total_variation: float
     p_value: float
     certainty: tuple[float, float]
@@ -78,28 +78,28 @@ class AttributeBias:
 def attribute_bias(
     probe: LinearProbe, teacher: Features, student: Features, *, permutations: int = 4999, seed: int = 0
 ) -> AttributeBias:
-    """Shares of the probe's values among pictures of the same neutral prompts and seeds, from features (N, D) twice.
+    """Shares of the probe's values among images of the same neutral prompts and seeds, from features (N, D) twice.
 
     Raises:
         ValueError: features of another width than the probe's, none, or of other numbers.
     """
     for name, f in (("teacher", teacher), ("student", student)):
         if f.ndim != 2 or len(f) == 0 or f.shape[1] != len(probe.mean):
-            raise ValueError(f"{name}: got features {tuple(f.shape)}, takes (N, {len(probe.mean)}).")
+            raise ValueError(f"{name}: got features {tuple(f.shape)}, expects (N, {len(probe.mean)}).")
     if len(teacher) != len(student):
-        raise ValueError(f"student: got {len(student)} pictures for {len(teacher)} of the teacher, takes one for each.")
+        raise ValueError(f"student: got {len(student)} images for {len(teacher)} of the teacher, expects one for each.")
     of_a, of_b = probe.probabilities(teacher), probe.probabilities(student)
     a, b = of_a.argmax(axis=1), of_b.argmax(axis=1)
     count = len(probe.values)
     share_a, share_b = np.bincount(a, minlength=count) / len(a), np.bincount(b, minlength=count) / len(b)
-    adjusted_a, adjusted_b = adjusted_shares(share_a, probe.confusion), adjusted_shares(share_b, probe.confusion)
+    adjusted_a, adjusted_b = adjusted_fractions(share_a, probe.confusion), adjusted_fractions(share_b, probe.confusion)
     values = []
     for k in np.argsort(-np.abs(share_b - share_a), kind="stable").tolist():
         interval_a, interval_b = (wilson_interval(int((of == k).sum()), len(of)) for of in (a, b))
         low, high = newcombe_interval(float(share_a[k]), interval_a, float(share_b[k]), interval_b)
         examples = np.flatnonzero(b == k)
         values.append(
-            ValueShare(
+            ValueFraction(
                 value=probe.values[k],
                 recall=float(probe.confusion[k, k]),
                 teacher=float(share_a[k]),
@@ -134,7 +134,7 @@ def attribute_bias(
     )
 
 
-def adjusted_shares(shares: NDArray[np.float64], confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+def adjusted_fractions(shares: NDArray[np.float64], confusion: NDArray[np.float64]) -> NDArray[np.float64]:
     """The shares (K,) whose confusion (K, K) would give `shares`: nearest by least squares, at least 0, of sum 1.
 
     (Adjusted classify and count, Forman 2008, for several values.) Noisier than `shares` where the probe confuses much.

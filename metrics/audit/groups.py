@@ -26,9 +26,9 @@ SMALLEST = 6  # differences that are tested
 class GroupChange:
     """One group's mean for teacher and student.
 
-    low, high: confidence interval of the difference; None where one picture tells nothing of it. p_value is two-sided,
+    low, high: confidence interval of the difference; None where one image tells nothing of it. p_value is two-sided,
     q_value is p_value corrected for the number of groups; both None where the group is too small to be tested.
-    worst: numbers of the pictures that lost most, the worst first.
+    worst: numbers of the images that lost most, the worst first.
     """
 
     group: str
@@ -45,7 +45,7 @@ class GroupChange:
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """All groups, those that got worse for certain first (by the upper end of the interval), and all pictures as one."""
+    """All groups, those that got worse for certain first (by the upper end of the interval), and all images as one."""
 
     measure: str
     overall: GroupChange
@@ -66,25 +66,25 @@ class GroupComparison:
         return f"{first} Worse beyond chance: {len(self.worse)} of {len(self.groups)} groups, most of all {worst}."
 
 
-def covering(reference: torch.Tensor | Floats, drawn: torch.Tensor | Floats, k: int = 5) -> sparse.csr_array:
-    """Which drawn picture covers which reference picture: bool (M, N), sparse, of features (M, D) and (N, D).
+def covering(reference: torch.Tensor | Floats, generated: torch.Tensor | Floats, k: int = 5) -> sparse.csr_array:
+    """Which sampled image covers which reference image: bool (M, N), sparse, of features (M, D) and (N, D).
 
-    It does if it lies within the distance from the reference picture to its k-th nearest other reference picture
-    (Naeem et al. 2020). A row with any True is a reference picture that is covered; their share is the coverage.
+    It does if it lies within the distance from the reference image to its k-th nearest other reference image
+    (Naeem et al. 2020). A row with any True is a reference image that is covered; their share is the coverage.
 
     Raises:
-        ValueError: the features differ in width, or there are not more than k reference pictures.
+        ValueError: the features differ in width, or there are not more than k reference images.
     """
-    real, fake = torch.as_tensor(reference).float(), torch.as_tensor(drawn).float()
+    real, fake = torch.as_tensor(reference).float(), torch.as_tensor(generated).float()
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(f"features: got {tuple(real.shape)} and {tuple(fake.shape)}, takes (M, D) and (N, D).")
+        raise ValueError(f"features: got {tuple(real.shape)} and {tuple(fake.shape)}, expects (M, D) and (N, D).")
     if len(real) <= k:
-        raise ValueError(f"reference: got {len(real)} pictures, takes more than k = {k}.")
+        raise ValueError(f"reference: got {len(real)} images, expects more than k = {k}.")
     rows = max(1, ELEMENTS_AT_ONCE // max(len(real), len(fake)))
     blocks = []
     for start in range(0, len(real), rows):
         block = real[start : start + rows]
-        radius = torch.cdist(block, real).kthvalue(k + 1, dim=1).values  # the first is the picture itself
+        radius = torch.cdist(block, real).kthvalue(k + 1, dim=1).values  # the first is the image itself
         blocks.append(sparse.csr_array((torch.cdist(block, fake) <= radius[:, None]).numpy()))
     return sparse.csr_array(sparse.vstack(blocks))
 
@@ -97,25 +97,25 @@ def coverage_by_group(
     permutations: int = 4999,
     seed: int = 0,
 ) -> GroupComparison:
-    """Coverage of each group of reference pictures by teacher and student, who drew the same N prompts and seeds.
+    """Coverage of each group of reference images by teacher and student, who sampled the same N prompts and seeds.
 
-    Reference pictures are no independent units: neighbours are covered by the same drawn picture, so that McNemar's
-    test on covered-or-not calls a fifth of equal groups different. Here the drawn pairs are the units. If the student
-    draws as the teacher does, swapping the two pictures of any pair changes nothing; the p-value is the share of random
+    Reference images are no independent units: neighbours are covered by the same sampled image, so that McNemar's
+    test on covered-or-not calls a fifth of equal groups different. Here the sampled pairs are the units. If the student
+    samples as the teacher does, swapping the two images of any pair changes nothing; the p-value is the share of random
     swaps with a difference as large, and the interval is the difference plus and minus their deviation times the
     normal quantile (a test inverted, which takes the spread to be that without a difference: on Gaussian mixtures 95 %
-    intervals of single groups held the true difference in 88 to 96 of 100 draws).
+    intervals of single groups held the true difference in 88 to 96 of 100 samples).
 
     Args:
-        teacher, student: bool (M, N), what `covering` gives: which drawn picture covers which reference picture.
-        groups: M names. `worst` are numbers of reference pictures that the teacher covered and the student did not.
+        teacher, student: bool (M, N), what `covering` gives: which sampled image covers which reference image.
+        groups: M names. `worst` are numbers of reference images that the teacher covered and the student did not.
 
     Raises:
         ValueError: shapes differ, or the names are not M.
     """
     a, b = sparse.csr_array(teacher, dtype=np.float32), sparse.csr_array(student, dtype=np.float32)
     if np.ndim(teacher) != 2 or a.shape != b.shape:
-        raise ValueError(f"teacher, student: got {np.shape(teacher)} and {np.shape(student)}, takes (M, N) twice.")
+        raise ValueError(f"teacher, student: got {np.shape(teacher)} and {np.shape(student)}, expects (M, N) twice.")
     names, member = _members(groups, a.shape[0])
     count = member.sum(axis=1)
     with_all = sparse.csr_array(sparse.vstack([member, np.ones((1, a.shape[0]), dtype=np.float32)]))
@@ -152,20 +152,20 @@ def scores_by_group(
     """Mean score of each prompt group, for teacher and student on the same prompts and seeds; higher is better.
 
     The interval is Student's t over the paired differences, the p-value a sign-flip permutation (exact in small
-    groups). With fewer than `SMALLEST` pictures no result could be beyond chance; such groups are listed, untested.
+    groups). With fewer than `SMALLEST` images no result could be beyond chance; such groups are listed, untested.
 
     Args:
         teacher, student: scores (N,), finite.
-        groups: N names. `worst` are numbers of drawn pictures, those that lost most against the teacher's first.
+        groups: N names. `worst` are numbers of sampled images, those that lost most against the teacher's first.
 
     Raises:
         ValueError: lengths differ, or a score is not finite.
     """
     a, b = np.asarray(teacher, dtype=np.float64), np.asarray(student, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise ValueError(f"teacher, student: got scores {a.shape} and {b.shape}, takes (N,) twice.")
+        raise ValueError(f"teacher, student: got scores {a.shape} and {b.shape}, expects (N,) twice.")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("teacher, student: got NaN or infinity, takes finite scores.")
+        raise ValueError("teacher, student: got NaN or infinity, expects finite scores.")
     names, member = _members(groups, len(a))
     rows_of = [member[[i]].indices for i in range(len(names))] + [np.arange(len(a))]
     p = [sign_flip_p(b[rows] - a[rows], permutations, seed) if len(rows) >= SMALLEST else None for rows in rows_of]
@@ -210,9 +210,9 @@ def t_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _members(groups: Sequence[str], count: int) -> tuple[list[str], sparse.csr_array]:
-    """Sorted names, and float32 (G, count): 1 where the picture is of the group."""
+    """Sorted names, and float32 (G, count): 1 where the image is of the group."""
     if len(groups) != count:
-        raise ValueError(f"groups: got {len(groups)} names for {count} pictures, takes one a picture.")
+        raise ValueError(f"groups: got {len(groups)} names for {count} images, expects one an image.")
     names, of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     ones = np.ones(count, dtype=np.float32)
     return names.tolist(), sparse.csr_array((ones, (of, np.arange(count))), shape=(len(names), count))
@@ -234,7 +234,7 @@ def _swapped(
 
 
 def _comparison(measure: str, changes: list[GroupChange]) -> GroupComparison:
-    """The last of the changes is that of all pictures."""
+    """The last of the changes is that of all images."""
     ranked = sorted(changes[:-1], key=lambda g: (g.q_value is None, g.high if g.high is not None else np.inf, g.difference))
     worse = tuple(g.group for g in ranked if g.q_value is not None and g.q_value <= FALSE_DISCOVERY_RATE and g.difference < 0)
     return GroupComparison(measure, changes[-1], tuple(ranked), worse, LEVEL, FALSE_DISCOVERY_RATE)

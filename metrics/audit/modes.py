@@ -1,7 +1,7 @@
-"""Which modes a student lost: the share of its pictures in each bin of the reference's features.
+"""Which modes a student lost: the share of its images in each bin of the reference's features.
 
-The bins are the reference pictures' k-means cells (NDB, Richardson & Weiss 2018). A model that leaves out a
-kind of picture has too few in its bins, which a distance between two Gaussians hardly feels.
+The bins are the reference images' k-means cells (NDB, Richardson & Weiss 2018). A model that leaves out a
+kind of image has too few in its bins, which a distance between two Gaussians hardly feels.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from gendistill.metrics.features.matrix import Features
 
 @dataclass(frozen=True)
 class Bin:
-    """One cell: the shares of the reference's, the teacher's and the student's pictures in it.
+    """One cell: the shares of the reference's, the teacher's and the student's images in it.
 
     p_value: one-sided, that the student's share is no smaller than the teacher's; q_value: corrected for the number of
-    bins (Benjamini & Hochberg 1995). examples: numbers of reference pictures, nearest to the cell's centre first;
-    teacher_examples: numbers of the teacher's pictures in it, likewise.
+    bins (Benjamini & Hochberg 1995). examples: numbers of reference images, nearest to the cell's centre first;
+    teacher_examples: numbers of the teacher's images in it, likewise.
     """
 
     number: int
@@ -65,7 +65,7 @@ class ModeLoss:
         lost = [b for b in self.bins if b.number in self.lost]
         before, after = sum(b.teacher for b in lost), sum(b.student for b in lost)
         return (
-            f"{first} The student lost ground in {len(lost)} of them, which hold {before:.1%} of the teacher's pictures and "
+            f"{first} The student lost ground in {len(lost)} of them, which hold {before:.1%} of the teacher's images and "
             f"{after:.1%} of its own; {sum(b.student == 0 for b in lost)} are empty."
         )
 
@@ -79,22 +79,22 @@ def mode_loss(
     false_discovery_rate: float = 0.05,
     seed: int = 0,
 ) -> ModeLoss:
-    """Where the student of a teacher draws too little of the same prompts and seeds, from features (M, D), (N, D) and (N, D).
+    """Where the student of a teacher samples too little of the same prompts and seeds, from features (M, D), (N, D) and (N, D).
 
-    Only the pictures that changed sides count (McNemar's exact test).
+    Only the images that changed sides count (McNemar's exact test).
 
     Args:
         bins: fewer make surer of each, more see smaller modes; with N / bins of 20 or more, a bin that is lost whole
             is found.
 
     Raises:
-        ValueError: widths differ, a set is empty, numbers of teacher and student differ, or more bins than reference pictures.
+        ValueError: widths differ, a set is empty, numbers of teacher and student differ, or more bins than reference images.
     """
     shapes = [tuple(f.shape) for f in (reference, teacher, student)]
     if any(len(s) != 2 or s[0] == 0 or s[1] != shapes[0][1] for s in shapes):
-        raise ValueError(f"reference, teacher, student: got shapes {shapes}, takes (M, D), (N, D) and (N, D).")
+        raise ValueError(f"reference, teacher, student: got shapes {shapes}, expects (M, D), (N, D) and (N, D).")
     if shapes[1] != shapes[2]:
-        raise ValueError(f"student: got {shapes[2][0]} pictures for {shapes[1][0]} of the teacher, takes one for each.")
+        raise ValueError(f"student: got {shapes[2][0]} images for {shapes[1][0]} of the teacher, expects one for each.")
     centres = fit_bins(reference, bins, seed)
     real, far_real = cells_of(reference, centres)
     of_teacher, far_teacher = cells_of(teacher, centres)
@@ -122,11 +122,11 @@ def fit_bins(reference: Features, bins: int = 50, seed: int = 0) -> NDArray[np.f
     """Centres (K, D) of k-means over features (M, D), started by k-means++; K is `bins` or, where cells ran empty, fewer.
 
     Raises:
-        ValueError: fewer pictures than bins, or fewer than 2 bins.
+        ValueError: fewer images than bins, or fewer than 2 bins.
     """
     x = np.asarray(reference, dtype=np.float32)
     if not 2 <= bins <= len(x):
-        raise ValueError(f"bins: got {bins}, takes from 2 to the number of reference pictures ({len(x)}).")
+        raise ValueError(f"bins: got {bins}, expects from 2 to the number of reference images ({len(x)}).")
     centres, cells = kmeans2(x, bins, iter=30, minit="++", missing="warn", seed=seed)
     return centres[np.unique(cells)].astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""What a picture shows, read from its features by a linear probe that captions taught.
+"""What an image shows, read from its features by a linear probe that captions taught.
 
-The probe errs. Its accuracy on pictures that it was not fitted to goes with everything that it reads.
+The probe errs. Its accuracy on images that it was not fitted to goes with everything that it reads.
 """
 
 import re
@@ -50,7 +50,7 @@ def colour_histogram(images: torch.Tensor, bins: int = 8) -> torch.Tensor:
     The roots make Euclidean distances Hellinger's, so that a few coloured pixels on white count.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, takes torch.uint8 (N, 3, H, W).")
+        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, expects torch.uint8 (N, 3, H, W).")
     parts = []
     for batch in images.split(256):
         level = (batch.long() * bins) // 256
@@ -62,9 +62,9 @@ def colour_histogram(images: torch.Tensor, bins: int = 8) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A multinomial logistic regression over standardised features, and what it got right on pictures held out.
+    """A multinomial logistic regression over standardised features, and what it got right on images held out.
 
-    values: K names; confusion: float64 (K, K), of those pictures of value i the share that it took for j; tested_on: what
+    values: K names; confusion: float64 (K, K), of those images of value i the share that it took for j; tested_on: what
     they were.
     """
 
@@ -72,7 +72,7 @@ class LinearProbe:
     values: tuple[str, ...]
     accuracy: float
     confusion: NDArray[np.float64]
-    count: int  # labelled pictures that it was fitted to
+    count: int  # labelled images that it was fitted to
     tested_on: str
     mean: torch.Tensor = field(repr=False)  # (D,)
     scale: torch.Tensor = field(repr=False)  # (D,)
@@ -84,22 +84,22 @@ class LinearProbe:
         return torch.softmax(x @ self.weight[:-1] + self.weight[-1], dim=1).numpy()
 
     def predict(self, features: Features) -> list[str]:
-        """The likeliest value of each picture."""
+        """The likeliest value of each image."""
         return [self.values[k] for k in self.probabilities(features).argmax(axis=1)]
 
     def tested(self, features: Features, labels: Sequence[str | None], on: str) -> "LinearProbe":
-        """The same probe with its accuracy and confusion on other pictures, which `on` names in a report.
+        """The same probe with its accuracy and confusion on other images, which `on` names in a report.
 
-        A probe fitted to real pictures is less sure of drawn ones. How much, pictures drawn by the teacher under prompts
+        A probe fitted to real images is less sure of sampled ones. How much, images sampled by the teacher under prompts
         that name the value tell: their accuracy is the probe's and the teacher's together, and the harder of the two tests.
 
         Raises:
-            ValueError: numbers differ, a label is no value of the probe's, or a value has no pictures.
+            ValueError: numbers differ, a label is no value of the probe's, or a value has no images.
         """
         if len(labels) != len(features) or {label for label in labels if label is not None} != set(self.values):
             got = sorted({str(label) for label in labels if label is not None})
             raise ValueError(
-                f"labels: got {len(labels)} of {got} for {len(features)} features, takes one a picture, and all of "
+                f"labels: got {len(labels)} of {got} for {len(features)} features, expects one an image, and all of "
                 f"{list(self.values)}."
             )
         rows = [k for k, label in enumerate(labels) if label is not None]
@@ -119,31 +119,31 @@ def fit_probe(
     folds: int = 5,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit to all labelled pictures; accuracy and confusion by cross-validation, each fold fitted without it.
+    """Fit to all labelled images; accuracy and confusion by cross-validation, each fold fitted without it.
 
-    Every value weighs the same, however many pictures have it: the shares that the probe then gives are not drawn towards
-    those of the pictures it was fitted to.
+    Every value weighs the same, however many images have it: the shares that the probe then gives are not sampled towards
+    those of the images it was fitted to.
 
     Args:
-        features: (N, D); labels: N, None for pictures that are left out.
+        features: (N, D); labels: N, None for images that are left out.
         groups: N names of what must not be torn apart between fitting and testing, such as one person in several
-            pictures; without them, near-duplicates make the accuracy look better than it is.
+            images; without them, near-duplicates make the accuracy look better than it is.
         l2: penalty on the weights of standardised features, beside the mean log loss.
 
     Raises:
-        ValueError: numbers differ, or fewer than two values have pictures in two folds.
+        ValueError: numbers differ, or fewer than two values have images in two folds.
     """
     x = torch.as_tensor(features).double()
     if x.ndim != 2 or len(labels) != len(x) or (groups is not None and len(groups) != len(x)):
         counts = f"{len(labels)} labels" + ("" if groups is None else f" and {len(groups)} groups")
-        raise ValueError(f"labels: got {counts} for features {tuple(x.shape)}, takes one a picture.")
+        raise ValueError(f"labels: got {counts} for features {tuple(x.shape)}, expects one an image.")
     rows = [k for k, label in enumerate(labels) if label is not None]
     values, y = np.unique([str(labels[k]) for k in rows], return_inverse=True)
     x = x[rows]
     fold = _folds([groups[k] if groups is not None else str(k) for k in rows], folds, seed)
     if len(values) < 2 or any(len(np.unique(fold[y == k])) < 2 for k in range(len(values))):
         told = {str(v): int((y == k).sum()) for k, v in enumerate(values)}
-        raise ValueError(f"labels: got {told}, takes at least two values with pictures in at least two groups each.")
+        raise ValueError(f"labels: got {told}, expects at least two values with images in at least two groups each.")
     predicted = np.empty(len(y), dtype=int)
     for held_out in np.unique(fold):
         mean, scale, weight = _fit(x[fold != held_out], y[fold != held_out], len(values), l2)
@@ -156,7 +156,7 @@ def fit_probe(
         accuracy=float((predicted == y).mean()),
         confusion=_confusion(y, predicted, len(values)),
         count=len(y),
-        tested_on="held-out real pictures",
+        tested_on="held-out real images",
         mean=mean,
         scale=scale,
         weight=weight,
@@ -170,7 +170,7 @@ def _confusion(true: NDArray[np.int64], predicted: NDArray[np.int64], count: int
 
 
 def _folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
-    """A fold for each picture, the same within a group."""
+    """A fold for each image, the same within a group."""
     names, of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[of]
 

@@ -1,6 +1,6 @@
 """Unusual prompts: misspelt, in capitals, unheard of. Does a student lose more by them than its teacher does?
 
-Scores of pictures of perturbed prompts are taken against the plain prompts: what was meant, not what was typed.
+Scores of images of perturbed prompts are taken against the plain prompts: what was meant, not what was typed.
 """
 
 import random
@@ -75,7 +75,7 @@ def perturbed(prompts: Sequence[str], kind: str, seed: int = 0) -> list[str]:
         ValueError: unknown `kind`.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, takes one of {', '.join(KINDS)}.")
+        raise ValueError(f"kind: got {kind!r}, expects one of {', '.join(KINDS)}.")
     if kind == "upper":
         return [prompt.upper() for prompt in prompts]
     return [_mistaken(prompt, kind, random.Random(f"{seed} {k} {prompt}")) for k, prompt in enumerate(prompts)]
@@ -155,9 +155,9 @@ def robustness(
     scores = [np.asarray(s, dtype=np.float64) for s in (teacher_plain, teacher_perturbed, student_plain, student_perturbed)]
     shapes = [s.shape for s in scores]
     if len(set(shapes)) != 1 or scores[0].ndim != 1 or len(scores[0]) < 2:
-        raise ValueError(f"scores: got shapes {shapes}, takes (N,) four times with N of at least 2.")
+        raise ValueError(f"scores: got shapes {shapes}, expects (N,) four times with N of at least 2.")
     if not all(np.isfinite(s).all() for s in scores):
-        raise ValueError("scores: got NaN or infinity, takes finite scores.")
+        raise ValueError("scores: got NaN or infinity, expects finite scores.")
     teacher, student = _drop_of(scores[0], scores[1]), _drop_of(scores[2], scores[3])
     excess = (scores[2] - scores[3]) - (scores[0] - scores[1])
     low, high = t_interval(excess)

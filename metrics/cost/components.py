@@ -41,7 +41,7 @@ def charged(components: Mapping[str, Component], reading: Callable[[], float]) -
     """Charge what `reading` advances by to the component at work, by wrapped methods that are put back afterwards.
 
     Of components inside one another the innermost is charged, so that the parts sum to the whole. Samples are the rows
-    of the first tensor that a component is called with: guidance by a doubled batch counts two a picture.
+    of the first tensor that a component is called with: guidance by a doubled batch counts two an image.
 
     Args:
         reading: something that only grows, as a clock or a counter.

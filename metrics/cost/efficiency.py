@@ -1,4 +1,4 @@
-"""What a picture costs: time, network calls, operations, memory, energy; of anything that generates pictures."""
+"""What an image costs: time, network calls, operations, memory, energy; of anything that generates images."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from gendistill.metrics.cost.energy import Energy, measure_energy
 from gendistill.metrics.cost.measured_memory import PeakMemory, available_memory, peak_memory, ran_out
 
 SPLIT_RUNS = 3
-MOST_REPEATS = 100
-MOST_OF_MEMORY = 0.9  # of what is free, what a batch may be expected to take
+MAX_REPEATS = 100
+MAX_MEMORY_FRACTION = 0.9  # of what is free, what a batch may be expected to take
 
 
 @dataclass(frozen=True)
 class BatchCost:
-    """Drawing so many pictures together.
+    """Sampling so many images together.
 
     Attributes:
         seconds: of one call, the median over the repeats; `seconds_p90`: the 90th percentile.
@@ -47,13 +47,13 @@ class BatchCost:
     memory: PeakMemory
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         return self.batch_size / self.seconds
 
 
 @dataclass(frozen=True)
 class ComponentCost:
-    """The part of one component, in one picture drawn by itself.
+    """The part of one component, in one image sampled by itself.
 
     Attributes:
         parameters: by dtype ("float32"), of the whole module that is loaded.
@@ -73,16 +73,16 @@ class ComponentCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What pictures cost, as plain types: `to_dict` may be written as JSON.
+    """What images cost, as plain types: `to_dict` may be written as JSON.
 
     Attributes:
         device: what it was measured on, in words.
-        setting: how pictures were drawn (steps, guidance, ...), as the caller says.
-        network_calls: samples that went through the network for one picture: a guided step is two.
-        batches: by batch size, ascending; the first is one picture.
+        setting: how images were sampled (steps, guidance, ...), as the caller says.
+        network_calls: samples that went through the network for one image: a guided step is two.
+        batches: by batch size, ascending; the first is one image.
         components: by name.
         rest_flops: outside of the components; `rest_seconds`: the overhead outside of them.
-        split_seconds: of one picture with the components watched, the sum of their seconds and of `rest_seconds`; on a GPU
+        split_seconds: of one image with the components watched, the sum of their seconds and of `rest_seconds`; on a GPU
             more than the latency, as it is waited for at every component.
         energy: None where it was not measured.
         notes: what was not measured, and why, in sentences.
@@ -104,17 +104,17 @@ class Costs:
 
     @property
     def latency(self) -> float:
-        """Seconds of one picture by itself, the median."""
+        """Seconds of one image by itself, the median."""
         return self.batches[0].seconds
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         """At the batch size that is best."""
-        return max(batch.pictures_per_second for batch in self.batches)
+        return max(batch.images_per_second for batch in self.batches)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one picture."""
+        """Floating-point operations of one image."""
         return self.rest_flops + sum(component.flops for component in self.components.values())
 
     @property
@@ -127,7 +127,7 @@ class Costs:
 
     @property
     def peak_memory(self) -> PeakMemory:
-        """Of one picture by itself."""
+        """Of one image by itself."""
         return self.batches[0].memory
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,43 +152,45 @@ def measure(
     batch_sizes: Sequence[int] = (1, 4, 16),
     warmup: int = 1,
     repeats: int = 5,
-    least_seconds: float = 0.0,
+    min_seconds: float = 0.0,
     energy_seconds: float = 5.0,
     country: str | None = None,
     setting: Mapping[str, str | int | float] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Costs:
-    """Measure `generate(count)`, which draws that many pictures together.
+    """Measure `generate(count)`, which samples that many images together.
 
-    Time and memory are measured with nothing watched; then one picture is drawn a few times with the components watched,
+    Time and memory are measured with nothing watched; then one image is sampled a few times with the components watched,
     once more with its operations counted, and the largest batch for as long as its energy takes to measure.
 
     Args:
         components: the parts by name; all on one device, which is waited for before the clock is read.
         network: the name of the part whose calls are the network calls.
-        batch_sizes: one picture is always measured. The list is left, with a note, where memory runs out: where a GPU
+        batch_sizes: one image is always measured. The list is left, with a note, where memory runs out: where a GPU
             says so, or before a batch that a CPU's memory would not hold, as nobody would catch that.
         warmup: calls at each batch size that do not count.
-        repeats: calls at each batch size that do, and more until they took `least_seconds`: a median of few short calls is
+        repeats: calls at each batch size that do, and more until they took `min_seconds`: a median of few short calls is
             that of whatever else the machine did.
-        energy_seconds: how long to draw for the energy; 0 measures none.
+        energy_seconds: how long to sample for the energy; 0 measures none.
         country: where the electricity is from (ISO 3166, three letters); None is the world's average.
-        progress: called with a number of pictures whenever as many are drawn, `pictures_drawn` in all.
+        progress: called with a number of images whenever as many are sampled, `images_generated` in all.
 
     Raises:
         ValueError: a batch size, `warmup` or `repeats` is below 1; `network` is no component.
     """
     if min([warmup, repeats, *batch_sizes]) < 1:
         raise ValueError(
-            f"batch_sizes, warmup, repeats: got {list(batch_sizes)}, {warmup} and {repeats}, takes 1 or more of each."
+            f"batch_sizes, warmup, repeats: got {list(batch_sizes)}, {warmup} and {repeats}, expects 1 or more of each."
         )
     if network not in components:
-        raise ValueError(f"network: got {network!r}, takes one of the components: {', '.join(components) or 'there are none'}.")
+        raise ValueError(
+            f"network: got {network!r}, expects one of the components: {', '.join(components) or 'there are none'}."
+        )
     device = _device(components)
 
-    untold = pictures_drawn(batch_sizes, warmup, repeats)
+    untold = images_generated(batch_sizes, warmup, repeats)
 
-    def draw(count: int) -> None:
+    def generate_counted(count: int) -> None:
         nonlocal untold
         generate(count)
         synchronise(device)
@@ -197,15 +199,15 @@ def measure(
             progress(told)
 
     notes: list[str] = []
-    batches = _batches(draw, sorted({1, *batch_sizes}), warmup, repeats, least_seconds, device, notes)
-    split = _split(lambda: draw(1), components, device)
-    flops = flops_by_component(lambda: draw(1), components)
+    batches = _batches(generate_counted, sorted({1, *batch_sizes}), warmup, repeats, min_seconds, device, notes)
+    split = _split(lambda: generate_counted(1), components, device)
+    flops = flops_by_component(lambda: generate_counted(1), components)
     if progress is not None and untold:  # of batches that did not fit
         progress(untold)
         untold = 0
     energy, why = None, "energy: not measured, it was not asked for."
     if energy_seconds > 0:
-        energy, why = measure_energy(draw, batches[-1].batch_size, seconds=energy_seconds, country=country)
+        energy, why = measure_energy(generate_counted, batches[-1].batch_size, seconds=energy_seconds, country=country)
     notes += [why] if why else []
     return Costs(
         device=describe(device),
@@ -232,17 +234,17 @@ def measure(
     )
 
 
-def pictures_drawn(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5) -> int:
-    """How many pictures `measure` tells its `progress`."""
+def images_generated(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5) -> int:
+    """How many images `measure` tells its `progress`."""
     return sum({1, *batch_sizes}) * (warmup + repeats) + SPLIT_RUNS + 1
 
 
 def _batches(
-    draw: Callable[[int], None],
+    generate: Callable[[int], None],
     sizes: list[int],
     warmup: int,
     repeats: int,
-    least_seconds: float,
+    min_seconds: float,
     device: torch.device,
     notes: list[str],
 ) -> list[BatchCost]:
@@ -252,7 +254,7 @@ def _batches(
             notes.append(f"batch_sizes: stopped before {size}, {why}.")
             break
         try:
-            timed = time_batch(draw, size, warmup=warmup, repeats=repeats, least_seconds=least_seconds, device=device)
+            timed = time_batch(generate, size, warmup=warmup, repeats=repeats, min_seconds=min_seconds, device=device)
             batches.append(timed)
         except (MemoryError, RuntimeError) as error:
             if not batches or not ran_out(error):
@@ -265,23 +267,23 @@ def _batches(
 
 
 def time_batch(
-    draw: Callable[[int], object],
+    generate: Callable[[int], object],
     size: int,
     *,
     warmup: int = 1,
     repeats: int = 5,
-    least_seconds: float = 0.0,
+    min_seconds: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> BatchCost:
-    """The seconds of `draw(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
+    """The seconds of `sample(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
     device = torch.device(device)
     seconds: list[float] = []
     for _ in range(warmup):
-        draw(size)
+        generate(size)
 
     def repeat() -> None:
-        while len(seconds) < repeats or (sum(seconds) < least_seconds and len(seconds) < MOST_REPEATS):
-            seconds.append(seconds_of(lambda: draw(size), device))
+        while len(seconds) < repeats or (sum(seconds) < min_seconds and len(seconds) < MAX_REPEATS):
+            seconds.append(seconds_of(lambda: generate(size), device))
 
     memory = peak_memory(repeat, device)
     return BatchCost(size, float(np.median(seconds)), float(np.quantile(seconds, 0.9)), memory)
@@ -290,7 +292,7 @@ def time_batch(
 def _too_large(size: int, before: BatchCost, device: torch.device) -> str:
     """Why a batch of that size must not be tried on a CPU: the system ends a process that takes too much."""
     expected, available = before.memory.working * size / before.batch_size, available_memory()
-    if device.type != "cpu" or expected <= MOST_OF_MEMORY * available:
+    if device.type != "cpu" or expected <= MAX_MEMORY_FRACTION * available:
         return ""
     return f"which would take about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
 

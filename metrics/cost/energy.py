@@ -15,16 +15,16 @@ MISSING = "energy: not measured, the package codecarbon is not installed."
 
 @dataclass(frozen=True)
 class Energy:
-    """What one picture takes.
+    """What one image takes.
 
     Attributes:
         watt_hours: of CPU, GPU and memory together.
         co2_grams: CO2-equivalent of the electricity, at the intensity of the country.
         parts: watt-hours by "cpu", "gpu" and "ram".
-        batch_size: pictures that were drawn together.
+        batch_size: images that were sampled together.
         seconds: how long it was measured for.
         method: how codecarbon knows, in words. Where the machine has no meter it estimates, from the load of the CPU and
-            what such a CPU may draw at most: good for an order of magnitude, not for comparing two machines.
+            what such a CPU may sample at most: good for an order of magnitude, not for comparing two machines.
     """
 
     watt_hours: float
@@ -38,7 +38,7 @@ class Energy:
 def measure_energy(
     generate: Callable[[int], object], batch_size: int, *, seconds: float = 5.0, country: str | None = None
 ) -> tuple[Energy | None, str]:
-    """Draw batches for at least `seconds` and tell the energy a picture; (None, why) where it cannot be told.
+    """Sample batches for at least `seconds` and tell the energy an image; (None, why) where it cannot be told.
 
     Nothing is sent, asked, written or printed. GPUs are measured by their own counters, and a CPU by RAPL where it can be
     read; of the machine's load only this process's part is counted, where it is a part that can be told.
@@ -64,22 +64,22 @@ def measure_energy(
                 log_level="critical",
             )
             tracker.start()
-        except Exception as error:  # whatever it finds on a strange machine, pictures can still be drawn
+        except Exception as error:  # whatever it finds on a strange machine, images can still be sampled
             return None, f"energy: not measured, codecarbon failed: {error}."
         try:
-            pictures, until = 0, time.perf_counter() + seconds
-            while pictures == 0 or time.perf_counter() < until:
+            images, until = 0, time.perf_counter() + seconds
+            while images == 0 or time.perf_counter() < until:
                 generate(batch_size)
-                pictures += batch_size
+                images += batch_size
         finally:
             tracker.stop()
     used = getattr(tracker, "final_emissions_data", None)
     if used is None or not used.energy_consumed > 0:
         return None, "energy: not measured, codecarbon found nothing on this machine that it can measure."
     return Energy(
-        watt_hours=used.energy_consumed * 1000 / pictures,
-        co2_grams=used.emissions * 1000 / pictures,
-        parts={part: getattr(used, f"{part}_energy") * 1000 / pictures for part in ("cpu", "gpu", "ram")},
+        watt_hours=used.energy_consumed * 1000 / images,
+        co2_grams=used.emissions * 1000 / images,
+        parts={part: getattr(used, f"{part}_energy") * 1000 / images for part in ("cpu", "gpu", "ram")},
         batch_size=batch_size,
         seconds=used.duration,
         method=_method(tracker, used.country_name or "the world's average"),

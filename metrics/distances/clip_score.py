@@ -1,6 +1,6 @@
-"""How well pictures fit their prompts: 100 max(cos(image, text), 0) (Hessel et al. 2021, with torchmetrics' scale).
+"""How well images fit their prompts: 100 max(cos(image, text), 0) (Hessel et al. 2021, with torchmetrics' scale).
 
-Each picture is cut off at 0, as in the paper; torchmetrics cuts off the mean over all pictures, which differs where
+Each image is cut off at 0, as in the paper; torchmetrics cuts off the mean over all images, which differs where
 some cosine is negative.
 """
 
@@ -38,7 +38,7 @@ class ClipScorer:
         """`images` uint8 (N, 3, H, W) to embeddings of length 1, float32 (N, E), on the CPU.
 
         Raises:
-            ValueError: the pictures are not uint8 (N, 3, H, W).
+            ValueError: the images are not uint8 (N, 3, H, W).
         """
         return F.normalize(extract(self.image_extractor, images, batch_size), dim=1)
 
@@ -57,10 +57,10 @@ class ClipScorer:
         """CLIP score float32 (N,) in [0, 100], on the CPU, of `images` uint8 (N, 3, H, W) with a prompt each.
 
         Raises:
-            ValueError: the pictures are not uint8 (N, 3, H, W), or the prompts are not N.
+            ValueError: the images are not uint8 (N, 3, H, W), or the prompts are not N.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"prompts: got {len(prompts)} for {len(images)} pictures, takes one a picture.")
+            raise ValueError(f"prompts: got {len(prompts)} for {len(images)} images, expects one an image.")
         return clip_scores(self.embed_images(images, batch_size), self.embed_texts(prompts))
 
 

@@ -17,11 +17,11 @@ def gaussian_kernel(x: Matrix, y: Matrix, sigma: float = 10.0) -> Matrix:
 def cmmd(embeddings: Features, reference: Features) -> float:
     """1000 MMD^2 of `embeddings` (N, D) and `reference` (M, D) of CLIP, each scaled to length 1; at least 0.
 
-    Gaussian kernel with sigma 10; means over all pairs, those of a picture with itself included, which is biased
+    Gaussian kernel with sigma 10; means over all pairs, those of an image with itself included, which is biased
     (Jayasumana et al. 2024, section 4).
 
     Raises:
-        ValueError: the numbers of features differ, a set has fewer than 2 pictures, or an embedding is zero.
+        ValueError: the numbers of features differ, a set has fewer than 2 images, or an embedding is zero.
     """
     score = weighted_cmmd(embeddings, reference)
     return max(float(score(np.ones((1, score.count)))[0]), 0.0)

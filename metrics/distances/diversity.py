@@ -9,17 +9,17 @@ from gendistill.metrics.metric import Metric, Need
 
 
 def intra_prompt_diversity(features: Features, groups: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Mean cosine distance in [0, 2] between two pictures of one prompt, for each prompt with at least two.
+    """Mean cosine distance in [0, 2] between two images of one prompt, for each prompt with at least two.
 
-    `groups`: the prompt of each picture of `features` (N, D). A model that draws the same picture from every seed has 0.
+    `groups`: the prompt of each image of `features` (N, D). A model that samples the same image from every seed has 0.
     The set's score is the mean of the values.
 
     Raises:
-        ValueError: `groups` is not N long, no prompt has two pictures, or a picture's features are zero.
+        ValueError: `groups` is not N long, no prompt has two images, or an image's features are zero.
     """
     x = unit_rows(feature_matrix(features))
     if len(groups) != len(x):
-        raise ValueError(f"groups: got {len(groups)} for {len(x)} pictures, takes one a picture.")
+        raise ValueError(f"groups: got {len(groups)} for {len(x)} images, expects one an image.")
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
@@ -27,11 +27,11 @@ def intra_prompt_diversity(features: Features, groups: Sequence[Hashable]) -> di
     for group, indices in members.items():
         n = len(indices)
         if n > 1:
-            # Over pairs of two different pictures: |sum of x|^2 is the sum of all n^2 cosines, n of which are 1.
+            # Over pairs of two different images: |sum of x|^2 is the sum of all n^2 cosines, n of which are 1.
             total = float(np.square(x[indices].sum(axis=0)).sum())
             diversity[group] = max(1 - (total - n) / (n * (n - 1)), 0.0)
     if not diversity:
-        raise ValueError("groups: got one picture for every prompt, takes at least two for some.")
+        raise ValueError("groups: got one image for every prompt, expects at least two for some.")
     return diversity
 
 

@@ -18,7 +18,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson & Landau 1982); at least 0, in float64.
 
     With S = F F^T, tr (S_a S_b)^(1/2) is the sum of the singular values of F_a^T F_b. Taken so, nothing is lost by
-    singular covariances (fewer pictures than features), which need an added epsilon where the matrix root of S_a S_b is
+    singular covariances (fewer images than features), which need an added epsilon where the matrix root of S_a S_b is
     taken.
 
     Raises:
@@ -26,7 +26,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"statistics: got {a.dim} and {b.dim} features, takes equal numbers, from the same extractor on both sides."
+            f"statistics: got {a.dim} and {b.dim} features, expects equal numbers, from the same extractor on both sides."
         )
     difference = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
@@ -99,7 +99,7 @@ class WeightedFrechet:
     def __init__(self, features: Features, reference: GaussianStatistics) -> None:
         x = feature_matrix(features)
         if x.shape[1] != reference.dim:
-            raise ValueError(f"features: got {x.shape[1]} a picture, takes {reference.dim}, as many as the reference has.")
+            raise ValueError(f"features: got {x.shape[1]} an image, expects {reference.dim}, as many as the reference has.")
         self.count = len(x)
         self._centred = x - x.mean(axis=0)
         self._offset = x.mean(axis=0) - reference.mean

@@ -43,7 +43,7 @@ def kid(
     """KID as it is published: mean and standard deviation (over n, not n - 1) of the unbiased MMD^2 of random subsets.
 
     Of `features` (N, D) against `reference` (M, D), polynomial kernel of degree 3 (Binkowski et al. 2018, section 4). The
-    subsets are those that torch-fidelity draws with the same seed (2020 is its default) and the same order of sets;
+    subsets are those that torch-fidelity samples with the same seed (2020 is its default) and the same order of sets;
     `subset_size` is cut down to the smaller set, where torch-fidelity refuses. The mean may be below 0.
 
     Raises:
@@ -51,7 +51,7 @@ def kid(
     """
     x, y = feature_matrices(features, reference)
     if subsets < 1 or subset_size < 2:
-        raise ValueError(f"subsets: got {subsets} of {subset_size} pictures, takes at least 1 of at least 2.")
+        raise ValueError(f"subsets: got {subsets} of {subset_size} images, expects at least 1 of at least 2.")
     size = min(subset_size, len(x), len(y))
     rng = np.random.RandomState(seed)  # torch-fidelity's generator, for equal subsets
     values = [
@@ -62,10 +62,10 @@ def kid(
 
 
 def kid_of_all(features: Features, reference: Features) -> float:
-    """The unbiased MMD^2 of KID's kernel over all pictures of both sets at once (Gretton et al. 2012, eq. 3).
+    """The unbiased MMD^2 of KID's kernel over all images of both sets at once (Gretton et al. 2012, eq. 3).
 
     Raises:
-        ValueError: the numbers of features differ, or a set has fewer than 2 pictures.
+        ValueError: the numbers of features differ, or a set has fewer than 2 images.
     """
     score = weighted_kid(features, reference)
     return float(score(np.ones((1, score.count)))[0])
@@ -74,7 +74,7 @@ def kid_of_all(features: Features, reference: Features) -> float:
 class WeightedMmd:
     """The squared MMD of weighted images to a reference, which is not weighted, by a kernel.
 
-    `unbiased` leaves out an image's kernel with itself, also where the image was drawn twice, as it would add a bias that the
+    `unbiased` leaves out an image's kernel with itself, also where the image was sampled twice, as it would add a bias that the
     estimate itself does not have.
     """
 

@@ -1,4 +1,4 @@
-"""Do drawn pictures look real, and do they show all that is real? Precision, recall, density and coverage.
+"""Do sampled images look real, and do they show all that is real? Precision, recall, density and coverage.
 
 Both pairs see a set as the union of balls around its features, each reaching to the k-th nearest neighbour in the set.
 """
@@ -37,14 +37,14 @@ def manifold_scores(features: Features, reference: Features, neighbours: int = 3
 
     Every distance is computed once, in float64, in blocks of rows. A ball's surface belongs to it for precision and
     recall, as in the paper and torch-fidelity (k = 3), and does not for density and coverage, as in prdc (k = 5 in the
-    paper); this tells only between pictures that are equal.
+    paper); this tells only between images that are equal.
 
     Raises:
         ValueError: the numbers of features differ, or `neighbours` is not in [1, min(N, M)).
     """
     x, y = feature_matrices(features, reference)
     if not 1 <= neighbours < min(len(x), len(y)):
-        raise ValueError(f"neighbours: got {neighbours}, takes at least 1 and fewer than the {min(len(x), len(y))} pictures.")
+        raise ValueError(f"neighbours: got {neighbours}, expects at least 1 and fewer than the {min(len(x), len(y))} images.")
     centre = y.mean(axis=0)  # distances lose fewer digits near zero
     x, y = x - centre, y - centre
     own, others = _squared_radii(x, neighbours), _squared_radii(y, neighbours)
@@ -72,7 +72,7 @@ def _squared_radii(x: Matrix, neighbours: int) -> Matrix:
 
 
 def _squared_distances(x: Matrix, y: Matrix) -> Matrix:
-    """(N, M). What is below the rounding of |x|^2 + |y|^2 - 2 x.y is a distance of equal pictures: exactly 0."""
+    """(N, M). What is below the rounding of |x|^2 + |y|^2 - 2 x.y is a distance of equal images: exactly 0."""
     norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
     squared = norms - 2 * (x @ y.T)
     squared[squared < 1e-12 * norms] = 0

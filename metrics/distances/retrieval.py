@@ -1,4 +1,4 @@
-"""Is the picture nearer to its own prompt than to others? R-precision with CLIP (Park et al. 2021, section 4)."""
+"""Is the image nearer to its own prompt than to others? R-precision with CLIP (Park et al. 2021, section 4)."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ SAME = 1e-6  # cosines nearer than this are equal: those of prompts that the tok
 def retrieval_precision(
     image_embeddings: Features, text_embeddings: Features, prompts: Sequence[str], candidates: int = 100, seed: int = 0
 ) -> Matrix:
-    """Per picture (N,), in [0, 1]: 1 where the own prompt has the highest cosine among `candidates` prompts, else 0.
+    """Per image (N,), in [0, 1]: 1 where the own prompt has the highest cosine among `candidates` prompts, else 0.
 
-    `image_embeddings` and `text_embeddings` (N, D), one of each a picture. The other prompts are drawn with `seed` from
+    `image_embeddings` and `text_embeddings` (N, D), one of each an image. The other prompts are sampled with `seed` from
     those with another text, all of them where there are fewer than `candidates`. Where t other prompts are exactly as near
-    as the own one and none is nearer, the picture counts 1 / (1 + t): a text encoder that sees no difference scores
+    as the own one and none is nearer, the image counts 1 / (1 + t): a text encoder that sees no difference scores
     no more than chance. The set's score is the mean.
 
     Raises:
@@ -26,14 +26,14 @@ def retrieval_precision(
     images, texts = feature_matrices(image_embeddings, text_embeddings, ("image embeddings", "text embeddings"), 1)
     if len(images) != len(texts) or len(prompts) != len(texts):
         raise ValueError(
-            f"prompts: got {len(images)} pictures, {len(texts)} text embeddings and {len(prompts)} prompts, takes equally many."
+            f"prompts: got {len(images)} images, {len(texts)} text embeddings and {len(prompts)} prompts, expects equally many."
         )
     first: dict[str, int] = {}
-    own = np.array([first.setdefault(prompt, len(first)) for prompt in prompts])  # number of each picture's prompt
+    own = np.array([first.setdefault(prompt, len(first)) for prompt in prompts])  # number of each image's prompt
     if len(first) < 2:
-        raise ValueError("prompts: got only one text, takes at least two different ones.")
+        raise ValueError("prompts: got only one text, expects at least two different ones.")
     if candidates < 2:
-        raise ValueError(f"candidates: got {candidates}, takes at least 2, the own prompt and another.")
+        raise ValueError(f"candidates: got {candidates}, expects at least 2, the own prompt and another.")
     texts = unit_rows(texts, "text embeddings")[np.unique(own, return_index=True)[1]]  # (P, D), once per prompt
     images = unit_rows(images, "image embeddings")
     rng = np.random.default_rng(seed)
@@ -42,8 +42,8 @@ def retrieval_precision(
     for rows in row_blocks(len(images), len(first)):
         cosines = images[rows] @ texts.T
         for row, (cosine, mine) in enumerate(zip(cosines, own[rows], strict=True), start=rows.start):
-            drawn = rng.choice(len(first) - 1, others, replace=False, shuffle=False)
-            margin = cosine[drawn + (drawn >= mine)] - cosine[mine]  # numbers from the own one on move up by one
+            generated = rng.choice(len(first) - 1, others, replace=False, shuffle=False)
+            margin = cosine[generated + (generated >= mine)] - cosine[mine]  # numbers from the own one on move up by one
             values[row] = 0.0 if margin.max() > SAME else 1 / (1 + int((margin >= -SAME).sum()))
     return values
 

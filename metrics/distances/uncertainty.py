@@ -13,14 +13,14 @@ from scipy import stats
 
 from gendistill.metrics.features.matrix import Features, Matrix
 
-# Symmetric resamples weigh pictures by 1 +- STEP: near enough to 1 that few pictures are not as if fewer still.
+# Symmetric resamples weigh images by 1 +- STEP: near enough to 1 that few images are not as if fewer still.
 STEP = 0.5
 LEVEL = 0.95  # of all intervals
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the score of infinitely many pictures lies, in a share `level` of all experiments."""
+    """Where the score of infinitely many images lies, in a share `level` of all experiments."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ def wilson_interval(count: int, of: int) -> tuple[float, float]:
 
 
 class WeightedScore(Protocol):
-    """A score of `count` pictures; `dim` is the side of the matrix that each value takes the eigenvalues of, 1 if none."""
+    """A score of `count` images; `dim` is the side of the matrix that each value takes the eigenvalues of, 1 if none."""
 
     count: int
     dim: int
@@ -51,17 +51,17 @@ class WeightedScore(Protocol):
 
 
 def mean_interval(values: Features, resamples: int = 1000, seed: int = 0) -> Interval:
-    """Of the mean of per-picture `values` (N,), such as CLIP scores or `ManifoldScores.precision` (Efron 1979).
+    """Of the mean of per-image `values` (N,), such as CLIP scores or `ManifoldScores.precision` (Efron 1979).
 
     The percentile interval of the bootstrap.
 
     Raises:
         ValueError: not (N,) with N >= 2, or not finite.
     """
-    x = picture_values(values)
+    x = image_values(values)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    for start in range(0, resamples, 100):  # 100 resamples of 50,000 pictures are 40 MB of indices
+    for start in range(0, resamples, 100):  # 100 resamples of 50,000 images are 40 MB of indices
         means[start : start + 100] = x[rng.integers(0, len(x), (min(100, resamples - start), len(x)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
@@ -70,7 +70,7 @@ def mean_interval(values: Features, resamples: int = 1000, seed: int = 0) -> Int
 def symmetric_bootstrap(
     score: WeightedScore, resamples: int | None = None, seed: int = 0, at_least: float = -np.inf
 ) -> Interval:
-    """Interval of `score` for infinitely many pictures; `resamples` None: as many as its dimension allows."""
+    """Interval of `score` for infinitely many images; `resamples` None: as many as its dimension allows."""
     weights = symmetric_weights(score.count, resamples or affordable_resamples(score.dim), np.random.default_rng(seed))
     interval = symmetric_interval(score(weights))
     return Interval(max(interval.low, at_least), max(interval.high, at_least))
@@ -83,7 +83,7 @@ def symmetric_weights(count: int, resamples: int, rng: np.random.Generator) -> N
     """
     half = resamples // 2
     if half < 2:
-        raise ValueError(f"resamples: got {resamples}, takes at least 4.")
+        raise ValueError(f"resamples: got {resamples}, expects at least 4.")
     steps = STEP * rng.choice([-1.0, 1.0], (half, count))
     return np.concatenate([np.ones((1, count)), 1 + steps, 1 - steps])
 
@@ -113,28 +113,28 @@ def affordable_resamples(dim: int) -> int:
     return int(np.clip(200 * 256 / dim, 30, 200))
 
 
-def picture_values(values: Features, name: str = "values") -> Matrix:
+def image_values(values: Features, name: str = "values") -> Matrix:
     """`values` (N,) as float64; raises ValueError where not (N,) with N >= 2, or not finite."""
     if isinstance(values, torch.Tensor):
         values = values.detach().to("cpu", torch.float64).numpy()
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"{name}: got shape {x.shape}, takes (N,) with N of at least 2.")
+        raise ValueError(f"{name}: got shape {x.shape}, expects (N,) with N of at least 2.")
     if not np.isfinite(x).all():
-        raise ValueError(f"{name}: got NaN or infinity, takes finite numbers.")
+        raise ValueError(f"{name}: got NaN or infinity, expects finite numbers.")
     return x
 
 
 def sample_size_warning(count: int, dim: int) -> str | None:
-    """One sentence where `count` pictures are too few for a Fréchet distance of `dim` features, else None."""
+    """One sentence where `count` images are too few for a Fréchet distance of `dim` features, else None."""
     if count <= dim:
         return (
-            f"{count} pictures are too few for {dim} features: the covariance is singular and the Fréchet distance far too "
-            f"large; take more than {10 * dim} pictures, an extractor with fewer features, or KID, which has no such bias."
+            f"{count} images are too few for {dim} features: the covariance is singular and the Fréchet distance far too "
+            f"large; take more than {10 * dim} images, an extractor with fewer features, or KID, which has no such bias."
         )
     if count < 10 * dim:
         return (
-            f"{count} pictures are few for {dim} features: the Fréchet distance is too large by an amount that depends on "
-            f"their number; compare only scores of {count} pictures, or take {10 * dim} or more, FID-infinity or KID."
+            f"{count} images are few for {dim} features: the Fréchet distance is too large by an amount that depends on "
+            f"their number; compare only scores of {count} images, or take {10 * dim} or more, FID-infinity or KID."
         )
     return None

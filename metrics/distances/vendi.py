@@ -1,4 +1,4 @@
-"""How different the pictures of one set are from each other: the Vendi score (Friedman & Dieng 2023)."""
+"""How different the images of one set are from each other: the Vendi score (Friedman & Dieng 2023)."""
 
 import numpy as np
 
@@ -8,12 +8,12 @@ from gendistill.metrics.metric import Metric
 
 
 def vendi_score(features: Features) -> float:
-    """The effective number of different pictures in `features` (N, D), in [1, min(N, D)], by their cosines.
+    """The effective number of different images in `features` (N, D), in [1, min(N, D)], by their cosines.
 
     The exponential of Shannon's entropy of the eigenvalues of K / N, K the matrix of cosines (Friedman & Dieng 2023, eq. 3).
 
     Raises:
-        ValueError: not (N, D) with N >= 1, or a picture's features are zero.
+        ValueError: not (N, D) with N >= 1, or an image's features are zero.
     """
     return _effective_number(unit_rows(feature_matrix(features, at_least=1)))
 
@@ -21,12 +21,12 @@ def vendi_score(features: Features) -> float:
 def _effective_number(rows: Matrix) -> float:
     eigenvalues = gram_eigenvalues(rows)
     shares = eigenvalues / np.square(rows).sum()
-    present = shares[shares > len(shares) * np.finfo(np.float64).eps * shares.max()]  # rounding is no picture
+    present = shares[shares > len(shares) * np.finfo(np.float64).eps * shares.max()]  # rounding is no image
     return float(np.exp(-(present * np.log(present)).sum()))
 
 
 class WeightedVendi:
-    """The Vendi score of weighted pictures; with weights of 1, `vendi_score`."""
+    """The Vendi score of weighted images; with weights of 1, `vendi_score`."""
 
     def __init__(self, features: Features) -> None:
         self._x = unit_rows(feature_matrix(features))

@@ -1,4 +1,4 @@
-"""The small classifier whose pooled layer stands in for Inception-v3: 32x32 pictures to 128 features (`fd-emoji`)."""
+"""The small classifier whose pooled layer stands in for Inception-v3: 32x32 images to 128 features (`fd-emoji`)."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 class EmojiFeatureNetwork(nn.Module):
-    """A pre-activation ResNet over 32x32 pictures with three heads: category, vendor, and the words of the name.
+    """A pre-activation ResNet over 32x32 images with three heads: category, vendor, and the words of the name.
 
     The lists give the heads' classes in order; they are kept in `config.json` beside the weights.
     """
@@ -49,13 +49,13 @@ class EmojiFeatureNetwork(nn.Module):
         self.vendor = nn.Linear(channels[-1], len(vendors))
         self.word = nn.Linear(channels[-1], len(words))
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """`pictures` (B, 3, 32, 32) in [-1, 1] to the pooled layer (B, channels[-1]), nonnegative."""
-        return F.relu(self.norm(self.blocks(self.stem(pictures)))).mean(dim=(2, 3))
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` (B, 3, 32, 32) in [-1, 1] to the pooled layer (B, channels[-1]), nonnegative."""
+        return F.relu(self.norm(self.blocks(self.stem(images)))).mean(dim=(2, 3))
 
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of the category (B, C), of the vendor (B, V) and of every word (B, W)."""
-        pooled = self.features(pictures)
+        pooled = self.features(images)
         return self.category(pooled), self.vendor(pooled), self.word(pooled)
 
     def save(self, folder: Path) -> None:

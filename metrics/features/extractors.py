@@ -1,4 +1,4 @@
-"""Frozen networks that map pictures to features, and what a figure must say of them.
+"""Frozen networks that map images to features, and what a figure must say of them.
 
 An extractor's name says which network, weights and resizing convention it stands for. A bare name means public weights
 and the convention that the name is known by; other weights add the first 8 digits of their hash, other conventions theirs.
@@ -22,15 +22,15 @@ EMOJI_FEATURES = Path(__file__).parents[2] / "assets" / "emoji-features"
 # Mean and standard deviation of ImageNet's red, green and blue in [0, 255].
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
-ON_CPU = 16  # pictures that a processor works on together: more are slower, as what they need is fetched from far
+ON_CPU = 16  # images that a processor works on together: more are slower, as what they need is fetched from far
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 class FeatureExtractor(Protocol):
-    """A frozen network that maps pictures to features.
+    """A frozen network that maps images to features.
 
-    name: what the metric is named after (see `metric_name`); dim: D, features a picture; weights_hash: 16 hex digits;
+    name: what the metric is named after (see `metric_name`); dim: D, features an image; weights_hash: 16 hex digits;
     resize: the resizing convention in words.
     """
 
@@ -80,10 +80,10 @@ class EmojiFeatures(FeatureExtractor):
         return cls(network, digest, "emoji" if embedded else f"emoji-{digest[:8]}")
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = images.float() / 127.5 - 1
-        if pictures.shape[-2:] != (32, 32):
-            pictures = F.interpolate(pictures, (32, 32), mode="bilinear", antialias=True)
-        return pictures
+        prepared = images.float() / 127.5 - 1
+        if prepared.shape[-2:] != (32, 32):
+            prepared = F.interpolate(prepared, (32, 32), mode="bilinear", antialias=True)
+        return prepared
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
@@ -94,14 +94,14 @@ class ModuleFeatures(FeatureExtractor):
     """Any module as an extractor.
 
     Args:
-        module: from pictures float32 (B, 3, size, size) to features (B, D), or to a map (B, D, h, w), whose mean over
+        module: from images float32 (B, 3, size, size) to features (B, D), or to a map (B, D, h, w), whose mean over
             space is taken. It is put into evaluation mode.
         name: what the metric is named after; 8 digits of the weights' hash are added.
-        size: pixels that pictures are brought to; None for `resize="none"`.
+        size: pixels that images are brought to; None for `resize="none"`.
         resize: `clean`, `clean-lanczos`, `legacy` or `none` (see `metrics/features/resize.py`).
         normalisation: mean and standard deviation of the channels in [0, 255], such as `IMAGENET`; None leaves them.
         weights_hash: 16 hex digits; by default of the module's state dict.
-        dim: D; by default a black picture tells.
+        dim: D; by default a black image tells.
         full_name: the name as it is, for weights that everyone has.
 
     Raises:
@@ -131,11 +131,11 @@ class ModuleFeatures(FeatureExtractor):
         self.dim = dim or self.features(torch.zeros(1, 3, edge, edge)).shape[1]
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = self.resizing(images)
+        prepared = self.resizing(images)
         if self.normalisation is not None:
             mean, deviation = (torch.tensor(channel).view(3, 1, 1) for channel in self.normalisation)
-            pictures = pictures.sub_(mean).div_(deviation)
-        return pictures
+            prepared = prepared.sub_(mean).div_(deviation)
+        return prepared
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ class ModuleFeatures(FeatureExtractor):
             features = features.mean(dim=(2, 3))
         if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(prepared):
             got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-            raise ValueError(f"extractor {self.name}: its module gave {got}, takes (B, D) or (B, D, h, w).")
+            raise ValueError(f"extractor {self.name}: its module gave {got}, expects (B, D) or (B, D, h, w).")
         return features.float()
 
 
@@ -179,7 +179,7 @@ def torchvision_features(
 ) -> ModuleFeatures:
     """What enters the last linear layer of a torchvision classifier: of `resnet18`, the 512 pooled features.
 
-    Pictures are resized to the square that the network was trained on, without a crop, and normalised as ImageNet.
+    Images are resized to the square that the network was trained on, without a crop, and normalised as ImageNet.
     `weights_path` is a `.pth` or `.safetensors`; None downloads torchvision's default weights.
 
     Raises:
@@ -188,7 +188,7 @@ def torchvision_features(
     from torchvision import models
 
     if network_name not in models.list_models(module=models):
-        raise ValueError(f"extractor: got 'torchvision:{network_name}', takes a name of torchvision.models.list_models().")
+        raise ValueError(f"extractor: got 'torchvision:{network_name}', expects a name of torchvision.models.list_models().")
     public = models.get_model_weights(network_name).DEFAULT
     path = Path(weights_path) if weights_path else downloaded(public.url, f"the weights of torchvision's {network_name}")
     if weights_path is None:
@@ -202,7 +202,7 @@ def torchvision_features(
             raise ValueError(f"weights: {path} are not of torchvision's {network_name} ({reason}).") from error
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"extractor: got 'torchvision:{network_name}', which ends in no linear layer; takes one that does.")
+        raise ValueError(f"extractor: got 'torchvision:{network_name}', which ends in no linear layer; expects one that does.")
     parent, _, last = linear[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
     digest = weights_hash(path)

@@ -1,6 +1,6 @@
-"""Pictures to feature vectors, once; every distance between sets of pictures is computed from these.
+"""Images to feature vectors, once; every distance between sets of images is computed from these.
 
-Pictures are resized in threads ahead of the network, a batch or two: memory does not grow with their number.
+Images are resized in threads ahead of the network, a batch or two: memory does not grow with their number.
 """
 
 import os
@@ -28,25 +28,25 @@ __all__ = [
     "EMOJI_FEATURES",
     "EmojiFeatures",
     "FeatureExtractor",
+    "Images",
     "InceptionFeatures",
     "ModuleFeatures",
-    "Pictures",
     "extract",
     "feature_batches",
     "load_extractor",
     "metric_name",
 ]
 
-Picture = Image.Image | NDArray[np.uint8]
-Pictures = torch.Tensor | Iterable[torch.Tensor] | Iterable[Picture]
+ImageLike = Image.Image | NDArray[np.uint8]
+Images = torch.Tensor | Iterable[torch.Tensor] | Iterable[ImageLike]
 
 BATCHES_AHEAD = 1  # prepared while the network works: at 299x299 a batch of 64 is 69 MB
-PIECE = 8  # pictures of a batch that one thread prepares
+PIECE = 8  # images of a batch that one thread prepares
 
 
 def extract(
     extractor: FeatureExtractor,
-    images: Pictures,
+    images: Images,
     batch_size: int = 64,
     progress: Callable[[int], object] | None = None,
     workers: int | None = None,
@@ -54,17 +54,17 @@ def extract(
     """Features float32 (N, D) on the CPU of `images`; see `feature_batches`, which does not keep them all in memory.
 
     Raises:
-        ValueError: as `feature_batches`; or there are no pictures.
+        ValueError: as `feature_batches`; or there are no images.
     """
     features = list(feature_batches(extractor, images, batch_size, progress, workers))
     if not features:
-        raise ValueError("images: got none, takes at least one picture.")
+        raise ValueError("images: got none, expects at least one image.")
     return torch.cat(features)
 
 
 def feature_batches(
     extractor: FeatureExtractor,
-    images: Pictures,
+    images: Images,
     batch_size: int = 64,
     progress: Callable[[int], object] | None = None,
     workers: int | None = None,
@@ -73,13 +73,13 @@ def feature_batches(
 
     Args:
         images: uint8 (N, 3, H, W), which is cut into batches; or an iterable of such batches, which are taken as they
-            come; or an iterable of RGB pictures of mixed sizes, Pillow's or uint8 arrays (H, W, 3).
-        batch_size: pictures that go through the network together.
-        progress: called after each batch with the number of pictures done so far.
+            come; or an iterable of RGB images of mixed sizes, Pillow's or uint8 arrays (H, W, 3).
+        batch_size: images that go through the network together.
+        progress: called after each batch with the number of images done so far.
         workers: threads that prepare; by default as many as there are processors.
 
     Raises:
-        ValueError: the pictures are of another kind, or of mixed sizes where the extractor does not resize.
+        ValueError: the images are of another kind, or of mixed sizes where the extractor does not resize.
     """
     waiting: deque[tuple[torch.Tensor | None, list[Future[torch.Tensor]]]] = deque()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
@@ -104,31 +104,31 @@ def feature_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(images: Pictures, batch_size: int) -> Iterator[list[torch.Tensor | Picture]]:
-    """The pictures of one call of the network each, in pieces."""
-    pictures: list[torch.Tensor | Picture] = []
+def _batches(images: Images, batch_size: int) -> Iterator[list[torch.Tensor | ImageLike]]:
+    """The images of one call of the network each, in pieces."""
+    batch: list[torch.Tensor | ImageLike] = []
     for item in images.split(batch_size) if isinstance(images, torch.Tensor) else images:
         if isinstance(item, torch.Tensor):
             if item.dtype != torch.uint8 or item.ndim != 4 or item.shape[1] != 3:
-                raise ValueError(f"images: got {item.dtype} {tuple(item.shape)}, takes torch.uint8 (B, 3, H, W).")
+                raise ValueError(f"images: got {item.dtype} {tuple(item.shape)}, expects torch.uint8 (B, 3, H, W).")
             if len(item):
                 yield list(item.split(PIECE))
             continue
         if isinstance(item, Image.Image):
             if item.mode != "RGB":
-                raise ValueError(f"images: got a picture of mode {item.mode}, takes RGB.")
+                raise ValueError(f"images: got an image of mode {item.mode}, expects RGB.")
         elif not isinstance(item, np.ndarray) or item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
             got = f"{item.dtype} {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
-            raise ValueError(f"images: got {got}, takes RGB pictures, uint8 arrays (H, W, 3) or tensors (B, 3, H, W).")
-        pictures.append(item)
-        if len(pictures) == batch_size:
-            yield pictures
-            pictures = []
-    if pictures:
-        yield pictures
+            raise ValueError(f"images: got {got}, expects RGB images, uint8 arrays (H, W, 3) or tensors (B, 3, H, W).")
+        batch.append(item)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _slots(buffer: torch.Tensor | None, pieces: list[torch.Tensor | Picture]) -> list[torch.Tensor | None]:
+def _slots(buffer: torch.Tensor | None, pieces: list[torch.Tensor | ImageLike]) -> list[torch.Tensor | None]:
     """The part of a buffer for each piece of a batch, None where it has no room."""
     lengths = [len(piece) if isinstance(piece, torch.Tensor) else 1 for piece in pieces]
     if buffer is None or len(buffer) < sum(lengths):
@@ -136,8 +136,8 @@ def _slots(buffer: torch.Tensor | None, pieces: list[torch.Tensor | Picture]) ->
     return list(buffer[: sum(lengths)].split(lengths))
 
 
-def _prepare(extractor: FeatureExtractor, piece: torch.Tensor | Picture, slot: torch.Tensor | None) -> torch.Tensor:
-    """The slot, filled, where the prepared pictures fit into it."""
+def _prepare(extractor: FeatureExtractor, piece: torch.Tensor | ImageLike, slot: torch.Tensor | None) -> torch.Tensor:
+    """The slot, filled, where the prepared images fit into it."""
     if not isinstance(piece, torch.Tensor):
         piece = torch.from_numpy(np.array(piece)).permute(2, 0, 1)[None]
     prepared = extractor.prepare(piece)
@@ -154,6 +154,6 @@ def _together(prepared: list[torch.Tensor], buffer: torch.Tensor | None) -> torc
     if len(sizes) > 1:
         (a_height, a_width), (b_height, b_width) = sizes[:2]
         raise ValueError(
-            f"images: got {a_width}x{a_height} and {b_width}x{b_height} in a batch, takes equal sizes where resize is 'none'."
+            f"images: got {a_width}x{a_height} and {b_width}x{b_height} in a batch, expects equal sizes where resize is 'none'."
         )
     return prepared[0] if len(prepared) == 1 else torch.cat(prepared)

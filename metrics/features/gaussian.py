@@ -45,14 +45,14 @@ class GaussianStatistics:
         """
         mean, covariance, count = _read(path)
         if mean.ndim != 1 or covariance.shape != mean.shape * 2:
-            raise ValueError(f"{path}: got mu {mean.shape} and sigma {covariance.shape}, takes (D,) and (D, D).")
+            raise ValueError(f"{path}: got mu {mean.shape} and sigma {covariance.shape}, expects (D,) and (D, D).")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise ValueError(f"{path}: got NaN or infinity in mu or sigma, takes finite numbers.")
+            raise ValueError(f"{path}: got NaN or infinity in mu or sigma, expects finite numbers.")
         if not np.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * np.abs(covariance).max(initial=0)):
-            raise ValueError(f"{path}: got a sigma that is not symmetric, takes a covariance (D, D).")
+            raise ValueError(f"{path}: got a sigma that is not symmetric, expects a covariance (D, D).")
         if dim is not None and len(mean) != dim:
             raise ValueError(
-                f"{path}: got statistics of {len(mean)} features, takes {dim}, as many as the extractor gives; compute "
+                f"{path}: got statistics of {len(mean)} features, expects {dim}, as many as the extractor gives; compute "
                 f"them again with this extractor."
             )
         return cls(mean, covariance, count)
@@ -61,16 +61,16 @@ class GaussianStatistics:
 def _read(path: str | Path) -> tuple[Matrix, Matrix, int | None]:
     with Path(path).open("rb") as file:
         if not zipfile.is_zipfile(file):
-            raise ValueError(f"{path}: got a file that is no .npz, takes one with 'mu' (D,) and 'sigma' (D, D).")
+            raise ValueError(f"{path}: got a file that is no .npz, expects one with 'mu' (D,) and 'sigma' (D, D).")
     with np.load(path, allow_pickle=False) as arrays:
         names = sorted(arrays.files)
         if not {"mu", "sigma"} <= set(names):
-            raise ValueError(f"{path}: got arrays {names}, takes 'mu' (D,) and 'sigma' (D, D).")
+            raise ValueError(f"{path}: got arrays {names}, expects 'mu' (D,) and 'sigma' (D, D).")
         try:
             mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
             count = int(arrays["count"]) if "count" in names else None
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: got arrays that are pickled, damaged or no numbers, takes plain numbers.") from error
+            raise ValueError(f"{path}: got arrays that are pickled, damaged or no numbers, expects plain numbers.") from error
     return mean, covariance, count
 
 
@@ -103,7 +103,7 @@ class Moments:
     def statistics(self) -> GaussianStatistics:
         """Of all that was added; more may be added later. Raises ValueError after fewer than 2 features."""
         if self.count < 2:
-            raise ValueError(f"features: got {self.count}, takes at least 2 for a covariance.")
+            raise ValueError(f"features: got {self.count}, expects at least 2 for a covariance.")
         return GaussianStatistics(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
 

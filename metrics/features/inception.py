@@ -25,9 +25,9 @@ PUBLIC_HASH = "6726825d"  # the beginning of that file's SHA-256
 
 
 class FidInception(nn.Module):
-    """The network up to its pooled layer: pictures float (B, 3, 299, 299) in [0, 255] to features (B, 2048), >= 0.
+    """The network up to its pooled layer: images float (B, 3, 299, 299) in [0, 255] to features (B, 2048), >= 0.
 
-    Pictures are scaled as TensorFlow's graph and torch-fidelity scale them, (x - 128) / 128; pytorch-fid takes
+    Images are scaled as TensorFlow's graph and torch-fidelity scale them, (x - 128) / 128; pytorch-fid takes
     (x - 127.5) / 127.5. Batch norms are folded into the convolutions, and the layers run with the channels last.
 
     Raises:
@@ -44,7 +44,9 @@ class FidInception(nn.Module):
             network.load_state_dict(counts | dict(state), assign=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"weights: got none of FID's Inception-v3 ({reason}); takes torchvision's layer names.") from error
+            raise ValueError(
+                f"weights: got none of FID's Inception-v3 ({reason}); expects torchvision's layer names."
+            ) from error
         network.dropout, network.fc = nn.Identity(), nn.Identity()
         traced = symbolic_trace(network.eval().float().requires_grad_(False))
         pools = [node for node in traced.graph.nodes if node.target is F.avg_pool2d]

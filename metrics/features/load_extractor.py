@@ -48,7 +48,7 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
         kind, rest = "clip", name
     chosen: Mapping[str, Any] = {} if resize is None else {"resize": resize}
     if resize is not None and kind in ("emoji", "clip"):
-        raise ValueError(f"resize: got {resize!r} for {name!r}, takes none: it resizes in a way of its own.")
+        raise ValueError(f"resize: got {resize!r} for {name!r}, expects none: it resizes in a way of its own.")
     if kind == "emoji" and (not rest or path.is_dir()):
         return EmojiFeatures.from_folder(rest or EMOJI_FEATURES, device)
     if kind == "inception":
@@ -65,7 +65,7 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
 
         return clip_features(rest or CLIP, device)
     near = difflib.get_close_matches(kind, NAMES, 1, 0.5)
-    raise ValueError(f"extractor: got {name!r}, takes {TAKES}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    raise ValueError(f"extractor: got {name!r}, expects {TAKES}" + (f"; did you mean {near[0]!r}?" if near else "."))
 
 
 def _kind_of_folder(folder: Path) -> str:

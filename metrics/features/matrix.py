@@ -18,9 +18,9 @@ def feature_matrix(features: Features, name: str = "features", at_least: int = 2
         features = features.detach().to("cpu", torch.float64).numpy()
     matrix = np.asarray(features, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] < at_least or matrix.shape[1] < 1:
-        raise ValueError(f"{name}: got shape {matrix.shape}, takes (N, D) with N of at least {at_least}.")
+        raise ValueError(f"{name}: got shape {matrix.shape}, expects (N, D) with N of at least {at_least}.")
     if not np.isfinite(matrix).all():
-        raise ValueError(f"{name}: got NaN or infinity, takes finite numbers.")
+        raise ValueError(f"{name}: got NaN or infinity, expects finite numbers.")
     return matrix
 
 
@@ -30,7 +30,7 @@ def feature_matrices(
     """Both as `feature_matrix`; raises ValueError also where they have different numbers of features."""
     a, b = feature_matrix(features, names[0], at_least), feature_matrix(reference, names[1], at_least)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{names[0]} and {names[1]}: got {a.shape[1]} and {b.shape[1]} features, takes equal numbers.")
+        raise ValueError(f"{names[0]} and {names[1]}: got {a.shape[1]} and {b.shape[1]} features, expects equal numbers.")
     return a, b
 
 
@@ -38,7 +38,7 @@ def unit_rows(matrix: Matrix, name: str = "features") -> Matrix:
     """Each row of `matrix` (N, D) divided by its length; raises ValueError where one is zero."""
     length = np.linalg.norm(matrix, axis=1, keepdims=True)
     if not length.all():
-        raise ValueError(f"{name}: got a row of zeros (number {int(np.argmin(length))}), takes vectors with a direction.")
+        raise ValueError(f"{name}: got a row of zeros (number {int(np.argmin(length))}), expects vectors with a direction.")
     return matrix / length
 
 

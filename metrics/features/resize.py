@@ -1,10 +1,10 @@
-"""How pictures are brought to the size that a feature network takes: the choice that moves FID most (Parmar et al. 2022).
+"""How images are brought to the size that a feature network takes: the choice that moves FID most (Parmar et al. 2022).
 
 clean: each channel by Pillow in float32, bicubic, antialiased, clipped to [0, 255], not rounded to whole numbers; the
     bits of clean-fid's `clean`. `clean-lanczos` is the same with the Lanczos filter.
 legacy: bilinear as TensorFlow 1.x does it, in which the FID paper's code and torch-fidelity resize: source = destination
     * scale without half-pixel centres and without antialiasing.
-none: pictures stay as they are.
+none: images stay as they are.
 """
 
 import difflib
@@ -27,7 +27,7 @@ _IN_WORDS = {
 
 @dataclass(frozen=True)
 class Resize:
-    """A convention and the size (pixels, height and width) that it brings pictures to; `none` takes no size.
+    """A convention and the size (pixels, height and width) that it brings images to; `none` takes no size.
 
     Raises:
         ValueError: the convention is unknown, the size is missing or less than 1, or given for `none`.
@@ -40,11 +40,11 @@ class Resize:
         if self.convention not in CONVENTIONS:
             near = difflib.get_close_matches(self.convention, CONVENTIONS, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"resize: got {self.convention!r}, takes one of {', '.join(CONVENTIONS)}{hint}")
+            raise ValueError(f"resize: got {self.convention!r}, expects one of {', '.join(CONVENTIONS)}{hint}")
         if self.convention == "none" and self.size is not None:
-            raise ValueError(f"size: got {self.size} for resize 'none', takes None.")
+            raise ValueError(f"size: got {self.size} for resize 'none', expects None.")
         if self.convention != "none" and (self.size is None or self.size < 1):
-            raise ValueError(f"size: got {self.size} for resize {self.convention!r}, takes at least 1 pixel.")
+            raise ValueError(f"size: got {self.size} for resize {self.convention!r}, expects at least 1 pixel.")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """`images` uint8 (B, 3, H, W) to float32 (B, 3, size, size) in [0, 255], on the CPU for the clean ones."""

@@ -55,7 +55,7 @@ def open_clip_model(name_or_path: str | Path, field: str) -> OpenedClip:
     name, _, tag = str(name_or_path).partition("/")
     if (name, tag) not in open_clip.list_pretrained():
         raise ValueError(
-            f"{field}: got {str(name_or_path)!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
+            f"{field}: got {str(name_or_path)!r}, expects a folder with open_clip_config.json or MODEL/TAG of "
             f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
         )
     try:
@@ -104,8 +104,8 @@ class _ClassToken(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pictures).last_hidden_state[:, 0]
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=images).last_hidden_state[:, 0]
 
 
 def dinov2_features(
@@ -113,7 +113,7 @@ def dinov2_features(
 ) -> ModuleFeatures:
     """The class token of DINOv2 after its last norm, as FD-DINOv2 takes it (Stein et al. 2023): ViT-L/14 by default.
 
-    Pictures are resized to 224x224 without a crop, or to the model's own size where that is smaller, and normalised as
+    Images are resized to 224x224 without a crop, or to the model's own size where that is smaller, and normalised as
     ImageNet. A hub id is downloaded once, safetensors only.
 
     Raises:
@@ -127,11 +127,11 @@ def dinov2_features(
     except (OSError, ValueError) as error:
         if local:
             reason = str(error).split("\n", 1)[0]
-            raise ValueError(f"extractor: {folder_or_id} cannot be read ({reason}); takes a folder as DINOv2's.") from error
+            raise ValueError(f"extractor: {folder_or_id} cannot be read ({reason}); expects a folder as DINOv2's.") from error
         raise unreachable(f"DINOv2 {str(folder_or_id)!r}", "the Hugging Face hub", error) from error
     if not model.config.model_type.startswith("dinov2"):
-        raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; takes a DINOv2.")
-    if missing := sorted(loading["missing_keys"]):  # which transformers draws at random
+        raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; expects a DINOv2.")
+    if missing := sorted(loading["missing_keys"]):  # which transformers samples at random
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(f"extractor: {folder_or_id} lacks {len(missing)} of its weights ({names}); expects all of them.")
     name = "dinov2" if local or str(folder_or_id) == DINOV2 else str(folder_or_id).replace("/", "-").removeprefix("facebook-")

@@ -40,14 +40,16 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """
     file = Path(path)
     if file.suffix not in SUFFIXES or not file.is_file():
-        raise ValueError(f"weights: got {str(path)!r}, takes a file that is there and ends in {', '.join(SUFFIXES)}.")
+        raise ValueError(f"weights: got {str(path)!r}, expects a file that is there and ends in {', '.join(SUFFIXES)}.")
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
         first = str(error).split("\n", 1)[0]
-        raise ValueError(f"weights: {file} cannot be read ({first}); takes tensors by their names and nothing else.") from error
+        raise ValueError(
+            f"weights: {file} cannot be read ({first}); expects tensors by their names and nothing else."
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f"weights: {file} holds a {type(state).__name__}; takes tensors by their names and nothing else.")
+        raise ValueError(f"weights: {file} holds a {type(state).__name__}; expects tensors by their names and nothing else.")
     return dict(state)
 
 
@@ -70,4 +72,4 @@ def downloaded(url: str, what: str) -> Path:
 def unreachable(what: str, where: str, error: Exception) -> ValueError:
     """The sentence for weights that a machine without network, or with a mistyped name, cannot get."""
     reason = str(error).split("\n", 1)[0].rstrip(".")
-    return ValueError(f"extractor: {what} cannot be fetched from {where} ({reason}); it takes a local path instead.")
+    return ValueError(f"extractor: {what} cannot be fetched from {where} ({reason}); it expects a local path instead.")

@@ -64,7 +64,7 @@ def linear_cka(a: Features, b: Features, *, unbiased: bool = False) -> float:
     at_least = 4 if unbiased else 2
     x, y = feature_matrix(a, "a", at_least), feature_matrix(b, "b", at_least)
     if len(x) != len(y):
-        raise ValueError(f"a and b: got {len(x)} and {len(y)} samples, takes the same samples in both.")
+        raise ValueError(f"a and b: got {len(x)} and {len(y)} samples, expects the same samples in both.")
     grams = []
     for name, features in (("a", x), ("b", y)):
         centred = _unit(_centred(features, name))  # of length 1, so that no product over- or underflows
@@ -72,7 +72,7 @@ def linear_cka(a: Features, b: Features, *, unbiased: bool = False) -> float:
     k, ell = grams
     lengths = np.linalg.norm(k) * np.linalg.norm(ell)
     if lengths == 0:
-        raise ValueError("a and b: got features whose samples cannot be told apart, takes some that differ.")
+        raise ValueError("a and b: got features whose samples cannot be told apart, expects some that differ.")
     return float(np.clip((k * ell).sum() / lengths, -1, 1))
 
 
@@ -124,7 +124,7 @@ def mean_cosine(teacher: Features, student: Features) -> float:
     t, s = _same_samples(teacher, student)
     lengths = np.linalg.norm(t, axis=1) * np.linalg.norm(s, axis=1)
     if not lengths.all():
-        raise ValueError("teacher and student: got a row of zeros, takes vectors with a direction.")
+        raise ValueError("teacher and student: got a row of zeros, expects vectors with a direction.")
     return float(np.clip((t * s).sum(axis=1) / lengths, -1, 1).mean())
 
 
@@ -141,7 +141,7 @@ def latent_psnr(teacher: Features, student: Features) -> float:
     t, s = _same_samples(teacher, student)
     peak = float(t.max() - t.min())
     if peak == 0:
-        raise ValueError("teacher: got one number everywhere, takes latents that differ.")
+        raise ValueError("teacher: got one number everywhere, expects latents that differ.")
     error = float(np.square(t - s).mean())
     return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))
 
@@ -149,7 +149,7 @@ def latent_psnr(teacher: Features, student: Features) -> float:
 def _same_samples(teacher: Features, student: Features, at_least: int = 1) -> tuple[Matrix, Matrix]:
     t, s = feature_matrices(teacher, student, ("teacher", "student"), at_least)
     if len(t) != len(s):
-        raise ValueError(f"teacher and student: got {len(t)} and {len(s)} samples, takes the same samples in both.")
+        raise ValueError(f"teacher and student: got {len(t)} and {len(s)} samples, expects the same samples in both.")
     return t, s
 
 
@@ -157,7 +157,7 @@ def _centred(features: Matrix, name: str) -> Matrix:
     """About their mean; ValueError where nothing but rounding is left, as their direction would mean nothing."""
     centred = features - features.mean(axis=0)
     if np.linalg.norm(centred) <= 1e-14 * np.linalg.norm(features):
-        raise ValueError(f"{name}: got the same features for all samples, takes some that differ.")
+        raise ValueError(f"{name}: got the same features for all samples, expects some that differ.")
     return centred
 
 

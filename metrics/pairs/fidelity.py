@@ -1,4 +1,4 @@
-"""How near a student's pictures are to its teacher's, picture by picture (same noise, same prompt)."""
+"""How near a student's images are to its teacher's, image by image (same noise, same prompt)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendistill.metrics.metric import ImagePairs, Metric, MetricInputs, Need
 from gendistill.metrics.pairs.perceptual import BACKBONES, Lpips
 
 SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5, cut at 3.5 sigma
-MAX_PSNR = 100.0  # dB; what equal pictures count as in a mean
+MAX_PSNR = 100.0  # dB; what equal images count as in a mean
 PEAK = 255.0
 AT_ONCE = 64
 
@@ -47,7 +47,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     _require_pairs(a, b)
     if a.ndim != 4 or min(a.shape[-2:]) < SSIM_WINDOW:
         least = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
-        raise ValueError(f"pictures: got {tuple(a.shape)}, SSIM takes (N, C, H, W) of at least {least} pixels, its window.")
+        raise ValueError(f"images: got {tuple(a.shape)}, SSIM takes (N, C, H, W) of at least {least} pixels, its window.")
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
     def similarity(of_a: Tensor, of_b: Tensor) -> Tensor:
@@ -69,28 +69,28 @@ def _windowed(values: np.ndarray) -> np.ndarray:
 
 
 def lpips_distance(lpips: Lpips, a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS, float32 (N,) on the CPU, of pictures (N, 3, H, W): uint8, or floats in [-1, 1]; 0 where they are equal.
+    """LPIPS, float32 (N,) on the CPU, of images (N, 3, H, W): uint8, or floats in [-1, 1]; 0 where they are equal.
 
     Raises:
-        ValueError: shapes or dtypes differ, or a picture is smaller than the network takes.
+        ValueError: shapes or dtypes differ, or an image is smaller than the network takes.
     """
     _require_pairs(a, b)
     device = lpips.get_buffer("shift").device
 
-    def signed(pictures: Tensor) -> Tensor:
-        return (pictures.to(device).float() / 127.5 - 1) if pictures.dtype == torch.uint8 else pictures.to(device).float()
+    def signed(images: Tensor) -> Tensor:
+        return (images.to(device).float() / 127.5 - 1) if images.dtype == torch.uint8 else images.to(device).float()
 
     return _by_batch(lambda x, y: lpips(signed(x), signed(y)).cpu(), a, b)
 
 
 def feature_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine in [-1, 1], (N,), between features (N, D) of the pictures of each pair."""
+    """Cosine in [-1, 1], (N,), between features (N, D) of the images of each pair."""
     return F.cosine_similarity(a, b, dim=1)
 
 
 def _require_pairs(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(f"pictures: got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}, takes equal ones.")
+        raise ValueError(f"images: got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}, expects equal ones.")
 
 
 def _to_bytes(values: Tensor, dtype: torch.dtype) -> Tensor:

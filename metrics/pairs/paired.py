@@ -9,8 +9,8 @@ from gendistill.metrics.distances.frechet import WeightedFrechet
 from gendistill.metrics.distances.uncertainty import (
     Interval,
     affordable_resamples,
+    image_values,
     mean_interval,
-    picture_values,
     symmetric_interval,
     symmetric_weights,
 )
@@ -20,7 +20,7 @@ from gendistill.metrics.features.matrix import Features, Matrix, feature_matrice
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference A - B of a score of two models over `n` pairs of pictures, same prompt and seed in each."""
+    """The difference A - B of a score of two models over `n` pairs of images, same prompt and seed in each."""
 
     difference: float
     interval: Interval  # of the difference for infinitely many pairs
@@ -53,23 +53,23 @@ class PairedTest:
 
 
 def paired_test(a: Features, b: Features, higher_is_better: bool = True, resamples: int = 9999, seed: int = 0) -> PairedTest:
-    """Of per-picture scores `a` and `b` (N,): sign-flip permutation test of the mean difference (Fisher 1935, section 21).
+    """Of per-image scores `a` and `b` (N,): sign-flip permutation test of the mean difference (Fisher 1935, section 21).
 
     The p-value counts both directions; `resamples` random sign patterns, so it is at least 1 / (resamples + 1).
 
     Raises:
         ValueError: shapes differ, or as `mean_interval`.
     """
-    x, y = picture_values(a, "a"), picture_values(b, "b")
+    x, y = image_values(a, "a"), image_values(b, "b")
     if len(x) != len(y):
-        raise ValueError(f"b: got {len(y)} scores for {len(x)} of a, takes one for each pair.")
+        raise ValueError(f"b: got {len(y)} scores for {len(x)} of a, expects one for each pair.")
     difference = x - y
     rng = np.random.default_rng(seed)
     flipped = np.empty(resamples)
     for start in range(0, resamples, 200):
         signs = rng.integers(0, 2, (min(200, resamples - start), len(x)), dtype=np.int8)
         flipped[start : start + 200] = 2 * (signs.astype(np.float64) @ difference) - difference.sum()
-    p_value = _share_as_large(difference.sum(), flipped, scale=np.abs(difference).sum())
+    p_value = _fraction_as_large(difference.sum(), flipped, scale=np.abs(difference).sum())
     interval = mean_interval(difference, seed=seed)
     return PairedTest(float(difference.mean()), interval, p_value, len(x), higher_is_better)
 
@@ -77,9 +77,9 @@ def paired_test(a: Features, b: Features, higher_is_better: bool = True, resampl
 def paired_test_frechet(
     a: Features, b: Features, reference: GaussianStatistics, resamples: int | None = None, seed: int = 0
 ) -> PairedTest:
-    """Of the Fréchet distances of `a` and `b` (N, D), row i of both drawn from one prompt and seed, to `reference`.
+    """Of the Fréchet distances of `a` and `b` (N, D), row i of both sampled from one prompt and seed, to `reference`.
 
-    Swaps the members of random pairs between the sets for the p-value, and draws pairs for the interval, which is
+    Swaps the members of random pairs between the sets for the p-value, and samples pairs for the interval, which is
     corrected for the bias of finite sets. `resamples` None: 200 up to 256 features, 30 for 2048.
 
     Raises:
@@ -87,21 +87,21 @@ def paired_test_frechet(
     """
     x, y = feature_matrices(a, b, ("a", "b"))
     if len(x) != len(y):
-        raise ValueError(f"b: got {len(y)} pictures for {len(x)} of a, takes one for each pair.")
-    # Over the pictures of A and then those of B; a set is a weighting that has zeros where it has no picture.
+        raise ValueError(f"b: got {len(y)} images for {len(x)} of a, expects one for each pair.")
+    # Over the images of A and then those of B; a set is a weighting that has zeros where it has no image.
     score, n = WeightedFrechet(np.concatenate([x, y]), reference), len(x)
     resamples = resamples or affordable_resamples(score.dim)
     rng = np.random.default_rng(seed)
-    drawn = symmetric_weights(n, resamples, rng)
+    generated = symmetric_weights(n, resamples, rng)
     stays = rng.integers(0, 2, (resamples, n)).astype(np.float64)
-    first = np.concatenate([np.hstack([drawn, 0 * drawn]), np.hstack([stays, 1 - stays])])
+    first = np.concatenate([np.hstack([generated, 0 * generated]), np.hstack([stays, 1 - stays])])
     differences = score(first) - score(np.roll(first, n, axis=1))
-    resampled, swapped = differences[: len(drawn)], differences[len(drawn) :]
-    p_value = _share_as_large(float(resampled[0]), swapped, scale=float(np.abs(swapped).max()))
+    resampled, swapped = differences[: len(generated)], differences[len(generated) :]
+    p_value = _fraction_as_large(float(resampled[0]), swapped, scale=float(np.abs(swapped).max()))
     return PairedTest(float(resampled[0]), symmetric_interval(resampled), p_value, n, higher_is_better=False)
 
 
-def _share_as_large(observed: float, permuted: Matrix, scale: float) -> float:
+def _fraction_as_large(observed: float, permuted: Matrix, scale: float) -> float:
     """Two-sided p-value of `observed` among `permuted` (B,), itself counted (Phipson & Smyth 2010).
 
     With fewer than 100, which could show no p below 0.01, that of a normal with their spread about zero: swapping within

@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by a network that was trained to see objects (Zhang et al. 2018)."""
+"""LPIPS: how different two images look, by a network that was trained to see objects (Zhang et al. 2018)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from gendistill.metrics.features.weight_files import downloaded, read_state, weights_hash
 
-# ImageNet's mean and standard deviation, for pictures in [-1, 1]
+# ImageNet's mean and standard deviation, for images in [-1, 1]
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @dataclass(frozen=True)
 class Backbone:
     """A network of torchvision: its builder's name, the file that torchvision downloads, where features are taken (after
-    so many layers of `features`), and the least edge of a picture that reaches the last of them."""
+    so many layers of `features`), and the least edge of an image that reaches the last of them."""
 
     builder: str
     file: str
@@ -35,7 +35,7 @@ BACKBONES = {
 
 
 class Lpips(nn.Module):
-    """The distance of Zhang et al. 2018, eq. 1, version 0.1 of their weights: lower is nearer, 0 for equal pictures.
+    """The distance of Zhang et al. 2018, eq. 1, version 0.1 of their weights: lower is nearer, 0 for equal images.
 
     Features of several layers, each of unit length at every place; their squared differences, weighted a channel by the
     heads, which were learned from what people saw; averaged over places and summed over layers.
@@ -57,22 +57,22 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances float32 (N,) of pictures (N, 3, H, W), float in [-1, 1].
+        """Distances float32 (N,) of images (N, 3, H, W), float in [-1, 1].
 
         Raises:
-            ValueError: a picture is smaller than the network takes.
+            ValueError: an image is smaller than the network takes.
         """
         least = self.backbone.least
         if min(a.shape[-2:]) < least:
-            raise ValueError(f"pictures: got {a.shape[-1]}x{a.shape[-2]}, {self.name} takes at least {least}x{least}.")
+            raise ValueError(f"images: got {a.shape[-1]}x{a.shape[-2]}, {self.name} expects at least {least}x{least}.")
         distance = torch.zeros(len(a), device=a.device)
         for k, (of_a, of_b) in enumerate(zip(self._features(a), self._features(b), strict=True)):
             difference = (of_a - of_b).square() * self.get_buffer(f"head_{k}")
             distance += difference.sum(dim=1).mean(dim=(1, 2))
         return distance
 
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        x, found = (pictures - self.get_buffer("shift")) / self.get_buffer("scale"), []
+    def _features(self, images: Tensor) -> list[Tensor]:
+        x, found = (images - self.get_buffer("shift")) / self.get_buffer("scale"), []
         for count, layer in enumerate(self.layers, start=1):
             x = layer(x)
             if count in self.backbone.taps:
@@ -99,14 +99,14 @@ def load_lpips(
         ValueError: there are no weights and none may be fetched, or the file holds something else.
     """
     if network not in BACKBONES:
-        raise ValueError(f"network: got {network!r}, takes one of {', '.join(BACKBONES)}.")
+        raise ValueError(f"network: got {network!r}, expects one of {', '.join(BACKBONES)}.")
     backbone = BACKBONES[network]
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
     what = f"torchvision's {backbone.builder}"
     if weights is None and download:
         path = downloaded(f"https://download.pytorch.org/models/{backbone.file}", what)
     if weights is None and not path.is_file():
-        raise ValueError(f"weights: {what} is not on this machine ({path}); takes a file, or leave to download it.")
+        raise ValueError(f"weights: {what} is not on this machine ({path}); expects a file, or leave to download it.")
     with torch.device("meta"):  # without the time and the memory of random weights, most of them of layers that are not used
         layers = torchvision.models.get_model(backbone.builder, weights=None).features
     stored = {name.removeprefix("features."): t for name, t in read_state(path).items() if name.startswith("features.")}

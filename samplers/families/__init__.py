@@ -54,7 +54,7 @@ def family_of(pipeline: Any) -> Family:
     Raises:
         ValueError: it belongs to none.
     """
-    found = next((family for family in FAMILIES if family.takes(pipeline)), None)
+    found = next((family for family in FAMILIES if family.supports(pipeline)), None)
     if found is None:
         raise _not_supported("opened", type(pipeline).__name__)
     return found
@@ -77,4 +77,4 @@ def require_supported(source: object, pipeline_class: str) -> None:
 
 
 def _not_supported(source: object, pipeline_class: str) -> ValueError:
-    return ValueError(f"model {source}: family {pipeline_class} is not supported; takes {', '.join(pipeline_classes())}")
+    return ValueError(f"model {source}: family {pipeline_class} is not supported; expects {', '.join(pipeline_classes())}")

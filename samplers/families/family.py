@@ -56,7 +56,7 @@ class Family(ABC):
         guided: whether classifier-free guidance is known, and so `unconditional`.
         embeds_guidance: whether its networks may take the guidance scale as an input (`time_cond_proj_dim` in their config).
         bounded: whether it diffuses images, which lie in [-1, 1], rather than latents.
-        takes_eta: whether its pipelines are called with `eta`; the others leave it to the scheduler's own default.
+        accepts_eta: whether its pipelines are called with `eta`; the others leave it to the scheduler's own default.
         lora: whether diffusers loads a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, as PEFT's `target_modules`.
         cache_dtype: of encoded prompts on disk. float16 holds the states of CLIP; those of T5 leave its range.
@@ -67,7 +67,7 @@ class Family(ABC):
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = bounded = takes_eta = lora = False
+    texts = guided = embeds_guidance = bounded = accepts_eta = lora = False
     lora_targets: tuple[str, ...] = ()
     cache_dtype = torch.float16
     task: str
@@ -75,7 +75,7 @@ class Family(ABC):
 
     # What a pipeline is
 
-    def takes(self, pipeline: Any) -> bool:
+    def supports(self, pipeline: Any) -> bool:
         """Whether an opened pipeline belongs here; asked where two families share a pipeline class."""
         return type(pipeline).__name__ in self.pipelines
 

@@ -22,8 +22,8 @@ class Unconditional(Family):
     task = "unconditional-image-generation"
     example = "pipeline(num_inference_steps={steps})"
 
-    def takes(self, pipeline: Any) -> bool:
-        return super().takes(pipeline) and self.network(pipeline).config.num_class_embeds is None
+    def supports(self, pipeline: Any) -> bool:
+        return super().supports(pipeline) and self.network(pipeline).config.num_class_embeds is None
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         return {}
@@ -71,8 +71,8 @@ class ClassConditional(Unconditional):
 
     example = "pipeline(class_labels=0, num_inference_steps={steps})"
 
-    def takes(self, pipeline: Any) -> bool:
-        return Family.takes(self, pipeline) and self.network(pipeline).config.num_class_embeds is not None
+    def supports(self, pipeline: Any) -> bool:
+        return Family.supports(self, pipeline) and self.network(pipeline).config.num_class_embeds is not None
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         classes = self.network(pipeline).config.num_class_embeds

@@ -25,35 +25,39 @@ class Placement:
     """Where the parts of a pipeline are while they do not work, fastest first in `PLACEMENTS`.
 
     Attributes:
-        text_aside: the text encoders give up their place once prompts are encoded.
+        text_encoder_offload: the text encoders give up their place once prompts are encoded.
         in_turn: every network has the place only while it works.
         by_layer: every layer has the place only while it works.
-        tiled: the decoder works on tiles, and on one picture at a time.
+        tiled: the decoder works on tiles, and on one image at a time.
         told: how diffusers is asked for it.
     """
 
     name: str
     told: str
-    text_aside: bool = False
-    in_turn: bool = False
-    by_layer: bool = False
+    text_encoder_offload: bool = False
+    model_offload: bool = False
+    sequential_offload: bool = False
     tiled: bool = False
 
 
 PLACEMENTS = (
     Placement("all", "everything stays in place"),
-    Placement("text-aside", "pipe.text_encoder.to('cpu') once prompts are encoded", text_aside=True),
-    Placement("tiled", "and pipe.vae.enable_tiling(), enable_slicing()", text_aside=True, tiled=True),
+    Placement("text-encoder-offload", "pipe.text_encoder.to('cpu') once prompts are encoded", text_encoder_offload=True),
+    Placement("tiled", "and pipe.vae.enable_tiling(), enable_slicing()", text_encoder_offload=True, tiled=True),
     Placement(
-        "in-turn", "and pipe.enable_model_cpu_offload(): each network in turn", text_aside=True, in_turn=True, tiled=True
+        "model-offload",
+        "and pipe.enable_model_cpu_offload(): each network in turn",
+        text_encoder_offload=True,
+        model_offload=True,
+        tiled=True,
     ),
-    Placement("by-layer", "pipe.enable_sequential_cpu_offload(): each layer in turn", True, True, True, True),
+    Placement("sequential-offload", "pipe.enable_sequential_cpu_offload(): each layer in turn", True, True, True, True),
 )
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a pipeline needs to draw a batch.
+    """Bytes that a pipeline needs to sample a batch.
 
     Attributes:
         text, network, decoder: of weights; `largest_layer`: of the largest layer of all.
@@ -70,14 +74,14 @@ class Needs:
     decode_tiled: int
 
     def peak(self, placement: Placement) -> int:
-        """At the worst moment of drawing."""
+        """At the worst moment of sampling."""
         decode = self.decode_tiled if placement.tiled else self.decode
-        if placement.by_layer:
+        if placement.sequential_offload:
             return self.largest_layer + max(self.encode, self.denoise, decode)
-        if placement.in_turn:
+        if placement.model_offload:
             return max(self.text + self.encode, self.network + self.denoise, self.decoder + decode)
         rest = self.network + self.decoder
-        if placement.text_aside:
+        if placement.text_encoder_offload:
             return max(self.text + self.encode, rest + max(self.denoise, decode))
         return self.text + rest + max(self.encode, self.denoise, decode)
 
@@ -128,7 +132,7 @@ class MetaNetworks:
         return int(2 ** (len(self.decoder.config.block_out_channels) - 1))
 
     def needs(self, size: tuple[int, int], batch: int, *, guided: bool, dtype: torch.dtype, cpu: bool) -> Needs:
-        """Of drawing `batch` pictures of `size` (height, width) together.
+        """Of sampling `batch` images of `size` (height, width) together.
 
         Args:
             guided: classifier-free guidance, which doubles the batch of the network.

@@ -61,7 +61,7 @@ def configs_here(model: str | Path, config: str | None = None) -> Path:
         return Path(model)
     folder = configs_of(model, config=config)
     if folder is None:
-        raise ValueError(f"model {model}: its configs are on the hub; takes a local one, or {', '.join(sorted(known))}")
+        raise ValueError(f"model {model}: its configs are on the hub; expects a local one, or {', '.join(sorted(known))}")
     return folder
 
 

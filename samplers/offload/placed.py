@@ -20,10 +20,10 @@ from gendistill.samplers.tasks import Task
 
 
 class PlacedSampler(FewStepSampler):
-    """Draws the same pictures as a `FewStepSampler`, within so much memory.
+    """Samples the same images as a `FewStepSampler`, within so much memory.
 
-    Before it draws it takes the fastest of `PLACEMENTS` whose predicted peak fits. Where memory ends after all, it goes on in
-    the next one, and after the last one with half of the pictures at once; what was drawn before is not drawn again.
+    Before it samples it takes the fastest of `PLACEMENTS` whose predicted peak fits. Where memory ends after all, it goes on in
+    the next one, and after the last one with half of the images at once; what was sampled before is not sampled again.
 
     Args:
         pipeline: whose networks are all in the host's memory.
@@ -32,7 +32,7 @@ class PlacedSampler(FewStepSampler):
         told: called with a sentence when the placement changes.
 
     Raises:
-        ValueError: by what draws, where one picture fits in no placement.
+        ValueError: by what samples, where one image fits in no placement.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PlacedSampler(FewStepSampler):
 
     @property
     def placement(self) -> Placement | None:
-        """What it draws in; None before it has drawn."""
+        """What it samples in; None before it has sampled."""
         return self._placing.placement
 
     def cold(self) -> FewStepSampler:
@@ -72,11 +72,11 @@ class PlacedSampler(FewStepSampler):
             self._placing.add("controlnet", task.controlnet)
         return pipeline
 
-    def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
+    def _generated(self, generate: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
         self._fit(size, rows.stop - rows.start, guided)
         while True:
             try:
-                return draw(rows)
+                return generate(rows)
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
@@ -88,12 +88,12 @@ class PlacedSampler(FewStepSampler):
                 self._take(slower, "memory ended")
             elif (count := rows.stop - rows.start) > 1:
                 middle = rows.start + count // 2
-                self._told(f"memory ended: {math.ceil(count / 2)} picture{'s' if count > 2 else ''} at once from now on")
+                self._told(f"memory ended: {math.ceil(count / 2)} image{'s' if count > 2 else ''} at once from now on")
                 halves = (slice(rows.start, middle), slice(middle, rows.stop))
-                return torch.cat([self._drawn(draw, half, size, guided).cpu() for half in halves])
+                return torch.cat([self._generated(generate, half, size, guided).cpu() for half in halves])
             else:
                 raise ValueError(
-                    f"memory: one picture of {size[1]}x{size[0]} does not fit in any placement ({refused}); a smaller size or "
+                    f"memory: one image of {size[1]}x{size[0]} does not fit in any placement ({refused}); a smaller size or "
                     "a tiny decoder (--method decoder) take less"
                 )
 

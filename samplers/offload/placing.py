@@ -132,7 +132,7 @@ class Placing:
         release_memory()
 
     def add(self, name: str, network: nn.Module) -> None:
-        """A network that comes with what is to be drawn: a ControlNet."""
+        """A network that comes with what is to be sampled: a ControlNet."""
         if self.networks.get(name) is not network:
             self.networks[name] = network
             self._seat(name, network)
@@ -148,7 +148,7 @@ class Placing:
     def _seat(self, name: str, network: nn.Module) -> None:
         assert self.placement is not None
         remove_hook_from_submodules(network)
-        if self.placement.by_layer:
+        if self.placement.sequential_offload:
             self.home.bring_layers(name, network)
         else:
             add_hook_to_module(network, _Turn(self, name))
@@ -159,7 +159,7 @@ class Placing:
         groups = _group(name), _group(other)
         if groups[0] == groups[1]:
             return True
-        return not (self.placement.in_turn or (self.placement.text_aside and "text" in groups))
+        return not (self.placement.model_offload or (self.placement.text_encoder_offload and "text" in groups))
 
 
 def _group(component: str) -> str:

@@ -1,6 +1,6 @@
-"""A network in 8 bits on a CPU: weights a scale each output channel, what flows between layers a range each picture.
+"""A network in 8 bits on a CPU: weights a scale each output channel, what flows between layers a range each image.
 
-Weights are symmetric in [-127, 127]; what comes into a layer is read anew for each picture, from its least to its largest
+Weights are symmetric in [-127, 127]; what comes into a layer is read anew for each image, from its least to its largest
 value, as 0 to 255 (Jacob et al. 2018, section 2.1). Products are summed in integers by oneDNN, all else stays as it was.
 """
 
@@ -32,7 +32,7 @@ def weight_scales(weight: Tensor) -> Tensor:
 
 
 def input_ranges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (B,) of what comes into a layer, (B, ...), for each picture."""
+    """Scale and zero point (B,) of what comes into a layer, (B, ...), for each image."""
     of = x.detach().float().flatten(1)
     low, high = of.amin(1).clamp(max=0), of.amax(1).clamp(min=0)
     scale = ((high - low) / LEVELS).clamp(min=1e-12)
@@ -40,13 +40,13 @@ def input_ranges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def to_int8(network: nn.Module) -> None:
-    """Replace a network's layers by those that compute in 8 bits; for drawing alone, on a CPU.
+    """Replace a network's layers by those that compute in 8 bits; for sampling alone, on a CPU.
 
     Raises:
         ValueError: this torch cannot.
     """
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
-        raise ValueError("quantization int8: this torch was built without oneDNN; takes one for x86 processors")
+        raise ValueError("quantization int8: this torch was built without oneDNN; expects one for x86 processors")
     for path, layer in list(layers_in_8_bits(network)):
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, Int8Layer(layer))
@@ -82,7 +82,7 @@ class Int8Layer(nn.Module):
         self._zeros = torch.zeros(len(scales), dtype=torch.int)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) of (B, ...), in its dtype; each picture by its own range, so that it does not depend on its batch."""
+        """(B, ...) of (B, ...), in its dtype; each image by its own range, so that it does not depend on its batch."""
         scales, zeros = input_ranges(x)
         rows = [-1, *[1] * (x.ndim - 1)]
         levels = x * (1 / scales).reshape(rows)
@@ -104,7 +104,7 @@ class Int8Layer(nn.Module):
         return torch.ops.onednn.qconv2d_pointwise(*given, *self._of, *made)
 
     def _of_ones(self, levels: Tensor) -> Tensor:
-        """What it makes of ones, (1, ...): the same for all pictures of a size."""
+        """What it makes of ones, (1, ...): the same for all images of a size."""
         size = levels.shape[1:]
         if self._ones is None or self._ones[0] != size:
             self._ones = size, self._product(torch.ones_like(levels[:1]), 1.0, 0, None)

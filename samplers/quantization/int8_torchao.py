@@ -22,7 +22,7 @@ def require_torchao() -> None:
 
 
 def to_int8_by_torchao(network: nn.Module) -> None:
-    """Let a network's linear layers compute in 8 bits; for drawing alone, on any device that it moves to as a whole.
+    """Let a network's linear layers compute in 8 bits; for sampling alone, on any device that it moves to as a whole.
 
     Raises:
         ValueError: torchao is not installed.

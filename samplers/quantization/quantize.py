@@ -1,4 +1,4 @@
-"""What a network's numbers may be kept or computed in, by name, for drawing."""
+"""What a network's numbers may be kept or computed in, by name, for sampling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def quantize(pipeline: Any, kind: str, device: str | torch.device, *, lora: bool
         pipeline: on the CPU.
         kind: one of `QUANTIZATIONS`: `int8` computes in 8 bits, by oneDNN on a CPU and by torchao on a GPU; `int8-weights` and
             `nf4-weights` take a half and a quarter of half precision's memory on any device; `none` does nothing.
-        device: where it will draw.
+        device: where it will sample.
         lora: whether it has adapters, which become part of the weights first.
 
     Raises:
@@ -51,15 +51,15 @@ def quantization_in(pipeline: Any) -> str:
 
 
 def quantization_of(spec: StudentSpec | None, device: str | torch.device) -> str:
-    """What a student learned to be drawn in, on a CPU: `int8` where it was trained for it."""
+    """What a student learned to be sampled in, on a CPU: `int8` where it was trained for it."""
     return spec.quantization if spec is not None and torch.device(device).type == "cpu" else "none"
 
 
 def require_quantization(kind: str, device: str | torch.device) -> None:
     """Raise ValueError where there is no such kind, or none on a device."""
     if kind not in QUANTIZATIONS:
-        raise ValueError(f"quantization {kind}: takes one of {', '.join(QUANTIZATIONS)}")
+        raise ValueError(f"quantization {kind}: expects one of {', '.join(QUANTIZATIONS)}")
     if kind == "int8" and (where := torch.device(device).type) != "cpu":
         if where != "cuda":
-            raise ValueError(f"quantization int8: computes on a CPU or a CUDA GPU, not on {where}; takes int8-weights there")
+            raise ValueError(f"quantization int8: computes on a CPU or a CUDA GPU, not on {where}; expects int8-weights there")
         require_torchao()

@@ -66,7 +66,7 @@ KINDS = {"int8-weights": lambda weight: Int8Weight(), "nf4-weights": NF4Weight}
 
 
 def keep_weights_small(network: nn.Module, kind: str) -> None:
-    """Keep the weights of a network's layers as `kind`, one of `KINDS`, from now on; for drawing alone."""
+    """Keep the weights of a network's layers as `kind`, one of `KINDS`, from now on; for sampling alone."""
     for _, layer in layers_in_8_bits(network):
         parametrize.register_parametrization(layer.requires_grad_(False), "weight", KINDS[kind](layer.weight))
 

@@ -12,7 +12,7 @@ from fresh_process import ran
 
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluation_config import EvaluationConfig
-from gendistill.evaluation.judge import build_judge
+from gendistill.evaluation.evaluator import build_evaluator
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
@@ -42,7 +42,7 @@ PROTOCOL = EvaluationProtocol(
     reference="emoji",
     reference_count=100,
     seed=0,
-    prompts="10 drawn",
+    prompts="10 sampled",
     guidance_scale=1.0,
     num_inference_steps=4,
     versions={},
@@ -107,14 +107,14 @@ def test_the_table_shows_each_of_the_teachers_best_once():
     assert len(shown) == len([r for n, r in enumerate(shown) if r not in shown[:n]])
 
 
-def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path):
-    draw = {"caption": "subcategory", "cache": str(tmp_path)}
-    judge = build_judge(EvaluationConfig(HELD_OUT, num=3000, **draw))
-    again = build_judge(EvaluationConfig(HELD_OUT, num=3000, **draw))
-    assert (judge.prompts, judge.seeds) == (again.prompts, again.seeds)
-    assert build_judge(EvaluationConfig(HELD_OUT, num=3000, seed=1, **draw)).prompts != judge.prompts
-    assert judge.reference.statistics.count == 754
-    assert judge.prompts.count("google emoji of person role") > 5 * judge.prompts.count("google emoji of mail")
+def test_prompts_are_sampled_by_frequency_and_the_same_for_the_same_seed(tmp_path):
+    generate = {"caption": "subcategory", "cache": str(tmp_path)}
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, num=3000, **generate))
+    again = build_evaluator(EvaluationConfig(HELD_OUT, num=3000, **generate))
+    assert (evaluator.prompts, evaluator.seeds) == (again.prompts, again.seeds)
+    assert build_evaluator(EvaluationConfig(HELD_OUT, num=3000, seed=1, **generate)).prompts != evaluator.prompts
+    assert evaluator.reference.statistics.count == 754
+    assert evaluator.prompts.count("google emoji of person role") > 5 * evaluator.prompts.count("google emoji of mail")
 
 
 def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folder, tmp_path):
@@ -140,7 +140,7 @@ def halved_comparison(halved_run):
     return evaluate(str(halved_run), EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
 
 
-def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, halved_comparison):
+def test_all_students_of_a_run_are_evaluated_and_each_along_its_slider(halved_run, halved_comparison):
     rows = [(row.model, row.network_calls, row.protocol.guidance_scale) for row in halved_comparison.student]
     assert rows == [("student-2", 2, 3.0), ("student-1", 1, 3.0)]
     moved = [(row.model, row.protocol.guidance_scale) for row in halved_comparison.slider]
@@ -155,11 +155,11 @@ def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, 
 
 def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
     row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
-    judge = build_judge(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
     teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
     teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
-    theirs, ours = judge.draw(teacher, TEACHER_STEPS, 2.0), judge.draw(student, 2, 2.0)
-    cosine = torch.cosine_similarity(extract(judge.extractor, ours), extract(judge.extractor, theirs))
+    theirs, ours = evaluator.generate(teacher, TEACHER_STEPS, 2.0), evaluator.generate(student, 2, 2.0)
+    cosine = torch.cosine_similarity(extract(evaluator.extractor, ours), extract(evaluator.extractor, theirs))
     assert row.scores["psnr"] == pytest.approx(psnr(ours, theirs).mean().item())
     assert row.scores["feature_cosine"] == pytest.approx(cosine.mean().item())
 

@@ -80,9 +80,9 @@ def test_what_was_interrupted_leaves_no_features_and_resumes_where_it_stopped(fe
     assert len(kept) in (1, 2)
 
     class Counting(ModuleFeatures):
-        def prepare(self, pictures):
-            seen.extend(pictures)
-            return super().prepare(pictures)
+        def prepare(self, images):
+            seen.extend(images)
+            return super().prepare(images)
 
     counting = Counting(pooled().module, "pooled", 8)
     resumed = features("emoji", extractor=counting, make=lambda: IMAGES.split(6), progress=done.append)
@@ -120,7 +120,7 @@ def test_the_protocol_lies_beside_the_features(features):
 
 
 def test_nothing_and_nowhere_are_one_sentence(features, tmp_path):
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         features("none", extractor=pooled(), make=lambda: [])
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):

@@ -58,8 +58,8 @@ def lora(teacher_sampler, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def control(teacher_sampler, tmp_path_factory):
-    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(8))
-    return save_control(teacher_sampler.pipeline.unet, tmp_path_factory.mktemp("control") / "edges"), picture
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(8))
+    return save_control(teacher_sampler.pipeline.unet, tmp_path_factory.mktemp("control") / "edges"), image
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +105,18 @@ def test_noise_on_the_students_weights_worsens_every_figure(teacher_sampler, tin
     assert rises([-fit.add_ons[1].effect.cosine for fit in fits])
 
 
-def test_models_draw_after_the_measurement_what_they_drew_before(tiny_folder, lora, control):
+def test_models_sample_after_the_measurement_what_they_sampled_before(tiny_folder, lora, control):
     samplers = [FewStepSampler.from_pretrained(tiny_folder), noisy(tiny_folder, 0.1)]
 
     def state(sampler):
-        pictures = torch.cat(list(sampler.pictures(PROMPTS, SEEDS, num_inference_steps=2, guidance_scale=2)))
+        images = torch.cat(list(sampler.images(PROMPTS, SEEDS, num_inference_steps=2, guidance_scale=2)))
         hooks = sum(len(module._forward_hooks) for module in sampler.pipeline.unet.modules())
-        return pictures, sampler.cold().weights_hash, sampler.pipeline.get_list_adapters(), hooks
+        return images, sampler.cold().weights_hash, sampler.pipeline.get_list_adapters(), hooks
 
     before = [state(sampler) for sampler in samplers]
     fit_of(*samplers, loras=[lora], controls=[control])
-    for (pictures, *rest), (pictures_after, *rest_after) in zip(before, map(state, samplers), strict=True):
-        assert torch.equal(pictures_after, pictures)
+    for (images, *rest), (pictures_after, *rest_after) in zip(before, map(state, samplers), strict=True):
+        assert torch.equal(pictures_after, images)
         assert rest_after == rest
 
 
@@ -126,7 +126,7 @@ def test_a_lora_for_another_width_is_reported_in_a_sentence(teacher_sampler, tin
     (note,) = found.notes
     assert note == (
         "The student: pytorch_lora_weights.safetensors does not load: 32 of 32 modules do not fit, such as "
-        "down_blocks.0.resnets.0.conv1, which takes 24 inputs, and 16 in the LoRA."
+        "down_blocks.0.resnets.0.conv1, which expects 24 inputs, and 16 in the LoRA."
     )
     assert (len(found.unfit), found.effect) == (32, None)
 
@@ -165,11 +165,11 @@ def test_a_lora_goes_beside_that_of_a_lora_student(teacher_sampler, tiny_folder,
     student = lora_student(tiny_folder, tmp_path, strength=0.3)
     silent = save_lora(teacher_sampler.pipeline.unet, tmp_path / "silent", strength=0.0)
     fit = measure_fit(teacher_sampler, student, PROMPTS, SEEDS, teacher_steps=2, add_ons=[AddOn(silent)])
-    assert fit.ways == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher as the student imitates it
+    assert fit.trajectories == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher as the student imitates it
     assert fit.latents.cosine < 0.999  # its own adapter is on
     (found,) = fit.add_ons
     assert (found.effect.student_length, found.effect.cosine) == (0, None)  # and stays on
-    assert found.notes == ("It changes nothing in the teacher's pictures.", "It changes nothing in the student's pictures.")
+    assert found.notes == ("It changes nothing in the teacher's images.", "It changes nothing in the student's images.")
     assert student.pipeline.get_active_adapters() == ["default_0"]
 
 
@@ -263,8 +263,8 @@ def test_effects_are_compared_by_their_mean_shifts():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loras": ["nowhere.safetensors"]}, r"lora nowhere.safetensors: takes a .safetensors file that is there"),
-        ({"controls": [("nowhere", torch.rand(3, 32, 32))]}, "control nowhere: takes the folder of a ControlNet"),
+        ({"loras": ["nowhere.safetensors"]}, r"lora nowhere.safetensors: expects a .safetensors file that is there"),
+        ({"controls": [("nowhere", torch.rand(3, 32, 32))]}, "control nowhere: expects the folder of a ControlNet"),
     ],
 )
 def test_what_is_not_there_is_refused(teacher_sampler, tmp_path, monkeypatch, settings, message):
@@ -273,23 +273,23 @@ def test_what_is_not_there_is_refused(teacher_sampler, tmp_path, monkeypatch, se
         fit_of(teacher_sampler, teacher_sampler, **settings)
 
 
-def test_a_control_picture_of_another_size_is_refused(teacher_sampler, control):
-    with pytest.raises(ValueError, match=r"control picture: got \(3, 8, 8\), takes \(3, 32, 32\)"):
+def test_a_control_image_of_another_size_is_refused(teacher_sampler, control):
+    with pytest.raises(ValueError, match=r"control image: got \(3, 8, 8\), expects \(3, 32, 32\)"):
         fit_of(teacher_sampler, teacher_sampler, controls=[(control[0], torch.rand(3, 8, 8))])
 
 
 def test_too_few_prompts_and_other_latent_spaces_are_refused(teacher_sampler, tiny_folder):
-    with pytest.raises(ValueError, match="got 3 with 3 seeds, takes at least 4"):
+    with pytest.raises(ValueError, match="got 3 with 3 seeds, expects at least 4"):
         measure_fit(teacher_sampler, teacher_sampler, PROMPTS[:3], SEEDS[:3])
     small = with_network(tiny_folder, tiny_unet(sample_size=4))
     with pytest.raises(ValueError, match=r"student: diffuses \(4, 4, 4\) and the teacher \(4, 8, 8\)"):
         fit_of(teacher_sampler, small)
 
 
-def test_progress_counts_the_pictures(teacher_sampler, lora, control):
-    drawn = []
-    fit_of(teacher_sampler, teacher_sampler, loras=[lora], controls=[control], progress=drawn.append)
-    assert sum(drawn) == len(PROMPTS) * 2 * 4  # latents, pictures, with a LoRA, with a ControlNet
+def test_progress_counts_the_images(teacher_sampler, lora, control):
+    generated = []
+    fit_of(teacher_sampler, teacher_sampler, loras=[lora], controls=[control], progress=generated.append)
+    assert sum(generated) == len(PROMPTS) * 2 * 4  # latents, images, with a LoRA, with a ControlNet
 
 
 def test_the_report_has_all_figures_and_the_json_is_standard(own_fit, teacher_sampler, tiny_folder, lora):
@@ -308,7 +308,7 @@ def test_the_report_has_all_figures_and_the_json_is_standard(own_fit, teacher_sa
     assert as_json(own_fit)["add_ons"][0]["effect"]["ratio"] == pytest.approx(1)
 
 
-def test_plots_are_drawn_wide_and_narrow_and_told_in_words(own_fit):
+def test_plots_are_sampled_wide_and_narrow_and_told_in_words(own_fit):
     for plot in (layers_plot(own_fit), drift_plot(own_fit.latents)):
         assert "narrow" in plot.svg(narrow=True)
     assert re.search(r"mid_block: t = \d+ 1, ", layers_plot(own_fit).alt)

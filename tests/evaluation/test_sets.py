@@ -1,4 +1,4 @@
-"""Sets of pictures from the command line, and what is wrong with some of them."""
+"""Sets of images from the command line, and what is wrong with some of them."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from fresh_process import gendistill, ran
 from PIL import Image
 
 from gendistill.evaluation.evaluation_config import EvaluationConfig
-from gendistill.evaluation.sets import evaluate_pictures, is_picture_set, save_statistics
+from gendistill.evaluation.sets import evaluate_images, is_image_set, save_statistics
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.metrics.features.gaussian import GaussianStatistics
@@ -34,9 +34,9 @@ def folders(tmp_path_factory):
     return place
 
 
-def scores(pictures, reference, cache, **options):
+def scores(images, reference, cache, **options):
     config = EvaluationConfig(str(reference), extractor="emoji", cache=str(cache), **options)
-    return evaluate_pictures(str(pictures), config).evaluation.scores
+    return evaluate_images(str(images), config).evaluation.scores
 
 
 def test_two_folders_are_evaluated_from_the_command_line(folders, tmp_path):
@@ -49,11 +49,11 @@ def test_two_folders_are_evaluated_from_the_command_line(folders, tmp_path):
     assert result["scores"].keys() == result["intervals"].keys() == expected
     assert result["scores"]["clip_score"] > 45
     assert result["protocol"]["reference_count"] == 377
-    assert "377 pictures are few for 128 features" in done.stderr
+    assert "377 images are few for 128 features" in done.stderr
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
 
 
-def test_the_same_pictures_give_the_same_scores_however_they_are_packed(folders, tmp_path):
+def test_the_same_images_give_the_same_scores_however_they_are_packed(folders, tmp_path):
     with zipfile.ZipFile(tmp_path / "google.zip", "w") as packed, tarfile.open(tmp_path / "google.tar", "w") as tar:
         for file in sorted((folders / "google").iterdir()):
             packed.write(file, file.name)
@@ -64,7 +64,7 @@ def test_the_same_pictures_give_the_same_scores_however_they_are_packed(folders,
         assert scores(folders / "twitter", tmp_path / name, tmp_path / "cache", **asked) == pytest.approx(plain, rel=1e-6)
 
 
-def test_saved_statistics_give_the_distance_that_the_pictures_give(folders, tmp_path):
+def test_saved_statistics_give_the_distance_that_the_images_give(folders, tmp_path):
     command = ["statistics", folders / "google", "--extractor", "emoji", "--out", tmp_path / "google.npz"]
     done = gendistill([*command, "--cache", tmp_path / "cache"], tmp_path / "out")
     assert done.wait() == 0, done.text
@@ -87,7 +87,7 @@ def test_the_distance_alone_is_that_of_all_scores_though_features_stay_on_disk(f
     assert alone["fd-emoji"] == pytest.approx(among["fd-emoji"], rel=1e-9)
 
 
-def picture(mode, size=(40, 32)):
+def image(mode, size=(40, 32)):
     ramp = np.linspace(0, 255, size[0] * size[1]).reshape(size[1], size[0])
     if mode == "I;16":
         return Image.fromarray((ramp * 257).astype(np.uint16))
@@ -104,20 +104,20 @@ KINDS = {
 }
 
 
-def test_pictures_of_every_mode_and_size_are_converted_and_counted(folders, tmp_path):
+def test_images_of_every_mode_and_size_are_converted_and_counted(folders, tmp_path):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     for number, (name, mode) in enumerate(KINDS.items()):
-        picture(mode, (40 + number, 32)).save(mixed / name)
-    frames = [picture("RGB"), picture("RGB").rotate(90)]
+        image(mode, (40 + number, 32)).save(mixed / name)
+    frames = [image("RGB"), image("RGB").rotate(90)]
     frames[0].save(mixed / "moving.gif", save_all=True, append_images=frames[1:])
     good = (folders / "google").glob("*.png")
     (mixed / "cut.png").write_bytes(next(good).read_bytes()[:900])
     command = ["evaluate", mixed, "--reference", folders / "google", "--extractor", "emoji", "--metrics", "fid"]
     done = gendistill([*command, "--cache", tmp_path / "cache"], tmp_path / "out")
     assert done.wait() == 0, done.text
-    assert "mixed: 1 pictures could not be decoded and are left out." in done.text
-    assert "mixed: 7 pictures are too few for 128 features" in done.text
+    assert "mixed: 1 images could not be decoded and are left out." in done.text
+    assert "mixed: 7 images are too few for 128 features" in done.text
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def odd(folders, tmp_path_factory):
     (place / "google").symlink_to(folders / "google")
     for name in ("one", "broken", "captionless"):
         (place / name).mkdir()
-    picture("RGB").save(place / "one" / "a.png")
+    image("RGB").save(place / "one" / "a.png")
     for number in range(3):
-        picture("RGB").save(place / "captionless" / f"{number}.png")
+        image("RGB").save(place / "captionless" / f"{number}.png")
     for name in "ab":
         (place / "broken" / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     GaussianStatistics(np.zeros(7), np.eye(7), 100).save(place / "seven.npz")
@@ -139,11 +139,11 @@ def odd(folders, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "reference", "options", "sentence"),
+    ("images", "reference", "options", "sentence"),
     [
-        ("one", "google", "", "pictures: 1 pictures in .*/one .* gives 1 .*takes at least 2"),
-        ("broken", "google", "", r"gives 0 \(2 cannot be decoded\); takes at least 2"),
-        ("google", "seven.npz", "", "got statistics of 7 features, takes 128"),
+        ("one", "google", "", "images: 1 images in .*/one .* gives 1 .*takes at least 2"),
+        ("broken", "google", "", r"gives 0 \(2 cannot be decoded\); expects at least 2"),
+        ("google", "seven.npz", "", "got statistics of 7 features, expects 128"),
         ("google", "text.npz", "", "is no .npz"),
         ("google", "pickled.npz", "", "got arrays that are pickled"),
         ("google", "nowhere.npz", "", "there is no such file"),
@@ -153,14 +153,14 @@ def odd(folders, tmp_path_factory):
         ("google", "google", "--metrics fud", "metrics: got 'fud', expects fd"),
         ("google", "google", "--resize clean", "resize: got 'clean' .* takes none"),
         ("google", "google", "--resize cleen --extractor torchvision:resnet18:x.pth", "resize|weights"),
-        ("captionless", "google", f"--metrics clip_score --clip {ROOT}/assets/tiny-clip", "has pictures without a caption"),
+        ("captionless", "google", f"--metrics clip_score --clip {ROOT}/assets/tiny-clip", "has images without a caption"),
         ("google", "google", "--metrics psnr", "psnr: got no pairs of images of a student and its teacher"),
         ("google", "p.txt", "", "p.txt' does not exist|is a prompt file"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(pictures, reference, options, sentence, odd, tmp_path, monkeypatch):
+def test_a_mistake_is_one_sentence_and_exit_code_2(images, reference, options, sentence, odd, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    command = ["evaluate", odd / pictures, "--reference", odd / reference, "--extractor", "emoji", *options.split()]
+    command = ["evaluate", odd / images, "--reference", odd / reference, "--extractor", "emoji", *options.split()]
     nowhere = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9"}
     done = gendistill([*command, "--cache", tmp_path / "cache"], tmp_path / "out", environment=nowhere)
     assert done.wait() == 2, done.text
@@ -169,10 +169,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(pictures, reference, options,
     assert re.search(sentence, done.text.split("error: ")[1])
 
 
-def test_models_and_sets_of_pictures_are_told_apart(folders, tiny_folder, tmp_path):
+def test_models_and_sets_of_images_are_told_apart(folders, tiny_folder, tmp_path):
     sets = [folders / "google", "x.zip", "assets/emoji/train-*.tar.gz", "real.npz", "hf://datasets/a/b@c", "rows.parquet"]
-    assert all(is_picture_set(str(path)) for path in sets)
-    assert not any(is_picture_set(str(path)) for path in (tiny_folder, "owner/model", "model.safetensors"))
+    assert all(is_image_set(str(path)) for path in sets)
+    assert not any(is_image_set(str(path)) for path in (tiny_folder, "owner/model", "model.safetensors"))
 
 
 def test_statistics_are_read_by_the_libraries_that_people_have(folders, tmp_path):

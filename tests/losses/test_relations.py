@@ -224,10 +224,10 @@ def test_a_batch_without_a_relation_is_refused(loss, least):
 
 @pytest.mark.parametrize("loss", RELATIONS)
 def test_batches_of_other_sizes_are_refused(loss):
-    with pytest.raises(ValueError, match="student batch of 5: takes the teacher's size, 6"):
+    with pytest.raises(ValueError, match="student batch of 5: expects the teacher's size, 6"):
         loss(torch.zeros(5, 4), torch.zeros(6, 4))
 
 
 def test_embeddings_of_other_dimensions_have_no_cosines_and_are_refused():
-    with pytest.raises(ValueError, match=r"student embeddings \(3, 4\): takes the shape it is compared with, \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"student embeddings \(3, 4\): expects the shape it is compared with, \(3, 5\)"):
         contrastive(torch.ones(3, 4), torch.ones(3, 5))

@@ -38,7 +38,7 @@ class Recorder:
         return Denoiser(self, SCHEDULE, "sample", call)
 
 
-def ways(count=16, shape=(4, 8, 8)):
+def trajectories(count=16, shape=(4, 8, 8)):
     """Exact ways of the Gaussian."""
     gaussian, times = Gaussian(), torch.cat([trailing(4), torch.tensor([0])])
     noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(2))
@@ -58,11 +58,11 @@ def alignment(recorder, steps=(4, 2, 1), **settings):
 
 def terms_of(alignment, batch, step=3):
     random = PerSampleRandom(0, step, 0, len(batch.latents))
-    return alignment.terms(alignment.painted(batch, step, random), batch, step, random)
+    return alignment.terms(alignment.generated(batch, step, random), batch, step, random)
 
 
 def test_a_student_that_knows_where_every_way_ends_has_nothing_left_to_learn():
-    terms = {name: loss for name, _, loss in terms_of(alignment(Recorder(), **TERMS), batch_of(ways()))}
+    terms = {name: loss for name, _, loss in terms_of(alignment(Recorder(), **TERMS), batch_of(trajectories()))}
     assert terms.keys() == {name for family in TERMS.values() for name in family}
     for name in terms.keys() - {
         "contrastive",
@@ -74,15 +74,15 @@ def test_a_student_that_knows_where_every_way_ends_has_nothing_left_to_learn():
 
 def test_every_term_is_above_that_for_a_student_that_does_not_know():
     wrong = Networks(Gaussian().teacher(), Gaussian(mean=-1.0).teacher(), None, {}, {})
-    terms = {name: loss for name, _, loss in terms_of(Alignment(wrong, AlignConfig(**TERMS), [1]), batch_of(ways()))}
+    terms = {name: loss for name, _, loss in terms_of(Alignment(wrong, AlignConfig(**TERMS), [1]), batch_of(trajectories()))}
     for name in ("pseudo_huber", "l2", "patches", "sliced_wasserstein", "mmd", "distance"):
         assert terms[name] > 1e-3, name
 
 
 def test_the_student_begins_at_the_noise_or_anywhere_on_the_way():
     recorder = Recorder()
-    points = ways(400, (1, 2, 2))
-    alignment(recorder, start_share=0.5).painted(batch_of(points), 0, PerSampleRandom(0, 0, 0, 400))
+    points = trajectories(400, (1, 2, 2))
+    alignment(recorder, start_fraction=0.5).generated(batch_of(points), 0, PerSampleRandom(0, 0, 0, 400))
     x_t, t = recorder.asked[0]
     counts = {int(time): int((t == time).sum()) for time in t.unique()}
     assert counts.keys() == {999, 749, 499, 249}
@@ -95,8 +95,8 @@ def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
     made = []
     for step in range(60):
         recorder = Recorder()
-        alignment(recorder, own_share=1, steps=[4, 2]).painted(
-            batch_of(ways(2, (1, 2, 2))), step, PerSampleRandom(0, step, 0, 2)
+        alignment(recorder, on_policy_fraction=1, steps=[4, 2]).generated(
+            batch_of(trajectories(2, (1, 2, 2))), step, PerSampleRandom(0, step, 0, 2)
         )
         made.append([int(t[0]) for _, t in recorder.asked])
     assert {tuple(times) for times in made} == {(999,), (999, 749), (999, 749, 499), (999, 749, 499, 249), (999, 499)}
@@ -104,11 +104,11 @@ def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
 
 
 def test_all_processes_begin_alike():
-    whole, halves = ways(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
-    alignment(halves[0], own_share=0.5).painted(batch_of(whole), 7, PerSampleRandom(0, 7, 0, 8))
+    whole, halves = trajectories(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
+    alignment(halves[0], on_policy_fraction=0.5).generated(batch_of(whole), 7, PerSampleRandom(0, 7, 0, 8))
     for number, recorder in enumerate(halves[1:]):
         part = Trajectories(whole.points[4 * number : 4 * number + 4], whole.times, NOTHING)
-        alignment(recorder, own_share=0.5).painted(batch_of(part), 7, PerSampleRandom(0, 7, 4 * number, 4))
+        alignment(recorder, on_policy_fraction=0.5).generated(batch_of(part), 7, PerSampleRandom(0, 7, 4 * number, 4))
     assert torch.equal(halves[0].asked[-1][0], torch.cat([recorder.asked[-1][0] for recorder in halves[1:]]))
 
 
@@ -116,7 +116,7 @@ def test_beside_another_method_its_loss_is_added_by_its_weight_of_the_step():
     gaussian = Gaussian(mean=-1.0)
     networks = Networks(Gaussian().teacher(), gaussian.teacher(), gaussian.teacher(), {}, {})
     method = ConsistencyDistillation(networks, Guidance(NOTHING, GuidanceConfig(scale=1.0)), ConsistencyConfig())
-    batch = Batch(torch.zeros(16, 4, 8, 8), NOTHING, ways())
+    batch = Batch(torch.zeros(16, 4, 8, 8), NOTHING, trajectories())
     (alone,) = method.updates(batch, 10, PerSampleRandom(0, 10, 0, 16))
     method.auxiliary = [Alignment(networks, AlignConfig(weight={0: 0, 20: 1}), [1])]
     (first,) = method.updates(batch, 0, PerSampleRandom(0, 0, 0, 16))

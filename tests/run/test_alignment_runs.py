@@ -47,8 +47,8 @@ def test_a_student_is_trained_and_opens_in_few_steps(settings, tmp_path, changes
     assert len(logged(tmp_path / "run", "pseudo_huber")) == 4
     sampler = FewStepSampler.from_pretrained(result.student_folder)
     assert sampler.spec.method == "latent_alignment"
-    pictures = torch.cat(list(sampler.pictures(["food"], [0], num_inference_steps=1)))
-    assert pictures.shape == (1, 3, 32, 32)
+    images = torch.cat(list(sampler.images(["food"], [0], num_inference_steps=1)))
+    assert images.shape == (1, 3, 32, 32)
     assert "6 trajectories of the teacher" in (result.student_folder / "README.md").read_text()
 
 
@@ -128,7 +128,7 @@ def test_a_generation_learns_from_the_one_before_it_and_goes_on_where_it_was_sto
 
 @pytest.mark.parametrize("setting", [{"align.generations": 2}, {"align.partner": "mutual"}])
 def test_further_students_are_refused_where_they_cannot_be_trained(setting):
-    with pytest.raises(ValueError, match=r"align\.(generations 2|partner mutual): takes --method latent_alignment"):
+    with pytest.raises(ValueError, match=r"align\.(generations 2|partner mutual): expects --method latent_alignment"):
         load_config(None, setting)
-    with pytest.raises(ValueError, match=r"align\..*: trains all weights; takes lora.enabled=false"):
+    with pytest.raises(ValueError, match=r"align\..*: trains all weights; expects lora.enabled=false"):
         load_config(None, {"method": "latent_alignment", "lora.enabled": True, **setting})

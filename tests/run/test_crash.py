@@ -87,8 +87,8 @@ def assert_nothing_is_half_written(run):
         assert checkpoints.damage(path.name) is None
     if (run / "config.yaml").exists():
         assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == MAX_STEPS
-    for picture in (run / "samples").glob("[!.]*"):
-        Image.open(picture).load()
+    for image in (run / "samples").glob("[!.]*"):
+        Image.open(image).load()
     if (run / "student").exists():
         assert {"model_index.json", "gendistill.json", "README.md", "unet"} <= {
             path.name for path in (run / "student").iterdir()
@@ -230,7 +230,7 @@ def test_memory_that_runs_out_is_one_sentence_that_says_what_would_fit(distill, 
     assert process.wait() == 2, process.text
     assert "Traceback" not in process.text
     assert (
-        "out of memory at trainer.batch_size 4096; takes --set trainer.gradient_accumulation_steps=2, "
+        "out of memory at trainer.batch_size 4096; expects --set trainer.gradient_accumulation_steps=2, "
         "then --set trainer.gradient_checkpointing=true, then --set lora.enabled=true, until it fits"
     ) in process.text
 

@@ -132,14 +132,14 @@ def test_the_weights_of_stable_diffusion_are_known():
 def test_a_plan_from_the_command_line(tiny_folder):
     done = ran("plan", tiny_folder, "--sample", "--batch", "2")
     assert "predicted" in done.stdout
-    assert "text-aside" in done.stdout
+    assert "text-encoder-offload" in done.stdout
     assert "nobody has measured it on a GPU" in " ".join(done.stderr.split())
     done = ran("plan", tiny_folder, "--size", "33x32")
     assert done.returncode == 2
-    assert "size 33x32: takes WIDTHxHEIGHT in multiples of 4 pixels" in " ".join(done.stderr.split())
+    assert "size 33x32: expects WIDTHxHEIGHT in multiples of 4 pixels" in " ".join(done.stderr.split())
 
 
-def test_larger_pictures_and_more_of_them_take_more(tiny_folder):
+def test_larger_images_and_more_of_them_take_more(tiny_folder):
     small, large, many = (
         plan_sampling(str(tiny_folder), size=size, batch=batch).needs
         for size, batch in (("32x32", 1), ("64x64", 1), ("32x32", 4))

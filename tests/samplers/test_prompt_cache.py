@@ -19,7 +19,7 @@ def cache(encoded):
         encoded.extend(prompts)
         return {"of": torch.tensor([[float(prompt)] * 10 for prompt in prompts])}
 
-    return PromptCache(encode, most_bytes=3 * ROW)
+    return PromptCache(encode, max_bytes=3 * ROW)
 
 
 def test_a_prompt_is_encoded_once_and_comes_in_the_order_asked(cache, encoded):

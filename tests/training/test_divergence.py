@@ -40,9 +40,9 @@ def test_all_finite_sees_one_bad_number_among_many():
 
 def test_of_networks_that_learn_from_one_another_the_first_that_was_not_finite_is_to_blame():
     nan, one = torch.tensor(torch.nan), torch.tensor(1.0)
-    for spoiled, pictures in (("student", nan), ("discriminator", one)):
+    for spoiled, images in (("student", nan), ("discriminator", one)):
         guard = LossGuard(None)
-        for step, (given, loss) in enumerate([(one, one), (pictures, nan), (nan, nan)], 1):
+        for step, (given, loss) in enumerate([(one, one), (images, nan), (nan, nan)], 1):
             guard.note(step, "student", given)
             guard.watch(step, "discriminator", loss)
             guard.watch(step, "student", loss)

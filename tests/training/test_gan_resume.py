@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits_of_all_networks(fresh, t
     expected, found = left_by(whole), left_by(resumed)
     assert_the_same(expected, found)
     method = found[2]["method"]
-    assert len(method["told_apart"]) == 7
+    assert len(method["discriminator_accuracy"]) == 7
     assert method["diversity"] == method["most_diverse"] == 0.75
 
 
@@ -215,7 +215,7 @@ def test_weights_that_are_spoiled_just_before_a_checkpoint_are_not_written(fresh
 # ---- collapsed
 
 
-def test_a_student_whose_pictures_become_alike_ends_with_its_best(data, tmp_path):
+def test_a_student_whose_images_become_alike_ends_with_its_best(data, tmp_path):
     gan = tiny_gan()
     start = tiny_student(gan)
     start = type(start)(**{**vars(start), "network": copy.deepcopy(gan.generator.network)})
@@ -234,7 +234,7 @@ def test_a_student_whose_pictures_become_alike_ends_with_its_best(data, tmp_path
     method.after_step = collapse
     result = run.train()
     assert (result.steps, result.best_step) == (4, 2)
-    assert result.ended.startswith("training ended at step 4: the student collapses, its pictures are 0.")
+    assert result.ended.startswith("training ended at step 4: the student collapses, its images are 0.")
     assert result.ended.endswith("; the best so far is that of step 2")
     for name, tensor in method.networks.average_state().items():
         assert torch.equal(tensor, seen[2][name]), name

@@ -53,23 +53,23 @@ def curves(
     """One figure against another, intervals as bars at the points, labels of points where they cover nothing.
 
     Args:
-        front: draw a thin step line along the points that no other beats in both, which are filled and the others hollow:
+        front: sample a thin step line along the points that no other beats in both, which are filled and the others hollow:
             those of least x, and of y as it is better.
 
     Raises:
         ValueError: there is no point, or a coordinate is no number or, on a logarithmic axis, not above 0.
     """
     if not series or not all(one.points for one in series):
-        raise ValueError("series: got one without points, takes at least 1 point in each.")
+        raise ValueError("series: got one without points, expects at least 1 point in each.")
     for one in series:
         for point in one.points:
             for axis, value, log in (("x", point.x, x_log), ("y", point.y, y_log)):
                 if not math.isfinite(value) or (log and value <= 0):
                     takes = "a number above 0 on a logarithmic axis" if log else "a finite number"
-                    raise ValueError(f"{one.name}, {axis}: got {value}, takes {takes}.")
+                    raise ValueError(f"{one.name}, {axis}: got {value}, expects {takes}.")
     points = [point for one in series for point in one.points]
 
-    def draw(figure: Figure) -> None:
+    def plot_onto(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_title(textwrap.fill(y_label, letters_in(figure)))
         axes.set_xlabel(textwrap.fill(x_label, letters_in(figure)))
@@ -91,7 +91,7 @@ def curves(
 
     ends = [(one.name, one.points[0], one.points[-1]) for one in series]
     told = [f"{name} from {a.y:.3g} at {a.x:.3g} to {b.y:.3g} at {b.x:.3g}" for name, a, b in ends]
-    return Plot(draw, f"{y_label} against {x_label}: {'; '.join(told)}.")
+    return Plot(plot_onto, f"{y_label} against {x_label}: {'; '.join(told)}.")
 
 
 def on_front(points: Sequence[Point], better: Better = "lower") -> list[Point]:

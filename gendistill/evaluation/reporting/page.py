@@ -22,10 +22,10 @@ from torchvision.utils import make_grid
 
 from gendistill.evaluation.reporting.colours import INK, SIGNS, model_colour, model_marker
 from gendistill.evaluation.reporting.plot import Plot
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 
-CRISP_BELOW = 128  # pixels a side: smaller pictures are enlarged by whole pixels, lossless
-LARGEST = 160  # pixels a side of pictures in a page
+CRISP_BELOW = 128  # pixels a side: smaller images are enlarged by whole pixels, lossless
+LARGEST = 160  # pixels a side of images in a page
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Table:
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"rows[{number}]: got {len(row.cells)} cells, takes {len(self.columns)}, one a column.")
+                raise ValueError(f"rows[{number}]: got {len(row.cells)} cells, expects {len(self.columns)}, one a column.")
 
     def with_best(self) -> Table:
         """The same with the best of each column marked, of the cells with a `value`; none where all are equal."""
@@ -141,10 +141,10 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Pictures uint8 (N, 3, H, W) of one model, and what was asked for, one a picture or none at all."""
+    """Images uint8 (N, 3, H, W) of one model, and what was asked for, one an image or none at all."""
 
     title: str
-    pictures: Any
+    images: Any
     captions: Sequence[str] = ()
     note: str = ""
     colour: int | None = None
@@ -164,20 +164,20 @@ class Galleries:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureRow:
-    """One prompt drawn by each model: pictures uint8 (3, H, W), and a note under the prompt."""
+class ImageRow:
+    """One prompt sampled by each model: images uint8 (3, H, W), and a note under the prompt."""
 
     prompt: str
-    pictures: Sequence[Any]
+    images: Sequence[Any]
     note: str = ""
 
 
 @dataclass(frozen=True)
-class PictureComparison:
+class ImageComparison:
     """A row a prompt, a column a model."""
 
     columns: Sequence[str]
-    rows: Sequence[PictureRow]
+    rows: Sequence[ImageRow]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Notice:
     text: str
 
 
-Block = Text | Cards | Table | Figure | Galleries | PictureComparison | Details | Notice
+Block = Text | Cards | Table | Figure | Galleries | ImageComparison | Details | Notice
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def render(page: Page) -> str:
     """The page as HTML.
 
     Raises:
-        ValueError: what should be pictures is not uint8 (N, 3, H, W), or there is none.
+        ValueError: what should be images is not uint8 (N, 3, H, W), or there is none.
     """
     environment = Environment(
         loader=PackageLoader("gendistill.evaluation.reporting", "."),
@@ -238,8 +238,8 @@ def write_page(page: Page, path: Path) -> None:
         ValueError: the disk does not take it.
     """
     html = render(page)
-    with written_aside(path) as aside:
-        aside.write_text(html, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
 
 
 def _svg(plot: Plot) -> Markup:
@@ -254,15 +254,15 @@ def _sign(number: int | None) -> Markup:
     return Markup(f'<span class="sign" style="color: {colour}" aria-hidden="true">{SIGNS[model_marker(number)]}</span>')
 
 
-def _image(pictures: Any, alt: str, columns: int = 1) -> Markup:
-    """An `<img>` of pictures uint8 (N, 3, H, W), or of one (3, H, W), row by row on a transparent ground.
+def _image(images: Any, alt: str, columns: int = 1) -> Markup:
+    """An `<img>` of images uint8 (N, 3, H, W), or of one (3, H, W), row by row on a transparent ground.
 
     Small ones are lossless and shown by whole pixels, large ones made smaller and WebP, a twentieth of PNG's size.
     """
-    tensor = torch.as_tensor(pictures)
+    tensor = torch.as_tensor(images)
     tensor = tensor[None] if tensor.ndim == 3 else tensor
     if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != 3 or 0 in tensor.shape:
-        raise ValueError(f"pictures: got {tensor.dtype} {tuple(tensor.shape)}, takes uint8 (N, 3, H, W) with at least 1.")
+        raise ValueError(f"images: got {tensor.dtype} {tuple(tensor.shape)}, expects uint8 (N, 3, H, W) with at least 1.")
     side = max(tensor.shape[2:])
     crisp, scale = side < CRISP_BELOW, min(1, LARGEST / side)
     tensor = resize(tensor, [round(scale * length) for length in tensor.shape[2:]], antialias=True)

@@ -46,15 +46,15 @@ STYLE: Any = {  # matplotlib types every key of its own
 
 @dataclass(frozen=True)
 class Plot:
-    """What `draw` puts on a figure, in points of one CSS pixel, and the words for those who do not see it.
+    """What `sample` puts on a figure, in points of one CSS pixel, and the words for those who do not see it.
 
     Args:
-        draw: called once for each rendering, on a wide figure or a narrow one.
+        sample: called once for each rendering, on a wide figure or a narrow one.
         alt: what the plot shows, in a sentence.
         height: in CSS pixels.
     """
 
-    draw: Callable[[Figure], None]
+    plot_onto: Callable[[Figure], None]
     alt: str
     height: int = 400
 
@@ -78,7 +78,7 @@ class Plot:
     def _figure(self, width: int) -> Figure:
         figure = Figure(figsize=(width / 72, self.height / 72), dpi=72, layout="constrained")
         FigureCanvasAgg(figure)  # measures text
-        self.draw(figure)
+        self.plot_onto(figure)
         return figure
 
 

@@ -1,4 +1,4 @@
-"""Models beside each other, a row a group: what got worse, what is drawn more or less often, what is no longer alike."""
+"""Models beside each other, a row a group: what got worse, what is sampled more or less often, what is no longer alike."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def by_row(x_label: str, rows: Sequence[str], values: Mapping[str, Sequence[Plot
         ValueError: there is no row.
     """
     if not rows:
-        raise ValueError("rows: got none, takes at least 1.")
+        raise ValueError("rows: got none, expects at least 1.")
     at, each = range(len(rows)), list(zip(*([one.value for one in found] for found in values.values()), strict=True))
 
-    def draw(figure: Figure) -> None:
+    def plot_onto(figure: Figure) -> None:
         axes = figure.subplots()
         axes.grid(visible=False, axis="y")
         axes.spines["bottom"].set_visible(False)
@@ -65,4 +65,4 @@ def by_row(x_label: str, rows: Sequence[str], values: Mapping[str, Sequence[Plot
         f"{name}: " + ", ".join(f"{model} {value:.3g}" for model, value in zip(values, row, strict=True))
         for name, row in zip(rows, each, strict=True)
     ]
-    return Plot(draw, f"{x_label}; {'; '.join(told)}.", 90 + 32 * len(rows))
+    return Plot(plot_onto, f"{x_label}; {'; '.join(told)}.", 90 + 32 * len(rows))

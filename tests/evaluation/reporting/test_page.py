@@ -19,11 +19,11 @@ from gendistill.evaluation.reporting.page import (
     Figure,
     Galleries,
     Gallery,
+    ImageComparison,
+    ImageRow,
     Notice,
     Page,
     PageSection,
-    PictureComparison,
-    PictureRow,
     Table,
     TableRow,
     Text,
@@ -121,14 +121,14 @@ def test_every_plot_is_there_for_desks_and_for_phones(elements):
 
 
 def test_what_users_named_is_escaped_wherever_it_stands():
-    picture = np.zeros((1, 3, 4, 4), np.uint8)
+    image = np.zeros((1, 3, 4, 4), np.uint8)
     blocks = [
         Text(MARKUP),
         Cards([Card(MARKUP, MARKUP, MARKUP)]),
         Table([Column(MARKUP, MARKUP)], [TableRow.of(Cell(MARKUP, MARKUP), group=MARKUP)], MARKUP),
         Figure(curves([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
-        Galleries([Gallery(MARKUP, picture, [MARKUP], MARKUP)]),
-        PictureComparison([MARKUP], [PictureRow(MARKUP, [picture[0]], MARKUP)]),
+        Galleries([Gallery(MARKUP, image, [MARKUP], MARKUP)]),
+        ImageComparison([MARKUP], [ImageRow(MARKUP, [image[0]], MARKUP)]),
         Details(MARKUP, [(MARKUP, MARKUP)]),
         Details(MARKUP, MARKUP),
         Notice(MARKUP),
@@ -180,17 +180,17 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
 
 
 def test_a_row_of_another_length_is_a_sentence():
-    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, takes 2, one a column\."):
+    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, expects 2, one a column\."):
         Table([Column("a"), Column("b")], [TableRow.of("1", "2"), TableRow.of("1")])
 
 
 def test_prompts_that_galleries_share_are_listed_once_and_all_of_them():
-    picture = np.zeros((2, 3, 4, 4), np.uint8)
-    shared = Galleries([Gallery("a", picture[:1], ["p"]), Gallery("b", picture, ["p", "q"])])
+    image = np.zeros((2, 3, 4, 4), np.uint8)
+    shared = Galleries([Gallery("a", image[:1], ["p"]), Gallery("b", image, ["p", "q"])])
     assert len(Elements(one_block(shared)).all("li")) == 2
 
 
-def test_small_pictures_are_crisp_and_large_ones_are_made_smaller():
+def test_small_images_are_crisp_and_large_ones_are_made_smaller():
     small = one_block(Galleries([Gallery("a", np.zeros((3, 3, 64, 64), np.uint8))]))
     noise = torch.randint(0, 256, (16, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     large = one_block(Galleries([Gallery("a", noise)]))
@@ -202,22 +202,22 @@ def test_small_pictures_are_crisp_and_large_ones_are_made_smaller():
 
 
 def test_a_grid_holds_every_pixel_and_nothing_between():
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 4), np.uint8)
-    html = one_block(Galleries([Gallery("a", pictures)], columns=2))
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 4), np.uint8)
+    html = one_block(Galleries([Gallery("a", images)], columns=2))
     data = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", html).group(1))
     array = np.asarray(Image.open(io.BytesIO(data)))
     assert array.shape == (3 * 8 + 2, 2 * 6 + 2, 4)
     opaque = np.zeros(array.shape[:2], bool)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         place = (slice(top := 2 + number // 2 * 8, top + 6), slice(left := 2 + number % 2 * 6, left + 4))
-        assert (array[place][..., :3] == picture.transpose(1, 2, 0)).all()
+        assert (array[place][..., :3] == image.transpose(1, 2, 0)).all()
         opaque[place] = True
     assert (array[..., 3] == 255 * opaque).all()
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4))])
-def test_what_are_no_pictures_is_a_sentence(wrong):
-    with pytest.raises(ValueError, match=r"pictures: got .*, takes uint8"):
+def test_what_are_no_images_is_a_sentence(wrong):
+    with pytest.raises(ValueError, match=r"images: got .*, expects uint8"):
         one_block(Galleries([Gallery("a", wrong)]))
 
 
@@ -226,7 +226,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
     write_page(short, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(short)  # and the same twice
     broken = Page("t", [PageSection("s", [Galleries([Gallery("g", np.zeros((0, 3, 4, 4), np.uint8))])])])
-    with pytest.raises(ValueError, match="pictures: got"):
+    with pytest.raises(ValueError, match="images: got"):
         write_page(broken, tmp_path / "report.html")
     with pytest.raises(ValueError, match="cannot be written"):
         write_page(Page("t", []), tmp_path / "nowhere" / "report.html")

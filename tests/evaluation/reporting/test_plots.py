@@ -22,11 +22,11 @@ LIGHT_PAGE, DARK_PAGE = ("#fdfdfc", "#1c1d20"), ("#131417", "#e9e8e4")  # ground
 
 def crowd(count: int) -> list[Series]:
     """Models whose curves run through each other."""
-    draw = random.Random(count)
+    generate = random.Random(count)
     return [
         Series(
             f"runs/2026-11-{number:02d}/a model of a long name",
-            tuple(Point(steps, 1 + 8 * draw.random() / steps, 0.5, 9, str(steps)) for steps in (1, 2, 4, 8, 16)),
+            tuple(Point(steps, 1 + 8 * generate.random() / steps, 0.5, 9, str(steps)) for steps in (1, 2, 4, 8, 16)),
             number,
         )
         for number in range(count)
@@ -34,12 +34,12 @@ def crowd(count: int) -> list[Series]:
 
 
 PLOTS = {
-    "front": curves(costs("ms"), "milliseconds a picture", FD, x_log=True, y_log=True, front="lower"),
+    "front": curves(costs("ms"), "milliseconds an image", FD, x_log=True, y_log=True, front="lower"),
     "front, linear": curves(costs("ms"), "milliseconds", FD, y_log=True, front="lower"),
     "steps": curves(costs("steps"), "steps", "fd-emoji", x_log=True),
     "guidance": curves(guidance(), "CLIP score", "fd-emoji"),
     "a long name": curves(
-        guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 pictures of 754 prompts beside 754 real ones"
+        guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 images of 754 prompts beside 754 real ones"
     ),
     "one point": curves([Series("tiny-sd", (Point(1, 7.0),), 0)], "steps", "fd", x_log=True, y_log=True),
     "near": curves([Series("a", (Point(5, 1.1), Point(6, 1.3)), 1)], "ms", "fd", x_log=True, y_log=True),
@@ -55,7 +55,7 @@ PLOTS = {
 
 
 @functools.cache
-def drawn(name: str, *, narrow: bool) -> str:
+def generated(name: str, *, narrow: bool) -> str:
     return PLOTS[name].svg(narrow=narrow)
 
 
@@ -80,7 +80,7 @@ def written(svg: str) -> list[tuple[str, np.ndarray]]:
 @pytest.mark.parametrize("name", PLOTS)
 def test_no_text_of_a_plot_covers_another_or_leaves_it(name, narrow):
     plot = PLOTS[name]
-    texts = written(drawn(name, narrow=narrow))
+    texts = written(generated(name, narrow=narrow))
     width, height = NARROW if narrow else WIDE, plot.height
     assert len(texts) >= 4
     for text, (x0, y0, x1, y1) in texts:
@@ -96,13 +96,13 @@ def test_no_text_of_a_plot_covers_another_or_leaves_it(name, narrow):
 @pytest.mark.parametrize("name", PLOTS)
 def test_text_is_at_least_11_pixels_high_on_a_phone_of_360(name, narrow):
     shown = 328 / NARROW if narrow else 768 / WIDE  # wide from 800 pixels on
-    sizes = [float(size) * shown for size in re.findall(r"font-size: ([\d.]+)px", drawn(name, narrow=narrow))]
+    sizes = [float(size) * shown for size in re.findall(r"font-size: ([\d.]+)px", generated(name, narrow=narrow))]
     assert sizes
     assert min(sizes) >= (11 if narrow else 10.5)
 
 
 def test_a_plot_is_in_the_ink_of_its_page_and_in_the_colours_of_its_models():
-    svg = drawn("front", narrow=False)
+    svg = generated("front", narrow=False)
     assert "currentColor" in svg
     left = re.sub(r"(href=\"#|id=\"|url\(#)[^\")]*", "", svg)
     assert set(re.findall(r"#[0-9a-f]{3,6}\b", left)) == {model_colour(1), model_colour(2)}
@@ -111,7 +111,7 @@ def test_a_plot_is_in_the_ink_of_its_page_and_in_the_colours_of_its_models():
 def test_two_plots_of_a_page_share_no_name_and_refer_to_their_own():
     names = []
     for name, narrow in itertools.product(PLOTS, (False, True)):
-        svg = drawn(name, narrow=narrow)
+        svg = generated(name, narrow=narrow)
         own = set(re.findall(r' id="([^"]+)"', svg))
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) == own
         names.append(own)
@@ -136,8 +136,8 @@ def test_the_front_holds_what_nothing_beats_in_both():
 
 
 def test_the_front_of_random_points_falls_and_beats_all_others():
-    draw = random.Random(0)
-    points = [Point(draw.random(), draw.random()) for _ in range(200)]
+    generate = random.Random(0)
+    points = [Point(generate.random(), generate.random()) for _ in range(200)]
     front = on_front(points)
     assert [p.y for p in front] == sorted((p.y for p in front), reverse=True)
     for point in points:
@@ -147,7 +147,7 @@ def test_the_front_of_random_points_falls_and_beats_all_others():
 @pytest.mark.parametrize("name", ["front", "near", "far", "one point", "all steps"])
 def test_an_axis_has_at_least_one_number_and_few(name):
     for narrow in (False, True):
-        figures = [text for text, _ in written(drawn(name, narrow=narrow)) if re.fullmatch(r"[\d.e+]+", text)]
+        figures = [text for text, _ in written(generated(name, narrow=narrow)) if re.fullmatch(r"[\d.e+]+", text)]
         assert len(set(figures)) >= 2
         assert len(figures) <= 40
 
@@ -204,11 +204,11 @@ def test_the_words_for_a_plot_name_every_model_and_its_figures():
     [
         ([], "series: got one without points"),
         ([Series("a", (), 0)], "series: got one without points"),
-        ([Series("a", (Point(1, float("nan")),), 0)], "a, y: got nan, takes a finite number."),
-        ([Series("a", (Point(0, 1),), 0)], "a, x: got 0, takes a number above 0 on a logarithmic axis."),
+        ([Series("a", (Point(1, float("nan")),), 0)], "a, y: got nan, expects a finite number."),
+        ([Series("a", (Point(0, 1),), 0)], "a, x: got 0, expects a number above 0 on a logarithmic axis."),
     ],
 )
-def test_what_cannot_be_drawn_is_a_sentence(series, sentence):
+def test_what_cannot_be_sampled_is_a_sentence(series, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         curves(series, "x", "y", x_log=True)
 
@@ -218,6 +218,6 @@ def test_rows_that_are_not_there_are_a_sentence():
         by_row("distance", [], {}, [])
 
 
-def test_an_interval_that_reaches_below_zero_is_drawn_on_a_logarithmic_axis():
+def test_an_interval_that_reaches_below_zero_is_sampled_on_a_logarithmic_axis():
     series = [Series("kid", (Point(1, 2.0, -1.0, 3.0), Point(2, 1.0, -0.5, 2.0)), 1)]
     assert "NaN" not in curves(series, "steps", "kid", y_log=True).svg()

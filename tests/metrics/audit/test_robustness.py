@@ -95,7 +95,7 @@ def test_perturbations_that_change_nothing_drop_nothing():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="'typos', takes one of typo, swap"):
+    with pytest.raises(ValueError, match="'typos', expects one of typo, swap"):
         perturbed(PROMPTS, "typos")
     with pytest.raises(ValueError, match="four times"):
         robustness(np.ones(3), np.ones(3), np.ones(3), np.ones(4))

@@ -1,4 +1,4 @@
-"""What distillation broke, as a section of the report: findings in sentences, then the pictures that show them."""
+"""What distillation broke, as a section of the report: findings in sentences, then the images that show them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gendistill.data.samples import PictureSource
-from gendistill.evaluation.breakage import Breakage
+from gendistill.data.samples import ImageSource
 from gendistill.evaluation.comparison import ComparisonRow, ModelComparison, main_rows
 from gendistill.evaluation.probes import Probes
-from gendistill.evaluation.reference import pictures_at
+from gendistill.evaluation.reference import images_at
+from gendistill.evaluation.regressions import RegressionAnalysis
 from gendistill.evaluation.reporting.page import (
     Block,
     Details,
     Figure,
+    ImageComparison,
+    ImageRow,
     PageSection,
-    PictureComparison,
-    PictureRow,
     Text,
 )
 from gendistill.evaluation.reporting.plot import Plot
@@ -34,19 +34,19 @@ SHOWN = 5
 GROUPS_SHOWN = 15
 
 
-def breakage_section(
-    broken: Breakage, comparison: ModelComparison, student: str, source: PictureSource, probes: Probes
+def regressions_section(
+    broken: RegressionAnalysis, comparison: ModelComparison, student: str, source: ImageSource, probes: Probes
 ) -> PageSection:
     """Of one student.
 
     Args:
-        source: the reference's pictures.
+        source: the reference's images.
     """
-    row = next(row for row in main_rows(comparison.rows) if row.contestant.name == student)
+    row = next(row for row in main_rows(comparison.rows) if row.entry.name == student)
     view = _View(comparison, row, source)
     blocks: list[Block] = []
     if broken.coverage is not None:
-        covered = view.groups(broken.coverage, "share of its real pictures that are covered", most=1)
+        covered = view.groups(broken.coverage, "share of its real images that are covered", most=1)
         blocks += [Text(broken.coverage.describe()), covered]
     if broken.prompt_following is not None:
         followed = view.groups(broken.prompt_following, "CLIP score", most=100)
@@ -57,7 +57,7 @@ def breakage_section(
     for name, bias in broken.attributes.items():
         neutral = ", ".join(f"“{prompt}”" for prompt in probes.attributes[name].prompts)
         blocks += [Text(bias.describe(), f"Shares: {name}"), view.shares(bias), Details("Neutral prompts", neutral)]
-    blocks += [Text(broken.memorisation.describe(), "Copies of training pictures"), *view.suspicious(broken)]
+    blocks += [Text(broken.memorisation.describe(), "Copies of training images"), *view.suspicious(broken)]
     unusual = [found.describe() for found in broken.robustness]
     if broken.unusual is not None:
         told = broken.unusual.describe(view.names[1], view.names[0])
@@ -71,11 +71,11 @@ def breakage_section(
 
 @dataclass(frozen=True)
 class _View:
-    """A student, its teacher and real pictures by their numbers."""
+    """A student, its teacher and real images by their numbers."""
 
     comparison: ModelComparison
     row: ComparisonRow
-    source: PictureSource
+    source: ImageSource
 
     @property
     def names(self) -> tuple[str, str]:
@@ -96,24 +96,24 @@ class _View:
             [PlottedValue(change.teacher) for change in shown],
             [student(change) for change in shown],
         )
-        return Figure(plot, f"Of {len(tested)} groups the {len(shown)} that most surely lost, with their numbers of pictures.")
+        return Figure(plot, f"Of {len(tested)} groups the {len(shown)} that most surely lost, with their numbers of images.")
 
     def shares(self, bias: AttributeBias) -> Block:
         values = sorted(bias.values, key=lambda value: value.value)
         plot = self._plot(
-            f"share of pictures by {bias.attribute}",
+            f"share of images by {bias.attribute}",
             [value.value for value in values],
             [PlottedValue(value.teacher, value.teacher_low, value.teacher_high) for value in values],
             [PlottedValue(value.student, value.student_low, value.student_high) for value in values],
         )
-        return Figure(plot, f"{bias.teacher_count} pictures each, their values told by a probe ({bias.accuracy:.0%} right).")
+        return Figure(plot, f"{bias.teacher_count} images each, their values told by a probe ({bias.accuracy:.0%} right).")
 
     def worst_prompts(self, found: GroupComparison) -> list[Block]:
         worst = [change for change in found.groups if change.worst and change.p_value is not None][:SHOWN]
         numbers = [change.worst[0] for change in worst]
         notes = [f"{change.group}: {change.teacher:.1f} → {change.student:.1f}" for change in worst]
-        drawn = {name: self._drawn(name, numbers) for name in self.names} if worst else {}
-        return self._rows(numbers, drawn, notes)
+        generated = {name: self._generated(name, numbers) for name in self.names} if worst else {}
+        return self._rows(numbers, generated, notes)
 
     def lost_modes(self, modes: ModeLoss) -> list[Block]:
         by_number = {mode.number: mode for mode in modes.bins}
@@ -121,29 +121,29 @@ class _View:
         if not lost:
             return []
         numbers = [mode.teacher_examples[0] for mode in lost]
-        notes = [f"{mode.teacher:.1%} of the teacher's pictures, {mode.student:.1%} of the student's" for mode in lost]
+        notes = [f"{mode.teacher:.1%} of the teacher's images, {mode.student:.1%} of the student's" for mode in lost]
         real, teacher = self._real([mode.examples[0] for mode in lost]), self.names[0]
-        return self._rows(numbers, {"a real one of the mode": real, teacher: self._drawn(teacher, numbers)}, notes)
+        return self._rows(numbers, {"a real one of the mode": real, teacher: self._generated(teacher, numbers)}, notes)
 
-    def suspicious(self, broken: Breakage) -> list[Block]:
+    def suspicious(self, broken: RegressionAnalysis) -> list[Block]:
         pairs, student = broken.memorisation.student.pairs[:SHOWN], self.names[1]
-        numbers, real = [pair.drawn for pair in pairs], self._real([pair.training for pair in pairs])
-        notes = [f"{pair.ratio:.2f} of that picture's distance to its own nearest" for pair in pairs]
-        return self._rows(numbers, {student: self._drawn(student, numbers), "nearest training picture": real}, notes)
+        numbers, real = [pair.generated for pair in pairs], self._real([pair.training for pair in pairs])
+        notes = [f"{pair.ratio:.2f} of that image's distance to its own nearest" for pair in pairs]
+        return self._rows(numbers, {student: self._generated(student, numbers), "nearest training image": real}, notes)
 
     def _plot(self, label: str, rows: list[str], teacher: list[PlottedValue], student: list[PlottedValue]) -> Plot:
-        colours = [self.comparison.colours[row.contestant.name] for row in (self.comparison.baseline, self.row)]
+        colours = [self.comparison.colours[row.entry.name] for row in (self.comparison.baseline, self.row)]
         return by_row(label, rows, dict(zip(self.names, (teacher, student), strict=True)), colours)
 
-    def _rows(self, numbers: list[int], pictures: Mapping[str, Tensor], notes: list[str]) -> list[Block]:
-        """Pictures by the names of their columns, a row a prompt, whose numbers are given."""
-        together = zip(numbers, zip(*pictures.values(), strict=True), notes, strict=True)
-        rows = [PictureRow(self.comparison.judge.prompts[number], of, note) for number, of, note in together]
-        return [PictureComparison(list(pictures), rows)] if rows else []
+    def _rows(self, numbers: list[int], images: Mapping[str, Tensor], notes: list[str]) -> list[Block]:
+        """Images by the names of their columns, a row a prompt, whose numbers are given."""
+        together = zip(numbers, zip(*images.values(), strict=True), notes, strict=True)
+        rows = [ImageRow(self.comparison.evaluator.prompts[number], of, note) for number, of, note in together]
+        return [ImageComparison(list(images), rows)] if rows else []
 
-    def _drawn(self, name: str, numbers: Sequence[int]) -> Tensor:
+    def _generated(self, name: str, numbers: Sequence[int]) -> Tensor:
         side = self.comparison.baseline.images if name == self.names[0] else self.row.images
-        return self.comparison.judge.of(numbers).draw(side.sampler, side.steps, side.guidance_scale)
+        return self.comparison.evaluator.of(numbers).generate(side.sampler, side.steps, side.guidance_scale)
 
     def _real(self, numbers: Sequence[int]) -> Tensor:
-        return pictures_at(self.source, numbers, min(256, self.comparison.baseline.images.sampler.resolution))
+        return images_at(self.source, numbers, min(256, self.comparison.baseline.images.sampler.resolution))

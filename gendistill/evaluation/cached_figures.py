@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from gendistill.runtime.device import make_folder
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 
 Figures = TypeVar("Figures")
 
 
-def kept_figures(
+def cached_figures(
     folder: Path, asked: Any, kind: type[Figures], measure: Callable[[], Figures], found: Callable[[], None]
 ) -> Figures:
     """What `measure` gave where it was asked the same before, else what it gives.
@@ -36,8 +36,8 @@ def kept_figures(
     except (OSError, ValueError):
         kept = measure()
         make_folder(folder)
-        with written_aside(file) as aside:
-            aside.write_text(json.dumps(dataclasses.asdict(kept), indent=1) + "\n")  # type: ignore[call-overload]
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(kept), indent=1) + "\n")  # type: ignore[call-overload]
     else:
         found()
     return kept
