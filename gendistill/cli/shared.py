@@ -97,6 +97,7 @@ def _number_or(value: Any) -> Any:
 
 
 def prompts_of(given: list[str] | None, file: Path | None) -> list[str] | None:
+    """The prompts of `--prompt`, or those of the file of `--prompts`; None where neither is there."""
     from gendistill.data.sources.prompts import Prompts
 
     if given is not None and file is not None:
@@ -110,11 +111,13 @@ def show(what: Any) -> None:
 
 
 def warn(warnings: list[str]) -> None:
+    """Print each warning on standard error."""
     for warning in warnings:
         console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True, highlight=False)
 
 
 def report_files(files: list[Path]) -> None:
+    """Print the name of each file that was written."""
     for file in files:
         console.print(f"wrote {file}", soft_wrap=True)
 

@@ -45,10 +45,14 @@ def stand_ins(tiny_folder, family_folder, halved_run, gans, students, tmp_path_f
     """A folder with everything that the pages name; a page works in a copy, in which large things are links."""
     place = tmp_path_factory.mktemp("stand-ins")
     models = {
-        **dict.fromkeys(("my-model", "my-fine-tune", "my-merged-model", "stable-diffusion-v1-5/stable-diffusion-v1-5"), tiny_folder),
+        **dict.fromkeys(
+            ("my-model", "my-fine-tune", "my-merged-model", "stable-diffusion-v1-5/stable-diffusion-v1-5"), tiny_folder
+        ),
         **dict.fromkeys(("my-sdxl-student", "stabilityai/stable-diffusion-xl-base-1.0"), family_folder("sdxl")),
         "my-ddpm": family_folder("unconditional"),
-        **dict.fromkeys(("runs/mine/student", "runs/full/student", "runs/alignment/student", "runs/demo/student"), students.full),
+        **dict.fromkeys(
+            ("runs/mine/student", "runs/full/student", "runs/alignment/student", "runs/demo/student"), students.full
+        ),
         "runs/first/student": students.full,
         "runs/sd15/student": students.lora,
         "runs/gan/student": gans["student"],
@@ -167,7 +171,9 @@ def _shrink(config):
     config.device, config.lora.rank = "cpu", 2
     config.data.num_synthetic, config.data.synthetic_steps = 4, 2
     config.align.trajectories, config.align.trajectory_steps = 4, 2
-    config.progressive = config.progressive.model_copy(update={"start_steps": 2 * max(config.steps), "stages": {}, "grid": None})
+    config.progressive = config.progressive.model_copy(
+        update={"start_steps": 2 * max(config.steps), "stages": {}, "grid": None}
+    )
     config.compression.trainer, config.compression.steps = {}, 2
     config.decoder.width, config.decoder.blocks, config.decoder.copies = 8, 1, 1
     config.gan.pairs, config.validation_reference = 0, None
