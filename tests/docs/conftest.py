@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from code_blocks import ROOT
 from diffusers import UNet2DConditionModel
 from original_checkpoint import save_checkpoint
@@ -79,7 +80,7 @@ def stand_ins(tiny_folder, family_folder, halved_run, gans, students, tmp_path_f
 
 
 def _write_images(place):
-    """my-images/, real.zip, shards/, emoji.tar and single images: random pixels of 32 x 32 with captions."""
+    """my-images/, real.zip, shards/, few-emoji/ and single images: random pixels of 32 x 32 with captions."""
     random = np.random.default_rng(0)
     (place / "my-images").mkdir()
     (place / "shards").mkdir()
@@ -96,9 +97,9 @@ def _write_images(place):
     for name, number in {"street.png": 0, "edges.png": 1}.items():
         shutil.copy(place / "my-images" / f"{number}.png", place / name)
     Image.fromarray(np.tile(np.uint8([0, 255]), (32, 16))).save(place / "car.png")
-    emoji = tarfile.open(ROOT / "assets" / "emoji" / "train-000.tar.gz")
-    (place / "emoji").mkdir()
-    with emoji, tarfile.open(place / "emoji" / "train-000.tar", "w") as few:
+    (place / "few-emoji").mkdir()
+    few_emoji = place / "few-emoji" / "train-000.tar"
+    with tarfile.open(ROOT / "assets" / "emoji" / "train-000.tar.gz") as emoji, tarfile.open(few_emoji, "w") as few:
         for member, _ in zip(emoji, range(3 * IMAGES), strict=False):
             few.addfile(member, emoji.extractfile(member))
 
@@ -119,7 +120,7 @@ def small(monkeypatch, stand_ins, tmp_path, tiny_folder, gans):
     shutil.copytree(stand_ins, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    emoji = str(stand_ins / "emoji" / "train-*.tar")
+    emoji = str(stand_ins / "few-emoji" / "train-*.tar")
     embedded = {"assets/tiny-sd": str(tiny_folder), "assets/tiny-gan": str(gans["teacher"])}
 
     def reference(path):
@@ -135,6 +136,7 @@ def small(monkeypatch, stand_ins, tmp_path, tiny_folder, gans):
         if config.start or config.decoder.start:
             config.start, config.decoder.start = None, None
         _shrink(config)
+        AcceleratorState._reset_state(reset_partial_state=True)  # a process of the command line has one run
         student = tmp_path / config.out / "student"
         if student.is_symlink() and not resume:
             student.unlink()  # a stand-in, until a command of the page makes it
