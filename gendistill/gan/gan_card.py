@@ -21,7 +21,7 @@ tags: [gendistill, distillation, gan]
 
 ## How to open it
 
-{ways}
+{usages}
 ## Lineage
 
 | | |
@@ -84,15 +84,15 @@ def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool)
     feed = f'"{spec.kind}": {numbers}' + ("" if labels is None else f', "labels": np.array({labels})')
     module = gan.generator_source.class_path.partition(":")[0]
     importable = "" if module.startswith("gendistill.") else f", where the module `{module}` is importable"
-    trajectories = [GENDISTILL.format(importable=importable, **values)]
-    trajectories += [TORCH.format(call=call, **values)] if program else []
-    trajectories += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
+    usages = [GENDISTILL.format(importable=importable, **values)]
+    usages += [TORCH.format(call=call, **values)] if program else []
+    usages += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
     return CARD.format(
         task="unconditional-image-generation" if spec.kind == "noise" else "image-to-image",
         teacher=_in_a_row(provenance.get("teacher", "unknown")),
         licence=_in_a_row(provenance.get("licence", "unknown")),
         what=_what(gan),
-        trajectories="\n".join(trajectories),
+        usages="\n".join(usages),
         provenance="\n".join(f"| {_in_a_row(name)} | {_in_a_row(value)} |" for name, value in provenance.items()),
     )
 

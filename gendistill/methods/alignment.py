@@ -103,7 +103,7 @@ class AlignConfig(Section):
     peer: Literal["none", "mutual"] = Field(
         "none", description="who else learns: a second student, from which the first learns too, and it from that"
     )
-    peer_weight: Weight = Field(1.0, description="of the distance to what the partner generates (pseudo-Huber)")
+    peer_weight: Weight = Field(1.0, description="of the distance to what the peer generates (pseudo-Huber)")
 
     @field_validator("teachers")
     @classmethod
@@ -282,7 +282,7 @@ def check_alignment(config: RunConfig, recipe: Recipe) -> None:
             "'embedded'"
         )
     # further students are students of alignment alone, all of whose weights are trained
-    requested = {"generations": align.generations > 1, "partner": align.peer != "none"}
+    requested = {"generations": align.generations > 1, "peer": align.peer != "none"}
     for name in (name for name, is_requested in requested.items() if is_requested):
         value = getattr(align, name)
         if recipe.Config is not AlignConfig:

@@ -138,10 +138,10 @@ def _pairs(
         student_with_features = StudentWithFeatures(
             of_second_student, [hint.student_path for hint in hints], Regressors(hints)
         ).to(device)  # as wide as the student
-        pairs.append(GanPair("partner", student_with_features, against(of_second_student)))
+        pairs.append(GanPair("peer", student_with_features, against(of_second_student)))
     if config.gan.peer == "teacher":
         if isinstance(data, NoData) or not adversarial:
-            raise ValueError("gan.partner teacher: goes on learning, which expects data.path and gan.adversarial above 0")
+            raise ValueError("gan.peer teacher: goes on learning, which expects data.path and gan.adversarial above 0")
         _learning(teacher.network)
         student_with_features = StudentWithFeatures(teacher, [hint.teacher_path for hint in hints])
         pairs.append(GanPair("teacher", student_with_features, against(teacher, inherit=True), distils=False))

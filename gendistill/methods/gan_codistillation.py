@@ -144,7 +144,7 @@ class GanCodistillation(Method):
     Args:
         networks: the teacher, and the student with its average.
         hints: the layers of the teacher that the student's regressors were made for.
-        players: the student first; then who else learns, see `CodistillationConfig.partner`.
+        players: the student first; then who else learns, see `CodistillationConfig.peer`.
         teacher_discriminator: frozen; None where there is none.
         perception: what images look like to a network; None for pixels alone.
         real: what the discriminators are told is real, see `DiscriminatorConfig.real`.

@@ -27,7 +27,7 @@ class LatentAlignment(DenoiserMethod):
     """Alignment alone: a few-step student by regression of the ends of its teacher's trajectories.
 
     Args:
-        alignments: of each student, by the name of its optimizer. With a second student, `partner`, this is deep mutual
+        alignments: of each student, by the name of its optimizer. With a second student, `peer`, this is deep mutual
             learning (Zhang et al. 2018): each learns all terms, and the x_0 of the other, which sees the same trajectories
             from points of its own. The first is the student of the run.
     """
@@ -81,7 +81,7 @@ class AlignmentRecipe(Recipe):
         config, settings = context.config, context.config.align
         learned_from: Callable[[TrajectoryData], TrajectoryData] | None = None
         for outline in self.outline(config):
-            names = ("student", "partner") if settings.peer == "mutual" else ("student",)
+            names = ("student", "peer") if settings.peer == "mutual" else ("student",)
             networks = {name: context.networks() for name in names}
             alignments = {
                 name: alignment_of(context, nets, config.steps, config.trainer, name) for name, nets in networks.items()

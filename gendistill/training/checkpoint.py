@@ -26,6 +26,7 @@ from gendistill.runtime.hashing import file_sha256
 WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
 KEPT = 2
+FORMER_NAMES = {"partner": "peer", "told_apart": "discriminator_accuracy"}  # words: allowed
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,9 @@ class Checkpoints:
         for name in reversed(self.steps()):
             if (damage := self.damage(name)) is None:
                 folder = self.folder / name
-                state = json.loads((folder / STATE).read_text())
-                return Checkpoint(name, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZERS), state, tuple(damages))
+                state = renamed(json.loads((folder / STATE).read_text()))
+                weights, optimizers = (renamed(load_file(folder / file)) for file in (WEIGHTS, OPTIMIZERS))
+                return Checkpoint(name, weights, optimizers, state, tuple(damages))
             damages.append(damage)
         if damages:
             raise ValueError(
@@ -88,7 +90,7 @@ class Checkpoints:
 
     def load_best(self, step: int) -> dict[str, Tensor]:
         """The average that was the best at `step`."""
-        return load_file(self.folder / _best(step) / WEIGHTS)
+        return renamed(load_file(self.folder / _best(step) / WEIGHTS))
 
     def steps(self) -> list[str]:
         """Names of the checkpoints, oldest first."""
@@ -149,6 +151,13 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         return temporary
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values with the present names for those that version 0.1 gave to networks and to what it measured."""
+    for former, present in FORMER_NAMES.items():
+        values = {re.sub(rf"(?<![^._]){former}(?![^._])", present, name): value for name, value in values.items()}
+    return {name: renamed(value) if isinstance(value, dict) else value for name, value in values.items()}
 
 
 def _best(step: int) -> str:

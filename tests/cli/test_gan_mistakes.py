@@ -168,7 +168,7 @@ MISTAKES = {
         f"{GAN} --compress 2 --set gan.discriminator.real=data",
         "gan.discriminator.real data: expects data.path",
     ),
-    "a partner without data": (f"{GAN} --compress 2 --set gan.partner=teacher", "gan.partner teacher: goes on learning, which"),
+    "a peer without data": (f"{GAN} --compress 2 --set gan.peer=teacher", "gan.peer teacher: goes on learning, which"),
     "a feature network that is none": (
         f"{GAN} --compress 2 --set gan.output.perceptual_network=vgg",
         "gan.output.perceptual_network vgg: expects discriminator, emoji or torchvision:NAME",

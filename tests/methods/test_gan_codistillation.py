@@ -80,9 +80,9 @@ def logs_of(updates):
         ({}, ["discriminator", "student"]),
         ({"adversarial": 0}, ["student"]),
         ({"discriminator.steps": 3}, ["discriminator"] * 3 + ["student"]),
-        ({"partner": "teacher"}, ["discriminator", "teacher_discriminator", "student", "teacher"]),
-        ({"partner": "student"}, ["discriminator", "partner_discriminator", "student", "partner"]),
-        ({"partner": "student", "adversarial": 0}, ["student", "partner"]),
+        ({"peer": "teacher"}, ["discriminator", "teacher_discriminator", "student", "teacher"]),
+        ({"peer": "student"}, ["discriminator", "peer_discriminator", "student", "peer"]),
+        ({"peer": "student", "adversarial": 0}, ["student", "peer"]),
     ],
 )
 def test_discriminators_step_before_generators(settings, names, data, own_class):
@@ -92,9 +92,9 @@ def test_discriminators_step_before_generators(settings, names, data, own_class)
     assert set(method.trained_parameters()) == set(names)
 
 
-@pytest.mark.parametrize("partner", ["none", "teacher", "student"])
+@pytest.mark.parametrize("peer", ["none", "teacher", "student"])
 def test_an_update_leaves_a_gradient_in_its_own_network_alone(peer, data, own_class):
-    settings = {**EVERYTHING, "partner": peer, "output.perceptual_network": "discriminator"}
+    settings = {**EVERYTHING, "peer": peer, "output.perceptual_network": "discriminator"}
     gan = tiny_gan()
     method = tiny_method(gan, data, more=own_class, **settings)
 
@@ -191,7 +191,7 @@ def test_what_there_is_no_data_for_is_refused():
     with pytest.raises(ValueError, match=r"gan\.discriminator\.real both: expects data\.path; without data the teacher's"):
         tiny_method(discriminator__real="both")
     with pytest.raises(
-        ValueError, match=r"gan\.partner teacher: goes on learning, which expects data\.path and gan\.adversarial"
+        ValueError, match=r"gan\.peer teacher: goes on learning, which expects data\.path and gan\.adversarial"
     ):
         tiny_method(peer="teacher")
 
@@ -365,7 +365,7 @@ def test_a_image_generators_real_images_are_its_teachers(tmp_path):
     assert torch.equal(real, theirs)
 
 
-# ---- partners
+# ---- peers
 
 
 def test_a_teacher_that_goes_on_learning_changes_and_its_opinion_of_now_is_matched(data, tmp_path):
@@ -394,7 +394,7 @@ def test_two_students_are_held_against_the_teacher_and_each_other(own_class):
     teacher, student, peer = (of[0][-1].detach() for of in generated)
     assert not torch.equal(student, peer)
     assert logs["l1"] == pytest.approx(((l1(student, teacher) + l1(student, peer)) / 2).item(), rel=1e-5)
-    assert logs["partner_l1"] == pytest.approx(((l1(peer, teacher) + l1(peer, student)) / 2).item(), rel=1e-5)
+    assert logs["peer_l1"] == pytest.approx(((l1(peer, teacher) + l1(peer, student)) / 2).item(), rel=1e-5)
 
 
 def test_a_teacher_that_goes_on_learning_keeps_its_discriminator_though_the_students_is_fresh(data):
@@ -411,7 +411,7 @@ def test_a_second_student_that_was_pruned_is_as_large_and_shows_the_same_layers(
     one, other = (state(pair.network.network) for pair in method.pairs)
     assert {name: of.shape for name, of in one.items()} == {name: of.shape for name, of in other.items()}
     assert not torch.equal(one["out.weight"], other["out.weight"])
-    assert {"hints", "partner_hints"} <= logs_of(step_of(method)).keys()
+    assert {"hints", "peer_hints"} <= logs_of(step_of(method)).keys()
 
 
 def test_two_students_train(own_class, tmp_path):

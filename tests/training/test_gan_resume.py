@@ -71,7 +71,7 @@ def assert_the_same(one, other):
     ("gan", "trainer"),
     [
         ({}, {}),
-        ({"partner": "teacher"}, {}),
+        ({"peer": "teacher"}, {}),
         ({"discriminator.steps": 2}, {"gradient_accumulation_steps": 2}),
         ({"discriminator.real": "both"}, {"lr_schedule": "constant"}),
     ],
