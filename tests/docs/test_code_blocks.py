@@ -33,6 +33,7 @@ SLOW = {  # pages of more than some seconds
     "docs/guides/does-it-still-fit.md",
     "docs/guides/evaluate.md",
     "docs/guides/gans.md",
+    "docs/guides/memory.md",
     "docs/guides/quantization.md",
     "docs/guides/use-a-student.md",
     "docs/methods/compression.md",

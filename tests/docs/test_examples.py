@@ -20,7 +20,13 @@ def in_small(example):
     return text.replace(f"{names} = {rest}", f"{names} = {', '.join(str(SMALL[name]) for name in names.split(', '))}")
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
+SLOW = "compress_a_generator"
+
+
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(file, marks=pytest.mark.slow if file.stem == SLOW else (), id=file.stem) for file in EXAMPLES],
+)
 def test_it_runs_as_a_script(example, small, monkeypatch):
     script = small / example.name
     script.write_text(in_small(example))
