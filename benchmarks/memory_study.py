@@ -69,7 +69,7 @@ def predicted_sampling(model: str, size: int) -> int:
 
     from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 
-    needs = MetaNetworks.of(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
+    needs = MetaNetworks.from_configs(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
     return needs.peak(PLACEMENTS[0])
 
 

@@ -1,4 +1,4 @@
-"""Sampling: what samples images, pipelines in few steps, solver steps, and how a student wants to be sampled."""
+"""Sampling: the interface of samplers, few-step pipelines, solver steps, and the sampling settings of a student."""
 
 from gendistill.samplers.few_step import FewStepSampler, components_of
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights, images_at_once, to_uint8

@@ -1,4 +1,4 @@
-"""What an image is sampled from beside its prompt: another image, a mask, a control, a style; by diffusers' own pipelines."""
+"""Tasks of diffusers' pipelines with inputs in addition to the prompt: image-to-image, inpainting, ControlNet, IP-Adapter."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Task:
-    """What all images of a call are sampled from; one row a prompt.
+    """The inputs of a call in addition to the prompts, one row per prompt.
 
     Attributes:
-        images: (N, 3, H, W) in [0, 1], to begin at instead of noise.
-        masks: (N, 1, H, W), 1 where an image is to be generated anew; all of it where None.
-        strength: the share of the steps that are made of an image, in (0, 1]: 1 leaves little of it.
-        controls: (N, 3, H, W) in [0, 1], what `controlnet` looks at; `control_scale`: how much it counts.
+        images: (N, 3, H, W) in [0, 1], initial images in place of noise.
+        masks: (N, 1, H, W), 1 in the region to inpaint; None: the full image.
+        strength: fraction of the steps that are run, in (0, 1]; 1 keeps little of the image.
+        controls: (N, 3, H, W) in [0, 1], inputs of `controlnet`; `control_scale`: its conditioning scale.
         controlnet: a diffusers `ControlNetModel`.
-        styles: images, one a prompt, for the IP-Adapter that the pipeline has loaded (`pipeline.load_ip_adapter`). These are
-            sampled one by one: diffusers gives all styles of a batch to each of its prompts.
+        styles: N images for the pipeline's loaded IP-Adapter (`pipeline.load_ip_adapter`). These are sampled with batch size 1,
+            as diffusers applies all styles of a batch to each of its prompts.
     """
 
     images: Tensor | None = None
@@ -33,13 +33,13 @@ class Task:
     styles: Sequence[Any] | None = field(default=None)
 
     def require(self, count: int, steps: int) -> None:
-        """Raise ValueError where it does not go with so many prompts, or with so many steps."""
+        """Raise ValueError if the task does not fit the number of prompts or of steps."""
         rows = {"images": self.images, "masks": self.masks, "controls": self.controls, "styles": self.styles}
-        for name, of in rows.items():
-            if of is not None and len(of) != count:
-                raise ValueError(f"{name}: {len(of)} for {count} prompts; expects one a prompt")
+        for name, values in rows.items():
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name}: {len(values)} for {count} prompts; expects one per prompt")
         if self.masks is not None and self.images is None:
-            raise ValueError("masks: expects images to generate in")
+            raise ValueError("masks: expects images to inpaint")
         if (self.controls is None) != (self.controlnet is None):
             raise ValueError("controlnet and controls: expects both or neither")
         if self.images is None:
@@ -48,38 +48,38 @@ class Task:
             raise ValueError(f"strength {self.strength:g}: expects more than 0 and at most 1")
         if int(steps * self.strength) < 1:
             raise ValueError(
-                f"strength {self.strength:g}: of {steps} step{'s' if steps != 1 else ''} it leaves none; expects at least "
+                f"strength {self.strength:g}: none of {steps} step{'s' if steps != 1 else ''} is run; expects at least "
                 f"{1 / steps:.2g}"
             )
 
     def calls(self, steps: int) -> int:
-        """How many of the steps are made."""
+        """Number of steps that are run."""
         return steps if self.images is None else min(int(steps * self.strength), steps)
 
     def pipeline(self, pipeline: Any) -> Any:
-        """The stock pipeline that does it, around the same parts."""
+        """The stock pipeline for this task, with the parts of `pipeline`."""
         kind: Any
         if self.masks is not None:
             kind = AutoPipelineForInpainting
         else:
             kind = AutoPipelineForText2Image if self.images is None else AutoPipelineForImage2Image
-        made = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
-        made.set_progress_bar_config(disable=True)
-        return made
+        task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
+        task_pipeline.set_progress_bar_config(disable=True)
+        return task_pipeline
 
     def arguments(self, rows: slice) -> dict[str, Any]:
-        """What that pipeline is called with besides, of these rows."""
-        given: dict[str, Any] = {}
+        """The additional arguments of that pipeline's call, for these rows."""
+        arguments: dict[str, Any] = {}
         if self.images is not None:
-            given |= {"image": self.images[rows], "strength": self.strength}
+            arguments |= {"image": self.images[rows], "strength": self.strength}
         if self.masks is not None:
-            given["mask_image"] = self.masks[rows]
+            arguments["mask_image"] = self.masks[rows]
         if self.controls is not None:
-            given["image" if self.images is None else "control_image"] = self.controls[rows]
-            given["controlnet_conditioning_scale"] = self.control_scale
+            arguments["image" if self.images is None else "control_image"] = self.controls[rows]
+            arguments["controlnet_conditioning_scale"] = self.control_scale
         if self.styles is not None:
-            given["ip_adapter_image"] = list(self.styles[rows])
-        return given
+            arguments["ip_adapter_image"] = list(self.styles[rows])
+        return arguments
 
 
 TEXT_TO_IMAGE = Task()

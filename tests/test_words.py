@@ -80,6 +80,8 @@ ERROR = re.compile(r"[:;,)}] takes\b|\b(which|it) takes (?!a while)")
 # Where one of these words is the right one: names of other libraries and of files, and former names that are still read.
 RIGHT = {
     "ImageDraw",
+    "at_least",
+    "draw_without_rendering",
     "draw_idle",
     "most_common",
     "share_memory",
@@ -102,10 +104,8 @@ def found_in(path: Path) -> Iterator[tuple[int, str, str]]:
     """(line, word, what to write instead) of one file."""
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
-    if path.suffix == ".py":
-        pieces = python_pieces(text)
-    else:
-        pieces = ((number, "text", line) for number, line in enumerate(lines, 1))
+    plain_pieces = ((number, "text", line) for number, line in enumerate(lines, 1))
+    pieces = python_pieces(text) if path.suffix == ".py" else plain_pieces
     for number, kind, piece in pieces:
         for offset, line in enumerate(piece.splitlines() or [""]):
             whole_line = lines[number + offset - 1]

@@ -18,7 +18,7 @@ from gendistill.data.provenance import denoiser_provenance, teacher_provenance
 from gendistill.data.trajectory_teachers import TrajectoryTeacher, TrajectoryTeachers
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import GuidanceConfig
-from gendistill.diffusion.rollout import come_to
+from gendistill.diffusion.rollout import few_step_rollout
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
@@ -181,7 +181,7 @@ def _ends(data: TrajectoryData, student: Denoiser, steps: int, numbers: list[int
     trajectories = data.read(torch.tensor(numbers), next(student.network.parameters()).device)
     at_once = images_at_once(8 * trajectories.noise.shape[-1])
     ends = [
-        come_to(student, trajectories.noise[part], trajectories.conditioning[part], steps)[0].half().cpu()
+        few_step_rollout(student, trajectories.noise[part], trajectories.conditioning[part], steps)[0].half().cpu()
         for part in torch.arange(len(numbers)).split(at_once)
     ]
     return StoredPart({"generated": {"ends": torch.cat(ends)}})

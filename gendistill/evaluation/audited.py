@@ -1,4 +1,4 @@
-"""What every audit of a student looks at: two models, their images of the same prompts and seeds, and the real images."""
+"""The inputs of every audit of a student: two models, their images of the same prompts and seeds, and the real images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelImages:
-    """A model as it is sampled from, and its images of the evaluator's prompts."""
+    """A model with its step count and guidance scale, and the features of its images for the evaluator's prompts."""
 
     name: str
     sampler: Sampler
@@ -37,12 +37,12 @@ class ModelImages:
 
 @dataclass(frozen=True)
 class AuditContext:
-    """What does not depend on the student.
+    """The inputs of audits that are shared by all students.
 
     Attributes:
-        reference: the path of the evaluator's real images.
-        amount: how many images to generate for each attribute and each kind of prompt.
-        audits: the names in `AUDITS` that were asked for.
+        reference: path of the evaluator's real images.
+        amount: number of images to generate for each attribute and each kind of prompt.
+        audits: the requested names in `AUDITS`.
         fitted: probes that were fitted for an earlier student, by attribute.
     """
 
@@ -55,13 +55,13 @@ class AuditContext:
     fitted: dict[str, LinearProbe] = field(default_factory=dict)
 
     def features_of(self, source: ImageSource) -> Tensor:
-        """(N, D) of all images of a source."""
+        """Features (N, D) of all images of a source."""
         extraction = Extraction(self.evaluator.extractor, None, self.evaluator.image_caches)
         return as_tensor(read_images(source, extraction, square=self.evaluator.square).reference.features)
 
     @cached_property
     def held_out(self) -> Tensor | None:
-        """Features of real images that nobody trained on; None where `probes.yaml` names none."""
+        """Features of the held-out real images that `probes.yaml` names; None if it names none."""
         unusual = self.probes.unusual
         if unusual is None or not unusual.with_images:
             return None
@@ -76,10 +76,10 @@ def image_source(path: str, caption: str | None) -> ImageSource:
 
 
 def captions_of(source: ImageSource) -> list[str]:
-    """Of all images, in their order; none is decoded."""
+    """Captions of all images, in their order, without decoding the images."""
     return [source.choice.sample(entry.key, entry.texts) for entry in source.entries()]
 
 
 def clip_scores_of(images: SampleFeatures) -> np.ndarray:
-    """(N,) of images and their prompts."""
+    """CLIP scores (N,) of images and their prompts."""
     return clip_scores(as_tensor(images.image_embeddings), as_tensor(images.text_embeddings)).numpy()

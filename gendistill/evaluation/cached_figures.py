@@ -1,4 +1,4 @@
-"""Figures that take long to measure, kept as JSON: measured once for the same question."""
+"""A JSON cache of measurements that take long."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Figures = TypeVar("Figures")
 
 
 def cached_figures(
-    folder: Path, asked: Any, kind: type[Figures], measure: Callable[[], Figures], found: Callable[[], None]
+    folder: Path, key_parts: Any, kind: type[Figures], measure: Callable[[], Figures], on_hit: Callable[[], None]
 ) -> Figures:
-    """What `measure` gave where it was asked the same before, else what it gives.
+    """The cached result of `measure` for `key_parts`, or a new one.
 
     Args:
-        asked: all that the figures depend on, as JSON has it.
-        kind: the dataclass that they are in; a file that does not fit it is measured anew.
-        found: called instead of `measure` where there are figures.
+        key_parts: everything that the figures depend on, JSON-serialisable.
+        kind: the dataclass of the figures; a file with other fields is measured anew.
+        on_hit: called instead of `measure` if the figures are cached.
 
     Raises:
-        ValueError: as `measure`; or the disk does not take the file.
+        ValueError: raised by `measure`, or the file cannot be written.
     """
-    file = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
+    file = folder / f"{hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]}.json"
     try:
-        kept = TypeAdapter(kind).validate_python(json.loads(file.read_text()))
+        figures = TypeAdapter(kind).validate_python(json.loads(file.read_text()))
     except (OSError, ValueError):
-        kept = measure()
+        figures = measure()
         make_folder(folder)
         with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(kept), indent=1) + "\n")  # type: ignore[call-overload]
+            temporary.write_text(json.dumps(dataclasses.asdict(figures), indent=1) + "\n")  # type: ignore[call-overload]
     else:
-        found()
-    return kept
+        on_hit()
+    return figures

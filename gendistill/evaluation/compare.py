@@ -1,4 +1,4 @@
-"""`gendistill compare`: models side by side at several step counts, and what distillation broke."""
+"""`gendistill compare`: models side by side at several step counts, and the regressions of students against their teacher."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ STEPS = (1, 2, 4, 8, 16, 50)
 
 @dataclass(frozen=True)
 class Thoroughness:
-    """How much is sampled and measured.
+    """Default numbers of images and repetitions.
 
     Attributes:
-        num: images a row.
+        num: images per row.
         probes: images for each attribute and each kind of unusual prompt.
-        costs: how costs are measured, see `measure_costs`.
+        costs: arguments of `measure_costs`.
     """
 
     num: int
@@ -58,20 +58,19 @@ QUICK = Thoroughness(200, 64, {"batch_sizes": (1, 8), "repeats": 2, "min_seconds
 def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
     """Sample from every model at every step count, score, time and test; write report.html, PNG, CSV and JSON to `config.out`.
 
-    What was sampled, extracted and timed is kept, so that a comparison that was stopped, or is asked for again with one model
-    more, goes on from there.
+    Images, features and times are cached, so a comparison that was interrupted, or gains a model, resumes from the cache.
 
     Args:
-        models: the first is what the others are held against, at its most steps: put the teacher first. A student is sampled in
-            those of the steps (`STEPS` where `config` has none) that it was validated at, a GAN in one.
-        config: `metrics` takes the names in `AUDITS` too.
+        models: the first one, at its largest step count, is the baseline: put the teacher first. A student is sampled at
+            the step counts (by default `STEPS`) that it was trained for, a GAN in one step.
+        config: `metrics` may contain names in `AUDITS` too.
 
     Raises:
         ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
     amount, (metrics, audits) = QUICK if config.quick else THOROUGH, _split(config.metrics)
     device, folder, reference = usable_device(config.device), make_folder(config.out or OUT), config.reference
-    found = Probes.load(config.probes) if config.probes else Probes.beside(reference)
+    probes = Probes.load(config.probes) if config.probes else Probes.for_reference(reference)
     entries = open_entries(
         models, list(config.steps or STEPS), guidance_scale=config.guidance_scale, solver=config.solver, device=device
     )
@@ -80,53 +79,56 @@ def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
     config = dataclasses.replace(config, num=config.num or amount.num, device=device, metrics=metrics)
     evaluator = build_evaluator(config, samplers, keep=True)
     rows = _rows(entries, evaluator, amount.costs, folder / "costs")
-    context = AuditContext(evaluator, reference, found, amount.probes, audits)
+    context = AuditContext(evaluator, reference, probes, amount.probes, audits)
     warning = sample_size_warning(len(evaluator.prompts), evaluator.extractor.dim)
-    tests, broken = _tests(rows, evaluator), _broken(rows, context)
+    tests, regressions = _tests(rows, evaluator), _regressions(rows, context)
     fits, notes = measure_fits(rows, evaluator, add_ons, Path(config.cache) / "fits")
-    comparison = ModelComparison(evaluator, rows, tests, broken, fits, [*([warning] if warning else []), *notes])
-    files = write_reports(comparison, folder, reference, found)
+    comparison = ModelComparison(evaluator, rows, tests, regressions, fits, [*([warning] if warning else []), *notes])
+    files = write_reports(comparison, folder, reference, probes)
     with atomic_write(folder / FILE_NAME) as temporary:
         temporary.write_text(comparison.to_json() + "\n")
     return dataclasses.replace(comparison, files=[*files, folder / FILE_NAME])
 
 
 def _split(names: Sequence[str] | None) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """What was asked for as scores and as audits; all usual scores where none was named."""
+    """The requested scores and the requested audits; None for scores if no score was named."""
     chosen = chosen_metrics(names or (), AUDITS)
     scores = tuple(name for name in chosen if name not in AUDITS)
     return scores or None, tuple(name for name in chosen if name in AUDITS)
 
 
-def _rows(entries: list[ModelEntry], evaluator: Evaluator, how: dict[str, Any], folder: Path) -> list[ComparisonRow]:
-    """Costs are read where they were measured before of the same model on the same device in the same way."""
-    generated = [(model, steps, model.samplers[steps]) for model in entries for steps in model.samplers]
-    each, costs = images_generated(how["batch_sizes"], repeats=how["repeats"]), list[Costs]()
-    prompts = evaluator.prompts[: max(how["batch_sizes"])]
-    with advancing_bar("timing", each * len(generated)) as progress:
-        for model, steps, sampler in generated:
+def _rows(entries: list[ModelEntry], evaluator: Evaluator, settings: dict[str, Any], folder: Path) -> list[ComparisonRow]:
+    """A row per model and step count. Costs are cached in `folder` by model, device and `settings`."""
+    plans = [(model, steps, model.samplers[steps]) for model in entries for steps in model.samplers]
+    each, costs = images_generated(settings["batch_sizes"], repeats=settings["repeats"]), list[Costs]()
+    prompts = evaluator.prompts[: max(settings["batch_sizes"])]
+    with advancing_bar("timing", each * len(plans)) as progress:
+        for model, steps, sampler in plans:
             scale = model.guidance_scale
-            measure = partial(measure_costs, sampler, prompts, steps=steps, guidance_scale=scale, progress=progress, **how)
-            asked = [ImageCache.key_of(sampler, steps, scale), str(sampler.device), list(how.values())]
-            costs.append(cached_figures(folder, asked, Costs, measure, partial(progress, each)))
+            measure = partial(measure_costs, sampler, prompts, steps=steps, guidance_scale=scale, progress=progress, **settings)
+            key_parts = [ImageCache.key_of(sampler, steps, scale), str(sampler.device), list(settings.values())]
+            costs.append(cached_figures(folder, key_parts, Costs, measure, partial(progress, each)))
     rows: list[ComparisonRow] = []
-    lpips = lpips_for(evaluator, str(generated[0][2].device))
-    with advancing_bar("sampling", len(evaluator.prompts) * len(generated)) as progress:
-        for (model, steps, sampler), cost in zip(generated, costs, strict=True):
+    lpips = lpips_for(evaluator, str(plans[0][2].device))
+    with advancing_bar("sampling", len(evaluator.prompts) * len(plans)) as progress:
+        for (model, steps, sampler), cost in zip(plans, costs, strict=True):
             scale = model.guidance_scale
             evaluated = evaluator.evaluate(sampler, model=model.name, steps=steps, guidance_scale=scale, progress=progress)
-            rows.append(_told(ComparisonRow(model, steps, evaluated, cost), rows[0] if rows else None, evaluator, lpips))
+            row, baseline = ComparisonRow(model, steps, evaluated, cost), rows[0] if rows else None
+            rows.append(_with_costs_and_fidelity(row, baseline, evaluator, lpips))
     return rows
 
 
-def _told(row: ComparisonRow, baseline: ComparisonRow | None, evaluator: Evaluator, lpips: Lpips | None) -> ComparisonRow:
-    """With its costs among its figures, and how near its images are to the first row's of the same prompts and seeds."""
+def _with_costs_and_fidelity(
+    row: ComparisonRow, baseline: ComparisonRow | None, evaluator: Evaluator, lpips: Lpips | None
+) -> ComparisonRow:
+    """The row with its costs, and with its fidelity to the baseline's images of the same prompts and seeds."""
     evaluation, costs = row.evaluation, row.costs
     if baseline is not None and wants_fidelity(evaluator):
-        few = evaluator.first(FIDELITY_IMAGES)
-        ours, theirs = (few.generate(of.images.sampler, of.steps, of.images.guidance_scale) for of in (row, baseline))
-        features, baseline_features = (as_tensor(of.evaluated.images.features) for of in (row, baseline))
-        evaluation = with_fidelity(evaluation, ours, theirs, features, baseline_features, evaluator, lpips)
+        few, both = evaluator.first(FIDELITY_IMAGES), (row, baseline)
+        images, baseline_images = (few.generate(r.images.sampler, r.steps, r.images.guidance_scale) for r in both)
+        features, baseline_features = (as_tensor(r.evaluated.images.features) for r in both)
+        evaluation = with_fidelity(evaluation, images, baseline_images, features, baseline_features, evaluator, lpips)
     figures = {"latency_seconds": costs.latency, "images_per_second": costs.images_per_second, "flops": float(costs.flops)}
     figures |= {} if row.memory is None else {"memory_bytes": float(row.memory)}
     evaluation = dataclasses.replace(evaluation, costs=figures)
@@ -134,26 +136,26 @@ def _told(row: ComparisonRow, baseline: ComparisonRow | None, evaluator: Evaluat
 
 
 def _tests(rows: list[ComparisonRow], evaluator: Evaluator) -> list[RowTest]:
-    """Every row against the first, and the models against one another at equal numbers of steps."""
+    """Paired tests of every row against the first, and of the other rows against each other at equal step counts."""
     pairs = [(row, rows[0]) for row in rows[1:]]
     for number, row in enumerate(rows):
         pairs += [(other, row) for other in rows[number + 1 :] if other.steps == row.steps and row is not rows[0]]
     tests = []
     with advancing_bar("testing differences", len(pairs)) as progress:
         for a, b in pairs:
-            ours, theirs = a.evaluated.images.features, b.evaluated.images.features
-            found = {evaluator.metric: paired_test_frechet(ours, theirs, evaluator.reference.statistics, seed=evaluator.seed)}
+            features = a.evaluated.images.features, b.evaluated.images.features
+            by_score = {evaluator.metric: paired_test_frechet(*features, evaluator.reference.statistics, seed=evaluator.seed)}
             if evaluator.scorer is not None:
-                of_a, of_b = (clip_scores_of(of.evaluated.images) for of in (a, b))
-                found["clip_score"] = paired_test(of_a, of_b, seed=evaluator.seed)
-            tests += [RowTest(a.evaluation.label, b.evaluation.label, name, test) for name, test in found.items()]
+                clip_scores = clip_scores_of(a.evaluated.images), clip_scores_of(b.evaluated.images)
+                by_score["clip_score"] = paired_test(*clip_scores, seed=evaluator.seed)
+            tests += [RowTest(a.evaluation.label, b.evaluation.label, name, test) for name, test in by_score.items()]
             progress(1)
     return tests
 
 
-def _broken(rows: list[ComparisonRow], context: AuditContext) -> dict[str, RegressionAnalysis]:
-    """Of every student, at the step count that it is meant for first, against the first row; none where that is a student."""
+def _regressions(rows: list[ComparisonRow], context: AuditContext) -> dict[str, RegressionAnalysis]:
+    """Regressions of every student, at its main step count, against the first row; none if that one is a student."""
     students = main_rows(rows)
-    with advancing_bar("looking for what broke", images_to_generate(context) * 2 * len(students)) as progress:
+    with advancing_bar("analysing regressions", images_to_generate(context) * 2 * len(students)) as progress:
         context = dataclasses.replace(context, progress=progress)
         return {row.entry.name: analyze_regressions(context, rows[0].images, row.images) for row in students}

@@ -1,4 +1,4 @@
-"""`gendistill evaluate`, whatever is evaluated."""
+"""`gendistill evaluate` for models and for sets of images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gendistill.sampling.load import gan_folder
 def evaluate(
     model: str, config: EvaluationConfig | None = None, **options: Any
 ) -> StudentComparison | GeneratorComparison | SetEvaluation:
-    """A set of images against real ones; a student, of diffusion or a GAN, beside its teacher; or a teacher by itself.
+    """Evaluate a set of images against real ones, a student (diffusion model or GAN) against its teacher, or a teacher alone.
 
         evaluate("runs/mine/student", reference="my-images", num=1000)
 
     Each result has `warnings`, `files`, a `table()` for the terminal and `to_json()`.
 
     Args:
-        config: all options; or give them by name, as `EvaluationConfig` has them.
+        config: all options; alternatively, pass the fields of `EvaluationConfig` by name.
 
     Raises:
         ValueError: the model, the images, the reference, a metric or a metric's network cannot be used.
@@ -38,5 +38,5 @@ def evaluate(
             raise ValueError(f"--quantization {config.quantization}: expects a diffusion model; {model} is a GAN")
         return evaluate_generator(model, config)
     if config.inputs is not None:
-        raise ValueError(f"--input {config.inputs}: expects a GAN that generates images anew, not {model}")
+        raise ValueError(f"--input {config.inputs}: expects a GAN that translates images, not {model}")
     return evaluate_student(model, config)

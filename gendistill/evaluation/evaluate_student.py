@@ -1,4 +1,4 @@
-"""`gendistill evaluate` of diffusion models: students beside their teacher, as rows, a table and a report."""
+"""`gendistill evaluate` for diffusion models: students compared with their teacher, as rows, a table and a report."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, w
 from gendistill.evaluation.teacher_plans import (
     FILE_NAME,
     TEACHER_STEPS,
-    cost_of_a_call,
     distilled_scale,
     gaps,
+    other_guidance_scales,
+    relative_call_cost,
     save_rows,
-    slider_scales,
     solver_of,
     stored_rows,
     teacher_rows,
@@ -34,18 +34,18 @@ from gendistill.samplers import FewStepSampler, StudentSpec
 
 GALLERY_IMAGES = 64
 
-Students = dict[str, tuple[FewStepSampler, list[int]]]  # by name; the step counts to sample in
+Students = dict[str, tuple[FewStepSampler, list[int]]]  # by name: sampler and step counts
 
 
 def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
-    """Evaluator a student beside its teacher and write evaluation.json and report.html to `config.out`.
+    """Evaluate a student and its teacher and write evaluation.json and report.html to `config.out`.
 
-    The teacher's figures are read from `evaluation.json` in its folder where they were made by the same protocol, and
-    made (and long) otherwise. A model that is no student is taken as a teacher: its figures are made and written.
+    The teacher's figures are read from `evaluation.json` in its folder if they were measured by the same protocol, and
+    measured otherwise, which takes long. A model that is not a student is evaluated as a teacher.
 
     Args:
-        model: a student; the folder of a run that left one student a step count (`student-8`, `student-4`, ...), for all of
-            them; or a teacher.
+        model: a student; a run folder with one student per step count (`student-8`, `student-4`, ...), which are all
+            evaluated; or a teacher.
 
     Raises:
         ValueError: a model, the reference, a metric or a metric network cannot be used.
@@ -53,10 +53,10 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     device = usable_device(config.device)
     folders = student_folders(Path(model)) or [Path(model)]
     sources = [folder if folder.is_dir() else model for folder in folders]
-    samplers = [FewStepSampler.from_pretrained(of, device=device, quantization=config.quantization) for of in sources]
+    samplers = [FewStepSampler.from_pretrained(source, device=device, quantization=config.quantization) for source in sources]
     sampler = samplers[0]
     if config.out is None and not Path(model).is_dir():
-        raise ValueError(f"out: model {model} is no folder to write to; expects --out FOLDER")
+        raise ValueError(f"out: model {model} is not a folder to write to; expects --out FOLDER")
     evaluator = build_evaluator(replace(config, device=device), samplers, keep=True)
     folder = make_folder(config.out or Path(model))
     files = [folder / FILE_NAME, folder / "report.html"]
@@ -66,37 +66,39 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
         return StudentComparison([], rows, files=files[:1], requested=evaluator.requested)
 
     students = _students(folders, samplers, config.steps)
-    rows, slider = _student_rows(students, evaluator)
+    rows, guidance_rows = _student_rows(students, evaluator)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
     pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
     teacher_sampler = FewStepSampler.from_pretrained(teacher, config=pinned, revision=revision, device=device)
-    of_teacher = stored_rows(Path(teacher), rows[0]) or teacher_rows(teacher_sampler, evaluator, Path(teacher).name)
+    rows_of_teacher = stored_rows(Path(teacher), rows[0]) or teacher_rows(teacher_sampler, evaluator, Path(teacher).name)
     if wants_fidelity(evaluator):
-        rows, slider = _with_fidelity(rows, slider, students, teacher_sampler, evaluator)
-    share = cost_of_a_call(sampler, teacher_sampler)
-    closed = gaps(rows, of_teacher, share)
-    comparison = StudentComparison(rows, of_teacher, closed, files, share, slider, requested=evaluator.requested)
+        rows, guidance_rows = _with_fidelity(rows, guidance_rows, students, teacher_sampler, evaluator)
+    call_cost = relative_call_cost(sampler, teacher_sampler)
+    closed = gaps(rows, rows_of_teacher, call_cost)
+    comparison = StudentComparison(
+        rows, rows_of_teacher, closed, files, call_cost, guidance_rows, requested=evaluator.requested
+    )
     with atomic_write(files[0]) as temporary:
         temporary.write_text(comparison.to_json() + "\n")
     few = evaluator.first(GALLERY_IMAGES)
-    galleries = _galleries(few, rows, students, best_rows(rows, of_teacher), teacher_sampler)
+    galleries = _galleries(few, rows, students, best_rows(rows, rows_of_teacher), teacher_sampler)
     write_report(files[1], f"{spec.method} student of {Path(teacher).name}", comparison, galleries)
     return comparison
 
 
 def student_folders(run: Path) -> list[Path]:
-    """The students of a run that left several, most steps first; none where the folder is a model itself."""
+    """The students of a run with one student per step count, most steps first; none if the folder is a model itself."""
     if not run.is_dir() or (run / "model_index.json").is_file() or StudentSpec.load(run) is not None:
         return []
-    found = [(spec, folder) for folder in run.glob("student*") if (spec := StudentSpec.load(folder)) is not None]
-    return [folder for _, folder in sorted(found, key=lambda pair: -pair[0].num_inference_steps[0])]
+    students = [(spec, folder) for folder in run.glob("student*") if (spec := StudentSpec.load(folder)) is not None]
+    return [folder for _, folder in sorted(students, key=lambda student: -student[0].num_inference_steps[0])]
 
 
 def _students(folders: list[Path], samplers: list[FewStepSampler], steps: Sequence[int] | None) -> Students:
-    """By name: `student`, with its quantization where it has one, or that of the folder where there are several.
+    """Students by name: `student`, with its quantization if it has one, or the folder's name if there are several.
 
     Raises:
-        ValueError: `steps` asks several students for what none of them was trained for.
+        ValueError: there are several students, and none was trained for any of `steps`.
     """
     if len(folders) == 1:
         spec = samplers[0].spec
@@ -116,31 +118,31 @@ def _students(folders: list[Path], samplers: list[FewStepSampler], steps: Sequen
 
 
 def _student_rows(students: Students, evaluator: Evaluator) -> tuple[list[Evaluation], list[Evaluation]]:
-    """A row for each step count at the student's own guidance scale, and those of its slider."""
+    """Rows of each step count at the student's default guidance scale, and at the other scales of a w-conditioned student."""
     plans = [
         (name, sampler, scale, count)
         for name, (sampler, counts) in students.items()
-        for scale in (sampler.default_guidance_scale, *slider_scales(sampler))
+        for scale in (sampler.default_guidance_scale, *other_guidance_scales(sampler))
         for count in counts
     ]
     rows: list[Evaluation] = []
-    slider: list[Evaluation] = []
+    guidance_rows: list[Evaluation] = []
     with advancing_bar("sampling from the student", len(evaluator.prompts) * len(plans)) as progress:
         for name, sampler, scale, count in plans:
             evaluated = evaluator.evaluate(sampler, model=name, steps=count, guidance_scale=scale, progress=progress)
-            (rows if scale == sampler.default_guidance_scale else slider).append(evaluated.evaluation)
-    return rows, slider
+            (rows if scale == sampler.default_guidance_scale else guidance_rows).append(evaluated.evaluation)
+    return rows, guidance_rows
 
 
 def _with_fidelity(
-    rows: list[Evaluation], slider: list[Evaluation], students: Students, teacher: FewStepSampler, evaluator: Evaluator
+    rows: list[Evaluation], guidance_rows: list[Evaluation], students: Students, teacher: FewStepSampler, evaluator: Evaluator
 ) -> tuple[list[Evaluation], list[Evaluation]]:
-    """The rows with the scores of `fidelity`: against what the teacher samples in 50 steps at the guidance that is imitated."""
+    """The rows with their fidelity to the teacher's images of 50 steps at the guidance scale that was distilled."""
     few, lpips = evaluator.first(FIDELITY_IMAGES), lpips_for(evaluator, str(teacher.device))
-    scales = {id(row): distilled_scale(students[row.model][0], row.guidance_scale) for row in [*rows, *slider]}
+    scales = {id(row): distilled_scale(students[row.model][0], row.guidance_scale) for row in [*rows, *guidance_rows]}
     generated: dict[float, tuple[Tensor, Tensor]] = {}
     total = len(few.prompts) * (len(set(scales.values())) + len(scales))
-    with advancing_bar("holding them against the teacher's", total) as progress:
+    with advancing_bar("comparing with the teacher's images", total) as progress:
         for scale in sorted(set(scales.values())):
             with solver_of(teacher, "ddim"):
                 images = few.generate(teacher, TEACHER_STEPS, scale, progress)
@@ -148,25 +150,25 @@ def _with_fidelity(
 
         def scored(row: Evaluation) -> Evaluation:
             images = few.generate(students[row.model][0], row.steps, row.guidance_scale, progress)
-            of_teacher, features = generated[scales[id(row)]]
-            return with_fidelity(row, images, of_teacher, extract(evaluator.extractor, images), features, evaluator, lpips)
+            teacher_images, features = generated[scales[id(row)]]
+            return with_fidelity(row, images, teacher_images, extract(evaluator.extractor, images), features, evaluator, lpips)
 
-        return [scored(row) for row in rows], [scored(row) for row in slider]
+        return [scored(row) for row in rows], [scored(row) for row in guidance_rows]
 
 
 def _galleries(
-    evaluator: Evaluator, rows: list[Evaluation], students: Students, of_teacher: list[Evaluation], teacher: FewStepSampler
+    evaluator: Evaluator, rows: list[Evaluation], students: Students, rows_of_teacher: list[Evaluation], teacher: FewStepSampler
 ) -> list[Gallery]:
-    """Every row of the table, the students' and the teacher's, as a grid of the same prompts and seeds."""
+    """A grid of the same prompts and seeds for every row of the students and of the teacher."""
     galleries = []
-    with advancing_bar("sampling the grids", len(evaluator.prompts) * len([*rows, *of_teacher])) as progress:
-        for row in [*rows, *of_teacher]:
-            how = row.steps, row.guidance_scale, progress
+    with advancing_bar("sampling the grids", len(evaluator.prompts) * len([*rows, *rows_of_teacher])) as progress:
+        for row in [*rows, *rows_of_teacher]:
+            sampling = row.steps, row.guidance_scale, progress
             if row in rows:
-                images = evaluator.generate(students[row.model][0], *how)
+                images = evaluator.generate(students[row.model][0], *sampling)
             else:
                 with solver_of(teacher, row.sampler, row.protocol.timesteps):
-                    images = evaluator.generate(teacher, *how)
+                    images = evaluator.generate(teacher, *sampling)
             guidance = f", guidance {row.guidance_scale:g}" if row.guidance_scale > 1 else ""
             galleries.append(Gallery(f"{row.model}, {row.sampler}, {row.steps} steps{guidance}", images, evaluator.prompts))
     return galleries

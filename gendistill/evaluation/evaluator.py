@@ -35,13 +35,13 @@ from gendistill.samplers import Sampler, images_at_once, to_uint8
 from gendistill.samplers.codec import Codec
 
 TINY_CLIP = "assets/tiny-clip"
-SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
+SEED_OF_PROMPTS = 20_000_003  # differs from every training seed
 NUM = 2000  # images per row
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A row of a comparison: the evaluation, and what it was computed from."""
+    """A row of a comparison: the evaluation, and the features that it was computed from."""
 
     evaluation: Evaluation
     images: SampleFeatures
@@ -49,13 +49,13 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What every model of a comparison is held against.
+    """Prompts, seeds, reference and feature networks that every model of a comparison is evaluated with.
 
     Attributes:
-        captions: of the reference's images, in their order.
-        image_caches: where sampled images and their features are kept; None samples anew each time.
-        square: whether real images are seen by their centre squares, as square sampled ones are held against.
-        requested: names of the metrics that were asked for; all usual ones where None.
+        captions: captions of the reference's images, in their order.
+        image_caches: folder in which sampled images and their features are cached; None samples anew each time.
+        square: whether real images are cropped to their centre squares, for models that sample square images.
+        requested: names of the requested metrics; None computes the default ones.
         intervals: whether scores get 95 % intervals.
     """
 
@@ -76,14 +76,14 @@ class Evaluator:
 
     @property
     def metric(self) -> str:
-        """The name of the distance that decides: `fid`, `fd-emoji`."""
+        """The name of the primary metric, the Fréchet distance: `fid`, `fd-emoji`."""
         return metric_name(self.extractor)
 
-    def of_models(self, samplers: Iterable[Sampler]) -> Evaluator:
-        """The same for what these sample: without the CLIP score where prompts are no texts that an image could fit.
+    def for_models(self, samplers: Iterable[Sampler]) -> Evaluator:
+        """The evaluator for these models: without the CLIP score unless the prompts of all of them are texts.
 
         Raises:
-            ValueError: a metric that was asked for cannot be computed of these.
+            ValueError: a requested metric cannot be computed for these models.
         """
         evaluator = self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
         met = needs_met_by(evaluator.prompts) | {Need.REFERENCE}
@@ -96,28 +96,28 @@ class Evaluator:
         return evaluator
 
     def first(self, count: int) -> Evaluator:
-        """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
-        return dataclasses.replace(self.of(range(min(count, len(self.prompts)))), scorer=None)
+        """The evaluator with the first `count` prompts only, and without the CLIP score."""
+        return dataclasses.replace(self.subset(range(min(count, len(self.prompts)))), scorer=None)
 
-    def of(self, numbers: Iterable[int]) -> Evaluator:
-        """The same with some of the prompts, by their numbers."""
+    def subset(self, numbers: Iterable[int]) -> Evaluator:
+        """The evaluator with the prompts and seeds at these indices."""
         chosen = list(numbers)
-        return self.on([self.prompts[number] for number in chosen], [self.seeds[number] for number in chosen])
+        return self.with_prompts([self.prompts[number] for number in chosen], [self.seeds[number] for number in chosen])
 
-    def on(self, prompts: list[str], seeds: list[int]) -> Evaluator:
-        """The same with other prompts and seeds."""
+    def with_prompts(self, prompts: list[str], seeds: list[int]) -> Evaluator:
+        """The evaluator with other prompts and seeds."""
         return dataclasses.replace(self, prompts=prompts, seeds=seeds)
 
     def scores(self, images: Tensor) -> dict[str, float]:
-        """The distance and, with a scorer, the CLIP score of images uint8 (N, 3, H, W), one a prompt."""
-        seen = Extraction(self.extractor, self.scorer).of(lambda: images, self.prompts)
-        return self.measure(seen, quick=True).values
+        """The distance and, with a scorer, the CLIP score of images uint8 (N, 3, H, W), one per prompt."""
+        samples = Extraction(self.extractor, self.scorer).extract(lambda: images, self.prompts)
+        return self.measure(samples, quick=True).values
 
     def measure(self, samples: SampleFeatures, *, quick: bool = False) -> Scores:
-        """The distance that decides, and the metrics that were asked for; else the usual ones that can be had of these.
+        """The primary metric and the requested metrics; by default all default metrics that these samples allow.
 
         Args:
-            quick: of the usual metrics only those that even a quick look takes, and no intervals.
+            quick: only the default metrics of quick evaluations, without intervals.
         """
         names = default_metrics(quick=quick)
         if self.requested is not None:
@@ -138,22 +138,22 @@ class Evaluator:
         return torch.cat(list(self.batches(sampler, steps, guidance_scale, progress)))
 
     def batches(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> Iterator[Tensor]:
-        """The same batch by batch, from the model's album where image_caches are kept."""
+        """Batches of these images, from the model's image cache if `image_caches` is set."""
         if self.image_caches is None:
             return generate(sampler, self.prompts, self.seeds, steps, guidance_scale, progress)
         return ImageCache(self.image_caches / "sampled", sampler, steps, guidance_scale).images(
             self.prompts, self.seeds, progress
         )
 
-    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> SampleFeatures:
-        """Features of the model's images for all prompts; kept where image_caches are."""
+    def sample_features(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> SampleFeatures:
+        """Features of the model's images for all prompts; cached if `image_caches` is set."""
         extraction = Extraction(self.extractor, self.scorer, self.image_caches)
         if self.image_caches is None:
             generated = self.generate(sampler, steps, guidance_scale, progress)
-            return extraction.of(lambda: generated, self.prompts)
-        asked = hashlib.sha256(json.dumps([self.prompts, self.seeds]).encode()).hexdigest()
-        source = ["sampled", ImageCache.key_of(sampler, steps, guidance_scale), asked]
-        return extraction.of(
+            return extraction.extract(lambda: generated, self.prompts)
+        prompts_hash = hashlib.sha256(json.dumps([self.prompts, self.seeds]).encode()).hexdigest()
+        source = ["sampled", ImageCache.key_of(sampler, steps, guidance_scale), prompts_hash]
+        return extraction.extract(
             lambda: self.batches(sampler, steps, guidance_scale), self.prompts, source=source, progress=progress
         )
 
@@ -169,9 +169,9 @@ class Evaluator:
         quick: bool = False,
         progress: Advance = None,
     ) -> EvaluatedModel:
-        """Sample, time and score; `solver` and `timesteps` are only written down, `quick` is as for `measure`."""
+        """Sample, time and score; `solver` and `timesteps` are only recorded, `quick` is passed to `measure`."""
         started = time.perf_counter()
-        images = self.look(sampler, steps, guidance_scale, progress)
+        images = self.sample_features(sampler, steps, guidance_scale, progress)
         seconds: float | None = (time.perf_counter() - started) / len(self.prompts)
         if self.image_caches is not None:
             seconds = ImageCache(self.image_caches / "sampled", sampler, steps, guidance_scale).seconds_per_image
@@ -190,12 +190,12 @@ class Evaluator:
             reference_hash=self.reference_hash,
             **networks_of(self.extractor, self.scorer),
         )
-        found = Evaluation(model, solver or sampler.solver, calls, scores.values, seconds, protocol, scores.intervals)
-        return EvaluatedModel(found, images)
+        evaluation = Evaluation(model, solver or sampler.solver, calls, scores.values, seconds, protocol, scores.intervals)
+        return EvaluatedModel(evaluation, images)
 
 
 def networks_of(extractor: FeatureExtractor, scorer: ClipScorer | None) -> dict[str, Any]:
-    """What a protocol says of the networks that look at images, and of the packages that run them."""
+    """Fields of a protocol that describe the feature networks and the versions of the packages that run them."""
     return {
         "extractor": extractor.name,
         "weights_hash": extractor.weights_hash,
@@ -216,16 +216,16 @@ def build_evaluator(
 ) -> Evaluator:
     """An evaluator from real images: their features, and prompts sampled from their captions by frequency.
 
-    Real images are seen by their centre squares where all samplers sample squares. Without a caption field, the one that names
-    the samplers' classes is taken.
+    Real images are cropped to their centre squares if all models sample square images. The default caption field is the one
+    that names the models' classes.
 
     Args:
-        samplers: of the models that are evaluated.
-        image_column, split: of a reference that is a dataset.
-        keep: whether sampled images and their features are kept in the cache.
+        samplers: samplers of the models to evaluate.
+        image_column, split: image column and split of a reference that is a dataset.
+        keep: whether sampled images and their features are cached.
 
     Raises:
-        ValueError: nothing to compare with, or a metric is unknown or cannot be computed of what these sample.
+        ValueError: the reference has no images, or a metric is unknown or cannot be computed for these models.
     """
     samplers, reference, seed = list(samplers), config.reference, config.seed
     num, device = config.num or NUM, config.device or "cpu"
@@ -243,11 +243,11 @@ def build_evaluator(
     square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)
     with advancing_bar("reading the reference") as progress:
         real = read_images(source, extraction, square=square, progress=progress)
-    assert real.seen is not None
-    captions = real.seen.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
+    assert real.metadata is not None
+    captions = real.metadata.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
     captions_of = f"the {caption} captions of" if caption else "the captions of"
     return Evaluator(
-        prompts=_generated(captions, num, seed),
+        prompts=_sampled_prompts(captions, num, seed),
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
@@ -255,39 +255,39 @@ def build_evaluator(
         extractor=network,
         scorer=scorer,
         seed=seed,
-        reference_hash=real.seen.contents,
-        captions=real.seen.captions,
+        reference_hash=real.metadata.contents,
+        captions=real.metadata.captions,
         image_caches=Path(config.cache) if keep else None,
         square=square,
         requested=requested,
         intervals=config.intervals,
-    ).of_models(samplers)
+    ).for_models(samplers)
 
 
 def seeds_of(seed: int, num: int) -> list[int]:
-    """Of `num` images of an evaluation."""
+    """Seeds of the `num` images of an evaluation."""
     return [SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)]
 
 
-def _generated(captions: list[str], num: int, seed: int) -> list[str]:
-    """So many of them, by frequency."""
+def _sampled_prompts(captions: list[str], num: int, seed: int) -> list[str]:
+    """`num` captions, sampled uniformly with replacement: a repeated caption is sampled as often as it occurs."""
     generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
     return [captions[index] for index in torch.randint(len(captions), (num,), generator=generator).tolist()]
 
 
 def name_of(source: str) -> str:
-    """A set of images in a word: the folder's name, or `emoji/train-*.tar.gz`."""
+    """A short name of a set of images: the folder's name, or `emoji/train-*.tar.gz`."""
     return Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:])
 
 
 def teacher_evaluator(
     data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
 ) -> Evaluator:
-    """An evaluator without real images: the teacher's own, decoded from the latents that it made for training.
+    """An evaluator whose reference is the teacher's images, decoded from the latents that it generated for training.
 
     Args:
-        data: cached latents that the teacher made of `prompts`.
-        num: prompts to evaluate on, sampled anew, with seeds that the cached latents were not made with.
+        data: cached latents that the teacher generated from `prompts`.
+        num: number of prompts to evaluate on, with seeds that differ from those of the cached latents.
     """
     network = load_extractor(extractor or "emoji")
     features = []
@@ -296,7 +296,7 @@ def teacher_evaluator(
         moments = data.cache.rows(rows)["moments"].float()
         features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5).cpu()))
     return Evaluator(
-        prompts=_generated(prompts, num, seed),
+        prompts=_sampled_prompts(prompts, num, seed),
         seeds=seeds_of(seed, num),
         reference=ReferenceFeatures(gaussian_statistics(torch.cat(features))),
         reference_name="the teacher's own images",

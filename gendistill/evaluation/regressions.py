@@ -1,7 +1,7 @@
-"""What distillation breaks and one distance hides, student by teacher.
+"""Regressions of a student against its teacher that a single distance does not show.
 
-Concepts and copies are looked at always; attributes, modes and robustness to prompts only where they are asked for, as they
-sample many images more or say little of small samples.
+Coverage of concepts, prompt following and memorisation are always analysed; attributes, modes and robustness to prompts only on
+request, because they sample many more images or are unreliable for small samples.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from gendistill.metrics.audit.robustness import Robustness
     from gendistill.metrics.pairs.paired import PairedTest
 
-AUDITS = ("attributes", "modes", "robustness")  # what `--metrics` of a comparison takes beside the scores
-SMALLEST_GROUP = 5  # images, below which nothing can be said of a group
+AUDITS = ("attributes", "modes", "robustness")  # names that `--metrics` of a comparison accepts in addition to scores
+SMALLEST_GROUP = 5  # images; smaller groups are not tested
 
 
 @dataclass(frozen=True)
 class RegressionAnalysis:
-    """What a student lost, gained or changed against its teacher.
+    """Losses, gains and changes of a student compared with its teacher.
 
     Attributes:
-        coverage: of the reference's captions; None where they do not fall into groups.
-        prompt_following: CLIP score by prompt; None without CLIP or where prompts do not come again.
-        modes, attributes, robustness: where they were asked for.
-        unusual: with `robustness`, CLIP score of the student less the teacher's on prompts that nobody trained on.
-        notes: what was not measured, and why.
+        coverage: coverage of real images by caption; None if captions do not repeat.
+        prompt_following: CLIP score by prompt; None without CLIP or if prompts do not repeat.
+        modes, attributes, robustness: only on request.
+        unusual: with `robustness`, CLIP scores of the student minus the teacher's on prompts outside the training data.
+        notes: analyses that were skipped, and why.
     """
 
     coverage: GroupComparison | None
@@ -51,7 +51,7 @@ class RegressionAnalysis:
 
 
 def images_to_generate(context: AuditContext) -> int:
-    """By each model, beside those of the evaluator's prompts."""
+    """Number of images that each model generates in addition to those of the evaluator's prompts."""
     kinds = len(context.probes.attributes) if "attributes" in context.audits else 0
     if "robustness" in context.audits and context.evaluator.scorer is not None:
         kinds += 2 + (context.probes.unusual is not None)
@@ -59,7 +59,7 @@ def images_to_generate(context: AuditContext) -> int:
 
 
 def analyze_regressions(context: AuditContext, teacher: ModelImages, student: ModelImages) -> RegressionAnalysis:
-    """Generate what is missing and compare."""
+    """Generate the images that the requested audits need, and compare both models."""
     features = context.evaluator.reference.features
     assert features is not None
     notes: list[str] = []
@@ -77,8 +77,8 @@ def analyze_regressions(context: AuditContext, teacher: ModelImages, student: Mo
 
 
 def _coverage(evaluator: Evaluator, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
-    if not _fall_into_groups(evaluator.captions):
-        notes.append("coverage by concept: the reference's captions do not come again; take a coarser caption field.")
+    if not _form_groups(evaluator.captions):
+        notes.append("coverage by concept: the reference's captions do not repeat; choose a coarser caption field.")
         return None
     real = as_tensor(evaluator.reference.features)
     by_teacher, by_student = (covering(real, model.images.features, NEIGHBOURS) for model in (teacher, student))
@@ -87,15 +87,15 @@ def _coverage(evaluator: Evaluator, teacher: ModelImages, student: ModelImages, 
 
 def _following(evaluator: Evaluator, teacher: ModelImages, student: ModelImages, notes: list[str]) -> GroupComparison | None:
     if evaluator.scorer is None:
-        notes.append("prompt following: there is no CLIP model.")
+        notes.append("prompt following: no CLIP model is used.")
         return None
-    if not _fall_into_groups(evaluator.prompts):
-        notes.append("prompt following by concept: the prompts do not come again; take more images or coarser prompts.")
+    if not _form_groups(evaluator.prompts):
+        notes.append("prompt following by concept: the prompts do not repeat; sample more images or use coarser prompts.")
         return None
     return scores_by_group(clip_scores_of(teacher.images), clip_scores_of(student.images), evaluator.prompts)
 
 
-def _fall_into_groups(names: Sequence[str]) -> bool:
-    """Whether most images are in groups of which something can be said."""
+def _form_groups(names: Sequence[str]) -> bool:
+    """Whether there are several groups of at least `SMALLEST_GROUP` images, with at least half of all images."""
     large = [count for count in Counter(names).values() if count >= SMALLEST_GROUP]
     return len(large) > 1 and 2 * sum(large) >= len(names)

@@ -1,4 +1,4 @@
-"""What distillation broke, as a section of the report: findings in sentences, then the images that show them."""
+"""Regressions of a student as a section of the report: findings in sentences, then images that show them."""
 
 from __future__ import annotations
 
@@ -35,43 +35,44 @@ GROUPS_SHOWN = 15
 
 
 def regressions_section(
-    broken: RegressionAnalysis, comparison: ModelComparison, student: str, source: ImageSource, probes: Probes
+    regressions: RegressionAnalysis, comparison: ModelComparison, student: str, source: ImageSource, probes: Probes
 ) -> PageSection:
-    """Of one student.
+    """The section of one student.
 
     Args:
+        student: name of its model entry.
         source: the reference's images.
     """
     row = next(row for row in main_rows(comparison.rows) if row.entry.name == student)
     view = _View(comparison, row, source)
     blocks: list[Block] = []
-    if broken.coverage is not None:
-        covered = view.groups(broken.coverage, "share of its real images that are covered", most=1)
-        blocks += [Text(broken.coverage.describe()), covered]
-    if broken.prompt_following is not None:
-        followed = view.groups(broken.prompt_following, "CLIP score", most=100)
-        blocks += [Text(broken.prompt_following.describe(), "Prompt following"), followed]
-        blocks += view.worst_prompts(broken.prompt_following)
-    if broken.modes is not None:
-        blocks += [Text(broken.modes.describe(), "Modes"), *view.lost_modes(broken.modes)]
-    for name, bias in broken.attributes.items():
+    if regressions.coverage is not None:
+        coverage = view.groups(regressions.coverage, "fraction of real images covered", maximum=1)
+        blocks += [Text(regressions.coverage.describe(), "Coverage"), coverage]
+    if regressions.prompt_following is not None:
+        following = view.groups(regressions.prompt_following, "CLIP score", maximum=100)
+        blocks += [Text(regressions.prompt_following.describe(), "Prompt following"), following]
+        blocks += view.worst_prompts(regressions.prompt_following)
+    if regressions.modes is not None:
+        blocks += [Text(regressions.modes.describe(), "Modes"), *view.lost_modes(regressions.modes)]
+    for name, bias in regressions.attributes.items():
         neutral = ", ".join(f"“{prompt}”" for prompt in probes.attributes[name].prompts)
-        blocks += [Text(bias.describe(), f"Shares: {name}"), view.shares(bias), Details("Neutral prompts", neutral)]
-    blocks += [Text(broken.memorisation.describe(), "Copies of training images"), *view.suspicious(broken)]
-    unusual = [found.describe() for found in broken.robustness]
-    if broken.unusual is not None:
-        told = broken.unusual.describe(view.names[1], view.names[0])
-        unusual.append(f"Prompts that nobody trained on, by CLIP score: {told}")
+        blocks += [Text(bias.describe(), f"Attribute: {name}"), view.attribute(bias), Details("Neutral prompts", neutral)]
+    blocks += [Text(regressions.memorisation.describe(), "Memorisation"), *view.memorised(regressions)]
+    unusual = [result.describe() for result in regressions.robustness]
+    if regressions.unusual is not None:
+        difference = regressions.unusual.describe(view.names[1], view.names[0])
+        unusual.append(f"Prompts outside the training data, by CLIP score: {difference}")
     blocks += [Text(text, "" if number else "Unusual prompts") for number, text in enumerate(unusual)]
-    if broken.notes:
-        blocks.append(Details("What was not measured", "\n".join(broken.notes)))
-    lead = f"{view.names[1]} beside {view.names[0]}, on the same prompts and seeds."
-    return PageSection(f"What {student} lost", blocks, lead)
+    if regressions.notes:
+        blocks.append(Details("Not measured", "\n".join(regressions.notes)))
+    lead = f"{view.names[1]} compared with {view.names[0]}, on the same prompts and seeds."
+    return PageSection(f"Regressions of {student}", blocks, lead)
 
 
 @dataclass(frozen=True)
 class _View:
-    """A student, its teacher and real images by their numbers."""
+    """A student and its teacher, with their images and the real ones by index."""
 
     comparison: ModelComparison
     row: ComparisonRow
@@ -81,13 +82,13 @@ class _View:
     def names(self) -> tuple[str, str]:
         return self.comparison.baseline.evaluation.label, self.row.evaluation.label
 
-    def groups(self, found: GroupComparison, label: str, most: float) -> Block:
-        """The groups that lost most for certain; `most`: what the score can be at most."""
-        tested = [change for change in found.groups if change.p_value is not None]
+    def groups(self, comparison: GroupComparison, label: str, maximum: float) -> Block:
+        """The groups with the most significant losses; `maximum` is the largest possible score."""
+        tested = [change for change in comparison.groups if change.p_value is not None]
         shown = tested[:GROUPS_SHOWN]
 
         def student(change: GroupChange) -> PlottedValue:
-            ends = [None if end is None else min(max(change.teacher + end, 0.0), most) for end in (change.low, change.high)]
+            ends = [None if end is None else min(max(change.teacher + end, 0.0), maximum) for end in (change.low, change.high)]
             return PlottedValue(change.student, *ends)
 
         plot = self._plot(
@@ -96,20 +97,21 @@ class _View:
             [PlottedValue(change.teacher) for change in shown],
             [student(change) for change in shown],
         )
-        return Figure(plot, f"Of {len(tested)} groups the {len(shown)} that most surely lost, with their numbers of images.")
+        caption = f"The {len(shown)} groups with the most significant losses, of {len(tested)}; image counts in brackets."
+        return Figure(plot, caption)
 
-    def shares(self, bias: AttributeBias) -> Block:
+    def attribute(self, bias: AttributeBias) -> Block:
         values = sorted(bias.values, key=lambda value: value.value)
         plot = self._plot(
-            f"share of images by {bias.attribute}",
+            f"fraction of images by {bias.attribute}",
             [value.value for value in values],
             [PlottedValue(value.teacher, value.teacher_low, value.teacher_high) for value in values],
             [PlottedValue(value.student, value.student_low, value.student_high) for value in values],
         )
-        return Figure(plot, f"{bias.teacher_count} images each, their values told by a probe ({bias.accuracy:.0%} right).")
+        return Figure(plot, f"{bias.teacher_count} images each, classified by a linear probe (accuracy {bias.accuracy:.0%}).")
 
-    def worst_prompts(self, found: GroupComparison) -> list[Block]:
-        worst = [change for change in found.groups if change.worst and change.p_value is not None][:SHOWN]
+    def worst_prompts(self, comparison: GroupComparison) -> list[Block]:
+        worst = [change for change in comparison.groups if change.worst and change.p_value is not None][:SHOWN]
         numbers = [change.worst[0] for change in worst]
         notes = [f"{change.group}: {change.teacher:.1f} → {change.student:.1f}" for change in worst]
         generated = {name: self._generated(name, numbers) for name in self.names} if worst else {}
@@ -123,12 +125,12 @@ class _View:
         numbers = [mode.teacher_examples[0] for mode in lost]
         notes = [f"{mode.teacher:.1%} of the teacher's images, {mode.student:.1%} of the student's" for mode in lost]
         real, teacher = self._real([mode.examples[0] for mode in lost]), self.names[0]
-        return self._rows(numbers, {"a real one of the mode": real, teacher: self._generated(teacher, numbers)}, notes)
+        return self._rows(numbers, {"real image of the mode": real, teacher: self._generated(teacher, numbers)}, notes)
 
-    def suspicious(self, broken: RegressionAnalysis) -> list[Block]:
-        pairs, student = broken.memorisation.student.pairs[:SHOWN], self.names[1]
+    def memorised(self, regressions: RegressionAnalysis) -> list[Block]:
+        pairs, student = regressions.memorisation.student.pairs[:SHOWN], self.names[1]
         numbers, real = [pair.generated for pair in pairs], self._real([pair.training for pair in pairs])
-        notes = [f"{pair.ratio:.2f} of that image's distance to its own nearest" for pair in pairs]
+        notes = [f"distance {pair.ratio:.2f}× that of the training image to its own nearest neighbour" for pair in pairs]
         return self._rows(numbers, {student: self._generated(student, numbers), "nearest training image": real}, notes)
 
     def _plot(self, label: str, rows: list[str], teacher: list[PlottedValue], student: list[PlottedValue]) -> Plot:
@@ -136,14 +138,14 @@ class _View:
         return by_row(label, rows, dict(zip(self.names, (teacher, student), strict=True)), colours)
 
     def _rows(self, numbers: list[int], images: Mapping[str, Tensor], notes: list[str]) -> list[Block]:
-        """Images by the names of their columns, a row a prompt, whose numbers are given."""
-        together = zip(numbers, zip(*images.values(), strict=True), notes, strict=True)
-        rows = [ImageRow(self.comparison.evaluator.prompts[number], of, note) for number, of, note in together]
+        """Images by column name, one row per prompt index."""
+        by_prompt = zip(numbers, zip(*images.values(), strict=True), notes, strict=True)
+        rows = [ImageRow(self.comparison.evaluator.prompts[number], shown, note) for number, shown, note in by_prompt]
         return [ImageComparison(list(images), rows)] if rows else []
 
     def _generated(self, name: str, numbers: Sequence[int]) -> Tensor:
         side = self.comparison.baseline.images if name == self.names[0] else self.row.images
-        return self.comparison.evaluator.of(numbers).generate(side.sampler, side.steps, side.guidance_scale)
+        return self.comparison.evaluator.subset(numbers).generate(side.sampler, side.steps, side.guidance_scale)
 
     def _real(self, numbers: Sequence[int]) -> Tensor:
         return images_at(self.source, numbers, min(256, self.comparison.baseline.images.sampler.resolution))

@@ -1,4 +1,4 @@
-"""What a student GAN is told: of its teacher's images, the layers behind them, their relations, and how sharp they are."""
+"""Losses between a student generator and its teacher: images, feature maps, relations between images, and patches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gendistill.settings.section import Section
 
 
 class OutputConfig(Section):
-    """How far the student's images are from the teacher's of the same noise: weights, 0 is off."""
+    """Weights of the distances between images of student and teacher of the same input; 0 is off."""
 
     l1: Weight = 1.0
     l2: Weight = 0.0
@@ -42,7 +42,7 @@ class OutputConfig(Section):
 
 
 class DistributionConfig(Section):
-    """How far the images' patches are apart as sets, wherever in an image they lie: weights, 0 is off."""
+    """Weights of the distances between distributions of patches, regardless of their position; 0 is off."""
 
     patches: Weight = Field(
         {0: 0, 0.75: 0, 0.8: 6},
@@ -57,7 +57,7 @@ class DistributionConfig(Section):
 
 
 class DistillationLossConfig(Section):
-    """The losses between a student GAN and its teacher."""
+    """The losses between a student generator and its teacher."""
 
     output: OutputConfig = OutputConfig()
     features: FeatureConfig = FeatureConfig()
@@ -65,26 +65,31 @@ class DistillationLossConfig(Section):
     distribution: DistributionConfig = DistributionConfig()
 
 
-PATCH, LINES, PLACES = 5, 8, 64  # pixels of an edge; directions; patches along an edge, about
+PATCH, PROJECTIONS, PATCHES = 5, 8, 64  # edge of a patch in pixels; random projections; patches along an edge, about
 
 OUTPUT_LOSSES: dict[str, Loss] = {"l1": l1, "l2": l2, "multiscale": multi_scale}
 
 
 @dataclass(frozen=True)
 class GeneratorOutput:
-    """Images (B, C, H, W) of a network, and its features of the layers that are matched."""
+    """The images (B, C, H, W) of a generator, and the feature maps of its matched layers."""
 
     images: Tensor
     features: list[Tensor] = field(default_factory=list)
 
     def detach(self) -> GeneratorOutput:
-        return GeneratorOutput(self.images.detach(), [of.detach() for of in self.features])
+        return GeneratorOutput(self.images.detach(), [features.detach() for features in self.features])
 
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """What a student of the same noise is held against: its teacher's images, features, and how a network sees them; and real
-    images (B, C, H, W), of which none belongs to any of its own."""
+    """The targets of a student for one batch of inputs.
+
+    Attributes:
+        generated: images and feature maps of the teacher from the same inputs.
+        maps: feature maps of the teacher's images in the perceptual network, for the losses that need them.
+        real: real images (B, C, H, W), not paired with the inputs.
+    """
 
     generated: GeneratorOutput
     maps: list[Tensor]
@@ -92,23 +97,25 @@ class TeacherTargets:
 
 
 class GanDistillationLoss:
-    """All losses between a student and its teacher.
+    """All losses between a student generator and its teacher.
 
     Args:
-        perception: what images look like to a network; None for pixels alone.
+        perception: the perceptual network; None for losses in pixels only.
     """
 
     def __init__(self, config: DistillationLossConfig, perception: Perception | None) -> None:
         self.config, self.perception = config, perception
 
     def needs_features(self, step: int) -> bool:
-        """Whether a loss of this step asks for the layers behind the images."""
+        """Whether a loss of this step needs feature maps of the generators."""
         return any(weighted(FEATURE_LOSSES, self.config.features, step))
 
     @torch.no_grad()
     def targets(self, generated: GeneratorOutput, real: Tensor, labels: Tensor | None, step: int) -> TeacherTargets:
-        looks = weight_at(self.config.output.perceptual, step) or any(weighted(RELATION_LOSSES, self.config.relations, step))
-        maps = self.perception.maps(generated.images, labels) if self.perception is not None and looks else []
+        """The targets from the teacher's output `generated` and real images, for the losses of this step."""
+        perceptual = weight_at(self.config.output.perceptual, step)
+        needs_maps = perceptual or any(weighted(RELATION_LOSSES, self.config.relations, step))
+        maps = self.perception.maps(generated.images, labels) if self.perception is not None and needs_maps else []
         return TeacherTargets(generated, maps, real)
 
     def terms(
@@ -119,59 +126,63 @@ class GanDistillationLoss:
         labels: Tensor | None,
         step: int,
     ) -> Iterator[Term]:
-        """Name, weight and loss (0-d) of each that counts in this step.
+        """Name, weight and value (0-d) of each loss term of this step.
 
         Args:
-            generated: the student's.
-            peers: other students' images of the same noise, which are matched as the teacher's are.
+            generated: the output of the student.
+            peers: outputs of other students from the same inputs, which are further targets as the teacher's output is.
         """
         config, output = self.config, self.config.output
-        guides = [targets.generated, *peers]
+        target_outputs = [targets.generated, *peers]
         for name, weight, loss in weighted(OUTPUT_LOSSES, output, step):
-            yield name, weight, _mean(loss(generated.images, of.images) for of in guides)
-        yield from self._as_sets(generated, targets, guides, step)
-        theirs = targets.generated.features  # none where no loss looks at them
-        if theirs:
-            yield from feature_terms(config.features, step, generated.features, theirs)
-        seen = weight_at(output.perceptual, step)
-        if not (seen or any(weighted(RELATION_LOSSES, config.relations, step))):
+            yield name, weight, _mean(loss(generated.images, target.images) for target in target_outputs)
+        yield from self._patch_terms(generated, targets, target_outputs, step)
+        teacher_features = targets.generated.features  # empty where no loss needs them
+        if teacher_features:
+            yield from feature_terms(config.features, step, generated.features, teacher_features)
+        perceptual = weight_at(output.perceptual, step)
+        if not (perceptual or any(weighted(RELATION_LOSSES, config.relations, step))):
             return
         maps = [] if self.perception is None else self.perception.maps(generated.images, labels)
-        if seen and maps:
-            yield "perceptual", seen, perceptual_distance(maps, targets.maps)
-        here, there = _embedded(generated.images, maps), _embedded(targets.generated.images, targets.maps)
-        yield from relation_terms(config.relations, step, here, there)
+        if perceptual and maps:
+            yield "perceptual", perceptual, perceptual_distance(maps, targets.maps)
+        student_embeddings = _embeddings(generated.images, maps)
+        teacher_embeddings = _embeddings(targets.generated.images, targets.maps)
+        yield from relation_terms(config.relations, step, student_embeddings, teacher_embeddings)
 
-    def _as_sets(
-        self, generated: GeneratorOutput, targets: TeacherTargets, guides: Sequence[GeneratorOutput], step: int
+    def _patch_terms(
+        self, generated: GeneratorOutput, targets: TeacherTargets, target_outputs: Sequence[GeneratorOutput], step: int
     ) -> Iterator[Term]:
-        """Patches of each image beside those of the image that it imitates, of all of them beside those of real ones."""
+        """Distances between the patches of each image and of its target, and between those of all images and of real ones."""
         config = self.config.distribution
         if weight := weight_at(config.patches, step):
-            lines = _lines(generated.images, step, centred=False)
-            yield "patches", weight, _mean(_patches(generated.images, of.images, lines, paired=True) for of in guides)
+            projections = _projections(generated.images, step, centred=False)
+            distances = (
+                _patch_distance(generated.images, target.images, projections, paired=True) for target in target_outputs
+            )
+            yield "patches", weight, _mean(distances)
         if weight := weight_at(config.real_patches, step):
-            lines = _lines(generated.images, step, centred=True)
-            yield "real_patches", weight, _patches(generated.images, targets.real, lines, paired=False)
+            projections = _projections(generated.images, step, centred=True)
+            yield "real_patches", weight, _patch_distance(generated.images, targets.real, projections, paired=False)
 
 
-def _patches(images: Tensor, others: Tensor, lines: Tensor, *, paired: bool) -> Tensor:
+def _patch_distance(images: Tensor, others: Tensor, projections: Tensor, *, paired: bool) -> Tensor:
     edge = min(images.shape[2:])
-    levels, stride = 2 if edge >= 2 * lines.shape[-1] else 1, max(1, edge // PLACES)
-    return patch_sliced_wasserstein(images, others, lines, paired=paired, levels=levels, stride=stride)
+    levels, stride = 2 if edge >= 2 * projections.shape[-1] else 1, max(1, edge // PATCHES)
+    return patch_sliced_wasserstein(images, others, projections, paired=paired, levels=levels, stride=stride)
 
 
-def _lines(images: Tensor, step: int, *, centred: bool) -> Tensor:
-    """A step's directions of patches, the same for every process."""
+def _projections(images: Tensor, step: int, *, centred: bool) -> Tensor:
+    """The random projections of patches of this step, the same on every process."""
     generator = torch.Generator().manual_seed(2 * step + centred)
     size = min(PATCH, *images.shape[2:])
-    return patch_projections(LINES, images.shape[1], size, generator, centred=centred).to(images.device)
+    return patch_projections(PROJECTIONS, images.shape[1], size, generator, centred=centred).to(images.device)
 
 
 def _mean(losses: Iterator[Tensor]) -> Tensor:
     return torch.stack(list(losses)).mean()
 
 
-def _embedded(images: Tensor, maps: list[Tensor]) -> Tensor:
-    """(B, D), what relations are measured between: a network's last view of the images, or small copies of them."""
+def _embeddings(images: Tensor, maps: list[Tensor]) -> Tensor:
+    """The embeddings (B, D) of relational losses: the last pooled perceptual features, or images of 8 x 8 pixels."""
     return maps[-1].float().mean((2, 3)) if maps else F.adaptive_avg_pool2d(images, 8).flatten(1)

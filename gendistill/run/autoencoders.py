@@ -148,7 +148,9 @@ class DecoderValidator:
         """By the PSNR of the tiny decoder, which is finite whatever the images are; and a grid: images, the teacher's
         reconstructions of them, the student's."""
         networks = self.networks
-        figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, of_encoder=False, batch_sizes=())
+        figures = measure_decoder(
+            networks.teacher, networks.average, self.data, num=self.num, measure_encoder=False, batch_sizes=()
+        )
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
         made = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
         rows = torch.cat([batch.images, batch.decoded, made])

@@ -18,7 +18,7 @@ from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_st
 from gendistill.run.validation import GRID_IMAGES, save_image_grid
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import images_at_once, to_uint8
-from gendistill.training.processes import gathered, share
+from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
 MAX_REFERENCE = 4096  # images that a reference is made of
@@ -57,12 +57,12 @@ class GeneratorValidator:
         """The distance of the average's images, and how diverse they are; processes share the generating."""
         average = self.method.networks.average
         num = len(self.inputs)
-        images = gathered(torch.cat(list(self._generated(average, self.inputs, self.labels, share(num)))), num)
+        images = gathered(torch.cat(list(self._generated(average, self.inputs, self.labels, items_of_process(num)))), num)
         features = extract(self.extractor, images)
         distance = frechet_distance(gaussian_statistics(features), self.reference)
         relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
         if step:
-            self.method.saw_diversity(relative)
+            self.method.report_diversity(relative)
         save_image_grid(make_grid(images[:GRID_IMAGES].float() / 255, nrow=8), self.samples / f"step-{step:06d}.png")
         return Validation(distance, {self.metric: distance, "diversity": relative})
 

@@ -146,7 +146,7 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     ):
         raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; expects 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
-    family = MetaNetworks.of(config.teacher, config=config.teacher_config).family
+    family = MetaNetworks.from_configs(config.teacher, config=config.teacher_config).family
     for name, changed in _lighter(config, family):
         needs[name] = step_needs(changed, cpu=cpu)
     seconds = where = None
@@ -177,7 +177,7 @@ def _lighter(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     """Of one optimizer step of the first stage of `config`'s method, which runs on the meta device."""
-    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     dtype = getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
@@ -258,7 +258,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     All weights get gradients, also where only a LoRA learns: of that it is at most so long.
     """
     device = usable_device(config.device)
-    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     network = networks.network.to_empty(device=device)
     for of in network.parameters():
         nn.init.normal_(of, std=0.02)

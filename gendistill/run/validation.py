@@ -19,7 +19,7 @@ from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.samplers import FewStepSampler
 from gendistill.schedulers import solver_eta, student_scheduler
-from gendistill.training.processes import gathered, share
+from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
 GRID_IMAGES = 32
@@ -48,8 +48,8 @@ class Validator:
                 if count == 1 and solver != solvers[0]:
                     distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
                     continue
-                mine = self.evaluator.of(share(len(self.evaluator.prompts)))
-                images = mine.generate(sampler, count, self.config.guidance.of_pipeline)
+                mine = self.evaluator.subset(items_of_process(len(self.evaluator.prompts)))
+                images = mine.generate(sampler, count, self.config.guidance.pipeline_scale)
                 images = gathered(images, len(self.evaluator.prompts))
                 distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]
                 if count == steps[0]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, PLACEMENTS, MetaNetworks, Needs, fastest_that_fits
-from gendistill.samplers.quantization.small_weights import KINDS, keep_weights_small
+from gendistill.samplers.quantization.small_weights import KINDS, quantize_weights
 
 GPUS = (6, 8, 12, 24)  # GiB
 
@@ -63,7 +63,7 @@ class SamplingPlan:
                 "fastest" if name == placement.name else "fits" if peak <= free * 2**30 - CUDA_CONTEXT else ""
                 for free, name in self.fits.items()
             ]
-            table.add_row(placement.name, f"{peak / 2**30:.2f}", *marks, placement.told)
+            table.add_row(placement.name, f"{peak / 2**30:.2f}", *marks, placement.in_diffusers)
         return table
 
     def sentences(self) -> Iterator[str]:
@@ -104,11 +104,13 @@ def plan_sampling(
     spec = StudentSpec.load(Path(model))
 
     def opened() -> MetaNetworks:
-        return MetaNetworks.of(spec.teacher, config=spec.teacher_config) if spec and spec.lora else MetaNetworks.of(model)
+        if spec is not None and spec.lora:
+            return MetaNetworks.from_configs(spec.teacher, config=spec.teacher_config)
+        return MetaNetworks.from_configs(model)
 
     def needs_of(networks: MetaNetworks, kind: str) -> Needs:
         if kind != "none":
-            keep_weights_small(networks.network, kind)
+            quantize_weights(networks.network, kind)
         return networks.needs(wanted, batch, guided=guided, dtype=usable_dtype(dtype), cpu=False)
 
     networks = opened()

@@ -1,4 +1,4 @@
-"""The settings of an optimisation: its limits, checkpoints and validations."""
+"""The settings of a training: optimisation, limits, checkpoints and validations."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class TrainerConfig(Section):
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
-    def _yaml_says_no(cls, value: Any) -> Any:
+    def _yaml_no_is_text(cls, value: Any) -> Any:
         return "no" if value is False else value
 
     @model_validator(mode="after")
-    def _accumulates_whole_passes(self) -> TrainerConfig:
+    def _batch_is_divisible(self) -> TrainerConfig:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"trainer.batch_size {self.batch_size}: expects a multiple of gradient_accumulation_steps "
@@ -52,13 +52,13 @@ class TrainerConfig(Section):
         return self
 
     def updated(self, settings: dict[str, Any], where: str) -> TrainerConfig:
-        """The same with some settings changed, such as those of one stage.
+        """A copy with some settings changed, such as those of one stage.
 
         Args:
-            where: the name of the settings, for errors.
+            where: the name of the changed settings, for errors.
 
         Raises:
-            ValueError: a setting that the trainer does not have, or a value that it does not take.
+            ValueError: a setting does not exist, or its value is not valid.
         """
         try:
             return TrainerConfig(**(self.model_dump() | settings))

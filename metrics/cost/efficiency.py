@@ -1,4 +1,4 @@
-"""What an image costs: time, network calls, operations, memory, energy; of anything that generates images."""
+"""The costs of generating an image: time, network calls, operations, memory and energy."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from gendistill.metrics.cost.measured_memory import PeakMemory, available_memory
 
 SPLIT_RUNS = 3
 MAX_REPEATS = 100
-MAX_MEMORY_FRACTION = 0.9  # of what is free, what a batch may be expected to take
+MAX_MEMORY_FRACTION = 0.9  # of the available memory, for the expected use of a batch
 
 
 @dataclass(frozen=True)
 class BatchCost:
-    """Sampling so many images together.
+    """Costs of generating a batch.
 
     Attributes:
-        seconds: of one call, the median over the repeats; `seconds_p90`: the 90th percentile.
-        memory: the peak over the repeats.
+        seconds: median over the repeats; `seconds_p90`: 90th percentile.
+        memory: peak over the repeats.
     """
 
     batch_size: int
@@ -53,14 +53,14 @@ class BatchCost:
 
 @dataclass(frozen=True)
 class ComponentCost:
-    """The part of one component, in one image sampled by itself.
+    """Costs of one component for a batch of one image.
 
     Attributes:
-        parameters: by dtype ("float32"), of the whole module that is loaded.
-        parameter_bytes: what they take.
-        calls: how often the module was called; `samples`: the rows of all these calls, a doubled batch counting two.
-        flops: floating-point operations (a multiply-add is two) as `flops_by_component` counts them.
-        seconds: its part of `Costs.split_seconds`.
+        parameters: number of parameters of the loaded module, by dtype ("float32").
+        parameter_bytes: size of the parameters.
+        calls: number of calls; `samples`: number of rows of all these calls, two per image for a doubled batch.
+        flops: floating-point operations, see `flops_by_component`.
+        seconds: the component's part of `Costs.split_seconds`.
     """
 
     parameters: dict[str, int]
@@ -73,19 +73,19 @@ class ComponentCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What images cost, as plain types: `to_dict` may be written as JSON.
+    """The costs of a model's images; `to_dict` returns JSON types.
 
     Attributes:
-        device: what it was measured on, in words.
-        setting: how images were sampled (steps, guidance, ...), as the caller says.
-        network_calls: samples that went through the network for one image: a guided step is two.
-        batches: by batch size, ascending; the first is one image.
-        components: by name.
-        rest_flops: outside of the components; `rest_seconds`: the overhead outside of them.
-        split_seconds: of one image with the components watched, the sum of their seconds and of `rest_seconds`; on a GPU
-            more than the latency, as it is waited for at every component.
-        energy: None where it was not measured.
-        notes: what was not measured, and why, in sentences.
+        device: description of the device.
+        setting: the sampling settings (steps, guidance, ...), from the caller.
+        network_calls: samples through the network for one image: a guided step is two.
+        batches: costs by ascending batch size; the first is one image.
+        components: costs by name of the component.
+        rest_flops, rest_seconds: operations and seconds outside of the components.
+        split_seconds: seconds of one image while the components are measured, the sum of their seconds and of
+            `rest_seconds`; on a GPU more than the latency, because of the synchronisation at every component.
+        energy: None if not measured.
+        notes: one sentence for each quantity that was not measured, with the reason.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -104,12 +104,12 @@ class Costs:
 
     @property
     def latency(self) -> float:
-        """Seconds of one image by itself, the median."""
+        """Median seconds of a batch of one image."""
         return self.batches[0].seconds
 
     @property
     def images_per_second(self) -> float:
-        """At the batch size that is best."""
+        """Images per second at the best batch size."""
         return max(batch.images_per_second for batch in self.batches)
 
     @property
@@ -127,19 +127,19 @@ class Costs:
 
     @property
     def peak_memory(self) -> PeakMemory:
-        """Of one image by itself."""
+        """Peak memory of a batch of one image."""
         return self.batches[0].memory
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as JSON takes them."""
+        """All fields as JSON types."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Costs:
-        """What `to_dict` made.
+        """The costs of a result of `to_dict`.
 
         Raises:
-            ValueError: a field is missing, unknown or of another kind.
+            ValueError: a field is missing, unknown or of another type.
         """
         return TypeAdapter(cls).validate_python(fields)
 
@@ -158,25 +158,25 @@ def measure(
     setting: Mapping[str, str | int | float] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Costs:
-    """Measure `generate(count)`, which samples that many images together.
+    """Measure the costs of `generate(count)`, which generates a batch of `count` images.
 
-    Time and memory are measured with nothing watched; then one image is sampled a few times with the components watched,
-    once more with its operations counted, and the largest batch for as long as its energy takes to measure.
+    Time and memory are measured first, without wrapped components. Then one image is generated a few times to measure the
+    time of the components and once to count the operations, and the largest batch to measure the energy.
 
     Args:
-        components: the parts by name; all on one device, which is waited for before the clock is read.
-        network: the name of the part whose calls are the network calls.
-        batch_sizes: one image is always measured. The list is left, with a note, where memory runs out: where a GPU
-            says so, or before a batch that a CPU's memory would not hold, as nobody would catch that.
-        warmup: calls at each batch size that do not count.
-        repeats: calls at each batch size that do, and more until they took `min_seconds`: a median of few short calls is
-            that of whatever else the machine did.
-        energy_seconds: how long to sample for the energy; 0 measures none.
-        country: where the electricity is from (ISO 3166, three letters); None is the world's average.
-        progress: called with a number of images whenever as many are sampled, `images_generated` in all.
+        components: the components by name, all on one device.
+        network: name of the component whose samples are the network calls.
+        batch_sizes: batch sizes; 1 is always measured. Larger ones are left out, with a note, after an out-of-memory error,
+            or on a CPU if the expected use exceeds the available memory, as the system would end the process.
+        warmup: unmeasured calls at each batch size.
+        repeats: minimum number of measured calls at each batch size; there are more until they took `min_seconds`, as the
+            median of few short calls depends on other processes.
+        energy_seconds: duration of the energy measurement; 0: no measurement.
+        country: country of the electricity (ISO 3166, three letters); None: the world's average.
+        progress: called with the number of images after each call, `images_generated` in total.
 
     Raises:
-        ValueError: a batch size, `warmup` or `repeats` is below 1; `network` is no component.
+        ValueError: a batch size, `warmup` or `repeats` is below 1, or `network` is not the name of a component.
     """
     if min([warmup, repeats, *batch_sizes]) < 1:
         raise ValueError(
@@ -188,27 +188,27 @@ def measure(
         )
     device = _device(components)
 
-    untold = images_generated(batch_sizes, warmup, repeats)
+    unreported = images_generated(batch_sizes, warmup, repeats)
 
     def generate_counted(count: int) -> None:
-        nonlocal untold
+        nonlocal unreported
         generate(count)
         synchronise(device)
-        if progress is not None and (told := min(count, untold)):
-            untold -= told
-            progress(told)
+        if progress is not None and (reported := min(count, unreported)):
+            unreported -= reported
+            progress(reported)
 
     notes: list[str] = []
     batches = _batches(generate_counted, sorted({1, *batch_sizes}), warmup, repeats, min_seconds, device, notes)
     split = _split(lambda: generate_counted(1), components, device)
     flops = flops_by_component(lambda: generate_counted(1), components)
-    if progress is not None and untold:  # of batches that did not fit
-        progress(untold)
-        untold = 0
-    energy, why = None, "energy: not measured, it was not asked for."
+    if progress is not None and unreported:  # of batches that did not fit
+        progress(unreported)
+        unreported = 0
+    energy, reason = None, "energy: not measured, as it was not requested."
     if energy_seconds > 0:
-        energy, why = measure_energy(generate_counted, batches[-1].batch_size, seconds=energy_seconds, country=country)
-    notes += [why] if why else []
+        energy, reason = measure_energy(generate_counted, batches[-1].batch_size, seconds=energy_seconds, country=country)
+    notes += [reason] if reason else []
     return Costs(
         device=describe(device),
         setting=dict(setting or {}),
@@ -235,7 +235,7 @@ def measure(
 
 
 def images_generated(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5) -> int:
-    """How many images `measure` tells its `progress`."""
+    """Total number of images that `measure` reports to `progress`."""
     return sum({1, *batch_sizes}) * (warmup + repeats) + SPLIT_RUNS + 1
 
 
@@ -250,8 +250,8 @@ def _batches(
 ) -> list[BatchCost]:
     batches: list[BatchCost] = []
     for size in sizes:
-        if batches and (why := _too_large(size, batches[-1], device)):
-            notes.append(f"batch_sizes: stopped before {size}, {why}.")
+        if batches and (reason := _too_large(size, batches[-1], device)):
+            notes.append(f"batch_sizes: stopped before {size}, {reason}.")
             break
         try:
             timed = time_batch(generate, size, warmup=warmup, repeats=repeats, min_seconds=min_seconds, device=device)
@@ -275,7 +275,7 @@ def time_batch(
     min_seconds: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> BatchCost:
-    """The seconds of `sample(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
+    """Costs of `generate(size)` over at least `repeats` calls, after `warmup` unmeasured calls."""
     device = torch.device(device)
     seconds: list[float] = []
     for _ in range(warmup):
@@ -290,15 +290,15 @@ def time_batch(
 
 
 def _too_large(size: int, before: BatchCost, device: torch.device) -> str:
-    """Why a batch of that size must not be tried on a CPU: the system ends a process that takes too much."""
+    """Why a batch of `size` must not be tried on a CPU, where the system ends a process that uses too much memory."""
     expected, available = before.memory.working * size / before.batch_size, available_memory()
     if device.type != "cpu" or expected <= MAX_MEMORY_FRACTION * available:
         return ""
-    return f"which would take about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
+    return f"which would need about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
 
 
 def _split(generate: Callable[[], object], components: Mapping[str, Component], device: torch.device) -> Charges:
-    """The run in the middle of a few, as it is: medians of the parts would not sum to the whole."""
+    """The median run of a few: the medians of the components would not sum to the total."""
     runs = [seconds_by_component(generate, components, device) for _ in range(SPLIT_RUNS)]
     return sorted(runs, key=lambda run: sum(run.spent.values()))[len(runs) // 2]
 
@@ -309,7 +309,7 @@ def _device(components: Mapping[str, Component]) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A device in words: "cpu (AMD Ryzen 7, 8 threads)", "cuda (NVIDIA H100)"."""
+    """Description of a device: "cpu (AMD Ryzen 7, 8 threads)", "cuda (NVIDIA H100)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type != "cpu":

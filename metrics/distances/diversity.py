@@ -1,4 +1,4 @@
-"""How different the images of one prompt are from each other: diversity that a mode collapse takes away first."""
+"""Diversity of the images of one prompt, which a mode collapse reduces first."""
 
 from collections.abc import Hashable, Sequence
 
@@ -11,15 +11,15 @@ from gendistill.metrics.metric import Metric, Need
 def intra_prompt_diversity(features: Features, groups: Sequence[Hashable]) -> dict[Hashable, float]:
     """Mean cosine distance in [0, 2] between two images of one prompt, for each prompt with at least two.
 
-    `groups`: the prompt of each image of `features` (N, D). A model that samples the same image from every seed has 0.
-    The set's score is the mean of the values.
+    `groups`: the prompt of each image of `features` (N, D). A model that generates the same image from every seed has 0.
+    The score of the set is the mean of the values.
 
     Raises:
-        ValueError: `groups` is not N long, no prompt has two images, or an image's features are zero.
+        ValueError: the length of `groups` is not N, no prompt has two images, or an image's features are zero.
     """
     x = unit_rows(feature_matrix(features))
     if len(groups) != len(x):
-        raise ValueError(f"groups: got {len(groups)} for {len(x)} images, expects one an image.")
+        raise ValueError(f"groups: got {len(groups)} for {len(x)} images, expects one per image.")
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
@@ -31,7 +31,7 @@ def intra_prompt_diversity(features: Features, groups: Sequence[Hashable]) -> di
             total = float(np.square(x[indices].sum(axis=0)).sum())
             diversity[group] = max(1 - (total - n) / (n * (n - 1)), 0.0)
     if not diversity:
-        raise ValueError("groups: got one image for every prompt, expects at least two for some.")
+        raise ValueError("groups: got one image for every prompt, expects at least two for one prompt.")
     return diversity
 
 

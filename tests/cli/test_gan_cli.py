@@ -100,9 +100,9 @@ MISTAKES = [
     ),
     (("evaluate", "student", "--teacher", "plain"), "its output_shape is .1, 12, 24. and the student's .3, 32, 32."),
     (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator takes one of its 20"),
-    (("evaluate", "painter"), "--input: expects the images that the generator is to generate anew"),
-    (("compare", "painter"), "generates images anew and is given no prompts; expects gendistill evaluate --input FOLDER"),
-    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, which samples in 1; expects one of them"),
+    (("evaluate", "painter"), "--input: expects the images that the generator is to translate"),
+    (("compare", "painter"), "translates input images and has no prompts; expects gendistill evaluate --input FOLDER"),
+    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, with a step count of 1; expects one of them"),
 ]
 
 

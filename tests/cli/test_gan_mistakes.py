@@ -134,7 +134,7 @@ MISTAKES = {
         "data.path: a generator that generates from images takes images to generate from",
     ),
     "a LoRA": (f"{GAN} --compress 2 --lora", "lora.enabled: a GAN student has weights of its own; expects false"),
-    "half precision": (f"{GAN} --compress 2 --dtype float16", "dtype float16: a GAN teacher stays in float32"),
+    "half precision": (f"{GAN} --compress 2 --dtype float16", "dtype float16: expects float32 for a GAN teacher"),
     "a missing module": (
         f"distill nowhere.painters:TrajectoryTeacher --method gan --compress 2 {COMMON}",
         "the module nowhere.painters is not importable, neither from the working directory nor installed",
@@ -168,7 +168,10 @@ MISTAKES = {
         f"{GAN} --compress 2 --set gan.discriminator.real=data",
         "gan.discriminator.real data: expects data.path",
     ),
-    "a peer without data": (f"{GAN} --compress 2 --set gan.peer=teacher", "gan.peer teacher: goes on learning, which"),
+    "a trained teacher without data": (
+        f"{GAN} --compress 2 --set gan.peer=teacher",
+        "gan.peer teacher: trains the teacher further",
+    ),
     "a feature network that is none": (
         f"{GAN} --compress 2 --set gan.output.perceptual_network=vgg",
         "gan.output.perceptual_network vgg: expects discriminator, emoji or torchvision:NAME",

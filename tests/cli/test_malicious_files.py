@@ -255,7 +255,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TEACHERS = {
     "no UNet": (teacher(lambda place: shutil.rmtree(place / "unet")), "it has no unet, which its model_index.json lists"),
     "no tokenizer": (teacher(lambda place: shutil.rmtree(place / "tokenizer")), "it has no tokenizer"),
-    "an index that is a list": (teacher(with_bytes("model_index.json", b"[]")), "its model_index.json holds no object"),
+    "an index that is a list": (teacher(with_bytes("model_index.json", b"[]")), "its model_index.json is no JSON object"),
     "an index that is no JSON": (teacher(with_bytes("model_index.json", b"{")), "cannot be opened as a diffusers pipeline"),
     "code of its own": (teacher(with_code), "other cannot be opened as a diffusers pipeline"),
     "pickled weights": (teacher(with_pickled_weights), "it has no .safetensors weights in unet, and others are not read"),

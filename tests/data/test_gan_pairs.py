@@ -76,7 +76,7 @@ def test_real_images_are_evaluated_as_their_own_classes_and_generated_ones_as_th
     gan = tiny_gan()
     data = generate_pairs(gan.generator, images, 16, str(tmp_path))
     method, batch, seen = tiny_method(gan, images, discriminator__match=0), batch_of(data), []
-    method.pairs[0].evaluator.network.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    method.pairs[0].unwrapped_discriminator.network.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
     next(iter(method.updates(batch, 0, PerSampleRandom(5, 0, 0, 8))))
     assert not torch.equal(batch.labels, batch.real_labels)
     assert torch.equal(seen[0], batch.real_labels)

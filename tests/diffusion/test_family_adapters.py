@@ -81,14 +81,14 @@ def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
     assert not empty["prompt_embeds"].any()  # force_zeros_for_empty_prompt
 
 
-def test_the_size_that_sdxl_is_told_is_that_of_the_training_images(family_folder):
+def test_the_size_condition_of_sdxl_is_that_of_the_training_images(family_folder):
     teacher = load_teacher(family_folder("sdxl"), resolution=24)
     assert teacher.encode_prompts(["food", "animals"])["time_ids"].tolist() == [[24, 24, 0, 0, 24, 24]] * 2
     assert teacher.encode_prompts(["food"], (16, 32))["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]]
 
 
 @torch.no_grad()
-def test_both_branches_of_guidance_are_told_the_size_of_the_image(family_folder):
+def test_both_branches_of_guidance_have_the_size_condition(family_folder):
     teacher = load_teacher(family_folder("sdxl"))
     seen = []
     hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
@@ -101,7 +101,7 @@ def test_both_branches_of_guidance_are_told_the_size_of_the_image(family_folder)
 @pytest.mark.parametrize("prompt", ["cat", "3", "-1", "", "1.0"])
 def test_what_is_no_class_is_refused_with_the_classes_that_there_are(family_folder, prompt):
     teacher = load_teacher(family_folder("classes"))
-    with pytest.raises(ValueError, match="takes the number of a class, from 0 to 2"):
+    with pytest.raises(ValueError, match="expects the number of a class, from 0 to 2"):
         teacher.encode_prompts(["0", prompt])
 
 
@@ -144,13 +144,13 @@ def test_v_prediction_at_zero_terminal_snr_is_exact_where_there_is_noise_alone(f
 
 def test_an_epsilon_teacher_at_zero_terminal_snr_is_refused(tmp_path):
     DDPMPipeline(tiny_pixel_unet(), DDPMScheduler(rescale_betas_zero_snr=True)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"its schedule ends in noise alone .* takes a teacher that predicts v or the image"):
+    with pytest.raises(ValueError, match=r"its schedule ends in pure noise .* expects a teacher that predicts v or the image"):
         load_teacher(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"sample_size": (16, 24)}, "takes square images"), ({"in_channels": 1, "out_channels": 1}, "takes 3 to 3")],
+    [({"sample_size": (16, 24)}, "expects square images"), ({"in_channels": 1, "out_channels": 1}, "expects 3 to 3")],
 )
 def test_unusual_networks_are_refused_in_one_sentence(tmp_path, changes, sentence):
     DDPMPipeline(tiny_pixel_unet(**changes), DDPMScheduler()).save_pretrained(tmp_path)
@@ -169,9 +169,9 @@ def test_a_student_that_takes_its_guidance_as_an_input_is_refused_as_a_teacher(t
 def test_every_pipeline_belongs_to_one_family_and_a_ddim_pipeline_to_that_of_ddpm(family_folder):
     for name in TINY:
         pipeline = load_teacher(family_folder(name)).pipeline
-        assert sum(family.takes(pipeline) for family in FAMILIES) == 1
+        assert sum(family.supports(pipeline) for family in FAMILIES) == 1
     ddim = DDIMPipeline(tiny_pixel_unet(), DDIMScheduler())
-    assert [type(family).__name__ for family in FAMILIES if family.takes(ddim)] == ["Unconditional"]
+    assert [type(family).__name__ for family in FAMILIES if family.supports(ddim)] == ["Unconditional"]
 
 
 def test_float16_networks_keep_a_vae_that_overflows_in_float32(family_folder):

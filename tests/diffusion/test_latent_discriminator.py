@@ -17,7 +17,7 @@ CLASSES = Conditioning(class_labels=torch.arange(6) % 3)
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 1, 1), (4, 8, 8), (4, 16, 12), (3, 33, 33)])
-def test_it_evaluators_latents_of_any_size(shape):
+def test_it_accepts_latents_of_any_size(shape):
     logits = LatentDiscriminator(shape)(torch.randn(6, *shape), torch.zeros(6))
     assert logits.shape[:2] == (6, 1)
     assert max(logits.shape[2:]) <= 5

@@ -106,5 +106,5 @@ def test_on_the_way_to_v_a_network_says_x_0_even_where_there_is_noise_alone(gene
 
 def test_there_is_no_way_from_the_noise_to_x_0(generator):
     schedule, x = NoiseSchedule.from_scheduler(DDPMScheduler()), generate(generator)
-    with pytest.raises(ValueError, match=r"^share 0.5 of sample: expects 1; between eps and x_0"):
+    with pytest.raises(ValueError, match=r"^fraction 0.5 of sample: expects 1; between eps and x_0"):
         to_prediction(x, x, torch.zeros(4), "sample", schedule, 0.5)

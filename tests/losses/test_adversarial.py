@@ -31,7 +31,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_sides_minimise_what_the_paper_says(kind):
+def test_both_losses_are_those_of_the_paper(kind):
     of_discriminator, of_generator = BY_HAND[kind]
     torch.testing.assert_close(discriminator_loss(REAL, FAKE, kind), torch.tensor(of_discriminator))
     torch.testing.assert_close(generator_loss(FAKE, kind), torch.tensor(of_generator))
@@ -65,7 +65,7 @@ def test_logits_of_half_precision_are_computed_in_float32(kind):
 
 
 @pytest.mark.parametrize("loss", [lambda kind: discriminator_loss(REAL, FAKE, kind), lambda kind: generator_loss(FAKE, kind)])
-def test_an_unknown_loss_is_told_with_those_that_there_are(loss):
+def test_an_unknown_loss_is_refused_with_the_known_ones(loss):
     with pytest.raises(ValueError, match="'hinged' is not known; expects one of hinge, logistic, least_squares, wasserstein"):
         loss("hinged")
 
@@ -97,11 +97,11 @@ def test_the_gradient_penalty_of_a_linear_discriminator_is_how_far_its_norm_is_f
     torch.testing.assert_close(penalty, torch.tensor((norm - 1) ** 2), atol=1e-5, rtol=1e-5)
 
 
-def test_the_gradient_penalty_looks_between_the_two_images_where_share_says(generator):
+def test_the_gradient_penalty_is_taken_at_the_interpolate_of_each_pair(generator):
     real, fake = torch.randn(2, 3, 1, 2, 2, generator=generator)
-    share = torch.tensor([0.0, 0.25, 1.0])
+    real_fraction = torch.tensor([0.0, 0.25, 1.0])
     at = torch.stack([fake[0], 0.25 * real[1] + 0.75 * fake[1], real[2]])
-    penalty = gradient_penalty(lambda x: x.square().sum((1, 2, 3)) / 2, real, fake, share)
+    penalty = gradient_penalty(lambda x: x.square().sum((1, 2, 3)) / 2, real, fake, real_fraction)
     torch.testing.assert_close(penalty, (at.flatten(1).norm(dim=1) - 1).square().mean())
 
 
@@ -120,18 +120,18 @@ def test_a_penalty_of_patches_is_that_of_their_sum(weight, generator):
     torch.testing.assert_close(patches, r1_penalty(linear(weight), real))
 
 
-def test_told_apart_is_the_share_of_pairs_in_which_the_real_one_seems_more_real():
+def test_accuracy_is_the_fraction_of_pairs_in_which_the_real_image_has_the_larger_logit():
     assert discriminator_accuracy(torch.tensor([3.0, 1.0]), torch.tensor([0.0, 2.0])) == 0.75
     assert discriminator_accuracy(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])) == 1
     assert discriminator_accuracy(torch.tensor([0.0]), torch.tensor([0.0, 1.0, 2.0])) == 0
 
 
-def test_told_apart_evaluators_a_image_by_the_mean_of_its_patches():
+def test_accuracy_compares_images_by_the_mean_logit_of_their_patches():
     real = torch.tensor([[3.0, -1.0], [0.0, 0.0]]).view(2, 1, 1, 2)  # means 1 and 0
     fake = torch.tensor([[9.0, -9.0], [0.5, 0.5]]).view(2, 1, 1, 2)  # means 0 and 0.5
     assert discriminator_accuracy(real, fake) == 0.5
 
 
-def test_of_one_distribution_half_of_the_pairs_are_told_apart(generator):
+def test_accuracy_between_equal_distributions_is_one_half(generator):
     real, fake = torch.randn(2, 2000, generator=generator)
     assert discriminator_accuracy(real, fake).item() == pytest.approx(0.5, abs=0.03)

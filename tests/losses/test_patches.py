@@ -118,7 +118,10 @@ def test_half_precision_and_autocast_are_computed_in_float32(generator):
 
 @pytest.mark.parametrize(
     ("other", "levels", "sentence"),
-    [((2, 2, 12, 12), 1, "takes the shape it is compared with"), ((3, 2, 12, 12), 4, "takes 1 or more, the smallest of which")],
+    [
+        ((2, 2, 12, 12), 1, "expects the shape it is compared with"),
+        ((3, 2, 12, 12), 4, "expects 1 or more, the smallest of which"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(other, levels, sentence, generator):
     with pytest.raises(ValueError, match=sentence):

@@ -218,7 +218,7 @@ def test_half_precision_and_autocast_are_computed_in_float32(loss, dtype, genera
 
 @pytest.mark.parametrize(("loss", "least"), [(loss, 3 if loss is rkd_angle else 2) for loss in [*RELATIONS, contrastive]])
 def test_a_batch_without_a_relation_is_refused(loss, least):
-    with pytest.raises(ValueError, match=f"batch of {least - 1}: .* takes at least {least} samples"):
+    with pytest.raises(ValueError, match=f"batch of {least - 1}: .* expects at least {least} samples"):
         loss(torch.zeros(least - 1, 4), torch.zeros(least - 1, 4))
 
 

@@ -54,7 +54,7 @@ def calls(network):
 
 
 def judge_of(method, pair=0):
-    return method.pairs[pair].evaluator.network
+    return method.pairs[pair].unwrapped_discriminator.network
 
 
 def state(network):
@@ -71,7 +71,7 @@ def logs_of(updates):
     return {name: float(value) for update in updates for name, value in update.logs.items()}
 
 
-# ---- who learns, when, from what
+# ---- optimizer steps and gradients
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_the_discriminator_starts_as_the_teachers_or_fresh():
     assert "discriminator_match" not in logs_of(step_of(alone))
 
 
-# ---- what is real
+# ---- real images
 
 
 def seen_as_real(method, gan, data=None):
@@ -191,7 +191,7 @@ def test_what_there_is_no_data_for_is_refused():
     with pytest.raises(ValueError, match=r"gan\.discriminator\.real both: expects data\.path; without data the teacher's"):
         tiny_method(discriminator__real="both")
     with pytest.raises(
-        ValueError, match=r"gan\.peer teacher: goes on learning, which expects data\.path and gan\.adversarial"
+        ValueError, match=r"gan\.peer teacher: trains the teacher further; expects data\.path, and gan\.adversarial"
     ):
         tiny_method(peer="teacher")
 
@@ -227,7 +227,7 @@ def test_further_steps_of_the_discriminator_see_other_noise_of_the_same_classes(
         assert torch.equal(labels, seen)
 
 
-# ---- what counts
+# ---- loss terms
 
 
 def test_the_loss_is_the_sum_of_its_terms_each_by_its_weight_of_the_step(data):
@@ -299,12 +299,12 @@ def test_patches_are_those_of_the_same_noise_and_of_any_real_image(generator):
     assert told((real * 0.9 + 0.05).flip(0))["real_patches"] > 1e-3
 
 
-def test_without_a_discriminator_to_look_through_the_perceptual_loss_is_left_out_and_that_is_told(caplog):
+def test_without_a_discriminator_of_the_teacher_the_perceptual_loss_is_ignored_with_a_warning(caplog):
     method = tiny_method(
         tiny_gan(discriminator=False), output={"l1": 1, "perceptual": 1, "perceptual_network": "discriminator"}
     )
     assert "perceptual" not in logs_of(step_of(method))
-    assert "gan.output.perceptual is left out" in caplog.text
+    assert "gan.output.perceptual is ignored" in caplog.text
 
 
 # ---- the discriminator
@@ -342,12 +342,12 @@ def test_a_penalty_counts_every_so_many_steps_and_so_many_times(penalty, data):
     assert [abs(extra) > 1e-6 for extra in more] == [True, False, False, True, False, False, True]
     if penalty == "r1":
         batch = data.batch(data.rows_of_step(5, 0, BATCH), None)
-        expected = 3 * 0.5 * r1_penalty(lambda x: method.pairs[0].evaluate(x, batch.labels), batch.real)
+        expected = 3 * 0.5 * r1_penalty(lambda x: method.pairs[0].unwrapped_discriminator(x, batch.labels), batch.real)
         assert more[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("inherit", [True, False])
-def test_discriminators_of_patches_evaluator_and_match(inherit, tmp_path):
+def test_patch_discriminators_train_and_match(inherit, tmp_path):
     gan, data = tiny_translator(), tiny_pictures(tmp_path / "cache", tiny_translator().generator.spec)
     method = tiny_method(gan, data, **{"discriminator.inherit": inherit, "discriminator.match": 0.1})
     evaluated = calls(judge_of(method))
@@ -358,7 +358,7 @@ def test_discriminators_of_patches_evaluator_and_match(inherit, tmp_path):
     assert all(math.isfinite(value) for value in first.values())
 
 
-def test_a_image_generators_real_images_are_its_teachers(tmp_path):
+def test_the_real_images_of_an_image_generator_are_its_teachers(tmp_path):
     gan = tiny_translator()
     data = tiny_pictures(tmp_path, gan.generator.spec)
     real, theirs = seen_as_real(tiny_method(gan, data, **BARE), gan, data)
@@ -368,7 +368,7 @@ def test_a_image_generators_real_images_are_its_teachers(tmp_path):
 # ---- peers
 
 
-def test_a_teacher_that_goes_on_learning_changes_and_its_opinion_of_now_is_matched(data, tmp_path):
+def test_a_teacher_that_is_trained_further_changes_and_its_current_logits_are_matched(data, tmp_path):
     gan = tiny_gan()
     method = tiny_method(gan, data, peer="teacher", **BARE, **{"discriminator.match": 1})
     before = state(gan.generator.network)
@@ -380,7 +380,7 @@ def test_a_teacher_that_goes_on_learning_changes_and_its_opinion_of_now_is_match
     assert logs_of(step_of(method, data))["discriminator_match"] == 0
 
 
-def test_a_teacher_that_goes_on_learning_is_told_nothing_by_its_student(data):
+def test_a_teacher_that_is_trained_further_has_no_distillation_loss(data):
     method = tiny_method(data=data, peer="teacher")
     of_teacher = step_of(method, data)[-1]
     assert of_teacher.logs.keys() == {"teacher_loss", "teacher_adversarial"}
@@ -397,7 +397,7 @@ def test_two_students_are_held_against_the_teacher_and_each_other(own_class):
     assert logs["peer_l1"] == pytest.approx(((l1(peer, teacher) + l1(peer, student)) / 2).item(), rel=1e-5)
 
 
-def test_a_teacher_that_goes_on_learning_keeps_its_discriminator_though_the_students_is_fresh(data):
+def test_a_teacher_that_is_trained_further_keeps_its_discriminator_though_the_students_is_random(data):
     gan = tiny_gan()
     method = tiny_method(gan, data, peer="teacher", discriminator__inherit=False)
     assert_same(state(judge_of(method, 1)), state(gan.discriminator))
@@ -456,51 +456,51 @@ def test_the_average_neither_learns_nor_shares_with_the_student(data, tmp_path):
     assert all("regressor" not in name for name in method.networks.averaged)
 
 
-# ---- when it goes wrong
+# ---- collapse and saturation
 
 
-def test_images_that_have_become_alike_are_complained_of_in_one_sentence():
+def test_a_collapsed_student_ends_training_with_a_reason_of_one_sentence():
     method = tiny_method(collapse_diversity=0.5)
-    for share in (0.3, 0.45):
-        method.saw_diversity(share)
-        assert method.stop_reason({}) is None, "it has never been more diverse: it is on its way up"
-    method.saw_diversity(0.8)
+    for diversity in (0.3, 0.45):
+        method.report_diversity(diversity)
+        assert method.stop_reason({}) is None, "the diversity still grows"
+    method.report_diversity(0.8)
     assert method.stop_reason({}) is None
-    method.saw_diversity(0.4)
-    said = method.stop_reason({"loss": 1.0})
-    assert said.startswith("the student collapses, its images are 0.40 times as diverse as the teacher's and were 0.80")
-    assert "gan.collapse_diversity 0.5" in said
-    assert "\n" not in said
+    method.report_diversity(0.4)
+    reason = method.stop_reason({"loss": 1.0})
+    assert reason.startswith("the student collapses, its images are 0.40 times as diverse as the teacher's and were 0.80")
+    assert "gan.collapse_diversity 0.5" in reason
+    assert "\n" not in reason
 
 
-def test_a_discriminator_that_has_nothing_left_to_learn_is_complained_of_after_30_logs():
+def test_a_saturated_discriminator_ends_training_after_30_logs():
     method = tiny_method(collapse_saturation=0.9)
     for _ in range(29):
         assert method.stop_reason({"discriminator_accuracy": 0.95}) is None
-    assert "the discriminator is saturated, it tells 95.0% of pairs apart for 30 logs" in method.stop_reason(
+    assert "the discriminator is saturated, its accuracy is 95.0% or more for 30 logs" in method.stop_reason(
         {"discriminator_accuracy": 0.97}
     )
     assert method.stop_reason({"discriminator_accuracy": 0.5}) is None
     assert tiny_method(collapse_saturation=1).stop_reason({"discriminator_accuracy": 1.0}) is None
 
 
-def test_what_was_seen_survives_a_resume():
+def test_diversity_and_accuracy_survive_a_resume():
     first = tiny_method(collapse_saturation=0.9)
-    first.saw_diversity(0.8)
+    first.report_diversity(0.8)
     for _ in range(29):
         first.stop_reason({"discriminator_accuracy": 0.95})
-    kept = json.loads(json.dumps(first.state_dict()))
+    saved = json.loads(json.dumps(first.state_dict()))
     second = tiny_method(collapse_saturation=0.9)
-    second.load_state_dict(kept)
+    second.load_state_dict(saved)
     assert "saturated" in second.stop_reason({"discriminator_accuracy": 0.95})
-    second.saw_diversity(0.4)
+    second.report_diversity(0.4)
     assert "collapses" in second.stop_reason({})
 
 
 def test_watching_can_be_switched_off():
     method = tiny_method(collapse_diversity=0)
-    method.saw_diversity(0.9)
-    method.saw_diversity(0.0)
+    method.report_diversity(0.9)
+    method.report_diversity(0.0)
     assert method.stop_reason({}) is None
 
 
@@ -553,7 +553,7 @@ def test_heads_of_classes_are_matched_by_their_softened_distributions():
     method = tiny_method(
         gan, discriminator__inherit=True, discriminator__match=1, discriminator__temperature=4, discriminator__augment=[]
     )
-    ours = method.pairs[0].evaluator.network
+    ours = method.pairs[0].unwrapped_discriminator.network
     torch.nn.init.normal_(ours.kind.weight)
     torch.nn.init.normal_(ours.real.weight)
     seen = []

@@ -93,7 +93,7 @@ def shares(samples):
     return torch.bincount(near.indices[near.values < 4 * STD], minlength=len(CENTRES)) / len(samples)
 
 
-def test_one_and_two_steps_of_the_student_end_where_the_teachers_ways_end(trajectories, generator):
+def test_one_and_two_steps_of_the_student_end_where_the_teachers_trajectories_end(trajectories, generator):
     student = student_of(trajectories, 600)
     data, other = draw_data(2000, generator), draw_data(2000, generator)
     for steps in (1, 2):

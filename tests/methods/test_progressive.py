@@ -243,7 +243,7 @@ def test_a_grid_that_cannot_be_nested_is_refused(num_steps, grid, sentence):
 
 @pytest.mark.parametrize("num_steps", [501, 1000, 2000])
 def test_two_teacher_steps_that_cannot_be_distinct_are_refused(num_steps):
-    with pytest.raises(ValueError, match=rf"^{num_steps} student steps: that from timestep .* leaves its teacher none between"):
+    with pytest.raises(ValueError, match=rf"^{num_steps} student steps: between timesteps .* there is none for the teacher's"):
         halving_times(num_steps, SCALED_LINEAR)
 
 
@@ -325,7 +325,7 @@ def test_an_unknown_weighting_is_refused_by_both():
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_network_that_puts_out_the_target_in_another_dialect_is_its_teacher(prediction_type, noise):
+def test_a_network_that_outputs_the_target_in_another_prediction_type_equals_its_teacher(prediction_type, noise):
     teacher, t = Gaussian(SCALED_LINEAR), torch.full((6,), 300)
     output = from_prediction(teacher(noise, t), t, prediction_type, SCALED_LINEAR)
     found = to_prediction(output, noise, t, prediction_type, SCALED_LINEAR)

@@ -62,10 +62,10 @@ def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for
     assert torch.equal(loss_at(method, batch, 10), prediction_loss(called[0], targets[0], "uniform"))
 
 
-def test_the_dialect_of_the_student_that_is_validated_does_not_change_on_the_way(teacher, generator):
+def test_the_prediction_type_of_the_validated_student_does_not_change_during_the_transition(teacher, generator):
     method = method_of(teacher, GuidanceDistillation, prediction_type_steps=100)
     loss_at(method, batch_for(teacher, 2, generator), 30)
-    assert method.networks.student.share == method.networks.average.share == 1.0
+    assert method.networks.student.fraction == method.networks.average.fraction == 1.0
     assert method.networks.average.prediction_type == "v_prediction"
 
 
@@ -96,7 +96,7 @@ def test_the_guided_pair_is_one_call_of_the_teacher_and_a_halving_two(teacher, g
         assert sizes == expected, kind
 
 
-def test_scales_are_sampled_over_the_range_and_told_to_the_student(teacher, generator):
+def test_scales_are_sampled_over_the_range_and_are_an_input_of_the_student(teacher, generator):
     batch, method = (
         batch_for(teacher, 64, generator),
         method_of(teacher, GuidanceDistillation, mode="embedded", prediction_type_steps=0),

@@ -52,14 +52,14 @@ WRONG_HALVINGS = [
     ({"progressive.stages": {4: {"patience": 0}}}, "progressive.stages.4: setting patience is 0; expects at least 1"),
     (
         {"progressive.start_steps": 48},
-        "steps [8, 4, 2, 1]: expects some of [24, 12, 6, 3, 2, 1], which",
+        "steps [8, 4, 2, 1]: expects values from [24, 12, 6, 3, 2, 1], the step counts",
     ),
     ({"progressive.start_steps": 8, "steps": [8]}, "8 student steps: expects 1 to 7, less than the teacher's"),
     ({"progressive.sampler": "stochastic"}, "steps [8, 4, 2, 1]: expects even numbers for the stochastic sampler"),
-    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: expects falling timesteps, such as"),
+    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: expects descending timesteps, such as"),
     (
         {"progressive.grid": [999, 499, 0]},
-        "progressive.grid of 3 timesteps: expects as many as one of the students makes steps",
+        "progressive.grid of 3 timesteps: expects the step count of one of the students",
     ),
 ]
 

@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_is_used(dis
     damage(half_done / "checkpoints" / "step-00000004" / "weights.safetensors")
     process = distill(half_done)
     assert process.wait() == 0, process.text
-    line = "checkpoint step-00000004/weights.safetensors is not as it was written; going on from step-00000002"
+    line = "checkpoint step-00000004/weights.safetensors is corrupted; resuming from step-00000002"
     assert process.output.read_text().splitlines().count(line) == 1
     assert weights_of_last_step(half_done) == last_weights
 
@@ -162,7 +162,7 @@ def test_where_all_are_damaged_one_sentence_says_so(distill, half_done):
         cut_short(half_done / "checkpoints" / name / "optimizers.safetensors")
     process = distill(half_done)
     assert process.wait() == 2
-    assert "holds no whole checkpoint (step-00000004/optimizers.safetensors is not as it was written; step-" in process.text
+    assert "holds no intact checkpoint (step-00000004/optimizers.safetensors is corrupted; step-" in process.text
     assert "Traceback" not in process.text
 
 
@@ -245,7 +245,7 @@ def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step(distill, tmp_path,
     assert process.wait() == code, process.text
     last = Checkpoints(run / "checkpoints").load_last()
     steps = last.state["step"]
-    assert f"stopped after step {steps}, with a checkpoint; go on with --resume" in process.text
+    assert f"stopped after step {steps}, with a checkpoint; continue with --resume" in process.text
     assert "Traceback" not in process.text
     straight = distill(tmp_path / "straight", {"trainer.max_steps": steps, "trainer.validate_every": 50_000})
     assert straight.wait() == 0, straight.text

@@ -85,7 +85,7 @@ def test_without_images_the_teacher_generates_what_is_decoded(settings, tmp_path
     result = distill(settings("run", data__path=None, trainer__num_validation=4, **generated))
     assert result.exported.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the image
     assert result.exported.images == 4
-    assert "dB from what the teacher's decoder makes (4 images)" in result.describe()
+    assert "dB from the images of the teacher's decoder (4 images)" in result.describe()
     told = json.loads((result.student_folder / "decoder.json").read_text(), parse_constant=pytest.fail)  # no Infinity
     assert told["psnr"][ROUND_TRIPS[0]] is None
     validated = [line["psnr"][ROUND_TRIPS[1]] for line in logged(tmp_path / "run", "validation")]
@@ -161,7 +161,7 @@ def test_what_cannot_be_is_told_in_a_sentence(settings, changes, sentence):
 
 
 def test_a_teacher_that_generates_pixels_has_no_decoder(family_folder, settings):
-    with pytest.raises(ValueError, match="generates pixels, it has no decoder to distill"):
+    with pytest.raises(ValueError, match="generates pixels and has no decoder; expects a latent diffusion"):
         distill(settings("run", teacher=str(family_folder("unconditional"))))
 
 

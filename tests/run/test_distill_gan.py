@@ -105,7 +105,7 @@ def test_what_was_found_out_is_told(distilled):
     unseen, _, _, printed = distilled
     assert f"{unseen.class_name}: {'image' if len(unseen.input_shape) == 3 else 'noise'}" in printed
     assert "no discriminator" in printed
-    assert "layers that are matched:" in printed
+    assert "matched layers:" in printed
     assert "run/student: gan student; " in printed
     assert "Traceback" not in printed
 

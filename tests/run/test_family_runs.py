@@ -152,7 +152,7 @@ def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
         ("unconditional", {"guidance__scale": 3.0}, r"\(DDPMPipeline\) knows no guidance; expects the mode 'baked'"),
         ("classes", {"guidance__mode": "embedded"}, r"\(ConsistencyModelPipeline\) knows no guidance"),
         ("unconditional", {"lora__enabled": True}, r"loads no LoRA into teacher .* takes the full mode"),
-        ("classes", {"data__path": True}, "prompt '.*': the model takes the number of a class, from 0 to 2"),
+        ("classes", {"data__path": True}, "prompt '.*': the model expects the number of a class, from 0 to 2"),
         ("sd1", {}, "data.path and data.prompts: expects one of them"),
     ],
 )

@@ -83,7 +83,7 @@ def test_the_method_hears_of_diversity_after_the_start_only(validator):
     evaluator(0)
     assert method.state_dict()["diversity"] is None
     relative = evaluator(2).figures["diversity"]
-    assert method.state_dict()["diversity"] == method.state_dict()["most_diverse"] == relative
+    assert method.state_dict()["diversity"] == method.state_dict()["max_diversity"] == relative
 
 
 def test_a_teacher_that_always_generates_the_same_is_no_reason_to_fail(validator):

@@ -153,5 +153,5 @@ def test_a_run_killed_in_its_third_stage_goes_on_to_the_same_bits(family_folder,
 
 
 def test_steps_that_are_never_visited_are_refused_with_those_that_are(place):
-    with pytest.raises(ValueError, match=r"steps \[6, 3\]: expects some of \[32, 16, 8, 4, 3\]"):
+    with pytest.raises(ValueError, match=r"steps \[6, 3\]: expects values from \[32, 16, 8, 4, 3\]"):
         settings(place, "teacher", "run", steps=[6, 3], progressive__start_steps=64)

@@ -39,4 +39,4 @@ def test_a_model_without_local_configs_is_one_sentence(family_folder, tmp_path):
     with pytest.raises(ValueError, match=r"has no model_index\.json"):
         meta_pipeline(tmp_path)
     with pytest.raises(ValueError, match="expects a pipeline with a VAE"):
-        MetaNetworks.of(family_folder("unconditional"))
+        MetaNetworks.from_configs(family_folder("unconditional"))

@@ -63,14 +63,14 @@ def generate(sampler, **given):
 
 
 def placed(pipeline, told=None, memory=float("inf")):
-    return PlacedSampler(pipeline, device="cpu", memory=memory, told=(told if told is not None else []).append)
+    return PlacedSampler(pipeline, device="cpu", memory=memory, report=(told if told is not None else []).append)
 
 
 def test_every_placement_samples_the_same_images_in_less_memory(pipeline):
     plain = generate(FewStepSampler(pipeline))
     sampler, peaks = placed(pipeline), []
     for placement in PLACEMENTS:
-        sampler._placing.take(placement)
+        sampler._placing.apply(placement)
         sampler.cold()
         with Ceiling(pipeline) as seen:
             generated = generate(sampler)
@@ -96,7 +96,7 @@ def test_under_a_falling_ceiling_it_steps_down_through_every_placement_and_goes_
             names.append(sampler.placement.name)
     assert list(dict.fromkeys(names))[-1] == PLACEMENTS[-1].name
     for placement in PLACEMENTS[1:]:
-        assert f"placement {placement.name}: memory ended" in told
+        assert f"placement {placement.name}: out of memory" in told
 
 
 def test_the_last_placement_samples_fewer_images_at_once_and_then_says_what_would_help(pipeline):
@@ -108,7 +108,7 @@ def test_the_last_placement_samples_fewer_images_at_once_and_then_says_what_woul
         generate(sampler)
         seen.ceiling = 0.8 * seen.most
         torch.testing.assert_close(generate(sampler), plain, atol=1e-4, rtol=0)
-        assert "memory ended: 1 image at once from now on" in told
+        assert "out of memory: batch size 1 from now on" in told
         seen.ceiling = 0
         with pytest.raises(ValueError, match="one image of 32x32 does not fit"):
             generate(sampler)
@@ -134,7 +134,7 @@ def test_a_control_network_takes_its_turn_with_the_network(opened, tmp_path):
     plain = generate(FewStepSampler(pipeline), task=task)
     for placement in PLACEMENTS:
         sampler, task = placed(opened()), replace(task, controlnet=ControlNetModel.from_pretrained(folder))
-        sampler._placing.take(placement)
+        sampler._placing.apply(placement)
         torch.testing.assert_close(generate(sampler, task=task), plain, atol=1e-4, rtol=0)
 
 
@@ -146,18 +146,18 @@ def test_an_error_of_another_kind_is_not_taken_for_the_end_of_memory(pipeline):
 
 def test_networks_that_are_away_leave_nothing_behind(pipeline):
     placing = Placing(pipeline, "cpu")
-    placing.take(PLACEMENTS[3])
-    placing.turn_to("vae")
+    placing.apply(PLACEMENTS[3])
+    placing.load("vae")
     assert all(of.is_meta for of in network_of(pipeline).parameters())
     assert all(of.is_meta for of in pipeline.text_encoder.parameters())
-    placing.turn_to("unet")
+    placing.load("unet")
     assert not any(of.is_meta for of in (*network_of(pipeline).parameters(), *network_of(pipeline).buffers()))
     assert all(of.is_meta for of in pipeline.vae.parameters())
 
 
 def test_a_vae_that_has_encoded_an_image_is_away_while_the_network_works(pipeline):
     sampler, away = placed(pipeline), []
-    sampler._placing.take(PLACEMENTS[3])
+    sampler._placing.apply(PLACEMENTS[3])
     network_of(pipeline).register_forward_hook(lambda *_: away.append(next(pipeline.vae.parameters()).is_meta))
     generate(sampler, task=Task(images=torch.rand(2, 3, 32, 32), strength=1.0))
     assert away

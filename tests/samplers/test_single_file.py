@@ -93,7 +93,7 @@ def test_a_checkpoint_that_does_not_tell_what_it_predicts_asks_for_it(checkpoint
         name.replace("cond_stage_model.transformer", "cond_stage_model.model"): t for name, t in load_file(checkpoint).items()
     }
     save_file(weights, tmp_path / "sd2.safetensors")
-    with pytest.raises(ValueError, match=r"takes teacher_config: sd2-base \(epsilon, 512 pixels\), sd2-v"):
+    with pytest.raises(ValueError, match=r"expects teacher_config: sd2-base \(epsilon, 512 pixels\), sd2-v"):
         open_pipeline(tmp_path / "sd2.safetensors")
 
 
@@ -110,9 +110,9 @@ def test_mistakes_about_checkpoints_are_one_sentence(checkpoint, configs, tiny_f
             "sd3",
             "sd3 has no model_index.json; expects a diffusers folder, or one of sd1, sd2-base",
         ),
-        (checkpoint, str(configs), "has no tokenizer, and its text encoder knows .* tokens, not CLIP's 49408"),
+        (checkpoint, str(configs), "has no tokenizer, and its text encoder has .* tokens, not CLIP's 49408"),
         (checkpoint, "sd1", "does not fit the architecture"),
-        (tiny_folder, "sd1", "takes a .safetensors checkpoint as the teacher"),
+        (tiny_folder, "sd1", "expects a .safetensors checkpoint as the teacher"),
     ]
     for source, config, sentence in mistakes:
         with pytest.raises(ValueError, match=sentence) as error:

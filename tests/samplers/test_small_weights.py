@@ -15,14 +15,14 @@ from gendistill.samplers.offload.live_memory import bytes_of
 from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.quantization.quantize import QUANTIZATIONS
-from gendistill.samplers.quantization.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
+from gendistill.samplers.quantization.small_weights import BLOCK, KINDS, NF4, quantize_weights, weight_quantization
 from gendistill.sampling.placement_plan import plan_sampling
 
 FAMILIES = ("sd1", "sd2", "sdxl", "unconditional", "classes")
 
 
 def kept(layer, kind):
-    keep_weights_small(nn.ModuleDict({"of": layer}), kind)
+    quantize_weights(nn.ModuleDict({"of": layer}), kind)
     return layer
 
 
@@ -73,9 +73,9 @@ def test_small_numbers_are_not_lost_in_half_precision(kind, generator):
 def test_memory_is_what_is_promised_and_what_is_planned(kind, bits):
     layer = nn.Linear(640, 1280, bias=False).half()
     assert bytes_of([kept(layer, kind).parametrizations]) == pytest.approx(640 * 1280 * bits / 8, rel=0.005)
-    networks = MetaNetworks.of("sd1")
+    networks = MetaNetworks.from_configs("sd1")
     whole = bytes_of([networks.network.half()])
-    keep_weights_small(networks.network, kind)
+    quantize_weights(networks.network, kind)
     assert bytes_of([networks.network]) < (bits / 16 + 0.04) * whole  # what reads the time, the first and last layer stay
 
 
@@ -85,8 +85,8 @@ def test_memory_is_what_is_promised_and_what_is_planned(kind, bits):
 def test_images_of_every_family_are_nearly_the_same_ones(family_folder, family, kind):
     folder = family_folder(family)
     plain, small = FewStepSampler.from_pretrained(folder), FewStepSampler.from_pretrained(folder, quantization=kind)
-    assert kind_of_weights(network_of(small.pipeline)) == kind
-    assert kind_of_weights(network_of(plain.pipeline)) is None
+    assert weight_quantization(network_of(small.pipeline)) == kind
+    assert weight_quantization(network_of(plain.pipeline)) is None
     assert small.weights_hash != plain.weights_hash
     difference = (generate(plain) - generate(small)).abs().mean()
     assert 0 < difference < {"int8-weights": 0.01, "nf4-weights": 0.1}[kind]
@@ -109,7 +109,7 @@ def test_every_placement_samples_the_same_images(tiny_folder, kind):
     placed = PlacedSampler(sampler.pipeline, device="cpu", memory=float("inf"))
     assert bytes_of([placed._networks.network]) == bytes_of([network_of(sampler.pipeline)])
     for placement in PLACEMENTS:
-        placed._placing.take(placement)
+        placed._placing.apply(placement)
         torch.testing.assert_close(generate(placed), plain, atol=1e-5, rtol=0)
 
 

@@ -107,12 +107,12 @@ def test_a_second_lora_counts_on_top(sampler, tmp_path):
 @pytest.mark.parametrize(
     ("task", "sentence"),
     [
-        (Task(images=torch.zeros(2, 3, 32, 32)), "images: 2 for 3 prompts; expects one a prompt"),
-        (Task(masks=torch.zeros(3, 1, 32, 32)), "masks: expects images to generate in"),
+        (Task(images=torch.zeros(2, 3, 32, 32)), "images: 2 for 3 prompts; expects one per prompt"),
+        (Task(masks=torch.zeros(3, 1, 32, 32)), "masks: expects images to inpaint"),
         (Task(controls=torch.zeros(3, 3, 32, 32)), "controlnet and controls: expects both or neither"),
         (
             Task(images=torch.zeros(3, 3, 32, 32), strength=0.1),
-            "strength 0.1: of 4 steps it leaves none; expects at least 0.25",
+            "strength 0.1: none of 4 steps is run; expects at least 0.25",
         ),
         (Task(images=torch.zeros(3, 3, 32, 32), strength=2), "strength 2: expects more than 0 and at most 1"),
     ],

@@ -87,5 +87,5 @@ def test_a_student_keeps_within_memory(student, sample):
     told, plain = sample(student)
     assert "placement" not in told
     told, placed = sample(student, "--memory", "0.000001")
-    assert "placement by-layer" in told
+    assert "placement sequential-offload" in told
     np.testing.assert_allclose(placed, plain, atol=1e-4)

@@ -141,10 +141,10 @@ def test_half_precision_samples_stay_in_half_precision_and_are_stepped_in_float3
 @pytest.mark.parametrize(
     ("grids", "complaint"),
     [
-        ([[999, 999]], r"^grids: \[999, 999\] does not fall within 0 to 999$"),
-        ([[1000, 5]], r"^grids: \[1000, 5\] does not fall within"),
-        ([[5, -1]], r"^grids: \[5, -1\] does not fall within"),
-        ([[999, 4], [999, 5]], r"^grids: lengths \[2, 2\], of which two are the same; expects one of each$"),
+        ([[999, 999]], r"^grids: \[999, 999\]; expects descending timesteps from 0 to 999$"),
+        ([[1000, 5]], r"^grids: \[1000, 5\]; expects descending timesteps"),
+        ([[5, -1]], r"^grids: \[5, -1\]; expects descending timesteps"),
+        ([[999, 4], [999, 5]], r"^grids: lengths \[2, 2\]; expects one grid of each length$"),
     ],
 )
 def test_grids_that_cannot_be_sampled_are_refused_in_one_sentence(grids, complaint):

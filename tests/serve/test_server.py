@@ -263,7 +263,7 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
     page.fill("#student-steps input", "3")
     page.fill("#teacher-steps input", "1")
     page.click("#sample")
-    sentence = "steps 3: the student was made for 4, 2, 1; other numbers mostly look worse"
+    sentence = "steps 3: the student was made for 4, 2, 1; other step counts usually give worse images"
     expect(page.locator("#told textarea")).to_have_value(sentence, timeout=30_000)
     assert server.ask({"prompt": PROMPT, "steps": 3})[1]["warnings"] == [sentence]
     assert server.ask({"prompt": PROMPT})[1]["warnings"] == []

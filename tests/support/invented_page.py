@@ -1,4 +1,4 @@
-"""A whole report of invented figures and real emoji, to look at and to test with.
+"""A complete report of invented figures and real emoji, for tests and for inspection.
 
 python tests/support/invented_page.py report.html
 """
@@ -71,13 +71,13 @@ def emoji(count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def blurred(images: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """What an invented model makes of images: between them and noise."""
+    """Images of an invented model: interpolations between real images and noise."""
     noise = np.random.default_rng(seed).normal(128, 60, images.shape)
     return ((1 - amount) * images + amount * noise).clip(0, 255).astype(np.uint8)
 
 
-def interval(value: float, share: float = 0.06) -> tuple[float, float]:
-    return value * (1 - share), value * (1 + 1.3 * share)
+def interval(value: float, fraction: float = 0.06) -> tuple[float, float]:
+    return value * (1 - fraction), value * (1 + 1.3 * fraction)
 
 
 def results() -> Table:
@@ -96,15 +96,15 @@ def results() -> Table:
                 Cell(f"{4.1 + 1.13 * steps:.1f}", value=4.1 + 1.13 * steps),
                 Cell(f"{214 + 3 * (model == 'tiny-sd')}", value=214, muted=True),
             ]
-            rows.append(TableRow.of(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
+            rows.append(TableRow.from_cells(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
     columns = [
         Column("model", align="left"),
         Column("steps"),
         Column("fd-emoji", "Fréchet distance of 128 features; the interval holds 95 of 100 bootstrap samples.", "lower"),
         Column("CLIP", "Mean CLIP score of image and prompt.", "higher"),
-        Column("precision", "Share of sampled images that lie among the real ones.", "higher"),
-        Column("recall", "Share of real images that lie among the sampled ones.", "higher"),
-        Column("ms", "Median time of an image after warm-up.", "lower"),
+        Column("precision", "Fraction of sampled images in the manifold of real ones.", "higher"),
+        Column("recall", "Fraction of real images in the manifold of sampled ones.", "higher"),
+        Column("ms", "Median time per image after warm-up.", "lower"),
         Column("MiB", "Peak memory."),
     ]
     return Table(
@@ -113,14 +113,14 @@ def results() -> Table:
 
 
 def costs(cost: str) -> list[Series]:
-    made = []
+    series = []
     for model, distances in DISTANCES.items():
         points = []
         for steps, distance in zip(STEPS, distances, strict=True):
             x = {"steps": steps, "ms": 4.1 + 1.13 * steps * (1.7 if model == "tiny-sd" else 1)}[cost]
             points.append(Point(x, distance, *interval(distance), label=str(steps)))
-        made.append(Series(model, tuple(points), COLOURS[model]))
-    return made
+        series.append(Series(model, tuple(points), COLOURS[model]))
+    return series
 
 
 def guidance() -> list[Series]:
@@ -143,12 +143,13 @@ def groups() -> Plot:
     return by_row("distance to the group's real images", GROUPS, values, [0, COLOURS["consistency"]])
 
 
-def shares() -> Plot:
+def fractions() -> Plot:
     tones = {"light": (0.21, 0.27), "medium light": (0.19, 0.22), "medium": (0.2, 0.2), "dark": (0.2, 0.14)}
     teacher, student = (
-        [PlottedValue(share, share - 0.03, share + 0.03) for share in of] for of in zip(*tones.values(), strict=True)
+        [PlottedValue(fraction, fraction - 0.03, fraction + 0.03) for fraction in column]
+        for column in zip(*tones.values(), strict=True)
     )
-    return by_row("share of images by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
+    return by_row("fraction of images by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
 
 
 def page() -> Page:
@@ -183,13 +184,13 @@ def page() -> Page:
                 COLOURS["consistency"],
             ),
             Card("1.49", "progressive at 4 steps", "fd-emoji, 1.40–1.61", COLOURS["progressive"]),
-            Card("7.0×", "faster than the teacher", "8.6 ms an image, not 60.6"),
+            Card("7.0×", "as fast as the teacher", "8.6 ms per image, teacher 60.6 ms"),
             Card("0.89", "of the gap closed", "between the best solver of 4 calls and the teacher"),
         ]
     )
     return Page(
         "tiny-sd and two students",
-        subtitle="Every figure on this page is invented. It shows what a report looks like.",
+        subtitle="Every figure on this page is invented. It shows the layout of a report.",
         sections=[
             PageSection(
                 "Results",
@@ -204,24 +205,24 @@ def page() -> Page:
                 "Quality against cost",
                 [
                     Figure(
-                        curves(costs("ms"), "milliseconds an image", DISTANCE, x_log=True, y_log=True, front="lower"),
-                        "Filled points are on the front: nothing is faster and better. Numbers are steps.",
+                        curves(costs("ms"), "milliseconds per image", DISTANCE, x_log=True, y_log=True, front="lower"),
+                        "Filled points are on the Pareto front: no other point is faster and better. Numbers are step counts.",
                     ),
                     Figure(
                         curves(costs("steps"), "steps", DISTANCE, x_log=True, y_log=True),
-                        "Bars hold 95 of 100 bootstrap samples.",
+                        "Bars contain 95 of 100 bootstrap samples.",
                     ),
-                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "A point a guidance scale."),
+                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "One point per guidance scale."),
                 ],
-                lead="The front is where nothing is better at the same price.",
+                lead="The models on the Pareto front offer the best trade-offs.",
             ),
             PageSection(
-                "What distillation broke",
+                "Regressions",
                 [
-                    Figure(groups(), "The 20 of 198 groups that lost most."),
+                    Figure(groups(), "The 20 groups with the largest losses, of 198."),
                     ImageComparison(list(MODELS), worst),
-                    Text("Under prompts that name no attribute, these are sampled:"),
-                    Figure(shares()),
+                    Text("Attributes of images with neutral prompts:"),
+                    Figure(fractions()),
                 ],
             ),
             PageSection("The same prompts and seeds", [Galleries(galleries)], lead="Image k has seed k in every grid."),
@@ -229,7 +230,7 @@ def page() -> Page:
                 "Protocol",
                 [
                     Details(
-                        "How the figures were made",
+                        "How the figures were measured",
                         [
                             ("extractor", "assets/emoji-features, sha256:0f3b9c1e7a55d2c4"),
                             ("resize", "none"),
@@ -242,7 +243,7 @@ def page() -> Page:
                     ),
                     Details(
                         "How to read an interval",
-                        "It holds 95 of 100 samples that are sampled from the images with replacement.",
+                        "It contains 95 of 100 bootstrap samples of the images.",
                     ),
                 ],
             ),

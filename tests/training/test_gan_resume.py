@@ -42,7 +42,7 @@ def fresh(data):
         def validate(step):
             if step == kill_at:
                 raise Killed
-            method.saw_diversity(0.75)
+            method.report_diversity(0.75)
             return Validation(float(10 - step), {})
 
         given = {"max_steps": 7, "validate_every": 1, "lr_schedule": "cosine", **settings}
@@ -89,7 +89,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits_of_all_networks(fresh, t
     assert_the_same(expected, found)
     method = found[2]["method"]
     assert len(method["discriminator_accuracy"]) == 7
-    assert method["diversity"] == method["most_diverse"] == 0.75
+    assert method["diversity"] == method["max_diversity"] == 0.75
 
 
 def test_a_checkpoint_holds_weights_statistics_spectral_norms_and_both_optimizers(fresh, tmp_path):
@@ -161,7 +161,7 @@ def test_a_run_that_the_method_ends_leaves_its_best_with_a_sentence_and_exit_cod
     saturated = {"gan.adversarial": 1, "gan.collapse_saturation": 0.001, "trainer.max_steps": 200, "trainer.validate_every": 20}
     process = distill(teacher, run, **saturated)
     assert process.wait() == 0, process.text
-    assert "training ended at step 30: the discriminator is saturated, it tells" in process.text
+    assert "training ended at step 30: the discriminator is saturated, its accuracy" in process.text
     assert "the best so far is that of step" in process.text
     assert "Traceback" not in process.text
     best = json.loads((run / "checkpoints" / "step-00000030" / "state.json").read_text())["best_step"]
@@ -215,7 +215,7 @@ def test_weights_that_are_spoiled_just_before_a_checkpoint_are_not_written(fresh
 # ---- collapsed
 
 
-def test_a_student_whose_images_become_alike_ends_with_its_best(data, tmp_path):
+def test_a_student_that_collapses_ends_with_its_best(data, tmp_path):
     gan = tiny_gan()
     start = tiny_student(gan)
     start = type(start)(**{**vars(start), "network": copy.deepcopy(gan.generator.network)})

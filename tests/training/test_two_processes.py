@@ -115,7 +115,7 @@ def test_a_run_of_two_goes_on_as_one_and_a_run_of_one_as_two(distill, place, alo
         assert_same_curve(place / run, alone)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_one_sentence(distill):
+def test_a_batch_that_cannot_be_divided_is_one_sentence(distill):
     processes, codes = distill("uneven", 2, trainer__batch_size=5)
     assert codes == [2, 2]
     sentence = (
@@ -138,7 +138,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step(place):
     assert [process.wait() for process in processes] == [143, 143]
     step = Checkpoints(place / "stopped" / "checkpoints").load_last().state["step"]
     for process in processes:
-        assert f"stopped after step {step}, with a checkpoint; go on with --resume" in process.text
+        assert f"stopped after step {step}, with a checkpoint; continue with --resume" in process.text
 
 
 def train_in_shards(folder, teacher_folder, steps, sharded):

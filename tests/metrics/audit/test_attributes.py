@@ -37,7 +37,7 @@ def test_a_student_that_favours_a_value_is_found_with_its_shares():
     assert result.p_value < 0.001
     assert result.accuracy > 0.99
     assert result.total_variation == pytest.approx(sum(abs((a == k).mean() - (b == k).mean()) for k in range(3)) / 2, abs=0.01)
-    assert "differ from" in result.describe()
+    assert "differ significantly from" in result.describe()
     json.dumps(asdict(result), allow_nan=False)
 
 

@@ -70,7 +70,7 @@ def test_a_student_that_samples_the_teachers_images_differs_nowhere():
     result = coverage_by_group(hits, hits.toarray(), [str(g) for g in of], permutations=99)
     assert result.worse == ()
     assert all(g.difference == 0 and g.p_value == 1 and g.worst == () for g in (*result.groups, result.overall))
-    assert "No group" in result.describe()
+    assert "None of" in result.describe()
 
 
 def test_scores_that_fell_in_one_group_of_fifty_are_found_with_the_worst_images():
@@ -131,7 +131,7 @@ def test_groups_too_small_to_tell_are_listed_last_and_untested():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="takes \\(M, N\\) twice"):
+    with pytest.raises(ValueError, match="expects \\(M, N\\) twice"):
         coverage_by_group(np.ones(4, bool), np.ones(4, bool), ["a"] * 4)
     with pytest.raises(ValueError, match="3 names for 4 images"):
         coverage_by_group(np.ones((4, 2), bool), np.ones((4, 2), bool), ["a"] * 3)

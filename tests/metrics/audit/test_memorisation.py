@@ -26,7 +26,7 @@ def test_copies_are_found_and_named_with_the_image_that_they_copy():
     assert result.student.near_fraction > result.teacher.near_fraction + 0.1
     assert result.p_value < 1e-3
     assert result.student.c_t < -3
-    assert "is nearer" in result.describe()
+    assert "is significantly nearer" in result.describe()
     json.dumps(asdict(result), allow_nan=False)
 
 
@@ -81,5 +81,5 @@ def test_a_training_emoji_among_held_out_ones_is_the_most_suspicious(held_out, e
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="at least 2"):
         memorisation(fresh(1, 0), fresh(3, 0), fresh(3, 0))
-    with pytest.raises(ValueError, match="one D"):
+    with pytest.raises(ValueError, match="equal D"):
         memorisation(fresh(5, 0), fresh(3, 0), fresh(3, 0, dim=4))

@@ -29,7 +29,7 @@ def test_a_dropped_mode_is_found_and_shown(bins):
         assert {teacher[1][n] for n in found.teacher_examples} == {5}
         assert found.student < 0.1 * found.teacher
     assert result.student_divergence > 3 * result.teacher_divergence
-    assert "lost ground in" in result.describe()
+    assert "has too few images in" in result.describe()
     json.dumps(asdict(result), allow_nan=False)
 
 
@@ -99,5 +99,5 @@ def test_wrong_input_is_named():
         mode_loss(x, x, x, bins=30)
     with pytest.raises(ValueError, match="student: got 19 images for 20"):
         mode_loss(x, x, x[:19], bins=4)
-    with pytest.raises(ValueError, match="takes \\(M, D\\)"):
+    with pytest.raises(ValueError, match="expects \\(M, D\\)"):
         mode_loss(x, x[:, :3], x, bins=4)

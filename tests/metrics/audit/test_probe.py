@@ -152,5 +152,5 @@ def test_wrong_input_is_named():
         fit_probe(x, ["a"] * 4)
     with pytest.raises(ValueError, match="two groups each"):
         fit_probe(x, ["a", "a", "b", "b"], groups=["1", "2", "3", "3"])
-    with pytest.raises(ValueError, match=r"takes torch.uint8"):
+    with pytest.raises(ValueError, match=r"expects torch.uint8"):
         colour_histogram(torch.zeros(1, 3, 4, 4))

@@ -213,7 +213,7 @@ def test_a_batch_that_would_not_fit_is_not_tried_on_a_cpu():
 
     costs = measure(generate, model.components, network="network", batch_sizes=[1, 10**9], repeats=1, energy_seconds=0)
     assert set(tried) == {1}
-    assert "stopped before 1000000000, which would take about" in costs.notes[0]
+    assert "stopped before 1000000000, which would need about" in costs.notes[0]
 
 
 def test_an_error_that_is_not_of_memory_is_not_hidden():
@@ -302,7 +302,7 @@ def test_a_wrong_field_of_stored_costs_is_named():
 @pytest.mark.parametrize("wrong", [{"batch_sizes": [0]}, {"repeats": 0}, {"warmup": 0}])
 def test_numbers_below_one_are_refused(wrong):
     model = Generator()
-    with pytest.raises(ValueError, match="takes 1 or more of each"):
+    with pytest.raises(ValueError, match="expects 1 or more of each"):
         measure(model, model.components, network="network", **wrong)
 
 

@@ -28,7 +28,7 @@ def test_rounds_go_on_until_they_took_long_enough():
 
 
 def test_nothing_to_time_is_refused():
-    with pytest.raises(ValueError, match="takes 1 or more of each"):
+    with pytest.raises(ValueError, match="expects 1 or more of each"):
         time_side_by_side({"a": print}, 0)
-    with pytest.raises(ValueError, match="takes 1 or more of each"):
+    with pytest.raises(ValueError, match="expects 1 or more of each"):
         time_side_by_side({}, 1)

@@ -19,7 +19,7 @@ from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_st
 
 
 def frechet_interval(x, reference, **resampling):
-    return symmetric_bootstrap(WeightedFrechet(x, reference), at_least=0.0, **resampling)
+    return symmetric_bootstrap(WeightedFrechet(x, reference), minimum=0.0, **resampling)
 
 
 def gaussians(dim, shift, scale, seed=0):
@@ -161,7 +161,7 @@ def test_samples_too_small_for_the_dimension_are_warned_of_in_one_sentence():
 def test_wrong_values_are_named():
     with pytest.raises(ValueError, match=r"values: got shape \(1,\)"):
         mean_interval(np.zeros(1))
-    with pytest.raises(ValueError, match="got 5 an image, expects 4"):
+    with pytest.raises(ValueError, match="got 5 per image, expects 4"):
         frechet_interval(np.zeros((9, 5)), GaussianStatistics(np.zeros(4), np.eye(4), None))
     with pytest.raises(ValueError, match="resamples: got 3"):
         symmetric_bootstrap(WeightedVendi(np.eye(5)), resamples=3)

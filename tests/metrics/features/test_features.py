@@ -71,7 +71,7 @@ def test_the_protocol_names_the_metric_and_the_weights_file(extractor):
 def test_an_unknown_extractor_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'inception'"):
         load_extractor("incepton")
-    with pytest.raises(ValueError, match="takes 'emoji', 'inception'"):
+    with pytest.raises(ValueError, match="expects 'emoji', 'inception'"):
         load_extractor("/no/such/folder")
 
 
@@ -171,7 +171,7 @@ def test_a_module_is_normalised_and_named_after_its_weights(held_out):
     torch.testing.assert_close(network(held_out[0][:3]), module((images - mean) / deviation).mean(dim=(2, 3)))
     module.bias.data += 1
     assert ModuleFeatures(module, "mine", 40).weights_hash != network.weights_hash
-    with pytest.raises(ValueError, match=r"its module gave \(1, 3, 1600\)"):
+    with pytest.raises(ValueError, match=r"its module returned \(1, 3, 1600\)"):
         ModuleFeatures(nn.Flatten(2), "flat", 40)
 
 
@@ -230,9 +230,9 @@ def test_torchvision_gives_what_enters_the_classifier(tmp_path, held_out):
     with torch.inference_mode():
         logits = model(network.prepare(held_out[0][:2]))
         torch.testing.assert_close(model.fc(network(held_out[0][:2])), logits)
-    with pytest.raises(ValueError, match="are not of torchvision's resnet34"):
+    with pytest.raises(ValueError, match="does not fit torchvision's resnet34"):
         load_extractor(f"torchvision:resnet34:{file}")
-    with pytest.raises(ValueError, match="takes a name of torchvision"):
+    with pytest.raises(ValueError, match="expects a name of torchvision"):
         load_extractor("torchvision:resnet19")
 
 
@@ -267,6 +267,6 @@ def test_weights_that_cannot_be_fetched_are_one_sentence_that_asks_for_a_path(tm
     nowhere = "http://127.0.0.1:9/weights.pth"  # nothing listens on the discard port
     monkeypatch.setattr(extractors, "URL", nowhere)
     for name in ("inception", "dinov2", "dinov2:someone/no-such-model", "ViT-B-32/laion2b_s34b_b79k"):
-        with pytest.raises(ValueError, match=r"cannot be fetched from .*it expects a local path instead") as error:
+        with pytest.raises(ValueError, match=r"cannot be downloaded from .*expects a local path instead") as error:
             load_extractor(name)
         assert "\n" not in str(error.value)

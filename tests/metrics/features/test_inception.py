@@ -91,10 +91,10 @@ def test_files_that_hold_code_or_other_tensors_are_refused_in_one_sentence(tmp_p
     (tmp_path / "broken.safetensors").write_bytes(b"no safetensors")
     sentences = {
         "code.pth": "cannot be read",
-        "other.pth": "got none of FID's Inception-v3",
+        "other.pth": "do not fit FID's Inception-v3",
         "list.pth": "holds a list",
         "broken.safetensors": "cannot be read",
-        "absent.pth": "takes a file that is there",
+        "absent.pth": "expects an existing file",
     }
     for name, sentence in sentences.items():
         with pytest.raises(ValueError, match=sentence) as error:

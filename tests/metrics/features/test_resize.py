@@ -103,7 +103,7 @@ def test_without_resizing_images_become_floats_alone(held_out):
         ("claen", 299, "did you mean 'clean'"),
         ("clean", None, "size: got None"),
         ("legacy", 0, "at least 1 pixel"),
-        ("none", 299, "takes None"),
+        ("none", 299, "expects None"),
     ],
 )
 def test_wrong_settings_are_named(convention, size, sentence):

@@ -64,7 +64,7 @@ def test_equal_images_have_infinite_psnr():
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
 def test_images_of_different_dtype_are_refused(measure):
-    with pytest.raises(ValueError, match="takes equal ones"):
+    with pytest.raises(ValueError, match="expects equal dtypes"):
         measure(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
@@ -105,7 +105,7 @@ def test_ssim_of_flat_images_is_the_closed_form():
 
 def test_images_below_the_window_of_ssim_are_refused_in_one_sentence():
     small = torch.zeros(1, 3, 10, 32, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"got \(1, 3, 10, 32\), SSIM takes \(N, C, H, W\) of at least 11x11 pixels"):
+    with pytest.raises(ValueError, match=r"got \(1, 3, 10, 32\), SSIM expects \(N, C, H, W\) of at least 11x11 pixels"):
         ssim(small, small)
 
 
@@ -182,11 +182,11 @@ def test_weights_that_cannot_be_used_get_a_sentence(tmp_path, backbone):
     for name in ("code.pth", "broken.safetensors", "cut.pth"):
         with pytest.raises(ValueError, match=f"{name} cannot be read"):
             load_lpips(weights=tmp_path / name)
-    with pytest.raises(ValueError, match="holds a list; expects tensors by their names"):
+    with pytest.raises(ValueError, match="holds a list; expects only named tensors"):
         load_lpips(weights=tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds other tensors than torchvision's alexnet"):
+    with pytest.raises(ValueError, match="holds other tensors; expects those of torchvision's alexnet"):
         load_lpips("alex", weights=backbone("squeeze"))
-    with pytest.raises(ValueError, match=r"weights: got .*takes a file that is there"):  # and nothing is fetched in its place
+    with pytest.raises(ValueError, match=r"weights: got .*expects an existing file"):  # and nothing is fetched in its place
         load_lpips(weights=tmp_path / "none.pth", download=True)
     with pytest.raises(ValueError, match="network: got 'resnet', expects one of alex, vgg, squeeze"):
         load_lpips("resnet")
@@ -196,7 +196,7 @@ def test_images_too_small_for_lpips_are_refused_and_the_least_are_taken(backbone
     measure = load_lpips("alex", weights=backbone("alex"))
     least = torch.zeros(1, 3, 31, 31)
     assert lpips_distance(measure, least, least).item() == 0
-    with pytest.raises(ValueError, match="got 40x30, lpips-alex takes at least 31x31"):
+    with pytest.raises(ValueError, match="got 40x30, lpips-alex expects at least 31x31"):
         lpips_distance(measure, torch.zeros(1, 3, 30, 40), torch.zeros(1, 3, 30, 40))
 
 
@@ -217,5 +217,5 @@ def test_no_pairs_and_pairs_of_two_sizes_are_refused():
     some = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(ValueError, match="N at least 1"):
         ImagePairs(some[:0], some[:0])
-    with pytest.raises(ValueError, match="expects pairs of one size"):
+    with pytest.raises(ValueError, match="expects equal shapes"):
         ImagePairs(some, some[..., :16])

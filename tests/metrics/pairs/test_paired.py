@@ -82,7 +82,7 @@ def test_a_model_does_not_differ_from_itself():
     reference = gaussian_statistics(y)
     for test in (paired_test(x[:, 0], x[:, 0]), paired_test_frechet(x, x, reference)):
         assert (test.difference, test.p_value) == (0, 1)
-        assert test.describe("one", "two").startswith("one and two cannot be told apart")
+        assert test.describe("one", "two").startswith("one and two do not differ significantly")
 
 
 def test_the_sentence_tells_the_lead_of_the_winner_with_its_interval():
