@@ -32,23 +32,23 @@ EDGE, GAP, LABEL = 88, 8, 30  # pixels of an image, between two, and of a line o
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("teacher")
-    options.add_argument("student")
-    options.add_argument("--steps", type=int, nargs=2, default=(50, 4), help="of the teacher, and of the student")
-    options.add_argument("--guidance-scale", type=float, default=3.0, help="of the teacher")
-    options.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count on")
-    options.add_argument("--out", type=Path, default=Path("docs/images/teacher-and-student.png"))
-    given = options.parse_args()
-    teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (given.teacher, given.student))
-    many, few = given.steps
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("teacher")
+    parser.add_argument("student")
+    parser.add_argument("--steps", type=int, nargs=2, default=(50, 4), help="of the teacher, and of the student")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the teacher")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count on")
+    parser.add_argument("--out", type=Path, default=Path("docs/images/teacher-and-student.png"))
+    options = parser.parse_args()
+    teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (options.teacher, options.student))
+    many, few = options.steps
     rows = {
-        f"Teacher, {many} steps ({teacher.network_calls(many, given.guidance_scale)} network calls)": sampled(
-            teacher, many, given.guidance_scale, given.seed
+        f"Teacher, {many} steps ({teacher.network_calls(many, options.guidance_scale)} network calls)": sampled(
+            teacher, many, options.guidance_scale, options.seed
         ),
-        f"Student, {few} steps ({student.network_calls(few, 1)} network calls)": sampled(student, few, None, given.seed),
+        f"Student, {few} steps ({student.network_calls(few, 1)} network calls)": sampled(student, few, None, options.seed),
     }
-    labelled_rows(rows).save(given.out, optimize=True)
+    labelled_rows(rows).save(options.out, optimize=True)
 
 
 def sampled(sampler: FewStepSampler, steps: int, guidance_scale: float | None, seed: int) -> Tensor:
@@ -63,7 +63,7 @@ def labelled_rows(rows: dict[str, Tensor]) -> Image.Image:
     count = len(next(iter(rows.values())))
     size = (GAP + count * (EDGE + GAP), len(rows) * (LABEL + EDGE + GAP) + GAP)
     canvas = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)  # words: allowed
     for row, (label, images) in enumerate(rows.items()):
         top = GAP + row * (LABEL + EDGE + GAP)
         pen.text((GAP, top), label, fill=(40, 40, 40), font=font)

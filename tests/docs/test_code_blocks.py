@@ -25,7 +25,7 @@ NOT_RUN = {
 }
 # Python that no test runs, by what it holds, and why.
 NO_SCRIPT = {
-    "client.images": "it asks a server that runs; tests/serve asks it the same",
+    "client.images": "it needs a running server; tests/serve sends it the same requests",
     "register(": "it is a template; tests/extending installs and runs it",
 }
 SLOW = {  # pages of more than some seconds
@@ -51,7 +51,7 @@ def test_every_block_names_a_language_that_is_checked():
     assert {block.language for block in BLOCKS} == {"bash", "python", "yaml", "toml", "text"}
 
 
-def test_every_command_has_the_options_and_settings_that_it_is_given(monkeypatch):
+def test_every_command_uses_options_and_settings_that_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = get_command(app).commands
     for block in BLOCKS:
@@ -59,9 +59,9 @@ def test_every_command_has_the_options_and_settings_that_it_is_given(monkeypatch
             arguments = gendistill_arguments(command)
             if arguments:
                 context = commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
-                given = parse_settings(context.params.get("set_") or [])
+                settings = parse_settings(context.params.get("set_") or [])
                 method = context.params.get("method")
-                load_config(None, given if method is None else {"method": method, **given})
+                load_config(None, settings if method is None else {"method": method, **settings})
             elif not_run(command) and command[0] == "python":
                 assert (ROOT / command[1]).is_file(), block
             elif command[0] == "make":

@@ -35,7 +35,7 @@ def test_every_metric_has_a_heading_of_its_name():
     assert headings >= {name for name in METRICS if not name.startswith(("nearest", "mean_gap"))}
 
 
-def test_every_sentence_in_troubleshooting_is_one_that_the_code_says():
+def test_every_sentence_in_troubleshooting_is_in_the_code():
     code = " ".join(file.read_text() for top in TOPS for file in (ROOT / top).rglob("*.py"))
     code = re.sub(r'"\s+f?"', "", code)  # a sentence over several lines
     for sentence in re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE):
