@@ -86,7 +86,7 @@ format: $(READY)
 docs: $(READY)  ## the documentation, into build/site; a broken link or an undocumented public name is an error
 	rm -rf build
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/installed .
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs-serve: $(READY)  ## the documentation at http://127.0.0.1:8000, built anew when a page changes
 	$(BIN)/mkdocs serve

@@ -49,7 +49,8 @@ def distill(
     student: Annotated[str | None, typer.Option(help="of a GAN: a class of your own as the student, module:Class")] = None,
     weights: Annotated[str | None, typer.Option(help="of a GAN module:Class: .safetensors, or a state_dict's .pth")] = None,
     teacher_config: Annotated[
-        str | None, typer.Option(help="of a module:Class: JSON file with its arguments; of a checkpoint, see docs/teachers.md")
+        str | None,
+        typer.Option(help="of a module:Class: JSON file with its arguments; of a checkpoint, see docs/guides/fine-tune.md"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; see a run's config.yaml")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="any setting: trainer.max_steps=500")] = None,

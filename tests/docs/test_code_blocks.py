@@ -35,6 +35,7 @@ SLOW = {  # pages of more than some seconds
     "docs/guides/gans.md",
     "docs/guides/memory.md",
     "docs/guides/quantization.md",
+    "docs/guides/stable-diffusion.md",
     "docs/guides/use-a-student.md",
     "docs/methods/compression.md",
 }
