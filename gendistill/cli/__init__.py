@@ -1,4 +1,4 @@
-"""The command line: distill, plan, sample, export, serve, grid, evaluate, compare, statistics."""
+"""The command line, `gendistill`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import warnings
 
 from rich.markup import escape
 
-from gendistill.cli import distilling, drawing, judging, planning, serving
-from gendistill.cli.shared import app, console
+from gendistill.cli import describing, distilling, evaluating, overview, planning, sampling, serving
+from gendistill.cli.shared import PANELS, app, console
 from gendistill.runtime.allocator import keep_freed_memory
 from gendistill.runtime.plugins import load_plugins
 
-__all__ = ["distilling", "judging", "main", "planning", "drawing", "serving"]
+__all__ = ["describing", "distilling", "evaluating", "main", "overview", "planning", "sampling", "serving"]
+
+app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a mistake of the user is one sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # that there are two adapters, which is meant
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module="huggingface_hub"
+    )  # from arguments that diffusers passes to it
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # several adapters on one network are meant
     keep_freed_memory()
     try:
         load_plugins()
