@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full progressive align int8 half decoder gan compare bench test test-slow lint format assets clean browser
+.PHONY: demo full progressive align int8 half decoder gan compare bench test test-slow lint format docs docs-serve assets clean browser
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -82,6 +82,14 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the documentation, into build/site; a broken link or an undocumented public name is an error
+	rm -rf build
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/installed .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(READY)  ## the documentation at http://127.0.0.1:8000, built anew when a page changes
+	$(BIN)/mkdocs serve
 
 assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 	$(BIN)/python scripts/recipes/emoji_data.py

@@ -14,6 +14,7 @@ Completions = list[tuple[str, str]]  # values, each with its help
 
 
 def complete_method(incomplete: str) -> Completions:
+    """Names of methods, each with its summary."""
     from gendistill.cli.catalogue import catalogue
 
     return _starting(incomplete, ((entry.name, entry.summary) for entry in catalogue().methods))
@@ -47,10 +48,12 @@ def complete_name(incomplete: str) -> Completions:
 
 
 def complete_extractor(incomplete: str) -> Completions:
+    """Names of feature extractors."""
     return _starting(incomplete, ((name, "") for name in EXTRACTORS))
 
 
 def complete_format(incomplete: str) -> Completions:
+    """Names of export formats."""
     return _starting(incomplete, ((name, "") for name in FORMATS))
 
 

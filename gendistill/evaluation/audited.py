@@ -69,6 +69,7 @@ class AuditContext:
 
 
 def image_source(path: str, caption: str | None) -> ImageSource:
+    """The images of a reference, opened."""
     source = open_source(path, caption)
     assert isinstance(source, ImageSource)
     return source

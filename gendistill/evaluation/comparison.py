@@ -23,6 +23,7 @@ from gendistill.evaluation.score_cells import INTERVALS, Cells, score_cells, sco
 from gendistill.metrics.cost.efficiency import Costs
 from gendistill.metrics.pairs.paired import PairedTest
 from gendistill.metrics.protocol import Evaluation
+from gendistill.runtime.notebook import table_html
 
 FILE_NAME = "comparison.json"
 
@@ -142,6 +143,9 @@ class ModelComparison:
             rows.append(TableRow.from_cells(name, str(fit.sampling["student"][0]), *figures))
         title = f"does it still fit? As a replacement of {self.baseline.entry.name}"
         return terminal_table(title, PageTable([Column("model", align="left"), *map(Column, names)], rows))
+
+    def _repr_html_(self) -> str:
+        return table_html(self.table(), self.files)
 
     def to_json(self) -> str:
         rows = [{**dataclasses.asdict(row.evaluation), "measured_costs": row.costs.to_dict()} for row in self.rows]

@@ -41,6 +41,7 @@ from gendistill.evaluation.score_cells import (
 from gendistill.metrics.cost.interleaved import SideBySide
 from gendistill.metrics.pairs.paired import PairedTest
 from gendistill.metrics.protocol import Evaluation
+from gendistill.runtime.notebook import table_html
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,9 @@ class GeneratorComparison:
             faster = " and ".join(f"{factor:.1f}× as fast at batch size {size}" for size, factor in self.speed_up.items())
             table.caption, table.caption_justify = f"{protocol.metric} {self.fd_ratio:.2f}× the teacher's; {faster}", "left"
         return table
+
+    def _repr_html_(self) -> str:
+        return table_html(self.table(), self.files)
 
     def to_json(self) -> str:
         return json.dumps(

@@ -29,6 +29,7 @@ from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.files import atomic_write
+from gendistill.runtime.notebook import table_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.load import gan_folder
 
@@ -50,6 +51,9 @@ class SetEvaluation:
     def table(self) -> Group:
         """The scores and their protocol for the terminal."""
         return Group(self.evaluation.table(), Text(self.evaluation.protocol.describe()))
+
+    def _repr_html_(self) -> str:
+        return table_html(self.table(), self.files)
 
     def to_json(self) -> str:
         return self.evaluation.to_json()

@@ -37,6 +37,7 @@ from gendistill.evaluation.score_cells import (
 )
 from gendistill.evaluation.teacher_plans import TEACHER_SAMPLERS, TEACHER_STEPS, Gap
 from gendistill.metrics.protocol import Evaluation
+from gendistill.runtime.notebook import table_html
 
 EXPLAINED = "Gap closed: 0 is the teacher's best result by a training-free solver at equal cost, 1 is the teacher at 50 steps."
 
@@ -112,6 +113,9 @@ class StudentComparison:
             sentences = [f"{card.value} {card.label}: {card.small}." for card in _full_length_cards(self)]
             table.caption = "\n".join(sentences or _cost(self.call_cost)) or None
         return table
+
+    def _repr_html_(self) -> str:
+        return table_html(self.table(), self.files)
 
     def to_json(self) -> str:
         return json.dumps(

@@ -176,11 +176,13 @@ def relative_call_cost(student: FewStepSampler, teacher: FewStepSampler) -> floa
 
 
 def save_rows(rows: list[Evaluation], path: Path) -> None:
+    """Write rows as JSON, in one piece or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def load_rows(path: Path) -> list[Evaluation]:
+    """Read what `save_rows` wrote."""
     return [Evaluation.from_json(json.dumps(row)) for row in json.loads(path.read_text())]
 
 

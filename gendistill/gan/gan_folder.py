@@ -67,6 +67,7 @@ Kind = TypeVar("Kind", GeneratorSpec, NetworkSource)
 
 
 def is_gan_folder(folder: str | Path) -> bool:
+    """Whether a folder holds a GAN in gendistill's format."""
     return (Path(folder) / FILE_NAME).is_file()
 
 

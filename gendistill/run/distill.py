@@ -20,6 +20,7 @@ from gendistill.run.denoisers import DenoiserRun
 from gendistill.run.failures import user_errors
 from gendistill.run.generators import GeneratorRun
 from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.notebook import images_html, text_html
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import Method
 from gendistill.training.processes import join_processes
@@ -95,6 +96,14 @@ class DistillResult:
 
     def describe(self) -> str:
         return f"{self.student_folder}: {self.description}"
+
+    def _repr_html_(self) -> str:
+        """The same, with the samples of the last validation."""
+        samples = [
+            *self.student_folder.parent.glob("samples/*.png"),
+            *self.student_folder.parent.glob("stages/*/samples/*.png"),
+        ]
+        return text_html(self.describe()) + images_html(sorted(samples, key=lambda file: file.stat().st_mtime)[-1:])
 
 
 def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:

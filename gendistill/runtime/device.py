@@ -40,6 +40,7 @@ def usable_dtype(dtype: str) -> torch.dtype:
 
 
 def best_device() -> str:
+    """cuda, mps or cpu: the first of them that this machine has."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

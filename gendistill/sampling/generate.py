@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import atomic_write
+from gendistill.runtime.notebook import images_html, text_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
@@ -38,6 +39,9 @@ class GeneratedImages:
         images = f"{self.images} images of {self.steps} step{'s' if self.steps != 1 else ''}"
         placement = f", placement {self.placement}" if self.placement else ""
         return f"{path}: {images} in {self.seconds:.1f} s{placement}"
+
+    def _repr_html_(self) -> str:
+        return text_html(self.describe()) + images_html(self.files)
 
 
 def generate(

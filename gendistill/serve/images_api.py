@@ -71,6 +71,7 @@ def images_api(studio: Studio) -> APIRouter:
 
 
 def refusal(status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error in the form of OpenAI's API: status, sentence, and the field that is wrong."""
     kinds = {429: "rate_limit_error", 500: "server_error"}
     error = {"message": message, "type": kinds.get(status, "invalid_request_error"), "param": field, "code": None}
     return JSONResponse({"error": error}, status, headers)

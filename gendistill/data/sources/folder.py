@@ -153,6 +153,7 @@ def files_below(folder: Path) -> Iterator[str]:
 
 
 def is_image_name(name: str) -> bool:
+    """Whether a file name ends as that of an image."""
     return name.lower().endswith(SUFFIXES)
 
 

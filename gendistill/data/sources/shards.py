@@ -114,6 +114,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def is_shard(name: str) -> bool:
+    """Whether a file name ends as that of a WebDataset shard."""
     return name.lower().endswith(SHARD_SUFFIXES) and not name.startswith(".")
 
 

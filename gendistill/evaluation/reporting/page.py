@@ -48,6 +48,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
+    """Figures that are shown large, side by side."""
+
     cards: Sequence[Card]
 
 
@@ -202,6 +204,8 @@ Block = Text | Cards | Table | Figure | Galleries | ImageComparison | Details | 
 
 @dataclass(frozen=True)
 class PageSection:
+    """A section of a page: its title, a sentence, and its blocks."""
+
     title: str
     blocks: Sequence[Block]
     lead: str = ""
@@ -209,6 +213,8 @@ class PageSection:
 
 @dataclass(frozen=True)
 class Page:
+    """A complete report."""
+
     title: str
     sections: Sequence[PageSection]
     subtitle: str = ""

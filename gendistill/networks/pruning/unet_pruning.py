@@ -160,6 +160,7 @@ def _config_of(unet: Any) -> Config:
 
 
 def max_layers(config: Mapping[str, Any]) -> int:
+    """Layers of the deepest block."""
     layers = config["layers_per_block"]
     return layers if isinstance(layers, int) else max(layers)
 
