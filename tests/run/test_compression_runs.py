@@ -127,10 +127,10 @@ def tiny_sd_config():
     [
         ({"compress__factor": None}, "--method compression expects one of --compress 2, compress.blocks"),
         ({"lora__enabled": True}, "lora.enabled"),
-        ({"compress__factor": None, "compress__macs": 5}, "compress.macs: --method compression takes compress.blocks"),
+        ({"compress__factor": None, "compress__macs": 5}, "compress.macs: --method compression expects compress.blocks"),
         ({"align__weight": 0.5}, "align.weight 0.5: --method compression has no auxiliary losses; expects 0"),
-        ({"method": "decoder"}, "compress.factor: --method decoder takes decoder.width"),
-        ({"compress__student_config": "a.json"}, "takes no compress.factor"),
+        ({"method": "decoder"}, "compress.factor: --method decoder expects decoder.width"),
+        ({"compress__student_config": "a.json"}, "expects neither compress.factor"),
         ({"method": "consistency", "steps": [2], "compression__trainer": {"steps": 3}}, "compression.trainer"),
     ],
 )
