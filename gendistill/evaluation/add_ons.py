@@ -160,8 +160,8 @@ def effect_of(teacher: Features, student: Features) -> Effect:
         raise ValueError(f"teacher and student: got {len(t)} and {len(s)} images, expects the same prompts and seeds in both.")
     teacher_mean, student_mean = t.mean(axis=0), s.mean(axis=0)
     repeated = _cosine(t[::2].mean(axis=0), t[1::2].mean(axis=0)) if len(t) > 1 else None
-    lengths = [float(np.linalg.norm(mean)) for mean in (teacher_mean, student_mean)]
-    return Effect(*lengths, _cosine(teacher_mean, student_mean), repeated)
+    teacher_length, student_length = (float(np.linalg.norm(mean)) for mean in (teacher_mean, student_mean))
+    return Effect(teacher_length, student_length, _cosine(teacher_mean, student_mean), repeated)
 
 
 def add_on_fit(models: Sequence[SampledModel], add_on: AddOn, extractor: FeatureExtractor, plain: Sequence[Tensor]) -> AddOnFit:

@@ -234,11 +234,6 @@ def _layout(tensor: Tensor) -> list[Any]:
     return [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")]
 
 
-def _layout(tensor: Tensor) -> list[Any]:
-    """Shape of a row, and name of the dtype."""
-    return [list(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")]
-
-
 def _summed(notes: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for part_notes in notes:

@@ -185,9 +185,7 @@ def test_too_many_broken_images_stop_the_run(prepare, images):
     for number in (2, 11):
         (images / f"{number:02}.png").write_bytes(b"not an image")
     for _ in range(2):
-        with pytest.raises(
-            ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; expects at most 5%; they are l"
-        ):
+        with pytest.raises(ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; expects at most 5%; they are l"):
             prepare()
 
 

@@ -103,7 +103,7 @@ def test_a_teacher_of_another_schedule_is_refused(teacher, data, config, tmp_pat
     [
         ({"align.teachers": {"b": 0}}, "setting align.teachers is .*; expects a weight above 0 for b, or a pattern"),
         ({"align.teachers": {"b": "("}}, "setting align.teachers is .*; expects a regular expression for b"),
-        ({"align.teachers": {"b": 1}, "method": "consistency"}, "align.teachers: these teachers generate the trajectories of alignment"),
+        ({"align.teachers": {"b": 1}, "method": "consistency"}, "align.teachers: these teachers generate the trajectories of"),
     ],
 )
 def test_weights_and_patterns_that_are_none_are_refused(changes, sentence):
