@@ -1,7 +1,7 @@
 """Sampling: what draws pictures, pipelines in few steps, solver steps, and how a student wants to be sampled."""
 
 from gendistill.samplers.few_step import FewStepSampler, components_of
-from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights, pictures_at_once, to_uint8
+from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights, image_grid, pictures_at_once, to_uint8
 from gendistill.samplers.solvers import ddim_step, invert_ddim_step
 from gendistill.samplers.spec import StudentSpec
 
@@ -14,6 +14,7 @@ __all__ = [
     "components_of",
     "ddim_step",
     "hash_of_weights",
+    "image_grid",
     "invert_ddim_step",
     "pictures_at_once",
     "to_uint8",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from gendistill.cli import distilling, drawing, judging, planning, serving
 from gendistill.cli.shared import app, console
 from gendistill.runtime.allocator import keep_freed_memory
+from gendistill.runtime.extras import MissingExtraError, missing_extras_named
 from gendistill.runtime.plugins import load_plugins
 
 __all__ = ["distilling", "drawing", "judging", "main", "planning", "serving"]
@@ -22,10 +24,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # that there are two adapters, which is meant
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # which warn of packages that we do without as soon as they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     keep_freed_memory()
     try:
-        load_plugins()
-        app()
-    except ValueError as error:
+        with missing_extras_named():
+            load_plugins()
+            app()
+    except (ValueError, MissingExtraError) as error:
         console.print(f"[red]error[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from gendistill.data.batches import LatentData
 from gendistill.data.cached import CachedData, Progress, batched, cached_images, cached_rows, image_source
@@ -92,6 +91,8 @@ def _part(
 
 def _copied(picture: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
     """A picture (3, H, W) in [-1, 1], and `copies` - 1 others like it that its key and the seed decide."""
+    from torchvision.transforms import v2  # of an extra, and only copies need it
+
     margin = max(1, max(picture.shape[1:]) // 8)
     change = v2.Compose(
         [

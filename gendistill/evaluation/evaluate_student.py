@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gendistill.assets import asset_path
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.judge import Judge, build_judge
 from gendistill.evaluation.reporting.page import Gallery
@@ -70,7 +71,7 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
     pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
     teacher_sampler = FewStepSampler.from_pretrained(teacher, config=pinned, revision=revision, device=device)
-    of_teacher = stored_rows(Path(teacher), rows[0]) or teacher_rows(teacher_sampler, judge, Path(teacher).name)
+    of_teacher = stored_rows(Path(asset_path(teacher)), rows[0]) or teacher_rows(teacher_sampler, judge, Path(teacher).name)
     if wants_fidelity(judge):
         rows, slider = _with_fidelity(rows, slider, students, teacher_sampler, judge)
     share = cost_of_a_call(sampler, teacher_sampler)

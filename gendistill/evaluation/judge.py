@@ -211,6 +211,7 @@ def build_judge(
     image_column: str | None = None,
     split: str | None = None,
     keep: bool = False,
+    clip_score: bool = True,
 ) -> Judge:
     """A judge from real pictures: their features, and prompts drawn from their captions by frequency.
 
@@ -221,6 +222,7 @@ def build_judge(
         samplers: of the models that are judged.
         image_column, split: of a reference that is a dataset.
         keep: whether drawn pictures and their features are kept in the cache.
+        clip_score: whether a CLIP model is loaded for the CLIP score.
 
     Raises:
         ValueError: nothing to compare with, or a metric is unknown or cannot be computed of what these draw.
@@ -235,7 +237,7 @@ def build_judge(
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; takes pictures")
     network = load_extractor(config.extractor or "emoji", device, config.resize)
-    scorer = load_scorer(config.clip or TINY_CLIP, device)
+    scorer = load_scorer(config.clip or TINY_CLIP, device) if clip_score else None
     embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
     extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
     square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)

@@ -8,6 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
+from gendistill.assets import asset_path
 from gendistill.settings.section import Section
 
 FILE_NAME = "probes.yaml"
@@ -80,6 +81,6 @@ class Probes(Section):
     @staticmethod
     def beside(reference: str) -> Probes:
         """Those of the `probes.yaml` beside a reference's pictures; none where there is no such file."""
-        here = Path(reference)
+        here = Path(asset_path(reference))
         file = (here if here.is_dir() else here.parent) / FILE_NAME
         return Probes.load(file) if file.is_file() else Probes()

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 
+from gendistill.assets import asset_path
 from gendistill.data.sources.captions import CaptionOption
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
@@ -57,7 +58,7 @@ class SetEvaluation:
 
 def is_picture_set(path: str) -> bool:
     """Whether a path means pictures or their statistics, rather than a model."""
-    here = Path(path).expanduser()
+    here = Path(asset_path(path)).expanduser()
     if here.is_dir():
         return not any((here / name).is_file() for name in OF_A_MODEL) and not student_folders(here) and not gan_folder(here)
     return here.name.lower().endswith(ENDINGS) or path.startswith("hf://")
@@ -135,7 +136,7 @@ def _asked(pictures: str, config: EvaluationConfig) -> tuple[str, ...]:
 
 
 def _load_extractor(embedded: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
-    return load_extractor(extractor or ("emoji" if EMBEDDED in embedded else "inception"), device, resize)
+    return load_extractor(extractor or ("emoji" if EMBEDDED in f"{asset_path(embedded)}/" else "inception"), device, resize)
 
 
 def save_statistics(

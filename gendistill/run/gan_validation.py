@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from gendistill.data.gan_batches import NoData, PictureData
 from gendistill.gan.generator import Generator
@@ -17,7 +16,7 @@ from gendistill.metrics.features.feature_extractor import FeatureExtractor, extr
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.run.validation import GRID_PICTURES, save_picture
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
-from gendistill.samplers import pictures_at_once, to_uint8
+from gendistill.samplers import image_grid, pictures_at_once, to_uint8
 from gendistill.training.processes import gathered, share
 from gendistill.training.state import Validation
 
@@ -51,7 +50,7 @@ class GeneratorValidator:
         theirs = torch.cat(list(self._painted(teacher, self.inputs, self.labels, range(num))))
         self.reference = self._reference(data, teacher, seed)
         self.teacher_diversity = diversity(extract(extractor, theirs), self.labels)
-        save_picture(make_grid(theirs[:GRID_PICTURES].float() / 255, nrow=8), samples / "teacher.png")
+        save_picture(image_grid(theirs[:GRID_PICTURES].float() / 255), samples / "teacher.png")
 
     def __call__(self, step: int) -> Validation:
         """The distance of the average's pictures, and how diverse they are; processes share the painting."""
@@ -63,7 +62,7 @@ class GeneratorValidator:
         relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
         if step:
             self.method.saw_diversity(relative)
-        save_picture(make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8), self.samples / f"step-{step:06d}.png")
+        save_picture(image_grid(pictures[:GRID_PICTURES].float() / 255), self.samples / f"step-{step:06d}.png")
         return Validation(distance, {self.metric: distance, "diversity": relative})
 
     @torch.no_grad()

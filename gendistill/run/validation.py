@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
@@ -17,7 +17,7 @@ from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
-from gendistill.samplers import FewStepSampler
+from gendistill.samplers import FewStepSampler, image_grid, to_uint8
 from gendistill.schedulers import solver_eta, student_scheduler
 from gendistill.training.processes import gathered, share
 from gendistill.training.state import Validation
@@ -53,7 +53,7 @@ class Validator:
                 pictures = gathered(pictures, len(self.judge.prompts))
                 distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
                 if count == steps[0]:
-                    grid = make_grid(pictures[:GRID_PICTURES].float() / 255, nrow=8)
+                    grid = image_grid(pictures[:GRID_PICTURES].float() / 255)
                     save_picture(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
         best = min(means, key=lambda solver: means[solver])
@@ -78,6 +78,7 @@ def validation_judge(config: RunConfig, teacher: Teacher, data: LatentData) -> J
         ),
         image_column=config.data.image_column if is_data else None,
         split=config.data.split if is_data else None,
+        clip_score=False,
     )
     return judge.first(num)
 
@@ -99,4 +100,4 @@ def save_picture(picture: Tensor, path: Path) -> None:
     """Write a picture (3, H, W) in [0, 1], whole or not at all; one process does."""
     if PartialState().is_main_process:
         with written_alone(path) as temporary:
-            save_image(picture, temporary, format="png")
+            Image.fromarray(to_uint8(picture).permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gendistill.assets import asset_path
 from gendistill.data.images import as_tensor, decode_picture, fitted
 from gendistill.gan.gan_folder import is_gan_folder, open_gan
 from gendistill.gan.gan_loading import open_teacher
@@ -25,7 +26,7 @@ OF_DISCRIMINATORS = ("discriminator", "discriminator_weights", "discriminator_co
 
 def gan_folder(model: str | Path) -> Path | None:
     """The GAN folder that a path means: itself, or the student that a run left in it; None where it means no GAN."""
-    folder = Path(model).expanduser()
+    folder = Path(asset_path(model)).expanduser()
     return next((of for of in (folder, folder / "student") if is_gan_folder(of)), None)
 
 

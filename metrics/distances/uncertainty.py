@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from gendistill.metrics.features.matrix import Features, Matrix
 
@@ -35,6 +34,8 @@ class Interval:
 
 def wilson_interval(count: int, of: int) -> tuple[float, float]:
     """Of the probability of what was seen `count` times `of` so many (Wilson 1927)."""
+    from scipy import stats  # of an extra
+
     interval = stats.binomtest(count, of).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -97,6 +98,8 @@ def symmetric_interval(values: Matrix) -> Interval:
     are alike) so gets V + 4 q from the first and 2 q from the second, q from chance, where its true variance is V + 2 q:
     that is the difference of the two variances, and at least half the first.
     """
+    from scipy import stats  # of an extra
+
     half = len(values) // 2
     plus, minus = values[1 : 1 + half], values[1 + half :]
     odd = (plus - minus) / (2 * STEP)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
-from torchvision.models import Inception3
 
 from gendistill.metrics.features.weight_files import read_state
 
@@ -35,6 +34,8 @@ class FidInception(nn.Module):
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        from torchvision.models import Inception3  # of an extra, and seconds to import
+
         super().__init__()
         with torch.device("meta"):  # no random weights, which take longer than the loading
             network = Inception3(CLASSES, aux_logits=False, init_weights=False)

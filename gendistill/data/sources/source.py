@@ -6,6 +6,7 @@ A source can be walked again and again, always in the same order, and holds one 
 import os
 from pathlib import Path
 
+from gendistill.assets import asset_path
 from gendistill.data.samples import PictureSource, Sample
 from gendistill.data.sources.captions import CaptionOption
 from gendistill.data.sources.folder import ImageFolder, ZipPictures, files_below, is_picture
@@ -36,6 +37,7 @@ def open_source(
     Raises:
         ValueError: there is nothing at `path`, or nothing that can be trained on.
     """
+    path = asset_path(path)
     kind = _kind(path)
     if kind == "prompts":
         return Prompts(Path(path).expanduser())

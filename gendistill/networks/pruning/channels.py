@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, nn
 
 from gendistill.networks.pruning.layers import CONV, LAYERS, UNFOLLOWED, LayerSide, count_of, get_module, sides
@@ -79,9 +78,9 @@ class _Grouping:
         groups = [self._group(atoms, str(kind[0])) for kind, atoms in alike.items()]
         return [self._blocks(group) for group in self._norms(groups)]
 
-    def _joined(self) -> tuple[DisjointSet, set[Channel], dict[Channel, str]]:
+    def _joined(self) -> tuple[DisjointSets[Channel], set[Channel], dict[Channel, str]]:
         """All channels, those joined that are linked; one of each set that a layer makes; and why some must stay."""
-        channels, frozen = DisjointSet(), dict[Channel, str]()
+        channels, frozen = DisjointSets[Channel](), dict[Channel, str]()
 
         def at(node: Node, side: str, index: int) -> Channel:
             channel = (node, side, index)
@@ -150,7 +149,7 @@ class _Grouping:
             for side in group.members:
                 if not group.frozen and isinstance(get_module(self.network, side.path), nn.GroupNorm):
                     of_norm[side.path].append(k)
-        linked = DisjointSet(sorted({k for together in of_norm.values() for k in together}))
+        linked = DisjointSets(sorted({k for together in of_norm.values() for k in together}))
         for together in of_norm.values():
             for k in together[1:]:
                 linked.merge(together[0], k)
