@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("samplers", "schedulers", "metrics")  # imported as gendistill.samplers and so on
+OUTSIDE = ("samplers", "schedulers", "metrics", "assets", "configs")  # imported as gendistill.samplers and so on
 FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "schedulers metrics runtime settings",
+            "assets configs runtime settings",
+            "schedulers metrics",
             "samplers losses networks training",
             "diffusion gan",
             "data export",

@@ -44,6 +44,7 @@ def serve(
 ) -> None:
     """A local web page to try STUDENT beside its teacher, and the images endpoint that applications speak, at /v1."""
     from gendistill.runtime.device import usable_device
+    from gendistill.runtime.extras import install_line
     from gendistill.sampling.load import Opening
     from gendistill.serve.address import is_this_machine, listen
     from gendistill.serve.picture_request import RequestLimits
@@ -52,7 +53,7 @@ def serve(
     if teacher is not None and no_teacher:
         raise ValueError("--teacher and --no-teacher: takes one of them")
     if find_spec("gradio") is None:
-        raise ValueError("serve: needs gradio; pip install 'gendistill[serve]'")
+        raise ValueError(f"serve: needs gradio; {install_line('serve')}")
     quieten_libraries()
     listening = listen(host, port)
     models, warnings = open_models(

@@ -12,9 +12,10 @@ EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
     "datasets": "data",
-    "onnx": "gan",
-    "onnxscript": "gan",
-    "onnxruntime": "gan",
+    "jinja2": "evaluate",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
     "openvino": "openvino",
     "gradio": "serve",
     "fastapi": "serve",
@@ -24,7 +25,6 @@ EXTRAS = {
     "codecarbon": "energy",
     "torchao": "torchao",
     "bitsandbytes": "eight-bit",
-    "tensorboard": "tensorboard",
 }
 
 

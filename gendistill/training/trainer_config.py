@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -34,13 +35,24 @@ class TrainerConfig(Section):
         10.0, gt=1, description="stop where the loss stays so many times above its median; null lets it"
     )
     trackers: list[Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]] = (
-        Field(["tensorboard"], description="those of accelerate; each but tensorboard has to be installed")
+        Field(
+            default_factory=lambda: ["tensorboard"] if find_spec("tensorboard") else [],
+            description="those of accelerate, each of which has to be installed; tensorboard where it is, otherwise none",
+        )
     )
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
     def _yaml_says_no(cls, value: Any) -> Any:
         return "no" if value is False else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, trackers: list[str]) -> list[str]:
+        for tracker in trackers:
+            if find_spec(tracker) is None:
+                raise ValueError(f"trackers that are installed (pip install {tracker})")
+        return trackers
 
     @model_validator(mode="after")
     def _accumulates_whole_passes(self) -> TrainerConfig:
