@@ -215,7 +215,8 @@ def image_grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
     rows = -(-count // columns)
     grid = images.new_zeros(channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
     for number, image in enumerate(images):
-        top, left = (place * (edge + padding) + padding for place, edge in zip(divmod(number, columns), (height, width)))
+        row, column = divmod(number, columns)
+        top, left = padding + row * (height + padding), padding + column * (width + padding)
         grid[:, top : top + height, left : left + width] = image
     return grid
 

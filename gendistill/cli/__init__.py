@@ -1,4 +1,4 @@
-"""The command line: distill, plan, sample, export, serve, grid, evaluate, compare, statistics."""
+"""The command line: demo, distill, plan, sample, export, serve, grid, evaluate, compare, statistics."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import warnings
 
 from rich.markup import escape
 
-from gendistill.cli import distilling, drawing, judging, planning, serving
+from gendistill.cli import demo, distilling, drawing, judging, planning, serving
 from gendistill.cli.shared import app, console
 from gendistill.runtime.allocator import keep_freed_memory
 from gendistill.runtime.extras import MissingExtraError, missing_extras_named
 from gendistill.runtime.plugins import load_plugins
 
-__all__ = ["distilling", "drawing", "judging", "main", "planning", "serving"]
+__all__ = ["demo", "distilling", "drawing", "judging", "main", "planning", "serving"]
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ else:
 
 
 def load_config(file: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A config from a YAML file or a preset (`demo`) and overrides by dotted name (`{"trainer.max_steps": 500}`), overrides winning.
+    """A config from a YAML file or a preset (`demo`), and overrides by dotted name (`{"trainer.max_steps": 500}`), which win.
 
     Raises:
         ValueError: an unknown key or a wrong value, in one sentence that names it.

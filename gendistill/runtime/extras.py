@@ -12,7 +12,6 @@ EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
     "datasets": "data",
-    "jinja2": "evaluate",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
+from gendistill.networks.pruning.disjoint_sets import DisjointSets
 from gendistill.networks.pruning.layers import CONV, LAYERS, UNFOLLOWED, LayerSide, count_of, get_module, sides
 from gendistill.networks.pruning.tracing import Node, trace
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 Element = TypeVar("Element", bound=Hashable)
@@ -16,6 +16,9 @@ class DisjointSets(Generic[Element]):
 
     def __contains__(self, element: object) -> bool:
         return element in self._parents
+
+    def __iter__(self) -> Iterator[Element]:
+        return iter(self._parents)
 
     def __getitem__(self, element: Element) -> Element:
         parents = self._parents
