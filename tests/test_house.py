@@ -13,8 +13,8 @@ FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
-            "assets configs runtime settings",
-            "schedulers metrics",
+            "assets configs",
+            "schedulers metrics runtime settings",
             "samplers losses networks training",
             "diffusion gan",
             "data export",
@@ -23,7 +23,7 @@ FLOORS = {
             "run",
             "cli",
         ),
-        start=1,
+        start=0,
     )
     for name in names.split()
 }

@@ -179,7 +179,7 @@ def test_each_extra_brings_the_packages_that_it_is_named_for():
             brought = closure(PROJECT["optional-dependencies"][extra]) | {"gendistill"}
             brought |= closure(PROJECT["optional-dependencies"]["onnx"]) if extra == "openvino" else set()
             assert {canonicalize_name(name) for name in distributions[package]} & brought, (package, extra)
-            assert package == "jinja2" or not {canonicalize_name(name) for name in distributions[package]} & core, package
+            assert not {canonicalize_name(name) for name in distributions[package]} & core, package
 
 
 def test_an_asset_is_found_from_any_folder_and_a_folder_of_ones_own_comes_first(tmp_path, monkeypatch):

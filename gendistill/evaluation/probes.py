@@ -59,6 +59,7 @@ class Probes(Section):
         Raises:
             ValueError: there is none, it is no YAML, or a setting is wrong.
         """
+        path = Path(asset_path(path))
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -17,6 +17,7 @@ from gendistill.run.denoisers import DenoiserRun
 from gendistill.run.failures import told_in_a_sentence
 from gendistill.run.generators import GeneratorRun
 from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.extras import missing_extras_named
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import Method
 from gendistill.training.processes import join_processes
@@ -94,6 +95,7 @@ class DistillResult:
         return f"{self.student_folder}: {self.description}"
 
 
+@missing_extras_named()
 def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:
     """Distill a teacher and write the run folder, the student in it. Under `accelerate launch` all processes work on one.
 
@@ -105,6 +107,7 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk ran out, or training went wrong; in
             one sentence.
+        MissingExtraError: a package that this run needs is not installed.
         Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
     if config is not None and settings:
