@@ -25,7 +25,7 @@ progressive: $(READY)  ## tiny-sd halved from 64 steps to 1, with a guidance sli
 	$(BIN)/gendistill distill --config configs/progressive.yaml --out runs/progressive $(if $(wildcard runs/progressive/stages),--resume)
 	$(BIN)/gendistill evaluate runs/progressive --caption subcategory
 
-align: $(READY)  ## tiny-sd into one student of 4, 2 and 1 steps that paints the teacher's own latents
+align: $(READY)  ## tiny-sd into one student of 4, 2 and 1 steps that generates the teacher's own latents
 	$(BIN)/gendistill distill --config configs/alignment.yaml --out runs/alignment $(if $(wildcard runs/alignment/checkpoints),--resume)
 	$(BIN)/gendistill evaluate runs/alignment/student --caption subcategory --out runs/alignment
 

@@ -28,7 +28,7 @@ FIGURES = ("gap", "fd-emoji", "psnr", "feature_cosine")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of painting and training, by one thread")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of generating and training, by one thread")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default="consistency;alignment;both", help=f"separated by ; of {'; '.join(ARMS)}; or all")
     parser.add_argument("--trajectories", type=int, default=1024)
@@ -37,29 +37,29 @@ def main() -> None:
     given = parser.parse_args()
     names = list(ARMS) if given.arms == "all" else [name.strip() for name in given.arms.split(";")]
     given.out.mkdir(parents=True, exist_ok=True)
-    painting = paint(given.out, given.trajectories)
+    generating = generate(given.out, given.trajectories)
 
     def measured(name: str, seed: int) -> dict[int, dict[str, float]]:
         folder = folder_of(given.out, name, seed)
         if not (folder / "student").exists():
-            left = given.minutes - (0 if name == "consistency" else painting)
+            left = given.minutes - (0 if name == "consistency" else generating)
             limits = {"trainer.max_minutes": round(left, 2), "trainer.max_steps": 100_000}
             run(folder, {**ARMS[name], "seed": seed, **limits}, given.out, given.trajectories)
         return figures_of(folder / "student")
 
     runs = [(name, seed) for seed in map(int, given.seeds.split(",")) for name in names]
     found = all_of(runs, given.at_once, measured)
-    tell(found, FIGURES, f"{given.minutes:g} minutes, {painting:.1f} of them painting where ways are learned from")
+    tell(found, FIGURES, f"{given.minutes:g} minutes, {generating:.1f} of them generating where ways are learned from")
 
 
-def paint(out: Path, trajectories: int) -> float:
-    """Encode the data, then paint the ways, into a cache of the study's own: the minutes of the painting."""
-    kept = out / "painting.json"
+def generate(out: Path, trajectories: int) -> float:
+    """Encode the data, then generate the ways, into a cache of the study's own: the minutes of the generating."""
+    kept = out / "generating.json"
     if not kept.exists():
         run(out / "encoding", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories)
         plain = run(out / "once", {"method": "consistency", "trainer.max_steps": 1}, out, trajectories)
-        painted = run(out / "painting", {"trainer.max_steps": 1}, out, trajectories)
-        kept.write_text(json.dumps({"minutes": painted - plain}))
+        generated = run(out / "generating", {"trainer.max_steps": 1}, out, trajectories)
+        kept.write_text(json.dumps({"minutes": generated - plain}))
     minutes: float = json.loads(kept.read_text())["minutes"]
     return minutes
 

@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
     config = load_config(CONFIG, {"trainer.batch_size": args.batch_size, "trainer.trackers": [], "device": "cpu"})
-    config = config.model_copy(update={"progressive": config.progressive.model_copy(update={"stages": {}, "dialect_steps": 0})})
+    config = config.model_copy(
+        update={"progressive": config.progressive.model_copy(update={"stages": {}, "prediction_type_steps": 0})}
+    )
     costs = list(measure(config, args.rounds))
     if args.json:
         print(json.dumps([{**vars(cost), "ratio": cost.ratio} for cost in costs], indent=1))
@@ -67,7 +69,7 @@ def main() -> None:
             table.add_row(cost.stage, " + ".join(map(str, cost.teacher_calls)), *seconds, f"{cost.ratio:.3f}")
         Console().print(table)
     if costs[-1].ratio > MOST:
-        sys.exit(f"the halving step costs {costs[-1].ratio:.2f} times its network calls; takes at most {MOST}")
+        sys.exit(f"the halving step costs {costs[-1].ratio:.2f} times its network calls; expects at most {MOST}")
 
 
 def measure(config: DistillConfig, rounds: int) -> Iterator[Cost]:
@@ -114,7 +116,7 @@ def network_calls(stage: Stage, data: LatentData, sizes: list[int]) -> Callable[
             for size in sizes:
                 twice = size // count
                 x_t, times = batch.latents.repeat(twice, 1, 1, 1), t.repeat(twice)
-                conditioning = batch.conditioning if "imitation" in stage.folder else embedded
+                conditioning = batch.conditioning if "guidance_distillation" in stage.folder else embedded
                 networks.teacher.call(networks.teacher.network, x_t, times, type(embedded).cat([conditioning] * twice))
         output: Tensor = networks.student.call(networks.student.network, batch.latents, t, embedded)
         output.sum().backward()

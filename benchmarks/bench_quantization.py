@@ -1,4 +1,4 @@
-"""A quantised network beside the same one in float32, on this CPU: a call, and a whole picture of 4 steps.
+"""A quantised network beside the same one in float32, on this CPU: a call, and a whole image of 4 steps.
 
     python benchmarks/bench_quantization.py  # the architecture of Stable Diffusion 1.5 with random weights, 256 pixels; tiny-sd
     python benchmarks/bench_quantization.py --quantization nf4-weights
@@ -51,7 +51,7 @@ def main() -> None:
         coarse = type(plain)(**{**plain.components, "unet": copy.deepcopy(plain.unet)}, requires_safety_checker=False)
         quantize(coarse, given.quantization, "cpu")
         size = (given.size, given.size) if known else None
-        for what, (ours, theirs) in {"a call": calls(plain, coarse, size), "4 steps": pictures(plain, coarse, size)}.items():
+        for what, (ours, theirs) in {"a call": calls(plain, coarse, size), "4 steps": images(plain, coarse, size)}.items():
             seconds = in_turn(ours, theirs, given.rounds if known else 10 * given.rounds)
             ratio = statistics.median(one / other for one, other in seconds)
             table.add_row(model, what, *(f"{statistics.median(of):.3f}" for of in zip(*seconds, strict=True)), f"{ratio:.2f}")
@@ -66,12 +66,12 @@ def calls(plain: Any, coarse: Any, size: tuple[int, int] | None) -> tuple[Callab
     return lambda: plain.unet(**example), lambda: coarse.unet(**example)
 
 
-def pictures(plain: Any, coarse: Any, size: tuple[int, int] | None) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    def draw(sampler: FewStepSampler) -> None:
-        list(sampler.pictures([PROMPT], [0], num_inference_steps=STEPS, guidance_scale=1.0, size=size))
+def images(plain: Any, coarse: Any, size: tuple[int, int] | None) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def generate(sampler: FewStepSampler) -> None:
+        list(sampler.images([PROMPT], [0], num_inference_steps=STEPS, guidance_scale=1.0, size=size))
 
     ours, theirs = FewStepSampler(plain), FewStepSampler(coarse)
-    return lambda: draw(ours), lambda: draw(theirs)
+    return lambda: generate(ours), lambda: generate(theirs)
 
 
 @torch.no_grad()

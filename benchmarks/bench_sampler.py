@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     quieten_libraries()
-    table = Table("model", "by", "whole, s", "networks, s", "whole / networks", title=f"{STEPS} steps, one picture, CPU")
+    table = Table("model", "by", "whole, s", "networks, s", "whole / networks", title=f"{STEPS} steps, one image, CPU")
     for model in given.models.split(","):
         known = "/" not in model
         pipeline = random_pipeline(model) if known else open_pipeline(model)
@@ -50,8 +50,8 @@ def beside(pipeline: Any, size: int | None, rounds: int) -> dict[str, list[tuple
     area = None if size is None else (size, size)
     known = FewStepSampler(pipeline)
 
-    def draw(sampler: FewStepSampler, seed: int) -> None:
-        list(sampler.pictures([PROMPT], [seed], num_inference_steps=STEPS, guidance_scale=1.0, size=area))
+    def generate(sampler: FewStepSampler, seed: int) -> None:
+        list(sampler.images([PROMPT], [seed], num_inference_steps=STEPS, guidance_scale=1.0, size=area))
 
     def stock(seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -60,8 +60,8 @@ def beside(pipeline: Any, size: int | None, rounds: int) -> dict[str, list[tuple
             pipeline(PROMPT, height=size, width=size, **settings)
 
     arms: dict[str, Callable[[int], None]] = {
-        "gendistill": lambda seed: draw(known.cold(), seed),
-        "gendistill, a prompt drawn before": lambda seed: draw(known, seed),
+        "gendistill": lambda seed: generate(known.cold(), seed),
+        "gendistill, a prompt sampled before": lambda seed: generate(known, seed),
         "diffusers": stock,
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}

@@ -69,7 +69,7 @@ def predicted_sampling(model: str, size: int) -> int:
 
     from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 
-    needs = MetaNetworks.of(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
+    needs = MetaNetworks.from_configs(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
     return needs.peak(PLACEMENTS[0])
 
 
@@ -87,7 +87,7 @@ def settings(model: str, size: int):
         {
             "teacher": model,
             "lora.enabled": True,
-            "data.path": "pictures",
+            "data.path": "images",
             "data.resolution": size,
             "trainer.batch_size": 1,
             "trainer.gradient_checkpointing": True,
@@ -99,11 +99,11 @@ def sample(pipeline, size: int) -> None:
     from gendistill.samplers import FewStepSampler
 
     sampler = FewStepSampler(pipeline)
-    list(sampler.pictures(["a cat"], [0], num_inference_steps=1, guidance_scale=1.0, size=(size, size)))
+    list(sampler.images(["a cat"], [0], num_inference_steps=1, guidance_scale=1.0, size=(size, size)))
 
 
 def step(pipeline, size: int) -> None:
-    """An optimizer step of consistency distillation into a LoRA, on one random picture."""
+    """An optimizer step of consistency distillation into a LoRA, on one random image."""
     import torch
 
     from gendistill.data.batches import Batch

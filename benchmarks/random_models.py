@@ -22,7 +22,7 @@ def random_pipeline(
 
     Args:
         architecture: sd1, sd2-base, sd2-v or sdxl.
-        latents: along an edge, of the pictures that it draws by itself.
+        latents: along an edge, of the images that it samples by itself.
         narrower: by part, what differs from its config.
     """
     configs = ARCHITECTURES / architecture

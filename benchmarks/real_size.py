@@ -44,7 +44,7 @@ pipeline.load_lora_weights(student)
 pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(student, subfolder="scheduler")
 latents = pipeline("a cat", num_inference_steps=1, guidance_scale=1, output_type="latent").images
 assert "gendistill" not in sys.modules and torch.isfinite(latents).all(), latents
-print(f"diffusers opened the LoRA and drew latents {tuple(latents.shape)}")
+print(f"diffusers opened the LoRA and sampled latents {tuple(latents.shape)}")
 """
 
 
@@ -67,7 +67,7 @@ def measure(architecture: str, folder: Path, steps: int) -> float:
     teacher.save_pretrained(folder / "teacher")
     print(f"{architecture}: a UNet of {teacher.unet.num_parameters() / 1e6:.0f} M parameters", flush=True)
     del teacher
-    write_pictures(folder / "pictures")
+    write_images(folder / "images")
     settings = {
         "data.cache": folder / "cache",
         "data.resolution": LATENTS * 8,
@@ -79,7 +79,7 @@ def measure(architecture: str, folder: Path, steps: int) -> float:
         "trainer.trackers": "[]",
     }
     command = [sys.executable, "-m", "gendistill.cli", "distill", str(folder / "teacher"), "--lora", "--device", "cpu"]
-    command += ["--steps", "1", "--data", str(folder / "pictures"), "--out", str(folder / "run")]
+    command += ["--steps", "1", "--data", str(folder / "images"), "--out", str(folder / "run")]
     command += [f"--set={name}={value}" for name, value in settings.items()]
     started = time.monotonic()
     _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
@@ -92,7 +92,7 @@ def measure(architecture: str, folder: Path, steps: int) -> float:
     return peak
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     folder.mkdir()
     for number in range(2):
         Image.effect_noise((512, 512), 30 + number).convert("RGB").save(folder / f"{number}.png")

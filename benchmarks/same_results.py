@@ -99,7 +99,7 @@ COMMON: dict[str, Any] = {
 }
 LORA = {"lora.enabled": True, "lora.rank": 4}
 PROMPTS = {"data.path": None, "data.prompts": "prompts.txt", "data.num_synthetic": 12, "data.synthetic_steps": 2}
-HALVED = {"method": "progressive", "progressive.start_steps": 8, "progressive.dialect_steps": 4, "steps": [2, 4]}
+HALVED = {"method": "progressive", "progressive.start_steps": 8, "progressive.prediction_type_steps": 4, "steps": [2, 4]}
 HALVED |= {"trainer.max_steps": 8, "trainer.validate_every": 8}
 ALIGNED = {"method": "latent_alignment", "solvers": ["ddim"], "align.trajectories": 16, "align.trajectory_steps": 4}
 ADVERSARY = {"align.distribution.adversarial": 0.1, "align.match.perceptual": 0.1}
@@ -117,7 +117,7 @@ CASES: dict[str, Case] = {
     "compression": Case({"method": "compression", **HALF, "steps": [4], "compression.relations.distance": 0.1}, steps=4),
     "progressive": Case(HALVED, students=("student-2", "student-4")),
     "progressive-lora": Case({**HALVED, **LORA}, students=("student-2", "student-4")),
-    "alignment": Case({**ALIGNED, **PROMPTS, "align.own_share": 0.3, "align.distribution.patches": 1.0}),
+    "alignment": Case({**ALIGNED, **PROMPTS, "align.on_policy_fraction": 0.3, "align.distribution.patches": 1.0}),
     "alignment-lora": Case({**ALIGNED, **LORA, "align.semantic.clip": 0.1, "align.semantic.distance": 0.1}),
     "alignment-mutual": Case({**ALIGNED, **ADVERSARY, "align.partner": "mutual"}),
     "decoder": Case({"method": "decoder", "decoder.width": 16, "decoder.blocks": 1, "decoder.patches": 0.1}, steps=4),
@@ -231,10 +231,10 @@ def commands(case: Case, name: str, renamed: dict[str, str]) -> Iterator[list[st
         # a folder of half precision is diffusers' variant fp16, which `sample` does not open
         dtype = ["--dtype", "float32"] if form == "diffusers" else []
         yield ["export", students["student"], "--format", form, "--out", out, *dtype]
-    drawn = students | {form: out for form, out in exported.items() if form == "diffusers"}
+    generated = students | {form: out for form, out in exported.items() if form == "diffusers"}
     options = ["--num", "2", "--device", "cpu", *(f"--prompt={prompt}" for prompt in case.prompts)]
     options += [] if case.steps is None else ["--steps", str(case.steps)]
-    for what, path in drawn.items():
+    for what, path in generated.items():
         yield ["sample", path, *options, "--out", f"{name}/{what}.npy"]
 
 
@@ -304,8 +304,8 @@ def constants(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
 
 def image_distance(old: Path, new: Path) -> tuple[str, float]:
     """A sentence where images differ by more than the tolerance, and by how much they do at most."""
-    drawn, difference = pairs(old, new, "*.npy")
-    distances = {name: float(np.abs(np.load(before) - np.load(after)).max()) for name, (before, after) in drawn.items()}
+    generated, difference = pairs(old, new, "*.npy")
+    distances = {name: float(np.abs(np.load(before) - np.load(after)).max()) for name, (before, after) in generated.items()}
     far = [f"{name} by {distance:.1e}" for name, distance in distances.items() if not distance <= TOLERANCE]
     return difference or (f"images differ: {', '.join(far)}" if far else ""), max(distances.values(), default=float("nan"))
 

@@ -1,4 +1,4 @@
-"""A picture of an HTML file as headless Chromium shows it, at the width of a desk or of a phone, light or dark.
+"""An image of an HTML file as headless Chromium shows it, at the width of a desk or of a phone, light or dark.
 
     python benchmarks/screenshot.py report.html --out report.png --width 390 --dark
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1280, help="CSS pixels")
     parser.add_argument("--height", type=int, help="CSS pixels; the whole page where left out")
     parser.add_argument("--top", type=int, default=0, help="CSS pixels to leave out above")
-    parser.add_argument("--scale", type=float, default=1, help="pixels of the picture in a CSS pixel")
+    parser.add_argument("--scale", type=float, default=1, help="pixels of the image in a CSS pixel")
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
     wide, high = measure(args.page, args.width, dark=args.dark)
@@ -91,7 +91,7 @@ def _frame(page: Path, folder: Path, width: int, height: int, *, dark: bool) -> 
 def _browse(folder: str, *arguments: str) -> str:
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        raise SystemExit(f"no browser: takes one of {', '.join(BROWSERS)} on the PATH")
+        raise SystemExit(f"no browser: expects one of {', '.join(BROWSERS)} on the PATH")
     command = [browser, *OPTIONS, f"--user-data-dir={folder}/profile", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 

@@ -1,4 +1,4 @@
-"""What the studies share: arms times seeds, trained and judged by the command line, told with intervals."""
+"""What the studies share: arms times seeds, trained and evaluated by the command line, told with intervals."""
 
 import json
 import os

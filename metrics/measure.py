@@ -1,4 +1,4 @@
-"""The requested metrics of a set of images, each with its interval, from features that were extracted once."""
+"""Compute the requested metrics of a set of images, with their intervals, from features that were extracted once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 
 @dataclass
 class Scores:
-    """Values and (low, high) of their 95 % intervals, by reported name."""
+    """Scores and their 95 % intervals (low, high), by reported name."""
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -31,27 +31,27 @@ def measure(
     seed: int = 0,
     skip_missing: bool = False,
 ) -> Scores:
-    """The scores named in `metrics` (see `METRICS`), with 95 % intervals if `intervals`.
+    """The scores of the metrics named in `metrics` (see `METRICS`), with 95 % intervals if `intervals`.
 
     Args:
-        fd: what the Fréchet distance is called with the extractor of the features (`metric_name`).
-        clip: the name of the CLIP model that embedded the images.
-        seed: of resampling.
-        skip_missing: leave out what cannot be computed, instead of an error.
+        fd: the name of the Fréchet distance over these features (`metric_name` of their extractor).
+        clip: the name of the CLIP model of the embeddings.
+        seed: seed of the resampling.
+        skip_missing: leave out a metric that cannot be computed, instead of raising.
 
     Raises:
-        ValueError: a metric is unknown, or needs what is not there.
+        ValueError: a metric is unknown, or one of its inputs is missing.
     """
     inputs = MetricInputs(samples, reference, fd=fd, clip=clip, seed=seed)
     return _compute(inputs, metrics, len(samples.features), None, intervals, skip_missing)
 
 
 def measure_pairs(pairs: ImagePairs, metrics: Sequence[str] | None = None, *, intervals: bool = True, seed: int = 0) -> Scores:
-    """The metrics of pairs of images that are named in `metrics`, or all usual ones, those that can be had of these pairs."""
-    wanted = default_metrics(of_pairs=True) if metrics is None else chosen_metrics(metrics)
-    of_pairs = [name for name in wanted if METRICS[name].of_pairs]
+    """Scores of the pair metrics named in `metrics`, by default the usual ones; a metric without its inputs is left out."""
+    requested = default_metrics(of_pairs=True) if metrics is None else chosen_metrics(metrics)
+    pair_metrics = [name for name in requested if METRICS[name].of_pairs]
     return _compute(
-        MetricInputs(pairs=pairs, seed=seed), of_pairs, len(pairs.images), min(pairs.images.shape[-2:]), intervals, True
+        MetricInputs(pairs=pairs, seed=seed), pair_metrics, len(pairs.images), min(pairs.images.shape[-2:]), intervals, True
     )
 
 
@@ -69,10 +69,10 @@ def _compute(
         if not intervals:
             continue
         if metric.interval is not None:
-            found = metric.interval(inputs)
+            interval = metric.interval(inputs)
         elif np.ndim(value):
-            found = mean_interval(np.asarray(value), seed=inputs.seed)
+            interval = mean_interval(np.asarray(value), seed=inputs.seed)
         else:
             continue
-        scores.intervals[name] = (found.low, found.high)
+        scores.intervals[name] = (interval.low, interval.high)
     return scores

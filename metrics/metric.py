@@ -1,7 +1,7 @@
-"""What a metric is: how it is computed and everything that a report has to know of it, in one value.
+"""The description of a metric: how it is computed, and how reports name and show it.
 
-To add one, write a `Metric` in a file of its own and add a line to `gendistill.metrics.registry`, or call its `register` from
-another package; `docs/extending.md` has a template.
+To add a metric, define a `Metric` in a new file and add a line to `gendistill.metrics.registry`, or call `register` of that
+module from another package; `docs/extending.md` has a template.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 
 class Need(Enum):
-    """What a metric needs beside the features of the generated images; the value says what is missing."""
+    """An input of a metric in addition to the features of the generated images; the value is the error if it is missing."""
 
     REFERENCE = "there is no reference"
     REAL_FEATURES = "got saved statistics, from which only the Fréchet distance follows; expects a reference of images"
@@ -43,9 +43,9 @@ class SampleFeatures:
     """Generated images as features.
 
     Attributes:
-        features: (N, D) of an extractor.
-        prompts: (N) what each image was asked for.
-        image_embeddings, text_embeddings: of CLIP, (N, E), of images and prompts, each of length 1.
+        features: (N, D), from one extractor.
+        prompts: the prompt of each image, N.
+        image_embeddings, text_embeddings: CLIP embeddings (N, E) of the images and of their prompts, each of length 1.
     """
 
     features: Features
@@ -56,7 +56,7 @@ class SampleFeatures:
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """Real images: statistics alone, or the features (M, D) too; `image_embeddings` of CLIP (M, E)."""
+    """Real images: statistics, optionally features (M, D) and CLIP embeddings `image_embeddings` (M, E)."""
 
     statistics: GaussianStatistics
     features: Features | None = None
@@ -65,15 +65,15 @@ class ReferenceFeatures:
 
 @dataclass(frozen=True, eq=False)
 class ImagePairs:
-    """Images of a student beside its teacher's of the same prompts and seeds.
+    """Images of a student and of its teacher from the same prompts and seeds.
 
     Attributes:
         images, teacher_images: uint8 (N, 3, H, W).
-        features, teacher_features: (M, D), of these pairs or of more.
+        features, teacher_features: (M, D), from these pairs or from more pairs.
         lpips: a network from `gendistill.metrics.pairs.perceptual`.
 
     Raises:
-        ValueError: the images are not uint8, differ in shape or number, or there are none.
+        ValueError: the images are not uint8, differ in shape or number, or N is 0.
     """
 
     images: Tensor
@@ -89,17 +89,17 @@ class ImagePairs:
                 raise ValueError(f"images: got {got}, expects torch.uint8 (N, 3, H, W), N at least 1.")
         if self.images.shape != self.teacher_images.shape:
             shapes = f"{tuple(self.images.shape)} and {tuple(self.teacher_images.shape)}"
-            raise ValueError(f"images: got {shapes}, expects pairs of one size.")
+            raise ValueError(f"images: got {shapes}, expects equal shapes.")
 
 
 @dataclass(frozen=True, eq=False)
 class MetricInputs:
-    """Everything that a metric may look at; a metric's `needs` say which parts must be there.
+    """All inputs of the metrics; a metric's `needs` list the inputs that it requires.
 
     Attributes:
-        fd: what the Fréchet distance is called with the extractor of the features: `fid`, `fd-emoji`.
+        fd: the name of the Fréchet distance over these features: `fid`, `fd-emoji`.
         clip: the name of the CLIP model.
-        seed: of resampling.
+        seed: seed of the resampling.
     """
 
     samples: SampleFeatures | None = None
@@ -131,19 +131,19 @@ class MetricInputs:
 
     @property
     def real_features(self) -> Features:
-        return _there(_present(self.reference).features)
+        return _present_features(_present(self.reference).features)
 
     @property
     def image_embeddings(self) -> Features:
-        return _there(_present(self.samples).image_embeddings)
+        return _present_features(_present(self.samples).image_embeddings)
 
     @property
     def text_embeddings(self) -> Features:
-        return _there(_present(self.samples).text_embeddings)
+        return _present_features(_present(self.samples).text_embeddings)
 
     @property
     def real_image_embeddings(self) -> Features:
-        return _there(_present(self.reference).image_embeddings)
+        return _present_features(_present(self.reference).image_embeddings)
 
     @property
     def image_pairs(self) -> ImagePairs:
@@ -154,7 +154,7 @@ class MetricInputs:
         """The needs that these inputs meet."""
         samples, reference, pairs = self.samples, self.reference, self.pairs
         embedded = samples is not None and samples.image_embeddings is not None
-        there = {
+        met_by_inputs = {
             Need.REFERENCE: reference is not None,
             Need.REAL_FEATURES: reference is not None and reference.features is not None,
             Need.CLIP: embedded and samples is not None and samples.text_embeddings is not None,
@@ -163,42 +163,44 @@ class MetricInputs:
             Need.PAIR_FEATURES: pairs is not None and pairs.features is not None and pairs.teacher_features is not None,
             Need.LPIPS: pairs is not None and pairs.lpips is not None,
         }
-        return needs_met_by(samples.prompts if samples else None) | {need for need, is_there in there.items() if is_there}
+        met_by_prompts = needs_met_by(samples.prompts if samples else None)
+        return met_by_prompts | {need for need, is_met in met_by_inputs.items() if is_met}
 
 
 def needs_met_by(prompts: Sequence[str] | None) -> frozenset[Need]:
-    """Those that prompts alone meet."""
+    """The needs that the prompts meet."""
     if prompts is None:
         return frozenset()
     counts = Counter(prompts)
-    there = {
+    met = {
         Need.PROMPTS: True,
         Need.DIFFERENT_PROMPTS: len(counts) > 1,
         Need.REPEATED_PROMPTS: sum(count > 1 for count in counts.values()) > 1,
     }
-    return frozenset(need for need, is_there in there.items() if is_there)
+    return frozenset(need for need, is_met in met.items() if is_met)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One score of a set of generated images, or of pairs of images.
+    """A score of a set of generated images, or of pairs of images.
 
     Attributes:
-        name: what it is asked for by.
-        label: what a report's column is called; the reported name where empty.
+        name: the name by which `--metrics` selects it.
+        label: heading of its column in a report; by default the reported name.
         explanation: one sentence for the reader of a report.
-        compute: the score, or one value per image, (N,), whose mean is the score.
-        needs: what must be there.
-        interval: the 95 % interval of the score; where None, the bootstrap of a mean of values, or none of a plain number.
+        compute: computes the score, or one value per image, (N,), whose mean is the score.
+        needs: its required inputs.
+        interval: computes the 95 % interval of the score; None: the bootstrap interval of the mean if `compute` returns values
+            per image, otherwise no interval.
         interval_at_infinity: whether the interval is for infinitely many images, and need not contain the score.
-        min_samples, min_edge: images, and pixels of an image's edge, that it takes at least.
-        default: whether it is computed in every evaluation, even in quick ones; in full ones; or only on request.
-        in_summary: whether short tables show it where nobody asked for it by name.
-        digits, scale: how it is shown: `scale` times the value, so many digits after the point.
-        aliases: other names that it is asked for by; a name that several metrics share asks for all of them.
-        stems: what its reported name begins with: with FID's own network, and with any other.
-        named_after: the network that its reported name ends with.
-        ending: what stands after that.
+        min_samples, min_edge: minimum number of images, and minimum edge of an image in pixels.
+        default: the evaluations that compute it by default: `quick` (every evaluation), `full`, or `on request` (none).
+        in_summary: whether short tables show it by default.
+        digits, scale: its format: `scale` times the score, with `digits` digits after the point.
+        aliases: other names that select it; several metrics may have one alias, which selects them all.
+        stems: first part of the reported name: with FID's own network, and with any other.
+        named_after: the network whose name is the second part of the reported name.
+        ending: last part of the reported name.
     """
 
     name: str
@@ -222,11 +224,11 @@ class Metric:
 
     @property
     def of_pairs(self) -> bool:
-        """Whether it compares pairs of images, not two sets of images."""
+        """Whether the metric compares pairs of images, instead of two sets of images."""
         return Need.PAIRS in self.needs
 
     def lacks(self, met: frozenset[Need], count: int, edge: int | None = None) -> str | None:
-        """A sentence that says why it cannot be computed of so many images; None where it can."""
+        """Why the metric cannot be computed from `count` images of `edge` pixels, in one sentence; None if it can."""
         if missing := next((need for need in Need if need in self.needs - met), None):
             return f"{self.name}: {missing.value}."
         if count < self.min_samples:
@@ -236,7 +238,7 @@ class Metric:
         return None
 
     def reported_name(self, inputs: MetricInputs) -> str:
-        """The name under which its score is reported: no two networks share one, as in `fid`, `fd-emoji`, `cmmd-tiny-clip`."""
+        """The name under which the score is reported, different for each network: `fid`, `fd-emoji`, `cmmd-tiny-clip`."""
         if self.named_after == "clip":
             return f"{self.stems[0]}-{inputs.clip}{self.ending}"
         if self.named_after == "lpips":
@@ -252,11 +254,11 @@ class Metric:
 
 
 def _present(value: Value | None) -> Value:
-    """A part of the inputs that the metric's `needs` did not list is the metric's own mistake."""
+    """The value; LookupError if it is None: the metric reads an input that its `needs` do not list."""
     if value is None:
         raise LookupError("the metric reads an input that its `needs` do not list.")
     return value
 
 
-def _there(features: Features | None) -> Features:
+def _present_features(features: Features | None) -> Features:
     return features if features is not None else _present(features)

@@ -1,11 +1,11 @@
-"""One protocol, one result: a figure never travels without what it takes to compare it with another."""
+"""The result of an evaluation and the protocol under which it was measured, so that two results can be compared."""
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -14,75 +14,76 @@ from gendistill.metrics.registry import higher_is_better
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How an evaluation was made; None where a thing has no meaning, such as the guidance of pictures found in a folder."""
+    """How an evaluation was made; a field that does not apply, such as the guidance scale of a folder of images, is None."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     metric: str  # `fid`, `fd-emoji`
     extractor: str
-    weights_hash: str  # of the extractor
+    weights_hash: str  # of the extractor's weights
     resize: str
     num_samples: int
-    reference: str  # the set of real pictures, in words
+    reference: str  # name of the set of real images
     reference_count: int | None
     seed: int | None
-    prompts: str | None  # where the prompts come from, in words
+    prompts: str | None  # source of the prompts
     guidance_scale: float | None
     num_inference_steps: int | None
     versions: dict[str, str]  # package: version
     clip_model: str | None = None
     clip_weights_hash: str | None = None
-    eta: float = 0.0  # share of fresh noise in a step
-    timesteps: list[int] | None = None  # where they are not those that the sampler has by itself
-    reference_hash: str | None = None  # of the reference's contents
+    eta: float = 0.0  # fraction of fresh noise in a step
+    timesteps: list[int] | None = None  # None: the sampler's default timesteps
+    reference_hash: str | None = None  # hash of the reference's contents
 
     def describe(self) -> str:
-        """All of it in a sentence, for people."""
+        """The protocol as one sentence."""
         clip = f"; CLIP by {self.clip_model} ({self.clip_weights_hash})" if self.clip_model else ""
         prompts = f", {self.prompts}, seed {self.seed}" if self.prompts else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return (
-            f"{self.metric}: features of {self.extractor} ({self.weights_hash}), pictures {self.resize}; {self.num_samples} "
-            f"pictures{prompts}; reference {self.reference} ({self.reference_count} pictures){clip}; {versions}"
+            f"{self.metric}: features of {self.extractor} ({self.weights_hash}), images {self.resize}; {self.num_samples} "
+            f"images{prompts}; reference {self.reference} ({self.reference_count} images){clip}; {versions}"
         )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's scores under a protocol; of pictures that were found and not drawn, no sampler and no calls.
+    """A model's scores under a protocol; for images read from a folder, `sampler` is empty and `network_calls` is 0.
 
     Attributes:
-        scores: by name.
-        intervals: (low, high) of scores, at 95 %.
-        costs: what a picture takes: `latency_seconds`, `peak_bytes`, `flops`, ...
+        scores: by name of the metric.
+        intervals: 95 % interval (low, high) of a score, by name.
+        costs: costs of one image: `latency_seconds`, `peak_bytes`, `flops`, ...
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     model: str
     sampler: str
-    network_calls: int  # a picture, guidance counted as two
+    network_calls: int  # network evaluations per image; a guided step counts as two
     scores: dict[str, float]
-    seconds_per_picture: float | None
+    # Older files name this field `seconds_per_picture`.
+    seconds_per_image: Annotated[float | None, Field(validation_alias=AliasChoices("seconds_per_image", "seconds_per_picture"))]
     protocol: EvaluationProtocol
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
-        """Of what was drawn."""
+        """The step count of a sampled model."""
         assert self.protocol.num_inference_steps is not None
         return self.protocol.num_inference_steps
 
     @property
     def guidance_scale(self) -> float:
-        """Of what was drawn."""
+        """The guidance scale of a sampled model."""
         assert self.protocol.guidance_scale is not None
         return self.protocol.guidance_scale
 
     @property
     def label(self) -> str:
-        """The model and its steps, in words: `tiny-sd, 4 steps`."""
+        """The model and its step count: `tiny-sd, 4 steps`."""
         steps = self.protocol.num_inference_steps
         return self.model if steps is None else f"{self.model}, {steps} step{'s' if steps != 1 else ''}"
 
@@ -91,15 +92,15 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, text: str) -> "Evaluation":
-        """What `to_json` wrote.
+        """The evaluation that `to_json` wrote.
 
         Raises:
-            ValueError: not JSON, or a field is missing or unknown.
+            ValueError: the text is not JSON, or a field is missing or unknown.
         """
         return TypeAdapter(cls).validate_python(json.loads(text))
 
     def table(self) -> Table:
-        """For the terminal: a line a score, with its interval."""
+        """A table for the terminal: one row per score, with its interval."""
         table = Table(title=self.label, title_justify="left", box=SIMPLE_HEAD)
         for name, justify in (("metric", "left"), ("", "left"), ("score", "right"), ("95 % interval", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -109,16 +110,16 @@ class Evaluation:
         return table
 
     def differences(self, other: "Evaluation") -> dict[str, float]:
-        """Score by score, this one's minus the other's.
+        """This evaluation's scores minus the other's, by name.
 
         Raises:
-            ValueError: their protocols differ in one of `MUST_AGREE`.
+            ValueError: the protocols differ in one of `MUST_AGREE`.
         """
         comparable(self, other)
         return {name: score - other.scores[name] for name, score in self.scores.items() if name in other.scores}
 
 
-# What must agree; seeds, steps and guidance may differ: these are what one compares.
+# The fields in which two protocols must agree; seeds, step counts and guidance scales may differ, as these are compared.
 MUST_AGREE = (
     "metric",
     "extractor",
@@ -134,28 +135,30 @@ MUST_AGREE = (
 
 
 def comparable(a: Evaluation, b: Evaluation) -> None:
-    """Return if the scores of the two may stand in one table.
+    """Check that the scores of two evaluations may stand in one table.
 
     Raises:
-        ValueError: their protocols differ in one of `MUST_AGREE`, or their references have other contents.
+        ValueError: the protocols differ in one of `MUST_AGREE`, or the references have different contents.
     """
-    contents = a.protocol.reference_hash and b.protocol.reference_hash  # older results have none
-    for name in (*MUST_AGREE, "reference_hash") if contents else MUST_AGREE:
-        of_a, of_b = getattr(a.protocol, name), getattr(b.protocol, name)
-        if of_a != of_b:
-            raise ValueError(f"{a.model} and {b.model} cannot be compared: {name} is {of_a!r} for one and {of_b!r}.")
+    both_hashed = a.protocol.reference_hash and b.protocol.reference_hash  # older results have no hash
+    for name in (*MUST_AGREE, "reference_hash") if both_hashed else MUST_AGREE:
+        value_a, value_b = getattr(a.protocol, name), getattr(b.protocol, name)
+        if value_a != value_b:
+            raise ValueError(
+                f"{a.model} and {b.model} cannot be compared: {name} is {value_a!r} for one and {value_b!r} for the other."
+            )
 
 
 def gap_closed(student_fd: float, free_fd: float, teacher_fd: float) -> float:
-    """(F_free - F_student) / (F_free - F_teacher): the part of the way from free to teacher that distillation went.
+    """(F_free - F_student) / (F_free - F_teacher): the fraction of the gap between free and teacher that distillation closes.
 
-    `free_fd` is the Fréchet distance that costs no training: the teacher at the student's number of network calls with
-    the best sampler; `teacher_fd` is the teacher's at full length. 1: as good as the teacher, 0: no better than free,
+    `free_fd` is the Fréchet distance that needs no training: the teacher at the student's number of network calls, with
+    the best sampler; `teacher_fd` is the teacher's with all its steps. 1: as good as the teacher, 0: no better than free,
     negative: worse than free, above 1: better than the teacher.
 
     Raises:
-        ValueError: the two are equal: there is no gap.
+        ValueError: `free_fd` and `teacher_fd` are equal, so there is no gap.
     """
     if free_fd == teacher_fd:
-        raise ValueError(f"free_fd, teacher_fd: got {free_fd} twice, takes two different distances.")
+        raise ValueError(f"free_fd, teacher_fd: got {free_fd} twice, expects two different distances.")
     return (free_fd - student_fd) / (free_fd - teacher_fd)

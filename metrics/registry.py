@@ -1,4 +1,4 @@
-"""Every metric by its name: the one list that evaluations, reports and help texts are made from.
+"""Every metric by its name: the list from which evaluations, reports and help texts are made.
 
 `register` adds a metric of another package, before it is requested.
 """
@@ -41,24 +41,24 @@ METRICS: dict[str, Metric] = {
 
 
 def register(metric: Metric) -> None:
-    """Add a metric from outside the house: `--metrics NAME`, its column in reports, its line in help texts.
+    """Add a metric of another package: `--metrics NAME` computes it, reports and help texts list it.
 
     Raises:
-        ValueError: there is another metric of that name.
+        ValueError: a metric of that name is registered already.
     """
     if metric.name in METRICS:
-        raise ValueError(f"metric {metric.name}: is registered already; expects another name")
+        raise ValueError(f"metric {metric.name}: is registered already; expects another name.")
     METRICS[metric.name] = metric
 
 
 def default_metrics(*, quick: bool = False, of_pairs: bool = False) -> tuple[str, ...]:
-    """Names of the metrics that an evaluation computes where none are requested, of sets of images or of pairs."""
+    """Names of the metrics that an evaluation computes by default: those of sets of images, or with `of_pairs` of pairs."""
     levels = ("quick",) if quick else ("quick", "full")
     return tuple(name for name, metric in METRICS.items() if metric.default in levels and metric.of_pairs == of_pairs)
 
 
 def chosen_metrics(names: Sequence[str], others: Collection[str] = ()) -> tuple[str, ...]:
-    """Requested names or aliases, such as `fid` and `prdc`, as names of `METRICS` or of `others`, each once.
+    """Names of `METRICS` or `others` for the requested names or aliases, such as `fid` and `prdc`, without duplicates.
 
     Raises:
         ValueError: a name is unknown.
@@ -78,13 +78,13 @@ def chosen_metrics(names: Sequence[str], others: Collection[str] = ()) -> tuple[
 
 
 def metric_of(reported: str) -> Metric | None:
-    """The metric of a reported name, such as `fid-clean` or `kd-emoji`; None where it is not registered."""
-    found = [metric for metric in METRICS.values() if metric.reports(reported)]
-    return max(found, key=lambda metric: (metric.name == reported, len(metric.ending)), default=None)
+    """The metric of a reported name, such as `fid-clean` or `kd-emoji`; None if no registered metric has it."""
+    candidates = [metric for metric in METRICS.values() if metric.reports(reported)]
+    return max(candidates, key=lambda metric: (metric.name == reported, len(metric.ending)), default=None)
 
 
 def higher_is_better(reported: str) -> bool:
-    """Of a reported name; a score that nobody registered counts as better where it is higher."""
+    """Whether a higher score is better, by its reported name; True for a name of no registered metric."""
     metric = metric_of(reported)
     return metric is None or metric.higher_is_better
 

@@ -1,4 +1,4 @@
-"""Between pictures and the space that diffusion happens in."""
+"""Encoding images into the space of the diffusion, and decoding them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 class LatentCodec:
-    """An `AutoencoderKL` with its scaling: pictures in [-1, 1] to latents of about unit variance and back.
+    """An `AutoencoderKL` with its scaling: images in [-1, 1] to latents of about unit variance and back.
 
-    A VAE in float16 works in float32 where its config says that it overflows otherwise, as that of SDXL does.
+    A VAE in float16 is computed in float32 if its config has `force_upcast`, as SDXL's has.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -32,24 +32,24 @@ class LatentCodec:
         return self.channels, resolution // self.factor, resolution // self.factor
 
     @torch.no_grad()
-    def moments(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to mean and standard deviation of their latents: (B, 2 C, h, w).
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and standard deviation (B, 2 C, h, w) of the latents of images (B, 3, H, W) in [-1, 1].
 
-        What is cached: a latent is drawn from it anew each time the picture is seen, at no cost.
+        The cache holds these moments, so that a new latent is sampled from them in each epoch.
         """
         with self._without_overflow():
-            posterior = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
         mean = (posterior.mean.float() - self.shift_factor) * self.scaling_factor
         return torch.cat([mean, posterior.std.float() * self.scaling_factor], dim=1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to pictures (B, 3, H, W) float in [-1, 1]."""
+        """Images (B, 3, H, W), float in [-1, 1], of latents (B, C, h, w)."""
         with self._without_overflow():
-            return self.painted(latents).clamp(-1, 1)
+            return self.decode_unclamped(latents).clamp(-1, 1)
 
-    def painted(self, latents: Tensor) -> Tensor:
-        """The same where gradients pass: pictures that may leave [-1, 1] a little. A VAE in float16 may overflow here."""
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
+        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here."""
         unscaled = latents / self.scaling_factor + self.shift_factor
         return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
@@ -64,7 +64,7 @@ class LatentCodec:
 
 
 class PixelCodec:
-    """The identity, for models that diffuse pixels: a 'moment' has standard deviation zero."""
+    """The identity, for pixel-space models: the moments have standard deviation zero."""
 
     channels = 3
     factor = 1
@@ -76,13 +76,13 @@ class PixelCodec:
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         return self.channels, resolution, resolution
 
-    def moments(self, pictures: Tensor) -> Tensor:
-        return torch.cat([pictures, torch.zeros_like(pictures)], dim=1)
+    def moments(self, images: Tensor) -> Tensor:
+        return torch.cat([images, torch.zeros_like(images)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.painted(latents).clamp(-1, 1)
+        return self.decode_unclamped(latents).clamp(-1, 1)
 
-    def painted(self, latents: Tensor) -> Tensor:
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
         return latents.float()
 
 
@@ -90,6 +90,6 @@ Codec: TypeAlias = LatentCodec | PixelCodec
 
 
 def sample_moments(moments: Tensor, noise: Tensor) -> Tensor:
-    """A latent (B, C, h, w) from cached moments (B, 2 C, h, w) and unit noise (B, C, h, w)."""
+    """Latents (B, C, h, w) from cached moments (B, 2 C, h, w) and unit noise (B, C, h, w)."""
     mean, std = moments.chunk(2, dim=1)
     return mean + std * noise

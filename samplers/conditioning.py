@@ -1,4 +1,4 @@
-"""All that a network takes beside x_t and t, as one batch of named tensors."""
+"""The inputs of a network other than x_t and t, as one batch of named tensors."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ GUIDANCE_SCALE = "guidance_scale"
 
 
 class Conditioning(Mapping[str, Tensor]):
-    """A batch of conditions by name: tensors (B, ...), which nobody replaces afterwards. Without any: an unconditional network.
+    """An immutable batch of conditions: tensors (B, ...) by name. It is empty for an unconditional network.
 
-    The names are those that the family of the network gives them; the Stable Diffusions and the pixel models use
+    The network's family defines the names; the Stable Diffusion models and the pixel-space models use
 
     prompt_embeds   (B, L, D)  text encoder states for cross-attention
     pooled_embeds   (B, P)     pooled text embedding (SDXL)
     time_ids        (B, 6)     original size, crop, target size (SDXL)
     class_labels    (B,) int64
 
-    One name is the same for every family:
+    One name is common to all families:
 
-    guidance_scale  (B,)       the scale that a w-conditioned student is to imitate; 1 is no guidance
+    guidance_scale  (B,)       guidance scale of a w-conditioned student; 1 is no guidance
 
-    `conditioning["prompt_embeds"]` is a tensor, `conditioning[2:4]` and `conditioning[rows]` are those samples of all tensors.
+    `conditioning["prompt_embeds"]` is a tensor; `conditioning[2:4]` and `conditioning[rows]` select samples of all tensors.
 
     Args:
-        tensors: by name; None is a tensor that is not there.
+        tensors: tensors by name; None leaves a name out.
     """
 
     def __init__(self, **tensors: Tensor | None) -> None:
@@ -48,7 +48,7 @@ class Conditioning(Mapping[str, Tensor]):
         return iter(self._tensors)
 
     def __len__(self) -> int:
-        """How many tensors there are, whatever their batch."""
+        """Number of tensors, not of samples."""
         return len(self._tensors)
 
     def __repr__(self) -> str:
@@ -56,28 +56,28 @@ class Conditioning(Mapping[str, Tensor]):
         return f"Conditioning({', '.join(shapes)})"
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved, and what `Conditioning(**tensors)` restores."""
+        """The tensors by name, from which `Conditioning(**tensors)` restores this value."""
         return dict(self._tensors)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same with `function` applied to every tensor."""
+        """Apply `function` to every tensor."""
         return Conditioning(**{name: function(tensor) for name, tensor in self.items()})
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        """Moved to a device; floating tensors also to `dtype`."""
+        """Move all tensors to a device, and floating-point tensors to `dtype`."""
         return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are; the CPU where there are none."""
+        """The device of the tensors; the CPU if there are none."""
         return next((tensor.device for tensor in self.values()), torch.device("cpu"))
 
     def expand(self, batch_size: int) -> Conditioning:
-        """One condition (batch of 1) for `batch_size` samples, without copying."""
+        """Expand a batch of 1 to `batch_size` samples, without copying."""
         return self.map(lambda tensor: tensor.expand(batch_size, *tensor.shape[1:]))
 
     def where(self, chosen: Tensor, other: Conditioning) -> Conditioning:
-        """Row by row: this one where `chosen` (B,) bool, else this one `under` the other (batch of 1 or B)."""
+        """Per sample: this conditioning if `chosen` (B,) bool, otherwise this one `under` the other (batch of 1 or B)."""
         other = self.under(other, len(chosen))
 
         def pick(name: str, tensor: Tensor) -> Tensor:
@@ -87,26 +87,29 @@ class Conditioning(Mapping[str, Tensor]):
         return Conditioning(**{name: pick(name, tensor) for name, tensor in self.items()})
 
     def under(self, other: Conditioning, batch_size: int) -> Conditioning:
-        """These samples with the conditions that `other` (batch of 1 or B) has; the rest, their sizes, stay their own."""
+        """This conditioning with the tensors of `other` (batch of 1 or B) in place of its own; tensors that only this one has,
+        such as sizes, stay."""
         return Conditioning(**{**self, **other.expand(batch_size)})
 
     def with_guidance(self, guidance_scale: Tensor | None) -> Conditioning:
-        """The same at those scales (B,); without any where None."""
+        """This conditioning with those guidance scales (B,), or without any if None."""
         return Conditioning(**{**self, GUIDANCE_SCALE: guidance_scale})
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Concatenated along the batch, each tensor in a dtype that holds those of all parts.
+        """Concatenate along the batch, each tensor in a common dtype of all parts.
 
-        Floating tensors come back in float32 at least, which holds the values of both half precisions and which autocast
-        concatenates, as it does not float16 under bfloat16.
+        Floating-point tensors become float32 at least, which represents both half precisions and which autocast can
+        concatenate, unlike float16 under bfloat16.
 
         Raises:
-            ValueError: the parts hold different conditions.
+            ValueError: the parts have different names.
         """
         for part in parts:
             if part.keys() != parts[0].keys():
-                raise ValueError(f"conditions {', '.join(part)} cannot follow {', '.join(parts[0])}: parts must hold the same")
+                raise ValueError(
+                    f"conditions {', '.join(part)} cannot follow {', '.join(parts[0])}; expects the same in all parts"
+                )
 
         def joined(tensors: list[Tensor]) -> Tensor:
             dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))

@@ -1,4 +1,4 @@
-"""Pictures from prompts in few steps: the stock pipeline, driven as the student wants, the same at any batch size."""
+"""Sampling from a diffusers pipeline with a student's settings; images do not depend on the batch size."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
 
 
 class FewStepSampler(Sampler):
-    """Draws from a diffusers pipeline of any family that is supported, a student of ours or any other.
+    """Samples from a diffusers pipeline of any supported family, a student of gendistill or any other model.
 
-    Picture k depends on its own seed and prompt only, not on the batch that it is drawn in. Each distinct prompt is
-    encoded once and kept, up to 256 MiB of them. What a prompt is, the family says: a text, the number of a class, or
-    anything for a model without conditions.
+    Image k depends only on its own seed and prompt, not on its batch. Each distinct prompt is encoded once and cached, up to
+    256 MiB. The family defines what a prompt is: a text, the number of a class, or any string for an unconditional model.
 
     Args:
         pipeline: a loaded diffusers pipeline.
-        spec: how it wants to be sampled; None for a pipeline that is no student.
-        eta: the share of fresh noise in a step, for schedulers that know one; the spec's where None.
+        spec: the student's sampling settings; None for other pipelines.
+        eta: fraction of fresh noise in a step, for schedulers that support it; None: the spec's.
     """
 
     def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
@@ -57,13 +56,13 @@ class FewStepSampler(Sampler):
         device: str | torch.device = "cpu",
         quantization: str | None = None,
     ) -> FewStepSampler:
-        """Open a student folder or LoRA, or any model that `open_pipeline` takes.
+        """Open a student folder or LoRA, or any model that `open_pipeline` opens.
 
         Args:
-            quantization: of its network, see `quantize`; where None, what a student was trained for, on a CPU.
+            quantization: quantization of the network, see `quantize`; None: `quantization_of` the student.
 
         Raises:
-            ValueError: it is none, or there is no such quantization.
+            ValueError: the model cannot be opened, or the quantization is unknown.
         """
         if quantization is not None:
             require_quantization(quantization, device)
@@ -73,18 +72,18 @@ class FewStepSampler(Sampler):
         return FewStepSampler(pipeline.to(device), spec)
 
     def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
-        """The same, sampled as it wants to be where it is a few-step model of others: LCM, Turbo, Lightning, Hyper-SD, DMD2.
+        """This sampler with the settings of a published few-step model, if it is one: LCM, Turbo, Lightning, Hyper-SD, DMD2.
 
         Args:
-            model: its name, which may tell.
-            like: a name that tells, where its own does not: `dmd2-4step`.
+            model: the model's name, which may identify it.
+            like: another name that identifies it, such as `dmd2-4step`.
 
         Raises:
-            ValueError: `like` names none that we know.
+            ValueError: `like` is unknown.
         """
         if like is not None and known_by_name(like) is None:
             names = ", ".join(kind.method for kind in KNOWN)
-            raise ValueError(f"like {like}: takes the name of a file of one of {names}")
+            raise ValueError(f"like {like}: expects the name of a file of one of {names}")
         if self.spec is not None and like is None:
             return self
         kind = known_by_name(like or model) or known_by_config(self.pipeline)
@@ -95,19 +94,19 @@ class FewStepSampler(Sampler):
         return FewStepSampler(self.pipeline, spec)
 
     def compile(self, backend: str = "inductor") -> None:
-        """Let torch compile the network, in channels-last order: slow at the first picture of a size, faster from then on.
+        """Compile the network by `torch.compile` in channels-last memory format; the first image of each size is slow.
 
-        Batches are filled up to 1, 2, 4, ... pictures, so that few sizes are compiled. It needs a C++ compiler on a CPU.
+        Batches are padded to 1, 2, 4, ... images, so that few sizes are compiled. On a CPU this needs a C++ compiler.
 
         Args:
-            backend: of `torch.compile`.
+            backend: backend of `torch.compile`.
 
         Raises:
-            ValueError: it computes in 8 bits on a CPU, whose packed weights torch does not compile.
+            ValueError: the network computes in 8 bits on a CPU; torch cannot compile the packed weights.
         """
         network = network_of(self.pipeline)
         if is_int8(network):
-            raise ValueError("--compile: takes no network in 8 bits on a CPU; takes --quantization none, or int8-weights")
+            raise ValueError("--compile: expects no network in 8 bits on a CPU; expects --quantization none, or int8-weights")
         network.to(memory_format=torch.channels_last)
         network.compile(dynamic=False, backend=backend)
         self._compiled = True
@@ -122,7 +121,7 @@ class FewStepSampler(Sampler):
 
     @cached_property
     def quantization(self) -> str:
-        """Which of `QUANTIZATIONS` its network is in, when it is first asked for."""
+        """The quantization of the network, one of `QUANTIZATIONS`, at the first access."""
         return quantization_in(self.pipeline)
 
     @property
@@ -145,15 +144,15 @@ class FewStepSampler(Sampler):
 
     def require_guidance(self, guidance_scale: float) -> None:
         if guidance_scale > 1 and not self.family.guided:
-            raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; takes 1")
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; expects 1")
 
     def require_steps(self, steps: int) -> None:
-        if steps > (most := self.pipeline.scheduler.config.num_train_timesteps):
-            raise ValueError(f"steps {steps}: takes at most {most}, the model's timesteps")
+        if steps > (max_steps := self.pipeline.scheduler.config.num_train_timesteps):
+            raise ValueError(f"steps {steps}: expects at most {max_steps}, the model's timesteps")
 
     @property
     def solver(self) -> str:
-        """The student's, or the scheduler that the pipeline has now."""
+        """The student's solver, or the name of the pipeline's present scheduler."""
         return self.spec.solver if self.spec else type(self.pipeline.scheduler).__name__.removesuffix("Scheduler")
 
     @property
@@ -169,7 +168,7 @@ class FewStepSampler(Sampler):
 
     @cached_property
     def weights_hash(self) -> str:
-        """16 hex digits of the SHA-256 of all weights, adapters too, as they are when it is first asked for."""
+        """16 hex digits of the SHA-256 of all weights, including adapters, at the first access."""
         return hash_of_weights({name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)})
 
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
@@ -201,7 +200,7 @@ class FewStepSampler(Sampler):
         }
 
     def cold(self) -> FewStepSampler:
-        """Without the prompts that were encoded before."""
+        """A sampler of the same pipeline with an empty prompt cache."""
         return FewStepSampler(self.pipeline, self.spec, self.eta)
 
     @property
@@ -212,15 +211,15 @@ class FewStepSampler(Sampler):
     def texts(self) -> bool:
         return self.family.texts
 
-    def tells_apart(self, a: Sequence[str], b: Sequence[str]) -> bool:
-        """Whether the model's tokenizers see any difference."""
+    def distinguishes(self, a: Sequence[str], b: Sequence[str]) -> bool:
+        """Whether the model's tokenizers give different tokens."""
         parts = self.pipeline.components.items()
         tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
         return any(tokenizer(list(a)).input_ids != tokenizer(list(b)).input_ids for tokenizer in tokenizers)
 
-    def latents(self, prompts: Sequence[str], seeds: Sequence[int], **given: Any) -> Iterator[Tensor]:
-        """Batches of latents (B, C, h, w), scaled as the network sees them; arguments as for `pictures`."""
-        return self.pictures(prompts, seeds, latent=True, **given)
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], **arguments: Any) -> Iterator[Tensor]:
+        """Batches of latents (B, C, h, w), scaled as the network's inputs; arguments as for `images`."""
+        return self.images(prompts, seeds, latent=True, **arguments)
 
     @torch.no_grad()
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
@@ -228,34 +227,34 @@ class FewStepSampler(Sampler):
         count, guided = len(prompts), request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
-        given: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         size = request.size or self.size
-        if task.pictures is not None:
-            size = (task.pictures.shape[2], task.pictures.shape[3])
+        if task.images is not None:
+            size = (task.images.shape[2], task.images.shape[3])
         elif request.size is not None:
-            given |= {"height": size[0], "width": size[1]}
+            arguments |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
-            given["timesteps"] = self.spec.timesteps[steps]
+            arguments["timesteps"] = self.spec.timesteps[steps]
         if self._compiled and task is TEXT_TO_IMAGE and count % batch_size:
-            more = min(batch_size, 2 ** (count % batch_size - 1).bit_length()) - count % batch_size
-            prompts, seeds = [*prompts, *prompts[-1:] * more], [*seeds, *seeds[-1:] * more]
+            padding = min(batch_size, 2 ** (count % batch_size - 1).bit_length()) - count % batch_size
+            prompts, seeds = [*prompts, *prompts[-1:] * padding], [*seeds, *seeds[-1:] * padding]
 
-        def draw(rows: slice) -> Tensor:
+        def generate(rows: slice) -> Tensor:
             if guided and self._unconditional is None:
                 self._unconditional = self.family.unconditional(self.pipeline)
-            conditions = self._encoded.of(prompts[rows], self.device)
+            conditions = self._encoded.conditions(prompts[rows], self.device)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
-            arguments = {**given, **task.arguments(rows)}
-            options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, arguments)
+            all_arguments = {**arguments, **task.arguments(rows)}
+            options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
             return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
-            yield self._drawn(draw, rows, size, guided)[: count - start]
+            yield self._generated(generate, rows, size, guided)[: count - start]
 
-    def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
-        """A batch, the prompts in `rows`, drawn at a size (height, width)."""
-        return draw(rows)
+    def _generated(self, generate: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
+        """The batch of the prompts in `rows`, at a size (height, width)."""
+        return generate(rows)
 
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
         if task is TEXT_TO_IMAGE:
@@ -265,12 +264,12 @@ class FewStepSampler(Sampler):
 
 
 def components_of(pipeline: Any) -> dict[str, Component]:
-    """The parts of a pipeline that compute: its text encoders, the network that is called in every step, the decoder.
+    """The networks of a pipeline: its text encoders, the denoiser, which is called in every step, and the decoder.
 
-    The decoder is the VAE, called by `decode`; its parameters are those of the whole VAE, which is loaded.
+    The decoder is the VAE, called by `decode`; its parameters include the VAE's encoder, which is loaded too.
 
     Raises:
-        ValueError: the pipeline is of no family that we know.
+        ValueError: the pipeline belongs to no known family.
     """
     family = family_of(pipeline)
     parts = {name: Component(encoder) for name, encoder in family.encoders(pipeline).items()}

@@ -1,6 +1,6 @@
-"""Few-step models of others, known by their configs or by the names of their files: how each wants to be sampled.
+"""Sampling settings of published few-step models, which are recognised by their configs or file names.
 
-The settings are those of the models' own cards.
+The settings are from the models' cards.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class KnownStudent:
     """A kind of few-step model.
 
     Attributes:
-        name: of the file or folder, a pattern; `steps` in it is the step count that the file was made for.
-        steps: that it takes, the main one first, where its name says no other.
-        scheduler, changes: a scheduler of diffusers, and what differs from the base model's config.
-        timesteps: by step count, where they are not the scheduler's own.
-        more: other members of its `StudentSpec`, where guidance is not baked in or steps have fresh noise.
+        name: pattern of the name of the file or folder; its group `steps` is the step count of that file.
+        steps: step counts if the name has none, the main one first.
+        scheduler, changes: a scheduler of diffusers, and the differences from the base model's config.
+        timesteps: timesteps by step count, if they are not the scheduler's defaults.
+        more: other fields of the `StudentSpec`, for models whose guidance is not baked in or whose steps add fresh noise.
     """
 
     method: str
@@ -38,10 +38,10 @@ class KnownStudent:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def spec(self, source: str, base_config: Mapping[str, Any]) -> StudentSpec:
-        """How `source` wants to be sampled, on a base model with that scheduler config."""
-        told = re.search(self.name, Path(source).name)
-        counted = told.groupdict().get("steps") if told else None
-        steps = (int(counted),) if counted else self.steps
+        """The sampling settings of `source`, on a base model with that scheduler config."""
+        match = re.search(self.name, Path(source).name)
+        count = match.groupdict().get("steps") if match else None
+        steps = (int(count),) if count else self.steps
         config = {name: value for name, value in base_config.items() if not name.startswith("_")}
         return StudentSpec(
             method=self.method,
@@ -51,16 +51,16 @@ class KnownStudent:
             scheduler_class=self.scheduler,
             scheduler_config={**config, **self.changes},
             prediction_type=self.changes.get("prediction_type", config.get("prediction_type", "epsilon")),
-            timesteps={count: list(of) for count, of in self.timesteps.items() if count in steps} or None,
+            timesteps={count: list(grid) for count, grid in self.timesteps.items() if count in steps} or None,
             **{"guidance": "baked", "guidance_scale": 1.0, **self.more},
         )
 
 
 N = r"(?P<steps>\d+)[-_ ]?steps?"
-KEPT = {"guidance": "cfg", "guidance_scale": 5.0}
+CFG = {"guidance": "cfg", "guidance_scale": 5.0}
 SLIDER = {"guidance": "embedded", "guidance_scale": 8.0, "guidance_range": (1.0, 14.0)}
 KNOWN = (
-    KnownStudent("Hyper-SD, CFG kept", rf"(?i)hyper-?sd.*{N}-cfg", (8,), "DDIMScheduler", TRAILING, more=KEPT),
+    KnownStudent("Hyper-SD, CFG kept", rf"(?i)hyper-?sd.*{N}-cfg", (8,), "DDIMScheduler", TRAILING, more=CFG),
     KnownStudent("Hyper-SD, 1 step", r"(?i)hyper-?sdxl-1-?step-unet", (1,), "LCMScheduler", timesteps={1: (800,)}),
     KnownStudent("Hyper-SD, unified", r"(?i)hyper-?sd.*1-?step-lora", (1, 2, 4, 8), "TCDScheduler", more={"eta": 1.0}),
     KnownStudent("Hyper-SD", rf"(?i)hyper-?sd.*{N}", (4, 2, 8), "DDIMScheduler", TRAILING),
@@ -87,14 +87,14 @@ LCM = KnownStudent("LCM", r"", (4, 8, 2), "LCMScheduler", more=SLIDER)
 
 
 def known_by_name(source: str | Path) -> KnownStudent | None:
-    """What a file, folder or hub id calls itself; None where that says nothing."""
+    """The kind of few-step model by the name of its file, folder or hub id; None if the name is unknown."""
     name = Path(str(source)).name
     return next((kind for kind in KNOWN if re.search(kind.name, name)), None)
 
 
 def known_by_config(pipeline: Any) -> KnownStudent | None:
-    """What an opened pipeline is by its configs: one whose guidance is an input of the network and whose scheduler is LCM's;
-    or Turbo, XL at 512 pixels on the trailing grid. None of any other."""
+    """The kind of few-step model by the configs of an opened pipeline: LCM, if guidance is an input of the network and the
+    scheduler is LCM's; Turbo, for SDXL at 512 pixels on the trailing grid; otherwise None."""
     scheduler, network = pipeline.scheduler, network_of(pipeline)
     if type(scheduler).__name__ == "LCMScheduler" and network.config.get("time_cond_proj_dim"):
         return LCM

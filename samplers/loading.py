@@ -1,4 +1,4 @@
-"""Open a pipeline folder, a hub id, a single-file checkpoint or a student's LoRA; one clear sentence where that fails."""
+"""Open a pipeline folder, a hub id, a single-file checkpoint or a student's LoRA, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 def open_pipeline(
     source: str | Path, *, config: str | None = None, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """A diffusers pipeline of a supported family, all parts in `dtype`.
+    """Open a diffusers pipeline of a supported family, all parts in `dtype`.
 
-    Only safetensors weights are read, and no code that comes with them is run.
+    Only safetensors weights are read, and no code from the model is run.
 
     Args:
         source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in Stable Diffusion's original layout.
-        config: for a checkpoint, see `open_single_file`.
-        revision: for a hub id: a branch, a tag or a commit.
+        config: for a checkpoint only, see `architecture_of`.
+        revision: for a hub id only: a branch, a tag or a commit.
 
     Raises:
-        ValueError: nothing is there, a part of it or some of its weights are missing, or it is of another family.
+        ValueError: the model does not exist, a part of it or some of its weights are missing, or its family is not supported.
     """
     path, folder = Path(asset_path(source)).expanduser(), configs_of(source, config=config, revision=revision)
     if folder is not None and path.suffix in SUFFIXES:
@@ -48,21 +48,21 @@ def open_pipeline(
 
 
 def configs_of(source: str | Path, *, config: str | None = None, revision: str | None = None) -> Path | None:
-    """The folder with the configs of what `open_pipeline` would open, without opening it; None for a hub id.
+    """The folder with the configs of the pipeline that `open_pipeline` would open; None for a hub id.
 
     Raises:
-        ValueError: as `open_pipeline`, as far as it can be told without reading any weights.
+        ValueError: as `open_pipeline`, for all errors that need no reading of weights.
     """
     path = Path(asset_path(source)).expanduser()
     is_file = path.suffix in SUFFIXES
     if config is not None and not is_file:
-        raise ValueError(f"teacher_config {config}: takes a .safetensors checkpoint as the teacher, not {source}")
-    looks_local = is_file or path.exists() or not HUB_ID.fullmatch(str(source))
-    if revision is not None and looks_local:
-        raise ValueError(f"teacher_revision {revision}: takes a hub id as the teacher, not {source}")
+        raise ValueError(f"teacher_config {config}: expects a .safetensors checkpoint as the teacher, not {source}")
+    is_local = is_file or path.exists() or not HUB_ID.fullmatch(str(source))
+    if revision is not None and is_local:
+        raise ValueError(f"teacher_revision {revision}: expects a hub id as the teacher, not {source}")
     if is_file:
         return architecture_of(path, config)
-    if not looks_local:
+    if not is_local:
         return None
     _require_pipeline(source, path)
     return path
@@ -71,7 +71,7 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
 def open_student(
     folder: str | Path, *, config: str | None = None, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, StudentSpec | None]:
-    """A student's pipeline and spec: its own folder, or its teacher with its LoRA and scheduler. No spec: not ours."""
+    """Open a student's pipeline, or its teacher with its LoRA and scheduler, and its spec; None for other models."""
     spec = StudentSpec.load(Path(folder))
     if spec is None or not spec.lora:
         return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
@@ -86,13 +86,13 @@ def open_student(
 
 
 def commit_of(pipeline: Any) -> str | None:
-    """The commit that an opened pipeline was downloaded at: the name of its snapshot. None: not from the hub."""
+    """The commit of an opened pipeline from the hub, the name of its snapshot; None for other pipelines."""
     opened_from = Path(pipeline.config.get("_name_or_path") or "")
     return opened_from.name if opened_from.parent.name == "snapshots" else None
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    """The local snapshot of a hub repository; nothing else than what the pipeline needs is fetched."""
+    """The local snapshot of a hub repository; only the files of the pipeline are downloaded."""
     try:
         index = DiffusionPipeline.load_config(hub_id, revision=revision)
         require_supported(hub_id, str(index["_class_name"]))
@@ -104,8 +104,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
 def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     index = _require_pipeline(source, folder)
     try:
-        given = {**open_text_encoders(source, folder, index, dtype, use_safetensors=True), **left_out(index)}
-        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **given)
+        parts = {**open_text_encoders(source, folder, index, dtype, use_safetensors=True), **left_out(index)}
+        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **parts)
     except MissingWeightsError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # configs that do not fit
@@ -113,18 +113,18 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
-    """The model_index.json of a folder; ValueError where it is of another family, or one of its parts is missing."""
+    """The model_index.json of a folder; ValueError if its family is not supported, or one of its parts is missing."""
     if not (folder / "model_index.json").is_file():
         state = "has no model_index.json" if folder.is_dir() else "does not exist"
         raise ValueError(
-            f"model {source} {state}; takes a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
+            f"model {source} {state}; expects a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
         )
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
     if not isinstance(index, dict):
-        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: its model_index.json holds no object")
+        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: its model_index.json is no JSON object")
     require_supported(source, str(index.get("_class_name")))
     parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
     for name, kind in parts.items():

@@ -1,4 +1,4 @@
-"""A part of a pipeline whose file lacks some of its weights is refused: the libraries would leave them random, or empty."""
+"""Errors for pipelines whose files lack weights, which the libraries would initialise at random or leave on meta."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ SHOWN = 3
 
 
 class MissingWeightsError(ValueError):
-    """Some weights of a network are in no file."""
+    """Weights of a network are missing in its files."""
 
 
 def open_text_encoders(
     source: object, folder: Path, index: dict[str, Any], dtype: torch.dtype, **settings: Any
 ) -> dict[str, Any]:
-    """The networks of a pipeline's folder that are of transformers, in `dtype`, with all of their weights.
+    """Load the transformers models of a pipeline's folder in `dtype`, with all of their weights.
 
-    transformers draws missing weights at random and says so in its log alone. It knows which names it renames, ties or makes by
-    itself, in each of its versions, so it is asked, and not the names in the files.
+    transformers initialises missing weights at random and only logs it. Each of its versions renames, ties and creates other
+    weights, so the missing ones are read from its loading report, not from the names in the files.
 
     Args:
         index: the folder's model_index.json.
-        settings: for `from_pretrained` of transformers.
+        settings: arguments of `from_pretrained` of transformers.
 
     Raises:
-        MissingWeightsError: weights are missing; the first of them are named.
+        MissingWeightsError: weights are missing.
     """
     opened: dict[str, Any] = {}
     for name, entry in index.items():
         if not isinstance(entry, list) or entry[0] != "transformers" or not (folder / name / "config.json").is_file():
             continue
         kind: Any = getattr(transformers, str(entry[1]), None)
-        if not hasattr(kind, "base_model_prefix"):  # as models have, and tokenizers have not
+        if not hasattr(kind, "base_model_prefix"):  # an attribute of models, not of tokenizers
             continue
         name_of_dtype = "dtype" if is_transformers_version(">=", "4.56.0") else "torch_dtype"
         opened[name], loading = kind.from_pretrained(
@@ -49,7 +49,7 @@ def open_text_encoders(
 
 
 def require_all(source: object, part: str, missing: Collection[str]) -> None:
-    """MissingWeightsError, which names the first of them, where weights of a part are missing."""
+    """Raise MissingWeightsError, with the first few names, if weights of a part are missing."""
     if missing:
         names = ", ".join(sorted(missing)[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
@@ -60,7 +60,7 @@ def require_all(source: object, part: str, missing: Collection[str]) -> None:
 
 
 def require_loaded(source: object, parts: dict[str, Any]) -> None:
-    """MissingWeightsError where a network of diffusers has weights that are in no file: they hold no numbers then."""
+    """Raise MissingWeightsError if a network of diffusers has weights on the meta device, which its files lack."""
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             require_all(source, name, [key for key, value in part.state_dict().items() if value.is_meta])

@@ -1,4 +1,4 @@
-"""Prompts that were encoded before, as many as a limit holds; those that nobody asked for the longest leave first."""
+"""A cache of encoded prompts with a size limit; the least recently used are removed first."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from torch import Tensor
 
 from gendistill.samplers.families import Conditions
 
-MOST_BYTES = 2**28  # a thousand prompts of Stable Diffusion 1.5, four hundred of XL
-AT_ONCE = 256
+MAX_BYTES = 2**28  # a thousand prompts of Stable Diffusion 1.5, four hundred of XL
+BATCH_SIZE = 256
 
 
 class PromptCache:
-    """The conditions of prompts, a row each; `encode` gives those (B, ...) of some that are not held."""
+    """Conditions of prompts, one row per prompt; `encode` computes the conditions (B, ...) of new prompts."""
 
-    def __init__(self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], most_bytes: int = MOST_BYTES) -> None:
-        self._encode, self._most_bytes, self._bytes = encode, most_bytes, 0
+    def __init__(self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], max_bytes: int = MAX_BYTES) -> None:
+        self._encode, self._max_bytes, self._bytes = encode, max_bytes, 0
         self._rows: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
     def __contains__(self, prompt: str) -> bool:
         return prompt in self._rows
 
-    def of(self, prompts: Sequence[str], device: torch.device) -> Conditions:
-        """Conditions (B, ...) of prompts on a device; those that are held cost nothing."""
+    def conditions(self, prompts: Sequence[str], device: torch.device) -> Conditions:
+        """Conditions (B, ...) of prompts on a device, from the cache or computed."""
         rows = {prompt: self._rows[prompt] for prompt in prompts if prompt in self._rows}
         for prompt in rows:
             self._rows.move_to_end(prompt)
         new = sorted(set(prompts) - rows.keys())
-        for start in range(0, len(new), AT_ONCE):
-            part = new[start : start + AT_ONCE]
+        for start in range(0, len(new), BATCH_SIZE):
+            part = new[start : start + BATCH_SIZE]
             encoded = self._encode(part)
             rows |= {prompt: {name: t[k].clone() for name, t in encoded.items()} for k, prompt in enumerate(part)}
         self._keep((prompt, rows[prompt]) for prompt in new)
-        of = [rows[prompt] for prompt in prompts]
-        return {name: torch.stack([row[name] for row in of]).to(device) for name in of[0]}
+        batch = [rows[prompt] for prompt in prompts]
+        return {name: torch.stack([row[name] for row in batch]).to(device) for name in batch[0]}
 
     def to(self, device: str) -> None:
-        """Hold them there."""
+        """Move the cache to a device."""
         for prompt, row in self._rows.items():
-            self._rows[prompt] = {name: of.to(device) for name, of in row.items()}
+            self._rows[prompt] = {name: tensor.to(device) for name, tensor in row.items()}
 
     def clear(self) -> None:
         self._rows.clear()
@@ -51,10 +51,10 @@ class PromptCache:
         for prompt, row in rows:
             self._rows[prompt] = row
             self._bytes += _bytes_of(row)
-        while self._bytes > self._most_bytes:
+        while self._bytes > self._max_bytes:
             _, row = self._rows.popitem(last=False)
             self._bytes -= _bytes_of(row)
 
 
 def _bytes_of(row: Mapping[str, Tensor]) -> int:
-    return sum(of.nbytes for of in row.values())
+    return sum(tensor.nbytes for tensor in row.values())

@@ -1,4 +1,7 @@
-"""What draws pictures from prompts: a diffusion pipeline in steps, a generator in one call; all that judges it sees this."""
+"""The interface of samplers, which generate images from prompts: diffusion pipelines and GAN generators.
+
+Evaluation, costs and the server use only this interface.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from gendistill.metrics.cost.components import Component
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
-NETWORK = "network"  # the component whose calls are the network calls of a picture
-PIXELS_AT_ONCE = 2**19  # a VAE in float32 takes 1 to 2 KB for each of them
+NETWORK = "network"  # the component whose calls are the network calls of an image
+PIXELS_AT_ONCE = 2**19  # a VAE in float32 needs 1 to 2 KB per pixel
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Images that a sampler is asked for, one a prompt; the members are the arguments of `Sampler.pictures`, none left open."""
+    """A request for images, one per prompt; the fields are the arguments of `Sampler.images`."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -34,24 +37,24 @@ class SampleRequest:
 
 
 class Sampler(ABC):
-    """Draws pictures, each from its own prompt and seed alone, whatever batch it is drawn in.
+    """Samples images; each depends only on its own prompt and seed, not on its batch.
 
     Attributes:
-        spec: of a diffusion student how it wants to be sampled; None of all else.
-        eta: the share of fresh noise in a step, in [0, 1].
-        text_to_image: whether it samples from texts by diffusion: it then takes a `Task`, and any size, beside a prompt.
-        of_pictures: whether its prompts are files of input images.
+        spec: the sampling settings of a diffusion student; None for other models.
+        eta: fraction of fresh noise in a step, in [0, 1].
+        text_to_image: whether it is a text-to-image diffusion model, which supports a `Task` and any size.
+        from_images: whether its prompts are files of input images.
     """
 
     spec: StudentSpec | None = None
     eta: float = 0.0
     text_to_image: bool = False
-    of_pictures: bool = False
+    from_images: bool = False
 
     @property
     @abstractmethod
     def kind(self) -> str:
-        """The class of what draws: `StableDiffusionPipeline`, `ResNetGenerator`."""
+        """The class of the model: `StableDiffusionPipeline`, `ResNetGenerator`."""
 
     @property
     @abstractmethod
@@ -60,45 +63,45 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
-        """Height and width of its pictures, in pixels."""
+        """Height and width of the images in pixels."""
 
     @property
     def resolution(self) -> int:
-        """Pixels along the longer edge of its pictures."""
+        """The longer edge of the images in pixels."""
         return max(self.size)
 
     @property
     @abstractmethod
     def own_prompts(self) -> list[str] | None:
-        """All prompts that the model knows, `[""]` where it knows none and any will do; None where it takes any text."""
+        """All prompts of the model; `[""]` for a model without prompts, which ignores them; None if any text is a prompt."""
 
     @property
     @abstractmethod
     def texts(self) -> bool:
-        """Whether its prompts say in words what to draw, so that a picture can be held against them."""
+        """Whether prompts describe the image in words, so that an image can be compared with its prompt."""
 
     def knows(self, prompts: Iterable[str]) -> bool:
-        """Whether it can draw all of these."""
+        """Whether all of these are prompts of the model."""
         own = self.own_prompts
         return own is None or own == [""] or set(prompts) <= set(own)
 
-    def tells_apart(self, a: Sequence[str], b: Sequence[str]) -> bool:
-        """Whether any prompt of `b` is another one to the model than that of `a` at its place."""
+    def distinguishes(self, a: Sequence[str], b: Sequence[str]) -> bool:
+        """Whether the model distinguishes any prompt of `b` from the prompt of `a` at the same position."""
         return list(a) != list(b)
 
     @property
     @abstractmethod
     def default_steps(self) -> int:
-        """The step count to sample with where nothing else is asked for."""
+        """The default step count."""
 
     @property
     def step_counts(self) -> tuple[int, ...] | None:
-        """Those that it was made for, best first; None where any is as good as another."""
+        """The step counts of a student, the best first; None for a model without preferred step counts."""
         return self.spec.num_inference_steps if self.spec else None
 
     @abstractmethod
     def require_steps(self, steps: int) -> None:
-        """Raise ValueError where it cannot be sampled in so many steps."""
+        """Raise ValueError if the model does not support the step count."""
 
     @property
     @abstractmethod
@@ -112,16 +115,16 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def solver(self) -> str:
-        """The way of stepping, in a word."""
+        """The name of the solver."""
 
     @property
     @abstractmethod
     def method(self) -> str | None:
-        """Of a student how it was distilled; None of a teacher."""
+        """The distillation method of a student; None for a teacher."""
 
     @abstractmethod
     def network_calls(self, steps: int, guidance_scale: float) -> int:
-        """Of one picture; a step of classifier-free guidance is two."""
+        """Network calls per image; a step of classifier-free guidance is two."""
 
     @property
     @abstractmethod
@@ -130,29 +133,29 @@ class Sampler(ABC):
 
     @abstractmethod
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        """All that a picture depends on beside its prompt and seed, as plain types."""
+        """Everything that determines an image in addition to its prompt and seed, as JSON types."""
 
     @abstractmethod
     def components(self) -> dict[str, Component]:
-        """The parts that compute, by name; one of them is `NETWORK`."""
+        """The networks by name; one of them is `NETWORK`."""
 
     @abstractmethod
     def setting(self, steps: int, guidance_scale: float) -> dict[str, str | int | float]:
-        """How pictures are drawn, for people who read what they cost."""
+        """The sampling settings for a report of the costs."""
 
     def cold(self) -> Sampler:
-        """The same with nothing kept of what it drew before: every prompt costs what a new one costs."""
+        """This sampler with empty caches, so that every prompt costs as much as a new one."""
         return self
 
     def advice(self, steps: int, guidance_scale: float | None = None) -> list[str]:
-        """What to know before sampling it so, a sentence each; none of a model that is no student."""
+        """Warnings about these sampling settings, as sentences; none for a model that is no student."""
         return []
 
     @abstractmethod
     def require_guidance(self, guidance_scale: float) -> None:
-        """Raise ValueError where it cannot be sampled at such a scale."""
+        """Raise ValueError if the model does not support the guidance scale."""
 
-    def pictures(
+    def images(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -165,27 +168,27 @@ class Sampler(ABC):
         size: tuple[int, int] | None = None,
         latent: bool = False,
     ) -> Iterator[Tensor]:
-        """Batches of pictures (B, 3, H, W), float32 in [0, 1], in the order of the prompts.
+        """Batches of images (B, 3, H, W), float32 in [0, 1], in the order of the prompts.
 
         Args:
-            seeds: one a prompt; the noise of picture k is `torch.Generator().manual_seed(seeds[k])`'s on the CPU.
-            num_inference_steps, guidance_scale: the model's own where None; the scale as the pipeline's.
-            batch_size: what `pictures_at_once` says where None.
-            progress: called with the number of pictures after each batch.
-            task: what they are drawn from beside their prompts.
-            size: height and width in pixels; the model's own, or that of the task's pictures, where None.
-            latent: batches of latents (B, C, h, w) instead, scaled as the network sees them, in its dtype.
+            seeds: one per prompt; the noise of image k is from `torch.Generator().manual_seed(seeds[k])` on the CPU.
+            num_inference_steps, guidance_scale: by default the model's; the scale is that of the pipeline's call.
+            batch_size: by default `images_at_once`.
+            progress: called with the number of images of each batch.
+            task: inputs in addition to the prompts.
+            size: height and width in pixels; by default the model's, or that of the task's images.
+            latent: return latents (B, C, h, w) instead, scaled as the network's inputs, in its dtype.
 
         Raises:
-            ValueError: a prompt means nothing to the model, it knows no guidance or no such number of steps, or the model, the
-                steps or the prompts do not go with the task.
+            ValueError: the model does not support a prompt, the guidance scale or the step count, or the model, the steps or
+                the prompts do not fit the task.
         """
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
-        batch_size = batch_size or pictures_at_once(max(size or self.size))
+        batch_size = batch_size or images_at_once(max(size or self.size))
         self.require_guidance(scale)
         if not self.text_to_image and (task is not TEXT_TO_IMAGE or size is not None):
-            raise ValueError(f"a {self.kind} draws from noise alone; other tasks take a text-to-image model")
+            raise ValueError(f"a {self.kind} samples from noise only; other tasks expect a text-to-image model")
         for batch in self._batches(SampleRequest(prompts, seeds, steps, scale, batch_size, task, size, latent)):
             yield batch if latent else batch.float()
             if progress:
@@ -193,17 +196,17 @@ class Sampler(ABC):
 
     @abstractmethod
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
-        """What `pictures` gives, in any floating dtype."""
+        """The batches of `images`, in any floating-point dtype."""
 
 
-def pictures_at_once(resolution: int, most: int = 64) -> int:
-    """How many pictures to draw, encode or decode together: 64 of 64 pixels, 2 of 512, 1 of 1024."""
-    return min(most, max(1, PIXELS_AT_ONCE // resolution**2))
+def images_at_once(resolution: int, max_images: int = 64) -> int:
+    """Batch size to sample, encode or decode: 64 at 64 pixels, 2 at 512, 1 at 1024."""
+    return min(max_images, max(1, PIXELS_AT_ONCE // resolution**2))
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
-    """Pictures in [0, 1] to uint8, rounded as diffusers rounds them when it makes PIL images."""
-    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8, rounded as in diffusers' conversion to PIL."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def image_grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
@@ -222,7 +225,7 @@ def image_grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
 
 
 def hash_of_weights(modules: Mapping[str, nn.Module]) -> str:
-    """16 hex digits of the SHA-256 of the names, dtypes, shapes and values of all weights and buffers that are saved."""
+    """16 hex digits of the SHA-256 of the names, dtypes, shapes and values of all weights and persistent buffers."""
     digest = hashlib.sha256()
     for name, module in sorted(modules.items()):
         for key, weight in sorted(module.state_dict().items()):
@@ -233,7 +236,7 @@ def hash_of_weights(modules: Mapping[str, nn.Module]) -> str:
 
 
 def _tensors_of(weight: Any) -> Iterator[Tensor]:
-    """A weight itself, or what it is made of where it is of a kind that a library added: torchao's."""
+    """The weight itself, or the inner tensors of a tensor subclass, such as torchao's."""
     if not hasattr(weight, "__tensor_flatten__"):
         yield weight
         return

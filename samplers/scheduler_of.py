@@ -1,4 +1,4 @@
-"""A pipeline with another scheduler, for a while."""
+"""A temporary scheduler for a pipeline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextmanager
 def scheduler_of(pipeline: Any, scheduler: Any) -> Iterator[None]:
-    """`pipeline.scheduler` is `scheduler` inside the block, and afterwards what it was before, whatever happens."""
-    usual, pipeline.scheduler = pipeline.scheduler, scheduler
+    """Set `pipeline.scheduler` to `scheduler` inside the block and restore it afterwards, also after an error."""
+    previous, pipeline.scheduler = pipeline.scheduler, scheduler
     try:
         yield
     finally:
-        pipeline.scheduler = usual
+        pipeline.scheduler = previous

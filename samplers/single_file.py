@@ -1,4 +1,4 @@
-"""Open one `.safetensors` checkpoint in Stable Diffusion's original layout, without asking the hub for anything."""
+"""Open a `.safetensors` checkpoint in Stable Diffusion's original layout, without access to the hub."""
 
 from __future__ import annotations
 
@@ -31,55 +31,58 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def architecture_of(file: Path, config: str | None = None) -> Path:
-    """The folder with the configs of the pipeline that a checkpoint holds; nothing but its header is read.
+    """The folder with the configs of a checkpoint's pipeline; only the checkpoint's header is read.
 
     Args:
-        config: the name of an architecture in `architectures/`, or a folder in diffusers' layout (weights are not
-            needed in it); by default the architecture that the names of the weights tell. A folder without a tokenizer
-            gets CLIP's own.
+        config: the name of an architecture in `architectures/`, or a folder in diffusers' layout, which needs no weights; by
+            default the architecture is inferred from the names of the weights. A folder without a tokenizer gets CLIP's.
 
     Raises:
-        ValueError: there is no such file, it is a pickle, it lacks a part, or it does not tell its architecture.
+        ValueError: the file does not exist, is a pickle or lacks a part, or its architecture cannot be inferred.
     """
     if not file.is_file():
-        raise ValueError(f"model {file} does not exist; takes a .safetensors checkpoint, a diffusers folder or a hub id")
+        raise ValueError(f"model {file} does not exist; expects a .safetensors checkpoint, a diffusers folder or a hub id")
     if file.suffix != ".safetensors":
-        raise ValueError(f"model {file} is a pickle, which may run code when it is opened; takes a .safetensors checkpoint")
+        raise ValueError(f"model {file} is a pickle, which may run code when it is opened; expects a .safetensors checkpoint")
     names, channels = _header(file)
     for part, prefix in PARTS.items():
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"model {file} holds no {part}; takes a whole checkpoint: UNet, VAE and text encoder in one file")
+            raise ValueError(
+                f"model {file} holds no {part}; expects a complete checkpoint: UNet, VAE and text encoder in one file"
+            )
     if channels not in (None, 4):
-        raise ValueError(f"model {file} takes {channels} channels, for inpainting or editing; takes a text-to-image model")
+        raise ValueError(
+            f"model {file} has {channels} input channels, for inpainting or editing; expects a text-to-image model"
+        )
     folder = _config_folder(file, names, config)
     require_supported(file, json.loads((folder / "model_index.json").read_text())["_class_name"])
     return folder
 
 
 def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline that a checkpoint holds, by diffusers' own conversion.
+    """Open the pipeline of a checkpoint by diffusers' conversion.
 
     Args:
-        folder: from `architecture_of`.
+        folder: the result of `architecture_of`.
 
     Raises:
         ValueError: the weights do not fit the architecture, or some are missing.
     """
     index = json.loads((folder / "model_index.json").read_text())
-    given = {**_tokenizers(folder, index), **left_out(index)}
+    parts = {**_tokenizers(folder, index), **left_out(index)}
     try:
         pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
             str(file),
             config=str(folder),
             local_files_only=True,
             torch_dtype=dtype,
-            **given,
+            **parts,
         )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # whatever weights of other shapes or names end in
-        if isinstance(error, NotImplementedError):  # of weights that diffusers found in no file, and made without numbers
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # from weights with other shapes or names
+        if isinstance(error, NotImplementedError):  # from weights that the file lacks, which stay on the meta device
             _require_weights(file, folder)
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); takes another one") from error
+        raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); expects another one") from error
     names, _ = _header(file)
     if "v_pred" in names or "ztsnr" in names:
         pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
@@ -87,7 +90,7 @@ def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float3
 
 
 def _require_weights(file: Path, folder: Path) -> None:
-    """MissingWeightsError where the UNet or the VAE of a checkpoint lacks weights."""
+    """Raise MissingWeightsError if the UNet or the VAE of a checkpoint lacks weights."""
     converters = {"unet": convert_ldm_unet_checkpoint, "vae": convert_ldm_vae_checkpoint}
     for part, convert in converters.items():
         config = json.loads((folder / part / "config.json").read_text())
@@ -98,12 +101,12 @@ def _require_weights(file: Path, folder: Path) -> None:
 
 
 def left_out(index: dict[str, Any]) -> dict[str, Any]:
-    """What to open a pipeline with, by its model_index.json, so that it comes without a safety checker."""
+    """Arguments that open a pipeline with this model_index.json without its safety checker."""
     return {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
 
 
 def _header(file: Path) -> tuple[set[str], int | None]:
-    """The names of the weights, and how many channels the UNet takes, without loading any."""
+    """The names of the weights and the number of input channels of the UNet, without loading weights."""
     first = "model.diffusion_model.input_blocks.0.0.weight"
     try:
         with safe_open(file, framework="pt") as weights:
@@ -121,41 +124,41 @@ def _config_folder(file: Path, names: set[str], config: str | None) -> Path:
         if any(name.startswith("cond_stage_model.transformer.") for name in names):
             return ARCHITECTURES / "sd1"
         raise ValueError(
-            f"model {file} does not tell its architecture (a Stable Diffusion 2 file does not say what it predicts); "
-            f"takes teacher_config: sd2-base (epsilon, 512 pixels), sd2-v (v, 768 pixels), or a folder with its configs"
+            f"model {file}: its architecture cannot be inferred (a Stable Diffusion 2 file does not name its prediction type); "
+            f"expects teacher_config: sd2-base (epsilon, 512 pixels), sd2-v (v, 768 pixels), or a folder with its configs"
         )
     if config in known:
         return ARCHITECTURES / config
     if not (Path(config) / "model_index.json").is_file():
         raise ValueError(
-            f"teacher_config {config} has no model_index.json; takes a diffusers folder, or one of {', '.join(known)}"
+            f"teacher_config {config} has no model_index.json; expects a diffusers folder, or one of {', '.join(known)}"
         )
     return Path(config)
 
 
 def _tokenizers(folder: Path, index: dict[str, Any]) -> dict[str, CLIPTokenizer]:
-    """CLIP's own tokenizer for each that the folder lacks.
+    """CLIP's tokenizer for each tokenizer that the folder lacks.
 
     Raises:
-        ValueError: the text encoder was trained with another vocabulary than CLIP's.
+        ValueError: the text encoder has another vocabulary than CLIP's.
     """
-    made: dict[str, CLIPTokenizer] = {}
+    tokenizers: dict[str, CLIPTokenizer] = {}
     for name in [name for name in ("tokenizer", "tokenizer_2") if name in index and not (folder / name).is_dir()]:
         encoder = json.loads((folder / name.replace("tokenizer", "text_encoder") / "config.json").read_text())
         if encoder["vocab_size"] != CLIP_VOCABULARY:
             raise ValueError(
-                f"teacher_config {folder} has no {name}, and its text encoder knows {encoder['vocab_size']} tokens, not "
-                f"CLIP's {CLIP_VOCABULARY}; takes a folder with {name}/vocab.json and {name}/merges.txt"
+                f"teacher_config {folder} has no {name}, and its text encoder has {encoder['vocab_size']} tokens, not "
+                f"CLIP's {CLIP_VOCABULARY}; expects a folder with {name}/vocab.json and {name}/merges.txt"
             )
-        made[name] = clip_tokenizer(pad_token=END if encoder["hidden_act"] == "quick_gelu" else "!")
-    return made
+        tokenizers[name] = clip_tokenizer(pad_token=END if encoder["hidden_act"] == "quick_gelu" else "!")
+    return tokenizers
 
 
 def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
-    """CLIP's tokenizer from its merges, which the package carries: no download.
+    """CLIP's tokenizer from the merges in the package, without a download.
 
     Args:
-        pad_token: OpenAI's CLIP pads with the end token, OpenCLIP (Stable Diffusion 2, XL's second) with "!", token 0.
+        pad_token: OpenAI's CLIP pads with the end token; OpenCLIP (Stable Diffusion 2, XL's second encoder) with "!", token 0.
     """
     merges = gzip.decompress(MERGES.read_bytes()).decode()
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves; others follow at 256
@@ -169,7 +172,7 @@ def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
 
 
 def _marked_scheduler(scheduler: Any, names: set[str]) -> Any:
-    """Fine-tunes that predict v at zero terminal SNR say so by two empty tensors, `v_pred` and `ztsnr`."""
+    """The scheduler of a fine-tune that marks v-prediction and zero terminal SNR by empty tensors, `v_pred` and `ztsnr`."""
     changes: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
     if "ztsnr" in names:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

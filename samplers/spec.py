@@ -1,4 +1,4 @@
-"""How a student wants to be sampled: `gendistill.json` in its folder."""
+"""The sampling settings of a student: `gendistill.json` in its folder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ GUIDANCE = ("embedded", "baked", "cfg")
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What a sampler must know of a student beside its weights.
+    """What a sampler needs of a student in addition to its weights.
 
     Attributes:
-        num_inference_steps: the step counts that it was validated at, best first: `(4, 2, 1)`.
-        solver: `ddim`, `lcm`, `tcd` or `stochastic`, the way of stepping that measured best.
-        scheduler_class, scheduler_config: the scheduler that does it.
-        quantization: `int8` where it was trained to compute in 8 bits, else `none`.
-        eta: what to call the pipeline with beside it, in [0, 1]; 0 is a pipeline's own default.
-        guidance: `embedded` (the scale is an input, one network call), `baked` (one scale, no input) or `cfg` (the
-            student keeps both branches; a guided step costs two network calls).
-        guidance_scale: what to sample with by default; for `baked`, what was baked in.
-        guidance_range: of an `embedded` student, the scales that it was trained for.
-        timesteps: by step count, of those that are not sampled at the scheduler's own.
-        teacher_config, teacher_revision: what it takes beside its name to open the teacher as it was (`open_pipeline`).
+        num_inference_steps: step counts of the validation, the best first: `(4, 2, 1)`.
+        solver: `ddim`, `lcm`, `tcd` or `stochastic`, the best solver of the validation.
+        scheduler_class, scheduler_config: the scheduler of this solver.
+        quantization: `int8` if the student was trained to compute in 8 bits, otherwise `none`.
+        eta: `eta` of the pipeline's call, in [0, 1]; 0 is the pipelines' default.
+        guidance: `embedded` (the scale is an input, one network call), `baked` (one fixed scale, no input) or `cfg`
+            (classifier-free guidance; a guided step costs two network calls).
+        guidance_scale: the default scale; for `baked`, the fixed scale.
+        guidance_range: for `embedded`, the range of scales in training.
+        timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
+        teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
     """
 
     method: str
@@ -54,22 +54,22 @@ class StudentSpec:
 
     @property
     def pipeline_guidance_scale(self) -> float:
-        """The `guidance_scale` to call a diffusers pipeline with; 1 (off) where the scale is baked in."""
+        """The `guidance_scale` for a diffusers pipeline; 1 (off) if the scale is baked in."""
         return 1.0 if self.guidance == "baked" else self.guidance_scale
 
     def scheduler(self) -> Any:
-        """The scheduler that samples this student: of diffusers, or one of ours."""
-        ours = {kind.__name__: kind for kind in (GridDDIMScheduler, StochasticDDIMScheduler)}
-        kind = ours.get(self.scheduler_class) or getattr(diffusers, self.scheduler_class, None)
+        """The scheduler of this student, from diffusers or from gendistill."""
+        own_classes = {kind.__name__: kind for kind in (GridDDIMScheduler, StochasticDDIMScheduler)}
+        kind = own_classes.get(self.scheduler_class) or getattr(diffusers, self.scheduler_class, None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise ValueError(
-                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; takes a scheduler of diffusers, or "
-                + " or ".join(ours)
+                f"{FILE_NAME}: scheduler_class {self.scheduler_class!r} is not known; expects a scheduler of diffusers, or "
+                + " or ".join(own_classes)
             )
         return kind.from_config(self.scheduler_config)
 
     def network_calls(self, num_inference_steps: int) -> int:
-        """Network evaluations a picture: a step of classifier-free guidance costs two."""
+        """Network evaluations per image: a step of classifier-free guidance costs two."""
         doubled = self.guidance == "cfg" and self.guidance_scale > 1
         return num_inference_steps * (2 if doubled else 1)
 
@@ -78,7 +78,7 @@ class StudentSpec:
 
     @staticmethod
     def load(folder: Path) -> StudentSpec | None:
-        """The spec in a folder, or None where the folder is no student of ours."""
+        """The spec in a folder, or None if the folder has none and so is no student."""
         path = folder / FILE_NAME
         if not path.is_file():
             return None
@@ -88,7 +88,7 @@ class StudentSpec:
             if stored.get("guidance_range") is not None:
                 stored["guidance_range"] = tuple(stored["guidance_range"])
             if stored.get("timesteps") is not None:
-                stored["timesteps"] = {int(count): list(of) for count, of in stored["timesteps"].items()}
+                stored["timesteps"] = {int(count): list(grid) for count, grid in stored["timesteps"].items()}
             return StudentSpec(**stored)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a student description of this version: {error}") from error

@@ -1,4 +1,4 @@
-"""What a picture is drawn from beside its prompt: another picture, a mask, a control, a style; by diffusers' own pipelines."""
+"""Tasks of diffusers' pipelines with inputs in addition to the prompt: image-to-image, inpainting, ControlNet, IP-Adapter."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Task:
-    """What all pictures of a call are drawn from; one row a prompt.
+    """The inputs of a call in addition to the prompts, one row per prompt.
 
     Attributes:
-        pictures: (N, 3, H, W) in [0, 1], to begin at instead of noise.
-        masks: (N, 1, H, W), 1 where a picture is to be painted anew; all of it where None.
-        strength: the share of the steps that are made of a picture, in (0, 1]: 1 leaves little of it.
-        controls: (N, 3, H, W) in [0, 1], what `controlnet` looks at; `control_scale`: how much it counts.
+        images: (N, 3, H, W) in [0, 1], initial images in place of noise.
+        masks: (N, 1, H, W), 1 in the region to inpaint; None: the full image.
+        strength: fraction of the steps that are run, in (0, 1]; 1 keeps little of the image.
+        controls: (N, 3, H, W) in [0, 1], inputs of `controlnet`; `control_scale`: its conditioning scale.
         controlnet: a diffusers `ControlNetModel`.
-        styles: pictures, one a prompt, for the IP-Adapter that the pipeline has loaded (`pipeline.load_ip_adapter`). These are
-            drawn one by one: diffusers gives all styles of a batch to each of its prompts.
+        styles: N images for the pipeline's loaded IP-Adapter (`pipeline.load_ip_adapter`). These are sampled with batch size 1,
+            as diffusers applies all styles of a batch to each of its prompts.
     """
 
-    pictures: Tensor | None = None
+    images: Tensor | None = None
     masks: Tensor | None = None
     strength: float = 0.8
     controlnet: Any = None
@@ -32,31 +32,31 @@ class Task:
     styles: Sequence[Any] | None = field(default=None)
 
     def require(self, count: int, steps: int) -> None:
-        """Raise ValueError where it does not go with so many prompts, or with so many steps."""
-        rows = {"pictures": self.pictures, "masks": self.masks, "controls": self.controls, "styles": self.styles}
-        for name, of in rows.items():
-            if of is not None and len(of) != count:
-                raise ValueError(f"{name}: {len(of)} for {count} prompts; takes one a prompt")
-        if self.masks is not None and self.pictures is None:
-            raise ValueError("masks: takes pictures to paint in")
+        """Raise ValueError if the task does not fit the number of prompts or of steps."""
+        rows = {"images": self.images, "masks": self.masks, "controls": self.controls, "styles": self.styles}
+        for name, values in rows.items():
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name}: {len(values)} for {count} prompts; expects one per prompt")
+        if self.masks is not None and self.images is None:
+            raise ValueError("masks: expects images to inpaint")
         if (self.controls is None) != (self.controlnet is None):
-            raise ValueError("controlnet and controls: takes both or neither")
-        if self.pictures is None:
+            raise ValueError("controlnet and controls: expects both or neither")
+        if self.images is None:
             return
         if not 0 < self.strength <= 1:
-            raise ValueError(f"strength {self.strength:g}: takes more than 0 and at most 1")
+            raise ValueError(f"strength {self.strength:g}: expects more than 0 and at most 1")
         if int(steps * self.strength) < 1:
             raise ValueError(
-                f"strength {self.strength:g}: of {steps} step{'s' if steps != 1 else ''} it leaves none; takes at least "
+                f"strength {self.strength:g}: none of {steps} step{'s' if steps != 1 else ''} is run; expects at least "
                 f"{1 / steps:.2g}"
             )
 
     def calls(self, steps: int) -> int:
-        """How many of the steps are made."""
-        return steps if self.pictures is None else min(int(steps * self.strength), steps)
+        """Number of steps that are run."""
+        return steps if self.images is None else min(int(steps * self.strength), steps)
 
     def pipeline(self, pipeline: Any) -> Any:
-        """The stock pipeline that does it, around the same parts."""
+        """The stock pipeline for this task, with the parts of `pipeline`."""
         # imported here because they import every pipeline that diffusers has
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -64,24 +64,24 @@ class Task:
         if self.masks is not None:
             kind = AutoPipelineForInpainting
         else:
-            kind = AutoPipelineForText2Image if self.pictures is None else AutoPipelineForImage2Image
-        made = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
-        made.set_progress_bar_config(disable=True)
-        return made
+            kind = AutoPipelineForText2Image if self.images is None else AutoPipelineForImage2Image
+        task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
+        task_pipeline.set_progress_bar_config(disable=True)
+        return task_pipeline
 
     def arguments(self, rows: slice) -> dict[str, Any]:
-        """What that pipeline is called with besides, of these rows."""
-        given: dict[str, Any] = {}
-        if self.pictures is not None:
-            given |= {"image": self.pictures[rows], "strength": self.strength}
+        """The additional arguments of that pipeline's call, for these rows."""
+        arguments: dict[str, Any] = {}
+        if self.images is not None:
+            arguments |= {"image": self.images[rows], "strength": self.strength}
         if self.masks is not None:
-            given["mask_image"] = self.masks[rows]
+            arguments["mask_image"] = self.masks[rows]
         if self.controls is not None:
-            given["image" if self.pictures is None else "control_image"] = self.controls[rows]
-            given["controlnet_conditioning_scale"] = self.control_scale
+            arguments["image" if self.images is None else "control_image"] = self.controls[rows]
+            arguments["controlnet_conditioning_scale"] = self.control_scale
         if self.styles is not None:
-            given["ip_adapter_image"] = list(self.styles[rows])
-        return given
+            arguments["ip_adapter_image"] = list(self.styles[rows])
+        return arguments
 
 
 TEXT_TO_IMAGE = Task()

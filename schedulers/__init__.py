@@ -1,4 +1,4 @@
-"""Noise schedules, timestep grids and their search, and the schedulers that students are exported with."""
+"""Noise schedules, timestep grids and their search, and the schedulers of exported students."""
 
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
 from gendistill.schedulers.grid_search import cheapest_path, step_costs

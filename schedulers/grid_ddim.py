@@ -1,4 +1,4 @@
-"""DDIM on any timesteps at all, which the scheduler's config holds."""
+"""DDIM on arbitrary timesteps from the scheduler's config."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from gendistill.schedulers.timesteps import trailing
 
 
 class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a class whose module names SchedulerMixin
-    """Deterministic DDIM from every timestep of a grid to the next, and from the last to the clean sample.
+    """Deterministic DDIM from each timestep of a grid to the next, and from the last to the clean sample.
 
-    Why not a stock scheduler (diffusers 0.42): none has timesteps in its config. Those that take any list of them
-    (`set_timesteps(timesteps=...)` of DDPM, DPMSolverMultistep, Euler, Heun, LCM, TCD and others) take it from whoever calls
-    the pipeline, each time. `DDIMScheduler` takes none, and steps to `t - num_train_timesteps // N` rather than to the next
-    of its timesteps: where N does not divide the timesteps the two are not the same.
+    No stock scheduler (diffusers 0.42) has timesteps in its config. Those that support a list of timesteps
+    (`set_timesteps(timesteps=...)` of DDPM, DPMSolverMultistep, Euler, Heun, LCM, TCD and others) need it in each call of the
+    pipeline. `DDIMScheduler` does not support it, and steps to `t - num_train_timesteps // N` instead of its next timestep,
+    which differs if N does not divide the number of timesteps.
 
-    The stock scheduler that makes these very steps, along the trailing grid at any N or along one that the pipeline is called
-    with (`timesteps=[999, 310]`), is `DPMSolverMultistepScheduler` with `solver_order=1, timestep_spacing="trailing",
+    The stock scheduler with the same steps, on the trailing grid at any N or on the timesteps of the pipeline's call
+    (`timesteps=[999, 310]`), is `DPMSolverMultistepScheduler` with `solver_order=1, timestep_spacing="trailing",
     final_sigmas_type="zero"`. It does not clip x_0 to a range.
 
-    A pipeline folder with it opens where gendistill is installed: `DiffusionPipeline.from_pretrained` imports the class.
+    A pipeline folder with this scheduler needs gendistill: `DiffusionPipeline.from_pretrained` imports the class.
 
     Args:
-        grids: timesteps, falling; no two grids of one length. N steps are those of the grid of length N, or trailing's.
-        others: as `DDIMScheduler`'s.
+        grids: descending timesteps, with a different length for each grid. N steps use the grid of length N, or else the
+            trailing grid.
+        others: see `DDIMScheduler`.
 
     Raises:
-        ValueError: a grid does not fall, leaves [0, num_train_timesteps), or two have one length.
+        ValueError: a grid is not descending or leaves [0, num_train_timesteps), or two grids have the same length.
     """
 
     config: Any
@@ -70,9 +71,9 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
         for grid in grids:
             ends = [num_train_timesteps, *grid, -1]
             if any(later >= earlier for earlier, later in pairwise(ends)):
-                raise ValueError(f"grids: {grid} does not fall within 0 to {num_train_timesteps - 1}")
+                raise ValueError(f"grids: {grid}; expects descending timesteps from 0 to {num_train_timesteps - 1}")
         if len({len(grid) for grid in grids}) < len(grids):
-            raise ValueError(f"grids: lengths {[len(grid) for grid in grids]}, of which two are the same; takes one of each")
+            raise ValueError(f"grids: lengths {[len(grid) for grid in grids]}; expects one grid of each length")
 
     def set_timesteps(
         self,
@@ -80,11 +81,11 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
         device: str | torch.device | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
-        """Take the grid of that length from the config, or trailing; or `timesteps` (N,), falling, for this once."""
+        """Use the config's grid of that length, or else the trailing grid; or the given descending `timesteps` (N,)."""
         if timesteps is None:
             assert num_inference_steps is not None
-            of_length = {len(grid): grid for grid in self.config.grids}
-            timesteps = of_length.get(num_inference_steps)
+            grids_by_length = {len(grid): grid for grid in self.config.grids}
+            timesteps = grids_by_length.get(num_inference_steps)
             timesteps = timesteps or trailing(num_inference_steps, self.config.num_train_timesteps).tolist()
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, device=device)
@@ -97,7 +98,7 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
         generator: Generator | list[Generator] | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The sample (B, ...) at the next timestep, and x_0 as the network sees it, for one at `timestep` of the grid."""
+        """The sample (B, ...) at the next timestep of the grid, and the predicted x_0, for `sample` at `timestep`."""
         prediction = self.predict(model_output, timestep, sample)
         x_s = self.noise_schedule.add_noise(prediction.x_0, prediction.eps, self.time_after(timestep, 1))
         return self.output(x_s, prediction, sample, return_dict)
@@ -107,12 +108,12 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
         return NoiseSchedule.from_alphas_cumprod(self.alphas_cumprod)
 
     def time_after(self, timestep: Tensor | int, steps: int) -> Tensor:
-        """The time () that the grid reaches `steps` steps from `timestep`; -1, clean, past its end."""
+        """The time () of the grid `steps` steps after `timestep`; -1 (clean) past the end of the grid."""
         times = [*self.timesteps.tolist(), *[-1] * steps]
         return torch.tensor(times[times.index(int(timestep)) + steps])
 
     def predict(self, model_output: Tensor, timestep: Tensor | int, sample: Tensor) -> Prediction:
-        """x_0, clipped where the config says so, and the network's own eps, as diffusers has them; in float32 at least."""
+        """The predicted x_0, clipped if the config has `clip_sample`, and eps, not recomputed from it; in float32 at least."""
         dtype, config = torch.promote_types(sample.dtype, torch.float32), self.config
         t = torch.as_tensor(timestep)
         prediction = to_prediction(model_output.to(dtype), sample.to(dtype), t, config.prediction_type, self.noise_schedule)
@@ -122,6 +123,6 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
 
     @staticmethod
     def output(x_s: Tensor, prediction: Prediction, sample: Tensor, return_dict: bool) -> Any:
-        """In the dtype of `sample`, as diffusers' pipelines take it."""
+        """The result of a step in the dtype of `sample`, which diffusers' pipelines expect."""
         x_s, x_0 = x_s.to(sample.dtype), prediction.x_0.to(sample.dtype)
         return DDIMSchedulerOutput(prev_sample=x_s, pred_original_sample=x_0) if return_dict else (x_s, x_0)

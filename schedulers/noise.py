@@ -1,4 +1,4 @@
-"""The noise schedule x_t = alpha(t) x_0 + sigma(t) eps, one interface over diffusers' schedulers."""
+"""The noise schedule x_t = alpha(t) x_0 + sigma(t) eps, one interface for all of diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha and sigma as functions of t, where t is in the network's own timestep units. Everything is float64.
+    """alpha and sigma as float64 functions of t, in the network's timestep units.
 
-    `kind` says how t maps to noise:
+    `kind` is the mapping from t to noise:
 
     - `vp`: a table of N angles phi with alpha = cos(phi), sigma = sin(phi); t in [0, N - 1]. Between two integers the
-      angle is interpolated linearly, which is exact at the integers and well behaved at zero terminal SNR.
-    - `flow`: alpha = 1 - t / N, sigma = t / N; t in [0, N]. A scheduler's `shift` moves its timestep grid, not this map.
+      angle is interpolated linearly, which is exact at the integers and stable at zero terminal SNR.
+    - `flow`: alpha = 1 - t / N, sigma = t / N; t in [0, N]. A scheduler's `shift` changes its timesteps, not this mapping.
     - `edm`: alpha = 1, sigma = exp(4 t) (Karras et al. 2022, table 1: c_noise = ln(sigma) / 4).
 
-    `clean` is the time without noise, where a sampler's last step ends. Networks never see it; for `vp` it is -1, the
-    integer below the table, as in diffusers' schedulers.
+    `clean` is the time without noise, the end of a sampler's last step. It is never an input of a network; for `vp` it is -1,
+    the integer below the table, as in diffusers' schedulers.
     """
 
     kind: str
@@ -34,16 +34,16 @@ class NoiseSchedule:
 
     @staticmethod
     def from_alphas_cumprod(alphas_cumprod: Tensor) -> NoiseSchedule:
-        """A variance-preserving schedule from alpha_bar (N,), values in [0, 1], falling."""
+        """A variance-preserving schedule from descending alpha_bar (N,) in [0, 1]."""
         alpha_bar = alphas_cumprod.detach().double().cpu().clamp(0, 1)
         return NoiseSchedule("vp", len(alpha_bar), torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt()))
 
     @staticmethod
     def from_scheduler(scheduler: Any) -> NoiseSchedule:
-        """The schedule of any diffusers scheduler, whatever its solver.
+        """The noise schedule of any diffusers scheduler, independent of its solver.
 
         Raises:
-            ValueError: the scheduler is none of variance-preserving, flow matching and EDM.
+            ValueError: the scheduler is neither variance-preserving nor flow matching nor EDM.
         """
         name, config = type(scheduler).__name__, scheduler.config
         if name in FLOW_MATCHING + EDM:
@@ -51,16 +51,16 @@ class NoiseSchedule:
         if hasattr(scheduler, "alphas_cumprod"):
             return NoiseSchedule.from_alphas_cumprod(_exact_alphas_cumprod(scheduler))
         raise ValueError(
-            f"scheduler {name} has no known noise schedule; takes any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
+            f"scheduler {name} has no known noise schedule; expects any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
         )
 
     @property
     def clean(self) -> float:
-        """The t at which alpha is 1 and sigma is 0, exactly: -1 for `vp`, 0 for `flow`, -inf for `edm`."""
+        """The t with alpha exactly 1 and sigma exactly 0: -1 for `vp`, 0 for `flow`, -inf for `edm`."""
         return {"vp": -1.0, "flow": 0.0, "edm": -math.inf}[self.kind]
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        """Signal scale at t, float64, of t's shape; in [0, 1]."""
+        """Signal scale at t in [0, 1], float64, of t's shape."""
         t = torch.as_tensor(t, dtype=torch.float64)
         if self.kind == "vp":
             return torch.cos(self._angle(t))
@@ -69,7 +69,7 @@ class NoiseSchedule:
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise scale at t, float64, of t's shape; in [0, 1] but for `edm`."""
+        """Noise scale at t, float64, of t's shape; in [0, 1] except for `edm`."""
         t = torch.as_tensor(t, dtype=torch.float64)
         if self.kind == "vp":
             return torch.sin(self._angle(t))
@@ -78,7 +78,7 @@ class NoiseSchedule:
         return torch.exp(4 * t)
 
     def log_snr(self, t: Tensor | float) -> Tensor:
-        """ln(alpha^2 / sigma^2) at t, float64; -inf where the signal is gone."""
+        """ln(alpha^2 / sigma^2) at t, float64; -inf without signal."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ class NoiseSchedule:
         return expand_to(self.alpha(t), x_0) * x_0 + expand_to(self.sigma(t), x_0) * noise
 
     def perturb(self, x_s: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """x_t of the forward process through x_s, noisier by t: its law given x_0 is that of `add_noise` at t.
+        """x_t of the forward process from x_s, with more noise; its distribution given x_0 is that of `add_noise` at t.
 
         (alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) eps (Kingma et al. 2021, app. A.1), for x_s
-        and noise (B, ...), s and t (B,) or (), where t has no more signal than s and alpha(s) > 0.
+        and noise (B, ...), and s and t (B,) or (), if t has no more signal than s and alpha(s) > 0.
         """
         ratio = self.alpha(t) / self.alpha(s)
         fresh = (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp(min=0).sqrt()
@@ -99,20 +99,20 @@ class NoiseSchedule:
         assert self.angles is not None
         if t.is_meta:
             return torch.empty_like(t, dtype=torch.float64)
-        angles = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])  # the first is that of `clean`
-        place = t.cpu().clamp(-1, len(self.angles) - 1) + 1
-        low = place.floor().long().clamp(max=len(angles) - 2)
-        return torch.lerp(angles[low], angles[low + 1], place - low)
+        angles = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])  # the first angle is that of `clean`
+        position = t.cpu().clamp(-1, len(self.angles) - 1) + 1
+        low = position.floor().long().clamp(max=len(angles) - 2)
+        return torch.lerp(angles[low], angles[low + 1], position - low)
 
 
 def expand_to(values: Tensor, like: Tensor) -> Tensor:
-    """values (B,) or () as (B, 1, ...) with the number of dimensions, dtype and device of `like` (B, ...)."""
+    """`values` (B,) or () as (B, 1, ...) with the number of dimensions, dtype and device of `like` (B, ...)."""
     values = values.to(device=like.device, dtype=like.dtype)
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
 
 
 def _exact_alphas_cumprod(scheduler: Any) -> Tensor:
-    """diffusers' own float32 table: teachers were trained on it, and parity with its samplers is worth more than digits."""
+    """diffusers' float32 table, on which teachers were trained; equality with its samplers matters more than precision."""
     table = scheduler.alphas_cumprod
     if not isinstance(table, Tensor):
         table = torch.as_tensor(table)

@@ -1,4 +1,4 @@
-"""What a denoiser says about x_t = alpha x_0 + sigma eps, whichever of its four dialects the network speaks.
+"""A denoiser's prediction for x_t = alpha x_0 + sigma eps, from a network of any of the four prediction types.
 
 epsilon       eps
 sample        x_0
@@ -20,7 +20,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
 
 @dataclass(frozen=True)
 class Prediction:
-    """The clean signal and the noise that a denoiser sees in x_t; both (B, ...), and x_t = alpha x_0 + sigma eps."""
+    """A denoiser's predicted clean signal and noise for x_t; both (B, ...), with x_t = alpha x_0 + sigma eps."""
 
     x_0: Tensor
     eps: Tensor
@@ -29,57 +29,62 @@ class Prediction:
         return Prediction(self.x_0[index], self.eps[index])
 
     def guided(self, unconditional: Prediction, guidance_scale: Tensor | float) -> Prediction:
-        """Classifier-free guidance, scale 1 being none (Ho & Salimans 2022, eq. 6 with their w = scale - 1)."""
+        """Classifier-free guidance; scale 1 is no guidance (Ho & Salimans 2022, eq. 6 with their w = scale - 1)."""
         scale = expand_to(torch.as_tensor(guidance_scale), self.x_0)
         return Prediction(torch.lerp(unconditional.x_0, self.x_0, scale), torch.lerp(unconditional.eps, self.eps, scale))
 
 
 def to_prediction(
-    output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule, share: float = 1.0
+    output: Tensor, x_t: Tensor, t: Tensor, prediction_type: str, schedule: NoiseSchedule, fraction: float = 1.0
 ) -> Prediction:
-    """A network's raw output (B, ...) at x_t (B, ...), t (B,) as x_0 and eps.
+    """Convert a network's raw output (B, ...) at x_t (B, ...), t (B,) to x_0 and eps.
 
-    At zero terminal SNR (alpha = 0) an `epsilon` network says nothing of x_0: the division gives infinities, as the
-    mathematics has it. Such teachers predict v or x_0.
+    At zero terminal SNR (alpha = 0) the output of an `epsilon` network does not determine x_0, and the division gives
+    infinities. Such teachers predict v or x_0.
 
     Args:
-        share: of a network on its way from noise to v or flow, how much of its output is that; the rest is eps.
+        fraction: weight of v or flow in the output of a network whose prediction type is changed gradually from epsilon; the
+            rest of the output is eps.
 
     Raises:
-        ValueError: `sample` with a share: on the way from eps to x_0 there is an output that says nothing, where
-            sigma share = alpha (1 - share).
+        ValueError: `sample` with a fraction other than 1: between eps and x_0 there is an output that does not determine the
+            prediction, if sigma fraction = alpha (1 - fraction).
     """
     alpha, sigma = expand_to(schedule.alpha(t), x_t), expand_to(schedule.sigma(t), x_t)
-    _check_share(prediction_type, share)
+    _check_fraction(prediction_type, fraction)
     if prediction_type == "epsilon":
         return Prediction((x_t - sigma * output) / alpha, output)
     if prediction_type == "sample":
         return Prediction(output, (x_t - alpha * output) / sigma)
-    # output = of_eps eps - of_x_0 x_0, and x_t = alpha x_0 + sigma eps
-    of_eps, of_x_0 = (alpha, share * sigma) if prediction_type == "v_prediction" else (torch.ones_like(alpha), share)
-    of_eps = 1 - share + share * of_eps
-    total = alpha * of_eps + sigma * of_x_0
-    return Prediction((of_eps * x_t - sigma * output) / total, (of_x_0 * x_t + alpha * output) / total)
+    # output = eps_weight eps - x_0_weight x_0, and x_t = alpha x_0 + sigma eps
+    eps_weight, x_0_weight = (
+        (alpha, fraction * sigma) if prediction_type == "v_prediction" else (torch.ones_like(alpha), fraction)
+    )
+    eps_weight = 1 - fraction + fraction * eps_weight
+    total = alpha * eps_weight + sigma * x_0_weight
+    return Prediction((eps_weight * x_t - sigma * output) / total, (x_0_weight * x_t + alpha * output) / total)
 
 
 def from_prediction(
-    prediction: Prediction, t: Tensor, prediction_type: str, schedule: NoiseSchedule, share: float = 1.0
+    prediction: Prediction, t: Tensor, prediction_type: str, schedule: NoiseSchedule, fraction: float = 1.0
 ) -> Tensor:
-    """The inverse of `to_prediction`: what a network of that type would have put out. Exact in every dialect."""
+    """The exact inverse of `to_prediction`: the raw output of a network of that prediction type."""
     x_0, eps = prediction.x_0, prediction.eps
-    _check_share(prediction_type, share)
+    _check_fraction(prediction_type, fraction)
     if prediction_type == "epsilon":
         return eps
     if prediction_type == "sample":
         return x_0
     if prediction_type == "v_prediction":
-        of_v = expand_to(schedule.alpha(t), x_0) * eps - expand_to(schedule.sigma(t), x_0) * x_0
-        return of_v if share == 1 else torch.lerp(eps, of_v, share)
-    return eps - share * x_0
+        v = expand_to(schedule.alpha(t), x_0) * eps - expand_to(schedule.sigma(t), x_0) * x_0
+        return v if fraction == 1 else torch.lerp(eps, v, fraction)
+    return eps - fraction * x_0
 
 
-def _check_share(prediction_type: str, share: float) -> None:
+def _check_fraction(prediction_type: str, fraction: float) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type {prediction_type!r} is not known; takes one of {', '.join(PREDICTION_TYPES)}")
-    if prediction_type == "sample" and share != 1:
-        raise ValueError(f"share {share} of sample: takes 1; between eps and x_0 there is an output that says nothing")
+        raise ValueError(f"prediction_type {prediction_type!r} is not known; expects one of {', '.join(PREDICTION_TYPES)}")
+    if prediction_type == "sample" and fraction != 1:
+        raise ValueError(
+            f"fraction {fraction} of sample: expects 1; between eps and x_0 there is an output that determines neither"
+        )

@@ -11,15 +11,16 @@ from torch import Generator, Tensor
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
 
 
-class StochasticDDIMScheduler(GridDDIMScheduler, SchedulerMixin):  # named for the same reason as there
-    """One deterministic step of two grid steps forward, then noise for one grid step back (Meng et al. 2023, section 3.3).
+class StochasticDDIMScheduler(GridDDIMScheduler, SchedulerMixin):  # names SchedulerMixin as GridDDIMScheduler does
+    """A deterministic step over two grid steps, then noise for one grid step back (Meng et al. 2023, section 3.3).
 
-    From t_i to t_{i+2} by DDIM and back to t_{i+1} by the forward process: N steps of it make as many network calls as N
-    steps of DDIM, at the same timesteps, but each step that a network makes is as long as those of N / 2 steps. So it is for
-    students of N / 2 steps, trained at all N timesteps (`halving_times(N / 2, ..., stochastic=True)`). The two last steps end
-    clean: that from t_{N-1} is noised back to t_N, that from t_N, of half the length, is the deterministic end.
+    DDIM goes from t_i to t_{i+2}, and the forward process back to t_{i+1}. N steps need as many network calls as N steps of
+    DDIM, at the same timesteps, but the steps of the network are as long as those of N / 2 steps. So this sampler is for
+    students of N / 2 steps that were trained at all N timesteps (`halving_times(N / 2, ..., stochastic=True)`). The last two
+    steps go to the clean end: the result from t_{N-1} is noised back to t_N, and the step from t_N, of half the length, is
+    deterministic.
 
-    No stock scheduler does this: DDIM's `eta` and TCD's share the noise out within a step, without a longer one. Arguments,
+    No stock scheduler does this: `eta` of DDIM and TCD replaces noise within a step, without a longer step. Arguments,
     config and saving are `GridDDIMScheduler`'s. Noise comes from `step`'s `generator`, which diffusers' pipelines pass on.
     """
 
@@ -31,12 +32,12 @@ class StochasticDDIMScheduler(GridDDIMScheduler, SchedulerMixin):  # named for t
         generator: Generator | list[Generator] | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The sample (B, ...) at the next timestep, and x_0 as the network sees it, for one at `timestep` of the grid."""
+        """The sample (B, ...) at the next timestep of the grid, and the predicted x_0, for `sample` at `timestep`."""
         schedule = self.noise_schedule
         prediction = self.predict(model_output, timestep, sample)
-        next_, beyond = self.time_after(timestep, 1), self.time_after(timestep, 2)
-        x = schedule.add_noise(prediction.x_0, prediction.eps, beyond)
-        if next_ != beyond:
+        next_, second_next = self.time_after(timestep, 1), self.time_after(timestep, 2)
+        x = schedule.add_noise(prediction.x_0, prediction.eps, second_next)
+        if next_ != second_next:
             noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = schedule.perturb(x, noise, beyond, next_)
+            x = schedule.perturb(x, noise, second_next, next_)
         return self.output(x, prediction, sample, return_dict)

@@ -1,4 +1,4 @@
-"""From how a student wants to be sampled to the stock diffusers scheduler that does it."""
+"""The scheduler for a student's solver, from diffusers if possible."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def student_scheduler(
     steps: Sequence[int] = (),
     grids: Sequence[list[int]] = (),
 ) -> Any:
-    """A scheduler that samples a student in few steps on the teacher's noise schedule: diffusers' own wherever one can.
+    """A scheduler that samples a student in few steps with the teacher's noise schedule, from diffusers if possible.
 
-    - `ddim`: deterministic; from the predicted x_0 and eps straight to the next timestep, and the last step returns x_0.
-      `DDIMScheduler` where it lands on its own trailing grid at all of `steps`, as at 1, 2, 4, 5 and 8 of 1000;
-      `DPMSolverMultistepScheduler` of first order, which is DDIM, at others; `GridDDIMScheduler` of ours for `grids`, and
-      where x_0 is clipped at others.
+    - `ddim`: deterministic, from the predicted x_0 and eps to the next timestep; the last step returns x_0. It is
+      `DDIMScheduler` if its steps end on its trailing grid at all of `steps`, as at 1, 2, 4, 5 and 8 of 1000; otherwise
+      `DPMSolverMultistepScheduler` of first order, which is DDIM; and our `GridDDIMScheduler` for `grids`, or if x_0 is
+      clipped at other step counts.
     - `lcm`: fresh noise on the predicted x_0 between steps (Luo et al. 2023, algorithm 3).
-    - `tcd`: in between, a share of fresh noise at every step (Zheng et al. 2024): that of `solver_eta`.
-    - `stochastic`: two steps forward and one back (Meng et al. 2023); ours, as no stock scheduler does it.
+    - `tcd`: between the two, a fraction `solver_eta` of fresh noise in each step (Zheng et al. 2024).
+    - `stochastic`: two steps forward and one back (Meng et al. 2023), our `StochasticDDIMScheduler`.
 
     Args:
-        teacher_config: the config of the teacher's scheduler; only its noise schedule is taken, and its clipping of x_0.
+        teacher_config: the config of the teacher's scheduler; only its noise schedule and its clipping of x_0 are used.
         num_ddim_timesteps: K of the training grid, from which LCM and TCD choose their timesteps.
-        bounded: samples are pictures in [-1, 1], whose x_0 is clipped as the teacher's is; latents never are.
-        steps: step counts that it has to be exact at.
-        grids: timesteps to go by, falling, each instead of the trailing ones of its length; for `ddim` and `stochastic`.
+        bounded: samples are images in [-1, 1], and x_0 is clipped as in the teacher; latents are never clipped.
+        steps: step counts at which the scheduler must be exact.
+        grids: descending timesteps, each in place of the trailing grid of its length; for `ddim` and `stochastic`.
     """
     noise = {key: teacher_config[key] for key in NOISE_SCHEDULE_KEYS if teacher_config.get(key) is not None}
     clipping = {key: teacher_config[key] for key in CLIPPING_KEYS if bounded and key in teacher_config}
@@ -60,31 +60,31 @@ def student_scheduler(
     if solver == "ddim":
         if grids:
             return GridDDIMScheduler(**settings, grids=list(grids))
-        stock: Any = DDIMScheduler(**settings, set_alpha_to_one=True, timestep_spacing="trailing")
-        if all(_lands_on_its_grid(count, stock.config.num_train_timesteps) for count in steps):
-            return stock
+        ddim: Any = DDIMScheduler(**settings, set_alpha_to_one=True, timestep_spacing="trailing")
+        if all(_stays_on_grid(count, ddim.config.num_train_timesteps) for count in steps):
+            return ddim
         if settings["clip_sample"]:
             return GridDDIMScheduler(**settings)
         del settings["clip_sample"]
-        from diffusers import DPMSolverMultistepScheduler  # which imports scipy.stats where that is installed: a second
+        from diffusers import DPMSolverMultistepScheduler  # takes a second where scipy is installed, which it imports
 
         return DPMSolverMultistepScheduler(**settings, solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero")
     if solver == "lcm":
         return LCMScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
     if solver == "tcd":
         return TCDScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
-    raise ValueError(f"solver {solver!r} is not known; takes one of {', '.join(SOLVERS)}")
+    raise ValueError(f"solver {solver!r} is not known; expects one of {', '.join(SOLVERS)}")
 
 
-def _lands_on_its_grid(num_inference_steps: int, num_train_timesteps: int) -> bool:
-    """Whether `DDIMScheduler`, which steps by num_train_timesteps // N, goes from each timestep of its grid to the next."""
+def _stays_on_grid(num_inference_steps: int, num_train_timesteps: int) -> bool:
+    """Whether `DDIMScheduler`, with steps of num_train_timesteps // N, goes from each timestep of its grid to the next."""
     grid, stride = trailing(num_inference_steps, num_train_timesteps), num_train_timesteps // num_inference_steps
     return bool((grid[:-1] - stride == grid[1:]).all()) and int(grid[-1]) < stride
 
 
 def solver_eta(solver: str) -> float:
-    """The `eta` to call a diffusers pipeline with: how much of a step's noise is fresh (Zheng et al. 2024's gamma), in [0, 1].
+    """The `eta` for a diffusers pipeline: the fraction of fresh noise in a step, in [0, 1] (gamma of Zheng et al. 2024).
 
-    No scheduler's config can hold it: pipelines pass their own argument, 0 by default, which makes TCD deterministic.
+    It cannot be in a scheduler's config, as pipelines pass their own argument, by default 0, which makes TCD deterministic.
     """
     return TCD_ETA if solver == "tcd" else 0.0

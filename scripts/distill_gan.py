@@ -3,7 +3,7 @@
 Your own, from a module that Python can import here:
 
     python scripts/distill_gan.py teacher=my_module:Generator generator.weights=generator.safetensors \\
-        teacher_config=arguments.json data.path=my-pictures compress.factor=4 out=runs/small
+        teacher_config=arguments.json data.path=my-images compress.factor=4 out=runs/small
 
 NAME=VALUE changes any setting, as in `gendistill distill --set`. Without a teacher, for those who want to look first: a
 super-resolver is defined below, taught for a minute to double the emoji's size, and given as `distill_gan:SuperResolver` to
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 class SuperResolver(nn.Module):
-    """Pictures (B, 3, h, w) in [-1, 1] to twice their size, by residual blocks and a pixel shuffle."""
+    """Images (B, 3, h, w) in [-1, 1] to twice their size, by residual blocks and a pixel shuffle."""
 
     def __init__(self, width: int = 64, num_blocks: int = 6) -> None:
         super().__init__()
@@ -60,12 +60,12 @@ class SuperResolver(nn.Module):
 
 def teach(folder: Path, steps: int = 150, batch: int = 32) -> dict[str, object]:
     """A teacher for those who brought none: the settings that open it."""
-    pictures = torch.stack([as_tensor(sample.picture) for sample in open_source(EMOJI, "name", 0)])
+    images = torch.stack([as_tensor(sample.image) for sample in open_source(EMOJI, "name", 0)])
     torch.manual_seed(0)
     network = SuperResolver()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in track(range(steps), "teaching the teacher"):
-        large = pictures[torch.randint(len(pictures), (batch,))]
+        large = images[torch.randint(len(images), (batch,))]
         small = F.interpolate(large, scale_factor=0.5, mode="bicubic", antialias=True)
         loss = (network(small) - large).abs().mean()
         optimizer.zero_grad()

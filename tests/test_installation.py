@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "gendistill", "samplers", "schedulers", "metrics", "assets", "configs")
 
-# Stands for an environment without the packages of `HIDDEN_PACKAGES`, for whatever looks for them.
+# Makes the environment appear to lack `HIDDEN_PACKAGES`.
 HIDING = """
 import os, sys
 
@@ -120,9 +120,9 @@ def environment(installed, tmp_path_factory):
 
 def few_emoji(shard):
     """A shard with the first emoji of the embedded ones."""
-    with tarfile.open(ASSETS / "emoji" / "heldout-000.tar.gz") as whole, tarfile.open(shard, "w") as few:
-        for member in whole.getmembers()[:24]:
-            few.addfile(member, whole.extractfile(member))
+    with tarfile.open(ASSETS / "emoji" / "heldout-000.tar.gz") as archive, tarfile.open(shard, "w") as few:
+        for member in archive.getmembers()[:24]:
+            few.addfile(member, archive.extractfile(member))
 
 
 def test_the_core_of_a_wheel_samples_and_distils_in_an_empty_folder_and_names_the_extra_that_evaluates(
@@ -140,17 +140,17 @@ def test_the_core_of_a_wheel_samples_and_distils_in_an_empty_folder_and_names_th
         [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    outcome, said = json.loads(done.stdout.splitlines()[-1]), " ".join(done.stderr.split())
-    assert outcome["codes"] == [0, 0, 2], said
+    outcome, errors = json.loads(done.stdout.splitlines()[-1]), " ".join(done.stderr.split())
+    assert outcome["codes"] == [0, 0, 2], errors
     assert Path(outcome["from"]).is_relative_to(installed)
     assert not set(outcome["loaded"]) & set(EXTRAS)
     assert (tmp_path / "sample.png").is_file()
     assert {"student", "images.png", "log.jsonl", "config.yaml"} <= {path.name for path in (tmp_path / "run").iterdir()}
-    assert "look at run/images.png" in said
+    assert "see run/images.png" in errors
     sentence = r"\w+ is not installed, and this needs it; pip install 'gendistill\[evaluate\]'"
-    assert re.search(f"no report: {sentence}", said)
-    assert re.search(f"error: {sentence}$", said)
-    assert "torchvision" not in re.sub(sentence, "", said)  # no library warns of what we do without
+    assert re.search(f"no report: {sentence}", errors)
+    assert re.search(f"error: {sentence}$", errors)
+    assert "torchvision" not in re.sub(sentence, "", errors)  # no library warns of what we do without
     assert {path: path.stat().st_mtime_ns for path in installed.rglob("*")} == before
 
 

@@ -42,11 +42,11 @@ def demo(
     distill(config=preset, set_=set_, out=str(out), resume=resume)
     prompts = [f"google emoji of {subject}" for subject in SUBJECTS]
     write_image_sheet(student, prompts, sheet, guidance_scale=config.guidance.scale)
-    look_at = f"{sheet} (the teacher at 50 steps above the student at {config.steps[0]}, same prompts and seeds)"
+    results = f"{sheet} (the teacher at 50 steps above the student at {config.steps[0]}, same prompts and seeds)"
     try:
         with missing_extras_named():
             evaluate(str(student), caption="subcategory", out=out)
-        look_at += f" and {out / 'report.html'}"
+        results += f" and {out / 'report.html'}"
     except MissingExtraError as error:
         console.print(f"[yellow]no report[/]: {escape(str(error))}", soft_wrap=True, highlight=False)
-    console.print(f"look at {escape(look_at)}", soft_wrap=True, highlight=False)
+    console.print(f"see {escape(results)}", soft_wrap=True, highlight=False)

@@ -30,7 +30,7 @@ from gendistill.cli.shared import (
     cls=HelpFromRegistries,
     epilog="[bold]Example[/]: gendistill distill assets/tiny-sd --data 'assets/emoji/train-*.tar.gz' --steps 4,2,1 "
     "--set data.caption=subcategory --out runs/mine\n\n"
-    "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data pictures/ "
+    "gendistill distill my_module:Generator --method gan --compress 4 --weights g.safetensors --data images/ "
     "--out runs/small",
 )
 def distill(
@@ -38,14 +38,14 @@ def distill(
     method: Annotated[str | None, typer.Option(help="one of {methods}")] = None,
     steps: Annotated[str | None, typer.Option(help="step counts of the student, the main one first: 4 or 4,2,1")] = None,
     data: Annotated[str | None, typer.Option(help="image folder, WebDataset shards or dataset, with captions")] = None,
-    prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the pictures")] = None,
+    prompts: Annotated[str | None, typer.Option(help="text file, one prompt a line: the teacher makes the images")] = None,
     out: Annotated[str | None, typer.Option(help="run folder")] = None,
     lora: Annotated[bool | None, typer.Option("--lora", help="train a LoRA on the frozen teacher")] = None,
     compress: Annotated[
         float | None, typer.Option(help="of a GAN: so many times fewer multiply-accumulates and parameters")
     ] = None,
     student_params: Annotated[int | None, typer.Option(help="of a GAN's student, instead")] = None,
-    student_macs: Annotated[int | None, typer.Option(help="multiply-accumulates of a picture, instead or besides")] = None,
+    student_macs: Annotated[int | None, typer.Option(help="multiply-accumulates of an image, instead or besides")] = None,
     student: Annotated[str | None, typer.Option(help="of a GAN: a class of your own as the student, module:Class")] = None,
     weights: Annotated[str | None, typer.Option(help="of a GAN module:Class: .safetensors, or a state_dict's .pth")] = None,
     teacher_config: Annotated[

@@ -35,22 +35,22 @@ def sample(
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="the student's own where not given")] = None,
     input_: Annotated[
         Path | None,
-        typer.Option("--input", help="a picture to begin at; a picture or a folder, for a GAN that paints pictures anew"),
+        typer.Option("--input", help="an image to begin at; an image or a folder, for a GAN that generates images anew"),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="a picture that is white where --input is painted anew")] = None,
+    mask: Annotated[Path | None, typer.Option(help="an image that is white where --input is generated anew")] = None,
     strength: Annotated[float, typer.Option(help="share of the steps that are made of --input, above 0 and at most 1")] = 0.8,
     control: Annotated[
-        str | None, typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet, and a picture that it looks at")
+        str | None, typer.Option(metavar="FOLDER=IMAGE", help="a ControlNet, and an image that it looks at")
     ] = None,
     like: Annotated[
         str | None,
         typer.Option(help="a few-step model of others, where its name does not tell: lcm-lora, lightning-4step, dmd2-4step"),
     ] = None,
     interpolate: Annotated[
-        int | None, typer.Option(min=2, help="of a GAN: strips of so many pictures from one noise to another")
+        int | None, typer.Option(min=2, help="of a GAN: strips of so many images from one noise to another")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the first picture; the next ones count on")] = 0,
-    num: Annotated[int, typer.Option(min=1, help="pictures of each prompt")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of the first image; the next ones count on")] = 0,
+    num: Annotated[int, typer.Option(min=1, help="images of each prompt")] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     out: Annotated[
         Path, typer.Option(help="a .png (a grid if there are several), a folder, or .npy (floats in [0, 1])")
@@ -63,14 +63,14 @@ def sample(
     quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures from a student, from any diffusers pipeline, or from a GAN."""
+    """Sample images from a student, from any diffusers pipeline, or from a GAN."""
     from gendistill.runtime.device import usable_device
-    from gendistill.sampling.generate import draw
+    from gendistill.sampling.generate import generate
     from gendistill.sampling.load import Opening
     from gendistill.sampling.task_inputs import TaskFiles
 
     quieten_libraries()
-    made = draw(
+    made = generate(
         student,
         prompts_of(prompt, prompts),
         out,
@@ -105,10 +105,10 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="of the weights: float16 (where not given), bfloat16 or float32; of programs float32")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="of the picture that both must draw")] = None,
+    prompt: Annotated[str | None, typer.Option(help="of the image that both must sample")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write STUDENT in the format of another program, open it again, and see that it draws the same picture."""
+    """Write STUDENT in the format of another program, open it again, and see that it samples the same image."""
     from gendistill.export.formats import export as run
 
     quieten_libraries()

@@ -22,13 +22,13 @@ from gendistill.cli.shared import (
     parse_controls,
     parse_steps,
     quieten_libraries,
+    report_files,
     show,
-    tell_files,
     warn,
 )
 
-Caption = Annotated[str | None, typer.Option(help="caption field that prompts are drawn from")]
-PromptsFile = Annotated[str | None, typer.Option(help="text file to draw the prompts from instead")]
+Caption = Annotated[str | None, typer.Option(help="caption field that prompts are sampled from")]
+PromptsFile = Annotated[str | None, typer.Option(help="text file to sample the prompts from instead")]
 Resize = Annotated[str | None, typer.Option(help="clean, legacy or none; the extractor's own")]
 Seed = Annotated[int, typer.Option(min=0)]
 
@@ -36,25 +36,25 @@ Seed = Annotated[int, typer.Option(min=0)]
 @app.command(
     cls=HelpFromRegistries,
     epilog="[bold]Examples[/]: gendistill evaluate runs/demo/student --caption subcategory --out runs/demo\n\n"
-    "gendistill evaluate my-pictures --reference real.zip --metrics fid,kid,prdc --extractor inception",
+    "gendistill evaluate my-images --reference real.zip --metrics fid,kid,prdc --extractor inception",
 )
 def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="student or GAN folder; a teacher, for the figures that students are held against; or a set of pictures"
+            help="student or GAN folder; a teacher, for the figures that students are held against; or a set of images"
         ),
     ],
     teacher: Annotated[str | None, typer.Option(help="the one that the student's folder names")] = None,
     reference: Annotated[
-        str, typer.Option(help="real pictures: folder, .zip, tar, dataset; for pictures also .npz statistics")
+        str, typer.Option(help="real images: folder, .zip, tar, dataset; for images also .npz statistics")
     ] = REFERENCE,
     caption: Caption = None,
     prompts: PromptsFile = None,
     input_: Annotated[
-        Path | None, typer.Option("--input", help="a picture or a folder, for a GAN that paints pictures anew")
+        Path | None, typer.Option("--input", help="an image or a folder, for a GAN that generates images anew")
     ] = None,
-    num: Annotated[int, typer.Option(min=2, help="pictures a row")] = 2000,
+    num: Annotated[int, typer.Option(min=2, help="images a row")] = 2000,
     steps: Annotated[str | None, typer.Option(help="step counts of the student: 4,2,1")] = None,
     metrics: Annotated[str | None, typer.Option(help="by commas; the usual ones where not given: {metrics}")] = None,
     extractor: Extractor = None,
@@ -68,7 +68,7 @@ def evaluate(
     quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
-    """FID, CLIP score and more: of pictures against real ones, or of a student beside its teacher with a report.html."""
+    """FID, CLIP score and more: of images against real ones, or of a student beside its teacher with a report.html."""
     from gendistill.evaluation.evaluate import evaluate as run
     from gendistill.evaluation.evaluation_config import EvaluationConfig
 
@@ -102,11 +102,11 @@ def evaluate(
 )
 def compare(
     models: Annotated[list[str], typer.Argument(help="the first is what the others are held against: the teacher")],
-    steps: Annotated[str, typer.Option(help="a student is drawn in those of them that it was trained for")] = "1,2,4,8,16,50",
-    reference: Annotated[str, typer.Option(help="real pictures, with captions: folder, .zip, tar, dataset")] = REFERENCE,
+    steps: Annotated[str, typer.Option(help="a student is sampled in those of them that it was trained for")] = "1,2,4,8,16,50",
+    reference: Annotated[str, typer.Option(help="real images, with captions: folder, .zip, tar, dataset")] = REFERENCE,
     caption: Caption = None,
     prompts: PromptsFile = None,
-    num: Annotated[int | None, typer.Option(min=2, help="pictures a row; 2000, or 200 if quick")] = None,
+    num: Annotated[int | None, typer.Option(min=2, help="images a row; 2000, or 200 if quick")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option("--guidance-scale", "-w", min=1, help="of all that have a choice; their own where not given")
     ] = None,
@@ -125,9 +125,9 @@ def compare(
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(metavar="FOLDER=PICTURE", help="a ControlNet made for the first model, and a picture that controls"),
+        typer.Option(metavar="FOLDER=IMAGE", help="a ControlNet made for the first model, and an image that controls"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="few pictures: a look before the measurement")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="few images: a look before the measurement")] = False,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="folder for report.html, quality.png, comparison.csv and comparison.json")] = Path(
         "runs/compare"
@@ -140,7 +140,7 @@ def compare(
 
     And whether students still fit their teacher: its latent space, its layers, and LoRAs and ControlNets made for it.
 
-    What was drawn and measured is kept: stopped, or with one model more, it goes on from there.
+    What was sampled and measured is kept: stopped, or with one model more, it goes on from there.
     """
     from gendistill.evaluation.compare import compare as run
     from gendistill.evaluation.evaluation_config import ComparisonConfig
@@ -177,21 +177,21 @@ def _show_result(result: Any, as_json: bool) -> None:
     warn(result.warnings)
     show(result.to_json() if as_json else result.table())
     if not as_json:
-        tell_files(result.files)
+        report_files(result.files)
 
 
 @app.command(epilog="[bold]Example[/]: gendistill statistics real.zip --extractor inception --out real.npz")
 def statistics(
-    pictures: Annotated[str, typer.Argument(help="folder, .zip, tar or dataset")],
+    images: Annotated[str, typer.Argument(help="folder, .zip, tar or dataset")],
     out: Annotated[Path, typer.Option(help="a .npz, which clean-fid and pytorch-fid read too")],
     extractor: Extractor = None,
     resize: Resize = None,
     cache: Cache = CACHE,
     device: Device = None,
 ) -> None:
-    """Mean and covariance of the features of PICTURES, to evaluate against without having the pictures."""
+    """Mean and covariance of the features of IMAGES, to evaluate against without having the images."""
     from gendistill.evaluation.sets import save_statistics
 
     quieten_libraries()
-    saved = save_statistics(pictures, out, extractor=extractor, resize=resize, cache=cache, device=device)
-    console.print(f"wrote {out}: {saved.statistics.count} pictures, {saved.statistics.dim} features", soft_wrap=True)
+    saved = save_statistics(images, out, extractor=extractor, resize=resize, cache=cache, device=device)
+    console.print(f"wrote {out}: {saved.statistics.count} images, {saved.statistics.dim} features", soft_wrap=True)

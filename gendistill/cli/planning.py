@@ -34,9 +34,9 @@ def plan(
             help="local model or student, with weights or without; or sd1, sd2-base, sd2-v, sdxl", show_default=TINY_SD
         ),
     ] = None,
-    train: Annotated[bool, typer.Option("--train/--sample", help="what distilling it takes, or sampling from it")] = False,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of the pictures; the model's own where not given")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="pictures drawn together")] = 1,
+    train: Annotated[bool, typer.Option("--train/--sample", help="what distilling it expects, or sampling from it")] = False,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of the images; the model's own where not given")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="images sampled together")] = 1,
     guided: Annotated[bool, typer.Option("--guided", help="with classifier-free guidance, which doubles the batch")] = False,
     dtype: Annotated[str, typer.Option(help="of the weights: float16, bfloat16 or float32")] = "float16",
     quantization: Annotated[str, typer.Option(help="of the weights: none, int8-weights or nf4-weights")] = "none",

@@ -17,7 +17,7 @@ from gendistill.cli.shared import TINY_SD, Device, Dtype, Quantization, app, con
 def serve(
     student: Annotated[str, typer.Argument(help="student folder, or whatever a teacher may be")] = TINY_SD,
     teacher: Annotated[
-        str | None, typer.Option(help="to draw beside it; the one that its folder names where not given")
+        str | None, typer.Option(help="to sample beside it; the one that its folder names where not given")
     ] = None,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="the student alone, in half of the memory")] = False,
     like: Annotated[
@@ -25,9 +25,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="address to listen at; others than this machine reach it at 0.0.0.0")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free")] = 7860,
-    most_pictures: Annotated[int, typer.Option(min=1, help="that one request may ask for")] = 8,
-    most_steps: Annotated[int, typer.Option(min=1, help="that one request may ask for")] = 100,
-    most_waiting: Annotated[int, typer.Option(min=1, help="requests that wait; more are refused")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="that one request may ask for")] = 8,
+    max_steps: Annotated[int, typer.Option(min=1, help="that one request may ask for")] = 100,
+    max_waiting: Annotated[int, typer.Option(min=1, help="requests that wait; more are refused")] = 64,
     edge: Annotated[
         int | None, typer.Option(min=8, help="longest edge that may be asked for; the model's own where not given")
     ] = None,
@@ -47,11 +47,11 @@ def serve(
     from gendistill.runtime.extras import install_line
     from gendistill.sampling.load import Opening
     from gendistill.serve.address import is_this_machine, listen
-    from gendistill.serve.picture_request import RequestLimits
+    from gendistill.serve.image_request import RequestLimits
     from gendistill.serve.studio import compile_networks, open_models, studio_of
 
     if teacher is not None and no_teacher:
-        raise ValueError("--teacher and --no-teacher: takes one of them")
+        raise ValueError("--teacher and --no-teacher: expects one of them")
     if find_spec("gradio") is None:
         raise ValueError(f"serve: needs gradio; {install_line('serve')}")
     quieten_libraries()
@@ -65,7 +65,7 @@ def serve(
     if compiled:
         compile_networks(models)
     if not is_this_machine(host):
-        warnings.append(f"--host {host}: whoever reaches this machine may draw; there is no password")
+        warnings.append(f"--host {host}: whoever reaches this machine may sample; there is no password")
     warn(warnings)
 
     from gendistill.serve.server import run
@@ -73,7 +73,7 @@ def serve(
     def started(address: str) -> None:
         console.print(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it", soft_wrap=True)
 
-    limits = RequestLimits(pictures=most_pictures, steps=most_steps, edge=edge)
-    with listening, studio_of(models, limits, most_waiting=most_waiting) as studio:
+    limits = RequestLimits(images=max_images, steps=max_steps, edge=edge)
+    with listening, studio_of(models, limits, max_waiting=max_waiting) as studio:
         studio.warm_up()
         run(studio, listening, started)

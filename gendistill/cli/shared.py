@@ -38,7 +38,7 @@ Extractor = Annotated[
     str | None, typer.Option(help="emoji, inception, clip, dinov2, torchvision:NAME, a file of Inception's weights, a folder")
 ]
 Clip = Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")]
-Cache = Annotated[str, typer.Option(help="folder where what was drawn and extracted is kept")]
+Cache = Annotated[str, typer.Option(help="folder where what was sampled and extracted is kept")]
 Dtype = Annotated[
     str | None, typer.Option(help="float16, bfloat16 or float32; float16 on a GPU, float32 on a CPU where not given")
 ]
@@ -57,19 +57,19 @@ def parse_steps(text: str) -> list[int]:
     try:
         steps = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"steps {text!r}: takes whole numbers, such as 4 or 4,2,1") from error
+        raise ValueError(f"steps {text!r}: expects whole numbers, such as 4 or 4,2,1") from error
     if min(steps) < 1:
-        raise ValueError(f"steps {text!r}: takes numbers of at least 1")
+        raise ValueError(f"steps {text!r}: expects numbers of at least 1")
     return steps
 
 
 def parse_controls(pairs: list[str]) -> list[tuple[str, str]]:
-    """`["edges=cat.png"]` as [("edges", "cat.png")]: folders of ControlNets and pictures."""
+    """`["edges=cat.png"]` as [("edges", "cat.png")]: folders of ControlNets and images."""
     split = [pair.rpartition("=") for pair in pairs]
-    for pair, (folder, _, picture) in zip(pairs, split, strict=True):
-        if not folder or not picture:
-            raise ValueError(f"--control {pair!r}: takes FOLDER=PICTURE, such as my-edges=edges.png")
-    return [(folder, picture) for folder, _, picture in split]
+    for pair, (folder, _, image) in zip(pairs, split, strict=True):
+        if not folder or not image:
+            raise ValueError(f"--control {pair!r}: expects FOLDER=IMAGE, such as my-edges=edges.png")
+    return [(folder, image) for folder, _, image in split]
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"--set {pair!r}: takes NAME=VALUE, such as trainer.max_steps=500")
+            raise ValueError(f"--set {pair!r}: expects NAME=VALUE, such as trainer.max_steps=500")
         try:
             settings[name.strip()] = _number_or(yaml.safe_load(value))
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {pair!r}: the value is not YAML; takes a number, a text or [a, list]") from error
+            raise ValueError(f"--set {pair!r}: the value is not YAML; expects a number, a text or [a, list]") from error
     return settings
 
 
@@ -100,7 +100,7 @@ def prompts_of(given: list[str] | None, file: Path | None) -> list[str] | None:
     from gendistill.data.sources.prompts import Prompts
 
     if given is not None and file is not None:
-        raise ValueError("--prompt and --prompts: takes one of them")
+        raise ValueError("--prompt and --prompts: expects one of them")
     return given if file is None else Prompts(file).prompts
 
 
@@ -111,10 +111,10 @@ def show(what: Any) -> None:
 
 def warn(warnings: list[str]) -> None:
     for warning in warnings:
-        console.print(f"[yellow]take care[/]: {escape(warning)}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True, highlight=False)
 
 
-def tell_files(files: list[Path]) -> None:
+def report_files(files: list[Path]) -> None:
     for file in files:
         console.print(f"wrote {file}", soft_wrap=True)
 

@@ -24,7 +24,7 @@ class Batch:
 
     latents: Tensor
     conditioning: Conditioning
-    ways: Trajectories | None = None
+    trajectories: Trajectories | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Trajectories:
     Attributes:
         points: (B, K + 1, C, h, w) float32, from the noise to the latents.
         times: (K + 1,) falling timesteps of the points; the last is `clean`.
-        conditioning: (B); with the guidance scale that they were painted at where that was drawn for each.
+        conditioning: (B); with the guidance scale that they were generated at where that was sampled for each.
     """
 
     points: Tensor
@@ -51,7 +51,7 @@ class Trajectories:
 
     @property
     def latents(self) -> Tensor:
-        """What the teacher painted (B, C, h, w)."""
+        """What the teacher generated (B, C, h, w)."""
         return self.points[:, -1]
 
 
@@ -72,7 +72,7 @@ class LatentData(CachedData):
         return start + indices_of_step(seed, step_of_bucket, batch_size, sizes[bucket])
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
-        """The samples at `rows` (B,) int64; their latents are drawn anew from the encoder's posterior each time."""
+        """The samples at `rows` (B,) int64; their latents are sampled anew from the encoder's posterior each time."""
         tensors = self.cache.rows(rows)
         moments = tensors["moments"].float()
         latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from gendistill.data.data_config import DataConfig
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.runtime.hashing import HASHES, HashMemo
 from gendistill.runtime.random import indices_of_step
@@ -22,6 +22,7 @@ from gendistill.runtime.stored_rows import SKIPPED, StoredRows
 Item = TypeVar("Item")
 Progress = Callable[[int], None]
 PART_SIZE = 256
+LAYOUT = 2  # of the rows' names; another one makes caches of earlier versions unread, not misread
 MAX_BROKEN = 0.05
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 def cached_rows(
     cache: str | Path,
-    made_by: Mapping[str, Any],
+    key_parts: Mapping[str, Any],
     described: str,
     items: Callable[[], Iterable[Item]],
     make: Callable[[list[Item]], StoredPart],
@@ -39,7 +40,7 @@ def cached_rows(
     Processes that call it at the same time share the work, and all return when it is done.
 
     Args:
-        made_by: everything that decides what the rows are.
+        key_parts: everything that decides what the rows are.
         described: one line for people.
         items: walks over all of them, always in the same order.
 
@@ -51,11 +52,11 @@ def cached_rows(
         for some in batched(items(), PART_SIZE):
             yield partial(make, some)
 
-    return Store(cache, made_by, described, field="data.cache").build(parts)
+    return Store(cache, {"layout": LAYOUT, **key_parts}, described, field="data.cache").build(parts)
 
 
 def cached_images(
-    config: DataConfig, source: PictureSource, made_by: Mapping[str, Any], make: Callable[[list[Entry]], StoredPart]
+    config: DataConfig, source: ImageSource, key_parts: Mapping[str, Any], make: Callable[[list[Entry]], StoredPart]
 ) -> StoredRows:
     """The rows that `make` makes of a source's images; as `cached_rows`.
 
@@ -63,19 +64,19 @@ def cached_images(
         ValueError: more than `MAX_BROKEN` of the images are broken, or none is left.
     """
     hashes = HashMemo(Path(config.cache) / HASHES)
-    made_by = {"source": source.fingerprint(hashes), **made_by}
+    key_parts = {"source": source.fingerprint(hashes), **key_parts}
     hashes.keep()
-    rows = cached_rows(config.cache, made_by, source.describe(), source.entries, make)
+    rows = cached_rows(config.cache, key_parts, source.describe(), source.entries, make)
     _warn_of_missing(rows, source)
     return rows
 
 
-def image_source(config: DataConfig, seed: int) -> PictureSource:
+def image_source(config: DataConfig, seed: int) -> ImageSource:
     """The images of `data.path`; ValueError where it is a file of prompts."""
     assert config.path is not None
     source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
     if isinstance(source, Prompts):
-        raise ValueError(f"data.path {config.path} is a prompt file; takes pictures")
+        raise ValueError(f"data.path {config.path} is a prompt file; expects images")
     return source
 
 
@@ -105,18 +106,18 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def _warn_of_missing(rows: StoredRows, source: PictureSource) -> None:
+def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
     """A line about what is not as it should be; ValueError if it is too much."""
-    pictures = len(rows) + rows.broken + rows.left_out
+    images = len(rows) + rows.broken + rows.left_out
     listed = f"they are listed in {rows.folder / SKIPPED}"
-    if rows.broken > MAX_BROKEN * pictures:
+    if rows.broken > MAX_BROKEN * images:
         raise ValueError(
-            f"data: {rows.broken} of {pictures} pictures of {source.describe()} cannot be decoded; it takes at most "
+            f"data: {rows.broken} of {images} images of {source.describe()} cannot be decoded; it expects at most "
             f"{MAX_BROKEN:.0%}; {listed}."
         )
     if not len(rows):
-        raise ValueError(f"data: none of {pictures} pictures of {source.describe()} is left; {listed}.")
+        raise ValueError(f"data: none of {images} images of {source.describe()} is left; {listed}.")
     if rows.broken or rows.left_out:
-        logger.warning("data: %d of %d pictures are left out; %s", rows.broken + rows.left_out, pictures, listed)
+        logger.warning("data: %d of %d images are left out; %s", rows.broken + rows.left_out, images, listed)
     if missing := rows.notes.get("missing_captions"):
-        logger.warning("data: %d of %d pictures have no caption: trained as ''", missing, pictures)
+        logger.warning("data: %d of %d images have no caption: trained as ''", missing, images)

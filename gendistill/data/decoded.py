@@ -1,4 +1,4 @@
-"""Pictures with their latents, and what the teacher's decoder makes of these: encoded and decoded once, kept on disk."""
+"""Images with their latents, and what the teacher's decoder makes of these: encoded and decoded once, kept on disk."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.images import as_tensor, from_bytes, in_bytes
 from gendistill.data.provenance import codec_provenance
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.framing import Framing
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.hashing import chance
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.runtime.store import Skipped, StoredPart
-from gendistill.samplers import pictures_at_once
+from gendistill.samplers import images_at_once
 from gendistill.samplers.codec import Codec
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Pictures (B, 3, H, W) in [-1, 1], their latents (B, C, h, w), and what the teacher decodes of these."""
+    """Images (B, 3, H, W) in [-1, 1], their latents (B, C, h, w), and what the teacher decodes of these."""
 
-    pictures: Tensor
+    images: Tensor
     latents: Tensor
     decoded: Tensor
 
 
 class DecodedData(CachedData):
-    """Cached pictures, latents and decoded pictures, by row."""
+    """Cached images, latents and decoded images, by row."""
 
     def batch(self, rows: Tensor, random: PerSampleRandom | None, device: torch.device | str = "cpu") -> DecodedBatch:
         tensors = self.cache.rows(rows)
-        pictures, decoded = (from_bytes(tensors[name].to(device)) for name in ("pictures", "decoded"))
-        return DecodedBatch(pictures, tensors["latents"].to(device).float(), decoded)
+        images, decoded = (from_bytes(tensors[name].to(device)) for name in ("images", "decoded"))
+        return DecodedBatch(images, tensors["latents"].to(device).float(), decoded)
 
 
 def prepare_decoded(
     config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None, copies: int = 1
 ) -> DecodedData:
-    """The pictures of `data.path`; without it those that the teacher paints of `data.prompts`, which are what is decoded.
+    """The images of `data.path`; without it those that the teacher generates of `data.prompts`, which are what is decoded.
 
     Args:
-        copies: rows of each picture of `data.path`: itself, and others that are flipped, moved and coloured at random.
+        copies: rows of each image of `data.path`: itself, and others that are flipped, moved and coloured at random.
 
     Raises:
         ValueError: as `prepare_data`.
@@ -58,9 +58,9 @@ def prepare_decoded(
         return _of_painted(prepare_data(config, teacher, seed, progress), config, teacher.codec)
     source = image_source(config, seed)
     if config.crop == "buckets":
-        raise ValueError("data.crop buckets: a decoder learns on pictures of one size; takes center or random")
+        raise ValueError("data.crop buckets: a decoder learns on images of one size; expects center or random")
     framing = Framing.of(config.crop, teacher.resolution, teacher.codec.factor, seed)
-    made_by = {
+    key_parts = {
         "decoded": True,
         "sizes": framing.sizes,
         "crop": [config.crop, framing.seed],
@@ -68,58 +68,58 @@ def prepare_decoded(
         **codec_provenance(teacher.codec),
     }
     make = partial(_part, source, framing, partial(_copied, copies=copies, seed=seed), teacher.codec, progress)
-    return DecodedData(cached_images(config, source, made_by, make))
+    return DecodedData(cached_images(config, source, key_parts, make))
 
 
 def _part(
-    source: PictureSource,
+    source: ImageSource,
     framing: Framing,
     copied: Callable[[Tensor, str], list[Tensor]],
     codec: Codec,
     progress: Progress | None,
     entries: list[Entry],
 ) -> StoredPart:
-    pictures = []
+    images = []
     skipped: list[Skipped] = []
     for _, sample in source.decoded(entries, skipped):
-        pictures += copied(as_tensor(framing.frame(sample.picture, sample.key)), sample.key)
-    if not pictures:
+        images += copied(as_tensor(framing.frame(sample.image, sample.key)), sample.key)
+    if not images:
         return StoredPart({}, skipped)
-    rows = [_rows(codec, torch.stack(few), progress) for few in batched(pictures, pictures_at_once(framing.sizes[0][0]))]
-    return StoredPart({"pictures": {name: torch.cat([of[name] for of in rows]) for name in rows[0]}}, skipped)
+    rows = [_rows(codec, torch.stack(few), progress) for few in batched(images, images_at_once(framing.sizes[0][0]))]
+    return StoredPart({"images": {name: torch.cat([of[name] for of in rows]) for name in rows[0]}}, skipped)
 
 
-def _copied(picture: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
-    """A picture (3, H, W) in [-1, 1], and `copies` - 1 others like it that its key and the seed decide."""
-    from torchvision.transforms import v2  # of an extra, and only copies need it
+def _copied(image: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
+    """An image (3, H, W) in [-1, 1], and `copies` - 1 others like it that its key and the seed decide."""
+    from torchvision.transforms import v2  # from an extra; only copies need it
 
-    margin = max(1, max(picture.shape[1:]) // 8)
+    margin = max(1, max(image.shape[1:]) // 8)
     change = v2.Compose(
         [
             v2.RandomHorizontalFlip(),
-            v2.RandomCrop((picture.shape[1], picture.shape[2]), padding=margin, padding_mode="edge"),
+            v2.RandomCrop((image.shape[1], image.shape[2]), padding=margin, padding_mode="edge"),
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.5),
         ]
     )
     with torch.random.fork_rng([]):
         torch.manual_seed(int(chance("copies", seed, key) * 2**53))
-        return [picture, *(change(picture / 2 + 0.5) * 2 - 1 for _ in range(copies - 1))]
+        return [image, *(change(image / 2 + 0.5) * 2 - 1 for _ in range(copies - 1))]
 
 
-def _rows(codec: Codec, pictures: Tensor, progress: Progress | None) -> dict[str, Tensor]:
-    latents = codec.moments(pictures).chunk(2, dim=1)[0]
+def _rows(codec: Codec, images: Tensor, progress: Progress | None) -> dict[str, Tensor]:
+    latents = codec.moments(images).chunk(2, dim=1)[0]
     if progress:
-        progress(len(pictures))
-    return {"pictures": in_bytes(pictures), "latents": latents.half().cpu(), "decoded": in_bytes(codec.decode(latents))}
+        progress(len(images))
+    return {"images": in_bytes(images), "latents": latents.half().cpu(), "decoded": in_bytes(codec.decode(latents))}
 
 
 def _of_painted(data: LatentData, config: DataConfig, codec: Codec) -> DecodedData:
-    made_by = {"decoded": data.cache.key, **codec_provenance(codec)}
+    key_parts = {"decoded": data.cache.key, **codec_provenance(codec)}
 
     def make(rows: list[int]) -> StoredPart:
         latents = data.cache.rows(rows)["moments"].float().chunk(2, dim=1)[0]
-        few = pictures_at_once(latents.shape[-1] * codec.factor)
+        few = images_at_once(latents.shape[-1] * codec.factor)
         decoded = torch.cat([in_bytes(codec.decode(some)) for some in latents.split(few)])
-        return StoredPart({"painted": {"pictures": decoded, "latents": latents.half(), "decoded": decoded}})
+        return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded}})
 
-    return DecodedData(cached_rows(config.cache, made_by, data.described, lambda: range(len(data)), make))
+    return DecodedData(cached_rows(config.cache, key_parts, data.described, lambda: range(len(data)), make))

@@ -1,4 +1,4 @@
-"""Encode once: pictures and captions to cached moments and prompt embeddings, or prompts to the teacher's own latents."""
+"""Encode once: images and captions to cached moments and prompt embeddings, or prompts to the teacher's own latents."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from gendistill.data.cached import Progress, batched, cached_images, cached_rows
 from gendistill.data.data_config import DataConfig
 from gendistill.data.images import as_tensor
 from gendistill.data.provenance import codec_provenance, fingerprints, teacher_provenance
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.prompts import Prompts
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.store import Skipped, StoredPart
-from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.samplers import FewStepSampler, images_at_once
 from gendistill.samplers.conditioning import Conditioning
 
-NOTHING_TO_LEARN_ON = "data.path and data.prompts: takes one of them, pictures to learn on or prompts for the teacher to paint"
+NOTHING_TO_LEARN_ON = (
+    "data.path and data.prompts: expects one of them, images to learn on or prompts for the teacher to generate"
+)
 
 
 def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None = None) -> LatentData:
@@ -38,7 +40,7 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
 
     Raises:
         ValueError: both of `data.path` and `data.prompts` are given, or neither to a teacher that needs prompts, there is
-            nothing to learn on, or more than `gendistill.data.cached.MAX_BROKEN` of the pictures are broken.
+            nothing to learn on, or more than `gendistill.data.cached.MAX_BROKEN` of the images are broken.
     """
     if config.path is None:
         return _synthesise(training_prompts(config, teacher), config, teacher, seed, progress)
@@ -48,7 +50,7 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
 
 
 def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
-    """The prompts that a teacher paints without pictures: those given, or all that it knows."""
+    """The prompts that a teacher generates without images: those given, or all that it knows."""
     if config.prompts is not None:
         return Prompts(Path(config.prompts))
     if teacher.own_prompts is None:
@@ -57,7 +59,7 @@ def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
 
 
 def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed: int) -> list[str]:
-    """The prompt of every row of what `prepare_data` gave for the same arguments; no picture is decoded for it."""
+    """The prompt of every row of what `prepare_data` gave for the same arguments; no image is decoded for it."""
     if config.path is None:
         prompts = training_prompts(config, teacher).prompts
         return [prompts[number % len(prompts)] for number in range(len(data))]
@@ -66,9 +68,9 @@ def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed:
     return [source.caption_of(entry) for entry in source.entries() if entry.key not in skipped]
 
 
-def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
+def _encode(source: ImageSource, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
     framing = Framing.of(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
-    made_by = {
+    key_parts = {
         "caption": source.choice.describe(),
         "missing_caption": config.missing_caption,
         "sizes": framing.sizes,
@@ -78,18 +80,18 @@ def _encode(source: PictureSource, config: DataConfig, teacher: Teacher, seed: i
         **fingerprints(teacher.prompt_encoders),
     }
     encode = partial(_encode_part, source, framing, config.missing_caption, teacher, progress)
-    return LatentData(cached_images(config, source, made_by, encode))
+    return LatentData(cached_images(config, source, key_parts, encode))
 
 
 def _encode_part(
-    source: PictureSource,
+    source: ImageSource,
     framing: Framing,
     missing_caption: str,
     teacher: Teacher,
     progress: Progress | None,
     entries: list[Entry],
 ) -> StoredPart:
-    """Encode some entries; pictures of one size share their batches."""
+    """Encode some entries; images of one size share their batches."""
     framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}
     skipped: list[Skipped] = []
     missing = 0
@@ -102,12 +104,12 @@ def _encode_part(
             skipped.append(Skipped(entry.key, "it has no caption", broken=False))
             continue
         missing += not sample.caption
-        picture = framing.frame(sample.picture, sample.key)
-        framed.setdefault((picture.height, picture.width), []).append((sample.key, picture, sample.caption))
+        image = framing.frame(sample.image, sample.key)
+        framed.setdefault((image.height, image.width), []).append((sample.key, image, sample.caption))
     groups = {}
     for (height, width), of_size in sorted(framed.items()):
         batches = []
-        for batch in batched(of_size, pictures_at_once(isqrt(height * width))):
+        for batch in batched(of_size, images_at_once(isqrt(height * width))):
             batches.append(_encode_batch(teacher, batch))
             if progress:
                 progress(len(batch))
@@ -116,10 +118,10 @@ def _encode_part(
 
 
 def _encode_batch(teacher: Teacher, batch: list[tuple[str, Image.Image, str]]) -> dict[str, Tensor]:
-    pictures = torch.stack([as_tensor(picture) for _, picture, _ in batch])
+    images = torch.stack([as_tensor(image) for _, image, _ in batch])
     rows = as_rows(
-        teacher.codec.moments(pictures.to(teacher.pipeline.device)),
-        _encode_captions(teacher, [caption for _, _, caption in batch], (pictures.shape[-2], pictures.shape[-1])),
+        teacher.codec.moments(images.to(teacher.pipeline.device)),
+        _encode_captions(teacher, [caption for _, _, caption in batch], (images.shape[-2], images.shape[-1])),
         teacher.family.cache_dtype,
     )
     return _finite(rows, "encoding", [key for key, _, _ in batch])
@@ -130,13 +132,13 @@ def _finite(rows: dict[str, Tensor], what: str, keys: list[str]) -> dict[str, Te
     finite = torch.stack([tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in rows.values()]).all(0)
     if not finite.all():
         key = keys[int(finite.int().argmin())]
-        raise ValueError(f"data: {what} {key!r} gives numbers that are not finite; takes dtype float32 or bfloat16")
+        raise ValueError(f"data: {what} {key!r} gives numbers that are not finite; expects dtype float32 or bfloat16")
     return rows
 
 
 def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: int, progress: Progress | None) -> LatentData:
-    """Data-free: the teacher paints `num_synthetic` pictures of the prompts, which stay latents."""
-    made_by = {
+    """Data-free: the teacher generates `num_synthetic` images of the prompts, which stay latents."""
+    key_parts = {
         "prompts": prompts.fingerprint(),
         "number": config.num_synthetic,
         "steps": config.synthetic_steps,
@@ -146,7 +148,7 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
     }
     sampler = FewStepSampler(teacher.pipeline)
 
-    def paint(numbers: list[int]) -> StoredPart:
+    def generate(numbers: list[int]) -> StoredPart:
         texts = [prompts.prompts[number % len(prompts)] for number in numbers]
         stock = teacher.pipeline.scheduler
         teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(stock.config)
@@ -163,14 +165,14 @@ def _synthesise(prompts: Prompts, config: DataConfig, teacher: Teacher, seed: in
             teacher.pipeline.scheduler = stock
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         rows = as_rows(moments, _encode_captions(teacher, texts), teacher.family.cache_dtype)
-        return StoredPart({"painted": _finite(rows, "painting", texts)})
+        return StoredPart({"generated": _finite(rows, "generating", texts)})
 
     number = config.num_synthetic
-    return LatentData(cached_rows(config.cache, made_by, prompts.describe(), lambda: range(number), paint))
+    return LatentData(cached_rows(config.cache, key_parts, prompts.describe(), lambda: range(number), generate))
 
 
 def _encode_captions(teacher: Teacher, captions: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-    """Each distinct caption of a batch once; the pictures are of `size`."""
+    """Each distinct caption of a batch once; the images are of `size`."""
     distinct = sorted(set(captions))
     place = {caption: number for number, caption in enumerate(distinct)}
     return teacher.encode_prompts(distinct, size)[torch.tensor([place[caption] for caption in captions])]

@@ -1,4 +1,4 @@
-"""Real pictures, brought to a generator's size once and kept on disk, with the numbers of their classes."""
+"""Real images, brought to a generator's size once and kept on disk, with the numbers of their classes."""
 
 from __future__ import annotations
 
@@ -9,42 +9,40 @@ import torch
 
 from gendistill.data.cached import Progress, cached_images, image_source
 from gendistill.data.data_config import DataConfig
-from gendistill.data.gan_batches import NoData, PictureData, is_enlarging
+from gendistill.data.gan_batches import ImageData, NoData, is_enlarging
 from gendistill.data.images import fitted
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, ImageSource
 from gendistill.gan.generator import GeneratorSpec
 from gendistill.runtime.store import Skipped, StoredPart
 
 
-def prepare_pictures(
-    config: DataConfig, spec: GeneratorSpec, seed: int, progress: Progress | None = None
-) -> PictureData | NoData:
-    """What a GAN is distilled on: the pictures of `data.path`, or nothing but noise where it is not given.
+def prepare_images(config: DataConfig, spec: GeneratorSpec, seed: int, progress: Progress | None = None) -> ImageData | NoData:
+    """What a GAN is distilled on: the images of `data.path`, or nothing but noise where it is not given.
 
     Raises:
-        ValueError: there are prompts, a generator from pictures has none, or no picture shows one of the teacher's classes.
+        ValueError: there are prompts, a generator from images has none, or no image shows one of the teacher's classes.
     """
     if config.prompts is not None:
-        raise ValueError(f"data.prompts {config.prompts}: a GAN takes none; takes data.path, or nothing at all")
+        raise ValueError(f"data.prompts {config.prompts}: a GAN takes none; expects data.path, or nothing at all")
     if config.path is None:
         if spec.kind == "image":
-            raise ValueError("data.path: a generator that paints from pictures takes pictures to paint from")
+            raise ValueError("data.path: a generator that generates from images takes images to generate from")
         return NoData()
     source = image_source(config, seed)
     _, height, width = spec.output_shape if spec.kind == "noise" or is_enlarging(spec) else spec.input_shape
-    made_by = {
+    key_parts = {
         "caption": source.choice.describe(),
         "size": [height, width],
         "classes": list(spec.classes) or spec.num_classes,
     }
     make = partial(_part, source, (height, width), spec, progress)
-    return PictureData(cached_images(config, source, made_by, make), spec)
+    return ImageData(cached_images(config, source, key_parts, make), spec)
 
 
 def _part(
-    source: PictureSource, size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None, entries: list[Entry]
+    source: ImageSource, size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None, entries: list[Entry]
 ) -> StoredPart:
-    pictures, labels = [], []
+    images, labels = [], []
     skipped: list[Skipped] = []
     for entry, sample in source.decoded(entries, skipped):
         try:
@@ -52,9 +50,9 @@ def _part(
         except ValueError as error:
             skipped.append(Skipped(entry.key, str(error), broken=False))
             continue
-        pictures.append(torch.from_numpy(np.array(fitted(sample.picture, *size))).permute(2, 0, 1))
+        images.append(torch.from_numpy(np.array(fitted(sample.image, *size))).permute(2, 0, 1))
     if progress:
         progress(len(entries))
-    if not pictures:
+    if not images:
         return StoredPart({}, skipped)
-    return StoredPart({"pictures": {"pictures": torch.stack(pictures), "labels": torch.tensor(labels)}}, skipped)
+    return StoredPart({"images": {"images": torch.stack(images), "labels": torch.tensor(labels)}}, skipped)

@@ -1,4 +1,4 @@
-"""What the teacher paints of fixed noise, painted once and kept on disk: a step then costs no call of the teacher."""
+"""What the teacher generates of fixed noise, generated once and kept on disk: a step then costs no call of the teacher."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch
 from torch import Tensor
 
 from gendistill.data.cached import PART_SIZE, Progress, cached_rows
-from gendistill.data.gan_batches import GanBatch, NoData, PictureData
+from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
 from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.generator import Generator
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
-from gendistill.samplers import pictures_at_once
+from gendistill.samplers import images_at_once
 
 PAIRS_SEED = 40_000_003  # apart from every training seed
 
 
 class PairedData:
-    """Cached pairs of noise and the teacher's picture, beside the real pictures: a row is a number of each."""
+    """Cached pairs of noise and the teacher's image, beside the real images: a row is a number of each."""
 
-    def __init__(self, pairs: StoredRows, real: PictureData | NoData) -> None:
+    def __init__(self, pairs: StoredRows, real: ImageData | NoData) -> None:
         self.pairs, self.real = pairs, real
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """(batch_size, 2): of the pairs, and of the real pictures, each walked through in an order of its own."""
+        """(batch_size, 2): of the pairs, and of the real images, each walked through in an order of its own."""
         pairs = indices_of_step(seed + 1, step, batch_size, len(self.pairs))
         return torch.stack([pairs, self.real.rows_of_step(seed, step, batch_size)], 1)
 
@@ -42,7 +42,7 @@ class PairedData:
             device,
             inputs=tensors["inputs"].to(device),
             labels=tensors["labels"].to(device) if "labels" in tensors else None,
-            painted=from_bytes(tensors["pictures"].to(device)),
+            generated=from_bytes(tensors["images"].to(device)),
             real=real.real,
             real_labels=real.real_labels,
         )
@@ -51,43 +51,45 @@ class PairedData:
         return {**self.real.summary(), "pairs": len(self.pairs), "pairs_cache": self.pairs.key}
 
 
-def paint_pairs(
-    teacher: Generator, data: PictureData | NoData, count: int, cache: str, progress: Progress | None = None
+def generate_pairs(
+    teacher: Generator, data: ImageData | NoData, count: int, cache: str, progress: Progress | None = None
 ) -> PairedData:
-    """`count` pairs of a teacher that paints from noise, opened from the cache or painted into it first.
+    """`count` pairs of a teacher that generates from noise, opened from the cache or generated into it first.
 
-    Classes are as frequent as among the real pictures; without these each is as frequent as the others.
+    Classes are as frequent as among the real images; without these each is as frequent as the others.
 
     Raises:
-        ValueError: the teacher paints from pictures.
+        ValueError: the teacher generates from images.
     """
     if teacher.spec.kind == "image":
-        raise ValueError(f"gan.pairs {count}: takes a teacher that paints from noise; 0 for one that paints from pictures")
-    made_by = {
+        raise ValueError(
+            f"gan.pairs {count}: expects a teacher that generates from noise; 0 for one that generates from images"
+        )
+    key_parts = {
         "teacher": weights_fingerprint(teacher.network),
         "spec": repr(teacher.spec),
         "count": count,
         "classes": None if isinstance(data, NoData) else data.cache.key,
     }
-    make = partial(_paint, teacher, data, progress)
-    described = f"{count} pictures that the teacher painted"
-    return PairedData(cached_rows(cache, made_by, described, lambda: range(count), make), data)
+    make = partial(_generate, teacher, data, progress)
+    described = f"{count} images that the teacher generated"
+    return PairedData(cached_rows(cache, key_parts, described, lambda: range(count), make), data)
 
 
 @torch.no_grad()
-def _paint(teacher: Generator, data: PictureData | NoData, progress: Progress | None, numbers: list[int]) -> StoredPart:
+def _generate(teacher: Generator, data: ImageData | NoData, progress: Progress | None, numbers: list[int]) -> StoredPart:
     spec, device = teacher.spec, next(iter(teacher.network.parameters()), torch.empty(0)).device
     random = PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(numbers))
     inputs = random.normal(spec.input_shape)
     rows = {"inputs": inputs}
     if spec.num_classes:
         walked = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
-        drawn = data.batch(walked, random).real_labels
-        rows["labels"] = (random.uniform() * spec.num_classes).long() if drawn is None else drawn
-    painted = []
-    for part in torch.arange(len(numbers)).split(pictures_at_once(max(spec.output_shape[1:]))):
+        real_labels = data.batch(walked, random).real_labels
+        rows["labels"] = (random.uniform() * spec.num_classes).long() if real_labels is None else real_labels
+    generated = []
+    for part in torch.arange(len(numbers)).split(images_at_once(max(spec.output_shape[1:]))):
         labels = rows["labels"][part].to(device) if spec.num_classes else None
-        painted.append(in_bytes(teacher(inputs[part].to(device), labels)))
+        generated.append(in_bytes(teacher(inputs[part].to(device), labels)))
         if progress:
             progress(len(part))
-    return StoredPart({"pairs": {**rows, "pictures": torch.cat(painted)}})
+    return StoredPart({"pairs": {**rows, "images": torch.cat(generated)}})

@@ -1,4 +1,4 @@
-"""From the bytes of a picture, of whatever kind, to an RGB picture and to the tensor that an encoder takes."""
+"""From the bytes of an image, of whatever kind, to an RGB image and to the tensor that an encoder takes."""
 
 import warnings
 from collections.abc import Callable
@@ -23,10 +23,10 @@ TAKEN = "PNG, JPEG, WebP, BMP or GIF"
 MAX_PIXELS = 89_478_485
 
 
-def decode_picture(file: Path | BinaryIO, most: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture as it is meant to be seen: RGB, upright (EXIF orientation), transparency on white.
+def decode_image(file: Path | BinaryIO, most: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image as it is meant to be seen: RGB, upright (EXIF orientation), transparency on white.
 
-    16-bit and CMYK pictures become 8-bit RGB; colour profiles are not applied; of an animation the first frame is
+    16-bit and CMYK images become 8-bit RGB; colour profiles are not applied; of an animation the first frame is
     taken.
 
     Raises:
@@ -36,10 +36,10 @@ def decode_picture(file: Path | BinaryIO, most: int = MAX_PIXELS) -> Image.Image
 
 
 def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
-    """Where a picture is transparent, by more than half: white on black, RGB, upright; None where it is nowhere.
+    """Where an image is transparent, by more than half: white on black, RGB, upright; None where it is nowhere.
 
     Raises:
-        ValueError: as `decode_picture`.
+        ValueError: as `decode_image`.
     """
 
     def seen(image: Image.Image) -> Image.Image | None:
@@ -50,7 +50,7 @@ def decode_transparency(file: Path | BinaryIO) -> Image.Image | None:
 
 
 def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Made], most: int) -> Made:
-    """What `read` makes of a picture that was turned upright."""
+    """What `read` makes of an image that was turned upright."""
     try:
         with warnings.catch_warnings():  # Pillow warns of what is refused below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -60,7 +60,7 @@ def _decoded(file: Path | BinaryIO, read: Callable[[Image.Image], Made], most: i
                 raise ValueError(f"{image.width}x{image.height} is more than {most} pixels")
             return read(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, struct.error
-        raise ValueError(f"picture: it cannot be decoded ({error}); it takes {TAKEN}.") from error
+        raise ValueError(f"image: it cannot be decoded ({error}); it expects {TAKEN}.") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -77,33 +77,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fitted(picture: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """Bring the largest crop of a picture with the shape of (height, width) to that size, with Lanczos (antialiased).
+def fitted(image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Bring the largest crop of an image with the shape of (height, width) to that size, with Lanczos (antialiased).
 
-    It is the picture that resizing until it covers (height, width) and then cropping gives, but cropped first: so a
-    long, thin picture costs no more memory than a square one.
+    It is the image that resizing until it covers (height, width) and then cropping gives, but cropped first: so a
+    long, thin image costs no more memory than a square one.
 
     Args:
-        picture: RGB, of any size; a smaller one is enlarged.
+        image: RGB, of any size; a smaller one is enlarged.
         at: where the crop lies along x and y: 0 left or top, 0.5 the centre, 1 right or bottom.
     """
-    scale = min(picture.width / width, picture.height / height)
+    scale = min(image.width / width, image.height / height)
     box_width, box_height = width * scale, height * scale
-    left, top = (picture.width - box_width) * at[0], (picture.height - box_height) * at[1]
-    right, bottom = min(left + box_width, picture.width), min(top + box_height, picture.height)
-    return picture.resize((width, height), Image.Resampling.LANCZOS, (left, top, right, bottom))
+    left, top = (image.width - box_width) * at[0], (image.height - box_height) * at[1]
+    right, bottom = min(left + box_width, image.width), min(top + box_height, image.height)
+    return image.resize((width, height), Image.Resampling.LANCZOS, (left, top, right, bottom))
 
 
-def as_tensor(picture: Image.Image) -> Tensor:
+def as_tensor(image: Image.Image) -> Tensor:
     """RGB to float32 (3, H, W) in [-1, 1]."""
-    return from_bytes(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+    return from_bytes(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
 
 
-def in_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as uint8 on the CPU."""
-    return to_uint8(pictures.float() / 2 + 0.5).cpu()
+def in_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8 on the CPU."""
+    return to_uint8(images.float() / 2 + 0.5).cpu()
 
 
-def from_bytes(pictures: Tensor) -> Tensor:
+def from_bytes(images: Tensor) -> Tensor:
     """uint8 as float32 in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
+    return images.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""What a source of pictures gives: entries as they lie there, samples decoded in threads ahead of whoever takes them."""
+"""What a source of images gives: entries as they lie there, samples decoded in threads ahead of whoever takes them."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from gendistill.data.images import decode_picture
+from gendistill.data.images import decode_image
 from gendistill.data.sources.captions import CaptionChoice
 from gendistill.runtime.hashing import HashMemo, update
 from gendistill.runtime.store import Skipped
@@ -24,16 +24,16 @@ logger = logging.getLogger(__name__)
 # No text encoder reads more than 512 tokens; tokenizers take minutes over a megabyte.
 MAX_CAPTION = 10_000
 
-AHEAD = 8  # pictures of each thread
+AHEAD = 8  # images of each thread
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture as it lies in its source.
+    """One image as it lies in its source.
 
     Attributes:
         key: its name in the source.
-        file: the encoded picture.
+        file: the encoded image.
         texts: those that may be its caption, by field.
     """
 
@@ -44,46 +44,46 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and what it shows.
+    """One image and what it shows.
 
     Attributes:
         key: its name in the source.
-        picture: RGB, of any size.
+        image: RGB, of any size.
         caption: "" where the source has none.
     """
 
     key: str
-    picture: Image.Image
+    image: Image.Image
     caption: str
 
 
-class PictureSource(ABC):
-    """Pictures with captions, decoded as they are asked for.
+class ImageSource(ABC):
+    """Images with captions, decoded as they are asked for.
 
     Args:
         choice: of the captions.
         read_as: whatever else decides what is read of the contents; `choice` alone where None.
 
     Attributes:
-        broken_pictures: how many the latest walk has skipped so far because they could not be decoded.
+        broken_images: how many the latest walk has skipped so far because they could not be decoded.
         missing_captions: how many samples of the latest walk have the caption "" so far.
     """
 
     def __init__(self, choice: CaptionChoice, read_as: Any = None):
         self.choice, self.read_as = choice, choice if read_as is None else read_as
-        self.broken_pictures = self.missing_captions = 0
+        self.broken_images = self.missing_captions = 0
 
     def __iter__(self) -> Iterator[Sample]:
         broken: list[Skipped] = []
-        self.broken_pictures = self.missing_captions = 0
+        self.broken_images = self.missing_captions = 0
         for _, sample in self.decoded(self.entries(), broken):
-            self.broken_pictures = len(broken)
+            self.broken_images = len(broken)
             self.missing_captions += not sample.caption
             yield sample
-        self.broken_pictures = len(broken)
+        self.broken_images = len(broken)
         if broken:
             example = f"{broken[0].key}: {broken[0].reason}"
-            logger.warning("skipped %d pictures of %s, such as %s", len(broken), self.describe(), example)
+            logger.warning("skipped %d images of %s, such as %s", len(broken), self.describe(), example)
 
     def decoded(self, entries: Iterable[Entry], broken: list[Skipped]) -> Iterator[tuple[Entry, Sample]]:
         """Entries with their samples, in their order; those that cannot be decoded are added to `broken` instead."""
@@ -106,15 +106,15 @@ class PictureSource(ABC):
             pool.shutdown(cancel_futures=True)
 
     def decode(self, entry: Entry) -> Sample:
-        """The picture and caption of an entry; ValueError if the picture cannot be decoded."""
-        return Sample(entry.key, decode_picture(entry.file), self.caption_of(entry))
+        """The image and caption of an entry; ValueError if the image cannot be decoded."""
+        return Sample(entry.key, decode_image(entry.file), self.caption_of(entry))
 
     def caption_of(self, entry: Entry) -> str:
         """ "" where the source has none."""
-        return self.choice.draw(entry.key, entry.texts)[:MAX_CAPTION]
+        return self.choice.sample(entry.key, entry.texts)[:MAX_CAPTION]
 
     def fingerprint(self, hashes: HashMemo | None = None) -> str:
-        """64 hex digits: the same wherever the data lies, another as soon as pictures or captions may differ.
+        """64 hex digits: the same wherever the data lies, another as soon as images or captions may differ.
 
         Args:
             hashes: what is known already of large files.
@@ -130,11 +130,11 @@ class PictureSource(ABC):
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
-        """Every picture, always in the same order, none of them decoded."""
+        """Every image, always in the same order, none of them decoded."""
 
     @abstractmethod
     def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
-        """What `fingerprint` is of, beside how captions are drawn."""
+        """What `fingerprint` is of, beside how captions are sampled."""
 
     @abstractmethod
     def named(self) -> str:

@@ -1,4 +1,4 @@
-"""Reading the texts that come with pictures: UTF-8, JSON objects, lines."""
+"""Reading the texts that come with images: UTF-8, JSON objects, lines."""
 
 import json
 from pathlib import PurePosixPath
@@ -35,10 +35,10 @@ def text_lines(data: bytes, named: str) -> list[str]:
         if "\0" in text:
             raise UnicodeDecodeError("utf-8", b"\0", 0, 1, "a zero byte")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{named} cannot be read ({error}); it takes a UTF-8 text file.") from error
+        raise ValueError(f"{named} cannot be read ({error}); it expects a UTF-8 text file.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def text_beside(name: str) -> str:
-    """The name of the text file of a picture."""
+def sidecar_caption(name: str) -> str:
+    """The name of the text file of an image."""
     return PurePosixPath(name).with_suffix(".txt").as_posix()

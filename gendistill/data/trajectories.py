@@ -1,4 +1,4 @@
-"""What the teacher paints of fixed noise and prompts, from the noise to the latents: painted once, kept on disk, learned from
+"""What the teacher generates of fixed noise and prompts, from the noise to the latents: generated once, kept on disk, learned from
 over many epochs."""
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 from gendistill.data.batches import Batch, LatentData, Trajectories, condition_rows, conditioning_of
 from gendistill.data.cached import PART_SIZE, Progress, cached_rows
 from gendistill.data.provenance import denoiser_provenance, teacher_provenance
-from gendistill.data.trajectory_teachers import Painter, Painters
+from gendistill.data.trajectory_teachers import TrajectoryTeacher, TrajectoryTeachers
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import GuidanceConfig
-from gendistill.diffusion.rollout import come_to
+from gendistill.diffusion.rollout import few_step_rollout
 from gendistill.diffusion.teacher import Teacher
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
-from gendistill.samplers import pictures_at_once
+from gendistill.samplers import images_at_once
 from gendistill.samplers.conditioning import Conditioning
 
 TRAJECTORIES_SEED = 50_000_017  # apart from every training seed
@@ -45,14 +45,14 @@ class TrajectoryData:
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
         """(batch_size, 2): of the trajectories and of the data, each walked through in an order of its own."""
-        painted = indices_of_step(seed + 1, step, batch_size, len(self))
-        return torch.stack([painted, self.data.rows_of_step(seed, step, batch_size)], 1)
+        generated = indices_of_step(seed + 1, step, batch_size, len(self))
+        return torch.stack([generated, self.data.rows_of_step(seed, step, batch_size)], 1)
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> Batch:
         batch = self.data.batch(rows[:, 1].contiguous(), random, device)
-        return Batch(batch.latents, batch.conditioning, self.ways(rows[:, 0].contiguous(), device))
+        return Batch(batch.latents, batch.conditioning, self.read(rows[:, 0].contiguous(), device))
 
-    def ways(self, numbers: Tensor, device: torch.device | str = "cpu") -> Trajectories:
+    def read(self, numbers: Tensor, device: torch.device | str = "cpu") -> Trajectories:
         """Those of `numbers` (B,) int64."""
         tensors = self.trajectories.rows(numbers)
         points = tensors["points"].float()
@@ -62,7 +62,7 @@ class TrajectoryData:
 
     @property
     def described(self) -> str:
-        ends = "" if self.ends is None else ", ending where the generation before paints,"
+        ends = "" if self.ends is None else ", ending where the generation before generates,"
         return f"{self.trajectories.provenance['described']}{ends} and {self.data.described}"
 
     def summary(self) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def generate_trajectories(
     """`count` trajectories of the teacher in so many steps, opened from the cache or generated into it first.
 
     By DPM-Solver++ of second order (Lu et al. 2022) on the trailing grid, under the conditions of the data in turn, guided at
-    `guidance.scale`; at a scale drawn from `guidance.range` for each where the student is to take it as an input.
+    `guidance.scale`; at a scale sampled from `guidance.range` for each where the student is to take it as an input.
 
     Args:
-        teachers: further ones, see `Painters`.
+        teachers: further ones, see `TrajectoryTeachers`.
         texts: gives the prompt of every row of the data; called where `teachers` are chosen by it.
         progress: called with the number of trajectories after each batch that this process generates.
 
@@ -96,20 +96,20 @@ def generate_trajectories(
         ValueError: the images of the data are not all of one size, or another teacher cannot generate beside this one.
     """
     if len(data.cache.groups) > 1:
-        raise ValueError("data.crop buckets: trajectories are of one size; takes center or random with alignment")
+        raise ValueError("data.crop buckets: trajectories are of one size; expects center or random with alignment")
     times = torch.cat([_solver(teacher, steps).timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
-    painters = Painters(teacher, teachers or {}, texts)
-    made_by = {
+    trajectory_teachers = TrajectoryTeachers(teacher, teachers or {}, texts)
+    key_parts = {
         "teacher": teacher_provenance(teacher),
         "conditions": data.cache.key,
         "count": count,
         "steps": steps,
         "guidance": list(guidance.range) if guidance.mode == "embedded" else guidance.scale,
-        **painters.made_by,
+        **trajectory_teachers.key_parts,
     }
-    make = partial(_paint, teacher, painters, data, steps, guidance, progress)
-    described = f"{count} trajectories of {painters.described}"
-    return TrajectoryData(cached_rows(cache, made_by, described, lambda: range(count), make), times, data)
+    make = partial(_generate, teacher, trajectory_teachers, data, steps, guidance, progress)
+    described = f"{count} trajectories of {trajectory_teachers.described}"
+    return TrajectoryData(cached_rows(cache, key_parts, described, lambda: range(count), make), times, data)
 
 
 def _solver(teacher: Teacher, steps: int) -> Any:
@@ -119,9 +119,9 @@ def _solver(teacher: Teacher, steps: int) -> Any:
 
 
 @torch.no_grad()
-def _paint(
+def _generate(
     teacher: Teacher,
-    painters: Painters,
+    trajectory_teachers: TrajectoryTeachers,
     data: LatentData,
     steps: int,
     guidance: GuidanceConfig,
@@ -134,19 +134,24 @@ def _paint(
     noise, (low, high) = random.normal(batch.latents.shape[1:]), guidance.range
     scale = low + (high - low) * random.uniform() if guidance.mode == "embedded" else None
     points = torch.empty(len(numbers), steps + 1, *noise.shape[1:], dtype=torch.float16)
-    at_once = pictures_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
-    for painter, chosen in painters.shared_out(rows):
+    at_once = images_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
+    for trajectory_teacher, chosen in trajectory_teachers.shared_out(rows):
         for part in chosen.split(at_once):
             scales = guidance.scale if scale is None else scale[part].to(teacher.pipeline.device)
-            points[part] = _walk(teacher, painter, steps, noise[part], batch.conditioning[part], scales).half().cpu()
+            points[part] = _walk(teacher, trajectory_teacher, steps, noise[part], batch.conditioning[part], scales).half().cpu()
             if progress:
                 progress(len(part))
     conditioning = batch.conditioning if scale is None else batch.conditioning.with_guidance(scale)
-    return StoredPart({"painted": {"points": points, **condition_rows(conditioning, teacher.family.cache_dtype)}})
+    return StoredPart({"generated": {"points": points, **condition_rows(conditioning, teacher.family.cache_dtype)}})
 
 
 def _walk(
-    teacher: Teacher, painter: Painter, steps: int, noise: Tensor, conditioning: Conditioning, scale: Tensor | float
+    teacher: Teacher,
+    trajectory_teacher: TrajectoryTeacher,
+    steps: int,
+    noise: Tensor,
+    conditioning: Conditioning,
+    scale: Tensor | float,
 ) -> Tensor:
     """All points (B, K + 1, C, h, w) of the ways from `noise`."""
     device, denoiser = teacher.pipeline.device, teacher.denoiser
@@ -155,28 +160,28 @@ def _walk(
     points = [x]
     for t in solver.timesteps:
         at = t.to(device).expand(len(x))
-        prediction = painter(x, at, conditioning, unconditional, scale)
+        prediction = trajectory_teacher(x, at, conditioning, unconditional, scale)
         x = solver.step(denoiser.output_of(prediction, at), t, x).prev_sample
         points.append(x)
     return torch.stack(points, 1)
 
 
 def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str) -> TrajectoryData:
-    """The same ways, each with what a student paints of its noise in so many steps of DDIM for its end; kept in the cache.
+    """The same ways, each with what a student generates of its noise in so many steps of DDIM for its end; kept in the cache.
 
     They are what the next generation learns (Furlanello et al. 2018).
     """
-    made_by = {"ways": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
+    key_parts = {"trajectories": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
     make = partial(_ends, data, student, steps)
-    ends = cached_rows(cache, made_by, "ends of trajectories", lambda: range(len(data)), make)
+    ends = cached_rows(cache, key_parts, "ends of trajectories", lambda: range(len(data)), make)
     return TrajectoryData(data.trajectories, data.times, data.data, ends)
 
 
 def _ends(data: TrajectoryData, student: Denoiser, steps: int, numbers: list[int]) -> StoredPart:
-    ways = data.ways(torch.tensor(numbers), next(student.network.parameters()).device)
-    at_once = pictures_at_once(8 * ways.noise.shape[-1])
+    trajectories = data.read(torch.tensor(numbers), next(student.network.parameters()).device)
+    at_once = images_at_once(8 * trajectories.noise.shape[-1])
     ends = [
-        come_to(student, ways.noise[part], ways.conditioning[part], steps)[0].half().cpu()
+        few_step_rollout(student, trajectories.noise[part], trajectories.conditioning[part], steps)[0].half().cpu()
         for part in torch.arange(len(numbers)).split(at_once)
     ]
-    return StoredPart({"painted": {"ends": torch.cat(ends)}})
+    return StoredPart({"generated": {"ends": torch.cat(ends)}})

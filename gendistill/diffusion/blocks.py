@@ -1,4 +1,4 @@
-"""The blocks of a U-Net: what they are called, what they say while it runs, and which of a smaller one answers which."""
+"""The blocks of a U-Net: their names, their feature maps during a forward pass, and the pairs of blocks of two U-Nets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Sizes = Mapping[str, tuple[int, int]]
 
 
 def blocks_of(network: Any) -> dict[str, nn.Module]:
-    """Down, middle and up blocks in the order in which they run, by their names: `down_blocks.0`, `mid_block`.
+    """Down, middle and up blocks by name (`down_blocks.0`, `mid_block`), in the order of the forward pass.
 
-    A network may be wrapped for several processes, or one of those that share a base (`AdapterView`).
+    The network may be wrapped for distributed training, or be an adapter on a shared base (`AdapterView`).
     """
     unet = getattr(network, "module", network)
     unet = getattr(unet, "base", unet)
@@ -25,22 +25,22 @@ def blocks_of(network: Any) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def reading(network: Any, names: Iterable[str] | None = None) -> Iterator[dict[str, Tensor]]:
-    """What blocks say while the context is open: maps (B, C, h, w) of the last call by the blocks' names, with gradients.
+def recorded_maps(network: Any, names: Iterable[str] | None = None) -> Iterator[dict[str, Tensor]]:
+    """Feature maps (B, C, h, w) of blocks in the last forward pass within the context, by block name, with gradients.
 
     Args:
-        names: of the blocks; all of them where None.
+        names: names of the blocks; None for all blocks.
     """
-    blocks, found = blocks_of(network), dict[str, Tensor]()
+    blocks, maps = blocks_of(network), dict[str, Tensor]()
     handles = []
     for name in blocks if names is None else names:
 
-        def note(_module: nn.Module, _inputs: object, output: Any, name: str = name) -> None:
-            found[name] = output if isinstance(output, Tensor) else output[0]  # down blocks also give what they hand across
+        def record(_module: nn.Module, _inputs: object, output: Any, name: str = name) -> None:
+            maps[name] = output if isinstance(output, Tensor) else output[0]  # down blocks also return skip connections
 
-        handles.append(blocks[name].register_forward_hook(note))
+        handles.append(blocks[name].register_forward_hook(record))
     try:
-        yield found
+        yield maps
     finally:
         for handle in handles:
             handle.remove()
@@ -48,14 +48,14 @@ def reading(network: Any, names: Iterable[str] | None = None) -> Iterator[dict[s
 
 def sizes_of(maps: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """Height and width of each map (B, C, h, w)."""
-    return {name: (of.shape[-2], of.shape[-1]) for name, of in maps.items()}
+    return {name: (block_map.shape[-2], block_map.shape[-1]) for name, block_map in maps.items()}
 
 
 def paired_blocks(teacher: Sizes, student: Sizes) -> list[tuple[str, str]]:
-    """Blocks of two networks that answer each other, by the sizes of their maps and their depth, in the teacher's order.
+    """Corresponding blocks (teacher, student) of two networks by path, size of the maps and depth, in the teacher's order.
 
-    Blocks of one way (down, middle, up) and one size are paired from the last one on: what a way hands on at a size is
-    comparable whatever number of blocks led there.
+    Within a path (down, middle, up) and a size, blocks are paired from the last backwards: the last output of a path at a size
+    is comparable regardless of the number of blocks before it.
     """
 
     def grouped(sizes: Sizes) -> dict[tuple[str, tuple[int, int]], list[str]]:
@@ -64,10 +64,10 @@ def paired_blocks(teacher: Sizes, student: Sizes) -> list[tuple[str, str]]:
             groups.setdefault((name.split(".")[0], size), []).append(name)
         return groups
 
-    others = grouped(student)
-    found = {
-        one: other
+    student_groups = grouped(student)
+    student_of = {
+        teacher_block: student_block
         for key, names in grouped(teacher).items()
-        for one, other in zip(reversed(names), reversed(others.get(key, [])), strict=False)
+        for teacher_block, student_block in zip(reversed(names), reversed(student_groups.get(key, [])), strict=False)
     }
-    return [(name, found[name]) for name in teacher if name in found]
+    return [(name, student_of[name]) for name in teacher if name in student_of]

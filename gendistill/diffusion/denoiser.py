@@ -1,4 +1,4 @@
-"""A network, adapted once: (x_t, t, Conditioning) -> Prediction. No method ever sees a UNet's call signature."""
+"""A denoiser: a network behind the uniform signature (x_t, t, Conditioning) -> Prediction, for networks of all families."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ NetworkCall = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
 
 @dataclass(eq=False)
 class Denoiser:
-    """What a diffusion teacher or student is: a network, its noise schedule and the dialect that it predicts in.
+    """A diffusion teacher or student: a network, its noise schedule and its prediction type.
 
     Attributes:
         network: any `nn.Module`.
-        schedule: of the noise that the network was trained on.
+        schedule: the noise schedule that the network was trained with.
         prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
-        call: how this family's network is called; gives the raw output, of x_t's shape.
-        clip: of pixels, the largest |x_0|, as the teacher's scheduler clips it (and as diffusers' schedulers do: eps stays
-            what the network said). The gradient passes as if nothing were clipped.
-        share: how much of the output is of that dialect, the rest being eps; 1 but on the way there (`to_prediction`).
+        call: the forward call of the network's family; returns the raw output, of x_t's shape.
+        clip: for pixel-space models, the bound on |x_0|, as in the teacher's scheduler (as in diffusers, eps is not
+            recomputed from the clipped x_0). The gradient passes through the clipping unchanged.
+        fraction: the output is (1 - fraction) eps + fraction (prediction of `prediction_type`); below 1 only while a student
+            changes its prediction type (`to_prediction`).
     """
 
     network: Any
@@ -34,29 +35,29 @@ class Denoiser:
     prediction_type: str
     call: NetworkCall
     clip: float | None = None
-    share: float = 1.0
+    fraction: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
-        """x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); computed in float32 at least."""
+        """The predicted x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); in float32 or wider."""
         output = self.call(self.network, x_t, t, conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
-        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.share)
+        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.fraction)
         if self.clip is None:
             return prediction
         x_0 = prediction.x_0
         return Prediction(x_0.detach().clamp(-self.clip, self.clip) + (x_0 - x_0.detach()), prediction.eps)
 
     def output_of(self, prediction: Prediction, t: Tensor) -> Tensor:
-        """What its network would have put out (B, ...) to say `prediction` at t (B,)."""
-        return from_prediction(prediction, t, self.prediction_type, self.schedule, self.share)
+        """The network output (B, ...) that corresponds to `prediction` at t (B,)."""
+        return from_prediction(prediction, t, self.prediction_type, self.schedule, self.fraction)
 
     def guided(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
     ) -> Prediction:
-        """Classifier-free guidance at `scale` ((B,) or one number; 1 is none), both branches in one network call.
+        """Classifier-free guidance at `scale` ((B,) or one number; 1 is no guidance), both branches in one network call.
 
-        `unconditional` holds one condition (batch of 1) or B, of which `conditioning` keeps what it says nothing of. Where
-        the scale is the number 1 its branch is not computed.
+        `unconditional` has a batch of 1 or B; the entries that it lacks are those of `conditioning`. The unconditional branch
+        is not computed where the scale is the number 1.
         """
         if isinstance(scale, float) and scale == 1.0:
             return self(x_t, t, conditioning)
@@ -65,10 +66,10 @@ class Denoiser:
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         return prediction[:batch].guided(prediction[batch:], scale)
 
-    def speaking(self, prediction_type: str, share: float = 1.0) -> Denoiser:
-        """The same network, read in another dialect, or in one that is partly eps still."""
-        return replace(self, prediction_type=prediction_type, share=share)
+    def with_prediction_type(self, prediction_type: str, fraction: float = 1.0) -> Denoiser:
+        """The same network with its output interpreted as another prediction type, or as a mix of that and eps (`fraction`)."""
+        return replace(self, prediction_type=prediction_type, fraction=fraction)
 
     def with_network(self, network: Any) -> Denoiser:
-        """The same family, schedule and dialect around other weights."""
+        """The same family, schedule and prediction type with another network."""
         return replace(self, network=network)

@@ -1,4 +1,4 @@
-"""How classifier-free guidance (Ho & Salimans 2022) enters a student, the same for every method."""
+"""The distillation of classifier-free guidance (Ho & Salimans 2022) into a student, common to all methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gendistill.settings.section import Section
 
 
 class GuidanceConfig(Section):
-    """What becomes of classifier-free guidance in the student."""
+    """The use of classifier-free guidance by the student."""
 
     mode: Literal["embedded", "baked", "cfg"] = Field(
         "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
@@ -29,32 +29,33 @@ class GuidanceConfig(Section):
     def _range_rises(self) -> GuidanceConfig:
         low, high = self.range
         if not 1 <= low < high:
-            raise ValueError(f"guidance.range {low}, {high}: takes 1 <= low < high")
+            raise ValueError(f"guidance.range {low}, {high}: expects 1 <= low < high")
         return self
 
     @property
-    def of_pipeline(self) -> float:
-        """The `guidance_scale` that the student's pipeline is called with; 1 (off) where the scale is baked in."""
+    def pipeline_scale(self) -> float:
+        """The `guidance_scale` of calls of the student's pipeline; 1 (off) where the scale is baked in."""
         return 1.0 if self.mode == "baked" else self.scale
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a student is told of guidance, and what its teacher makes of it.
+    """Conditions of the student and guidance of the teacher in a training step.
 
-    - `baked`: the teacher is guided at one scale, of which the student is told nothing.
-    - `embedded`: at a scale drawn for each sample, which the student is told (Meng et al. 2023, section 3.1).
-    - `cfg`: not at all; some prompts are dropped, so that the student learns both branches.
+    - `baked`: the teacher is guided at one fixed scale, which is no input of the student.
+    - `embedded`: the teacher is guided at a scale that is sampled for each sample, and the student has that scale as an input
+      (Meng et al. 2023, section 3.1).
+    - `cfg`: the teacher is not guided; some prompts are dropped, so that the student learns both branches.
 
     Attributes:
-        unconditional: the empty prompt, a batch of 1.
+        unconditional: the encoded empty prompt, a batch of 1.
     """
 
     unconditional: Conditioning
     config: GuidanceConfig
 
-    def draw(self, conditioning: Conditioning, random: PerSampleRandom) -> tuple[Conditioning, Tensor | float]:
-        """What the student is conditioned on (B), and the scale to guide its teacher with, (B,) or one number."""
+    def sample(self, conditioning: Conditioning, random: PerSampleRandom) -> tuple[Conditioning, Tensor | float]:
+        """The conditions of the student (B), and the guidance scale of the teacher, (B,) or one number."""
         config, device = self.config, conditioning.device
         if config.mode == "embedded":
             low, high = config.range
@@ -68,5 +69,5 @@ class Guidance:
     def predict(
         self, teacher: Denoiser, x_t: Tensor, t: Tensor, conditioning: Conditioning, scale: Tensor | float
     ) -> Prediction:
-        """The teacher at x_t (B, ...), t (B,), guided at `scale`; at 1 for all the unconditional branch is not computed."""
+        """The teacher's prediction at x_t (B, ...), t (B,), guided at `scale`; the number 1 skips the unconditional branch."""
         return teacher.guided(x_t, t, conditioning.with_guidance(None), self.unconditional, scale)

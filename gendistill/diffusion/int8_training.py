@@ -1,4 +1,4 @@
-"""Quantisation-aware training: layers that compute as they will in 8 bits, and learn as if they did not (Jacob et al. 2018)."""
+"""Quantisation-aware training with fake-quantised 8-bit layers and a straight-through gradient (Jacob et al. 2018)."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gendistill.samplers.quantization.int8 import LEVELS, MOST, input_ranges, layers_in_8_bits, weight_scales
+from gendistill.samplers.quantization.int8 import LEVELS, MAX_LEVEL, input_ranges, layers_in_8_bits, weight_scales
 
 
 class FakeInt8Linear(nn.Linear):
-    """Numbers are those of `Int8Layer`; the gradient passes the rounding as if it were not there."""
+    """A linear layer with the values of `Int8Layer`; the gradient passes straight through the rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(rounded_inputs(x), rounded_weight(self.weight).to(x.dtype), self.bias)
 
 
 class FakeInt8Conv2d(nn.Conv2d):
-    """See `FakeInt8Linear`."""
+    """A convolution with the values of `Int8Layer`, as `FakeInt8Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(rounded_inputs(x), rounded_weight(self.weight).to(x.dtype), self.bias)
 
 
 def rounded_weight(weight: Tensor) -> Tensor:
-    """A weight (O, ...) as 8 bits hold it, in float32."""
+    """A weight (O, ...), quantised to 8 bits and dequantised, in float32."""
     scales = weight_scales(weight)
-    return _Rounded.apply(weight.float(), scales, torch.zeros_like(scales), -MOST, MOST)
+    return _Rounded.apply(weight.float(), scales, torch.zeros_like(scales), -MAX_LEVEL, MAX_LEVEL)
 
 
 def rounded_inputs(x: Tensor) -> Tensor:
-    """What comes into a layer (B, ...) as 8 bits hold it, by each picture's own range."""
+    """The input of a layer (B, ...), quantised to 8 bits by the range of each sample and dequantised."""
     return _Rounded.apply(x.float(), *input_ranges(x), 0, LEVELS).to(x.dtype)
 
 
 class _Rounded(torch.autograd.Function):
-    """To the nearest level of each row's scale; the gradient is that of doing nothing, since no value is beyond the levels."""
+    """Rounding to the nearest level of each row's scale; the gradient is the identity, since no value exceeds the levels."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, scales: Tensor, zeros: Tensor, low: int, high: int) -> Tensor:
-        scales, zeros = (of.reshape(-1, *[1] * (x.ndim - 1)) for of in (scales, zeros))
+        scales, zeros = (row_values.reshape(-1, *[1] * (x.ndim - 1)) for row_values in (scales, zeros))
         levels = x * (1 / scales)
         return levels.add_(zeros).round_().clamp_(low, high).sub_(zeros).mul_(scales)
 
@@ -51,22 +51,22 @@ class _Rounded(torch.autograd.Function):
 
 
 def compute_as_int8(network: Any) -> None:
-    """Let the layers that will compute in 8 bits do as if they did; their names and weights stay what they are."""
-    made = {layer: _fake(layer) for _, layer in layers_in_8_bits(network)}
-    for path, layer in list(network.named_modules(remove_duplicate=False)):  # diffusers has layers of two names
-        if layer in made:
+    """Replace the layers that will compute in 8 bits by fake-quantised ones, of the same names and parameters."""
+    fake_layers = {layer: _fake(layer) for _, layer in layers_in_8_bits(network)}
+    for path, layer in list(network.named_modules(remove_duplicate=False)):  # diffusers registers some layers under two names
+        if layer in fake_layers:
             parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, made[layer])
+            setattr(network.get_submodule(parent), name, fake_layers[layer])
 
 
 def _fake(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """The layer's fake-quantised form, which learns the layer's own parameters (as `torch.ao.nn.qat` swaps modules)."""
-    made: nn.Linear | nn.Conv2d
+    """The fake-quantised layer, which shares the parameters of the layer (as `torch.ao.nn.qat` swaps modules)."""
+    fake: nn.Linear | nn.Conv2d
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        made = FakeInt8Linear(layer.in_features, layer.out_features, bias, device="meta")
+        fake = FakeInt8Linear(layer.in_features, layer.out_features, bias, device="meta")
     else:
         sizes = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        made = FakeInt8Conv2d(**{name: getattr(layer, name) for name in sizes}, bias=bias, device="meta")
-    made.weight, made.bias = layer.weight, layer.bias
-    return made.train(layer.training)
+        fake = FakeInt8Conv2d(**{name: getattr(layer, name) for name in sizes}, bias=bias, device="meta")
+    fake.weight, fake.bias = layer.weight, layer.bias
+    return fake.train(layer.training)

@@ -1,4 +1,4 @@
-"""A discriminator of latents, under the condition that they were painted for."""
+"""A conditional discriminator of latents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from gendistill.samplers.conditioning import Conditioning
 
-SMALLEST, WIDEST = 4, 128  # latents along an edge of the last maps; their channels
+SMALLEST, WIDEST = 4, 128  # edge of the last feature maps; largest number of channels
 
 
 def condition_of(conditioning: Conditioning) -> Tensor | None:
-    """What pictures of one group have in common: pooled prompts or the means of their tokens (B, D), or classes (B,) int64."""
+    """The condition of each sample: pooled prompt or mean of its token embeddings (B, D), or classes (B,) int64; else None."""
     if "pooled_embeds" in conditioning:
         return conditioning["pooled_embeds"].float()
     if "prompt_embeds" in conditioning:
@@ -21,13 +21,15 @@ def condition_of(conditioning: Conditioning) -> Tensor | None:
 
 
 class LatentDiscriminator(nn.Module):
-    """A projection discriminator (Miyato & Koyama 2018, eq. 4), with one logit a place of its last maps and without norms.
+    """A projection discriminator (Miyato & Koyama 2018, eq. 4) with one logit per position of its last feature maps.
+
+    It has no normalisation layers.
 
     Args:
-        shape: of the latents (C, h, w); of points (C,).
-        example: conditions as it will see them, a batch of any size; without any it judges the latents alone.
-        num_classes: of class labels.
-        width: channels of the first maps, doubled with every halving of the edges.
+        shape: shape of the latents, (C, h, w), or (C,) for points.
+        example: conditions of a batch of any size; None for an unconditional discriminator.
+        num_classes: number of classes, for class labels.
+        width: channels of the first feature maps, doubled with every halving of the edges.
     """
 
     def __init__(
@@ -44,43 +46,43 @@ class LatentDiscriminator(nn.Module):
             width = wider
         self.blocks = nn.Sequential(*blocks, _Block(width, width, size))
         self.logit = nn.Conv2d(width, 1, 1)
-        self.of_condition = _embedding(None if example is None else condition_of(example), num_classes, width)
+        self.condition_embedding = _embedding(None if example is None else condition_of(example), num_classes, width)
 
     def forward(self, x_t: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits (B, 1, h', w'), large where it thinks the teacher's.
+        """Logits (B, 1, h', w'), large for latents of the teacher.
 
         Args:
-            x_t: latents (B, C, h, w) or (B, C), with noise.
-            log_snr: (B,), of how much.
-            condition: as `condition_of` gives it.
+            x_t: noisy latents (B, C, h, w) or (B, C).
+            log_snr: log signal-to-noise ratio (B,) of x_t.
+            condition: the result of `condition_of`.
         """
         x = x_t.reshape(*x_t.shape, *[1] * (4 - x_t.ndim))
-        level = (log_snr / 4).to(x)[:, None, None, None].expand(-1, 1, *x.shape[2:])
-        seen = F.leaky_relu(self.blocks(self.first(torch.cat([x, level], 1))), 0.2)
-        logits: Tensor = self.logit(seen)
-        if self.of_condition is None or condition is None:
+        noise_level = (log_snr / 4).to(x)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+        features = F.leaky_relu(self.blocks(self.first(torch.cat([x, noise_level], 1))), 0.2)
+        logits: Tensor = self.logit(features)
+        if self.condition_embedding is None or condition is None:
             return logits
-        asked = self.of_condition(condition)[:, :, None, None]
-        return logits + (asked * seen).sum(1, keepdim=True)
+        embedding = self.condition_embedding(condition)[:, :, None, None]
+        return logits + (embedding * features).sum(1, keepdim=True)
 
 
 class _Block(nn.Module):
-    """Two convolutions, and a third beside them; half the edges where `down`."""
+    """A residual block of two convolutions with a 1x1 shortcut; halves the edges where `down`."""
 
-    def __init__(self, channels: int, wider: int, size: int, *, down: bool = False) -> None:
+    def __init__(self, channels: int, out_channels: int, size: int, *, down: bool = False) -> None:
         super().__init__()
-        self.first, self.second = _conv(channels, wider, size), _conv(wider, wider, size)
-        self.beside, self.down = _conv(channels, wider, 1), down
+        self.first, self.second = _conv(channels, out_channels, size), _conv(out_channels, out_channels, size)
+        self.shortcut, self.down = _conv(channels, out_channels, 1), down
 
     def forward(self, x: Tensor) -> Tensor:
         if self.down:
             x = F.avg_pool2d(x, 2, ceil_mode=True)
-        seen: Tensor = self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
-        return seen + self.beside(x)
+        residual: Tensor = self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
+        return residual + self.shortcut(x)
 
 
-def _conv(channels: int, wider: int, size: int) -> nn.Module:
-    return nn.Conv2d(channels, wider, size, padding=size // 2)
+def _conv(channels: int, out_channels: int, size: int) -> nn.Module:
+    return nn.Conv2d(channels, out_channels, size, padding=size // 2)
 
 
 def _embedding(example: Tensor | None, num_classes: int, width: int) -> nn.Module | None:

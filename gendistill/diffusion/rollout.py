@@ -1,4 +1,4 @@
-"""Where a denoiser comes to by itself."""
+"""Few-step rollouts: the latents that a denoiser reaches from noise in a few DDIM steps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gendistill.schedulers import trailing
 
 
 @torch.no_grad()
-def come_to(
-    denoiser: Denoiser, noise: Tensor, conditioning: Conditioning, steps: int, made: int | None = None
+def few_step_rollout(
+    denoiser: Denoiser, noise: Tensor, conditioning: Conditioning, steps: int, stop_after: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x (B, C, h, w) and its times (B,) after `made` (all where None) of `steps` steps of DDIM on the trailing grid."""
+    """x_t (B, C, h, w) and t (B,) after the first `stop_after` (None: all) of `steps` DDIM steps on the trailing grid."""
     schedule = denoiser.schedule
     times = torch.cat([trailing(steps, schedule.num_train_timesteps), torch.tensor([int(schedule.clean)])]).to(noise.device)
-    x, made = noise, steps if made is None else made
-    for number in range(made):
-        t, s = (times[at].expand(len(x)) for at in (number, number + 1))
-        said = denoiser(x, t, conditioning)
-        x = ddim_step(said.x_0, said.eps, s, schedule)
-    return x, times[made].expand(len(x))
+    x_t, stop_after = noise, steps if stop_after is None else stop_after
+    for i in range(stop_after):
+        t, s = times[i].expand(len(x_t)), times[i + 1].expand(len(x_t))
+        prediction = denoiser(x_t, t, conditioning)
+        x_t = ddim_step(prediction.x_0, prediction.eps, s, schedule)
+    return x_t, times[stop_after].expand(len(x_t))

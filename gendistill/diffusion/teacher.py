@@ -1,4 +1,4 @@
-"""A teacher, opened from a folder, a hub id or a checkpoint, and taken apart into denoiser, codec and prompt encoder."""
+"""A teacher, opened from a folder, a hub id or a checkpoint: its denoiser, codec and prompt encoder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, open_pipeline
 from gendistill.schedulers import PREDICTION_TYPES
 
-LEAST_SIGNAL = 1e-3  # alpha; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
+MIN_SIGNAL = 1e-3  # smallest alpha of an epsilon teacher; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A diffusion pipeline and what training needs of it. Nothing in it is trained.
+    """A diffusion pipeline and its parts that training needs. Nothing in it is trained.
 
     Attributes:
-        resolution: pixels along an edge of the pictures that it is taught on.
-        commit: that it was downloaded at; None where it is not from the hub.
+        resolution: pixels along an edge of the training images.
+        commit: commit of the download; None where the pipeline is not from the hub.
     """
 
     source: str
@@ -42,7 +42,7 @@ class Teacher:
 
     @property
     def own_prompts(self) -> list[str] | None:
-        """All prompts that it knows; None where it takes any text."""
+        """The fixed list of prompts of the pipeline (class names, for example); None where it accepts any text."""
         return self.family.own_prompts(self.pipeline)
 
     @property
@@ -51,18 +51,18 @@ class Teacher:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts (B) as the pipeline itself encodes them, for pictures of (height, width); squares of `resolution` where None.
+        """Prompts (B), encoded by the pipeline, for images of `size` (height, width); None for squares of `resolution`.
 
         Raises:
-            ValueError: a prompt means nothing to the pipeline.
+            ValueError: the pipeline does not know a prompt.
         """
         return self.family.conditioning(self.family.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
-        """The other branch of classifier-free guidance, a batch of 1, for pictures of any size.
+        """The unconditional branch of classifier-free guidance, a batch of 1, for images of any size.
 
-        Empty for a family that knows no guidance.
+        Empty for a family without guidance.
         """
         if not self.family.guided:
             return Conditioning()
@@ -82,17 +82,17 @@ def load_teacher(
 
     Args:
         source, config, revision: as for `open_pipeline`.
-        resolution: of the pictures that it is taught on; its own where None.
+        resolution: pixels along an edge of the training images; None for the pipeline's own.
 
     Raises:
-        ValueError: it cannot be opened, its family is not supported, or its network cannot be distilled.
+        ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
     """
     pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
     return teacher_of(pipeline.to(device), source, resolution)
 
 
 def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None) -> Teacher:
-    """An opened pipeline as a teacher; nothing in it learns from then on.
+    """An opened pipeline as a teacher; all its parameters are frozen.
 
     Raises:
         ValueError: as `load_teacher`.
@@ -112,7 +112,7 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     )
     height, width = family.size(pipeline)
     if height != width:
-        raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; takes square pictures")
+        raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
     _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
     resolution = resolution or height
     return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
@@ -121,24 +121,26 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
 def _require_distillable(
     source: str | Path, denoiser: Denoiser, codec: Codec, channels: tuple[int, int], scheduler: str
 ) -> None:
-    """Raise ValueError for networks of a supported family that have something unusual in them."""
+    """Raise ValueError for networks of a supported family with an unsupported option."""
     config, schedule = denoiser.network.config, denoiser.schedule
     if channels != (codec.channels, codec.channels):
         raise ValueError(
             f"model {source}: a network of {channels[0]} to {channels[1]} channels is not supported; "
-            f"takes {codec.channels} to {codec.channels}"
+            f"expects {codec.channels} to {codec.channels}"
         )
     if config.get("time_cond_proj_dim") is not None:
-        raise ValueError(f"model {source} takes its guidance as an input: it is a student already; takes a teacher")
+        raise ValueError(f"model {source} has the guidance scale as an input: it is a student already; expects a teacher")
     if denoiser.prediction_type not in PREDICTION_TYPES:
         raise ValueError(
-            f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; takes {', '.join(PREDICTION_TYPES)}"
+            f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; expects {', '.join(PREDICTION_TYPES)}"
         )
     if schedule.kind != "vp":
-        raise ValueError(f"model {source}: the noise schedule of {scheduler} is not supported; takes a variance-preserving one")
-    last = float(schedule.alpha(schedule.num_train_timesteps - 1))
-    if denoiser.prediction_type == "epsilon" and last < LEAST_SIGNAL:
         raise ValueError(
-            f"model {source} predicts the noise, but its schedule ends in noise alone (alpha {last:.1e}), from which that says "
-            "nothing of the picture; takes a teacher that predicts v or the picture at zero terminal SNR"
+            f"model {source}: the noise schedule of {scheduler} is not supported; expects a variance-preserving one"
+        )
+    last = float(schedule.alpha(schedule.num_train_timesteps - 1))
+    if denoiser.prediction_type == "epsilon" and last < MIN_SIGNAL:
+        raise ValueError(
+            f"model {source} predicts the noise, but its schedule ends in pure noise (alpha {last:.1e}), where that does not "
+            "determine the image; expects a teacher that predicts v or the image at zero terminal SNR"
         )

@@ -1,6 +1,6 @@
 """A tiny autoencoder in the latent space of a large one: diffusers' `AutoencoderTiny`, the architecture of TAESD.
 
-It takes and gives latents of about unit variance, as the denoiser sees them: it stands in a pipeline where the large one did.
+Its latents have about unit variance, as the latents of the denoiser, so it replaces the large autoencoder in a pipeline.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from gendistill.samplers.codec import LatentCodec
 from gendistill.samplers.missing_weights import require_loaded
 from gendistill.training.ema import MovingAverage
 
-FASTEST = torch.channels_last  # of weights, on a CPU
+FASTEST = torch.channels_last  # the fastest memory format of weights on a CPU
 
 
 def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3) -> Any:
-    """A fresh one with the latents and the pictures of `vae`, an `AutoencoderKL`.
+    """An `AutoencoderTiny` of random weights with the latent space and the resolution of `vae`, an `AutoencoderKL`.
 
     Args:
         width: channels of every layer.
-        blocks: of each resolution but the one with the most pixels, which has one (64 and 3 are TAESD's own); or a number for
-            each, the coarsest first. Blocks at the finest cost the most: without any it is interpolated from the one before.
+        blocks: number of blocks at each resolution but the finest, which has one (TAESD: width 64, 3 blocks); or a list of one
+            number for each resolution, the coarsest first. Blocks at the finest resolution cost the most; with 0 blocks the
+            finest feature maps are interpolated.
 
     Raises:
-        ValueError: not a number for each resolution.
+        ValueError: the list has not one number for each resolution, or the numbers are out of range.
     """
     config = vae.config
     levels = len(config["block_out_channels"])
     counts = (*(blocks,) * (levels - 1), 1) if isinstance(blocks, int) else tuple(blocks)
     if len(counts) != levels or min(counts) < 0 or counts[0] == 0:
         raise ValueError(
-            f"decoder.blocks {blocks}: takes 1 or more, or a list of {levels} numbers, one a resolution, the first above 0"
+            f"decoder.blocks {blocks}: expects 1 or more, or a list of {levels} numbers, one a resolution, the first above 0"
         )
     return AutoencoderTiny(
         in_channels=config["in_channels"],
@@ -54,38 +55,39 @@ def tiny_autoencoder(vae: Any, width: int = 64, blocks: int | Sequence[int] = 3)
 
 
 def started_autoencoder(source: str, vae: Any) -> Any:
-    """One that has learned before, for the latents and the pictures of `vae`.
+    """A trained `AutoencoderTiny`, to initialise a student for the latent space of `vae` from.
 
     Args:
-        source: a pipeline's folder, whose `vae` is one, or the folder or the hub id of an `AutoencoderTiny`.
+        source: a pipeline folder whose `vae` is an `AutoencoderTiny`, or the folder or the hub id of one.
 
     Raises:
-        ValueError: it cannot be opened, or has other latents.
+        ValueError: it cannot be opened, or its latents have another shape than those of `vae`.
     """
     part = {"subfolder": "vae"} if (Path(source) / "vae").is_dir() else {}
     try:
         opened: Any = AutoencoderTiny.from_pretrained(source, use_safetensors=True, **part)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise ValueError(f"decoder.start {source}: cannot be opened as an AutoencoderTiny: {why}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"decoder.start {source}: cannot be opened as an AutoencoderTiny: {reason}") from error
     require_loaded(source, {"vae": opened})
-    ours, its = opened.config, vae.config
-    levels = {len(ours["decoder_block_out_channels"]), len(ours["encoder_block_out_channels"])}
-    if ours["latent_channels"] != its["latent_channels"] or levels != {len(its["block_out_channels"])}:
+    student, teacher = opened.config, vae.config
+    levels = {len(student["decoder_block_out_channels"]), len(student["encoder_block_out_channels"])}
+    if student["latent_channels"] != teacher["latent_channels"] or levels != {len(teacher["block_out_channels"])}:
         raise ValueError(
-            f"decoder.start {source}: has latents of {ours['latent_channels']} channels, {2 ** (max(levels) - 1)} pixels wide; "
-            f"takes {its['latent_channels']} channels, {2 ** (len(its['block_out_channels']) - 1)} pixels, as the teacher's are"
+            f"decoder.start {source}: has latents of {student['latent_channels']} channels, {2 ** (max(levels) - 1)} pixels "
+            f"wide; expects {teacher['latent_channels']} channels, {2 ** (len(teacher['block_out_channels']) - 1)} pixels, as "
+            "the teacher's are"
         )
     return opened
 
 
 @dataclass
 class TinyNetworks(MovingAverage):
-    """A tiny autoencoder that learns, its average, and the large one that it learns from.
+    """The networks of decoder distillation: the student, its EMA, and the teacher.
 
     Attributes:
-        decoder, encoder: the two halves of the student, wrapped by whatever the processes need.
-        average: an `AutoencoderTiny`, what becomes the student.
+        decoder, encoder: the two halves of the trained student, wrapped for distributed training.
+        average: an `AutoencoderTiny` with the EMA weights; the run saves it as the student.
     """
 
     teacher: LatentCodec
@@ -98,7 +100,7 @@ class TinyNetworks(MovingAverage):
 
 
 def tiny_networks(teacher: LatentCodec, student: Any) -> TinyNetworks:
-    """Networks whose student starts as `student`, in float32, beside its teacher."""
+    """The networks for a student that is initialised as `student`, in float32, on its teacher's device."""
     student = student.to(teacher.vae.device, memory_format=FASTEST).float().train().requires_grad_(True)
     average = copy.deepcopy(student).eval().requires_grad_(False)
     trained, averaged = dict(student.named_parameters()), dict(average.named_parameters())
@@ -107,11 +109,11 @@ def tiny_networks(teacher: LatentCodec, student: Any) -> TinyNetworks:
 
 @torch.no_grad()
 def decoded_by(autoencoder: Any, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] that an `AutoencoderTiny` makes of latents (B, C, h, w)."""
+    """Images (B, 3, H, W) in [-1, 1] that an `AutoencoderTiny` decodes from latents (B, C, h, w)."""
     return autoencoder.decode(latents).sample.float().clamp(-1, 1)
 
 
 @torch.no_grad()
-def encoded_by(autoencoder: Any, pictures: Tensor) -> Tensor:
-    """Latents (B, C, h, w), of about unit variance, that it makes of pictures (B, 3, H, W) in [-1, 1]."""
-    return autoencoder.encode(pictures).latents.float()
+def encoded_by(autoencoder: Any, images: Tensor) -> Tensor:
+    """Latents (B, C, h, w), of about unit variance, that an `AutoencoderTiny` encodes from images (B, 3, H, W) in [-1, 1]."""
+    return autoencoder.encode(images).latents.float()

@@ -1,4 +1,4 @@
-"""Teacher, student and the student's moving average: three networks, or one base under several adapters."""
+"""Teacher, student and the EMA of the student: three networks, or one frozen base with several LoRA adapters."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ class LoraSettings(Section):
 GUIDANCE_EMBEDDING = 256
 STUDENT, AVERAGE, PREVIOUS = "student", "average", "previous"
 
-Switch = tuple[tuple[str, ...], bool]  # of a layer: the adapters that are active, and whether all are off
+AdapterState = tuple[tuple[str, ...], bool]  # of a PEFT layer: its active adapters, and whether adapters are disabled
 
 
 @dataclass
 class Networks(MovingAverage):
-    """What a distillation method works with.
+    """The networks of a distillation method.
 
-    `student` is the one that learns; `average` holds its exponential moving average (same structure, never a gradient).
-    `trained` and `averaged` are their parameters, by the same names in the same order. `lora` is None in full mode.
+    Attributes:
+        teacher: frozen.
+        student: the trained network.
+        average: the exponential moving average of the student, of the same structure, without gradients.
+        trained, averaged: the parameters of student and average, by the same names in the same order.
+        lora: the adapter's configuration; None where all weights are trained.
     """
 
     teacher: Denoiser
@@ -52,18 +56,18 @@ class Networks(MovingAverage):
 
 
 def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Any = None) -> Networks:
-    """Three networks, the student initialised from the teacher, in float32 whatever the teacher is in.
+    """Three networks; the student is initialised from the teacher, in float32 for a teacher of any precision.
 
-    All are in evaluation mode, as a LoRA's base is: which conditions are dropped is the method's choice, not the network's.
+    All networks are in evaluation mode, as the base of a LoRA is: conditions are dropped by the method, not by the network.
 
-    With `time_cond_proj_dim` the student takes a guidance scale as well; that input starts at zero, so that the student
-    starts as the teacher.
+    With `time_cond_proj_dim` the student also has the guidance scale as an input, whose projection is initialised to zero, so
+    that the student equals the teacher at first.
 
     Args:
-        start: a network to initialise the student from in place of the teacher's.
+        start: a network to initialise the student from instead of the teacher.
     """
-    begins = teacher.network if start is None else start
-    student = copy_network(begins, time_cond_proj_dim).float().eval().requires_grad_(True)
+    initial = teacher.network if start is None else start
+    student = copy_network(initial, time_cond_proj_dim).float().eval().requires_grad_(True)
     average = copy.deepcopy(student).requires_grad_(False)
     return Networks(
         teacher,
@@ -75,7 +79,7 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, star
 
 
 def next_networks(networks: Networks) -> Networks:
-    """Those of the next stage: the average has become the teacher, and the student and its average start as it."""
+    """The networks of the next stage: the EMA becomes the teacher, and initialises the new student and its EMA."""
     average = networks.average
     if networks.lora is None:
         return full_networks(average, average.network.config.get("time_cond_proj_dim"))
@@ -97,7 +101,7 @@ def next_networks(networks: Networks) -> Networks:
 
 
 def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
-    """A copy that is w-conditioned where `time_cond_proj_dim` says so."""
+    """A copy of the network, conditioned on the guidance scale w where `time_cond_proj_dim` is not None."""
     if network.config.get("time_cond_proj_dim") == time_cond_proj_dim:
         return copy.deepcopy(network)
     copied = type(network).from_config(network.config, time_cond_proj_dim=time_cond_proj_dim)
@@ -109,12 +113,12 @@ def copy_network(network: Any, time_cond_proj_dim: int | None) -> Any:
 
 
 def lora_config(targets: Sequence[str], rank: int, alpha: int | None = None) -> LoraConfig:
-    """An adapter of the layers called `targets` (`Family.lora_targets`); its scale is the rank where `alpha` is None."""
+    """The configuration of an adapter of the layers `targets` (`Family.lora_targets`); `alpha` None means the rank."""
     return LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets), init_lora_weights="gaussian")
 
 
 def lora_networks(teacher: Denoiser, lora: LoraConfig) -> Networks:
-    """One frozen base; the student and its average are two low-rank adapters on it, the teacher is none."""
+    """One frozen base; the student and its EMA are two low-rank adapters on it, the teacher is the base without adapter."""
     shared = SharedBase(teacher.network, lora)
     student, average = shared.adapter(STUDENT, trained=True), shared.adapter(AVERAGE)
     trained, averaged = shared.parameters(STUDENT), shared.parameters(AVERAGE)
@@ -132,10 +136,9 @@ def lora_networks(teacher: Denoiser, lora: LoraConfig) -> Networks:
 
 
 def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, nn.Parameter]]:
-    """A further trained denoiser that starts as the teacher, and its parameters by name: a fake score, say.
+    """Another trained denoiser, initialised from the teacher, and its parameters by name: for example a fake score network.
 
-    In LoRA mode it is one more adapter on the base that all networks share, called `name`; else a copy of the teacher's
-    network in float32.
+    With LoRA it is one more adapter `name` on the shared base; else a copy of the teacher's network in float32.
     """
     teacher = networks.teacher
     if networks.lora is not None:
@@ -146,22 +149,22 @@ def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, 
 
 
 def adapter_parameters(network: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """An adapter's parameters by names that do not contain the adapter's own name."""
+    """The parameters of an adapter by names without the adapter's name."""
     for name, parameter in network.named_parameters():
         if f".{adapter}." in name:
             yield name.replace(f".{adapter}.", "."), parameter
 
 
 class SharedBase:
-    """One frozen network under any number of low-rank adapters, each declared by name.
+    """One frozen network with any number of low-rank adapters by name.
 
-    The adapter of a forward pass is part of that pass: it is on in the pass and in its recomputation by gradient
-    checkpointing, in whatever order the networks on this base are called. Between the calls no adapter is on, and switching
-    one never touches `requires_grad`, as PEFT's own `set_adapter` and `disable_adapters` do.
+    Each forward pass has its own adapter, which is active in the pass and in its recomputation by gradient checkpointing, for
+    any order of calls of the networks on this base. Switching adapters never changes `requires_grad`, which PEFT's own
+    `set_adapter` and `disable_adapters` do.
 
     Args:
-        network: a diffusers model of no adapters yet; no weight of its own learns from now on.
-        lora: the configuration of all the adapters.
+        network: a diffusers model without adapters; its weights are frozen.
+        lora: the configuration of all adapters.
     """
 
     def __init__(self, network: Any, lora: LoraConfig) -> None:
@@ -169,15 +172,15 @@ class SharedBase:
         self._layers: list[Any] = []
 
     def adapter(self, name: str, *, trained: bool = False) -> AdapterView:
-        """The network with the adapter `name` on, which is added in float32 where there is none of that name.
+        """The network with the adapter `name`, which is added in float32 if it does not exist.
 
         Args:
-            trained: whether a new adapter's parameters require gradients.
+            trained: whether the parameters of a new adapter require gradients.
         """
         network = self.network
         if name not in getattr(network, "peft_config", {}):
             before = {parameter: parameter.requires_grad for parameter in network.parameters()}
-            with network.device:  # of which PEFT, by itself, makes no meta device
+            with network.device:  # PEFT would not create the adapter on the meta device by itself
                 network.add_adapter(self.lora, name)
             for parameter, requires_grad in before.items():
                 parameter.requires_grad_(requires_grad)
@@ -189,21 +192,21 @@ class SharedBase:
         return AdapterView(self, name)
 
     def without_adapter(self) -> AdapterView:
-        """The network as it was before any adapter."""
+        """The base network with all adapters disabled."""
         return AdapterView(self, None)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """An adapter's parameters by names that do not contain the adapter's own name."""
+        """The parameters of an adapter by names without the adapter's name."""
         return dict(adapter_parameters(self.network, name))
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """The adapter `name` on, or none, while the context is open."""
+        """Activate the adapter `name`, or none, within the context."""
         with self._switched([((name,) if name else (), name is None)] * len(self._layers)):
             yield
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass, each with the adapter that was on in its forward pass."""
+        """Recompute activations in the backward pass, each with the adapter of its forward pass."""
         self.network.enable_gradient_checkpointing(self._checkpoint)
 
     def _checkpoint(self, module: Any, *args: object) -> object:
@@ -216,7 +219,7 @@ class SharedBase:
         return checkpoint(compute, *args, use_reentrant=False)
 
     @contextmanager
-    def _switched(self, state: list[Switch]) -> Iterator[None]:
+    def _switched(self, state: list[AdapterState]) -> Iterator[None]:
         before = self._state()
         self._switch(state)
         try:
@@ -224,16 +227,16 @@ class SharedBase:
         finally:
             self._switch(before)
 
-    def _state(self) -> list[Switch]:
+    def _state(self) -> list[AdapterState]:
         return [(tuple(layer.active_adapters), layer.disable_adapters) for layer in self._layers]
 
-    def _switch(self, state: list[Switch]) -> None:
+    def _switch(self, state: list[AdapterState]) -> None:
         for layer, (names, disabled) in zip(self._layers, state, strict=True):
             layer._active_adapter, layer._disable_adapters = list(names), disabled  # PEFT's setters change requires_grad
 
 
 class AdapterView(nn.Module):
-    """A shared base with one adapter on, or with none."""
+    """A shared base with one adapter, or with none, as a module."""
 
     def __init__(self, shared: SharedBase, adapter: str | None) -> None:
         super().__init__()
@@ -246,6 +249,6 @@ class AdapterView(nn.Module):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         weight = next(self.base.parameters())
-        in_precision = in_own_precision(weight.dtype, weight.device.type)  # accelerate has turned autocast on again
+        in_precision = in_own_precision(weight.dtype, weight.device.type)  # accelerate wraps forward in autocast
         with self.shared.using(self.adapter), in_precision:
             return self.base(*args, **kwargs)

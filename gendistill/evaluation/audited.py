@@ -1,4 +1,4 @@
-"""What every audit of a student looks at: two models, their images of the same prompts and seeds, and the real images."""
+"""The inputs of every audit of a student: two models, their images of the same prompts and seeds, and the real images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from gendistill.data.samples import PictureSource
+from gendistill.data.samples import ImageSource
 from gendistill.data.sources.source import open_source
+from gendistill.evaluation.evaluator import Evaluator
 from gendistill.evaluation.extraction import Extraction, as_tensor
-from gendistill.evaluation.judge import Judge
 from gendistill.evaluation.probes import Probes
-from gendistill.evaluation.reference import read_pictures
+from gendistill.evaluation.reference import read_images
 from gendistill.metrics.distances.clip_score import clip_scores
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.samplers import Sampler
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelImages:
-    """A model as it is sampled from, and its images of the judge's prompts."""
+    """A model with its step count and guidance scale, and the features of its images for the evaluator's prompts."""
 
     name: str
     sampler: Sampler
     steps: int
     guidance_scale: float
-    pictures: SampleFeatures
+    images: SampleFeatures
 
 
 @dataclass(frozen=True)
 class AuditContext:
-    """What does not depend on the student.
+    """The inputs of audits that are shared by all students.
 
     Attributes:
-        reference: the path of the judge's real images.
-        amount: how many images to generate for each attribute and each kind of prompt.
-        audits: the names in `AUDITS` that were asked for.
+        reference: path of the evaluator's real images.
+        amount: number of images to generate for each attribute and each kind of prompt.
+        audits: the requested names in `AUDITS`.
         fitted: probes that were fitted for an earlier student, by attribute.
     """
 
-    judge: Judge
+    evaluator: Evaluator
     reference: str
     probes: Probes
     amount: int
@@ -54,31 +54,31 @@ class AuditContext:
     progress: Callable[[int], None] | None = None
     fitted: dict[str, LinearProbe] = field(default_factory=dict)
 
-    def features_of(self, source: PictureSource) -> Tensor:
-        """(N, D) of all images of a source."""
-        extraction = Extraction(self.judge.extractor, None, self.judge.albums)
-        return as_tensor(read_pictures(source, extraction, square=self.judge.square).reference.features)
+    def features_of(self, source: ImageSource) -> Tensor:
+        """Features (N, D) of all images of a source."""
+        extraction = Extraction(self.evaluator.extractor, None, self.evaluator.image_caches)
+        return as_tensor(read_images(source, extraction, square=self.evaluator.square).reference.features)
 
     @cached_property
     def held_out(self) -> Tensor | None:
-        """Features of real images that nobody trained on; None where `probes.yaml` names none."""
+        """Features of the held-out real images that `probes.yaml` names; None if it names none."""
         unusual = self.probes.unusual
-        if unusual is None or not unusual.with_pictures:
+        if unusual is None or not unusual.with_images:
             return None
         return self.features_of(image_source(unusual.path, unusual.caption))
 
 
-def image_source(path: str, caption: str | None) -> PictureSource:
+def image_source(path: str, caption: str | None) -> ImageSource:
     source = open_source(path, caption)
-    assert isinstance(source, PictureSource)
+    assert isinstance(source, ImageSource)
     return source
 
 
-def captions_of(source: PictureSource) -> list[str]:
-    """Of all images, in their order; none is decoded."""
-    return [source.choice.draw(entry.key, entry.texts) for entry in source.entries()]
+def captions_of(source: ImageSource) -> list[str]:
+    """Captions of all images, in their order, without decoding the images."""
+    return [source.choice.sample(entry.key, entry.texts) for entry in source.entries()]
 
 
-def clip_scores_of(pictures: SampleFeatures) -> np.ndarray:
-    """(N,) of images and their prompts."""
-    return clip_scores(as_tensor(pictures.image_embeddings), as_tensor(pictures.text_embeddings)).numpy()
+def clip_scores_of(images: SampleFeatures) -> np.ndarray:
+    """CLIP scores (N,) of images and their prompts."""
+    return clip_scores(as_tensor(images.image_embeddings), as_tensor(images.text_embeddings)).numpy()

@@ -1,32 +1,32 @@
-"""Captions of real pictures that name a GAN's classes: found where the user does not say which field they are."""
+"""The caption field of real images that names a GAN's classes, for users who do not specify one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gendistill.data.samples import PictureSource
+from gendistill.data.samples import ImageSource
 from gendistill.data.sources.source import open_source
 from gendistill.samplers import Sampler
 
 
 def class_caption(reference: str, samplers: Iterable[Sampler]) -> str | None:
-    """The caption field of a reference whose texts are all classes of all these; None where each takes any prompt.
+    """The caption field of a reference whose texts are classes of all samplers; None if every sampler accepts any prompt.
 
     Raises:
-        ValueError: they take their own classes only, and no field names them alone.
+        ValueError: a sampler accepts its own classes only, and no field consists of these classes.
     """
-    choosy = [sampler for sampler in samplers if sampler.own_prompts not in (None, [""])]
-    if not choosy or not isinstance(source := open_source(reference), PictureSource):
+    restricted = [sampler for sampler in samplers if sampler.own_prompts not in (None, [""])]
+    if not restricted or not isinstance(source := open_source(reference), ImageSource):
         return None
     fields: dict[str, set[str]] = {}
     for entry in source.entries():
         for name, text in entry.texts.items():
             fields.setdefault(name, set()).add(text)
-    fitting = [name for name, texts in fields.items() if all(sampler.knows(texts) for sampler in choosy)]
-    if not fitting:
-        some = ", ".join(repr(prompt) for prompt in (choosy[0].own_prompts or [])[:3])
+    matching = [name for name, texts in fields.items() if all(sampler.knows(texts) for sampler in restricted)]
+    if not matching:
+        classes = ", ".join(repr(prompt) for prompt in (restricted[0].own_prompts or [])[:3])
         raise ValueError(
             f"caption: no field of {reference} ({', '.join(sorted(fields)) or 'it has none'}) names the model's classes "
-            f"({some}, ...) and nothing else; takes --prompts FILE, one class a line"
+            f"({classes}, ...) and nothing else; expects --prompts FILE with one class per line"
         )
-    return max(fitting, key=lambda name: len(fields[name]))
+    return max(matching, key=lambda name: len(fields[name]))

@@ -1,4 +1,4 @@
-"""What a comparison gives: rows, tests of their differences, what each student broke, and whether it still fits."""
+"""The result of a comparison: rows, tests of their differences, and each student's regressions and fit to the teacher."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.table import Table
 
 from gendistill.evaluation.audited import ModelImages
-from gendistill.evaluation.breakage import Breakage
-from gendistill.evaluation.entries import Contestant
+from gendistill.evaluation.entries import ModelEntry
+from gendistill.evaluation.evaluator import EvaluatedModel, Evaluator
 from gendistill.evaluation.fit import Fit
 from gendistill.evaluation.fit_report import as_json
-from gendistill.evaluation.judge import Judge, Judged
+from gendistill.evaluation.regressions import RegressionAnalysis
 from gendistill.evaluation.reporting.colours import colour_numbers
 from gendistill.evaluation.reporting.page import Cell, Column, TableRow
 from gendistill.evaluation.reporting.page import Table as PageTable
@@ -29,7 +29,7 @@ FILE_NAME = "comparison.json"
 
 @dataclass(frozen=True)
 class RowTest:
-    """Whether two rows differ in a score, picture by picture."""
+    """A paired test of the difference of two rows in a score."""
 
     a: str
     b: str
@@ -39,44 +39,44 @@ class RowTest:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One model in one number of steps."""
+    """One model at one step count."""
 
-    contestant: Contestant
+    entry: ModelEntry
     steps: int
-    judged: Judged
+    evaluated: EvaluatedModel
     costs: Costs
 
     @property
     def evaluation(self) -> Evaluation:
-        return self.judged.evaluation
+        return self.evaluated.evaluation
 
     @property
     def memory(self) -> int | None:
-        """Bytes of its weights and of what drawing one picture takes besides: what else the process holds is left out."""
+        """Bytes of the weights and of the working memory for sampling one image, without other memory of the process."""
         peak = self.costs.peak_memory
         return None if peak is None else self.costs.parameter_bytes + peak.working
 
     @property
     def images(self) -> ModelImages:
-        model = self.contestant
-        return ModelImages(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.judged.pictures)
+        model = self.entry
+        return ModelImages(model.name, model.samplers[self.steps], self.steps, model.guidance_scale, self.evaluated.images)
 
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """What came of it.
+    """The result of a comparison of models.
 
     Attributes:
-        rows: models in the order given, most steps first. The first row is the one that others are held against.
-        breakage: by student.
-        fits: whether it still fits, by student of diffusion.
-        warnings: what to know before trusting the figures.
+        rows: rows in the order of the models, most steps first. The first row is the baseline.
+        regressions: regressions by student name.
+        fits: fits to the teacher by student name, for diffusion models.
+        warnings: reasons to doubt the figures.
     """
 
-    judge: Judge
+    evaluator: Evaluator
     rows: list[ComparisonRow]
     tests: list[RowTest]
-    breakage: dict[str, Breakage]
+    regressions: dict[str, RegressionAnalysis]
     fits: dict[str, Fit]
     warnings: list[str]
     files: list[Path] = dataclasses.field(default_factory=list)
@@ -91,23 +91,23 @@ class ModelComparison:
 
     @property
     def colours(self) -> dict[str, int]:
-        """The models' numbers, by name: 0 is the teacher."""
-        names, baseline = [row.contestant.name for row in self.rows], self.baseline.contestant
+        """The models' colour numbers by name: 0 is the teacher."""
+        names, baseline = [row.entry.name for row in self.rows], self.baseline.entry
         return colour_numbers(names, reference=None if baseline.is_student else baseline.name)
 
     def figures(self, scores: Sequence[str]) -> PageTable:
-        """A line a row: its scores, its time and its memory, the best of each marked."""
+        """One table row per row with its scores, time and memory; the best of each column is marked."""
         colours, kinds = self.colours, {row.evaluation.label: _kind(row) for row in self.rows}
-        students = [row.contestant.name for row in self.rows if row.contestant.is_student]
+        students = [row.entry.name for row in self.rows if row.entry.is_student]
         cells: Cells = {
             Column("model", align="left"): lambda row: Cell(row.model, colour=colours[row.model]),
             Column("steps"): lambda row: str(row.steps),
-            Column("calls", "Network calls a picture; a guided step is two."): lambda row: str(row.network_calls),
+            Column("calls", "Network calls per image; a guided step takes two."): lambda row: str(row.network_calls),
             **score_cells(scores),
-            Column("ms", "Median time of one picture by itself, after warm-up.", "lower"): lambda row: Cell(
+            Column("ms", "Median time of one image at batch size 1, after warm-up.", "lower"): lambda row: Cell(
                 milliseconds(row.costs["latency_seconds"]), value=row.costs["latency_seconds"]
             ),
-            Column("MB", "Weights, and what drawing one picture takes besides.", "lower"): lambda row: (
+            Column("MB", "Weights and the working memory for one image.", "lower"): lambda row: (
                 Cell(f"{row.costs['memory_bytes'] / 1e6:.0f}", value=row.costs["memory_bytes"])
                 if "memory_bytes" in row.costs
                 else ""
@@ -124,55 +124,56 @@ class ModelComparison:
         return table.with_best()
 
     def table(self) -> Table:
-        """For the terminal."""
-        figures = self.figures(summary_names(self.evaluations, self.judge.requested))
-        return terminal_table(f"{self.judge.metric} on {self.judge.prompt_source}", figures, self.judge.metric)
+        """The table for the terminal."""
+        figures = self.figures(summary_names(self.evaluations, self.evaluator.requested))
+        return terminal_table(f"{self.evaluator.metric} on {self.evaluator.prompt_source}", figures, self.evaluator.metric)
 
     def fit_table(self) -> Table | None:
-        """Whether the students still fit, for the terminal; None where none was measured."""
+        """The students' fits to the teacher for the terminal; None if none was measured."""
         if not self.fits:
             return None
-        add_ons = [f"{one.kind} {one.name}" for one in next(iter(self.fits.values())).add_ons]
+        add_ons = [f"{add_on.kind} {add_on.name}" for add_on in next(iter(self.fits.values())).add_ons]
         names = ("steps", "cosine of latents", "Procrustes", "CKA", *add_ons)
         rows = []
         for name, fit in self.fits.items():
-            effects = [one.effect.cosine if one.effect else None for one in fit.add_ons]
-            figures = [fit.latents.cosine, fit.latents.procrustes, fit.mean_cka, *effects]
-            rows.append(TableRow.of(name, str(fit.ways["student"][0]), *("–" if of is None else f"{of:.3f}" for of in figures)))
-        title = f"does it still fit? In the place of {self.baseline.contestant.name}"
+            effects = [add_on.effect.cosine if add_on.effect else None for add_on in fit.add_ons]
+            values = [fit.latents.cosine, fit.latents.procrustes, fit.mean_cka, *effects]
+            figures = ["–" if value is None else f"{value:.3f}" for value in values]
+            rows.append(TableRow.from_cells(name, str(fit.sampling["student"][0]), *figures))
+        title = f"does it still fit? As a replacement of {self.baseline.entry.name}"
         return terminal_table(title, PageTable([Column("model", align="left"), *map(Column, names)], rows))
 
     def to_json(self) -> str:
         rows = [{**dataclasses.asdict(row.evaluation), "measured_costs": row.costs.to_dict()} for row in self.rows]
         tests = [dataclasses.asdict(test) for test in self.tests]
-        broke = {name: dataclasses.asdict(of) for name, of in self.breakage.items()}
+        regressions = {name: dataclasses.asdict(analysis) for name, analysis in self.regressions.items()}
         fits = {name: as_json(fit) for name, fit in self.fits.items()}
-        told = {"rows": rows, "tests": tests, "breakage": broke, "fits": fits, "warnings": self.warnings}
-        return json.dumps(told, indent=1, default=float)
+        fields = {"rows": rows, "tests": tests, "breakage": regressions, "fits": fits, "warnings": self.warnings}
+        return json.dumps(fields, indent=1, default=float)
 
 
 def milliseconds(seconds: float) -> str:
-    """To a tenth below 10."""
+    """Seconds as milliseconds, with one decimal below 10."""
     return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f}"
 
 
 def _kind(row: ComparisonRow) -> str:
-    """The group of its table that a row stands in: how the model came about and how it is drawn from."""
-    model = row.contestant
+    """The row's group in the table: the model's name, its distillation method or solver, and its guidance scale."""
+    model = row.entry
     method = model.samplers[row.steps].method
     guidance = f", guidance {model.guidance_scale:g}" if model.guidance_scale > 1 else ""
     return f"{model.name}: {f'{method} student' if method else model.solver(row.steps)}{guidance}"
 
 
 def main_rows(rows: list[ComparisonRow]) -> list[ComparisonRow]:
-    """Of every student the row that it is judged by: 4 steps where it knows them, else its own first count."""
-    if rows[0].contestant.is_student:
+    """The main row of every student: 4 steps if it has such a row, else its default step count."""
+    if rows[0].entry.is_student:
         return []
-    names = dict.fromkeys(row.contestant.name for row in rows if row.contestant.is_student)
-    return [_main_row([row for row in rows if row.contestant.name == name]) for name in names]
+    names = dict.fromkeys(row.entry.name for row in rows if row.entry.is_student)
+    return [_main_row([row for row in rows if row.entry.name == name]) for name in names]
 
 
 def _main_row(rows: list[ComparisonRow]) -> ComparisonRow:
-    own = rows[0].contestant.samplers[rows[0].steps].default_steps
+    own = rows[0].entry.samplers[rows[0].steps].default_steps
     wanted = 4 if any(row.steps == 4 for row in rows) else own
     return next((row for row in rows if row.steps == wanted), rows[0])

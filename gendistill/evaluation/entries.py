@@ -1,4 +1,4 @@
-"""The models of a comparison: each by a name of its own, with a sampler for every step count that it is drawn in."""
+"""The models of a comparison: each with a distinct name and a sampler for every step count."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gendistill.sampling.load import Opening, open_sampler
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A model, and how it is drawn from.
+class ModelEntry:
+    """A model with its samplers and guidance scale.
 
     Attributes:
-        samplers: by the number of steps, most first; the students of one run are one contestant.
-        guidance_scale: of the pipeline; 1 where there is none, or where the scale is baked in.
+        samplers: samplers by step count, largest first; the students of one run form one entry.
+        guidance_scale: guidance scale of the pipeline; 1 without guidance, or if the scale was distilled into the weights.
     """
 
     name: str
@@ -29,61 +29,61 @@ class Contestant:
         return self.samplers[steps].solver
 
 
-def open_contestants(
+def open_entries(
     models: list[str], steps: list[int], *, guidance_scale: float | None = None, solver: str | None = None, device: str = "cpu"
-) -> list[Contestant]:
-    """Open what is compared.
+) -> list[ModelEntry]:
+    """Open the models of a comparison.
 
     Args:
-        models: students, folders of runs that left several, GANs, or any other pipelines.
-        steps: counts to draw in; a student is drawn in those of them that it was validated at, a GAN in one.
-        guidance_scale: of all models that have a choice; their own defaults where None.
-        solver: one of `SOLVERS`, of models that are no students; the scheduler that they come with where None.
+        models: students, run folders with several students, GANs, or any other pipelines.
+        steps: step counts; a student is sampled at those that it was trained for, a GAN in one step.
+        guidance_scale: guidance scale of all models that support guidance; each model's default if None.
+        solver: one of `SOLVERS`, for models that are not students; the pipeline's scheduler if None.
 
     Raises:
-        ValueError: a model cannot be opened, or a student knows none of the step counts.
+        ValueError: a model cannot be opened, or a student was trained for none of the step counts.
     """
     if solver is not None and solver not in SOLVERS:
-        raise ValueError(f"solver {solver!r}: takes {' or '.join(SOLVERS)}")
+        raise ValueError(f"solver {solver!r}: expects {' or '.join(SOLVERS)}")
     names = distinct_names(models)
     return [_open(model, name, steps, guidance_scale, solver, device) for model, name in zip(models, names, strict=True)]
 
 
-def _open(model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, device: str) -> Contestant:
+def _open(model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, device: str) -> ModelEntry:
     folders = [str(folder) for folder in student_folders(Path(model))] or [model]
-    unquantized = Opening(device, quantization="none")  # layers and LoRAs are looked into
+    unquantized = Opening(device, quantization="none")  # feature maps are read and LoRAs loaded
     samplers = [open_sampler(folder, unquantized) for folder in folders]
     first = samplers[0]
-    if first.of_pictures:
+    if first.from_images:
         raise ValueError(
-            f"model {model}: paints pictures anew and is given no prompts; takes gendistill evaluate --input FOLDER"
+            f"model {model}: translates input images and has no prompts; expects gendistill evaluate --input FOLDER"
         )
     chosen_scale = guidance_scale if guidance_scale is not None and first.guided else first.default_guidance_scale
     if first.step_counts is None:
         if solver is not None and isinstance(first, FewStepSampler):
             config = first.pipeline.scheduler.config
             first.pipeline.scheduler = teacher_scheduler(solver, config, bounded=first.family.bounded)
-        return Contestant(name, dict.fromkeys(sorted(steps, reverse=True), first), chosen_scale, is_student=False)
-    known = {count: sampler for sampler in samplers for count in sampler.step_counts or ()}
-    chosen = {count: known[count] for count in sorted(steps, reverse=True) if count in known}
+        return ModelEntry(name, dict.fromkeys(sorted(steps, reverse=True), first), chosen_scale, is_student=False)
+    supported = {count: sampler for sampler in samplers for count in sampler.step_counts or ()}
+    chosen = {count: supported[count] for count in sorted(steps, reverse=True) if count in supported}
     if not chosen:
-        made = "was trained for" if first.spec else "is a GAN, which draws in"
-        raise ValueError(f"steps {steps}: {model} {made} {', '.join(map(str, sorted(known)))}; takes one of them")
-    return Contestant(name, chosen, chosen_scale, is_student=first.method is not None)
+        supports = "was trained for" if first.spec else "is a GAN, with a step count of"
+        raise ValueError(f"steps {steps}: {model} {supports} {', '.join(map(str, sorted(supported)))}; expects one of them")
+    return ModelEntry(name, chosen, chosen_scale, is_student=first.method is not None)
 
 
 def distinct_names(models: list[str]) -> list[str]:
-    """The last part of each path, or more of them where it says too little (`student`) or two are the same.
+    """The last component of each path without a final `student`; as many components as make all names distinct.
 
     Raises:
-        ValueError: a model is given twice.
+        ValueError: a model occurs twice.
     """
     if len(set(models)) < len(models):
-        raise ValueError(f"models {', '.join(models)}: one is given twice; takes each once")
-    parts = [tuple(part for part in Path(model).parts if part not in ("/", "..", ".")) or (model,) for model in models]
-    parts = [of[:-1] if of[-1] == "student" and len(of) > 1 else of for of in parts]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(of[-length:]) for of in parts]
+        raise ValueError(f"models {', '.join(models)}: one is given twice; expects each once")
+    paths = [tuple(part for part in Path(model).parts if part not in ("/", "..", ".")) or (model,) for model in models]
+    paths = [parts[:-1] if parts[-1] == "student" and len(parts) > 1 else parts for parts in paths]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):
             return names
     return models

@@ -1,4 +1,4 @@
-"""How models and sets of images are evaluated and compared: what the command line, Python and the reports agree on."""
+"""The options of evaluations and comparisons, shared by the command line, Python and the reports."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ class EvaluationConfig:
     """The options of `gendistill evaluate`.
 
     Attributes:
-        reference: real images: a folder, `.zip`, tar or WebDataset shards, a dataset; `.npz` statistics too if sets of images
-            are evaluated, from which only the Fréchet distance follows.
-        caption: the caption field that prompts are drawn from; of a set of images, the one that says what each shows.
-        prompts: a text file to draw the prompts from instead.
-        num: images per row; 2,000 where None.
-        metrics: names of `gendistill.metrics.registry.METRICS`; where None, all usual ones that can be computed.
-        extractor, resize: what `load_extractor` takes.
-        clip: a CLIP model's folder or `MODEL/TAG`; where None, the embedded one.
+        reference: real images: a folder, `.zip`, tar or WebDataset shards, a dataset; for sets of images also `.npz`
+            statistics, from which only the Fréchet distance can be computed.
+        caption: the caption field that prompts are sampled from; for a set of images, the field with the images' prompts.
+        prompts: a text file to sample the prompts from instead.
+        num: images per row; 2,000 if None.
+        metrics: names in `gendistill.metrics.registry.METRICS`; if None, all default metrics that can be computed.
+        extractor, resize: arguments of `load_extractor`.
+        clip: a CLIP model's folder or `MODEL/TAG`; the embedded model if None.
         intervals: whether scores get bootstrapped 95 % intervals.
-        cache: folder where generated images and features are kept.
-        out: folder to write to; where None, the model's own.
-        device: the best that is there where None.
-        teacher: of a student; where None, the one that its folder names.
-        steps: step counts of the student; where None, those that it was trained for.
+        cache: folder in which generated images and features are cached.
+        out: folder to write to; the model's folder if None.
+        device: the best available device if None.
+        teacher: the student's teacher; the one that is named in the student's folder if None.
+        steps: step counts of the student; those that it was trained for if None.
         inputs: images for a GAN that translates images.
-        quantization: of a diffusion student, see `quantize`; as it was trained to where None.
+        quantization: quantization of a diffusion student, see `quantize`; the one that it was trained with if None.
     """
 
     reference: str
@@ -55,16 +55,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ComparisonConfig(EvaluationConfig):
-    """The options of `gendistill compare`: those of an evaluation, and more.
+    """The options of `gendistill compare`, in addition to those of an evaluation.
 
     Attributes:
-        out: folder to write to; `runs/compare` where None.
-        guidance_scale: of all models that have a choice; their own defaults where None.
-        solver: of models that are no students; the scheduler that they come with where None.
-        probes: a `probes.yaml`; the one beside the reference's images where None.
-        loras: files or folders, made for the first model, to be loaded into its students too.
-        controls: folders of ControlNets, likewise, each with the file of the image that controls.
-        quick: few images; a look before the measurement.
+        out: folder to write to; `runs/compare` if None.
+        guidance_scale: guidance scale of all models that support guidance; each model's default if None.
+        solver: solver of models that are not students; the pipeline's scheduler if None.
+        probes: a `probes.yaml`; the one next to the reference's images if None.
+        loras: LoRA files or folders, trained for the first model, which are loaded into its students too.
+        controls: folders of ControlNets trained for the first model, each with the file of its control image.
+        quick: a preview with few images.
     """
 
     guidance_scale: float | None = None

@@ -1,4 +1,4 @@
-"""From pictures to what the scores are computed from, once: kept on disk by what the pictures are."""
+"""Extraction of the features and CLIP embeddings that scores are computed from, cached on disk by the images' source."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch.nn import functional as F
 
 from gendistill.evaluation.feature_cache import cached_features
 from gendistill.metrics.distances.clip_score import ClipScorer
-from gendistill.metrics.features import feature_extractor as pictures_of
+from gendistill.metrics.features import feature_extractor
 from gendistill.metrics.features.feature_extractor import FeatureExtractor
 from gendistill.metrics.metric import SampleFeatures
 from gendistill.runtime.stored_rows import StoredRows
 
 Advance = Callable[[int], None] | None
-Make = Callable[[], pictures_of.Pictures]
+Make = Callable[[], feature_extractor.Images]
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """The networks that look at pictures.
+    """The feature networks of images, and their cache.
 
     Attributes:
-        scorer: of pictures and prompts; None leaves CLIP's embeddings out.
-        cache: where features are kept; None extracts anew each time.
+        scorer: CLIP model that embeds images and prompts; None omits the embeddings.
+        cache: folder in which features are cached; None extracts anew each time.
     """
 
     extractor: FeatureExtractor
     scorer: ClipScorer | None = None
     cache: Path | None = None
 
-    def of(
+    def extract(
         self,
         make: Make,
         prompts: Sequence[str] | None = None,
@@ -43,12 +43,13 @@ class Extraction:
         source: Sequence[str] | None = None,
         progress: Advance = None,
     ) -> SampleFeatures:
-        """Features of pictures, and embeddings where there is a scorer.
+        """Features of images, and CLIP embeddings with a scorer.
 
         Args:
-            make: opens the pictures, whatever `extract` takes; called once a network, and not at all where all is kept.
-            source: what says which pictures these are; None keeps nothing.
-            progress: called with the number of pictures that are done, more and more; once for each network's.
+            make: opens the images, in any form that `feature_extractor.extract` accepts; called once per network whose
+                features are not cached.
+            source: identifies the images in the cache; None caches nothing.
+            progress: called repeatedly with the number of newly extracted images of the extractor.
         """
         features = self._all(self.extractor, make, source, progress).numpy()
         if self.scorer is None:
@@ -58,22 +59,22 @@ class Extraction:
         return SampleFeatures(features, prompts, F.normalize(towers, dim=1), texts)
 
     def rows(self, extractor: FeatureExtractor, make: Make, source: Sequence[str], progress: Advance = None) -> StoredRows:
-        """Features (D,) of one network in the cache, row by row: memory does not grow with their number."""
+        """Cached rows of features (D,) of one network, which are read from disk on access."""
         assert self.cache is not None
-        advance = _advancing(progress)
-        found = cached_features(self.cache / "features", source, extractor, make, progress=advance)
-        advance(len(found))
-        return found
+        advance = _increments(progress)
+        rows = cached_features(self.cache / "features", source, extractor, make, progress=advance)
+        advance(len(rows))
+        return rows
 
     def _all(self, extractor: FeatureExtractor, make: Make, source: Sequence[str] | None, progress: Advance) -> Tensor:
         if source is None:
-            return pictures_of.extract(extractor, make(), progress=_advancing(progress))
+            return feature_extractor.extract(extractor, make(), progress=_increments(progress))
         rows = self.rows(extractor, make, source, progress)
         return rows.rows(range(len(rows)))["features"]
 
 
-def _advancing(progress: Advance) -> Callable[[int], None]:
-    """From numbers done so far to numbers done since the last call."""
+def _increments(progress: Advance) -> Callable[[int], None]:
+    """A callback that converts totals to increments for `progress`."""
     before = 0
 
     def advance(done: int) -> None:
@@ -86,5 +87,5 @@ def _advancing(progress: Advance) -> Callable[[int], None]:
 
 
 def as_tensor(features: object) -> Tensor:
-    """Features of any kind as a tensor."""
+    """Features, as an array or a tensor, as a tensor."""
     return torch.as_tensor(np.asarray(features))

@@ -1,4 +1,4 @@
-"""The features of images, extracted once and kept in the store: an interrupted extraction resumes where it stopped."""
+"""A cache of image features in the store: an interrupted extraction resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gendistill.metrics.features.extractors import FeatureExtractor
-from gendistill.metrics.features.feature_extractor import Picture, Pictures, extract
+from gendistill.metrics.features.feature_extractor import ImageLike, Images, extract
 from gendistill.runtime.store import Store, StoredPart
 from gendistill.runtime.stored_rows import StoredRows
 
@@ -22,27 +22,26 @@ def cached_features(
     root: Path,
     source: Sequence[str | int | float],
     extractor: FeatureExtractor,
-    make: Callable[[], Pictures],
+    make: Callable[[], Images],
     *,
     batch_size: int = 64,
     progress: Callable[[int], object] | None = None,
 ) -> StoredRows:
-    """The features of the images that `source` stands for; extracted where they are not there yet.
+    """The features of the images that `source` identifies; missing ones are extracted.
 
     Args:
-        source: what says which images these are: a content fingerprint, a model with its seeds and prompts.
-        make: opens the images, whatever `extract` takes, always the same in the same order. It is not called if the
-            features are there. After an interruption it is called anew, and the images whose features are kept already are
-            passed over.
-        progress: called with the number of images done so far, those that were kept among them.
+        source: identifies the images: a content fingerprint, or a model with its seeds and prompts.
+        make: opens the images, in any form that `extract` accepts, always in the same order. It is not called if all features
+            are cached. After an interruption it is called again, and images with cached features are skipped.
+        progress: called with the number of images processed so far, including cached ones.
 
     Returns:
         Rows of `features` (D,) float32.
 
     Raises:
-        ValueError: as `extract`; or the disk does not take the features.
+        ValueError: raised by `extract`, or the features cannot be written.
     """
-    made_by = {
+    key_parts = {
         "source": list(source),
         "extractor": extractor.name,
         "weights_hash": extractor.weights_hash,
@@ -60,22 +59,22 @@ def cached_features(
                 return StoredPart({"features": {"features": extract(extractor, part, batch_size, report)}})
 
             yield features
-            deque(part, maxlen=0)  # passed over where they were not extracted here
+            deque(part, maxlen=0)  # skips images of a cached part
             done += part.count
         if not done:
-            raise ValueError("images: got none, takes at least one picture.")
+            raise ValueError("images: got none, expects at least one image.")
 
-    return Store(root, made_by, f"features of {extractor.name}").build(parts)
+    return Store(root, key_parts, f"features of {extractor.name}").build(parts)
 
 
-def _items(pictures: Pictures, batch_size: int) -> Iterator[torch.Tensor | Picture]:
-    yield from pictures.split(batch_size) if isinstance(pictures, torch.Tensor) else pictures
+def _items(images: Images, batch_size: int) -> Iterator[torch.Tensor | ImageLike]:
+    yield from images.split(batch_size) if isinstance(images, torch.Tensor) else images
 
 
 class _Counted:
-    """The first items, batches (B, 3, H, W) or single images, that hold `PART` images together."""
+    """The next items, batches (B, 3, H, W) or single images, with `PART` images in total, and their count."""
 
-    def __init__(self, items: Iterator[torch.Tensor | Picture]) -> None:
+    def __init__(self, items: Iterator[torch.Tensor | ImageLike]) -> None:
         self.items, self.count = items, 0
 
     def __iter__(self) -> Iterator[Any]:

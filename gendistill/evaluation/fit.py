@@ -1,7 +1,7 @@
-"""Does it still fit? A student held against its teacher in latent space, layer by layer, and by what was made for the teacher.
+"""How well a student fits its teacher: final latents, feature maps layer by layer, and the effects of the teacher's add-ons.
 
-LoRAs, ControlNets and decoders made for a teacher go on working where its student keeps to the teacher's latent space and to
-what the teacher's layers say.
+LoRAs, ControlNets and decoders that were trained for a teacher work with its student if the student keeps the teacher's latent
+space and feature maps.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.blocks import blocks_of, paired_blocks, reading, sizes_of
+from gendistill.diffusion.blocks import blocks_of, paired_blocks, recorded_maps, sizes_of
 from gendistill.evaluation.add_ons import AddOn, AddOnFit, SampledModel, add_on_fit
-from gendistill.evaluation.teacher_plans import imitated_scale
+from gendistill.evaluation.teacher_plans import distilled_scale
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.load_extractor import load_extractor
 from gendistill.metrics.pairs.drift import (
@@ -25,29 +25,29 @@ from gendistill.metrics.pairs.drift import (
     moment_drift,
     orthogonal_procrustes,
 )
-from gendistill.samplers import FewStepSampler, pictures_at_once
+from gendistill.samplers import FewStepSampler, images_at_once
 from gendistill.samplers.families import network_of
 from gendistill.schedulers import NoiseSchedule
 
-LEAST_PROMPTS = 4  # of the unbiased CKA
-CKA_PICTURES = 32  # all layers of so many are in memory at once: 1.5 GB each of SD 1.5's teacher and student
-NOISE_LEVELS = (0.1, 0.5, 0.9)  # shares of the teacher's timesteps
-OTHER_NOISE = 2**32  # added to a picture's seed: noise that its latents were not drawn from
+MIN_PROMPTS = 4  # required by the unbiased CKA
+CKA_IMAGES = 32  # their feature maps of all layers are in memory at once: 1.5 GB each for SD 1.5's teacher and student
+NOISE_LEVELS = (0.1, 0.5, 0.9)  # fractions of the teacher's timesteps
+OTHER_NOISE = 2**32  # added to an image's seed, for noise that differs from the initial noise of its latents
 
 
 @dataclass(frozen=True)
 class LatentDrift:
-    """How far the student's final latents are from the teacher's of the same noise and prompts.
+    """Distance of the student's final latents from the teacher's for the same noise and prompts.
 
-    Means, covariances and rotations are of the channels: every place of every picture is a sample of C features, as a decoder
-    sees it.
+    Means, covariances and rotations are those of the channels: every position of every image is a sample of C features, as in
+    a decoder's first convolution.
 
     Attributes:
-        moments: of the channels, over all places.
-        procrustes: what is left of the squared distance after the best rotation of the channels, in [0, 2].
-        unrotated: the same before it; much larger where the student's space is the teacher's, rotated.
-        cosine: between a picture's latents, on average.
-        psnr: in dB, of the latents, whose peak is the teacher's range; infinite where they are equal.
+        moments: drift of the channels' moments, over all positions.
+        procrustes: squared distance after the best rotation of the channels, in [0, 2].
+        unrotated: squared distance before it; much larger if the student's latent space is a rotation of the teacher's.
+        cosine: mean cosine similarity of an image's latents.
+        psnr: PSNR of the latents in dB, whose peak is the teacher's range; infinite if they are equal.
     """
 
     moments: MomentDrift
@@ -59,11 +59,11 @@ class LatentDrift:
 
 @dataclass(frozen=True)
 class LayerFit:
-    """A layer of the teacher and that of the student it is paired with, as modules are called: `down_blocks.0`.
+    """A layer of the teacher and the student's layer that it is paired with, by module name: `down_blocks.0`.
 
     Attributes:
-        size: height and width of their maps.
-        cka: by timestep, the unbiased linear CKA of their maps over pictures; 1 is the same up to rotation and scale.
+        size: height and width of their feature maps.
+        cka: unbiased linear CKA of their feature maps over images, by timestep; 1 means equal up to rotation and scale.
     """
 
     teacher: str
@@ -78,18 +78,18 @@ class LayerFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """All figures of a student beside its teacher.
+    """All figures of a student's fit to its teacher.
 
     Attributes:
-        pictures: how many were drawn of each, and how many of them the layers were compared on.
-        ways: how the teacher's were drawn and how the student's: steps and guidance scale.
-        unpaired: layers of the teacher that the student has none for.
-        add_ons: what was made for the teacher, as far as it was given.
-        extractor: the network whose features the add-ons' effects are in; empty without any.
+        images: number of images sampled from each model, and number of them that the layers were compared on.
+        sampling: step count and guidance scale of `teacher` and `student`.
+        unpaired: layers of the teacher without a counterpart in the student.
+        add_ons: fits of the LoRAs and ControlNets that were trained for the teacher.
+        extractor: the network in whose features the effects of add-ons are measured; empty without add-ons.
     """
 
-    pictures: tuple[int, int]
-    ways: dict[str, tuple[int, float]]
+    images: tuple[int, int]
+    sampling: dict[str, tuple[int, float]]
     latents: LatentDrift
     layers: tuple[LayerFit, ...]
     unpaired: tuple[str, ...]
@@ -98,7 +98,7 @@ class Fit:
 
     @property
     def mean_cka(self) -> float | None:
-        """Of all layers; None where no two are comparable."""
+        """Mean over all paired layers; None if there are no pairs."""
         return sum(layer.mean for layer in self.layers) / len(self.layers) if self.layers else None
 
 
@@ -115,72 +115,72 @@ def measure_fit(
     extractor: FeatureExtractor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Fit:
-    """Draw from both and compare. Both pipelines are afterwards as they were.
+    """Sample from both models and compare them. Neither pipeline is changed.
 
-    The teacher is drawn at the guidance scale that the student imitates; layers are compared at `NOISE_LEVELS`.
+    The teacher is sampled at the guidance scale that was distilled into the student; layers are compared at `NOISE_LEVELS`.
 
     Args:
-        prompts, seeds: one a picture, the same for both models; at least 4.
-        teacher_steps, student_steps: those that each is sampled in by default where None.
-        guidance_scale: of the student; its default where None.
-        add_ons: LoRAs and ControlNets that were made for the teacher.
-        extractor: what the effects of add-ons are measured in; the embedded `emoji` network where None.
-        progress: called with the number of pictures drawn, again and again.
+        prompts, seeds: one per image, the same for both models; at least 4.
+        teacher_steps, student_steps: step counts; each model's default if None.
+        guidance_scale: guidance scale of the student; its default if None.
+        add_ons: LoRAs and ControlNets that were trained for the teacher.
+        extractor: feature network for the effects of add-ons; the embedded `emoji` network if None.
+        progress: called repeatedly with the number of newly sampled images.
 
     Raises:
-        ValueError: fewer than 4 prompts, not a seed a prompt, models of different latent spaces or with prompts of different
-            kinds, a file that is not there.
+        ValueError: fewer than 4 prompts, not one seed per prompt, different latent spaces, different kinds of prompts, or a
+            missing file.
     """
-    if len(prompts) < LEAST_PROMPTS or len(seeds) != len(prompts):
+    if len(prompts) < MIN_PROMPTS or len(seeds) != len(prompts):
         raise ValueError(
-            f"prompts: got {len(prompts)} with {len(seeds)} seeds, takes at least {LEAST_PROMPTS} and a seed for each"
+            f"prompts: got {len(prompts)} with {len(seeds)} seeds, expects at least {MIN_PROMPTS} and a seed for each"
         )
-    _require_one_space(*(_latent_shape(of) for of in (teacher, student)))
+    _require_same_latent_space(_latent_shape(teacher), _latent_shape(student))
     for add_on in add_ons:
         add_on.require(teacher.size)
-    scale = student.default_guidance_scale if guidance_scale is None else guidance_scale
-    imitated = imitated_scale(student, scale) if teacher.family.guided else 1.0
+    student_scale = student.default_guidance_scale if guidance_scale is None else guidance_scale
+    teacher_scale = distilled_scale(student, student_scale) if teacher.family.guided else 1.0
     models = [
-        SampledModel(name, sampler, steps or sampler.default_steps, at, list(prompts), list(seeds), progress)
-        for name, sampler, steps, at in (
-            ("teacher", teacher, teacher_steps, imitated),
-            ("student", student, student_steps, scale),
+        SampledModel(name, sampler, steps or sampler.default_steps, scale, list(prompts), list(seeds), progress)
+        for name, sampler, steps, scale in (
+            ("teacher", teacher, teacher_steps, teacher_scale),
+            ("student", student, student_steps, student_scale),
         )
     ]
     latents = [model.latents() for model in models]
-    layers, unpaired = _layer_fits([model.first(CKA_PICTURES) for model in models], latents[0])
-    found: list[AddOnFit] = []
+    layers, unpaired = _layer_fits([model.first(CKA_IMAGES) for model in models], latents[0])
+    add_on_fits: list[AddOnFit] = []
     if add_ons:
         extractor = extractor or load_extractor("emoji", teacher.device)
         plain = [model.features(extractor) for model in models]
-        found = [add_on_fit(models, add_on, extractor, plain) for add_on in add_ons]
+        add_on_fits = [add_on_fit(models, add_on, extractor, plain) for add_on in add_ons]
     return Fit(
-        (len(prompts), min(len(prompts), CKA_PICTURES)),
+        (len(prompts), min(len(prompts), CKA_IMAGES)),
         {model.name: (model.steps, model.guidance_scale) for model in models},
         latent_drift(*latents),
         tuple(layers),
         tuple(unpaired),
-        tuple(found),
+        tuple(add_on_fits),
         extractor.name if extractor is not None and add_ons else "",
     )
 
 
 def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
-    """Of latents (N, C, h, w) of the same noise and prompts.
+    """The drift between latents (N, C, h, w) of the same noise and prompts.
 
     Raises:
-        ValueError: shapes differ, or as `gendistill.metrics.pairs.drift` says.
+        ValueError: shapes differ, or as in `gendistill.metrics.pairs.drift`.
     """
-    _require_one_space(tuple(teacher.shape[1:]), tuple(student.shape[1:]))
-    places = [latents.movedim(1, -1).flatten(0, -2) for latents in (teacher, student)]
-    pictures = [latents.flatten(1) for latents in (teacher, student)]
-    rotated = orthogonal_procrustes(*places)
+    _require_same_latent_space(tuple(teacher.shape[1:]), tuple(student.shape[1:]))
+    positions = [latents.movedim(1, -1).flatten(0, -2) for latents in (teacher, student)]
+    images = [latents.flatten(1) for latents in (teacher, student)]
+    rotated = orthogonal_procrustes(*positions)
     return LatentDrift(
-        moment_drift(*places),
+        moment_drift(*positions),
         rotated.distance,
         rotated.unrotated,
-        mean_cosine(*pictures),
-        latent_psnr(*pictures),
+        mean_cosine(*images),
+        latent_psnr(*images),
     )
 
 
@@ -190,51 +190,53 @@ def _latent_shape(sampler: FewStepSampler) -> tuple[int, ...]:
     return config.in_channels, config.sample_size, config.sample_size
 
 
-def _require_one_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
+def _require_same_latent_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
     if teacher != student:
-        raise ValueError(f"student: diffuses {student} and the teacher {teacher}; takes models of one latent space")
+        raise ValueError(
+            f"student: has latents of shape {student} and the teacher {teacher}; expects models of one latent space"
+        )
 
 
 def _layer_fits(models: Sequence[SampledModel], latents: Tensor) -> tuple[list[LayerFit], list[str]]:
-    """CKA of the paired layers on the teacher's own latents (N or more, C, h, w), noised; and the teacher's other layers."""
+    """CKA of the paired layers for noised latents (N or more, C, h, w) of the teacher; and the teacher's unpaired layers."""
     teacher, count = models[0], len(models[0].prompts)
     schedule = NoiseSchedule.from_scheduler(teacher.sampler.pipeline.scheduler)
     noise = torch.stack(
         [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + OTHER_NOISE)) for seed in teacher.seeds]
     )
-    found: dict[tuple[str, str], dict[int, float]] = {}
+    ckas: dict[tuple[str, str], dict[int, float]] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    for share in NOISE_LEVELS:
-        time = round(share * schedule.num_train_timesteps) - 1
-        x_t = schedule.add_noise(latents[:count], noise, torch.full((count,), time)).float()
-        maps = [_maps(model, x_t, time) for model in models]
+    for fraction in NOISE_LEVELS:
+        t = round(fraction * schedule.num_train_timesteps) - 1
+        x_t = schedule.add_noise(latents[:count], noise, torch.full((count,), t)).float()
+        maps = [_feature_maps(model, x_t, t) for model in models]
         sizes = sizes_of(maps[0])
-        for one, other in paired_blocks(sizes, sizes_of(maps[1])):
-            a, b = maps[0][one].flatten(1), maps[1][other].flatten(1)
-            found.setdefault((one, other), {})[time] = linear_cka(a, b, unbiased=True)
-    layers = [LayerFit(one, other, sizes[one], cka) for (one, other), cka in found.items()]
+        for teacher_layer, student_layer in paired_blocks(sizes, sizes_of(maps[1])):
+            a, b = maps[0][teacher_layer].flatten(1), maps[1][student_layer].flatten(1)
+            ckas.setdefault((teacher_layer, student_layer), {})[t] = linear_cka(a, b, unbiased=True)
+    layers = [LayerFit(*pair, sizes[pair[0]], cka) for pair, cka in ckas.items()]
     paired = {layer.teacher for layer in layers}
     return layers, [name for name in sizes if name not in paired]
 
 
 @torch.no_grad()
-def _maps(drawing: SampledModel, x_t: Tensor, time: int) -> dict[str, Tensor]:
-    """What the network's blocks give at x_t (N, C, h, w): float32 maps (N, C', h', w') on the CPU, by the blocks' names.
+def _feature_maps(model: SampledModel, x_t: Tensor, t: int) -> dict[str, Tensor]:
+    """Feature maps of the network's blocks at x_t (N, C, h, w): float32 (N, C', h', w') on the CPU, by block name.
 
-    A network that takes its guidance scale as an input is given that of the drawing; of others it is the branch of the prompt.
+    A w-conditioned network is called with the guidance scale of the sampling; other networks with the prompt, without guidance.
     """
-    sampler, pipeline, family = drawing.sampler, drawing.sampler.pipeline, drawing.sampler.family
-    network, size = network_of(pipeline), pictures_at_once(sampler.resolution)
+    sampler, pipeline, family = model.sampler, model.sampler.pipeline, model.sampler.family
+    network, size = network_of(pipeline), images_at_once(sampler.resolution)
     maps: dict[str, list[Tensor]] = {name: [] for name in blocks_of(network)}
-    with reading(network) as found:
+    with recorded_maps(network) as outputs:
         for start in range(0, len(x_t), size):
             part = x_t[start : start + size].to(sampler.device)
-            encoded = family.encode(pipeline, list(drawing.prompts[start : start + size]))
+            encoded = family.encode(pipeline, list(model.prompts[start : start + size]))
             conditioning = family.conditioning(encoded, sampler.size)
             if network.config.get("time_cond_proj_dim") is not None:
-                scale = torch.full((len(part),), float(drawing.guidance_scale), device=part.device)
+                scale = torch.full((len(part),), float(model.guidance_scale), device=part.device)
                 conditioning = conditioning.with_guidance(scale)
-            family.call(network, part, torch.full((len(part),), time, device=part.device), conditioning)
-            for name, of in found.items():
-                maps[name].append(of.float().cpu())
+            family.call(network, part, torch.full((len(part),), t, device=part.device), conditioning)
+            for name, output in outputs.items():
+                maps[name].append(output.float().cpu())
     return {name: torch.cat(batches) for name, batches in maps.items()}

@@ -1,4 +1,4 @@
-"""A GAN's student beside its teacher: the result, as a table and as a page with grids and strips side by side."""
+"""The comparison of a GAN's student with its teacher as a table and as a page with image grids and interpolations."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from gendistill.metrics.protocol import Evaluation
 
 @dataclass(frozen=True)
 class GeneratorComparison:
-    """A student's row and its teacher's; without a student, the teacher's alone.
+    """The rows of a student and its teacher; without a student, the teacher's row.
 
     Attributes:
-        times: side by side, a batch size each.
-        test: whether the distances differ, picture by picture; None without a student.
-        warnings: what to know before trusting the figures.
-        requested: names of the metrics that were asked for.
+        times: alternating timings of both models, one per batch size.
+        test: paired test of the distances; None without a student.
+        warnings: reasons to doubt the figures.
+        requested: names of the requested metrics.
     """
 
     student: list[Evaluation]
@@ -64,7 +64,7 @@ class GeneratorComparison:
 
     @property
     def fd_ratio(self) -> float | None:
-        """The student's distance from real pictures over the teacher's; 1 is as good."""
+        """The student's distance from real images divided by the teacher's; 1 means equal quality."""
         if not self.student:
             return None
         metric = self.student[0].protocol.metric
@@ -72,46 +72,46 @@ class GeneratorComparison:
 
     @property
     def compression(self) -> dict[str, float]:
-        """How many times fewer multiply-accumulates and parameters; none without a student."""
+        """The teacher's multiply-accumulates and parameters divided by the student's; empty without a student."""
         if not self.student:
             return {}
-        ours, theirs = self.student[0].costs, self.teacher[0].costs
-        return {name: theirs[name] / ours[name] for name in ("macs", "parameters") if ours[name]}
+        costs, teacher_costs = self.student[0].costs, self.teacher[0].costs
+        return {name: teacher_costs[name] / costs[name] for name in ("macs", "parameters") if costs[name]}
 
     @property
     def speed_up(self) -> dict[int, float]:
-        """How many times faster the student is, by batch size."""
+        """The student's speed as a multiple of the teacher's, by batch size."""
         if not self.student:
             return {}
         names = self.student[0].model, self.teacher[0].model
-        return {of.batch_size: of.speed_up(*names) for of in self.times}
+        return {timing.batch_size: timing.speed_up(*names) for timing in self.times}
 
     @property
     def rows(self) -> list[Evaluation]:
-        """The teacher's and the student's."""
+        """The teacher's row, then the student's."""
         return [*self.teacher, *self.student]
 
     def figures(self, scores: Sequence[str]) -> PageTable:
-        """A line a model, its scores and what a picture costs, the better of two marked."""
+        """One table row per model with its scores and costs per image; the better value of each column is marked."""
         cells: Cells = {
             Column("model", align="left"): lambda row: Cell(row.model, colour=self.rows.index(row)),
             **score_cells(scores),
-            Column("MACs, M", "Multiply-accumulates of one picture, in millions.", "lower"): _cost("macs", 1e-6, "{:.3g}"),
-            Column("parameters, M", "In millions.", "lower"): _cost("parameters", 1e-6, "{:.3g}"),
+            Column("MACs, M", "Multiply-accumulates per image, in millions.", "lower"): _cost("macs", 1e-6, "{:.3g}"),
+            Column("parameters, M", "Parameters in millions.", "lower"): _cost("parameters", 1e-6, "{:.3g}"),
         }
-        for of in self.times:
-            explained = f"A picture, of {of.batch_size} drawn together; the median, timed turn and turn about."
-            column = Column(f"ms by {of.batch_size}", explained, "lower")
-            cells = {**cells, column: _cost(f"seconds_by_{of.batch_size}", 1000, "{:.2f}")}
+        for size in (timing.batch_size for timing in self.times):
+            explanation = f"Median time per image at batch size {size}; both models are timed alternately."
+            column = Column(f"ms, batch {size}", explanation, "lower")
+            cells = {**cells, column: _cost(f"seconds_by_{size}", 1000, "{:.2f}")}
         return score_table(self.rows, cells, highlight=lambda row: row in self.student).with_best()
 
     def table(self) -> TerminalTable:
-        """For the terminal; below, what the student gains and loses."""
+        """The table for the terminal; its caption gives the student's relative distance and speed."""
         protocol = self.teacher[0].protocol
         figures = self.figures(summary_names(self.rows, self.requested))
         table = terminal_table(f"{protocol.metric} on {protocol.prompts}", figures, protocol.metric)
         if self.fd_ratio is not None:
-            faster = " and ".join(f"{of:.1f}× as fast by {size}" for size, of in self.speed_up.items())
+            faster = " and ".join(f"{factor:.1f}× as fast at batch size {size}" for size, factor in self.speed_up.items())
             table.caption, table.caption_justify = f"{protocol.metric} {self.fd_ratio:.2f}× the teacher's; {faster}", "left"
         return table
 
@@ -123,7 +123,7 @@ class GeneratorComparison:
                 "fd_ratio": self.fd_ratio,
                 "compression": self.compression,
                 "speed_up": self.speed_up,
-                "side_by_side": [dataclasses.asdict(of) for of in self.times],
+                "side_by_side": [dataclasses.asdict(timing) for timing in self.times],
                 "test": self.test and dataclasses.asdict(self.test),
                 "warnings": self.warnings,
             },
@@ -138,13 +138,13 @@ def _cost(name: str, scale: float, text: str) -> Callable[[Evaluation], Cell]:
 
 @dataclass(frozen=True, eq=False)
 class GeneratorImages:
-    """What the page shows, uint8, by model, the teacher first.
+    """The images of the page, uint8, by model, the teacher first.
 
     Attributes:
-        captions: of the pictures of a grid, or none.
-        grids: (N, 3, H, W) from the same noise.
-        rows: what each strip shows all the way; none where there are no strips.
-        strips: (rows * count, 3, H, W), strip after strip.
+        captions: captions of a grid's images; empty for an unconditional generator.
+        grids: images (N, 3, H, W) from the same noise.
+        rows: class of each strip; empty without strips.
+        strips: images (rows * count, 3, H, W), strip by strip.
     """
 
     captions: list[str]
@@ -153,18 +153,18 @@ class GeneratorImages:
     strips: Mapping[str, Tensor]
 
 
-def write_report(path: Path, comparison: GeneratorComparison, pictures: GeneratorImages, told: Mapping[str, Any]) -> None:
-    """report.html: headline figures, both rows, what a picture costs, grids from the same noise and strips between noises.
+def write_report(path: Path, comparison: GeneratorComparison, images: GeneratorImages, provenance: Mapping[str, Any]) -> None:
+    """report.html: headline figures, both rows, costs per image, grids from the same noise and interpolations between noises.
 
     Args:
-        told: what the student's folder says of how it was made.
+        provenance: the student's metadata in its folder.
     """
     protocol = comparison.teacher[0].protocol
-    facts = [(name.replace("_", " "), str(value)) for name, value in told.items() if isinstance(value, str | int | float)]
-    folder = [Details("What the student's folder says of it", facts)] if facts else []
+    facts = [(name.replace("_", " "), str(value)) for name, value in provenance.items() if isinstance(value, str | int | float)]
+    folder = [Details("Provenance of the student", facts)] if facts else []
     page = Page(
-        f"{told.get('method', 'gan')} student of {comparison.teacher[0].model}",
-        [_figures(comparison), *_shown(pictures), protocol_section(comparison.student[0], *folder)],
+        f"{provenance.get('method', 'gan')} student of {comparison.teacher[0].model}",
+        [_figures(comparison), *_shown(images), protocol_section(comparison.student[0], *folder)],
         subtitle=f"{protocol.prompts}; against {protocol.reference}.",
         footer="Written by gendistill evaluate.",
     )
@@ -174,15 +174,16 @@ def write_report(path: Path, comparison: GeneratorComparison, pictures: Generato
 def _figures(comparison: GeneratorComparison) -> PageSection:
     (teacher,), (student,) = comparison.teacher, comparison.student
     metric, names = teacher.protocol.metric, score_names(comparison.rows)
-    ratio = f"{student.scores[metric]:.2f} to {teacher.scores[metric]:.2f}"
-    cards = [Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", ratio, 1)]
-    for of in comparison.times:
-        quartiles = "{:.1f}–{:.1f}, the quartiles of the rounds".format(*of.speed_up_between(student.model, teacher.model))
-        cards.append(Card(f"{comparison.speed_up[of.batch_size]:.1f}×", f"as fast, {of.batch_size} together", quartiles))
+    values = f"student {student.scores[metric]:.2f}, teacher {teacher.scores[metric]:.2f}"
+    cards = [Card(f"{comparison.fd_ratio:.2f}×", f"the teacher's {metric}", values, 1)]
+    for timing in comparison.times:
+        quartiles = "quartiles {:.1f} to {:.1f}".format(*timing.speed_up_between(student.model, teacher.model))
+        size = timing.batch_size
+        cards.append(Card(f"{comparison.speed_up[size]:.1f}×", f"as fast at batch size {size}", quartiles))
     for name, words in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
-        if gain := comparison.compression.get(name):  # none of what could not be counted, as operations inside a program
-            shrunk = f"{teacher.costs[name] / 1e6:.3g} M to {student.costs[name] / 1e6:.3g} M"
-            cards.append(Card(f"{gain:.1f}×", f"fewer {words}", shrunk))
+        if gain := comparison.compression.get(name):  # missing if it could not be counted, as in an exported program
+            values = f"student {student.costs[name] / 1e6:.3g} M, teacher {teacher.costs[name] / 1e6:.3g} M"
+            cards.append(Card(f"{gain:.1f}×", f"fewer {words}", values))
     blocks: list[Block] = [Cards(cards), *(Notice(text) for text in comparison.warnings)]
     blocks += [comparison.figures(names), explanations(names)]
     if comparison.test is not None:
@@ -190,22 +191,24 @@ def _figures(comparison: GeneratorComparison) -> PageSection:
     return PageSection("Figures", blocks)
 
 
-def _shown(pictures: GeneratorImages) -> list[PageSection]:
-    names = list(pictures.grids)
-    grids = [Gallery(name, pictures.grids[name], pictures.captions, colour=names.index(name)) for name in names]
+def _shown(images: GeneratorImages) -> list[PageSection]:
+    names = list(images.grids)
+    grids = [Gallery(name, images.grids[name], images.captions, colour=names.index(name)) for name in names]
     sections = [
         PageSection(
-            "The same noise", [Galleries(grids)], "Picture k is of the same class and seed in both; the first ones, not chosen."
+            "The same noise",
+            [Galleries(grids)],
+            "Image k has the same class and seed in both grids. The first images are shown, without selection.",
         )
     ]
-    if pictures.rows:
-        count = len(pictures.strips[names[0]]) // len(pictures.rows)
-        strips = [Gallery(name, pictures.strips[name], colour=names.index(name)) for name in names]
+    if images.rows:
+        count = len(images.strips[names[0]]) // len(images.rows)
+        strips = [Gallery(name, images.strips[name], colour=names.index(name)) for name in names]
         lead = (
-            "Each row is of one class and goes from one noise to another, in equal steps on the great circle between them. "
-            "A generator that has learned more than examples changes little by little."
+            "Each row shows one class and spherical interpolations between two noise vectors, in equal steps. "
+            "The images of a generator that has not memorised its training images change gradually."
         )
-        told = "; ".join(f"{number + 1}. {row}" for number, row in enumerate(pictures.rows) if row)
-        rows = [Text(f"Rows: {told}.")] if told else []
-        sections.append(PageSection("Between two noises", [Galleries(strips, columns=count), *rows], lead))
+        classes = "; ".join(f"{number + 1}. {row}" for number, row in enumerate(images.rows) if row)
+        rows = [Text(f"Rows: {classes}.")] if classes else []
+        sections.append(PageSection("Interpolations", [Galleries(strips, columns=count), *rows], lead))
     return sections

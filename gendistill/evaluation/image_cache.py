@@ -1,4 +1,4 @@
-"""What a model has drawn, kept on disk: a picture of a prompt and seed is drawn once, whoever asks for it."""
+"""A disk cache of the images that a model has sampled, by prompt and seed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from gendistill.evaluation.extraction import Advance
 from gendistill.runtime.store import Store, StoredPart, cache_key
-from gendistill.samplers import Sampler, pictures_at_once, to_uint8
+from gendistill.samplers import Sampler, images_at_once, to_uint8
 
-BATCH_SIZE = 100  # at most
+BATCH_SIZE = 100  # maximum
 
 
-class Album:
-    """The images that one sampler generates in one number of steps at one guidance scale: in the store, one a part.
+class ImageCache:
+    """The images that a sampler generates at one step count and guidance scale, stored one per part.
 
-    A model with other weights, another scheduler, guidance scale or dtype has a key of its own, so nothing in it is ever out
-    of date; what a crash left half done is gone on with.
+    The key includes the weights, the scheduler, the guidance scale and the dtype, so entries never become outdated. An
+    interrupted run resumes with the missing images.
 
     Args:
-        root: of all albums.
+        root: folder of all image caches.
     """
 
     def __init__(self, root: Path, sampler: Sampler, steps: int, guidance_scale: float) -> None:
@@ -35,22 +35,22 @@ class Album:
 
     @staticmethod
     def key_of(sampler: Sampler, steps: int, guidance_scale: float) -> str:
-        """Of everything that an image depends on beside its prompt and seed: 16 hex digits."""
+        """A hash of everything that an image depends on except its prompt and seed: 16 hex digits."""
         return cache_key(**_provenance(sampler, steps, guidance_scale))
 
     @property
-    def seconds_per_picture(self) -> float | None:
-        """Of all that was generated into it, in batches; None before."""
-        noted = self.store.notes()
-        return noted["seconds"] / noted["images"] if noted else None
+    def seconds_per_image(self) -> float | None:
+        """Mean time of all images that were generated into the cache, in batches; None if there are none."""
+        totals = self.store.notes()
+        return totals["seconds"] / totals["images"] if totals else None
 
-    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], progress: Advance = None) -> Iterator[Tensor]:
-        """Batches of pictures uint8 (B, 3, H, W), one a prompt and seed, in their order; drawn where they are not there.
+    def images(self, prompts: Sequence[str], seeds: Sequence[int], progress: Advance = None) -> Iterator[Tensor]:
+        """Batches of images uint8 (B, 3, H, W), one per prompt and seed, in their order; missing images are sampled.
 
         Raises:
-            ValueError: the disk does not take them.
+            ValueError: the images cannot be written.
         """
-        batch_size = pictures_at_once(self.sampler.resolution, BATCH_SIZE)
+        batch_size = images_at_once(self.sampler.resolution, BATCH_SIZE)
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             yield self._batch(list(prompts[part]), list(seeds[part]))
@@ -59,13 +59,13 @@ class Album:
 
     def _batch(self, prompts: list[str], seeds: list[int]) -> Tensor:
         names = [_name_of(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        found = [self.store.read(name) for name in names]
-        images = [None if part is None else part["image/image"][0] for part in found]
+        parts = [self.store.read(name) for name in names]
+        images = [None if part is None else part["image/image"][0] for part in parts]
         missing = [number for number, image in enumerate(images) if image is None]
         if missing:
             started = time.perf_counter()
-            asked = [prompts[number] for number in missing], [seeds[number] for number in missing]
-            generated = torch.cat(list(generate(self.sampler, *asked, self.steps, self.guidance_scale)))
+            inputs = [prompts[number] for number in missing], [seeds[number] for number in missing]
+            generated = torch.cat(list(generate(self.sampler, *inputs, self.steps, self.guidance_scale)))
             notes = {"images": 1, "seconds": (time.perf_counter() - started) / len(missing)}
             for number, image in zip(missing, generated, strict=True):
                 images[number] = image
@@ -81,13 +81,13 @@ def generate(
     guidance_scale: float,
     progress: Advance = None,
 ) -> Iterator[Tensor]:
-    """Batches of images uint8 (B, 3, H, W) on the CPU, one a prompt and seed."""
-    batches = sampler.pictures(
+    """Batches of images uint8 (B, 3, H, W) on the CPU, one per prompt and seed."""
+    batches = sampler.images(
         prompts,
         seeds,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
-        batch_size=pictures_at_once(sampler.resolution, BATCH_SIZE),
+        batch_size=images_at_once(sampler.resolution, BATCH_SIZE),
         progress=progress,
     )
     return (to_uint8(batch).cpu() for batch in batches)

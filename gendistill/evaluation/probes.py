@@ -1,4 +1,4 @@
-"""What to look for in drawn pictures beside distances: attributes under neutral prompts, and prompts out of the ordinary."""
+"""The settings of a `probes.yaml`: attributes to classify in images of neutral prompts, and unusual prompts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FILE_NAME = "probes.yaml"
 
 
 class Attribute(Section):
-    """One attribute of what is shown, such as a skin tone.
+    """An attribute of the depicted things, such as a skin tone.
 
     Attributes:
-        values: by value, the words of a caption that name it, one phrase or several.
-        otherwise: the value of captions with none of these words; without it they teach the probe nothing.
-        caption: the caption field of the reference that the words are looked for in.
-        among: a caption field and the words that it must have: other pictures teach nothing.
-        prompts: neutral ones, which leave the attribute open.
-        features: what the probe looks at: what the extractor gives, or how much of which colour there is.
+        values: the phrase or phrases of a caption that name each value.
+        otherwise: value of captions without any of these phrases; by default such images are not used for training the probe.
+        caption: the caption field of the reference that is searched for the phrases.
+        among: a caption field and words that it must contain; other images are not used for training the probe.
+        prompts: neutral prompts, which do not mention the attribute.
+        features: input of the probe: the extractor's features, or colour histograms.
     """
 
     values: dict[str, str | list[str]]
@@ -35,14 +35,14 @@ class Attribute(Section):
 
 
 class Unusual(Section):
-    """Prompts that no model was trained on: a text file, or the captions of pictures. Paths are relative to `probes.yaml`."""
+    """Prompts outside the training data: a text file, or captions of images. Paths are relative to `probes.yaml`."""
 
     path: str
     caption: str | None = None
 
     @property
-    def with_pictures(self) -> bool:
-        """Whether they are captions of pictures, that drawn pictures and probes can be held against."""
+    def with_images(self) -> bool:
+        """Whether the prompts are captions of images, which serve as held-out real images."""
         return not self.path.endswith(".txt")
 
 
@@ -57,7 +57,7 @@ class Probes(Section):
         """Read a file.
 
         Raises:
-            ValueError: there is none, it is no YAML, or a setting is wrong.
+            ValueError: the file is missing, not YAML, or a setting is invalid.
         """
         path = Path(asset_path(path))
         try:
@@ -65,23 +65,23 @@ class Probes(Section):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"probes {path}: cannot be read as YAML ({error})") from error
         if not isinstance(settings, dict) or not isinstance(settings.get("attributes", {}), dict):
-            raise ValueError(f"probes {path}: takes `attributes`, each with its settings by its name, and `unusual`")
-        where = ""
+            raise ValueError(f"probes {path}: expects `attributes`, a mapping of names to settings, and `unusual`")
+        location = ""
         try:
             for name, attribute in settings.get("attributes", {}).items():
-                where = f" attribute {name}:"
+                location = f" attribute {name}:"
                 settings["attributes"][name] = Attribute(**attribute)
-            where = ""
+            location = ""
             probes = Probes(**settings)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"probes {path}:{where} {error}") from error
+            raise ValueError(f"probes {path}:{location} {error}") from error
         if probes.unusual is not None:
             probes.unusual = Unusual(path=str(path.parent / probes.unusual.path), caption=probes.unusual.caption)
         return probes
 
     @staticmethod
-    def beside(reference: str) -> Probes:
-        """Those of the `probes.yaml` beside a reference's pictures; none where there is no such file."""
-        here = Path(asset_path(reference))
-        file = (here if here.is_dir() else here.parent) / FILE_NAME
+    def for_reference(reference: str) -> Probes:
+        """The probes of the `probes.yaml` next to a reference's images; empty without such a file."""
+        path = Path(asset_path(reference))
+        file = (path if path.is_dir() else path.parent) / FILE_NAME
         return Probes.load(file) if file.is_file() else Probes()

@@ -1,4 +1,4 @@
-"""Real pictures, or any that lie somewhere, as what scores are computed from: read once, kept on disk."""
+"""Features, captions and statistics of stored images, such as the real ones of an evaluation: read once, cached on disk."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.images import fitted
-from gendistill.data.samples import PictureSource
+from gendistill.data.samples import ImageSource
 from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.metrics.features.gaussian import GaussianStatistics, Moments, gaussian_statistics
 from gendistill.metrics.metric import ReferenceFeatures, SampleFeatures
 from gendistill.runtime.device import make_folder
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 from gendistill.runtime.hashing import HASHES, HashMemo
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is noted of pictures as they pass.
+class ImageMetadata:
+    """Captions, a hash and the number of broken images of a source, collected while its images are read.
 
     Attributes:
-        contents: 16 hex digits of the pictures' pixels: the same wherever and in whatever format they lie.
-        broken: pictures that could not be decoded, and are in none of the figures.
+        contents: 16 hex digits of a hash of the pixels: independent of the images' place and file format.
+        broken: number of images that could not be decoded; no score includes them.
     """
 
     captions: list[str]
@@ -42,117 +42,117 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """A set of pictures as numbers.
+class ImageSet:
+    """Features and statistics of a set of images.
 
     Attributes:
-        pictures: their features; None where there are only statistics, or no more is asked for.
-        seen: None where there are only statistics.
+        images: features of the images; None where only statistics are available or requested.
+        metadata: None for saved statistics.
     """
 
     statistics: GaussianStatistics
-    pictures: SampleFeatures | None = None
-    seen: Seen | None = None
+    images: SampleFeatures | None = None
+    metadata: ImageMetadata | None = None
 
     @property
     def reference(self) -> ReferenceFeatures:
-        """What other pictures are held against."""
-        if self.pictures is None:
+        """The set as the reference of other images."""
+        if self.images is None:
             return ReferenceFeatures(self.statistics)
-        return ReferenceFeatures(self.statistics, self.pictures.features, self.pictures.image_embeddings)
+        return ReferenceFeatures(self.statistics, self.images.features, self.images.image_embeddings)
 
 
-def read_pictures(
-    source: PictureSource,
+def read_images(
+    source: ImageSource,
     extraction: Extraction,
     *,
     square: bool,
     in_memory: bool = True,
     progress: Advance = None,
-) -> PictureSet:
-    """Features and captions of all pictures of a source.
+) -> ImageSet:
+    """Features and captions of all images of a source.
 
     Args:
-        square: hold only the centre square of each picture, as a model's square pictures are held against; whole pictures
-            otherwise, as FID is of folders.
-        in_memory: without it there are only statistics, and no more than a part of the features is in memory at a time.
+        square: crop each image to its centre square, for a comparison with the square images of a model; full images
+            otherwise, as FID of image folders is defined.
+        in_memory: False returns statistics only and holds one part of the features in memory at a time.
 
     Raises:
-        ValueError: fewer than two pictures can be decoded.
+        ValueError: fewer than two images can be decoded.
     """
-    reading = _Reading(source, extraction, square)
+    reader = _SourceReader(source, extraction, square)
     if in_memory:
-        pictures = reading.through(lambda: extraction.of(reading, source=reading.which, progress=progress))
-        return PictureSet(gaussian_statistics(pictures.features), pictures, reading.seen())
+        images = reader.run(lambda: extraction.extract(reader, source=reader.key_parts, progress=progress))
+        return ImageSet(gaussian_statistics(images.features), images, reader.metadata())
     moments = Moments()
-    rows = reading.through(lambda: extraction.rows(extraction.extractor, reading, reading.which, progress))
+    rows = reader.run(lambda: extraction.rows(extraction.extractor, reader, reader.key_parts, progress))
     for block in rows.blocks():
         moments.add(block["features"])
-    return PictureSet(moments.statistics(), None, reading.seen())
+    return ImageSet(moments.statistics(), None, reader.metadata())
 
 
-def pictures_at(source: PictureSource, numbers: Sequence[int], edge: int) -> Tensor:
-    """Some of a source's pictures, by their numbers among those that decode: uint8 (n, 3, edge, edge), centre squares."""
-    wanted, found = set(numbers), {}
+def images_at(source: ImageSource, numbers: Sequence[int], edge: int) -> Tensor:
+    """Images of a source by their indices among its decodable images: centre squares, uint8 (n, 3, edge, edge)."""
+    wanted, images = set(numbers), {}
     for number, sample in enumerate(source):
         if number in wanted:
-            found[number] = torch.from_numpy(np.array(fitted(sample.picture, edge, edge))).permute(2, 0, 1)
-            if len(found) == len(wanted):
+            images[number] = torch.from_numpy(np.array(fitted(sample.image, edge, edge))).permute(2, 0, 1)
+            if len(images) == len(wanted):
                 break
-    return torch.stack([found[number] for number in numbers])
+    return torch.stack([images[number] for number in numbers])
 
 
-class _Reading:
-    """One source read by some networks, each walking through it where its features are not there."""
+class _SourceReader:
+    """An image source that each feature network iterates over unless its features are cached."""
 
-    def __init__(self, source: PictureSource, extraction: Extraction, square: bool) -> None:
+    def __init__(self, source: ImageSource, extraction: Extraction, square: bool) -> None:
         self.source, self.square = source, square
         assert extraction.cache is not None
         hashes = HashMemo(extraction.cache / HASHES)
-        self.which = ["square" if square else "whole", source.fingerprint(hashes)]
+        self.key_parts = ["square" if square else "whole", source.fingerprint(hashes)]
         hashes.keep()
-        self._file = extraction.cache / "features" / f"{'-'.join(self.which)}.json"
-        self._seen: Seen | None = None  # noted once a walk is through
+        self._file = extraction.cache / "features" / f"{'-'.join(self.key_parts)}.json"
+        self._metadata: ImageMetadata | None = None  # set at the end of an iteration
 
     def __call__(self) -> Iterator[Image.Image]:
         captions, digest = [], hashlib.sha256()
         for sample in self.source:
             captions.append(sample.caption)
-            picture = _centre_square(sample.picture) if self.square else sample.picture
-            digest.update(f"{picture.size}".encode() + picture.tobytes())
-            yield picture
-        self._seen = Seen(captions, digest.hexdigest()[:16], self.source.broken_pictures)
+            image = _centre_square(sample.image) if self.square else sample.image
+            digest.update(f"{image.size}".encode() + image.tobytes())
+            yield image
+        self._metadata = ImageMetadata(captions, digest.hexdigest()[:16], self.source.broken_images)
 
-    def through(self, extract: Callable[[], Result]) -> Result:
-        """What `extract` gives; a sentence where there are fewer than two pictures."""
+    def run(self, extract: Callable[[], Result]) -> Result:
+        """The result of `extract`; ValueError if the source has fewer than two images."""
         try:
-            found = extract()
+            result = extract()
         except ValueError:
-            if self._seen is not None:
-                self._require_two(self._seen)
+            if self._metadata is not None:
+                self._require_two(self._metadata)
             raise
-        self._require_two(self.seen())
-        return found
+        self._require_two(self.metadata())
+        return result
 
-    def _require_two(self, seen: Seen) -> None:
-        if (count := len(seen.captions)) < 2:
-            broken = f"{seen.broken} cannot be decoded"
-            raise ValueError(f"pictures: {self.source.describe()} gives {count} ({broken}); takes at least 2.")
+    def _require_two(self, metadata: ImageMetadata) -> None:
+        if (count := len(metadata.captions)) < 2:
+            broken = f"{metadata.broken} cannot be decoded"
+            raise ValueError(f"images: {self.source.describe()} gives {count} ({broken}); expects at least 2.")
 
-    def seen(self) -> Seen:
-        """From a walk of the extraction, or the file that an earlier one left."""
-        if self._seen is None:
+    def metadata(self) -> ImageMetadata:
+        """The metadata of this extraction, or of the file that an earlier one saved."""
+        if self._metadata is None:
             try:
-                return Seen(**json.loads(self._file.read_text(encoding="utf-8")))
+                return ImageMetadata(**json.loads(self._file.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
-                deque(self(), maxlen=0)  # decodes all
-        assert self._seen is not None
+                deque(self(), maxlen=0)  # decodes all images
+        assert self._metadata is not None
         make_folder(self._file.parent)
-        with written_aside(self._file) as aside:
-            aside.write_text(json.dumps(dataclasses.asdict(self._seen)), encoding="utf-8")
-        return self._seen
+        with atomic_write(self._file) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self._metadata)), encoding="utf-8")
+        return self._metadata
 
 
-def _centre_square(picture: Image.Image) -> Image.Image:
-    edge = min(picture.size)
-    return picture if picture.size == (edge, edge) else fitted(picture, edge, edge)
+def _centre_square(image: Image.Image) -> Image.Image:
+    edge = min(image.size)
+    return image if image.size == (edge, edge) else fitted(image, edge, edge)

@@ -1,4 +1,4 @@
-"""Scores as a table for a page and for a terminal: what the registry says of each, and nothing else."""
+"""Scores as a table for a page and for a terminal, with labels, scales and explanations from the metric registry."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from gendistill.evaluation.reporting.page import Cell, Column, Details, PageSect
 from gendistill.metrics.protocol import Evaluation
 from gendistill.metrics.registry import higher_is_better, metric_of
 
-Cells = Mapping[Column, Callable[[Evaluation], Cell | str]]  # of a row, by column
-INTERVALS = "Beside a value its 95 % interval; ∞ marks one for infinitely many images, which need not hold the value."
+Cells = Mapping[Column, Callable[[Evaluation], Cell | str]]  # a row's cells by column
+INTERVALS = "Small figures are 95 % intervals; ∞ marks an interval for infinitely many images, which may not contain the value."
 
 
 def score_names(rows: Iterable[Evaluation]) -> list[str]:
-    """Reported names of all scores of some rows."""
+    """Reported names of all scores of the rows."""
     return list(dict.fromkeys(name for row in rows for name in row.scores))
 
 
 def summary_names(rows: Iterable[Evaluation], requested: Sequence[str] | None) -> list[str]:
-    """Those that a short table shows: what the registry says belongs there, and what was asked for by name."""
-    found = [(name, metric_of(name)) for name in score_names(rows)]
-    return [name for name, metric in found if metric is None or metric.in_summary or metric.name in (requested or ())]
+    """Scores of a short table: the summary scores of the registry, and the requested ones."""
+    metrics = [(name, metric_of(name)) for name in score_names(rows)]
+    return [name for name, metric in metrics if metric is None or metric.in_summary or metric.name in (requested or ())]
 
 
 def score_cells(names: Iterable[str]) -> dict[Column, Callable[[Evaluation], Cell]]:
-    """A column a score."""
+    """One column per score."""
     return {_score_column(name): partial(_score_cell, name) for name in names}
 
 
@@ -38,7 +38,7 @@ def _score_column(name: str) -> Column:
 
 
 def score_label(name: str) -> str:
-    """Of a column: the metric's label, or the reported name, with the factor that its values are shown with."""
+    """Column title of a score: the metric's label, or the reported name, with the factor by which its values are scaled."""
     metric = metric_of(name)
     if metric is None:
         return name
@@ -46,7 +46,7 @@ def score_label(name: str) -> str:
 
 
 def _score_cell(name: str, row: Evaluation) -> Cell:
-    """A score with its interval; empty where the row has none."""
+    """A score with its interval; empty if the row lacks the score."""
     value, interval, metric = row.scores.get(name), row.intervals.get(name), metric_of(name)
     if value is None:
         return Cell("")
@@ -64,43 +64,45 @@ def score_table(
     highlight: Callable[[Evaluation], bool] = lambda row: False,
     group: Callable[[Evaluation], str] = lambda row: "",
 ) -> Table:
-    """A line a row: each column's cell of it."""
-    lines = [TableRow.of(*(cell(row) for cell in cells.values()), highlight=highlight(row), group=group(row)) for row in rows]
+    """One table row per evaluation."""
+    lines = [
+        TableRow.from_cells(*(cell(row) for cell in cells.values()), highlight=highlight(row), group=group(row)) for row in rows
+    ]
     return Table(list(cells), lines, caption)
 
 
-def terminal_table(title: str, table: Table, decides: str = "") -> TerminalTable:
-    """A page's table for the terminal, with the interval of one score, the distance that decides."""
+def terminal_table(title: str, table: Table, metric: str = "") -> TerminalTable:
+    """A page's table for the terminal, with the interval of one score, the primary metric."""
     shown = TerminalTable(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in table.columns:
         shown.add_column(column.name, justify=column.align)
-        if column.name == score_label(decides):
+        if column.name == score_label(metric):
             shown.add_column("95 %", justify="right")
     for row in table.rows:
         texts = []
         for column, cell in zip(table.columns, row.cells, strict=True):
-            texts += [cell.text, cell.small] if column.name == score_label(decides) else [cell.text]
+            texts += [cell.text, cell.small] if column.name == score_label(metric) else [cell.text]
         shown.add_row(*texts, style="bold" if row.highlight else "")
     return shown
 
 
 def explanations(names: Iterable[str]) -> Details:
-    """What the scores mean, for the end of a page or of a section."""
-    found = [(score_label(name), metric.explanation) for name in names if (metric := metric_of(name))]
-    return Details("What the scores mean", found)
+    """Explanations of the scores, for the end of a page or of a section."""
+    facts = [(score_label(name), metric.explanation) for name in names if (metric := metric_of(name))]
+    return Details("What the scores mean", facts)
 
 
 def protocol_section(row: Evaluation, *more: Details) -> PageSection:
-    """How the figures of a page were made."""
+    """The evaluation protocol of a page."""
     protocol = row.protocol
     facts = [
         ("extractor", f"{protocol.extractor} ({protocol.weights_hash})"),
-        ("pictures", f"{protocol.num_samples:,}, {protocol.resize}"),
+        ("images", f"{protocol.num_samples:,}, {protocol.resize}"),
         ("prompts", f"{protocol.prompts}, seed {protocol.seed}"),
-        ("reference", f"{protocol.reference}, {protocol.reference_count} pictures ({protocol.reference_hash})"),
+        ("reference", f"{protocol.reference}, {protocol.reference_count} images ({protocol.reference_hash})"),
         ("CLIP", f"{protocol.clip_model} ({protocol.clip_weights_hash})" if protocol.clip_model else "none"),
-        ("intervals", "95 %, bootstrap over drawn pictures; distances corrected for their bias in finite sets"),
-        ("names", "Distances are named after the network that saw the images: no two protocols share a name."),
+        ("intervals", "95 %, bootstrap over sampled images; distances corrected for their bias in finite sets"),
+        ("names", "A distance is named after the network that extracts its features: no two networks share a name."),
         ("versions", ", ".join(f"{name} {version}" for name, version in protocol.versions.items())),
     ]
-    return PageSection("Protocol", [Details("How the figures were made", facts, opened=True), *more])
+    return PageSection("Protocol", [Details("How the figures were measured", facts, opened=True), *more])

@@ -1,4 +1,4 @@
-"""Students beside their teacher: the result, as a table for the terminal and as a page with pictures side by side."""
+"""The comparison of students with their teacher as a table for the terminal and as a page with images side by side."""
 
 from __future__ import annotations
 
@@ -38,67 +38,67 @@ from gendistill.evaluation.score_cells import (
 from gendistill.evaluation.teacher_plans import TEACHER_SAMPLERS, TEACHER_STEPS, Gap
 from gendistill.metrics.protocol import Evaluation
 
-EXPLAINED = "Gap closed: 0 is the best that a solver gives the teacher at no more cost, 1 is the teacher at 50 steps."
+EXPLAINED = "Gap closed: 0 is the teacher's best result by a training-free solver at equal cost, 1 is the teacher at 50 steps."
 
 
 @dataclass(frozen=True)
 class StudentComparison:
-    """The rows of students, their teacher's and the gap between them; without a student, the teacher's alone.
+    """Rows of students and of their teacher, and the gaps that the students close; without a student, the teacher's rows.
 
     Attributes:
-        share: what a call of the student costs, in calls of its teacher (multiply-accumulates).
-        slider: rows of w-conditioned students at other guidance scales, those that the teacher was measured at.
-        warnings: what to know before trusting the figures.
-        requested: names of the metrics that were asked for.
+        call_cost: multiply-accumulates of a network call of the student, relative to the teacher's.
+        slider: rows of w-conditioned students at the other guidance scales that the teacher was measured at.
+        warnings: reasons to doubt the figures.
+        requested: names of the requested metrics.
     """
 
     student: list[Evaluation]
     teacher: list[Evaluation]
     gaps: list[Gap] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    share: float = 1.0
+    call_cost: float = 1.0
     slider: list[Evaluation] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     requested: Sequence[str] | None = None
 
     @property
     def metric(self) -> str:
-        """The distance that decides."""
+        """The name of the primary metric."""
         return self.teacher[0].protocol.metric
 
     @property
     def shown(self) -> list[Evaluation]:
-        """Rows of a table: students, their sliders, and of the teacher the best; without a student, all of the teacher."""
+        """Rows of a table: students at all guidance scales and the teacher's best; without a student, all of the teacher."""
         return [*self.student, *self.slider, *best_rows(self.student, self.teacher)] if self.student else self.teacher
 
     @property
     def summary(self) -> list[str]:
-        """Reported names of the scores that tables show, the distance that decides first."""
+        """Reported names of the scores that tables show, the primary metric first."""
         return summary_names(self.student or self.teacher, self.requested)
 
     @property
     def colours(self) -> dict[str, int]:
-        """Numbers of the curves, by name; the teacher's is 0."""
+        """Colour numbers of the curves by name; the teacher's is 0."""
         names = [*(row.model for row in self.student), *(f"teacher, {solver}" for solver in TEACHER_SAMPLERS)]
         return colour_numbers(names, reference="teacher")
 
     def gap(self, row: Evaluation) -> str:
-        """The gap that a student's row closes; empty of other rows."""
+        """The fraction of the gap that a student's row closes; empty for other rows."""
         closed = {gap.network_calls: f"{gap.closed:.2f}" for gap in self.gaps}
         return closed.get(row.network_calls, "") if row in self.student else ""
 
     def figures(self) -> Table:
-        """Students beside the teacher at full length and at its best within as many network calls."""
+        """A table of the students, the teacher at 50 steps, and the teacher's best within as many network calls."""
         colours = self.colours
         cells: Cells = {
             Column("model", align="left"): lambda row: Cell(row.model, colour=colours.get(row.model, 0)),
             Column("sampler", align="left"): lambda row: row.sampler,
             Column("steps"): lambda row: str(row.steps),
             Column("guidance"): lambda row: f"{row.guidance_scale:g}" if row.guidance_scale > 1 else "-",
-            Column("calls", "Network calls a picture; a guided step is two."): lambda row: str(row.network_calls),
+            Column("calls", "Network calls per image; a guided step takes two."): lambda row: str(row.network_calls),
             **score_cells(self.summary),
-            Column("ms", "A picture, drawn in batches."): lambda row: (
-                "" if row.seconds_per_picture is None else f"{row.seconds_per_picture * 1000:.1f}"
+            Column("ms", "Time per image, sampled in batches."): lambda row: (
+                "" if row.seconds_per_image is None else f"{row.seconds_per_image * 1000:.1f}"
             ),
         }
         if self.student:
@@ -106,11 +106,11 @@ class StudentComparison:
         return score_table(self.shown, cells, highlight=lambda row: row in self.student)
 
     def table(self) -> TerminalTable:
-        """For the terminal."""
+        """The table for the terminal."""
         table = terminal_table(f"{self.metric} on {self.shown[0].protocol.prompts}", self.figures(), self.metric)
         if self.student:
             sentences = [f"{card.value} {card.label}: {card.small}." for card in _full_length_cards(self)]
-            table.caption = "\n".join(sentences or _cost(self.share)) or None
+            table.caption = "\n".join(sentences or _cost(self.call_cost)) or None
         return table
 
     def to_json(self) -> str:
@@ -119,7 +119,7 @@ class StudentComparison:
                 "student": [dataclasses.asdict(row) for row in self.student],
                 "slider": [dataclasses.asdict(row) for row in self.slider],
                 "teacher": [dataclasses.asdict(row) for row in self.teacher],
-                "cost_of_a_call": self.share,
+                "cost_of_a_call": self.call_cost,
                 "gaps": [{**dataclasses.asdict(gap), "closed": gap.closed} for gap in self.gaps],
             },
             indent=1,
@@ -127,7 +127,7 @@ class StudentComparison:
 
 
 def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Evaluation]:
-    """The teacher's best row at 50 steps, and for each solver its best within each of the student's numbers of calls."""
+    """The teacher's best row at 50 steps, and each solver's best row within each of the student's network call counts."""
     metric = student[0].protocol.metric
     rows = [_best([row for row in teacher if row.steps == TEACHER_STEPS], metric)]
     for calls in sorted({row.network_calls for row in student}, reverse=True):
@@ -138,19 +138,19 @@ def best_rows(student: list[Evaluation], teacher: list[Evaluation]) -> list[Eval
 
 
 def write_report(path: Path, title: str, comparison: StudentComparison, galleries: Sequence[Gallery]) -> None:
-    """report.html: figures, quality against network calls, the slider's curve, and grids at the same prompts and seeds."""
+    """report.html: figures, quality against network calls and guidance scale, and grids of the same prompts and seeds."""
     student, slider, distance = comparison.student, comparison.slider, f"{comparison.metric}, lower is better"
     quality: list[Block] = [
         Figure(
             curves(_quality(comparison), "network calls", distance, x_log=True, y_log=True),
-            "The teacher at its best guidance scale by each solver.",
+            "The teacher by each solver, at its best guidance scale.",
         )
     ]
     if slider and "clip_score" in slider[0].scores:
-        caption = "guidance_scale moves the student along its teacher's own curve; numbers are scales."
+        caption = "The w-conditioned student at several guidance scales, next to its teacher; numbers are guidance scales."
         quality.append(Figure(curves(_slider(comparison), "CLIP score", distance), caption))
     cards = [*_gap_cards(comparison), *_full_length_cards(comparison)]
-    explained = " ".join([EXPLAINED, *(f"{told[0].upper()}{told[1:]}." for told in _cost(comparison.share))])
+    explained = " ".join([EXPLAINED, *(f"{cost[0].upper()}{cost[1:]}." for cost in _cost(comparison.call_cost))])
     figures: list[Block] = [Cards(cards), comparison.figures(), explanations(comparison.summary)]
     page = Page(
         title,
@@ -171,17 +171,17 @@ def _gap_cards(comparison: StudentComparison) -> list[Card]:
         Card(
             f"{gap.closed:.2f}",
             f"of the gap closed at {gap.network_calls} call{'s' if gap.network_calls != 1 else ''}",
-            f"{comparison.metric}: student {gap.student:.2f}, best free {gap.free:.2f}, teacher {gap.teacher:.2f}",
+            f"{comparison.metric}: student {gap.student:.2f}, best solver {gap.free:.2f}, teacher {gap.teacher:.2f}",
         )
         for gap in comparison.gaps
     ]
 
 
 def _full_length_cards(comparison: StudentComparison) -> list[Card]:
-    """Of students that take as many steps as their teacher: how much of its quality is left."""
+    """Cards of students with at least as many steps as their teacher: their distance relative to the teacher's."""
     metric = comparison.metric
     best = best_rows(comparison.student, comparison.teacher)[0].scores[metric]
-    cost = "".join(f"; {told}" for told in _cost(comparison.share))
+    cost = "".join(f"; {sentence}" for sentence in _cost(comparison.call_cost))
     return [
         Card(
             f"{row.scores[metric] / best:.2f}×",
@@ -193,12 +193,14 @@ def _full_length_cards(comparison: StudentComparison) -> list[Card]:
     ]
 
 
-def _cost(share: float) -> list[str]:
-    return [] if share == 1 else [f"a call of the student costs {share:.2f} of the teacher's multiply-accumulates"]
+def _cost(call_cost: float) -> list[str]:
+    if call_cost == 1:
+        return []
+    return [f"a call of the student costs {call_cost:.2f} of the teacher's multiply-accumulates"]
 
 
 def _quality(comparison: StudentComparison) -> list[Series]:
-    """The students' curve and the teacher's best by each solver, against network calls."""
+    """Distance against network calls: a curve of the students, and of the teacher's best by each solver."""
     metric, colours, student = comparison.metric, comparison.colours, comparison.student
     ordered = sorted(student, key=lambda row: row.network_calls)
     points = tuple(Point(row.network_calls, row.scores[metric]) for row in ordered)
@@ -215,13 +217,13 @@ def _quality(comparison: StudentComparison) -> list[Series]:
 
 
 def _slider(comparison: StudentComparison) -> list[Series]:
-    """Distance and CLIP score, a point a guidance scale: w-conditioned students beside the teacher at full length."""
+    """Distance against CLIP score, one point per guidance scale: w-conditioned students, and the teacher at 50 steps."""
     rows = {"teacher": [row for row in comparison.teacher if row.steps == TEACHER_STEPS]}
     for row in [*comparison.student, *comparison.slider]:
         rows.setdefault(row.model, []).append(row)
     series = []
-    for name, found in rows.items():
-        ordered = sorted(found, key=lambda row: row.guidance_scale)
+    for name, model_rows in rows.items():
+        ordered = sorted(model_rows, key=lambda row: row.guidance_scale)
         points = tuple(
             Point(row.scores["clip_score"], row.scores[comparison.metric], label=f"{row.guidance_scale:g}") for row in ordered
         )

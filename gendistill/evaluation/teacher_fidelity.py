@@ -1,4 +1,4 @@
-"""How near a student's images are to its teacher's of the same prompts and seeds, added to the student's row."""
+"""Fidelity of a student's images to its teacher's images of the same prompts and seeds, added to the student's row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from gendistill.evaluation.judge import Judge
+from gendistill.evaluation.evaluator import Evaluator
 from gendistill.metrics.features.matrix import Features
 from gendistill.metrics.measure import measure_pairs
 from gendistill.metrics.metric import ImagePairs
@@ -17,19 +17,19 @@ from gendistill.metrics.registry import METRICS, default_metrics
 FIDELITY_IMAGES = 256
 
 
-def wants_fidelity(judge: Judge) -> bool:
-    """Whether a metric of pairs of images is to be computed at all."""
-    return any(METRICS[name].of_pairs for name in judge.requested or default_metrics(of_pairs=True))
+def wants_fidelity(evaluator: Evaluator) -> bool:
+    """Whether a metric of image pairs is requested, or is a default metric."""
+    return any(METRICS[name].of_pairs for name in evaluator.requested or default_metrics(of_pairs=True))
 
 
-def lpips_for(judge: Judge, device: str) -> Lpips | None:
-    """LPIPS where its weights are on this machine.
+def lpips_for(evaluator: Evaluator, device: str) -> Lpips | None:
+    """LPIPS if its weights are on this machine.
 
     Raises:
-        ValueError: they are not, and it was asked for.
+        ValueError: the weights are missing, and LPIPS was requested.
     """
     lpips, why = available_lpips(device=device)
-    if lpips is None and "lpips" in (judge.requested or ()):
+    if lpips is None and "lpips" in (evaluator.requested or ()):
         raise ValueError(why)
     return lpips
 
@@ -40,18 +40,18 @@ def with_fidelity(
     teacher_images: Tensor,
     features: Features,
     teacher_features: Features,
-    judge: Judge,
+    evaluator: Evaluator,
     lpips: Lpips | None = None,
 ) -> Evaluation:
-    """The row with the metrics of pairs that were asked for, or the usual ones; as it is where the images differ in size.
+    """The row with the requested or default metrics of image pairs; unchanged if the images differ in size.
 
     Args:
         images, teacher_images: uint8 (N, 3, H, W).
-        features, teacher_features: (M, D), of these images or of more.
+        features, teacher_features: (M, D), of these images or of more images.
     """
     if images.shape != teacher_images.shape:
         return row
     pairs = ImagePairs(images, teacher_images, features, teacher_features, lpips)
-    found = measure_pairs(pairs, judge.requested, intervals=judge.intervals, seed=judge.seed)
-    scores, intervals = {**row.scores, **found.values}, {**row.intervals, **found.intervals}
+    fidelity = measure_pairs(pairs, evaluator.requested, intervals=evaluator.intervals, seed=evaluator.seed)
+    scores, intervals = {**row.scores, **fidelity.values}, {**row.intervals, **fidelity.intervals}
     return dataclasses.replace(row, scores=scores, intervals=intervals)

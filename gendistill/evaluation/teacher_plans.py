@@ -1,4 +1,4 @@
-"""Figures of a student beside its teacher: at full length, and within as many network calls by training-free solvers."""
+"""A teacher's figures for comparison with its students: at 50 steps, and within few network calls by training-free solvers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 
 from gendistill.diffusion.teacher import teacher_of
-from gendistill.evaluation.judge import Judge
+from gendistill.evaluation.evaluator import Evaluator
 from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
-from gendistill.networks.pruning.unet_pruning import share_of_macs
-from gendistill.runtime.files import written_aside
+from gendistill.networks.pruning.unet_pruning import macs_fraction
+from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import network_of
@@ -26,19 +26,18 @@ from gendistill.schedulers import GridDDIMScheduler
 TEACHER_STEPS = 50
 TEACHER_SCALES = (1.0, 2.0, 3.0, 5.0)
 FREE_CALLS = (8, 4, 2, 1)
-SOLVERS = ("ddim", "dpm-solver++")  # what anyone has: those that a student's gap is measured from
+SOLVERS = ("ddim", "dpm-solver++")  # standard solvers, the baseline of the gap that a student closes
 SEARCHED = "ddim, searched grid"
 TEACHER_SAMPLERS = (*SOLVERS, SEARCHED)
 SEARCH_PROMPTS = 64
 
 
 def calls_a_step(guidance_scale: float) -> int:
-    """Network calls of one step of classifier-free guidance; a scale of 1 is none."""
+    """Network calls of one step: two with classifier-free guidance, one at a guidance scale of 1."""
     return 2 if guidance_scale > 1 else 1
 
 
-# (solver, steps, guidance scale): the teacher at full length, and all that fits within a few calls; in one step all
-# solvers are DDIM
+# (solver, steps, guidance scale): 50 steps, and every combination within few network calls; one step of any solver is DDIM
 TEACHER_PLANS = [
     *(("ddim", TEACHER_STEPS, scale) for scale in TEACHER_SCALES),
     *(
@@ -52,15 +51,15 @@ TEACHER_PLANS = [
 FILE_NAME = "evaluation.json"
 
 
-def teacher_rows(sampler: FewStepSampler, judge: Judge, model: str) -> list[Evaluation]:
-    """The teacher's rows, as `TEACHER_PLANS` has them: at full length, then within 8, 4, 2 and 1 network calls."""
+def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> list[Evaluation]:
+    """The teacher's rows for `TEACHER_PLANS`: at 50 steps, then within 8, 4, 2 and 1 network calls."""
     rows, plans = [], teacher_plans(sampler)
-    with advancing_bar("drawing from the teacher", len(judge.prompts) * len(plans)) as progress:
-        grids = searched_grids(sampler, judge) if searchable(sampler.pipeline) else {}
+    with advancing_bar("sampling from the teacher", len(evaluator.prompts) * len(plans)) as progress:
+        grids = searched_grids(sampler, evaluator) if searchable(sampler.pipeline) else {}
         for solver, steps, scale in plans:
             timesteps = grids[scale][steps] if solver == SEARCHED else None
             with solver_of(sampler, solver, timesteps):
-                judged = judge.judge(
+                evaluated = evaluator.evaluate(
                     sampler,
                     model=model,
                     solver=solver,
@@ -70,39 +69,41 @@ def teacher_rows(sampler: FewStepSampler, judge: Judge, model: str) -> list[Eval
                     quick=True,
                     progress=progress,
                 )
-            rows.append(judged.evaluation)
+            rows.append(evaluated.evaluation)
     return rows
 
 
 def solver_of(sampler: FewStepSampler, solver: str, timesteps: list[int] | None = None) -> AbstractContextManager[None]:
-    """A teacher that is sampled by `solver` inside a `with` block."""
+    """A context in which the teacher samples with `solver`."""
     config, bounded = sampler.pipeline.scheduler.config, sampler.family.bounded
     return scheduler_of(sampler.pipeline, teacher_scheduler(solver, config, bounded=bounded, timesteps=timesteps))
 
 
-def searched_grids(sampler: FewStepSampler, judge: Judge) -> dict[float, dict[int, list[int]]]:
-    """Timesteps by guidance scale and number of steps, of the teacher's plans that go by a searched grid."""
+def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float, dict[int, list[int]]]:
+    """Timesteps of the plans with a searched grid, by guidance scale and step count."""
     teacher = teacher_of(sampler.pipeline, "the teacher")
     wanted: dict[float, list[int]] = {}
     for solver, steps, scale in teacher_plans(sampler):
         if solver == SEARCHED:
             wanted.setdefault(scale, []).append(steps)
-    found = {scale: search_grids(teacher, judge.prompts[:SEARCH_PROMPTS], counts, scale) for scale, counts in wanted.items()}
-    return {scale: {count: grid.timesteps for count, grid in of.items()} for scale, of in found.items()}
+    grids = {
+        scale: search_grids(teacher, evaluator.prompts[:SEARCH_PROMPTS], counts, scale) for scale, counts in wanted.items()
+    }
+    return {scale: {count: grid.timesteps for count, grid in by_count.items()} for scale, by_count in grids.items()}
 
 
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
-    """The plans that a teacher can be sampled by: without guidance, the unguided ones."""
-    followed = searchable(sampler.pipeline)
-    return [plan for plan in TEACHER_PLANS if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or followed)]
+    """The plans that a teacher supports: unguided ones only for a model without guidance."""
+    can_search = searchable(sampler.pipeline)
+    return [plan for plan in TEACHER_PLANS if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or can_search)]
 
 
 def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timesteps: list[int] | None = None) -> Any:
-    """The solvers that a teacher is sampled with in a comparison, each on the grid that suits few steps best (trailing).
+    """The scheduler of a solver with trailing timesteps, which are the best spacing for few steps.
 
     Args:
-        bounded: what is diffused is pictures, whose x_0 the teacher's scheduler may clip; latents never are.
-        timesteps: of DDIM, instead of the trailing ones.
+        bounded: the model generates pixels, whose x_0 the teacher's scheduler may clip; latents are never clipped.
+        timesteps: timesteps of DDIM, instead of the trailing ones.
     """
     clip = bounded and config.get("clip_sample", False)
     if timesteps is not None:
@@ -114,8 +115,8 @@ def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timest
     )
 
 
-def slider_scales(sampler: FewStepSampler) -> list[float]:
-    """The other scales, of those that the teacher is measured at, that a w-conditioned student knows; none for others."""
+def other_guidance_scales(sampler: FewStepSampler) -> list[float]:
+    """The teacher's measured scales within a w-conditioned student's range, without its default; none for other students."""
     spec = sampler.spec
     if spec is None or spec.guidance_range is None:
         return []
@@ -123,15 +124,19 @@ def slider_scales(sampler: FewStepSampler) -> list[float]:
     return [scale for scale in TEACHER_SCALES if low <= scale <= high and scale != spec.guidance_scale]
 
 
-def imitated_scale(sampler: FewStepSampler, guidance_scale: float) -> float:
-    """The guidance scale of the teacher that a student sampled at `guidance_scale` imitates."""
+def distilled_scale(sampler: FewStepSampler, guidance_scale: float) -> float:
+    """The teacher's guidance scale that corresponds to a student sampled at `guidance_scale`."""
     spec = sampler.spec
     return spec.guidance_scale if spec is not None and spec.guidance == "baked" else guidance_scale
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How much of the way from the best that costs no training to the teacher a student goes, at equal cost."""
+    """The gap that a student closes between the best training-free solver of equal cost and the teacher at 50 steps.
+
+    Attributes:
+        student, free, teacher: distances of the student, of that solver, and of the teacher.
+    """
 
     network_calls: int
     student: float
@@ -143,36 +148,36 @@ class Gap:
         return gap_closed(self.student, self.free, self.teacher)
 
 
-def gaps(student: list[Evaluation], teacher: list[Evaluation], share: float = 1.0) -> list[Gap]:
-    """One for each row of a few-step student whose cost the teacher was measured within by `SOLVERS`.
+def gaps(student: list[Evaluation], teacher: list[Evaluation], call_cost: float = 1.0) -> list[Gap]:
+    """The gap of each few-step row of a student for which the teacher has a row by `SOLVERS` at no more cost.
 
     Args:
-        share: what a call of the student costs, in calls of its teacher.
+        call_cost: cost of a network call of the student, relative to the teacher's.
     """
     metric = student[0].protocol.metric
     best = min(row.scores[metric] for row in teacher if row.steps == TEACHER_STEPS)
     result = []
     for row in student:
-        cost = row.network_calls * share
+        cost = row.network_calls * call_cost
         within = [t.scores[metric] for t in teacher if t.network_calls <= cost and t.sampler in SOLVERS]
         if within and row.steps < TEACHER_STEPS:
             result.append(Gap(row.network_calls, row.scores[metric], min(within), best))
     return result
 
 
-def cost_of_a_call(student: FewStepSampler, teacher: FewStepSampler) -> float:
-    """Multiply-accumulates of a call of the student's network, in calls of the teacher's: 1 where the two are alike, to 1 %."""
-    known: Any = UNet2DConditionModel  # diffusers' own types know nothing of its config
-    networks = [network_of(of.pipeline) for of in (teacher, student)]
-    if not all(isinstance(of, known) for of in networks):
+def relative_call_cost(student: FewStepSampler, teacher: FewStepSampler) -> float:
+    """Multiply-accumulates of a call of the student's network, relative to the teacher's: 1 if they differ by less than 1 %."""
+    unet: Any = UNet2DConditionModel  # diffusers' type annotations lack its config
+    networks = [network_of(sampler.pipeline) for sampler in (teacher, student)]
+    if not all(isinstance(network, unet) for network in networks):
         return 1.0
-    share = share_of_macs(*(of.config for of in networks))
-    return 1.0 if abs(share - 1) < 0.01 else share
+    fraction = macs_fraction(*(network.config for network in networks))
+    return 1.0 if abs(fraction - 1) < 0.01 else fraction
 
 
 def save_rows(rows: list[Evaluation], path: Path) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
 
 
 def load_rows(path: Path) -> list[Evaluation]:
@@ -180,7 +185,7 @@ def load_rows(path: Path) -> list[Evaluation]:
 
 
 def stored_rows(teacher: Path, like: Evaluation) -> list[Evaluation]:
-    """The teacher's rows from the file beside its weights; none where there is no file, or it was judged otherwise."""
+    """The teacher's rows from the file in its folder; none without a file, or if its protocol differs from that of `like`."""
     path = teacher / FILE_NAME
     if not path.is_file():
         return []

@@ -19,7 +19,7 @@ from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import open_in_float32, save_lora
-from gendistill.runtime.files import new_folder, written_aside
+from gendistill.runtime.files import atomic_write, new_folder
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
@@ -34,7 +34,7 @@ FARTHEST = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # that rounding m
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far a picture of it is from the student's, at most and on average, in [0, 1]."""
+    """What was written, and how far an image of it is from the student's, at most and on average, in [0, 1]."""
 
     path: Path
     opened_by: str
@@ -45,73 +45,75 @@ class Exported:
         size = sum(file.stat().st_size for file in ([self.path] if self.path.is_file() else self.path.rglob("*.*")))
         return (
             f"{self.path} ({size / 2**20:,.1f} MiB), opened again by {self.opened_by}: "
-            f"its picture is within {self.most:.4f} of the student's, {self.mean:.5f} on average"
+            f"its image is within {self.most:.4f} of the student's, {self.mean:.5f} on average"
         )
 
 
 def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prompt: str | None = None) -> Exported:
-    """Write a student as `kind`, open it again, and draw the same picture with both.
+    """Write a student as `kind`, open it again, and sample the same image with both.
 
     Args:
         kind: of `FORMATS`.
         out: a folder that is new or empty, or a .safetensors file, which is replaced once the new one is complete.
         dtype: of the weights: float32, float16 or bfloat16; float16 where None, float32 for a program.
-        prompt: of the picture; the first that the model knows, or one of ours, where None.
+        prompt: of the image; the first that the model knows, or one of ours, where None.
 
     Raises:
         ValueError: there is no such format, it has no place for what the student is, `out` would replace something else,
-            the disk does not accept it, or what was written draws another picture; `out` stays as it was then.
+            the disk does not accept it, or what was written samples another image; `out` stays as it was then.
     """
     if kind not in FORMATS:
-        raise ValueError(f"--format {kind}: takes one of {', '.join(FORMATS)}")
+        raise ValueError(f"--format {kind}: expects one of {', '.join(FORMATS)}")
     dtype = dtype or ("float32" if kind in PROGRAMS else "float16")
     if dtype not in DTYPES or (kind in PROGRAMS and dtype != "float32"):
         if kind in PROGRAMS:
-            raise ValueError(f"--dtype {dtype}: --format {kind} takes float32")
-        raise ValueError(f"--dtype {dtype}: takes one of {', '.join(DTYPES)}")
+            raise ValueError(f"--dtype {dtype}: --format {kind} expects float32")
+        raise ValueError(f"--dtype {dtype}: expects one of {', '.join(DTYPES)}")
     write, reopen, opened_by = FORMATS[kind]
     if kind in PROGRAMS:
         require_runtime(kind)
     if kind not in FOLDERS and out.suffix != ".safetensors":
-        raise ValueError(f"--out {out}: --format {kind} takes a .safetensors file")
+        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file")
     out = out.resolve()
     _require_vacant(out, kind)
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # whose weights are those of other programs
     _require_no_input(out, student, sampler)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
-    ours = _draw(sampler, prompts)
-    with (new_folder if kind in FOLDERS else written_aside)(out) as aside:
-        aside.parent.mkdir(parents=True, exist_ok=True)
+    ours = _generate(sampler, prompts)
+    with (new_folder if kind in FOLDERS else atomic_write)(out) as temporary:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(sampler, aside, DTYPES[dtype])
+            write(sampler, temporary, DTYPES[dtype])
         except SafetensorError as error:
             raise as_os_error(error) or error from error
-        reopened = reopen(sampler, aside)
-        difference = (_draw(reopened, prompts) - ours).abs()
-        if kind in PROGRAMS:  # the other half of its autoencoder is seen where a picture begins at one
-            begun = Task(pictures=ours, strength=1.0)
-            difference = torch.cat([difference, (_draw(reopened, prompts, begun) - _draw(sampler, prompts, begun)).abs()])
+        reopened = reopen(sampler, temporary)
+        difference = (_generate(reopened, prompts) - ours).abs()
+        if kind in PROGRAMS:  # the other half of its autoencoder is seen where an image begins at one
+            begun = Task(images=ours, strength=1.0)
+            difference = torch.cat(
+                [difference, (_generate(reopened, prompts, begun) - _generate(sampler, prompts, begun)).abs()]
+            )
         if (most := float(difference.max())) > FARTHEST[dtype]:
-            raise ValueError(f"--format {kind}: what was written draws another picture (by {most:.2f}); nothing is kept")
+            raise ValueError(f"--format {kind}: what was written samples another image (by {most:.2f}); nothing is kept")
     return Exported(out, opened_by, most, float(difference.mean()))
 
 
-def _draw(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_IMAGE) -> Tensor:
-    return next(iter(sampler.pictures(prompts, [SEED], task=task)))
+def _generate(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_IMAGE) -> Tensor:
+    return next(iter(sampler.images(prompts, [SEED], task=task)))
 
 
 def _require_vacant(out: Path, kind: str) -> None:
     """ValueError where a folder has something in it, or where a file and a folder are mistaken for each other."""
     if kind not in FOLDERS:
         if out.is_dir():
-            raise ValueError(f"--out {out}: is a folder; --format {kind} takes the name of a .safetensors file")
+            raise ValueError(f"--out {out}: is a folder; --format {kind} expects the name of a .safetensors file")
         return
     if out.is_dir():
         if found := sorted(path.name for path in out.iterdir()):
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            raise ValueError(f"--out {out}: holds {found[0]}{more}, which would be lost; takes a new or an empty folder")
+            raise ValueError(f"--out {out}: holds {found[0]}{more}, which would be lost; expects a new or an empty folder")
     elif out.exists():
-        raise ValueError(f"--out {out}: is a file; --format {kind} takes a new or an empty folder")
+        raise ValueError(f"--out {out}: is a file; --format {kind} expects a new or an empty folder")
 
 
 def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
@@ -119,7 +121,7 @@ def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
     sources = [student, sampler.spec.teacher] if sampler.spec is not None else [student]
     for source in sources:
         if out.is_file() and out.is_relative_to(Path(source).expanduser().resolve()):
-            raise ValueError(f"--out {out}: is a file of {source}, which would be lost; takes another name")
+            raise ValueError(f"--out {out}: is a file of {source}, which would be lost; expects another name")
 
 
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
@@ -190,12 +192,12 @@ def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
 
 def _adapter(sampler: FewStepSampler) -> str:
     if sampler.spec is None or not sampler.spec.lora:
-        raise ValueError("--format lora, kohya: the student is a whole network; takes one that was distilled with --lora")
+        raise ValueError("--format lora, kohya: the student is a whole network; expects one that was distilled with --lora")
     return str(sampler.pipeline.get_active_adapters()[0])
 
 
 def _fused(sampler: FewStepSampler) -> Any:
-    """The sampler's own pipeline, its LoRA in its weights from now on: it has drawn its picture."""
+    """The sampler's own pipeline, its LoRA in its weights from now on: it has sampled its image."""
     pipeline = sampler.pipeline
     if sampler.spec is not None and sampler.spec.lora:
         pipeline.fuse_lora()

@@ -30,14 +30,14 @@ Distilled by gendistill ({method}). One network call a step; validated at {all_s
 
 | | |
 |---|---|
-{lineage}
+{provenance}
 """
 
 FULL_USAGE = """\
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
-picture = {call}.images[0]"""
+image = {call}.images[0]"""
 
 LORA_USAGE = """\
 from diffusers import {scheduler}, {pipeline}
@@ -45,7 +45,7 @@ from diffusers import {scheduler}, {pipeline}
 pipeline = {pipeline}.{opening}
 pipeline.load_lora_weights("PATH_OF_THIS_FOLDER")
 pipeline.scheduler = {scheduler}.from_pretrained("PATH_OF_THIS_FOLDER", subfolder="scheduler")
-picture = {call}.images[0]"""
+image = {call}.images[0]"""
 
 GUIDANCE = {
     "embedded": "`guidance_scale` is an input of the network, trained from {low:g} to {high:g}; it costs no second call.",
@@ -57,8 +57,8 @@ GUIDANCE = {
 }
 
 
-def model_card(spec: StudentSpec, lineage: dict[str, Any], family: Family) -> str:
-    """README.md for a student folder. `lineage` is told as it is, one row a key; `licence` goes to the head."""
+def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) -> str:
+    """README.md for a student folder. `provenance` is told as it is, one row a key; `licence` goes to the head."""
     low, high = spec.guidance_range or (1.0, 1.0)
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
         call=family.example.format(
@@ -74,20 +74,20 @@ def model_card(spec: StudentSpec, lineage: dict[str, Any], family: Family) -> st
     rows = {
         "teacher": spec.teacher,
         "solver": f"{spec.solver} ({spec.scheduler_class})",
-        **lineage,
+        **provenance,
         **{name: f"{value:.4g}" for name, value in spec.figures.items()},
     }
     return CARD.format(
         teacher=spec.teacher,
         task=family.task,
-        licence=lineage.get("licence", "unknown"),
+        licence=provenance.get("licence", "unknown"),
         method=spec.method,
         lora_tag=", lora" if spec.lora else "",
         steps=spec.num_inference_steps[0],
         all_steps=", ".join(map(str, spec.num_inference_steps)),
         usage=usage,
         guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale),
-        lineage="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        provenance="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
 

@@ -39,16 +39,16 @@ def release_of(pipeline: Any) -> str:
     """
     kind, vae = type(pipeline).__name__, getattr(pipeline, "vae", None)
     if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
-        raise ValueError(f"a {kind} has no original layout; takes a Stable Diffusion 1.x, 2.x or XL")
+        raise ValueError(f"a {kind} has no original layout; expects a Stable Diffusion 1.x, 2.x or XL")
     unet = network_of(pipeline).config
     if unet.get("time_cond_proj_dim") is not None:
         raise ValueError(
-            "the original layout has no place for a guidance slider (guidance.mode embedded); takes a baked student"
+            "the original layout has no place for a guidance slider (guidance.mode embedded); expects a baked student"
         )
     if unet["mid_block_type"] is None or not isinstance(unet["layers_per_block"], int):
         raise ValueError("the original layout knows blocks of one length and one in the middle; this network has others")
     if type(vae).__name__ != "AutoencoderKL":
-        raise ValueError(f"the original layout has no place for an {type(vae).__name__}; takes the teacher's AutoencoderKL")
+        raise ValueError(f"the original layout has no place for an {type(vae).__name__}; expects the teacher's AutoencoderKL")
     if kind == "StableDiffusionXLPipeline":
         return "xl"
     return "1" if pipeline.text_encoder.config.hidden_act == "quick_gelu" else "2"

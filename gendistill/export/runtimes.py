@@ -1,7 +1,7 @@
 """A student for ONNX Runtime and OpenVINO: each of its networks as a program, in folders named as those of `optimum`.
 
 `text_encoder/`, `unet/`, `vae_decoder/`, `vae_encoder/` hold `model.onnx` or `openvino_model.xml`, beside the tokenizer, the
-scheduler and the configs of the pipeline. The programs take any batch, and pictures of the size that the model draws by itself.
+scheduler and the configs of the pipeline. The programs take any batch, and images of the size that the model samples by itself.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     """The programs of a pipeline of float32 networks, for `kind`, and its configs.
 
     Raises:
-        ValueError: the model draws from no texts.
+        ValueError: the model samples from no texts.
     """
     if not sampler.texts:
-        raise ValueError(f"--format {kind}: takes a text-to-image model; this is a {sampler.kind}")
+        raise ValueError(f"--format {kind}: expects a text-to-image model; this is a {sampler.kind}")
     out.mkdir(parents=True)
     for part in parts_of(sampler, pipeline):
         folder = out / part.folder
@@ -109,7 +109,7 @@ def open_programs(sampler: FewStepSampler, out: Path, kind: str) -> FewStepSampl
 
 
 def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[ExportedPart]:
-    """The networks that a picture needs, or one that begins at another, on the CPU, with an example of what each is given."""
+    """The networks that an image needs, or one that begins at another, on the CPU, with an example of what each is given."""
     family, network = sampler.family, sampler.family.network(pipeline)
     for name, text in family.encoders(pipeline).items():
         tokens = torch.zeros(2, text.config.max_position_embeddings, dtype=torch.long)
@@ -126,8 +126,8 @@ def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[ExportedPart]:
     yield ExportedPart(part, part, "forward", denoise, example, ("out_sample",), _run_denoise)
     latents = torch.rand(2, pipeline.vae.config.latent_channels, height, width)
     yield ExportedPart("vae_decoder", "vae", "decode", _decode, {"latent_sample": latents}, ("sample",), _run_decode)
-    pictures = torch.rand(2, pipeline.vae.config.in_channels, *sampler.size)
-    yield ExportedPart("vae_encoder", "vae", "encode", _encode, {"sample": pictures}, ("latent_parameters",), _run_encode)
+    images = torch.rand(2, pipeline.vae.config.in_channels, *sampler.size)
+    yield ExportedPart("vae_encoder", "vae", "encode", _encode, {"sample": images}, ("latent_parameters",), _run_encode)
 
 
 class _Called(nn.Module):
@@ -182,8 +182,8 @@ def _encode(vae: Any, *given: Tensor) -> Tensor:
     return made
 
 
-def _run_encode(run: Run, pictures: Tensor, *args: Any, **given: Any) -> AutoencoderKLOutput:
-    return AutoencoderKLOutput(DiagonalGaussianDistribution(run(pictures)[0]))
+def _run_encode(run: Run, images: Tensor, *args: Any, **given: Any) -> AutoencoderKLOutput:
+    return AutoencoderKLOutput(DiagonalGaussianDistribution(run(images)[0]))
 
 
 def _open(file: Path, kind: str, names: tuple[str, ...]) -> Run:

@@ -48,33 +48,33 @@ def export_student(
     networks: Networks,
     spec: StudentSpec,
     scheduler: Any,
-    lineage: dict[str, Any],
+    provenance: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write the student to `folder` (replacing what is there), whole or not at all.
 
     Args:
         scheduler: the stock diffusers scheduler that samples it.
-        lineage: what the model card tells: teacher, data, seeds, versions, figures.
+        provenance: what the model card tells: teacher, data, seeds, versions, figures.
         dtype: of the saved weights; diffusers opens them in whatever its user asks for.
     """
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     if networks.lora is not None:
-        save_lora(teacher.pipeline, AVERAGE, aside, dtype)
-        scheduler.save_pretrained(aside / "scheduler")
+        save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
+        scheduler.save_pretrained(temporary / "scheduler")
     else:
         parts = {
             name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
             for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
         }
         saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
-        saved.save_pretrained(aside, safe_serialization=True)
-        open_in_float32(aside)
-    spec.save(aside)
-    (aside / "README.md").write_text(model_card(spec, lineage, teacher.family))
-    replace_folder(aside, folder)
+        saved.save_pretrained(temporary, safe_serialization=True)
+        open_in_float32(temporary)
+    spec.save(temporary)
+    (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family))
+    replace_folder(temporary, folder)
 
 
 def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:

@@ -21,12 +21,12 @@ tags: [gendistill, distillation, gan]
 
 ## How to open it
 
-{ways}
+{usages}
 ## Lineage
 
 | | |
 |---|---|
-{lineage}
+{provenance}
 """
 
 GENDISTILL = """\
@@ -36,7 +36,7 @@ With gendistill{importable}:
 from gendistill.gan.gan_folder import open_gan
 
 generator = open_gan("PATH_OF_THIS_FOLDER").generator
-pictures = generator(*generator.example(4))  # (4, {out}) in [-1, 1]
+images = generator(*generator.example(4))  # (4, {out}) in [-1, 1]
 ```
 """
 
@@ -47,7 +47,7 @@ With torch alone:
 import torch
 
 generator = torch.export.load("PATH_OF_THIS_FOLDER/generator.pt2").module()
-pictures = generator({call})  # (4, {out}) in [{low:g}, {high:g}]
+images = generator({call})  # (4, {out}) in [{low:g}, {high:g}]
 ```
 """
 
@@ -59,13 +59,13 @@ import numpy as np
 import onnxruntime
 
 generator = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/generator.onnx")
-pictures = generator.run(None, {{{feed}}})[0]  # (4, {out}) in [{low:g}, {high:g}]
+images = generator.run(None, {{{feed}}})[0]  # (4, {out}) in [{low:g}, {high:g}]
 ```
 """
 
 
-def gan_card(gan: Gan, lineage: dict[str, Any], *, program: bool, onnx: bool) -> str:
-    """README.md of a student's folder. `lineage` is told as it is, one row a key; `licence` and `teacher` go to the head.
+def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool) -> str:
+    """README.md of a student's folder. `provenance` is told as it is, one row a key; `licence` and `teacher` go to the head.
 
     Args:
         program, onnx: whether these files are there.
@@ -75,35 +75,35 @@ def gan_card(gan: Gan, lineage: dict[str, Any], *, program: bool, onnx: bool) ->
     values = {"out": ", ".join(map(str, spec.output_shape)), "low": low, "high": high}
     shape = ", ".join(map(str, (4, *spec.input_shape)))
     span = f"* {high - low:g} + {low:g}"
-    drawn, numbers = {
+    generated, numbers = {
         "noise": (f"torch.randn({shape})", f"np.random.randn({shape}).astype(np.float32)"),
         "image": (f"torch.rand({shape}) {span}", f"(np.random.rand({shape}) {span}).astype(np.float32)"),
     }[spec.kind]
     labels = [k % spec.num_classes for k in range(4)] if spec.num_classes else None
-    call = drawn if labels is None else f"{drawn}, torch.tensor({labels})"
+    call = generated if labels is None else f"{generated}, torch.tensor({labels})"
     feed = f'"{spec.kind}": {numbers}' + ("" if labels is None else f', "labels": np.array({labels})')
     module = gan.generator_source.class_path.partition(":")[0]
     importable = "" if module.startswith("gendistill.") else f", where the module `{module}` is importable"
-    ways = [GENDISTILL.format(importable=importable, **values)]
-    ways += [TORCH.format(call=call, **values)] if program else []
-    ways += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
+    usages = [GENDISTILL.format(importable=importable, **values)]
+    usages += [TORCH.format(call=call, **values)] if program else []
+    usages += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
     return CARD.format(
         task="unconditional-image-generation" if spec.kind == "noise" else "image-to-image",
-        teacher=_in_a_row(lineage.get("teacher", "unknown")),
-        licence=_in_a_row(lineage.get("licence", "unknown")),
+        teacher=_in_a_row(provenance.get("teacher", "unknown")),
+        licence=_in_a_row(provenance.get("licence", "unknown")),
         what=_what(gan),
-        ways="\n".join(ways),
-        lineage="\n".join(f"| {_in_a_row(name)} | {_in_a_row(value)} |" for name, value in lineage.items()),
+        usages="\n".join(usages),
+        provenance="\n".join(f"| {_in_a_row(name)} | {_in_a_row(value)} |" for name, value in provenance.items()),
     )
 
 
 def _what(gan: Gan) -> str:
     spec = gan.generator.spec
     goes_in = "x".join(map(str, spec.input_shape))
-    taken = f"{goes_in} numbers of noise" if spec.kind == "noise" else f"a {goes_in} picture"
+    taken = f"{goes_in} numbers of noise" if spec.kind == "noise" else f"a {goes_in} image"
     classes = f" and one of {spec.num_classes} classes" if spec.num_classes else ""
     given = "x".join(map(str, spec.output_shape))
-    sentence = f"A generator, distilled by gendistill: {taken}{classes} in, a {given} picture out."
+    sentence = f"A generator, distilled by gendistill: {taken}{classes} in, a {given} image out."
     names = "; ".join(f"{number}: {name}" for number, name in enumerate(spec.classes))
     return f"{sentence}\n\nClasses: {names}." if names else sentence
 

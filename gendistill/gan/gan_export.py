@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gendistill.gan.gan_card import gan_card
 from gendistill.gan.gan_folder import Gan, open_gan, round_weights, save_gan
-from gendistill.gan.generator import picture_in
+from gendistill.gan.generator import image_in
 from gendistill.networks.classes import in_a_line
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold
 from gendistill.runtime.exporter import traced, write_onnx
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 
 PROGRAM, ONNX = "generator.pt2", "generator.onnx"
 OWN = tuple(f"/gendistill/{file}.py" for file in ("gan/gan_export", "gan/generator", "runtime/exporter"))
-TOLERANCE = 1e-4  # of a program's pictures from the network's, in the network's own units
+TOLERANCE = 1e-4  # of a program's images from the network's, in the network's own units
 
 
-class _Painting(nn.Module):
-    """A network whose output is the picture alone, whatever it is wrapped in."""
+class _GeneratorModule(nn.Module):
+    """A network whose output is the image alone, whatever it is wrapped in."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return picture_in(self.network(*inputs))
+        return image_in(self.network(*inputs))
 
 
 def export_student(
     folder: Path,
     gan: Gan,
-    lineage: dict[str, Any],
+    provenance: dict[str, Any],
     *,
     example: tuple[Tensor, ...] | None = None,
     onnx: bool = True,
@@ -55,7 +55,7 @@ def export_student(
     network cannot be traced, its programs are left out and a sentence in the log names the operation.
 
     Args:
-        lineage: what the model card tells, one row a key: teacher, method, sizes, data, seeds, figures, licence.
+        provenance: what the model card tells, one row a key: teacher, method, sizes, data, seeds, figures, licence.
         example: what the network is called with, see `Generator.example`, which is taken where none is given.
         dtype: of the weights in `generator/` and `discriminator/`; the programs are of the weights as rounded.
 
@@ -63,23 +63,23 @@ def export_student(
         Sentences about programs that could not be written, which the log has too.
 
     Raises:
-        ValueError: what was written does not paint the same.
+        ValueError: what was written does not generate the same.
     """
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        save_gan(aside, gan, dtype)
+        save_gan(temporary, gan, dtype)
         network = _to_trace(gan.generator.network, dtype)
         inputs = tuple(each.cpu() for each in (example or gan.generator.example(2)))
         # torch takes a batch of one for a constant
         inputs = tuple(each.expand(2, *each.shape[1:]).clone() if len(each) == 1 else each for each in inputs)
-        _compare(aside, open_gan(aside).generator.network, network, inputs)
-        sentences = _write_programs(aside, network, inputs, gan.generator.spec.kind, onnx)
-        card = gan_card(gan, lineage, program=(aside / PROGRAM).is_file(), onnx=(aside / ONNX).is_file())
-        (aside / "README.md").write_text(card)
-        replace_folder(aside, folder)
+        _compare(temporary, open_gan(temporary).generator.network, network, inputs)
+        sentences = _write_programs(temporary, network, inputs, gan.generator.spec.kind, onnx)
+        card = gan_card(gan, provenance, program=(temporary / PROGRAM).is_file(), onnx=(temporary / ONNX).is_file())
+        (temporary / "README.md").write_text(card)
+        replace_folder(temporary, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     for sentence in sentences:
         logger.warning("%s: %s", folder, sentence)
     return sentences
@@ -90,7 +90,7 @@ def _to_trace(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     network = duplicate(network).cpu().float().eval().requires_grad_(False)
     round_weights(network, dtype)
     fold(network)
-    return _Painting(network).eval()
+    return _GeneratorModule(network).eval()
 
 
 def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...], kind: str, onnx: bool) -> list[str]:
@@ -110,7 +110,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
         return [f"{ONNX} is left out, it needs {' and '.join(missing)}: {install_line('gan')}"]
     try:
         names = [kind, "labels"][: len(inputs)]
-        write_onnx(folder / ONNX, program, inputs, names, ["pictures"], external_data=False)
+        write_onnx(folder / ONNX, program, inputs, names, ["images"], external_data=False)
         if importlib.util.find_spec("onnxruntime") is not None:
             _compare(folder / ONNX, open_onnx(folder / ONNX), network, inputs)
     except Exception as error:  # of an operation that ONNX does not have
@@ -144,18 +144,18 @@ def _compare(what: Path, written: Any, network: nn.Module, inputs: tuple[Tensor,
     """At the batch size that it was traced at, at one and at three.
 
     Raises:
-        ValueError: a picture is not the same.
+        ValueError: an image is not the same.
     """
     for count in (len(inputs[0]), 1, 3):
         batch = tuple(torch.cat([each, each])[:count] for each in inputs)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of networks that draw noise within
-            of = picture_in(written(*batch))
+            torch.manual_seed(0)  # of networks that sample noise within
+            of = image_in(written(*batch))
             torch.manual_seed(0)
             at = network(*batch)
         worst = (of - at).abs().max().item() if of.shape == at.shape else float("inf")
         if not worst <= TOLERANCE * max(1.0, at.abs().max().item()):
-            raise ValueError(f"{what.name} does not paint what the network paints: a batch of {count} is {worst:.2g} off")
+            raise ValueError(f"{what.name} does not generate what the network generates: a batch of {count} is {worst:.2g} off")
 
 
 def _operation(error: Exception) -> str:

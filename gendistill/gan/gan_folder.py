@@ -128,15 +128,15 @@ def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:
 
 def _read(folder: Path) -> dict[str, Any]:
     if not is_gan_folder(folder):
-        raise ValueError(f"{folder}: is no GAN folder; takes one with {FILE_NAME}")
+        raise ValueError(f"{folder}: is no GAN folder; expects one with {FILE_NAME}")
     described = read_json(folder / FILE_NAME, "GAN")
     version = described.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{folder / FILE_NAME}: format_version {version!r}: takes {FORMAT_VERSION}; a later gendistill wrote it?"
+            f"{folder / FILE_NAME}: format_version {version!r}: expects {FORMAT_VERSION}; a later gendistill wrote it?"
         )
     if not isinstance(described.get("student"), dict | None):
-        raise ValueError(f"{folder / FILE_NAME}: student: takes a mapping or null")
+        raise ValueError(f"{folder / FILE_NAME}: student: expects a mapping or null")
     return described
 
 
@@ -145,21 +145,23 @@ def _spec(folder: Path, described: dict[str, Any]) -> GeneratorSpec:
     shapes = {"input_shape": spec.input_shape, "output_shape": spec.output_shape}
     for name, shape in shapes.items():
         if not shape or min(shape) < 1 or math.prod(shape) > LARGEST_INPUT:
-            raise ValueError(f"{folder / FILE_NAME}: {name} {list(shape)}: takes sizes of at least 1, a picture's worth in all")
+            raise ValueError(
+                f"{folder / FILE_NAME}: {name} {list(shape)}: expects sizes of at least 1, an image's worth in all"
+            )
     if spec.kind == "image" and len(spec.input_shape) != 3:
-        raise ValueError(f"{folder / FILE_NAME}: input_shape {list(spec.input_shape)}: takes [C, h, w] where kind is image")
+        raise ValueError(f"{folder / FILE_NAME}: input_shape {list(spec.input_shape)}: expects [C, h, w] where kind is image")
     if spec.num_classes < 0 or len(spec.classes) not in (0, spec.num_classes):
-        raise ValueError(f"{folder / FILE_NAME}: num_classes {spec.num_classes}: takes as many as there are classes, or 0")
+        raise ValueError(f"{folder / FILE_NAME}: num_classes {spec.num_classes}: expects as many as there are classes, or 0")
     low, high = spec.output_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{folder / FILE_NAME}: output_range {[low, high]}: takes two numbers such as [-1, 1]")
+        raise ValueError(f"{folder / FILE_NAME}: output_range {[low, high]}: expects two numbers such as [-1, 1]")
     return spec
 
 
 def _typed(kind: type[Kind], held: Any, where: str) -> Kind:
     """`held` as a dataclass; keys that it does not know are left out."""
     if not isinstance(held, dict):
-        raise ValueError(f"{where}: takes a mapping")
+        raise ValueError(f"{where}: expects a mapping")
     known = {f.name for f in dataclasses.fields(kind)}
     try:
         return TypeAdapter(kind).validate_python({name: value for name, value in held.items() if name in known})
@@ -176,12 +178,12 @@ def _verify(folder: Path, generator: Generator, device: str | torch.device) -> N
     """Run it once: `gan.json` and the network must agree."""
     try:
         with torch.no_grad():
-            pictures = generator(*(each.to(device) for each in generator.example()))
+            images = generator(*(each.to(device) for each in generator.example()))
     except Exception as error:  # whatever a stranger's network raises
         raise ValueError(f"{folder}: the generator fails on what {FILE_NAME} says goes in: {in_a_line(error)}") from error
-    gives, says = list(pictures.shape[1:]), list(generator.spec.output_shape)
+    gives, says = list(images.shape[1:]), list(generator.spec.output_shape)
     if gives != says:
-        raise ValueError(f"{folder}: the generator gives pictures {gives} where {FILE_NAME} says {says}")
+        raise ValueError(f"{folder}: the generator gives images {gives} where {FILE_NAME} says {says}")
 
 
 def _save_network(folder: Path, network: nn.Module, dtype: torch.dtype) -> None:

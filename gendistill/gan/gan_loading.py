@@ -59,7 +59,7 @@ def open_teacher(
     elif path.is_file():
         refuse_program(path, "teacher")
         raise ValueError(
-            f"teacher {teacher}: is a file of weights; takes module:Class as the teacher and --set generator.weights={teacher}"
+            f"teacher {teacher}: is a file of weights; expects module:Class as the teacher and --set generator.weights={teacher}"
         )
     elif is_class_path(teacher):
         gan = _open_class(teacher, config, settings)
@@ -79,7 +79,7 @@ def describe(gan: Gan) -> str:
     classes = f" and {spec.num_classes} classes" if spec.num_classes else ""
     low, high = spec.output_range
     return (
-        f"{gan.generator_source.class_name}: {spec.kind} {goes_in}{classes} to pictures {comes_out} in [{low:g}, {high:g}]; "
+        f"{gan.generator_source.class_name}: {spec.kind} {goes_in}{classes} to images {comes_out} in [{low:g}, {high:g}]; "
         f"{'with its discriminator' if gan.discriminator is not None else 'no discriminator'}"
     )
 
@@ -146,7 +146,7 @@ def _open_saved_network(folder: Path, setting: str = "teacher") -> tuple[nn.Modu
 
 
 def _with_discriminator(gan: Gan, settings: GeneratorConfig) -> Gan:
-    """With the discriminator that the settings name, or with its own; tried on the generator's pictures."""
+    """With the discriminator that the settings name, or with its own; tried on the generator's images."""
     name, source = "the discriminator of the folder", gan.discriminator_source
     network = gan.discriminator
     if settings.discriminator is not None:
@@ -173,12 +173,12 @@ def _open_discriminator(discriminator: str, settings: GeneratorConfig) -> tuple[
     if path.is_dir():
         return _open_saved_network(path, setting)
     if not is_class_path(discriminator):
-        raise ValueError(f"{setting} {discriminator}: takes module:Class, a folder, or fresh; there is no such folder")
+        raise ValueError(f"{setting} {discriminator}: expects module:Class, a folder, or fresh; there is no such folder")
     arguments = read_arguments(settings.discriminator_config, "generator.discriminator_config")
     network = build(discriminator, arguments, setting)
     _refuse_without_forward(network, f"{setting} {discriminator}")
     if settings.discriminator_weights is None:
-        raise ValueError(f"{setting} {discriminator}: takes generator.discriminator_weights too; `fresh` is one without any")
+        raise ValueError(f"{setting} {discriminator}: expects generator.discriminator_weights too; `fresh` is one without any")
     weights = "generator.discriminator_weights"
     state = read_state_dict(settings.discriminator_weights, weights, part="discriminator")
     load_weights(network, state, f"{weights} {settings.discriminator_weights}")

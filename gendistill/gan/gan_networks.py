@@ -13,8 +13,8 @@ from gendistill.networks.hints import Hint, Regressors, tap
 from gendistill.training.ema import MovingAverage
 
 
-class Pupil(nn.Module):
-    """A generator as it learns: its pictures and its features, as one module, which DDP can wrap.
+class StudentWithFeatures(nn.Module):
+    """A generator as it learns: its images and its features, as one module, which DDP can wrap.
 
     Args:
         paths: the layers whose features are asked for.
@@ -28,15 +28,15 @@ class Pupil(nn.Module):
         self._generator, self._paths = generator, paths
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Pictures (B, C, H, W) in [-1, 1], and a feature map a path."""
-        pictures, features = tapped(self._generator, self._paths, inputs, labels)
-        return pictures, features if self.regressors is None else self.regressors(features)
+        """Images (B, C, H, W) in [-1, 1], and a feature map a path."""
+        images, features = tapped(self._generator, self._paths, inputs, labels)
+        return images, features if self.regressors is None else self.regressors(features)
 
 
 def tapped(generator: Generator, paths: list[str], inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """A generator's pictures, and its features at `paths`."""
+    """A generator's images, and its features at `paths`."""
     output, features = tap(generator.network, paths, *generator.arguments(inputs, labels))
-    return generator.pictures(output), features
+    return generator.images(output), features
 
 
 @dataclass
@@ -44,7 +44,7 @@ class GanNetworks(MovingAverage):
     """The student's generator and its moving average.
 
     Attributes:
-        student: wrapped by whatever the processes need; called for pictures and features.
+        student: wrapped by whatever the processes need; called for images and features.
         average: what becomes the student.
     """
 
@@ -71,7 +71,7 @@ def gan_networks(teacher: Generator, student: nn.Module, hints: list[Hint]) -> G
     average = copy.deepcopy(student).eval().requires_grad_(False)
     return GanNetworks(
         teacher,
-        Pupil(teacher.with_network(student), [hint.student_path for hint in hints], Regressors(hints)),
+        StudentWithFeatures(teacher.with_network(student), [hint.student_path for hint in hints], Regressors(hints)),
         teacher.with_network(average),
     )
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-FASTEST = torch.channels_last  # of weights, on a CPU: tiny-gan paints in 0.7 of the time, its student learns in 0.8
+FASTEST = torch.channels_last  # of weights, on a CPU: tiny-gan generates in 0.7 of the time, its student learns in 0.8
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class GeneratorSpec:
     """What a generator takes and gives, of one sample.
 
     Attributes:
-        kind: `noise` (standard normal numbers in) or `image` (a picture in, in the range of the pictures that come out).
-        input_shape: (latent_dim,) or any other shape of noise; (C, h, w) of a picture.
-        output_shape: (C, H, W) of the picture that comes out.
+        kind: `noise` (standard normal numbers in) or `image` (an image in, in the range of the images that come out).
+        input_shape: (latent_dim,) or any other shape of noise; (C, h, w) of an image.
+        output_shape: (C, H, W) of the image that comes out.
         num_classes: 0 where it takes no class number.
         classes: their names, or none.
-        output_range: of the network's own pictures, such as (-1, 1) or (0, 1).
+        output_range: of the network's own images, such as (-1, 1) or (0, 1).
     """
 
     kind: Literal["noise", "image"]
@@ -52,13 +52,13 @@ class GeneratorSpec:
 
     @property
     def scale(self) -> int | None:
-        """How many times larger than its picture an `image` generator paints; None where it is no whole number."""
+        """How many times larger than its image an `image` generator generates; None where it is no whole number."""
         edges = [of / at for of, at in zip(self.output_shape[1:], self.input_shape[1:], strict=True)]
         return int(edges[0]) if edges[0] == edges[1] and edges[0].is_integer() else None
 
 
 class Generator:
-    """`generator(inputs, labels)`: pictures in [-1, 1], whatever its network calls them.
+    """`generator(inputs, labels)`: images in [-1, 1], whatever its network calls them.
 
     Args:
         network: called as `network(inputs)`, or as `network(inputs, labels)` where there are classes.
@@ -72,13 +72,13 @@ class Generator:
         return Generator(network, self.spec)
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1].
+        """Images (B, C, H, W) in [-1, 1].
 
         Args:
-            inputs: (B, *input_shape), pictures in [-1, 1].
+            inputs: (B, *input_shape), images in [-1, 1].
             labels: (B,) int64; only where there are classes.
         """
-        return self.pictures(self.network(*self.arguments(inputs, labels)))
+        return self.images(self.network(*self.arguments(inputs, labels)))
 
     def arguments(self, inputs: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         """What the network is called with, in its own range."""
@@ -90,27 +90,27 @@ class Generator:
         assert labels is not None
         return inputs, labels
 
-    def pictures(self, output: Any) -> Tensor:
-        """What the network gave as pictures in [-1, 1]."""
+    def images(self, output: Any) -> Tensor:
+        """What the network gave as images in [-1, 1]."""
         low, high = self.spec.output_range
-        pictures = picture_in(output)
-        return pictures if (low, high) == (-1.0, 1.0) else (pictures - low) * (2 / (high - low)) - 1
+        images = image_in(output)
+        return images if (low, high) == (-1.0, 1.0) else (images - low) * (2 / (high - low)) - 1
 
     def example(self, count: int = 1) -> tuple[Tensor, ...]:
-        """What the network is called with: (noise or pictures, labels), the same each time."""
+        """What the network is called with: (noise or images, labels), the same each time."""
         random = torch.Generator().manual_seed(0)
         inputs = torch.randn(count, *self.spec.input_shape, generator=random)
         inputs = inputs if self.spec.kind == "noise" else inputs.clamp(-1, 1)
         return (inputs, torch.arange(count) % self.spec.num_classes) if self.spec.num_classes else (inputs,)
 
 
-def picture_in(output: Any) -> Tensor:
-    """The picture in what a network returned: the tensor itself, the first of several, or diffusers' `.sample`."""
+def image_in(output: Any) -> Tensor:
+    """The image in what a network returned: the tensor itself, the first of several, or diffusers' `.sample`."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Sequence):
-        return picture_in(output[0])
-    return picture_in(output.sample)
+        return image_in(output[0])
+    return image_in(output.sample)
 
 
 def between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

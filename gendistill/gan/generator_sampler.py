@@ -1,4 +1,4 @@
-"""Pictures of a generator from prompts and seeds: one network call, the same at any batch size."""
+"""Images of a generator from prompts and seeds: one network call, the same at any batch size."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from gendistill.gan.generator import Generator, between
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, SampleRequest, hash_of_weights
 
-PICTURE_CHANNELS = (1, 3)
-CLASS_MARK = "#"  # between the path of an input picture and the class that it is to become
+IMAGE_CHANNELS = (1, 3)
+CLASS_MARK = "#"  # between the path of an input image and the class that it is to become
 
-ReadPicture = Callable[[Path, int, int], Tensor]  # a file at a height and width: float32 (3, H, W) in [-1, 1]
+ReadImage = Callable[[Path, int, int], Tensor]  # a file at a height and width: float32 (3, H, W) in [-1, 1]
 
 
 class GeneratorSampler(Sampler):
-    """Draws from a generator of any architecture.
+    """Samples from a generator of any architecture.
 
     What a prompt is, its spec says: the name or the number of a class; anything where there are no classes. Of a generator
-    of pictures from pictures a prompt is the path of the input, with `#` and a class behind it where it takes one.
+    of images from images a prompt is the path of the input, with `#` and a class behind it where it takes one.
 
-    A generator that draws random numbers by itself is called with one picture at a time, from that picture's seed.
+    A generator that samples random numbers by itself is called with one image at a time, from that image's seed.
 
     Args:
-        generator: its network in the state that it is to draw in (`eval()`).
+        generator: its network in the state that it is to sample in (`eval()`).
         student: of a student what its folder says of it.
         kind: the name of its class; the network's own where None.
-        read: reads the files that a generator of pictures from pictures is given.
+        read: reads the files that a generator of images from images is given.
 
     Raises:
-        ValueError: its pictures have neither 1 channel nor 3.
+        ValueError: its images have neither 1 channel nor 3.
     """
 
     default_steps = 1
@@ -52,15 +52,15 @@ class GeneratorSampler(Sampler):
         student: dict[str, Any] | None = None,
         *,
         kind: str | None = None,
-        read: ReadPicture | None = None,
+        read: ReadImage | None = None,
     ) -> None:
-        if (channels := generator.spec.output_shape[0]) not in PICTURE_CHANNELS:
-            raise ValueError(f"generator: its pictures have {channels} channels; takes 1 or 3")
+        if (channels := generator.spec.output_shape[0]) not in IMAGE_CHANNELS:
+            raise ValueError(f"generator: its images have {channels} channels; expects 1 or 3")
         self.generator, self.student, self._kind, self._read = generator, student, kind, read
-        self.of_pictures = generator.spec.kind == "image"
+        self.from_images = generator.spec.kind == "image"
 
     @staticmethod
-    def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadPicture | None = None) -> GeneratorSampler:
+    def of(gan: Gan, *, device: str | torch.device = "cpu", read: ReadImage | None = None) -> GeneratorSampler:
         """Of a GAN that was opened, which is moved to the device and laid out anew."""
         network = gan.generator.network.to(device)
         if torch.device(device).type == "cpu":
@@ -88,26 +88,26 @@ class GeneratorSampler(Sampler):
 
     @property
     def own_prompts(self) -> list[str] | None:
-        """The classes, or the blank prompt; None of a generator that takes any picture."""
-        return None if self.of_pictures else self.class_names or [""]
+        """The classes, or the blank prompt; None of a generator that takes any image."""
+        return None if self.from_images else self.class_names or [""]
 
     @property
     def texts(self) -> bool:
-        return not self.of_pictures and any(not name.isdecimal() for name in self.generator.spec.classes)
+        return not self.from_images and any(not name.isdecimal() for name in self.generator.spec.classes)
 
     def knows(self, prompts: Iterable[str]) -> bool:
-        if self.of_pictures:
+        if self.from_images:
             return all(Path(prompt.partition(CLASS_MARK)[0]).is_file() for prompt in prompts)
         numbers = {str(number) for number in range(self.generator.spec.num_classes)}
         return not numbers or set(prompts) <= numbers | set(self.class_names)
 
     def require_steps(self, steps: int) -> None:
         if steps != 1:
-            raise ValueError(f"steps {steps}: takes 1, a generator draws in one call")
+            raise ValueError(f"steps {steps}: expects 1, a generator samples in one call")
 
     def require_guidance(self, guidance_scale: float) -> None:
         if guidance_scale != 1:
-            raise ValueError(f"guidance_scale {guidance_scale:g}: a generator knows no guidance; takes 1")
+            raise ValueError(f"guidance_scale {guidance_scale:g}: a generator knows no guidance; expects 1")
 
     @property
     def method(self) -> str | None:
@@ -137,27 +137,27 @@ class GeneratorSampler(Sampler):
         for start in range(0, len(request.prompts), request.batch_size):
             rows = slice(start, start + request.batch_size)
             prompts, seeds = request.prompts[rows], request.seeds[rows]
-            yield self._draw(self._inputs(prompts, seeds), self.labels(prompts), seeds)
+            yield self._generate(self._inputs(prompts, seeds), self.labels(prompts), seeds)
 
     def strips(self, prompts: Sequence[str], ends: Sequence[tuple[int, int]], count: int) -> Tensor:
         """What lies between the noise of two seeds, one prompt all the way: (P, count, 3, H, W), float32 in [0, 1].
 
         Args:
-            ends: the seeds of a strip's first and last picture, one pair a prompt.
-            count: pictures of a strip, at least 2, at equal angles on the great circle between its ends.
+            ends: the seeds of a strip's first and last image, one pair a prompt.
+            count: images of a strip, at least 2, at equal angles on the great circle between its ends.
 
         Raises:
             ValueError: it is no generator of noise, or `count` is below 2.
         """
-        if self.of_pictures:
-            raise ValueError("interpolate: takes a generator of noise; this one is given pictures")
+        if self.from_images:
+            raise ValueError("interpolate: expects a generator of noise; this one is given images")
         if count < 2:
-            raise ValueError(f"interpolate {count}: takes at least 2 pictures, the ends of a strip")
+            raise ValueError(f"interpolate {count}: expects at least 2 images, the ends of a strip")
         share = torch.linspace(0, 1, count).view(-1, *(1 for _ in self.generator.spec.input_shape))
         strips = []
         for prompt, (first, last) in zip(prompts, ends, strict=True):
             noise = between(self._noise(first), self._noise(last), share)
-            strips.append(self._draw(noise, self.labels([prompt] * count), [first] * count))
+            strips.append(self._generate(noise, self.labels([prompt] * count), [first] * count))
         return torch.stack(strips)
 
     def labels(self, prompts: Sequence[str]) -> Tensor | None:
@@ -171,58 +171,58 @@ class GeneratorSampler(Sampler):
         return torch.tensor([self._label(prompt) for prompt in prompts], device=self.device)
 
     def _label(self, prompt: str) -> int:
-        of = prompt.rpartition(CLASS_MARK)[2] if self.of_pictures and CLASS_MARK in prompt else prompt
+        of = prompt.rpartition(CLASS_MARK)[2] if self.from_images and CLASS_MARK in prompt else prompt
         try:
             return self.generator.spec.class_of(of)
         except ValueError as error:
             raise ValueError(f"prompt {error}") from error
 
     def _inputs(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        if self.of_pictures:
-            return torch.stack([self._picture(prompt) for prompt in prompts])
+        if self.from_images:
+            return torch.stack([self._image(prompt) for prompt in prompts])
         return torch.stack([self._noise(seed) for seed in seeds])
 
     def _noise(self, seed: int) -> Tensor:
         return torch.randn(self.generator.spec.input_shape, generator=torch.Generator().manual_seed(seed))
 
-    def _picture(self, prompt: str) -> Tensor:
+    def _image(self, prompt: str) -> Tensor:
         """The input of a prompt in [-1, 1], its middle scaled to what the generator takes."""
         path = Path(prompt.rpartition(CLASS_MARK)[0] if self.generator.spec.num_classes else prompt)
         if self._read is None or not path.is_file():
-            raise ValueError(f"input {str(path)!r}: is no file; the generator paints pictures anew, takes --input FOLDER")
+            raise ValueError(f"input {str(path)!r}: is no file; the generator generates images anew, expects --input FOLDER")
         channels, height, width = self.generator.spec.input_shape
-        picture = self._read(path, height, width)
-        return picture if channels == len(picture) else picture.mean(0, keepdim=True).expand(channels, -1, -1)
+        image = self._read(path, height, width)
+        return image if channels == len(image) else image.mean(0, keepdim=True).expand(channels, -1, -1)
 
     @torch.inference_mode()
-    def _draw(self, inputs: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1]."""
+    def _generate(self, inputs: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1]."""
         inputs = inputs.to(self.device)
         if not self._random_inside:
-            pictures = self.generator(inputs, labels)
+            images = self.generator(inputs, labels)
         else:
             rows = [slice(k, k + 1) for k in range(len(inputs))]
             given = [(inputs[row], None if labels is None else labels[row]) for row in rows]
             alone = zip(given, seeds, strict=True)
-            pictures = torch.cat([_seeded(partial(self.generator, *one), seed) for one, seed in alone])
-        pictures = (pictures.float() / 2 + 0.5).clamp(0, 1)
-        return pictures if pictures.shape[1] == 3 else pictures.expand(-1, 3, -1, -1)
+            images = torch.cat([_seeded(partial(self.generator, *one), seed) for one, seed in alone])
+        images = (images.float() / 2 + 0.5).clamp(0, 1)
+        return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
 
     @cached_property
     @torch.inference_mode()
     def _random_inside(self) -> bool:
-        """Whether the network draws random numbers by itself: the same inputs give other pictures."""
+        """Whether the network samples random numbers by itself: the same inputs give other images."""
         inputs = [part.to(self.device) for part in self.generator.example()]
         first, second = (_seeded(partial(self.generator, *inputs), seed) for seed in (1, 2))
         return not torch.equal(first, second)
 
 
-def _seeded(draw: Callable[[], Tensor], seed: int) -> Tensor:
-    """`draw()` with torch's own random numbers from a seed; they go on afterwards as if nothing had been."""
+def _seeded(generate: Callable[[], Tensor], seed: int) -> Tensor:
+    """`sample()` with torch's own random numbers from a seed; they go on afterwards as if nothing had been."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        return draw()
+        return generate()
 
 
 def _prefer_channels_last(network: nn.Module, generator: Generator) -> None:

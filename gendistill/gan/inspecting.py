@@ -12,7 +12,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from gendistill.gan.generator import GeneratorSpec, picture_in
+from gendistill.gan.generator import GeneratorSpec, image_in
 from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.networks.classes import in_a_line
 
@@ -45,7 +45,7 @@ LABEL_NAMES = (
     "target",
     "targets",
 )
-EDGES = (32, 64, 256)  # pixels that are tried of a picture, the first that works is taken
+EDGES = (32, 64, 256)  # pixels that are tried of an image, the first that works is taken
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 BATCH = 2
 
@@ -56,13 +56,13 @@ class Described:
 
     Attributes:
         known: arguments given, then its config and its constructor's defaults, then its own attributes that are numbers.
-        takes_labels: `no`, `may` or `must`.
+        accepts_labels: `no`, `may` or `must`.
         num_embeddings: of its first table of classes, 0 where it has none.
         layers: (what the layer is, how many numbers or channels go in), as they were made.
     """
 
     known: dict[str, Any]
-    takes_labels: Literal["no", "may", "must"]
+    accepts_labels: Literal["no", "may", "must"]
     num_embeddings: int
     layers: list[tuple[str, int]]
 
@@ -85,22 +85,22 @@ def find_spec(
     failures: list[str] = []
     for kind, shape in _candidates(network, described, num_classes, settings):
         try:
-            picture, found_range = _run(network, kind, shape, num_classes)
+            image, found_range = _run(network, kind, shape, num_classes)
         except ValueError as error:
             failures.append(str(error))
             continue
-        if picture.ndim != 4 or len(picture) != BATCH or not picture.is_floating_point():
-            failures.append(f"it gives {picture.dtype} {list(picture.shape)} of {list(shape)} and no pictures (B, C, H, W)")
+        if image.ndim != 4 or len(image) != BATCH or not image.is_floating_point():
+            failures.append(f"it gives {image.dtype} {list(image.shape)} of {list(shape)} and no images (B, C, H, W)")
             continue
         if kind == "image" and not settings.input_shape and shape[1] != _first_number(described.known, SIZE_NAMES):
             logger.warning(
-                "%s: works on pictures of %dx%d, which is taken; --set generator.input_shape=[%d,H,W] says otherwise",
+                "%s: works on images of %dx%d, which is taken; --set generator.input_shape=[%d,H,W] says otherwise",
                 *(teacher, *shape[1:], shape[0]),
             )
         return GeneratorSpec(
             kind=kind,
             input_shape=shape,
-            output_shape=(picture.shape[1], picture.shape[2], picture.shape[3]),
+            output_shape=(image.shape[1], image.shape[2], image.shape[3]),
             num_classes=num_classes,
             output_range=settings.output_range or found_range,
         )
@@ -108,8 +108,8 @@ def find_spec(
         raise ValueError(f"generator.input_shape {settings.input_shape}: {teacher} does not work with it: {failures[0]}")
     tried = f"; tried, it says: {failures[0]}" if failures else ""
     raise ValueError(
-        f"{teacher}: what goes in cannot be found; takes --set generator.input_shape=[128] of noise, or "
-        f"--set generator.kind=image --set generator.input_shape=[3,64,64] of a picture{tried}"
+        f"{teacher}: what goes in cannot be found; expects --set generator.input_shape=[128] of noise, or "
+        f"--set generator.kind=image --set generator.input_shape=[3,64,64] of an image{tried}"
     )
 
 
@@ -125,10 +125,10 @@ def _describe(network: nn.Module, arguments: dict[str, Any], teacher: str) -> De
         if isinstance(of, LAYERS)
     ]
     tables = [of.num_embeddings for of in network.modules() if isinstance(of, nn.Embedding)]
-    return Described(known | arguments, _takes_labels(network, teacher), tables[0] if tables else 0, layers)
+    return Described(known | arguments, _accepts_labels(network, teacher), tables[0] if tables else 0, layers)
 
 
-def _takes_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "must"]:
+def _accepts_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "must"]:
     """Whether class numbers are the second argument of `forward`.
 
     Raises:
@@ -143,8 +143,8 @@ def _takes_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "mus
     unknown = [each.name for each in several[2 if labels else 1 :] if each.default is each.empty]
     if unknown or not several:
         raise ValueError(
-            f"{teacher}: forward requires {', '.join(unknown) or 'nothing'}; it is called with noise or a picture, and class "
-            f"numbers where it has classes; takes a class around it whose forward(inputs, labels) gives the rest"
+            f"{teacher}: forward requires {', '.join(unknown) or 'nothing'}; it is called with noise or an image, and class "
+            f"numbers where it has classes; expects a class around it whose forward(inputs, labels) gives the rest"
         )
     if not labels or second is None:
         return "no"
@@ -153,17 +153,19 @@ def _takes_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "mus
 
 def _num_classes(described: Described, settings: GeneratorConfig, teacher: str) -> int:
     if settings.num_classes is not None:
-        if settings.num_classes > 0 and described.takes_labels == "no":
-            raise ValueError(f"generator.num_classes {settings.num_classes}: {teacher} takes no class numbers after its input")
-        if settings.num_classes == 0 and described.takes_labels == "must":
+        if settings.num_classes > 0 and described.accepts_labels == "no":
+            raise ValueError(
+                f"generator.num_classes {settings.num_classes}: {teacher} expects no class numbers after its input"
+            )
+        if settings.num_classes == 0 and described.accepts_labels == "must":
             raise ValueError(f"generator.num_classes 0: {teacher} requires class numbers")
         return settings.num_classes
-    if described.takes_labels == "no":
+    if described.accepts_labels == "no":
         return 0
     named = _first_number(described.known, CLASS_NAMES)
     found = described.num_embeddings if named is None else named
-    if described.takes_labels == "must" and found < 1:
-        raise ValueError(f"{teacher}: how many classes it takes cannot be found; takes --set generator.num_classes=10")
+    if described.accepts_labels == "must" and found < 1:
+        raise ValueError(f"{teacher}: how many classes it expects cannot be found; expects --set generator.num_classes=10")
     return found
 
 
@@ -181,27 +183,27 @@ def _candidates(
     """What may go in, the likeliest first."""
     if settings.input_shape:
         shape = tuple(settings.input_shape)
-        pictures = len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 1
-        yield settings.kind or ("image" if pictures else "noise"), shape
+        images = len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 1
+        yield settings.kind or ("image" if images else "noise"), shape
         return
     size = _first_number(described.known, LATENT_NAMES)
     first, width = described.layers[0] if described.layers else ("", 0)
-    pictures_first = size is None and first == "Conv2d" and width in (1, 3)
-    if settings.kind != "image" and not pictures_first:
+    images_first = size is None and first == "Conv2d" and width in (1, 3)
+    if settings.kind != "image" and not images_first:
         widths = [width, width - num_classes] + [of for kind, of in described.layers[1:4] if kind == first]
         widths += [width - of.embedding_dim for of in network.modules() if isinstance(of, nn.Embedding)]
         for n in dict.fromkeys(([size] if size else []) + widths):
             if n > 0:
                 yield "noise", (n,)
                 yield "noise", (n, 1, 1)
-    if settings.kind == "image" or pictures_first:
+    if settings.kind == "image" or images_first:
         channels = next((of for kind, of in described.layers if kind == "Conv2d"), 3)
         named = _first_number(described.known, SIZE_NAMES)
         yield from (("image", (channels, edge, edge)) for edge in dict.fromkeys(([named] if named else []) + list(EDGES)))
 
 
 def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int) -> tuple[Tensor, tuple[float, float]]:
-    """What comes out of a batch of two, and the range of its pictures.
+    """What comes out of a batch of two, and the range of its images.
 
     Raises:
         ValueError: the network fails.
@@ -215,25 +217,25 @@ def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int
         called = f"{kind} {[BATCH, *shape]}{' and class numbers' if num_classes else ''}"
         raise ValueError(f"called with {called}, it fails with {in_a_line(error)}") from error
     try:
-        picture = picture_in(output)
+        image = image_in(output)
     except (AttributeError, IndexError, RecursionError) as error:
-        raise ValueError(f"it gives a {type(output).__name__}, in which no picture is found") from error
-    return picture.detach(), _range_of(picture)
+        raise ValueError(f"it gives a {type(output).__name__}, in which no image is found") from error
+    return image.detach(), _range_of(image)
 
 
-def _range_of(picture: Tensor) -> tuple[float, float]:
+def _range_of(image: Tensor) -> tuple[float, float]:
     """By its last operation: tanh, sigmoid, a clamp; [-1, 1] where it says nothing.
 
-    Views and copies are looked through. Where numbers are added or multiplied after a tanh, as in (tanh + 1) / 2, pictures
+    Views and copies are looked through. Where numbers are added or multiplied after a tanh, as in (tanh + 1) / 2, images
     without a negative number are in [0, 1].
     """
-    node, moved = picture.grad_fn, False
+    node, moved = image.grad_fn, False
     while node is not None:
         name = type(node).__name__
         if name.startswith("Tanh"):
-            return (0.0, 1.0) if moved and picture.min() >= 0 else (-1.0, 1.0)
+            return (0.0, 1.0) if moved and image.min() >= 0 else (-1.0, 1.0)
         if name.startswith("Sigmoid"):
-            return (-1.0, 1.0) if moved and picture.min() < 0 else (0.0, 1.0)
+            return (-1.0, 1.0) if moved and image.min() < 0 else (0.0, 1.0)
         if name.startswith(("Clamp", "Hardtanh")):
             low, high = (_saved(node, *names) for names in (("_saved_min", "_saved_min_val"), ("_saved_max", "_saved_max_val")))
             return (low, high) if low is not None and high is not None and not moved else (-1.0, 1.0)

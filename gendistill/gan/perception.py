@@ -1,4 +1,4 @@
-"""How alike pictures look to a network: feature maps of pictures, through which gradients pass."""
+"""How alike images look to a network: feature maps of images, through which gradients pass."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ LAYERS = 4
 
 
 class Perception:
-    """Feature maps of pictures by a frozen network.
+    """Feature maps of images by a frozen network.
 
     Args:
-        network: called with pictures as `prepare` gives them, and with labels where `takes_labels`.
-        example: pictures (1, C, H, W), and labels where it takes them, to find its layers with.
+        network: called with images as `prepare` gives them, and with labels where `accepts_labels`.
+        example: images (1, C, H, W), and labels where it takes them, to find its layers with.
     """
 
-    def __init__(self, network: nn.Module, example: tuple[Tensor, ...], *, takes_labels: bool = False, imagenet: bool = False):
+    def __init__(
+        self, network: nn.Module, example: tuple[Tensor, ...], *, accepts_labels: bool = False, imagenet: bool = False
+    ):
         self.network = network.to(example[0].device).eval().requires_grad_(False)
-        self.takes_labels, self.imagenet = takes_labels, imagenet
+        self.accepts_labels, self.imagenet = accepts_labels, imagenet
         last = {one.shape[1:]: one.path for one in candidates(self.network, self._arguments(*example))}  # of a resolution
         self.paths = list(last.values())[-LAYERS:]
 
-    def maps(self, pictures: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        """Of pictures (B, C, H, W) in [-1, 1]: maps (B, c, h, w), finest first."""
-        _, features = tap(self.network, self.paths, *self._arguments(pictures, labels))
+    def maps(self, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """Of images (B, C, H, W) in [-1, 1]: maps (B, c, h, w), finest first."""
+        _, features = tap(self.network, self.paths, *self._arguments(images, labels))
         return features
 
-    def _arguments(self, pictures: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+    def _arguments(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
         if self.imagenet:
-            mean, deviation = (pictures.new_tensor(of)[:, None, None] for of in IMAGENET)
-            pictures = ((pictures + 1) * 127.5 - mean) / deviation
-        return (pictures, labels) if self.takes_labels and labels is not None else (pictures,)
+            mean, deviation = (images.new_tensor(of)[:, None, None] for of in IMAGENET)
+            images = ((images + 1) * 127.5 - mean) / deviation
+        return (images, labels) if self.accepts_labels and labels is not None else (images,)
 
 
 def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator | None, example: Tensor) -> Perception | None:
@@ -47,7 +49,7 @@ def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator
 
     Args:
         name: `discriminator` (the teacher's), `emoji`, or `torchvision:NAME` with its public weights.
-        example: pictures (1, C, H, W).
+        example: images (1, C, H, W).
 
     Raises:
         ValueError: it is none of these, or cannot be had.
@@ -55,11 +57,11 @@ def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator
     if name == "discriminator":
         if discriminator is None:
             return None
-        labels = (example.new_zeros(1).long(),) if discriminator.takes_labels else ()
-        return Perception(discriminator.network, (example, *labels), takes_labels=discriminator.takes_labels)
+        labels = (example.new_zeros(1).long(),) if discriminator.accepts_labels else ()
+        return Perception(discriminator.network, (example, *labels), accepts_labels=discriminator.accepts_labels)
     if spec.output_shape[0] != 3:
         raise ValueError(
-            f"gan.output.perceptual_network {name}: looks at 3 channels, the teacher paints {spec.output_shape[0]}"
+            f"gan.output.perceptual_network {name}: looks at 3 channels, the teacher generates {spec.output_shape[0]}"
         )
     if name == "emoji":
         return Perception(_Resized(EmojiFeatureNetwork.load(Path(EMOJI_FEATURES))), (example,))
@@ -67,7 +69,7 @@ def open_perception(name: str, spec: GeneratorSpec, discriminator: Discriminator
     if kind == "torchvision" and model:
         return Perception(_torchvision(model), (example,), imagenet=True)
     raise ValueError(
-        f"gan.output.perceptual_network {name}: takes discriminator, emoji or torchvision:NAME (torchvision:vgg16)"
+        f"gan.output.perceptual_network {name}: expects discriminator, emoji or torchvision:NAME (torchvision:vgg16)"
     )
 
 
@@ -78,10 +80,10 @@ class _Resized(nn.Module):
         super().__init__()
         self.stem, self.blocks = network.stem, network.blocks
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        if pictures.shape[-2:] != (32, 32):
-            pictures = F.interpolate(pictures, (32, 32), mode="bilinear", antialias=True)
-        return self.blocks(self.stem(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] != (32, 32):
+            images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True)
+        return self.blocks(self.stem(images))
 
 
 def _torchvision(model: str) -> nn.Module:

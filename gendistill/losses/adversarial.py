@@ -1,6 +1,6 @@
-"""The game between a generator and a discriminator: losses of both sides, and penalties that keep the discriminator smooth.
+"""Adversarial losses of generator and discriminator, and gradient penalties on the discriminator.
 
-Logits are of any shape, one a picture (B,) or one a patch (B, 1, h, w), large where the discriminator thinks real.
+Logits have any shape, one per image (B,) or one per patch (B, 1, h, w); a large logit means "real".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 Criterion = Callable[[Tensor], Tensor]
 
-KINDS: dict[str, tuple[Criterion, Criterion, Criterion]] = {  # the discriminator's of real and of made, and the generator's
+KINDS: dict[str, tuple[Criterion, Criterion, Criterion]] = {  # discriminator's on real, on generated; generator's
     "hinge": (lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), torch.neg),
     "logistic": (lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
     "least_squares": (lambda real: (real - 1).square(), torch.square, lambda fake: (fake - 1).square()),
@@ -22,51 +22,54 @@ KINDS: dict[str, tuple[Criterion, Criterion, Criterion]] = {  # the discriminato
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
-    """What the discriminator minimises, a scalar.
+    """The discriminator's loss, a scalar, to be minimised.
 
     - `hinge`: E max(0, 1 - D(x)) + E max(0, 1 + D(G(z))) (Lim & Ye 2017; Miyato et al. 2018, eq. 16).
     - `logistic`: -E log sigmoid D(x) - E log sigmoid(-D(G(z))) (Goodfellow et al. 2014).
     - `least_squares`: E (D(x) - 1)^2 + E D(G(z))^2 (Mao et al. 2017, eq. 9).
-    - `wasserstein`: E D(G(z)) - E D(x) (Arjovsky et al. 2017), which needs a penalty or a norm.
+    - `wasserstein`: E D(G(z)) - E D(x) (Arjovsky et al. 2017); needs a gradient penalty or spectral normalisation.
     """
-    of_real, of_fake, _ = _losses(kind)
-    return of_real(real.float()).mean() + of_fake(fake.float()).mean()
+    real_loss, fake_loss, _ = _losses(kind)
+    return real_loss(real.float()).mean() + fake_loss(fake.float()).mean()
 
 
 def generator_loss(fake: Tensor, kind: str = "hinge") -> Tensor:
-    """What the generator minimises, a scalar: -E D(G(z)) for `hinge` and `wasserstein`, -E log sigmoid D(G(z)) for `logistic`
-    (the one that does not saturate), E (D(G(z)) - 1)^2 for `least_squares`."""
+    """The generator's loss, a scalar, to be minimised: -E D(G(z)) for `hinge` and `wasserstein`, -E log sigmoid D(G(z)) for
+    `logistic` (the non-saturating form), E (D(G(z)) - 1)^2 for `least_squares`."""
     return _losses(kind)[2](fake.float()).mean()
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
-    """E |grad_x D(x)|^2 / 2 on real pictures (B, C, H, W), a scalar (Mescheder et al. 2018, eq. 9 with gamma = 1)."""
-    return _slope(discriminator, real).square().sum(1).mean() / 2
+    """E |grad_x D(x)|^2 / 2 on real images (B, C, H, W), a scalar (Mescheder et al. 2018, eq. 9 with gamma = 1)."""
+    return _input_gradient(discriminator, real).square().sum(1).mean() / 2
 
 
-def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, share: Tensor) -> Tensor:
-    """E (|grad_x D(x)| - 1)^2 between real and made pictures, a scalar (Gulrajani et al. 2017, eq. 3 with lambda = 1).
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, real_fraction: Tensor) -> Tensor:
+    """E (|grad_x D(x)| - 1)^2 between real and generated images, a scalar (Gulrajani et al. 2017, eq. 3 with lambda = 1).
 
     Args:
-        share: (B,) in [0, 1), how much of each is real.
+        real_fraction: (B,) in [0, 1), the weight of the real image in each interpolate (the paper's epsilon).
     """
-    share = share.to(real)[:, None, None, None]
-    return (_slope(discriminator, share * real + (1 - share) * fake).norm(dim=1) - 1).square().mean()
+    epsilon = real_fraction.to(real)[:, None, None, None]
+    return (_input_gradient(discriminator, epsilon * real + (1 - epsilon) * fake).norm(dim=1) - 1).square().mean()
 
 
-def told_apart(real: Tensor, fake: Tensor) -> Tensor:
-    """The share of pairs in which the real picture has the larger logit, 0-d in [0, 1]: 0.5 is a guess, 1 saturation."""
+def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
+    """Fraction of (real, generated) pairs in which the real image has the larger logit, 0-d in [0, 1].
+
+    0.5 is chance, 1 a saturated discriminator.
+    """
     real, fake = (logits.flatten(1).mean(1) if logits.ndim > 1 else logits for logits in (real, fake))
     return (real[:, None] > fake).float().mean()
 
 
-def _slope(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """(B, C * H * W): the gradient of each picture's logit."""
+def _input_gradient(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """(B, C * H * W): the gradient of each image's logit with respect to the image."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)[0].flatten(1)
 
 
 def _losses(kind: str) -> tuple[Criterion, Criterion, Criterion]:
     if kind not in KINDS:
-        raise ValueError(f"adversarial loss {kind!r} is not known; takes one of {', '.join(KINDS)}")
+        raise ValueError(f"adversarial loss {kind!r} is not known; expects one of {', '.join(KINDS)}")
     return KINDS[kind]

@@ -1,7 +1,7 @@
-"""Distances between two batches as samples of distributions: no picture of one belongs to a picture of the other.
+"""Distances between two distributions, estimated from a batch of each; the samples of the two batches are not paired.
 
-Samples are (N, D) and (M, D), or pictures and features (N, ...) that are flattened. Gradients flow to both: detach the one that
-is not trained. Samples that coincide give gradient 0, not infinity.
+Samples are (N, D) and (M, D), or images and features (N, ...), which are flattened. Gradients flow to both batches: detach the
+one that is not trained. Identical samples give gradient 0, not infinity.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from gendistill.losses.numerics import check_batch, check_shapes, in_float32, unit
 
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the median distance: the bandwidths
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths in units of the median distance
 
 
 @in_float32
 def mmd(x: Tensor, y: Tensor) -> Tensor:
     """Squared maximum mean discrepancy, averaged over Gaussian kernels of several bandwidths: a scalar, at most 2.
 
-    Gretton et al. 2012, eq. 3: unbiased, so 0 on average for one distribution, often below 0, and of an expectation that does
-    not depend on the batch size. The bandwidths are `FACTORS` times the median distance of all pairs of both batches, taken as
-    a constant (the median heuristic, section 8); of 1 where most samples coincide. Li et al. 2015 (GMMN) train generators by
-    it alone, with batches of 1000.
+    Gretton et al. 2012, eq. 3: the unbiased estimator, so its mean is 0 for equal distributions, single values may be negative,
+    and the expectation does not depend on the batch size. The bandwidths are `FACTORS` times the median distance over all pairs
+    of both batches, without gradient (the median heuristic, section 8); that median counts as 1 where it is 0. Li et al. 2015
+    (GMMN) train generators with this loss alone, in batches of 1000.
 
     Raises:
         ValueError: dimensions differ, or a batch has fewer than 2 samples.
@@ -40,72 +40,75 @@ def random_projections(count: int, dim: int, generator: torch.Generator) -> Tens
 
 @in_float32
 def sliced_wasserstein(x: Tensor, y: Tensor, projections: Tensor) -> Tensor:
-    """Squared Wasserstein distance (p = 2) between the two batches along a line, averaged over lines: a scalar, at least 0.
+    """Squared Wasserstein distance (p = 2) of the projected batches, averaged over projections: a scalar, at least 0.
 
-    Bonneel et al. 2015, by sorting; the batches may differ in size. For two Gaussians of one covariance it is
-    |difference of means|^2 / D on average, so multiply by D for a scale that does not depend on the dimension. Of finite
-    batches it is too high by their sampling error, which falls with the batch size.
+    Bonneel et al. 2015, computed by sorting; the batch sizes may differ. For two Gaussians of equal covariance its mean is
+    |difference of means|^2 / D, so multiply by D for a scale that does not depend on the dimension. The estimate is biased
+    upwards by the sampling error, which falls with the batch size.
 
     Args:
-        projections: directions (P, D), of length 1.
+        projections: directions (P, D) of length 1.
 
     Raises:
-        ValueError: dimensions differ, or a batch has no sample.
+        ValueError: dimensions differ, or a batch is empty.
     """
     x, y = _flat(x, y, 1)
     if projections.shape[1:] != x.shape[1:]:
-        raise ValueError(f"projections {tuple(projections.shape)}: takes {x.shape[1]} columns, as the samples have")
-    along = projections.to(x).T
-    return _wasserstein_of_columns(x @ along, y @ along).mean()
+        raise ValueError(f"projections {tuple(projections.shape)}: expects {x.shape[1]} columns, as the samples have")
+    directions = projections.to(x).T
+    return _wasserstein_of_columns(x @ directions, y @ directions).mean()
 
 
 def patch_projections(count: int, channels: int, size: int, generator: torch.Generator, *, centred: bool = False) -> Tensor:
-    """Directions (count, channels, size, size) of length 1 along which patches are compared; `centred` ones sum to 0.
+    """Random directions (count, channels, size, size) of length 1 that patches are projected onto; `centred` ones sum to 0.
 
-    Along centred ones brightness and colour do not count, only what changes within a patch.
+    Centred projections ignore the mean of a patch (brightness), and depend only on the variation within it.
     """
-    lines = torch.randn(count, channels * size * size, generator=generator, device=generator.device)
-    lines = lines - lines.mean(1, keepdim=True) if centred else lines
-    return unit(lines, 1).unflatten(1, (channels, size, size))
+    directions = torch.randn(count, channels * size * size, generator=generator, device=generator.device)
+    directions = directions - directions.mean(1, keepdim=True) if centred else directions
+    return unit(directions, 1).unflatten(1, (channels, size, size))
 
 
 @in_float32
 def patch_sliced_wasserstein(
-    pictures: Tensor, others: Tensor, projections: Tensor, *, paired: bool = True, levels: int = 2, stride: int = 1
+    images: Tensor, others: Tensor, projections: Tensor, *, paired: bool = True, levels: int = 2, stride: int = 1
 ) -> Tensor:
-    """How far the patches of pictures are, as a set, from those of others: a scalar, at least 0, in the pictures' units.
+    """Sliced Wasserstein distance between the patch distributions of images and of others: a scalar, at least 0, in the units
+    of the images.
 
-    The Wasserstein distance (p = 1) along each line, by sorting, averaged over lines and over the levels of a pyramid that
-    halves the edges (Elnekave & Weiss 2022, section 3.2; the pyramid: Karras et al. 2018, section 5). Where a patch lies does
-    not count, and no blurred picture has sharp ones: a distance pixel by pixel is least at the mean of what may be there, this
-    one is not.
+    The Wasserstein distance (p = 1) of the projected patches, by sorting, averaged over projections and over the levels of a
+    pyramid whose edges halve (Elnekave & Weiss 2022, section 3.2; the pyramid: Karras et al. 2018, section 5). The position of
+    a patch does not count. A per-pixel distance is smallest for the mean of all plausible images, which is blurred; this
+    distance is not, since a blurred image has no sharp patches.
 
     Args:
-        pictures, others: (B, C, H, W).
+        images, others: (B, C, H, W).
         projections: (P, C, k, k), see `patch_projections`.
-        paired: each picture is held against its own other; else all pictures are one set, and all others are another.
-        stride: from one patch to the next.
+        paired: compare the patches of each image with those of the other image in the same row; else the patches of all images
+            together with those of all others.
+        stride: pixels from one patch to the next.
 
     Raises:
         ValueError: the shapes differ, or the smallest level is smaller than a patch.
     """
-    check_shapes(pictures, others, "pictures")
-    smallest, size = min(pictures.shape[2:]) >> max(levels - 1, 0), max(projections.shape[2:])
+    check_shapes(images, others, "images")
+    smallest, size = min(images.shape[2:]) >> max(levels - 1, 0), max(projections.shape[2:])
     if levels < 1 or smallest < size:
-        raise ValueError(f"levels {levels}: takes 1 or more, the smallest of which holds a patch of {size} pixels")
+        raise ValueError(f"levels {levels}: expects 1 or more, the smallest of which holds a patch of {size} pixels")
     distances = []
     for level in range(levels):
         if level:
-            pictures, others = F.avg_pool2d(pictures, 2), F.avg_pool2d(others, 2)
-        ours, theirs = (_along(of, projections, paired, stride) for of in (pictures, others))
-        distances.append((ours - theirs).abs().mean())
+            images, others = F.avg_pool2d(images, 2), F.avg_pool2d(others, 2)
+        image_patches = _projected_patches(images, projections, paired, stride)
+        other_patches = _projected_patches(others, projections, paired, stride)
+        distances.append((image_patches - other_patches).abs().mean())
     return torch.stack(distances).mean()
 
 
-def _along(pictures: Tensor, projections: Tensor, paired: bool, stride: int) -> Tensor:
-    """Where the patches lie on each line, sorted: (B, P, places), or (P, B * places)."""
-    places = F.conv2d(pictures, projections.to(pictures), stride=stride).flatten(2)
-    return (places if paired else places.transpose(0, 1).flatten(1)).sort(-1).values
+def _projected_patches(images: Tensor, projections: Tensor, paired: bool, stride: int) -> Tensor:
+    """The sorted projections of all patches: (B, P, positions), or (P, B * positions)."""
+    projected = F.conv2d(images, projections.to(images), stride=stride).flatten(2)
+    return (projected if paired else projected.transpose(0, 1).flatten(1)).sort(-1).values
 
 
 def _wasserstein_of_columns(x: Tensor, y: Tensor) -> Tensor:
@@ -119,24 +122,24 @@ def _wasserstein_of_columns(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _mmd(x: Tensor, y: Tensor, bandwidth: Tensor) -> Tensor:
-    return _mean_of_others(x, bandwidth) + _mean_of_others(y, bandwidth) - 2 * _gaussian(x, y, bandwidth).mean()
+    return _off_diagonal_mean(x, bandwidth) + _off_diagonal_mean(y, bandwidth) - 2 * _gaussian(x, y, bandwidth).mean()
 
 
-def _mean_of_others(x: Tensor, bandwidth: Tensor) -> Tensor:
+def _off_diagonal_mean(x: Tensor, bandwidth: Tensor) -> Tensor:
     matrix = _gaussian(x, x, bandwidth)
     return (matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1))
 
 
 def _gaussian(x: Tensor, y: Tensor, bandwidth: Tensor) -> Tensor:
-    # not by |x|^2 + |y|^2 - 2 x . y, which loses small distances to rounding
+    # |x|^2 + |y|^2 - 2 x . y would lose small distances to rounding
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return (distances.square() / (-2 * bandwidth**2)).exp()
 
 
-def _flat(x: Tensor, y: Tensor, least: int) -> tuple[Tensor, Tensor]:
+def _flat(x: Tensor, y: Tensor, min_samples: int) -> tuple[Tensor, Tensor]:
     for batch in (x, y):
-        check_batch(batch, least, "this distance")
+        check_batch(batch, min_samples, "this distance")
     x, y = x.flatten(1), y.flatten(1)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"dimension {x.shape[1]}: takes that of the other batch, {y.shape[1]}")
+        raise ValueError(f"dimension {x.shape[1]}: expects that of the other batch, {y.shape[1]}")
     return x, y

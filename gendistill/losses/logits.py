@@ -1,7 +1,7 @@
-"""Matching the outputs of a class head, or of a discriminator's real/fake head, of student and teacher.
+"""Logit distillation losses: distances between the logits of student and teacher, of a class head or a real/fake head.
 
-All are 0 where the logits agree and means over the batch, so that a weight holds for any batch size. Gradients flow to both:
-detach the teacher where it is not trained.
+All losses are 0 where the logits agree. They are means over the batch, so their weights do not depend on the batch size.
+Gradients flow to both networks: detach the teacher where it is not trained.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gendistill.losses.numerics import check_shapes, in_float32
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)) of class logits (B, K) or (B, K, ...), a scalar in nats, at least 0.
 
-    Hinton et al. 2015, section 2: as the gradients of softened logits shrink with 1 / T^2, the factor lets the weight stand
-    when T changes. For a large T it becomes the squared difference of the logits, each about its mean over classes, divided by
-    2 K (section 2.1). Weight: 0.9, beside 0.1 for the labels, at T = 4 (Tian et al. 2020's comparison); Hinton et al. only
-    say that the labels' should be considerably lower.
+    Hinton et al. 2015, section 2: the gradients of softened logits shrink with 1 / T^2, so the factor T^2 keeps the weight
+    valid when T changes. For large T the loss becomes the squared difference of the logits, each centred over classes, divided
+    by 2 K (section 2.1). Weight: 0.9, with 0.1 for the loss of the labels, at T = 4 (the comparison of Tian et al. 2020);
+    Hinton et al. only state that the weight of the labels should be considerably lower.
 
     Raises:
         ValueError: the shapes differ, or the temperature is not above 0.
@@ -37,9 +37,9 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0)
 def bernoulli_kd(student_logit: Tensor, teacher_logit: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(Bernoulli(sigmoid(teacher / T)) || Bernoulli(sigmoid(student / T))), a scalar in nats, at least 0 up to rounding.
 
-    `kd` for the one logit of real against fake: (B,), or a PatchGAN's (B, 1, h, w), averaged over places. It equals `kd` of
-    the two logits (l, 0). Near agreement it is T^2 p (1 - p) (difference / T)^2 / 2: it hardly pulls where the teacher is
-    sure, which a higher temperature mends.
+    `kd` for a single real/fake logit: (B,), or those of a PatchGAN (B, 1, h, w), averaged over patches. It equals `kd` of the
+    two logits (l, 0). Near agreement it is T^2 p (1 - p) (difference / T)^2 / 2: its gradient nearly vanishes where the
+    teacher is confident, which a higher temperature corrects.
 
     Raises:
         ValueError: the shapes differ, or the temperature is not above 0.
@@ -54,10 +54,10 @@ def bernoulli_kd(student_logit: Tensor, teacher_logit: Tensor, temperature: floa
 
 @in_float32
 def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean squared difference of logits of any one shape, in their own scale, a scalar (Ba & Caruana 2014).
+    """Mean squared difference of logits of equal shape, in their own scale, a scalar (Ba & Caruana 2014).
 
-    Unlike `kd` it also matches what softmax does not see, a shift of all the logits of a sample: the right thing for hinge and
-    Wasserstein critics, whose logits are no probabilities.
+    Unlike `kd` it also matches a common shift of all logits of a sample, to which softmax is invariant: suited to hinge and
+    Wasserstein critics, whose logits do not define probabilities.
 
     Raises:
         ValueError: the shapes differ.
@@ -68,4 +68,4 @@ def mse_logits(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature {temperature:g}: takes more than 0")
+        raise ValueError(f"temperature {temperature:g}: expects more than 0")

@@ -1,4 +1,4 @@
-"""What keeps losses and their gradients finite: float32 whatever the surroundings compute in, and lengths that may be zero."""
+"""Finite losses and gradients: computation in float32 under any autocast, and normalisation of vectors of length zero."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ P = ParamSpec("P")
 
 
 def in_float32(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """`loss` with half-precision tensors widened to float32 and autocast off, which would narrow every matrix product again.
+    """`loss` with half-precision tensors cast to float32, and with autocast off, which would cast matrix products back.
 
-    Tensors of float64 stay so.
+    float64 tensors stay float64.
     """
 
     @wraps(loss)
@@ -29,21 +29,21 @@ def in_float32(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def unit(x: Tensor, dim: int) -> Tensor:
-    """`x` scaled to length 1 along `dim`; where its length is 0 it stays 0, with gradient 0."""
+    """`x` normalised to length 1 along `dim`; vectors of length 0 stay 0, with gradient 0."""
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(length > 0, length, torch.inf)
 
 
-def check_shapes(student: Tensor, teacher: Tensor, what: str = "student") -> None:
-    """Raises ValueError where the shapes differ: broadcasting (B,) against (B, 1) compares every pair, without a word."""
+def check_shapes(student: Tensor, teacher: Tensor, name: str = "student") -> None:
+    """Raise ValueError where the shapes differ: broadcasting (B,) against (B, 1) would silently compare every pair."""
     if student.shape != teacher.shape:
-        raise ValueError(f"{what} {tuple(student.shape)}: takes the shape it is compared with, {tuple(teacher.shape)}")
+        raise ValueError(f"{name} {tuple(student.shape)}: expects the shape it is compared with, {tuple(teacher.shape)}")
 
 
-def check_batch(batch: Tensor, least: int, what: str) -> None:
-    """Raises ValueError where a batch has fewer than `least` samples."""
-    if len(batch) < least:
-        raise ValueError(f"batch of {len(batch)}: {what} takes at least {least} samples")
+def check_batch(batch: Tensor, min_samples: int, loss_name: str) -> None:
+    """Raise ValueError where a batch has fewer than `min_samples` samples."""
+    if len(batch) < min_samples:
+        raise ValueError(f"batch of {len(batch)}: {loss_name} expects at least {min_samples} samples")
 
 
 def _widened(value: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Distances between two batches of pictures, or of any tensors of one shape, as means over the batch.
+"""Distances between two batches of images, or of any tensors of equal shape, as means over the batch.
 
-All are 0 at equality. Gradients flow to both arguments: detach the target where it is not trained.
+All losses are 0 where the batches are equal. Gradients flow to both arguments: detach the target where it is not trained.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from gendistill.losses.numerics import check_shapes, unit
 
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error, a scalar; in [0, 2] for pictures in [-1, 1].
+    """Mean absolute error, a scalar; in [0, 2] for images in [-1, 1].
 
-    Isola et al. 2017 (pix2pix) weigh it 100 beside an adversarial loss of weight 1.
+    Isola et al. 2017 (pix2pix) use the weight 100, with an adversarial loss of weight 1.
     """
     return (prediction.float() - target.float()).abs().mean()
 
@@ -35,19 +35,19 @@ def pseudo_huber(prediction: Tensor, target: Tensor, c: float = 0.001) -> Tensor
 
 
 def multi_scale(prediction: Tensor, target: Tensor, levels: int = 3) -> Tensor:
-    """`l1` of pictures (B, C, H, W), averaged over a pyramid: as they are, and each level at half the edges of the last.
+    """`l1` of images (B, C, H, W), averaged over the levels of a pyramid: full resolution, half, a quarter, ...
 
-    Coarse levels see where colours are, and forgive small shifts. The range is that of `l1`: the mean over levels, not the sum.
-    An odd edge loses its last row.
+    Coarse levels compare the layout of colours, and tolerate small shifts. The range is that of `l1`: the mean over levels, not
+    the sum. Pooling drops the last row of an odd edge.
 
     Raises:
-        ValueError: the shapes differ, or the pictures cannot be halved as often as asked.
+        ValueError: the shapes differ, or the images cannot be halved `levels - 1` times.
     """
     check_shapes(prediction, target, "prediction")
-    most = min(prediction.shape[2:]).bit_length()  # as many times as the shorter edge can be halved, and the picture itself
-    if not 1 <= levels <= most:
+    max_levels = min(prediction.shape[2:]).bit_length()  # the image itself, and each halving of the shorter edge
+    if not 1 <= levels <= max_levels:
         size = f"{prediction.shape[3]}x{prediction.shape[2]}"
-        raise ValueError(f"levels {levels}: takes from 1 to {most} for pictures of {size}")
+        raise ValueError(f"levels {levels}: expects from 1 to {max_levels} for images of {size}")
     prediction, target = prediction.float(), target.float()
     total = l1(prediction, target)
     for _ in range(levels - 1):
@@ -57,13 +57,14 @@ def multi_scale(prediction: Tensor, target: Tensor, levels: int = 3) -> Tensor:
 
 
 def perceptual_distance(prediction: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """Distance of two batches of pictures in the layers of a feature network, summed over layers: LPIPS without weights.
+    """Distance between the feature maps of two batches of images, summed over layers: LPIPS without learned weights.
 
-    Zhang et al. 2018, eq. 1: features of length 1 at every place, squared differences summed over channels and averaged over
-    places; in [0, 4] a layer, [0, 2] for features of no negative values.
+    Zhang et al. 2018, eq. 1: features normalised to length 1 at every position, squared differences summed over channels and
+    averaged over positions; in [0, 4] per layer, in [0, 2] for non-negative features.
 
     Args:
-        prediction, target: a layer's features (B, C, ...) each, whose network's parameters should not require gradients.
+        prediction, target: feature maps (B, C, ...), one per layer; the parameters of the feature network should not require
+            gradients.
     """
     total = prediction[0].new_zeros((), dtype=prediction[0].float().dtype)
     for p, t in zip(prediction, target, strict=True):

@@ -1,8 +1,8 @@
-"""Matching how samples lie to one another: student and teacher embeddings of one batch, which may differ in their dimensions.
+"""Relational distillation losses between student and teacher embeddings of one batch, whose dimensions may differ.
 
-Embeddings are (B, D), or feature maps (B, ...) that are flattened. All losses are 0 where the relations agree (but for
-`contrastive`) and means over samples, pairs or triples. Gradients flow to both: detach the teacher where it is not trained.
-Embeddings that coincide give gradient 0, not infinity.
+Embeddings are (B, D), or feature maps (B, ...), which are flattened. All losses but `contrastive` are 0 where the relations
+agree. They are means over samples, pairs or triplets. Gradients flow to both networks: detach the teacher where it is not
+trained. Identical embeddings give gradient 0, not infinity.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from torch import Tensor
 
 from gendistill.losses.numerics import check_batch, check_shapes, in_float32, unit
 
-GAMMA, ORDER = 0.4, 2  # of `correlation_congruence`
-TEMPERATURE = 0.1  # of `contrastive`
+GAMMA, ORDER = 0.4, 2  # kernel width and Taylor order of `correlation_congruence`
+TEMPERATURE = 0.1  # temperature of `contrastive`
 
 
 @in_float32
 def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber loss of the distances of all pairs, each network's divided by their mean, averaged over pairs: a scalar.
+    """Huber loss of the pairwise distances, those of each network divided by their mean, averaged over pairs: a scalar.
 
-    Park et al. 2019, section 3.2.1 (RKD-D). Neither moving, turning nor scaling an embedding space changes it. Pairs are of
-    two different samples, as in the paper; its code averages over B^2 instead, a factor of (B - 1) / B. Distances are 1 on
-    average. Weight: 25 for
-    classifiers, 1 for metric learning, with `rkd_angle` at twice that (sections 4.1 and 4.2).
+    Park et al. 2019, section 3.2.1 (RKD-D). Invariant to translation, rotation and scaling of an embedding space. Pairs consist
+    of two different samples, as in the paper; its code averages over B^2 instead, a factor of (B - 1) / B. The mean distance is
+    1. Weight: 25 for classifiers, 1 for metric learning, with `rkd_angle` at twice that (sections 4.1 and 4.2).
 
     Raises:
         ValueError: the batches differ or have fewer than 2 samples.
@@ -37,10 +36,10 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 @in_float32
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber loss of the cosines of the angles of all triples, averaged over triples: a scalar in [0, 1.5].
+    """Huber loss of the cosines of the angles of all triplets, averaged over triplets: a scalar in [0, 1.5].
 
-    Park et al. 2019, section 3.2.2 (RKD-A): the angle at sample j between i and k, for i, j, k all different. Neither moving,
-    turning nor scaling an embedding space changes it. An angle at a side of length 0 counts as a right one. Takes memory for
+    Park et al. 2019, section 3.2.2 (RKD-A): the angle at sample j between i and k, for i, j, k all different. Invariant to
+    translation, rotation and scaling of an embedding space. An angle at a side of length 0 counts as a right angle. Memory:
     B^2 D + B^3 numbers. Weight: 50 for classifiers, 2 for metric learning.
 
     Raises:
@@ -49,17 +48,17 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     _check(student, teacher, 3, "rkd_angle")
     count = len(student)
     losses = F.huber_loss(_cosines_of_angles(student), _cosines_of_angles(teacher), reduction="none")
-    one_sample = torch.eye(count, dtype=torch.bool, device=losses.device)  # i = k; at i = j and k = j the cosine is 0 in both
-    return losses.masked_fill(one_sample, 0).sum() / (count * (count - 1) * (count - 2))
+    same_sample = torch.eye(count, dtype=torch.bool, device=losses.device)  # i = k; at i = j and k = j the cosine is 0 in both
+    return losses.masked_fill(same_sample, 0).sum() / (count * (count - 1) * (count - 2))
 
 
 @in_float32
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of the two networks' rows of similarities, each of length 1, averaged over samples: in [0, 4].
+    """Squared distance of the two similarity matrices, whose rows have length 1, averaged over samples: in [0, 4].
 
-    Tung & Mori 2019, section 3, times B: there the sum over all B^2 entries is divided by B^2, which, as rows have length 1,
-    halves when the batch doubles. Neither turning nor scaling a feature space changes it. Weight: 3000 / B for the paper's
-    3000, so about 23 for its batches of 128.
+    Tung & Mori 2019, section 3, times B: the paper divides the sum over all B^2 entries by B^2, which halves when the batch
+    doubles, as rows have length 1. Invariant to rotation and scaling of a feature space. Weight: 3000 / B for the paper's 3000,
+    so about 23 for its batches of 128.
 
     Raises:
         ValueError: the batches differ or have fewer than 2 samples.
@@ -70,11 +69,11 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
 
 @in_float32
 def correlation_congruence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the two networks' kernel matrices (B, B), a scalar, of embeddings of length 1.
+    """Mean squared difference of the two kernel matrices (B, B) of embeddings of length 1, a scalar.
 
     Peng et al. 2019, section 3: the Gaussian kernel exp(-gamma |x - y|^2) by its Taylor expansion about x . y = 0 up to the
-    paper's order 2, with its gamma 0.4; the loss is at most 0.52. Neither turning a space nor scaling each of its embeddings
-    changes it. The paper's weights are of its own setting.
+    paper's order 2, with its gamma 0.4; the loss is at most 0.52. Invariant to rotation of a space and to the scale of each
+    embedding. The paper's weights hold for its own setting only.
 
     Raises:
         ValueError: the batches differ or have fewer than 2 samples.
@@ -85,12 +84,12 @@ def correlation_congruence(student: Tensor, teacher: Tensor) -> Tensor:
 
 @in_float32
 def contrastive(student: Tensor, teacher: Tensor) -> Tensor:
-    """InfoNCE: which of the batch's teacher embeddings is of the student's sample? A scalar in nats, log B at chance.
+    """InfoNCE: classify which teacher embedding of the batch belongs to a student embedding. A scalar in nats, log B at chance.
 
-    Embeddings (B, D), of one dimension (a learned projection of each gives that), are scaled to length 1; the logits are
-    their cosines over 0.1. It is averaged with the same question about the student embeddings, as Tian et al. 2020 (CRD) add
-    the two. The negatives are the others of the batch (van den Oord et al. 2018, eq. 4) rather than CRD's memory of thousands,
-    so this is the one loss here that depends on the batch size. Weight: 0.8 (CRD).
+    Embeddings (B, D) of equal dimension (a learned projection of each gives that) are normalised to length 1; the logits are
+    their cosines over 0.1. The loss is averaged with the same classification of student embeddings, as Tian et al. 2020 (CRD)
+    add the two. The negatives are the other samples of the batch (van den Oord et al. 2018, eq. 4) rather than CRD's memory
+    bank, so this is the only loss here that depends on the batch size. Weight: 0.8 (CRD).
 
     Raises:
         ValueError: the shapes differ, or there are fewer than 2 samples.
@@ -99,19 +98,19 @@ def contrastive(student: Tensor, teacher: Tensor) -> Tensor:
     check_shapes(student, teacher, "student embeddings")
     check_batch(student, 2, "contrastive")
     logits = unit(student, 1) @ unit(teacher, 1).T / TEMPERATURE
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    positives = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
 
 
 def _relative_distances(x: Tensor) -> Tensor:
-    """|x_i - x_j| over its mean, of all pairs i < j; zeros where all coincide."""
+    """|x_i - x_j| divided by its mean, for all pairs i < j; zeros where all embeddings are identical."""
     distances = F.pdist(x.flatten(1))
     mean = distances.mean()
     return distances / torch.where(mean > 0, mean, torch.inf)
 
 
 def _cosines_of_angles(x: Tensor) -> Tensor:
-    """[j, i, k]: the cosine at x_j between x_i and x_k; 0 where x_j is one of them."""
+    """[j, i, k]: the cosine of the angle at x_j between x_i and x_k; 0 where x_j is one of them."""
     x = x.flatten(1)
     directions = unit(x[None] - x[:, None], 2)
     return directions @ directions.mT
@@ -129,7 +128,7 @@ def _correlations(x: Tensor) -> Tensor:
     return math.exp(-2 * GAMMA) * torch.stack(terms).sum(0)
 
 
-def _check(student: Tensor, teacher: Tensor, least: int, what: str) -> None:
+def _check(student: Tensor, teacher: Tensor, min_samples: int, loss_name: str) -> None:
     if len(student) != len(teacher):
-        raise ValueError(f"student batch of {len(student)}: takes the teacher's size, {len(teacher)}")
-    check_batch(student, least, what)
+        raise ValueError(f"student batch of {len(student)}: expects the teacher's size, {len(teacher)}")
+    check_batch(student, min_samples, loss_name)

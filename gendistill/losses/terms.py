@@ -1,4 +1,4 @@
-"""Losses by the names that settings know them by, with their weights in a step."""
+"""Registries of losses by the names of their settings, and weighted loss terms of a training step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendistill.settings.section import Section
 
 
 class FeatureConfig(Section):
-    """How far inner layers are apart: weights, 0 is off."""
+    """Weights of the distances between feature maps of student and teacher; 0 is off."""
 
     hints: Weight = Field(1.0, description="squared error after a 1x1 convolution (FitNets)")
     attention: Weight = Field(0.0, description="attention transfer: where, not what")
@@ -28,13 +28,13 @@ class FeatureConfig(Section):
 
 
 class RelationConfig(Section):
-    """How far the relations between the pictures of a batch are apart: weights, 0 is off."""
+    """Weights of the distances between the relations of a batch's images in student and teacher; 0 is off."""
 
     distance: Weight = Field(0.0, description="RKD, of pairs")
     angle: Weight = Field(0.0, description="RKD, of triplets")
     similarity: Weight = Field(0.0, description="similarity-preserving")
     correlation: Weight = Field(0.0, description="correlation congruence")
-    contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher pictures of the same noise")
+    contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher images of the same noise")
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,28 +55,29 @@ RELATION_LOSSES: dict[str, Loss] = {
 
 
 def weighted(losses: Mapping[str, Loss], weights: object, step: int) -> Iterator[tuple[str, float, Loss]]:
-    """Those of the losses whose weight, the attribute of `weights` of the same name, is not 0 in this step."""
+    """Name, weight and function of each loss whose weight at `step` is not 0; `weights` has an attribute for each name."""
     for name, loss in losses.items():
-        if now := weight_at(getattr(weights, name), step):
-            yield name, now, loss
+        if weight := weight_at(getattr(weights, name), step):
+            yield name, weight, loss
 
 
-def relation_terms(weights: object, step: int, ours: Tensor, theirs: Tensor) -> Iterator[Term]:
-    """Name, weight and loss (0-d) of each that counts in this step, between embeddings (B, D) of the same pictures."""
+def relation_terms(weights: object, step: int, student: Tensor, teacher: Tensor) -> Iterator[Term]:
+    """Name, weight and value (0-d) of each relational loss of this step, between embeddings (B, D) of the same samples."""
     for name, weight, loss in weighted(RELATION_LOSSES, weights, step):
-        yield name, weight, loss(ours, theirs)
+        yield name, weight, loss(student, teacher)
 
 
-def feature_terms(weights: object, step: int, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterator[Term]:
-    """The same of features (B, C, ...) of several layers, averaged over the layers; none where there are no layers.
+def feature_terms(weights: object, step: int, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[Term]:
+    """Name, weight and value (0-d) of each feature loss of this step, averaged over the layers; nothing without layers.
 
-    Both are measured in the root mean square of the teacher's: a weight then means the same in every layer of every network.
+    Feature maps (B, C, ...) are divided by the root mean square of the teacher's, so that a weight has the same meaning in
+    every layer of every network.
     """
-    pairs = [_scaled(*pair) for pair in zip(ours, theirs, strict=True)]
+    pairs = [_scaled(*pair) for pair in zip(student, teacher, strict=True)]
     for name, weight, loss in weighted(FEATURE_LOSSES, weights, step) if pairs else ():
         yield name, weight, torch.stack([loss(*pair) for pair in pairs]).mean()
 
 
-def _scaled(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    scale = theirs.float().square().mean().sqrt().clamp(min=1e-8)
-    return ours / scale, theirs / scale
+def _scaled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    scale = teacher.float().square().mean().sqrt().clamp(min=1e-8)
+    return student / scale, teacher / scale

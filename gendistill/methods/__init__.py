@@ -1,4 +1,4 @@
-"""Distillation methods, one file each: its settings, its checks, its stages, its mathematics. Here they are registered."""
+"""Distillation methods, one file each with its settings, checks, stages and mathematics. This package registers them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["RECIPES", "Recipe", "RunConfig", "Stage", "StageOutline", "denoiser_
 
 
 def denoiser_stages(context: DenoiserContext) -> Iterator[Stage]:
-    """All stages of a denoiser's run: the one that makes the network smaller where that is requested, then its method's.
+    """All stages of a denoiser's run: compression of the network where requested, then the stages of its method.
 
-    Each begins where the one before has ended, which has to be trained before the next is asked for.
+    Each stage starts from the result of the one before, which must be trained before the next stage is requested.
     """
     for stage in _stages(context):
         if context.config.quantization == "int8" and isinstance(stage.method, DenoiserMethod):
@@ -46,7 +46,7 @@ def _stages(context: DenoiserContext) -> Iterator[Stage]:
 
 
 def outline_of(config: RunConfig) -> list[StageOutline]:
-    """The same, known from the settings alone; for a method of any kind."""
+    """The outlines of all stages from the settings alone, for any method."""
     recipe = recipe_of(config)
     outlines = recipe.outline(config)
     if not compresses(config) or recipe is COMPRESSION:

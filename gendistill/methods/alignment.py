@@ -1,15 +1,15 @@
-"""What a student is told of its teacher's ways from noise to latents.
+"""The loss terms of alignment, between a student and the trajectories of its teacher from noise to latents.
 
-From any point of such a way the student's x_0 is held against the way's end: one by one (matching), all together
-(distribution), and in how near they are to each other (semantic). The terms are a method's whole loss
-(`methods.latent_alignment`), or stand beside its own with `align.weight`.
+The student predicts x_0 at any point of a trajectory, and its x_0 is compared with the end of the trajectory: sample by sample
+(matching), as distributions (distribution), and by the relations between samples (semantic). The terms are the full loss of a
+method (`methods.latent_alignment`), or an auxiliary loss of another method with the weight `align.weight`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator
-from gendistill.diffusion.rollout import come_to
+from gendistill.diffusion.rollout import few_step_rollout
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses import distributions
-from gendistill.losses.distributions import patch_sliced_wasserstein as patches
+from gendistill.losses.distributions import patch_sliced_wasserstein
 from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.losses.terms import RELATION_LOSSES, Loss, Term, weighted
 from gendistill.methods.clip_distance import ClipDistance
@@ -38,7 +38,7 @@ from gendistill.training.trainer_config import TrainerConfig
 
 
 class MatchConfig(Section):
-    """How far the student's latents are from the teacher's of the same noise and prompt: weights, 0 is off."""
+    """Weights of the distances between latents of student and teacher of the same noise and prompt; 0 is off."""
 
     pseudo_huber: Weight = 1.0
     l2: Weight = 0.0
@@ -46,7 +46,7 @@ class MatchConfig(Section):
 
 
 class LatentDistributionConfig(Section):
-    """How far they are as sets: weights, 0 is off."""
+    """Weights of the distances between the distributions of these latents; 0 is off."""
 
     patches: Weight = Field(0.0, description="sliced Wasserstein distance of the patches of each latents and its teacher's")
     real_patches: Weight = Field(
@@ -60,28 +60,38 @@ class LatentDistributionConfig(Section):
 
 
 class SemanticConfig(Section):
-    """How near they are to each other, where prompts are: weights, 0 is off."""
+    """Weights of the distances between the relations of a batch's latents, and between CLIP embeddings; 0 is off."""
 
     distance: Weight = Field(0.0, description="RKD, of pairs")
     angle: Weight = Field(0.0, description="RKD, of triplets")
     contrastive: Weight = Field(0.0, description="InfoNCE between the student's and the teacher's")
-    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded pictures of the two")
+    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded images of the two")
 
 
 class AlignConfig(Section):
-    """Latent-space alignment (`--method latent_alignment`), and the same beside another method's loss."""
+    """Latent-space alignment (`--method latent_alignment`), or alignment as an auxiliary loss of another method."""
 
+    formerly: ClassVar[dict[str, str]] = {
+        "start_share": "start_fraction",
+        "own_share": "on_policy_fraction",
+        "partner": "peer",
+        "partner_weight": "peer_weight",
+    }
     weight: Weight = Field(0.0, description="beside the loss of another method; 0 is off")
-    trajectories: int = Field(1024, ge=1, description="that the teacher paints once, from noise to latents")
+    trajectories: int = Field(1024, ge=1, description="that the teacher generates once, from noise to latents")
     trajectory_steps: int = Field(16, ge=1, description="of the teacher for each of them (DPM-Solver++)")
     teachers: dict[str, float | str] = Field(
         {},
-        description="who paints them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
-        "pattern (regular expression) of the prompts that it paints by itself",
+        description="who generates them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
+        "pattern (regular expression) of the prompts that it generates by itself",
         examples=["weights or patterns of prompts by folder such as {teacher-b: 0.5, teacher-c: animals}"],
     )
-    start_share: float = Field(0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way")
-    own_share: float = Field(0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps")
+    start_fraction: float = Field(
+        0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way"
+    )
+    on_policy_fraction: float = Field(
+        0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps"
+    )
     match: MatchConfig = MatchConfig()
     distribution: LatentDistributionConfig = LatentDistributionConfig()
     semantic: SemanticConfig = SemanticConfig()
@@ -90,37 +100,39 @@ class AlignConfig(Section):
     generations: int = Field(
         1, ge=1, description="students one after another, each anew from the teacher; the ends of its ways are its parent's"
     )
-    partner: Literal["none", "mutual"] = Field(
+    peer: Literal["none", "mutual"] = Field(
         "none", description="who else learns: a second student, from which the first learns too, and it from that"
     )
-    partner_weight: Weight = Field(1.0, description="of the distance to what the partner paints (pseudo-Huber)")
+    peer_weight: Weight = Field(1.0, description="of the distance to what the peer generates (pseudo-Huber)")
 
     @field_validator("teachers")
     @classmethod
-    def _weighs_or_matches(cls, teachers: dict[str, float | str]) -> dict[str, float | str]:
-        for folder, of in teachers.items():
-            if isinstance(of, str):
+    def _weights_or_patterns(cls, teachers: dict[str, float | str]) -> dict[str, float | str]:
+        for folder, weight_or_pattern in teachers.items():
+            if isinstance(weight_or_pattern, str):
                 try:
-                    re.compile(of)
+                    re.compile(weight_or_pattern)
                 except re.error as error:
-                    raise ValueError(f"a regular expression for {folder}, and {of!r} is none ({error})") from error
-            elif of <= 0:
+                    raise ValueError(
+                        f"a regular expression for {folder}, which {weight_or_pattern!r} is not ({error})"
+                    ) from error
+            elif weight_or_pattern <= 0:
                 raise ValueError(f"a weight above 0 for {folder}, or a pattern of prompts as a text")
         return teachers
 
 
 MATCHING: dict[str, Loss] = {"pseudo_huber": pseudo_huber, "l2": l2}
 SEMANTIC = {name: RELATION_LOSSES[name] for name in ("distance", "angle", "contrastive")}
-PATCH, LINES = 3, 16  # latents along an edge; directions
+PATCH, PROJECTIONS = 3, 16  # edge of a patch in latents; number of random projections
 
 
 class Alignment:
-    """All terms between a student and the ways of its teacher.
+    """All loss terms between a student and the trajectories of its teacher.
 
     Args:
-        steps: step counts that the student is to be sampled at, whose own ways it also learns from.
-        adversary: who tells its latents from the teacher's; None where nothing adversarial is asked for.
-        clip: what pictures of the latents mean; None where nothing is asked of that.
+        steps: step counts of the student's samplers; on-policy rollouts have one of these step counts.
+        adversary: the discriminator of student latents and teacher latents; None without an adversarial term.
+        clip: the distance between CLIP embeddings of decoded latents; None without that term.
     """
 
     name = "align"
@@ -138,11 +150,11 @@ class Alignment:
         self.perception = LatentPerception(networks.teacher) if config.match.perceptual != 0 else None
         self.adversary, self.clip = adversary, clip
 
-    def painted(self, batch: Batch, step: int, random: PerSampleRandom) -> Tensor:
-        """The student's x_0 (B, C, h, w), seen from one point of each of `batch.ways`."""
-        ways = _ways(batch)
-        x_t, t = self._begin(ways, step, random)
-        return self.networks.student(x_t, t, ways.conditioning).x_0
+    def student_x0(self, batch: Batch, step: int, random: PerSampleRandom) -> Tensor:
+        """The student's x_0 (B, C, h, w), predicted at one point of each of `batch.trajectories`."""
+        trajectories = _trajectories(batch)
+        x_t, t = self._sample_x_t(trajectories, step, random)
+        return self.networks.student(x_t, t, trajectories.conditioning).x_0
 
     @property
     def weight(self) -> float | dict[float, float]:
@@ -153,82 +165,89 @@ class Alignment:
         return [] if self.adversary is None else [self.adversary]
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
-        ours = self.painted(batch, step, random)
-        yield from self.critic_updates(ours, batch, step, random)
-        return self.loss(ours, batch, step, random)
+        student_x0 = self.student_x0(batch, step, random)
+        yield from self.critic_updates(student_x0, batch, step, random)
+        return self.loss(student_x0, batch, step, random)
 
-    def critic_updates(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        """Of the critics, which learn from the student's x_0 before the student does."""
-        ways = _ways(batch)
+    def critic_updates(self, student_x0: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
+        """The updates of the critics on the student's x_0, which precede the student's update."""
+        trajectories = _trajectories(batch)
         if self.adversary is not None and weight_at(self.config.distribution.adversarial, step):
-            yield self.adversary.update(ours, ways.latents, ways.conditioning, step, random)
+            yield self.adversary.update(student_x0, trajectories.latents, trajectories.conditioning, step, random)
 
-    def terms(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
-        """Name, weight and loss (0-d) of each that counts in this step, of what a student has `painted` of `batch.ways`; the
-        latents of the data are those of other pictures."""
-        ways = _ways(batch)
-        theirs, conditioning = ways.latents, ways.conditioning
+    def terms(self, student_x0: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
+        """Name, weight and value (0-d) of each loss term of this step, for the student's x_0 of `batch.trajectories`.
+
+        `batch.latents`, those of the training images, are not paired with the trajectories.
+        """
+        trajectories = _trajectories(batch)
+        teacher_x0, conditioning = trajectories.latents, trajectories.conditioning
         for name, weight, loss in weighted(MATCHING, self.config.match, step):
-            yield name, weight, loss(ours, theirs)
+            yield name, weight, loss(student_x0, teacher_x0)
         if self.perception is not None and (weight := weight_at(self.config.match.perceptual, step)):
-            yield "perceptual", weight, self.perception(ours, theirs, conditioning, random)
-        yield from self._as_sets(ours, theirs, batch.latents, step)
+            yield "perceptual", weight, self.perception(student_x0, teacher_x0, conditioning, random)
+        yield from self._distribution_terms(student_x0, teacher_x0, batch.latents, step)
         if self.adversary is not None and (weight := weight_at(self.config.distribution.adversarial, step)):
-            yield "adversarial", weight, self.adversary.fooled(ours, conditioning, random)
+            yield "adversarial", weight, self.adversary.generator_loss(student_x0, conditioning, random)
         for name, weight, relation in weighted(SEMANTIC, self.config.semantic, step):
-            yield name, weight, relation(ours, theirs)
+            yield name, weight, relation(student_x0, teacher_x0)
         if self.clip is not None and (weight := weight_at(self.config.semantic.clip, step)):
-            yield "clip", weight, self.clip(ours, theirs)
+            yield "clip", weight, self.clip(student_x0, teacher_x0)
 
-    def loss(self, ours: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
-        """All terms by their weights in one scalar, and each for the log."""
-        terms = list(self.terms(ours, batch, step, random))
+    def loss(self, student_x0: Tensor, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
+        """The weighted sum of all terms, a scalar, and the value of each term for the log."""
+        terms = list(self.terms(student_x0, batch, step, random))
         total = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         return total, {name: term.detach() for name, _, term in terms}
 
-    def _as_sets(self, ours: Tensor, theirs: Tensor, of_data: Tensor, step: int) -> Iterator[Term]:
-        """The student's latents beside the teacher's, and beside those of the data, whichever belongs to which."""
+    def _distribution_terms(self, student_x0: Tensor, teacher_x0: Tensor, data_x0: Tensor, step: int) -> Iterator[Term]:
+        """Distances of the distribution of the student's latents from those of the teacher's and of the data's."""
         config, generator = self.config.distribution, torch.Generator().manual_seed(step)
 
-        def lines(*, centred: bool) -> Tensor:
-            size = min(PATCH, *theirs.shape[2:])
-            return distributions.patch_projections(LINES, theirs.shape[1], size, generator, centred=centred).to(theirs.device)
+        def patch_projections(*, centred: bool) -> Tensor:
+            size, channels = min(PATCH, *teacher_x0.shape[2:]), teacher_x0.shape[1]
+            projections = distributions.patch_projections(PROJECTIONS, channels, size, generator, centred=centred)
+            return projections.to(teacher_x0.device)
 
         if weight := weight_at(config.patches, step):
-            yield "patches", weight, patches(ours, theirs, lines(centred=False), levels=1)
+            projections = patch_projections(centred=False)
+            yield "patches", weight, patch_sliced_wasserstein(student_x0, teacher_x0, projections, levels=1)
         if weight := weight_at(config.real_patches, step):
-            yield "real_patches", weight, patches(ours, of_data, lines(centred=True), levels=1, paired=False)
+            projections = patch_projections(centred=True)
+            distance = patch_sliced_wasserstein(student_x0, data_x0, projections, levels=1, paired=False)
+            yield "real_patches", weight, distance
         if weight := weight_at(config.sliced_wasserstein, step):
-            along = distributions.random_projections(128, theirs[0].numel(), generator).to(theirs.device)
-            yield "sliced_wasserstein", weight, distributions.sliced_wasserstein(ours, theirs, along)
+            projections = distributions.random_projections(128, teacher_x0[0].numel(), generator).to(teacher_x0.device)
+            yield "sliced_wasserstein", weight, distributions.sliced_wasserstein(student_x0, teacher_x0, projections)
         if weight := weight_at(config.mmd, step):
-            yield "mmd", weight, distributions.mmd(ours, theirs)
+            yield "mmd", weight, distributions.mmd(student_x0, teacher_x0)
 
-    def _begin(self, ways: Trajectories, step: int, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
-        """Where the student begins: x_t (B, C, h, w) and t (B,), on the teacher's way, or where it comes to by itself."""
-        config, device, last = self.config, ways.points.device, len(ways.times) - 1
-        chance, place = random.uniform((2,)).unbind(1)
-        draws = torch.Generator().manual_seed(step)  # of the whole step, the same for every process
-        if float(torch.rand((), generator=draws)) < config.own_share:
-            steps = self.steps[int(torch.randint(len(self.steps), (), generator=draws))]
-            made = int(torch.randint(steps, (), generator=draws))
-            return come_to(self.networks.average, ways.noise, ways.conditioning, steps, made)
-        index = torch.where(chance < config.start_share, 0, (place * last).long()).to(device)
-        return ways.points[torch.arange(len(ways), device=device), index], ways.times[index]
+    def _sample_x_t(self, trajectories: Trajectories, step: int, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
+        """x_t (B, C, h, w) and t (B,): points of the teacher's trajectories, or of few-step rollouts of the student's EMA."""
+        config, device, last = self.config, trajectories.points.device, len(trajectories.times) - 1
+        start_uniform, index_uniform = random.uniform((2,)).unbind(1)
+        generator = torch.Generator().manual_seed(step)  # the same on every process
+        if float(torch.rand((), generator=generator)) < config.on_policy_fraction:
+            steps = self.steps[int(torch.randint(len(self.steps), (), generator=generator))]
+            stop_after = int(torch.randint(steps, (), generator=generator))
+            return few_step_rollout(self.networks.average, trajectories.noise, trajectories.conditioning, steps, stop_after)
+        index = torch.where(start_uniform < config.start_fraction, 0, (index_uniform * last).long()).to(device)
+        return trajectories.points[torch.arange(len(trajectories), device=device), index], trajectories.times[index]
 
 
-def _ways(batch: Batch) -> Trajectories:
-    assert batch.ways is not None  # what alignment learns from
-    return batch.ways
+def _trajectories(batch: Batch) -> Trajectories:
+    assert batch.trajectories is not None  # `data_needs` of the method is "trajectories"
+    return batch.trajectories
 
 
 def alignment_of(
     context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig, student: str = "student"
 ) -> Alignment:
-    """The alignment of one student, its weights by the step of a stage; with a critic or CLIP where the settings ask for them.
+    """The alignment of one student, with weights scheduled over a stage, and with a critic or CLIP where the settings need
+    them.
 
     Args:
-        student: the name of its optimizer.
+        student: name of the student's optimizer.
     """
     config: AlignConfig = context.config.align
     settings, teacher = in_steps(config, trainer.max_steps), context.opened
@@ -243,12 +262,12 @@ def alignment_of(
 def auxiliary_alignment(
     context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig
 ) -> list[Alignment]:
-    """The same beside another method's loss; none where `align.weight` is 0."""
+    """The alignment as an auxiliary loss of another method; empty where `align.weight` is 0."""
     return [alignment_of(context, networks, steps, trainer)] if context.config.align.weight != 0 else []
 
 
 def _adversary(teacher: Teacher, student: str) -> LatentAdversary:
-    """A discriminator for the teacher's latents and conditions, of random weights."""
+    """A discriminator for the teacher's latents and conditions, with random weights."""
     example = teacher.encode_prompts((teacher.own_prompts or [""])[:1])
     classes = teacher.network.config.get("num_class_embeds") or 0
     network = LatentDiscriminator(teacher.codec.latent_shape(teacher.resolution), example, classes)
@@ -256,36 +275,36 @@ def _adversary(teacher: Teacher, student: str) -> LatentAdversary:
 
 
 def needs_trajectories(config: RunConfig) -> Literal["latents", "trajectories"]:
-    """What a method learns on beside whose loss alignment may stand."""
+    """The training data of a method that may have alignment as an auxiliary loss."""
     return "trajectories" if config.align.weight != 0 else "latents"
 
 
 def check_alignment(config: RunConfig, recipe: Recipe) -> None:
-    """Raise ValueError where the settings of `align` do not go with the method or the other settings."""
+    """Raise ValueError where the settings of `align` are incompatible with the method or with other settings."""
     align: AlignConfig = config.align
     aligns = recipe.data_needs(config) == "trajectories"
     if align.weight != 0 and not recipe.supports.auxiliary_losses:
-        raise ValueError(f"align.weight {align.weight}: --method {config.method} learns from no trajectories; takes 0")
+        raise ValueError(f"align.weight {align.weight}: --method {config.method} has no auxiliary losses; expects 0")
     if aligns and config.guidance.mode == "cfg":
         raise ValueError(
-            "guidance.mode 'cfg': alignment learns from guided latents, which are to be guided once more; takes 'baked' or "
-            "'embedded'"
+            "guidance.mode 'cfg': alignment learns from guided latents, which would be guided a second time; expects 'baked' "
+            "or 'embedded'"
         )
-    # further students are students of alignment alone, all of whose weights are trained
-    requested = {"generations": align.generations > 1, "partner": align.partner != "none"}
+    # several students need alignment as the method, and training of all weights
+    requested = {"generations": align.generations > 1, "peer": align.peer != "none"}
     for name in (name for name, is_requested in requested.items() if is_requested):
         value = getattr(align, name)
         if recipe.Config is not AlignConfig:
-            raise ValueError(f"align.{name} {value}: takes --method latent_alignment, not {config.method}")
+            raise ValueError(f"align.{name} {value}: expects --method latent_alignment, not {config.method}")
         if config.lora.enabled:
-            raise ValueError(f"align.{name} {value}: trains all weights; takes lora.enabled=false")
+            raise ValueError(f"align.{name} {value}: trains all weights; expects lora.enabled=false")
     if align.teachers and not aligns:
         raise ValueError(
-            "align.teachers: paint the trajectories of alignment; takes --method latent_alignment, or align.weight above 0 "
-            "beside consistency or progressive"
+            "align.teachers: these teachers generate the trajectories of alignment; expects --method latent_alignment, or "
+            "align.weight above 0 with consistency or progressive"
         )
     if aligns and align.semantic.clip != 0 and config.dtype == "float16":
         raise ValueError(
-            "align.semantic.clip: its gradients pass the teacher's decoder, which overflows in dtype 'float16'; takes "
-            "'float32' or 'bfloat16'"
+            "align.semantic.clip: its gradients pass through the teacher's decoder, which overflows in dtype 'float16'; "
+            "expects 'float32' or 'bfloat16'"
         )

@@ -1,4 +1,4 @@
-"""How far what two latents show is apart, to CLIP: the only term of alignment that looks at pictures."""
+"""CLIP distance between the decoded images of two latents: the only term of alignment in image space."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from gendistill.samplers.codec import Codec
 
 
 class ClipDistance:
-    """1 - cosine of the embeddings (Radford et al. 2021) of the decoded pictures.
+    """1 - cosine of the embeddings (Radford et al. 2021) of the decoded images.
 
     Args:
-        codec: of the teacher; pictures are square.
-        scorer: whose image tower it is. Pictures come to its size by a resize that gradients pass, bicubic like its own.
+        codec: codec of the teacher; images are square.
+        scorer: scorer with the image tower. Images are resized to its input by a differentiable bicubic resize.
     """
 
     def __init__(self, codec: Codec, scorer: ClipScorer) -> None:
-        import open_clip  # of an extra, and seconds to import
+        import open_clip  # from an extra; takes seconds to import
 
         self.codec, self.tower = codec, scorer.model.visual
         settings = open_clip.get_model_preprocess_cfg(scorer.model)
@@ -27,16 +27,16 @@ class ClipDistance:
         self.size: int = size if isinstance(size, int) else size[0]
         self.mean, self.deviation = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
 
-    def __call__(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Latents (B, C, h, w), both; a scalar in [0, 2]. Gradients flow to `ours`."""
+    def __call__(self, student_x0: Tensor, teacher_x0: Tensor) -> Tensor:
+        """The distance between latents (B, C, h, w) each, a scalar in [0, 2]. Gradients flow to `student_x0`."""
         with torch.no_grad():
-            target = self.embed(self.codec.decode(theirs))
-        return (1 - F.cosine_similarity(self.embed(self.codec.painted(ours)), target)).mean()
+            target = self.embed(self.codec.decode(teacher_x0))
+        return (1 - F.cosine_similarity(self.embed(self.codec.decode_unclamped(student_x0)), target)).mean()
 
-    def embed(self, pictures: Tensor) -> Tensor:
-        """Embeddings (B, E) of pictures (B, 3, H, W) in [-1, 1]."""
-        if pictures.shape[2:] != (self.size, self.size):
-            pictures = F.interpolate(pictures, (self.size, self.size), mode="bicubic", antialias=True)
-        prepared = ((pictures + 1) / 2 - self.mean.to(pictures)) / self.deviation.to(pictures)
+    def embed(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E) of images (B, 3, H, W) in [-1, 1]."""
+        if images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+        prepared = ((images + 1) / 2 - self.mean.to(images)) / self.deviation.to(images)
         embedded: Tensor = self.tower(prepared)
         return embedded.float()

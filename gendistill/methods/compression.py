@@ -1,8 +1,9 @@
-"""A smaller network that says what its teacher says, at every time and as often as it is asked: before steps, size.
+"""Compression of a denoiser: a smaller network with the predictions of its teacher at every timestep.
 
-The student is cut out of the teacher (`diffusion.smaller`) and learns its output, what its blocks say, and how the pictures of
-a batch lie to one another there (Kim et al. 2023, BK-SDM, section 3.2, with regressors where channels differ). It is sampled in
-as many steps as its teacher; another method may then make these fewer, from where this one ends.
+The student is initialised by pruning the teacher (`networks.pruning.unet_pruning`), and is trained on the teacher's output, on
+the feature maps of its blocks, and on the relations between the images of a batch there (Kim et al. 2023, BK-SDM, section 3.2,
+with regressors where channels differ). It is sampled in as many steps as its teacher; another method may then distill it to
+fewer steps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.blocks import paired_blocks, reading
+from gendistill.diffusion.blocks import paired_blocks, recorded_maps
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2
@@ -35,7 +36,7 @@ from gendistill.networks.classes import read_arguments
 from gendistill.networks.hints import Hint, Regressors
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.unet_importance import example_inputs
-from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, most_layers, on_meta, smaller_config
+from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, max_layers, on_meta, smaller_config
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import Prediction
 from gendistill.settings.schedule import Weight, in_steps, weight_at
@@ -50,7 +51,7 @@ class CompressionConfig(Section):
     task: Weight = Field(0.0, description="squared error from the data themselves, as the teacher was trained")
     features: FeatureConfig = Field(FeatureConfig(), description="what the blocks say, in the teacher's scale")
     relations: RelationConfig = Field(
-        RelationConfig(), description="of a batch's pictures, as the middle of the network has them"
+        RelationConfig(), description="of a batch's images, as the middle of the network has them"
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
     steps: int = Field(20, ge=1, description="that the smaller network is validated in before another method makes them fewer")
@@ -60,10 +61,10 @@ class CompressionConfig(Section):
 
 
 class Compression(DenoiserMethod):
-    """A smaller student beside its teacher, at any time of the noise.
+    """Distillation of a smaller student at timesteps sampled uniformly.
 
     Args:
-        hints: blocks of both that are matched; none where no loss looks at them.
+        hints: pairs of matched blocks; empty where no loss needs feature maps.
     """
 
     name = "compression"
@@ -71,23 +72,23 @@ class Compression(DenoiserMethod):
     def __init__(self, networks: Networks, guidance: Guidance, config: CompressionConfig, hints: Sequence[Hint]) -> None:
         self.networks, self.guidance, self.config, self.hints = networks, guidance, config, list(hints)
         self.regressors: Any = Regressors(self.hints).to(next(iter(networks.trained.values())).device)
-        learned = dict(self.regressors.named_parameters())
-        self._learned = {"regressors": learned} if learned else {}
+        parameters = dict(self.regressors.named_parameters())
+        self._regressor_parameters = {"regressors": parameters} if parameters else {}
         networks.decay = config.ema_decay
 
     @property
     def with_student(self) -> tuple[str, ...]:
-        return tuple(self._learned)
+        return tuple(self._regressor_parameters)
 
     def trained_modules(self) -> dict[str, nn.Module]:
-        return {**super().trained_modules(), **dict.fromkeys(self._learned, self.regressors)}
+        return {**super().trained_modules(), **dict.fromkeys(self._regressor_parameters, self.regressors)}
 
     def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
         super().replace_modules(wrapped)
         self.regressors = wrapped.get("regressors", self.regressors)
 
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        return {**super().trained_parameters(), **self._learned}
+        return {**super().trained_parameters(), **self._regressor_parameters}
 
     def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         terms = list(self.terms(batch, step, random))
@@ -95,34 +96,35 @@ class Compression(DenoiserMethod):
         return total, {name: term.detach() for name, _, term in terms}
 
     def terms(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Term]:
-        """Name, weight and loss (0-d) of each that counts in this step, of noisy data at times drawn evenly."""
+        """Name, weight and value (0-d) of each loss term of this step, for noisy data at uniform timesteps."""
         config, networks = self.config, self.networks
         latents = batch.latents
         schedule = networks.teacher.schedule
         noise = random.normal(latents.shape[1:]).to(latents.device)
         t = (random.uniform() * schedule.num_train_timesteps).long().to(latents.device)
         x_t = schedule.add_noise(latents, noise, t)
-        conditioning, scale = self.guidance.draw(batch.conditioning, random)
-        with torch.no_grad(), reading(networks.teacher.network, [hint.teacher_path for hint in self.hints]) as theirs:
-            said = self.guidance.predict(networks.teacher, x_t, t, conditioning, scale)
-        with reading(networks.student.network, [hint.student_path for hint in self.hints]) as ours:
+        conditioning, scale = self.guidance.sample(batch.conditioning, random)
+        teacher_paths, student_paths = [hint.teacher_path for hint in self.hints], [hint.student_path for hint in self.hints]
+        with torch.no_grad(), recorded_maps(networks.teacher.network, teacher_paths) as teacher_maps:
+            target = self.guidance.predict(networks.teacher, x_t, t, conditioning, scale)
+        with recorded_maps(networks.student.network, student_paths) as student_maps:
             prediction = networks.student(x_t, t, conditioning)
         output = networks.student.output_of(prediction, t)
         if weight := weight_at(config.output, step):
-            yield "output", weight, l2(output, networks.student.output_of(said, t))
+            yield "output", weight, l2(output, networks.student.output_of(target, t))
         if weight := weight_at(config.task, step):
             yield "task", weight, l2(output, networks.student.output_of(Prediction(latents, noise), t))
-        if self.hints:  # the guided teacher has been called on both branches; the first is that of the prompt
-            of_teacher = [theirs[hint.teacher_path][: len(latents)] for hint in self.hints]
-            of_student = self.regressors([ours[hint.student_path] for hint in self.hints])
-            yield from feature_terms(config.features, step, of_student, of_teacher)
-            deepest = min(range(len(self.hints)), key=lambda number: of_teacher[number][0, 0].numel())
-            of_pictures = (maps[deepest].float().mean((2, 3)) for maps in (of_student, of_teacher))
-            yield from relation_terms(config.relations, step, *of_pictures)
+        if self.hints:  # a guided teacher computes both branches in one batch, the conditional one first
+            teacher_features = [teacher_maps[path][: len(latents)] for path in teacher_paths]
+            student_features = self.regressors([student_maps[path] for path in student_paths])
+            yield from feature_terms(config.features, step, student_features, teacher_features)
+            deepest = min(range(len(self.hints)), key=lambda index: teacher_features[index][0, 0].numel())
+            embeddings = (features[deepest].float().mean((2, 3)) for features in (student_features, teacher_features))
+            yield from relation_terms(config.relations, step, *embeddings)
 
 
 class CompressionRecipe(Recipe):
-    """One stage, whose student makes as many steps as its teacher. Another method's run may begin with it (`first_stage`)."""
+    """One stage; its student needs as many steps as its teacher. It may also precede another method (`first_stage`)."""
 
     name = section = "compression"
     Config = CompressionConfig
@@ -132,7 +134,7 @@ class CompressionRecipe(Recipe):
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         if not config.compression_options:
             raise ValueError(
-                "compress: --method compression takes one of --compress 2, compress.blocks, compress.student_config"
+                "compress: --method compression expects one of --compress 2, compress.blocks, compress.student_config"
             )
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
@@ -140,7 +142,7 @@ class CompressionRecipe(Recipe):
         yield Stage(self._method(context, trainer), trainer, steps=context.config.steps, solvers=["ddim"])
 
     def first_stage(self, context: DenoiserContext) -> Stage:
-        """Before another method's: its student is kept in `compressed`."""
+        """The stage before those of another method; its student is saved in `compressed`."""
         trainer, steps = first_trainer(context.config), context.config.compression.steps
         method = self._method(context, trainer)
         return Stage(method, trainer, "compressed", "stages/compression", steps=[steps], solvers=["ddim"])
@@ -157,72 +159,79 @@ class CompressionRecipe(Recipe):
 
 
 def first_outline(config: RunConfig) -> StageOutline:
-    """Of the stage that comes before another method's."""
+    """The outline of the stage before those of another method."""
     return StageOutline("compression", first_trainer(config), "compressed")
 
 
 def first_trainer(config: RunConfig) -> TrainerConfig:
-    """The trainer's settings of that stage."""
+    """The trainer's settings for the stage before those of another method."""
     return config.trainer.updated(config.compression.trainer, "compression.trainer")
 
 
 def check_compression(config: RunConfig, recipe: Recipe) -> None:
-    """Raise ValueError where the settings of `compress` do not go with a denoiser's or an autoencoder's method."""
+    """Raise ValueError where the settings of `compress` are incompatible with the method of a denoiser or an autoencoder."""
     requested, known = (
         config.compression_options,
         {"factor", "blocks", "student_config"} if recipe.supports.compression else set(),
     )
     if requested - known:
         expected = ", ".join(f"compress.{name}" for name in sorted(known)) or recipe.size_settings
-        raise ValueError(f"compress.{min(requested - known)}: --method {config.method} takes {expected}")
+        raise ValueError(f"compress.{min(requested - known)}: --method {config.method} expects {expected}")
     if "student_config" in requested and len(requested) > 1:
-        raise ValueError("compress.student_config: takes no compress.factor or compress.blocks beside it")
+        raise ValueError("compress.student_config: expects neither compress.factor nor compress.blocks with it")
     if requested and config.lora.enabled:
         raise ValueError(
-            "lora.enabled: a smaller network has weights of its own; takes false with compress (a LoRA of it is a run of "
-            "its own, with the smaller student for a teacher)"
+            "lora.enabled: a smaller network has weights of its own; expects false with compress (a LoRA of it is another run, "
+            "with the smaller student as the teacher)"
         )
     if requested:
         first_trainer(config)
 
 
 def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> dict[str, Any]:
-    """The diffusers config of the student that `compress` describes, from its teacher's.
+    """The diffusers config of the student by the settings `compress`, derived from the config of its teacher.
 
     Raises:
-        ValueError: it cannot be as small as that, the user's config is none, or the teacher is no `UNet2DConditionModel`.
+        ValueError: the network cannot be made so small, the user's config is not valid, or the teacher's network is not a
+            `UNet2DConditionModel`.
     """
     if "cross_attention_dim" not in teacher:
-        raise ValueError("compress: takes a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
+        raise ValueError("compress: expects a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
     if compress.student_config is not None:
         return {**teacher, **read_arguments(compress.student_config, "compress.student_config")}
     if compress.factor is not None:
         return smaller_config(teacher, compress.factor, blocks=compress.blocks)
-    return fewer_blocks_config(teacher, mid=most_layers(teacher) > 1)
+    return fewer_blocks_config(teacher, mid=max_layers(teacher) > 1)
 
 
 def matched_blocks(
     teacher: Mapping[str, Any], student: Mapping[str, Any], chosen: Mapping[str, str] | None = None
 ) -> list[Hint]:
-    """Blocks of two configs that are to say the same: by size and depth (`paired_blocks`), or as `chosen`.
+    """Pairs of blocks of two configs whose feature maps are matched: by size and depth (`paired_blocks`), or as `chosen`.
 
     Raises:
-        ValueError: a block that is not there, or two of different sizes.
+        ValueError: a chosen block does not exist, or two chosen blocks have maps of different sizes.
     """
-    theirs, ours = shapes_of_blocks(teacher), shapes_of_blocks(student)
-    pairs = paired_blocks(*({name: shape[1:] for name, shape in of.items()} for of in (theirs, ours)))
-    for one, other in (chosen or {}).items():
-        for name, known, whose in ((one, theirs, "teacher"), (other, ours, "student")):
-            if name not in known:
-                raise ValueError(f"compression.features.layers {name}: takes a block of the {whose}, one of {', '.join(known)}")
-        if theirs[one][1:] != ours[other][1:]:
-            raise ValueError(f"compression.features.layers {one}: {other} has maps of another size; takes blocks of one size")
-    return [Hint(one, other, theirs[one], ours[other]) for one, other in (pairs if chosen is None else chosen.items())]
+    teacher_shapes, student_shapes = shapes_of_blocks(teacher), shapes_of_blocks(student)
+    sizes = ({name: shape[1:] for name, shape in shapes.items()} for shapes in (teacher_shapes, student_shapes))
+    pairs = paired_blocks(*sizes) if chosen is None else list(chosen.items())
+    for teacher_block, student_block in pairs:
+        for name, shapes, network in ((teacher_block, teacher_shapes, "teacher"), (student_block, student_shapes, "student")):
+            if name not in shapes:
+                raise ValueError(
+                    f"compression.features.layers {name}: expects a block of the {network}, one of {', '.join(shapes)}"
+                )
+        if teacher_shapes[teacher_block][1:] != student_shapes[student_block][1:]:
+            raise ValueError(
+                f"compression.features.layers {teacher_block}: {student_block} has maps of another size; expects blocks whose "
+                "maps are of the same size"
+            )
+    return [Hint(one, other, teacher_shapes[one], student_shapes[other]) for one, other in pairs]
 
 
 def shapes_of_blocks(config: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """What each block of a config says of one sample, (C, h, w); no weights are made."""
+    """The shape (C, h, w) of each block's feature map of one sample; computed on the meta device, without weights."""
     network = on_meta(config)
-    with torch.no_grad(), reading(network) as maps:
+    with torch.no_grad(), recorded_maps(network) as maps:
         network(*example_inputs(config))
-    return {name: (of.shape[1], of.shape[2], of.shape[3]) for name, of in maps.items()}
+    return {name: (features.shape[1], features.shape[2], features.shape[3]) for name, features in maps.items()}

@@ -1,7 +1,7 @@
 """Consistency distillation (Song et al. 2023) of guided latent diffusion (Luo et al. 2023, LCM).
 
 A consistency function f(x_t, t) maps every point of a trajectory of the probability-flow ODE to the trajectory's end.
-The teacher makes one step of that trajectory, from x_t to x_s, and the student learns that both ends map to the same.
+The teacher makes one solver step on that trajectory, from x_t to x_s, and the student is trained to map both to the same x_0.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class ConsistencyConfig(Section):
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
 
     @model_validator(mode="after")
-    def _phases_of_the_grid(self) -> ConsistencyConfig:
+    def _phases_fit_the_grid(self) -> ConsistencyConfig:
         if self.num_phases > self.num_ddim_timesteps:
             raise ValueError(
-                f"consistency.num_phases {self.num_phases}: takes at most num_ddim_timesteps ({self.num_ddim_timesteps})"
+                f"consistency.num_phases {self.num_phases}: expects at most num_ddim_timesteps ({self.num_ddim_timesteps})"
             )
         return self
 
@@ -49,7 +49,7 @@ class ConsistencyConfig(Section):
 def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0) -> tuple[Tensor, Tensor]:
     """c_skip and c_out of f = c_skip x_t + c_out x_0, with f(x, 0) = x (Luo et al. 2023, section 4.1 and appendix C).
 
-    t (B,) in timestep units; `timestep_scaling` makes the network's x_0 count for all but the very first timesteps.
+    t (B,) in timestep units. With this `timestep_scaling`, f is close to the network's x_0 for all but the first timesteps.
     """
     scaled = t.double() * timestep_scaling
     c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
@@ -58,7 +58,7 @@ def boundary_scalings(t: Tensor, sigma_data: float = 0.5, timestep_scaling: floa
 
 
 def consistency_function(prediction: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
-    """f(x_t, t): the end of the trajectory through x_t as the denoiser sees it (Song et al. 2023, eq. 5)."""
+    """f(x_t, t): the end of the trajectory through x_t, as predicted by the denoiser (Song et al. 2023, eq. 5)."""
     c_skip, c_out = boundary_scalings(t)
     return expand_to(c_skip, x_t) * x_t + expand_to(c_out, x_t) * prediction.x_0
 
@@ -66,30 +66,30 @@ def consistency_function(prediction: Prediction, x_t: Tensor, t: Tensor) -> Tens
 def phase_function(prediction: Prediction, edge: Tensor, schedule: NoiseSchedule) -> Tensor:
     """f(x_t, t) onto the lower edge of t's phase, not onto t = 0 (Heek et al. 2024, section 3; Wang et al. 2024, PCM).
 
-    One DDIM step; at t = edge it is the identity, whatever the denoiser says, so no scalings are needed.
+    One DDIM step. At t = edge it is the identity for any prediction, so the boundary condition holds without scalings.
     """
     return ddim_step(prediction.x_0, prediction.eps, edge, schedule)
 
 
 def phase_edges(num_phases: int, grid: Tensor) -> Tensor:
-    """(P,) rising, from 0: the lower edges of P equal phases of a solver grid (K,), each a point of the grid."""
-    starts = [round(len(grid) * phase / num_phases) for phase in range(num_phases)]
-    return torch.stack([grid[start - 1] if start else torch.zeros_like(grid[0]) for start in starts])
+    """The lower edges (P,) of P equal phases of a solver grid (K,), ascending from 0; the others are points of the grid."""
+    counts = [round(len(grid) * phase / num_phases) for phase in range(num_phases)]  # points of the grid below each phase
+    return torch.stack([grid[count - 1] if count else torch.zeros_like(grid[0]) for count in counts])
 
 
 def require_grid(config: ConsistencyConfig, timesteps: int) -> None:
-    """Raise ValueError where the solver grid is finer than a teacher's timesteps."""
+    """Raise ValueError where the solver grid has more points than the teacher has timesteps."""
     if config.num_ddim_timesteps > timesteps:
         raise ValueError(
-            f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: takes at most the teacher's {timesteps} timesteps"
+            f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: expects at most the teacher's {timesteps} timesteps"
         )
 
 
 class ConsistencyDistillation(DenoiserMethod):
-    """The three networks, wired by the functions above.
+    """The consistency loss between the student and its EMA, with the teacher as the solver.
 
     Raises:
-        ValueError: the solver grid is finer than the teacher's timesteps.
+        ValueError: the solver grid has more points than the teacher has timesteps.
     """
 
     name = "consistency"
@@ -118,38 +118,38 @@ class ConsistencyDistillation(DenoiserMethod):
         s = torch.where(index > 0, self.grid[index - 1], 0)
         x_t = self.networks.teacher.schedule.add_noise(latents, noise, t)
 
-        conditioning, scale = self.guidance.draw(conditioning, random)
+        conditioning, scale = self.guidance.sample(conditioning, random)
         t, s = t.to(device), s.to(device)
         target_network = self.networks.average if self.config.target == "ema" else self.networks.student
         with torch.no_grad():
             guided = self.guidance.predict(self.networks.teacher, x_t, t, conditioning, scale)
             x_s = ddim_step(guided.x_0, guided.eps, s, self.networks.teacher.schedule)  # Luo et al. 2023, eq. 12 to 14
-            target = self._map(target_network, x_s, s, t, conditioning)
-        return self.distance(self._map(self.networks.student, x_t, t, t, conditioning), target), {}
+            target = self._consistency(target_network, x_s, s, t, conditioning)
+        return self.distance(self._consistency(self.networks.student, x_t, t, t, conditioning), target), {}
 
-    def _map(self, denoiser: Denoiser, x: Tensor, at: Tensor, phase_of: Tensor, conditioning: Conditioning) -> Tensor:
-        """f(x, at) within the phase that holds the time `phase_of`."""
-        prediction = denoiser(x, at, conditioning)
+    def _consistency(self, denoiser: Denoiser, x_t: Tensor, t: Tensor, phase_t: Tensor, conditioning: Conditioning) -> Tensor:
+        """f(x_t, t) onto t = 0, or onto the lower edge of the phase of the timestep `phase_t`."""
+        prediction = denoiser(x_t, t, conditioning)
         if self.config.num_phases == 1:
-            return consistency_function(prediction, x, at)
-        edges = self.edges.to(phase_of.device)
-        edge = edges[torch.searchsorted(edges, phase_of) - 1]
+            return consistency_function(prediction, x_t, t)
+        edges = self.edges.to(phase_t.device)
+        edge = edges[torch.searchsorted(edges, phase_t) - 1]
         return phase_function(prediction, edge, denoiser.schedule)
 
 
 class ConsistencyRecipe(Recipe):
-    """One stage: a consistency student is validated at every step count, and by every solver."""
+    """One stage; the consistency student is validated at every step count and with every solver."""
 
     name = section = "consistency"
     Config = ConsistencyConfig
-    summary = "maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, the least to set"
+    summary = "maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, with the fewest settings"
     supports = Supports(auxiliary_losses=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: ConsistencyConfig = config.consistency
         if max(config.steps) > settings.num_ddim_timesteps:
             raise ValueError(
-                f"steps {config.steps}: takes at most consistency.num_ddim_timesteps ({settings.num_ddim_timesteps})"
+                f"steps {config.steps}: expects at most consistency.num_ddim_timesteps ({settings.num_ddim_timesteps})"
             )
         if teacher is not None:
             require_grid(settings, teacher.denoiser.schedule.num_train_timesteps)

@@ -1,15 +1,15 @@
 """Decoder distillation: a tiny autoencoder that shares the latent space of a large one.
 
-Its decoder learns to make the picture of the teacher's latents, its encoder to make these latents of the picture. The two are
-trained apart, each against the teacher's own space, so that either fits with either half of the teacher, and with all that
-was made for that space: denoisers, LoRAs, ControlNets. TAESD (Bohan 2023) is such a pair for Stable Diffusion.
+The decoder is trained to reconstruct the image from the teacher's latents, the encoder to predict these latents from the image.
+Their losses are independent, each in the teacher's latent space, so each half is compatible with the other half of the teacher,
+and with all models of that space: denoisers, LoRAs, ControlNets. TAESD (Bohan 2023) is such a pair for Stable Diffusion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -30,6 +30,7 @@ from gendistill.training.method import Method, Update
 class DecoderConfig(Section):
     """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
 
+    formerly_valued: ClassVar[dict[str, dict[str, str]]] = {"target": {"pictures": "images"}}
     width: int = Field(64, ge=4, description="channels of every layer")
     blocks: int | list[int] = Field(
         3,
@@ -44,24 +45,24 @@ class DecoderConfig(Section):
     copies: int = Field(
         1,
         ge=1,
-        description="of each picture: itself, and others that are flipped, moved and coloured at random; for small collections",
+        description="of each image: itself, and others that are flipped, moved and coloured at random; for small collections",
     )
-    target: Literal["pictures", "decoded"] = Field(
-        "pictures",
-        description="what the decoder is to make: the pictures, or what the teacher's decoder makes of their latents",
+    target: Literal["images", "decoded"] = Field(
+        "images",
+        description="what the decoder is to make: the images, or what the teacher's decoder makes of their latents",
     )
     l1: Weight = 1.0
     l2: Weight = 1.0
-    patches: Weight = Field(0.0, description="sliced Wasserstein distance of a picture's patches: sharp, for some PSNR")
+    patches: Weight = Field(0.0, description="sliced Wasserstein distance of an image's patches: sharp, for some PSNR")
     encoder: Weight = Field(1.0, description="of the encoder's squared error; it learns in the steps in which that is above 0")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
 
 
-PATCH, LINES = 5, 8  # pixels of an edge; directions
+PATCH, PROJECTIONS = 5, 8  # edge of a patch in pixels; number of random projections
 
 
 class DecoderDistillation(Method):
-    """Two networks that learn from the same batch, each by a loss of its own."""
+    """Training of decoder and encoder on the same batch, with a loss for each."""
 
     name = "decoder"
     networks: TinyNetworks
@@ -70,7 +71,11 @@ class DecoderDistillation(Method):
         self.networks, self.config = networks, config
         networks.decay = config.ema_decay
         self._parameters = {
-            half: {name.removeprefix(f"{half}."): of for name, of in networks.trained.items() if name.startswith(f"{half}.")}
+            half: {
+                name.removeprefix(f"{half}."): parameter
+                for name, parameter in networks.trained.items()
+                if name.startswith(f"{half}.")
+            }
             for half in ("decoder", "encoder")
         }
 
@@ -84,35 +89,36 @@ class DecoderDistillation(Method):
         return self._parameters
 
     def updates(self, batch: DecodedBatch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        terms = list(self._of_decoder(batch, step))
+        terms = list(self._decoder_terms(batch, step))
         loss = sum((weight * term for _, weight, term in terms), batch.latents.new_zeros(()))
         yield Update(loss, ("decoder",), {name: term.detach() for name, _, term in [("loss", 1.0, loss), *terms]})
         if weight := weight_at(self.config.encoder, step):
-            latents = l2(self.networks.encoder(batch.pictures), batch.latents)
-            yield Update(weight * latents, ("encoder",), {"latents": latents.detach()})
+            latent_error = l2(self.networks.encoder(batch.images), batch.latents)
+            yield Update(weight * latent_error, ("encoder",), {"latents": latent_error.detach()})
 
-    def _of_decoder(self, batch: DecodedBatch, step: int) -> Iterator[tuple[str, float, Tensor]]:
-        """Name, weight and loss of each term that counts in this step."""
-        config, made = self.config, self.networks.decoder(batch.latents)
-        target = batch.pictures if config.target == "pictures" else batch.decoded
+    def _decoder_terms(self, batch: DecodedBatch, step: int) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value (0-d) of each loss term of the decoder in this step."""
+        config, reconstruction = self.config, self.networks.decoder(batch.latents)
+        target = batch.images if config.target == "images" else batch.decoded
         for name, loss in (("l1", l1), ("l2", l2)):
             if weight := weight_at(getattr(config, name), step):
-                yield name, weight, loss(made, target)
+                yield name, weight, loss(reconstruction, target)
         if weight := weight_at(config.patches, step):
-            lines = patch_projections(LINES, made.shape[1], PATCH, torch.Generator().manual_seed(step)).to(made.device)
-            yield "patches", weight, patch_sliced_wasserstein(made, target, lines)
+            generator = torch.Generator().manual_seed(step)  # the same on every process
+            projections = patch_projections(PROJECTIONS, target.shape[1], PATCH, generator).to(target.device)
+            yield "patches", weight, patch_sliced_wasserstein(reconstruction, target, projections)
 
 
 @dataclass(frozen=True)
 class AutoencoderContext:
-    """What the stages of an autoencoder's method are made of: the settings of the run, and the teacher's latent space."""
+    """The inputs of the stages of an autoencoder's method: the settings of the run, and the teacher's codec."""
 
     config: RunConfig
     codec: LatentCodec
 
 
 class DecoderRecipe(Recipe):
-    """One stage: both halves of a tiny autoencoder."""
+    """One stage: decoder and encoder of a tiny autoencoder."""
 
     name = section = "decoder"
     Config = DecoderConfig
@@ -125,7 +131,7 @@ class DecoderRecipe(Recipe):
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         super().check(config, teacher)
         if teacher is not None and not isinstance(teacher.codec, LatentCodec):
-            raise ValueError(f"teacher {config.teacher}: paints pixels, it has no decoder to distill")
+            raise ValueError(f"teacher {config.teacher}: generates pixels and has no decoder; expects a latent diffusion model")
 
     def data_needs(self, config: RunConfig) -> Literal["decoded"]:
         return "decoded"

@@ -1,4 +1,4 @@
-"""What the methods for denoisers share: students with their averages, and a loss that is a sum of parts."""
+"""The base of the methods for denoisers: students with their EMA, and a loss with auxiliary losses."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ LossAndLogs = tuple[Tensor, dict[str, Tensor]]
 
 
 class Critic(Protocol):
-    """A network that a loss trains for itself, beside the student.
+    """A network that a loss trains in addition to the student, such as a discriminator.
 
     Attributes:
-        name: of its optimizer.
-        module: as it is; `network` is the same, wrapped for distributed training.
-        parameters: by name.
+        name: name of its optimizer.
+        module: the network, not wrapped.
+        network: the network, wrapped for distributed training.
+        parameters: its parameters by name.
     """
 
     network: Any
@@ -45,12 +46,12 @@ class Critic(Protocol):
 
 
 class AuxiliaryLoss(Protocol):
-    """A loss that stands beside a method's own.
+    """A loss that is added to the loss of a method.
 
     Attributes:
-        name: in the log.
+        name: name in the log.
         weight: a number, or a schedule by step.
-        critics: networks that it trains for itself.
+        critics: further networks that it trains.
     """
 
     @property
@@ -63,13 +64,13 @@ class AuxiliaryLoss(Protocol):
     def critics(self) -> Sequence[Critic]: ...
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
-        """Yield the updates of the critics, which step before the student, and return the student's loss (0-d) with what it
-        is made of, for the log."""
+        """Yield the updates of the critics, which step before the student, and return the student's loss (0-d) and its terms
+        for the log."""
         ...
 
 
 class DenoiserMethod(Method):
-    """A method that trains one denoiser, or several; the first one is the student of the run.
+    """A method that trains one or several denoisers; the first one is the student of the run.
 
     Attributes:
         auxiliary: losses that are added to the method's own.
@@ -80,7 +81,7 @@ class DenoiserMethod(Method):
 
     @property
     def students(self) -> Mapping[str, Networks]:
-        """The trained denoisers by optimizer name; `student` is the one that the run is for."""
+        """The trained denoisers by optimizer name; `student` is the result of the run."""
         return {"student": self.networks}
 
     @property
@@ -93,24 +94,24 @@ class DenoiserMethod(Method):
 
     @property
     def critics(self) -> list[Critic]:
-        """All networks that are trained beside the students."""
+        """All networks that are trained in addition to the students."""
         return [critic for loss in self.auxiliary for critic in loss.critics]
 
     @property
     def with_student(self) -> tuple[str, ...]:
-        """Optimizers that step on the student's own loss, beside the student's."""
+        """Further optimizers that step on the student's loss."""
         return ()
 
     def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
-        """The method's own loss of a batch (0-d), and what it is made of, for the log."""
+        """The method's own loss of a batch (0-d), and its terms for the log."""
         raise NotImplementedError
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
         total, logs = self.loss(batch, step, random)
-        for part in self.auxiliary:
-            if weight := weight_at(part.weight, step):
-                value, terms = yield from part.updates(batch, step, random)
-                logs = {**logs, "own": total.detach(), part.name: value.detach(), **terms}
+        for auxiliary in self.auxiliary:
+            if weight := weight_at(auxiliary.weight, step):
+                value, terms = yield from auxiliary.updates(batch, step, random)
+                logs = {**logs, "own": total.detach(), auxiliary.name: value.detach(), **terms}
                 total = total + weight * value
         yield Update(total, ("student", *self.with_student), {"loss": total.detach(), **logs})
 
@@ -132,23 +133,23 @@ class DenoiserMethod(Method):
         return next((critic.settings for critic in self.critics if critic.name == name), OptimizerSettings())
 
     def held_networks(self) -> list[nn.Module]:
-        """All networks of a training step: the teacher, students, their averages, critics."""
-        held = [self.networks.teacher.network]
+        """All networks of a training step: teacher, students, their EMA, critics."""
+        modules = [self.networks.teacher.network]
         for networks in self.students.values():
-            held += [networks.student.network, networks.average.network]
-        return [*held, *(critic.module for critic in self.critics)]
+            modules += [networks.student.network, networks.average.network]
+        return [*modules, *(critic.module for critic in self.critics)]
 
 
 @dataclass(frozen=True)
 class DenoiserContext:
-    """What the stages of a denoiser's method are made of.
+    """The inputs of the stages of a denoiser's method.
 
     Attributes:
-        config: of the run, with the sections of all methods.
-        family: of the teacher's pipeline.
+        config: the settings of the run, with the sections of all methods.
+        family: family of the teacher's pipeline.
         teacher: frozen.
-        unconditional: the empty prompt (batch of 1), for guidance.
-        start: a network that the student is initialised from in place of the teacher's.
+        unconditional: the encoded empty prompt (batch of 1), for guidance.
+        start: a network that the student is initialised from instead of the teacher's.
         opened: the teacher's pipeline, for losses that need its codec or prompts; None on the meta device.
     """
 
@@ -160,8 +161,8 @@ class DenoiserContext:
     opened: Teacher | None = None
 
     def networks(self) -> Networks:
-        """Teacher, student and average as the config requests them: an adapter, or full weights with or without a guidance
-        scale as an input."""
+        """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an
+        input."""
         config = self.config
         if config.lora.enabled:
             return lora_networks(self.teacher, lora_config(self.family.lora_targets, config.lora.rank, config.lora.alpha))

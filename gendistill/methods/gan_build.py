@@ -1,4 +1,4 @@
-"""From a teacher and a student's start to the method with all its networks: who plays, against whom, and who looks on."""
+"""Construction of `GanCodistillation`: pairs of generator and discriminator, matched layers and the perceptual network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.architectures import discriminator_for
 from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.gan_folder import Gan
-from gendistill.gan.gan_networks import GanNetworks, Pupil, gan_networks
+from gendistill.gan.gan_networks import GanNetworks, StudentWithFeatures, gan_networks
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
-from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, Player
+from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, GanPair
 from gendistill.methods.gan_start import Start, start_student
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.networks.hints import Hint, Regressors, describe, match
@@ -32,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GeneratorContext:
-    """What the stages of a GAN's method are made of.
+    """The inputs of the stages of a GAN's method.
 
     Attributes:
-        config: of the run.
-        teacher: as it was opened.
-        start: the student before its first step.
-        data: real images, or none.
-        device: of the training.
+        config: the settings of the run.
+        teacher: the opened teacher.
+        start: the initial student.
+        data: real images, or `NoData`.
+        device: device of the training.
     """
 
     config: RunConfig
     teacher: Gan
     start: Start
-    data: PictureData | NoData
+    data: ImageData | NoData
     device: torch.device
 
 
@@ -54,7 +54,7 @@ class GanRecipe(Recipe):
 
     name = section = "gan"
     Config = CodistillationConfig
-    summary = "a smaller generator and its discriminator, from data and from the teacher's both networks"
+    summary = "a smaller generator and its discriminator, from data and from both networks of the teacher"
     teaches = "generator"
     student = "a GAN student"
     supports = Supports(lora=False, compression=False, full_weights=False, gradient_checkpointing=False, planning=False)
@@ -62,11 +62,11 @@ class GanRecipe(Recipe):
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         if config.compress.blocks:
-            raise ValueError("compress.blocks: is of a diffusion model; a GAN takes compress.factor")
+            raise ValueError("compress.blocks: is for diffusion models; expects compress.factor for a GAN")
         super().check(config, teacher)
         if config.dtype != "float32":
             raise ValueError(
-                f"dtype {config.dtype}: a GAN teacher stays in float32; trainer.mixed_precision=bf16 is for training"
+                f"dtype {config.dtype}: expects float32 for a GAN teacher; trainer.mixed_precision=bf16 is for training"
             )
 
     def data_needs(self, config: RunConfig) -> Literal["images"]:
@@ -78,17 +78,17 @@ class GanRecipe(Recipe):
 
 
 def build_method(
-    config: RunConfig, teacher: Gan, start: Start, data: PictureData | NoData, device: torch.device | str
+    config: RunConfig, teacher: Gan, start: Start, data: ImageData | NoData, device: torch.device | str
 ) -> GanCodistillation:
     """The method with all its networks on a device.
 
     Raises:
-        ValueError: a loss is asked for that the teacher cannot give.
+        ValueError: a requested loss needs a network or data that are not available.
     """
     settings, spec = in_steps(config.gan, config.trainer.max_steps), teacher.generator.spec
-    twin = None
-    if settings.partner == "student":  # before the teacher goes to its device: pruning works on the CPU
-        twin = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
+    second_student = None
+    if settings.peer == "student":  # before the teacher is moved to its device: pruning runs on the CPU
+        second_student = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
     for network in (teacher.generator.network, teacher.discriminator, start.network):
         if network is not None:
             network.to(device)
@@ -96,18 +96,19 @@ def build_method(
     hints = _hints(config, teacher, start, device)
     networks = gan_networks(teacher.generator, start.network, hints)
     networks.student.to(device)
-    theirs = _of_teacher(teacher, config)
-    frozen = theirs and theirs.with_network(copy.deepcopy(theirs.network).eval().requires_grad_(False))
-    players = _players(config, networks, twin, hints, theirs, data, device)
-    goes_on = next((player.judge for player in players if not player.distils), None)
+    initial = _teacher_discriminator(teacher, config)
+    frozen = initial and initial.with_network(copy.deepcopy(initial.network).eval().requires_grad_(False))
+    pairs = _pairs(config, networks, second_student, hints, initial, data, device)
+    trained_further = next((pair.unwrapped_discriminator for pair in pairs if not pair.distils), None)
     example = torch.zeros(1, *spec.output_shape, device=device)
-    perception = _perception(config, teacher.generator, frozen, example)  # which stays as it is: what learns is no measure
+    # of the frozen discriminator, since the distance must not change in training
+    perception = _perception(config, teacher.generator, frozen, example)
     method = GanCodistillation(
         networks,
         hints,
-        players,
+        pairs,
         settings,
-        teacher_discriminator=goes_on or frozen,
+        teacher_discriminator=trained_further or frozen,
         perception=perception,
         real=_real(config, teacher.generator, data),
     )
@@ -117,85 +118,86 @@ def build_method(
     return method
 
 
-def _players(
+def _pairs(
     config: RunConfig,
     networks: GanNetworks,
-    twin: nn.Module | None,
+    second_student: nn.Module | None,
     hints: list[Hint],
-    theirs: Discriminator | None,
-    data: PictureData | NoData,
+    teacher_discriminator: Discriminator | None,
+    data: ImageData | NoData,
     device: torch.device | str,
-) -> list[Player]:
-    """The student, and who else learns."""
+) -> list[GanPair]:
+    """The student's pair, and that of its peer."""
     teacher, adversarial = networks.teacher, config.gan.adversarial != 0
 
     def against(generator: Generator, *, inherit: bool = config.gan.discriminator.inherit) -> Discriminator | None:
-        return _discriminator_of(generator, theirs if inherit else None, device) if adversarial else None
+        initial = teacher_discriminator if inherit else None
+        return _discriminator_for(generator, initial, device) if adversarial else None
 
-    players = [Player("student", networks.student, against(networks.average))]
-    if twin is not None:
-        of_twin = teacher.with_network(_learning(twin))
-        pupil = Pupil(of_twin, [hint.student_path for hint in hints], Regressors(hints)).to(device)  # as wide as the student
-        players.append(Player("partner", pupil, against(of_twin)))
-    if config.gan.partner == "teacher":
+    pairs = [GanPair("student", networks.student, against(networks.average))]
+    if second_student is not None:
+        generator = teacher.with_network(_trainable(second_student))
+        paths = [hint.student_path for hint in hints]  # the layers of both students have the same names and channels
+        peer = StudentWithFeatures(generator, paths, Regressors(hints)).to(device)
+        pairs.append(GanPair("peer", peer, against(generator)))
+    if config.gan.peer == "teacher":
         if isinstance(data, NoData) or not adversarial:
-            raise ValueError("gan.partner teacher: goes on learning, which takes data.path and gan.adversarial above 0")
-        _learning(teacher.network)
-        pupil = Pupil(teacher, [hint.teacher_path for hint in hints])
-        players.append(Player("teacher", pupil, against(teacher, inherit=True), distils=False))
-    return players
+            raise ValueError("gan.peer teacher: trains the teacher further; expects data.path, and gan.adversarial above 0")
+        _trainable(teacher.network)
+        peer = StudentWithFeatures(teacher, [hint.teacher_path for hint in hints])
+        pairs.append(GanPair("teacher", peer, against(teacher, inherit=True), distils=False))
+    return pairs
 
 
-def _discriminator_of(generator: Generator, theirs: Discriminator | None, device: torch.device | str) -> Discriminator:
-    """One that learns: the teacher's as it is where there is one, else a fresh one about as large as the generator."""
-    if theirs is not None:
-        return theirs.with_network(_learning(copy.deepcopy(theirs.network)))
-    fresh: Any = discriminator_for(generator)
-    return adapt(_learning(fresh).to(device), generator.spec)
+def _discriminator_for(generator: Generator, initial: Discriminator | None, device: torch.device | str) -> Discriminator:
+    """A trained discriminator: a copy of `initial`, or else a random network of about the size of the generator."""
+    if initial is not None:
+        return initial.with_network(_trainable(copy.deepcopy(initial.network)))
+    random_network: Any = discriminator_for(generator)
+    return adapt(_trainable(random_network).to(device), generator.spec)
 
 
-def _learning(network: nn.Module) -> nn.Module:
+def _trainable(network: nn.Module) -> nn.Module:
     return network.float().train().requires_grad_(True)
 
 
-def _of_teacher(teacher: Gan, config: RunConfig) -> Discriminator | None:
+def _teacher_discriminator(teacher: Gan, config: RunConfig) -> Discriminator | None:
     if teacher.discriminator is None or config.generator.discriminator == "fresh":
         return None
     return adapt(teacher.discriminator, teacher.generator.spec)
 
 
-def _real(config: RunConfig, teacher: Generator, data: PictureData | NoData) -> str:
-    """What is real to the discriminators."""
-    nothing = isinstance(data, NoData)
-    real = config.gan.discriminator.real or ("teacher" if nothing or teacher.spec.kind == "image" else "data")
-    if real != "teacher" and nothing:
+def _real(config: RunConfig, teacher: Generator, data: ImageData | NoData) -> str:
+    """The source of the real images of the discriminators."""
+    no_data = isinstance(data, NoData)
+    real = config.gan.discriminator.real or ("teacher" if no_data or teacher.spec.kind == "image" else "data")
+    if real != "teacher" and no_data:
         raise ValueError(
-            f"gan.discriminator.real {real}: takes data.path; without data the teacher's pictures are the real ones"
+            f"gan.discriminator.real {real}: expects data.path; without data the teacher's images are the real ones"
         )
     return real
 
 
 def _hints(config: RunConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:
-    """The layers that are matched, told; none where no loss looks at them."""
+    """The pairs of matched layers, which are printed; empty where no loss needs feature maps."""
     settings = config.gan.features
-    asked = [name for name in FEATURE_LOSSES if getattr(settings, name) != 0]
-    if not asked:
+    if all(getattr(settings, name) == 0 for name in FEATURE_LOSSES):
         return []
     example = tuple(tensor.to(device) for tensor in teacher.generator.example(2))
     hints = match(teacher.generator.network, start.network, example, settings.layers)
     if PartialState().is_main_process:
-        print(f"layers that are matched:\n{describe(hints)}", file=sys.stderr)
+        print(f"matched layers:\n{describe(hints)}", file=sys.stderr)
     return hints
 
 
 def _perception(
     config: RunConfig, teacher: Generator, discriminator: Discriminator | None, example: torch.Tensor
 ) -> Perception | None:
+    """The perceptual network, where a loss needs one and there is one."""
     settings = config.gan
-    asked = settings.output.perceptual != 0 or any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
-    if not asked:
+    if settings.output.perceptual == 0 and all(getattr(settings.relations, name) == 0 for name in RELATION_LOSSES):
         return None
-    found = open_perception(settings.output.perceptual_network, teacher.spec, discriminator, example)
-    if found is None and settings.output.perceptual != 0:
-        logger.warning("gan.output.perceptual is left out: the teacher has no discriminator to look through")
-    return found
+    perception = open_perception(settings.output.perceptual_network, teacher.spec, discriminator, example)
+    if perception is None and settings.output.perceptual != 0:
+        logger.warning("gan.output.perceptual is ignored: the teacher has no discriminator to extract features with")
+    return perception

@@ -1,29 +1,40 @@
-"""GAN co-distillation: a small generator and its discriminator learn together, from data and from a teacher's both networks.
+"""GAN co-distillation: a small generator and its discriminator, trained together on data and on both networks of a teacher.
 
-The student paints what its teacher paints of the same noise (output: Aguinaldo et al. 2019; features: Li et al. 2020, Romero
-et al. 2015), keeps the relations between pictures (Park et al. 2019), and is judged by a discriminator that learns real from
-made, and the opinion of the teacher's discriminator (Aguinaldo et al. 2019, section 3.3; logits as in Hinton et al. 2015).
-Where there are no data the teacher's pictures are the real ones.
+The generator is trained to match the teacher's images from the same noise (output: Aguinaldo et al. 2019; features: Li et al.
+2020, Romero et al. 2015) and the relations between images (Park et al. 2019), and by an adversarial loss. Its discriminator is
+trained to separate real from generated images, and to match the logits of the teacher's discriminator (Aguinaldo et al. 2019,
+section 3.3; logits as in Hinton et al. 2015). Without data the teacher's images are the real ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import GanBatch
-from gendistill.gan.augmentation import DRAWS, augment
+from gendistill.gan.augmentation import REPEATED_SAMPLES, augment
 from gendistill.gan.discriminator import Discriminator
 from gendistill.gan.gan_networks import GanNetworks, persistent_buffers, tapped
 from gendistill.gan.perception import Perception
-from gendistill.losses.adversarial import discriminator_loss, generator_loss, gradient_penalty, r1_penalty, told_apart
+from gendistill.losses.adversarial import (
+    discriminator_accuracy,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    r1_penalty,
+)
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
-from gendistill.methods.gan_imitation import GanImitation, Guide, ImitationConfig, Painted
+from gendistill.methods.gan_distillation_loss import (
+    DistillationLossConfig,
+    GanDistillationLoss,
+    GeneratorOutput,
+    TeacherTargets,
+)
 from gendistill.networks.hints import Hint
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.settings.schedule import Temperature, Weight, weight_at
@@ -32,7 +43,7 @@ from gendistill.training.method import Method, OptimizerSettings, Update
 
 
 class DiscriminatorConfig(Section):
-    """What the discriminator learns: real from made, and the teacher's discriminator's opinion."""
+    """The discriminator: its adversarial loss, and the match with the logits of the teacher's discriminator."""
 
     loss: Literal["hinge", "logistic", "least_squares", "wasserstein"] = "hinge"
     match: Weight = Field(0.1, description="of the teacher's discriminator's logits, where there is one")
@@ -40,11 +51,11 @@ class DiscriminatorConfig(Section):
     temperature: Temperature = Field(1.0, description="of the Bernoulli loss, and of class heads; a schedule anneals it")
     inherit: bool = Field(True, description="start from the teacher's discriminator where there is one; fresh otherwise")
     real: Literal["data", "teacher", "both"] | None = Field(
-        None, description="what is real: the data, the teacher's pictures, or half of each; the data where there are any"
+        None, description="what is real: the data, the teacher's images, or half of each; the data where there are any"
     )
     steps: int = Field(1, ge=1, description="of the discriminator for one of the student")
     learning_rate_factor: float = Field(2.0, gt=0, description="its learning rate, times the student's: two time scales")
-    r1: float = Field(0.0, ge=0, description="gradient penalty on real pictures (Mescheder et al. 2018)")
+    r1: float = Field(0.0, ge=0, description="gradient penalty on real images (Mescheder et al. 2018)")
     gradient_penalty: float = Field(0.0, ge=0, description="gradient penalty between real and made (WGAN-GP)")
     penalty_every: int = Field(16, ge=1, description="steps; the penalty is multiplied by it")
     augment: list[Literal["color", "translation", "cutout"]] = Field(
@@ -52,50 +63,52 @@ class DiscriminatorConfig(Section):
     )
 
 
-class CodistillationConfig(ImitationConfig):
+class CodistillationConfig(DistillationLossConfig):
     """GAN co-distillation (`--method gan`): the losses between teacher and student."""
 
+    formerly: ClassVar[dict[str, str]] = {"partner": "peer"}
     adversarial: Weight = Field(
         {0: 0, 0.9: 0, 0.92: 0.05},
-        description="what the discriminator says; late, since a pruned student has to paint before it can be judged",
+        description="what the discriminator says; late, since a pruned student has to generate before it can be evaluated",
         validate_default=True,
     )
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     pairs: int = Field(
         0,
         ge=0,
-        description="pictures that the teacher paints once, of fixed noise; steps that ask for none of its layers go by "
-        "them; 0 paints anew in each step",
+        description="images that the teacher generates once, of fixed noise; steps that ask for none of its layers go by "
+        "them; 0 generates anew in each step",
     )
-    partner: Literal["none", "teacher", "student"] = Field(
+    peer: Literal["none", "teacher", "student"] = Field(
         "none", description="who else learns: the teacher goes on learning beside the student, or a second student does"
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the student's average, which is what is kept")
     betas: tuple[float, float] = Field((0.0, 0.99), description="of Adam, for all networks")
     collapse_diversity: float = Field(
-        0.5, ge=0, lt=1, description="stop where the student's pictures are less diverse than so much of the teacher's; 0 never"
+        0.5, ge=0, lt=1, description="stop where the student's images are less diverse than so much of the teacher's; 0 never"
     )
     collapse_saturation: float = Field(
         0.98, gt=0, le=1, description="stop where the discriminator tells apart more than this share for long; 1 never"
     )
 
 
-Judgement = tuple[Tensor, Tensor | None]  # logits of real and made, and of classes
-Labelled = tuple[Tensor, Tensor | None]  # pictures, and their classes
+DiscriminatorOutputs = tuple[Tensor, Tensor | None]  # real/fake logits, class logits
+Labelled = tuple[Tensor, Tensor | None]  # images, class labels
 
-LASTING = 30  # logs in a row that tell of saturation
+SATURATED_LOGS = 30  # consecutive log lines of high accuracy for a saturated discriminator
 
 
 @dataclass
-class Player:
-    """A generator that learns, and the discriminator that it plays against.
+class GanPair:
+    """A trained generator and the discriminator that it is trained against.
 
     Attributes:
-        name: of the generator's optimizer.
-        network: gives pictures and features; wrapped by whatever the processes need.
-        discriminator: wrapped too; None where nothing adversarial is asked for.
-        judge: the same, not wrapped: what gradients pass through on their way to the generator.
-        distils: whether it is held against the teacher; a teacher that goes on learning is not.
+        name: name of the generator's optimizer.
+        network: the generator, which returns images and features; wrapped for distributed training.
+        discriminator: wrapped for distributed training; its parameters are trained through it. None without adversarial loss.
+        unwrapped_generator, unwrapped_discriminator: the same, not wrapped. Gradients of the adversarial loss flow through the
+            unwrapped discriminator to the generator.
+        distils: whether the generator is distilled from the teacher; False for a teacher that is trained further.
     """
 
     name: str
@@ -104,34 +117,37 @@ class Player:
     distils: bool = True
 
     def __post_init__(self) -> None:
-        self.learning: nn.Module = self.network
-        self.judge = self.discriminator
+        self.unwrapped_generator: nn.Module = self.network
+        self.unwrapped_discriminator = self.discriminator
 
     @property
     def discriminator_name(self) -> str:
         return "discriminator" if self.name == "student" else f"{self.name}_discriminator"
 
     def modules(self) -> dict[str, nn.Module]:
-        """By optimizer name."""
-        modules = {self.name: self.learning}
-        return modules if self.judge is None else {**modules, self.discriminator_name: self.judge.network}
+        """The modules, not wrapped, by optimizer name."""
+        modules = {self.name: self.unwrapped_generator}
+        if self.unwrapped_discriminator is not None:
+            modules[self.discriminator_name] = self.unwrapped_discriminator.network
+        return modules
 
     def wrap(self, wrapped: dict[str, nn.Module]) -> None:
+        """Train through the wrapped modules, by optimizer name."""
         self.network = wrapped[self.name]
-        if self.judge is not None:
-            self.discriminator = self.judge.with_network(wrapped[self.discriminator_name])
+        if self.unwrapped_discriminator is not None:
+            self.discriminator = self.unwrapped_discriminator.with_network(wrapped[self.discriminator_name])
 
 
 class GanCodistillation(Method):
-    """The players, wired by the loss functions.
+    """Training of one or two pairs of generator and discriminator with the losses of co-distillation.
 
     Args:
-        networks: the teacher, and the student with its average.
-        hints: the layers of the teacher that the student's regressors were made for.
-        players: the student first; then who else learns, see `CodistillationConfig.partner`.
-        teacher_discriminator: frozen; None where there is none.
-        perception: what pictures look like to a network; None for pixels alone.
-        real: what the discriminators are told is real, see `DiscriminatorConfig.real`.
+        networks: the teacher, and the student with its EMA.
+        hints: pairs of matched layers of teacher and student.
+        pairs: the student's pair first; then that of a peer, see `CodistillationConfig.peer`.
+        teacher_discriminator: the source of target logits; None where the teacher has no discriminator.
+        perception: the perceptual network; None for losses in pixels only.
+        real: the source of real images of the discriminators, see `DiscriminatorConfig.real`.
     """
 
     name = "gan"
@@ -145,91 +161,95 @@ class GanCodistillation(Method):
         self,
         networks: GanNetworks,
         hints: list[Hint],
-        players: list[Player],
+        pairs: list[GanPair],
         config: CodistillationConfig,
         *,
         teacher_discriminator: Discriminator | None = None,
         perception: Perception | None = None,
         real: str = "data",
     ) -> None:
-        self.networks, self.players, self.config, self.real = networks, players, config, real
+        self.networks, self.pairs, self.config, self.real = networks, pairs, config, real
         networks.decay = config.ema_decay
         self.teacher_discriminator = teacher_discriminator
-        self.imitation = GanImitation(config, perception)
+        self.distillation_loss = GanDistillationLoss(config, perception)
         self._teacher_paths = [hint.teacher_path for hint in hints]
         self._parameters = {name: dict(module.named_parameters()) for name, module in self.trained_modules().items()}
-        self._memory: dict[str, Any] = {"told_apart": [], "diversity": None, "most_diverse": 0.0}
+        self._state: dict[str, Any] = {"discriminator_accuracy": [], "diversity": None, "max_diversity": 0.0}
 
     def trained_modules(self) -> dict[str, nn.Module]:
-        return {name: module for player in self.players for name, module in player.modules().items()}
+        return {name: module for pair in self.pairs for name, module in pair.modules().items()}
 
     def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
-        for player in self.players:
-            player.wrap(wrapped)
+        for pair in self.pairs:
+            pair.wrap(wrapped)
 
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         return self._parameters
 
     def buffers(self) -> dict[str, Tensor]:
         modules = self.trained_modules().items()
-        return {f"{name}.{at}": of for name, module in modules for at, of in persistent_buffers(module).items()}
+        return {f"{name}.{path}": buffer for name, module in modules for path, buffer in persistent_buffers(module).items()}
 
     def optimizer_settings(self, name: str) -> OptimizerSettings:
-        of_discriminator = name.endswith("discriminator")
-        factor = self.config.discriminator.learning_rate_factor if of_discriminator else 1.0
+        is_discriminator = name.endswith("discriminator")
+        factor = self.config.discriminator.learning_rate_factor if is_discriminator else 1.0
         return OptimizerSettings(factor, self.config.betas)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._memory
+        return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._memory.update(state)
+        self._state.update(state)
 
     def updates(self, batch: GanBatch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        inputs, labels = self._asked(batch, random)
-        painted = {player.name: Painted(*player.network(inputs, labels)) for player in self.players}
-        teachers = painted["teacher"].detach() if "teacher" in painted else self._of_teacher(batch, inputs, labels, step)
-        real = self._real(batch, teachers.pictures, labels)
-        for player in self.players if weight_at(self.config.adversarial, step) else []:
-            if player.discriminator is not None:
-                fake = painted[player.name].pictures.detach()
-                for number in range(self.config.discriminator.steps):
-                    if number:
-                        fake = self._another(player, batch, labels, random)
-                    yield self._update_discriminator(player, real, (fake, labels), step, random)
-        guide = self.imitation.guide(teachers, real[0], labels, step)
-        for player in self.players:
-            peers = [painted[peer.name].detach() for peer in self.players if peer is not player and peer.distils]
-            yield self._update_generator(player, painted[player.name], guide, peers, labels, step, random)
+        inputs, labels = self._inputs(batch, random)
+        generated = {pair.name: GeneratorOutput(*pair.network(inputs, labels)) for pair in self.pairs}
+        if "teacher" in generated:
+            teacher_output = generated["teacher"].detach()
+        else:
+            teacher_output = self._teacher_output(batch, inputs, labels, step)
+        real = self._real(batch, teacher_output.images, labels)
+        for pair in self.pairs if weight_at(self.config.adversarial, step) else []:
+            if pair.discriminator is not None:
+                fake = generated[pair.name].images.detach()
+                for i in range(self.config.discriminator.steps):
+                    if i > 0:
+                        fake = self._generate_again(pair, batch, labels, random)
+                    yield self._update_discriminator(pair, real, (fake, labels), step, random)
+        targets = self.distillation_loss.targets(teacher_output, real[0], labels, step)
+        for pair in self.pairs:
+            peers = [generated[peer.name].detach() for peer in self.pairs if peer is not pair and peer.distils]
+            yield self._update_generator(pair, generated[pair.name], targets, peers, labels, step, random)
 
-    def saw_diversity(self, share: float) -> None:
-        """How diverse the student's pictures are, as a share of the teacher's: a validation tells."""
-        self._memory["diversity"] = share
-        self._memory["most_diverse"] = max(share, self._memory["most_diverse"])
+    def report_diversity(self, relative_diversity: float) -> None:
+        """Report the diversity of the student's images in a validation, relative to the teacher's."""
+        self._state["diversity"] = relative_diversity
+        self._state["max_diversity"] = max(relative_diversity, self._state["max_diversity"])
 
     def stop_reason(self, logs: dict[str, float]) -> str | None:
-        """The pictures have become alike, or the discriminator has nothing left to learn."""
-        memory, config = self._memory, self.config
-        if "told_apart" in logs:
-            memory["told_apart"] = [*memory["told_apart"], logs["told_apart"]][-LASTING:]
-        least, diversity = config.collapse_diversity, memory["diversity"]
-        if diversity is not None and diversity < least <= memory["most_diverse"]:
+        """Mode collapse of the student, or saturation of its discriminator."""
+        state, config = self._state, self.config
+        if "discriminator_accuracy" in logs:
+            accuracies = [*state["discriminator_accuracy"], logs["discriminator_accuracy"]]
+            state["discriminator_accuracy"] = accuracies[-SATURATED_LOGS:]
+        min_diversity, diversity = config.collapse_diversity, state["diversity"]
+        if diversity is not None and diversity < min_diversity <= state["max_diversity"]:
             return (
-                f"the student collapses, its pictures are {diversity:.2f} times as diverse as the teacher's and were "
-                f"{memory['most_diverse']:.2f} (gan.collapse_diversity {least:g}); a smaller trainer.learning_rate or "
+                f"the student collapses, its images are {diversity:.2f} times as diverse as the teacher's and were "
+                f"{state['max_diversity']:.2f} (gan.collapse_diversity {min_diversity:g}); a smaller trainer.learning_rate or "
                 "gan.adversarial helps, or more weight on gan.output and gan.features"
             )
-        seen, most = memory["told_apart"], config.collapse_saturation
-        if most < 1 and len(seen) == LASTING and min(seen) > most:
+        accuracies, max_accuracy = state["discriminator_accuracy"], config.collapse_saturation
+        if max_accuracy < 1 and len(accuracies) == SATURATED_LOGS and min(accuracies) > max_accuracy:
             return (
-                f"the discriminator is saturated, it tells {min(seen):.1%} of pairs apart for {LASTING} logs "
-                f"(gan.collapse_saturation {most:g}); a smaller gan.discriminator.learning_rate_factor or "
+                f"the discriminator is saturated, its accuracy is {min(accuracies):.1%} or more for {SATURATED_LOGS} logs "
+                f"(gan.collapse_saturation {max_accuracy:g}); a smaller gan.discriminator.learning_rate_factor or "
                 "gan.discriminator.r1=0.1 helps"
             )
         return None
 
-    def _asked(self, batch: GanBatch, random: PerSampleRandom) -> tuple[Tensor, Tensor | None]:
-        """What all generators are asked for: noise or pictures (B, ...), and classes (B,)."""
+    def _inputs(self, batch: GanBatch, random: PerSampleRandom) -> tuple[Tensor, Tensor | None]:
+        """The inputs of all generators: noise or images (B, ...), and class labels (B,)."""
         spec, device = self.networks.teacher.spec, batch.device
         labels = batch.labels
         if labels is None and spec.num_classes:
@@ -238,111 +258,113 @@ class GanCodistillation(Method):
         return inputs, labels
 
     @torch.no_grad()
-    def _of_teacher(self, batch: GanBatch, inputs: Tensor, labels: Tensor | None, step: int) -> Painted:
-        """Its pictures, and its features where a loss of this step looks at them."""
-        paths = self._teacher_paths if self.imitation.looks_at_features(step) else []
-        if batch.painted is not None and not paths:
-            return Painted(batch.painted)
-        return Painted(*tapped(self.networks.teacher, paths, inputs, labels))
+    def _teacher_output(self, batch: GanBatch, inputs: Tensor, labels: Tensor | None, step: int) -> GeneratorOutput:
+        """The teacher's images, and its features where a loss of this step needs them."""
+        paths = self._teacher_paths if self.distillation_loss.needs_features(step) else []
+        if batch.generated is not None and not paths:
+            return GeneratorOutput(batch.generated)
+        return GeneratorOutput(*tapped(self.networks.teacher, paths, inputs, labels))
 
     @torch.no_grad()
-    def _another(self, player: Player, batch: GanBatch, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
-        """Pictures of other noise and the same classes, of a batch's further steps of the discriminator."""
-        pictures: Tensor = player.network(self._asked(batch, random)[0], labels)[0]
-        return pictures
+    def _generate_again(self, pair: GanPair, batch: GanBatch, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
+        """Images from new noise and the same class labels, for further steps of the discriminator on a batch."""
+        images: Tensor = pair.network(self._inputs(batch, random)[0], labels)[0]
+        return images
 
-    def _real(self, batch: GanBatch, painted: Tensor, labels: Tensor | None) -> Labelled:
-        """What is real to the discriminators, and its classes."""
+    def _real(self, batch: GanBatch, generated: Tensor, labels: Tensor | None) -> Labelled:
+        """The real images of the discriminators, and their class labels."""
         if batch.real is None or self.real == "teacher":
-            return painted, labels
+            return generated, labels
         if self.real == "data":
             return batch.real, batch.real_labels
-        data = torch.arange(len(painted), device=painted.device) % 2 == 0  # every second one
-        mixed = None if labels is None or batch.real_labels is None else torch.where(data, batch.real_labels, labels)
-        return torch.where(data[:, None, None, None], batch.real, painted), mixed
+        from_data = torch.arange(len(generated), device=generated.device) % 2 == 0
+        mixed = None if labels is None or batch.real_labels is None else torch.where(from_data, batch.real_labels, labels)
+        return torch.where(from_data[:, None, None, None], batch.real, generated), mixed
 
     def _update_discriminator(
-        self, player: Player, real: Labelled, fake: Labelled, step: int, random: PerSampleRandom
+        self, pair: GanPair, real: Labelled, fake: Labelled, step: int, random: PerSampleRandom
     ) -> Update:
-        """Real from made, the teacher's discriminator's opinion, and a penalty every few steps."""
+        """The adversarial loss, the match with the logits of the teacher's discriminator, and a penalty every few steps."""
         config = self.config.discriminator
-        assert player.discriminator is not None
-        assert player.judge is not None
-        # one after the other: batch norms must not compare the two
-        seen = [(self._augment(pictures, random), labels) for pictures, labels in (real, fake)]
-        judged = [player.discriminator.outputs(*pictures) for pictures in seen]
-        of_real, of_fake = (logits.float() for logits, _ in judged)
-        loss = discriminator_loss(of_real, of_fake, config.loss)
-        logs = {f"{player.discriminator_name}_loss": loss.detach()}
-        if player.name == "student":
-            logs["told_apart"] = told_apart(of_real, of_fake).detach()
-        if (weight := weight_at(config.match, step)) and self.teacher_discriminator is not None and player.distils:
+        assert pair.discriminator is not None
+        assert pair.unwrapped_discriminator is not None
+        # two calls, since batch norms must not mix the statistics of real and generated images
+        augmented = [(self._augment(images, random), labels) for images, labels in (real, fake)]
+        outputs = [pair.discriminator.outputs(*labelled) for labelled in augmented]
+        real_logits, fake_logits = (logits.float() for logits, _ in outputs)
+        loss = discriminator_loss(real_logits, fake_logits, config.loss)
+        logs = {f"{pair.discriminator_name}_loss": loss.detach()}
+        if pair.name == "student":
+            logs["discriminator_accuracy"] = discriminator_accuracy(real_logits, fake_logits).detach()
+        if (weight := weight_at(config.match, step)) and self.teacher_discriminator is not None and pair.distils:
             with torch.no_grad():
-                opinions = [self.teacher_discriminator.outputs(*pictures) for pictures in seen]
-            matched = _mean([_match(ours, theirs, config, step) for ours, theirs in zip(judged, opinions, strict=True)])
-            loss, logs[f"{player.discriminator_name}_match"] = loss + weight * matched, matched.detach()
+                targets = [self.teacher_discriminator.outputs(*labelled) for labelled in augmented]
+            losses = [_match_loss(output, target, config, step) for output, target in zip(outputs, targets, strict=True)]
+            match = torch.stack(losses).mean()
+            loss, logs[f"{pair.discriminator_name}_match"] = loss + weight * match, match.detach()
         if (config.r1 or config.gradient_penalty) and step % config.penalty_every == 0:
-            loss = loss + config.penalty_every * self._penalty(player.judge, real, fake[0], random)
-        return Update(loss, (player.discriminator_name,), logs, watch={player.name: fake[0].detach().float().mean()})
+            loss = loss + config.penalty_every * self._penalty(pair.unwrapped_discriminator, real, fake[0], random)
+        return Update(loss, (pair.discriminator_name,), logs, watch={pair.name: fake[0].detach().float().mean()})
 
-    def _penalty(self, judge: Discriminator, real: Labelled, fake: Tensor, random: PerSampleRandom) -> Tensor:
-        config, (pictures, labels) = self.config.discriminator, real
-        penalty = pictures.new_zeros(())
+    def _penalty(self, discriminator: Discriminator, real: Labelled, fake: Tensor, random: PerSampleRandom) -> Tensor:
+        """The gradient penalties, at images without augmentation."""
+        config, (images, labels) = self.config.discriminator, real
+        penalty = images.new_zeros(())
         if config.r1:
-            penalty = penalty + config.r1 * r1_penalty(lambda x: judge(x, labels), pictures)
+            penalty = penalty + config.r1 * r1_penalty(lambda x: discriminator(x, labels), images)
         if config.gradient_penalty:
-            share = random.uniform().to(pictures.device)
-            penalty = penalty + config.gradient_penalty * gradient_penalty(lambda x: judge(x, labels), pictures, fake, share)
+            real_fraction = random.uniform().to(images.device)
+            wgan_gp = gradient_penalty(lambda x: discriminator(x, labels), images, fake, real_fraction)
+            penalty = penalty + config.gradient_penalty * wgan_gp
         return penalty
 
     def _update_generator(
         self,
-        player: Player,
-        painted: Painted,
-        guide: Guide,
-        peers: list[Painted],
+        pair: GanPair,
+        generated: GeneratorOutput,
+        targets: TeacherTargets,
+        peers: list[GeneratorOutput],
         labels: Tensor | None,
         step: int,
         random: PerSampleRandom,
     ) -> Update:
-        """All that a generator is told, each by its weight of this step."""
+        """The weighted sum of the adversarial loss and the distillation losses of this step."""
         terms: list[tuple[str, float, Tensor]] = []
         weight = weight_at(self.config.adversarial, step)
-        if weight and player.judge is not None:
-            terms.append(("adversarial", weight, self._fooling(player.judge, painted.pictures, labels, random)))
-        if player.distils:
-            terms += self.imitation.terms(painted, guide, peers, labels, step)
-        total = sum((weight * loss for _, weight, loss in terms), painted.pictures.new_zeros(()))
-        prefix = "" if player.name == "student" else f"{player.name}_"
+        if weight and pair.unwrapped_discriminator is not None:
+            adversarial = self._generator_loss(pair.unwrapped_discriminator, generated.images, labels, random)
+            terms.append(("adversarial", weight, adversarial))
+        if pair.distils:
+            terms += self.distillation_loss.terms(generated, targets, peers, labels, step)
+        total = sum((weight * loss for _, weight, loss in terms), generated.images.new_zeros(()))
+        prefix = "" if pair.name == "student" else f"{pair.name}_"
         logs = {f"{prefix}{name}": loss.detach() for name, _, loss in [("loss", 1.0, total), *terms]}
-        return Update(total, (player.name,), logs)
+        return Update(total, (pair.name,), logs)
 
-    def _fooling(self, judge: Discriminator, pictures: Tensor, labels: Tensor | None, random: PerSampleRandom) -> Tensor:
-        """The adversarial loss; the discriminator takes no gradient from it."""
-        judge.network.requires_grad_(False)
-        logits = judge(self._augment(pictures, random), labels)
-        judge.network.requires_grad_(True)
+    def _generator_loss(
+        self, discriminator: Discriminator, images: Tensor, labels: Tensor | None, random: PerSampleRandom
+    ) -> Tensor:
+        """The adversarial loss of a generator, which gives the discriminator no gradient."""
+        discriminator.network.requires_grad_(False)
+        logits = discriminator(self._augment(images, random), labels)
+        discriminator.network.requires_grad_(True)
         return generator_loss(logits, self.config.discriminator.loss)
 
-    def _augment(self, pictures: Tensor, random: PerSampleRandom) -> Tensor:
+    def _augment(self, images: Tensor, random: PerSampleRandom) -> Tensor:
         policy = tuple(self.config.discriminator.augment)
-        return augment(pictures, random.uniform((DRAWS,)).to(pictures.device), policy) if policy else pictures
+        return augment(images, random.uniform((REPEATED_SAMPLES,)).to(images.device), policy) if policy else images
 
 
-def _match(ours: Judgement, theirs: Judgement, config: DiscriminatorConfig, step: int) -> Tensor:
-    """How far two discriminators' opinions of the same pictures are apart.
+def _match_loss(output: DiscriminatorOutputs, target: DiscriminatorOutputs, config: DiscriminatorConfig, step: int) -> Tensor:
+    """The distance between the outputs of two discriminators for the same images.
 
-    Class by class where both have a head for classes, else in the one logit; of discriminators that judge patches of different
-    sizes, in its mean over the picture.
+    It compares the class logits where both have a class head of the same size, else the real/fake logits, and the means of
+    these over the image where the two have patches of different sizes.
     """
-    (logits, classes), (opinion, their_classes) = ours, theirs
+    (logits, class_logits), (target_logits, target_class_logits) = output, target
     temperature = weight_at(config.temperature, step)
-    if classes is not None and their_classes is not None and classes.shape == their_classes.shape:
-        return kd(classes, their_classes, temperature)
-    if logits.shape != opinion.shape:
-        logits, opinion = logits.flatten(1).mean(1), opinion.flatten(1).mean(1)
-    return mse_logits(logits, opinion) if config.match_loss == "mse" else bernoulli_kd(logits, opinion, temperature)
-
-
-def _mean(losses: list[Tensor]) -> Tensor:
-    return torch.stack(losses).mean()
+    if class_logits is not None and target_class_logits is not None and class_logits.shape == target_class_logits.shape:
+        return kd(class_logits, target_class_logits, temperature)
+    if logits.shape != target_logits.shape:
+        logits, target_logits = logits.flatten(1).mean(1), target_logits.flatten(1).mean(1)
+    return mse_logits(logits, target_logits) if config.match_loss == "mse" else bernoulli_kd(logits, target_logits, temperature)

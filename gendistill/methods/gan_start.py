@@ -1,4 +1,4 @@
-"""What a student GAN starts as: the teacher with the channels that matter most, or a class of the user's own."""
+"""The initial student of a GAN: the pruned teacher, or a class of the user."""
 
 from __future__ import annotations
 
@@ -7,57 +7,57 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.gan_folder import Gan, NetworkSource
 from gendistill.gan.generator import Generator
 from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
-from gendistill.networks.pruning import pruned_architecture as slim
+from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 from gendistill.runtime.random import PerSampleRandom
 
-RECALIBRATION = 16  # batches
+RECALIBRATION = 16  # batches of the recalibration of batch norms
 
 
 @dataclass(frozen=True)
 class Start(Compressed):
-    """A student before its first step, beside its teacher.
+    """A student before its first step, with its cost and its teacher's.
 
     Attributes:
-        source: how its network is built again.
+        source: class and arguments that rebuild the network.
     """
 
     source: NetworkSource
 
     def describe(self) -> str:
-        times = self.teacher_macs / self.macs
+        ratio = self.teacher_macs / self.macs
         return (
-            f"{self.macs / 1e6:,.1f} M multiply-accumulates a picture (the teacher's {self.teacher_macs / 1e6:,.1f} M, "
-            f"{times:.2f} times), {self.parameters / 1e6:,.2f} M parameters (of {self.teacher_parameters / 1e6:,.2f} M)"
+            f"{self.macs / 1e6:,.1f} M multiply-accumulates an image (the teacher's {self.teacher_macs / 1e6:,.1f} M, "
+            f"{ratio:.2f} times), {self.parameters / 1e6:,.2f} M parameters (of {self.teacher_parameters / 1e6:,.2f} M)"
         )
 
 
 def start_student(
-    teacher: Gan, config: CompressConfig, data: PictureData | NoData, seed: int, importance: str = "magnitude"
+    teacher: Gan, config: CompressConfig, data: ImageData | NoData, seed: int, importance: str = "magnitude"
 ) -> Start:
-    """The network that a config asks for, on the CPU in float32, with batch norms that fit its channels.
+    """The initial student by the settings `compress`, on the CPU in float32, with recalibrated batch norms.
 
     Args:
-        seed: of what is random, see `compress`.
-        importance: `random` is for a second student, which should not be the first one's twin.
+        seed: seed of random choices, see `compress`.
+        importance: importance of channels; `random` for a second student, which should differ from the first one.
 
     Raises:
-        ValueError: the config says nothing of the student's size, the teacher cannot be pruned so far, or the class does not
-            paint what the teacher paints.
+        ValueError: the settings do not define the student's size, the teacher cannot be pruned to it, or the user's class
+            generates images of another shape than the teacher.
     """
     if config.student is not None:
         return _own_class(teacher, config)
     if config.factor is None and config.params is None and config.macs is None:
-        raise ValueError("compress: takes --compress 4, --student-params, --student-macs or --student module:Class")
+        raise ValueError("compress: expects --compress 4, --student-params, --student-macs or --student module:Class")
     generator, source = teacher.generator, teacher.generator_source
-    made = compress(
+    pruned = compress(
         generator.network.cpu(),
         generator.example(),
         factor=config.factor,
@@ -68,8 +68,9 @@ def start_student(
         keep=config.keep,
         depthwise=config.depthwise,
     )
-    recalibrate(made.network, _batches(generator, data, seed))
-    return Start(**vars(made), source=NetworkSource(source.class_path, source.arguments, slim.record(made.network)))
+    recalibrate(pruned.network, _batches(generator, data, seed))
+    architecture = pruned_architecture.record(pruned.network)
+    return Start(**vars(pruned), source=NetworkSource(source.class_path, source.arguments, architecture))
 
 
 def _own_class(teacher: Gan, config: CompressConfig) -> Start:
@@ -83,22 +84,22 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
     try:
         with torch.no_grad():
             shape = tuple(student(*example).shape[1:])
-    except Exception as error:  # whatever a stranger's network raises
+    except Exception as error:  # a network of the user may raise any error
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"compress.student {config.student}: cannot be called as its teacher is: {reason}") from error
     if shape != teacher.generator.spec.output_shape:
         raise ValueError(
-            f"compress.student {config.student}: paints {_by(shape)}, its teacher {_by(teacher.generator.spec.output_shape)}"
+            f"compress.student {config.student}: generates {_by(shape)}, its teacher {_by(teacher.generator.spec.output_shape)}"
         )
-    one = teacher.generator.example()
-    macs = counting.macs(network, one), counting.macs(teacher.generator.network, one)
+    sample = teacher.generator.example()
+    macs = counting.macs(network, sample), counting.macs(teacher.generator.network, sample)
     parameters = counting.parameters(network), counting.parameters(teacher.generator.network)
     counts = (macs[0], parameters[0], macs[1], parameters[1])
     return Start(network, *counts, {}, NetworkSource(config.student, arguments))
 
 
-def _batches(generator: Generator, data: PictureData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
-    """What goes in, some batches of it."""
+def _batches(generator: Generator, data: ImageData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
+    """Some batches of inputs of the generator."""
     batches: list[tuple[Tensor, ...]] = []
     for step in range(RECALIBRATION):
         random = PerSampleRandom(seed, step, 0, 32)

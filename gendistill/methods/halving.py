@@ -1,4 +1,4 @@
-"""The steps of progressive distillation (Salimans & Ho 2022): where a student goes in one DDIM step, and its teacher in two."""
+"""The time steps of progressive distillation (Salimans & Ho 2022): one DDIM step of the student, two of its teacher."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor
 from gendistill.samplers import ddim_step, invert_ddim_step
 from gendistill.schedulers import NoiseSchedule, Prediction, trailing
 
-Teacher = Callable[[Tensor, Tensor], Prediction]  # x_t (B, ...), t (B,); its conditions are bound
+Teacher = Callable[[Tensor, Tensor], Prediction]  # of x_t (B, ...), t (B,), at fixed conditions
 
 
 def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
     """The step counts of the students of all stages, from a teacher of `teacher_steps` down to `student_steps`.
 
-    64 to 4: (32, 16, 8, 4). Odd counts are halved upwards, so that no step is longer than two of its teacher's, and the last
-    stage may halve less: 50 to 4 is (25, 13, 7, 4). Where every count is half of the one before, each teacher is asked at
-    the times that it was trained at and at no others; else at times between them.
+    64 to 4: (32, 16, 8, 4). Half of an odd count is rounded up, so that no step is longer than two steps of the teacher, and
+    the
+    last stage may halve less: 50 to 4 is (25, 13, 7, 4). Where every count is half of the one before, each teacher is evaluated
+    only at the timesteps of its training; else also at timesteps between them.
 
     Raises:
         ValueError: not 1 <= student_steps < teacher_steps.
     """
     if not 1 <= student_steps < teacher_steps:
-        raise ValueError(f"{student_steps} student steps: takes 1 to {teacher_steps - 1}, less than the teacher's")
+        raise ValueError(f"{student_steps} student steps: expects 1 to {teacher_steps - 1}, less than the teacher's")
     counts = []
     while teacher_steps > student_steps:
         teacher_steps = max((teacher_steps + 1) // 2, student_steps)
@@ -35,9 +36,9 @@ def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Halving:
-    """The steps of a stage: row k goes from t[k] to s[k] in one step of the student, in two of its teacher by middle[k].
+    """The steps of a stage: from t[k] to s[k] in one step of the student, and in two steps of its teacher via middle[k].
 
-    All (N,), t falling, t > middle > s; int64 where networks take integers. s is the schedule's `clean` in the last row.
+    All (N,), t descending, t > middle > s; int64 where timesteps are integers. The last s is the schedule's `clean`.
     """
 
     t: Tensor
@@ -46,16 +47,17 @@ class Halving:
 
 
 def sampled_times(num_steps: int, schedule: NoiseSchedule, grid: Sequence[int] = ()) -> Tensor:
-    """The (N,) times that a sampler of N steps visits, falling, as diffusers' pipelines have them.
+    """The times (N,) of a sampler of N steps, descending, as in diffusers' pipelines.
 
-    Of `vp` the trailing grid, int64; of `flow` N - i of N parts of the way, float64, where nothing shifts it.
+    For `vp` the trailing grid, int64; for `flow` the fractions (N - i) / N of the training timesteps, float64, without shift.
 
     Args:
-        grid: other timesteps to go by. N less are every so manieth of them, N more lie between them, halfway each time.
+        grid: other timesteps of the sampler. For fewer steps every k-th of them is used; for more steps the grid is refined by
+            midpoints.
 
     Raises:
-        ValueError: of `edm`, whose grid (Karras et al. 2022, eq. 5) has no points between its own, nor below its last; or the
-            grid's length is not N after halvings or doublings, or two of its times leave none between.
+        ValueError: the schedule is `edm`, whose grid (Karras et al. 2022, eq. 5) has no nested refinement; or the grid's length
+            is not N after halvings or doublings, or has no timestep left between two of its own.
     """
     if grid:
         return _nested(num_steps, grid, schedule)
@@ -63,34 +65,34 @@ def sampled_times(num_steps: int, schedule: NoiseSchedule, grid: Sequence[int] =
         return trailing(num_steps, schedule.num_train_timesteps)
     if schedule.kind == "flow":
         return torch.arange(num_steps, 0, -1, dtype=torch.float64) * schedule.num_train_timesteps / num_steps
-    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; takes vp or flow")
+    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; expects vp or flow")
 
 
 def _nested(num_steps: int, grid: Sequence[int], schedule: NoiseSchedule) -> Tensor:
     times = torch.tensor(grid)
     while len(times) < num_steps:
-        after = torch.cat([times[1:], torch.tensor([int(schedule.clean)])])
-        times = torch.stack([times, (times + after).div(2, rounding_mode="floor").clamp(min=0)], 1).flatten()
+        following = torch.cat([times[1:], torch.tensor([int(schedule.clean)])])
+        times = torch.stack([times, (times + following).div(2, rounding_mode="floor").clamp(min=0)], 1).flatten()
     if len(times) % num_steps or num_steps > len(times):
-        raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; takes one that halves to it")
+        raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; expects one that halves to it")
     times = times[:: len(times) // num_steps]
     if (times[:-1] <= times[1:]).any():
-        raise ValueError(f"a grid of {len(grid)} timesteps has not room for {num_steps}; takes fewer steps to start from")
+        raise ValueError(f"a grid of {len(grid)} timesteps has no room for {num_steps}; expects fewer steps to start from")
     return times
 
 
 def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool = False, grid: Sequence[int] = ()) -> Halving:
-    """Where the student of `num_steps` steps and its teacher of twice as many go.
+    """The steps of a student of `num_steps` steps, and of its teacher of twice as many.
 
-    The student goes from each point of the N-step grid to the next and from the last to `clean`, as the sampler will. Its
-    teacher goes through the other points of the 2 N-step grid, of which the student's are every second one (but for a
-    rounding by one timestep at a few N, 48 of 1000 the first).
+    The student steps from each point of the N-step grid to the next, and from the last to `clean`, as the sampler does. The
+    middle points of the teacher are the other points of the 2 N-step grid, whose every second point is one of the student
+    (except for a rounding by one timestep at a few N, the first of them 48 of 1000).
 
-    N need not divide the timesteps, but then diffusers' `DDIMScheduler` does not land on its own next timestep, as
-    `DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero")` does at any N.
+    N need not divide the number of timesteps, but then diffusers' `DDIMScheduler` does not step to its own next timestep, which
+    `DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero")` does for any N.
 
-    With `stochastic`, steps as long as these start at all 2 N points: those that the sampler of Meng et al. 2023, section
-    3.3, makes (`StochasticDDIMScheduler`, in 2 N network calls). The very last of them can only be half as long.
+    With `stochastic`, steps of the same length start at all 2 N points: the steps of the sampler of Meng et al. 2023, section
+    3.3 (`StochasticDDIMScheduler`, in 2 N network calls). The last of them is only half as long.
 
     Args:
         grid: as for `sampled_times`.
@@ -106,23 +108,23 @@ def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool =
     else:
         t, middle = sampled_times(num_steps, schedule, grid), halves[1::2]
         s = torch.cat([t[1:], clean])
-    between = (t > middle) & (middle > s)
-    if not between.all():
-        first = int((~between).long().argmax())
+    valid = (t > middle) & (middle > s)
+    if not valid.all():
+        first = int((~valid).long().argmax())
         raise ValueError(
-            f"{num_steps} student steps: that from timestep {t[first]} to {s[first]} leaves its teacher none between; takes "
-            f"fewer steps of {schedule.num_train_timesteps} timesteps"
+            f"{num_steps} student steps: between timesteps {t[first]} and {s[first]} there is none for the teacher's second "
+            f"step; expects fewer steps of {schedule.num_train_timesteps} timesteps"
         )
     return Halving(t, middle, s)
 
 
 @torch.no_grad()
 def halving_target(teacher: Teacher, x_t: Tensor, t: Tensor, middle: Tensor, s: Tensor, schedule: NoiseSchedule) -> Prediction:
-    """What a student must say of x_t (B, ...) at t (B,) to reach in one DDIM step to s what the teacher reaches in two.
+    """The prediction at x_t (B, ...), t (B,) whose single DDIM step to s reaches the x_s of the teacher's two steps.
 
     Salimans & Ho 2022, algorithm 2: x_0 = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t), for any
-    alpha and sigma; at s = `clean` this is x_s itself. Exact at zero terminal SNR, where the teacher's x_0 must be finite: no
-    epsilon teacher's is.
+    alpha and sigma; at s = `clean` this is x_s itself. It is exact at zero terminal SNR if the teacher's x_0 is finite there,
+    which that of an epsilon teacher is not.
     """
     first = teacher(x_t, t)
     x_middle = ddim_step(first.x_0, first.eps, middle, schedule)

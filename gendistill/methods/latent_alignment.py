@@ -1,8 +1,8 @@
-"""Latent-space alignment: a student of few calls paints the latents that its teacher paints of the same noise and prompt.
+"""Latent-space alignment: a few-step student generates the latents of its teacher from the same noise and prompt.
 
-The teacher's ways from noise to latents are painted once (`data.trajectories`); then the student learns from any point of them
-where they end. From the noise alone this is the distillation of Luhman & Luhman 2021; from all points it also learns what a
-second step, a third and a fourth start from.
+The teacher's trajectories from noise to latents are generated once (`data.trajectories`). The student is trained to predict the
+end of a trajectory from any of its points. From the noise alone this is the distillation of Luhman & Luhman 2021; the other
+points train the second, third and fourth step of a few-step sampler.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from gendistill.training.method import Update
 
 
 class LatentAlignment(DenoiserMethod):
-    """Alignment alone: a few-step student by regression of the ends of its teacher's trajectories.
+    """Alignment as the method: a few-step student by regression on the ends of its teacher's trajectories.
 
     Args:
-        alignments: of each student, by the name of its optimizer. With a second student, `partner`, this is deep mutual
-            learning (Zhang et al. 2018): each learns all terms, and the x_0 of the other, which sees the same trajectories
-            from points of its own. The first is the student of the run.
+        alignments: the alignment of each student by optimizer name; `student` is the result of the run. A second student,
+            `peer`, makes this deep mutual learning (Zhang et al. 2018): each student is trained on all terms, and on the x_0
+            of the other, which is predicted from other points of the same trajectories.
     """
 
     name = "latent_alignment"
@@ -48,24 +48,23 @@ class LatentAlignment(DenoiserMethod):
         return [critic for alignment in self.alignments.values() for critic in alignment.critics]
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        painted = {name: alignment.painted(batch, step, random) for name, alignment in self.alignments.items()}
+        x0 = {name: alignment.student_x0(batch, step, random) for name, alignment in self.alignments.items()}
         for name, alignment in self.alignments.items():
-            ours = painted[name]
-            yield from alignment.critic_updates(ours, batch, step, random)
-            loss, terms = alignment.loss(ours, batch, step, random)
-            if weight := weight_at(alignment.config.partner_weight, step):
-                for other in painted.keys() - {name}:
-                    terms["mutual"] = pseudo_huber(ours, painted[other].detach())
+            yield from alignment.critic_updates(x0[name], batch, step, random)
+            loss, terms = alignment.loss(x0[name], batch, step, random)
+            if weight := weight_at(alignment.config.peer_weight, step):
+                for peer in x0.keys() - {name}:
+                    terms["mutual"] = pseudo_huber(x0[name], x0[peer].detach())
                     loss = loss + weight * terms["mutual"]
             prefix = "" if name == "student" else f"{name}_"
             yield Update(loss, (name,), {f"{prefix}{term}": value.detach() for term, value in {"loss": loss, **terms}.items()})
 
 
 class AlignmentRecipe(Recipe):
-    """One stage a generation: a student that is validated at every step count.
+    """One stage for each generation (born-again networks, Furlanello et al. 2018), validated at every step count.
 
-    Each generation starts as the first did, and learns the teacher's trajectories with the ends that the student before it
-    generates in the main step count (Furlanello et al. 2018).
+    Each generation is initialised as the first one, and is trained on the teacher's trajectories, with the ends replaced by the
+    latents that the student of the generation before samples at the main step count.
     """
 
     name = "latent_alignment"
@@ -79,12 +78,13 @@ class AlignmentRecipe(Recipe):
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         config, settings = context.config, context.config.align
-        learned_from: Callable[[TrajectoryData], TrajectoryData] | None = None
+        data: Callable[[TrajectoryData], TrajectoryData] | None = None
         for outline in self.outline(config):
-            names = ("student", "partner") if settings.partner == "mutual" else ("student",)
-            networks = {name: context.networks() for name in names}
+            names = ("student", "peer") if settings.peer == "mutual" else ("student",)
+            networks = [context.networks() for _ in names]  # before the discriminators, whose weights are random too
             alignments = {
-                name: alignment_of(context, nets, config.steps, config.trainer, name) for name, nets in networks.items()
+                name: alignment_of(context, student, config.steps, config.trainer, name)
+                for name, student in zip(names, networks, strict=True)
             }
             method = LatentAlignment(alignments, settings.ema_decay)
             folder = f"stages/{outline.name}" if outline.name else ""
@@ -95,9 +95,9 @@ class AlignmentRecipe(Recipe):
                 folder,
                 steps=config.steps,
                 solvers=list(config.solvers),
-                data=learned_from,
+                data=data,
             )
-            learned_from = partial(ending_with, student=method.networks.average, steps=config.steps[0], cache=config.data.cache)
+            data = partial(ending_with, student=method.networks.average, steps=config.steps[0], cache=config.data.cache)
 
     def outline(self, config: RunConfig) -> list[StageOutline]:
         count = config.align.generations

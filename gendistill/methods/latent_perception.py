@@ -1,11 +1,11 @@
-"""How alike latents look to the teacher's own network."""
+"""Perceptual distance between latents in the features of the teacher's network."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.blocks import blocks_of, reading
+from gendistill.diffusion.blocks import blocks_of, recorded_maps
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.losses.pixel import perceptual_distance
 from gendistill.runtime.random import PerSampleRandom
@@ -13,31 +13,31 @@ from gendistill.samplers.conditioning import Conditioning
 
 
 class LatentPerception:
-    """How alike latents look to the teacher's own network, with the same little noise on both: a LPIPS of latents.
+    """Perceptual distance between two latents in the features of the teacher's network: LPIPS for latents.
 
-    Features of its blocks on the way down and of the middle one (Zhang et al. 2018, eq. 1, with this network in the place of
-    VGG), under the pictures' conditions.
+    The features are those of the down blocks and of the middle block (Zhang et al. 2018, eq. 1, with this network instead of
+    VGG), at the same low noise level for both latents, and conditioned as the images are.
 
     Args:
-        most: the noise is that of timesteps below this share of all.
+        max_fraction: noise levels are those of timesteps below this fraction of all.
     """
 
-    def __init__(self, teacher: Denoiser, most: float = 0.3) -> None:
-        self.teacher, self.most = teacher, most
+    def __init__(self, teacher: Denoiser, max_fraction: float = 0.3) -> None:
+        self.teacher, self.max_fraction = teacher, max_fraction
 
-    def __call__(self, ours: Tensor, theirs: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
-        """Latents (B, C, h, w), both; a scalar. Gradients flow to `ours`."""
+    def __call__(self, student_x0: Tensor, teacher_x0: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
+        """The distance between latents (B, C, h, w) each, a scalar. Gradients flow to `student_x0`."""
         schedule = self.teacher.schedule
-        t = (random.uniform() * self.most * schedule.num_train_timesteps).long().to(ours.device)
-        noise = random.normal(ours.shape[1:]).to(ours.device)
+        t = (random.uniform() * self.max_fraction * schedule.num_train_timesteps).long().to(student_x0.device)
+        noise = random.normal(student_x0.shape[1:]).to(student_x0.device)
         conditioning = conditioning.with_guidance(None)
         with torch.no_grad():
-            target = self._features(schedule.add_noise(theirs, noise, t), t, conditioning)
-        return perceptual_distance(self._features(schedule.add_noise(ours, noise, t), t, conditioning), target)
+            target = self._features(schedule.add_noise(teacher_x0, noise, t), t, conditioning)
+        return perceptual_distance(self._features(schedule.add_noise(student_x0, noise, t), t, conditioning), target)
 
     def _features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> list[Tensor]:
         network = self.teacher.network
         names = [name for name in blocks_of(network) if not name.startswith("up_")]
-        with reading(network, names) as found:
+        with recorded_maps(network, names) as maps:
             self.teacher(x_t, t, conditioning)
-        return [found[name] for name in names]
+        return [maps[name] for name in names]

@@ -1,4 +1,4 @@
-"""The methods there are. `gendistill.methods` registers those of this package; others may be added by `register`."""
+"""The registry of methods. `gendistill.methods` registers those of this package; `register` adds others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def register(recipe: Recipe) -> None:
     """Add a method: `--method NAME`, its section of settings, its line in help texts.
 
     Raises:
-        ValueError: there is another method of that name, or its section is taken.
+        ValueError: another method has the same name or the same section of settings.
     """
-    taken = {known.section for known in RECIPES.values()} | set(RunConfig.model_fields)
-    if recipe.name in RECIPES or recipe.section in taken:
-        raise ValueError(f"method {recipe.name} (settings {recipe.section}) is registered already; takes another name")
+    sections = {known.section for known in RECIPES.values()} | set(RunConfig.model_fields)
+    if recipe.name in RECIPES or recipe.section in sections:
+        raise ValueError(f"method {recipe.name} (settings {recipe.section}) is registered already; expects another name")
     RECIPES[recipe.name] = recipe
 
 
@@ -25,13 +25,13 @@ def recipe_of(config: RunConfig) -> Recipe:
 
 
 def compresses(config: RunConfig) -> bool:
-    """Whether a smaller denoiser than the teacher is distilled, in a first stage or alone."""
+    """Whether the denoiser is compressed, in a first stage or as the method."""
     compress = config.compress
     requested = compress.blocks or compress.factor is not None or compress.student_config is not None
     return requested and recipe_of(config).supports.compression
 
 
 def may_be_lora(config: RunConfig) -> bool:
-    """Whether the student could be a LoRA as well, by its other settings."""
+    """Whether the settings other than `lora` allow a LoRA as the student."""
     full_weights = compresses(config) or config.start is not None or config.quantization != "none"
     return recipe_of(config).supports.lora and not full_weights and config.guidance.mode != "embedded"

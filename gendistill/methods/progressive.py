@@ -1,25 +1,26 @@
 """Progressive distillation (Salimans & Ho 2022), of guided teachers too (Meng et al. 2023).
 
-A student learns to do in one DDIM step what its teacher does in two, then becomes the teacher of the next stage: 64 steps,
-32, ..., 1. What it is fitted to is a prediction, x_0 and eps at once, so that every dialect and weighting reads its own.
+A student is trained to reach in one DDIM step the x_s that its teacher reaches in two, then becomes the teacher of the next
+stage: 64 steps, 32, ..., 1. The target is a prediction, x_0 and eps, from which each prediction type and each weighting
+computes its own target.
 
-Two kinds of stage halve nothing, and come first. Their target is the teacher's own prediction at a time that the next stage
-visits, `teacher(x_t, t)`:
+A first stage without halving may precede these. Its target is the teacher's prediction at the timesteps of the next stage,
+`teacher(x_t, t)`. It has two purposes:
 
-- one network for the two branches of guidance (Meng et al. 2023, section 3.1): the teacher is guided, and the student takes
-  the scale as an input, or keeps one;
-- another dialect. An epsilon student cannot be halved to one step well: x_0 = (x_t - sigma eps) / alpha makes much of a
-  small error where alpha is small, and has no meaning where it is 0 (section 4 of the paper, whose own teachers predict x_0,
-  v, or both x_0 and eps). No choice of weights turns a network that says eps into one that says v = (eps - sigma x_t) / alpha,
-  which would need the network's input added in a proportion that depends on t. So the student is asked for
-  (1 - share) eps + share v, and share grows from 0, where it is the teacher, to 1 (`Denoiser.speaking`).
+- distillation of guidance (Meng et al. 2023, section 3.1): the teacher is guided, and the student, a single network call, has
+  the guidance scale as an input, or learns one scale;
+- change of the prediction type. An epsilon student cannot be halved to one step well: x_0 = (x_t - sigma eps) / alpha amplifies
+  small errors where alpha is small, and is undefined where alpha is 0 (section 4 of the paper, whose own teachers predict x_0,
+  v, or both x_0 and eps). No weights turn a network that predicts eps into one that predicts v = (eps - sigma x_t) / alpha,
+  since the coefficient of the network's input x_t depends on t. So the output is trained as (1 - fraction) eps + fraction v,
+  with a fraction that grows from 0, where the student equals the teacher, to 1 (`Denoiser.with_prediction_type`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -41,8 +42,9 @@ from gendistill.training.trainer_config import TrainerConfig
 
 
 class ProgressiveConfig(Section):
-    """Progressive step-halving (`--method progressive`); the trainer's limits are those of each stage."""
+    """Progressive distillation (`--method progressive`); the limits of the trainer hold for each stage."""
 
+    formerly: ClassVar[dict[str, str]] = {"dialect_steps": "prediction_type_steps"}
     start_steps: int = Field(64, ge=2, description="steps of the teacher before the first halving; 64 gives 32, 16, ..., 1")
     prediction_type: Literal["v_prediction", "sample", "epsilon"] = Field(
         "v_prediction", description="of the student where the teacher predicts the noise"
@@ -51,7 +53,7 @@ class ProgressiveConfig(Section):
         "truncated_snr", description="of the squared error of x_0"
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student and the next stage's teacher")
-    dialect_steps: int = Field(
+    prediction_type_steps: int = Field(
         300, ge=0, description="optimizer steps over which a student of an epsilon teacher goes over to v; 0 jumps"
     )
     sampler: Literal["ddim", "stochastic"] = Field(
@@ -62,19 +64,24 @@ class ProgressiveConfig(Section):
     )
     stages: dict[str, dict[str, Any]] = Field(
         {},
-        description="settings of the trainer for single stages, by name: {imitation: {max_steps: 900}, 4: {patience: 3}}",
-        examples=["settings by stage such as {imitation: {max_steps: 900}, 4: {patience: 3}}"],
+        description="settings of the trainer for single stages, by name: {guidance_distillation: {max_steps: 900}, 4: {patience: 3}}",
+        examples=["settings by stage such as {guidance_distillation: {max_steps: 900}, 4: {patience: 3}}"],
     )
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _names_are_texts(cls, stages: Any) -> Any:
-        """Python writes the name of a stage of 4 steps as a number."""
-        return {str(name): settings for name, settings in stages.items()} if isinstance(stages, dict) else stages
+    def _text_names(cls, stages: Any) -> Any:
+        """Stage names as text (YAML reads `4` as a number); the first stage had another name in earlier versions."""
+        former = {"imitation": "guidance_distillation"}
+        return (
+            {former.get(str(name), str(name)): settings for name, settings in stages.items()}
+            if isinstance(stages, dict)
+            else stages
+        )
 
     @property
     def calls_a_step(self) -> int:
-        """Network calls in which the sampler goes as far as one step of a student."""
+        """Network calls of the sampler for the distance of one student step."""
         return 2 if self.sampler == "stochastic" else 1
 
 
@@ -84,12 +91,12 @@ WEIGHTINGS = ("truncated_snr", "snr_plus_one", "snr", "uniform")
 def x_0_weight(t: Tensor, weighting: str, schedule: NoiseSchedule) -> Tensor:
     """w(t) of the loss w(t) |x_0 error|^2, float64 of t's shape (Salimans & Ho 2022, section 4, with SNR = alpha^2 / sigma^2).
 
-    - `snr`: SNR, the error of eps. It is 0 where the signal is gone, where a student of one step has its only time.
-    - `truncated_snr`: max(SNR, 1), the larger of the errors of x_0 and eps; the paper's choice beside the next.
-    - `snr_plus_one`: SNR + 1, under `vp` the error of v.
+    - `snr`: SNR, the error of eps. It is 0 at zero SNR, the only timestep of a one-step student.
+    - `truncated_snr`: max(SNR, 1), the larger of the errors of x_0 and eps; the paper uses this one and the next.
+    - `snr_plus_one`: SNR + 1, for `vp` the error of v.
     - `uniform`: 1, the error of x_0.
 
-    It is inf at `clean`. `prediction_loss` computes the same without the SNR.
+    SNR is infinite at `clean`. `prediction_loss` computes the weighted error without the SNR.
     """
     snr = (schedule.alpha(t) / schedule.sigma(t)) ** 2
     weights = {"snr": snr, "truncated_snr": snr.clamp(min=1), "snr_plus_one": snr + 1, "uniform": torch.ones_like(snr)}
@@ -97,10 +104,10 @@ def x_0_weight(t: Tensor, weighting: str, schedule: NoiseSchedule) -> Tensor:
 
 
 def prediction_loss(prediction: Prediction, target: Prediction, weighting: str = "truncated_snr") -> Tensor:
-    """The mean, over the batch and its elements, of x_0's squared error times `x_0_weight`: a scalar.
+    """The squared error of x_0 times `x_0_weight`, averaged over the batch and its elements: a scalar.
 
-    Two predictions at one x_t have alpha dx_0 = -sigma deps, so SNR dx_0^2 is deps^2. No SNR is computed, so none is infinite
-    and none is 0.
+    The differences of two predictions at the same x_t satisfy alpha dx_0 = -sigma deps, so SNR dx_0^2 is deps^2. The SNR
+    itself, which may be infinite or 0, is not computed.
     """
     x_0, eps = (prediction.x_0 - target.x_0).square(), (prediction.eps - target.eps).square()
     if _known(weighting) == "snr":
@@ -112,16 +119,16 @@ def prediction_loss(prediction: Prediction, target: Prediction, weighting: str =
 
 def _known(weighting: str) -> str:
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting {weighting!r} is not known; takes one of {', '.join(WEIGHTINGS)}")
+        raise ValueError(f"weighting {weighting!r} is not known; expects one of {', '.join(WEIGHTINGS)}")
     return weighting
 
 
 class ProgressiveDistillation(DenoiserMethod):
-    """What all stages share: a time of the stage's grid for each sample, and a prediction to be fitted there.
+    """The base of all stages: a random timestep of the stage's grid for each sample, and a target prediction there.
 
     Args:
-        times: (N,) falling, the times that the student is trained at: those that it is sampled at. At the first of them it
-            sees noise alone, as a sampler begins; at the others noisy data.
+        times: (N,) descending, the timesteps of training, which are those of sampling. At the first of them x_t is pure noise,
+            as in a sampler; at the others noisy data.
     """
 
     name = "progressive"
@@ -142,26 +149,26 @@ class ProgressiveDistillation(DenoiserMethod):
         noise = random.normal(latents.shape[1:]).to(latents.device)
         row = (random.uniform() * len(self.times)).long()
         t = self.times[row].to(latents.device)
-        begins = expand_to(row == 0, latents).bool()
-        x_t = torch.where(begins, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
-        conditioning, scale = self.guidance.draw(batch.conditioning, random)
+        is_first = expand_to(row == 0, latents).bool()
+        x_t = torch.where(is_first, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
+        conditioning, scale = self.guidance.sample(batch.conditioning, random)
         target = self.target(x_t, row, conditioning, scale)
         return self.fit(x_t, t, conditioning, target, step), {}
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
-        """What the student must say of x_t (B, ...) at `times[row]`."""
+        """The target prediction of the student at x_t (B, ...), `times[row]`."""
         raise NotImplementedError
 
     def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
-        """How far from it the student is, in step `step` of its training: a scalar."""
+        """The loss between the student's prediction and `target` in training step `step`: a scalar."""
         return prediction_loss(self.networks.student(x_t, t, conditioning), target, self.config.weighting)
 
 
 class GuidanceDistillation(ProgressiveDistillation):
-    """The stage that halves nothing: the guided teacher's own prediction, in one call and in the student's dialect.
+    """The stage without halving: the guided teacher's prediction in one network call, in the student's prediction type.
 
-    A student that changes from eps to v does so over `dialect_steps` steps: what its output is fitted to is
-    `(1 - share) eps + share v` (B, ...), and share grows from 0 to 1.
+    The prediction type changes over `prediction_type_steps` steps: the target of the network output is
+    `(1 - fraction) eps + fraction v` (B, ...), and the fraction grows from 0 to 1.
     """
 
     @torch.no_grad()
@@ -170,14 +177,17 @@ class GuidanceDistillation(ProgressiveDistillation):
 
     def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
         student = self.networks.student
-        if step >= self.config.dialect_steps or student.prediction_type in ("sample", self.networks.teacher.prediction_type):
+        if step >= self.config.prediction_type_steps or student.prediction_type in (
+            "sample",
+            self.networks.teacher.prediction_type,
+        ):
             return super().fit(x_t, t, conditioning, target, step)
-        student = student.speaking(student.prediction_type, step / self.config.dialect_steps)
+        student = student.with_prediction_type(student.prediction_type, step / self.config.prediction_type_steps)
         return mse_loss(student.output_of(student(x_t, t, conditioning), t), student.output_of(target, t))
 
 
 class StepHalving(ProgressiveDistillation):
-    """One step of the student for two of its teacher, which is called as the student is."""
+    """One step of the student for two of its teacher, at the same conditions."""
 
     def __init__(
         self,
@@ -194,17 +204,17 @@ class StepHalving(ProgressiveDistillation):
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         teacher = self.networks.teacher
         t, middle, s = (times[row].to(x_t.device) for times in (self.halving.t, self.halving.middle, self.halving.s))
-        return halving_target(lambda x, at: teacher(x, at, conditioning), x_t, t, middle, s, teacher.schedule)
+        return halving_target(lambda x_t, t: teacher(x_t, t, conditioning), x_t, t, middle, s, teacher.schedule)
 
 
-IMITATION = "imitation"  # the stage before the first halving
+GUIDANCE_STAGE = "guidance_distillation"  # name of the stage before the first halving
 
 
 class ProgressiveRecipe(Recipe):
-    """The distillation of guidance or into another prediction type, where there is any, then one stage a halving.
+    """The distillation of guidance or into another prediction type, if needed, then one stage for each halving.
 
-    Each stage's teacher is the average that the one before has made; the student starts as it. Stages are named by the
-    network calls of their students, which the stochastic sampler makes two of a step.
+    The teacher of a stage is the EMA of the stage before, which also initialises the student. Stages are named by the number of
+    network calls of their students; the stochastic sampler makes two calls for each step.
     """
 
     name = section = "progressive"
@@ -217,22 +227,23 @@ class ProgressiveRecipe(Recipe):
         counts = network_calls(config)
         if not set(config.steps) <= set(counts):
             raise ValueError(
-                f"steps {config.steps}: takes some of {counts}, which progressive.start_steps {settings.start_steps} is "
-                "halved to"
+                f"steps {config.steps}: expects values from {counts}, the step counts that progressive.start_steps "
+                f"{settings.start_steps} is halved to"
             )
-        names = [IMITATION, *map(str, counts)]
+        names = [GUIDANCE_STAGE, *map(str, counts)]
         for name in settings.stages:
             if name not in names:
-                raise ValueError(f"progressive.stages.{name} is not known; takes one of {', '.join(names)}")
+                raise ValueError(f"progressive.stages.{name} is not known; expects one of {', '.join(names)}")
             _trainer(config, name)
         if (grid := settings.grid) is None:
             return
         if not grid or min(grid) < 0 or sorted(set(grid), reverse=True) != grid:
-            raise ValueError(f"progressive.grid {grid}: takes falling timesteps, such as [999, 749, 499, 249]")
-        if len(grid) not in counts or any(two != 2 * one for two, one in pairwise([settings.start_steps, *counts])):
+            raise ValueError(f"progressive.grid {grid}: expects descending timesteps, such as [999, 749, 499, 249]")
+        all_counts = [settings.start_steps, *counts]
+        if len(grid) not in counts or any(teacher != 2 * student for teacher, student in pairwise(all_counts)):
             raise ValueError(
-                f"progressive.grid of {len(grid)} timesteps: takes as many as one of the students makes steps, {counts}, "
-                "where each makes half as many as the one before"
+                f"progressive.grid of {len(grid)} timesteps: expects the step count of one of the students, {counts}, each of "
+                "which must be half of the one before"
             )
 
     def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories"]:
@@ -252,14 +263,14 @@ class ProgressiveRecipe(Recipe):
 
         guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
         if guided or prediction_type != teacher.prediction_type:
-            networks.student = networks.student.speaking(prediction_type)
-            networks.average = networks.average.speaking(prediction_type)
+            networks.student = networks.student.with_prediction_type(prediction_type)
+            networks.average = networks.average.with_prediction_type(prediction_type)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
             method = GuidanceDistillation(networks, guidance, settings, times)
-            yield stage(method, IMITATION, settings.start_steps, "ddim", None)
+            yield stage(method, GUIDANCE_STAGE, settings.start_steps, "ddim", None)
             networks = next_networks(networks)
-        for number, count in enumerate(network_calls(config)):
-            networks = next_networks(networks) if number else networks
+        for index, count in enumerate(network_calls(config)):
+            networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
             auxiliary = auxiliary_alignment(context, networks, [count], _trainer(config, str(count))) if student else []
             halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary)
@@ -267,23 +278,23 @@ class ProgressiveRecipe(Recipe):
 
     def outline(self, config: RunConfig) -> list[StageOutline]:
         students = {str(count): f"student-{count}" for count in config.steps}
-        names = [IMITATION, *map(str, network_calls(config))]
+        names = [GUIDANCE_STAGE, *map(str, network_calls(config))]
         return [StageOutline(name, _trainer(config, name), students.get(name)) for name in names]
 
 
 def network_calls(config: RunConfig) -> list[int]:
-    """Network calls of the students of all halvings.
+    """Numbers of network calls of the students of all halvings.
 
     Raises:
-        ValueError: it cannot be halved to the least of `steps`.
+        ValueError: `start_steps` cannot be halved to the smallest of `steps`.
     """
     settings: ProgressiveConfig = config.progressive
-    a_step, fewest = settings.calls_a_step, min(config.steps)
-    if fewest % a_step:
-        raise ValueError(f"steps {config.steps}: takes even numbers for the stochastic sampler")
-    return [a_step * count for count in halvings(settings.start_steps, fewest // a_step)]
+    calls_a_step, fewest = settings.calls_a_step, min(config.steps)
+    if fewest % calls_a_step:
+        raise ValueError(f"steps {config.steps}: expects even numbers for the stochastic sampler")
+    return [calls_a_step * count for count in halvings(settings.start_steps, fewest // calls_a_step)]
 
 
 def _trainer(config: RunConfig, stage: str) -> TrainerConfig:
-    """The trainer's settings for a stage: those of all stages, and its own over them."""
+    """The trainer's settings for a stage: those of the run, updated by those of the stage."""
     return config.trainer.updated(config.progressive.stages.get(stage, {}), f"progressive.stages.{stage}")

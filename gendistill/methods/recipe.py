@@ -1,4 +1,4 @@
-"""A recipe: everything that the rest of the house wants to know of a method. One a method, in the method's own file."""
+"""A recipe: the interface between a method and the rest of the package. Each method has one, in its own file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gendistill.training.trainer_config import TrainerConfig
 
 
 class RunConfig(Section):
-    """The settings of a run that belong to no single method. `run.config.DistillConfig` adds a section for each method."""
+    """The settings of a run that do not depend on the method. `run.config.DistillConfig` adds a section for each method."""
 
     teacher: str = Field(
         "assets/tiny-sd",
@@ -60,21 +60,21 @@ class RunConfig(Section):
 
     @property
     def compression_options(self) -> set[str]:
-        """Names of the settings of `compress` that were given."""
+        """Names of the settings of `compress` that differ from their defaults."""
         default = CompressConfig()
         return {name for name, value in self.compress if value != getattr(default, name)}
 
 
 @dataclass(frozen=True)
 class Supports:
-    """Options of a run that a method can be combined with.
+    """Options of a run that a method supports.
 
     Attributes:
-        lora: training an adapter (`lora.enabled`).
-        compression: distilling a smaller network first (`--compress` of a denoiser).
+        lora: training of an adapter (`lora.enabled`).
+        compression: compression of a denoiser as the first stage (`--compress`).
         full_weights: `start` and `quantization`, which train all weights of a denoiser.
-        auxiliary_losses: alignment with the teacher's trajectories beside the method's own loss (`align.weight`).
-        gradient_checkpointing: networks that know it, and a teacher in half precision.
+        auxiliary_losses: alignment with the teacher's trajectories as an additional loss (`align.weight`).
+        gradient_checkpointing: gradient checkpointing, and a teacher in half precision.
         planning: a training step on the meta device, for `plan --train`.
     """
 
@@ -88,17 +88,17 @@ class Supports:
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: a method's networks, trained by one trainer until its limits, then handed to the next stage.
+    """One training within a run: the networks of a method, trained to the limits of one trainer.
 
     Attributes:
-        method: with its networks; the average that validates best is loaded in them once the stage is trained.
-        trainer: its settings.
-        student: the folder of the run that the student is written to; None where it is only the next stage's teacher.
-        folder: of the run, for checkpoints and log; "" is the run's own.
-        steps: step counts of a few-step student to validate at, the main one first.
-        solvers: solvers to choose from.
-        grids: timesteps that its student is sampled at where they are not the trailing ones.
-        data: makes the data of this stage from the run's; None where it is these.
+        method: method and networks; after training, its EMA holds the best weights by validation.
+        trainer: settings of the trainer.
+        student: subfolder of the run that the student is saved to; None where it is only the teacher of the next stage.
+        folder: subfolder of the run for checkpoints and log; "" is the run folder.
+        steps: step counts to validate a few-step student at, the main one first.
+        solvers: solvers to choose from by validation.
+        grids: timesteps of the student's samplers where these are not the trailing grid.
+        data: function from the data of the run to the data of this stage; None for the data of the run.
     """
 
     method: Method
@@ -113,12 +113,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageOutline:
-    """What is known of a stage before anything is loaded.
+    """The description of a stage before any network is loaded.
 
     Attributes:
-        name: of a stage of several; "" of the only one.
-        trainer: its limits.
-        student: the folder of the run that its student is written to, if any.
+        name: name of the stage; "" for the only stage of a run.
+        trainer: settings of the trainer.
+        student: subfolder of the run that the student is saved to, if any.
     """
 
     name: str
@@ -127,19 +127,18 @@ class StageOutline:
 
 
 class Recipe(ABC):
-    """A method, as the rest of the house sees it. Stateless; one instance is registered in `methods.method_registry`.
+    """The interface of a method. Stateless; one instance is registered in `methods.method_registry`.
 
     Attributes:
-        name: what `--method` takes.
-        section: the name of its settings in the config, usually the same.
-        Config: its settings.
+        name: the name for `--method`.
+        section: the name of its section of settings in the config, usually the same.
+        Config: the class of that section.
         summary: one line for help texts.
-        teaches: the kind of teacher: it decides how that is opened, how students are validated, how they are exported.
-        data: what a method of this kind learns on, in words of `data_needs`.
-        supports: options that it can be combined with.
-        default_teacher: what is distilled where no teacher is named.
-        student: what comes out, in words for errors.
-        size_settings: what decides the student's size where `compress` does not.
+        teaches: the kind of teacher, which decides how teachers are opened, and how students are validated and exported.
+        supports: options of a run that the method supports.
+        default_teacher: the teacher of runs that name none.
+        student: the kind of student, for error messages.
+        size_settings: the settings of the student's size where these are not `compress`.
     """
 
     name: ClassVar[str]
@@ -153,24 +152,24 @@ class Recipe(ABC):
     size_settings: ClassVar[str] = ""
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
-        """Raise ValueError, in one sentence that names a setting, for settings that do not go together.
+        """Raise ValueError, in one sentence that names a setting, for incompatible settings.
 
-        Called when a config is made, without a teacher, and again once the teacher is opened (a `diffusion.teacher.Teacher`,
-        or a `gan.gan_folder.Gan`).
+        Called without a teacher when a config is built, and again when the teacher (a `diffusion.teacher.Teacher` or a
+        `gan.gan_folder.Gan`) is open.
         """
         if config.lora.enabled and not self.supports.lora:
-            raise ValueError(f"lora.enabled: {self.student} has weights of its own; takes false")
+            raise ValueError(f"lora.enabled: {self.student} has weights of its own; expects false")
 
     def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories", "images", "decoded"]:
-        """What the method learns on: encoded images, the teacher's trajectories, images for a GAN, or latents with their
+        """The kind of training data: encoded images, the teacher's trajectories, images for a GAN, or latents with their
         images and the teacher's reconstructions."""
         return "latents"
 
     @abstractmethod
     def stages(self, context: Any) -> Iterator[Stage]:
-        """The stages in order. Each begins where the one before has ended, which has been trained before the next is asked
-        for. `context` is the `DenoiserContext`, `GeneratorContext` or `AutoencoderContext` of the kind that it teaches."""
+        """The stages in order. Each starts from the result of the one before, which is trained before the next stage is
+        requested. `context` is a `DenoiserContext`, `GeneratorContext` or `AutoencoderContext`, by the kind of teacher."""
 
     def outline(self, config: RunConfig) -> list[StageOutline]:
-        """The stages that `stages` will yield, known from the settings alone: for `--dry-run` and `plan`."""
+        """The outlines of the stages that `stages` yields, from the settings alone, for `--dry-run` and `plan`."""
         return [StageOutline("", config.trainer)]

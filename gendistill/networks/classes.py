@@ -34,7 +34,7 @@ def network_class(class_path: str, setting: str = "teacher") -> type[nn.Module]:
         ValueError: the module fails, or has no such class, or it is no torch.nn.Module.
     """
     if not is_class_path(class_path):
-        raise ValueError(f"{setting} {class_path}: takes module:Class, such as networks.generator:Generator")
+        raise ValueError(f"{setting} {class_path}: expects module:Class, such as networks.generator:Generator")
     module_name, _, name = class_path.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -86,7 +86,7 @@ def read_arguments(path: str | None, setting: str) -> dict[str, Any]:
     if path is None:
         return {}
     if not Path(path).is_file():
-        raise ValueError(f"{setting} {path}: takes a JSON file with the constructor's arguments; there is no such file")
+        raise ValueError(f"{setting} {path}: expects a JSON file with the constructor's arguments; there is no such file")
     return {name: value for name, value in read_json(Path(path), setting).items() if not name.startswith("_")}
 
 
@@ -101,7 +101,7 @@ def read_json(path: Path, setting: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{setting} {path}: is no JSON file ({in_a_line(error)})") from error
     if not isinstance(read, dict):
-        raise ValueError(f'{setting} {path}: takes a mapping such as {{"latent_dim": 128}}, not {type(read).__name__}')
+        raise ValueError(f'{setting} {path}: expects a mapping such as {{"latent_dim": 128}}, not {type(read).__name__}')
     return read
 
 

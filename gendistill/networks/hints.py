@@ -1,6 +1,6 @@
 """Hints: which layers of a teacher a student learns to match, found by running both once, and their features on every step.
 
-FitNets (Romero et al. 2015) match one layer by hand; here candidates are all modules whose output is a picture of features,
+FitNets (Romero et al. 2015) match one layer by hand; here candidates are all modules whose output is an image of features,
 and one of each resolution is taken, the last, paired by resolution and by how deep it lies.
 """
 
@@ -61,7 +61,7 @@ def candidates(network: nn.Module, inputs: Sequence[Tensor]) -> list[Candidate]:
         given = network(*one_sample(inputs))
     output = given.shape[1:] if isinstance(given, Tensor) else None
     seen = [(path, maps.shape[1:]) for path, maps in calls if isinstance(maps, Tensor) and maps.ndim == 4]
-    while seen and seen[-1][1] == output:  # the picture itself: what paints it, and an activation after
+    while seen and seen[-1][1] == output:  # the image itself: what generates it, and an activation after
         seen.pop()
     once = {path: (k, shape) for k, (path, shape) in enumerate(seen)}  # a module that runs often counts where it ends
     most = max(len(seen) - 1, 1)
@@ -158,7 +158,7 @@ def _chosen(theirs: Sequence[Candidate], ours: Sequence[Candidate], teacher_path
     one, other = _find(theirs, teacher_path, "teacher"), _find(ours, student_path, "student")
     if one.shape[1:] != other.shape[1:]:
         shapes = f"{one.shape[1]}x{one.shape[2]} and {other.shape[1]}x{other.shape[2]}"
-        raise ValueError(f"hints {teacher_path}={student_path}: takes layers of one resolution; got {shapes}.")
+        raise ValueError(f"hints {teacher_path}={student_path}: expects layers of one resolution; got {shapes}.")
     return Hint(teacher_path, student_path, one.shape, other.shape)
 
 

@@ -56,7 +56,7 @@ def read_state_dict(path: str | Path, setting: str, *, part: str = "generator") 
         raise ValueError(f"{setting} {path}: there is no such file")
     refuse_program(path, setting)
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{setting} {path}: takes .safetensors, or a state_dict's .pth or .pt; {SAVE_INSTEAD}")
+        raise ValueError(f"{setting} {path}: expects .safetensors, or a state_dict's .pth or .pt; {SAVE_INSTEAD}")
     held = _read_safetensors(path, setting) if path.suffix.lower() == ".safetensors" else _read_pickle(path, setting)
     found = _state_dict_in(held, part)
     if found is None:
@@ -77,7 +77,7 @@ def refuse_program(path: Path, setting: str) -> None:
             if not any(name.endswith("/constants.pkl") for name in archive.namelist()):  # TorchScript's alone
                 return
     raise ValueError(
-        f"{setting} {path}: is a program (TorchScript or torch.export), and programs are not opened as they hold code; takes "
+        f"{setting} {path}: is a program (TorchScript or torch.export), and programs are not opened as they hold code; expects "
         f"module:Class as the teacher with .safetensors or a state_dict as generator.weights, or a GAN's folder"
     )
 

@@ -23,7 +23,7 @@ from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.decoder import AutoencoderContext
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networks
-from gendistill.run.validation import save_picture
+from gendistill.run.validation import save_image_grid
 from gendistill.runtime.files import replace_folder
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import image_grid
@@ -148,10 +148,12 @@ class DecoderValidator:
         """By the PSNR of the tiny decoder, which is finite whatever the images are; and a grid: images, the teacher's
         reconstructions of them, the student's."""
         networks = self.networks
-        figures = measure_decoder(networks.teacher, networks.average, self.data, num=self.num, of_encoder=False, batch_sizes=())
+        figures = measure_decoder(
+            networks.teacher, networks.average, self.data, num=self.num, measure_encoder=False, batch_sizes=()
+        )
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
         made = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
-        rows = torch.cat([batch.pictures, batch.decoded, made])
-        save_picture(image_grid(rows / 2 + 0.5, columns=len(made)), self.samples / f"step-{step:06d}.png")
+        rows = torch.cat([batch.images, batch.decoded, made])
+        save_image_grid(image_grid(rows / 2 + 0.5, columns=len(made)), self.samples / f"step-{step:06d}.png")
         values = figures.as_json()
         return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: values[name] for name in ("psnr", "psnr_lost")})

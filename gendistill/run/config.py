@@ -37,9 +37,11 @@ def check(config: RunConfig) -> None:
     if recipe.teaches != "generator":
         check_compression(config, recipe)
     if not config.steps or min(config.steps) < 1:
-        raise ValueError(f"steps {config.steps}: takes at least one step count, each 1 or more")
+        raise ValueError(f"steps {config.steps}: expects at least one step count, each 1 or more")
     if config.lora.enabled and config.guidance.mode == "embedded":
-        raise ValueError("guidance.mode 'embedded' adds an input that no LoRA file can carry; takes 'baked' or 'cfg' with lora")
+        raise ValueError(
+            "guidance.mode 'embedded' adds an input that no LoRA file can carry; expects 'baked' or 'cfg' with lora"
+        )
     recipe.check(config)
     check_alignment(config, recipe)
 
@@ -50,9 +52,9 @@ def _full_weights(config: RunConfig) -> None:
         if not recipe_of(config).supports.full_weights:
             raise ValueError(f"{name} {getattr(config, name)}: is of a denoiser, not of --method {config.method}")
         if config.lora.enabled:
-            raise ValueError(f"{name} {getattr(config, name)}: trains all weights; takes lora.enabled=false")
+            raise ValueError(f"{name} {getattr(config, name)}: trains all weights; expects lora.enabled=false")
     if config.start is not None and compresses(config):
-        raise ValueError(f"start {config.start}: takes no compress beside it; a smaller network begins from its teacher")
+        raise ValueError(f"start {config.start}: expects no compress beside it; a smaller network begins from its teacher")
 
 
 def config_class() -> type[RunConfig]:
@@ -90,7 +92,7 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"config {file} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(settings, dict):
-            raise ValueError(f"config {file} holds a {type(settings).__name__}; takes settings by name")
+            raise ValueError(f"config {file} holds a {type(settings).__name__}; expects settings by name")
         settings = _named(settings)
     for name, value in (overrides or {}).items():
         *sections, last = name.split(".")

@@ -27,9 +27,9 @@ from gendistill.methods.compression import compressed_config
 from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
-from gendistill.networks.pruning.unet_pruning import share_of_macs
+from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.run.student_provenance import provenance_of
-from gendistill.run.validation import Validator, scheduler_of, validation_judge
+from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
@@ -61,7 +61,7 @@ class DenoiserRun:
     def require_teacher(config: RunConfig) -> None:
         if is_gan_folder(config.teacher) or is_class_path(config.teacher):
             raise ValueError(
-                f"teacher {config.teacher}: is a GAN, which --method {config.method} cannot distill; takes --method gan"
+                f"teacher {config.teacher}: is a GAN, which --method {config.method} cannot distill; expects --method gan"
             )
 
     @staticmethod
@@ -75,7 +75,7 @@ class DenoiserRun:
             self.latents = prepare_data(config.data, teacher, config.seed, progress)
         self.learned_on: LatentData | TrajectoryData = self.latents
         if recipe_of(config).data_needs(config) == "trajectories":
-            with advancing_bar("painting trajectories") as progress:
+            with advancing_bar("generating trajectories") as progress:
                 texts = partial(training_texts, config.data, teacher, self.latents, config.seed)
                 self.learned_on = generate_trajectories(
                     teacher,
@@ -89,7 +89,7 @@ class DenoiserRun:
                     progress=progress,
                 )
         with self.processes.local_main_process_first():  # which reads the reference for the others of its machine
-            self.judge = validation_judge(config, teacher, self.latents)
+            self.evaluator = validation_evaluator(config, teacher, self.latents)
 
     def stages(self) -> Iterator[Stage]:
         teacher = self.teacher
@@ -101,11 +101,11 @@ class DenoiserRun:
         return self.learned_on if stage.data is None else stage.data(self.learned_on)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        return Validator(self.config, self.teacher, stage, self.judge, samples)
+        return Validator(self.config, self.teacher, stage, self.evaluator, samples)
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
         """The student is sampled by the solver that validated best."""
-        assert training.best is not None  # the validator has judged at least the start
+        assert training.best is not None  # the validator has evaluated at least the start
         figures = {"validation": training.best.score}
         spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
         if self.processes.is_main_process:
@@ -117,7 +117,7 @@ class DenoiserRun:
         teacher, network = self.teacher, stage.method.networks.average.network
         described: dict[str, Any] = {"teacher commit": teacher.commit} if teacher.commit else {}
         if compresses(self.config):
-            fraction = share_of_macs(teacher.network.config, network.config)
+            fraction = macs_fraction(teacher.network.config, network.config)
             described["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"
         return {
             **described,
@@ -145,7 +145,7 @@ def describe_student(
         prediction_type=stage.method.networks.average.prediction_type,
         lora=config.lora.enabled,
         quantization=config.quantization,
-        eta=solver_eta(solver) if teacher.family.takes_eta else 0.0,
+        eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
         figures=figures or {},
@@ -163,17 +163,17 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
         return None
     pipeline, spec = open_student(config.start)
     if spec is not None and spec.lora:
-        raise ValueError(f"start {config.start}: is a LoRA; takes a student with all its weights")
+        raise ValueError(f"start {config.start}: is a LoRA; expects a student with all its weights")
     network, expected = network_of(pipeline), teacher.network.config
     found = network.config
     for name in ("in_channels", "out_channels", "cross_attention_dim", "num_class_embeds"):
         if found.get(name) != expected.get(name):
             raise ValueError(
-                f"start {config.start}: its network has {name} {found.get(name)}; takes {expected.get(name)}, the teacher's"
+                f"start {config.start}: its network has {name} {found.get(name)}; expects {expected.get(name)}, the teacher's"
             )
     if spec is not None and spec.prediction_type != teacher.denoiser.prediction_type:
         raise ValueError(
-            f"start {config.start}: predicts {spec.prediction_type}; takes a student that predicts "
+            f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
     return network.to(teacher.pipeline.device)
@@ -188,14 +188,14 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     """
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
-        raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; takes the full mode")
+        raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects the full mode")
     if config.guidance.mode == "embedded" and family.guided and not family.embeds_guidance:
-        raise ValueError(f"guidance.mode embedded: the network of {kind} takes no guidance scale; expects baked or cfg")
+        raise ValueError(f"guidance.mode embedded: the network of {kind} expects no guidance scale; expects baked or cfg")
     if family.guided:
         return config
     given = config.guidance.model_fields_set
     if (config.guidance.scale > 1 and "scale" in given) or config.guidance.mode != "baked":
-        raise ValueError(f"guidance: {kind} knows no guidance; takes the mode 'baked' with a scale of 1")
+        raise ValueError(f"guidance: {kind} knows no guidance; expects the mode 'baked' with a scale of 1")
     return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": 1.0})})
 
 
@@ -246,9 +246,9 @@ def describe_data(config: RunConfig, texts: bool) -> str:
         what = source.describe()
     else:
         prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all that it knows"
-        what = f"{data.num_synthetic} pictures that the teacher paints of {prompts}"
+        what = f"{data.num_synthetic} images that the teacher generates of {prompts}"
     if recipe_of(config).data_needs(config) == "trajectories":
         what += (
-            f" and {config.align.trajectories} trajectories of {config.align.trajectory_steps} steps that the teacher paints"
+            f" and {config.align.trajectories} trajectories of {config.align.trajectory_steps} steps that the teacher generates"
         )
     return f"{what}; encoded into {data.cache}"

@@ -14,7 +14,7 @@ from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.run.autoencoders import AutoencoderRun
 from gendistill.run.config import load_config, save_config
 from gendistill.run.denoisers import DenoiserRun
-from gendistill.run.failures import told_in_a_sentence
+from gendistill.run.failures import user_errors
 from gendistill.run.generators import GeneratorRun
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.extras import missing_extras_named
@@ -111,14 +111,14 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
         Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
     """
     if config is not None and settings:
-        raise ValueError(f"distill: got a config and {', '.join(settings)}; takes one of them")
+        raise ValueError(f"distill: got a config and {', '.join(settings)}; expects one of them")
     config = load_config(None, settings) if config is None else config
     run = make_folder(Path(config.out))
     require_free(run, resume)  # before the encoding, and before config.yaml is written
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
     processes = join_processes(config.trainer, usable_device(config.device))
-    with told_in_a_sentence(config, processes.num_processes):
+    with user_errors(config, processes.num_processes):
         try:
             result = _distill(kind(config, processes), run, processes, resume)
         except Stopped:
@@ -132,7 +132,7 @@ def require_free(run: Path, resume: bool) -> None:
     """ValueError where a folder holds a run that is not resumed, or a student without any checkpoints to resume from."""
     students = [folder for folder in (run / "student", *run.glob("student-*")) if folder.exists()]
     if not resume and (students or any((run / name).exists() for name in WRITTEN)):
-        raise ValueError(f"out {run} holds a run already; takes --resume, or another folder")
+        raise ValueError(f"out {run} holds a run already; expects --resume, or another folder")
     stages = (run, *run.glob("stages/*"))
     if students and not any(Checkpoints(folder / "checkpoints").steps() for folder in stages):
         raise replaces(students[0])
@@ -142,7 +142,7 @@ def replaces(student: Path) -> ValueError:
     """The error for a student that a new one would replace."""
     return ValueError(
         f"out {student.parent} holds {student.name} but no checkpoint of it to resume from, so that a new one would replace "
-        f"it; takes another folder, or this one once {student.name} is moved elsewhere"
+        f"it; expects another folder, or this one once {student.name} is moved elsewhere"
     )
 
 

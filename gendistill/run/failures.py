@@ -19,7 +19,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
-def told_in_a_sentence(config: RunConfig, num_processes: int) -> Iterator[None]:
+def user_errors(config: RunConfig, num_processes: int) -> Iterator[None]:
     """Raises ValueError where memory or the disk runs out within."""
     try:
         yield
@@ -55,7 +55,7 @@ def out_of_memory(config: RunConfig, num_processes: int = 1) -> str:
     elif config.lora.enabled and config.lora.rank > 8:
         remedies.append(f"lora.rank={config.lora.rank // 2}")
     settings = ", then ".join(f"--set {remedy}" for remedy in remedies) or "a smaller teacher or data.resolution"
-    return f"out of memory at trainer.batch_size {trainer.batch_size}; takes {settings}, until it fits"
+    return f"out of memory at trainer.batch_size {trainer.batch_size}; expects {settings}, until it fits"
 
 
 def out_of_disk(config: RunConfig, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""What decides which checkpoint of a GAN becomes the student: how far its pictures are from the real ones."""
+"""What decides which checkpoint of a GAN becomes the student: how far its images are from the real ones."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.generator import Generator
 from gendistill.methods.gan_codistillation import GanCodistillation
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
-from gendistill.run.validation import GRID_PICTURES, save_picture
+from gendistill.run.validation import GRID_IMAGES, save_image_grid
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
-from gendistill.samplers import image_grid, pictures_at_once, to_uint8
-from gendistill.training.processes import gathered, share
+from gendistill.samplers import image_grid, images_at_once, to_uint8
+from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
-MOST_REFERENCE = 4096  # pictures that a reference is made of
+MAX_REFERENCE = 4096  # images that a reference is made of
 
 
 class GeneratorValidator:
-    """Judges the student's average by the pictures of fixed noise, against real ones where there are any, else the teacher's.
+    """Judges the student's average by the images of fixed noise, against real ones where there are any, else the teacher's.
 
     Args:
-        num: pictures of a validation.
+        num: images of a validation.
         device: where the generators are.
     """
 
     def __init__(
         self,
         method: GanCodistillation,
-        data: PictureData | NoData,
+        data: ImageData | NoData,
         extractor: FeatureExtractor,
         samples: Path,
         *,
@@ -47,51 +47,51 @@ class GeneratorValidator:
         samples.mkdir(parents=True, exist_ok=True)
         teacher = method.networks.teacher
         self.inputs, self.labels = _asked(teacher, data, num, 1_000 + seed)
-        theirs = torch.cat(list(self._painted(teacher, self.inputs, self.labels, range(num))))
+        theirs = torch.cat(list(self._generated(teacher, self.inputs, self.labels, range(num))))
         self.reference = self._reference(data, teacher, seed)
         self.teacher_diversity = diversity(extract(extractor, theirs), self.labels)
-        save_picture(image_grid(theirs[:GRID_PICTURES].float() / 255), samples / "teacher.png")
+        save_image_grid(image_grid(theirs[:GRID_IMAGES].float() / 255), samples / "teacher.png")
 
     def __call__(self, step: int) -> Validation:
-        """The distance of the average's pictures, and how diverse they are; processes share the painting."""
+        """The distance of the average's images, and how diverse they are; processes share the generating."""
         average = self.method.networks.average
         num = len(self.inputs)
-        pictures = gathered(torch.cat(list(self._painted(average, self.inputs, self.labels, share(num)))), num)
-        features = extract(self.extractor, pictures)
+        images = gathered(torch.cat(list(self._generated(average, self.inputs, self.labels, items_of_process(num)))), num)
+        features = extract(self.extractor, images)
         distance = frechet_distance(gaussian_statistics(features), self.reference)
         relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
         if step:
-            self.method.saw_diversity(relative)
-        save_picture(image_grid(pictures[:GRID_PICTURES].float() / 255), self.samples / f"step-{step:06d}.png")
+            self.method.report_diversity(relative)
+        save_image_grid(image_grid(images[:GRID_IMAGES].float() / 255), self.samples / f"step-{step:06d}.png")
         return Validation(distance, {self.metric: distance, "diversity": relative})
 
     @torch.no_grad()
-    def _painted(
+    def _generated(
         self, generator: Generator, inputs: Tensor, labels: Tensor | None, numbers: range | list[int]
     ) -> Iterator[Tensor]:
         """Batches uint8 (B, 3, H, W) on the CPU, of those of `inputs` and `labels` that have these numbers."""
         training = generator.network.training
         generator.network.eval()
-        size = pictures_at_once(max(generator.spec.output_shape[1:]))
+        size = images_at_once(max(generator.spec.output_shape[1:]))
         for rows in torch.tensor(list(numbers)).split(size):
             classes = None if labels is None else labels[rows].to(self.device)
             yield in_colour(generator(inputs[rows].to(self.device), classes))
         generator.network.train(training)
 
-    def _reference(self, data: PictureData | NoData, teacher: Generator, seed: int) -> GaussianStatistics:
-        if isinstance(data, PictureData) and teacher.spec.kind == "noise":
-            rows = indices_of_step(seed, 0, min(len(data), MOST_REFERENCE), len(data))
-            pictures = data.cache.rows(rows)["pictures"]
+    def _reference(self, data: ImageData | NoData, teacher: Generator, seed: int) -> GaussianStatistics:
+        if isinstance(data, ImageData) and teacher.spec.kind == "noise":
+            rows = indices_of_step(seed, 0, min(len(data), MAX_REFERENCE), len(data))
+            images = data.cache.rows(rows)["images"]
             if teacher.spec.output_shape[0] == 1:
-                pictures = pictures.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
-            return gaussian_statistics(extract(self.extractor, pictures))
+                images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
+            return gaussian_statistics(extract(self.extractor, images))
         num = max(len(self.inputs), 1024)
-        pictures = torch.cat(list(self._painted(teacher, *_asked(teacher, data, num, 2_000 + seed), range(num))))
-        return gaussian_statistics(extract(self.extractor, pictures))
+        images = torch.cat(list(self._generated(teacher, *_asked(teacher, data, num, 2_000 + seed), range(num))))
+        return gaussian_statistics(extract(self.extractor, images))
 
 
-def _asked(teacher: Generator, data: PictureData | NoData, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Noise or pictures (N, ...) and classes (N,), by frequency where there are data."""
+def _asked(teacher: Generator, data: ImageData | NoData, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Noise or images (N, ...) and classes (N,), by frequency where there are data."""
     random, spec = PerSampleRandom(seed, 0, 0, num), teacher.spec
     batch = data.batch(data.rows_of_step(seed, 0, num), random, "cpu")
     inputs = random.normal(spec.input_shape) if batch.inputs is None else batch.inputs
@@ -99,14 +99,14 @@ def _asked(teacher: Generator, data: PictureData | NoData, num: int, seed: int) 
     return inputs, labels
 
 
-def in_colour(pictures: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1] as uint8 (B, 3, H, W) on the CPU; grey ones have three equal channels."""
-    shown = to_uint8(pictures.float() / 2 + 0.5).cpu()
+def in_colour(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] as uint8 (B, 3, H, W) on the CPU; grey ones have three equal channels."""
+    shown = to_uint8(images.float() / 2 + 0.5).cpu()
     return shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown[:, :3]
 
 
 def diversity(features: Tensor, labels: Tensor | None) -> float:
-    """The mean distance between two pictures' features (N, D), of one class where there are classes (N,) with two of them."""
+    """The mean distance between two images' features (N, D), of one class where there are classes (N,) with two of them."""
     distances = torch.cdist(features, features)
     same = torch.ones_like(distances, dtype=torch.bool) if labels is None else labels[:, None] == labels
     same.fill_diagonal_(False)

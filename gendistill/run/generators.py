@@ -11,9 +11,9 @@ import torch
 from accelerate import PartialState
 
 from gendistill.assets import asset_path
-from gendistill.data.gan_batches import NoData, PictureData
-from gendistill.data.gan_images import prepare_pictures
-from gendistill.data.gan_pairs import paint_pairs
+from gendistill.data.gan_batches import ImageData, NoData
+from gendistill.data.gan_images import prepare_images
+from gendistill.data.gan_pairs import generate_pairs
 from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.source import open_source
 from gendistill.gan.gan_export import export_student
@@ -50,7 +50,7 @@ class GeneratorRun:
     def describe(config: RunConfig) -> tuple[str, str, str]:
         """What a GAN is shows by opening it, and its student's size by pruning it."""
         teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
-        data, what = config.data, "none: the teacher's pictures are the real ones"
+        data, what = config.data, "none: the teacher's images are the real ones"
         if data.path is not None:
             source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
             what = f"{source.describe()}; brought to size into {data.cache}"
@@ -59,20 +59,20 @@ class GeneratorRun:
 
     def prepare(self) -> None:
         config, generator = self.config, self.teacher.generator
-        with advancing_bar("reading the pictures") as progress:
-            self.images = prepare_pictures(config.data, generator.spec, config.seed, progress)
+        with advancing_bar("reading the images") as progress:
+            self.images = prepare_images(config.data, generator.spec, config.seed, progress)
         self.learned_on: TrainingData = self.images
         if config.gan.pairs:
-            with advancing_bar("painting pairs") as progress:
+            with advancing_bar("generating pairs") as progress:
                 generator.network.to(self.processes.device)
-                self.learned_on = paint_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
+                self.learned_on = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 
     def stages(self) -> Iterator[Stage]:
         config, teacher, device = self.config, self.teacher, self.processes.device
         with self.processes.local_main_process_first():
             self.start = start_student(teacher, config.compress, self.images, config.seed)
         _report(f"student: {self.start.describe()}")
-        for layer, reason in self.start.kept_whole.items():
+        for layer, reason in self.start.not_pruned.items():
             _report(f"kept whole: {layer} ({reason})")
         yield from recipe_of(config).stages(GeneratorContext(config, teacher, self.start, self.images, device))
 
@@ -89,7 +89,7 @@ class GeneratorRun:
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
         """The average that validated best, with the discriminator as it was at the end."""
         config, start, average = self.config, self.start, stage.method.networks.average
-        assert training.best is not None  # the validator has judged at least the start
+        assert training.best is not None  # the validator has evaluated at least the start
         described: dict[str, Any] = {
             "method": config.method,
             "teacher": config.teacher,
@@ -113,13 +113,13 @@ class GeneratorRun:
         config, start, images = self.config, self.start, self.images
         data = (
             images.cache.provenance.get("described", "unknown")
-            if isinstance(images, PictureData)
-            else "none: the teacher's pictures"
+            if isinstance(images, ImageData)
+            else "none: the teacher's images"
         )
         return {
             "teacher": config.teacher,
             "teacher network": f"sha256 {weights_fingerprint(self.teacher.generator.network)}",
-            "multiply-accumulates": f"{start.macs:,} a picture, the teacher's {start.teacher_macs:,}",
+            "multiply-accumulates": f"{start.macs:,} an image, the teacher's {start.teacher_macs:,}",
             "parameters": f"{start.parameters:,}, the teacher's {start.teacher_parameters:,}",
             "data": data,
             **provenance_of(config, stage, training),

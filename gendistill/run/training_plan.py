@@ -144,9 +144,9 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     if recipe.data_needs(config) == "trajectories" and (
         config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0
     ):
-        raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; takes 0")
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: what these take is not planned; expects 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
-    family = MetaNetworks.of(config.teacher, config=config.teacher_config).family
+    family = MetaNetworks.from_configs(config.teacher, config=config.teacher_config).family
     for name, changed in _lighter(config, family):
         needs[name] = step_needs(changed, cpu=cpu)
     seconds = where = None
@@ -177,7 +177,7 @@ def _lighter(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     """Of one optimizer step of the first stage of `config`'s method, which runs on the meta device."""
-    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     dtype = getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
@@ -214,7 +214,7 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
-    """Height and width of what is learned on; what a teacher paints has its own size."""
+    """Height and width of what is learned on; what a teacher generates has its own size."""
     resolution = config.data.resolution if config.data.path else None
     height, width = (resolution, resolution) if resolution else networks.size
     return height // networks.factor, width // networks.factor
@@ -224,12 +224,12 @@ def _batch(config: RunConfig, networks: MetaNetworks, rows: int, latents: tuple[
     config_of_network = networks.network.config
     conditions = networks.family.example_conditioning(config_of_network, rows, dtype)
     shape = (networks.family.channels(config_of_network)[0], *latents)
-    ways = None
+    trajectories = None
     if recipe_of(config).data_needs(config) == "trajectories":
         count = config.align.trajectory_steps
         points = torch.empty(rows, count + 1, *shape, device="meta")
-        ways = Trajectories(points, torch.empty(count + 1, dtype=torch.long, device="meta"), conditions)
-    return Batch(torch.empty(rows, *shape, device="meta"), conditions, ways)
+        trajectories = Trajectories(points, torch.empty(count + 1, dtype=torch.long, device="meta"), conditions)
+    return Batch(torch.empty(rows, *shape, device="meta"), conditions, trajectories)
 
 
 def _held(method: DenoiserMethod, networks: MetaNetworks) -> list[nn.Module]:
@@ -258,7 +258,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     All weights get gradients, also where only a LoRA learns: of that it is at most so long.
     """
     device = usable_device(config.device)
-    networks = MetaNetworks.of(config.teacher, config=config.teacher_config)
+    networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     network = networks.network.to_empty(device=device)
     for of in network.parameters():
         nn.init.normal_(of, std=0.02)

@@ -1,4 +1,4 @@
-"""What decides which checkpoint becomes the student: its pictures, at every step count and by every solver in question."""
+"""What decides which checkpoint becomes the student: its images, at every step count and by every solver in question."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
 from gendistill.diffusion.teacher import Teacher
 from gendistill.evaluation.evaluation_config import EvaluationConfig
-from gendistill.evaluation.judge import Judge, build_judge, teacher_judge
+from gendistill.evaluation.evaluator import Evaluator, build_evaluator, teacher_evaluator
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
 from gendistill.schedulers import solver_eta, student_scheduler
-from gendistill.training.processes import gathered, share
+from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
-GRID_PICTURES = 32
+GRID_IMAGES = 32
 
 
 class Validator:
-    """Judges a stage's average at every step count with every solver in question, and draws a grid at fixed seeds."""
+    """Judges a stage's average at every step count with every solver in question, and samples a grid at fixed seeds."""
 
-    def __init__(self, config: RunConfig, teacher: Teacher, stage: Stage, judge: Judge, samples: Path) -> None:
-        self.config, self.teacher, self.stage, self.judge, self.samples = config, teacher, stage, judge, samples
+    def __init__(self, config: RunConfig, teacher: Teacher, stage: Stage, evaluator: Evaluator, samples: Path) -> None:
+        self.config, self.teacher, self.stage, self.evaluator, self.samples = config, teacher, stage, evaluator, samples
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the drawing."""
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. Processes share the sampling."""
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
             return self._validate(FewStepSampler(pipeline), step)
 
@@ -48,26 +48,26 @@ class Validator:
                 if count == 1 and solver != solvers[0]:
                     distances[solver]["1"] = distances[solvers[0]]["1"]  # one step knows no solver
                     continue
-                mine = self.judge.of(share(len(self.judge.prompts)))
-                pictures = mine.draw(sampler, count, self.config.guidance.of_pipeline)
-                pictures = gathered(pictures, len(self.judge.prompts))
-                distances[solver][str(count)] = self.judge.scores(pictures)[self.judge.metric]
+                mine = self.evaluator.subset(items_of_process(len(self.evaluator.prompts)))
+                images = mine.generate(sampler, count, self.config.guidance.pipeline_scale)
+                images = gathered(images, len(self.evaluator.prompts))
+                distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]
                 if count == steps[0]:
-                    grid = image_grid(pictures[:GRID_PICTURES].float() / 255)
-                    save_picture(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
+                    grid = image_grid(images[:GRID_IMAGES].float() / 255)
+                    save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(of.values()) / len(of) for solver, of in distances.items()}
         best = min(means, key=lambda solver: means[solver])
-        return Validation(means[best], {"solver": best, self.judge.metric: distances})
+        return Validation(means[best], {"solver": best, self.evaluator.metric: distances})
 
 
-def validation_judge(config: RunConfig, teacher: Teacher, data: LatentData) -> Judge:
-    """Real pictures to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
+def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
+    """Real images to validate against where the run has any, else the teacher's own; other seeds than an evaluation's."""
     reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
-        return teacher_judge(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
+        return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
     is_data = reference == config.data.path
-    judge = build_judge(
+    evaluator = build_evaluator(
         EvaluationConfig(
             reference,
             caption=config.data.caption,
@@ -80,7 +80,7 @@ def validation_judge(config: RunConfig, teacher: Teacher, data: LatentData) -> J
         split=config.data.split if is_data else None,
         clip_score=False,
     )
-    return judge.first(num)
+    return evaluator.first(num)
 
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
@@ -96,8 +96,8 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
     )
 
 
-def save_picture(picture: Tensor, path: Path) -> None:
-    """Write a picture (3, H, W) in [0, 1], whole or not at all; one process does."""
+def save_image_grid(image: Tensor, path: Path) -> None:
+    """Write an image (3, H, W) in [0, 1], whole or not at all; one process does."""
     if PartialState().is_main_process:
         with written_alone(path) as temporary:
-            Image.fromarray(to_uint8(picture).permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")
+            Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")

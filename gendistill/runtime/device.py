@@ -27,14 +27,14 @@ def usable_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device or "cpu")
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device} cannot be used here; takes cuda, mps or cpu") from error
+        raise ValueError(f"device {device} cannot be used here; expects cuda, mps or cpu") from error
     return device or best_device()
 
 
 def usable_dtype(dtype: str) -> torch.dtype:
     """What a name of `DTYPES` means."""
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype}: takes one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {dtype}: expects one of {', '.join(DTYPES)}")
     found: torch.dtype = getattr(torch, dtype)
     return found
 

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, and the sentence that says how to install the one that is missing."""
+"""Packages that only some commands need, and the sentence with the command that installs a missing one."""
 
 from __future__ import annotations
 

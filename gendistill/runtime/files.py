@@ -12,7 +12,7 @@ from typing import Any
 
 
 @contextmanager
-def written_aside(final: Path) -> Iterator[Path]:
+def atomic_write(final: Path) -> Iterator[Path]:
     """A name beside `final` to write under, which is flushed and becomes `final` if the block ends well.
 
     The name is this writer's own, so that two who write the same file do not meet; it keeps the suffix of `final`.
@@ -20,22 +20,22 @@ def written_aside(final: Path) -> Iterator[Path]:
     Raises:
         ValueError: the disk does not take it.
     """
-    aside = final.with_name(f".{final.stem}.{uuid.uuid4().hex}{final.suffix}")
+    temporary = final.with_name(f".{final.stem}.{uuid.uuid4().hex}{final.suffix}")
     try:
-        yield aside
-        with aside.open("rb+") as file:
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(aside, final)
+        os.replace(temporary, final)
     except OSError as error:
         raise ValueError(f"{final} cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def written_alone(final: Path) -> Iterator[Path]:
-    """As `written_aside`, for a file that one process alone writes: what it leaves when it is killed, the next one overwrites.
+    """As `atomic_write`, for a file that one process alone writes: what it leaves when it is killed, the next one overwrites.
 
     Raises:
         OSError: the disk does not take it.
@@ -64,12 +64,12 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def replace_folder(aside: Path, final: Path) -> None:
+def replace_folder(temporary: Path, final: Path) -> None:
     """Give a finished folder its final name; what stood there goes only once the new one is complete."""
     old = _old(final)
     if final.exists():
         os.replace(final, old)
-    os.replace(aside, final)
+    os.replace(temporary, final)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -94,8 +94,8 @@ def canonical_json(value: Any) -> str:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object with a hash of itself, so that `read_json` notices a number that changed."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps({"hash": _hash(value), **value}), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"hash": _hash(value), **value}), encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 
 HASHES = "hashes.json"  # the memo of a folder of caches
 
@@ -58,8 +58,8 @@ class HashMemo:
         with suppress(OSError, ValueError):
             if self._new:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with written_aside(self.file) as aside:
-                    aside.write_text(json.dumps(self._read() | self._new), encoding="utf-8")
+                with atomic_write(self.file) as temporary:
+                    temporary.write_text(json.dumps(self._read() | self._new), encoding="utf-8")
 
     def _read(self) -> dict[str, list[int | str]]:
         try:
@@ -80,6 +80,6 @@ def update(digest: "hashlib._Hash", part: list[str | int]) -> None:
 
 
 def chance(*parts: str | int) -> float:
-    """A number in [0, 1) that `parts`, such as a seed and a picture's name, decide."""
+    """A number in [0, 1) that `parts`, such as a seed and an image's name, decide."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

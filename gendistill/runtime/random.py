@@ -39,7 +39,7 @@ def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor
 def bucket_of_step(seed: int, step: int, sizes: Sequence[int]) -> tuple[int, int]:
     """Which bucket step `step` sees, and which of that bucket's own steps it is.
 
-    In N steps, N the number of all rows, a bucket of n rows has n steps, in an order drawn anew each N steps: with
+    In N steps, N the number of all rows, a bucket of n rows has n steps, in an order sampled anew each N steps: with
     `indices_of_step` over the rows of the bucket every row is seen batch_size times in N steps, in small buckets as in
     large ones.
 

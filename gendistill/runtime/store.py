@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
-from gendistill.runtime.files import canonical_json, read_json, write_json, written_aside
+from gendistill.runtime.files import atomic_write, canonical_json, read_json, write_json
 from gendistill.runtime.hashing import HASHES, HashMemo
 from gendistill.runtime.stored_rows import FORMAT, INDEX, SKIPPED, StoredRows, part_file
 
@@ -68,16 +68,16 @@ class Store:
 
     Args:
         root: the folder of all stores; made when there is something to keep.
-        made_by: everything that decides what is in it; any JSON values.
+        key_parts: everything that decides what is in it; any JSON values.
         described: how it was made, in a line for people, which is no part of the key.
         field: the option that named `root`, for errors.
     """
 
-    def __init__(self, root: Path | str, made_by: Mapping[str, Any], described: str = "", field: str = "cache") -> None:
+    def __init__(self, root: Path | str, key_parts: Mapping[str, Any], described: str = "", field: str = "cache") -> None:
         self.root, self.field = Path(root).expanduser(), field
-        self.key = cache_key(**made_by)
+        self.key = cache_key(**key_parts)
         self.folder = self.root / self.key
-        self.provenance = json.loads(canonical_json({**made_by, "described": described}))
+        self.provenance = json.loads(canonical_json({**key_parts, "described": described}))
         self._hashes = HashMemo(self.root / HASHES)
 
     def build(self, parts: Parts) -> StoredRows:
@@ -108,7 +108,7 @@ class Store:
         for group, tensors in content.groups.items():
             if len({len(tensor) for tensor in tensors.values()}) != 1:
                 sizes = {name: len(tensor) for name, tensor in tensors.items()}
-                raise ValueError(f"rows: got {sizes} rows of {group!r}; it takes the same number in every tensor.")
+                raise ValueError(f"rows: got {sizes} rows of {group!r}; it expects the same number in every tensor.")
         data = save(
             {
                 f"{group}/{name}": tensor.detach().cpu().contiguous()
@@ -129,8 +129,8 @@ class Store:
         file = part_file(self.folder, part)
         with self._writable():
             self.folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(file) as aside:
-            aside.write_bytes(data)
+        with atomic_write(file) as temporary:
+            temporary.write_bytes(data)
         write_json(file.with_suffix(".json"), described)
         return described
 
@@ -153,7 +153,7 @@ class Store:
         if file.is_file() and self._hashes.sha256(file) == described["sha256"]:
             return described
         file.with_suffix(".json").unlink(missing_ok=True)
-        logger.warning("cache: %s is damaged; it takes sha256 %s. It is made again.", file, described["sha256"])
+        logger.warning("cache: %s is damaged; it expects sha256 %s. It is made again.", file, described["sha256"])
         return None
 
     def notes(self) -> dict[str, float]:
@@ -174,10 +174,10 @@ class Store:
         for part in parts:
             for group, of_group in part["tensors"].items():
                 if tensors.setdefault(group, of_group) != of_group:
-                    raise ValueError(f"rows: got {of_group} of {group!r}; it takes {tensors[group]}, as in the first rows.")
+                    raise ValueError(f"rows: got {of_group} of {group!r}; it expects {tensors[group]}, as in the first rows.")
         skipped = [line for part in parts for line in part["skipped"]]
-        with written_aside(self.folder / SKIPPED) as aside:
-            aside.write_text("".join(json.dumps(line) + "\n" for line in skipped), encoding="utf-8")
+        with atomic_write(self.folder / SKIPPED) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in skipped), encoding="utf-8")
         index = {
             "format": FORMAT,
             "key": self.key,

@@ -39,9 +39,9 @@ class StoredRows:
         try:
             index = read_json(self.folder / INDEX)
         except (OSError, ValueError) as error:
-            raise ValueError(f"cache: {folder} is incomplete ({error}); it takes a folder with {INDEX}.") from error
+            raise ValueError(f"cache: {folder} is incomplete ({error}); it expects a folder with {INDEX}.") from error
         if index["format"] != FORMAT:
-            raise ValueError(f"cache: {folder} has format {index['format']!r}; it takes {FORMAT}.")
+            raise ValueError(f"cache: {folder} has format {index['format']!r}; it expects {FORMAT}.")
         self.key: str = index["key"]
         self.provenance: dict[str, Any] = index["provenance"]
         self.broken, self.left_out = index["skipped"]["broken"], index["skipped"]["other"]
@@ -84,7 +84,7 @@ class StoredRows:
         stretches = stretch_of_row.unique().tolist()
         groups = {self._stretches[stretch][0] for stretch in stretches} or {next(iter(self.groups))}
         if len(groups) > 1:
-            raise ValueError(f"cache: got rows of {', '.join(sorted(groups))}; it takes rows of one group.")
+            raise ValueError(f"cache: got rows of {', '.join(sorted(groups))}; it expects rows of one group.")
         (group,) = groups
         out = {}
         for name, (shape, dtype_name) in self._tensors[group].items():
@@ -126,7 +126,7 @@ class RowFile:
                 raise ValueError("its header is cut short")
             self._header: dict[str, Any] = json.loads(self._file.read(length))
         except (OSError, ValueError) as error:
-            raise ValueError(f"cache: {path} cannot be read ({error}); it takes a safetensors file.") from error
+            raise ValueError(f"cache: {path} cannot be read ({error}); it expects a safetensors file.") from error
         self._start = 8 + length
 
     def read(self, name: str, numbers: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -151,7 +151,7 @@ class RowFile:
         for row, number in zip(out.numpy(), numbers, strict=True):
             self._file.seek(self._start + first + number * size)
             if self._file.readinto(row) != size:
-                raise ValueError(f"cache: {self.path} is cut short; it takes a row {number} of {name}.")
+                raise ValueError(f"cache: {self.path} is cut short; it expects a row {number} of {name}.")
         return out.view(dtype).reshape(len(numbers), *shape)
 
 

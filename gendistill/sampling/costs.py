@@ -1,4 +1,4 @@
-"""What a picture of any sampler costs, by its parts: text encoder, network, decoder."""
+"""What an image of any sampler costs, by its parts: text encoder, network, decoder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def measure_costs(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     **measuring: Any,
 ) -> Costs:
-    """Measure drawing pictures, each of a prompt of its own that was never encoded before.
+    """Measure sampling images, each of a prompt of its own that was never encoded before.
 
     The sampler keeps what it has encoded; here every call starts without, so that the text encoder is counted as in the
-    first picture of a prompt, and the empty prompt of guidance with it.
+    first image of a prompt, and the empty prompt of guidance with it.
 
     Args:
         prompts: as many as the largest batch; where there are fewer, they come again with a number behind them, which
@@ -38,7 +38,7 @@ def measure_costs(
         ValueError: there are no prompts, or a number is below 1.
     """
     if not prompts:
-        raise ValueError("prompts: got none, takes at least 1.")
+        raise ValueError("prompts: got none, expects at least 1.")
     steps = sampler.default_steps if steps is None else steps
     scale = sampler.default_guidance_scale if guidance_scale is None else guidance_scale
     given = list(dict.fromkeys(prompts))
@@ -48,13 +48,13 @@ def measure_costs(
         around, index = divmod(k, len(given))
         return f"{given[index]} {around + 1}" if around and any_text else given[index]
 
-    def draw(count: int) -> None:
+    def generate(count: int) -> None:
         some = [prompt(k) for k in range(count)]
-        for _ in sampler.cold().pictures(some, range(count), num_inference_steps=steps, guidance_scale=scale, batch_size=count):
+        for _ in sampler.cold().images(some, range(count), num_inference_steps=steps, guidance_scale=scale, batch_size=count):
             pass
 
     costs = measure(
-        draw,
+        generate,
         sampler.components(),
         network=NETWORK,
         batch_sizes=batch_sizes,

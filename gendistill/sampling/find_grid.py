@@ -12,7 +12,7 @@ from torch import Tensor
 from gendistill.diffusion.teacher import Teacher, load_teacher, teacher_of
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.progress import advancing_bar
-from gendistill.samplers import pictures_at_once
+from gendistill.samplers import images_at_once
 from gendistill.schedulers import cheapest_path, step_costs, trailing
 
 CANDIDATES = 40  # holds the trailing grids of 1, 2, 4, 5, 8, 10 and 20 steps
@@ -32,7 +32,7 @@ class FoundGrid:
 
 
 def searchable(pipeline: Any) -> bool:
-    """Whether a pipeline can be followed: one that no student could be taught by is only drawn from."""
+    """Whether a pipeline can be followed: one that no student could be taught by is only sampled from."""
     try:
         teacher_of(pipeline, "")
     except ValueError:
@@ -59,7 +59,7 @@ def search_grids(
     """
     schedule = teacher.denoiser.schedule
     candidates = trailing(CANDIDATES, schedule.num_train_timesteps)
-    at_once, unconditional = pictures_at_once(teacher.resolution), teacher.unconditional()
+    at_once, unconditional = images_at_once(teacher.resolution), teacher.unconditional()
     costs = torch.zeros(CANDIDATES, CANDIDATES + 1, dtype=torch.float64)
     shape = teacher.codec.latent_shape(teacher.resolution)
     for start in range(0, len(prompts), at_once):
@@ -107,11 +107,11 @@ def find_grids(
         ValueError: it cannot be opened, needs prompts, knows no guidance, or has too few timesteps.
     """
     if max(counts) > CANDIDATES:
-        raise ValueError(f"steps {max(counts)}: takes at most {CANDIDATES}, among which the search chooses")
+        raise ValueError(f"steps {max(counts)}: expects at most {CANDIDATES}, among which the search chooses")
     teacher = load_teacher(model, device=usable_device(device))
     if prompts is None and (prompts := teacher.own_prompts) is None:
-        raise ValueError("--prompt and --prompts: takes one of them")
+        raise ValueError("--prompt and --prompts: expects one of them")
     if guidance_scale > 1 and not teacher.family.guided:
-        raise ValueError(f"guidance_scale {guidance_scale:g}: {model} knows no guidance; takes 1")
+        raise ValueError(f"guidance_scale {guidance_scale:g}: {model} knows no guidance; expects 1")
     with advancing_bar("following the teacher", len(prompts)) as progress:
         return search_grids(teacher, prompts, counts, guidance_scale, progress)

@@ -1,4 +1,4 @@
-"""`gendistill sample`: pictures from prompts, from noise or from other pictures, to a file or a folder."""
+"""`gendistill sample`: images from prompts, from noise or from other images, to a file or a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.runtime.device import make_folder
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, image_grid, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
@@ -23,10 +23,10 @@ from gendistill.sampling.task_inputs import NO_FILES, TaskFiles
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """What a call of `draw` wrote, and how it went; `seconds` are those of sampling alone."""
+    """What a call of `sample` wrote, and how it went; `seconds` are those of sampling alone."""
 
     files: list[Path]
-    pictures: int
+    images: int
     steps: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
@@ -34,12 +34,12 @@ class GeneratedImages:
 
     def describe(self) -> str:
         shown = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
-        of = f"{self.pictures} pictures of {self.steps} step{'s' if self.steps != 1 else ''}"
+        of = f"{self.images} images of {self.steps} step{'s' if self.steps != 1 else ''}"
         where = f", placement {self.placement}" if self.placement else ""
         return f"{shown}: {of} in {self.seconds:.1f} s{where}"
 
 
-def draw(
+def generate(
     model: str,
     prompts: list[str] | None,
     out: Path,
@@ -53,27 +53,27 @@ def draw(
     num: int = 1,
     batch_size: int = 16,
 ) -> GeneratedImages:
-    """Draw `num` pictures of each prompt, picture k with seed `seed + k`.
+    """Sample `num` images of each prompt, image k with seed `seed + k`.
 
     Args:
         prompts: all that the model knows where None: every class, or the blank one of a model without conditions.
-        out: `.png` for one picture or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
-        files: what they are drawn from beside prompts.
-        interpolate: of a GAN, instead: `num` strips of so many pictures for each prompt, from the noise of one seed to that of
+        out: `.png` for one image or a grid with a row a prompt, `.npy` for floats (N, H, W, 3) in [0, 1], else a folder.
+        files: what they are sampled from beside prompts.
+        interpolate: of a GAN, instead: `num` strips of so many images for each prompt, from the noise of one seed to that of
             the next, a row a strip.
 
     Raises:
         ValueError: the model cannot be opened or needs prompts, or `out` has an ending that is none of these.
     """
     if out.suffix not in ("", ".png", ".npy"):
-        raise ValueError(f"out {out}: takes a .png, a .npy or a folder")
+        raise ValueError(f"out {out}: expects a .png, a .npy or a folder")
     make_folder(out.parent if out.suffix else out)
     sampler = open_within(model, opening)
-    if files.picture is not None and not sampler.text_to_image:
-        prompts = input_prompts(sampler, files.picture, prompts)
+    if files.image is not None and not sampler.text_to_image:
+        prompts = input_prompts(sampler, files.image, prompts)
     elif prompts is None and (prompts := sampler.own_prompts) is None:
-        takes = f"--input: takes pictures, which {model} paints anew"
-        raise ValueError(takes if sampler.of_pictures else "--prompt and --prompts: takes one of them")
+        takes = f"--input: expects images, which {model} generates anew"
+        raise ValueError(takes if sampler.from_images else "--prompt and --prompts: expects one of them")
     repeated = [prompt for prompt in prompts for _ in range(num)]
     steps = sampler.default_steps if steps is None else steps
     sampler.require_steps(steps)
@@ -84,10 +84,10 @@ def draw(
         task = files.read(sampler, len(repeated))
     started = time.perf_counter()
     if interpolate is not None:
-        pictures = _strips(sampler, repeated, interpolate, seed, guidance_scale)
+        images = _strips(sampler, repeated, interpolate, seed, guidance_scale)
     else:
         with advancing_bar("sampling", len(repeated)) as progress:
-            batches = sampler.pictures(
+            batches = sampler.images(
                 repeated,
                 [seed + number for number in range(len(repeated))],
                 num_inference_steps=steps,
@@ -96,37 +96,37 @@ def draw(
                 progress=progress,
                 task=task,
             )
-            pictures = torch.cat([batch.cpu() for batch in batches])
+            images = torch.cat([batch.cpu() for batch in batches])
     seconds = time.perf_counter() - started
     placement = sampler.placement.name if isinstance(sampler, PlacedSampler) and sampler.placement else None
-    return GeneratedImages(_write(pictures, out, interpolate or num), len(pictures), steps, seconds, warnings, placement)
+    return GeneratedImages(_write(images, out, interpolate or num), len(images), steps, seconds, warnings, placement)
 
 
 def _strips(sampler: Sampler, prompts: list[str], count: int, seed: int, guidance_scale: float | None) -> torch.Tensor:
-    """Pictures (P * count, 3, H, W): strip k of `count` goes from the noise of seed + 2k to that of seed + 2k + 1."""
+    """Images (P * count, 3, H, W): strip k of `count` goes from the noise of seed + 2k to that of seed + 2k + 1."""
     if not isinstance(sampler, GeneratorSampler):
-        raise ValueError(f"interpolate {count}: takes a GAN; this is a {sampler.kind}")
+        raise ValueError(f"interpolate {count}: expects a GAN; this is a {sampler.kind}")
     sampler.require_guidance(1 if guidance_scale is None else guidance_scale)
     ends = [(seed + 2 * number, seed + 2 * number + 1) for number in range(len(prompts))]
     return sampler.strips(prompts, ends, count).flatten(0, 1).cpu()
 
 
-def _write(pictures: torch.Tensor, out: Path, columns: int) -> list[Path]:
-    """Pictures (N, 3, H, W) in [0, 1] to `out`; gives the files."""
+def _write(images: torch.Tensor, out: Path, columns: int) -> list[Path]:
+    """Images (N, 3, H, W) in [0, 1] to `out`; gives the files."""
     if out.suffix == ".npy":
-        with written_aside(out) as aside:
-            np.save(aside, pictures.permute(0, 2, 3, 1).numpy())
+        with atomic_write(out) as temporary:
+            np.save(temporary, images.permute(0, 2, 3, 1).numpy())
         return [out]
     if out.suffix == ".png":
-        grid = image_grid(pictures, columns=columns if columns > 1 else 8)
+        grid = image_grid(images, columns=columns if columns > 1 else 8)
         _save_png(grid, out)
         return [out]
-    files = [out / f"{number:05d}.png" for number in range(len(pictures))]
-    for picture, file in zip(pictures, files, strict=True):
-        _save_png(picture, file)
+    files = [out / f"{number:05d}.png" for number in range(len(images))]
+    for image, file in zip(images, files, strict=True):
+        _save_png(image, file)
     return files
 
 
-def _save_png(picture: torch.Tensor, file: Path) -> None:
-    with written_aside(file) as aside:
-        Image.fromarray(to_uint8(picture).permute(1, 2, 0).numpy()).save(aside)
+def _save_png(image: torch.Tensor, file: Path) -> None:
+    with atomic_write(file) as temporary:
+        Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(temporary)

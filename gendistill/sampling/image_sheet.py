@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
 
 
@@ -29,7 +29,7 @@ def write_image_sheet(student: str | Path, prompts: Sequence[str], out: Path, *,
     spec = sampler.spec
     teacher = FewStepSampler.from_pretrained(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
     seeds = [seed + number for number in range(len(prompts))]
-    rows = [*teacher.pictures(prompts, seeds, guidance_scale=guidance_scale), *sampler.pictures(prompts, seeds)]
+    rows = [*teacher.images(prompts, seeds, guidance_scale=guidance_scale), *sampler.images(prompts, seeds)]
     sheet = image_grid(torch.cat(rows), columns=len(prompts))
-    with written_aside(out) as temporary:
+    with atomic_write(out) as temporary:
         Image.fromarray(to_uint8(sheet).permute(1, 2, 0).numpy()).save(temporary)

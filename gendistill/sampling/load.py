@@ -1,4 +1,4 @@
-"""Whatever pictures can be drawn from, opened: a GAN's folder, else a diffusion pipeline."""
+"""Whatever images can be sampled from, opened: a GAN's folder, else a diffusion pipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gendistill.assets import asset_path
-from gendistill.data.images import as_tensor, decode_picture, fitted
+from gendistill.data.images import as_tensor, decode_image, fitted
 from gendistill.gan.gan_folder import is_gan_folder, open_gan
 from gendistill.gan.gan_loading import open_teacher
 from gendistill.gan.generator_config import GeneratorConfig
@@ -19,7 +19,7 @@ from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import FewStepSampler, Sampler
 from gendistill.samplers.offload.placed import PlacedSampler, room_on
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 OF_DISCRIMINATORS = ("discriminator", "discriminator_weights", "discriminator_config")
 
@@ -58,7 +58,7 @@ ON_CPU = Opening()
 
 
 def open_sampler(model: str | Path, opening: Opening = ON_CPU) -> Sampler:
-    """What draws a model's pictures, all of it on the device; a diffusion model in float32 where no dtype is given.
+    """What samples a model's images, all of it on the device; a diffusion model in float32 where no dtype is given.
 
     Args:
         model: a GAN folder or a run that left one, or anything that `FewStepSampler.from_pretrained` takes.
@@ -70,7 +70,7 @@ def open_sampler(model: str | Path, opening: Opening = ON_CPU) -> Sampler:
     if (folder := gan_folder(model)) is not None:
         for name, given in {"--quantization": opening.quantization, "--dtype": opening.dtype}.items():
             if given not in (None, "none"):
-                raise ValueError(f"{name} {given}: takes a diffusion model; {model} is a GAN")
+                raise ValueError(f"{name} {given}: expects a diffusion model; {model} is a GAN")
         return GeneratorSampler.of(open_gan(folder, opening.device), device=opening.device, read=_read)
     return FewStepSampler.from_pretrained(
         model,
@@ -83,7 +83,7 @@ def open_sampler(model: str | Path, opening: Opening = ON_CPU) -> Sampler:
 
 
 def open_within(model: str, opening: Opening) -> Sampler:
-    """What draws a model's pictures; a text-to-image model kept within memory, where there is a limit.
+    """What samples a model's images; a text-to-image model kept within memory, where there is a limit.
 
     Where no dtype is given, a diffusion model is opened in half precision on a GPU and in float32 on a CPU.
 
@@ -94,13 +94,13 @@ def open_within(model: str, opening: Opening) -> Sampler:
     limited = gan_folder(model) is None and (memory is not None or device != "cpu") and quantization != "int8"
     if gan_folder(model) is None:
         if memory is not None and quantization == "int8":
-            raise ValueError("quantization int8: computes with all in its place, without --memory; takes int8-weights there")
+            raise ValueError("quantization int8: computes with all in its place, without --memory; expects int8-weights there")
         opening = replace(opening, dtype=opening.dtype or ("float32" if device == "cpu" else "float16"))
     if limited:
         opening = replace(opening, device="cpu", quantization=quantization or "none")
     sampler = open_sampler(model, opening)
     if memory is not None and not sampler.text_to_image:
-        raise ValueError(f"--memory {memory:g}: takes a text-to-image model; this is a {sampler.kind}")
+        raise ValueError(f"--memory {memory:g}: expects a text-to-image model; this is a {sampler.kind}")
     if isinstance(sampler, FewStepSampler):
         sampler = sampler.recognised(model, opening.like)
         if limited and sampler.texts:
@@ -129,25 +129,25 @@ def open_teacher_of(student: GeneratorSampler, teacher: str | None = None, *, de
 
 
 def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] | None = None) -> list[str]:
-    """A prompt for each of some pictures, as a generator of pictures from pictures takes them.
+    """A prompt for each of some images, as a generator of images from images takes them.
 
     Args:
-        inputs: a picture or a folder of them.
-        classes: what each picture is to become, one after the other; all classes where None and there are any.
+        inputs: an image or a folder of them.
+        classes: what each image is to become, one after the other; all classes where None and there are any.
 
     Raises:
-        ValueError: there are no pictures, or the model draws from prompts or noise.
+        ValueError: there are no images, or the model samples from prompts or noise.
     """
-    if not isinstance(sampler, GeneratorSampler) or not sampler.of_pictures:
+    if not isinstance(sampler, GeneratorSampler) or not sampler.from_images:
         source = "noise" if sampler.own_prompts == [""] else "classes" if sampler.own_prompts else "prompts"
-        raise ValueError(f"--input {inputs}: the model draws pictures from {source}, it takes no pictures")
-    files = sorted(file for file in Path(inputs).rglob("*") if file.suffix.lower() in PICTURES) or [Path(inputs)]
+        raise ValueError(f"--input {inputs}: the model samples images from {source}, it expects no images")
+    files = sorted(file for file in Path(inputs).rglob("*") if file.suffix.lower() in IMAGES) or [Path(inputs)]
     if not files[0].is_file():
-        raise ValueError(f"--input {inputs}: has no pictures; takes a picture or a folder of them")
+        raise ValueError(f"--input {inputs}: has no images; expects an image or a folder of them")
     of = sampler.class_names if classes is None else list(classes)
     return [f"{file}{CLASS_MARK}{name}" for file in files for name in of] if sampler.class_names else [str(f) for f in files]
 
 
 def _read(file: Path, height: int, width: int) -> Tensor:
-    """The middle of a picture at a size: float32 (3, H, W) in [-1, 1]."""
-    return as_tensor(fitted(decode_picture(file), height, width))
+    """The middle of an image at a size: float32 (3, H, W) in [-1, 1]."""
+    return as_tensor(fitted(decode_image(file), height, width))

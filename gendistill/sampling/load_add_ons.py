@@ -33,16 +33,16 @@ def lora_file(lora: str | Path) -> Path:
     """The file that is meant: itself, or `pytorch_lora_weights.safetensors` in a folder; ValueError where there is none."""
     file = Path(lora) / LORA_FILE if Path(lora).is_dir() else Path(lora)
     if file.suffix != ".safetensors" or not file.is_file():
-        raise ValueError(f"lora {lora}: takes a .safetensors file that is there, or a folder with {LORA_FILE}")
+        raise ValueError(f"lora {lora}: expects a .safetensors file that is there, or a folder with {LORA_FILE}")
     return file
 
 
-def require_control(control: str | Path, picture: Tensor, size: tuple[int, int]) -> None:
-    """Raise ValueError where there is no ControlNet in a folder, or its picture is not (3, *size)."""
+def require_control(control: str | Path, image: Tensor, size: tuple[int, int]) -> None:
+    """Raise ValueError where there is no ControlNet in a folder, or its image is not (3, *size)."""
     if not (Path(control) / "config.json").is_file():
-        raise ValueError(f"control {control}: takes the folder of a ControlNet that is there, with its config.json")
-    if tuple(picture.shape) != (3, *size):
-        raise ValueError(f"control picture: got {tuple(picture.shape)}, takes {(3, *size)}, as large as what is drawn")
+        raise ValueError(f"control {control}: expects the folder of a ControlNet that is there, with its config.json")
+    if tuple(image.shape) != (3, *size):
+        raise ValueError(f"control image: got {tuple(image.shape)}, expects {(3, *size)}, as large as what is sampled")
 
 
 def tried(action: Callable[[], Any], what: str) -> Any:
@@ -78,7 +78,7 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
         DoesNotLoadError: with the modules that it does not fit.
     """
     if not hasattr(pipeline, "load_lora_weights"):
-        raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no LoRA")
+        raise DoesNotLoadError(f"a {type(pipeline).__name__} expects no LoRA")
     source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     network, failed = network_of(pipeline), f"{file.name} does not load"
     state = tried(lambda: pipeline.lora_state_dict(str(file.parent), unet_config=network.config, **source)[0], failed)
@@ -133,7 +133,7 @@ def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
         DoesNotLoadError: there is no ControlNet pipeline for this family, or the folder cannot be opened.
     """
     if not family_of(pipeline).texts:
-        raise DoesNotLoadError(f"a {type(pipeline).__name__} takes no ControlNet")
+        raise DoesNotLoadError(f"a {type(pipeline).__name__} expects no ControlNet")
     network, failed = network_of(pipeline), f"{control.name} does not load"
     settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
     opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)

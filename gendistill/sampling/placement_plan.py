@@ -14,7 +14,7 @@ from rich.table import Table
 from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, PLACEMENTS, MetaNetworks, Needs, fastest_that_fits
-from gendistill.samplers.quantization.small_weights import KINDS, keep_weights_small
+from gendistill.samplers.quantization.small_weights import KINDS, quantize_weights
 
 GPUS = (6, 8, 12, 24)  # GiB
 
@@ -63,7 +63,7 @@ class SamplingPlan:
                 "fastest" if name == placement.name else "fits" if peak <= free * 2**30 - CUDA_CONTEXT else ""
                 for free, name in self.fits.items()
             ]
-            table.add_row(placement.name, f"{peak / 2**30:.2f}", *marks, placement.told)
+            table.add_row(placement.name, f"{peak / 2**30:.2f}", *marks, placement.in_diffusers)
         return table
 
     def sentences(self) -> Iterator[str]:
@@ -71,11 +71,11 @@ class SamplingPlan:
         yield f"predicted from shapes, with {own}; nobody has measured it on a GPU here"
         for free, name in self.fits.items():
             if name is None:
-                yield f"{free:g} GiB: nothing fits; fewer pictures at once, a smaller size or a tiny decoder take less"
+                yield f"{free:g} GiB: nothing fits; fewer images at once, a smaller size or a tiny decoder take less"
             faster = {kind: fits[free] for kind, fits in self.fits_smaller.items() if _order(fits[free]) < _order(name)}
             if faster:
                 told = ", ".join(f"--quantization {kind} fits {placement}" for kind, placement in faster.items())
-                yield f"{free:g} GiB: {told}; smaller weights draw a seed a little otherwise"
+                yield f"{free:g} GiB: {told}; smaller weights sample a seed a little otherwise"
 
 
 def plan_sampling(
@@ -88,7 +88,7 @@ def plan_sampling(
     quantization: str = "none",
     memory: float | None = None,
 ) -> SamplingPlan:
-    """What drawing `batch` pictures together takes.
+    """What sampling `batch` images together takes.
 
     Args:
         model: a local model or student, with its weights or without, or the name of an architecture.
@@ -100,15 +100,17 @@ def plan_sampling(
         ValueError: there is no such model, or a size that its decoder cannot make.
     """
     if quantization not in ("none", *KINDS):
-        raise ValueError(f"quantization {quantization}: takes none, {' or '.join(KINDS)}")
+        raise ValueError(f"quantization {quantization}: expects none, {' or '.join(KINDS)}")
     spec = StudentSpec.load(Path(model))
 
     def opened() -> MetaNetworks:
-        return MetaNetworks.of(spec.teacher, config=spec.teacher_config) if spec and spec.lora else MetaNetworks.of(model)
+        if spec is not None and spec.lora:
+            return MetaNetworks.from_configs(spec.teacher, config=spec.teacher_config)
+        return MetaNetworks.from_configs(model)
 
     def needs_of(networks: MetaNetworks, kind: str) -> Needs:
         if kind != "none":
-            keep_weights_small(networks.network, kind)
+            quantize_weights(networks.network, kind)
         return networks.needs(wanted, batch, guided=guided, dtype=usable_dtype(dtype), cpu=False)
 
     networks = opened()
@@ -138,5 +140,5 @@ def _size(text: str | None, networks: MetaNetworks) -> tuple[int, int]:
         return networks.size
     found = re.fullmatch(r"(\d+)x(\d+)", text)
     if found is None or any(int(edge) < factor or int(edge) % factor for edge in found.groups()):
-        raise ValueError(f"size {text}: takes WIDTHxHEIGHT in multiples of {factor} pixels")
+        raise ValueError(f"size {text}: expects WIDTHxHEIGHT in multiples of {factor} pixels")
     return int(found[2]), int(found[1])

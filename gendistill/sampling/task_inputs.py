@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from gendistill.data.images import as_tensor, decode_picture, fitted
+from gendistill.data.images import as_tensor, decode_image, fitted
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.missing_weights import require_loaded
 from gendistill.samplers.tasks import Task
@@ -17,16 +17,16 @@ from gendistill.sampling.load_add_ons import require_control
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """Files that pictures are drawn from.
+    """Files that images are sampled from.
 
     Attributes:
-        picture: a picture to begin at; for a generator that paints pictures anew, one or a folder of them.
-        mask: where it is painted anew, white.
-        strength: the share of the steps that are made of the picture.
-        control: the folder of a ControlNet, and the file of the picture that it looks at.
+        image: an image to begin at; for a generator that generates images anew, one or a folder of them.
+        mask: where it is generated anew, white.
+        strength: the share of the steps that are made of the image.
+        control: the folder of a ControlNet, and the file of the image that it looks at.
     """
 
-    picture: Path | None = None
+    image: Path | None = None
     mask: Path | None = None
     strength: float = 0.8
     control: tuple[str, str] | None = None
@@ -34,24 +34,24 @@ class TaskFiles:
     @property
     def any(self) -> bool:
         """Whether there is a file."""
-        return any(of is not None for of in (self.picture, self.mask, self.control))
+        return any(of is not None for of in (self.image, self.mask, self.control))
 
     def read(self, sampler: FewStepSampler, count: int) -> Task:
-        """The same task for each of `count` prompts, at the size of the model's pictures.
+        """The same task for each of `count` prompts, at the size of the model's images.
 
         Raises:
-            ValueError: a file is not there or no picture, or a mask has nothing to be on.
+            ValueError: a file is not there or no image, or a mask has nothing to be on.
         """
 
         def read(file: Path, option: str) -> Tensor:
-            """The middle of a picture: (1, 3, H, W) in [0, 1]."""
+            """The middle of an image: (1, 3, H, W) in [0, 1]."""
             try:
-                return as_tensor(fitted(decode_picture(file), *sampler.size))[None] / 2 + 0.5
+                return as_tensor(fitted(decode_image(file), *sampler.size))[None] / 2 + 0.5
             except (OSError, ValueError) as error:
                 raise ValueError(f"{option} {file}: {error}") from error
 
-        if self.mask is not None and self.picture is None:
-            raise ValueError(f"--mask {self.mask}: takes --input, the picture to paint in")
+        if self.mask is not None and self.image is None:
+            raise ValueError(f"--mask {self.mask}: expects --input, the image to generate in")
         network = controls = None
         if self.control is not None:
             folder, file = self.control
@@ -61,11 +61,11 @@ class TaskFiles:
             require_loaded(folder, {"controlnet": network})
             network = network.to(sampler.device, sampler.pipeline.dtype)
             controls = controls.expand(count, -1, -1, -1)
-        pictures = None if self.picture is None else read(self.picture, "--input").expand(count, -1, -1, -1)
+        images = None if self.image is None else read(self.image, "--input").expand(count, -1, -1, -1)
         masks = None
         if self.mask is not None:
             masks = (read(self.mask, "--mask").mean(1, True) > 0.5).float().expand(count, -1, -1, -1)
-        return Task(pictures=pictures, masks=masks, strength=self.strength, controlnet=network, controls=controls)
+        return Task(images=images, masks=masks, strength=self.strength, controlnet=network, controls=controls)
 
 
 NO_FILES = TaskFiles()

@@ -17,7 +17,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise ValueError(
-            f"--host {host} --port {port}: {why}; takes an address of this machine, and --port 0 for any that is free"
+            f"--host {host} --port {port}: {why}; expects an address of this machine, and --port 0 for any that is free"
         ) from error
 
 

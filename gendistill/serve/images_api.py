@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.serve.body import form_of, json_of
-from gendistill.serve.picture_request import RefusedError, read_request
+from gendistill.serve.image_request import RefusedError, read_request
 from gendistill.serve.studio import Studio
-from gendistill.serve.worker import BusyError, Drawn
+from gendistill.serve.worker import BusyError, Generated
 
 STILL_THERE = 0.5  # seconds between two looks at whether somebody waits
 
@@ -27,8 +27,8 @@ def images_api(studio: Studio) -> APIRouter:
     """Routes for a studio's models.
 
     A request is JSON: `prompt`, and as far as wanted `model`, `n`, `size`, `seed`, `steps`, `guidance_scale`. The answer holds
-    PNGs in base64 under `data`, the seed of each, `seconds`, and `warnings`. What is not drawn is answered as OpenAI
-    answers it: 400 with the field in `param`, 429 where too many wait. To begin at a picture it is a form, with `image`, `mask`
+    PNGs in base64 under `data`, the seed of each, `seconds`, and `warnings`. What is not sampled is answered as OpenAI
+    answers it: 400 with the field in `param`, 429 where too many wait. To begin at an image it is a form, with `image`, `mask`
     and `strength` besides.
     """
     router = APIRouter(prefix="/v1")
@@ -52,20 +52,18 @@ def images_api(studio: Studio) -> APIRouter:
             given = await read(request)
             _require_usual(given)
             asked = await asyncio.to_thread(read_request, given, studio.offers, studio.limits)
-            drawn = await _when_drawn(studio.worker.submit(asked), request)
+            generated = await _when_generated(studio.worker.submit(asked), request)
         except RefusedError as error:
             return refusal(400, str(error), error.field)
         except BusyError as error:
             return refusal(429, str(error), headers={"Retry-After": "1"})
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # of the drawing: who asked is told, and the server goes on
-            return refusal(500, f"it could not be drawn: {str(error).strip() or type(error).__name__}")
-        pictures = await asyncio.to_thread(lambda: [png_of(of) for of in drawn.pictures])
-        data = [
-            {"b64_json": base64.b64encode(png).decode(), "seed": asked.seed + number} for number, png in enumerate(pictures)
-        ]
-        told = {"seconds": round(drawn.seconds, 4), "warnings": studio.advice(asked)}
+        except Exception as error:  # of the sampling: who asked is told, and the server goes on
+            return refusal(500, f"it could not be sampled: {str(error).strip() or type(error).__name__}")
+        images = await asyncio.to_thread(lambda: [png_of(of) for of in generated.images])
+        data = [{"b64_json": base64.b64encode(png).decode(), "seed": asked.seed + number} for number, png in enumerate(images)]
+        told = {"seconds": round(generated.seconds, 4), "warnings": studio.advice(asked)}
         return JSONResponse({"created": int(time.time()), "data": data, **told})
 
     return router
@@ -77,30 +75,30 @@ def refusal(status: int, message: str, field: str | None = None, headers: dict[s
     return JSONResponse({"error": error}, status, headers)
 
 
-def png_of(picture: Tensor) -> bytes:
+def png_of(image: Tensor) -> bytes:
     """A PNG of uint8 (H, W, C)."""
     file = io.BytesIO()
-    Image.fromarray(picture.squeeze(2).numpy() if picture.shape[2] == 1 else picture.numpy()).save(file, "PNG")
+    Image.fromarray(image.squeeze(2).numpy() if image.shape[2] == 1 else image.numpy()).save(file, "PNG")
     return file.getvalue()
 
 
 async def _edit_of(request: Request) -> dict[str, Any]:
     given = await form_of(request)
     if given.get("image") is None:
-        raise RefusedError("image", "image: takes the file of a picture")
+        raise RefusedError("image", "image: expects the file of an image")
     return given
 
 
 def _require_usual(given: dict[str, Any]) -> None:
     if (form := given.get("response_format")) not in (None, "b64_json"):
-        raise RefusedError("response_format", f"response_format {str(form)[:40]!r}: takes b64_json; no picture is kept here")
+        raise RefusedError("response_format", f"response_format {str(form)[:40]!r}: expects b64_json; no image is kept here")
     if given.get("stream") not in (None, False, "false"):
-        raise RefusedError("stream", "stream: takes false; pictures come when they are drawn")
+        raise RefusedError("stream", "stream: expects false; images come when they are sampled")
 
 
-async def _when_drawn(drawing: Future[Drawn], request: Request) -> Drawn:
-    """What was drawn; given up where nobody waits for it any more."""
-    waiting = asyncio.wrap_future(drawing)
+async def _when_generated(generating: Future[Generated], request: Request) -> Generated:
+    """What was sampled; given up where nobody waits for it any more."""
+    waiting = asyncio.wrap_future(generating)
     try:
         while True:
             done, _ = await asyncio.wait([waiting], timeout=STILL_THERE)
@@ -109,4 +107,4 @@ async def _when_drawn(drawing: Future[Drawn], request: Request) -> Drawn:
             if await request.is_disconnected():
                 raise BusyError("nobody waits any more")
     finally:
-        drawing.cancel()
+        generating.cancel()

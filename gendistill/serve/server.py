@@ -19,7 +19,7 @@ from gendistill.serve.studio import Studio
 from gendistill.serve.web_page import CSS, THEME, page_of
 from gendistill.serve.worker import Worker
 
-LET_GO = 2  # seconds after the last picture in which answers leave; pages that look on are cut off then
+LET_GO = 2  # seconds after the last image in which answers leave; pages that look on are cut off then
 
 
 def application(studio: Studio, host: str) -> FastAPI:
@@ -30,7 +30,7 @@ def application(studio: Studio, host: str) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, object]:
-        return {"status": "ok", "waiting": studio.worker.waiting, "drawing": studio.worker.drawing}
+        return {"status": "ok", "waiting": studio.worker.waiting, "sampling": studio.worker.generating}
 
     app.include_router(images_api(studio))
     return gr.mount_gradio_app(
@@ -47,7 +47,7 @@ def application(studio: Studio, host: str) -> FastAPI:
 
 
 def run(studio: Studio, listening: socket.socket, started: Callable[[str], None] = lambda address: None) -> None:
-    """Serve until the process is told to end: what is being drawn is finished, what waits is refused.
+    """Serve until the process is told to end: what is being sampled is finished, what waits is refused.
 
     Args:
         started: called with the address when it can be asked.
@@ -59,7 +59,7 @@ def run(studio: Studio, listening: socket.socket, started: Callable[[str], None]
 
 
 class _Server(uvicorn.Server):
-    """Ends the drawing before the connections, so that nobody is left without an answer."""
+    """Ends the sampling before the connections, so that nobody is left without an answer."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, started: Callable[[], None]) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""The models of a server, side by side: what each may be asked for, and the one place that draws."""
+"""The models of a server, side by side: what each may be asked for, and the one place that samples."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from gendistill.samplers import FewStepSampler, Sampler, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.tasks import Task
 from gendistill.sampling.load import Opening, open_teacher_of, open_within
-from gendistill.serve.picture_request import Offer, PictureRequest, RequestLimits
+from gendistill.serve.image_request import ImageRequest, Offer, RequestLimits
 from gendistill.serve.worker import Worker
 
 STUDENT, TEACHER = "student", "teacher"
 
 
 class Studio:
-    """Draws for whoever asks, one batch at a time.
+    """Samples for whoever asks, one batch at a time.
 
     Args:
-        models: what draws, by the name that it is asked for by; `STUDENT` first, for requests that name none.
+        models: what samples, by the name that it is asked for by; `STUDENT` first, for requests that name none.
 
     Raises:
-        ValueError: a model paints pictures anew from files, which nobody may send.
+        ValueError: a model generates images anew from files, which nobody may send.
     """
 
     def __init__(
-        self, models: dict[str, Sampler], limits: RequestLimits, *, most_waiting: int = 64, most_pictures: int = 16
+        self, models: dict[str, Sampler], limits: RequestLimits, *, max_waiting: int = 64, max_images: int = 16
     ) -> None:
         for name, sampler in models.items():
-            if sampler.of_pictures:
-                raise ValueError(f"{name}: paints pictures anew; takes a model that draws from prompts, classes or noise")
+            if sampler.from_images:
+                raise ValueError(f"{name}: generates images anew; expects a model that samples from prompts, classes or noise")
         self.models, self.limits = models, limits
         self.offers = {name: offer_of(name, sampler) for name, sampler in models.items()}
-        if (spec := models[STUDENT].spec) is not None and TEACHER in models:  # it draws what the student learned from
+        if (spec := models[STUDENT].spec) is not None and TEACHER in models:  # it samples what the student learned from
             self.offers[TEACHER] = replace(self.offers[TEACHER], guidance_scale=spec.guidance_scale)
-        self.worker = Worker(self._draw, most_waiting=most_waiting, most_pictures=most_pictures)
+        self.worker = Worker(self._generate, max_waiting=max_waiting, max_images=max_images)
 
     def warm_up(self) -> None:
-        """Draw a picture by each model, so that nobody waits for what is only made once."""
+        """Sample an image by each model, so that nobody waits for what is only made once."""
         for offer in self.offers.values():
             prompt = offer.prompts[0] if offer.prompts else "warm"
-            request = PictureRequest(offer.name, prompt, 1, 0, offer.steps, offer.guidance_scale, offer.size)
+            request = ImageRequest(offer.name, prompt, 1, 0, offer.steps, offer.guidance_scale, offer.size)
             self.worker.submit(request).result()
 
-    def advice(self, request: PictureRequest) -> list[str]:
-        """What to know of pictures drawn so, a sentence each: steps or guidance that a student was not made for."""
+    def advice(self, request: ImageRequest) -> list[str]:
+        """What to know of images sampled so, a sentence each: steps or guidance that a student was not made for."""
         return self.models[request.model].advice(request.steps, request.guidance_scale)
 
-    def _draw(self, requests: list[PictureRequest]) -> Tensor:
+    def _generate(self, requests: list[ImageRequest]) -> Tensor:
         like = requests[0]
         rows = [(request, request.seed + number) for request in requests for number in range(request.count)]
         more: dict[str, Any] = {"size": like.size} if like.size != self.offers[like.model].size else {}
-        if like.picture is not None:
-            begun, masks = ([getattr(of, name) for of, _ in rows] for name in ("picture", "mask"))
+        if like.image is not None:
+            begun, masks = ([getattr(of, name) for of, _ in rows] for name in ("image", "mask"))
             more["task"] = Task(torch.stack(begun), None if like.mask is None else torch.stack(masks), like.strength)
-        batches = self.models[like.model].pictures(
+        batches = self.models[like.model].images(
             [of.prompt for of, _ in rows],
             [seed for _, seed in rows],
             num_inference_steps=like.steps,
@@ -81,7 +81,7 @@ def offer_of(name: str, sampler: Sampler) -> Offer:
         sampler.size,
         multiple=8 if resized else None,
         prompts=None if prompts is None else tuple(prompts),
-        pictures=resized,
+        images=resized,
         allows=_allowing(sampler),
     )
 
@@ -111,7 +111,7 @@ def open_models(
     if not with_teacher:
         return models, []
     if teacher is None and not _has_teacher(found):
-        return models, [f"{student} names no teacher; there is no picture beside its own"]
+        return models, [f"{student} names no teacher; there is no image beside its own"]
     try:
         models[TEACHER] = _teacher_of(found, teacher, replace(opening, like=None, quantization=None))
     except ValueError as error:
@@ -125,12 +125,12 @@ def compile_networks(models: dict[str, Sampler]) -> None:
     """Let torch compile the networks of models.
 
     Raises:
-        ValueError: one of them is not drawn from by a diffusion pipeline, or moves its networks while it draws.
+        ValueError: one of them is not sampled from by a diffusion pipeline, or moves its networks while it samples.
     """
     for name, sampler in models.items():
         if not isinstance(sampler, FewStepSampler) or isinstance(sampler, PlacedSampler):
             raise ValueError(
-                f"--compile: the {name} does not stay where it is or is a GAN; takes a diffusion model, no --memory"
+                f"--compile: the {name} does not stay where it is or is a GAN; expects a diffusion model, no --memory"
             )
         sampler.compile()
 

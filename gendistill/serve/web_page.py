@@ -1,4 +1,4 @@
-"""The page: a prompt, a seed, steps and guidance; the student's picture beside the teacher's, with their times."""
+"""The page: a prompt, a seed, steps and guidance; the student's image beside the teacher's, with their times."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from gendistill.serve.picture_request import Offer, read_request
+from gendistill.serve.image_request import Offer, read_request
 from gendistill.serve.studio import Studio
-from gendistill.serve.worker import Drawn
+from gendistill.serve.worker import Generated
 
 TITLE = "gendistill"
 FONT = ["system-ui", "sans-serif"]  # Gradio's own would be fetched from elsewhere
 THEME = gr.themes.Soft(font=FONT, font_mono=["ui-monospace", "monospace"])
-CSS = ".picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: auto }"
-DRAWN_AT_ONCE = 8  # people whose requests wait in our own queue, where they may go into one batch
-KEPT = 600  # seconds that Gradio keeps a picture's file
+CSS = ".image img { width: 100%; height: 100%; object-fit: contain; image-rendering: auto }"
+GENERATED_AT_ONCE = 8  # people whose requests wait in our own queue, where they may go into one batch
+KEPT = 600  # seconds that Gradio keeps an image's file
 
 
 def page_of(studio: Studio) -> gr.Blocks:
@@ -35,7 +35,7 @@ def page_of(studio: Studio) -> gr.Blocks:
         with gr.Row():
             for offer in offers.values():
                 settings += _settings(offer)
-        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        generate = gr.Button("Sample", variant="primary", elem_id="sample")
         told = gr.Textbox(show_label=False, interactive=False, elem_id="told", visible="hidden", container=False)
         shown: list[Any] = []
         with gr.Row():
@@ -48,8 +48,8 @@ def page_of(studio: Studio) -> gr.Blocks:
                             format="png",
                             interactive=False,
                             height=384,
-                            elem_id=f"{name}-picture",
-                            elem_classes="picture",
+                            elem_id=f"{name}-image",
+                            elem_classes="image",
                             buttons=["download"],
                         )
                     )
@@ -67,21 +67,21 @@ def page_of(studio: Studio) -> gr.Blocks:
                         {**given, "model": name, "steps": _whole(steps), "guidance_scale": scale}, offers, limits
                     )
                     found = studio.worker.submit(asked).result()
-                except (ValueError, RuntimeError) as error:  # refused, busy, or not to be drawn
+                except (ValueError, RuntimeError) as error:  # refused, busy, or not to be sampled
                     yield {told: gr.update(value=str(error), visible=True)}
                     return
                 given["seed"] = asked.seed  # where none was typed, both have the same one
                 times.append(found.seconds)
                 warnings += studio.advice(asked)
                 warning = gr.update(value="\n".join(warnings), visible=bool(warnings) or "hidden")
-                picture, time = shown[2 * place : 2 * place + 2]
-                drawn = Image.fromarray(found.pictures[0].squeeze(-1).numpy())
-                yield {told: warning, picture: drawn, time: _time(found, asked.steps, times)}
+                image, time = shown[2 * place : 2 * place + 2]
+                generated = Image.fromarray(found.images[0].squeeze(-1).numpy())
+                yield {told: warning, image: generated, time: _time(found, asked.steps, times)}
 
         given = [prompt, seed, *settings]
-        asking = [draw.click] if first.prompts is not None else [draw.click, prompt.submit]
+        asking = [generate.click] if first.prompts is not None else [generate.click, prompt.submit]
         for ask in asking:
-            ask(draw_both, given, [told, *shown], concurrency_limit=DRAWN_AT_ONCE, api_visibility="private")
+            ask(draw_both, given, [told, *shown], concurrency_limit=GENERATED_AT_ONCE, api_visibility="private")
     page.queue(max_size=64)
     return page
 
@@ -100,8 +100,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _time(found: Drawn, steps: int, times: list[float]) -> str:
+def _time(found: Generated, steps: int, times: list[float]) -> str:
     text = f"{found.seconds:.2f} s, {steps} step{'s' if steps != 1 else ''}"
     if found.together > 1:
-        text += f", {found.together} pictures at once"
+        text += f", {found.together} images at once"
     return f"{text}: {times[-1] / times[0]:.1f} times the student's" if len(times) > 1 else text

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+
+logger = logging.getLogger(__name__)
 
 
 class Section(BaseModel):
-    """Settings of one part. A mistake in them is a ValueError of one sentence, in Python too."""
+    """Settings of one part. A mistake in them is a ValueError of one sentence, in Python too.
+
+    Attributes:
+        formerly: the present name of a setting by its name in earlier versions, which is still read, with a warning.
+        formerly_valued: by the present name, its present values by those of earlier versions.
+    """
+
+    formerly: ClassVar[dict[str, str]] = {}
+    formerly_valued: ClassVar[dict[str, dict[str, str]]] = {}
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
@@ -20,6 +31,23 @@ class Section(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise ValueError(_one_sentence(error, type(self))) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or not (cls.formerly or cls.formerly_valued):
+            return settings
+        for old in cls.formerly.keys() & settings.keys():
+            if cls.formerly[old] in settings:
+                raise ValueError(f"settings {old} and {cls.formerly[old]} are one setting; expects only {cls.formerly[old]}")
+            logger.warning("setting %s is now called %s; the old name is still read", old, cls.formerly[old])
+        settings = {cls.formerly.get(name, name): value for name, value in settings.items()}
+        for name, values in cls.formerly_valued.items():
+            value = settings.get(name)
+            if isinstance(value, str) and value in values:
+                logger.warning("%s of setting %s is now called %s; the old name is still read", value, name, values[value])
+                settings[name] = values[value]
+        return settings
 
     # Sections within sections are validated without calling this, so that a mistake is named from the outermost one.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
@@ -80,7 +108,7 @@ def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
     takes = " or ".join(_mapping(name, model) if kind == "dict_type" else _takes(each) for kind, each in kinds.items())
     choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    return f"setting {name} is {first['input']!r}; takes {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
+    return f"setting {name} is {first['input']!r}; expects {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
 
 
 def _mapping(name: str, model: type[BaseModel]) -> str:

@@ -1,9 +1,9 @@
-"""Checkpoints that are there whole or not at all: written aside, hashed, flushed, renamed; verified before they are used.
+"""Atomic checkpoints: written to a temporary folder, hashed, flushed and renamed; verified before they are loaded.
 
     checkpoints/step-00000200/   weights.safetensors  optimizers.safetensors  state.json  manifest.json
     checkpoints/best-00000150/   weights.safetensors  state.json  manifest.json
 
-A manifest has the SHA-256 of every file, and names the best that the state speaks of. No file is a pickle.
+A manifest holds the SHA-256 of every file, and the name of the best checkpoint that the state refers to. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from torch import Tensor
 
 from gendistill.runtime.files import remove_folder, replace_folder
 from gendistill.runtime.hashing import file_sha256
+from gendistill.training.former_names import with_current_names
 
 WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
-KEPT = 2
+KEPT = 2  # checkpoints by step
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from. `passed_over` says what is wrong with newer ones that are damaged, a line each."""
+    """A checkpoint to resume from. `skipped` has one line for each newer checkpoint that is damaged, with the reason."""
 
     name: str
     weights: dict[str, Tensor]
     optimizers: dict[str, Tensor]
     state: dict[str, Any]
-    passed_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 class Checkpoints:
-    """The `checkpoints/` of a run: the last two by step, and the best averages that they speak of."""
+    """The folder `checkpoints/` of a run: the last two checkpoints, and the best EMA weights that they refer to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,41 +54,42 @@ class Checkpoints:
         state: dict[str, Any],
         best_step: int | None = None,
     ) -> None:
-        """Everything that a run needs to go on from `step`; what is older than the last two checkpoints is removed.
+        """Save everything that a run needs to resume from `step`, and remove all but the last two checkpoints.
 
         Raises:
-            OSError: the disk is full, say. Nothing half-written is left, and the earlier checkpoints are as they were.
+            OSError: the disk is full, for example. No partial checkpoint is left, and the earlier checkpoints are unchanged.
         """
         needs = [] if best_step is None else [_best(best_step)]
         self._publish(f"step-{step:08d}", {WEIGHTS: weights, OPTIMIZERS: optimizers}, {**state, "step": step}, needs)
         self.tidy(f"step-{step:08d}")
 
     def save_best(self, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """The weights that the student is made of if no better ones come; raises as `save` does."""
+        """Save the EMA weights with the best validation so far; raises as `save` does."""
         self._publish(_best(step), {WEIGHTS: weights}, {**state, "step": step}, [])
 
     def load_last(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None where there is none at all.
+        """The newest intact checkpoint, or None where there is no checkpoint at all.
 
         Raises:
-            ValueError: there are checkpoints, and each of them is damaged.
+            ValueError: there are checkpoints, and all of them are damaged.
         """
         damages: list[str] = []
         for name in reversed(self.steps()):
             if (damage := self.damage(name)) is None:
                 folder = self.folder / name
-                state = json.loads((folder / STATE).read_text())
-                return Checkpoint(name, load_file(folder / WEIGHTS), load_file(folder / OPTIMIZERS), state, tuple(damages))
+                state = with_current_names(json.loads((folder / STATE).read_text()))
+                weights, optimizers = (with_current_names(load_file(folder / file)) for file in (WEIGHTS, OPTIMIZERS))
+                return Checkpoint(name, weights, optimizers, state, tuple(damages))
             damages.append(damage)
         if damages:
             raise ValueError(
-                f"{self.folder} holds no whole checkpoint ({'; '.join(damages)}); takes another out, or this one without "
-                "its checkpoints to begin again"
+                f"{self.folder} holds no intact checkpoint ({'; '.join(damages)}); expects another out, or this one without "
+                "its checkpoints to start again"
             )
         return None
 
     def load_best(self, step: int) -> dict[str, Tensor]:
-        """The average that was the best at `step`."""
+        """The EMA weights whose validation at `step` was the best."""
         return load_file(self.folder / _best(step) / WEIGHTS)
 
     def steps(self) -> list[str]:
@@ -95,45 +97,46 @@ class Checkpoints:
         return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
 
     def damage(self, name: str) -> str | None:
-        """What is wrong with a checkpoint, or with the best that it speaks of; None where all is as it was written."""
+        """The damage of a checkpoint, or of the best checkpoint that it refers to; None where both are intact."""
         folder = self.folder / name
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             for file, digest in manifest["files"].items():
                 if file_sha256(folder / file) != digest:
-                    return f"{name}/{file} is not as it was written"
+                    return f"{name}/{file} is corrupted"
             damages = [self.damage(needed) for needed in manifest["needs"]]
         except OSError as error:
             return f"{name}/{Path(error.filename or MANIFEST).name} cannot be read: {(error.strerror or str(error)).lower()}"
         except (ValueError, KeyError, TypeError, AttributeError):
-            return f"{name}/{MANIFEST} is not as it was written"
+            return f"{name}/{MANIFEST} is corrupted"
         return next((damage for damage in damages if damage), None)
 
     def _publish(self, name: str, files: dict[str, dict[str, Tensor]], state: dict[str, Any], needs: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self._aside(name)
+        temporary = self._temporary_folder(name)
         try:
             for file, tensors in files.items():
-                _write_tensors(tensors, aside / file)
-            (aside / STATE).write_text(json.dumps(state, indent=2))
-            hashes = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-            (aside / MANIFEST).write_text(json.dumps({"files": hashes, "needs": needs}, indent=2))
-            _flush(*aside.iterdir(), aside)
+                _write_tensors(tensors, temporary / file)
+            (temporary / STATE).write_text(json.dumps(state, indent=2))
+            hashes = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps({"files": hashes, "needs": needs}, indent=2))
+            _flush(*temporary.iterdir(), temporary)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        replace_folder(aside, self.folder / name)  # of a life that was given up: damaged, or one that no checkpoint speaks of
+        # a folder of that name is damaged, or was written after the checkpoint that the run has resumed from
+        replace_folder(temporary, self.folder / name)
         _flush(self.folder)
 
     def tidy(self, last: str | None) -> None:
-        """Keep `last`, the one before it and their bests; the rest is old, half-written, or of a life that was given up."""
+        """Keep the checkpoint `last`, the one before it and their best ones; remove old, partial and abandoned checkpoints."""
         kept = [name for name in self.steps() if last is not None and name <= last][-KEPT:]
-        needed = [best for name in kept for best in self._needs(name)]
+        kept += [best for name in kept for best in self._needs(name)]
         for pattern in ("step-*", "best-*"):
             for leftover in self.folder.glob(f".{pattern}"):
                 shutil.rmtree(leftover)
             for path in self.folder.glob(pattern):
-                if path.name not in kept + needed:
+                if path.name not in kept:
                     remove_folder(path)
 
     def _needs(self, name: str) -> list[str]:
@@ -142,11 +145,11 @@ class Checkpoints:
         except (OSError, ValueError, KeyError):
             return []
 
-    def _aside(self, name: str) -> Path:
-        aside = self.folder / f".{name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        return aside
+    def _temporary_folder(self, name: str) -> Path:
+        temporary = self.folder / f".{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        return temporary
 
 
 def _best(step: int) -> str:
@@ -161,7 +164,7 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
-    """The OSError that an error is, or that safetensors tells as text; None where it is another."""
+    """`error` as an OSError, from the text of an error of safetensors if need be; None for errors of other kinds."""
     if isinstance(error, OSError):
         return error
     number = re.search(r"os error (\d+)", str(error))

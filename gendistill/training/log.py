@@ -1,4 +1,4 @@
-"""`log.jsonl` of a run: one JSON object a line."""
+"""`log.jsonl` of a run: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class RunLog:
-    """Lines are appended; a run that goes on from a checkpoint cuts off those that were written after it."""
+    """Appends lines; a run that resumes from a checkpoint truncates the lines that were written after it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -19,12 +19,12 @@ class RunLog:
             log.write(json.dumps(line) + "\n")
 
     def flushed_size(self) -> int:
-        """Bytes, all of them on the disk."""
+        """The size in bytes, after a flush to the disk."""
         with self.path.open("a") as log:
             os.fsync(log.fileno())
-            return log.tell()
+            return os.fstat(log.fileno()).st_size
 
     def cut(self, size: int) -> None:
-        """Keep the first `size` bytes."""
+        """Truncate the log to its first `size` bytes."""
         if self.path.exists():
             os.truncate(self.path, min(size, self.path.stat().st_size))

@@ -15,15 +15,15 @@ from gendistill.training.ema import MovingAverage
 
 @dataclass(frozen=True)
 class Update:
-    """A loss to differentiate, and the optimizers that step on its gradient.
+    """A loss, and the optimizers that step on its gradient.
 
     Attributes:
         loss: a scalar (0-d).
-        optimizers: names. The first one is of the network whose loss this is; others step on the same gradient (regressors
-            that learn with the student, say).
+        optimizers: names. The first optimizer is that of the network that the loss trains; the others step on the same gradient
+            (regressors that are trained with the student, for example).
         logs: scalars (0-d) for the log.
-        watch: outputs (0-d) of other trained networks that the loss depends on, by optimizer name. Where one is not finite,
-            that network is named as the cause of a loss that is not.
+        watch: outputs (0-d) of other trained networks that the loss depends on, by optimizer name. A network whose output is
+            not finite is reported as the cause of a loss that is not finite.
     """
 
     loss: Tensor
@@ -37,8 +37,8 @@ class OptimizerSettings:
     """Settings of one optimizer of a method.
 
     Attributes:
-        learning_rate_factor: times the trainer's learning rate.
-        betas: of Adam.
+        learning_rate_factor: factor on the trainer's learning rate.
+        betas: beta_1 and beta_2 of Adam.
     """
 
     learning_rate_factor: float = 1.0
@@ -49,8 +49,8 @@ class Method(ABC):
     """A distillation method: it owns networks and yields losses.
 
     Attributes:
-        name: of the method, for messages.
-        networks: a `MovingAverage` of this method's kind; its average becomes the student.
+        name: name of the method, for messages.
+        networks: a `MovingAverage` of this method's kind; its EMA becomes the student.
     """
 
     name: str
@@ -58,26 +58,25 @@ class Method(ABC):
 
     @property
     def monotone(self) -> bool:
-        """Whether a loss that grows is a sign of trouble. In adversarial training it is not."""
+        """Whether a growing loss is a sign of divergence; it is not in adversarial training."""
         return True
 
     @property
     def averages(self) -> Mapping[str, MovingAverage]:
-        """All moving averages by the name of the optimizer that trains their network; `student` is `networks`. They
-        follow after each step, and are saved."""
+        """All moving averages by optimizer name; `student` is `networks`. They are updated after each step, and saved."""
         return {"student": self.networks}
 
     @abstractmethod
     def trained_modules(self) -> dict[str, nn.Module]:
-        """The trained modules by optimizer name; the trainer wraps them for distributed training."""
+        """The trained modules by optimizer name, which the trainer wraps for distributed training."""
 
     @abstractmethod
     def replace_modules(self, wrapped: dict[str, nn.Module]) -> None:
-        """Called once with the wrapped modules; the method calls those from then on."""
+        """Use the wrapped modules, by optimizer name, in all forward passes; called once."""
 
     @abstractmethod
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        """The parameters of each optimizer by name; the trainer changes the dictionaries in place."""
+        """The parameters of each optimizer by name; the trainer may replace them in these dictionaries."""
 
     def buffers(self) -> dict[str, Tensor]:
         """Buffers of the trained modules that training changes, by name: running statistics, singular vectors."""
@@ -88,24 +87,24 @@ class Method(ABC):
         return OptimizerSettings()
 
     def stop_reason(self, logs: dict[str, float]) -> str | None:
-        """Why training should end with its best checkpoint so far; None to go on. Called with each line of the log, and with
-        an empty one after each validation."""
+        """The reason to end training with its best checkpoint so far, or None. Called with the values of each log line, and
+        with an empty mapping after each validation."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """State beside tensors that a resumed run needs; JSON."""
+        """JSON state, other than tensors, that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave; a method that gives nothing is given nothing."""
+        """Restore the result of `state_dict`."""
         assert not state
 
     @abstractmethod
     def updates(self, batch: Any, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        """The losses of a batch at optimizer step `step` (from 0), in the order in which their optimizers step (a critic
-        before its student, say). All random numbers come from `random`."""
+        """The losses of a batch at optimizer step `step` (from 0), in the order of their optimizer steps (a critic before its
+        student, for example). All random numbers come from `random`."""
 
     def after_step(self, step: int) -> None:
-        """Called after optimizer step `step` (from 1): the averages follow."""
+        """Update the moving averages after optimizer step `step` (from 1)."""
         for average in self.averages.values():
             average.follow(step)

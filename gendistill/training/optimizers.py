@@ -1,4 +1,4 @@
-"""Optimizers, and their state as named tensors: what safetensors can hold, and what any number of processes can read."""
+"""Optimizers, and their state as named tensors, for safetensors and for any number of processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gendistill.runtime.extras import install_line
 from gendistill.training.method import OptimizerSettings
-from gendistill.training.sharding import sharded_like, whole
+from gendistill.training.sharding import full_tensor, sharded_like
 from gendistill.training.trainer_config import TrainerConfig
 
 Parameters = dict[str, nn.Parameter]
@@ -20,7 +20,7 @@ def build_optimizer(config: TrainerConfig, parameters: Parameters, settings: Opt
     """AdamW over `parameters`, in 32 or 8 bits.
 
     Raises:
-        ValueError: the 8-bit one is asked for and bitsandbytes is not installed.
+        ValueError: the 8-bit optimizer is requested and bitsandbytes is not installed.
     """
     options: dict[str, Any] = {
         "lr": config.learning_rate * settings.learning_rate_factor,
@@ -37,12 +37,12 @@ def build_optimizer(config: TrainerConfig, parameters: Parameters, settings: Opt
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:
-    """The state of each parameter by `PARAMETER.KEY`, whole on every process; a plain number becomes a 0-d tensor.
+    """The optimizer state of each parameter by `PARAMETER.KEY`, as full tensors on every process; numbers become 0-d tensors.
 
-    What the config decides (learning rate, weight decay) is not part of it.
+    Settings of the config (learning rate, weight decay) are not part of it.
     """
     return {
-        f"{name}.{key}": whole(value) if isinstance(value, Tensor) else torch.tensor(value)
+        f"{name}.{key}": full_tensor(value) if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }

@@ -1,4 +1,4 @@
-"""Optimizers over what a method trains, and its modules wrapped for however many processes there are."""
+"""Optimizers of a method's trained parameters, and its modules wrapped for distributed training."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gendistill.training.trainer_config import TrainerConfig
 
 
 def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> Optimizers:
-    """The optimizers by name; the method's modules and parameters are those that accelerate gives back from now on.
+    """The optimizers by name; the method's modules and parameters are replaced by those that accelerate returns.
 
     Raises:
-        ValueError: the processes were started in a way that this cannot be trained in, the optimizer is not installed, a
-            network knows no gradient checkpointing, or a parameter cannot learn.
+        ValueError: the method does not support this kind of distributed training, the optimizer is not installed, a network
+            does not support gradient checkpointing, or a parameter cannot be trained.
     """
     kind, several = accelerator.distributed_type, len(method.trained_modules()) > 1
-    unshared = method.networks.lora is not None or not method.networks.shards or several
-    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unshared or not accelerator.is_fsdp2)):
+    unsharded = method.networks.lora is not None or not method.networks.shards or several
+    if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unsharded or not accelerator.is_fsdp2)):
         raise ValueError(
-            f"accelerate's {kind.value.lower()} cannot train this; takes DDP (configs/accelerate/ddp.yaml), or for all "
-            "weights of one diffusion model FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+            f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (configs/accelerate/ddp.yaml), or, for "
+            "all weights of one diffusion model, FSDP of version 2 (configs/accelerate/fsdp.yaml)"
         )
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
@@ -36,24 +36,24 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
         checkpoint_gradients(method.trained_modules())
     for name, module in method.trained_modules().items():
         settings = method.optimizer_settings(name)
-        module.requires_grad_(False)  # DDP looks at what learns when it wraps: no other adapter of a shared base
-        _let_learn(trained[name])
-        places = owners(module)
+        module.requires_grad_(False)  # DDP wraps all parameters that require gradients: none of other adapters on a shared base
+        _require_grad(trained[name])
+        owner_of = owners(module)
         optimizer = build_optimizer(config, trained[name], settings)
         wrapped[name], optimizers[name] = accelerator.prepare(module, optimizer)
         if isinstance(wrapped[name], DistributedDataParallel) and hasattr(module, "config"):
-            wrapped[name].config = module.config  # which a denoiser reads
+            wrapped[name].config = module.config  # the denoiser reads it
         for path, parameter in trained[name].items():
-            submodule, leaf = places[parameter]
-            trained[name][path] = getattr(submodule, leaf)  # FSDP has put a sharded one in its place
+            submodule, leaf = owner_of[parameter]
+            trained[name][path] = getattr(submodule, leaf)  # FSDP has replaced it by a sharded parameter
     method.replace_modules(wrapped)
     for name, parameters in trained.items():
-        _let_learn(parameters)  # a module wrapped later may have the same base
+        _require_grad(parameters)  # a module that was wrapped later may have the same base
         require_trainable(name, parameters)
     return optimizers
 
 
-def _let_learn(parameters: dict[str, nn.Parameter]) -> None:
+def _require_grad(parameters: dict[str, nn.Parameter]) -> None:
     for parameter in parameters.values():
         parameter.requires_grad_(True)
 
@@ -64,14 +64,14 @@ def require_trainable(optimizer: str, parameters: dict[str, nn.Parameter]) -> No
     if frozen:
         raise ValueError(
             f"optimizer {optimizer}: {len(frozen)} of its {len(parameters)} parameters do not require gradients and cannot "
-            f"learn, such as {', '.join(frozen[:3])}"
+            f"be trained, such as {', '.join(frozen[:3])}"
         )
 
 
 def require_gradients(optimizer: str, parameters: dict[str, nn.Parameter]) -> None:
-    """Raise ValueError where a backward pass reached no parameter of an optimizer.
+    """Raise ValueError where a backward pass gave no gradient to any parameter of an optimizer.
 
-    Some may be without a gradient: not every loss reaches every branch of a network.
+    Single parameters may have none: not every loss reaches every branch of a network.
     """
     if all(parameter.grad is None for parameter in parameters.values()):
         raise ValueError(
@@ -81,12 +81,12 @@ def require_gradients(optimizer: str, parameters: dict[str, nn.Parameter]) -> No
 
 
 def checkpoint_gradients(modules: dict[str, nn.Module]) -> None:
-    """Recompute activations in the backward pass, in all modules that know how; ValueError where none does."""
+    """Enable gradient checkpointing in all modules that support it; ValueError where none does."""
     bases: dict[str, Any] = {name: getattr(module, "base", module) for name, module in modules.items()}
-    able = [name for name, base in bases.items() if getattr(base, "_supports_gradient_checkpointing", False)]
-    if not able:
+    supporting = [name for name, base in bases.items() if getattr(base, "_supports_gradient_checkpointing", False)]
+    if not supporting:
         kinds = ", ".join(f"the {name} ({type(base).__name__})" for name, base in bases.items())
-        raise ValueError(f"trainer.gradient_checkpointing: {kinds} has none; takes false")
-    for name in able:
+        raise ValueError(f"trainer.gradient_checkpointing: {kinds} does not support it; expects false")
+    for name in supporting:
         module: Any = modules[name]
         module.enable_gradient_checkpointing()

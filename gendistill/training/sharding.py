@@ -1,4 +1,4 @@
-"""Tensors that FSDP has spread over the processes, and whole ones. Where nothing is spread, these functions do nothing."""
+"""Tensors that FSDP has sharded over the processes, and full tensors. Without sharding these functions do nothing."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all its shards; every process has to ask for it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor, gathered from its shards; a collective call of all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, the same on every process, spread as a parameter of its shape is; as it is for another shape."""
+    """A full tensor, equal on every process, sharded like a parameter of its shape; unchanged where the shapes differ."""
     if not isinstance(parameter, DTensor) or parameter.shape != tensor.shape:
         return tensor
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def owners(module: nn.Module) -> dict[nn.Parameter, tuple[nn.Module, str]]:
-    """Each parameter's submodule and its name there, by which it is found again once FSDP has put another in its place."""
+    """The submodule and the attribute name of each parameter, to find the parameter by which FSDP replaces it."""
     return {
         parameter: (submodule, name)
         for submodule in module.modules()

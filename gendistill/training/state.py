@@ -1,4 +1,4 @@
-"""The state of a training: saved and restored as a whole, beside weights and optimizers. And when it validates, saves, ends."""
+"""The state of a training, saved with weights and optimizers, and the schedule of its validations, checkpoints and end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gendistill.training.trainer_config import TrainerConfig
 
 @dataclass(frozen=True)
 class Validation:
-    """The outcome of a validation: `score` (smaller is better) decides which checkpoint becomes the student."""
+    """The result of a validation: the checkpoint with the smallest `score` becomes the student."""
 
     score: float
     figures: dict[str, Any]
@@ -20,15 +20,15 @@ class Validation:
 
 @dataclass
 class TrainState:
-    """Everything that a resumed run goes on from.
+    """The state that a run resumes from.
 
     Attributes:
-        step: optimizer steps made.
-        seconds: of training, in all processes of the run's life.
-        best: the validation of the best average, at `best_step`.
+        step: optimizer steps done.
+        seconds: training time, over all resumptions of the run.
+        best: the validation of the best EMA weights, those of `best_step`.
         validated_step: the last step that was validated.
-        ended: why the method ended the training before its limits.
-        losses: logged losses by network, the latest ones.
+        ended: the reason for which the method ended the training before its limits.
+        losses: the latest logged losses by network.
     """
 
     step: int = 0
@@ -45,13 +45,13 @@ class TrainState:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> TrainState:
-        """What `to_json` gave; names of other versions are passed over."""
+        """The inverse of `to_json`; unknown names, of other versions, are ignored."""
         known = {name: value for name, value in saved.items() if name in cls.__dataclass_fields__}
         return cls(**{**known, "best": None if saved["best"] is None else Validation(**saved["best"])})
 
     def add(self, validation: Validation) -> bool:
-        """Count a validation; whether it is the best so far. That of the initial weights is kept only until there is one of
-        trained ones."""
+        """Add a validation; returns whether it is the best so far. The validation of the initial weights counts only until the
+        first one of trained weights."""
         self.validated_step = self.step
         better = self.best is None or self.best_step == 0 or validation.score < self.best.score
         if better:
@@ -60,23 +60,23 @@ class TrainState:
         return better
 
     def end(self, reason: str | None) -> None:
-        """End the training where the method gives a reason; on every process, since all see the same figures."""
+        """End the training where the method gives a reason; on every process, since all have the same values."""
         if reason is not None and self.ended is None:
             self.ended = f"training ended at step {self.step}: {reason}; the best so far is that of step {self.best_step}"
 
 
 class Limits:
-    """What the settings say of when a training validates, saves and ends, and of its learning rate."""
+    """The limits of a training, the steps of its validations, checkpoints and log lines, and its learning rate schedule."""
 
     def __init__(self, config: TrainerConfig) -> None:
         self.config = config
 
     def out_of_time(self, state: TrainState) -> bool:
-        """By this process's clock."""
+        """Whether `max_minutes` have passed, by the clock of this process."""
         return self.config.max_minutes is not None and state.seconds / 60 >= self.config.max_minutes
 
     def checkpoint_is_old(self, saved_at: float) -> bool:
-        """By this process's clock (`time.monotonic`)."""
+        """Whether `checkpoint_minutes` have passed since `saved_at`, by the clock of this process (`time.monotonic`)."""
         return self.config.checkpoint_minutes is not None and time.monotonic() - saved_at >= self.config.checkpoint_minutes * 60
 
     def reached(self, state: TrainState) -> bool:
@@ -94,7 +94,7 @@ class Limits:
         return state.step % self.config.log_every == 0 or state.step == self.config.max_steps
 
     def learning_rate(self, state: TrainState) -> float:
-        """Of the next step: a linear warm-up, then constant, or a cosine to 0 at the limit that comes first."""
+        """The learning rate of the next step: linear warm-up, then constant or a cosine to 0 at the first limit."""
         config = self.config
         rate = config.learning_rate * min(1.0, (state.step + 1) / (config.warmup_steps + 1))
         if config.lr_schedule == "constant":

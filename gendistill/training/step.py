@@ -1,4 +1,4 @@
-"""One optimizer step: data, losses of the method, gradients, optimizers. In this order."""
+"""One optimizer step: data, losses of the method, gradients, optimizers, in this order."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from gendistill.runtime.random import PerSampleRandom
 from gendistill.training.divergence import LossGuard
 from gendistill.training.method import Method, Update
 from gendistill.training.preparation import require_gradients, require_trainable
-from gendistill.training.sharding import whole
+from gendistill.training.sharding import full_tensor
 from gendistill.training.snapshot import Optimizers
 from gendistill.training.state import TrainState
 from gendistill.training.trainer_config import TrainerConfig
 
 
 class TrainingData(Protocol):
-    """What a method learns on, by row."""
+    """Training data of a method, by row."""
 
     def __len__(self) -> int: ...
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """The rows (batch_size,) int64 that global step `step` sees, over all processes."""
+        """The rows (batch_size,) int64 of the global batch of step `step`, over all processes."""
         ...
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device) -> Any:
-        """What the method's `updates` expects of these rows (B,)."""
+        """The batch of these rows (B,) for the method's `updates`."""
         ...
 
     def summary(self) -> dict[str, Any]:
-        """What there is, for a log."""
+        """A description of the data, for the log."""
         ...
 
 
 class OptimizerStep:
-    """Makes the optimizer steps of a method on its data.
+    """Performs the optimizer steps of a method on its data.
 
     Noise, timesteps and data order are functions of (seed, step, sample), never of a global generator.
     """
@@ -55,11 +55,11 @@ class OptimizerStep:
     ) -> None:
         self.method, self.data, self.config, self.seed = method, data, config, seed
         self.accelerator, self.optimizers, self.guard = accelerator, optimizers, guard
-        self.checked: set[str] = set()  # optimizers of which it was seen that their parameters get gradients
+        self.checked: set[str] = set()  # optimizers whose parameters are known to get gradients
 
     def __call__(self, state: TrainState, learning_rate: float) -> dict[str, Tensor]:
-        """One step over the global batch, of which this process does its part in micro-batches. Gives what the method logs,
-        averaged over the micro-batches, and the norms of the gradients."""
+        """One step over the global batch; this process computes its part in micro-batches. Returns the logged values of the
+        method, averaged over the micro-batches, and the gradient norms."""
         config, accelerator, step = self.config, self.accelerator, state.step
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
@@ -85,7 +85,7 @@ class OptimizerStep:
                     for name in update.optimizers if last else ():
                         norm = self._step(name, update)
                         if norm is not None:
-                            totals[f"{name}_gradient_norm"] = whole(norm)
+                            totals[f"{name}_gradient_norm"] = full_tensor(norm)
         return totals
 
     def _backward(self, update: Update, step: int) -> None:
@@ -96,7 +96,7 @@ class OptimizerStep:
             self.accelerator.backward(update.loss / self.config.gradient_accumulation_steps)
 
     def _step(self, name: str, update: Update) -> Tensor | None:
-        """Step one optimizer; gives the norm of its gradients before clipping."""
+        """Step one optimizer; returns the norm of its gradients before clipping."""
         parameters = self.method.trained_parameters()[name]
         if name not in self.checked:
             self._check(name, parameters, update)
@@ -106,8 +106,8 @@ class OptimizerStep:
         return norm
 
     def _check(self, name: str, parameters: dict[str, nn.Parameter], update: Update) -> None:
-        """In an optimizer's first step: that what should learn got gradients."""
+        """In the first step of an optimizer, check that its parameters get gradients."""
         require_trainable(name, parameters)
-        if name == update.optimizers[0]:  # of the others, a schedule may leave out the loss
+        if name == update.optimizers[0]:  # a schedule may leave out the loss of the others
             require_gradients(name, parameters)
         self.checked.add(name)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run between two steps, with a checkpoint."""
+"""SIGTERM and Ctrl-C stop a run between two steps, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-PATIENCE = 1.0  # seconds: a launcher passes on the Ctrl-C that the terminal has sent to all processes already
+PATIENCE = 1.0  # seconds: a launcher forwards the Ctrl-C that the terminal has already sent to all processes
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop. `exit_code` is the shell's: 130 after Ctrl-C, 143 after SIGTERM."""
+    """A run was stopped by a signal. `exit_code` is the one for the shell: 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, message: str, number: int | None) -> None:
         super().__init__(message)
-        self.exit_code = 128 + (number or signal.SIGTERM)  # None: it came to another process of the run
+        self.exit_code = 128 + (number or signal.SIGTERM)  # None: another process of the run got the signal
 
 
 class StopSignals:
-    """Within `with StopSignals() as stop`, the first signal only sets `stop.number`; the second one ends the work at once.
+    """In the context of `StopSignals() as stop` the first signal only sets `stop.number`; the second one raises `Stopped`.
 
-    Signals come to a program's main thread: in another thread nothing is changed.
+    Python delivers signals to the main thread: in another thread the context has no effect.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Work that can be done again: a signal raises `Stopped` there and then."""
+        """A context of work that can be repeated: the first signal raises `Stopped` immediately."""
         self._interruptible = True
         try:
             if self.number is not None:
@@ -59,4 +59,4 @@ class StopSignals:
             if self._interruptible:
                 raise Stopped("stopped", number)
         elif time.monotonic() - self._since > PATIENCE:
-            raise Stopped("stopped at once, without a checkpoint; go on from the last one with --resume", number)
+            raise Stopped("stopped immediately, without a checkpoint; continue from the last one with --resume", number)

@@ -1,4 +1,4 @@
-"""The training loop: validate, checkpoint, step. It knows no method."""
+"""The training loop: validate, checkpoint, step. It is independent of the method."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Validate = Callable[[int], Validation]
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of it; `ended` says why the method ended the training before its limits."""
+    """The result of a training; `ended` is the reason for which the method ended it before its limits."""
 
     steps: int
     seconds: float
@@ -44,11 +44,11 @@ class TrainingResult:
 class Trainer:
     """Trains a method on cached data.
 
-    A resumed run sees what an uninterrupted one would have seen, and so does a run on another number of processes.
+    Batches and random numbers are the same in a resumed run as in an uninterrupted one, and on any number of processes.
 
     Args:
-        validate: called every `validate_every` steps with the step, on every process; the average is what it should look
-            at, and what the main process gets is what counts. Without it the last step's average becomes the student.
+        validate: called with the step every `validate_every` steps, on every process; it should evaluate the EMA. The result of
+            the main process counts. Without it the EMA of the last step becomes the student.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class Trainer:
         self.unsaved, self.saved_at = False, time.monotonic()
 
     def train(self, *, resume: bool = False) -> TrainingResult:
-        """Run to the limits, or to where the method ends it; leaves the best average loaded in the method.
+        """Train to the limits, or until the method ends the training; loads the best EMA weights into the method.
 
         Raises:
-            ValueError: there is a run in the folder already and `resume` was not requested, no checkpoint of it is whole,
-                or training has gone wrong: the last good checkpoint is kept.
-            Stopped: SIGTERM or Ctrl-C came; there is a checkpoint of the last step.
+            ValueError: the folder holds a run already and `resume` is False, none of its checkpoints is intact, or training has
+                diverged: the last good checkpoint is kept.
+            Stopped: the process got SIGTERM or Ctrl-C; there is a checkpoint of the last step.
         """
         if self.checkpoints.steps() and not resume:
-            raise ValueError(f"out {self.run_folder} holds a run already; takes --resume, or another folder")
+            raise ValueError(f"out {self.run_folder} holds a run already; expects --resume, or another folder")
         self.run_folder.mkdir(parents=True, exist_ok=True)
         accelerator = self.accelerator
         optimizers = prepare(self.method, self.config, accelerator)
         last = self.checkpoints.load_last()
         log_size = self._restore(optimizers, last) if last else 0
-        accelerator.wait_for_everyone()  # before any file is removed that another one may be reading
+        accelerator.wait_for_everyone()  # before a file is removed that another process may be reading
         if accelerator.is_main_process:
             self.checkpoints.tidy(last.name if last else None)
             self.log.cut(log_size)
@@ -104,22 +104,22 @@ class Trainer:
             with training_bar(self.config.max_steps, state.step, accelerator.is_main_process) as show:
                 stopped = self._loop(self.stepper(optimizers), stop, show)
         accelerator.wait_for_everyone()
-        for tracker in accelerator.trackers:  # and not `end_training`, which ends the processes' ties: a stage may follow
+        for tracker in accelerator.trackers:  # `end_training` would also end the process group: a stage may follow
             tracker.finish()
         if stopped or stop.number is not None:
-            kept = "with a checkpoint; go on with --resume" if self.checkpoints.steps() else "before the first checkpoint"
-            raise Stopped(f"stopped after step {state.step}, {kept}", stop.number)
+            hint = "with a checkpoint; continue with --resume" if self.checkpoints.steps() else "before the first checkpoint"
+            raise Stopped(f"stopped after step {state.step}, {hint}", stop.number)
         if state.best is not None:
             self.method.networks.load_average(self.checkpoints.load_best(state.best_step))
         return TrainingResult(state.step, state.seconds, state.best_step, state.best, state.ended)
 
     def stepper(self, optimizers: Optimizers) -> OptimizerStep:
-        """Optimizer steps whose losses are watched."""
+        """The optimizer steps, with a guard on the losses."""
         self.guard = LossGuard(self.config.divergence_factor if self.method.monotone else None, self.state.losses)
         return OptimizerStep(self.method, self.data, self.config, self.accelerator, optimizers, self.guard, self.seed)
 
     def _loop(self, step: OptimizerStep, stop: StopSignals, show: Callable[[int, str | None], None]) -> bool:
-        """Until all is done (False) or a signal has come (True)."""
+        """Train until the limits (returns False) or until a signal (returns True)."""
         state, limits, started = self.state, self.limits, time.monotonic() - self.state.seconds
         while True:
             stopped, late, old = self._on_any_process(
@@ -140,14 +140,14 @@ class Trainer:
             show(state.step, self._log(losses) if limits.log_due(state) else None)
 
     def _on_any_process(self, *conditions: bool) -> list[bool]:
-        """Each of them, true on all processes where it is on one: clocks and signals differ."""
+        """Each condition is true on all processes if it is true on one: clocks and signals differ."""
         if self.accelerator.num_processes == 1:
             return list(conditions)
         flags = torch.tensor(conditions, dtype=torch.float32, device=self.accelerator.device)
         return (self.accelerator.reduce(flags, "sum") > 0).tolist()
 
     def _validate(self, stop: StopSignals) -> bool:
-        """Validate the average and keep it if it is the best so far. False if a signal cut this short: done on resume."""
+        """Validate the EMA and save it if it is the best so far. False if a signal interrupted it: it is repeated on resume."""
         assert self.validate is not None
         state, average = self.state, self.method.networks.average_state()
         self._require_finite({f"average.{name}": tensor for name, tensor in average.items()})
@@ -157,7 +157,7 @@ class Trainer:
                     validation = self.validate(state.step)
             except Stopped:
                 return False
-        else:  # this process cannot leave others that wait for it
+        else:  # this process must not leave while others wait for it
             [validation] = broadcast_object_list([self.validate(state.step)])
         self._write({"validation": validation.figures})
         self.accelerator.log({"validation/score": validation.score}, step=state.step)
@@ -168,10 +168,10 @@ class Trainer:
         return True
 
     def _log(self, losses: dict[str, Tensor]) -> str:
-        """Write the means over all processes; gives them in a few words."""
+        """Write the means over all processes; returns a short summary for the progress bar."""
         state, networks = self.state, list(self.guard.losses)
-        everything = [value.detach().float() for value in (*self.guard.losses.values(), *losses.values())]
-        means: list[float] = self.accelerator.reduce(torch.stack(everything), "mean").tolist()
+        all_values = [value.detach().float() for value in (*self.guard.losses.values(), *losses.values())]
+        means: list[float] = self.accelerator.reduce(torch.stack(all_values), "mean").tolist()
         self.guard.check(state.step, dict(zip(networks, means[: len(networks)], strict=True)), self.limits.learning_rate(state))
         values = dict(zip(losses, means[len(networks) :], strict=True))
         state.end(self.method.stop_reason(values))
@@ -190,7 +190,7 @@ class Trainer:
             raise ValueError(self.guard.not_finite(self.state.step, rate, f"the weight {name}"))
 
     def _save(self, optimizers: Optimizers) -> None:
-        """Gathered by all processes, written by the main one, read by any number of them."""
+        """Save a checkpoint: gathered by all processes, written by the main process."""
         weights, moments = snapshot(self.method, optimizers)
         self._require_finite(weights)
         scaler, state = self.accelerator.scaler, self.state
@@ -205,12 +205,12 @@ class Trainer:
         self.unsaved, self.saved_at = False, time.monotonic()
 
     def _restore(self, optimizers: Optimizers, last: Checkpoint) -> int:
-        """Go on from a checkpoint. Gives the size that the log had then."""
-        for damage in last.passed_over:
-            self.accelerator.print(f"checkpoint {damage}; going on from {last.name}", file=sys.stderr)
+        """Resume from a checkpoint; returns the size of the log at that step."""
+        for damage in last.skipped:
+            self.accelerator.print(f"checkpoint {damage}; resuming from {last.name}", file=sys.stderr)
         if not restore(self.method, optimizers, last.weights, last.optimizers):
             raise ValueError(
-                f"out {self.run_folder} holds a run of another kind of student; takes the settings of its config.yaml to resume"
+                f"out {self.run_folder} holds a run of a different student; expects the settings of its config.yaml to resume"
             )
         self.state = TrainState.from_json(last.state)
         self.method.load_state_dict(last.state.get("method", {}))

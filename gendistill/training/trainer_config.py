@@ -1,4 +1,4 @@
-"""The settings of an optimisation: its limits, checkpoints and validations."""
+"""The settings of a training: optimisation, limits, checkpoints and validations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainerConfig(Section):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     checkpoint_minutes: float | None = Field(None, gt=0, description="and where the last one is so many minutes old")
     validate_every: int = Field(100, ge=1, description="steps")
-    num_validation: int = Field(256, ge=2, description="pictures drawn at a validation")
+    num_validation: int = Field(256, ge=2, description="images sampled at a validation")
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
     divergence_factor: float | None = Field(
         10.0, gt=1, description="stop where the loss stays so many times above its median; null lets it"
@@ -43,7 +43,7 @@ class TrainerConfig(Section):
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
-    def _yaml_says_no(cls, value: Any) -> Any:
+    def _yaml_no_is_text(cls, value: Any) -> Any:
         return "no" if value is False else value
 
     @field_validator("trackers")
@@ -55,22 +55,22 @@ class TrainerConfig(Section):
         return trackers
 
     @model_validator(mode="after")
-    def _accumulates_whole_passes(self) -> TrainerConfig:
+    def _batch_is_divisible(self) -> TrainerConfig:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"trainer.batch_size {self.batch_size}: takes a multiple of gradient_accumulation_steps "
+                f"trainer.batch_size {self.batch_size}: expects a multiple of gradient_accumulation_steps "
                 f"({self.gradient_accumulation_steps})"
             )
         return self
 
     def updated(self, settings: dict[str, Any], where: str) -> TrainerConfig:
-        """The same with some settings changed, such as those of one stage.
+        """A copy with some settings changed, such as those of one stage.
 
         Args:
-            where: the name of the settings, for errors.
+            where: the name of the changed settings, for errors.
 
         Raises:
-            ValueError: a setting that the trainer does not have, or a value that it does not take.
+            ValueError: a setting does not exist, or its value is not valid.
         """
         try:
             return TrainerConfig(**(self.model_dump() | settings))

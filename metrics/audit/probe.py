@@ -1,6 +1,6 @@
-"""What a picture shows, read from its features by a linear probe that captions taught.
+"""A linear probe that predicts an attribute of an image from its features, fitted to labels from captions.
 
-The probe errs. Its accuracy on pictures that it was not fitted to goes with everything that it reads.
+The probe makes errors, so its accuracy on held-out images is reported with its predictions.
 """
 
 import re
@@ -16,11 +16,12 @@ from gendistill.metrics.features.matrix import Features
 
 @dataclass(frozen=True)
 class AttributeRule:
-    """Which words in a caption name which value of an attribute.
+    """The words in a caption that name the values of an attribute.
 
-    values: value -> the words, one phrase or several, whole and in any case. The longest phrase wins: in "medium-dark
-    skin tone" neither "dark skin tone" nor "medium skin tone" is found. otherwise: the value of captions with none of
-    the words; None leaves them without a label.
+    Attributes:
+        values: value -> one phrase or several, matched as complete words in any case. The longest phrase has precedence: in
+            "medium-dark skin tone" neither "dark skin tone" nor "medium skin tone" is found.
+        otherwise: the value of captions with none of the phrases; None: these have no label.
     """
 
     name: str
@@ -28,29 +29,29 @@ class AttributeRule:
     otherwise: str | None = None
 
     def label(self, caption: str) -> str | None:
-        """The value that the caption names; None where it names none (and there is no `otherwise`) or more than one."""
+        """The value that the caption names; None if it names several, or none and there is no `otherwise`."""
         rest, found = caption.lower(), set()
         phrases = [(p.lower(), value) for value, ps in self.values.items() for p in ([ps] if isinstance(ps, str) else ps)]
         for phrase, value in sorted(phrases, key=lambda pair: -len(pair[0])):
-            # A hyphen joins: "dark" is no word of "medium-dark".
+            # A hyphen joins words: "dark" does not match in "medium-dark".
             rest, times = re.subn(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", " ", rest)
             if times:
                 found.add(value)
         return found.pop() if len(found) == 1 else None if found else self.otherwise
 
     def labels(self, captions: Sequence[str]) -> list[str | None]:
-        """One label a caption."""
+        """The label of each caption."""
         return [self.label(caption) for caption in captions]
 
 
 def colour_histogram(images: torch.Tensor, bins: int = 8) -> torch.Tensor:
-    """Square roots of the shares of pixels in each of bins^3 cells of RGB, float32 (N, bins^3), of uint8 (N, 3, H, W).
+    """Square roots of the fractions of pixels in each of bins^3 cells of RGB, float32 (N, bins^3), of uint8 (N, 3, H, W).
 
-    For attributes that are a colour, such as a skin tone, which the features of a classifier of things partly drop.
-    The roots make Euclidean distances Hellinger's, so that a few coloured pixels on white count.
+    For attributes that are a colour, such as a skin tone, which the features of an object classifier partly lose. With the
+    square roots, Euclidean distances are Hellinger distances, so that a few coloured pixels on white count.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, takes torch.uint8 (N, 3, H, W).")
+        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}, expects torch.uint8 (N, 3, H, W).")
     parts = []
     for batch in images.split(256):
         level = (batch.long() * bins) // 256
@@ -62,44 +63,47 @@ def colour_histogram(images: torch.Tensor, bins: int = 8) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A multinomial logistic regression over standardised features, and what it got right on pictures held out.
+    """A multinomial logistic regression over standardised features, with its accuracy on held-out images.
 
-    values: K names; confusion: float64 (K, K), of those pictures of value i the share that it took for j; tested_on: what
-    they were.
+    Attributes:
+        values: K names.
+        confusion: float64 (K, K), the fraction of the test images of value i that were predicted as j.
+        count: number of labelled images that it was fitted to.
+        tested_on: description of the test images.
     """
 
     attribute: str
     values: tuple[str, ...]
     accuracy: float
     confusion: NDArray[np.float64]
-    count: int  # labelled pictures that it was fitted to
+    count: int
     tested_on: str
     mean: torch.Tensor = field(repr=False)  # (D,)
     scale: torch.Tensor = field(repr=False)  # (D,)
     weight: torch.Tensor = field(repr=False)  # (D + 1, K), the last row the bias
 
     def probabilities(self, features: Features) -> NDArray[np.float64]:
-        """float64 (N, K) of features (N, D)."""
+        """Probabilities of the values, float64 (N, K), from features (N, D)."""
         x = (torch.as_tensor(features).double() - self.mean) / self.scale
         return torch.softmax(x @ self.weight[:-1] + self.weight[-1], dim=1).numpy()
 
     def predict(self, features: Features) -> list[str]:
-        """The likeliest value of each picture."""
+        """The likeliest value of each image."""
         return [self.values[k] for k in self.probabilities(features).argmax(axis=1)]
 
     def tested(self, features: Features, labels: Sequence[str | None], on: str) -> "LinearProbe":
-        """The same probe with its accuracy and confusion on other pictures, which `on` names in a report.
+        """The same probe with its accuracy and confusion on other images, described by `on`.
 
-        A probe fitted to real pictures is less sure of drawn ones. How much, pictures drawn by the teacher under prompts
-        that name the value tell: their accuracy is the probe's and the teacher's together, and the harder of the two tests.
+        A probe that was fitted to real images is less accurate on generated ones. Images that the teacher generates from
+        prompts with the value measure this: the accuracy on them includes the errors of both the probe and the teacher.
 
         Raises:
-            ValueError: numbers differ, a label is no value of the probe's, or a value has no pictures.
+            ValueError: the numbers differ, a label is not one of the probe's values, or a value has no images.
         """
         if len(labels) != len(features) or {label for label in labels if label is not None} != set(self.values):
             got = sorted({str(label) for label in labels if label is not None})
             raise ValueError(
-                f"labels: got {len(labels)} of {got} for {len(features)} features, takes one a picture, and all of "
+                f"labels: got {len(labels)} of {got} for {len(features)} features, expects one per image, and all of "
                 f"{list(self.values)}."
             )
         rows = [k for k, label in enumerate(labels) if label is not None]
@@ -119,31 +123,32 @@ def fit_probe(
     folds: int = 5,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit to all labelled pictures; accuracy and confusion by cross-validation, each fold fitted without it.
+    """Fit a probe to all labelled images; its accuracy and confusion come from cross-validation.
 
-    Every value weighs the same, however many pictures have it: the shares that the probe then gives are not drawn towards
-    those of the pictures it was fitted to.
+    Every value has the same total weight, however many images have it, so that the predicted fractions are not biased towards
+    those of the training images.
 
     Args:
-        features: (N, D); labels: N, None for pictures that are left out.
-        groups: N names of what must not be torn apart between fitting and testing, such as one person in several
-            pictures; without them, near-duplicates make the accuracy look better than it is.
-        l2: penalty on the weights of standardised features, beside the mean log loss.
+        features: (N, D).
+        labels: N, None for images that are left out.
+        groups: N names; images of one group, such as images of one person, are in the same fold. Without them,
+            near-duplicates make the accuracy too high.
+        l2: penalty on the weights of the standardised features, added to the mean log loss.
 
     Raises:
-        ValueError: numbers differ, or fewer than two values have pictures in two folds.
+        ValueError: the numbers differ, or fewer than two values have images in two folds.
     """
     x = torch.as_tensor(features).double()
     if x.ndim != 2 or len(labels) != len(x) or (groups is not None and len(groups) != len(x)):
         counts = f"{len(labels)} labels" + ("" if groups is None else f" and {len(groups)} groups")
-        raise ValueError(f"labels: got {counts} for features {tuple(x.shape)}, takes one a picture.")
+        raise ValueError(f"labels: got {counts} for features {tuple(x.shape)}, expects one per image.")
     rows = [k for k, label in enumerate(labels) if label is not None]
     values, y = np.unique([str(labels[k]) for k in rows], return_inverse=True)
     x = x[rows]
     fold = _folds([groups[k] if groups is not None else str(k) for k in rows], folds, seed)
     if len(values) < 2 or any(len(np.unique(fold[y == k])) < 2 for k in range(len(values))):
-        told = {str(v): int((y == k).sum()) for k, v in enumerate(values)}
-        raise ValueError(f"labels: got {told}, takes at least two values with pictures in at least two groups each.")
+        counts_by_value = {str(v): int((y == k).sum()) for k, v in enumerate(values)}
+        raise ValueError(f"labels: got {counts_by_value}, expects at least two values with images in at least two groups each.")
     predicted = np.empty(len(y), dtype=int)
     for held_out in np.unique(fold):
         mean, scale, weight = _fit(x[fold != held_out], y[fold != held_out], len(values), l2)
@@ -156,7 +161,7 @@ def fit_probe(
         accuracy=float((predicted == y).mean()),
         confusion=_confusion(y, predicted, len(values)),
         count=len(y),
-        tested_on="held-out real pictures",
+        tested_on="held-out real images",
         mean=mean,
         scale=scale,
         weight=weight,
@@ -170,15 +175,15 @@ def _confusion(true: NDArray[np.int64], predicted: NDArray[np.int64], count: int
 
 
 def _folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
-    """A fold for each picture, the same within a group."""
-    names, of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[of]
+    """The fold of each image, the same within a group."""
+    names, number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[number]
 
 
 def _fit(x: torch.Tensor, y: NDArray[np.int64], count: int, l2: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean (D,), scale (D,) and weight (D + 1, K) of the least penalised log loss, by L-BFGS in float64."""
+    """Mean (D,), scale (D,) and weight (D + 1, K) that minimise the penalised log loss, by L-BFGS in float64."""
     mean, scale = x.mean(dim=0), x.std(dim=0, correction=0)
-    scale = torch.where(scale > 1e-12, scale, 1.0)  # a feature that is constant tells nothing
+    scale = torch.where(scale > 1e-12, scale, 1.0)  # a constant feature is not scaled
     target = torch.from_numpy(y)
     class_weight = len(y) / (count * torch.bincount(target, minlength=count).double().clamp(min=1))
     z = (x - mean) / scale

@@ -1,6 +1,6 @@
-"""Unusual prompts: misspelt, in capitals, unheard of. Does a student lose more by them than its teacher does?
+"""Unusual prompts: misspelt, in capitals, unseen in training. Does the student's score drop more than its teacher's?
 
-Scores of pictures of perturbed prompts are taken against the plain prompts: what was meant, not what was typed.
+Images of perturbed prompts are scored against the plain prompts: the intended text, not the typed one.
 """
 
 import random
@@ -21,13 +21,13 @@ ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
 def _neighbours() -> dict[str, str]:
-    """Letters beside each letter of an English keyboard: the same row, and the two below or above between which it lies."""
+    """Letters next to each letter of an English keyboard: in the same row, and the two nearest in the rows above and below."""
     place = {letter: (row, column) for row, letters in enumerate(ROWS) for column, letter in enumerate(letters)}
-    beside = {}
+    adjacent = {}
     for letter, (row, column) in place.items():
         near = {(row, column - 1), (row, column + 1), (row - 1, column), (row - 1, column + 1), (row + 1, column - 1)}
-        beside[letter] = "".join(other for other, at in place.items() if at in near | {(row + 1, column)})
-    return beside
+        adjacent[letter] = "".join(other for other, at in place.items() if at in near | {(row + 1, column)})
+    return adjacent
 
 
 NEIGHBOURS = _neighbours()
@@ -64,18 +64,18 @@ KINDS = ("typo", *MISTAKES, "upper")
 
 
 def perturbed(prompts: Sequence[str], kind: str, seed: int = 0) -> list[str]:
-    """The prompts with a mistake each, in a word of 4 letters or more; prompt k depends on `seed`, k and its own text alone.
+    """The prompts with one mistake each, in a word of 4 letters or more; result k depends only on `seed`, k and prompt k.
 
     Args:
-        kind: `swap` two letters that stand together, `drop` one, `double` one, take a `neighbour` on an English keyboard;
-            `typo`: one of these four at random; `upper`: capitals. Tokenizers that lower-case (CLIP's do) do not see
-            `upper` at all.
+        kind: `swap` two adjacent letters, `drop` one, `double` one, replace one by a `neighbour` on an English keyboard;
+            `typo`: one of these four at random; `upper`: capitals. A tokenizer that lower-cases, as CLIP's does, removes
+            `upper`.
 
     Raises:
-        ValueError: unknown `kind`.
+        ValueError: `kind` is unknown.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, takes one of {', '.join(KINDS)}.")
+        raise ValueError(f"kind: got {kind!r}, expects one of {', '.join(KINDS)}.")
     if kind == "upper":
         return [prompt.upper() for prompt in prompts]
     return [_mistaken(prompt, kind, random.Random(f"{seed} {k} {prompt}")) for k, prompt in enumerate(prompts)]
@@ -91,7 +91,7 @@ def _mistaken(prompt: str, kind: str, chance: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Drop:
-    """One model's mean score with plain and with perturbed prompts; low, high: interval of their difference."""
+    """One model's mean score with plain and with perturbed prompts; low, high: interval of the drop."""
 
     plain: float
     perturbed: float
@@ -102,11 +102,13 @@ class Drop:
 
 @dataclass(frozen=True)
 class Robustness:
-    """How much more the student drops than the teacher.
+    """How much more the student's score drops than the teacher's.
 
-    excess: the student's drop less the teacher's, in units of the score, above 0 where the student is less robust;
-    low, high: its interval, p_value: two-sided, by sign-flip permutation. worst: numbers of the prompts whose excess is
-    largest, the worst first.
+    Attributes:
+        excess: the student's drop minus the teacher's, in units of the score; above 0 if the student is less robust.
+        low, high: interval of the excess.
+        p_value: two-sided, of a sign-flip permutation test.
+        worst: numbers of the prompts with the largest excess, the largest first.
     """
 
     kind: str
@@ -129,8 +131,8 @@ class Robustness:
         )
         interval = f"{self.level:.0%} interval of the excess {self.low:+.3g} to {self.high:+.3g}, p = {self.p_value:.2g}"
         if self.p_value > 1 - self.level:
-            return f"{first} The student drops neither more nor less beyond chance ({interval})."
-        return f"{first} The student drops {abs(self.excess):.3g} {'more' if self.excess > 0 else 'less'} ({interval})."
+            return f"{first} The two drops do not differ significantly ({interval})."
+        return f"{first} The student drops by {abs(self.excess):.3g} {'more' if self.excess > 0 else 'less'} ({interval})."
 
 
 def robustness(
@@ -143,21 +145,21 @@ def robustness(
     permutations: int = 9999,
     seed: int = 0,
 ) -> Robustness:
-    """From scores (N,) of the same prompts and seeds, higher is better; all four against the plain prompts.
+    """Compare scores (N,) of the same prompts and seeds, higher is better; all four are against the plain prompts.
 
     Prompt k is the unit: its excess is (student_plain - student_perturbed) - (teacher_plain - teacher_perturbed).
-    Intervals are Student's t. `kind` is what the report calls it. A student that is poor at plain prompts has less to lose:
-    read the excess beside the plain scores.
+    Intervals are Student's t. `kind` is the name in the report. A student that is poor at plain prompts has less to lose,
+    so compare the excess with the plain scores.
 
     Raises:
-        ValueError: lengths differ, fewer than 2, or a score is not finite.
+        ValueError: the lengths differ, N is below 2, or a score is not finite.
     """
     scores = [np.asarray(s, dtype=np.float64) for s in (teacher_plain, teacher_perturbed, student_plain, student_perturbed)]
     shapes = [s.shape for s in scores]
     if len(set(shapes)) != 1 or scores[0].ndim != 1 or len(scores[0]) < 2:
-        raise ValueError(f"scores: got shapes {shapes}, takes (N,) four times with N of at least 2.")
+        raise ValueError(f"scores: got shapes {shapes}, expects (N,) four times with N of at least 2.")
     if not all(np.isfinite(s).all() for s in scores):
-        raise ValueError("scores: got NaN or infinity, takes finite scores.")
+        raise ValueError("scores: got NaN or infinity, expects finite scores.")
     teacher, student = _drop_of(scores[0], scores[1]), _drop_of(scores[2], scores[3])
     excess = (scores[2] - scores[3]) - (scores[0] - scores[1])
     low, high = t_interval(excess)

@@ -1,4 +1,4 @@
-"""What the parts of a model cost: each is watched while it works, and what passes meanwhile is charged to it."""
+"""Costs of the components of a model: time or operations during a component's call are charged to it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-REST = "rest"  # what passes while no component is at work: the solver, the tokenizer, Python
+REST = "rest"  # everything outside of the components: the solver, the tokenizer, Python
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part of a model that is watched: its module, and the method by which it is called.
+    """A part of a model whose costs are measured: its module, and the method by which it is called.
 
-    A module that is not called by itself but by a method, as a VAE by `decode`, is watched at that method.
+    A VAE, for example, is called by `decode` instead of `forward`.
     """
 
     module: nn.Module
@@ -29,7 +29,7 @@ class Component:
 
 @dataclass
 class Charges:
-    """What was charged to each component, and to `REST`; and how often each was called and with how many samples."""
+    """The charges of each component and of `REST`, and the number of calls and of samples of each component."""
 
     spent: dict[str, float]
     calls: dict[str, int] = field(default_factory=dict)
@@ -38,67 +38,67 @@ class Charges:
 
 @contextlib.contextmanager
 def charged(components: Mapping[str, Component], reading: Callable[[], float]) -> Iterator[Charges]:
-    """Charge what `reading` advances by to the component at work, by wrapped methods that are put back afterwards.
+    """Charge the increase of `reading` to the running component, by temporarily wrapped methods.
 
-    Of components inside one another the innermost is charged, so that the parts sum to the whole. Samples are the rows
-    of the first tensor that a component is called with: guidance by a doubled batch counts two a picture.
+    Of nested components the innermost is charged, so that the charges sum to the total. Samples are the rows of a call's
+    first tensor: guidance with a doubled batch counts two per image.
 
     Args:
-        reading: something that only grows, as a clock or a counter.
+        reading: returns a value that only grows, such as a clock or a counter.
     """
     charges = Charges(dict.fromkeys([*components, REST], 0.0), dict.fromkeys(components, 0), dict.fromkeys(components, 0))
-    at_work = [REST]
+    running = [REST]
     last = reading()
 
     def charge() -> None:
         nonlocal last
         now = reading()
-        charges.spent[at_work[-1]] += now - last
+        charges.spent[running[-1]] += now - last
         last = now
 
-    def enter(name: str, given: tuple[Any, ...]) -> None:
+    def enter(name: str, arguments: tuple[Any, ...]) -> None:
         charge()
-        at_work.append(name)
+        running.append(name)
         charges.calls[name] += 1
-        charges.samples[name] += next((len(t) for t in given if isinstance(t, Tensor) and t.ndim > 0), 1)
+        charges.samples[name] += next((len(t) for t in arguments if isinstance(t, Tensor) and t.ndim > 0), 1)
 
     def leave() -> None:
         charge()
-        at_work.pop()
+        running.pop()
 
-    with contextlib.ExitStack() as hooks:
+    with contextlib.ExitStack() as wrappers:
         for name, component in components.items():
-            hooks.enter_context(_watched(component, name, enter, leave))
+            wrappers.enter_context(_wrapped(component, name, enter, leave))
         yield charges
         charge()
 
 
 @contextlib.contextmanager
-def _watched(
+def _wrapped(
     component: Component, name: str, enter: Callable[[str, tuple[Any, ...]], None], leave: Callable[[], None]
 ) -> Iterator[None]:
     module, method = component.module, component.method
-    usual, own = getattr(module, method), method in vars(module)
+    original, own = getattr(module, method), method in vars(module)
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         enter(name, (*args, *kwargs.values()))
         try:
-            return usual(*args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             leave()
 
-    setattr(module, method, watched)
+    setattr(module, method, wrapped)
     try:
         yield
     finally:
         if own:
-            setattr(module, method, usual)
+            setattr(module, method, original)
         else:
             delattr(module, method)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -106,7 +106,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of one `work()`, all that it gave the device included."""
+    """Wall-clock seconds of one `work()`, including its work on the device."""
     synchronise(device)
     started = time.perf_counter()
     work()
@@ -117,8 +117,8 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def seconds_by_component(generate: Callable[[], object], components: Mapping[str, Component], device: torch.device) -> Charges:
     """Wall-clock seconds of one `generate()` by component.
 
-    The device is waited for wherever a component begins or ends, without which its seconds would be charged to whoever
-    waits next; the whole therefore takes a little longer than it does unwatched.
+    The device is synchronised at the start and the end of each component, as its time would otherwise be charged to the next
+    synchronisation; the total is therefore a little longer than without measurement.
     """
 
     def clock() -> float:
@@ -132,14 +132,15 @@ def seconds_by_component(generate: Callable[[], object], components: Mapping[str
 
 
 def flops_by_component(generate: Callable[[], object], components: Mapping[str, Component]) -> dict[str, int]:
-    """Floating-point operations of one `generate()` by component, and those of the rest; a multiply-add is two.
+    """Floating-point operations of one `generate()` by component and of `REST`; a multiply-add is two operations.
 
-    Counted are matrix products, convolutions and attention (a causal one in full), by torch's `FlopCounterMode`; and the
-    fused attention of CPUs and of Apple's GPUs, which that leaves out. Not counted: normalisation, activations, softmax,
-    resampling, anything element by element, recurrent layers, and kernels of other packages or of `torch.compile`.
+    Counted are matrix products, convolutions and attention (causal attention in full) by torch's `FlopCounterMode`, and the
+    fused attention of CPUs and of Apple's GPUs, which `FlopCounterMode` leaves out. Not counted are normalisation,
+    activations, softmax, resampling, elementwise operations, recurrent layers, and kernels of other packages or of
+    `torch.compile`.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # torch's own encoder layers as one kernel would count as nothing
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel of torch's encoder layers would not be counted
     try:
         with FlopCounterMode(display=False, custom_mapping=_fused_attention()) as counter:
             with charged(components, counter.get_total_flops) as charges:
@@ -150,7 +151,7 @@ def flops_by_component(generate: Callable[[], object], components: Mapping[str, 
 
 
 def _fused_attention() -> dict[Any, Any]:
-    """Of shapes (B, heads, L, E), (B, heads, S, E), (B, heads, S, E'): 2 B heads L S (E + E')."""
+    """2 B heads L S (E + E') operations for shapes (B, heads, L, E), (B, heads, S, E) and (B, heads, S, E')."""
     names = (
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_attention_math_for_mps",
@@ -161,7 +162,7 @@ def _fused_attention() -> dict[Any, Any]:
 
 
 def parameters_by_dtype(module: nn.Module) -> dict[str, int]:
-    """Number of parameters by dtype ("float32"), as they are stored; those that are shared count once."""
+    """Number of parameters by their stored dtype ("float32"); a shared parameter counts once."""
     counts: Counter[str] = Counter()
     for parameter in module.parameters():
         counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()

@@ -1,4 +1,4 @@
-"""What a picture costs: time, network calls, operations, memory, energy; of anything that generates pictures."""
+"""The costs of generating an image: time, network calls, operations, memory and energy."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from gendistill.metrics.cost.energy import Energy, measure_energy
 from gendistill.metrics.cost.measured_memory import PeakMemory, available_memory, peak_memory, ran_out
 
 SPLIT_RUNS = 3
-MOST_REPEATS = 100
-MOST_OF_MEMORY = 0.9  # of what is free, what a batch may be expected to take
+MAX_REPEATS = 100
+MAX_MEMORY_FRACTION = 0.9  # of the available memory, for the expected use of a batch
 
 
 @dataclass(frozen=True)
 class BatchCost:
-    """Drawing so many pictures together.
+    """Costs of generating a batch.
 
     Attributes:
-        seconds: of one call, the median over the repeats; `seconds_p90`: the 90th percentile.
-        memory: the peak over the repeats.
+        seconds: median over the repeats; `seconds_p90`: 90th percentile.
+        memory: peak over the repeats.
     """
 
     batch_size: int
@@ -47,20 +47,20 @@ class BatchCost:
     memory: PeakMemory
 
     @property
-    def pictures_per_second(self) -> float:
+    def images_per_second(self) -> float:
         return self.batch_size / self.seconds
 
 
 @dataclass(frozen=True)
 class ComponentCost:
-    """The part of one component, in one picture drawn by itself.
+    """Costs of one component for a batch of one image.
 
     Attributes:
-        parameters: by dtype ("float32"), of the whole module that is loaded.
-        parameter_bytes: what they take.
-        calls: how often the module was called; `samples`: the rows of all these calls, a doubled batch counting two.
-        flops: floating-point operations (a multiply-add is two) as `flops_by_component` counts them.
-        seconds: its part of `Costs.split_seconds`.
+        parameters: number of parameters of the loaded module, by dtype ("float32").
+        parameter_bytes: size of the parameters.
+        calls: number of calls; `samples`: number of rows of all these calls, two per image for a doubled batch.
+        flops: floating-point operations, see `flops_by_component`.
+        seconds: the component's part of `Costs.split_seconds`.
     """
 
     parameters: dict[str, int]
@@ -73,19 +73,19 @@ class ComponentCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What pictures cost, as plain types: `to_dict` may be written as JSON.
+    """The costs of a model's images; `to_dict` returns JSON types.
 
     Attributes:
-        device: what it was measured on, in words.
-        setting: how pictures were drawn (steps, guidance, ...), as the caller says.
-        network_calls: samples that went through the network for one picture: a guided step is two.
-        batches: by batch size, ascending; the first is one picture.
-        components: by name.
-        rest_flops: outside of the components; `rest_seconds`: the overhead outside of them.
-        split_seconds: of one picture with the components watched, the sum of their seconds and of `rest_seconds`; on a GPU
-            more than the latency, as it is waited for at every component.
-        energy: None where it was not measured.
-        notes: what was not measured, and why, in sentences.
+        device: description of the device.
+        setting: the sampling settings (steps, guidance, ...), from the caller.
+        network_calls: samples through the network for one image: a guided step is two.
+        batches: costs by ascending batch size; the first is one image.
+        components: costs by name of the component.
+        rest_flops, rest_seconds: operations and seconds outside of the components.
+        split_seconds: seconds of one image while the components are measured, the sum of their seconds and of
+            `rest_seconds`; on a GPU more than the latency, because of the synchronisation at every component.
+        energy: None if not measured.
+        notes: one sentence for each quantity that was not measured, with the reason.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -104,17 +104,17 @@ class Costs:
 
     @property
     def latency(self) -> float:
-        """Seconds of one picture by itself, the median."""
+        """Median seconds of a batch of one image."""
         return self.batches[0].seconds
 
     @property
-    def pictures_per_second(self) -> float:
-        """At the batch size that is best."""
-        return max(batch.pictures_per_second for batch in self.batches)
+    def images_per_second(self) -> float:
+        """Images per second at the best batch size."""
+        return max(batch.images_per_second for batch in self.batches)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one picture."""
+        """Floating-point operations of one image."""
         return self.rest_flops + sum(component.flops for component in self.components.values())
 
     @property
@@ -127,19 +127,19 @@ class Costs:
 
     @property
     def peak_memory(self) -> PeakMemory:
-        """Of one picture by itself."""
+        """Peak memory of a batch of one image."""
         return self.batches[0].memory
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as JSON takes them."""
+        """All fields as JSON types."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Costs:
-        """What `to_dict` made.
+        """The costs of a result of `to_dict`.
 
         Raises:
-            ValueError: a field is missing, unknown or of another kind.
+            ValueError: a field is missing, unknown or of another type.
         """
         return TypeAdapter(cls).validate_python(fields)
 
@@ -152,61 +152,63 @@ def measure(
     batch_sizes: Sequence[int] = (1, 4, 16),
     warmup: int = 1,
     repeats: int = 5,
-    least_seconds: float = 0.0,
+    min_seconds: float = 0.0,
     energy_seconds: float = 5.0,
     country: str | None = None,
     setting: Mapping[str, str | int | float] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Costs:
-    """Measure `generate(count)`, which draws that many pictures together.
+    """Measure the costs of `generate(count)`, which generates a batch of `count` images.
 
-    Time and memory are measured with nothing watched; then one picture is drawn a few times with the components watched,
-    once more with its operations counted, and the largest batch for as long as its energy takes to measure.
+    Time and memory are measured first, without wrapped components. Then one image is generated a few times to measure the
+    time of the components and once to count the operations, and the largest batch to measure the energy.
 
     Args:
-        components: the parts by name; all on one device, which is waited for before the clock is read.
-        network: the name of the part whose calls are the network calls.
-        batch_sizes: one picture is always measured. The list is left, with a note, where memory runs out: where a GPU
-            says so, or before a batch that a CPU's memory would not hold, as nobody would catch that.
-        warmup: calls at each batch size that do not count.
-        repeats: calls at each batch size that do, and more until they took `least_seconds`: a median of few short calls is
-            that of whatever else the machine did.
-        energy_seconds: how long to draw for the energy; 0 measures none.
-        country: where the electricity is from (ISO 3166, three letters); None is the world's average.
-        progress: called with a number of pictures whenever as many are drawn, `pictures_drawn` in all.
+        components: the components by name, all on one device.
+        network: name of the component whose samples are the network calls.
+        batch_sizes: batch sizes; 1 is always measured. Larger ones are left out, with a note, after an out-of-memory error,
+            or on a CPU if the expected use exceeds the available memory, as the system would end the process.
+        warmup: unmeasured calls at each batch size.
+        repeats: minimum number of measured calls at each batch size; there are more until they took `min_seconds`, as the
+            median of few short calls depends on other processes.
+        energy_seconds: duration of the energy measurement; 0: no measurement.
+        country: country of the electricity (ISO 3166, three letters); None: the world's average.
+        progress: called with the number of images after each call, `images_generated` in total.
 
     Raises:
-        ValueError: a batch size, `warmup` or `repeats` is below 1; `network` is no component.
+        ValueError: a batch size, `warmup` or `repeats` is below 1, or `network` is not the name of a component.
     """
     if min([warmup, repeats, *batch_sizes]) < 1:
         raise ValueError(
-            f"batch_sizes, warmup, repeats: got {list(batch_sizes)}, {warmup} and {repeats}, takes 1 or more of each."
+            f"batch_sizes, warmup, repeats: got {list(batch_sizes)}, {warmup} and {repeats}, expects 1 or more of each."
         )
     if network not in components:
-        raise ValueError(f"network: got {network!r}, takes one of the components: {', '.join(components) or 'there are none'}.")
+        raise ValueError(
+            f"network: got {network!r}, expects one of the components: {', '.join(components) or 'there are none'}."
+        )
     device = _device(components)
 
-    untold = pictures_drawn(batch_sizes, warmup, repeats)
+    unreported = images_generated(batch_sizes, warmup, repeats)
 
-    def draw(count: int) -> None:
-        nonlocal untold
+    def generate_counted(count: int) -> None:
+        nonlocal unreported
         generate(count)
         synchronise(device)
-        if progress is not None and (told := min(count, untold)):
-            untold -= told
-            progress(told)
+        if progress is not None and (reported := min(count, unreported)):
+            unreported -= reported
+            progress(reported)
 
     notes: list[str] = []
-    batches = _batches(draw, sorted({1, *batch_sizes}), warmup, repeats, least_seconds, device, notes)
-    split = _split(lambda: draw(1), components, device)
-    flops = flops_by_component(lambda: draw(1), components)
-    if progress is not None and untold:  # of batches that did not fit
-        progress(untold)
-        untold = 0
-    energy, why = None, "energy: not measured, it was not asked for."
+    batches = _batches(generate_counted, sorted({1, *batch_sizes}), warmup, repeats, min_seconds, device, notes)
+    split = _split(lambda: generate_counted(1), components, device)
+    flops = flops_by_component(lambda: generate_counted(1), components)
+    if progress is not None and unreported:  # of batches that did not fit
+        progress(unreported)
+        unreported = 0
+    energy, reason = None, "energy: not measured, as it was not requested."
     if energy_seconds > 0:
-        energy, why = measure_energy(draw, batches[-1].batch_size, seconds=energy_seconds, country=country)
-    notes += [why] if why else []
+        energy, reason = measure_energy(generate_counted, batches[-1].batch_size, seconds=energy_seconds, country=country)
+    notes += [reason] if reason else []
     return Costs(
         device=describe(device),
         setting=dict(setting or {}),
@@ -232,27 +234,27 @@ def measure(
     )
 
 
-def pictures_drawn(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5) -> int:
-    """How many pictures `measure` tells its `progress`."""
+def images_generated(batch_sizes: Sequence[int], warmup: int = 1, repeats: int = 5) -> int:
+    """Total number of images that `measure` reports to `progress`."""
     return sum({1, *batch_sizes}) * (warmup + repeats) + SPLIT_RUNS + 1
 
 
 def _batches(
-    draw: Callable[[int], None],
+    generate: Callable[[int], None],
     sizes: list[int],
     warmup: int,
     repeats: int,
-    least_seconds: float,
+    min_seconds: float,
     device: torch.device,
     notes: list[str],
 ) -> list[BatchCost]:
     batches: list[BatchCost] = []
     for size in sizes:
-        if batches and (why := _too_large(size, batches[-1], device)):
-            notes.append(f"batch_sizes: stopped before {size}, {why}.")
+        if batches and (reason := _too_large(size, batches[-1], device)):
+            notes.append(f"batch_sizes: stopped before {size}, {reason}.")
             break
         try:
-            timed = time_batch(draw, size, warmup=warmup, repeats=repeats, least_seconds=least_seconds, device=device)
+            timed = time_batch(generate, size, warmup=warmup, repeats=repeats, min_seconds=min_seconds, device=device)
             batches.append(timed)
         except (MemoryError, RuntimeError) as error:
             if not batches or not ran_out(error):
@@ -265,38 +267,38 @@ def _batches(
 
 
 def time_batch(
-    draw: Callable[[int], object],
+    generate: Callable[[int], object],
     size: int,
     *,
     warmup: int = 1,
     repeats: int = 5,
-    least_seconds: float = 0.0,
+    min_seconds: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> BatchCost:
-    """The seconds of `draw(size)` after `warmup` calls that do not count, and the memory's peak over the repeats."""
+    """Costs of `generate(size)` over at least `repeats` calls, after `warmup` unmeasured calls."""
     device = torch.device(device)
     seconds: list[float] = []
     for _ in range(warmup):
-        draw(size)
+        generate(size)
 
     def repeat() -> None:
-        while len(seconds) < repeats or (sum(seconds) < least_seconds and len(seconds) < MOST_REPEATS):
-            seconds.append(seconds_of(lambda: draw(size), device))
+        while len(seconds) < repeats or (sum(seconds) < min_seconds and len(seconds) < MAX_REPEATS):
+            seconds.append(seconds_of(lambda: generate(size), device))
 
     memory = peak_memory(repeat, device)
     return BatchCost(size, float(np.median(seconds)), float(np.quantile(seconds, 0.9)), memory)
 
 
 def _too_large(size: int, before: BatchCost, device: torch.device) -> str:
-    """Why a batch of that size must not be tried on a CPU: the system ends a process that takes too much."""
+    """Why a batch of `size` must not be tried on a CPU, where the system ends a process that uses too much memory."""
     expected, available = before.memory.working * size / before.batch_size, available_memory()
-    if device.type != "cpu" or expected <= MOST_OF_MEMORY * available:
+    if device.type != "cpu" or expected <= MAX_MEMORY_FRACTION * available:
         return ""
-    return f"which would take about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
+    return f"which would need about {expected / 2**30:.1f} GiB of the {available / 2**30:.1f} GiB that are free"
 
 
 def _split(generate: Callable[[], object], components: Mapping[str, Component], device: torch.device) -> Charges:
-    """The run in the middle of a few, as it is: medians of the parts would not sum to the whole."""
+    """The median run of a few: the medians of the components would not sum to the total."""
     runs = [seconds_by_component(generate, components, device) for _ in range(SPLIT_RUNS)]
     return sorted(runs, key=lambda run: sum(run.spent.values()))[len(runs) // 2]
 
@@ -307,7 +309,7 @@ def _device(components: Mapping[str, Component]) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A device in words: "cpu (AMD Ryzen 7, 8 threads)", "cuda (NVIDIA H100)"."""
+    """Description of a device: "cpu (AMD Ryzen 7, 8 threads)", "cuda (NVIDIA H100)"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     if device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Models timed side by side: turn and turn about, so that whatever else the machine does slows all of them alike."""
+"""Interleaved timing of several models, so that other load on the machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -11,60 +11,61 @@ import torch
 
 from gendistill.metrics.cost.components import seconds_of
 
-MOST_ROUNDS = 200
+MAX_ROUNDS = 200
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Seconds of every round, by model, of drawing `batch_size` pictures together."""
+    """Seconds of a batch of `batch_size` images in every round, by model."""
 
     batch_size: int
     rounds: dict[str, list[float]]
 
-    def seconds_per_picture(self, model: str) -> float:
-        """The median over the rounds."""
+    def seconds_per_image(self, model: str) -> float:
+        """Median over the rounds."""
         return statistics.median(self.rounds[model]) / self.batch_size
 
     def speed_up(self, model: str, over: str) -> float:
-        """How many times faster a model is: the ratio of the medians."""
-        return self.seconds_per_picture(over) / self.seconds_per_picture(model)
+        """Speed-up of `model` over `over`: the ratio of the medians."""
+        return self.seconds_per_image(over) / self.seconds_per_image(model)
 
     def speed_up_between(self, model: str, over: str) -> tuple[float, float]:
-        """The quartiles of the ratio over the rounds."""
+        """Lower and upper quartile of the speed-up over the rounds."""
         ratios = np.array(self.rounds[over]) / np.array(self.rounds[model])
         low, high = np.quantile(ratios, [0.25, 0.75])
         return float(low), float(high)
 
 
 def time_side_by_side(
-    draws: Mapping[str, Callable[[int], object]],
+    models: Mapping[str, Callable[[int], object]],
     batch_size: int,
     *,
     warmup: int = 2,
     rounds: int = 9,
-    least_seconds: float = 0.0,
+    min_seconds: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> SideBySide:
-    """Time `draw(batch_size)` of each model once a round, the order turned round by round.
+    """Time `generate(batch_size)` of each model once per round, reversing the order in every second round.
 
     Args:
-        warmup: rounds that do not count.
-        rounds: that do, and more (200 at most) until all of them together took `least_seconds`.
+        models: `generate` by name of the model.
+        warmup: unmeasured rounds.
+        rounds: minimum number of measured rounds; there are more, up to 200, until they took `min_seconds` in total.
 
     Raises:
-        ValueError: there is nothing to draw, or a number is below 1.
+        ValueError: there are no models, or a number is below 1.
     """
-    if not draws or min(batch_size, warmup, rounds) < 1:
-        raise ValueError(f"batch_size, warmup, rounds: got {batch_size}, {warmup} and {rounds}, takes 1 or more of each.")
-    device, names = torch.device(device), list(draws)
+    if not models or min(batch_size, warmup, rounds) < 1:
+        raise ValueError(f"batch_size, warmup, rounds: got {batch_size}, {warmup} and {rounds}, expects 1 or more of each.")
+    device, names = torch.device(device), list(models)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(warmup):
-        for draw in draws.values():
-            draw(batch_size)
-    done, spent = 0, 0.0
-    while done < rounds or (spent < least_seconds and done < MOST_ROUNDS):
-        for name in names if done % 2 == 0 else reversed(names):
-            seconds[name].append(seconds_of(lambda draw=draws[name]: draw(batch_size), device))  # type: ignore[misc]
-            spent += seconds[name][-1]
-        done += 1
+        for generate in models.values():
+            generate(batch_size)
+    completed, total_seconds = 0, 0.0
+    while completed < rounds or (total_seconds < min_seconds and completed < MAX_ROUNDS):
+        for name in names if completed % 2 == 0 else reversed(names):
+            seconds[name].append(seconds_of(lambda generate=models[name]: generate(batch_size), device))  # type: ignore[misc]
+            total_seconds += seconds[name][-1]
+        completed += 1
     return SideBySide(batch_size, seconds)

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak, in a process that has done other work before."""
+"""Peak memory of a piece of work, in a process that has done other work before."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes in use before a piece of work and at its peak; how they were measured, in words.
+    """Bytes in use before a piece of work and at its peak, with a description of the method.
 
-    What is in use before holds the model's weights, Python, and whatever else the process has loaded: two models in one
-    process compare by `working`, or by their weights and that.
+    `before` includes the model's weights, Python, and everything else that the process has loaded; so compare two models in one
+    process by `working`, or by their weights plus `working`.
     """
 
     before: int
@@ -34,16 +34,16 @@ class PeakMemory:
 
     @property
     def working(self) -> int:
-        """Bytes that the work took besides what was there."""
+        """Bytes that the work needed in addition to `before`."""
         return self.peak - self.before
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory:
-    """Do the work and tell its peak: of the device's memory on a GPU, of the process's resident memory on a CPU.
+    """Run `work` and measure its peak memory: the device's memory on a GPU, the process's resident memory on a CPU.
 
-    On CUDA: what torch has allocated (`torch.cuda.max_memory_allocated`). On Linux: the kernel's own high-water mark,
-    which is reset before (5 to /proc/self/clear_refs, see proc(5)) and misses nothing; `ru_maxrss` as it stood before is
-    lost. Elsewhere: by looking every 2 ms, which may miss a peak that is shorter.
+    On CUDA it is the memory allocated by torch (`torch.cuda.max_memory_allocated`). On Linux it is the kernel's high-water
+    mark, which is exact; it is reset first (5 to /proc/self/clear_refs, see proc(5)), which also resets `ru_maxrss`.
+    Elsewhere memory is sampled every 2 ms, which may miss a shorter peak.
     """
     gc.collect()
     if device.type == "cuda":
@@ -65,14 +65,14 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an error says that memory ended, on any device."""
-    words = ("out of memory", "not enough memory")  # on a CPU and on MPS torch has no class of its own for it
-    told = isinstance(error, RuntimeError) and any(few in str(error).lower() for few in words)
-    return told or isinstance(error, MemoryError) or should_reduce_batch_size(error)
+    """Whether an error is an out-of-memory error, on any device."""
+    phrases = ("out of memory", "not enough memory")  # on a CPU and on MPS torch has no error class for it
+    named = isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in phrases)
+    return named or isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def available_memory() -> int:
-    """Bytes of the machine's memory, or of the container's, that can still be had."""
+    """Available bytes of the machine's memory, or of the container's if that is less."""
     machine, group = psutil.virtual_memory().available, _group_available()
     return machine if group is None else min(machine, group)
 
@@ -98,7 +98,7 @@ def _sampled(work: Callable[[], object], in_use: Callable[[], int], method: str)
 
 
 def _reset_high_water() -> bool:
-    """Whether the kernel took the mark back to what is in use now; some containers do not let it."""
+    """Reset the high-water mark to the memory in use; False if the container does not permit it."""
     try:
         _CLEAR.write_text("5")
         return _status_bytes("VmHWM") <= _status_bytes("VmRSS") * 1.05
@@ -107,21 +107,21 @@ def _reset_high_water() -> bool:
 
 
 def _status_bytes(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    if match is None:
         raise ValueError(f"{_STATUS}: has no {name}.")
-    return int(found[1]) * 1024
+    return int(match[1]) * 1024
 
 
 def _give_back_freed() -> None:
-    """Return freed memory to the system where the C library can (glibc): it would stand for the next work's."""
+    """Return freed memory to the system if the C library can (glibc), so that it is not counted as in use."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def _group_available() -> int | None:
-    """What the container's limit (cgroup v2) leaves; files that are kept in memory give way."""
+    """Available bytes within the container's limit (cgroup v2), including reclaimable file cache; None without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())

@@ -1,7 +1,7 @@
-"""How well pictures fit their prompts: 100 max(cos(image, text), 0) (Hessel et al. 2021, with torchmetrics' scale).
+"""Similarity of images to their prompts: 100 max(cos(image, text), 0) (Hessel et al. 2021, with torchmetrics' scale).
 
-Each picture is cut off at 0, as in the paper; torchmetrics cuts off the mean over all pictures, which differs where
-some cosine is negative.
+The score of each image is clipped at 0, as in the paper; torchmetrics clips the mean over all images, which differs if
+a cosine is negative.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from gendistill.metrics.metric import Metric, MetricInputs, Need
 class ClipScorer:
     """A frozen open_clip model with its own preprocessing and tokenizer.
 
-    name: the folder's name or open_clip's `MODEL/TAG`; weights_hash: 16 hex digits.
+    name: the folder's name or open_clip's `MODEL/TAG`; weights_hash: hash of the weights, 16 hex digits.
     """
 
     def __init__(self, clip: OpenedClip, device: torch.device | str = "cpu") -> None:
@@ -31,46 +31,46 @@ class ClipScorer:
 
     @property
     def image_extractor(self) -> ClipFeatures:
-        """The model's image tower as an extractor; its features are embeddings before they are scaled to length 1."""
+        """The model's image encoder as an extractor; its features are embeddings that are not normalised."""
         return ClipFeatures(self._clip, self.name, self.device)
 
     def embed_images(self, images: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-        """`images` uint8 (N, 3, H, W) to embeddings of length 1, float32 (N, E), on the CPU.
+        """Embeddings of length 1, float32 (N, E), on the CPU, of `images` uint8 (N, 3, H, W).
 
         Raises:
-            ValueError: the pictures are not uint8 (N, 3, H, W).
+            ValueError: the images are not uint8 (N, 3, H, W).
         """
         return F.normalize(extract(self.image_extractor, images, batch_size), dim=1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """`texts` (N) to embeddings of length 1, float32 (N, E), on the CPU; each distinct text goes through once."""
+        """Embeddings of length 1, float32 (N, E), on the CPU, of `texts` (N); each distinct text is encoded once."""
         distinct = list(dict.fromkeys(texts))
         embeddings = []
         for start in range(0, len(distinct), batch_size):
             tokens = self.tokenizer(distinct[start : start + batch_size])
             embeddings.append(self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu())
-        place = {text: number for number, text in enumerate(distinct)}
-        return torch.cat(embeddings)[[place[text] for text in texts]]
+        numbers = {text: number for number, text in enumerate(distinct)}
+        return torch.cat(embeddings)[[numbers[text] for text in texts]]
 
     def score(self, images: torch.Tensor, prompts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
-        """CLIP score float32 (N,) in [0, 100], on the CPU, of `images` uint8 (N, 3, H, W) with a prompt each.
+        """CLIP scores float32 (N,) in [0, 100], on the CPU, of `images` uint8 (N, 3, H, W) with one prompt each.
 
         Raises:
-            ValueError: the pictures are not uint8 (N, 3, H, W), or the prompts are not N.
+            ValueError: the images are not uint8 (N, 3, H, W), or there are not N prompts.
         """
         if len(images) != len(prompts):
-            raise ValueError(f"prompts: got {len(prompts)} for {len(images)} pictures, takes one a picture.")
+            raise ValueError(f"prompts: got {len(prompts)} for {len(images)} images, expects one per image.")
         return clip_scores(self.embed_images(images, batch_size), self.embed_texts(prompts))
 
 
 def clip_scores(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """CLIP score (N,) in [0, 100] of embeddings of length 1, each (N, E)."""
+    """CLIP scores (N,) in [0, 100] from embeddings of length 1, each (N, E)."""
     return 100 * (images * texts).sum(dim=1).clamp(min=0)
 
 
 def load_scorer(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipScorer:
-    """Of a folder, or a `MODEL/TAG` of open_clip; raises as `open_clip_model`."""
+    """The scorer of a folder or of a `MODEL/TAG` of open_clip; raises as `open_clip_model`."""
     return ClipScorer(open_clip_model(name_or_path, "CLIP model"), device)
 
 
@@ -82,7 +82,7 @@ def _values(inputs: MetricInputs) -> NDArray[np.float64]:
 CLIP_SCORE = Metric(
     name="clip_score",
     label="CLIP",
-    explanation="How well an image fits its prompt, 0 to 100.",
+    explanation="Similarity of an image to its prompt, 0 to 100.",
     compute=_values,
     higher_is_better=True,
     needs=frozenset({Need.CLIP}),

@@ -1,4 +1,4 @@
-"""CMMD: the maximum mean discrepancy of CLIP's embeddings (Jayasumana et al. 2024)."""
+"""CMMD: the maximum mean discrepancy of CLIP embeddings (Jayasumana et al. 2024)."""
 
 import numpy as np
 
@@ -9,26 +9,26 @@ from gendistill.metrics.metric import Metric, Need
 
 
 def gaussian_kernel(x: Matrix, y: Matrix, sigma: float = 10.0) -> Matrix:
-    """exp(-|x - y|^2 / (2 sigma^2)) of `x` (N, D) and `y` (M, D), (N, M)."""
+    """exp(-|x - y|^2 / (2 sigma^2)), (N, M), for `x` (N, D) and `y` (M, D)."""
     squared = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * (x @ y.T)
     return np.exp(squared.clip(min=0) / (-2 * sigma**2))
 
 
 def cmmd(embeddings: Features, reference: Features) -> float:
-    """1000 MMD^2 of `embeddings` (N, D) and `reference` (M, D) of CLIP, each scaled to length 1; at least 0.
+    """1000 MMD^2 of the CLIP embeddings `embeddings` (N, D) and `reference` (M, D), each scaled to length 1; at least 0.
 
-    Gaussian kernel with sigma 10; means over all pairs, those of a picture with itself included, which is biased
+    The kernel is a Gaussian with sigma 10. The estimate is the biased one: its means include the pairs of an image with itself
     (Jayasumana et al. 2024, section 4).
 
     Raises:
-        ValueError: the numbers of features differ, a set has fewer than 2 pictures, or an embedding is zero.
+        ValueError: the numbers of features differ, a set has fewer than 2 images, or an embedding is zero.
     """
     score = weighted_cmmd(embeddings, reference)
     return max(float(score(np.ones((1, score.count)))[0]), 0.0)
 
 
 def weighted_cmmd(embeddings: Features, reference: Features) -> WeightedMmd:
-    """`cmmd` of weighted images, but not cut off at 0; raises ValueError as that does."""
+    """`cmmd` of weighted images, but not clipped at 0; raises ValueError as `cmmd`."""
     x, y = feature_matrices(embeddings, reference, ("embeddings", "reference"))
     return WeightedMmd(unit_rows(x, "embeddings"), unit_rows(y, "reference"), gaussian_kernel, unbiased=False, scale=1000)
 
@@ -40,7 +40,7 @@ CMMD = Metric(
     higher_is_better=False,
     needs=frozenset({Need.CLIP_REFERENCE}),
     interval=lambda inputs: symmetric_bootstrap(
-        weighted_cmmd(inputs.image_embeddings, inputs.real_image_embeddings), seed=inputs.seed, at_least=0.0
+        weighted_cmmd(inputs.image_embeddings, inputs.real_image_embeddings), seed=inputs.seed, minimum=0.0
     ),
     stems=("cmmd",),
     named_after="clip",

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, each seen as a Gaussian (Heusel et al. 2017, eq. 6)."""
+"""The Fréchet distance between two sets of features, each modelled as a Gaussian (Heusel et al. 2017, eq. 6)."""
 
 import numpy as np
 import torch
@@ -8,25 +8,22 @@ from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_st
 from gendistill.metrics.features.matrix import Features, Matrix, feature_matrix, gram_eigenvalues
 from gendistill.metrics.metric import Metric, MetricInputs, Need
 
-# Largest error, as a share of the traces, that taking roots of eigenvalues may cost before singular values are taken.
+# Maximum error of the roots of eigenvalues, as a fraction of the traces; above it, singular values are computed.
 ROOT_TOLERANCE = 1e-9
-POINTS = 15  # subsets that the distance of infinitely many images is extrapolated from
+POINTS = 15  # subsets from which the distance of infinitely many images is extrapolated
 
 
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson & Landau 1982); at least 0, in float64.
 
-    With S = F F^T, tr (S_a S_b)^(1/2) is the sum of the singular values of F_a^T F_b. Taken so, nothing is lost by
-    singular covariances (fewer pictures than features), which need an added epsilon where the matrix root of S_a S_b is
-    taken.
+    With S = F F^T, tr (S_a S_b)^(1/2) is the sum of the singular values of F_a^T F_b. This is exact for singular covariances
+    too (fewer images than features), which need an added epsilon if the matrix root of S_a S_b is computed.
 
     Raises:
         ValueError: the two have different numbers of features.
     """
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            f"statistics: got {a.dim} and {b.dim} features, takes equal numbers, from the same extractor on both sides."
-        )
+        raise ValueError(f"statistics: got {a.dim} and {b.dim} features, expects equal numbers, from the same extractor.")
     difference = a.mean - b.mean
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     trace_of_root = _nuclear_norm(factor(a.covariance).T @ factor(b.covariance), ROOT_TOLERANCE * traces)
@@ -36,8 +33,8 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 def factor(covariance: Matrix) -> Matrix:
     """F (D, rank) with F F^T = `covariance` (D, D), symmetric and with no negative eigenvalue.
 
-    Cholesky's factor; where the covariance is singular, Cholesky's with pivots, which stops at the rank. Either costs
-    less than the eigenvectors, which remain for covariances that rounding left with negative eigenvalues (as
+    This is the Cholesky factor, or for a singular covariance the pivoted Cholesky factor, which stops at the rank. Either
+    costs less than the eigenvectors, which are computed for covariances with negative eigenvalues from rounding (such as
     those saved in float32).
     """
     try:
@@ -70,10 +67,11 @@ def _pivoted_factor(covariance: Matrix) -> Matrix:
 
 
 def _nuclear_norm(matrix: Matrix, tolerance: float) -> float:
-    """Sum of the singular values of `matrix`, with an error below `tolerance` where rounding allows.
+    """Sum of the singular values of `matrix`, with an error below `tolerance` if rounding allows.
 
-    The roots of the eigenvalues of M M^T come six times sooner, but an eigenvalue l is known to within a rounding error of
-    the largest only, and its root to within error / (2 root(l)): where these add up to too much, the singular values.
+    The roots of the eigenvalues of M M^T are six times faster to compute, but an eigenvalue l has an error of the order of the
+    rounding error of the largest, and its root one of error / (2 root(l)). If the sum of these exceeds `tolerance`, the
+    singular values are computed.
     """
     if 0 in matrix.shape:
         return 0.0
@@ -86,15 +84,15 @@ def _nuclear_norm(matrix: Matrix, tolerance: float) -> float:
 
 
 def frechet_distance_infinity(features: Features, reference: GaussianStatistics, seed: int = 0) -> float:
-    """FID-infinity (Chong & Forsyth 2020, section 4): where the line in 1/N through distances of random subsets meets 0.
+    """FID-infinity (Chong & Forsyth 2020, section 4): the intercept of a line in 1/N through distances of random subsets.
 
-    The sizes of the `POINTS` subsets go evenly up to N, from the paper's 5,000 or, below 10,000 images, from half of them.
-    It may be a little below 0 where the sets are similar.
+    The sizes of the `POINTS` subsets are evenly spaced from the paper's 5,000, or from N / 2 if N is below 10,000, to N.
+    The result may be slightly negative for similar sets.
 
     Raises:
         ValueError: the numbers of features differ, or there are fewer than 3 images.
     """
-    x = feature_matrix(features, at_least=3)
+    x = feature_matrix(features, min_rows=3)
     rng = np.random.default_rng(seed)
     sizes = np.linspace(max(2, min(5000, len(x) // 2)), len(x), POINTS).round().astype(np.int64)
     subsets = (x[rng.permutation(len(x))[:size]] for size in sizes)
@@ -103,10 +101,10 @@ def frechet_distance_infinity(features: Features, reference: GaussianStatistics,
 
 
 class WeightedFrechet:
-    """The Fréchet distance of weighted features to a reference; with weights of 1, `frechet_distance`.
+    """The Fréchet distance of weighted features to a reference, equal to `frechet_distance` for weights of 1.
 
     With the reference S_r = F F^T, tr (S S_r)^(1/2) is the sum of the roots of the eigenvalues of F^T S F, which is the
-    covariance of the features times F. These are computed once.
+    covariance of the features times F. These products are computed once.
 
     Raises:
         ValueError: the numbers of features differ.
@@ -115,7 +113,7 @@ class WeightedFrechet:
     def __init__(self, features: Features, reference: GaussianStatistics) -> None:
         x = feature_matrix(features)
         if x.shape[1] != reference.dim:
-            raise ValueError(f"features: got {x.shape[1]} a picture, takes {reference.dim}, as many as the reference has.")
+            raise ValueError(f"features: got {x.shape[1]} per image, expects {reference.dim}, as many as the reference has.")
         self.count = len(x)
         self._centred = x - x.mean(axis=0)
         self._offset = x.mean(axis=0) - reference.mean
@@ -141,13 +139,13 @@ class WeightedFrechet:
 
 
 def _interval(inputs: MetricInputs) -> Interval:
-    """Of the distance of infinitely many images; `inputs.statistics` stay as they are.
+    """Interval of the distance of infinitely many images to the fixed `inputs.statistics`.
 
-    The distance of N images is too large by about c / N, so the percentiles of its resamples miss the large-sample value.
-    Resampling adds the same once more, which tells the bias and takes it off (`symmetric_interval`). From about N = 3 D
-    on: with fewer images the correction is too weak (see `sample_size_warning`).
+    The distance of N images has a positive bias of about c / N, so the percentiles of its resamples miss the value of
+    infinitely many images. Resampling adds the same bias once more, so that it can be estimated and subtracted
+    (`symmetric_interval`). With fewer images than about N = 3 D the correction is too weak (see `sample_size_warning`).
     """
-    return symmetric_bootstrap(WeightedFrechet(inputs.features, inputs.statistics), seed=inputs.seed, at_least=0.0)
+    return symmetric_bootstrap(WeightedFrechet(inputs.features, inputs.statistics), seed=inputs.seed, minimum=0.0)
 
 
 FRECHET = Metric(

@@ -1,7 +1,7 @@
-"""The kernel distance between sets of features, KID (Binkowski et al. 2018), and sums of kernels.
+"""The kernel distance between sets of features (KID, Binkowski et al. 2018) and sums of kernels.
 
-It is a squared maximum mean discrepancy (Gretton et al. 2012): mean k(x, x') + mean k(y, y') - 2 mean k(x, y). The
-kernel is evaluated in blocks of rows, so that memory holds N numbers at a time, not N x M.
+The distance is a squared maximum mean discrepancy (Gretton et al. 2012): mean k(x, x') + mean k(y, y') - 2 mean k(x, y).
+The kernel is evaluated in blocks of rows, so that memory grows with N, not with N x M.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Kernel = Callable[[Matrix, Matrix], Matrix]  # (N, D), (M, D) to (N, M)
 
 
 def polynomial_kernel(x: Matrix, y: Matrix) -> Matrix:
-    """(x . y / D + 1)^3 of `x` (N, D) and `y` (M, D), (N, M) (Binkowski et al. 2018, section 4)."""
+    """(x . y / D + 1)^3, (N, M), for `x` (N, D) and `y` (M, D) (Binkowski et al. 2018, section 4)."""
     base = x @ y.T
     base /= x.shape[1]
     base += 1
@@ -24,9 +24,9 @@ def polynomial_kernel(x: Matrix, y: Matrix) -> Matrix:
 
 
 def kernel_sums(x: Matrix, weights: Matrix, kernel: Kernel, without_diagonal: bool = False) -> Matrix:
-    """sum over i, j of w_bi k(x_i, x_j) w_bj for each row b of the `weights` (B, N): (B,).
+    """Sum over i, j of w_bi k(x_i, x_j) w_bj, (B,), for each row b of the `weights` (B, N).
 
-    `without_diagonal` leaves out i = j. Many weightings cost little more than one, as the kernel is evaluated once.
+    `without_diagonal` leaves out i = j. Many rows of weights cost little more than one, as the kernel is evaluated once.
     """
     sums = np.zeros(len(weights))
     for rows in row_blocks(len(x), len(x)):
@@ -40,18 +40,18 @@ def kernel_sums(x: Matrix, weights: Matrix, kernel: Kernel, without_diagonal: bo
 def kid(
     features: Features, reference: Features, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> tuple[float, float]:
-    """KID as it is published: mean and standard deviation (over n, not n - 1) of the unbiased MMD^2 of random subsets.
+    """KID as published: mean and standard deviation (over n, not n - 1) of the unbiased MMD^2 of random subsets.
 
-    Of `features` (N, D) against `reference` (M, D), polynomial kernel of degree 3 (Binkowski et al. 2018, section 4). The
-    subsets are those that torch-fidelity draws with the same seed (2020 is its default) and the same order of sets;
-    `subset_size` is cut down to the smaller set, where torch-fidelity refuses. The mean may be below 0.
+    `features` (N, D) are compared with `reference` (M, D) by a polynomial kernel of degree 3 (Binkowski et al. 2018,
+    section 4). The subsets are those of torch-fidelity with the same seed (2020 is its default) and the same order of the
+    sets; a `subset_size` above the size of a set is reduced to it, where torch-fidelity raises. The mean may be negative.
 
     Raises:
         ValueError: the numbers of features differ, `subsets` is below 1 or `subset_size` below 2.
     """
     x, y = feature_matrices(features, reference)
     if subsets < 1 or subset_size < 2:
-        raise ValueError(f"subsets: got {subsets} of {subset_size} pictures, takes at least 1 of at least 2.")
+        raise ValueError(f"subsets: got {subsets} of {subset_size} images, expects at least 1 of at least 2.")
     size = min(subset_size, len(x), len(y))
     rng = np.random.RandomState(seed)  # torch-fidelity's generator, for equal subsets
     values = [
@@ -62,20 +62,20 @@ def kid(
 
 
 def kid_of_all(features: Features, reference: Features) -> float:
-    """The unbiased MMD^2 of KID's kernel over all pictures of both sets at once (Gretton et al. 2012, eq. 3).
+    """The unbiased MMD^2 of KID's kernel over all images of both sets at once (Gretton et al. 2012, eq. 3).
 
     Raises:
-        ValueError: the numbers of features differ, or a set has fewer than 2 pictures.
+        ValueError: the numbers of features differ, or a set has fewer than 2 images.
     """
     score = weighted_kid(features, reference)
     return float(score(np.ones((1, score.count)))[0])
 
 
 class WeightedMmd:
-    """The squared MMD of weighted images to a reference, which is not weighted, by a kernel.
+    """The squared MMD of weighted images to an unweighted reference.
 
-    `unbiased` leaves out an image's kernel with itself, also where the image was drawn twice, as it would add a bias that the
-    estimate itself does not have.
+    `unbiased` leaves out the kernel of an image with itself, also for an image that was resampled twice, which would add a
+    bias that the estimate itself does not have.
     """
 
     dim = 1
@@ -88,16 +88,16 @@ class WeightedMmd:
         self._to_reference = np.concatenate([kernel(x[rows], y).mean(axis=1) for rows in blocks])
 
     def __call__(self, weights: Matrix) -> Matrix:
-        shares = weights / weights.sum(axis=1, keepdims=True)
-        return self._scale * (self._within(self._x, shares) + self._reference - 2 * shares @ self._to_reference)
+        fractions = weights / weights.sum(axis=1, keepdims=True)
+        return self._scale * (self._within(self._x, fractions) + self._reference - 2 * fractions @ self._to_reference)
 
-    def _within(self, x: Matrix, shares: Matrix) -> Matrix:
-        sums = kernel_sums(x, shares, self._kernel, without_diagonal=self._unbiased)
-        return sums / (1 - np.square(shares).sum(axis=1)) if self._unbiased else sums
+    def _within(self, x: Matrix, fractions: Matrix) -> Matrix:
+        sums = kernel_sums(x, fractions, self._kernel, without_diagonal=self._unbiased)
+        return sums / (1 - np.square(fractions).sum(axis=1)) if self._unbiased else sums
 
 
 def weighted_kid(features: Features, reference: Features) -> WeightedMmd:
-    """`kid_of_all` of weighted images; raises ValueError as that does."""
+    """`kid_of_all` of weighted images; raises ValueError as `kid_of_all`."""
     return WeightedMmd(*feature_matrices(features, reference), polynomial_kernel, unbiased=True)
 
 

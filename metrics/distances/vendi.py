@@ -1,4 +1,4 @@
-"""How different the pictures of one set are from each other: the Vendi score (Friedman & Dieng 2023)."""
+"""Diversity of a set of images: the Vendi score (Friedman & Dieng 2023)."""
 
 import numpy as np
 
@@ -8,25 +8,26 @@ from gendistill.metrics.metric import Metric
 
 
 def vendi_score(features: Features) -> float:
-    """The effective number of different pictures in `features` (N, D), in [1, min(N, D)], by their cosines.
+    """The effective number of different images in `features` (N, D), in [1, min(N, D)], from their cosine similarities.
 
-    The exponential of Shannon's entropy of the eigenvalues of K / N, K the matrix of cosines (Friedman & Dieng 2023, eq. 3).
+    It is the exponential of the Shannon entropy of the eigenvalues of K / N, with K the matrix of cosine similarities
+    (Friedman & Dieng 2023, eq. 3).
 
     Raises:
-        ValueError: not (N, D) with N >= 1, or a picture's features are zero.
+        ValueError: not (N, D) with N >= 1, or an image's features are zero.
     """
-    return _effective_number(unit_rows(feature_matrix(features, at_least=1)))
+    return _effective_number(unit_rows(feature_matrix(features, min_rows=1)))
 
 
 def _effective_number(rows: Matrix) -> float:
     eigenvalues = gram_eigenvalues(rows)
-    shares = eigenvalues / np.square(rows).sum()
-    present = shares[shares > len(shares) * np.finfo(np.float64).eps * shares.max()]  # rounding is no picture
+    fractions = eigenvalues / np.square(rows).sum()
+    present = fractions[fractions > len(fractions) * np.finfo(np.float64).eps * fractions.max()]  # above rounding error
     return float(np.exp(-(present * np.log(present)).sum()))
 
 
 class WeightedVendi:
-    """The Vendi score of weighted pictures; with weights of 1, `vendi_score`."""
+    """The Vendi score of weighted images, equal to `vendi_score` for weights of 1."""
 
     def __init__(self, features: Features) -> None:
         self._x = unit_rows(feature_matrix(features))
@@ -41,7 +42,7 @@ VENDI = Metric(
     explanation="Effective number of different images.",
     compute=lambda inputs: vendi_score(inputs.features),
     higher_is_better=True,
-    interval=lambda inputs: symmetric_bootstrap(WeightedVendi(inputs.features), seed=inputs.seed, at_least=1.0),
+    interval=lambda inputs: symmetric_bootstrap(WeightedVendi(inputs.features), seed=inputs.seed, minimum=1.0),
     interval_at_infinity=True,
     default="full",
     in_summary=False,

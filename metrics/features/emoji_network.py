@@ -1,4 +1,4 @@
-"""The small classifier whose pooled layer stands in for Inception-v3: 32x32 pictures to 128 features (`fd-emoji`)."""
+"""The small classifier whose pooled layer replaces Inception-v3: 32x32 images to 128 features (`fd-emoji`)."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ GROUPS = 8
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with GroupNorm around a shortcut, pre-activation (He et al. 2016b); no batch statistics."""
+    """Two 3x3 convolutions with GroupNorm and a shortcut, pre-activation (He et al. 2016b); no batch statistics."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class ResidualBlock(nn.Module):
 
 
 class EmojiFeatureNetwork(nn.Module):
-    """A pre-activation ResNet over 32x32 pictures with three heads: category, vendor, and the words of the name.
+    """A pre-activation ResNet for 32x32 images with three heads: category, vendor, and the words of the name.
 
-    The lists give the heads' classes in order; they are kept in `config.json` beside the weights.
+    The lists are the heads' classes in order; they are saved in `config.json` next to the weights.
     """
 
     def __init__(self, channels: list[int], categories: list[str], vendors: list[str], words: list[str]) -> None:
@@ -49,17 +49,17 @@ class EmojiFeatureNetwork(nn.Module):
         self.vendor = nn.Linear(channels[-1], len(vendors))
         self.word = nn.Linear(channels[-1], len(words))
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
-        """`pictures` (B, 3, 32, 32) in [-1, 1] to the pooled layer (B, channels[-1]), nonnegative."""
-        return F.relu(self.norm(self.blocks(self.stem(pictures)))).mean(dim=(2, 3))
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The pooled layer (B, channels[-1]), nonnegative, for `images` (B, 3, 32, 32) in [-1, 1]."""
+        return F.relu(self.norm(self.blocks(self.stem(images)))).mean(dim=(2, 3))
 
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of the category (B, C), of the vendor (B, V) and of every word (B, W)."""
-        pooled = self.features(pictures)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of the categories (B, C), of the vendors (B, V) and of the words (B, W)."""
+        pooled = self.features(images)
         return self.category(pooled), self.vendor(pooled), self.word(pooled)
 
     def save(self, folder: Path) -> None:
-        """Write `config.json` and `model.safetensors` (float16: the card's figures are of the rounded weights)."""
+        """Write `config.json` and `model.safetensors` (float16: the model card's scores are for the rounded weights)."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "channels": self.channels,
@@ -73,7 +73,7 @@ class EmojiFeatureNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "EmojiFeatureNetwork":
-        """The network that `save` wrote, in float32 and in evaluation mode.
+        """Load the network that `save` wrote, in float32 and in evaluation mode.
 
         Raises:
             FileNotFoundError: the folder lacks `config.json` or `model.safetensors`.

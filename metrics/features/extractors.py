@@ -1,7 +1,7 @@
-"""Frozen networks that map pictures to features, and what a figure must say of them.
+"""Frozen networks that map images to features, with the description that a score needs.
 
-An extractor's name says which network, weights and resizing convention it stands for. A bare name means public weights
-and the convention that the name is known by; other weights add the first 8 digits of their hash, other conventions theirs.
+An extractor's name identifies the network, its weights and its resizing convention. A bare name means the public weights
+and the usual convention; other weights append the first 8 digits of their hash, another convention its name.
 """
 
 from pathlib import Path
@@ -22,16 +22,19 @@ EMOJI_FEATURES = ASSETS / "emoji-features"
 # Mean and standard deviation of ImageNet's red, green and blue in [0, 255].
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
-ON_CPU = 16  # pictures that a processor works on together: more are slower, as what they need is fetched from far
+CPU_BATCH_SIZE = 16  # larger batches are slower on a CPU, as their activations do not fit into its cache
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 class FeatureExtractor(Protocol):
-    """A frozen network that maps pictures to features.
+    """A frozen network that maps images to features.
 
-    name: what the metric is named after (see `metric_name`); dim: D, features a picture; weights_hash: 16 hex digits;
-    resize: the resizing convention in words.
+    Attributes:
+        name: the metric is named after it (see `metric_name`).
+        dim: D, number of features per image.
+        weights_hash: 16 hex digits.
+        resize: description of the resizing convention.
     """
 
     name: str
@@ -40,29 +43,29 @@ class FeatureExtractor(Protocol):
     resize: str
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """`images` uint8 (B, 3, H, W) of any size to what `features` takes, float32 (B, 3, S, S); threads may call it."""
+        """The input of `features`, float32 (B, 3, S, S), for `images` uint8 (B, 3, H, W) of any size; thread-safe."""
         ...
 
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
-        """What `prepare` gave, on the CPU, to features float32 (B, D) where the network lies."""
+        """Features float32 (B, D), on the network's device, for `prepared` on the CPU."""
         ...
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """`images` uint8 (B, 3, H, W) of any size to features float32 (B, D)."""
+        """Features float32 (B, D) of `images` uint8 (B, 3, H, W) of any size."""
         return self.features(self.prepare(images))
 
 
 def metric_name(extractor: FeatureExtractor) -> str:
-    """The name of the Fréchet distance over an extractor's features: two protocols never share one.
+    """The name of the Fréchet distance over an extractor's features, different for each protocol.
 
     `fid`: Inception-v3 with the public weights and TensorFlow's resize, as in the paper's code and torch-fidelity;
-    `fid-clean`: the same with clean-fid's resize. All others are `fd-NAME`, Inception-v3 with other weights among them.
+    `fid-clean`: the same with clean-fid's resize. All others, including Inception-v3 with other weights, are `fd-NAME`.
     """
     return {"inception": "fid", "inception-clean": "fid-clean"}.get(extractor.name, f"fd-{extractor.name}")
 
 
 class EmojiFeatures(FeatureExtractor):
-    """The pooled layer of the emoji classifier (`assets/emoji-features`); computed where the network lies."""
+    """The pooled layer of the emoji classifier (`assets/emoji-features`), computed on the network's device."""
 
     resize = "to 32x32, bilinear with antialiasing, in float32, not rounded"
 
@@ -72,7 +75,7 @@ class EmojiFeatures(FeatureExtractor):
 
     @classmethod
     def from_folder(cls, path: str | Path, device: torch.device | str = "cpu") -> "EmojiFeatures":
-        """From a folder of `config.json` and `model.safetensors`; raises FileNotFoundError if one is missing."""
+        """Load a folder with `config.json` and `model.safetensors`; raises FileNotFoundError if one is missing."""
         folder = Path(path)
         digest = weights_hash(folder / "model.safetensors")
         embedded = digest == weights_hash(EMOJI_FEATURES / "model.safetensors")
@@ -80,10 +83,10 @@ class EmojiFeatures(FeatureExtractor):
         return cls(network, digest, "emoji" if embedded else f"emoji-{digest[:8]}")
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = images.float() / 127.5 - 1
-        if pictures.shape[-2:] != (32, 32):
-            pictures = F.interpolate(pictures, (32, 32), mode="bilinear", antialias=True)
-        return pictures
+        prepared = images.float() / 127.5 - 1
+        if prepared.shape[-2:] != (32, 32):
+            prepared = F.interpolate(prepared, (32, 32), mode="bilinear", antialias=True)
+        return prepared
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
@@ -94,18 +97,18 @@ class ModuleFeatures(FeatureExtractor):
     """Any module as an extractor.
 
     Args:
-        module: from pictures float32 (B, 3, size, size) to features (B, D), or to a map (B, D, h, w), whose mean over
-            space is taken. It is put into evaluation mode.
-        name: what the metric is named after; 8 digits of the weights' hash are added.
-        size: pixels that pictures are brought to; None for `resize="none"`.
+        module: maps images float32 (B, 3, size, size) to features (B, D), or to feature maps (B, D, h, w), which are
+            averaged over space. It is set to evaluation mode.
+        name: the metric is named after it, with 8 digits of the weights' hash.
+        size: height and width of the resized images in pixels; None for `resize="none"`.
         resize: `clean`, `clean-lanczos`, `legacy` or `none` (see `metrics/features/resize.py`).
-        normalisation: mean and standard deviation of the channels in [0, 255], such as `IMAGENET`; None leaves them.
-        weights_hash: 16 hex digits; by default of the module's state dict.
-        dim: D; by default a black picture tells.
-        full_name: the name as it is, for weights that everyone has.
+        normalisation: mean and standard deviation of the channels in [0, 255], such as `IMAGENET`; None: no normalisation.
+        weights_hash: 16 hex digits; by default the hash of the module's state dict.
+        dim: D; by default it is found with a black image.
+        full_name: the complete name, for public weights.
 
     Raises:
-        ValueError: the convention or the size is wrong, or the module gives features of another shape.
+        ValueError: the convention or the size is invalid, or the module's output has another shape.
     """
 
     def __init__(
@@ -131,22 +134,22 @@ class ModuleFeatures(FeatureExtractor):
         self.dim = dim or self.features(torch.zeros(1, 3, edge, edge)).shape[1]
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        pictures = self.resizing(images)
+        prepared = self.resizing(images)
         if self.normalisation is not None:
             mean, deviation = (torch.tensor(channel).view(3, 1, 1) for channel in self.normalisation)
-            pictures = pictures.sub_(mean).div_(deviation)
-        return pictures
+            prepared = prepared.sub_(mean).div_(deviation)
+        return prepared
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
-        if prepared.device.type == torch.device(self.device).type == "cpu" and len(prepared) > ON_CPU:
-            return torch.cat([self.features(part) for part in prepared.split(ON_CPU)])
+        if prepared.device.type == torch.device(self.device).type == "cpu" and len(prepared) > CPU_BATCH_SIZE:
+            return torch.cat([self.features(part) for part in prepared.split(CPU_BATCH_SIZE)])
         features = self.module(prepared.to(self.device))
         if isinstance(features, torch.Tensor) and features.ndim == 4:
             features = features.mean(dim=(2, 3))
         if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(prepared):
-            got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-            raise ValueError(f"extractor {self.name}: its module gave {got}, takes (B, D) or (B, D, h, w).")
+            output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ValueError(f"extractor {self.name}: its module returned {output}, expects (B, D) or (B, D, h, w).")
         return features.float()
 
 
@@ -156,15 +159,15 @@ class InceptionFeatures(ModuleFeatures):
     def __init__(
         self, weights_path: str | Path | None = None, device: torch.device | str = "cpu", resize: str = "legacy"
     ) -> None:
-        """`weights_path`: a `.pth` or `.safetensors`; None downloads the public file, once, into torch's hub folder.
+        """`weights_path`: a `.pth` or `.safetensors`; None: the public file, downloaded once into torch's hub folder.
 
         Raises:
-            ValueError: the file is missing or holds other things, or cannot be downloaded.
+            ValueError: the file is missing, has other contents, or cannot be downloaded.
         """
         path = Path(weights_path) if weights_path else downloaded(URL, "inception's weights")
         network = FidInception.load(path)
         digest = weights_hash(path)
-        # FID is known by TensorFlow's resize, so `inception` alone stands for that.
+        # TensorFlow's resize is the usual convention of FID, so the bare name `inception` means it.
         name = "inception" if resize == "legacy" else f"inception-{resize}"
         public = name if digest.startswith(PUBLIC_HASH) else None
         size = None if resize == "none" else SIZE
@@ -177,32 +180,32 @@ def torchvision_features(
     device: torch.device | str = "cpu",
     resize: str = "clean",
 ) -> ModuleFeatures:
-    """What enters the last linear layer of a torchvision classifier: of `resnet18`, the 512 pooled features.
+    """The input of the last linear layer of a torchvision classifier: for `resnet18`, the 512 pooled features.
 
-    Pictures are resized to the square that the network was trained on, without a crop, and normalised as ImageNet.
-    `weights_path` is a `.pth` or `.safetensors`; None downloads torchvision's default weights.
+    Images are resized to the square size of the network's training, without a crop, and normalised as ImageNet.
+    `weights_path` is a `.pth` or `.safetensors`; None: torchvision's default weights, which are downloaded.
 
     Raises:
-        ValueError: torchvision has no such classifier, or the weights are another network's or cannot be had.
+        ValueError: torchvision has no such classifier, or the weights belong to another network or cannot be downloaded.
     """
     from torchvision import models
 
     if network_name not in models.list_models(module=models):
-        raise ValueError(f"extractor: got 'torchvision:{network_name}', takes a name of torchvision.models.list_models().")
+        raise ValueError(f"extractor: got 'torchvision:{network_name}', expects a name of torchvision.models.list_models().")
     public = models.get_model_weights(network_name).DEFAULT
     path = Path(weights_path) if weights_path else downloaded(public.url, f"the weights of torchvision's {network_name}")
     if weights_path is None:
-        network = models.get_model(network_name, weights=public)  # finds the file where it has just been put
+        network = models.get_model(network_name, weights=public)  # reads the file that was just downloaded
     else:
         network = models.get_model(network_name, weights=None, **_as_trained(network_name))
         try:
             network.load_state_dict({key: tensor for key, tensor in read_state(path).items() if "aux" not in key.lower()})
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"weights: {path} are not of torchvision's {network_name} ({reason}).") from error
+            raise ValueError(f"weights: {path} does not fit torchvision's {network_name} ({reason}).") from error
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"extractor: got 'torchvision:{network_name}', which ends in no linear layer; takes one that does.")
+        raise ValueError(f"extractor: got 'torchvision:{network_name}', expects a network with a linear layer.")
     parent, _, last = linear[-1].rpartition(".")
     setattr(network.get_submodule(parent), last, nn.Identity())
     digest = weights_hash(path)
@@ -213,7 +216,7 @@ def torchvision_features(
 
 
 def _as_trained(network_name: str) -> dict[str, bool]:
-    """What torchvision sets for these where it loads its own weights; their auxiliary heads are left out."""
+    """The arguments with which torchvision builds a network for its own weights, without auxiliary heads."""
     if network_name in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": False, "transform_input": True}
     return {}

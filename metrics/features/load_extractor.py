@@ -1,4 +1,4 @@
-"""Which extractor a name or a path means."""
+"""Loading a feature extractor by name or path."""
 
 import difflib
 import json
@@ -19,24 +19,24 @@ from gendistill.metrics.features.extractors import (
 from gendistill.metrics.features.weight_files import SUFFIXES
 
 NAMES = ("emoji", "inception", "clip", "dinov2", "torchvision")
-TAKES = (
+EXPECTED = (
     "'emoji', 'inception', 'clip', 'dinov2', 'torchvision:NAME', open_clip's MODEL/TAG, a .pth or .safetensors of Inception-v3 "
-    "weights, or a folder with a model of CLIP, DINOv2 or emoji-features"
+    "weights, or a folder with a CLIP, DINOv2 or emoji-features model"
 )
 
 
 def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu", resize: str | None = None) -> FeatureExtractor:
-    """The extractor of a name, a file of weights or a folder.
+    """Load an extractor by its name, from a file of weights or from a folder.
 
     Args:
         name_or_path: `emoji` (the embedded network), `inception` or `inception:FILE` or the FILE alone (`.pth`,
             `.safetensors`), `clip` or `clip:MODEL/TAG` or `MODEL/TAG` of open_clip, `dinov2` or `dinov2:ID_OR_FOLDER`,
-            `torchvision:NAME` or `torchvision:NAME:FILE`, or a folder: of open_clip, of a DINOv2, or as `emoji-features`.
-        device: where the network runs.
-        resize: a convention of `metrics/features/resize.py` in place of the extractor's own; `emoji` and CLIP take none.
+            `torchvision:NAME` or `torchvision:NAME:FILE`, or a folder with an open_clip, DINOv2 or `emoji-features` model.
+            device: the network's device.
+            resize: a convention of `metrics/features/resize.py` in place of the default; `emoji` and CLIP do not support it.
 
     Raises:
-        ValueError: it is none of these, its weights cannot be had, or it does not take that `resize`.
+        ValueError: the name or path is unknown, the weights cannot be loaded, or `resize` is not supported.
     """
     name = str(name_or_path) if str(name_or_path) in NAMES else asset_path(name_or_path)
     kind, _, rest = name.partition(":")
@@ -47,30 +47,30 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
         kind, rest = "inception", str(path)
     elif kind not in NAMES and _is_model_and_tag(name):
         kind, rest = "clip", name
-    chosen: Mapping[str, Any] = {} if resize is None else {"resize": resize}
+    arguments: Mapping[str, Any] = {} if resize is None else {"resize": resize}
     if resize is not None and kind in ("emoji", "clip"):
-        raise ValueError(f"resize: got {resize!r} for {name!r}, takes none: it resizes in a way of its own.")
+        raise ValueError(f"resize: got {resize!r} for {name!r}, expects none, as its resizing is fixed.")
     if kind == "emoji" and (not rest or path.is_dir()):
         return EmojiFeatures.from_folder(rest or EMOJI_FEATURES, device)
     if kind == "inception":
-        return InceptionFeatures(rest or None, device, **chosen)
+        return InceptionFeatures(rest or None, device, **arguments)
     if kind == "torchvision" and rest:
         network, _, weights = rest.partition(":")
-        return torchvision_features(network, weights or None, device, **chosen)
+        return torchvision_features(network, weights or None, device, **arguments)
     if kind == "dinov2":
         from gendistill.metrics.features.vision_towers import DINOV2, dinov2_features
 
-        return dinov2_features(rest or DINOV2, device, **chosen)
+        return dinov2_features(rest or DINOV2, device, **arguments)
     if kind == "clip":
         from gendistill.metrics.features.vision_towers import CLIP, clip_features
 
         return clip_features(rest or CLIP, device)
     near = difflib.get_close_matches(kind, NAMES, 1, 0.5)
-    raise ValueError(f"extractor: got {name!r}, takes {TAKES}" + (f"; did you mean {near[0]!r}?" if near else "."))
+    raise ValueError(f"extractor: got {name!r}, expects {EXPECTED}" + (f"; did you mean {near[0]!r}?" if near else "."))
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """Told by what lies in it; "" for nothing that is known."""
+    """The kind of extractor in a folder, by its files; "" if unknown."""
     if (folder / "open_clip_config.json").is_file():
         return "clip"
     if not (folder / "config.json").is_file():

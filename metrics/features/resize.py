@@ -1,10 +1,10 @@
-"""How pictures are brought to the size that a feature network takes: the choice that moves FID most (Parmar et al. 2022).
+"""Resizing images for a feature network, the choice with the largest influence on FID (Parmar et al. 2022).
 
-clean: each channel by Pillow in float32, bicubic, antialiased, clipped to [0, 255], not rounded to whole numbers; the
-    bits of clean-fid's `clean`. `clean-lanczos` is the same with the Lanczos filter.
-legacy: bilinear as TensorFlow 1.x does it, in which the FID paper's code and torch-fidelity resize: source = destination
-    * scale without half-pixel centres and without antialiasing.
-none: pictures stay as they are.
+clean: each channel by Pillow in float32, bicubic, antialiased, clipped to [0, 255], not rounded to integers; equal to
+    clean-fid's `clean` to the bit. `clean-lanczos` is the same with the Lanczos filter.
+legacy: bilinear as in TensorFlow 1.x, which the FID paper's code and torch-fidelity use: source = destination * scale
+    without half-pixel centres and without antialiasing.
+none: no resizing.
 """
 
 import difflib
@@ -27,10 +27,10 @@ _IN_WORDS = {
 
 @dataclass(frozen=True)
 class Resize:
-    """A convention and the size (pixels, height and width) that it brings pictures to; `none` takes no size.
+    """A convention and the size (height and width in pixels) of the resized images; `none` has no size.
 
     Raises:
-        ValueError: the convention is unknown, the size is missing or less than 1, or given for `none`.
+        ValueError: the convention is unknown, the size is missing or below 1, or `none` has a size.
     """
 
     convention: str
@@ -40,14 +40,14 @@ class Resize:
         if self.convention not in CONVENTIONS:
             near = difflib.get_close_matches(self.convention, CONVENTIONS, 1, 0.5)
             hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"resize: got {self.convention!r}, takes one of {', '.join(CONVENTIONS)}{hint}")
+            raise ValueError(f"resize: got {self.convention!r}, expects one of {', '.join(CONVENTIONS)}{hint}")
         if self.convention == "none" and self.size is not None:
-            raise ValueError(f"size: got {self.size} for resize 'none', takes None.")
+            raise ValueError(f"size: got {self.size} for resize 'none', expects None.")
         if self.convention != "none" and (self.size is None or self.size < 1):
-            raise ValueError(f"size: got {self.size} for resize {self.convention!r}, takes at least 1 pixel.")
+            raise ValueError(f"size: got {self.size} for resize {self.convention!r}, expects at least 1 pixel.")
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """`images` uint8 (B, 3, H, W) to float32 (B, 3, size, size) in [0, 255], on the CPU for the clean ones."""
+        """Resize `images` uint8 (B, 3, H, W) to float32 (B, 3, size, size) in [0, 255]; `clean` returns CPU tensors."""
         if self.size is None:
             return images.float()
         if self.convention == "legacy":
@@ -59,9 +59,9 @@ class Resize:
 
 
 def resize_clean(images: torch.Tensor, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> torch.Tensor:
-    """`images` uint8 (B, C, H, W) to float32 (B, C, size, size) in [0, 255], each channel for itself by Pillow.
+    """Resize `images` uint8 (B, C, H, W) to float32 (B, C, size, size) in [0, 255], each channel separately by Pillow.
 
-    Pillow lets go of Python's lock while it resizes, so several threads do it side by side.
+    Pillow releases Python's lock while it resizes, so that several threads can work at the same time.
     """
     planes = images.cpu().numpy().astype(np.float32)
     batch, channels = planes.shape[:2]
@@ -74,17 +74,17 @@ def resize_clean(images: torch.Tensor, size: int, resample: Image.Resampling = I
 
 
 def resize_legacy(images: torch.Tensor, size: int) -> torch.Tensor:
-    """`images` (B, C, H, W), uint8 or float in [0, 255], to float32 (B, C, size, size): TensorFlow 1.x's bilinear.
+    """Resize `images` (B, C, H, W), uint8 or float in [0, 255], to float32 (B, C, size, size) as TensorFlow 1.x, bilinear.
 
-    Rows first, in TensorFlow's order of operations: the bits of torch-fidelity's on the CPU.
+    Rows are resized first, in TensorFlow's order of operations; on the CPU the result equals torch-fidelity's to the bit.
     """
-    x = _between(images.float(), size, dim=3)
-    return _between(x, size, dim=2)
+    x = _interpolated(images.float(), size, dim=3)
+    return _interpolated(x, size, dim=2)
 
 
-def _between(x: torch.Tensor, size: int, dim: int) -> torch.Tensor:
+def _interpolated(x: torch.Tensor, size: int, dim: int) -> torch.Tensor:
     length = x.shape[dim]
-    # In float32, as TensorFlow keeps the scale.
+    # float32, as TensorFlow stores the scale in it.
     source = torch.arange(size, dtype=torch.float32) * torch.tensor(length / size, dtype=torch.float32)
     low = source.long()
     shape = [1] * x.ndim

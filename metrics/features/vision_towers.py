@@ -1,4 +1,4 @@
-"""CLIP's and DINOv2's image networks as feature extractors."""
+"""The image encoders of CLIP and DINOv2 as feature extractors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from gendistill.assets import asset_path
 from gendistill.metrics.features.extractors import IMAGENET, FeatureExtractor, ModuleFeatures
 from gendistill.metrics.features.weight_files import state_hash, unreachable, weights_hash
 
-CLIP = "ViT-L-14-336/openai"  # CMMD's (Jayasumana et al. 2024)
-DINOV2 = "facebook/dinov2-large"  # FD-DINOv2's (Stein et al. 2023)
+CLIP = "ViT-L-14-336/openai"  # of CMMD (Jayasumana et al. 2024)
+DINOV2 = "facebook/dinov2-large"  # of FD-DINOv2 (Stein et al. 2023)
 DINOV2_SIZE = 224
 
 Preprocess = Callable[[Image.Image], torch.Tensor]
@@ -22,7 +22,7 @@ Preprocess = Callable[[Image.Image], torch.Tensor]
 
 @dataclass(frozen=True)
 class OpenedClip:
-    """An open_clip model as it was found.
+    """An open_clip model with its preprocessing and tokenizer.
 
     Attributes:
         name: the folder's name or open_clip's `MODEL/TAG`.
@@ -37,17 +37,17 @@ class OpenedClip:
 
 
 def open_clip_model(name_or_path: str | Path, field: str) -> OpenedClip:
-    """A model of a folder or of open_clip's list; `field` is what a mistake is about.
+    """Load a model from a folder or by its name in open_clip's list; `field` is the setting that errors name.
 
     Args:
-        name_or_path: a folder of `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`; or
-            `MODEL/TAG` such as `ViT-B-32/laion2b_s34b_b79k`, which is downloaded once.
+        name_or_path: a folder with `open_clip_config.json` and `open_clip_model.safetensors`, such as `assets/tiny-clip`; or
+            `MODEL/TAG`, such as `ViT-B-32/laion2b_s34b_b79k`, which is downloaded once.
 
     Raises:
-        FileNotFoundError: a folder without its weights.
-        ValueError: open_clip lists no such pair, or it cannot be downloaded.
+        FileNotFoundError: the folder lacks its weights.
+        ValueError: open_clip does not list the model, or it cannot be downloaded.
     """
-    import open_clip  # of an extra, and seconds to import
+    import open_clip  # from an extra; takes seconds to import
 
     folder = Path(asset_path(name_or_path))
     if (folder / "open_clip_config.json").is_file():
@@ -57,7 +57,7 @@ def open_clip_model(name_or_path: str | Path, field: str) -> OpenedClip:
     name, _, tag = str(name_or_path).partition("/")
     if (name, tag) not in open_clip.list_pretrained():
         raise ValueError(
-            f"{field}: got {str(name_or_path)!r}, takes a folder with open_clip_config.json or MODEL/TAG of "
+            f"{field}: got {str(name_or_path)!r}, expects a folder with open_clip_config.json or MODEL/TAG of "
             f"open_clip.list_pretrained(), such as 'ViT-B-32/laion2b_s34b_b79k'."
         )
     try:
@@ -69,7 +69,7 @@ def open_clip_model(name_or_path: str | Path, field: str) -> OpenedClip:
 
 
 class ClipFeatures(FeatureExtractor):
-    """Image embeddings of an open_clip model, not normalised, with the model's own preprocessing."""
+    """Image embeddings of an open_clip model, not normalised, with the model's preprocessing."""
 
     def __init__(self, clip: OpenedClip, name: str, device: torch.device | str = "cpu") -> None:
         self.network, self.device = clip.model.visual.eval().requires_grad_(False).to(device), device
@@ -77,7 +77,7 @@ class ClipFeatures(FeatureExtractor):
         prepared = self.preprocess(Image.new("RGB", (8, 8)))
         self.dim = self.features(prepared[None]).shape[1]
         steps = getattr(self.preprocess, "transforms", [])
-        self.resize = f"to {prepared.shape[-1]}x{prepared.shape[-2]}, open_clip's own: {_in_words(steps)}"
+        self.resize = f"to {prepared.shape[-1]}x{prepared.shape[-2]}, open_clip's own: {_description(steps)}"
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return torch.stack([self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images.cpu()])
@@ -88,17 +88,17 @@ class ClipFeatures(FeatureExtractor):
 
 
 def clip_features(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipFeatures:
-    """The image tower of `open_clip_model`, which says what it takes and raises."""
+    """The image encoder of a model as an extractor; arguments and errors as `open_clip_model`."""
     clip = open_clip_model(name_or_path, "extractor")
     local = Path(asset_path(name_or_path)).is_dir()
     return ClipFeatures(clip, f"clip-{clip.weights_hash[:8]}" if local else f"clip-{clip.name.replace('/', '-')}", device)
 
 
-def _in_words(steps: list[object]) -> str:
-    kept = [
+def _description(steps: list[object]) -> str:
+    resizing = [
         " ".join(repr(step).split()) for step in steps if type(step).__name__ in ("Resize", "CenterCrop", "ResizeKeepRatio")
     ]
-    return ", ".join(kept) or "none"
+    return ", ".join(resizing) or "none"
 
 
 class _ClassToken(nn.Module):
@@ -106,20 +106,20 @@ class _ClassToken(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.model(pixel_values=pictures).last_hidden_state[:, 0]
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=images).last_hidden_state[:, 0]
 
 
 def dinov2_features(
     folder_or_id: str | Path = DINOV2, device: torch.device | str = "cpu", resize: str = "clean"
 ) -> ModuleFeatures:
-    """The class token of DINOv2 after its last norm, as FD-DINOv2 takes it (Stein et al. 2023): ViT-L/14 by default.
+    """The class token of DINOv2 after its last norm, as in FD-DINOv2 (Stein et al. 2023); ViT-L/14 by default.
 
-    Pictures are resized to 224x224 without a crop, or to the model's own size where that is smaller, and normalised as
-    ImageNet. A hub id is downloaded once, safetensors only.
+    Images are resized to 224x224 without a crop, or to the model's image size if it is smaller, and normalised as ImageNet.
+    A hub id is downloaded once, safetensors only.
 
     Raises:
-        ValueError: there is no such model, or it cannot be downloaded.
+        ValueError: the model does not exist, or cannot be downloaded.
     """
     from transformers import AutoModel
 
@@ -129,11 +129,11 @@ def dinov2_features(
     except (OSError, ValueError) as error:
         if local:
             reason = str(error).split("\n", 1)[0]
-            raise ValueError(f"extractor: {folder_or_id} cannot be read ({reason}); takes a folder as DINOv2's.") from error
+            raise ValueError(f"extractor: {folder_or_id} cannot be read ({reason}); expects a folder of DINOv2.") from error
         raise unreachable(f"DINOv2 {str(folder_or_id)!r}", "the Hugging Face hub", error) from error
     if not model.config.model_type.startswith("dinov2"):
-        raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; takes a DINOv2.")
-    if missing := sorted(loading["missing_keys"]):  # which transformers draws at random
+        raise ValueError(f"extractor: {folder_or_id} is a {model.config.model_type}; expects a DINOv2.")
+    if missing := sorted(loading["missing_keys"]):  # transformers initialises these at random
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ValueError(f"extractor: {folder_or_id} lacks {len(missing)} of its weights ({names}); expects all of them.")
     name = "dinov2" if local or str(folder_or_id) == DINOV2 else str(folder_or_id).replace("/", "-").removeprefix("facebook-")

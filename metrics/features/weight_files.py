@@ -1,4 +1,4 @@
-"""Weights from files that strangers wrote, and which weights a figure was measured with."""
+"""Reading weights from untrusted files, and hashes that identify weights."""
 
 import hashlib
 import pickle
@@ -23,7 +23,7 @@ def weights_hash(path: Path) -> str:
 
 
 def state_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """The first 16 hex digits of a SHA-256 over names, dtypes, shapes and values, whatever their order and device."""
+    """The first 16 hex digits of a SHA-256 over names, dtypes, shapes and values, independent of order and device."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -33,41 +33,41 @@ def state_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU; code in it is refused, not run.
+    """The tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU; a file with code is rejected, its code not run.
 
     Raises:
-        ValueError: there is no such file, or it holds anything but named tensors.
+        ValueError: the file does not exist, or has contents other than named tensors.
     """
     file = Path(path)
     if file.suffix not in SUFFIXES or not file.is_file():
-        raise ValueError(f"weights: got {str(path)!r}, takes a file that is there and ends in {', '.join(SUFFIXES)}.")
+        raise ValueError(f"weights: got {str(path)!r}, expects an existing file that ends in {', '.join(SUFFIXES)}.")
     try:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
         first = str(error).split("\n", 1)[0]
-        raise ValueError(f"weights: {file} cannot be read ({first}); takes tensors by their names and nothing else.") from error
+        raise ValueError(f"weights: {file} cannot be read ({first}); expects only named tensors.") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f"weights: {file} holds a {type(state).__name__}; takes tensors by their names and nothing else.")
+        raise ValueError(f"weights: {file} holds a {type(state).__name__}; expects only named tensors.")
     return dict(state)
 
 
-def downloaded(url: str, what: str) -> Path:
+def downloaded(url: str, description: str) -> Path:
     """The file at `url`, downloaded once into torch's hub folder.
 
     Raises:
-        ValueError: it cannot be reached; the sentence says to give a local path.
+        ValueError: the file cannot be downloaded.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), progress=False)
-        except OSError as error:  # URLError, HTTPError and time-outs among them
-            raise unreachable(what, url, error) from error
+        except OSError as error:  # includes URLError, HTTPError and time-outs
+            raise unreachable(description, url, error) from error
     return path
 
 
-def unreachable(what: str, where: str, error: Exception) -> ValueError:
-    """The sentence for weights that a machine without network, or with a mistyped name, cannot get."""
+def unreachable(description: str, source: str, error: Exception) -> ValueError:
+    """The error for weights that cannot be downloaded, without a network or because of a mistyped name."""
     reason = str(error).split("\n", 1)[0].rstrip(".")
-    return ValueError(f"extractor: {what} cannot be fetched from {where} ({reason}); it takes a local path instead.")
+    return ValueError(f"extractor: {description} cannot be downloaded from {source} ({reason}); expects a local path instead.")

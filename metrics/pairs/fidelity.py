@@ -1,4 +1,4 @@
-"""How near a student's pictures are to its teacher's, picture by picture (same noise, same prompt)."""
+"""Similarity of a student's images to its teacher's, image by image (same noise, same prompt)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gendistill.metrics.metric import ImagePairs, Metric, MetricInputs, Need
 from gendistill.metrics.pairs.perceptual import BACKBONES, Lpips
 
 SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5, cut at 3.5 sigma
-MAX_PSNR = 100.0  # dB; what equal pictures count as in a mean
+MAX_PSNR = 100.0  # dB; the value of equal images in a mean
 PEAK = 255.0
-AT_ONCE = 64
+BATCH_SIZE = 64
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE), float32 (N,); infinite where the images are equal.
+    """Peak signal-to-noise ratio in dB, 10 log10(255^2 / MSE), float32 (N,); infinite for equal images.
 
-    Of images (N, 3, H, W): uint8, or floats in [-1, 1].
+    Images are (N, 3, H, W): uint8, or floats in [-1, 1].
 
     Raises:
         ValueError: shapes or dtypes differ.
@@ -33,24 +33,24 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity in [-1, 1], float32 (N,), of images (N, C, H, W); 1 where they are equal.
+    """Structural similarity in [-1, 1], float32 (N,), of images (N, C, H, W); 1 for equal images.
 
-    Of uint8, or floats in [-1, 1]. Wang et al. 2004, eq. 13, with their window: a Gaussian of 11 pixels (sigma 1.5),
-    K1 = 0.01, K2 = 0.03. The mean over the channels and over the places where the window fits, as theirs and scikit-image's;
-    torchmetrics' also takes the border, reflected, which on 32 pixels makes 0.1 and more of difference. In float64, as
-    variances are small differences of large numbers.
+    Images are uint8, or floats in [-1, 1]. The formula is eq. 13 of Wang et al. 2004, with their window (a Gaussian of 11
+    pixels, sigma 1.5), K1 = 0.01 and K2 = 0.03. Like their code and scikit-image, it averages over the channels and over the
+    positions where the window fits; torchmetrics also includes a reflected border, which at 32 pixels changes the result by
+    0.1 and more. Computed in float64, as variances are small differences of large numbers.
 
     Raises:
         ValueError: shapes or dtypes differ, or an image is smaller than the window.
     """
     _require_pairs(a, b)
     if a.ndim != 4 or min(a.shape[-2:]) < SSIM_WINDOW:
-        least = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
-        raise ValueError(f"pictures: got {tuple(a.shape)}, SSIM takes (N, C, H, W) of at least {least} pixels, its window.")
+        window = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
+        raise ValueError(f"images: got {tuple(a.shape)}, SSIM expects (N, C, H, W) of at least {window} pixels, its window.")
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
-    def similarity(of_a: Tensor, of_b: Tensor) -> Tensor:
-        x, y = (_to_bytes(images.cpu().double(), images.dtype).numpy() for images in (of_a, of_b))
+    def similarity(batch_a: Tensor, batch_b: Tensor) -> Tensor:
+        x, y = (_to_bytes(images.cpu().double(), images.dtype).numpy() for images in (batch_a, batch_b))
         mean_x, mean_y = _windowed(x), _windowed(y)
         variances = _windowed(x * x) - mean_x**2 + _windowed(y * y) - mean_y**2
         covariance = _windowed(x * y) - mean_x * mean_y
@@ -62,45 +62,47 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _windowed(values: np.ndarray) -> np.ndarray:
-    """Means under the window wherever it fits: float64 (N, C, H, W) to (N, C, H - 10, W - 10)."""
-    from scipy.ndimage import gaussian_filter  # of an extra
+    """Weighted means under the window at each position where it fits: float64 (N, C, H, W) to (N, C, H - 10, W - 10)."""
+    from scipy.ndimage import gaussian_filter  # from an extra
 
     edge = SSIM_WINDOW // 2
     return gaussian_filter(values, 1.5, truncate=3.5, axes=(2, 3))[..., edge:-edge, edge:-edge]
 
 
 def lpips_distance(lpips: Lpips, a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS, float32 (N,) on the CPU, of pictures (N, 3, H, W): uint8, or floats in [-1, 1]; 0 where they are equal.
+    """LPIPS, float32 (N,) on the CPU, of images (N, 3, H, W): uint8, or floats in [-1, 1]; 0 for equal images.
 
     Raises:
-        ValueError: shapes or dtypes differ, or a picture is smaller than the network takes.
+        ValueError: shapes or dtypes differ, or an image is smaller than the network's minimum.
     """
     _require_pairs(a, b)
     device = lpips.get_buffer("shift").device
 
-    def signed(pictures: Tensor) -> Tensor:
-        return (pictures.to(device).float() / 127.5 - 1) if pictures.dtype == torch.uint8 else pictures.to(device).float()
+    def signed(images: Tensor) -> Tensor:
+        return (images.to(device).float() / 127.5 - 1) if images.dtype == torch.uint8 else images.to(device).float()
 
     return _by_batch(lambda x, y: lpips(signed(x), signed(y)).cpu(), a, b)
 
 
 def feature_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine in [-1, 1], (N,), between features (N, D) of the pictures of each pair."""
+    """Cosine similarity in [-1, 1], (N,), of the features (N, D) of the two images of each pair."""
     return F.cosine_similarity(a, b, dim=1)
 
 
 def _require_pairs(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(f"pictures: got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}, takes equal ones.")
+        raise ValueError(
+            f"images: got {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}, expects equal dtypes and shapes."
+        )
 
 
 def _to_bytes(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The `values` in [0, 255] of images of a `dtype`: uint8, or floats in [-1, 1]."""
+    """`values` of images of `dtype` (uint8, or floats in [-1, 1]) in [0, 255]."""
     return values if dtype == torch.uint8 else (values + 1) * (PEAK / 2)
 
 
 def _by_batch(measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    return torch.cat([measure(x, y) for x, y in zip(a.split(AT_ONCE), b.split(AT_ONCE), strict=True)])
+    return torch.cat([measure(x, y) for x, y in zip(a.split(BATCH_SIZE), b.split(BATCH_SIZE), strict=True)])
 
 
 def _values(compute: Callable[[ImagePairs], Tensor]) -> Callable[[MetricInputs], NDArray[np.float64]]:
@@ -154,7 +156,7 @@ LPIPS = Metric(
     compute=_values(_lpips_of_pairs),
     higher_is_better=False,
     needs=frozenset({Need.PAIRS, Need.LPIPS}),
-    min_edge=max(backbone.least for backbone in BACKBONES.values()),
+    min_edge=max(backbone.min_edge for backbone in BACKBONES.values()),
     default="full",
     in_summary=False,
     stems=("lpips",),

@@ -1,4 +1,4 @@
-"""Is one model better than another on the same prompts and seeds? Tests that swap within the pairs."""
+"""Is one model better than another on the same prompts and seeds? Permutation tests that swap the images of a pair."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from gendistill.metrics.distances.frechet import WeightedFrechet
 from gendistill.metrics.distances.uncertainty import (
     Interval,
     affordable_resamples,
+    image_values,
     mean_interval,
-    picture_values,
     symmetric_interval,
     symmetric_weights,
 )
@@ -20,11 +20,11 @@ from gendistill.metrics.features.matrix import Features, Matrix, feature_matrice
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference A - B of a score of two models over `n` pairs of pictures, same prompt and seed in each."""
+    """The difference A - B of a score of two models over `n` pairs of images; a pair has one prompt and one seed."""
 
     difference: float
-    interval: Interval  # of the difference for infinitely many pairs
-    p_value: float  # how often swapping within the pairs gives a difference as large, were the models alike
+    interval: Interval  # interval of the difference for infinitely many pairs
+    p_value: float  # probability of a difference as large, if the two models were equal
     n: int
     higher_is_better: bool
 
@@ -39,12 +39,12 @@ class PairedTest:
         p = f"p = {self.p_value:.2g}"
         if not self.significant:
             return (
-                f"{a} and {b} cannot be told apart: they differ by {self.difference:.3g} ({level} {self.interval}, {p}, "
-                f"{self.n} pairs)."
+                f"{a} and {b} do not differ significantly: the difference is {self.difference:.3g} "
+                f"({level} {self.interval}, {p}, {self.n} pairs)."
             )
         winner, loser = (a, b) if (self.difference > 0) == self.higher_is_better else (b, a)
         low, high = self.interval.low, self.interval.high
-        if self.difference < 0:  # told as the winner's lead, whatever the score's sign
+        if self.difference < 0:  # reported as the winner's lead, whatever the score's sign
             low, high = -high, -low
         return (
             f"{winner} is better than {loser} by {abs(self.difference):.3g} ({level} {low:.3g} to {high:.3g}, {p}, "
@@ -53,23 +53,23 @@ class PairedTest:
 
 
 def paired_test(a: Features, b: Features, higher_is_better: bool = True, resamples: int = 9999, seed: int = 0) -> PairedTest:
-    """Of per-picture scores `a` and `b` (N,): sign-flip permutation test of the mean difference (Fisher 1935, section 21).
+    """Sign-flip permutation test of the mean difference of per-image scores `a` and `b` (N,) (Fisher 1935, section 21).
 
-    The p-value counts both directions; `resamples` random sign patterns, so it is at least 1 / (resamples + 1).
+    The p-value is two-sided, over `resamples` random sign patterns, and so at least 1 / (resamples + 1).
 
     Raises:
-        ValueError: shapes differ, or as `mean_interval`.
+        ValueError: the shapes differ, or `mean_interval` raises.
     """
-    x, y = picture_values(a, "a"), picture_values(b, "b")
+    x, y = image_values(a, "a"), image_values(b, "b")
     if len(x) != len(y):
-        raise ValueError(f"b: got {len(y)} scores for {len(x)} of a, takes one for each pair.")
+        raise ValueError(f"b: got {len(y)} scores for {len(x)} of a, expects one for each pair.")
     difference = x - y
     rng = np.random.default_rng(seed)
     flipped = np.empty(resamples)
     for start in range(0, resamples, 200):
         signs = rng.integers(0, 2, (min(200, resamples - start), len(x)), dtype=np.int8)
         flipped[start : start + 200] = 2 * (signs.astype(np.float64) @ difference) - difference.sum()
-    p_value = _share_as_large(difference.sum(), flipped, scale=np.abs(difference).sum())
+    p_value = _fraction_as_large(difference.sum(), flipped, scale=np.abs(difference).sum())
     interval = mean_interval(difference, seed=seed)
     return PairedTest(float(difference.mean()), interval, p_value, len(x), higher_is_better)
 
@@ -77,35 +77,35 @@ def paired_test(a: Features, b: Features, higher_is_better: bool = True, resampl
 def paired_test_frechet(
     a: Features, b: Features, reference: GaussianStatistics, resamples: int | None = None, seed: int = 0
 ) -> PairedTest:
-    """Of the Fréchet distances of `a` and `b` (N, D), row i of both drawn from one prompt and seed, to `reference`.
+    """Paired test of the Fréchet distances of `a` and `b` (N, D) to `reference`; row i of both has one prompt and seed.
 
-    Swaps the members of random pairs between the sets for the p-value, and draws pairs for the interval, which is
+    The p-value comes from swapping the images of random pairs, the interval from resampling the pairs; the interval is
     corrected for the bias of finite sets. `resamples` None: 200 up to 256 features, 30 for 2048.
 
     Raises:
-        ValueError: shapes differ, or the reference has another number of features.
+        ValueError: the shapes differ, or the reference has another number of features.
     """
     x, y = feature_matrices(a, b, ("a", "b"))
     if len(x) != len(y):
-        raise ValueError(f"b: got {len(y)} pictures for {len(x)} of a, takes one for each pair.")
-    # Over the pictures of A and then those of B; a set is a weighting that has zeros where it has no picture.
+        raise ValueError(f"b: got {len(y)} images for {len(x)} of a, expects one for each pair.")
+    # The images of A are followed by those of B; a set is a vector of weights, zero for the images of the other set.
     score, n = WeightedFrechet(np.concatenate([x, y]), reference), len(x)
     resamples = resamples or affordable_resamples(score.dim)
     rng = np.random.default_rng(seed)
-    drawn = symmetric_weights(n, resamples, rng)
-    stays = rng.integers(0, 2, (resamples, n)).astype(np.float64)
-    first = np.concatenate([np.hstack([drawn, 0 * drawn]), np.hstack([stays, 1 - stays])])
+    weights = symmetric_weights(n, resamples, rng)
+    unswapped = rng.integers(0, 2, (resamples, n)).astype(np.float64)
+    first = np.concatenate([np.hstack([weights, 0 * weights]), np.hstack([unswapped, 1 - unswapped])])
     differences = score(first) - score(np.roll(first, n, axis=1))
-    resampled, swapped = differences[: len(drawn)], differences[len(drawn) :]
-    p_value = _share_as_large(float(resampled[0]), swapped, scale=float(np.abs(swapped).max()))
+    resampled, swapped = differences[: len(weights)], differences[len(weights) :]
+    p_value = _fraction_as_large(float(resampled[0]), swapped, scale=float(np.abs(swapped).max()))
     return PairedTest(float(resampled[0]), symmetric_interval(resampled), p_value, n, higher_is_better=False)
 
 
-def _share_as_large(observed: float, permuted: Matrix, scale: float) -> float:
-    """Two-sided p-value of `observed` among `permuted` (B,), itself counted (Phipson & Smyth 2010).
+def _fraction_as_large(observed: float, permuted: Matrix, scale: float) -> float:
+    """Two-sided p-value of `observed` among `permuted` (B,), with `observed` itself counted (Phipson & Smyth 2010).
 
-    With fewer than 100, which could show no p below 0.01, that of a normal with their spread about zero: swapping within
-    pairs is symmetric.
+    Fewer than 100 permutations could give no p-value below 0.01; then it is the p-value of Student's t, scaled to the spread
+    of the permutations about zero, as swapping within pairs is symmetric.
     """
     if len(permuted) < 100:
         spread = float(np.sqrt(np.square(permuted).mean()))

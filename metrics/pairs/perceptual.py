@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by a network that was trained to see objects (Zhang et al. 2018)."""
+"""LPIPS: perceptual distance of two images, from the features of a network for classification (Zhang et al. 2018)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from torch import Tensor, nn
 
 from gendistill.metrics.features.weight_files import downloaded, read_state, weights_hash
 
-# ImageNet's mean and standard deviation, for pictures in [-1, 1]
+# ImageNet's mean and standard deviation, for images in [-1, 1]
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of torchvision: its builder's name, the file that torchvision downloads, where features are taken (after
-    so many layers of `features`), and the least edge of a picture that reaches the last of them."""
+    """A network of torchvision.
+
+    Attributes:
+        builder: name of torchvision's function that builds it.
+        file: the file of weights that torchvision downloads.
+        taps: numbers of the layers of `features` (from 1) whose outputs are compared.
+        min_edge: minimum edge of an image in pixels, for the last of these layers to have an output.
+    """
 
     builder: str
     file: str
     taps: tuple[int, ...]
-    least: int
+    min_edge: int
 
 
 BACKBONES = {
@@ -34,18 +40,18 @@ BACKBONES = {
 
 
 class Lpips(nn.Module):
-    """The distance of Zhang et al. 2018, eq. 1, version 0.1 of their weights: lower is nearer, 0 for equal pictures.
+    """The distance of Zhang et al. 2018, eq. 1, with version 0.1 of their weights: lower is more similar, 0 for equal images.
 
-    Features of several layers, each of unit length at every place; their squared differences, weighted a channel by the
-    heads, which were learned from what people saw; averaged over places and summed over layers.
+    Feature maps of several layers are scaled to unit length at each position. Their squared differences are weighted per
+    channel by the heads, which were fitted to human judgements, averaged over the positions and summed over the layers.
 
     Attributes:
-        name: "lpips-alex", "lpips-vgg" or "lpips-squeeze": three different measures.
-        weights_hash: of the backbone's file, 16 hex digits; "" where it was not read from a file.
+        name: "lpips-alex", "lpips-vgg" or "lpips-squeeze": three different metrics.
+        weights_hash: hash of the backbone's file, 16 hex digits; "" without a file.
     """
 
     def __init__(self, network: str, layers: nn.Sequential, heads: list[Tensor], weights_hash: str = "") -> None:
-        """`layers`: torchvision's `features`; `heads`: the weights (channels,) of each layer, none negative."""
+        """`layers`: torchvision's `features`; `heads`: the nonnegative weights (channels,) of each compared layer."""
         super().__init__()
         self.name, self.backbone, self.weights_hash = f"lpips-{network}", BACKBONES[network], weights_hash
         self.layers = layers[: self.backbone.taps[-1]].eval().requires_grad_(False)
@@ -56,27 +62,27 @@ class Lpips(nn.Module):
 
     @torch.inference_mode()
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances float32 (N,) of pictures (N, 3, H, W), float in [-1, 1].
+        """Distances float32 (N,) of images (N, 3, H, W), float in [-1, 1].
 
         Raises:
-            ValueError: a picture is smaller than the network takes.
+            ValueError: an image is smaller than the network's minimum.
         """
-        least = self.backbone.least
-        if min(a.shape[-2:]) < least:
-            raise ValueError(f"pictures: got {a.shape[-1]}x{a.shape[-2]}, {self.name} takes at least {least}x{least}.")
+        edge = self.backbone.min_edge
+        if min(a.shape[-2:]) < edge:
+            raise ValueError(f"images: got {a.shape[-1]}x{a.shape[-2]}, {self.name} expects at least {edge}x{edge}.")
         distance = torch.zeros(len(a), device=a.device)
-        for k, (of_a, of_b) in enumerate(zip(self._features(a), self._features(b), strict=True)):
-            difference = (of_a - of_b).square() * self.get_buffer(f"head_{k}")
+        for k, (features_a, features_b) in enumerate(zip(self._features(a), self._features(b), strict=True)):
+            difference = (features_a - features_b).square() * self.get_buffer(f"head_{k}")
             distance += difference.sum(dim=1).mean(dim=(1, 2))
         return distance
 
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        x, found = (pictures - self.get_buffer("shift")) / self.get_buffer("scale"), []
+    def _features(self, images: Tensor) -> list[Tensor]:
+        x, features = (images - self.get_buffer("shift")) / self.get_buffer("scale"), []
         for count, layer in enumerate(self.layers, start=1):
             x = layer(x)
             if count in self.backbone.taps:
-                found.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
-        return found
+                features.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+        return features
 
 
 def load_lpips(
@@ -86,45 +92,47 @@ def load_lpips(
     download: bool = False,
     device: torch.device | str = "cpu",
 ) -> Lpips:
-    """LPIPS of a backbone's weights that are on this machine, with the learned heads that the package lpips comes with.
+    """LPIPS with the weights of a backbone from this machine and the learned heads that the package lpips includes.
 
     Args:
-        network: "alex" (as most papers report), "vgg" or "squeeze".
-        weights: the backbone's file, `.pth` of tensors alone or `.safetensors`, with torchvision's names; None takes the one
-            that torchvision keeps after a download.
-        download: whether torchvision may fetch the backbone where it is not there.
+        network: "alex" (in most papers), "vgg" or "squeeze".
+        weights: the backbone's file, a `.pth` of tensors only or a `.safetensors`, with torchvision's names; None: the file in
+            torch's hub folder.
+        download: whether the file may be downloaded if the hub folder lacks it.
 
     Raises:
-        ValueError: there are no weights and none may be fetched, or the file holds something else.
+        ValueError: the weights are missing and may not be downloaded, or the file has other contents.
     """
     if network not in BACKBONES:
-        raise ValueError(f"network: got {network!r}, takes one of {', '.join(BACKBONES)}.")
+        raise ValueError(f"network: got {network!r}, expects one of {', '.join(BACKBONES)}.")
     if (found := find_spec("lpips")) is None or found.origin is None:
         raise ValueError("the package lpips is not installed, which has the learned heads; pip install 'gendistill[lpips]'")
     heads_folder = Path(found.origin).parent / "weights" / "v0.1"
     backbone = BACKBONES[network]
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
-    what = f"torchvision's {backbone.builder}"
+    description = f"torchvision's {backbone.builder}"
     if weights is None and download:
-        path = downloaded(f"https://download.pytorch.org/models/{backbone.file}", what)
+        path = downloaded(f"https://download.pytorch.org/models/{backbone.file}", description)
     if weights is None and not path.is_file():
-        raise ValueError(f"weights: {what} is not on this machine ({path}); takes a file, or leave to download it.")
-    from torchvision.models import get_model  # of an extra, and seconds to import
+        raise ValueError(
+            f"weights: {description} is not on this machine ({path}); expects a file, or permission to download it."
+        )
+    from torchvision.models import get_model  # from an extra; takes seconds to import
 
-    with torch.device("meta"):  # without the time and the memory of random weights, most of them of layers that are not used
+    with torch.device("meta"):  # avoids the initialisation of weights, most of which belong to unused layers
         layers = get_model(backbone.builder, weights=None).features
     stored = {name.removeprefix("features."): t for name, t in read_state(path).items() if name.startswith("features.")}
     try:
         layers.load_state_dict(stored, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"weights: {path} holds other tensors than {what}.") from error
+        raise ValueError(f"weights: {path} holds other tensors; expects those of {description}.") from error
     learned = read_state(heads_folder / f"{network}.pth")
     heads = [learned[f"lin{k}.model.1.weight"].flatten() for k in range(len(backbone.taps))]
     return Lpips(network, layers.float(), heads, weights_hash(path)).to(device)
 
 
 def available_lpips(network: str = "alex", device: torch.device | str = "cpu") -> tuple[Lpips | None, str]:
-    """LPIPS where its weights are on this machine already, and ""; otherwise None, and why in one sentence."""
+    """LPIPS and "" if its weights are on this machine; otherwise None and the reason in one sentence."""
     try:
         return load_lpips(network, device=device), ""
     except ValueError as error:

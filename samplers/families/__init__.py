@@ -1,4 +1,4 @@
-"""The families of pipelines that the house knows, one file each, and which of them a pipeline belongs to."""
+"""The supported families of pipelines, one file each, and the family of a given pipeline."""
 
 from __future__ import annotations
 
@@ -29,52 +29,52 @@ FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL(), Unconditional(
 
 
 def register(family: Family) -> None:
-    """Add a family from outside the house; it is asked before those that are there, so that it may replace one of them."""
+    """Add a family of another package; it precedes the registered ones, so that it may replace one of them."""
     FAMILIES.insert(0, family)
 
 
 def pipeline_classes() -> list[str]:
-    """diffusers' names of all pipeline classes that belong to a family."""
+    """diffusers' names of all supported pipeline classes."""
     return list(dict.fromkeys(name for family in FAMILIES for name in family.pipelines))
 
 
 def family_called(pipeline_class: str) -> Family:
-    """The first family that has pipelines of diffusers' class of that name: all that a `model_index.json` tells of it.
+    """The first family with a pipeline class of that name, as in a `model_index.json`.
 
     Raises:
-        ValueError: no family has.
+        ValueError: no family has one.
     """
     require_supported("listed", pipeline_class)
     return next(family for family in FAMILIES if pipeline_class in family.pipelines)
 
 
 def family_of(pipeline: Any) -> Family:
-    """The family that an opened pipeline belongs to.
+    """The family of an opened pipeline.
 
     Raises:
-        ValueError: it belongs to none.
+        ValueError: no family supports the pipeline.
     """
-    found = next((family for family in FAMILIES if family.takes(pipeline)), None)
-    if found is None:
+    family = next((known for known in FAMILIES if known.supports(pipeline)), None)
+    if family is None:
         raise _not_supported("opened", type(pipeline).__name__)
-    return found
+    return family
 
 
 def network_of(pipeline: Any) -> Any:
-    """The component of an opened pipeline that is distilled: its U-Net or transformer."""
+    """The denoiser of an opened pipeline, which is distilled: its U-Net or transformer."""
     return family_of(pipeline).network(pipeline)
 
 
 def device_of(pipeline: Any) -> torch.device:
-    """Where the networks of an opened pipeline compute."""
+    """The device on which the networks of an opened pipeline compute."""
     return family_of(pipeline).device(pipeline)
 
 
 def require_supported(source: object, pipeline_class: str) -> None:
-    """Raise ValueError, with all that are supported, where pipelines of that class belong to no family."""
+    """Raise ValueError, with all supported classes, if no family has pipelines of that class."""
     if pipeline_class not in pipeline_classes():
         raise _not_supported(source, pipeline_class)
 
 
 def _not_supported(source: object, pipeline_class: str) -> ValueError:
-    return ValueError(f"model {source}: family {pipeline_class} is not supported; takes {', '.join(pipeline_classes())}")
+    return ValueError(f"model {source}: family {pipeline_class} is not supported; expects {', '.join(pipeline_classes())}")

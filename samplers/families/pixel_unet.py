@@ -1,4 +1,4 @@
-"""Models of pixels: a `UNet2DModel` without any condition, or one that takes a class."""
+"""Pixel-space models: an unconditional or a class-conditional `UNet2DModel`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from gendistill.samplers.families.family import Conditions, Family, SampleOption
 
 
 class Unconditional(Family):
-    """A `UNet2DModel` in pixel space without any condition: a prompt means nothing."""
+    """An unconditional `UNet2DModel` in pixel space, which ignores prompts."""
 
     pipelines = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
     bounded = True
     task = "unconditional-image-generation"
     example = "pipeline(num_inference_steps={steps})"
 
-    def takes(self, pipeline: Any) -> bool:
-        return super().takes(pipeline) and self.network(pipeline).config.num_class_embeds is None
+    def supports(self, pipeline: Any) -> bool:
+        return super().supports(pipeline) and self.network(pipeline).config.num_class_embeds is None
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         return {}
@@ -32,7 +32,7 @@ class Unconditional(Family):
         return [""]
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        """By `ConsistencyModelPipeline`, the stock pipeline that takes class labels, any of our solvers and any dtype."""
+        """Sample by `ConsistencyModelPipeline`, a stock pipeline that supports class labels, all our solvers and any dtype."""
         stock: Any = ConsistencyModelPipeline(self.network(pipeline), pipeline.scheduler)
         stock.set_progress_bar_config(disable=True)
         images = stock(
@@ -62,23 +62,23 @@ class Unconditional(Family):
         return Conditioning()
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        """`DDPMPipeline` runs any of our solvers; `DDIMPipeline` would replace LCM's by its own."""
+        """A `DDPMPipeline`, which supports all our solvers; `DDIMPipeline` would replace LCM's scheduler by its own."""
         return DDPMPipeline(**{**pipeline.components, **parts})
 
 
 class ClassConditional(Unconditional):
-    """A `UNet2DModel` in pixel space that takes a class: a prompt is its number, as text."""
+    """A class-conditional `UNet2DModel` in pixel space; a prompt is the number of a class, as text."""
 
     example = "pipeline(class_labels=0, num_inference_steps={steps})"
 
-    def takes(self, pipeline: Any) -> bool:
-        return Family.takes(self, pipeline) and self.network(pipeline).config.num_class_embeds is not None
+    def supports(self, pipeline: Any) -> bool:
+        return Family.supports(self, pipeline) and self.network(pipeline).config.num_class_embeds is not None
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         classes = self.network(pipeline).config.num_class_embeds
         for prompt in prompts:
             if not (prompt.isdecimal() and int(prompt) < classes):
-                raise ValueError(f"prompt {prompt!r}: the model takes the number of a class, from 0 to {classes - 1}")
+                raise ValueError(f"prompt {prompt!r}: the model expects the number of a class, from 0 to {classes - 1}")
         return {"class_labels": torch.tensor([int(prompt) for prompt in prompts], device=self.device(pipeline))}
 
     def own_prompts(self, pipeline: Any) -> list[str] | None:
@@ -88,5 +88,5 @@ class ClassConditional(Unconditional):
         return Conditioning(class_labels=torch.empty(batch, dtype=torch.int64, device="meta"))
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        """`ConsistencyModelPipeline` is the stock pipeline that gives a `UNet2DModel` class labels."""
+        """A `ConsistencyModelPipeline`, the stock pipeline that passes class labels to a `UNet2DModel`."""
         return ConsistencyModelPipeline(**{**pipeline.components, **parts})

@@ -13,15 +13,15 @@ from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 
-TOKENS = 77  # of CLIP's tokenizers
+TOKENS = 77  # per prompt, of CLIP's tokenizers
 
 
 class StableDiffusion(Family):
-    """Stable Diffusion 1.x and 2.x: a `UNet2DConditionModel` that attends to the states of one CLIP text encoder."""
+    """Stable Diffusion 1.x and 2.x: a `UNet2DConditionModel` with cross-attention to the states of one CLIP text encoder."""
 
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline",)
     prompt_encoders: tuple[str, ...] = ("text_encoder",)
-    texts = guided = embeds_guidance = takes_eta = lora = True
+    texts = guided = embeds_guidance = accepts_eta = lora = True
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
         *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
@@ -59,11 +59,12 @@ class StableDiffusion(Family):
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:
-        given = {"sample": x_t, "timestep": t, "encoder_hidden_states": conditioning["prompt_embeds"].to(dtype)}
+        inputs = {"sample": x_t, "timestep": t, "encoder_hidden_states": conditioning["prompt_embeds"].to(dtype)}
         if config["time_cond_proj_dim"] is not None:
             assert "guidance_scale" in conditioning, "a w-conditioned network needs a guidance scale"
-            given["timestep_cond"] = guidance_embedding(conditioning["guidance_scale"], config["time_cond_proj_dim"]).to(dtype)
-        return given
+            embedding = guidance_embedding(conditioning["guidance_scale"], config["time_cond_proj_dim"])
+            inputs["timestep_cond"] = embedding.to(dtype)
+        return inputs
 
     def example_conditioning(self, config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> Conditioning:
         states = torch.empty(batch, TOKENS, config["cross_attention_dim"], dtype=dtype, device="meta")
@@ -75,10 +76,10 @@ class StableDiffusion(Family):
 
 
 def guidance_embedding(guidance_scale: Tensor, dimensions: int) -> Tensor:
-    """(B,) guidance scales as (B, dimensions) sinusoids of w = scale - 1.
+    """Sinusoidal embedding (B, dimensions) of w = scale - 1 for guidance scales (B,).
 
-    The formula that diffusers' pipelines feed to w-conditioned UNets (Kingma et al. 2021's timestep embedding of 1000 w),
-    so that a student trained with it is driven by their `guidance_scale`.
+    It is the input of w-conditioned UNets in diffusers' pipelines (Kingma et al. 2021's timestep embedding of 1000 w), so that
+    a student trained with it responds to their `guidance_scale`.
     """
     half = dimensions // 2
     frequencies = torch.exp(

@@ -17,8 +17,8 @@ SIZES = 6  # original height and width, the crop's top and left, target height a
 
 
 class StableDiffusionXL(StableDiffusion):
-    """Stable Diffusion XL: a second text encoder, which also gives a pooled embedding, and the size and the crop of the image
-    as conditions (Podell et al. 2023, section 2.2).
+    """Stable Diffusion XL, with a second text encoder, which also gives a pooled embedding, and the image's size and crop as
+    conditions (Podell et al. 2023, section 2.2).
     """
 
     pipelines = ("StableDiffusionXLPipeline",)
@@ -29,24 +29,24 @@ class StableDiffusionXL(StableDiffusion):
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def unconditional(self, pipeline: Any) -> Conditions:
-        """What the pipeline takes without a negative prompt: zeros where its config says so, as that of SDXL does."""
+        """The pipeline's embeddings of an empty negative prompt: zeros with `force_zeros_for_empty_prompt`, as for SDXL."""
         _, embeds, _, pooled = pipeline.encode_prompt("", None, self.device(pipeline), 1, True)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
-        """Original and target size are `size`, nothing is cropped: what the pipeline says by default."""
+        """Conditions with `size` as original and target size and without a crop, the pipeline's default."""
         embeds, sizes = encoded["prompt_embeds"], None
         if size is not None:
-            one = torch.tensor([*size, 0, 0, *size], dtype=embeds.dtype, device=embeds.device)
-            sizes = one.repeat(len(embeds), 1)
+            row = torch.tensor([*size, 0, 0, *size], dtype=embeds.dtype, device=embeds.device)
+            sizes = row.repeat(len(embeds), 1)
         return Conditioning(prompt_embeds=embeds, pooled_embeds=encoded["pooled_prompt_embeds"], time_ids=sizes)
 
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:
         pooled, sizes = (conditioning[name].to(dtype) for name in ("pooled_embeds", "time_ids"))
-        given = super().network_inputs(config, x_t, t, conditioning, dtype)
-        return {**given, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        inputs = super().network_inputs(config, x_t, t, conditioning, dtype)
+        return {**inputs, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
 
     def example_conditioning(self, config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> Conditioning:
         pooled = config["projection_class_embeddings_input_dim"] - SIZES * config["addition_time_embed_dim"]

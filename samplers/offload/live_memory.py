@@ -1,4 +1,4 @@
-"""What a computation holds in memory at most, found on the meta device: shapes are followed, nothing is computed or loaded."""
+"""Peak memory of a computation, measured on the meta device from the shapes, without computing or loading anything."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_b
 
 
 def peak_bytes(work: Callable[[], object], *, copies_of_convolutions: bool = False) -> int:
-    """Bytes of all tensors that `work` has made and not yet let go of, at the moment when they are most.
+    """Peak of the bytes of all live tensors that `work` has created.
 
-    What was there before (weights, inputs) is not counted. Attention is taken to be by a kernel that never holds its matrix,
-    as torch's are.
+    Tensors from before, such as weights and inputs, are not counted. Attention is counted as torch's fused kernels, which never
+    hold the attention matrix.
 
     Args:
-        work: a computation of tensors on the meta device.
-        copies_of_convolutions: count what a convolution holds of its input, output and weights in an order of its own, as
-            oneDNN does on a CPU.
+        work: a computation on the meta device.
+        copies_of_convolutions: count the copies of input, output and weights that oneDNN makes for a convolution in its own
+            memory format on a CPU.
     """
     counted = LiveBytes(copies_of_convolutions)
     with counted, FusedAttention():
@@ -35,17 +35,22 @@ def peak_bytes(work: Callable[[], object], *, copies_of_convolutions: bool = Fal
 
 
 def bytes_of(modules: Iterable[nn.Module]) -> int:
-    """Of all weights and buffers, those that are shared once."""
-    found = {id(of): of for module in modules for of in (*module.parameters(), *module.buffers())}
-    return sum(of.numel() * of.element_size() for of in found.values())
+    """Bytes of all weights and buffers; shared ones are counted once."""
+    tensors = {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts storages from when they are made to when nobody has them any more: `live` now, `peak` at most; `counted` are they.
+    """Counts the bytes of storages from their creation to their release.
+
+    Attributes:
+        live: bytes at present.
+        peak: maximum of `live`.
+        counted: the counted storages.
 
     Args:
-        copies: count those of convolutions.
-        device: whose storages.
+        copies: count the copies of convolutions.
+        device: type of the device whose storages are counted.
     """
 
     def __init__(self, copies: bool = False, device: str = "meta") -> None:
@@ -58,52 +63,52 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
-                self._known.add(tensor.untyped_storage())  # made before: not ours
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+                self._known.add(tensor.untyped_storage())  # created before the measurement
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
                 self._known.add(storage)
                 if storage.device.type != self.device:
                     continue
                 self.counted.add(storage)
                 self.live += storage.nbytes()
-                weakref.finalize(storage, self._let_go, storage.nbytes())
-        beside = 0
+                weakref.finalize(storage, self._release, storage.nbytes())
+        copies = 0
         if self.copies and func in CONVOLUTIONS:
-            beside = sum(of.numel() * of.element_size() for of in tree_leaves((args, made)) if isinstance(of, Tensor))
-        self.peak = max(self.peak, self.live + beside)
-        return made
+            copies = sum(t.numel() * t.element_size() for t in tree_leaves((args, output)) if isinstance(t, Tensor))
+        self.peak = max(self.peak, self.live + copies)
+        return output
 
-    def _let_go(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.live -= size
 
 
 class FusedAttention(TorchFunctionMode):
-    """Computes attention on the meta device as one operation that keeps what torch's fused kernels keep; elsewhere as usual.
+    """Computes attention on the meta device as one operation that saves the same tensors as torch's fused kernels.
 
-    There torch itself would choose the kernel that holds the full matrix. Like all modes it belongs to the thread that enters
-    it.
+    torch would choose the kernel with the full matrix there. On other devices nothing changes. Like all modes it applies to
+    the thread that enters it.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        given = kwargs or {}
+        arguments = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            return self._attend(*args, **given)
+            return self._attend(*args, **arguments)
         if func is Tensor.backward:
-            return self._backward(*args, **given)
-        return func(*args, **given)
+            return self._backward(*args, **arguments)
+        return func(*args, **arguments)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any) -> Any:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not query.is_meta:
-            return F.scaled_dot_product_attention(query, key, value, *args, **given)
+            return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
         return _Attention.apply(query, key, value)
 
     def _backward(
         self, loss: Tensor, gradient: Tensor | None, retain_graph: bool | None, create_graph: bool, inputs: Any
     ) -> None:
-        """`loss.backward(...)` with this mode active, so that it sees the attention that checkpoints compute again.
+        """`loss.backward(...)` with this mode active, so that it handles the attention that gradient checkpointing recomputes.
 
-        torch leaves the mode while it handles a function, and `torch.autograd.backward` is one too; its engine is none.
+        torch disables the mode while it handles a function, including `torch.autograd.backward`, but not its engine.
         """
         with self:
             _engine_run_backward(
@@ -120,10 +125,10 @@ class FusedAttention(TorchFunctionMode):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        made = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        output = query.new_empty((*query.shape[:-1], value.shape[-1]))
         rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, made, rows)
-        return made
+        ctx.save_for_backward(query, key, value, output, rows)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What sampling takes of memory, placement by placement, from the configs of a model alone: nothing is loaded."""
+"""Memory of sampling for each placement, predicted from a model's configs without loading it."""
 
 from __future__ import annotations
 
@@ -14,50 +14,54 @@ from torch import nn
 from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.meta_pipeline import meta_network_like, meta_pipeline
-from gendistill.samplers.quantization.small_weights import keep_weights_small, kind_of_weights
+from gendistill.samplers.quantization.small_weights import quantize_weights, weight_quantization
 
-TILE = 512  # pixels along an edge
-CUDA_CONTEXT = 600 * 2**20  # the driver's context and the libraries' workspaces; an assumption
+TILE = 512  # edge of a tile in pixels
+CUDA_CONTEXT = 600 * 2**20  # assumed size of the driver's context and the libraries' workspaces
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the parts of a pipeline are while they do not work, fastest first in `PLACEMENTS`.
+    """Which parts of a pipeline are offloaded while they are idle; `PLACEMENTS` lists the fastest first.
 
     Attributes:
-        text_aside: the text encoders give up their place once prompts are encoded.
-        in_turn: every network has the place only while it works.
-        by_layer: every layer has the place only while it works.
-        tiled: the decoder works on tiles, and on one picture at a time.
-        told: how diffusers is asked for it.
+        in_diffusers: the corresponding calls of diffusers.
+        text_encoder_offload: the text encoders are offloaded once prompts are encoded.
+        model_offload: every network is on the device only while it runs.
+        sequential_offload: every layer is on the device only while it runs.
+        tiled: the decoder processes tiles, one image at a time.
     """
 
     name: str
-    told: str
-    text_aside: bool = False
-    in_turn: bool = False
-    by_layer: bool = False
+    in_diffusers: str
+    text_encoder_offload: bool = False
+    model_offload: bool = False
+    sequential_offload: bool = False
     tiled: bool = False
 
 
 PLACEMENTS = (
-    Placement("all", "everything stays in place"),
-    Placement("text-aside", "pipe.text_encoder.to('cpu') once prompts are encoded", text_aside=True),
-    Placement("tiled", "and pipe.vae.enable_tiling(), enable_slicing()", text_aside=True, tiled=True),
+    Placement("all", "everything stays on the device"),
+    Placement("text-encoder-offload", "pipe.text_encoder.to('cpu') once prompts are encoded", text_encoder_offload=True),
+    Placement("tiled", "and pipe.vae.enable_tiling(), enable_slicing()", text_encoder_offload=True, tiled=True),
     Placement(
-        "in-turn", "and pipe.enable_model_cpu_offload(): each network in turn", text_aside=True, in_turn=True, tiled=True
+        "model-offload",
+        "and pipe.enable_model_cpu_offload(): each network in turn",
+        text_encoder_offload=True,
+        model_offload=True,
+        tiled=True,
     ),
-    Placement("by-layer", "pipe.enable_sequential_cpu_offload(): each layer in turn", True, True, True, True),
+    Placement("sequential-offload", "pipe.enable_sequential_cpu_offload(): each layer in turn", True, True, True, True),
 )
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a pipeline needs to draw a batch.
+    """Bytes that a pipeline needs to sample a batch.
 
     Attributes:
-        text, network, decoder: of weights; `largest_layer`: of the largest layer of all.
-        encode, denoise, decode, decode_tiled: of what is computed meanwhile, at its peak.
+        text, network, decoder: size of the weights; `largest_layer`: weights of the largest layer.
+        encode, denoise, decode, decode_tiled: peak of the activations in each stage.
     """
 
     text: int
@@ -70,28 +74,28 @@ class Needs:
     decode_tiled: int
 
     def peak(self, placement: Placement) -> int:
-        """At the worst moment of drawing."""
+        """Peak memory of sampling, over all stages."""
         decode = self.decode_tiled if placement.tiled else self.decode
-        if placement.by_layer:
+        if placement.sequential_offload:
             return self.largest_layer + max(self.encode, self.denoise, decode)
-        if placement.in_turn:
+        if placement.model_offload:
             return max(self.text + self.encode, self.network + self.denoise, self.decoder + decode)
         rest = self.network + self.decoder
-        if placement.text_aside:
+        if placement.text_encoder_offload:
             return max(self.text + self.encode, rest + max(self.denoise, decode))
         return self.text + rest + max(self.encode, self.denoise, decode)
 
 
 @dataclass(frozen=True)
 class MetaNetworks:
-    """The networks of a latent pipeline on the meta device: shapes without numbers.
+    """The networks of a latent-space pipeline on the meta device, with shapes but without values.
 
     Attributes:
-        text: encoders of prompts.
-        network: that is called in every step.
+        text: text encoders.
+        network: the denoiser.
         decoder: the VAE.
-        scheduler: the pipeline's own.
-        size: height and width of the pipeline's images in pixels.
+        scheduler: the pipeline's scheduler.
+        size: default height and width of the images in pixels.
     """
 
     family: Family
@@ -102,8 +106,8 @@ class MetaNetworks:
     size: tuple[int, int]
 
     @staticmethod
-    def of(model: str | Path, *, config: str | None = None) -> MetaNetworks:
-        """From the configs of a model; arguments as for `meta_pipeline`.
+    def from_configs(model: str | Path, *, config: str | None = None) -> MetaNetworks:
+        """Build the networks from the configs of a model; arguments as for `meta_pipeline`.
 
         Raises:
             ValueError: as `meta_pipeline`, or the model has no VAE.
@@ -115,11 +119,11 @@ class MetaNetworks:
 
     @staticmethod
     def like(pipeline: Any) -> MetaNetworks:
-        """Copies of those of an opened pipeline, weights kept as they are there; those themselves stay where they are."""
+        """Copies of the networks of an opened pipeline, which is not changed, with the same weight quantization."""
         opened = _networks_of(pipeline)
         text, network = tuple(meta_network_like(encoder) for encoder in opened.text), meta_network_like(opened.network)
-        if (kind := kind_of_weights(opened.network)) is not None:
-            keep_weights_small(network, kind)
+        if (kind := weight_quantization(opened.network)) is not None:
+            quantize_weights(network, kind)
         return replace(opened, text=text, network=network, decoder=meta_network_like(opened.decoder))
 
     @property
@@ -128,55 +132,55 @@ class MetaNetworks:
         return int(2 ** (len(self.decoder.config.block_out_channels) - 1))
 
     def needs(self, size: tuple[int, int], batch: int, *, guided: bool, dtype: torch.dtype, cpu: bool) -> Needs:
-        """Of drawing `batch` pictures of `size` (height, width) together.
+        """Memory needs of sampling a batch of `batch` images of `size` (height, width).
 
         Args:
-            guided: classifier-free guidance, which doubles the batch of the network.
-            cpu: count the copies that oneDNN makes for convolutions.
+            guided: classifier-free guidance, which doubles the batch of the denoiser.
+            cpu: count the copies of convolutions, which oneDNN makes on a CPU.
         """
         for module in (*self.text, self.network, self.decoder):
             module.to(dtype)
         if dtype is torch.float16 and _decodes_in_float32(self.network, self.decoder):
             self.decoder.float()
         latents = (size[0] // self.factor, size[1] // self.factor)
-        tile = tuple(min(of, TILE // self.factor) for of in latents)
+        tile = tuple(min(edge, TILE // self.factor) for edge in latents)
         channels, _ = self.family.channels(self.network.config)
 
-        def made(*shape: int) -> torch.Tensor:
+        def empty(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
 
-        def most(call: Any) -> int:
+        def peak_of(call: Any) -> int:
             with torch.no_grad():
                 return peak_bytes(call, copies_of_convolutions=cpu)
 
         def decode(count: int, area: Sequence[int]) -> int:
-            return most(lambda: self.decoder.decode(made(count, channels, *area).to(self.decoder.dtype)))
+            return peak_of(lambda: self.decoder.decode(empty(count, channels, *area).to(self.decoder.dtype)))
 
         rows = batch * (2 if guided else 1)
         return Needs(
             text=bytes_of(self.text),
             network=bytes_of([self.network]),
             decoder=bytes_of([self.decoder]),
-            largest_layer=max(_layers(module) for module in (*self.text, self.network, self.decoder.decoder)),
-            encode=sum(most(lambda text=text: text(_tokens(text, rows))) for text in self.text),
-            denoise=most(lambda: self.network(**self.family.example_inputs(self.network.config, rows, latents, dtype))),
+            largest_layer=max(_largest_layer(module) for module in (*self.text, self.network, self.decoder.decoder)),
+            encode=sum(peak_of(lambda text=text: text(_tokens(text, rows))) for text in self.text),
+            denoise=peak_of(lambda: self.network(**self.family.example_inputs(self.network.config, rows, latents, dtype))),
             decode=decode(batch, latents),
             decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
         )
 
 
 def fastest_that_fits(needs: Needs, free: float) -> Placement | None:
-    """The first of `PLACEMENTS` that stays within `free` bytes; None where none does."""
+    """The first of `PLACEMENTS` that fits into `free` bytes; None if none does."""
     return next((placement for placement in PLACEMENTS if needs.peak(placement) <= free), None)
 
 
 def _decodes_in_float32(network: Any, decoder: Any) -> bool:
-    """Whether its pipeline does so in half precision: that of Stable Diffusion XL does, where the VAE's config asks for it."""
+    """Whether the pipeline decodes in float32 in half precision: Stable Diffusion XL does if the VAE has `force_upcast`."""
     return network.config.get("addition_embed_type") == "text_time" and bool(decoder.config.get("force_upcast"))
 
 
 def _networks_of(pipeline: Any) -> MetaNetworks:
-    """Those of the pipeline themselves, wherever they are."""
+    """The networks of a pipeline, on their devices."""
     family = family_of(pipeline)
     text, network = tuple(family.encoders(pipeline).values()), family.network(pipeline)
     return MetaNetworks(family, text, network, pipeline.vae, pipeline.scheduler, family.size(pipeline))
@@ -186,7 +190,7 @@ def _tokens(text: Any, rows: int) -> torch.Tensor:
     return torch.zeros(rows, text.config.max_position_embeddings, dtype=torch.long, device="meta")
 
 
-def _layers(module: nn.Module) -> int:
-    """Bytes of the largest module that has weights of its own."""
-    own = (sum(of.numel() * of.element_size() for of in part.parameters(recurse=False)) for part in module.modules())
-    return max(own, default=0)
+def _largest_layer(module: nn.Module) -> int:
+    """Bytes of the parameters of the largest single layer."""
+    sizes = (sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False)) for layer in module.modules())
+    return max(sizes, default=0)

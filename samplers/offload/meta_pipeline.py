@@ -1,4 +1,4 @@
-"""A model's pipeline on the meta device: networks that have shapes and configs but no numbers, so that nothing is loaded."""
+"""A model's pipeline on the meta device, where networks have shapes and configs but no values, without loading weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from gendistill.samplers.single_file import ARCHITECTURES, left_out
 
 
 def meta_pipeline(model: str | Path, *, config: str | None = None) -> Any:
-    """The diffusers pipeline that `open_pipeline` would open, with all its networks on the meta device.
+    """The diffusers pipeline that `open_pipeline` would open, with all networks on the meta device.
 
-    `family_of`, `network_of` and `meta_network_like` take it like any other pipeline; its scheduler is the model's own. It has
-    neither tokenizers nor a safety checker: both are None. All networks are frozen, in evaluation mode and in float32.
+    `family_of`, `network_of` and `meta_network_like` support it like any other pipeline, and it has the model's scheduler.
+    Tokenizers and safety checker are None. All networks are frozen, in evaluation mode and in float32.
 
     Args:
-        model: a local pipeline folder or checkpoint, with weights or without, or one of the architectures that we know: `sdxl`.
-        config: of a checkpoint, see `open_single_file`.
+        model: a local pipeline folder or checkpoint, with or without weights, or the name of a known architecture: `sdxl`.
+        config: for a checkpoint only, see `architecture_of`.
 
     Raises:
-        ValueError: the model is on the hub, does not exist or is of a family that is not supported.
+        ValueError: the model is on the hub or does not exist, or its family is not supported.
     """
     folder = configs_here(model, config)
     index = json.loads((folder / "model_index.json").read_text())
@@ -43,13 +43,13 @@ def meta_network_like(network: Any, **changes: Any) -> Any:
     """A network of the same class and config on the meta device, frozen and in evaluation mode.
 
     Args:
-        network: a model of diffusers or transformers, on any device.
-        changes: values that replace those of the config of a diffusers model: `time_cond_proj_dim=256`.
+        network: a diffusers or transformers model, on any device.
+        changes: values that replace those of a diffusers model's config, such as `time_cond_proj_dim=256`.
     """
     kind: Any = type(network)
     with torch.device("meta"):
-        made = kind.from_config(network.config, **changes) if hasattr(kind, "from_config") else kind(network.config)
-    return made.eval().requires_grad_(False)
+        network_on_meta = kind.from_config(network.config, **changes) if hasattr(kind, "from_config") else kind(network.config)
+    return network_on_meta.eval().requires_grad_(False)
 
 
 def configs_here(model: str | Path, config: str | None = None) -> Path:
@@ -61,12 +61,12 @@ def configs_here(model: str | Path, config: str | None = None) -> Path:
         return Path(model)
     folder = configs_of(model, config=config)
     if folder is None:
-        raise ValueError(f"model {model}: its configs are on the hub; takes a local one, or {', '.join(sorted(known))}")
+        raise ValueError(f"model {model}: its configs are on the hub; expects a local one, or {', '.join(sorted(known))}")
     return folder
 
 
 def _component(folder: Path, entry: Any) -> Any:
-    """A component by its entry in model_index.json: [library, class], or a value that is a setting of the pipeline itself."""
+    """A component by its entry in model_index.json, [library, class]; other values are settings of the pipeline."""
     if not isinstance(entry, list):
         return entry
     library, name = entry
@@ -78,7 +78,7 @@ def _component(folder: Path, entry: Any) -> Any:
         return None
     with torch.device("meta"):
         if diffusers.ModelMixin in ancestors:
-            made = kind.from_config(kind.load_config(folder))
+            network_on_meta = kind.from_config(kind.load_config(folder))
         else:
-            made = kind(kind.config_class.from_pretrained(folder))
-    return made.eval().requires_grad_(False)
+            network_on_meta = kind(kind.config_class.from_pretrained(folder))
+    return network_on_meta.eval().requires_grad_(False)

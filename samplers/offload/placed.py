@@ -1,4 +1,4 @@
-"""A sampler that keeps within a device's memory: in the fastest placement that should fit, in the next where it does not."""
+"""A sampler that stays within a device's memory by offloading."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from gendistill.samplers.tasks import Task
 
 
 class PlacedSampler(FewStepSampler):
-    """Draws the same pictures as a `FewStepSampler`, within so much memory.
+    """Samples the same images as a `FewStepSampler` within a memory limit.
 
-    Before it draws it takes the fastest of `PLACEMENTS` whose predicted peak fits. Where memory ends after all, it goes on in
-    the next one, and after the last one with half of the pictures at once; what was drawn before is not drawn again.
+    It samples in the fastest of `PLACEMENTS` whose predicted peak fits. After an out-of-memory error it continues in the next
+    placement, and after the last one with half the batch size; finished images are not sampled again.
 
     Args:
-        pipeline: whose networks are all in the host's memory.
-        device: on which they work.
-        memory: bytes that it may take on it; what is free where None.
-        told: called with a sentence when the placement changes.
+        pipeline: a pipeline with all networks in the host's memory.
+        device: the device for sampling.
+        memory: memory limit on the device in bytes; None: the available memory.
+        report: called with a sentence when the placement changes.
 
     Raises:
-        ValueError: by what draws, where one picture fits in no placement.
+        ValueError: in sampling, if a single image fits in no placement.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class PlacedSampler(FewStepSampler):
         *,
         device: str | torch.device,
         memory: float | None = None,
-        told: Callable[[str], None] = lambda sentence: None,
+        report: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         super().__init__(pipeline, spec, eta)
         self._device = torch.device(device)
         self.memory = room_on(self._device, pipeline) if memory is None else memory
-        self._placing, self._told = Placing(pipeline, device), told
+        self._placing, self._report = Placing(pipeline, device), report
         self._networks = MetaNetworks.like(pipeline)
         self._needs: dict[tuple[tuple[int, int], int, bool], Needs] = {}
 
@@ -58,7 +58,7 @@ class PlacedSampler(FewStepSampler):
 
     @property
     def placement(self) -> Placement | None:
-        """What it draws in; None before it has drawn."""
+        """The current placement; None before the first image."""
         return self._placing.placement
 
     def cold(self) -> FewStepSampler:
@@ -72,53 +72,53 @@ class PlacedSampler(FewStepSampler):
             self._placing.add("controlnet", task.controlnet)
         return pipeline
 
-    def _drawn(self, draw: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
+    def _generated(self, generate: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
         self._fit(size, rows.stop - rows.start, guided)
         while True:
             try:
-                return draw(rows)
+                return generate(rows)
             except (MemoryError, RuntimeError) as error:
                 if not ran_out(error):
                     raise
-                refused = next(iter(str(error).splitlines()), type(error).__name__)
-            # outside of the clause: its traceback held what was being computed
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                # outside of the except clause, whose traceback keeps the tensors of the failed call
             self._encoded.to("cpu")
             release_memory()
             if (slower := self._next()) is not None:
-                self._take(slower, "memory ended")
+                self._apply(slower, "out of memory")
             elif (count := rows.stop - rows.start) > 1:
                 middle = rows.start + count // 2
-                self._told(f"memory ended: {math.ceil(count / 2)} picture{'s' if count > 2 else ''} at once from now on")
+                self._report(f"out of memory: batch size {math.ceil(count / 2)} from now on")
                 halves = (slice(rows.start, middle), slice(middle, rows.stop))
-                return torch.cat([self._drawn(draw, half, size, guided).cpu() for half in halves])
+                return torch.cat([self._generated(generate, half, size, guided).cpu() for half in halves])
             else:
                 raise ValueError(
-                    f"memory: one picture of {size[1]}x{size[0]} does not fit in any placement ({refused}); a smaller size or "
-                    "a tiny decoder (--method decoder) take less"
+                    f"memory: one image of {size[1]}x{size[0]} does not fit in any placement ({reason}); a smaller size or "
+                    "a tiny decoder (--method decoder) needs less"
                 )
 
     def _fit(self, size: tuple[int, int], count: int, guided: bool) -> None:
-        """Take the first placement, from the present one on, that should fit; the last one where none should."""
+        """Apply the first placement, from the current one on, that is predicted to fit; the last one if none is."""
         if (key := (size, count, guided)) not in self._needs:
             dtype, cpu = self.pipeline.dtype, self._device.type == "cpu"
             self._needs[key] = self._networks.needs(size, count, guided=guided, dtype=dtype, cpu=cpu)
         needs, first = self._needs[key], PLACEMENTS.index(self.placement) if self.placement else 0
-        fitting = (of for of in PLACEMENTS[first:] if needs.peak(of) <= self.memory)
+        fitting = (candidate for candidate in PLACEMENTS[first:] if needs.peak(candidate) <= self.memory)
         if (placement := next(fitting, PLACEMENTS[-1])) != self.placement:
-            self._take(placement, f"{needs.peak(placement) / 2**30:.2f} GiB predicted")
+            self._apply(placement, f"{needs.peak(placement) / 2**30:.2f} GiB predicted")
 
     def _next(self) -> Placement | None:
         assert self.placement is not None
         following = PLACEMENTS[PLACEMENTS.index(self.placement) + 1 :]
         return following[0] if following else None
 
-    def _take(self, placement: Placement, why: str) -> None:
-        self._placing.take(placement)
-        self._told(f"placement {placement.name}: {why}")
+    def _apply(self, placement: Placement, reason: str) -> None:
+        self._placing.apply(placement)
+        self._report(f"placement {placement.name}: {reason}")
 
 
 def room_on(device: torch.device, pipeline: Any) -> float:
-    """Bytes that a pipeline, which is in the host's memory, can have on a device."""
+    """Available bytes on a device for a pipeline that is in the host's memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

@@ -1,6 +1,6 @@
-"""A network's linear layers in 8 bits on a GPU, by torchao: weights a scale each output channel, inputs a scale each row.
+"""Linear layers in 8 bits on a GPU by torchao, with one scale per output channel of a weight and one per row of an input.
 
-Convolutions stay as they are, which torchao does not compute in 8 bits. Its kernels are made for `torch.compile`.
+Convolutions are unchanged, as torchao does not compute them in 8 bits. Its kernels are made for `torch.compile`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gendistill.samplers.quantization.int8 import layers_in_8_bits
 
 
 def require_torchao() -> None:
-    """Raise ValueError where torchao is not installed."""
+    """Raise ValueError if torchao is not installed."""
     if importlib.util.find_spec("torchao") is None:
-        raise ValueError("quantization int8: needs torchao on a GPU; pip install 'gendistill[torchao]', or take int8-weights")
+        raise ValueError("quantization int8: needs torchao on a GPU; pip install 'gendistill[torchao]', or use int8-weights")
 
 
 def to_int8_by_torchao(network: nn.Module) -> None:
-    """Let a network's linear layers compute in 8 bits; for drawing alone, on any device that it moves to as a whole.
+    """Let a network's linear layers compute in 8 bits; for inference only, on any one device.
 
     Raises:
         ValueError: torchao is not installed.
@@ -35,12 +35,12 @@ def to_int8_by_torchao(network: nn.Module) -> None:
 
 
 def is_by_torchao(network: nn.Module) -> bool:
-    """Whether `to_int8_by_torchao` was done to a network."""
+    """Whether `to_int8_by_torchao` was applied to a network."""
     return any(type(weight).__module__.startswith("torchao.") for weight in network.parameters())
 
 
 if torch.ops.aten._int_mm not in flop_registry:
 
     @register_flop_formula(torch.ops.aten._int_mm)
-    def _of_product(a: Any, b: Any, *given: Any, out_shape: Any = None, **more: Any) -> int:
+    def _product_flops(a: Any, b: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return int(2 * a[0] * a[1] * b[1])

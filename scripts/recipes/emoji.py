@@ -1,4 +1,4 @@
-"""`assets/emoji` in memory: 23 MB of pictures, which every recipe reads again and again."""
+"""`assets/emoji` in memory: 23 MB of images, which every recipe reads again and again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ LEVELS = ("name", "subcategory", "category")
 
 @dataclass(frozen=True)
 class Emoji:
-    pictures: torch.Tensor  # (N, 3, 32, 32) float in [-1, 1]
+    images: torch.Tensor  # (N, 3, 32, 32) float in [-1, 1]
     captions: list[dict[str, str]]  # name, subcategory, category, vendor, unified
 
     def __len__(self) -> int:
@@ -23,7 +23,7 @@ class Emoji:
 
 
 def load_emoji(split: str, folder: Path = ASSETS / "emoji") -> Emoji:
-    """All pictures of a split (`train` or `heldout`), in the order of the shards."""
+    """All images of a split (`train` or `heldout`), in the order of the shards."""
     entries = list(WebDatasetShards(folder / f"{split}-*.tar.gz").entries())
     stacked = torch.from_numpy(np.stack([np.asarray(Image.open(entry.file)) for entry in entries])).permute(0, 3, 1, 2)
     return Emoji(stacked.contiguous().float() / 127.5 - 1, [entry.texts for entry in entries])

@@ -1,10 +1,10 @@
-"""Make `assets/emoji`: the emoji of Google's Noto set and of Twemoji as 32x32 pictures with captions of three levels.
+"""Make `assets/emoji`: the emoji of Google's Noto set and of Twemoji as 32x32 images with captions of three levels.
 
     python scripts/recipes/emoji_data.py                      # downloads both npm packages with `npm pack`
     python scripts/recipes/emoji_data.py --packages DIR       # or takes the two .tgz files from DIR
 
-The pictures are the 64-pixel PNGs, composited on white and halved (Lanczos). Each has three captions, from the one that
-fixes the picture to the one that leaves almost everything open:
+The images are the 64-pixel PNGs, composited on white and halved (Lanczos). Each has three captions, from the one that
+fixes the image to the one that leaves almost everything open:
 
     name         google emoji of waving hand sign with medium skin tone
     subcategory  google emoji of hand fingers open
@@ -57,20 +57,20 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
 
 
-def read_picture(archive: tarfile.TarFile, path: str) -> bytes:
-    """The 64-pixel PNG on white at 32x32, as an uncompressed PNG: the shard's gzip compresses across pictures."""
+def read_image(archive: tarfile.TarFile, path: str) -> bytes:
+    """The 64-pixel PNG on white at 32x32, as an uncompressed PNG: the shard's gzip compresses across images."""
     member = archive.extractfile(path)
     assert member is not None, path
-    picture = Image.open(io.BytesIO(member.read())).convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture).convert("RGB").resize((RESOLUTION, RESOLUTION), Image.LANCZOS)
+    image = Image.open(io.BytesIO(member.read())).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image).convert("RGB").resize((RESOLUTION, RESOLUTION), Image.LANCZOS)
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=0)
+    image.save(out, "PNG", compress_level=0)
     return out.getvalue()
 
 
 def read_vendor(package: Path, vendor: str) -> list[dict]:
-    """Every picture that the package holds, in the order of its `emoji.json`."""
+    """Every image that the package holds, in the order of its `emoji.json`."""
     with tarfile.open(package) as archive:
         table = archive.extractfile("package/emoji.json")
         assert table is not None
@@ -85,7 +85,7 @@ def read_vendor(package: Path, vendor: str) -> list[dict]:
                 samples.append(
                     {
                         "key": f"{vendor}-{variant['unified'].lower()}",
-                        "png": read_picture(archive, f"package/img/{vendor}/64/{variant['image']}"),
+                        "png": read_image(archive, f"package/img/{vendor}/64/{variant['image']}"),
                         "split": "heldout" if is_held_out(base) else "train",
                         "json": {
                             "vendor": vendor,
@@ -140,7 +140,7 @@ def main() -> None:
         for start in range(0, len(of_split), SHARD_SIZE):
             write_shard(args.out / f"{split}-{start // SHARD_SIZE:03d}.tar.gz", of_split[start : start + SHARD_SIZE])
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
-    print(f"{len(samples)} pictures {dict(Counter(s['split'] for s in samples))}, {size:.1f} MB in {args.out}")
+    print(f"{len(samples)} images {dict(Counter(s['split'] for s in samples))}, {size:.1f} MB in {args.out}")
 
 
 if __name__ == "__main__":

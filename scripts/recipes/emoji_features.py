@@ -19,8 +19,8 @@ from resumable import ResumableRun, recipe_parser
 
 RUN = Path("runs/recipes/emoji-features")
 CHANNELS = [16, 32, 64, 128]
-FREQUENT = 15  # a word of the names is a label if it occurs in so many training pictures
-WORD_WEIGHT = 30.0  # times the mean over words: about the sum over the words that a picture could plausibly have
+FREQUENT = 15  # a word of the names is a label if it occurs in so many training images
+WORD_WEIGHT = 30.0  # times the mean over words: about the sum over the words that an image could plausibly have
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def build_network(captions: list[dict[str, str]]) -> EmojiFeatureNetwork:
     return EmojiFeatureNetwork(CHANNELS, categories, vendors, frequent_words(captions))
 
 
-def shifted(pictures: torch.Tensor, generator: torch.Generator, reach: int = 2) -> torch.Tensor:
-    """Each picture (B, 3, H, W) moved by up to `reach` pixels either way, white coming in at the edges."""
-    batch, _, height, width = pictures.shape
-    padded = F.pad(pictures, (reach,) * 4, value=1.0)
+def shifted(images: torch.Tensor, generator: torch.Generator, reach: int = 2) -> torch.Tensor:
+    """Each image (B, 3, H, W) moved by up to `reach` pixels either way, white coming in at the edges."""
+    batch, _, height, width = images.shape
+    padded = F.pad(images, (reach,) * 4, value=1.0)
     offsets = torch.randint(2 * reach + 1, (2, batch, 1), generator=generator)
     rows, columns = offsets[0] + torch.arange(height), offsets[1] + torch.arange(width)
     chosen = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
@@ -76,7 +76,7 @@ def shifted(pictures: torch.Tensor, generator: torch.Generator, reach: int = 2) 
 def held_out_figures(network: EmojiFeatureNetwork, held_out: Emoji) -> dict[str, float]:
     """Accuracy of the category and vendor heads, and the micro F1 of the words at probability 1/2; all in [0, 1]."""
     labels = labels_of(held_out.captions, network)
-    outputs = [network(batch) for batch in held_out.pictures.split(128)]
+    outputs = [network(batch) for batch in held_out.images.split(128)]
     category, vendor, words = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     predicted = (words > 0).float()
     hits = (predicted * labels.words).sum()
@@ -99,7 +99,7 @@ def main() -> None:
     run = ResumableRun(args, network, warmup=100, weight_decay=0.05, ema_decay=0.99)
     for step in run:
         chosen = torch.randint(len(train), (args.batch,), generator=run.generator)
-        category, vendor, words = network(shifted(train.pictures[chosen], run.generator))
+        category, vendor, words = network(shifted(train.images[chosen], run.generator))
         loss = F.cross_entropy(category, labels.category[chosen])
         loss = loss + F.cross_entropy(vendor, labels.vendor[chosen])
         loss = loss + WORD_WEIGHT * F.binary_cross_entropy_with_logits(words, labels.words[chosen])

@@ -28,12 +28,12 @@ def recipe_parser(
 class ResumableRun:
     """Counts steps for a recipe; the recipe's loop body computes a loss and calls `backward`.
 
-    The data of a step must be drawn from `run.generator`, which is seeded by (seed, step): a resumed run then sees what
+    The data of a step must be sampled from `run.generator`, which is seeded by (seed, step): a resumed run then sees what
     an uninterrupted one would have seen.
 
     Args:
         args: of a `recipe_parser`.
-        decay_share: the last part of the steps, over which the learning rate falls to zero by a cosine; constant before.
+        decay_fraction: the last part of the steps, over which the learning rate falls to zero by a cosine; constant before.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class ResumableRun:
         warmup: int = 200,
         weight_decay: float = 0.01,
         ema_decay: float = 0.999,
-        decay_share: float = 1.0,
+        decay_fraction: float = 1.0,
         checkpoint_seconds: float = 120,
     ) -> None:
         self.folder, self.network, self.steps, self.warmup = args.run, network, args.steps, warmup
         self.learning_rate, self.seed, self.ema_decay = args.learning_rate, args.seed, ema_decay
-        self.decay_share, self.checkpoint_seconds = decay_share, checkpoint_seconds
+        self.decay_fraction, self.checkpoint_seconds = decay_fraction, checkpoint_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         self.optimizer = torch.optim.AdamW(
             network.parameters(), args.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
@@ -64,7 +64,7 @@ class ResumableRun:
         saved = logged = time.monotonic()
         while self.step < self.steps:
             self.generator.manual_seed(self.seed * 1_000_003 + self.step)
-            decayed = max(0.0, 1 - (1 - self.step / self.steps) / self.decay_share)
+            decayed = max(0.0, 1 - (1 - self.step / self.steps) / self.decay_fraction)
             scale = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * decayed))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate * scale

@@ -87,8 +87,8 @@ def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tenso
 def top1_among(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, emoji: Emoji, seed: int, among: int = 64, draws: int = 40
 ) -> float:
-    """How often a picture's own name is the nearest among `among` different names; mean over `draws`, in [0, 1]."""
-    image = torch.cat([model.encode_image(batch, normalize=True) for batch in emoji.pictures.split(128)])
+    """How often an image's own name is the nearest among `among` different names; mean over `samples`, in [0, 1]."""
+    image = torch.cat([model.encode_image(batch, normalize=True) for batch in emoji.images.split(128)])
     tokens = tokenize(tokenizer, [c["name"] for c in emoji.captions])
     text = torch.cat([model.encode_text(batch, normalize=True) for batch in tokens.split(128)])
     different = torch.tensor(list({c["name"]: i for i, c in enumerate(emoji.captions)}.values()))
@@ -132,7 +132,7 @@ def main() -> None:
         chosen = torch.randperm(len(train), generator=run.generator)[: args.batch]
         level = torch.multinomial(probabilities, args.batch, replacement=True, generator=run.generator)
         text_tokens = tokens[level, chosen]
-        image, text, scale = model(shifted(train.pictures[chosen], run.generator), text_tokens)
+        image, text, scale = model(shifted(train.images[chosen], run.generator), text_tokens)
         same = (text_tokens[:, None] == text_tokens[None]).all(dim=2).float()
         loss = contrastive_loss(image, text, scale.clamp(max=100), same)
         loss.backward()

@@ -19,7 +19,7 @@ from torchvision.utils import save_image
 
 from emoji import ASSETS, load_emoji
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
-from gendistill.gan.augmentation import DRAWS, augment
+from gendistill.gan.augmentation import REPEATED_SAMPLES, augment
 from gendistill.gan.gan_folder import Gan, NetworkSource, save_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.metrics.distances.frechet import frechet_distance
@@ -84,16 +84,16 @@ class AdversarialRun:
 def adversarial_step(run: AdversarialRun, policy: tuple[str, ...]):
     """A step of both networks as one function.
 
-    It takes pictures (B, 3, 32, 32), their classes (B,), noise (2, B, LATENT), augmentations (3, B, DRAWS) and how far the
-    average goes (0-d), and gives the logits of real and made pictures, (B,) each.
+    It takes images (B, 3, 32, 32), their classes (B,), noise (2, B, LATENT), augmentations (3, B, REPEATED_SAMPLES) and how far the
+    average goes (0-d), and gives the logits of real and made images, (B,) each.
     """
     generator, discriminator, device = run.generator.train(), run.discriminator.train(), run.args.device
 
-    def step(pictures, classes, z, draws, share):
+    def step(images, classes, z, draws, share):
         with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"), cache_enabled=False):
             with torch.no_grad():
                 fake = generator(z[0], classes).float()
-            seen = torch.cat([augment(pictures, draws[0], policy), augment(fake, draws[1], policy)])
+            seen = torch.cat([augment(images, draws[0], policy), augment(fake, draws[1], policy)])
             of_real, of_fake = discriminator(seen, classes.repeat(2)).float().chunk(2)
         (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()).backward()
         run.optimizers["discriminator"].step()
@@ -130,14 +130,14 @@ def recalibrate(average: ResNetGenerator, labels: torch.Tensor, random: torch.Ge
 
 @torch.no_grad()
 def distance(average: ResNetGenerator, labels: torch.Tensor, real, network, num: int, seed: int) -> float:
-    """fd-emoji of `num` pictures of classes by frequency."""
+    """fd-emoji of `num` images of classes by frequency."""
     random = torch.Generator(labels.device).manual_seed(seed)
     average.eval()
     features = []
     for _ in range(num // 250):
         some = labels[torch.randint(len(labels), (250,), device=labels.device, generator=random)]
-        pictures = average(torch.randn(250, LATENT, device=labels.device, generator=random), some)
-        features.append(extract(network, ((pictures.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()))
+        images = average(torch.randn(250, LATENT, device=labels.device, generator=random), some)
+        features.append(extract(network, ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()))
     return frechet_distance(gaussian_statistics(torch.cat(features)), real)
 
 
@@ -157,9 +157,9 @@ def main() -> None:
     emoji = load_emoji("train")
     names = sorted({caption["category"] for caption in emoji.captions})
     labels = torch.tensor([names.index(caption["category"]) for caption in emoji.captions], device=device)
-    pictures = emoji.pictures.to(device)
+    images = emoji.images.to(device)
     network = load_extractor("emoji", device)
-    real = gaussian_statistics(extract(network, ((emoji.pictures + 1) * 127.5).round().to(torch.uint8)))
+    real = gaussian_statistics(extract(network, ((emoji.images + 1) * 127.5).round().to(torch.uint8)))
     run = AdversarialRun(args, len(names))
     average, discriminator = run.average, run.discriminator
     random, started, logged = torch.Generator(device), time.monotonic() - run.seconds, time.monotonic()
@@ -172,11 +172,11 @@ def main() -> None:
         random.manual_seed(args.seed * 1_000_003 + run.step)
         rows = torch.randint(len(labels), (args.batch,), device=device, generator=random)
         z = torch.randn(2, args.batch, LATENT, device=device, generator=random)
-        draws = torch.rand(3, args.batch, DRAWS, device=device, generator=random)
+        draws = torch.rand(3, args.batch, REPEATED_SAMPLES, device=device, generator=random)
         decay = min(1.0, (args.steps - run.step) / (0.3 * args.steps))  # falls to zero over the last third
         run.set_learning_rates(decay)
         average_by = 1 - min(args.ema, (1 + run.step) / (10 + run.step))
-        of_real, of_fake = step(pictures[rows], labels[rows], z, draws, torch.tensor(average_by, device=device))
+        of_real, of_fake = step(images[rows], labels[rows], z, draws, torch.tensor(average_by, device=device))
         run.step += 1
 
         if time.monotonic() - logged > 30 or run.step == args.steps:

@@ -5,9 +5,9 @@
     python scripts/recipes/tiny_sd.py --init runs/recipes/tiny-sd/pipeline --run runs/recipes/tiny-sd-2 --seed 4 \\
         --steps 8400 --learning-rate 8e-4 --level-shares 0.5 0.25 0.1              # names take more seeing
 
-The text encoder is trained with the UNet. Captions are drawn from three levels, so that the pipeline knows prompts that
-fix the picture and prompts that leave it open, and are dropped in 15 %, so that classifier-free guidance works. By name,
-every emoji is drawn equally often, in however many skin tones it comes.
+The text encoder is trained with the UNet. Captions are sampled from three levels, so that the pipeline knows prompts that
+fix the image and prompts that leave it open, and are dropped in 15 %, so that classifier-free guidance works. By name,
+every emoji is sampled equally often, in however many skin tones it comes.
 """
 
 import json
@@ -111,10 +111,10 @@ def drawn_by_emoji(emoji: Emoji) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """(N, 3, 32, 32) to the posterior's mean and standard deviation, scaled: (N, 8, 8, 8)."""
     rows = []
-    for batch in pictures.split(256):
+    for batch in images.split(256):
         posterior = vae.encode(batch).latent_dist
         rows.append(torch.cat([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor)
     return torch.cat(rows)
@@ -153,7 +153,7 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer([c[level] for c in emoji.captions for level in LEVELS], args.run / "tokenizer")
     vae = AutoencoderKL.from_pretrained(args.init / "vae" if args.init else args.vae).eval()
-    latents = encode_pictures(vae, emoji.pictures)
+    latents = encode_images(vae, emoji.images)
     tokens = tokenize_levels(tokenizer, emoji)
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
     if args.init:
@@ -163,14 +163,14 @@ def main() -> None:
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in both.items()})
 
-    run = ResumableRun(args, both, decay_share=0.3)
+    run = ResumableRun(args, both, decay_fraction=0.3)
     shares = torch.tensor([*args.level_shares, 1 - sum(args.level_shares)])
     by_emoji = drawn_by_emoji(emoji)
     for _ in run:
         level = torch.multinomial(shares, args.batch, replacement=True, generator=run.generator)
-        any_picture = torch.randint(len(emoji), (args.batch,), generator=run.generator)
+        any_image = torch.randint(len(emoji), (args.batch,), generator=run.generator)
         any_emoji = torch.multinomial(by_emoji, args.batch, replacement=True, generator=run.generator)
-        chosen = torch.where(level == LEVELS.index("name"), any_emoji, any_picture)
+        chosen = torch.where(level == LEVELS.index("name"), any_emoji, any_image)
         mean, std = latents[chosen].chunk(2, dim=1)
         clean = mean + std * torch.randn(mean.shape, generator=run.generator)
         noise = torch.randn(mean.shape, generator=run.generator)

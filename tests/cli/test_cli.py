@@ -1,4 +1,4 @@
-"""The command line in fresh processes, from a teacher folder to pictures drawn by plain diffusers."""
+"""The command line in fresh processes, from a teacher folder to images sampled by plain diffusers."""
 
 import json
 import subprocess
@@ -22,12 +22,12 @@ for folder, teacher, steps, scale, eta, prompts, out in json.loads(sys.argv[1]):
         pipeline.load_lora_weights(folder)
         scheduler = json.load(open(folder + "/scheduler/scheduler_config.json"))["_class_name"]
         pipeline.scheduler = getattr(diffusers, scheduler).from_pretrained(folder, subfolder="scheduler")
-    pictures = [
+    images = [
         pipeline(prompt, num_inference_steps=steps, guidance_scale=scale, eta=eta,
                  output_type="np", generator=torch.Generator().manual_seed(7 + k)).images[0]
         for k, prompt in enumerate(prompts)
     ]
-    numpy.save(out, numpy.stack(pictures))
+    numpy.save(out, numpy.stack(images))
 assert "gendistill" not in sys.modules
 """
 
@@ -42,10 +42,10 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("cli")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     for number in range(12):
-        Image.effect_noise((40, 32), 20 + number).convert("RGB").save(place / "pictures" / f"{number:02d}.png")
-        (place / "pictures" / f"{number:02d}.txt").write_text(PROMPTS[number % 3])
+        Image.effect_noise((40, 32), 20 + number).convert("RGB").save(place / "images" / f"{number:02d}.png")
+        (place / "images" / f"{number:02d}.txt").write_text(PROMPTS[number % 3])
     (place / "prompts.txt").write_text("\n".join(PROMPTS))
     return place
 
@@ -59,12 +59,12 @@ def distill(place, teacher, name, *arguments):
 
 @pytest.fixture(scope="module")
 def full(place, tiny_folder):
-    return distill(place, tiny_folder, "full", "--data", place / "pictures", "--steps=4,2")
+    return distill(place, tiny_folder, "full", "--data", place / "images", "--steps=4,2")
 
 
 @pytest.fixture(scope="module")
 def lora(place, tiny_folder):
-    return distill(place, tiny_folder, "lora", "--data", place / "pictures", "--lora", "--set=guidance.mode=cfg")
+    return distill(place, tiny_folder, "lora", "--data", place / "images", "--lora", "--set=guidance.mode=cfg")
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +76,19 @@ def embedded(place, tiny_folder):
 
 @pytest.fixture(scope="module")
 def by_plain_diffusers(full, lora, embedded, place):
-    """What diffusers alone draws from each student, in a process that has never seen gendistill."""
-    jobs, drawn = [], {}
+    """What diffusers alone samples from each student, in a process that has never seen gendistill."""
+    jobs, generated = [], {}
     for kind, (folder, _) in {"full": full, "lora": lora, "embedded": embedded}.items():
-        spec, drawn[kind] = StudentSpec.load(folder / "student"), place / f"{kind}-by-diffusers.npy"
+        spec, generated[kind] = StudentSpec.load(folder / "student"), place / f"{kind}-by-diffusers.npy"
         wanted = spec.num_inference_steps[0], spec.pipeline_guidance_scale, spec.eta
-        jobs.append((str(folder / "student"), spec.teacher if spec.lora else "", *wanted, PROMPTS, str(drawn[kind])))
+        jobs.append((str(folder / "student"), spec.teacher if spec.lora else "", *wanted, PROMPTS, str(generated[kind])))
     done = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, json.dumps(jobs)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return {kind: np.load(file) for kind, file in drawn.items()}
+    return {kind: np.load(file) for kind, file in generated.items()}
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "embedded"])
-def test_an_exported_student_draws_in_plain_diffusers_what_gendistill_sample_draws(
+def test_an_exported_student_samples_in_plain_diffusers_what_gendistill_sample_samples(
     kind, request, place, by_plain_diffusers, tmp_path
 ):
     folder, result = request.getfixturevalue(kind)
@@ -127,16 +127,16 @@ def test_a_data_free_run_makes_its_own_data_and_exports_guidance_as_an_input(emb
 def test_a_finished_run_is_neither_overwritten_nor_changed_by_a_second_start(full, place, tiny_folder):
     folder, _ = full
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    done = ran("distill", tiny_folder, "--data", place / "pictures", "--out", folder, "--device=cpu")
+    done = ran("distill", tiny_folder, "--data", place / "images", "--out", folder, "--device=cpu")
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("holds a run already; takes --resume, or another folder")
+    assert done.stderr.strip().endswith("holds a run already; expects --resume, or another folder")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_sample_writes_a_grid_and_a_folder_and_reports_in_json(tiny_folder, tmp_path):
     prompts = ("--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--steps=2", "--num=3", "--device=cpu", "--json")
     grid = json.loads(run("sample", tiny_folder, *prompts, "--out", tmp_path / "grid.png").stdout)
-    assert grid["pictures"] == 6
+    assert grid["images"] == 6
     assert Image.open(tmp_path / "grid.png").size == (3 * 34 + 2, 2 * 34 + 2)
     many = json.loads(run("sample", tiny_folder, *prompts, "--out", tmp_path / "many").stdout)
     assert many["files"] == [str(tmp_path / "many" / f"{number:05d}.png") for number in range(6)]

@@ -1,4 +1,4 @@
-"""GAN folders from the command line: drawn from and evaluated, in fresh processes."""
+"""GAN folders from the command line: sampled from and evaluated, in fresh processes."""
 
 import dataclasses
 import json
@@ -43,25 +43,25 @@ def evaluated(gans, tmp_path_factory):
     return place, printed, json.loads((place / "out" / "evaluation.json").read_text())
 
 
-def test_a_grid_has_a_row_a_class_and_picture_k_is_of_seed_k(gans, tmp_path):
+def test_a_grid_has_a_row_a_class_and_image_k_is_of_seed_k(gans, tmp_path):
     printed = ran(["sample", gans["teacher"], "--num", "3", "--seed", "5", "--out", tmp_path / "grid.png"], tmp_path)
-    assert "60 pictures of 1 step" in printed
+    assert "60 images of 1 step" in printed
     grid = Image.open(tmp_path / "grid.png")
     assert grid.size == (3 * 34 + 2, 20 * 34 + 2)
     row, column = 7, 1
-    (picture,) = open_sampler(gans["teacher"]).pictures([CLASSES[row]], [5 + 3 * row + column])
+    (image,) = open_sampler(gans["teacher"]).images([CLASSES[row]], [5 + 3 * row + column])
     shown = np.asarray(grid)[2 + 34 * row : 34 * (row + 1), 2 + 34 * column : 34 * (column + 1)]
-    assert np.abs(shown.astype(int) - to_uint8(picture)[0].permute(1, 2, 0).numpy()).max() <= 1
+    assert np.abs(shown.astype(int) - to_uint8(image)[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_classes_are_asked_for_by_name_or_number_in_any_batch_size(gans, tmp_path):
-    drawn = {}
+    generated = {}
     for batch in (1, 16):
         prompts = ["--prompt", CLASSES[4], "--prompt", "4", "--num", "2", "--batch-size", str(batch)]
         ran(["sample", gans["teacher"], *prompts, "--out", tmp_path / f"{batch}.npy"], tmp_path)
-        drawn[batch] = np.load(tmp_path / f"{batch}.npy")
-    assert drawn[1].shape == (4, 32, 32, 3)
-    np.testing.assert_allclose(drawn[1], drawn[16], atol=1e-5, rtol=0)
+        generated[batch] = np.load(tmp_path / f"{batch}.npy")
+    assert generated[1].shape == (4, 32, 32, 3)
+    np.testing.assert_allclose(generated[1], generated[16], atol=1e-5, rtol=0)
 
 
 def test_strips_go_from_one_noise_to_another_on_the_great_circle(gans, tmp_path):
@@ -75,34 +75,34 @@ def test_strips_go_from_one_noise_to_another_on_the_great_circle(gans, tmp_path)
     torch.testing.assert_close(strips[1, 2].permute(2, 0, 1), middle, atol=1e-5, rtol=0)
 
 
-def test_a_generator_of_pictures_paints_a_folder(gans, tmp_path):
+def test_a_generator_of_images_generates_a_folder(gans, tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(3):
         Image.effect_noise((20, 16), 30 + number).convert("RGB").save(tmp_path / "in" / f"{number}.png")
-    out = ["--out", tmp_path / "painted"]
+    out = ["--out", tmp_path / "generated"]
     ran(["sample", gans["painter"], "--input", tmp_path / "in", *out], tmp_path)
-    assert [Image.open(file).size for file in sorted((tmp_path / "painted").glob("*.png"))] == [(32, 32)] * 3
+    assert [Image.open(file).size for file in sorted((tmp_path / "generated").glob("*.png"))] == [(32, 32)] * 3
 
 
 ARGUMENTS = ("latent_dim", "num_classes", "channels", "class_dim")
 MISTAKES = [
-    (("sample", "teacher", "--steps", "4"), "steps 4: takes 1, a generator draws in one call"),
-    (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance; takes 1"),
+    (("sample", "teacher", "--steps", "4"), "steps 4: expects 1, a generator samples in one call"),
+    (("sample", "teacher", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance; expects 1"),
     (("sample", "teacher", "--interpolate", "3", "--guidance-scale", "2"), "guidance_scale 2: a generator knows no guidance"),
     (("sample", "teacher", "--prompt", "flag"), "prompt 'flag': .* the nearest is 'google emoji of flags'"),
-    (("sample", "painter"), "--input: takes pictures, which .* paints anew"),
-    (("sample", "teacher", "--input", "."), "--input .: the model draws pictures from classes, it takes no pictures"),
-    (("sample", "assets/tiny-sd", "--prompt", "a", "--interpolate", "3"), "interpolate 3: takes a GAN; this is a StableDif"),
-    (("evaluate", "teacher", "--steps", "4"), "steps 4: takes 1, a generator draws in one call"),
+    (("sample", "painter"), "--input: expects images, which .* generates anew"),
+    (("sample", "teacher", "--input", "."), "--input .: the model samples images from classes, it expects no images"),
+    (("sample", "assets/tiny-sd", "--prompt", "a", "--interpolate", "3"), "interpolate 3: expects a GAN; this is a StableDif"),
+    (("evaluate", "teacher", "--steps", "4"), "steps 4: expects 1, a generator samples in one call"),
     (
         ("evaluate", "student", "--teacher", "nowhere"),
-        "teacher nowhere: takes a GAN folder .*; there is no such file or folder",
+        "teacher nowhere: expects a GAN folder .*; there is no such file or folder",
     ),
     (("evaluate", "student", "--teacher", "plain"), "its output_shape is .1, 12, 24. and the student's .3, 32, 32."),
     (("evaluate", "teacher", "--caption", "subcategory"), "prompt 'google emoji of .*': the generator takes one of its 20"),
-    (("evaluate", "painter"), "--input: takes the pictures that the generator is to paint anew"),
-    (("compare", "painter"), "paints pictures anew and is given no prompts; takes gendistill evaluate --input FOLDER"),
-    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, which draws in 1; takes one of them"),
+    (("evaluate", "painter"), "--input: expects the images that the generator is to translate"),
+    (("compare", "painter"), "translates input images and has no prompts; expects gendistill evaluate --input FOLDER"),
+    (("compare", "teacher", "--steps", "4,2"), r"steps \[4, 2\]: .* is a GAN, with a step count of 1; expects one of them"),
 ]
 
 
@@ -145,23 +145,23 @@ def test_costs_are_counted_and_timed_side_by_side(evaluated, gans):
         assert result["speed_up"][str(of["batch_size"])] == pytest.approx(medians["teacher"] / medians["student"])
 
 
-def test_the_figures_are_those_of_the_pictures_that_were_drawn(evaluated, gans):
-    """Drawn once more by hand: prompts by frequency, the seeds of the evaluation."""
+def test_the_figures_are_those_of_the_images_that_were_sampled(evaluated, gans):
+    """Generated once more by hand: prompts by frequency, the seeds of the evaluation."""
     from gendistill.evaluation.evaluation_config import EvaluationConfig
-    from gendistill.evaluation.judge import build_judge
+    from gendistill.evaluation.evaluator import build_evaluator
 
     place, _, result = evaluated
-    judge = build_judge(EvaluationConfig(HELD_OUT, caption="category", num=NUM, cache=str(place / "cache")))
-    drawn = {}
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="category", num=NUM, cache=str(place / "cache")))
+    generated = {}
     for name in ("teacher", "student"):
-        pictures = open_sampler(gans[name]).pictures(judge.prompts, judge.seeds)
-        drawn[name] = to_uint8(torch.cat(list(pictures)))
-    features = extract(load_extractor("emoji"), drawn["student"])
-    distance = frechet_distance(gaussian_statistics(features), judge.reference.statistics)
+        images = open_sampler(gans[name]).images(evaluator.prompts, evaluator.seeds)
+        generated[name] = to_uint8(torch.cat(list(images)))
+    features = extract(load_extractor("emoji"), generated["student"])
+    distance = frechet_distance(gaussian_statistics(features), evaluator.reference.statistics)
     scores = result["student"][0]["scores"]
     assert scores["fd-emoji"] == pytest.approx(distance, rel=1e-2)
-    assert scores["psnr"] == pytest.approx(psnr(drawn["student"], drawn["teacher"]).mean().item(), abs=0.05)
-    clip = load_scorer("assets/tiny-clip").score(drawn["student"], judge.prompts).mean().item()
+    assert scores["psnr"] == pytest.approx(psnr(generated["student"], generated["teacher"]).mean().item(), abs=0.05)
+    clip = load_scorer("assets/tiny-clip").score(generated["student"], evaluator.prompts).mean().item()
     assert scores["clip_score"] == pytest.approx(clip, abs=0.1)
 
 
@@ -181,7 +181,7 @@ def test_a_teacher_alone_is_evaluated_into_rows_and_its_caption_field_is_found(g
     ran(["evaluate", gans["teacher"], *few], tmp_path)
     (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert row["model"] == "teacher"
-    assert row["protocol"]["prompts"].startswith("20 drawn by frequency from the category captions of")
+    assert row["protocol"]["prompts"].startswith("20 sampled by frequency from the category captions of")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["evaluation.json"]
 
 
@@ -207,7 +207,7 @@ def test_the_field_that_names_a_gans_classes_is_the_one_that_holds_nothing_else(
         class_caption(HELD_OUT, [few])
 
 
-def test_a_generator_of_oblong_pictures_without_classes_is_evaluated_without_clip(gans, tmp_path):
+def test_a_generator_of_oblong_images_without_classes_is_evaluated_without_clip(gans, tmp_path):
     few = ["--reference", HELD_OUT, "--num", "20", "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
     ran(["evaluate", gans["plain"], *few], tmp_path)
     (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())

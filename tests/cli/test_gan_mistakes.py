@@ -21,28 +21,28 @@ import torch
 from torch import nn
 
 
-class Painter(nn.Module):
-    """Noise (B, 4) to pictures (B, 3, 8, 8)."""
+class TrajectoryTeacher(nn.Module):
+    """Noise (B, 4) to images (B, 3, 8, 8)."""
 
     def __init__(self, width=16):
         super().__init__()
-        self.start, self.paint = nn.Linear(4, width * 16), nn.ConvTranspose2d(width, 3, 4, 2, 1)
+        self.start, self.generate = nn.Linear(4, width * 16), nn.ConvTranspose2d(width, 3, 4, 2, 1)
 
     def forward(self, z):
-        return torch.tanh(self.paint(torch.relu(self.start(z)).unflatten(1, (-1, 4, 4))))
+        return torch.tanh(self.generate(torch.relu(self.start(z)).unflatten(1, (-1, 4, 4))))
 
 
-class Styled(Painter):
+class Styled(TrajectoryTeacher):
     def forward(self, z, style_code, strength):
         return super().forward(z) * strength
 
 
-class Larger(Painter):
+class Larger(TrajectoryTeacher):
     def forward(self, z):
         return nn.functional.interpolate(super().forward(z), scale_factor=2)
 
 
-class Other(Painter):
+class Other(TrajectoryTeacher):
     """It takes more noise."""
 
     def __init__(self):
@@ -64,13 +64,13 @@ def place(tiny_folder, tmp_path_factory):
     sys.path.insert(0, str(place))
     import mistaken_painters
 
-    painter = mistaken_painters.Painter()
-    save_file(painter.state_dict(), place / "weights.safetensors")
-    save_file(mistaken_painters.Painter(24).state_dict(), place / "wider.safetensors")
+    trajectory_teacher = mistaken_painters.TrajectoryTeacher()
+    save_file(trajectory_teacher.state_dict(), place / "weights.safetensors")
+    save_file(mistaken_painters.TrajectoryTeacher(24).state_dict(), place / "wider.safetensors")
     sys.path.remove(str(place))
-    torch.save({"state_dict": painter.state_dict(), "owner": Harmful()}, place / "harmful.pth")
-    torch.save(painter, place / "whole.pth")
-    torch.jit.trace(painter, torch.zeros(2, 4)).save(str(place / "program.pt"))
+    torch.save({"state_dict": trajectory_teacher.state_dict(), "owner": Harmful()}, place / "harmful.pth")
+    torch.save(trajectory_teacher, place / "whole.pth")
+    torch.jit.trace(trajectory_teacher, torch.zeros(2, 4)).save(str(place / "program.pt"))
     (place / "list.json").write_text("[1, 2]")
     for name, caption in (("birds", "bird"), ("cats", "cat")):
         (place / name).mkdir()
@@ -83,7 +83,7 @@ def place(tiny_folder, tmp_path_factory):
 
 COMMON = "--out run --device cpu --set data.cache=cache --set trainer.max_steps=1 --set trainer.trackers=[]"
 GAN = f"distill gan --method gan {COMMON}"
-OWN = f"distill mistaken_painters:Painter --method gan {COMMON}"
+OWN = f"distill mistaken_painters:TrajectoryTeacher --method gan {COMMON}"
 MISTAKES = {
     "a pickle that would run code": (
         f"{OWN} --compress 2 --weights harmful.pth",
@@ -103,13 +103,13 @@ MISTAKES = {
     ),
     "a discriminator of another resolution": (
         f"{GAN} --compress 2 --set generator.discriminator=judge32",
-        "takes pictures of 32x32, the generator makes 16x16; takes a discriminator of 16x16, or --set generator.discr",
+        "takes images of 32x32, the generator makes 16x16; expects a discriminator of 16x16, or --set generator.discr",
     ),
-    "compress 0.5": (f"{GAN} --compress 0.5", "compress 0.5: takes a factor above 1, such as 4"),
-    "compress 1": (f"{GAN} --compress 1", "compress 1: takes a factor above 1, such as 4"),
+    "compress 0.5": (f"{GAN} --compress 0.5", "compress 0.5: expects a factor above 1, such as 4"),
+    "compress 1": (f"{GAN} --compress 1", "compress 1: expects a factor above 1, such as 4"),
     "compress nan": (f"{GAN} --compress nan", "compress"),
-    "no size": (GAN, "compress: takes --compress 4, --student-params, --student-macs or --student module:Class"),
-    "two sizes": (f"{GAN} --compress 2 --student-params 900", "compress.factor: takes no compress.params or compress.macs"),
+    "no size": (GAN, "compress: expects --compress 4, --student-params, --student-macs or --student module:Class"),
+    "two sizes": (f"{GAN} --compress 2 --student-params 900", "compress.factor: expects no compress.params or compress.macs"),
     "a size that cannot be reached": (f"{GAN} --compress 100000", "the nearest that can be reached is"),
     "more than the teacher has": (f"{GAN} --student-params 99000000", "and less than the teacher's"),
     "a module to keep that is not there": (f"{GAN} --compress 2 --set compress.keep=[nowhere]", "keep nowhere: "),
@@ -119,53 +119,62 @@ MISTAKES = {
     ),
     "another method for a folder": (
         f"distill gan --method consistency --data cats {COMMON}",
-        "teacher gan: is a GAN, which --method consistency cannot distill; takes --method gan",
+        "teacher gan: is a GAN, which --method consistency cannot distill; expects --method gan",
     ),
     "another method for a class": (
-        f"distill mistaken_painters:Painter --method progressive --data cats {COMMON}",
-        "is a GAN, which --method progressive cannot distill; takes --method gan",
+        f"distill mistaken_painters:TrajectoryTeacher --method progressive --data cats {COMMON}",
+        "is a GAN, which --method progressive cannot distill; expects --method gan",
     ),
-    "captions that are no classes": (f"{GAN} --compress 2 --data birds", "none of 3 pictures of"),
+    "captions that are no classes": (f"{GAN} --compress 2 --data birds", "none of 3 images of"),
     "prompts": (f"{GAN} --compress 2 --prompts prompts.txt", "data.prompts prompts.txt: a GAN takes none"),
-    "prompts as data": (f"{GAN} --compress 2 --data prompts.txt", "data.path prompts.txt is a prompt file; takes pictures"),
+    "prompts as data": (f"{GAN} --compress 2 --data prompts.txt", "data.path prompts.txt is a prompt file; expects images"),
     "no such data": (f"{GAN} --compress 2 --data nowhere", "'nowhere' does not exist"),
-    "no pictures to paint from": (
+    "no images to generate from": (
         f"distill translator --method gan --compress 2 {COMMON}",
-        "data.path: a generator that paints from pictures takes pictures to paint from",
+        "data.path: a generator that generates from images takes images to generate from",
     ),
-    "a LoRA": (f"{GAN} --compress 2 --lora", "lora.enabled: a GAN student has weights of its own; takes false"),
-    "half precision": (f"{GAN} --compress 2 --dtype float16", "dtype float16: a GAN teacher stays in float32"),
+    "a LoRA": (f"{GAN} --compress 2 --lora", "lora.enabled: a GAN student has weights of its own; expects false"),
+    "half precision": (f"{GAN} --compress 2 --dtype float16", "dtype float16: expects float32 for a GAN teacher"),
     "a missing module": (
-        f"distill nowhere.painters:Painter --method gan --compress 2 {COMMON}",
+        f"distill nowhere.painters:TrajectoryTeacher --method gan --compress 2 {COMMON}",
         "the module nowhere.painters is not importable, neither from the working directory nor installed",
     ),
     "a missing class": (
         f"distill mistaken_painters:Paintr --method gan --compress 2 {COMMON}",
-        "has no class Paintr; did you mean Painter?",
+        "has no class Paintr; did you mean TrajectoryTeacher?",
     ),
     "a module that needs another": (
         f"distill mistaken_broken:Net --method gan --compress 2 {COMMON}",
         "mistaken_broken needs a_module_that_nobody_has, which is not installed",
     ),
-    "arguments that are none": (f"{OWN} --compress 2 --teacher-config list.json", "teacher_config list.json: takes a mapping"),
-    "no such teacher": (f"distill nowhere --method gan --compress 2 {COMMON}", "teacher nowhere: takes a GAN folder"),
-    "a student of other pictures": (
+    "arguments that are none": (
+        f"{OWN} --compress 2 --teacher-config list.json",
+        "teacher_config list.json: expects a mapping",
+    ),
+    "no such teacher": (f"distill nowhere --method gan --compress 2 {COMMON}", "teacher nowhere: expects a GAN folder"),
+    "a student of other images": (
         f"{OWN} --weights weights.safetensors --student mistaken_painters:Larger",
-        "compress.student mistaken_painters:Larger: paints 3x16x16, its teacher 3x8x8",
+        "compress.student mistaken_painters:Larger: generates 3x16x16, its teacher 3x8x8",
     ),
     "a student of other noise": (
         f"{OWN} --weights weights.safetensors --student mistaken_painters:Other",
         "compress.student mistaken_painters:Other: cannot be called as its teacher is",
     ),
-    "a student of a class and a size": (f"{OWN} --compress 2 --student mistaken_painters:Painter", "takes no compress factor"),
-    "real pictures that there are not": (
-        f"{GAN} --compress 2 --set gan.discriminator.real=data",
-        "gan.discriminator.real data: takes data.path",
+    "a student of a class and a size": (
+        f"{OWN} --compress 2 --student mistaken_painters:TrajectoryTeacher",
+        "takes no compress factor",
     ),
-    "a partner without data": (f"{GAN} --compress 2 --set gan.partner=teacher", "gan.partner teacher: goes on learning, which"),
+    "real images that there are not": (
+        f"{GAN} --compress 2 --set gan.discriminator.real=data",
+        "gan.discriminator.real data: expects data.path",
+    ),
+    "a trained teacher without data": (
+        f"{GAN} --compress 2 --set gan.peer=teacher",
+        "gan.peer teacher: trains the teacher further",
+    ),
     "a feature network that is none": (
         f"{GAN} --compress 2 --set gan.output.perceptual_network=vgg",
-        "gan.output.perceptual_network vgg: takes discriminator, emoji or torchvision:NAME",
+        "gan.output.perceptual_network vgg: expects discriminator, emoji or torchvision:NAME",
     ),
     "a layer that is not there": (
         f'{GAN} --compress 2 --set gan.features.layers={{"nose":"nose"}}',

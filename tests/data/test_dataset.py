@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, List, Value
 from PIL import Image
 
-from gendistill.data.sources.dataset import DatasetPictures
+from gendistill.data.sources.dataset import DatasetImages
 from gendistill.data.sources.source import open_source
 
 COLOURS = ("red", "lime", "blue")
@@ -20,11 +20,11 @@ def png(colour):
 
 
 def table(**columns):
-    """A dataset of one picture a colour; `columns` hold texts."""
+    """A dataset of one image a colour; `columns` hold texts."""
     features = {name: List(Value("string")) if isinstance(of[0], list) else Value("string") for name, of in columns.items()}
-    pictures = [{"bytes": png(colour), "path": None} for colour in COLOURS]
+    images = [{"bytes": png(colour), "path": None} for colour in COLOURS]
     return Dataset.from_dict(
-        {"id": [7, 8, 9], "shown": pictures, **columns}, Features({"id": Value("int64"), "shown": datasets.Image(), **features})
+        {"id": [7, 8, 9], "shown": images, **columns}, Features({"id": Value("int64"), "shown": datasets.Image(), **features})
     )
 
 
@@ -39,15 +39,15 @@ def parquet(tmp_path):
 
 
 def seen(source):
-    return [(sample.picture.getpixel((0, 0)), sample.caption) for sample in source]
+    return [(sample.image.getpixel((0, 0)), sample.caption) for sample in source]
 
 
 EXPECTED = [((255, 0, 0), "a red square"), ((0, 255, 0), "a green square"), ((0, 0, 255), "a blue square")]
 
 
-def test_a_parquet_file_gives_its_pictures_and_captions_again_and_again(parquet):
+def test_a_parquet_file_gives_its_images_and_captions_again_and_again(parquet):
     source = open_source(parquet)
-    assert isinstance(source, DatasetPictures)
+    assert isinstance(source, DatasetImages)
     assert seen(source) == seen(source) == EXPECTED
     assert [sample.key for sample in source] == ["train/0", "train/1", "train/2"]
     assert source.describe() == f"the split train of the dataset {parquet} (caption: caption)"
@@ -66,7 +66,7 @@ def test_a_folder_that_was_saved_to_disk_is_a_dataset(tmp_path):
     DatasetDict(splits).save_to_disk(tmp_path / "two")
     assert seen(open_source(tmp_path / "two")) == EXPECTED[:1]
     assert seen(open_source(tmp_path / "two", split="test")) == EXPECTED[1:]
-    with pytest.raises(ValueError, match=r"data\.split 'tset': .* has test, train; takes one of them"):
+    with pytest.raises(ValueError, match=r"data\.split 'tset': .* has test, train; expects one of them"):
         open_source(tmp_path / "two", split="tset")
 
 
@@ -81,25 +81,25 @@ def test_parquet_that_datasets_did_not_write_is_read_by_the_names_of_its_columns
 
 def test_columns_that_are_set_are_read(tmp_path):
     table(title=["A", "B", "C"], alt=["a", "", "c"]).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"data\.caption: .* has the texts title, alt; takes one of them"):
+    with pytest.raises(ValueError, match=r"data\.caption: .* has the texts title, alt; expects one of them"):
         open_source(tmp_path / "x.parquet")
     assert [caption for _, caption in seen(open_source(tmp_path / "x.parquet", "alt", image_column="shown"))] == ["a", "", "c"]
     with pytest.raises(ValueError, match=r"caption: .* has no 'titel' \(did you mean 'title'\?\)"):
         open_source(tmp_path / "x.parquet", "titel")
-    with pytest.raises(ValueError, match=r"data\.image_column 'picture': .* has id, shown, title, alt"):
-        open_source(tmp_path / "x.parquet", "alt", image_column="picture")
+    with pytest.raises(ValueError, match=r"data\.image_column 'image': .* has id, shown, title, alt"):
+        open_source(tmp_path / "x.parquet", "alt", image_column="image")
 
 
-def test_of_several_captions_of_a_picture_one_is_drawn_by_the_seed(tmp_path):
+def test_of_several_captions_of_a_image_one_is_sampled_by_the_seed(tmp_path):
     texts = [[f"{colour} {number}" for number in range(50)] for colour in COLOURS]
     table(captions=texts).to_parquet(tmp_path / "x.parquet")
-    drawn = [caption for _, caption in seen(open_source(tmp_path / "x.parquet"))]
-    assert all(caption in of for caption, of in zip(drawn, texts, strict=True))
-    assert drawn == [caption for _, caption in seen(open_source(tmp_path / "x.parquet"))]
-    assert drawn != [caption for _, caption in seen(open_source(tmp_path / "x.parquet", seed=1))]
+    generated = [caption for _, caption in seen(open_source(tmp_path / "x.parquet"))]
+    assert all(caption in of for caption, of in zip(generated, texts, strict=True))
+    assert generated == [caption for _, caption in seen(open_source(tmp_path / "x.parquet"))]
+    assert generated != [caption for _, caption in seen(open_source(tmp_path / "x.parquet", seed=1))]
 
 
-def test_a_path_in_the_place_of_a_picture_is_not_followed(tmp_path):
+def test_a_path_in_the_place_of_a_image_is_not_followed(tmp_path):
     (tmp_path / "secret.png").write_bytes(png("red"))
     rows = {"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}, {"bytes": png("blue"), "path": None}]}
     features = Features({"image": datasets.Image()})
@@ -107,7 +107,7 @@ def test_a_path_in_the_place_of_a_picture_is_not_followed(tmp_path):
     pyarrow.parquet.write_table(Dataset.from_dict(rows, features).data.table, tmp_path / "x.parquet")
     source = open_source(tmp_path / "x.parquet")
     assert seen(source) == [((0, 0, 255), "")]
-    assert source.broken_pictures == 1
+    assert source.broken_images == 1
 
 
 def test_the_fingerprint_is_of_the_content_and_of_what_is_read_of_it(tmp_path, parquet):
@@ -122,5 +122,5 @@ def test_the_fingerprint_is_of_the_content_and_of_what_is_read_of_it(tmp_path, p
 
 @pytest.mark.parametrize("name", ["hf://datasets/some/one", "hf://datasets/some/one@main", "hf://models/some/one@" + "0" * 40])
 def test_a_dataset_of_the_hub_is_pinned_to_a_commit(name):
-    with pytest.raises(ValueError, match="is not pinned; it takes hf://datasets/OWNER/NAME@COMMIT"):
+    with pytest.raises(ValueError, match="is not pinned; it expects hf://datasets/OWNER/NAME@COMMIT"):
         open_source(name)

@@ -33,13 +33,13 @@ def png(number, size=(40, 32)):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(cached, "PART_SIZE", 5)
-    monkeypatch.setattr(encode, "pictures_at_once", lambda resolution: 2)
+    monkeypatch.setattr(encode, "images_at_once", lambda resolution: 2)
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of 24 captioned pictures."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """A folder of 24 captioned images."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(COUNT):
         (folder / f"{number:02}.png").write_bytes(png(number))
@@ -48,11 +48,11 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def prepare(pictures, teacher, tmp_path):
+def prepare(images, teacher, tmp_path):
     """prepare(seed=..., cache=..., **settings of DataConfig)"""
 
     def run(seed=0, cache="cache", **settings):
-        config = DataConfig(**{"path": str(pictures), "cache": str(tmp_path / cache), **settings})
+        config = DataConfig(**{"path": str(images), "cache": str(tmp_path / cache), **settings})
         return prepare_data(config, replace(teacher, resolution=config.resolution or teacher.resolution), seed)
 
     return run
@@ -78,19 +78,19 @@ def keys(tmp_path, cache="cache"):
 # ---- what a row is
 
 
-def test_a_row_is_the_moments_and_the_prompt_of_its_picture(prepare, pictures, teacher):
+def test_a_row_is_the_moments_and_the_prompt_of_its_image(prepare, images, teacher):
     data = prepare()
     assert len(data) == COUNT
     rows = data.cache.rows([3])
-    picture = Image.open(pictures / "03.png").crop((4, 0, 36, 32))
-    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    image = Image.open(images / "03.png").crop((4, 0, 36, 32))
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
     assert torch.allclose(rows["moments"].float(), teacher.codec.moments(tensor), atol=2e-3, rtol=2e-3)
     assert torch.allclose(
         rows["condition.prompt_embeds"].float(), teacher.encode_prompts(["food"])["prompt_embeds"], atol=2e-3, rtol=2e-3
     )
 
 
-def test_a_random_crop_is_the_seeds_and_the_pictures_own(prepare):
+def test_a_random_crop_is_the_seeds_and_the_images_own(prepare):
     center, random = all_rows(prepare()), all_rows(prepare(crop="random"))
     assert not same(center, random)
     assert same(random, all_rows(prepare(crop="random", cache="elsewhere")))
@@ -102,14 +102,14 @@ def test_a_random_crop_is_the_seeds_and_the_pictures_own(prepare):
 
 
 @pytest.fixture
-def shapes(pictures):
-    """The same folder with wide, square and tall pictures."""
+def shapes(images):
+    """The same folder with wide, square and tall images."""
     for number in range(COUNT):
         size = {0: (32, 32), 1: (50, 30), 2: (30, 50)}[0 if number < 15 else 1 + number % 2]
-        (pictures / f"{number:02}.png").write_bytes(png(number, size))
+        (images / f"{number:02}.png").write_bytes(png(number, size))
 
 
-def test_buckets_keep_the_shape_of_pictures(prepare, shapes):
+def test_buckets_keep_the_shape_of_images(prepare, shapes):
     data = prepare(crop="buckets")
     assert data.cache.groups == {"24x40": 4, "32x32": 15, "40x24": 5}
     assert {name: tuple(rows.shape[1:]) for name, rows in all_rows(data).items() if "moments" in name} == {
@@ -119,7 +119,7 @@ def test_buckets_keep_the_shape_of_pictures(prepare, shapes):
     }
 
 
-def test_a_batch_holds_one_bucket_and_every_picture_is_seen_as_often(prepare, shapes):
+def test_a_batch_holds_one_bucket_and_every_image_is_seen_as_often(prepare, shapes):
     data = prepare(crop="buckets")
     seen = torch.zeros(COUNT, dtype=torch.int64)
     for step in range(COUNT):
@@ -134,11 +134,11 @@ def test_a_batch_holds_one_bucket_and_every_picture_is_seen_as_often(prepare, sh
     assert not torch.equal(data.rows_of_step(3, 0, 4), data.rows_of_step(4, 0, 4))
 
 
-def test_a_run_trains_on_buckets_and_logs_what_its_data_were(pictures, shapes, tiny_folder, tmp_path):
-    (pictures / "03.png").write_bytes(b"not a picture")
-    (pictures / "04.txt").unlink()
+def test_a_run_trains_on_buckets_and_logs_what_its_data_were(images, shapes, tiny_folder, tmp_path):
+    (images / "03.png").write_bytes(b"not an image")
+    (images / "04.txt").unlink()
     settings = {"teacher": str(tiny_folder), "out": str(tmp_path / "run"), "device": "cpu", "steps": [2], "solvers": ["ddim"]}
-    of_data = {"data.path": str(pictures), "data.cache": str(tmp_path / "cache"), "data.crop": "buckets"}
+    of_data = {"data.path": str(images), "data.cache": str(tmp_path / "cache"), "data.crop": "buckets"}
     trainer = {"trainer.max_steps": 6, "trainer.batch_size": 2, "trainer.num_validation": 4, "trainer.trackers": []}
     result = distill(load_config(None, settings | of_data | trainer))
     assert result.training.steps == 6
@@ -150,11 +150,11 @@ def test_a_run_trains_on_buckets_and_logs_what_its_data_were(pictures, shapes, t
 # ---- captions
 
 
-def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, pictures, teacher, caplog):
-    (pictures / "07.txt").unlink()
-    (pictures / "08.txt").write_text(" \n")
+def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, images, teacher, caplog):
+    (images / "07.txt").unlink()
+    (images / "08.txt").write_text(" \n")
     data = prepare()
-    assert "2 of 24 pictures have no caption" in caplog.text
+    assert "2 of 24 images have no caption" in caplog.text
     assert (len(data), data.summary()["missing_captions"], data.summary()["left_out"]) == (COUNT, 2, 0)
     empty = teacher.encode_prompts([""])["prompt_embeds"]
     assert torch.allclose(data.cache.rows([7])["condition.prompt_embeds"].float(), empty, atol=2e-3, rtol=2e-3)
@@ -165,43 +165,43 @@ def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, pictu
         prepare(missing_caption="error")
 
 
-# ---- broken pictures
+# ---- broken images
 
 
-def test_a_broken_picture_is_left_out_and_listed(prepare, pictures, caplog):
-    (pictures / "11.png").write_bytes(png(11)[:200])
+def test_a_broken_image_is_left_out_and_listed(prepare, images, caplog):
+    (images / "11.png").write_bytes(png(11)[:200])
     data = prepare()
     assert (len(data), data.summary()["broken"]) == (COUNT - 1, 1)
     (line,) = (data.cache.folder / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "11.png"
     assert "truncated" in json.loads(line)["reason"]
     notices = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert notices == [f"data: 1 of 24 pictures are left out; they are listed in {data.cache.folder / 'skipped.jsonl'}"]
+    assert notices == [f"data: 1 of 24 images are left out; they are listed in {data.cache.folder / 'skipped.jsonl'}"]
     prepare()
     assert len(caplog.records) == 2  # said at each start
 
 
-def test_too_many_broken_pictures_stop_the_run(prepare, pictures):
+def test_too_many_broken_images_stop_the_run(prepare, images):
     for number in (2, 11):
-        (pictures / f"{number:02}.png").write_bytes(b"not a picture")
+        (images / f"{number:02}.png").write_bytes(b"not an image")
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"data: 2 of 24 pictures of .* cannot be decoded; it takes at most 5%; they are l"
+            ValueError, match=r"data: 2 of 24 images of .* cannot be decoded; it expects at most 5%; they are l"
         ):
             prepare()
 
 
-def test_an_encoder_that_overflows_names_the_picture(prepare, teacher):
+def test_an_encoder_that_overflows_names_the_image(prepare, teacher):
     with torch.no_grad():
         teacher.pipeline.vae.quant_conv.weight.mul_(torch.inf)
-    with pytest.raises(ValueError, match=r"encoding '00\.png' gives numbers that are not finite; takes dtype float32"):
+    with pytest.raises(ValueError, match=r"encoding '00\.png' gives numbers that are not finite; expects dtype float32"):
         prepare()
 
 
 # ---- the cache
 
 
-def test_other_data_settings_or_teachers_are_other_caches(prepare, pictures, teacher, tmp_path):
+def test_other_data_settings_or_teachers_are_other_caches(prepare, images, teacher, tmp_path):
     def made():
         before = keys(tmp_path) if (tmp_path / "cache").is_dir() else set()
         return lambda: len(keys(tmp_path) - before)
@@ -213,9 +213,9 @@ def test_other_data_settings_or_teachers_are_other_caches(prepare, pictures, tea
         prepare(**settings)
         assert new() == 1, settings
     for change in (
-        lambda: (pictures / "05.txt").write_text("a new caption"),
-        lambda: (pictures / "05.png").write_bytes(png(99)),
-        lambda: (pictures / "05.png").unlink(),
+        lambda: (images / "05.txt").write_text("a new caption"),
+        lambda: (images / "05.png").write_bytes(png(99)),
+        lambda: (images / "05.png").unlink(),
         lambda: teacher.pipeline.vae.quant_conv.weight.data.mul_(2),
         lambda: next(teacher.pipeline.text_encoder.parameters()).data.add_(1),
     ):
@@ -261,16 +261,16 @@ def test_a_run_that_dies_while_encoding_loses_one_part_at_most(prepare, teacher,
     whole, encoded = all_rows(prepare(cache="whole")), []
     moments = teacher.codec.moments
 
-    def dies(pictures):
+    def dies(images):
         if sum(encoded) >= 12:
             raise KeyboardInterrupt
-        encoded.append(len(pictures))
-        return moments(pictures)
+        encoded.append(len(images))
+        return moments(images)
 
     monkeypatch.setattr(teacher.codec, "moments", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare()
-    monkeypatch.setattr(teacher.codec, "moments", lambda pictures: encoded.append(len(pictures)) or moments(pictures))
+    monkeypatch.setattr(teacher.codec, "moments", lambda images: encoded.append(len(images)) or moments(images))
     assert same(all_rows(prepare()), whole)
     assert sum(encoded) <= COUNT + 5
 
@@ -282,7 +282,7 @@ from gendistill.data.data_config import DataConfig
 from gendistill.data import cached, encode
 from gendistill.diffusion.teacher import load_teacher
 
-cached.PART_SIZE, encode.pictures_at_once = 5, lambda resolution: 2
+cached.PART_SIZE, encode.images_at_once = 5, lambda resolution: 2
 teacher, encoded = load_teacher(sys.argv[1]), []
 print("ready", flush=True)
 sys.stdin.readline()
@@ -291,9 +291,9 @@ print(sum(encoded))
 """
 
 
-def test_processes_that_encode_at_once_share_the_work_and_make_the_same_bytes(prepare, pictures, tiny_folder, tmp_path):
+def test_processes_that_encode_at_once_share_the_work_and_make_the_same_bytes(prepare, images, tiny_folder, tmp_path):
     prepare(cache="alone", crop="buckets")
-    command = [sys.executable, "-c", ENCODE, str(tiny_folder), str(pictures), str(tmp_path / "shared")]
+    command = [sys.executable, "-c", ENCODE, str(tiny_folder), str(images), str(tmp_path / "shared")]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -301,7 +301,7 @@ def test_processes_that_encode_at_once_share_the_work_and_make_the_same_bytes(pr
         process.stdin.write("go\n")
         process.stdin.flush()
     encoded = [int(process.communicate()[0]) for process in processes]
-    assert sum(encoded) == COUNT  # each picture once, whoever did it
+    assert sum(encoded) == COUNT  # each image once, whoever did it
     (key,) = keys(tmp_path, "alone")
     files = sorted(file.name for file in (tmp_path / "alone" / key).glob("*.*"))
     assert sorted(file.name for file in (tmp_path / "shared" / key).glob("*.*")) == files
@@ -310,10 +310,10 @@ def test_processes_that_encode_at_once_share_the_work_and_make_the_same_bytes(pr
         assert (tmp_path / "shared" / key / name).read_bytes() == (tmp_path / "alone" / key / name).read_bytes()
 
 
-def test_what_the_teacher_paints_is_cached_the_same_way(prepare, tmp_path):
+def test_what_the_teacher_generates_is_cached_the_same_way(prepare, tmp_path):
     (tmp_path / "prompts.txt").write_text("food\nanimals\n")
     settings = {"path": None, "prompts": str(tmp_path / "prompts.txt"), "num_synthetic": 7, "synthetic_steps": 1}
-    painted = all_rows(prepare(**settings))
-    assert len(painted["painted/moments"]) == 7
-    assert same(all_rows(prepare(**settings)), painted)
-    assert same(all_rows(prepare(cache="elsewhere", **settings)), painted)
+    generated = all_rows(prepare(**settings))
+    assert len(generated["generated/moments"]) == 7
+    assert same(all_rows(prepare(**settings)), generated)
+    assert same(all_rows(prepare(cache="elsewhere", **settings)), generated)

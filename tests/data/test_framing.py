@@ -21,7 +21,7 @@ def test_buckets_of_sdxl_are_among_ours():
     assert {(768, 1344), (832, 1216), (896, 1152), (960, 1088), (1024, 1024), (1152, 896), (1344, 768)} <= ours
 
 
-def test_a_picture_goes_to_the_bucket_that_is_nearest_as_a_factor():
+def test_a_image_goes_to_the_bucket_that_is_nearest_as_a_factor():
     sizes = ((24, 40), (32, 32), (40, 24))
     assert nearest_size(sizes, 1.0) == (32, 32)
     assert nearest_size(sizes, 0.7) == (24, 40)
@@ -30,11 +30,11 @@ def test_a_picture_goes_to_the_bucket_that_is_nearest_as_a_factor():
 
 
 def test_a_resolution_that_buckets_cannot_have_is_a_sentence():
-    with pytest.raises(ValueError, match=r"data\.resolution 500: takes a multiple of 64 with data\.crop=buckets"):
+    with pytest.raises(ValueError, match=r"data\.resolution 500: expects a multiple of 64 with data\.crop=buckets"):
         Framing.of("buckets", 500, 64, 0)
 
 
-def test_a_framed_picture_is_of_its_buckets_size_and_loses_little():
+def test_a_framed_image_is_of_its_buckets_size_and_loses_little():
     framing = Framing.of("buckets", 32, 8, 0)
     assert framing.frame(Image.new("RGB", (50, 30)), "a").size == (40, 24)
     assert framing.frame(Image.new("RGB", (30, 900)), "b").size == (24, 40)

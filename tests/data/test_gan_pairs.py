@@ -3,7 +3,7 @@ import torch
 from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_translator
 
 from gendistill.data.gan_batches import NoData
-from gendistill.data.gan_pairs import paint_pairs
+from gendistill.data.gan_pairs import generate_pairs
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import to_uint8
 
@@ -19,51 +19,51 @@ def teacher():
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     return tiny_pictures(tmp_path / "rows")
 
 
-def test_a_pair_is_noise_and_what_the_teacher_paints_of_it(teacher, tmp_path):
-    batch = batch_of(paint_pairs(teacher, NoData(), 40, str(tmp_path)))
+def test_a_pair_is_noise_and_what_the_teacher_generates_of_it(teacher, tmp_path):
+    batch = batch_of(generate_pairs(teacher, NoData(), 40, str(tmp_path)))
     with torch.no_grad():
-        painted = teacher(batch.inputs, batch.labels)
-    assert torch.equal(to_uint8(painted / 2 + 0.5), to_uint8(batch.painted / 2 + 0.5))
+        generated = teacher(batch.inputs, batch.labels)
+    assert torch.equal(to_uint8(generated / 2 + 0.5), to_uint8(batch.generated / 2 + 0.5))
     assert batch.real is None
     assert batch.real_labels is None
 
 
-def test_pairs_and_real_pictures_are_walked_through_in_orders_of_their_own(teacher, pictures, tmp_path):
-    data = paint_pairs(teacher, pictures, 60, str(tmp_path))
+def test_pairs_and_real_images_are_walked_through_in_orders_of_their_own(teacher, images, tmp_path):
+    data = generate_pairs(teacher, images, 60, str(tmp_path))
     rows = torch.cat([data.rows_of_step(5, step, 10) for step in range(6)])
     assert sorted(rows[:, 0].tolist()) == list(range(60))
     assert sorted(rows[:, 1].tolist()) == sorted([*range(20)] * 3)
     assert not torch.equal(rows[:20, 0] % 20, rows[:20, 1])
 
 
-def test_classes_of_pairs_are_as_frequent_as_in_the_data(teacher, pictures, tmp_path):
-    data = paint_pairs(teacher, pictures, 600, str(tmp_path))
+def test_classes_of_pairs_are_as_frequent_as_in_the_data(teacher, images, tmp_path):
+    data = generate_pairs(teacher, images, 600, str(tmp_path))
     counts = torch.bincount(torch.cat([batch_of(data, step, 60).labels for step in range(10)]), minlength=3)
     assert counts.tolist() == [360, 120, 120]  # 3 to 1 to 1 in the data, walked through evenly
 
 
-def test_pairs_are_painted_once(teacher, tmp_path):
-    first = paint_pairs(teacher, NoData(), 40, str(tmp_path))
-    painted = []
-    again = paint_pairs(teacher, NoData(), 40, str(tmp_path), painted.append)
-    assert painted == []
-    assert torch.equal(batch_of(first).painted, batch_of(again).painted)
+def test_pairs_are_generated_once(teacher, tmp_path):
+    first = generate_pairs(teacher, NoData(), 40, str(tmp_path))
+    generated = []
+    again = generate_pairs(teacher, NoData(), 40, str(tmp_path), generated.append)
+    assert generated == []
+    assert torch.equal(batch_of(first).generated, batch_of(again).generated)
 
 
-def test_pairs_of_pictures_that_are_painted_from_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"gan\.pairs 10: takes a teacher that paints from noise"):
-        paint_pairs(tiny_translator().generator, NoData(), 10, str(tmp_path))
+def test_pairs_of_images_that_are_generated_from_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"gan\.pairs 10: expects a teacher that generates from noise"):
+        generate_pairs(tiny_translator().generator, NoData(), 10, str(tmp_path))
 
 
 @pytest.mark.parametrize(("hints", "calls"), [(0, 0), (1, 1), ({0: 0, 9: 1}, 0)])
-def test_the_teacher_is_asked_only_where_its_layers_are(hints, calls, pictures, tmp_path):
+def test_the_teacher_is_asked_only_where_its_layers_are(hints, calls, images, tmp_path):
     gan = tiny_gan()
-    data = paint_pairs(gan.generator, pictures, 16, str(tmp_path))
-    method = tiny_method(gan, pictures, features__hints=hints)
+    data = generate_pairs(gan.generator, images, 16, str(tmp_path))
+    method = tiny_method(gan, images, features__hints=hints)
     called = []
     gan.generator.network.register_forward_hook(lambda *_: called.append(1))
     updates = list(method.updates(batch_of(data), 0, PerSampleRandom(5, 0, 0, 8)))
@@ -72,11 +72,11 @@ def test_the_teacher_is_asked_only_where_its_layers_are(hints, calls, pictures, 
     assert all(update.loss.isfinite() for update in updates)
 
 
-def test_real_pictures_are_judged_as_their_own_classes_and_painted_ones_as_those_of_the_pairs(pictures, tmp_path):
+def test_real_images_are_evaluated_as_their_own_classes_and_generated_ones_as_those_of_the_pairs(images, tmp_path):
     gan = tiny_gan()
-    data = paint_pairs(gan.generator, pictures, 16, str(tmp_path))
-    method, batch, seen = tiny_method(gan, pictures, discriminator__match=0), batch_of(data), []
-    method.players[0].judge.network.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    data = generate_pairs(gan.generator, images, 16, str(tmp_path))
+    method, batch, seen = tiny_method(gan, images, discriminator__match=0), batch_of(data), []
+    method.pairs[0].unwrapped_discriminator.network.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
     next(iter(method.updates(batch, 0, PerSampleRandom(5, 0, 0, 8))))
     assert not torch.equal(batch.labels, batch.real_labels)
     assert torch.equal(seen[0], batch.real_labels)

@@ -1,4 +1,4 @@
-"""Pictures that a GAN learns on: cut, labelled and kept once."""
+"""Images that a GAN learns on: cut, labelled and kept once."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from PIL import Image
 from gendistill.data import gan_images as gan_pictures
 from gendistill.data.data_config import DataConfig
 from gendistill.data.gan_batches import NoData, is_enlarging, smaller
-from gendistill.data.gan_images import prepare_pictures
+from gendistill.data.gan_images import prepare_images
 from gendistill.data.images import fitted
 from gendistill.gan.generator import GeneratorSpec
 
@@ -22,7 +22,7 @@ ENLARGING = GeneratorSpec("image", (3, 6, 8), (3, 12, 16))
 
 
 def write(folder, captions, size=(20, 30)):
-    """Pictures of noise, `captions` by name; None writes no caption."""
+    """Images of noise, `captions` by name; None writes no caption."""
     folder.mkdir(exist_ok=True)
     for number, (name, caption) in enumerate(captions.items()):
         numbers = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -37,7 +37,7 @@ def prepare(tmp_path):
     """prepare(folder, spec): the data, kept in tmp_path/cache."""
 
     def prepared(folder, spec=NOISE, seed=0, **settings):
-        return prepare_pictures(DataConfig(path=str(folder), cache=str(tmp_path / "cache"), **settings), spec, seed)
+        return prepare_images(DataConfig(path=str(folder), cache=str(tmp_path / "cache"), **settings), spec, seed)
 
     return prepared
 
@@ -64,16 +64,16 @@ def test_what_is_neither_is_told_with_what_it_takes(caption):
     assert str(no.value).endswith("the nearest is 'cat'") or caption not in ("cats", "Cat")
 
 
-def test_labels_and_pictures_are_those_of_the_source_in_its_order(prepare, tmp_path):
+def test_labels_and_images_are_those_of_the_source_in_its_order(prepare, tmp_path):
     folder = write(tmp_path / "pets", {"a": "fox", "b": "0", "c": "dog\n"})
     data = prepare(folder)
     held = rows(data)
     assert held["labels"].tolist() == [2, 0, 1]
     assert held["labels"].dtype == torch.int64
-    assert held["pictures"].dtype == torch.uint8
-    for name, picture in zip("abc", held["pictures"], strict=True):
+    assert held["images"].dtype == torch.uint8
+    for name, image in zip("abc", held["images"], strict=True):
         expected = np.asarray(fitted(Image.open(folder / f"{name}.png"), 12, 16))
-        np.testing.assert_array_equal(picture.permute(1, 2, 0).numpy(), expected)
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
 def test_the_largest_crop_of_the_right_shape_is_taken_from_the_middle(prepare, tmp_path):
@@ -82,24 +82,24 @@ def test_the_largest_crop_of_the_right_shape_is_taken_from_the_middle(prepare, t
     wide[:, 16:32] = 255
     Image.fromarray(wide).save(tmp_path / "wide" / "a.png")
     data = prepare(tmp_path / "wide", dataclasses.replace(NOISE, num_classes=0, classes=()))
-    assert (rows(data)["pictures"] == 255).all()
+    assert (rows(data)["images"] == 255).all()
 
 
-def test_pictures_that_are_no_class_or_broken_are_left_out_counted_and_listed(prepare, tmp_path, caplog):
+def test_images_that_are_no_class_or_broken_are_left_out_counted_and_listed(prepare, tmp_path, caplog):
     captions = {f"{number:02}": "cat" for number in range(40)} | {"98": "bird", "99": None}
     folder = write(tmp_path / "pets", captions)
-    (folder / "97.png").write_bytes(b"no picture")
+    (folder / "97.png").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         data = prepare(folder)
     assert data.summary() == {"rows": 40, "broken": 1, "left_out": 2, "cache": data.cache.key}
-    assert "3 of 43 pictures are left out" in caplog.text
+    assert "3 of 43 images are left out" in caplog.text
     listed = [json.loads(line) for line in (data.cache.folder / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["key"] for line in listed) == ["97.png", "98.png", "99.png"]
     assert any("'bird': the generator takes one of its 3 classes" in json.dumps(line) for line in listed)
 
 
 def test_where_none_is_left_one_sentence_says_so(prepare, tmp_path):
-    with pytest.raises(ValueError, match=r"none of 2 pictures of .* is left; they are listed in"):
+    with pytest.raises(ValueError, match=r"none of 2 images of .* is left; they are listed in"):
         prepare(write(tmp_path / "birds", {"a": "bird", "b": "hen"}))
 
 
@@ -126,12 +126,12 @@ def test_the_cache_is_used_again_until_something_of_it_changes(prepare, tmp_path
     assert len(made) == 4
 
 
-def test_a_generator_of_noise_gets_real_pictures_and_their_classes(prepare, tmp_path):
+def test_a_generator_of_noise_gets_real_images_and_their_classes(prepare, tmp_path):
     data = prepare(write(tmp_path / "pets", {"a": "fox", "b": "cat"}))
     batch = data.batch(torch.tensor([1, 0, 1]), None)
     assert batch.inputs is None
     assert batch.labels.tolist() == [0, 2, 0]
-    torch.testing.assert_close(batch.real, rows(data)["pictures"][[1, 0, 1]].float() / 127.5 - 1)
+    torch.testing.assert_close(batch.real, rows(data)["images"][[1, 0, 1]].float() / 127.5 - 1)
 
 
 def test_without_classes_there_are_no_labels_and_grey_ones_get_grey(prepare, tmp_path):
@@ -140,10 +140,10 @@ def test_without_classes_there_are_no_labels_and_grey_ones_get_grey(prepare, tmp
     batch = data.batch(torch.tensor([0, 1]), None)
     assert batch.labels is None
     assert batch.real.shape == (2, 1, 12, 16)
-    torch.testing.assert_close(batch.real, (rows(data)["pictures"].float() / 127.5 - 1).mean(1, keepdim=True))
+    torch.testing.assert_close(batch.real, (rows(data)["images"].float() / 127.5 - 1).mean(1, keepdim=True))
 
 
-def test_a_generator_that_paints_anew_gets_pictures_to_paint_from(prepare, tmp_path):
+def test_a_generator_that_generates_anew_gets_images_to_generate_from(prepare, tmp_path):
     data = prepare(write(tmp_path / "pets", {"a": None, "b": None}), REPAINTING)
     batch = data.batch(torch.tensor([0, 1]), None)
     assert (batch.real, batch.labels) == (None, None)
@@ -174,20 +174,20 @@ def test_one_that_also_changes_the_colours_gets_no_pairs(prepare, tmp_path):
     assert batch.inputs.shape == (1, 1, 6, 8)
 
 
-def test_without_data_there_is_noise_alone_and_pictures_are_asked_for_where_it_takes_them(tmp_path):
+def test_without_data_there_is_noise_alone_and_images_are_asked_for_where_it_takes_them(tmp_path):
     nothing = DataConfig(cache=str(tmp_path))
-    data = prepare_pictures(nothing, NOISE, 0)
+    data = prepare_images(nothing, NOISE, 0)
     assert isinstance(data, NoData)
     assert len(data) == 0
     batch = data.batch(data.rows_of_step(0, 0, 4), None)
     assert (batch.inputs, batch.real, batch.labels) == (None, None, None)
-    with pytest.raises(ValueError, match=r"data\.path: a generator that paints from pictures takes pictures to paint from"):
-        prepare_pictures(nothing, REPAINTING, 0)
+    with pytest.raises(ValueError, match=r"data\.path: a generator that generates from images takes images to generate from"):
+        prepare_images(nothing, REPAINTING, 0)
 
 
 def test_prompts_are_refused(tmp_path):
     (tmp_path / "prompts.txt").write_text("cat\n")
-    with pytest.raises(ValueError, match=r"data\.prompts .*prompts\.txt: a GAN takes none; takes data\.path, or nothing"):
-        prepare_pictures(DataConfig(prompts=str(tmp_path / "prompts.txt")), NOISE, 0)
-    with pytest.raises(ValueError, match=r"prompts\.txt is a prompt file; takes pictures"):
-        prepare_pictures(DataConfig(path=str(tmp_path / "prompts.txt")), NOISE, 0)
+    with pytest.raises(ValueError, match=r"data\.prompts .*prompts\.txt: a GAN takes none; expects data\.path, or nothing"):
+        prepare_images(DataConfig(prompts=str(tmp_path / "prompts.txt")), NOISE, 0)
+    with pytest.raises(ValueError, match=r"prompts\.txt is a prompt file; expects images"):
+        prepare_images(DataConfig(path=str(tmp_path / "prompts.txt")), NOISE, 0)

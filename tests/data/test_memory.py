@@ -1,4 +1,4 @@
-"""Memory does not grow with the data: two fresh processes, one with twenty times the pictures of the other.
+"""Memory does not grow with the data: two fresh processes, one with twenty times the images of the other.
 
 Measured is the peak resident set of the whole process (VmHWM), its file-backed pages among it, over writing the cache,
 reading every row of it and training on it. What the kernel keeps of files in its own page cache is not the process's.
@@ -65,7 +65,7 @@ def peak_of_a_run(folder: Path, count: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_a_run_on_twenty_thousand_pictures_takes_the_memory_of_one_on_a_thousand(tmp_path):
+def test_a_run_on_twenty_thousand_images_takes_the_memory_of_one_on_a_thousand(tmp_path):
     peaks = []
     for count in (1_000, 20_000):
         (tmp_path / str(count)).mkdir()
@@ -77,7 +77,7 @@ def test_a_run_on_twenty_thousand_pictures_takes_the_memory_of_one_on_a_thousand
         )
         assert ran.returncode == 0, ran.stderr
         peaks.append(int(ran.stdout))
-    print(f"peak resident memory: {peaks[0] / 2**20:.0f} MiB with 1,000 pictures, {peaks[1] / 2**20:.0f} MiB with 20,000")
+    print(f"peak resident memory: {peaks[0] / 2**20:.0f} MiB with 1,000 images, {peaks[1] / 2**20:.0f} MiB with 20,000")
     assert peaks[1] - peaks[0] < 50 * 10**6
 
 

@@ -1,4 +1,4 @@
-"""Ways that several teachers paint."""
+"""Ways that several teachers generate."""
 
 import shutil
 from functools import partial
@@ -43,33 +43,33 @@ def another(tiny_folder, tmp_path):
     return make
 
 
-def ways(teacher, data, config, tmp_path, teachers):
+def trajectories(teacher, data, config, tmp_path, teachers):
     texts = partial(training_texts, config, teacher, data, 0)
-    place = str(tmp_path / "ways")
-    painted = generate_trajectories(teacher, data, GUIDED, place, count=6, steps=3, teachers=teachers, texts=texts)
+    place = str(tmp_path / "trajectories")
+    generated = generate_trajectories(teacher, data, GUIDED, place, count=6, steps=3, teachers=teachers, texts=texts)
     rows = torch.stack([torch.arange(6)] * 2, 1)
-    return painted.batch(rows, PerSampleRandom(0, 0, 0, 6)).ways
+    return generated.batch(rows, PerSampleRandom(0, 0, 0, 6)).trajectories
 
 
-def test_the_average_of_a_teacher_with_itself_paints_as_it_does_alone(teacher, data, config, tmp_path, tiny_folder):
-    alone = ways(teacher, data, config, tmp_path, {})
-    twice = ways(teacher, data, config, tmp_path, {str(tiny_folder): 0.7})
+def test_the_average_of_a_teacher_with_itself_generates_as_it_does_alone(teacher, data, config, tmp_path, tiny_folder):
+    alone = trajectories(teacher, data, config, tmp_path, {})
+    twice = trajectories(teacher, data, config, tmp_path, {str(tiny_folder): 0.7})
     torch.testing.assert_close(twice.points, alone.points, atol=2e-3, rtol=2e-3)  # kept in half precision
 
 
 def test_an_average_lies_between_its_teachers_and_nearer_to_the_heavier(teacher, data, config, tmp_path, another):
     other = another()
-    alone, as_other = (ways(teacher, data, config, tmp_path, of).points[:, 1] for of in ({}, {other: ""}))
-    light, heavy = (ways(teacher, data, config, tmp_path, {other: of}).points[:, 1] for of in (0.25, 1.0))
+    alone, as_other = (trajectories(teacher, data, config, tmp_path, of).points[:, 1] for of in ({}, {other: ""}))
+    light, heavy = (trajectories(teacher, data, config, tmp_path, {other: of}).points[:, 1] for of in (0.25, 1.0))
     torch.testing.assert_close(heavy, (alone + as_other) / 2, atol=4e-3, rtol=4e-3)  # the first step is linear in what is said
     torch.testing.assert_close(light, 0.8 * alone + 0.2 * as_other, atol=4e-3, rtol=4e-3)
     assert (alone - as_other).abs().max() > 0.05
 
 
-def test_a_pattern_chooses_the_prompts_that_another_teacher_paints(teacher, data, config, tmp_path, another):
+def test_a_pattern_chooses_the_prompts_that_another_teacher_generates(teacher, data, config, tmp_path, another):
     other = another()
-    alone, as_other = (ways(teacher, data, config, tmp_path, of) for of in ({}, {other: ""}))
-    chosen = ways(teacher, data, config, tmp_path, {other: "(?i)Food$"})
+    alone, as_other = (trajectories(teacher, data, config, tmp_path, of) for of in ({}, {other: ""}))
+    chosen = trajectories(teacher, data, config, tmp_path, {other: "(?i)Food$"})
     embedded = teacher.encode_prompts(["animals"])["prompt_embeds"]
     of_animals = (chosen.conditioning["prompt_embeds"] - embedded).abs().amax((1, 2)) < 1e-2
     assert 0 < of_animals.sum() < 6
@@ -81,13 +81,13 @@ def test_a_pattern_chooses_the_prompts_that_another_teacher_paints(teacher, data
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ("vae", "has another latent space than .*; takes one with the same VAE"),
+        ("vae", "has another latent space than .*; expects one with the same VAE"),
         ("text_encoder", "reads prompts otherwise than"),
     ],
 )
 def test_a_teacher_of_another_space_is_refused(teacher, data, config, tmp_path, another, part, sentence):
     with pytest.raises(ValueError, match=f"align.teachers .*: {sentence}"):
-        ways(teacher, data, config, tmp_path, {another(part): 1.0})
+        trajectories(teacher, data, config, tmp_path, {another(part): 1.0})
 
 
 def test_a_teacher_of_another_schedule_is_refused(teacher, data, config, tmp_path, tiny_folder):
@@ -95,15 +95,15 @@ def test_a_teacher_of_another_schedule_is_refused(teacher, data, config, tmp_pat
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace("0.012", "0.02"))
     with pytest.raises(ValueError, match=r"align.teachers .*: was trained on another noise schedule"):
-        ways(teacher, data, config, tmp_path, {str(folder): 1.0})
+        trajectories(teacher, data, config, tmp_path, {str(folder): 1.0})
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"align.teachers": {"b": 0}}, "setting align.teachers is .*; takes a weight above 0 for b, or a pattern"),
-        ({"align.teachers": {"b": "("}}, "setting align.teachers is .*; takes a regular expression for b"),
-        ({"align.teachers": {"b": 1}, "method": "consistency"}, "align.teachers: paint the trajectories of alignment"),
+        ({"align.teachers": {"b": 0}}, "setting align.teachers is .*; expects a weight above 0 for b, or a pattern"),
+        ({"align.teachers": {"b": "("}}, "setting align.teachers is .*; expects a regular expression for b"),
+        ({"align.teachers": {"b": 1}, "method": "consistency"}, "align.teachers: these teachers generate the trajectories of alignment"),
     ],
 )
 def test_weights_and_patterns_that_are_none_are_refused(changes, sentence):
@@ -111,13 +111,13 @@ def test_weights_and_patterns_that_are_none_are_refused(changes, sentence):
         load_config(None, {"method": "latent_alignment", **changes})
 
 
-def test_the_prompt_of_every_row_is_known_of_pictures_too(teacher, tmp_path):
-    folder = tmp_path / "pictures"
+def test_the_prompt_of_every_row_is_known_of_images_too(teacher, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(24):
         (folder / f"{number:02d}.txt").write_text(["food", "animals", "emoji"][number % 3])
         Image.new("RGB", (32, 32)).save(folder / f"{number:02d}.png")
-    (folder / "07.png").write_bytes(b"no picture")
+    (folder / "07.png").write_bytes(b"no image")
     config = DataConfig(path=str(folder), cache=str(tmp_path / "cache"))
     data = prepare_data(config, teacher, 0)
     texts = training_texts(config, teacher, data, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gendistill.data.images import as_tensor, decode_picture, decode_transparency, fitted
+from gendistill.data.images import as_tensor, decode_image, decode_transparency, fitted
 
 
 def encoded(image, format="PNG", **options):
@@ -19,71 +19,71 @@ def encoded(image, format="PNG", **options):
 
 def test_transparency_is_composited_on_white():
     half_black = Image.new("RGBA", (4, 4), (0, 0, 0, 51))
-    assert decode_picture(encoded(half_black)).getpixel((0, 0)) == (204, 204, 204)
+    assert decode_image(encoded(half_black)).getpixel((0, 0)) == (204, 204, 204)
 
 
-def test_where_a_picture_is_transparent_is_white_on_black():
-    picture = Image.new("RGBA", (4, 2), (9, 9, 9, 255))
-    picture.putpixel((1, 0), (9, 9, 9, 100))
-    picture.putpixel((2, 0), (9, 9, 9, 200))
-    seen = decode_transparency(encoded(picture))
+def test_where_a_image_is_transparent_is_white_on_black():
+    image = Image.new("RGBA", (4, 2), (9, 9, 9, 255))
+    image.putpixel((1, 0), (9, 9, 9, 100))
+    image.putpixel((2, 0), (9, 9, 9, 200))
+    seen = decode_transparency(encoded(image))
     assert [seen.getpixel((x, 0)) for x in range(4)] == [(0, 0, 0), (255, 255, 255), (0, 0, 0), (0, 0, 0)]
-    assert decode_transparency(encoded(picture.convert("RGB"))) is None
+    assert decode_transparency(encoded(image.convert("RGB"))) is None
 
 
 def test_a_transparent_palette_colour_is_white():
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.putpixel((1, 1), 1)
-    picture = decode_picture(encoded(palette, transparency=0))
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    assert picture.getpixel((1, 1)) == (0, 0, 255)
+    image = decode_image(encoded(palette, transparency=0))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.getpixel((1, 1)) == (0, 0, 255)
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     grey = np.array([[0, 32896, 65535]], dtype=np.uint16)
-    picture = decode_picture(encoded(Image.fromarray(grey)))
-    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+    image = decode_image(encoded(Image.fromarray(grey)))
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
 
 
-def test_the_transparent_grey_of_a_sixteen_bit_picture_is_white():
+def test_the_transparent_grey_of_a_sixteen_bit_image_is_white():
     grey = np.array([[0, 32896, 65535]], dtype=np.uint16)
-    picture = decode_picture(encoded(Image.fromarray(grey), transparency=0))
-    assert [picture.getpixel((x, 0))[0] for x in range(3)] == [255, 128, 255]
+    image = decode_image(encoded(Image.fromarray(grey), transparency=0))
+    assert [image.getpixel((x, 0))[0] for x in range(3)] == [255, 128, 255]
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
 def test_of_an_animation_the_first_frame_is_taken(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    picture = decode_picture(encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True))
-    assert picture.getpixel((4, 4)) == (255, 0, 0)
+    image = decode_image(encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True))
+    assert image.getpixel((4, 4)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_mode_of_a_png_becomes_rgb(mode):
-    assert decode_picture(encoded(Image.new("RGB", (5, 3), "white").convert(mode))).mode == "RGB"
+    assert decode_image(encoded(Image.new("RGB", (5, 3), "white").convert(mode))).mode == "RGB"
 
 
 def test_cmyk_becomes_rgb():
-    picture = decode_picture(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
-    assert np.abs(np.array(picture.getpixel((4, 4))) - [255, 0, 0]).max() < 8
+    image = decode_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95))
+    assert np.abs(np.array(image.getpixel((4, 4))) - [255, 0, 0]).max() < 8
 
 
-def test_exif_orientation_turns_the_picture_upright():
+def test_exif_orientation_turns_the_image_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
-    assert decode_picture(encoded(Image.new("RGB", (6, 2)), "JPEG", exif=exif)).size == (2, 6)
+    assert decode_image(encoded(Image.new("RGB", (6, 2)), "JPEG", exif=exif)).size == (2, 6)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a picture", encoded(Image.new("RGB", (64, 64), "red")).read()[:60]])
+@pytest.mark.parametrize("damage", [b"", b"not an image", encoded(Image.new("RGB", (64, 64), "red")).read()[:60]])
 def test_damaged_bytes_are_a_value_error(damage):
     with pytest.raises(ValueError, match="cannot be decoded"):
-        decode_picture(io.BytesIO(damage))
+        decode_image(io.BytesIO(damage))
 
 
 def test_a_format_that_starts_other_programs_is_not_tried():
     with pytest.raises(ValueError, match="cannot be decoded"):
-        decode_picture(encoded(Image.new("RGB", (4, 4)), "EPS"))
+        decode_image(encoded(Image.new("RGB", (4, 4)), "EPS"))
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded():
@@ -92,12 +92,12 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     data = b"IDAT" + zlib.compress(b"\0" * 1000)
     bomb += struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     with pytest.raises(ValueError, match="12000x12000 is more than"):
-        decode_picture(io.BytesIO(bomb))
+        decode_image(io.BytesIO(bomb))
 
 
 def test_a_tensor_spans_minus_one_to_one():
-    picture = Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]] * 2, dtype=np.uint8))
-    tensor = as_tensor(picture)
+    image = Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255]]] * 2, dtype=np.uint8))
+    tensor = as_tensor(image)
     assert tensor.shape == (3, 2, 2)
     assert tensor.dtype == torch.float32
     assert torch.equal(tensor[0], torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
@@ -111,18 +111,18 @@ def test_a_square_is_the_centre_of_the_longer_side():
 
 def test_a_square_is_resizing_the_shortest_side_and_cropping_the_centre():
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    resized = picture.resize((48, 32), Image.Resampling.LANCZOS).crop((8, 0, 40, 32))
-    inner = (np.array(fitted(picture, 32, 32), int) - np.array(resized))[:, 3:-3]  # the crop's own edge has other neighbours
+    image = Image.fromarray(noise)
+    resized = image.resize((48, 32), Image.Resampling.LANCZOS).crop((8, 0, 40, 32))
+    inner = (np.array(fitted(image, 32, 32), int) - np.array(resized))[:, 3:-3]  # the crop's own edge has other neighbours
     assert np.abs(inner).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(3, 5), (1, 50_000)])
-def test_a_small_picture_is_enlarged_and_a_hair_takes_no_more_memory_than_a_square(size):
+def test_a_small_image_is_enlarged_and_a_hair_takes_no_more_memory_than_a_square(size):
     assert fitted(Image.new("RGB", size), 64, 64).size == (64, 64)
 
 
-def test_a_crop_of_another_shape_covers_the_picture_as_far_as_it_can():
+def test_a_crop_of_another_shape_covers_the_image_as_far_as_it_can():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     assert np.array_equal(fitted(noise, 64, 96), noise)
     assert np.array_equal(fitted(noise, 64, 32, at=(1, 0.5)), noise.crop((64, 0, 96, 64)))

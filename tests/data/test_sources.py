@@ -59,7 +59,7 @@ def test_a_folder_is_walked_in_the_order_of_its_paths_again_and_again(photos):
     assert len(source) == 2
 
 
-def test_a_caption_is_the_text_file_beside_the_picture_or_counts_as_missing(photos):
+def test_a_caption_is_the_text_file_beside_the_image_or_counts_as_missing(photos):
     source = ImageFolder(photos)
     assert captions(source) == {"b.png": "a blue square", "deep/a.JPG": ""}
     assert source.missing_captions == 1
@@ -86,16 +86,16 @@ def test_a_line_of_metadata_that_is_no_json_is_named(photos):
         ImageFolder(photos)
 
 
-def test_a_broken_picture_is_skipped_counted_and_logged(photos, caplog):
+def test_a_broken_image_is_skipped_counted_and_logged(photos, caplog):
     (photos / "c.png").write_bytes(png()[:50])
     source = ImageFolder(photos)
     with caplog.at_level(logging.WARNING):
         assert "c.png" not in captions(source)
-    assert source.broken_pictures == 1
-    assert "skipped 1 pictures of" in caplog.text
-    assert "such as c.png: picture: it cannot be decoded" in caplog.text
+    assert source.broken_images == 1
+    assert "skipped 1 images of" in caplog.text
+    assert "such as c.png: image: it cannot be decoded" in caplog.text
     list(source)
-    assert source.broken_pictures == 1
+    assert source.broken_images == 1
 
 
 def test_a_folder_has_the_same_fingerprint_elsewhere_and_another_when_it_changes(photos, tmp_path):
@@ -109,7 +109,7 @@ def test_a_folder_has_the_same_fingerprint_elsewhere_and_another_when_it_changes
     assert ImageFolder(photos).fingerprint() != before
 
 
-def test_the_fingerprint_tells_how_captions_are_drawn():
+def test_the_fingerprint_tells_how_captions_are_sampled():
     shards = str(EMOJI / "heldout-*.tar.gz")
     prints = {
         WebDatasetShards(shards, caption, seed).fingerprint()
@@ -121,25 +121,25 @@ def test_the_fingerprint_tells_how_captions_are_drawn():
 # ---- shards
 
 
-def test_the_emoji_come_with_their_pictures_and_names():
+def test_the_emoji_come_with_their_images_and_names():
     source = open_source(EMOJI / "heldout-*.tar.gz")
     samples = list(source)
     assert len(samples) == 754
-    assert {sample.picture.size for sample in samples} == {(32, 32)}
-    assert {sample.picture.mode for sample in samples} == {"RGB"}
-    assert source.broken_pictures == source.missing_captions == 0
+    assert {sample.image.size for sample in samples} == {(32, 32)}
+    assert {sample.image.mode for sample in samples} == {"RGB"}
+    assert source.broken_images == source.missing_captions == 0
     assert captions(open_source(EMOJI / "heldout-*.tar.gz", "name")) == {s.key: s.caption for s in samples}
 
 
-def test_caption_levels_are_drawn_by_weight_and_stay_the_same():
+def test_caption_levels_are_sampled_by_weight_and_stay_the_same():
     path = EMOJI / "heldout-*.tar.gz"
     texts = {level: captions(open_source(path, level)) for level in LEVELS}
-    drawn = captions(open_source(path, LEVELS, seed=3))
-    assert captions(open_source(path, dict(reversed(LEVELS.items())), seed=3)) == drawn
-    assert captions(open_source(path, LEVELS, seed=4)) != drawn
-    levels = Counter(level for key, caption in drawn.items() for level in LEVELS if texts[level][key] == caption)
+    generated = captions(open_source(path, LEVELS, seed=3))
+    assert captions(open_source(path, dict(reversed(LEVELS.items())), seed=3)) == generated
+    assert captions(open_source(path, LEVELS, seed=4)) != generated
+    levels = Counter(level for key, caption in generated.items() for level in LEVELS if texts[level][key] == caption)
     for level, weight in LEVELS.items():
-        assert levels[level] / len(drawn) == pytest.approx(weight, abs=0.06)
+        assert levels[level] / len(generated) == pytest.approx(weight, abs=0.06)
 
 
 def test_shards_are_found_by_folder_glob_braces_and_name(tmp_path):
@@ -150,11 +150,11 @@ def test_shards_are_found_by_folder_glob_braces_and_name(tmp_path):
     assert [sample.key for sample in open_source(tmp_path / "part-001.tar")] == ["1"]
 
 
-def test_a_sample_without_a_picture_is_skipped_and_one_without_a_caption_counted(tmp_path):
-    members = {"a.txt": b"no picture", "b.jpeg": png(), "c.png": png(), "c.txt": b"\xff\xfe"}
+def test_a_sample_without_a_image_is_skipped_and_one_without_a_caption_counted(tmp_path):
+    members = {"a.txt": b"no image", "b.jpeg": png(), "c.png": png(), "c.txt": b"\xff\xfe"}
     source = WebDatasetShards(write_tar(tmp_path / "x.tar", members))
     assert captions(source) == {"b": "", "c": ""}
-    assert (source.broken_pictures, source.missing_captions) == (1, 2)
+    assert (source.broken_images, source.missing_captions) == (1, 2)
 
 
 def test_nothing_in_a_tar_is_written_to_disk(tmp_path):
@@ -195,15 +195,15 @@ def test_a_json_field_that_is_not_there_is_named_with_the_nearest():
 
 
 @pytest.mark.parametrize("caption", [{}, {"name": -1}, {"name": 0}, {"name": "much"}, {"name": float("nan")}, []])
-def test_weights_that_cannot_be_drawn_by_are_refused(caption):
+def test_weights_that_cannot_be_sampled_by_are_refused(caption):
     with pytest.raises(ValueError, match="caption: got"):
         open_source(EMOJI / "heldout-*.tar.gz", caption)
 
 
-def test_an_empty_field_is_left_out_of_the_draw():
+def test_an_empty_field_is_left_out_of_the_sample():
     choice = CaptionChoice.of({"a": 1, "b": 1, "c": 0}, "txt", seed=0)
-    assert {choice.draw(str(key), {"a": "", "b": "here", "c": "never"}) for key in range(20)} == {"here"}
-    assert choice.draw("k", {"c": "never"}) == ""
+    assert {choice.sample(str(key), {"a": "", "b": "here", "c": "never"}) for key in range(20)} == {"here"}
+    assert choice.sample("k", {"c": "never"}) == ""
 
 
 # ---- prompts, and what a path is
@@ -222,7 +222,7 @@ def test_what_a_path_is_decides_the_source(photos):
     assert isinstance(open_source(photos), ImageFolder)
     assert isinstance(open_source(EMOJI), WebDatasetShards)
     assert isinstance(open_source(photos / "b.txt"), Prompts)
-    assert open_source(photos).describe() == f"2 pictures in {photos} (caption: text)"
+    assert open_source(photos).describe() == f"2 images in {photos} (caption: text)"
 
 
 @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ def test_what_a_path_is_decides_the_source(photos):
         ("pipe:touch owned", "does not exist"),
         ("none-*.tar", "matches no file"),
         ("part-{0..1.tar", "has a brace too many"),
-        ("empty", "holds no picture, no shard and no parquet"),
-        ("both", "holds both shards and pictures"),
+        ("empty", "holds no image, no shard and no parquet"),
+        ("both", "holds both shards and images"),
         ("notes.md", "is no shard"),
         ("blank.txt", "holds no prompt"),
         ("latin.txt", "cannot be read"),

@@ -1,4 +1,4 @@
-"""Ways of the teacher from noise to latents: painted once, as diffusers paints them."""
+"""Ways of the teacher from noise to latents: generated once, as diffusers generates them."""
 
 import json
 import shutil
@@ -26,61 +26,61 @@ def data(teacher, tmp_path):
     return prepare_data(config, teacher, 0)
 
 
-def paint(teacher, data, tmp_path, guidance=GUIDED, progress=None):
-    return generate_trajectories(teacher, data, guidance, str(tmp_path / "ways"), count=6, steps=4, progress=progress)
+def generate(teacher, data, tmp_path, guidance=GUIDED, progress=None):
+    return generate_trajectories(teacher, data, guidance, str(tmp_path / "trajectories"), count=6, steps=4, progress=progress)
 
 
-def ways_of(painted, size=6, step=0):
-    rows = painted.rows_of_step(5, step, size)
-    return painted.batch(rows, PerSampleRandom(5, step, 0, size)).ways
+def ways_of(generated, size=6, step=0):
+    rows = generated.rows_of_step(5, step, size)
+    return generated.batch(rows, PerSampleRandom(5, step, 0, size)).trajectories
 
 
-def test_a_way_ends_where_diffusers_own_pipeline_paints_from_its_noise(teacher, data, tmp_path):
-    ways = ways_of(paint(teacher, data, tmp_path))
-    assert ways.points.shape[1] == len(ways.times) == 5
+def test_a_way_ends_where_diffusers_own_pipeline_generates_from_its_noise(teacher, data, tmp_path):
+    trajectories = ways_of(generate(teacher, data, tmp_path))
+    assert trajectories.points.shape[1] == len(trajectories.times) == 5
     pipeline = teacher.pipeline
     stock = pipeline.scheduler
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(stock.config, timestep_spacing="trailing")
-    edge = ways.noise.shape[-1] * teacher.codec.factor
+    edge = trajectories.noise.shape[-1] * teacher.codec.factor
     latents = pipeline(
-        prompt_embeds=ways.conditioning["prompt_embeds"].float(),
+        prompt_embeds=trajectories.conditioning["prompt_embeds"].float(),
         negative_prompt_embeds=teacher.unconditional()["prompt_embeds"].expand(6, -1, -1),
-        latents=ways.noise.clone(),
+        latents=trajectories.noise.clone(),
         num_inference_steps=4,
         guidance_scale=3.0,
         height=edge,
         width=edge,
         output_type="latent",
     ).images
-    torch.testing.assert_close(ways.latents, latents, atol=5e-3, rtol=5e-3)  # kept in half precision
-    assert ways.times.tolist() == [999, 749, 499, 249, -1]
+    torch.testing.assert_close(trajectories.latents, latents, atol=5e-3, rtol=5e-3)  # kept in half precision
+    assert trajectories.times.tolist() == [999, 749, 499, 249, -1]
 
 
-def test_ways_are_painted_once_and_anew_where_the_guidance_changes(teacher, data, tmp_path):
-    painted = []
-    first = paint(teacher, data, tmp_path, progress=painted.append)
-    again = paint(teacher, data, tmp_path, progress=painted.append)
-    assert sum(painted) == len(first) == 6
+def test_ways_are_generated_once_and_anew_where_the_guidance_changes(teacher, data, tmp_path):
+    generated = []
+    first = generate(teacher, data, tmp_path, progress=generated.append)
+    again = generate(teacher, data, tmp_path, progress=generated.append)
+    assert sum(generated) == len(first) == 6
     assert torch.equal(ways_of(first).points, ways_of(again).points)
-    other = paint(teacher, data, tmp_path, guidance=GuidanceConfig(scale=1.0), progress=painted.append)
-    assert sum(painted) == 12
+    other = generate(teacher, data, tmp_path, guidance=GuidanceConfig(scale=1.0), progress=generated.append)
+    assert sum(generated) == 12
     assert not torch.equal(ways_of(first).points, ways_of(other).points)
     assert torch.equal(ways_of(first).noise, ways_of(other).noise)
 
 
 def test_every_way_is_seen_as_often_as_any_other_beside_the_data(teacher, data, tmp_path):
-    painted = paint(teacher, data, tmp_path)
-    rows = torch.cat([painted.rows_of_step(5, step, 4) for step in range(3)])
+    generated = generate(teacher, data, tmp_path)
+    rows = torch.cat([generated.rows_of_step(5, step, 4) for step in range(3)])
     assert sorted(rows[:, 0].tolist()) == sorted([*range(6)] * 2)
     assert sorted(rows[:, 1].tolist()) == sorted([*range(4)] * 3)
-    batch = painted.batch(rows[:4], PerSampleRandom(5, 0, 0, 4))
-    assert batch.latents.shape == batch.ways.latents.shape
-    assert painted.summary()["trajectories"] == 6
+    batch = generated.batch(rows[:4], PerSampleRandom(5, 0, 0, 4))
+    assert batch.latents.shape == batch.trajectories.latents.shape
+    assert generated.summary()["trajectories"] == 6
 
 
 def test_a_student_with_a_slider_learns_of_ways_at_scales_of_its_range(teacher, data, tmp_path):
     guidance = GuidanceConfig(mode="embedded", range=(2.0, 5.0))
-    scales = ways_of(paint(teacher, data, tmp_path, guidance=guidance)).conditioning.get("guidance_scale")
+    scales = ways_of(generate(teacher, data, tmp_path, guidance=guidance)).conditioning.get("guidance_scale")
     assert scales.shape == (6,)
     assert 2 <= scales.min() < scales.max() <= 5
 
@@ -106,19 +106,19 @@ def test_a_teacher_with_the_same_weights_and_another_config_generates_anew(tiny_
     for source in (tiny_folder, folder):
         teacher = load_teacher(source)
         data = prepare_data(settings, teacher, 0)
-        keys.append((data.cache.key, paint(teacher, data, tmp_path).trajectories.key))
+        keys.append((data.cache.key, generate(teacher, data, tmp_path).trajectories.key))
     assert keys[0][0] != keys[1][0]
     assert keys[0][1] != keys[1][1]
 
 
 @torch.no_grad()
 def test_ways_of_the_next_generation_end_where_diffusers_ddim_comes_to_with_the_student(teacher, data, tmp_path):
-    painted = paint(teacher, data, tmp_path)
+    generated = generate(teacher, data, tmp_path)
     scheduler = DDIMScheduler.from_config(
         teacher.pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
     )
     scheduler.set_timesteps(2)
-    before, after = ways_of(painted), ways_of(ending_with(painted, teacher.denoiser, 2, str(tmp_path / "cache")))
+    before, after = ways_of(generated), ways_of(ending_with(generated, teacher.denoiser, 2, str(tmp_path / "cache")))
     x = before.noise
     for t in scheduler.timesteps:
         x = scheduler.step(teacher.network(x, t, before.conditioning["prompt_embeds"].float()).sample, t, x).prev_sample
@@ -127,12 +127,12 @@ def test_ways_of_the_next_generation_end_where_diffusers_ddim_comes_to_with_the_
     assert not torch.allclose(after.latents, before.latents, atol=0.05)
 
 
-def test_another_student_paints_other_ends(teacher, data, tmp_path):
-    painted = paint(teacher, data, tmp_path)
+def test_another_student_generates_other_ends(teacher, data, tmp_path):
+    generated = generate(teacher, data, tmp_path)
     cache = str(tmp_path / "cache")
-    first = ending_with(painted, teacher.denoiser, 1, cache)
-    assert ending_with(painted, teacher.denoiser, 1, cache).ends.key == first.ends.key
+    first = ending_with(generated, teacher.denoiser, 1, cache)
+    assert ending_with(generated, teacher.denoiser, 1, cache).ends.key == first.ends.key
     with torch.no_grad():
         teacher.network.conv_out.weight.mul_(0.5)
-    second = ending_with(painted, teacher.denoiser, 1, cache)
+    second = ending_with(generated, teacher.denoiser, 1, cache)
     assert not torch.equal(ways_of(first).latents, ways_of(second).latents)

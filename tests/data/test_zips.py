@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gendistill.data.sources import archives
-from gendistill.data.sources.source import ImageFolder, WebDatasetShards, ZipPictures, open_source
+from gendistill.data.sources.source import ImageFolder, WebDatasetShards, ZipImages, open_source
 from gendistill.metrics.features.feature_extractor import extract, load_extractor
 
 
@@ -46,7 +46,7 @@ def test_a_zip_gives_what_its_folder_gives(tmp_path):
     archive = shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
     for caption in (None, "txt"):
         zipped, lying = open_source(archive, caption), ImageFolder(folder, caption)
-        assert isinstance(zipped, ZipPictures)
+        assert isinstance(zipped, ZipImages)
         assert captions(zipped) == captions(zipped) == captions(lying)
         assert len(zipped) == 2
     assert captions(open_source(archive, "name")) == {"b.png": "", "deep/a.JPG": "a"}
@@ -56,7 +56,7 @@ def test_a_zip_gives_what_its_folder_gives(tmp_path):
 
 def test_what_the_finder_puts_into_a_zip_is_left_out(tmp_path):
     members = {"a.png": encoded(), "__MACOSX/._a.png": b"", ".hidden/b.png": encoded(), "notes.md": "notes"}
-    assert list(captions(ZipPictures(write_zip(tmp_path / "x.zip", members)))) == ["a.png"]
+    assert list(captions(ZipImages(write_zip(tmp_path / "x.zip", members)))) == ["a.png"]
 
 
 def encrypted(path):
@@ -80,7 +80,7 @@ def damaged(path):
         (lambda path: write_zip(path, {"../a.png": encoded()}), "holds '../a.png', outside its folder"),
         (lambda path: write_zip(path, {"a.png": encoded(), "C:\\b.png": encoded()}), "outside its folder"),
         (lambda path: write_zip(path, {"/etc/a.png": encoded()}), "outside its folder"),
-        (lambda path: write_zip(path, {"notes.txt": "none"}), "holds no picture"),
+        (lambda path: write_zip(path, {"notes.txt": "none"}), "holds no image"),
         (lambda path: path.write_bytes(b"not a zip"), "cannot be read"),
         (lambda path: path.write_bytes(write_zip(path, {"a.png": encoded()}).read_bytes()[:60]), "cannot be read"),
         (encrypted, "'a.png' in .* is encrypted"),
@@ -100,14 +100,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1 << 20)
     bomb = write_zip(tmp_path / "x.zip", {"a.png": b"\0" * (2 << 20)}, compression=zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 10_000
-    with pytest.raises(ValueError, match=r"'a\.png' of 2097152 bytes; it takes at most 1048576"):
+    with pytest.raises(ValueError, match=r"'a\.png' of 2097152 bytes; it expects at most 1048576"):
         open_source(bomb)
 
 
-# ---- tars of pictures that nobody wrote for WebDataset
+# ---- tars of images that nobody wrote for WebDataset
 
 
-def test_a_plain_tar_of_nested_pictures_is_read(tmp_path):
+def test_a_plain_tar_of_nested_images_is_read(tmp_path):
     folder = tmp_path / "set"
     (folder / "cats" / "small").mkdir(parents=True)
     for name in ("b.png", "cats/a.PNG", "cats/small/c.jpeg"):
@@ -118,13 +118,13 @@ def test_a_plain_tar_of_nested_pictures_is_read(tmp_path):
         source = open_source(tmp_path / f"set{suffix}")
         assert isinstance(source, WebDatasetShards)
         assert sorted(sample.key.removeprefix("./") for sample in source) == ["b", "cats/a", "cats/small/c"]
-        assert source.broken_pictures == 0
+        assert source.broken_images == 0
 
 
 # ---- threads
 
 
-def test_decoding_ahead_in_threads_gives_the_same_pictures_in_the_same_order(tmp_path, caplog):
+def test_decoding_ahead_in_threads_gives_the_same_images_in_the_same_order(tmp_path, caplog):
     generator = np.random.default_rng(0)
     members = {
         f"{k:03}.png": encoded(Image.fromarray(generator.integers(0, 256, (4 + k % 7, 9, 3), dtype=np.uint8)))
@@ -133,14 +133,12 @@ def test_decoding_ahead_in_threads_gives_the_same_pictures_in_the_same_order(tmp
     members["030.png"] = members["030.png"][:50]
     source = open_source(write_zip(tmp_path / "x.zip", members))
     one_by_one = [source.decode(entry) for entry in source.entries() if entry.key != "030.png"]
-    assert [(sample.key, sample.picture.tobytes()) for sample in source] == [
-        (of.key, of.picture.tobytes()) for of in one_by_one
-    ]
-    assert (source.broken_pictures, len(one_by_one)) == (1, 59)
-    assert "skipped 1 pictures of" in caplog.text
+    assert [(sample.key, sample.image.tobytes()) for sample in source] == [(of.key, of.image.tobytes()) for of in one_by_one]
+    assert (source.broken_images, len(one_by_one)) == (1, 59)
+    assert "skipped 1 images of" in caplog.text
 
 
-# ---- bad pictures, from their source to their features
+# ---- bad images, from their source to their features
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +146,20 @@ def emoji():
     return load_extractor("emoji")
 
 
-def test_a_truncated_picture_is_left_out_of_the_features_and_counted(tmp_path, emoji):
+def test_a_truncated_image_is_left_out_of_the_features_and_counted(tmp_path, emoji):
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(encoded(Image.linear_gradient("L").rotate(10 * number)))
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:-200])
     source = open_source(tmp_path)
-    assert extract(emoji, (sample.picture for sample in source)).shape == (4, emoji.dim)
-    assert (source.broken_pictures, len(source)) == (1, 5)
+    assert extract(emoji, (sample.image for sample in source)).shape == (4, emoji.dim)
+    assert (source.broken_images, len(source)) == (1, 5)
 
 
-def test_pictures_of_mixed_sizes_and_a_single_picture_have_features(tmp_path, emoji):
+def test_images_of_mixed_sizes_and_a_single_image_have_features(tmp_path, emoji):
     for number, size in enumerate([(3, 50), (64, 64), (1, 1), (200, 31)]):
         (tmp_path / f"{number}.png").write_bytes(encoded(Image.new("RGB", size, "red")))
-    features = extract(emoji, (sample.picture for sample in open_source(tmp_path)))
+    features = extract(emoji, (sample.image for sample in open_source(tmp_path)))
     torch.testing.assert_close(features, features[:1].expand(4, -1), rtol=1e-4, atol=1e-4)  # all of them plainly red
     for name in ("0.png", "1.png", "2.png"):
         (tmp_path / name).unlink()
-    assert extract(emoji, (sample.picture for sample in open_source(tmp_path))).shape == (1, emoji.dim)
+    assert extract(emoji, (sample.image for sample in open_source(tmp_path))).shape == (1, emoji.dim)

@@ -20,7 +20,7 @@ def assert_close(one, other):
 
 
 @torch.no_grad()
-def test_a_denoiser_says_what_the_unet_and_diffusers_scheduler_say(teacher, inputs):
+def test_a_denoiser_predicts_as_the_unet_and_diffusers_scheduler_do(teacher, inputs):
     x_t, t, conditioning, _ = inputs
     prediction = teacher.denoiser(x_t, t, conditioning)
     output = teacher.network(x_t, t, conditioning["prompt_embeds"]).sample

@@ -23,7 +23,7 @@ OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
 
 
 def arguments_of_a_call(name, prompt, scale):
-    """How plain diffusers asks a family for one picture of `prompt`."""
+    """How plain diffusers asks a family for one image of `prompt`."""
     if name == "unconditional":
         return {}
     if name == "classes":
@@ -36,7 +36,7 @@ def arguments_of_a_call(name, prompt, scale):
     ("name", "scale"),
     [("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)],
 )
-def test_a_picture_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
+def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
     teacher = load_teacher(family_folder(name))
     prompts = PROMPTS.get(name, OF_TEXT)
     config = teacher.pipeline.scheduler.config
@@ -45,8 +45,8 @@ def test_a_picture_is_the_plain_pipelines_and_does_not_depend_on_the_batch(famil
     sampler = FewStepSampler(teacher.pipeline)
     sampler.pipeline.scheduler = scheduler
     options = {"num_inference_steps": 2, "guidance_scale": scale}
-    at_once = torch.cat(list(sampler.pictures(prompts, SEEDS, **options)))
-    one_by_one = torch.cat(list(sampler.pictures(prompts, SEEDS, **options, batch_size=1)))
+    at_once = torch.cat(list(sampler.images(prompts, SEEDS, **options)))
+    one_by_one = torch.cat(list(sampler.images(prompts, SEEDS, **options, batch_size=1)))
     rounding = 1e-4 if bounded else 1e-5  # DDPM's schedule ends at alpha = 0.006: x_0 is 160 times as far off as the output
     torch.testing.assert_close(one_by_one, at_once, atol=rounding, rtol=0)
     latents = torch.cat(list(sampler.latents(prompts, SEEDS, **options)))
@@ -81,14 +81,14 @@ def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
     assert not empty["prompt_embeds"].any()  # force_zeros_for_empty_prompt
 
 
-def test_the_size_that_sdxl_is_told_is_that_of_the_training_pictures(family_folder):
+def test_the_size_condition_of_sdxl_is_that_of_the_training_images(family_folder):
     teacher = load_teacher(family_folder("sdxl"), resolution=24)
     assert teacher.encode_prompts(["food", "animals"])["time_ids"].tolist() == [[24, 24, 0, 0, 24, 24]] * 2
     assert teacher.encode_prompts(["food"], (16, 32))["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]]
 
 
 @torch.no_grad()
-def test_both_branches_of_guidance_are_told_the_size_of_the_picture(family_folder):
+def test_both_branches_of_guidance_have_the_size_condition(family_folder):
     teacher = load_teacher(family_folder("sdxl"))
     seen = []
     hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
@@ -101,15 +101,15 @@ def test_both_branches_of_guidance_are_told_the_size_of_the_picture(family_folde
 @pytest.mark.parametrize("prompt", ["cat", "3", "-1", "", "1.0"])
 def test_what_is_no_class_is_refused_with_the_classes_that_there_are(family_folder, prompt):
     teacher = load_teacher(family_folder("classes"))
-    with pytest.raises(ValueError, match="takes the number of a class, from 0 to 2"):
+    with pytest.raises(ValueError, match="expects the number of a class, from 0 to 2"):
         teacher.encode_prompts(["0", prompt])
 
 
 def test_a_model_without_guidance_refuses_a_scale(family_folder):
     sampler = FewStepSampler(load_teacher(family_folder("unconditional")).pipeline)
     assert sampler.default_guidance_scale == 1.0
-    with pytest.raises(ValueError, match="guidance_scale 2: a DDPMPipeline knows no guidance; takes 1"):
-        list(sampler.pictures([""], [0], num_inference_steps=1, guidance_scale=2.0))
+    with pytest.raises(ValueError, match="guidance_scale 2: a DDPMPipeline knows no guidance; expects 1"):
+        list(sampler.images([""], [0], num_inference_steps=1, guidance_scale=2.0))
 
 
 @torch.no_grad()
@@ -144,13 +144,13 @@ def test_v_prediction_at_zero_terminal_snr_is_exact_where_there_is_noise_alone(f
 
 def test_an_epsilon_teacher_at_zero_terminal_snr_is_refused(tmp_path):
     DDPMPipeline(tiny_pixel_unet(), DDPMScheduler(rescale_betas_zero_snr=True)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"its schedule ends in noise alone .* takes a teacher that predicts v or the picture"):
+    with pytest.raises(ValueError, match=r"its schedule ends in pure noise .* expects a teacher that predicts v or the image"):
         load_teacher(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"sample_size": (16, 24)}, "takes square pictures"), ({"in_channels": 1, "out_channels": 1}, "takes 3 to 3")],
+    [({"sample_size": (16, 24)}, "expects square images"), ({"in_channels": 1, "out_channels": 1}, "expects 3 to 3")],
 )
 def test_unusual_networks_are_refused_in_one_sentence(tmp_path, changes, sentence):
     DDPMPipeline(tiny_pixel_unet(**changes), DDPMScheduler()).save_pretrained(tmp_path)
@@ -162,16 +162,16 @@ def test_a_student_that_takes_its_guidance_as_an_input_is_refused_as_a_teacher(t
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
     pipeline.unet = tiny_unet(time_cond_proj_dim=256)
     pipeline.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="it is a student already; takes a teacher"):
+    with pytest.raises(ValueError, match="it is a student already; expects a teacher"):
         load_teacher(tmp_path)
 
 
 def test_every_pipeline_belongs_to_one_family_and_a_ddim_pipeline_to_that_of_ddpm(family_folder):
     for name in TINY:
         pipeline = load_teacher(family_folder(name)).pipeline
-        assert sum(family.takes(pipeline) for family in FAMILIES) == 1
+        assert sum(family.supports(pipeline) for family in FAMILIES) == 1
     ddim = DDIMPipeline(tiny_pixel_unet(), DDIMScheduler())
-    assert [type(family).__name__ for family in FAMILIES if family.takes(ddim)] == ["Unconditional"]
+    assert [type(family).__name__ for family in FAMILIES if family.supports(ddim)] == ["Unconditional"]
 
 
 def test_float16_networks_keep_a_vae_that_overflows_in_float32(family_folder):

@@ -17,7 +17,7 @@ CLASSES = Conditioning(class_labels=torch.arange(6) % 3)
 
 
 @pytest.mark.parametrize("shape", [(2,), (4, 1, 1), (4, 8, 8), (4, 16, 12), (3, 33, 33)])
-def test_it_judges_latents_of_any_size(shape):
+def test_it_accepts_latents_of_any_size(shape):
     logits = LatentDiscriminator(shape)(torch.randn(6, *shape), torch.zeros(6))
     assert logits.shape[:2] == (6, 1)
     assert max(logits.shape[2:]) <= 5
@@ -67,6 +67,6 @@ def test_it_is_made_for_the_latents_and_conditions_of_every_family(family, famil
     latents = torch.randn(2, *teacher.codec.latent_shape(teacher.resolution)).requires_grad_(True)
     random = PerSampleRandom(0, 0, 0, 2)
     assert adversary.update(latents, latents.flip(0), conditioning, 0, random).loss.isfinite()
-    adversary.fooled(latents, conditioning, random).backward()
+    adversary.generator_loss(latents, conditioning, random).backward()
     assert latents.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in adversary.parameters.values())

@@ -33,7 +33,7 @@ def test_pickled_weights_are_refused(tiny_folder, tmp_path):
 
 def test_another_family_is_refused_by_name(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ValueError, match="family FluxPipeline is not supported; takes StableDiffusionPipeline, StableDiff"):
+    with pytest.raises(ValueError, match="family FluxPipeline is not supported; expects StableDiffusionPipeline, StableDiff"):
         load_teacher(tmp_path)
 
 
@@ -50,7 +50,7 @@ def test_code_that_comes_with_a_folder_is_not_run(tiny_folder, tmp_path):
     index = tmp_path / "coded" / "model_index.json"
     index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '["pipeline", "Mine"]'))
     (tmp_path / "coded" / "pipeline.py").write_text("open('owned', 'w')")
-    with pytest.raises(ValueError, match="is not supported; takes StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="is not supported; expects StableDiffusionPipeline"):
         load_teacher(tmp_path / "coded")
 
 

@@ -1,4 +1,4 @@
-"""Models side by side: what is drawn, what is written, and what is not done twice."""
+"""Comparisons of models: what they sample, write and cache."""
 
 import csv
 import json
@@ -10,12 +10,12 @@ import torch
 from fresh_process import gendistill
 
 from gendistill.evaluation.audited import AuditContext
-from gendistill.evaluation.breakage import AUDITS, images_to_generate
 from gendistill.evaluation.compare import compare
-from gendistill.evaluation.entries import distinct_names, open_contestants
+from gendistill.evaluation.entries import distinct_names, open_entries
 from gendistill.evaluation.evaluation_config import ComparisonConfig, EvaluationConfig
-from gendistill.evaluation.judge import build_judge
+from gendistill.evaluation.evaluator import build_evaluator
 from gendistill.evaluation.probes import Probes
+from gendistill.evaluation.regressions import AUDITS, images_to_generate
 from gendistill.evaluation.requested_audits import neutral, unusual
 
 ROOT = Path(__file__).parents[2]
@@ -59,16 +59,16 @@ def compared(options):
     return place, process.text
 
 
-def test_a_comparison_writes_a_page_a_picture_and_tables(compared):
+def test_a_comparison_writes_a_page_an_image_and_tables(compared):
     place, printed = compared
     result = json.loads((place / "out" / "comparison.json").read_text())
     rows = [(row["model"], row["protocol"]["num_inference_steps"], row["network_calls"]) for row in result["rows"]]
     assert rows == [("pipeline", 4, 8), ("pipeline", 2, 4), ("pipeline", 1, 2), ("run", 2, 2), ("run", 1, 1)]
     assert [row["measured_costs"]["network_calls"] for row in result["rows"]] == [calls for _, _, calls in rows]
-    assert "take care: 40 pictures are too few for 128 features" in printed
+    assert "warning: 40 images are too few for 128 features" in printed
     page = (place / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
-    assert "What run lost" in page
+    assert "Regressions of run" in page
     assert "Neutral prompts" in page
     assert (place / "out" / "quality.png").read_bytes().startswith(b"\x89PNG")
     with (place / "out" / "comparison.csv").open() as file:
@@ -84,7 +84,7 @@ def test_every_score_of_a_row_has_an_interval(compared):
         assert {"fd-emoji", "kd-emoji", "recall", "coverage", "vendi", "clip_score", "clip_r"} < row["scores"].keys()
 
 
-def test_what_broke_is_told_of_the_student_against_the_first_model(compared):
+def test_regressions_of_the_student_are_reported_against_the_first_model(compared):
     place, _ = compared
     broke = json.loads((place / "out" / "comparison.json").read_text())["breakage"]["run"]
     assert broke["attributes"]["vendor"]["teacher_count"] == 64
@@ -93,10 +93,10 @@ def test_what_broke_is_told_of_the_student_against_the_first_model(compared):
     assert broke["unusual"]["n"] == 64
     assert broke["robustness"][0]["kind"] == "typo"
     assert any("the tokenizer sees no difference" in note for note in broke["notes"])  # capitals
-    assert 0 <= broke["memorisation"]["student"]["near_share"] <= 1
+    assert 0 <= broke["memorisation"]["student"]["near_fraction"] <= 1
 
 
-def test_a_comparison_that_is_asked_for_again_draws_and_times_nothing_anew(compared, options):
+def test_a_repeated_comparison_samples_and_times_nothing_anew(compared, options):
     place, _ = compared
     before = {file: file.stat().st_mtime_ns for file in (place / "cache").rglob("*.png")}
     costs = {file: file.stat().st_mtime_ns for file in (place / "out" / "costs").iterdir()}
@@ -109,7 +109,7 @@ def test_a_comparison_that_is_asked_for_again_draws_and_times_nothing_anew(compa
     assert [row["scores"] for row in again["rows"]] == [row["scores"] for row in first["rows"]]
 
 
-def test_a_model_cannot_be_told_from_itself(tiny_folder, tmp_path):
+def test_a_model_does_not_differ_from_itself(tiny_folder, tmp_path):
     (tmp_path / "same").symlink_to(tiny_folder)
     found = compare(
         [str(tiny_folder), str(tmp_path / "same")],
@@ -127,56 +127,56 @@ def test_a_model_cannot_be_told_from_itself(tiny_folder, tmp_path):
     )
     assert all(test.test.p_value == 1 and test.test.difference == 0 for test in found.tests)
     assert found.rows[1].evaluation.scores["psnr"] == 100
-    assert found.breakage == {}  # neither is a student
+    assert found.regressions == {}  # neither is a student
 
 
-def test_students_are_drawn_in_the_steps_that_they_know(tiny_folder, halved_run):
-    teacher, student = open_contestants([str(tiny_folder), str(halved_run)], [8, 2], guidance_scale=3.0, solver="dpm-solver++")
+def test_students_are_sampled_at_the_steps_that_they_were_trained_for(tiny_folder, halved_run):
+    teacher, student = open_entries([str(tiny_folder), str(halved_run)], [8, 2], guidance_scale=3.0, solver="dpm-solver++")
     assert list(teacher.samplers) == [8, 2]
     assert list(student.samplers) == [2]
     assert (teacher.solver(8), student.solver(2)) == ("DPMSolverMultistep", "ddim")
-    with pytest.raises(ValueError, match=r"steps \[7\]: .* was trained for 1, 2; takes one of them"):
-        open_contestants([str(halved_run)], [7])
-    with pytest.raises(ValueError, match="solver 'euler': takes ddim or dpm-solver"):
-        open_contestants([str(tiny_folder)], [2], solver="euler")
+    with pytest.raises(ValueError, match=r"steps \[7\]: .* was trained for 1, 2; expects one of them"):
+        open_entries([str(halved_run)], [7])
+    with pytest.raises(ValueError, match="solver 'euler': expects ddim or dpm-solver"):
+        open_entries([str(tiny_folder)], [2], solver="euler")
 
 
-def test_models_are_named_by_as_much_of_their_paths_as_tells_them_apart():
+def test_models_are_named_by_as_many_path_components_as_make_them_distinct():
     assert distinct_names(["assets/tiny-sd", "runs/full/student", "runs/demo/student"]) == ["tiny-sd", "full", "demo"]
     assert distinct_names(["a/x", "b/x", "c"]) == ["a/x", "b/x", "c"]
     with pytest.raises(ValueError, match="one is given twice"):
         distinct_names(["a", "a"])
 
 
-def test_neutral_and_unusual_prompts_come_equally_often_and_with_seeds_of_their_own(probes, tmp_path):
-    judge = build_judge(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(tmp_path)))
+def test_neutral_and_unusual_prompts_occur_equally_often_and_have_their_own_seeds(probes, tmp_path):
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(tmp_path)))
     found = Probes.load(probes)
-    asked = neutral(judge, found.attributes["vendor"], 7)
-    assert asked.prompts == ["", "food", "", "food", "", "food", ""]
-    rare = unusual(judge, found, 6)
+    open_prompts = neutral(evaluator, found.attributes["vendor"], 7)
+    assert open_prompts.prompts == ["", "food", "", "food", "", "food", ""]
+    rare = unusual(evaluator, found, 6)
     assert sorted(rare.prompts) == sorted(["zebra", "yak", "quokka"] * 2)
-    assert len({*judge.seeds, *asked.seeds, *rare.seeds}) == 4 + 7 + 6
-    assert images_to_generate(AuditContext(judge, HELD_OUT, found, 10, AUDITS)) == 50
-    assert images_to_generate(AuditContext(judge, HELD_OUT, found, 10)) == 0
+    assert len({*evaluator.seeds, *open_prompts.seeds, *rare.seeds}) == 4 + 7 + 6
+    assert images_to_generate(AuditContext(evaluator, HELD_OUT, found, 10, AUDITS)) == 50
+    assert images_to_generate(AuditContext(evaluator, HELD_OUT, found, 10)) == 0
 
 
-def test_the_embedded_probes_are_sound(tmp_path):
-    found = Probes.beside("assets/emoji/train-*.tar.gz")
+def test_the_embedded_probes_are_valid(tmp_path):
+    found = Probes.for_reference("assets/emoji/train-*.tar.gz")
     assert set(found.attributes) == {"vendor", "skin tone"}
     assert found.unusual.path.endswith("assets/emoji/heldout-*.tar.gz")
-    assert Probes.beside(str(tmp_path)).attributes == {}
+    assert Probes.for_reference(str(tmp_path)).attributes == {}
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("attributes: [", "cannot be read as YAML"),
-        ("just words", "takes `attributes`, each"),
+        ("just words", "expects `attributes`, a mapping"),
         ("atributes: {}", "atributes is not known; did you mean attributes"),
-        ("attributes: {tone: {values: {a: b}, prompts: []}}", "attribute tone: setting prompts is .*takes at least 1"),
+        ("attributes: {tone: {values: {a: b}, prompts: []}}", "attribute tone: setting prompts is .*expects at least 1"),
         (
             "attributes: {tone: {values: {a: b}, prompts: [x], features: smell}}",
-            "attribute tone: setting features is .smell.; takes extractor or colours",
+            "attribute tone: setting features is .smell.; expects extractor or colours",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_mistake_in_probes_is_one_sentence(text, sentence, tmp_path):
 
 
 @pytest.mark.slow
-def test_50_steps_of_tiny_sd_are_told_from_8_with_500_prompts(tmp_path):
+def test_50_steps_of_tiny_sd_differ_from_8_with_500_prompts(tmp_path):
     found = compare(
         ["assets/tiny-sd"],
         ComparisonConfig(

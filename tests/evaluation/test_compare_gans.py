@@ -1,4 +1,4 @@
-"""GANs beside one another and beside diffusion models."""
+"""Comparisons of GANs with each other and with diffusion models."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fresh_process import gendistill
 
-from gendistill.evaluation.entries import open_contestants
+from gendistill.evaluation.entries import open_entries
 
 ROOT = Path(__file__).parents[2]
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
@@ -31,34 +31,35 @@ def compared(gans, tiny_folder, tmp_path_factory):
     return place, json.loads((place / "out" / "comparison.json").read_text())
 
 
-def test_gans_are_drawn_in_one_step_beside_a_diffusion_model_in_several(compared):
+def test_gans_are_sampled_in_one_step_and_a_diffusion_model_in_several(compared):
     _, result = compared
     rows = [(row["model"], row["protocol"]["num_inference_steps"], row["network_calls"]) for row in result["rows"]]
     assert rows == [("teacher", 1, 1), ("run", 1, 1), ("pipeline", 2, 4), ("pipeline", 1, 2)]
     assert [row["sampler"] for row in result["rows"]] == ["generator", "generator", "DDIM", "DDIM"]
     assert all("clip_score" in row["scores"] for row in result["rows"])
     costs = [row["measured_costs"] for row in result["rows"]]
-    assert [list(of["components"]) for of in costs[:2]] == [["network"], ["network"]]
-    assert [of["network_calls"] for of in costs] == [1, 1, 4, 2]
+    assert [list(cost["components"]) for cost in costs[:2]] == [["network"], ["network"]]
+    assert [cost["network_calls"] for cost in costs] == [1, 1, 4, 2]
 
 
-def test_what_needs_other_prompts_than_classes_is_left_out_of_what_broke_with_a_sentence(compared):
+def test_audits_with_other_prompts_than_classes_are_skipped_with_a_sentence(compared):
     place, result = compared
     broke = result["breakage"]["run"]
     assert broke["attributes"] == {}
     assert broke["robustness"] == []
     assert broke["unusual"] is None
-    assert "attribute vendor: teacher and run draw own classes only, and neutral prompts are none of them." in broke["notes"]
-    assert len([note for note in broke["notes"] if "draw own classes only" in note]) == 4
+    note = "attribute vendor: teacher and run sample own classes only, and neutral prompts are not among them."
+    assert note in broke["notes"]
+    assert len([note for note in broke["notes"] if "sample own classes only" in note]) == 4
     assert broke["coverage"]["groups"]
     assert broke["modes"]["bins"]
     page = (place / "out" / "report.html").read_text()
-    assert "What run lost" in page
+    assert "Regressions of run" in page
     assert "run: gan student" in page
 
 
-def test_a_gan_student_is_told_from_a_teacher_and_knows_one_step(gans):
-    teacher, student = open_contestants([str(gans["teacher"]), str(gans["student"])], [4, 1], guidance_scale=3.0, solver="ddim")
+def test_a_gan_student_is_distinguished_from_a_teacher_and_has_one_step(gans):
+    teacher, student = open_entries([str(gans["teacher"]), str(gans["student"])], [4, 1], guidance_scale=3.0, solver="ddim")
     assert (teacher.is_student, student.is_student) == (False, True)
     assert list(teacher.samplers) == list(student.samplers) == [1]
     assert (student.guidance_scale, student.solver(1)) == (1.0, "generator")

@@ -12,7 +12,7 @@ from fresh_process import ran
 
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluation_config import EvaluationConfig
-from gendistill.evaluation.judge import build_judge
+from gendistill.evaluation.evaluator import build_evaluator
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_plans import (
@@ -21,8 +21,8 @@ from gendistill.evaluation.teacher_plans import (
     TEACHER_STEPS,
     Gap,
     calls_a_step,
-    cost_of_a_call,
     gaps,
+    relative_call_cost,
     save_rows,
     stored_rows,
     teacher_scheduler,
@@ -42,7 +42,7 @@ PROTOCOL = EvaluationProtocol(
     reference="emoji",
     reference_count=100,
     seed=0,
-    prompts="10 drawn",
+    prompts="10 sampled",
     guidance_scale=1.0,
     num_inference_steps=4,
     versions={},
@@ -64,7 +64,7 @@ TEACHER = [
 ]
 
 
-def test_the_gap_is_measured_from_the_best_within_as_many_calls_to_the_best_teacher():
+def test_the_gap_reaches_from_the_best_solver_within_as_many_calls_to_the_best_teacher():
     student = [row(26.0, 4, model="student"), row(50.0, 2, model="student"), row(100.0, 1, model="student")]
     measured = gaps(student, TEACHER)
     assert measured[0] == Gap(4, student=26.0, free=50.0, teacher=20.0)
@@ -100,21 +100,21 @@ def test_the_report_is_one_file_that_loads_nothing(tmp_path):
     assert "0.80" in page
 
 
-def test_the_table_shows_each_of_the_teachers_best_once():
+def test_the_table_shows_each_best_row_of_the_teacher_once():
     student = [row(26.0, calls, model="student") for calls in (4, 2, 1)]
     shown = best_rows(student, TEACHER)
     assert shown[0].scores["fd-emoji"] == 20.0
     assert len(shown) == len([r for n, r in enumerate(shown) if r not in shown[:n]])
 
 
-def test_prompts_are_drawn_by_frequency_and_the_same_for_the_same_seed(tmp_path):
-    draw = {"caption": "subcategory", "cache": str(tmp_path)}
-    judge = build_judge(EvaluationConfig(HELD_OUT, num=3000, **draw))
-    again = build_judge(EvaluationConfig(HELD_OUT, num=3000, **draw))
-    assert (judge.prompts, judge.seeds) == (again.prompts, again.seeds)
-    assert build_judge(EvaluationConfig(HELD_OUT, num=3000, seed=1, **draw)).prompts != judge.prompts
-    assert judge.reference.statistics.count == 754
-    assert judge.prompts.count("google emoji of person role") > 5 * judge.prompts.count("google emoji of mail")
+def test_prompts_are_sampled_by_frequency_and_the_same_for_the_same_seed(tmp_path):
+    options = {"num": 3000, "caption": "subcategory", "cache": str(tmp_path)}
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, **options))
+    again = build_evaluator(EvaluationConfig(HELD_OUT, **options))
+    assert (evaluator.prompts, evaluator.seeds) == (again.prompts, again.seeds)
+    assert build_evaluator(EvaluationConfig(HELD_OUT, seed=1, **options)).prompts != evaluator.prompts
+    assert evaluator.reference.statistics.count == 754
+    assert evaluator.prompts.count("google emoji of person role") > 5 * evaluator.prompts.count("google emoji of mail")
 
 
 def test_a_teacher_is_evaluated_from_the_command_line_and_found_again(tiny_folder, tmp_path):
@@ -140,7 +140,7 @@ def halved_comparison(halved_run):
     return evaluate(str(halved_run), EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
 
 
-def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, halved_comparison):
+def test_all_students_of_a_run_are_evaluated_at_several_guidance_scales(halved_run, halved_comparison):
     rows = [(row.model, row.network_calls, row.protocol.guidance_scale) for row in halved_comparison.student]
     assert rows == [("student-2", 2, 3.0), ("student-1", 1, 3.0)]
     moved = [(row.model, row.protocol.guidance_scale) for row in halved_comparison.slider]
@@ -149,18 +149,18 @@ def test_all_students_of_a_run_are_judged_and_each_along_its_slider(halved_run, 
     stored = json.loads((halved_run / "evaluation.json").read_text())
     assert stored["slider"][0]["scores"] == halved_comparison.slider[0].scores
     page = (halved_run / "report.html").read_text()
-    assert "numbers are scales" in page
+    assert "numbers are guidance scales" in page
     assert "student-1" in page
 
 
-def test_fidelity_is_told_beside_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
+def test_fidelity_compares_with_the_teacher_at_the_same_guidance(halved_run, halved_comparison, tiny_folder):
     row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
-    judge = build_judge(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
     teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
     teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
-    theirs, ours = judge.draw(teacher, TEACHER_STEPS, 2.0), judge.draw(student, 2, 2.0)
-    cosine = torch.cosine_similarity(extract(judge.extractor, ours), extract(judge.extractor, theirs))
-    assert row.scores["psnr"] == pytest.approx(psnr(ours, theirs).mean().item())
+    pairs = evaluator.generate(student, 2, 2.0), evaluator.generate(teacher, TEACHER_STEPS, 2.0)
+    cosine = torch.cosine_similarity(*(extract(evaluator.extractor, images) for images in pairs))
+    assert row.scores["psnr"] == pytest.approx(psnr(*pairs).mean().item())
     assert row.scores["feature_cosine"] == pytest.approx(cosine.mean().item())
 
 
@@ -172,22 +172,22 @@ def test_steps_that_no_student_of_a_run_was_trained_for_are_refused(halved_run):
         )
 
 
-def test_a_searched_grid_is_no_part_of_what_a_gap_is_measured_from():
+def test_a_searched_grid_does_not_affect_the_gap():
     student = [row(26.0, 4, model="student")]
     searched = row(27.0, 4, sampler=SEARCHED)
     assert gaps(student, [*TEACHER, searched]) == gaps(student, TEACHER)
     assert searched in best_rows(student, [*TEACHER, searched])
 
 
-def test_the_gap_of_a_smaller_student_is_measured_from_what_costs_as_much():
+def test_the_gap_of_a_smaller_student_is_measured_at_equal_cost():
     student = [row(26.0, 4, model="student")]
-    assert gaps(student, TEACHER, share=0.5) == [Gap(4, student=26.0, free=80.0, teacher=20.0)]
+    assert gaps(student, TEACHER, call_cost=0.5) == [Gap(4, student=26.0, free=80.0, teacher=20.0)]
 
 
-def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_distances(tmp_path):
+def test_a_student_with_as_many_steps_as_its_teacher_is_reported_by_its_relative_distance(tmp_path):
     student = [row(25.0, 50, model="student")]
-    assert gaps(student, TEACHER, share=0.5) == []
-    comparison = StudentComparison(student, TEACHER, share=0.5)
+    assert gaps(student, TEACHER, call_cost=0.5) == []
+    comparison = StudentComparison(student, TEACHER, call_cost=0.5)
     caption = comparison.table().caption
     assert caption.startswith("1.25× the teacher's fd-emoji, in 50 steps: student 25.00, teacher 20.00; a call of the student ")
     gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
@@ -197,9 +197,9 @@ def test_a_student_of_as_many_steps_as_its_teacher_is_told_in_its_teachers_dista
     assert "0.50 of the teacher&#39;s multiply-accumulates" in page
 
 
-def test_a_call_costs_what_its_network_multiplies():
+def test_the_cost_of_a_call_is_its_multiply_accumulates():
     absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    whole, half = (
+    full, half = (
         SimpleNamespace(
             pipeline=StableDiffusionPipeline(
                 unet=tiny_unet(width), scheduler=DDIMScheduler(), requires_safety_checker=False, **absent
@@ -215,9 +215,9 @@ def test_a_call_costs_what_its_network_multiplies():
         up_block_types=("UpBlock2D",) * 2,
         layers_per_block=1,
     )
-    assert cost_of_a_call(whole, whole) == 1.0
-    assert 0.2 < cost_of_a_call(half, whole) < 0.5
-    assert cost_of_a_call(SimpleNamespace(pipeline=DDPMPipeline(pixels, DDIMScheduler())), whole) == 1.0
+    assert relative_call_cost(full, full) == 1.0
+    assert 0.2 < relative_call_cost(half, full) < 0.5
+    assert relative_call_cost(SimpleNamespace(pipeline=DDPMPipeline(pixels, DDIMScheduler())), full) == 1.0
 
 
 def tiny_unet(width):

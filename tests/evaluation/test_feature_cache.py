@@ -11,7 +11,7 @@ IMAGES = torch.randint(0, 256, (34, 3, 16, 16), dtype=torch.uint8, generator=tor
 
 @pytest.fixture
 def features(tmp_path, monkeypatch):
-    """features(*source, extractor=..., make=...): of `cached_features`, at ten images a part."""
+    """features(*source, extractor=..., make=...): `cached_features` with ten images per part."""
     monkeypatch.setattr(feature_cache, "PART", 10)
 
     def kept(*source, extractor, make, **options):
@@ -48,7 +48,7 @@ def test_features_are_extracted_once_and_read_back_as_they_were(features):
     assert torch.equal(array(first), extract(pooled(), IMAGES.split(7)))
 
 
-def test_single_images_are_extracted_in_the_batches_that_they_would_be_without_a_cache(features):
+def test_single_images_are_extracted_in_the_same_batches_as_without_a_cache(features):
     singles = [image.permute(1, 2, 0).numpy() for image in IMAGES]
     kept = features("emoji", extractor=pooled(), make=lambda: iter(singles), batch_size=5)
     assert kept.num_parts == 4
@@ -66,7 +66,7 @@ def test_other_images_weights_or_resizing_are_other_features(features):
     assert len({rows.key for rows in kept}) == len(variants)
 
 
-def test_what_was_interrupted_leaves_no_features_and_resumes_where_it_stopped(features, tmp_path):
+def test_an_interrupted_extraction_leaves_no_features_and_resumes_where_it_stopped(features, tmp_path):
     done, seen = [], []
 
     def until_the_power_fails():
@@ -80,9 +80,9 @@ def test_what_was_interrupted_leaves_no_features_and_resumes_where_it_stopped(fe
     assert len(kept) in (1, 2)
 
     class Counting(ModuleFeatures):
-        def prepare(self, pictures):
-            seen.extend(pictures)
-            return super().prepare(pictures)
+        def prepare(self, images):
+            seen.extend(images)
+            return super().prepare(images)
 
     counting = Counting(pooled().module, "pooled", 8)
     resumed = features("emoji", extractor=counting, make=lambda: IMAGES.split(6), progress=done.append)
@@ -107,7 +107,7 @@ def test_a_damaged_part_alone_is_extracted_again(features, tmp_path):
     assert done == [15, 20]
 
 
-def test_the_protocol_lies_beside_the_features(features):
+def test_the_protocol_is_stored_with_the_features(features):
     extractor = pooled()
     provenance = features("fingerprint", extractor=extractor, make=lambda: IMAGES[:3]).provenance
     assert provenance["source"] == ["fingerprint"]
@@ -119,8 +119,8 @@ def test_the_protocol_lies_beside_the_features(features):
     )
 
 
-def test_nothing_and_nowhere_are_one_sentence(features, tmp_path):
-    with pytest.raises(ValueError, match="at least one picture"):
+def test_no_images_and_an_unwritable_folder_are_errors(features, tmp_path):
+    with pytest.raises(ValueError, match="at least one image"):
         features("none", extractor=pooled(), make=lambda: [])
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""Does a student still fit its teacher? Measured on tiny random pipelines, a LoRA and a ControlNet that were made for them."""
+"""The fit of a student to its teacher, measured on tiny random pipelines, a LoRA and a ControlNet."""
 
 import copy
 import itertools
@@ -31,14 +31,14 @@ def fit_of(teacher, student, *, loras=(), controls=(), **settings):
 
 
 def with_network(folder, network):
-    """The pipeline of a folder around another network."""
+    """The pipeline of a folder with another network."""
     sampler = FewStepSampler.from_pretrained(folder)
     sampler.pipeline.unet = network.eval()
     return sampler
 
 
 def noisy(folder, amount):
-    """The pipeline of a folder with noise on its network's weights, a share of their own deviation."""
+    """The pipeline of a folder with noise on its network's weights, relative to their standard deviation."""
     sampler, generator = FewStepSampler.from_pretrained(folder), torch.Generator().manual_seed(7)
     for parameter in sampler.pipeline.unet.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -58,13 +58,13 @@ def lora(teacher_sampler, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def control(teacher_sampler, tmp_path_factory):
-    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(8))
-    return save_control(teacher_sampler.pipeline.unet, tmp_path_factory.mktemp("control") / "edges"), picture
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(8))
+    return save_control(teacher_sampler.pipeline.unet, tmp_path_factory.mktemp("control") / "edges"), image
 
 
 @pytest.fixture(scope="module")
 def own_fit(teacher_sampler, tiny_folder, lora, control):
-    """Of the teacher, opened twice."""
+    """The fit of the teacher to itself, opened twice."""
     return fit_of(teacher_sampler, FewStepSampler.from_pretrained(tiny_folder), loras=[lora], controls=[control])
 
 
@@ -79,7 +79,7 @@ def test_a_student_that_is_its_teacher_fits_perfectly(own_fit):
     assert own_fit.unpaired == ()
 
 
-def test_what_was_made_for_the_teacher_does_to_its_equal_what_it_does_to_the_teacher(own_fit):
+def test_add_ons_have_the_same_effect_on_an_equal_student(own_fit):
     assert [one.kind for one in own_fit.add_ons] == ["LoRA", "ControlNet"]
     for one in own_fit.add_ons:
         assert (one.notes, one.unfit) == ((), ())
@@ -105,18 +105,18 @@ def test_noise_on_the_students_weights_worsens_every_figure(teacher_sampler, tin
     assert rises([-fit.add_ons[1].effect.cosine for fit in fits])
 
 
-def test_models_draw_after_the_measurement_what_they_drew_before(tiny_folder, lora, control):
+def test_a_measurement_does_not_change_the_models(tiny_folder, lora, control):
     samplers = [FewStepSampler.from_pretrained(tiny_folder), noisy(tiny_folder, 0.1)]
 
     def state(sampler):
-        pictures = torch.cat(list(sampler.pictures(PROMPTS, SEEDS, num_inference_steps=2, guidance_scale=2)))
+        images = torch.cat(list(sampler.images(PROMPTS, SEEDS, num_inference_steps=2, guidance_scale=2)))
         hooks = sum(len(module._forward_hooks) for module in sampler.pipeline.unet.modules())
-        return pictures, sampler.cold().weights_hash, sampler.pipeline.get_list_adapters(), hooks
+        return images, sampler.cold().weights_hash, sampler.pipeline.get_list_adapters(), hooks
 
     before = [state(sampler) for sampler in samplers]
     fit_of(*samplers, loras=[lora], controls=[control])
-    for (pictures, *rest), (pictures_after, *rest_after) in zip(before, map(state, samplers), strict=True):
-        assert torch.equal(pictures_after, pictures)
+    for (images, *rest), (images_after, *rest_after) in zip(before, map(state, samplers), strict=True):
+        assert torch.equal(images_after, images)
         assert rest_after == rest
 
 
@@ -126,12 +126,12 @@ def test_a_lora_for_another_width_is_reported_in_a_sentence(teacher_sampler, tin
     (note,) = found.notes
     assert note == (
         "The student: pytorch_lora_weights.safetensors does not load: 32 of 32 modules do not fit, such as "
-        "down_blocks.0.resnets.0.conv1, which takes 24 inputs, and 16 in the LoRA."
+        "down_blocks.0.resnets.0.conv1, which expects 24 inputs, and 16 in the LoRA."
     )
     assert (len(found.unfit), found.effect) == (32, None)
 
 
-def test_of_a_student_without_a_middle_all_else_is_compared(teacher_sampler, tiny_folder, lora, control):
+def test_the_other_blocks_of_a_student_without_a_middle_block_are_compared(teacher_sampler, tiny_folder, lora, control):
     student = with_network(tiny_folder, tiny_unet(mid_block_type=None))
     fit = fit_of(teacher_sampler, student, loras=[lora], controls=[control])
     assert fit.unpaired == ("mid_block",)
@@ -152,7 +152,7 @@ def test_a_control_net_of_other_skip_connections_is_reported(teacher_sampler, ti
 
 
 def lora_student(tiny_folder, folder, strength):
-    """A student of ours that is a LoRA on its teacher."""
+    """A student that is a LoRA on its teacher."""
     scheduler = DDIMScheduler.from_pretrained(tiny_folder / "scheduler")
     save_lora(FewStepSampler.from_pretrained(tiny_folder).pipeline.unet, folder, strength)
     settings = {"solver": "ddim", "scheduler_class": "DDIMScheduler", "scheduler_config": dict(scheduler.config)}
@@ -161,19 +161,19 @@ def lora_student(tiny_folder, folder, strength):
     return FewStepSampler.from_pretrained(folder)
 
 
-def test_a_lora_goes_beside_that_of_a_lora_student(teacher_sampler, tiny_folder, tmp_path):
+def test_a_lora_is_added_to_that_of_a_lora_student(teacher_sampler, tiny_folder, tmp_path):
     student = lora_student(tiny_folder, tmp_path, strength=0.3)
     silent = save_lora(teacher_sampler.pipeline.unet, tmp_path / "silent", strength=0.0)
     fit = measure_fit(teacher_sampler, student, PROMPTS, SEEDS, teacher_steps=2, add_ons=[AddOn(silent)])
-    assert fit.ways == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher as the student imitates it
+    assert fit.sampling == {"teacher": (2, 2.0), "student": (2, 1.0)}  # the teacher at the scale that was distilled
     assert fit.latents.cosine < 0.999  # its own adapter is on
     (found,) = fit.add_ons
     assert (found.effect.student_length, found.effect.cosine) == (0, None)  # and stays on
-    assert found.notes == ("It changes nothing in the teacher's pictures.", "It changes nothing in the student's pictures.")
+    assert found.notes == ("It changes nothing in the teacher's images.", "It changes nothing in the student's images.")
     assert student.pipeline.get_active_adapters() == ["default_0"]
 
 
-def test_a_lora_student_that_learned_nothing_takes_a_lora_as_its_teacher_does(teacher_sampler, tiny_folder, lora, tmp_path):
+def test_a_lora_has_the_same_effect_on_an_untrained_lora_student(teacher_sampler, tiny_folder, lora, tmp_path):
     student = lora_student(tiny_folder, tmp_path, strength=0.0)
     student.pipeline.scheduler = copy.deepcopy(teacher_sampler.pipeline.scheduler)
     fit = fit_of(teacher_sampler, student, loras=[lora])
@@ -181,14 +181,14 @@ def test_a_lora_student_that_learned_nothing_takes_a_lora_as_its_teacher_does(te
     assert min(layer.mean for layer in fit.layers) == pytest.approx(1)
 
 
-def test_a_student_that_takes_its_guidance_scale_as_an_input_is_asked_with_it(teacher_sampler, tiny_folder):
+def test_a_w_conditioned_student_is_called_with_its_guidance_scale(teacher_sampler, tiny_folder):
     student = with_network(tiny_folder, copy_network(teacher_sampler.pipeline.unet, 256))
     assert min(layer.mean for layer in fit_of(teacher_sampler, student).layers) == pytest.approx(1)
     student.pipeline.unet.time_embedding.cond_proj.weight.data.normal_(0, 1)
     assert min(layer.mean for layer in fit_of(teacher_sampler, student).layers) < 0.999
 
 
-def test_stable_diffusion_xl_is_measured_alike(family_folder, tmp_path):
+def test_stable_diffusion_xl_is_measured_too(family_folder, tmp_path):
     teacher, student = (FewStepSampler.from_pretrained(family_folder("sdxl")) for _ in range(2))
     lora = save_lora(teacher.pipeline.unet, tmp_path / "lora", save=type(teacher.pipeline).save_lora_weights)
     control = save_control(teacher.pipeline.unet, tmp_path / "control"), torch.rand(3, *teacher.size)
@@ -198,7 +198,7 @@ def test_stable_diffusion_xl_is_measured_alike(family_folder, tmp_path):
     assert all(one.effect.teacher_length > 0.01 for one in fit.add_ons)
 
 
-def test_models_of_pixels_are_compared_and_take_no_add_ons(family_folder, lora, control):
+def test_pixel_models_are_compared_and_do_not_support_add_ons(family_folder, lora, control):
     sampler = FewStepSampler.from_pretrained(family_folder("classes"))
     folder, _ = control
     add_ons = [AddOn(lora), AddOn(folder, torch.rand(3, 16, 16))]
@@ -230,7 +230,7 @@ def test_a_damaged_lora_and_a_damaged_control_net_are_reported(teacher_sampler, 
     assert all(note.count("\n") == 0 for note in (*lora.notes, *controlled.notes))
 
 
-def test_layers_are_paired_by_the_size_of_their_maps_from_the_last_one_on():
+def test_layers_are_paired_by_feature_map_size_from_the_last_one():
     teacher = {"down_blocks.0": (8, 8), "down_blocks.1": (4, 4), "down_blocks.2": (4, 4), "mid_block": (4, 4)}
     teacher |= {"up_blocks.0": (8, 8), "up_blocks.1": (8, 8)}
     student = {"down_blocks.0": (8, 8), "down_blocks.1": (4, 4), "up_blocks.0": (4, 4), "up_blocks.1": (8, 8)}
@@ -242,7 +242,7 @@ def test_layers_are_paired_by_the_size_of_their_maps_from_the_last_one_on():
     assert paired_blocks(teacher, teacher) == [(name, name) for name in teacher]
 
 
-def test_a_rotation_of_the_channels_is_told_from_other_drift():
+def test_a_rotation_of_the_channels_is_distinguished_from_other_drift():
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     rotation = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]).float()
     drift = latent_drift(latents, torch.einsum("ij,bjhw->bihw", rotation, latents))
@@ -263,33 +263,33 @@ def test_effects_are_compared_by_their_mean_shifts():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loras": ["nowhere.safetensors"]}, r"lora nowhere.safetensors: takes a .safetensors file that is there"),
-        ({"controls": [("nowhere", torch.rand(3, 32, 32))]}, "control nowhere: takes the folder of a ControlNet"),
+        ({"loras": ["nowhere.safetensors"]}, r"lora nowhere.safetensors: expects a .safetensors file that is there"),
+        ({"controls": [("nowhere", torch.rand(3, 32, 32))]}, "control nowhere: expects the folder of a ControlNet"),
     ],
 )
-def test_what_is_not_there_is_refused(teacher_sampler, tmp_path, monkeypatch, settings, message):
+def test_missing_files_are_refused(teacher_sampler, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         fit_of(teacher_sampler, teacher_sampler, **settings)
 
 
-def test_a_control_picture_of_another_size_is_refused(teacher_sampler, control):
-    with pytest.raises(ValueError, match=r"control picture: got \(3, 8, 8\), takes \(3, 32, 32\)"):
+def test_a_control_image_of_another_size_is_refused(teacher_sampler, control):
+    with pytest.raises(ValueError, match=r"control image: got \(3, 8, 8\), expects \(3, 32, 32\)"):
         fit_of(teacher_sampler, teacher_sampler, controls=[(control[0], torch.rand(3, 8, 8))])
 
 
 def test_too_few_prompts_and_other_latent_spaces_are_refused(teacher_sampler, tiny_folder):
-    with pytest.raises(ValueError, match="got 3 with 3 seeds, takes at least 4"):
+    with pytest.raises(ValueError, match="got 3 with 3 seeds, expects at least 4"):
         measure_fit(teacher_sampler, teacher_sampler, PROMPTS[:3], SEEDS[:3])
     small = with_network(tiny_folder, tiny_unet(sample_size=4))
-    with pytest.raises(ValueError, match=r"student: diffuses \(4, 4, 4\) and the teacher \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"student: has latents of shape \(4, 4, 4\) and the teacher \(4, 8, 8\)"):
         fit_of(teacher_sampler, small)
 
 
-def test_progress_counts_the_pictures(teacher_sampler, lora, control):
-    drawn = []
-    fit_of(teacher_sampler, teacher_sampler, loras=[lora], controls=[control], progress=drawn.append)
-    assert sum(drawn) == len(PROMPTS) * 2 * 4  # latents, pictures, with a LoRA, with a ControlNet
+def test_progress_counts_the_images(teacher_sampler, lora, control):
+    generated = []
+    fit_of(teacher_sampler, teacher_sampler, loras=[lora], controls=[control], progress=generated.append)
+    assert sum(generated) == len(PROMPTS) * 2 * 4  # latents, images, with a LoRA, with a ControlNet
 
 
 def test_the_report_has_all_figures_and_the_json_is_standard(own_fit, teacher_sampler, tiny_folder, lora):
@@ -308,7 +308,7 @@ def test_the_report_has_all_figures_and_the_json_is_standard(own_fit, teacher_sa
     assert as_json(own_fit)["add_ons"][0]["effect"]["ratio"] == pytest.approx(1)
 
 
-def test_plots_are_drawn_wide_and_narrow_and_told_in_words(own_fit):
+def test_plots_have_a_narrow_version_and_an_alternative_text(own_fit):
     for plot in (layers_plot(own_fit), drift_plot(own_fit.latents)):
         assert "narrow" in plot.svg(narrow=True)
     assert re.search(r"mid_block: t = \d+ 1, ", layers_plot(own_fit).alt)

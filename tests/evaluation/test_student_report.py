@@ -13,8 +13,8 @@ from gendistill.metrics.registry import METRICS
 
 
 @pytest.mark.parametrize("names", [("fid", "kid", "cmmd-ViT-B-32", "lpips-alex"), ("fd-emoji", "kd-emoji", "coverage")])
-def test_every_column_of_a_student_s_page_explains_itself_whatever_the_network(names, tmp_path):
-    protocol = EvaluationProtocol(names[0], "e", "0", "none", 10, "real", 100, 0, "10 drawn", 1.0, 50, {})
+def test_every_column_of_a_students_page_is_explained_for_every_network(names, tmp_path):
+    protocol = EvaluationProtocol(names[0], "e", "0", "none", 10, "real", 100, 0, "10 sampled", 1.0, 50, {})
     rows = [Evaluation(model, "ddim", 50, dict.fromkeys(names, 0.5), 0.01, protocol) for model in ("student", "teacher")]
     comparison = StudentComparison(rows[:1], rows[1:], requested=("kid", "lpips"))
     gallery = Gallery("student", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["a prompt"])
@@ -24,7 +24,7 @@ def test_every_column_of_a_student_s_page_explains_itself_whatever_the_network(n
         assert METRICS[metric].explanation.replace("'", "&#39;") in page
 
 
-def test_audits_are_imported_only_where_they_are_asked_for():
+def test_audits_are_imported_only_on_request():
     code = "import sys, gendistill.evaluation.compare; print(*sys.modules)"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "gendistill.metrics.audit.groups" in imported

@@ -1,4 +1,4 @@
-"""Students in the formats of other programs: each opens again and draws what the student draws."""
+"""Students in the formats of other programs: each opens again and samples what the student samples."""
 
 import gc
 import json
@@ -28,7 +28,7 @@ from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.single_file import ARCHITECTURES
 from gendistill.training.stopping import StopSignals
 
-HALF = 2e-2  # of a picture that half precision may change
+HALF = 2e-2  # of an image that half precision may change
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def test_a_lora_opens_again_on_its_teacher(student, family_folder, tmp_path, fam
     assert export(str(folder), kind, tmp_path / "lora.safetensors", dtype="float32").most < 1e-4
     ours, theirs = (FewStepSampler.from_pretrained(of) for of in (folder, family_folder(family)))
     theirs.pipeline.scheduler = ours.pipeline.scheduler
-    drawn = [next(iter(of.pictures(["food"], [0], num_inference_steps=2, guidance_scale=1.0))) for of in (ours, theirs)]
-    assert (drawn[0] - drawn[1]).abs().max() > 0.01  # it does something
+    generated = [next(iter(of.images(["food"], [0], num_inference_steps=2, guidance_scale=1.0))) for of in (ours, theirs)]
+    assert (generated[0] - generated[1]).abs().max() > 0.01  # it does something
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -142,9 +142,9 @@ OF_RUNTIME = """
 import sys, numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1] + "/vae_decoder/model.onnx", providers=["CPUExecutionProvider"])
 [given] = session.get_inputs()
-pictures = session.run(None, {given.name: numpy.zeros((3, 4, 8, 8), numpy.float32)})[0]
+images = session.run(None, {given.name: numpy.zeros((3, 4, 8, 8), numpy.float32)})[0]
 assert "torch" not in sys.modules
-print(given.name, pictures.shape)
+print(given.name, images.shape)
 """
 
 
@@ -165,7 +165,7 @@ def open_programs_and_be_told_to_stop(student, programs):
         pytest.param("sdxl", {}, marks=pytest.mark.slow),
     ],
 )
-def test_programs_draw_what_the_student_draws_and_need_no_torch(student, tmp_path, monkeypatch, kind, family, changes):
+def test_programs_sample_what_the_student_samples_and_need_no_torch(student, tmp_path, monkeypatch, kind, family, changes):
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[kind])
     ran = []
 
@@ -196,9 +196,9 @@ def test_programs_draw_what_the_student_draws_and_need_no_torch(student, tmp_pat
 @pytest.mark.parametrize(
     ("given", "kind", "sentence"),
     [
-        ({"lora": False}, "kohya", "the student is a whole network; takes one that was distilled with --lora"),
+        ({"lora": False}, "kohya", "the student is a whole network; expects one that was distilled with --lora"),
         ({"guidance__mode": "embedded"}, "checkpoint", "no place for a guidance slider"),
-        ({}, "gguf", "--format gguf: takes one of diffusers, checkpoint"),
+        ({}, "gguf", "--format gguf: expects one of diffusers, checkpoint"),
     ],
 )
 def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given, kind, sentence):
@@ -212,14 +212,14 @@ def test_what_a_format_has_no_place_for_is_one_sentence(student, tmp_path, given
 @pytest.mark.parametrize("kind", ["diffusers", "onnx", "openvino"])
 def test_a_folder_with_something_in_it_is_refused_and_keeps_it(student, tmp_path, monkeypatch, kind):
     shutil.copytree(student("sd1"), tmp_path / "run" / "student")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "cat.jpg").write_text("precious")
-    (tmp_path / ".pictures").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cat.jpg").write_text("precious")
+    (tmp_path / ".images").mkdir()
     (tmp_path / "file").write_text("precious")
     before = contents(tmp_path)
     monkeypatch.chdir(tmp_path / "run")
     for out, found in {
-        "../pictures": "holds cat.jpg,",
+        "../images": "holds cat.jpg,",
         ".": "holds student,",
         "student": "holds ",
         "../file": "is a file",
@@ -283,14 +283,14 @@ def contents(folder):
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_model_of_pixels_has_no_programs(family_folder, tmp_path, kind):
-    with pytest.raises(ValueError, match=f"--format {kind}: takes a text-to-image model; this is a DDPMPipeline"):
+    with pytest.raises(ValueError, match=f"--format {kind}: expects a text-to-image model; this is a DDPMPipeline"):
         export(str(family_folder("unconditional")), kind, tmp_path / "programs")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_says_how_near_it_is(student, tmp_path):
     done = ran("export", student("sd1", lora=True), "--format", "kohya", "--out", tmp_path / "l.safetensors")
-    assert "opened again by diffusers' load_lora_weights: its picture is within 0.0" in " ".join(done.stdout.split())
+    assert "opened again by diffusers' load_lora_weights: its image is within 0.0" in " ".join(done.stdout.split())
     assert load_file(tmp_path / "l.safetensors")
     done = ran("export", student("sd1", lora=True), "--format", "kohya", "--out", tmp_path / "l.bin")
     assert done.returncode == 2

@@ -115,7 +115,7 @@ def test_its_networks_and_its_images_are_those_of_diffusers(registered, dit_fold
 
     noise = [torch.Generator().manual_seed(seed) for seed in (3, 1)]
     expected = teacher.pipeline([0, 2], guidance_scale=2.0, generator=noise, num_inference_steps=3, output_type="np").images
-    images = FewStepSampler(teacher.pipeline).pictures(["0", "2"], [3, 1], num_inference_steps=3, guidance_scale=2.0)
+    images = FewStepSampler(teacher.pipeline).images(["0", "2"], [3, 1], num_inference_steps=3, guidance_scale=2.0)
     torch.testing.assert_close(torch.cat(list(images)), torch.from_numpy(expected).permute(0, 3, 1, 2), atol=1e-5, rtol=0)
 
     with pytest.raises(ValueError, match=r"prompt 'cat': expects the number of a class, from 0 to 999"):

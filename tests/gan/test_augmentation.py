@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from gendistill.gan.augmentation import DRAWS, POLICIES, augment
+from gendistill.gan.augmentation import POLICIES, REPEATED_SAMPLES, augment
 
 SIZES = [(8, 8), (6, 11), (24, 9), (1, 5), (3, 3)]
 BELOW_1 = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-def pictures(generator, size=(8, 8), channels=3, batch=5):
-    return torch.rand(batch, channels, *size, generator=generator) * 2 - 1, torch.rand(batch, DRAWS, generator=generator)
+def images(generator, size=(8, 8), channels=3, batch=5):
+    return torch.rand(batch, channels, *size, generator=generator) * 2 - 1, torch.rand(
+        batch, REPEATED_SAMPLES, generator=generator
+    )
 
 
 def half_up(x):
@@ -22,7 +24,7 @@ def translated(x, down, right):
     """Each pixel by itself, in whole numbers of Python's."""
     _, height, width = x.shape
     far = half_up(height / 8), half_up(width / 8)
-    dy, dx = (math.floor((2 * f + 1) * float(draw)) - f for f, draw in zip(far, (down, right), strict=True))
+    dy, dx = (math.floor((2 * f + 1) * float(generate)) - f for f, generate in zip(far, (down, right), strict=True))
     out = torch.zeros_like(x)
     for i in range(height):
         for j in range(width):
@@ -60,29 +62,29 @@ LOOPS = {"color": (coloured, slice(0, 3)), "translation": (translated, slice(3, 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_policy_is_its_plain_loop(policy, size, channels, generator):
-    x, draws = pictures(generator, size, channels)
+    x, draws = images(generator, size, channels)
     loop, columns = LOOPS[policy]
     expected = torch.stack([loop(one, *some) for one, some in zip(x, draws[:, columns], strict=True)])
     torch.testing.assert_close(augment(x, draws, (policy,)), expected)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (40, 56), (256, 200)])
-@pytest.mark.parametrize("draw", [0.0, BELOW_1])
-def test_at_its_extremes_a_draw_shifts_by_an_eighth_of_the_edge_and_no_farther(size, draw):
+@pytest.mark.parametrize("sample", [0.0, BELOW_1])
+def test_at_its_extremes_a_sample_shifts_by_an_eighth_of_the_edge_and_no_farther(size, generate):
     x = torch.arange(1.0, 1 + size[0] * size[1]).reshape(1, 1, *size)
-    made = augment(x, torch.full((1, DRAWS), draw), ("translation",))
+    made = augment(x, torch.full((1, REPEATED_SAMPLES), generate), ("translation",))
     far = [half_up(edge / 8) for edge in size]
     kept, left = [slice(f, None) for f in far], [slice(None, edge - f) for f, edge in zip(far, size, strict=True)]
-    here, there = (left, kept) if draw == 0 else (kept, left)
+    here, there = (left, kept) if generate == 0 else (kept, left)
     assert torch.equal(made[:, :, here[0], here[1]], x[:, :, there[0], there[1]])
     assert (made != 0).sum() == (size[0] - far[0]) * (size[1] - far[1])
 
 
 @pytest.mark.parametrize("size", [*SIZES, (40, 56)])
-@pytest.mark.parametrize("draw", [0.0, BELOW_1])
-def test_at_its_extremes_a_draw_cuts_a_corner_of_a_quarter_of_each_edge(size, draw):
-    made = augment(torch.ones(1, 1, *size), torch.full((1, DRAWS), draw), ("cutout",))
-    corner = made if draw == 0 else made.flip(2, 3)
+@pytest.mark.parametrize("sample", [0.0, BELOW_1])
+def test_at_its_extremes_a_sample_cuts_a_corner_of_a_quarter_of_each_edge(size, generate):
+    made = augment(torch.ones(1, 1, *size), torch.full((1, REPEATED_SAMPLES), generate), ("cutout",))
+    corner = made if generate == 0 else made.flip(2, 3)
     rows, columns = (half_up(edge / 2) - half_up(edge / 2) // 2 for edge in size)
     assert (corner[:, :, :rows, :columns] == 0).all()
     assert (made == 0).sum() == rows * columns
@@ -91,19 +93,19 @@ def test_at_its_extremes_a_draw_cuts_a_corner_of_a_quarter_of_each_edge(size, dr
 def test_every_shift_is_equally_likely(generator):
     x = torch.zeros(7000, 1, 24, 24)
     x[:, :, 12, 12] = 1
-    made = augment(x, torch.rand(7000, DRAWS, generator=generator), ("translation",))
+    made = augment(x, torch.rand(7000, REPEATED_SAMPLES, generator=generator), ("translation",))
     counts = made.sum((0, 1, 3))[9:16]
     assert counts.sum() == 7000
     assert (counts - 1000).abs().max() < 5 * math.sqrt(1000)
 
 
-def test_the_middle_of_every_draw_of_colour_and_place_changes_nothing(generator):
-    x, _ = pictures(generator)
-    torch.testing.assert_close(augment(x, torch.full((5, DRAWS), 0.5), ("color", "translation")), x)
+def test_the_middle_of_every_sample_of_colour_and_place_changes_nothing(generator):
+    x, _ = images(generator)
+    torch.testing.assert_close(augment(x, torch.full((5, REPEATED_SAMPLES), 0.5), ("color", "translation")), x)
 
 
-def test_the_same_draws_make_the_same_change_however_the_batch_is_split(generator):
-    x, draws = pictures(generator, (16, 12))
+def test_the_same_samples_make_the_same_change_however_the_batch_is_split(generator):
+    x, draws = images(generator, (16, 12))
     whole = augment(x, draws)
     assert torch.equal(augment(x, draws), whole)
     torch.testing.assert_close(torch.cat([augment(x[:2], draws[:2]), augment(x[2:], draws[2:])]), whole)
@@ -111,8 +113,8 @@ def test_the_same_draws_make_the_same_change_however_the_batch_is_split(generato
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_pictures_of_half_precision_change_in_the_same_places(dtype, generator):
-    x, draws = pictures(generator, (64, 48), batch=64)
+def test_images_of_half_precision_change_in_the_same_places(dtype, generator):
+    x, draws = images(generator, (64, 48), batch=64)
     draws[:3] = torch.tensor([BELOW_1, 0.999, 0.4999])[:, None]  # which all round in bfloat16
     x = x.to(dtype)
     assert torch.equal(
@@ -123,14 +125,14 @@ def test_pictures_of_half_precision_change_in_the_same_places(dtype, generator):
 
 @pytest.mark.parametrize("policy", [*((name,) for name in POLICIES), POLICIES])
 def test_gradients_pass_through(policy, generator):
-    x, draws = pictures(generator, (4, 5), batch=3)
+    x, draws = images(generator, (4, 5), batch=3)
     x, draws = x.double().requires_grad_(), draws.double()
     assert torch.autograd.gradcheck(lambda x: augment(x, draws, policy), (x,))
     assert torch.autograd.gradgradcheck(lambda x: augment(x, draws, policy).square(), (x,))  # R1 goes through twice
 
 
 def test_all_policies_are_color_then_translation_then_cutout(generator):
-    x, draws = pictures(generator)
+    x, draws = images(generator)
     one_by_one = x
     for policy in POLICIES:
         one_by_one = augment(one_by_one, draws, (policy,))
@@ -140,5 +142,5 @@ def test_all_policies_are_color_then_translation_then_cutout(generator):
 
 
 def test_an_unknown_policy_is_refused_by_its_name(generator):
-    with pytest.raises(ValueError, match="augmentation colour, flip is not known; takes color, translation, cutout"):
-        augment(*pictures(generator), ("flip", "colour", "color"))
+    with pytest.raises(ValueError, match="augmentation colour, flip is not known; expects color, translation, cutout"):
+        augment(*images(generator), ("flip", "colour", "color"))

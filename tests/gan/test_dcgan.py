@@ -31,26 +31,26 @@ def test_the_weights_begin_as_the_paper_says():
 
 
 @pytest.mark.parametrize(("channels", "resolution"), [((8, 4), 16), ((8, 4), 28), ((8, 8, 8, 4), 64), ((4,), 2)])
-def test_pictures_and_logits_have_the_shape_that_was_asked_for(channels, resolution):
-    pictures = DCGANGenerator(6, 0, channels, 1, resolution)(torch.randn(3, 6))
-    assert pictures.shape == (3, 1, resolution, resolution)
-    assert pictures.abs().max() <= 1
-    assert DCGANDiscriminator(resolution, 0, channels[::-1], 1)(pictures).shape == (3,)
+def test_images_and_logits_have_the_shape_that_was_asked_for(channels, resolution):
+    images = DCGANGenerator(6, 0, channels, 1, resolution)(torch.randn(3, 6))
+    assert images.shape == (3, 1, resolution, resolution)
+    assert images.abs().max() <= 1
+    assert DCGANDiscriminator(resolution, 0, channels[::-1], 1)(images).shape == (3,)
 
 
 @pytest.mark.parametrize("of", [DCGANGenerator, DCGANDiscriminator])
 @pytest.mark.parametrize("resolution", [30, 2])
 def test_a_resolution_that_the_channels_do_not_divide_is_refused(of, resolution):
-    with pytest.raises(ValueError, match=f"resolution {resolution}: takes a multiple of 4 with 2 channels"):
+    with pytest.raises(ValueError, match=f"resolution {resolution}: expects a multiple of 4 with 2 channels"):
         of(resolution=resolution, channels=(8, 4))
 
 
-def test_the_class_and_the_noise_change_the_picture():
+def test_the_class_and_the_noise_change_the_image():
     network, z = small().train(), torch.randn(4, 6)
-    pictures = network(z, LABELS)
+    images = network(z, LABELS)
     others = network(z, (LABELS + 1) % 3)
-    assert (others - pictures).abs().amax((1, 2, 3)).min() > 1e-3
-    assert (network(-z, LABELS) - pictures).abs().amax((1, 2, 3)).min() > 1e-3
+    assert (others - images).abs().amax((1, 2, 3)).min() > 1e-3
+    assert (network(-z, LABELS) - images).abs().amax((1, 2, 3)).min() > 1e-3
 
 
 def test_the_class_changes_the_logit_by_its_projection():

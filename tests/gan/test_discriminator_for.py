@@ -15,7 +15,7 @@ SHAPES = [(3, 32, 32), (1, 28, 28), (3, 256, 256), (4, 17, 90), (3, 130, 6), (2,
 @pytest.mark.parametrize("kind", ["noise", "image"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_classes", [0, 5])
-def test_it_takes_pictures_of_any_size_and_a_hinge_step_reaches_every_parameter(kind, shape, num_classes):
+def test_it_takes_images_of_any_size_and_a_hinge_step_reaches_every_parameter(kind, shape, num_classes):
     torch.manual_seed(0)
     network = fresh_discriminator(kind, shape, num_classes, 60_000)
     assert count(network) <= 60_000
@@ -44,7 +44,7 @@ def test_it_spends_most_of_its_budget(kind):
 @pytest.mark.parametrize(
     ("shape", "left"), [((3, 8, 8), (8, 8)), ((3, 32, 32), (8, 8)), ((3, 256, 256), (8, 8)), ((3, 256, 32), (32, 4))]
 )
-def test_larger_pictures_are_halved_more_often(shape, left):
+def test_larger_images_are_halved_more_often(shape, left):
     network, seen = fresh_discriminator("noise", shape, 0, 100_000), []
     network.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[2:])))
     network(torch.randn(1, *shape))
@@ -62,16 +62,16 @@ def test_without_a_budget_it_is_about_as_large_as_its_generator():
 
 
 def test_a_budget_below_the_narrowest_is_refused_with_what_that_takes():
-    with pytest.raises(ValueError, match=r"num_params 10: a discriminator of 32 x 32 pictures takes at least (\d+)") as raised:
+    with pytest.raises(ValueError, match=r"num_params 10: a discriminator of 32 x 32 images takes at least (\d+)") as raised:
         fresh_discriminator("noise", (3, 32, 32), 0, 10)
     least = int(str(raised.value).split()[-1])
     assert count(fresh_discriminator("noise", (3, 32, 32), 0, least)) == least
 
 
-def test_an_unknown_kind_and_a_picture_without_patches_are_refused():
-    with pytest.raises(ValueError, match="kind video: takes noise or image"):
+def test_an_unknown_kind_and_a_image_without_patches_are_refused():
+    with pytest.raises(ValueError, match="kind video: expects noise or image"):
         fresh_discriminator("video", (3, 32, 32))
-    with pytest.raises(ValueError, match="pictures of 2 x 8: a discriminator of patches takes at least 3 pixels"):
+    with pytest.raises(ValueError, match="images of 2 x 8: a discriminator of patches takes at least 3 pixels"):
         fresh_discriminator("image", (3, 2, 8))
 
 

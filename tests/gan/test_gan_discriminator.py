@@ -12,7 +12,7 @@ LOGITS = torch.tensor([[0.1, 2.0, -1.0, 0.5, 0.3, 1.5], [1.0, 0.0, 2.0, -2.0, 0.
 
 
 class Fixed(nn.Module):
-    """It gives what it holds, for as many pictures as come."""
+    """It gives what it holds, for as many images as come."""
 
     def __init__(self, output):
         super().__init__()
@@ -22,7 +22,7 @@ class Fixed(nn.Module):
         return self.output
 
 
-def test_logits_of_every_shape_are_logits_of_pictures_or_patches():
+def test_logits_of_every_shape_are_logits_of_images_or_patches():
     labels = torch.tensor([1, 4])
     one = LOGITS[:, :1]
     for output in (one[:, 0], one, one[:, :, None, None], (one, LOGITS[:, :5])):

@@ -1,4 +1,4 @@
-"""A student's folder: gendistill, torch alone and onnxruntime paint the same pictures with it."""
+"""A student's folder: gendistill, torch alone and onnxruntime generate the same images with it."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ HERE = "test_gan_export"
 
 
 class Wrapped(nn.Module):
-    """A picture in an object, spectral norm, and a range of its own."""
+    """An image in an object, spectral norm, and a range of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class Counting(Branching):
 
 
 class Noisy(Branching):
-    """It draws noise of its own."""
+    """It samples noise of its own."""
 
     def forward(self, z):
         return self.fc(z + torch.randn_like(z)).view(-1, 3, 2, 2)
 
 
 class Unet(UNet2DModel):
-    """diffusers' network as an image-to-image generator: an output object, in which the picture is the sample."""
+    """diffusers' network as an image-to-image generator: an output object, in which the image is the sample."""
 
     def forward(self, sample):
         return super().forward(sample, 0)
@@ -78,30 +78,30 @@ def gan_of(network, spec, **arguments):
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student") / "tiny"
-    lineage = {"teacher": "assets/tiny-gan", "licence": "apache-2.0", "MACs a picture": "1,234 | of 5,678", "seed": 3}
-    assert export_student(folder, tiny_gan(), lineage) == []
+    provenance = {"teacher": "assets/tiny-gan", "licence": "apache-2.0", "MACs an image": "1,234 | of 5,678", "seed": 3}
+    assert export_student(folder, tiny_gan(), provenance) == []
     return folder
 
 
-def test_every_way_of_opening_paints_the_same_at_any_batch_size(student):
+def test_every_way_of_opening_generates_the_same_at_any_batch_size(student):
     generator = open_gan(student).generator
     program = open_program(student / "generator.pt2")
     session = onnxruntime.InferenceSession(student / "generator.onnx")
     assert [each.name for each in session.get_inputs()] == ["noise", "labels"]
     for count in (1, 2, 7):
         noise, labels = generator.example(count)
-        pictures = tiny_gan().generator(noise, labels)
+        images = tiny_gan().generator(noise, labels)
         for of in (generator(noise, labels), program(noise, labels)):
-            torch.testing.assert_close(of, pictures, atol=1e-4, rtol=0)
+            torch.testing.assert_close(of, images, atol=1e-4, rtol=0)
         (of,) = session.run(None, {"noise": noise.numpy(), "labels": labels.numpy()})
-        np.testing.assert_allclose(of, pictures.detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(of, images.detach().numpy(), atol=1e-4)
 
 
 def test_torch_alone_opens_the_program_as_the_card_says(student):
     card = (student / "README.md").read_text()
     (code,) = [block for block in card.split("```python\n")[1:] if "torch.export.load" in block]
     code = code.split("```")[0].replace("PATH_OF_THIS_FOLDER", str(student))
-    check = "\nimport sys\nassert tuple(pictures.shape) == (4, 3, 16, 16)\nassert 'gendistill' not in sys.modules"
+    check = "\nimport sys\nassert tuple(images.shape) == (4, 3, 16, 16)\nassert 'gendistill' not in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code + check], check=True, cwd="/", env={"OMP_NUM_THREADS": "1"})
 
 
@@ -112,8 +112,8 @@ def test_the_card_opens_it_with_gendistill_and_onnxruntime_too(student):
     for block in (blocks[0], blocks[2]):
         names = {}
         exec(block, names)
-        assert names["pictures"].shape == (4, 3, 16, 16)
-    assert "| MACs a picture | 1,234 \\| of 5,678 |" in card
+        assert names["images"].shape == (4, 3, 16, 16)
+    assert "| MACs an image | 1,234 \\| of 5,678 |" in card
     assert "base_model: assets/tiny-gan" in card
     assert "license: apache-2.0" in card
     assert "0: a; 1: b; 2: c" in card
@@ -124,7 +124,7 @@ def test_no_path_of_this_machine_is_in_the_files(student):
         assert not any(part in file.read_bytes() for part in (b"site-packages", b"resnet.py", str(student.parent).encode()))
 
 
-def test_a_network_that_wraps_its_picture_and_norms_its_weights_is_exported(tmp_path):
+def test_a_network_that_wraps_its_image_and_norms_its_weights_is_exported(tmp_path):
     torch.manual_seed(0)
     gan = gan_of(Wrapped(), GeneratorSpec("image", (3, 6, 6), (3, 12, 12), output_range=(0.0, 1.0)))
     assert export_student(tmp_path / "s", gan, {}, onnx=False, dtype=torch.float16) == []
@@ -168,7 +168,7 @@ def test_code_that_fixes_the_batch_size_is_told(tmp_path):
     assert "fixes the batch size (len(x) does, x.shape[0] does not)" in said
 
 
-def test_a_network_that_draws_noise_is_compared_with_the_same_noise(tmp_path):
+def test_a_network_that_samples_noise_is_compared_with_the_same_noise(tmp_path):
     gan = gan_of(Noisy(), GeneratorSpec("noise", (4,), (3, 2, 2)))
     assert export_student(tmp_path / "s", gan, {}, onnx=False) == []
     program, z = open_program(tmp_path / "s" / "generator.pt2"), torch.zeros(2, 4)

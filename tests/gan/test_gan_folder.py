@@ -79,7 +79,7 @@ def test_a_folder_of_a_later_version_is_told_in_a_sentence(tmp_path):
     save_gan(tmp_path / "gan", tied())
     described = json.loads((tmp_path / "gan" / "gan.json").read_text())
     (tmp_path / "gan" / "gan.json").write_text(json.dumps({**described, "format_version": 7}))
-    with pytest.raises(ValueError, match="format_version 7: takes 1"):
+    with pytest.raises(ValueError, match="format_version 7: expects 1"):
         open_gan(tmp_path / "gan")
 
 
@@ -93,7 +93,7 @@ def test_keys_of_a_later_minor_version_are_left_out(tmp_path):
 def test_a_discriminator_whose_class_is_gone_is_left_out(tmp_path, caplog):
     save_gan(tmp_path / "gan", tiny_gan())
     described = json.loads((tmp_path / "gan" / "gan.json").read_text())
-    described["discriminator"]["class_path"] = "gone:Judge"
+    described["discriminator"]["class_path"] = "gone:Evaluator"
     (tmp_path / "gan" / "gan.json").write_text(json.dumps(described))
     gan = open_gan(tmp_path / "gan")
     assert gan.discriminator is None

@@ -64,7 +64,7 @@ class Unfindable(nn.Module):
         raise RuntimeError("first line\\nsecond line")
 
 class Small(nn.Module):
-    """It judges pictures of 8 pixels."""
+    """It evaluators images of 8 pixels."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +174,7 @@ TEACHERS = {
     "{module}:Styled": "forward requires style_code, strength",
     "{module}:Timed": "forward requires timestep",
     "{module}:Classes": "--set generator.num_classes=10",
-    "{module}:Flat": "no pictures (B, C, H, W)",
+    "{module}:Flat": "no images (B, C, H, W)",
     "{module}:Nothing": "it gives a NoneType",
     "{module}:Unfindable": "--set generator.input_shape=[128]",
 }
@@ -253,17 +253,17 @@ FOLDERS = {
     "a shape that fills the memory": ({"input_shape": [10**6, 10**6]}, "takes sizes of at least 1"),
     "negative": ({"output_shape": [3, -8, 8]}, "output_shape [3, -8, 8]"),
     "another input": ({"input_shape": [5]}, "the generator fails"),
-    "another output": ({"output_shape": [3, 16, 16]}, "gives pictures [3, 8, 8] where gan.json says [3, 16, 16]"),
+    "another output": ({"output_shape": [3, 16, 16]}, "gives images [3, 8, 8] where gan.json says [3, 16, 16]"),
     "classes": ({"classes": ["one"]}, "num_classes 2"),
     "range": ({"output_range": [1, -1]}, "output_range"),
-    "generator is a text": ({"generator": "resnet"}, "generator: takes a mapping"),
+    "generator is a text": ({"generator": "resnet"}, "generator: expects a mapping"),
     "no class": ({"generator": {"arguments": {}}}, "class_path is missing"),
     "a function": ({"generator__class_path": "os:system"}, "is no class of torch.nn.Module"),
     "no class path": ({"generator__class_path": "../evil.py"}, "takes module:Class"),
     "unknown arguments": ({"generator__arguments": {"depth": 3}}, "cannot be built with (depth=3)"),
     "other widths": ({"generator__arguments": {"latent_dim": 4, "num_classes": 2}}, "does not fit ResNetGenerator"),
     "unknown module": ({"generator__class_path": "gone:Net"}, "the module gone is not importable"),
-    "no generator": ({"generator": None}, "generator: takes a mapping"),
+    "no generator": ({"generator": None}, "generator: expects a mapping"),
     "student": ({"student": 4}, "student"),
 }
 

@@ -1,4 +1,4 @@
-"""Whatever a GAN teacher comes as: it is opened, what goes in and out is found, and it paints what its network paints."""
+"""Whatever a GAN teacher comes as: it is opened, what goes in and out is found, and it generates what its network generates."""
 
 import json
 import textwrap
@@ -35,7 +35,7 @@ class Dcgan(nn.Module):
 
 
 class Nameless(nn.Module):
-    """Its latent size is in its first layer alone; classes are in a table; pictures in [0, 1], in a tuple."""
+    """Its latent size is in its first layer alone; classes are in a table; images in [0, 1], in a tuple."""
 
     def __init__(self, a=20, b=5, k=7):
         super().__init__()
@@ -59,8 +59,8 @@ class OneHot(nn.Module):
         return (torch.tanh(self.fc(torch.cat([z, hot], 1))) + 1).unflatten(1, (1, 8, 8)) / 2
 
 
-class Painter(nn.Module):
-    """A picture in, a picture out, in an object as diffusers returns them."""
+class TrajectoryTeacher(nn.Module):
+    """An image in, an image out, in an object as diffusers returns them."""
 
     def __init__(self, width=8):
         super().__init__()
@@ -71,7 +71,7 @@ class Painter(nn.Module):
 
 
 class Deep(nn.Module):
-    """It halves a picture six times, so that only 64 pixels and more go in."""
+    """It halves an image six times, so that only 64 pixels and more go in."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ class SuperResolver(nn.Module):
         return self.shuffle(self.conv(low))
 
 
-class Judge(nn.Module):
+class Evaluator(nn.Module):
     """Patches."""
 
     def __init__(self, width=4):
@@ -133,7 +133,7 @@ FOUND = {
     "Dcgan": GeneratorSpec("noise", (24, 1, 1), (3, 8, 8)),
     "Nameless": GeneratorSpec("noise", (20,), (3, 8, 8), 7, (), (0, 1)),
     "OneHot": GeneratorSpec("noise", (11,), (1, 8, 8), 4, (), (0, 1)),
-    "Painter": GeneratorSpec("image", (3, 32, 32), (3, 32, 32), 0, (), (0, 1)),
+    "TrajectoryTeacher": GeneratorSpec("image", (3, 32, 32), (3, 32, 32), 0, (), (0, 1)),
     "Deep": GeneratorSpec("image", (3, 64, 64), (3, 64, 64)),
     "SuperResolver": GeneratorSpec("image", (3, 32, 32), (3, 64, 64)),
 }
@@ -145,22 +145,22 @@ def test_what_an_unseen_network_takes_and_gives_is_found(networks, name):
     gan = opened(f"{networks}:{name}", "w.safetensors")
     assert gan.generator.spec == FOUND[name]
     inputs = gan.generator.example(3)
-    pictures = gan.generator(*inputs)
-    assert pictures.shape == (3, *FOUND[name].output_shape)
-    own = network(inputs[0] / 2 + 0.5 if name == "Painter" else inputs[0], *inputs[1:])
-    own = own[0] if name == "Nameless" else own.sample if name == "Painter" else own
-    assert torch.allclose(pictures, own * 2 - 1 if FOUND[name].output_range == (0, 1) else own, atol=1e-6)
+    images = gan.generator(*inputs)
+    assert images.shape == (3, *FOUND[name].output_shape)
+    own = network(inputs[0] / 2 + 0.5 if name == "TrajectoryTeacher" else inputs[0], *inputs[1:])
+    own = own[0] if name == "Nameless" else own.sample if name == "TrajectoryTeacher" else own
+    assert torch.allclose(images, own * 2 - 1 if FOUND[name].output_range == (0, 1) else own, atol=1e-6)
 
 
 def test_a_size_that_is_found_by_trying_is_told(networks, caplog):
     saved(f"{networks}:Deep", "w.pth")
     opened(f"{networks}:Deep", "w.pth")
-    assert "works on pictures of 64x64, which is taken; --set generator.input_shape=[3,H,W] says otherwise" in caplog.text
+    assert "works on images of 64x64, which is taken; --set generator.input_shape=[3,H,W] says otherwise" in caplog.text
 
 
 def test_settings_win_over_what_is_found(networks):
-    saved(f"{networks}:Painter", "w.pth")
-    gan = opened(f"{networks}:Painter", "w.pth", input_shape=[3, 48, 40], output_range=(-1, 1))
+    saved(f"{networks}:TrajectoryTeacher", "w.pth")
+    gan = opened(f"{networks}:TrajectoryTeacher", "w.pth", input_shape=[3, 48, 40], output_range=(-1, 1))
     assert gan.generator.spec == GeneratorSpec("image", (3, 48, 40), (3, 48, 40))
 
 
@@ -210,9 +210,9 @@ def test_a_gan_folder_opens_as_it_was_with_its_discriminator(tmp_path):
     example = gan.generator.example(4)
     assert again.generator.spec == gan.generator.spec
     assert torch.equal(again.generator(*example), gan.generator(*example))
-    pictures = gan.generator(*example)
-    assert torch.equal(again.discriminator(pictures, example[1]), gan.discriminator(pictures, example[1]))
-    assert describe(again) == "ResNetGenerator: noise 8 and 3 classes to pictures 3x16x16 in [-1, 1]; with its discriminator"
+    images = gan.generator(*example)
+    assert torch.equal(again.discriminator(images, example[1]), gan.discriminator(images, example[1]))
+    assert describe(again) == "ResNetGenerator: noise 8 and 3 classes to images 3x16x16 in [-1, 1]; with its discriminator"
 
 
 def test_settings_win_over_a_folder_and_fresh_leaves_its_discriminator(tmp_path):
@@ -238,7 +238,7 @@ def test_a_built_in_network_that_diffusers_saved_opens_alone(tmp_path):
 
 def test_a_discriminator_of_ones_own_comes_with_its_weights(networks):
     saved(f"{networks}:Deep", "g.safetensors")
-    judge = saved(f"{networks}:Judge", "d.pth")
-    gan = opened(f"{networks}:Deep", "g.safetensors", discriminator=f"{networks}:Judge", discriminator_weights="d.pth")
-    assert torch.equal(gan.discriminator.conv.weight, judge.conv.weight)
-    assert gan.discriminator_source == NetworkSource(f"{networks}:Judge")
+    evaluator = saved(f"{networks}:Evaluator", "d.pth")
+    gan = opened(f"{networks}:Deep", "g.safetensors", discriminator=f"{networks}:Evaluator", discriminator_weights="d.pth")
+    assert torch.equal(gan.discriminator.conv.weight, evaluator.conv.weight)
+    assert gan.discriminator_source == NetworkSource(f"{networks}:Evaluator")

@@ -27,19 +27,19 @@ class Pyramid(nn.Module):
 def test_the_last_map_of_each_of_the_coarsest_resolutions_is_seen_finest_first():
     torch.manual_seed(0)
     network = Pyramid()
-    pictures = torch.randn(2, 3, 64, 64)
-    maps = Perception(network, (pictures[:1],)).maps(pictures)
+    images = torch.randn(2, 3, 64, 64)
+    maps = Perception(network, (images[:1],)).maps(images)
     assert [tuple(of.shape) for of in maps] == [(2, 3, edge, edge) for edge in (8, 4, 2, 1)]
     assert len(maps) == LAYERS
-    torch.testing.assert_close(maps[-1].flatten(1), network(pictures))
+    torch.testing.assert_close(maps[-1].flatten(1), network(images))
 
 
-def test_gradients_pass_to_the_pictures_and_the_network_stays_as_it_is():
+def test_gradients_pass_to_the_images_and_the_network_stays_as_it_is():
     network = Pyramid().train()
     perception = Perception(network, (torch.zeros(1, 3, 32, 32),))
-    pictures = torch.randn(2, 3, 32, 32, requires_grad=True)
-    sum(of.square().sum() for of in perception.maps(pictures)).backward()
-    assert (pictures.grad != 0).any()
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+    sum(of.square().sum() for of in perception.maps(images)).backward()
+    assert (images.grad != 0).any()
     assert not network.training
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
 
@@ -53,7 +53,7 @@ def test_imagenets_networks_are_given_its_mean_and_deviation():
             return super().forward(x)
 
     perception = Perception(Seeing(), (EXAMPLE,), imagenet=True)
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # of pictures in [0, 1]
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # of images in [0, 1]
     perception.maps((mean * 2 - 1).expand(2, 3, 16, 16))
     assert seen[-1].abs().max() < 1e-3
 
@@ -61,15 +61,15 @@ def test_imagenets_networks_are_given_its_mean_and_deviation():
 def test_the_teachers_discriminator_looks_at_classes_too():
     discriminator = adapt(tiny_gan().discriminator, NOISE)
     perception = open_perception("discriminator", NOISE, discriminator, EXAMPLE)
-    pictures = torch.randn(3, 3, 16, 16)
-    maps = perception.maps(pictures, torch.tensor([0, 1, 2]))
+    images = torch.randn(3, 3, 16, 16)
+    maps = perception.maps(images, torch.tensor([0, 1, 2]))
     assert [tuple(of.shape) for of in maps] == [(3, 8, edge, edge) for edge in (16, 8, 4)]
     for of in maps:
         assert (of[0] != of[1]).any()
     assert open_perception("discriminator", NOISE, None, EXAMPLE) is None
 
 
-def test_the_emoji_network_looks_at_pictures_of_any_size_as_if_they_had_32_pixels(generator):
+def test_the_emoji_network_looks_at_images_of_any_size_as_if_they_had_32_pixels(generator):
     perception = open_perception("emoji", NOISE, None, EXAMPLE)
     small = torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1
     large = F.interpolate(small, (32, 32), mode="bilinear", antialias=True)
@@ -78,8 +78,8 @@ def test_the_emoji_network_looks_at_pictures_of_any_size_as_if_they_had_32_pixel
 
 
 def test_weights_under_a_spectral_norm_are_no_features():
-    judge = tiny_gan().discriminator
-    found = candidates(judge, (EXAMPLE, torch.zeros(1).long()))
+    evaluator = tiny_gan().discriminator
+    found = candidates(evaluator, (EXAMPLE, torch.zeros(1).long()))
     assert {"blocks.0", "blocks.0.conv1", "blocks.1.skip"} <= {one.path for one in found}
     assert {one.shape[1:] for one in found} == {(16, 16), (8, 8), (4, 4)}
 
@@ -87,9 +87,9 @@ def test_weights_under_a_spectral_norm_are_no_features():
 @pytest.mark.parametrize(
     ("name", "spec", "sentence"),
     [
-        ("emoji", GREY, "perceptual_network emoji: looks at 3 channels, the teacher paints 1"),
-        ("vgg", NOISE, "perceptual_network vgg: takes discriminator, emoji or torchvision:NAME"),
-        ("torchvision:", NOISE, "perceptual_network torchvision:: takes discriminator, emoji or torchvision:NAME"),
+        ("emoji", GREY, "perceptual_network emoji: looks at 3 channels, the teacher generates 1"),
+        ("vgg", NOISE, "perceptual_network vgg: expects discriminator, emoji or torchvision:NAME"),
+        ("torchvision:", NOISE, "perceptual_network torchvision:: expects discriminator, emoji or torchvision:NAME"),
         ("torchvision:nothing", NOISE, "perceptual_network torchvision:nothing cannot be opened"),
     ],
 )

@@ -18,19 +18,19 @@ def small(num_classes=3):
 
 @pytest.mark.parametrize(("channels", "edge"), [((8,), 4), ((8, 4), 8), ((8, 8, 8, 4), 32)])
 def test_each_width_after_the_first_doubles_the_edge_from_4(channels, edge):
-    pictures = ResNetGenerator(6, 0, channels, out_channels=2)(torch.randn(2, 6))
-    assert pictures.shape == (2, 2, edge, edge)
-    assert pictures.abs().max() <= 1
+    images = ResNetGenerator(6, 0, channels, out_channels=2)(torch.randn(2, 6))
+    assert images.shape == (2, 2, edge, edge)
+    assert images.abs().max() <= 1
 
 
-def test_the_class_and_the_noise_change_the_picture():
+def test_the_class_and_the_noise_change_the_image():
     network, z = small().eval(), torch.randn(1, 6)
-    pictures = [network(z, torch.tensor([label])) for label in range(3)]
-    assert min((pictures[a] - pictures[b]).abs().max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
-    assert (network(-z, torch.tensor([0])) - pictures[0]).abs().max() > 1e-3
+    images = [network(z, torch.tensor([label])) for label in range(3)]
+    assert min((images[a] - images[b]).abs().max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+    assert (network(-z, torch.tensor([0])) - images[0]).abs().max() > 1e-3
 
 
-def test_in_eval_mode_a_picture_does_not_depend_on_its_batch():
+def test_in_eval_mode_a_image_does_not_depend_on_its_batch():
     network, z = small().eval(), torch.randn(4, 6)
     torch.testing.assert_close(network(z, LABELS)[2:3], network(z[2:3], LABELS[2:3]))
 
@@ -52,7 +52,7 @@ def test_the_projection_is_the_product_of_the_class_and_the_features():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 9, 22)])
-def test_a_discriminator_takes_pictures_of_any_size(shape):
+def test_a_discriminator_takes_images_of_any_size(shape):
     assert ResNetDiscriminator(8, 0, (8, 8), 1)(torch.randn(shape)).shape == (2,)
 
 

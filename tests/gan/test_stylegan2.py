@@ -26,21 +26,21 @@ def small(num_classes=3, **settings):
 
 @pytest.mark.parametrize(("channels", "edge"), [((8,), 4), ((8, 4), 8), ((8, 8, 8, 4), 32)])
 def test_each_width_after_the_first_doubles_the_edge_from_4(channels, edge):
-    pictures = StyleGAN2Generator(6, 0, channels, 2, out_channels=2)(torch.randn(3, 6))
-    assert pictures.shape == (3, 2, edge, edge)
-    assert StyleGAN2Discriminator(edge, 0, channels[::-1], 2)(pictures).shape == (3,)
+    images = StyleGAN2Generator(6, 0, channels, 2, out_channels=2)(torch.randn(3, 6))
+    assert images.shape == (3, 2, edge, edge)
+    assert StyleGAN2Discriminator(edge, 0, channels[::-1], 2)(images).shape == (3,)
 
 
 @pytest.mark.parametrize("resolution", [30, 2])
 def test_a_resolution_that_the_channels_do_not_divide_is_refused(resolution):
-    with pytest.raises(ValueError, match=f"resolution {resolution}: takes a multiple of 4 with 3 channels"):
+    with pytest.raises(ValueError, match=f"resolution {resolution}: expects a multiple of 4 with 3 channels"):
         StyleGAN2Discriminator(resolution, channels=(4, 4, 4))
 
 
-def test_the_class_and_the_noise_change_the_picture():
+def test_the_class_and_the_noise_change_the_image():
     network, z = small().eval(), torch.randn(4, 6)
-    pictures = [network(z, torch.full((4,), label)) for label in range(3)]
-    assert min((a - b).abs().amax((1, 2, 3)).min() for a, b in combinations(pictures, 2)) > 1e-3
+    images = [network(z, torch.full((4,), label)) for label in range(3)]
+    assert min((a - b).abs().amax((1, 2, 3)).min() for a, b in combinations(images, 2)) > 1e-3
     assert (network(-z, LABELS) - network(z, LABELS)).abs().amax((1, 2, 3)).min() > 1e-3
 
 
@@ -67,17 +67,17 @@ def test_truncation_moves_w_towards_its_mean_in_eval_mode_alone():
     assert torch.equal(truncation.running_mean, mean)
     assert torch.equal(truncation.train()(w), w)
     torch.testing.assert_close(truncation.running_mean, mean + 0.005 * (w.mean(0) - mean))
-    assert torch.equal(truncation(w[:1]), w[:1])  # a batch of one picture
+    assert torch.equal(truncation(w[:1]), w[:1])  # a batch of one image
 
 
-def test_without_any_psi_every_noise_makes_the_picture_of_the_mean():
+def test_without_any_psi_every_noise_makes_the_image_of_the_mean():
     network = small(truncation_psi=0.0)
     for _ in range(3):
         network(torch.randn(4, 6), LABELS)
-    pictures = network.eval()(torch.randn(4, 6), LABELS)
-    torch.testing.assert_close(pictures, pictures[:1].expand(4, -1, -1, -1))
+    images = network.eval()(torch.randn(4, 6), LABELS)
+    torch.testing.assert_close(images, images[:1].expand(4, -1, -1, -1))
     network.truncation.psi = 1
-    assert (network(torch.randn(4, 6), LABELS) - pictures).abs().max() > 1e-3
+    assert (network(torch.randn(4, 6), LABELS) - images).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("batch", "size"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 3), (8, 4)])
@@ -93,7 +93,7 @@ def test_the_minibatch_deviation_is_the_mean_deviation_within_groups(batch, size
         torch.testing.assert_close(made[k, 3], expected.expand(2, 5))
 
 
-def test_a_discriminator_sees_that_all_pictures_are_one():
+def test_a_discriminator_sees_that_all_images_are_one():
     network, x = StyleGAN2Discriminator(8, 0, (4, 8)), torch.randn(4, 3, 8, 8)
     alone = network(x[:1])
     torch.testing.assert_close(network(x[:1].expand(4, -1, -1, -1)), alone.expand(4))
@@ -115,7 +115,7 @@ def test_a_hinge_step_reaches_every_parameter(num_classes):
     assert_hinge_steps(small(num_classes), discriminator, torch.randn(4, 6), LABELS if num_classes else None)
 
 
-def test_the_slope_penalty_has_finite_gradients_even_where_pictures_do_not_differ():
+def test_the_slope_penalty_has_finite_gradients_even_where_images_do_not_differ():
     network = StyleGAN2Discriminator(8, 0, (4, 8))
     x = torch.zeros(4, 3, 8, 8, requires_grad=True)
     slope = torch.autograd.grad(network(x).sum(), x, create_graph=True)[0]
@@ -123,8 +123,8 @@ def test_the_slope_penalty_has_finite_gradients_even_where_pictures_do_not_diffe
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_a_picture_at_the_start_of_training_has_a_deviation_near_1():
-    # Equalised weights and demodulation keep the variance of features at about 1 whatever the widths; the skips add pictures.
+def test_a_image_at_the_start_of_training_has_a_deviation_near_1():
+    # Equalised weights and demodulation keep the variance of features at about 1 whatever the widths; the skips add images.
     for width in (16, 128):
         network = StyleGAN2Generator(32, 0, (width,), 2).eval()
         assert 0.5 < network(torch.randn(64, 32)).std() < 2

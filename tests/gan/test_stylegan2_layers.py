@@ -20,7 +20,7 @@ def seed():
 
 
 def grouped(layer, x, w):
-    """The paper's form: weights of its own for each picture (eq. 1-3), and one convolution of B groups."""
+    """The paper's form: weights of its own for each image (eq. 1-3), and one convolution of B groups."""
     up = isinstance(layer.conv, torch.nn.ConvTranspose2d)
     weight = layer.conv.weight.transpose(0, 1) if up else layer.conv.weight
     weight = weight[None] * layer.scale * layer.style(w)[:, None, :, None, None]
@@ -51,7 +51,7 @@ def test_a_modulated_convolution_that_doubles_is_the_papers_grouped_one(demodula
     torch.testing.assert_close(layer(x, w), grouped(layer, x, w))
 
 
-def test_doubling_is_the_filtered_picture_convolved_away_from_its_border():
+def test_doubling_is_the_filtered_image_convolved_away_from_its_border():
     layer = ModulatedConv(5, 7, 3, 4, up=True).double()
     x, w = torch.randn(3, 5, 8, 8).double(), torch.randn(3, 4).double()
     style = layer.style(w) * layer.scale
@@ -125,7 +125,7 @@ def test_a_blur_is_scipys_filter_in_both_directions(mode, padding, up, down):
 
 
 @pytest.mark.parametrize("mode", ["up", "down"])
-def test_a_constant_picture_stays_itself_inside(mode):
+def test_a_constant_image_stays_itself_inside(mode):
     made = Blur(mode)(torch.full((1, 2, 8, 8), 0.7))
     assert made.shape[2:] == {"up": (16, 16), "down": (4, 4)}[mode]
     torch.testing.assert_close(made[:, :, 1:-1, 1:-1], torch.full_like(made[:, :, 1:-1, 1:-1], 0.7))

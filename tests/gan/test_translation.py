@@ -24,7 +24,7 @@ def test_the_defaults_have_the_parameters_of_the_papers_networks():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 28), (20, 12)])
-def test_a_picture_becomes_one_of_the_same_size(size):
+def test_a_image_becomes_one_of_the_same_size(size):
     made = ResNetTranslator(1, 2, 4, 1)(torch.randn(2, 1, *size))
     assert made.shape == (2, 2, *size)
     assert made.abs().max() <= 1
@@ -32,11 +32,11 @@ def test_a_picture_becomes_one_of_the_same_size(size):
 
 @pytest.mark.parametrize("size", [(18, 16), (16, 17)])
 def test_a_size_that_cannot_be_halved_twice_is_refused(size):
-    with pytest.raises(ValueError, match=f"a picture of {size[0]} x {size[1]}: takes multiples of 4"):
+    with pytest.raises(ValueError, match=f"an image of {size[0]} x {size[1]}: expects multiples of 4"):
         small()(torch.randn(1, 3, *size))
 
 
-def test_a_picture_does_not_depend_on_its_batch_even_in_training():
+def test_a_image_does_not_depend_on_its_batch_even_in_training():
     network, x = small().train(), torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-4, atol=1e-5)
 
@@ -66,7 +66,7 @@ def test_a_logit_sees_as_many_pixels_as_the_paper_says(num_layers, seen):
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (seen, seen)
 
 
-def test_the_condition_picture_changes_the_logits():
+def test_the_condition_image_changes_the_logits():
     network, x = PatchDiscriminator(condition_channels=2, channels=4, num_layers=1), torch.randn(2, 3, 16, 24)
     condition = torch.randn(2, 2, 16, 24)
     logits = network(x, condition=condition)

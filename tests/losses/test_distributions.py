@@ -166,9 +166,9 @@ def test_descending_the_distance_brings_samples_to_the_others_distribution(name,
 
 def test_what_cannot_be_compared_is_refused():
     x = torch.zeros(3, 4)
-    with pytest.raises(ValueError, match=r"batch of 1: .* takes at least 2 samples"):
+    with pytest.raises(ValueError, match=r"batch of 1: .* expects at least 2 samples"):
         mmd(x[:1], x)
-    with pytest.raises(ValueError, match="dimension 4: takes that of the other batch, 5"):
+    with pytest.raises(ValueError, match="dimension 4: expects that of the other batch, 5"):
         mmd(x, torch.zeros(3, 5))
-    with pytest.raises(ValueError, match=r"projections \(2, 5\): takes 4 columns"):
+    with pytest.raises(ValueError, match=r"projections \(2, 5\): expects 4 columns"):
         sliced_wasserstein(x, x, torch.zeros(2, 5))

@@ -113,7 +113,7 @@ def test_autocast_does_not_narrow_a_loss(loss, generator):
 
 def test_features_that_do_not_go_together_are_refused():
     with pytest.raises(
-        ValueError, match=r"student features \(2, 3, 4, 4\): takes the shape it is compared with, \(2, 5, 4, 4\)"
+        ValueError, match=r"student features \(2, 3, 4, 4\): expects the shape it is compared with, \(2, 5, 4, 4\)"
     ):
         hint(torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4, 4))
     with pytest.raises(ValueError, match=r"student Gram matrices \(2, 3, 3\)"):

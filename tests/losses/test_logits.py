@@ -109,11 +109,11 @@ def test_half_precision_is_computed_in_float32(loss, dtype, generator):
 @pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan])
 def test_a_temperature_that_is_none_is_refused(temperature):
     for loss in (kd, bernoulli_kd):
-        with pytest.raises(ValueError, match=r"temperature .*: takes more than 0"):
+        with pytest.raises(ValueError, match=r"temperature .*: expects more than 0"):
             loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
 
 
 @pytest.mark.parametrize("loss", [kd, bernoulli_kd, mse_logits])
 def test_logits_that_would_be_broadcast_are_refused(loss):
-    with pytest.raises(ValueError, match=r"\(4, 1\): takes the shape it is compared with, \(4,\)"):
+    with pytest.raises(ValueError, match=r"\(4, 1\): expects the shape it is compared with, \(4,\)"):
         loss(torch.zeros(4, 1), torch.zeros(4))

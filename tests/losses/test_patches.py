@@ -1,4 +1,4 @@
-"""Patches of pictures as sets: where they lie does not count, how sharp they are does."""
+"""Patches of images as sets: where they lie does not count, how sharp they are does."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from scipy import stats
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 
 
-def pictures(generator, count=3, edge=12, channels=2):
+def images(generator, count=3, edge=12, channels=2):
     return torch.rand(count, channels, edge, edge, generator=generator).double() * 2 - 1
 
 
@@ -16,13 +16,13 @@ def lines(generator, size=3, channels=2, count=5, centred=False):
     return patch_projections(count, channels, size, generator, centred=centred).double()
 
 
-def patches(picture, size):
-    return F.unfold(picture[None], size)[0].T
+def patches(image, size):
+    return F.unfold(image[None], size)[0].T
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_it_is_scipys_distance_of_each_pictures_projected_patches(size, generator):
-    x, y, along = pictures(generator), pictures(generator), lines(generator, size)
+def test_it_is_scipys_distance_of_each_images_projected_patches(size, generator):
+    x, y, along = images(generator), images(generator), lines(generator, size)
     by_hand = [
         stats.wasserstein_distance(patches(ours, size) @ line.flatten(), patches(theirs, size) @ line.flatten())
         for ours, theirs in zip(x, y, strict=True)
@@ -31,8 +31,8 @@ def test_it_is_scipys_distance_of_each_pictures_projected_patches(size, generato
     torch.testing.assert_close(patch_sliced_wasserstein(x, y, along, levels=1).item(), sum(by_hand) / len(by_hand))
 
 
-def test_unpaired_it_is_scipys_distance_of_all_patches_and_sees_no_order_of_pictures(generator):
-    x, y, along = pictures(generator), pictures(generator), lines(generator)
+def test_unpaired_it_is_scipys_distance_of_all_patches_and_sees_no_order_of_images(generator):
+    x, y, along = images(generator), images(generator), lines(generator)
     ours, theirs = (torch.cat([patches(of, 3) for of in batch]) for batch in (x, y))
     by_hand = [stats.wasserstein_distance(ours @ line.flatten(), theirs @ line.flatten()) for line in along]
     found = patch_sliced_wasserstein(x, y, along, paired=False, levels=1)
@@ -41,15 +41,15 @@ def test_unpaired_it_is_scipys_distance_of_all_patches_and_sees_no_order_of_pict
     assert patch_sliced_wasserstein(x, x.flip(0), along) > 0.01
 
 
-def test_levels_are_the_mean_of_the_distances_of_halved_pictures(generator):
-    x, y, along = pictures(generator), pictures(generator), lines(generator)
+def test_levels_are_the_mean_of_the_distances_of_halved_images(generator):
+    x, y, along = images(generator), images(generator), lines(generator)
     halved = patch_sliced_wasserstein(F.avg_pool2d(x, 2), F.avg_pool2d(y, 2), along, levels=1)
     whole = patch_sliced_wasserstein(x, y, along, levels=1)
     torch.testing.assert_close(patch_sliced_wasserstein(x, y, along), (whole + halved) / 2)
 
 
 def test_a_stride_leaves_patches_out(generator):
-    x, y, along = pictures(generator, edge=9), pictures(generator, edge=9), lines(generator)
+    x, y, along = images(generator, edge=9), images(generator, edge=9), lines(generator)
     kept = [torch.stack([patches(of, 3)[[0, 3, 6, 21, 24, 27, 42, 45, 48]] for of in batch]) for batch in (x, y)]
     ours, theirs = ((of @ along.flatten(1).T).sort(1).values for of in kept)
     found = patch_sliced_wasserstein(x, y, along, levels=1, stride=3)
@@ -64,14 +64,14 @@ def test_where_a_thing_lies_does_not_count(generator):
     assert (here - there).abs().mean() > 0.01
 
 
-def test_the_mean_of_two_pictures_is_far_from_both_where_pixel_by_pixel_it_is_nearest(generator):
+def test_the_mean_of_two_images_is_far_from_both_where_pixel_by_pixel_it_is_nearest(generator):
     """Edges that may be here or there: what L1 makes of them is blur."""
     here, there = torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
     here[..., 6:], there[..., 10:] = 1, 1
     along = lines(generator, channels=1, count=16).float()
 
-    def of_both(distance, picture):
-        return distance(picture, here) + distance(picture, there)
+    def of_both(distance, image):
+        return distance(image, here) + distance(image, there)
 
     def by_patches(a, b):
         return patch_sliced_wasserstein(a, b, along)
@@ -82,7 +82,7 @@ def test_the_mean_of_two_pictures_is_far_from_both_where_pixel_by_pixel_it_is_ne
 
 
 def test_centred_lines_see_no_change_of_brightness_and_are_of_length_1(generator):
-    x, centred, plain = pictures(generator), lines(generator, centred=True), lines(generator)
+    x, centred, plain = images(generator), lines(generator, centred=True), lines(generator)
     assert patch_sliced_wasserstein(x, x + 0.3, centred) < 1e-6
     assert patch_sliced_wasserstein(x, x + 0.3, plain) > 0.01
     for along in (centred, plain):
@@ -91,7 +91,7 @@ def test_centred_lines_see_no_change_of_brightness_and_are_of_length_1(generator
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_gradients_agree_with_finite_differences_and_descending_it_sharpens(paired, generator):
-    x, y, along = pictures(generator, 2, 8), pictures(generator, 2, 8), lines(generator)
+    x, y, along = images(generator, 2, 8), images(generator, 2, 8), lines(generator)
     assert torch.autograd.gradcheck(
         lambda a: patch_sliced_wasserstein(a, y, along, paired=paired), x.clone().requires_grad_(True)
     )
@@ -109,7 +109,7 @@ def test_gradients_agree_with_finite_differences_and_descending_it_sharpens(pair
 
 
 def test_half_precision_and_autocast_are_computed_in_float32(generator):
-    x, y, along = pictures(generator).bfloat16(), pictures(generator).bfloat16(), lines(generator).float()
+    x, y, along = images(generator).bfloat16(), images(generator).bfloat16(), lines(generator).float()
     with torch.autocast("cpu", torch.bfloat16):
         narrow = patch_sliced_wasserstein(x, y, along)
     assert narrow.dtype == torch.float32
@@ -118,8 +118,11 @@ def test_half_precision_and_autocast_are_computed_in_float32(generator):
 
 @pytest.mark.parametrize(
     ("other", "levels", "sentence"),
-    [((2, 2, 12, 12), 1, "takes the shape it is compared with"), ((3, 2, 12, 12), 4, "takes 1 or more, the smallest of which")],
+    [
+        ((2, 2, 12, 12), 1, "expects the shape it is compared with"),
+        ((3, 2, 12, 12), 4, "expects 1 or more, the smallest of which"),
+    ],
 )
 def test_what_cannot_be_compared_is_refused(other, levels, sentence, generator):
     with pytest.raises(ValueError, match=sentence):
-        patch_sliced_wasserstein(pictures(generator), torch.zeros(other).double(), lines(generator), levels=levels)
+        patch_sliced_wasserstein(images(generator), torch.zeros(other).double(), lines(generator), levels=levels)

@@ -48,12 +48,12 @@ def test_the_gradient_is_finite_where_prediction_and_target_are_equal(distance):
     assert torch.equal(prediction.grad, torch.zeros(3))
 
 
-def pictures(generator, size=(8, 8), count=2):
+def images(generator, size=(8, 8), count=2):
     return torch.rand(2, count, 3, *size, generator=generator) * 2 - 1
 
 
-def test_multi_scale_is_the_mean_over_halved_pictures(generator):
-    prediction, target = pictures(generator)
+def test_multi_scale_is_the_mean_over_halved_images(generator):
+    prediction, target = images(generator)
     total = 0
     for size in (8, 4, 2, 1):
         step = 8 // size
@@ -67,7 +67,7 @@ def test_multi_scale_is_the_mean_over_halved_pictures(generator):
 
 
 def test_multi_scale_of_one_level_is_the_distance_and_of_a_change_of_colour_too(generator):
-    prediction, target = pictures(generator)
+    prediction, target = images(generator)
     assert torch.equal(multi_scale(prediction, target, 1), l1(prediction, target))
     torch.testing.assert_close(multi_scale(prediction + 0.3, prediction, 3), torch.tensor(0.3))
 
@@ -78,10 +78,10 @@ def test_multi_scale_forgives_what_is_finer_than_its_coarse_levels():
 
 
 def test_multi_scale_takes_odd_edges_and_refuses_more_levels_than_there_are(generator):
-    prediction, target = pictures(generator, (5, 9))
+    prediction, target = images(generator, (5, 9))
     assert multi_scale(prediction, target, 3) > 0
     for levels in (0, 4):
-        with pytest.raises(ValueError, match=f"levels {levels}: takes from 1 to 3 for pictures of 9x5"):
+        with pytest.raises(ValueError, match=f"levels {levels}: expects from 1 to 3 for images of 9x5"):
             multi_scale(prediction, target, levels)
 
 
@@ -98,7 +98,7 @@ def reference():
 
 def test_perceptual_without_weights_is_the_baseline_of_lpips(reference, generator):
     network, features = reference
-    prediction, target = pictures(generator, (32, 32))
+    prediction, target = images(generator, (32, 32))
     network.lpips = False
     expected = network(prediction, target).mean()
     network.lpips = True
@@ -122,7 +122,7 @@ def test_perceptual_of_known_features():
 
 
 def test_perceptual_has_finite_gradients_where_all_features_of_a_place_are_dead(generator):
-    prediction, target = pictures(generator)
+    prediction, target = images(generator)
     prediction[:, :, :4] = -1  # dead after the rectifier, a length of 0
     prediction.requires_grad_()
     perceptual(prediction, target, lambda x: [x.relu()]).backward()
@@ -132,7 +132,7 @@ def test_perceptual_has_finite_gradients_where_all_features_of_a_place_are_dead(
 
 
 def test_perceptual_hardly_pulls_from_features_that_are_all_zero(generator):
-    prediction, target = torch.zeros(2, 3, 8, 8, requires_grad=True), pictures(generator)[1]
+    prediction, target = torch.zeros(2, 3, 8, 8, requires_grad=True), images(generator)[1]
     value = perceptual(prediction, target, lambda x: [x])
     value.backward()
     assert value.item() == pytest.approx(1)  # of directions against none
@@ -140,23 +140,23 @@ def test_perceptual_hardly_pulls_from_features_that_are_all_zero(generator):
 
 
 def test_perceptual_computes_in_float32_whatever_the_network_gives(generator):
-    prediction, target = (300 * pictures(generator)).half()  # whose squares are beyond float16
+    prediction, target = (300 * images(generator)).half()  # whose squares are beyond float16
     value = perceptual(prediction, target, lambda x: [x])
     assert torch.equal(value, perceptual(prediction.float(), target.float(), lambda x: [x]))
     assert value.isfinite()
 
 
-def test_perceptual_goes_through_the_feature_network_to_the_pictures(generator):
+def test_perceptual_goes_through_the_feature_network_to_the_images(generator):
     network = nn.Conv2d(3, 4, 3).requires_grad_(False)
-    prediction, target = pictures(generator)
+    prediction, target = images(generator)
     prediction.requires_grad_()
     perceptual(prediction, target, lambda x: [network(x)]).backward()
     assert (prediction.grad != 0).any(3).all()
 
 
 @pytest.mark.parametrize("distance", [multi_scale, lambda p, t: perceptual(p, t, two_layers)])
-def test_distances_of_pictures_are_zero_at_equality_float32_and_the_same_for_a_doubled_batch(distance, generator):
-    prediction, target = pictures(generator).half()
+def test_distances_of_images_are_zero_at_equality_float32_and_the_same_for_a_doubled_batch(distance, generator):
+    prediction, target = images(generator).half()
     value = distance(prediction, target)
     assert distance(prediction, prediction) == 0
     assert value == distance(target, prediction)
@@ -164,7 +164,7 @@ def test_distances_of_pictures_are_zero_at_equality_float32_and_the_same_for_a_d
     torch.testing.assert_close(distance(prediction.repeat(2, 1, 1, 1), target.repeat(2, 1, 1, 1)), value)
 
 
-def test_pictures_of_other_shapes_are_refused():
+def test_images_of_other_shapes_are_refused():
     x = torch.zeros(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"prediction \(2, 3, 4, 4\): takes the shape it is compared with, \(1, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"prediction \(2, 3, 4, 4\): expects the shape it is compared with, \(1, 3, 4, 4\)"):
         multi_scale(x, x[:1])

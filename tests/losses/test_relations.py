@@ -218,16 +218,16 @@ def test_half_precision_and_autocast_are_computed_in_float32(loss, dtype, genera
 
 @pytest.mark.parametrize(("loss", "least"), [(loss, 3 if loss is rkd_angle else 2) for loss in [*RELATIONS, contrastive]])
 def test_a_batch_without_a_relation_is_refused(loss, least):
-    with pytest.raises(ValueError, match=f"batch of {least - 1}: .* takes at least {least} samples"):
+    with pytest.raises(ValueError, match=f"batch of {least - 1}: .* expects at least {least} samples"):
         loss(torch.zeros(least - 1, 4), torch.zeros(least - 1, 4))
 
 
 @pytest.mark.parametrize("loss", RELATIONS)
 def test_batches_of_other_sizes_are_refused(loss):
-    with pytest.raises(ValueError, match="student batch of 5: takes the teacher's size, 6"):
+    with pytest.raises(ValueError, match="student batch of 5: expects the teacher's size, 6"):
         loss(torch.zeros(5, 4), torch.zeros(6, 4))
 
 
 def test_embeddings_of_other_dimensions_have_no_cosines_and_are_refused():
-    with pytest.raises(ValueError, match=r"student embeddings \(3, 4\): takes the shape it is compared with, \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"student embeddings \(3, 4\): expects the shape it is compared with, \(3, 5\)"):
         contrastive(torch.ones(3, 4), torch.ones(3, 5))

@@ -1,4 +1,4 @@
-"""CLIP's view of latents: their pictures, through which gradients pass."""
+"""CLIP's view of latents: their images, through which gradients pass."""
 
 import pytest
 import torch
@@ -19,10 +19,10 @@ def tiny_sd():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """Eight emoji, uint8 (8, 3, H, W)."""
     source = iter(open_source("assets/emoji/heldout-*.tar.gz"))
-    return torch.stack([pil_to_tensor(next(source).picture) for _ in range(8)])
+    return torch.stack([pil_to_tensor(next(source).image) for _ in range(8)])
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def scorer():
     return load_scorer("assets/tiny-clip")
 
 
-def test_pictures_are_seen_as_the_clip_score_sees_them(pictures, scorer):
-    ours = ClipDistance(PixelCodec(), scorer).embed(pictures / 127.5 - 1)
-    assert F.cosine_similarity(ours, scorer.embed_images(pictures)).min() > 0.99
+def test_images_are_seen_as_the_clip_score_sees_them(images, scorer):
+    ours = ClipDistance(PixelCodec(), scorer).embed(images / 127.5 - 1)
+    assert F.cosine_similarity(ours, scorer.embed_images(images)).min() > 0.99
 
 
-def test_latents_come_to_mean_what_the_teachers_mean(tiny_sd, pictures, scorer):
+def test_latents_come_to_mean_what_the_teachers_mean(tiny_sd, images, scorer):
     distance = ClipDistance(tiny_sd.codec, scorer)
-    theirs = tiny_sd.codec.moments(F.interpolate(pictures / 127.5 - 1, tiny_sd.resolution))[:, : tiny_sd.codec.channels]
+    theirs = tiny_sd.codec.moments(F.interpolate(images / 127.5 - 1, tiny_sd.resolution))[:, : tiny_sd.codec.channels]
     ours = (theirs.flip(0) + 0.1).requires_grad_(True)
     optimizer = torch.optim.Adam([ours], 0.05)
     distances = []
@@ -56,7 +56,7 @@ def test_latents_come_to_mean_what_the_teachers_mean(tiny_sd, pictures, scorer):
 def test_a_decoder_in_half_precision_is_refused():
     settings = {"method": "latent_alignment", "align.semantic.clip": 0.1, "dtype": "float16"}
     with pytest.raises(
-        ValueError, match=r"align.semantic.clip: .* overflows in dtype 'float16'; takes 'float32' or 'bfloat16'"
+        ValueError, match=r"align.semantic.clip: .* overflows in dtype 'float16'; expects 'float32' or 'bfloat16'"
     ):
         load_config(None, settings)
     load_config(None, settings | {"dtype": "bfloat16"})

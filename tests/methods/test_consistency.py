@@ -100,7 +100,7 @@ def test_the_exact_consistency_function_is_a_fixed_point_as_the_grid_grows_finer
     assert loss_of(Gaussian().teacher(), 100) > 10 * losses[-1]  # the teacher itself is no fixed point
 
 
-def test_the_scalings_are_those_of_diffusers_lcm_scheduler_and_a_picture_without_noise_is_its_own_end(generator):
+def test_the_scalings_are_those_of_diffusers_lcm_scheduler_and_a_image_without_noise_is_its_own_end(generator):
     t = torch.arange(0, 1000, 37)
     expected = LCMScheduler().get_scalings_for_boundary_condition_discrete(t)
     for ours, theirs in zip(boundary_scalings(t), expected, strict=True):

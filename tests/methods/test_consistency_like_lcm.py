@@ -84,7 +84,7 @@ def test_the_loss_and_its_gradient_are_those_of_diffusers_lcm_script(prediction_
     (update,) = method.updates(Batch(latents, Conditioning(prompt_embeds=embeds)), 0, PerSampleRandom(3, 0, 0, BATCH))
     update.loss.backward()
 
-    random = PerSampleRandom(3, 0, 0, BATCH)  # the same draws: noise, point of the grid, guidance
+    random = PerSampleRandom(3, 0, 0, BATCH)  # the same samples: noise, point of the grid, guidance
     noise, index = random.normal((4, 8, 8)), (random.uniform() * K).long()
     w = W_MIN + (W_MAX - W_MIN) * random.uniform()
     student = copy.deepcopy(networks.student.network)

@@ -12,7 +12,7 @@ from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
 from gendistill.methods.gan_codistillation import CodistillationConfig
-from gendistill.methods.gan_imitation import GanImitation, Painted
+from gendistill.methods.gan_distillation_loss import GanDistillationLoss, GeneratorOutput
 from gendistill.methods.gan_start import start_student
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.training.state import Validation
@@ -53,8 +53,8 @@ def calls(network):
     return seen
 
 
-def judge_of(method, player=0):
-    return method.players[player].judge.network
+def judge_of(method, pair=0):
+    return method.pairs[pair].unwrapped_discriminator.network
 
 
 def state(network):
@@ -71,7 +71,7 @@ def logs_of(updates):
     return {name: float(value) for update in updates for name, value in update.logs.items()}
 
 
-# ---- who learns, when, from what
+# ---- optimizer steps and gradients
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def logs_of(updates):
         ({}, ["discriminator", "student"]),
         ({"adversarial": 0}, ["student"]),
         ({"discriminator.steps": 3}, ["discriminator"] * 3 + ["student"]),
-        ({"partner": "teacher"}, ["discriminator", "teacher_discriminator", "student", "teacher"]),
-        ({"partner": "student"}, ["discriminator", "partner_discriminator", "student", "partner"]),
-        ({"partner": "student", "adversarial": 0}, ["student", "partner"]),
+        ({"peer": "teacher"}, ["discriminator", "teacher_discriminator", "student", "teacher"]),
+        ({"peer": "student"}, ["discriminator", "peer_discriminator", "student", "peer"]),
+        ({"peer": "student", "adversarial": 0}, ["student", "peer"]),
     ],
 )
 def test_discriminators_step_before_generators(settings, names, data, own_class):
@@ -92,9 +92,9 @@ def test_discriminators_step_before_generators(settings, names, data, own_class)
     assert set(method.trained_parameters()) == set(names)
 
 
-@pytest.mark.parametrize("partner", ["none", "teacher", "student"])
-def test_an_update_leaves_a_gradient_in_its_own_network_alone(partner, data, own_class):
-    settings = {**EVERYTHING, "partner": partner, "output.perceptual_network": "discriminator"}
+@pytest.mark.parametrize("peer", ["none", "teacher", "student"])
+def test_an_update_leaves_a_gradient_in_its_own_network_alone(peer, data, own_class):
+    settings = {**EVERYTHING, "peer": peer, "output.perceptual_network": "discriminator"}
     gan = tiny_gan()
     method = tiny_method(gan, data, more=own_class, **settings)
 
@@ -107,10 +107,10 @@ def test_an_update_leaves_a_gradient_in_its_own_network_alone(partner, data, own
             module.zero_grad()
 
     step_of(method, data, learn=learn)
-    frozen = [gan.discriminator, method.imitation.perception.network]
-    frozen += [] if partner == "teacher" else [gan.generator.network, method.teacher_discriminator.network]
+    frozen = [gan.discriminator, method.distillation_loss.perception.network]
+    frozen += [] if peer == "teacher" else [gan.generator.network, method.teacher_discriminator.network]
     assert all(parameter.grad is None for network in frozen for parameter in network.parameters())
-    assert all(not parameter.requires_grad for parameter in method.imitation.perception.network.parameters())
+    assert all(not parameter.requires_grad for parameter in method.distillation_loss.perception.network.parameters())
 
 
 def test_every_parameter_of_both_networks_learns(data):
@@ -148,27 +148,27 @@ def test_the_discriminator_starts_as_the_teachers_or_fresh():
     assert "discriminator_match" not in logs_of(step_of(alone))
 
 
-# ---- what is real
+# ---- real images
 
 
 def seen_as_real(method, gan, data=None):
-    """Pictures of a step: those that the discriminator is told are real, and the teacher's."""
-    judged, painted = calls(judge_of(method)), calls(gan.generator.network)
+    """Images of a step: those that the discriminator is told are real, and the teacher's."""
+    evaluated, generated = calls(judge_of(method)), calls(gan.generator.network)
     step_of(method, data)
-    return judged[0][0], painted[0][-1]
+    return evaluated[0][0], generated[0][-1]
 
 
 def of_step_0(data):
     return data.batch(data.rows_of_step(5, 0, BATCH), None).real
 
 
-def test_without_data_the_teachers_pictures_of_the_same_noise_are_real():
+def test_without_data_the_teachers_images_of_the_same_noise_are_real():
     gan = tiny_gan()
     real, theirs = seen_as_real(tiny_method(gan, **BARE), gan)
     assert torch.equal(real, theirs)
 
 
-def test_with_data_the_pictures_of_the_data_are(data):
+def test_with_data_the_images_of_the_data_are(data):
     gan = tiny_gan()
     real, _ = seen_as_real(tiny_method(gan, data, **BARE), gan, data)
     assert torch.equal(real, of_step_0(data))
@@ -181,53 +181,53 @@ def test_both_takes_half_of_each(data):
     assert torch.equal(real[1::2], theirs[1::2])
 
 
-def test_teacher_takes_its_pictures_though_there_are_data(data):
+def test_teacher_takes_its_images_though_there_are_data(data):
     gan = tiny_gan()
     real, theirs = seen_as_real(tiny_method(gan, data, **BARE, **{"discriminator.real": "teacher"}), gan, data)
     assert torch.equal(real, theirs)
 
 
 def test_what_there_is_no_data_for_is_refused():
-    with pytest.raises(ValueError, match=r"gan\.discriminator\.real both: takes data\.path; without data the teacher's"):
+    with pytest.raises(ValueError, match=r"gan\.discriminator\.real both: expects data\.path; without data the teacher's"):
         tiny_method(discriminator__real="both")
     with pytest.raises(
-        ValueError, match=r"gan\.partner teacher: goes on learning, which takes data\.path and gan\.adversarial"
+        ValueError, match=r"gan\.peer teacher: trains the teacher further; expects data\.path, and gan\.adversarial"
     ):
-        tiny_method(partner="teacher")
+        tiny_method(peer="teacher")
 
 
 def test_classes_come_as_often_as_in_the_data(data):
     gan = tiny_gan()
     method = tiny_method(gan, data, **BARE)
-    painted, judged = calls(gan.generator.network), calls(judge_of(method))
+    generated, evaluated = calls(gan.generator.network), calls(judge_of(method))
     for step in range(5):  # 40 of 20 rows
         step_of(method, data, step)
-    assert torch.cat([labels for _, labels, _ in painted]).bincount().tolist() == [24, 8, 8]
-    assert torch.equal(judged[0][1], painted[0][1])
+    assert torch.cat([labels for _, labels, _ in generated]).bincount().tolist() == [24, 8, 8]
+    assert torch.equal(evaluated[0][1], generated[0][1])
 
 
 def test_without_data_all_classes_are_as_likely():
     gan = tiny_gan()
     method = tiny_method(gan, adversarial=0, **BARE)
-    painted = calls(gan.generator.network)
+    generated = calls(gan.generator.network)
     step_of(method, batch=300)
-    counts = painted[0][1].bincount(minlength=3)
+    counts = generated[0][1].bincount(minlength=3)
     assert ((counts - 100).abs() < 5 * math.sqrt(300 * 2 / 9)).all()
 
 
 def test_further_steps_of_the_discriminator_see_other_noise_of_the_same_classes():
     method = tiny_method(**BARE, **{"discriminator.steps": 2})
-    judged, painted = calls(judge_of(method)), calls(method.players[0].network.network)
+    evaluated, generated = calls(judge_of(method)), calls(method.pairs[0].network.network)
     step_of(method)
-    (real, _), (fake, labels), (again, _), (other, of_other) = [call[:2] for call in judged[:4]]
+    (real, _), (fake, labels), (again, _), (other, of_other) = [call[:2] for call in evaluated[:4]]
     assert torch.equal(real, again)
     assert not torch.equal(fake, other)
-    assert torch.equal(other, painted[1][2].detach())
-    for seen in (of_other, painted[0][1], painted[1][1]):
+    assert torch.equal(other, generated[1][2].detach())
+    for seen in (of_other, generated[0][1], generated[1][1]):
         assert torch.equal(labels, seen)
 
 
-# ---- what counts
+# ---- loss terms
 
 
 def test_the_loss_is_the_sum_of_its_terms_each_by_its_weight_of_the_step(data):
@@ -256,13 +256,13 @@ def test_every_loss_at_once_trains(data, tmp_path):
     terms = {name for family in ("output", "features", "relations", "distribution") for name in EVERYTHING[family]} | {
         "adversarial"
     }
-    of_discriminator = {"discriminator_loss", "discriminator_match", "told_apart"}
+    of_discriminator = {"discriminator_loss", "discriminator_match", "discriminator_accuracy"}
     for line in losses:
         assert terms | of_discriminator <= line.keys()
         assert all(math.isfinite(value) for value in line.values())
 
 
-def test_the_student_comes_to_paint_what_its_teacher_paints():
+def test_the_student_comes_to_generate_what_its_teacher_generates():
     patches = {"patches": 1, "real_patches": 0}
     method = tiny_method(adversarial=0, output={"multiscale": 1, "perceptual": 0}, distribution=patches)
     optimizer = torch.optim.Adam(method.trained_parameters()["student"].values(), 5e-3)
@@ -281,13 +281,17 @@ def test_the_student_comes_to_paint_what_its_teacher_paints():
         assert losses[-1][name] < 0.8 * losses[0][name], name
 
 
-def test_patches_are_those_of_the_same_noise_and_of_any_real_picture(generator):
+def test_patches_are_those_of_the_same_noise_and_of_any_real_image(generator):
     teachers, real = (torch.rand(4, 3, 16, 16, generator=generator) for _ in range(2))
-    imitation = GanImitation(CodistillationConfig(output={"l1": 0}, distribution={"patches": 1, "real_patches": 1}), None)
+    distillation_loss = GanDistillationLoss(
+        CodistillationConfig(output={"l1": 0}, distribution={"patches": 1, "real_patches": 1}), None
+    )
 
-    def told(pictures):
-        guide = imitation.guide(Painted(teachers), real, None, step=7)
-        return {name: float(loss) for name, _, loss in imitation.terms(Painted(pictures), guide, [], None, step=7)}
+    def told(images):
+        targets = distillation_loss.targets(GeneratorOutput(teachers), real, None, step=7)
+        return {
+            name: float(loss) for name, _, loss in distillation_loss.terms(GeneratorOutput(images), targets, [], None, step=7)
+        }
 
     assert told(teachers)["patches"] == 0 < told(teachers)["real_patches"]
     assert told(teachers.flip(0))["patches"] > 0.01
@@ -295,12 +299,12 @@ def test_patches_are_those_of_the_same_noise_and_of_any_real_picture(generator):
     assert told((real * 0.9 + 0.05).flip(0))["real_patches"] > 1e-3
 
 
-def test_without_a_discriminator_to_look_through_the_perceptual_loss_is_left_out_and_that_is_told(caplog):
+def test_without_a_discriminator_of_the_teacher_the_perceptual_loss_is_ignored_with_a_warning(caplog):
     method = tiny_method(
         tiny_gan(discriminator=False), output={"l1": 1, "perceptual": 1, "perceptual_network": "discriminator"}
     )
     assert "perceptual" not in logs_of(step_of(method))
-    assert "gan.output.perceptual is left out" in caplog.text
+    assert "gan.output.perceptual is ignored" in caplog.text
 
 
 # ---- the discriminator
@@ -311,8 +315,8 @@ def test_its_logits_are_matched_with_those_of_the_teachers(data):
     ours, theirs = calls(judge_of(method)), calls(method.teacher_discriminator.network)
     update = step_of(method, data)[0]
     assert [torch.equal(one[0], other[0]) for one, other in zip(ours[:2], theirs, strict=True)] == [True, True]
-    logits, opinion = (torch.cat([call[-1].flatten() for call in of[:2]]) for of in (ours, theirs))
-    matched = mse_logits(logits, opinion)
+    logits, target_logits = (torch.cat([call[-1].flatten() for call in of[:2]]) for of in (ours, theirs))
+    matched = mse_logits(logits, target_logits)
     torch.testing.assert_close(update.logs["discriminator_match"], matched.detach())
     torch.testing.assert_close(update.loss, update.logs["discriminator_loss"] + 0.5 * matched)
 
@@ -323,8 +327,8 @@ def test_bernoulli_matching_anneals_its_temperature(step, temperature):
     method = tiny_method(**{**BARE, "discriminator": settings})
     ours, theirs = calls(judge_of(method)), calls(method.teacher_discriminator.network)
     update = step_of(method, step=step)[0]
-    logits, opinion = (torch.cat([call[-1].flatten() for call in of[:2]]) for of in (ours, theirs))
-    torch.testing.assert_close(update.logs["discriminator_match"], bernoulli_kd(logits, opinion, temperature).detach())
+    logits, target_logits = (torch.cat([call[-1].flatten() for call in of[:2]]) for of in (ours, theirs))
+    torch.testing.assert_close(update.logs["discriminator_match"], bernoulli_kd(logits, target_logits, temperature).detach())
 
 
 @pytest.mark.parametrize("penalty", ["r1", "gradient_penalty"])
@@ -338,35 +342,35 @@ def test_a_penalty_counts_every_so_many_steps_and_so_many_times(penalty, data):
     assert [abs(extra) > 1e-6 for extra in more] == [True, False, False, True, False, False, True]
     if penalty == "r1":
         batch = data.batch(data.rows_of_step(5, 0, BATCH), None)
-        expected = 3 * 0.5 * r1_penalty(lambda x: method.players[0].judge(x, batch.labels), batch.real)
+        expected = 3 * 0.5 * r1_penalty(lambda x: method.pairs[0].unwrapped_discriminator(x, batch.labels), batch.real)
         assert more[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("inherit", [True, False])
-def test_discriminators_of_patches_judge_and_match(inherit, tmp_path):
+def test_patch_discriminators_train_and_match(inherit, tmp_path):
     gan, data = tiny_translator(), tiny_pictures(tmp_path / "cache", tiny_translator().generator.spec)
     method = tiny_method(gan, data, **{"discriminator.inherit": inherit, "discriminator.match": 0.1})
-    judged = calls(judge_of(method))
+    evaluated = calls(judge_of(method))
     tiny_gan_trainer(method, data, tmp_path / "run", max_steps=2).train()
-    assert judged[0][-1].ndim == 4
+    assert evaluated[0][-1].ndim == 4
     (first, _) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if "loss" in line]
-    assert {"adversarial", "discriminator_match", "told_apart", "hints"} <= first.keys()
+    assert {"adversarial", "discriminator_match", "discriminator_accuracy", "hints"} <= first.keys()
     assert all(math.isfinite(value) for value in first.values())
 
 
-def test_a_picture_generators_real_pictures_are_its_teachers(tmp_path):
+def test_the_real_images_of_an_image_generator_are_its_teachers(tmp_path):
     gan = tiny_translator()
     data = tiny_pictures(tmp_path, gan.generator.spec)
     real, theirs = seen_as_real(tiny_method(gan, data, **BARE), gan, data)
     assert torch.equal(real, theirs)
 
 
-# ---- partners
+# ---- peers
 
 
-def test_a_teacher_that_goes_on_learning_changes_and_its_opinion_of_now_is_matched(data, tmp_path):
+def test_a_teacher_that_is_trained_further_changes_and_its_current_logits_are_matched(data, tmp_path):
     gan = tiny_gan()
-    method = tiny_method(gan, data, partner="teacher", **BARE, **{"discriminator.match": 1})
+    method = tiny_method(gan, data, peer="teacher", **BARE, **{"discriminator.match": 1})
     before = state(gan.generator.network)
     tiny_gan_trainer(method, data, tmp_path, max_steps=2).train()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in state(gan.generator.network).items())
@@ -376,26 +380,26 @@ def test_a_teacher_that_goes_on_learning_changes_and_its_opinion_of_now_is_match
     assert logs_of(step_of(method, data))["discriminator_match"] == 0
 
 
-def test_a_teacher_that_goes_on_learning_is_told_nothing_by_its_student(data):
-    method = tiny_method(data=data, partner="teacher")
+def test_a_teacher_that_is_trained_further_has_no_distillation_loss(data):
+    method = tiny_method(data=data, peer="teacher")
     of_teacher = step_of(method, data)[-1]
     assert of_teacher.logs.keys() == {"teacher_loss", "teacher_adversarial"}
 
 
 def test_two_students_are_held_against_the_teacher_and_each_other(own_class):
     gan = tiny_gan()
-    method = tiny_method(gan, more=own_class, partner="student", **BARE, **{"output.l1": 1})
-    painted = [calls(network) for network in (gan.generator.network, *(player.network.network for player in method.players))]
+    method = tiny_method(gan, more=own_class, peer="student", **BARE, **{"output.l1": 1})
+    generated = [calls(network) for network in (gan.generator.network, *(pair.network.network for pair in method.pairs))]
     logs = logs_of(step_of(method))
-    teacher, student, partner = (of[0][-1].detach() for of in painted)
-    assert not torch.equal(student, partner)
-    assert logs["l1"] == pytest.approx(((l1(student, teacher) + l1(student, partner)) / 2).item(), rel=1e-5)
-    assert logs["partner_l1"] == pytest.approx(((l1(partner, teacher) + l1(partner, student)) / 2).item(), rel=1e-5)
+    teacher, student, peer = (of[0][-1].detach() for of in generated)
+    assert not torch.equal(student, peer)
+    assert logs["l1"] == pytest.approx(((l1(student, teacher) + l1(student, peer)) / 2).item(), rel=1e-5)
+    assert logs["peer_l1"] == pytest.approx(((l1(peer, teacher) + l1(peer, student)) / 2).item(), rel=1e-5)
 
 
-def test_a_teacher_that_goes_on_learning_keeps_its_discriminator_though_the_students_is_fresh(data):
+def test_a_teacher_that_is_trained_further_keeps_its_discriminator_though_the_students_is_random(data):
     gan = tiny_gan()
-    method = tiny_method(gan, data, partner="teacher", discriminator__inherit=False)
+    method = tiny_method(gan, data, peer="teacher", discriminator__inherit=False)
     assert_same(state(judge_of(method, 1)), state(gan.discriminator))
     assert state(judge_of(method, 0)).keys() != state(gan.discriminator).keys()
 
@@ -403,15 +407,15 @@ def test_a_teacher_that_goes_on_learning_keeps_its_discriminator_though_the_stud
 def test_a_second_student_that_was_pruned_is_as_large_and_shows_the_same_layers():
     gan = tiny_gan()
     start = start_student(gan, CompressConfig(factor=2), NoData(), 0)
-    method = tiny_method(gan, start=start, more={"compress.factor": 2}, partner="student")
-    one, other = (state(player.network.network) for player in method.players)
+    method = tiny_method(gan, start=start, more={"compress.factor": 2}, peer="student")
+    one, other = (state(pair.network.network) for pair in method.pairs)
     assert {name: of.shape for name, of in one.items()} == {name: of.shape for name, of in other.items()}
     assert not torch.equal(one["out.weight"], other["out.weight"])
-    assert {"hints", "partner_hints"} <= logs_of(step_of(method)).keys()
+    assert {"hints", "peer_hints"} <= logs_of(step_of(method)).keys()
 
 
 def test_two_students_train(own_class, tmp_path):
-    method = tiny_method(more=own_class, partner="student")
+    method = tiny_method(more=own_class, peer="student")
     before = {name: state(module) for name, module in method.trained_modules().items()}
     tiny_gan_trainer(method, None, tmp_path, max_steps=2).train()
     for name, module in method.trained_modules().items():
@@ -452,51 +456,51 @@ def test_the_average_neither_learns_nor_shares_with_the_student(data, tmp_path):
     assert all("regressor" not in name for name in method.networks.averaged)
 
 
-# ---- when it goes wrong
+# ---- collapse and saturation
 
 
-def test_pictures_that_have_become_alike_are_complained_of_in_one_sentence():
+def test_a_collapsed_student_ends_training_with_a_reason_of_one_sentence():
     method = tiny_method(collapse_diversity=0.5)
-    for share in (0.3, 0.45):
-        method.saw_diversity(share)
-        assert method.stop_reason({}) is None, "it has never been more diverse: it is on its way up"
-    method.saw_diversity(0.8)
+    for diversity in (0.3, 0.45):
+        method.report_diversity(diversity)
+        assert method.stop_reason({}) is None, "the diversity still grows"
+    method.report_diversity(0.8)
     assert method.stop_reason({}) is None
-    method.saw_diversity(0.4)
-    said = method.stop_reason({"loss": 1.0})
-    assert said.startswith("the student collapses, its pictures are 0.40 times as diverse as the teacher's and were 0.80")
-    assert "gan.collapse_diversity 0.5" in said
-    assert "\n" not in said
+    method.report_diversity(0.4)
+    reason = method.stop_reason({"loss": 1.0})
+    assert reason.startswith("the student collapses, its images are 0.40 times as diverse as the teacher's and were 0.80")
+    assert "gan.collapse_diversity 0.5" in reason
+    assert "\n" not in reason
 
 
-def test_a_discriminator_that_has_nothing_left_to_learn_is_complained_of_after_30_logs():
+def test_a_saturated_discriminator_ends_training_after_30_logs():
     method = tiny_method(collapse_saturation=0.9)
     for _ in range(29):
-        assert method.stop_reason({"told_apart": 0.95}) is None
-    assert "the discriminator is saturated, it tells 95.0% of pairs apart for 30 logs" in method.stop_reason(
-        {"told_apart": 0.97}
+        assert method.stop_reason({"discriminator_accuracy": 0.95}) is None
+    assert "the discriminator is saturated, its accuracy is 95.0% or more for 30 logs" in method.stop_reason(
+        {"discriminator_accuracy": 0.97}
     )
-    assert method.stop_reason({"told_apart": 0.5}) is None
-    assert tiny_method(collapse_saturation=1).stop_reason({"told_apart": 1.0}) is None
+    assert method.stop_reason({"discriminator_accuracy": 0.5}) is None
+    assert tiny_method(collapse_saturation=1).stop_reason({"discriminator_accuracy": 1.0}) is None
 
 
-def test_what_was_seen_survives_a_resume():
+def test_diversity_and_accuracy_survive_a_resume():
     first = tiny_method(collapse_saturation=0.9)
-    first.saw_diversity(0.8)
+    first.report_diversity(0.8)
     for _ in range(29):
-        first.stop_reason({"told_apart": 0.95})
-    kept = json.loads(json.dumps(first.state_dict()))
+        first.stop_reason({"discriminator_accuracy": 0.95})
+    saved = json.loads(json.dumps(first.state_dict()))
     second = tiny_method(collapse_saturation=0.9)
-    second.load_state_dict(kept)
-    assert "saturated" in second.stop_reason({"told_apart": 0.95})
-    second.saw_diversity(0.4)
+    second.load_state_dict(saved)
+    assert "saturated" in second.stop_reason({"discriminator_accuracy": 0.95})
+    second.report_diversity(0.4)
     assert "collapses" in second.stop_reason({})
 
 
 def test_watching_can_be_switched_off():
     method = tiny_method(collapse_diversity=0)
-    method.saw_diversity(0.9)
-    method.saw_diversity(0.0)
+    method.report_diversity(0.9)
+    method.report_diversity(0.0)
     assert method.stop_reason({}) is None
 
 
@@ -504,7 +508,7 @@ def test_watching_can_be_switched_off():
 
 
 def test_a_batch_in_pieces_gives_the_same_gradients(tmp_path):
-    """Without batch norms and the patches of all pictures of a batch, which pieces change."""
+    """Without batch norms and the patches of all images of a batch, which pieces change."""
     gan = tiny_translator()
     data, moments = tiny_pictures(tmp_path / "cache", gan.generator.spec), []
     for pieces in (1, 4):
@@ -549,13 +553,13 @@ def test_heads_of_classes_are_matched_by_their_softened_distributions():
     method = tiny_method(
         gan, discriminator__inherit=True, discriminator__match=1, discriminator__temperature=4, discriminator__augment=[]
     )
-    ours = method.players[0].judge.network
+    ours = method.pairs[0].unwrapped_discriminator.network
     torch.nn.init.normal_(ours.kind.weight)
     torch.nn.init.normal_(ours.real.weight)
     seen = []
     ours.register_forward_hook(lambda _, given, output: seen.append((given[0], output[1].detach())))
     update = step_of(method)[0]
     theirs = method.teacher_discriminator.network
-    expected = [kd(classes, theirs(pictures)[1], 4.0) for pictures, classes in seen[:2]]
+    expected = [kd(classes, theirs(images)[1], 4.0) for images, classes in seen[:2]]
     torch.testing.assert_close(update.logs["discriminator_match"], torch.stack(expected).mean())
     assert update.logs["discriminator_match"] > 0

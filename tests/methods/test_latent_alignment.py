@@ -25,30 +25,30 @@ TERMS = {
 
 
 class Recorder:
-    """A denoiser whose x_0 is exactly where the Gaussian's way through x_t ends; it keeps what it was asked."""
+    """A denoiser whose x_0 is the exact end of the Gaussian's trajectory through x_t; it records its inputs."""
 
     def __init__(self):
-        self.asked = []
+        self.inputs = []
 
     def denoiser(self):
         def call(network, x_t, t, conditioning):
-            network.asked.append((x_t, t))
+            network.inputs.append((x_t, t))
             return Gaussian().follow(x_t, t, torch.zeros_like(t))
 
         return Denoiser(self, SCHEDULE, "sample", call)
 
 
-def ways(count=16, shape=(4, 8, 8)):
-    """Exact ways of the Gaussian."""
+def trajectories(count=16, shape=(4, 8, 8)):
+    """Exact trajectories of the Gaussian."""
     gaussian, times = Gaussian(), torch.cat([trailing(4), torch.tensor([0])])
     noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(2))
     points = [gaussian.follow(noise, times[0].expand(count), t.expand(count)) for t in times]
     return Trajectories(torch.stack(points, 1).float(), times, NOTHING)
 
 
-def batch_of(some):
-    """With latents of the data that are those of the ways in another order."""
-    return Batch(some.latents.flip(0), NOTHING, some)
+def batch_of(trajectories):
+    """A batch whose data latents are the ends of the trajectories in another order."""
+    return Batch(trajectories.latents.flip(0), NOTHING, trajectories)
 
 
 def alignment(recorder, steps=(4, 2, 1), **settings):
@@ -58,32 +58,30 @@ def alignment(recorder, steps=(4, 2, 1), **settings):
 
 def terms_of(alignment, batch, step=3):
     random = PerSampleRandom(0, step, 0, len(batch.latents))
-    return alignment.terms(alignment.painted(batch, step, random), batch, step, random)
+    return alignment.terms(alignment.student_x0(batch, step, random), batch, step, random)
 
 
-def test_a_student_that_knows_where_every_way_ends_has_nothing_left_to_learn():
-    terms = {name: loss for name, _, loss in terms_of(alignment(Recorder(), **TERMS), batch_of(ways()))}
+def test_all_terms_vanish_for_a_student_that_predicts_the_ends_of_the_trajectories():
+    terms = {name: loss for name, _, loss in terms_of(alignment(Recorder(), **TERMS), batch_of(trajectories()))}
     assert terms.keys() == {name for family in TERMS.values() for name in family}
-    for name in terms.keys() - {
-        "contrastive",
-        "mmd",
-    }:  # InfoNCE is log B at chance and 0 only for far embeddings; mmd is unbiased
+    # InfoNCE is log B at chance and 0 only for far embeddings; mmd is unbiased
+    for name in terms.keys() - {"contrastive", "mmd"}:
         assert terms[name] < 1e-5, name
     assert terms["mmd"] < 0
 
 
-def test_every_term_is_above_that_for_a_student_that_does_not_know():
+def test_every_term_is_larger_for_a_student_of_another_mean():
     wrong = Networks(Gaussian().teacher(), Gaussian(mean=-1.0).teacher(), None, {}, {})
-    terms = {name: loss for name, _, loss in terms_of(Alignment(wrong, AlignConfig(**TERMS), [1]), batch_of(ways()))}
+    terms = {name: loss for name, _, loss in terms_of(Alignment(wrong, AlignConfig(**TERMS), [1]), batch_of(trajectories()))}
     for name in ("pseudo_huber", "l2", "patches", "sliced_wasserstein", "mmd", "distance"):
         assert terms[name] > 1e-3, name
 
 
-def test_the_student_begins_at_the_noise_or_anywhere_on_the_way():
+def test_x_t_is_the_noise_or_any_point_of_the_trajectory():
     recorder = Recorder()
-    points = ways(400, (1, 2, 2))
-    alignment(recorder, start_share=0.5).painted(batch_of(points), 0, PerSampleRandom(0, 0, 0, 400))
-    x_t, t = recorder.asked[0]
+    points = trajectories(400, (1, 2, 2))
+    alignment(recorder, start_fraction=0.5).student_x0(batch_of(points), 0, PerSampleRandom(0, 0, 0, 400))
+    x_t, t = recorder.inputs[0]
     counts = {int(time): int((t == time).sum()) for time in t.unique()}
     assert counts.keys() == {999, 749, 499, 249}
     assert 220 < counts[999] < 280  # half of all, and a quarter of the rest
@@ -91,32 +89,32 @@ def test_the_student_begins_at_the_noise_or_anywhere_on_the_way():
         assert torch.equal(x_t[number], points.points[number, points.times.tolist().index(int(t[number]))])
 
 
-def test_it_begins_where_it_comes_to_by_itself_as_often_as_asked():
-    made = []
+def test_on_policy_points_are_those_of_few_step_rollouts():
+    visited = []
     for step in range(60):
         recorder = Recorder()
-        alignment(recorder, own_share=1, steps=[4, 2]).painted(
-            batch_of(ways(2, (1, 2, 2))), step, PerSampleRandom(0, step, 0, 2)
+        alignment(recorder, on_policy_fraction=1, steps=[4, 2]).student_x0(
+            batch_of(trajectories(2, (1, 2, 2))), step, PerSampleRandom(0, step, 0, 2)
         )
-        made.append([int(t[0]) for _, t in recorder.asked])
-    assert {tuple(times) for times in made} == {(999,), (999, 749), (999, 749, 499), (999, 749, 499, 249), (999, 499)}
-    assert all(x.requires_grad is False for x, _ in recorder.asked)
+        visited.append([int(t[0]) for _, t in recorder.inputs])
+    assert {tuple(times) for times in visited} == {(999,), (999, 749), (999, 749, 499), (999, 749, 499, 249), (999, 499)}
+    assert all(x.requires_grad is False for x, _ in recorder.inputs)
 
 
-def test_all_processes_begin_alike():
-    whole, halves = ways(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
-    alignment(halves[0], own_share=0.5).painted(batch_of(whole), 7, PerSampleRandom(0, 7, 0, 8))
-    for number, recorder in enumerate(halves[1:]):
-        part = Trajectories(whole.points[4 * number : 4 * number + 4], whole.times, NOTHING)
-        alignment(recorder, own_share=0.5).painted(batch_of(part), 7, PerSampleRandom(0, 7, 4 * number, 4))
-    assert torch.equal(halves[0].asked[-1][0], torch.cat([recorder.asked[-1][0] for recorder in halves[1:]]))
+def test_all_processes_start_from_the_same_kind_of_point():
+    all_trajectories, recorders = trajectories(8, (1, 2, 2)), [Recorder(), Recorder(), Recorder()]
+    alignment(recorders[0], on_policy_fraction=0.5).student_x0(batch_of(all_trajectories), 7, PerSampleRandom(0, 7, 0, 8))
+    for number, recorder in enumerate(recorders[1:]):
+        part = Trajectories(all_trajectories.points[4 * number : 4 * number + 4], all_trajectories.times, NOTHING)
+        alignment(recorder, on_policy_fraction=0.5).student_x0(batch_of(part), 7, PerSampleRandom(0, 7, 4 * number, 4))
+    assert torch.equal(recorders[0].inputs[-1][0], torch.cat([recorder.inputs[-1][0] for recorder in recorders[1:]]))
 
 
-def test_beside_another_method_its_loss_is_added_by_its_weight_of_the_step():
+def test_as_an_auxiliary_loss_it_is_added_with_its_weight_of_the_step():
     gaussian = Gaussian(mean=-1.0)
     networks = Networks(Gaussian().teacher(), gaussian.teacher(), gaussian.teacher(), {}, {})
     method = ConsistencyDistillation(networks, Guidance(NOTHING, GuidanceConfig(scale=1.0)), ConsistencyConfig())
-    batch = Batch(torch.zeros(16, 4, 8, 8), NOTHING, ways())
+    batch = Batch(torch.zeros(16, 4, 8, 8), NOTHING, trajectories())
     (alone,) = method.updates(batch, 10, PerSampleRandom(0, 10, 0, 16))
     method.auxiliary = [Alignment(networks, AlignConfig(weight={0: 0, 20: 1}), [1])]
     (first,) = method.updates(batch, 0, PerSampleRandom(0, 0, 0, 16))
@@ -127,20 +125,20 @@ def test_beside_another_method_its_loss_is_added_by_its_weight_of_the_step():
     torch.testing.assert_close(both.loss, alone.loss + 0.5 * both.logs["align"])
 
 
-def test_latents_that_look_alike_to_the_teachers_network_are_near_and_gradients_pass(teacher):
-    look = LatentPerception(teacher.denoiser)
+def test_latents_of_similar_features_are_near_and_gradients_pass(teacher):
+    perception = LatentPerception(teacher.denoiser)
     conditioning = teacher.encode_prompts(["food", "animals"])
     edge = teacher.resolution // teacher.codec.factor
-    theirs = torch.randn(2, teacher.codec.channels, edge, edge, generator=torch.Generator().manual_seed(0))
-    ours = (theirs + 0.1).requires_grad_(True)
+    teacher_x0 = torch.randn(2, teacher.codec.channels, edge, edge, generator=torch.Generator().manual_seed(0))
+    student_x0 = (teacher_x0 + 0.1).requires_grad_(True)
 
     def distance(x):
-        return look(x, theirs, conditioning, PerSampleRandom(0, 0, 0, 2))
+        return perception(x, teacher_x0, conditioning, PerSampleRandom(0, 0, 0, 2))
 
-    assert distance(theirs) < 1e-6
-    assert 0 < distance(ours) < distance(theirs.flip(0))
-    distance(ours).backward()
-    assert ours.grad.abs().sum() > 0
+    assert distance(teacher_x0) < 1e-6
+    assert 0 < distance(student_x0) < distance(teacher_x0.flip(0))
+    distance(student_x0).backward()
+    assert student_x0.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in teacher.network.parameters())
 
 

@@ -32,7 +32,7 @@ OFF = {"pseudo_huber": 0}
 
 
 @pytest.fixture(scope="module")
-def ways():
+def trajectories():
     """Of the exact teacher, by many small steps."""
     x = torch.randn(WAYS, 2, generator=torch.Generator().manual_seed(3))
     teacher = Denoiser(None, SCHEDULE, "sample", posterior_mean)
@@ -52,7 +52,7 @@ def method_of(steps=(2, 1), **settings):
     return LatentAlignment({"student": Alignment(networks, config, steps, adversary=adversary)}, config.ema_decay)
 
 
-def student_of(ways, steps, **settings):
+def student_of(trajectories, steps, **settings):
     method = method_of(**settings)
     optimizers = {
         name: torch.optim.Adam(
@@ -63,7 +63,11 @@ def student_of(ways, steps, **settings):
     rows = torch.Generator().manual_seed(1)
     for step in range(steps):
         chosen = torch.randint(WAYS, (BATCH,), generator=rows)
-        batch = Batch(ways.latents[chosen], Conditioning(), Trajectories(ways.points[chosen], ways.times, Conditioning()))
+        batch = Batch(
+            trajectories.latents[chosen],
+            Conditioning(),
+            Trajectories(trajectories.points[chosen], trajectories.times, Conditioning()),
+        )
         for update in method.updates(batch, step, PerSampleRandom(0, step, 0, BATCH)):
             update.loss.backward()
             optimizers[update.optimizers[0]].step()
@@ -73,7 +77,7 @@ def student_of(ways, steps, **settings):
 
 
 @torch.no_grad()
-def painted(denoiser, steps, generator, count=2000):
+def generated(denoiser, steps, generator, count=2000):
     x = torch.randn(count, 2, generator=generator)
     times = [*trailing(steps), torch.tensor(0)]
     for t, s in itertools.pairwise(times):
@@ -89,21 +93,21 @@ def shares(samples):
     return torch.bincount(near.indices[near.values < 4 * STD], minlength=len(CENTRES)) / len(samples)
 
 
-def test_one_and_two_steps_of_the_student_end_where_the_teachers_ways_end(ways, generator):
-    student = student_of(ways, 600)
+def test_one_and_two_steps_of_the_student_end_where_the_teachers_trajectories_end(trajectories, generator):
+    student = student_of(trajectories, 600)
     data, other = draw_data(2000, generator), draw_data(2000, generator)
     for steps in (1, 2):
-        samples = painted(student, steps, generator)
+        samples = generated(student, steps, generator)
         assert sliced_wasserstein(samples, data) < 0.12, steps
         assert shares(samples).min() > 0.15, steps
     teacher = Denoiser(None, SCHEDULE, "sample", posterior_mean)
-    assert sliced_wasserstein(painted(teacher, 1, generator), data) > 0.4
+    assert sliced_wasserstein(generated(teacher, 1, generator), data) > 0.4
     assert sliced_wasserstein(other, data) < 0.05
 
 
 @pytest.mark.parametrize(("loss", "steps"), [("sliced_wasserstein", 400), ("mmd", 400), ("adversarial", 600)])
-def test_each_distribution_loss_alone_recovers_all_modes(loss, steps, ways, generator):
-    student = student_of(ways, steps, match=OFF, distribution={loss: 1}, start_share=1)
-    found = shares(painted(student, 1, generator))
+def test_each_distribution_loss_alone_recovers_all_modes(loss, steps, trajectories, generator):
+    student = student_of(trajectories, steps, match=OFF, distribution={loss: 1}, start_fraction=1)
+    found = shares(generated(student, 1, generator))
     assert found.sum() > 0.6
     assert found.min() > 0.1

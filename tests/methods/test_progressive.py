@@ -68,7 +68,7 @@ class Gaussian:
         along = (x_t - self.schedule.alpha(t) * self.mean) @ self.axes * self.spread(s) / self.spread(t)
         return self.schedule.alpha(s) * self.mean + along @ self.axes.T
 
-    def draw(self, t, count, generator):
+    def generate(self, t, count, generator):
         unit = torch.randn(count, 5, dtype=torch.float64, generator=generator)
         return self.schedule.alpha(t) * self.mean + unit * self.spread(t) @ self.axes.T
 
@@ -162,7 +162,7 @@ def test_the_target_of_a_teacher_on_its_trajectory_is_its_own_prediction_of_a_po
         torch.testing.assert_close(halving_target(teacher, noise, t, middle, s, SCALED_LINEAR).x_0, point)
 
 
-def test_the_steps_of_a_teacher_that_clips_its_pictures_are_met_as_well(noise):
+def test_the_steps_of_a_teacher_that_clips_its_images_are_met_as_well(noise):
     """Its x_0 and eps do not make x_t any more, as in diffusers' schedulers; its two steps are still one of the student's."""
     exact = Gaussian(SCALED_LINEAR)
 
@@ -173,7 +173,7 @@ def test_the_steps_of_a_teacher_that_clips_its_pictures_are_met_as_well(noise):
         twice = ddim(clipping, ddim(clipping, noise, t, middle, SCALED_LINEAR), middle, s, SCALED_LINEAR)
         target = halving_target(clipping, noise, t, middle, s, SCALED_LINEAR)
         torch.testing.assert_close(ddim_step(target.x_0, target.eps, s, SCALED_LINEAR), twice, atol=1e-10, rtol=0)
-    assert target.x_0.abs().max() <= 0.3  # of the last step: what is drawn is clipped
+    assert target.x_0.abs().max() <= 0.3  # of the last step: what is sampled is clipped
 
 
 def test_no_gradient_reaches_the_teacher(noise):
@@ -243,12 +243,12 @@ def test_a_grid_that_cannot_be_nested_is_refused(num_steps, grid, sentence):
 
 @pytest.mark.parametrize("num_steps", [501, 1000, 2000])
 def test_two_teacher_steps_that_cannot_be_distinct_are_refused(num_steps):
-    with pytest.raises(ValueError, match=rf"^{num_steps} student steps: that from timestep .* leaves its teacher none between"):
+    with pytest.raises(ValueError, match=rf"^{num_steps} student steps: between timesteps .* there is none for the teacher's"):
         halving_times(num_steps, SCALED_LINEAR)
 
 
 def test_edm_has_no_grid_to_halve():
-    with pytest.raises(ValueError, match="kind edm has no grid that can be halved; takes vp or flow"):
+    with pytest.raises(ValueError, match="kind edm has no grid that can be halved; expects vp or flow"):
         halving_times(4, EDM)
 
 
@@ -268,7 +268,7 @@ def test_the_stages_halve_down_to_the_steps_asked_for(teacher_steps, student_ste
 
 @pytest.mark.parametrize("student_steps", [0, 8, 9])
 def test_a_student_of_as_many_steps_as_its_teacher_is_refused(student_steps):
-    with pytest.raises(ValueError, match=rf"^{student_steps} student steps: takes 1 to 7, less than the teacher's$"):
+    with pytest.raises(ValueError, match=rf"^{student_steps} student steps: expects 1 to 7, less than the teacher's$"):
         halvings(8, student_steps)
 
 
@@ -318,14 +318,14 @@ def test_without_any_signal_a_loss_and_its_gradient_are_finite(prediction_type, 
 
 
 def test_an_unknown_weighting_is_refused_by_both():
-    with pytest.raises(ValueError, match=r"^weighting 'min_snr' is not known; takes one of truncated_snr, snr_plus_one, "):
+    with pytest.raises(ValueError, match=r"^weighting 'min_snr' is not known; expects one of truncated_snr, snr_plus_one, "):
         x_0_weight(torch.tensor(5), "min_snr", SCALED_LINEAR)
     with pytest.raises(ValueError, match=r"^weighting 'min_snr' is not known"):
         prediction_loss(Prediction(torch.ones(1), torch.ones(1)), Prediction(torch.ones(1), torch.ones(1)), "min_snr")
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_a_network_that_puts_out_the_target_in_another_dialect_is_its_teacher(prediction_type, noise):
+def test_a_network_that_outputs_the_target_in_another_prediction_type_equals_its_teacher(prediction_type, noise):
     teacher, t = Gaussian(SCALED_LINEAR), torch.full((6,), 300)
     output = from_prediction(teacher(noise, t), t, prediction_type, SCALED_LINEAR)
     found = to_prediction(output, noise, t, prediction_type, SCALED_LINEAR)
@@ -335,7 +335,7 @@ def test_a_network_that_puts_out_the_target_in_another_dialect_is_its_teacher(pr
 def test_read_as_v_an_epsilon_network_is_right_only_where_there_is_little_noise(generator):
     teacher, errors = Gaussian(SCALED_LINEAR), []
     for time in (0, 10, 100, 500):
-        t, x_t = torch.full((512,), time), teacher.draw(torch.tensor(time), 512, generator)
+        t, x_t = torch.full((512,), time), teacher.generate(torch.tensor(time), 512, generator)
         eps = teacher(x_t, t).eps
         as_v = from_prediction(teacher(x_t, t), t, "v_prediction", SCALED_LINEAR)
         errors.append((eps - as_v).square().mean().item())
@@ -377,7 +377,7 @@ def sample(scheduler, network, x, num_steps, generator):
 
 
 @pytest.mark.parametrize("num_steps", [2, 4, 8])
-def test_the_stochastic_sampler_draws_the_data_with_a_student_of_its_steps(num_steps, generator):
+def test_the_stochastic_sampler_samples_the_data_with_a_student_of_its_steps(num_steps, generator):
     """A student that goes along the trajectory exactly for two grid steps: noise back from there is the law of one."""
     gaussian, stage = Gaussian(SCALED_LINEAR), halving_times(num_steps // 2, SCALED_LINEAR, stochastic=True)
 
@@ -386,16 +386,16 @@ def test_the_stochastic_sampler_draws_the_data_with_a_student_of_its_steps(num_s
         return Prediction(*invert_ddim_step(x_t, t, gaussian.follow(x_t, t[0], s), s, SCALED_LINEAR))
 
     scheduler = StochasticDDIMScheduler(**BETAS, prediction_type="sample", clip_sample=False)
-    x = sample(scheduler, student, gaussian.draw(torch.tensor(999), 100_000, generator), num_steps, generator)
+    x = sample(scheduler, student, gaussian.generate(torch.tensor(999), 100_000, generator), num_steps, generator)
     assert covariance_error(x, gaussian) < 0.015
     torch.testing.assert_close(x.mean(0), gaussian.mean, atol=0.02, rtol=0)
 
 
-def test_with_an_exact_denoiser_the_stochastic_sampler_draws_the_data_as_its_steps_grow_many(generator):
+def test_with_an_exact_denoiser_the_stochastic_sampler_samples_the_data_as_its_steps_grow_many(generator):
     gaussian, errors = Gaussian(SCALED_LINEAR), []
     scheduler = StochasticDDIMScheduler(**BETAS, prediction_type="sample", clip_sample=False)
     for num_steps in (10, 50, 250):
-        x = gaussian.draw(torch.tensor(999), 20_000, generator)
+        x = gaussian.generate(torch.tensor(999), 20_000, generator)
         errors.append(covariance_error(sample(scheduler, gaussian, x, num_steps, generator), gaussian))
     assert errors[1] < errors[0] / 2
     assert errors[2] < errors[1] / 2 < 0.1

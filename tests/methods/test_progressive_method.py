@@ -20,7 +20,10 @@ def batch_for(teacher, count, generator):
 
 def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked", **settings):
     networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if mode == "embedded" else None)
-    networks.student, networks.average = networks.student.speaking(dialect), networks.average.speaking(dialect)
+    networks.student, networks.average = (
+        networks.student.with_prediction_type(dialect),
+        networks.average.with_prediction_type(dialect),
+    )
     guidance = Guidance(teacher.unconditional(), GuidanceConfig(mode=mode, scale=scale))
     config = ProgressiveConfig(**settings)
     if kind is StepHalving:
@@ -36,7 +39,7 @@ def loss_at(method, batch, step):
 def test_a_student_of_an_epsilon_teacher_goes_over_to_v_without_a_jump(teacher, generator):
     """The first thing that it is asked for is what it says already; asked for v at once it would be far off."""
     batch = batch_for(teacher, 16, generator)
-    gradually, at_once = (method_of(teacher, GuidanceDistillation, dialect_steps=steps) for steps in (100, 0))
+    gradually, at_once = (method_of(teacher, GuidanceDistillation, prediction_type_steps=steps) for steps in (100, 0))
     assert loss_at(gradually, batch, 0) < 1e-12
     losses = [loss_at(gradually, batch, step).item() for step in (10, 50, 90, 99)]
     assert losses == sorted(losses)
@@ -47,7 +50,7 @@ def test_a_student_of_an_epsilon_teacher_goes_over_to_v_without_a_jump(teacher, 
 def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for(teacher, generator):
     batch, method = (
         batch_for(teacher, 8, generator),
-        method_of(teacher, GuidanceDistillation, dialect_steps=10, weighting="uniform"),
+        method_of(teacher, GuidanceDistillation, prediction_type_steps=10, weighting="uniform"),
     )
     called = []
     student = method.networks.student
@@ -59,10 +62,10 @@ def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for
     assert torch.equal(loss_at(method, batch, 10), prediction_loss(called[0], targets[0], "uniform"))
 
 
-def test_the_dialect_of_the_student_that_is_validated_does_not_change_on_the_way(teacher, generator):
-    method = method_of(teacher, GuidanceDistillation, dialect_steps=100)
+def test_the_prediction_type_of_the_validated_student_does_not_change_during_the_transition(teacher, generator):
+    method = method_of(teacher, GuidanceDistillation, prediction_type_steps=100)
     loss_at(method, batch_for(teacher, 2, generator), 30)
-    assert method.networks.student.share == method.networks.average.share == 1.0
+    assert method.networks.student.fraction == method.networks.average.fraction == 1.0
     assert method.networks.average.prediction_type == "v_prediction"
 
 
@@ -93,10 +96,10 @@ def test_the_guided_pair_is_one_call_of_the_teacher_and_a_halving_two(teacher, g
         assert sizes == expected, kind
 
 
-def test_scales_are_drawn_over_the_range_and_told_to_the_student(teacher, generator):
+def test_scales_are_sampled_over_the_range_and_are_an_input_of_the_student(teacher, generator):
     batch, method = (
         batch_for(teacher, 64, generator),
-        method_of(teacher, GuidanceDistillation, mode="embedded", dialect_steps=0),
+        method_of(teacher, GuidanceDistillation, mode="embedded", prediction_type_steps=0),
     )
     told = []
     method.fit = lambda x_t, t, conditioning, *rest: told.append(conditioning.get("guidance_scale")) or torch.zeros(())

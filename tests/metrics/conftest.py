@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def held_out():
-    """(pictures uint8 (N, 3, 32, 32), captions) of the embedded data's held-out split."""
+    """(images uint8 (N, 3, 32, 32), captions) of the embedded data's held-out split."""
     sys.path.insert(0, str(ROOT / "scripts" / "recipes"))
     from emoji import load_emoji
 
     emoji = load_emoji("heldout")
-    return ((emoji.pictures + 1) * 127.5).round().to(torch.uint8), emoji.captions
+    return ((emoji.images + 1) * 127.5).round().to(torch.uint8), emoji.captions
 
 
 @pytest.fixture(scope="session")

@@ -20,31 +20,33 @@ OF_SETS = [name for name, metric in METRICS.items() if not metric.of_pairs]
 
 @pytest.fixture(scope="module")
 def emoji(held_out, extractor, scorer):
-    pictures, captions = held_out
+    images, captions = held_out
     prompts = [caption["subcategory"] for caption in captions]
-    features, images = extract(extractor, pictures), scorer.embed_images(pictures)
-    drawn = SampleFeatures(features[:150], prompts[:150], images[:150], scorer.embed_texts(prompts[:150]))
-    real = ReferenceFeatures(gaussian_statistics(features[150:]), features[150:], images[150:])
-    return drawn, real
+    features, embedded = extract(extractor, images), scorer.embed_images(images)
+    generated = SampleFeatures(features[:150], prompts[:150], embedded[:150], scorer.embed_texts(prompts[:150]))
+    real = ReferenceFeatures(gaussian_statistics(features[150:]), features[150:], embedded[150:])
+    return generated, real
 
 
 def test_every_score_is_that_of_its_metric_alone(emoji):
-    drawn, real = emoji
-    scores = measure(drawn, real, OF_SETS, fd="fd-emoji", clip="tiny-clip", intervals=False).values
-    manifold = manifold_scores(drawn.features, real.features, 5)
-    assert scores["fd-emoji"] == frechet_distance(gaussian_statistics(drawn.features), real.statistics)
-    assert scores["kd-emoji"] == kid_of_all(drawn.features, real.features)
-    assert scores["vendi"] == vendi_score(drawn.features)
+    generated, real = emoji
+    scores = measure(generated, real, OF_SETS, fd="fd-emoji", clip="tiny-clip", intervals=False).values
+    manifold = manifold_scores(generated.features, real.features, 5)
+    assert scores["fd-emoji"] == frechet_distance(gaussian_statistics(generated.features), real.statistics)
+    assert scores["kd-emoji"] == kid_of_all(generated.features, real.features)
+    assert scores["vendi"] == vendi_score(generated.features)
     assert scores["coverage"] == manifold.coverage.mean()
     assert scores["recall"] == manifold.recall.mean()
-    assert scores["clip_score"] == pytest.approx(clip_scores(drawn.image_embeddings, drawn.text_embeddings).mean().item())
-    assert scores["cmmd-tiny-clip"] == cmmd(drawn.image_embeddings, real.image_embeddings)
+    assert scores["clip_score"] == pytest.approx(
+        clip_scores(generated.image_embeddings, generated.text_embeddings).mean().item()
+    )
+    assert scores["cmmd-tiny-clip"] == cmmd(generated.image_embeddings, real.image_embeddings)
     assert {"fd-emoji-infinity", "precision", "density", "diversity", "clip_r"} < scores.keys()
 
 
 def test_every_score_of_a_set_has_an_interval_and_that_of_a_mean_holds_the_mean(emoji):
-    drawn, real = emoji
-    found = measure(drawn, real, OF_SETS, fd="fd-emoji", clip="tiny-clip")
+    generated, real = emoji
+    found = measure(generated, real, OF_SETS, fd="fd-emoji", clip="tiny-clip")
     assert found.intervals.keys() == found.values.keys()
     for name in ("precision", "recall", "density", "coverage", "clip_score", "clip_r", "diversity"):
         low, high = found.intervals[name]
@@ -91,12 +93,14 @@ def test_a_metric_that_is_registered_from_outside_is_computed_like_any_other(emo
 
 
 def test_what_a_metric_lacks_is_said(emoji):
-    drawn, real = emoji
+    generated, real = emoji
     statistics = ReferenceFeatures(real.statistics)
     with pytest.raises(ValueError, match="saved statistics, from which only the Fréchet distance follows"):
-        measure(drawn, statistics, ["kid"], fd="fd-emoji")
+        measure(generated, statistics, ["kid"], fd="fd-emoji")
     with pytest.raises(ValueError, match="clip_score: got no CLIP embeddings"):
-        measure(SampleFeatures(drawn.features), real, ["clip_score"], fd="fd-emoji")
+        measure(SampleFeatures(generated.features), real, ["clip_score"], fd="fd-emoji")
     with pytest.raises(ValueError, match="cmmd: got no CLIP embeddings"):
-        measure(SampleFeatures(drawn.features), real, ["cmmd"], fd="fd-emoji")
-    assert measure(SampleFeatures(torch.as_tensor(drawn.features)), statistics, ["fd"], fd="fd-emoji", intervals=False).values
+        measure(SampleFeatures(generated.features), real, ["cmmd"], fd="fd-emoji")
+    assert measure(
+        SampleFeatures(torch.as_tensor(generated.features)), statistics, ["fd"], fd="fd-emoji", intervals=False
+    ).values

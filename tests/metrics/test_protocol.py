@@ -32,6 +32,12 @@ def test_an_evaluation_survives_json():
     assert Evaluation.from_json(EVALUATION.to_json()) == EVALUATION
 
 
+def test_an_evaluation_of_the_previous_version_is_read_though_its_field_was_called_seconds_per_picture():
+    old = json.loads(EVALUATION.to_json())
+    old["seconds_per_picture"] = old.pop("seconds_per_image")
+    assert Evaluation.from_json(json.dumps(old)) == EVALUATION
+
+
 def test_a_missing_or_unknown_field_is_named():
     fields = json.loads(EVALUATION.to_json())
     fields["protocol"]["num_sample"] = fields["protocol"].pop("num_samples")

@@ -35,7 +35,7 @@ def meets(compressed: Compressed, factor: float) -> bool:
 
 
 def changes(one: Tensor, other: Tensor) -> float:
-    """The correlation of how pictures (B, C, H, W) of one network and the other differ from their mean."""
+    """The correlation of how images (B, C, H, W) of one network and the other differ from their mean."""
     return float(torch.corrcoef(torch.stack([(x - x.mean(0)).flatten() for x in (one, other)]).detach())[0, 1])
 
 
@@ -75,7 +75,7 @@ def test_the_residual_generator_meets_both_targets(factor: float) -> None:
     compressed = compress(teacher(), LABELLED, factor=factor)
     assert meets(compressed, factor)
     assert compressed.network(*LABELLED).shape == (2, 3, 32, 32)
-    assert compressed.kept_whole == {}
+    assert compressed.not_pruned == {}
 
 
 def test_one_target_alone_is_met() -> None:
@@ -109,7 +109,7 @@ def test_the_same_call_gives_the_same_student() -> None:
 
 
 def weakened(network: nn.Module, inputs: tuple[Tensor, ...], strength: Any) -> list[ChannelGroup]:
-    """Scale what reads channel c of every group by strength(c / size), c in an order drawn by chance."""
+    """Scale what reads channel c of every group by strength(c / size), c in an order sampled by chance."""
     groups = [group for group in channel_groups(copy.deepcopy(network), inputs) if not group.frozen]
     with torch.no_grad():
         for group in groups:
@@ -128,24 +128,24 @@ def weakened(network: nn.Module, inputs: tuple[Tensor, ...], strength: Any) -> l
     return groups
 
 
-def test_channels_that_do_nothing_go_first_and_the_pictures_stay() -> None:
+def test_channels_that_do_nothing_go_first_and_the_images_stay() -> None:
     network = teacher().eval()
     weakened(network, LABELLED, lambda place: (place < 0.25).float())  # every fourth channel lives
     student = compress(network, LABELLED, factor=4).network
     torch.testing.assert_close(student(*LABELLED), network(*LABELLED))
 
 
-def test_a_student_of_the_important_channels_draws_as_its_teacher_and_a_random_one_does_not() -> None:
+def test_a_student_of_the_important_channels_samples_as_its_teacher_and_a_random_one_does_not() -> None:
     network = teacher().eval()
     weakened(network, LABELLED, lambda place: torch.exp(-6 * place))
     inputs = (torch.randn(16, 32), torch.arange(16) % 5)
     wanted = network(*inputs)
-    chosen, drawn = (compress(network, LABELLED, factor=4, importance=kind).network for kind in ("magnitude", "random"))
+    chosen, generated = (compress(network, LABELLED, factor=4, importance=kind).network for kind in ("magnitude", "random"))
     fresh = copy.deepcopy(chosen)
     for layer in fresh.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.reset_parameters()
-    near, by_chance, new = (changes(student(*inputs), wanted) for student in (chosen, drawn, fresh))
+    near, by_chance, new = (changes(student(*inputs), wanted) for student in (chosen, generated, fresh))
     assert near > 0.95
     assert near > max(by_chance, new) + 0.1
 
@@ -218,16 +218,16 @@ def test_faster_than_the_teacher_by_its_multiply_accumulates(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"factor": 0.5}, "compress 0.5: takes more than 1"),
-        ({"factor": 1}, "compress 1: takes more than 1"),
-        ({"factor": -4}, "compress -4: takes more than 1"),
-        ({"factor": math.nan}, "compress nan: takes more than 1"),
-        ({"factor": math.inf}, "compress inf: takes more than 1"),
+        ({"factor": 0.5}, "compress 0.5: expects more than 1"),
+        ({"factor": 1}, "compress 1: expects more than 1"),
+        ({"factor": -4}, "compress -4: expects more than 1"),
+        ({"factor": math.nan}, "compress nan: expects more than 1"),
+        ({"factor": math.inf}, "compress inf: expects more than 1"),
         ({"factor": 4, "macs": 1e6}, "compress 4: comes with no other target; got params or macs too"),
-        ({}, "compress: takes a factor, params or macs; got none"),
-        ({"params": 0}, "params 0: takes more than 0 and less than the teacher's"),
-        ({"macs": 1e12}, r"macs 1e\+12: takes more than 0 and less than the teacher's"),
-        ({"factor": 4, "importance": "gold"}, "importance gold: takes magnitude or random"),
+        ({}, "compress: expects a factor, params or macs; got none"),
+        ({"params": 0}, "params 0: expects more than 0 and less than the teacher's"),
+        ({"macs": 1e12}, r"macs 1e\+12: expects more than 0 and less than the teacher's"),
+        ({"factor": 4, "importance": "gold"}, "importance gold: expects magnitude or random"),
         ({"factor": 4, "keep": ["block.7"]}, "keep block.7: the network has no such module"),
         ({"factor": 3000}, "compress 3000: the nearest that can be reached is .* times fewer parameters and .*accumulates"),
         ({"factor": 4, "keep": ["blocks"]}, "compress: keep leaves no channels that could be removed"),
@@ -285,14 +285,14 @@ class Awkward(nn.Module):
         self.channels, self.middle = channels, middle
         self.start = nn.Linear(16, channels * 16)
         self.up, self.grow = nn.ConvTranspose2d(channels, channels, 4, 2, 1), nn.Conv2d(channels, 4 * channels, 3, padding=1)
-        self.paint = nn.Conv2d(channels + 2, 3, 3, padding=1)
+        self.generate = nn.Conv2d(channels + 2, 3, 3, padding=1)
         self.register_buffer("places", torch.randn(1, 2, 16, 16))
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.middle(self.up(self.start(z).view(-1, self.channels, 4, 4)))
         b, c, h, w = (x := self.grow(x)).shape
         x = x.view(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
-        return self.paint(torch.cat([self.places.expand(b, -1, -1, -1), F.relu(x)], 1))
+        return self.generate(torch.cat([self.places.expand(b, -1, -1, -1), F.relu(x)], 1))
 
 
 @pytest.mark.parametrize("middle", [Attention(64, 4), Gated(32)], ids=["attention", "gates"])
@@ -319,13 +319,13 @@ class Repeated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.start, self.conv = nn.Linear(16, 32 * 16), nn.Conv2d(32, 32, 3, padding=1)
-        self.still, self.paint = Still(32, 32), nn.Conv2d(32, 3, 1)
+        self.still, self.generate = Still(32, 32), nn.Conv2d(32, 3, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.start(z.mul_(2)).view(-1, self.conv.in_channels, 4, 4)
         for _ in range(2):
             x = self.conv(input=x).relu_()
-        return self.paint(self.still(x))
+        return self.generate(self.still(x))
 
 
 def test_layers_that_run_twice_by_keyword_or_do_nothing_are_followed() -> None:
@@ -333,7 +333,7 @@ def test_layers_that_run_twice_by_keyword_or_do_nothing_are_followed() -> None:
     width = student.conv.out_channels
     assert width < 32
     assert (student.conv.in_channels, student.start.out_features) == (width, 16 * width)
-    assert (student.still.num_channels, student.paint.in_channels) == (width, width)
+    assert (student.still.num_channels, student.generate.in_channels) == (width, width)
     assert student(torch.randn(2, 16)).shape == (2, 3, 4, 4)
 
 
@@ -350,7 +350,7 @@ def test_a_width_written_into_the_forward_is_kept_and_named_where_the_target_is_
     z = torch.randn(2, 16)
     compressed = compress(Literal64(), (z,), macs=100_000)
     assert compressed.network.start.out_features == 1024
-    assert list(compressed.kept_whole) == ["start"]
+    assert list(compressed.not_pruned) == ["start"]
     with pytest.raises(ValueError, match=r"nearest .*; start is kept whole \(.*64, 4, 4.*\); give .*--student module:Class"):
         compress(Literal64(), (z,), factor=4)
 
@@ -358,10 +358,10 @@ def test_a_width_written_into_the_forward_is_kept_and_named_where_the_target_is_
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.cell, self.paint = nn.LSTM(16, 48), nn.Linear(48, 48)
+        self.cell, self.generate = nn.LSTM(16, 48), nn.Linear(48, 48)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.paint(self.cell(z[None])[0][0]).view(-1, 3, 4, 4)
+        return self.generate(self.cell(z[None])[0][0]).view(-1, 3, 4, 4)
 
 
 def test_a_network_that_cannot_be_followed_names_the_layer_and_the_way_out() -> None:

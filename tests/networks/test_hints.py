@@ -59,7 +59,7 @@ def test_networks_of_other_classes_are_paired_by_resolution() -> None:
     assert [hint.student_path for hint in hints] == ["4", "7", "10"]  # the activations that end 8, 16 and 32 pixels
 
 
-def test_the_picture_itself_is_no_hint(tmp_path: Path) -> None:
+def test_the_image_itself_is_no_hint(tmp_path: Path) -> None:
     for unseen in UNSEEN:
         assert unseen.output_shape not in [one.shape for one in candidates(unseen.build(tmp_path), unseen.inputs())]
 

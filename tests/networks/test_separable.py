@@ -12,7 +12,7 @@ from torch import nn
 from gendistill.networks.counting import macs, parameters
 from gendistill.networks.pruning import pruned_architecture as slim
 from gendistill.networks.pruning.prune import compress
-from gendistill.networks.pruning.separable import SeparableConv2d, replaceable, saved_share
+from gendistill.networks.pruning.separable import SeparableConv2d, replaceable, saved_fraction
 
 
 def test_a_kernel_that_is_separable_is_found_exactly() -> None:
@@ -55,7 +55,7 @@ def test_the_saved_share_is_what_the_counter_counts() -> None:
     x = (torch.randn(1, 16, 8, 8),)
     before, after = macs(nn.Sequential(dense), x), macs(SeparableConv2d.nearest(dense), x)
     assert after == 64 * (16 * 25 + 16 * 24)
-    assert 1 - after / before == pytest.approx(saved_share(dense))
+    assert 1 - after / before == pytest.approx(saved_fraction(dense))
     assert parameters(SeparableConv2d.nearest(dense)) == 16 * 25 + 16 * 24
 
 
@@ -67,7 +67,7 @@ def test_only_what_saves_can_be_replaced() -> None:
     assert replaceable(network, keep=["0"]) == {}
 
 
-class Painter(nn.Module):
+class TrajectoryTeacher(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two, self.three = nn.Conv2d(3, 48, 3, padding=1), nn.Conv2d(48, 48, 3, padding=1), nn.Conv2d(48, 3, 3)
@@ -79,11 +79,11 @@ class Painter(nn.Module):
 @pytest.mark.parametrize("factor", [2, 4, 12])
 def test_a_student_of_separable_convolutions_meets_its_targets_and_is_rebuilt_from_its_record(factor: float) -> None:
     torch.manual_seed(0)
-    teacher, x = Painter(), torch.randn(2, 3, 8, 8)
+    teacher, x = TrajectoryTeacher(), torch.randn(2, 3, 8, 8)
     compressed = compress(teacher, (x,), factor=factor, depthwise=True)
     assert compressed.macs == pytest.approx(compressed.teacher_macs / factor, rel=0.1)
     assert compressed.parameters == pytest.approx(compressed.teacher_parameters / factor, rel=0.1)
     assert any(isinstance(layer, SeparableConv2d) for layer in compressed.network.modules())
-    rebuilt = slim.apply(Painter(), json.loads(json.dumps(slim.record(compressed.network))))
+    rebuilt = slim.apply(TrajectoryTeacher(), json.loads(json.dumps(slim.record(compressed.network))))
     rebuilt.load_state_dict(compressed.network.state_dict())
     assert torch.equal(rebuilt(x), compressed.network(x))

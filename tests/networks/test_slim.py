@@ -136,12 +136,12 @@ CONV = {"in_channels": 3, "out_channels": 8, "groups": 1, "plain": True}
     [
         (None, "takes version 1; got a NoneType"),
         ({"version": 7}, "takes version 1; got version 7"),
-        ({"version": 1, "separable": {}, "layers": []}, "slim record layers: takes an object by paths; got list"),
+        ({"version": 1, "separable": {}, "layers": []}, "slim record layers: expects an object by paths; got list"),
         (changed("layers", "4", CONV), "layers: the network has no module 4"),
         (changed("layers", "__class__", CONV), "layers: the network has no module __class__"),
         (
             changed("layers", "0", CONV | {"out_channels": -4}),
-            "slim record 0 out_channels: takes a whole number from 1 to 8; got -4",
+            "slim record 0 out_channels: expects a whole number from 1 to 8; got -4",
         ),
         (changed("layers", "0", CONV | {"out_channels": 10**12}), "takes a whole number from 1 to 8; got 1000000000000"),
         (changed("layers", "0", CONV | {"out_channels": 4.0}), "takes a whole number from 1 to 8; got 4.0"),
@@ -155,10 +155,10 @@ CONV = {"in_channels": 3, "out_channels": 8, "groups": 1, "plain": True}
         (changed("layers", "0", 5), "the counts of a Conv2d are .*; got int"),
         (changed("layers", "1", {"num_channels": 5, "num_groups": 2, "plain": True}), "num_channels 5 does not divide into 2"),
         (changed("separable", "1", {"bias": True}), "separable takes a Conv2d; the network has a GroupNorm"),
-        (changed("separable", "0", {"bias": False}), "separable: takes bias true; got"),
+        (changed("separable", "0", {"bias": False}), "separable: expects bias true; got"),
         (changed("parameters", "0.weight", [4, 3, 3, 3]), "parameters: the network has no 0.weight"),
         (changed("attributes", "0", {"in_channels": 3}), "attributes 0: the network has no number in_channels"),
-        (changed("attributes", "", [1]), "attributes of the network: takes an object of numbers; got list"),
+        (changed("attributes", "", [1]), "attributes of the network: expects an object of numbers; got list"),
     ],
 )
 def test_a_hostile_record_is_refused_in_a_sentence(record: Any, sentence: str) -> None:
@@ -175,7 +175,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("shape", [[1], [1, 0], [1, 5], [1, -1], [1, 2.0], "14", None])
 def test_shapes_of_bare_parameters_are_checked(shape: Any) -> None:
     record = slim.record(Constant())
-    with pytest.raises(ValueError, match=r"slim record constant: takes a shape up to \[1, 4\]; got"):
+    with pytest.raises(ValueError, match=r"slim record constant: expects a shape up to \[1, 4\]; got"):
         slim.apply(Constant(), record | {"parameters": {"constant": shape}})
 
 
@@ -183,5 +183,7 @@ def test_shapes_of_bare_parameters_are_checked(shape: Any) -> None:
 def test_numbers_of_modules_are_checked(number: Any) -> None:
     record = slim.record(Constant())
     assert record["attributes"] == {"": {"width": 4}}
-    with pytest.raises(ValueError, match="slim record attributes of the network width: takes a whole number from 1 to 4; got"):
+    with pytest.raises(
+        ValueError, match="slim record attributes of the network width: expects a whole number from 1 to 4; got"
+    ):
         slim.apply(Constant(), record | {"attributes": {"": {"width": number}}})

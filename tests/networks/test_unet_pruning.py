@@ -271,7 +271,7 @@ def test_the_config_of_stable_diffusion_1_5_is_halved_without_its_weights():
 
 
 def test_an_example_of_the_users_own_is_what_is_counted(tiny_sd):
-    """Attention grows with the square of the pixels, so that large pictures cost otherwise."""
+    """Attention grows with the square of the pixels, so that large images cost otherwise."""
     large = (torch.zeros(2, 4, 32, 32), torch.tensor([5, 5]), torch.zeros(2, 24, 96))
     student = smaller(tiny_sd, 2, large)
     assert macs(tiny_sd, large) / macs(student, large) == pytest.approx(2, rel=0.1)
@@ -281,9 +281,9 @@ def test_what_cannot_be_reached_is_said_with_what_can(tiny_sd):
     with pytest.raises(ValueError, match=r"factor 1000: the nearest is \d+\.?\d*, with block_out_channels \[16, 16\]"):
         smaller(tiny_sd, 1000)
     for factor in (1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"factor {factor:g}: takes more than 1"):
+        with pytest.raises(ValueError, match=f"factor {factor:g}: expects more than 1"):
             smaller(tiny_sd, factor)
-    with pytest.raises(ValueError, match=r"share 1.5: takes more than 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"share 1.5: expects more than 0 and at most 1"):
         narrower(tiny_sd, 1.5)
 
 
@@ -366,9 +366,9 @@ def test_configs_that_cannot_be_are_refused(tiny_sd):
 def test_adapters_and_other_networks_are_refused_in_a_sentence():
     unet = tiny_unet()
     unet.add_adapter(lora_config(["to_q"], 2), "style")
-    with pytest.raises(ValueError, match=r"unet: has adapters \(style\); takes a network without"):
+    with pytest.raises(ValueError, match=r"unet: has adapters \(style\); expects a network without"):
         matching_config(unet, {})
-    with pytest.raises(ValueError, match=r"unet: takes a UNet2DConditionModel; got UNet2DModel"):
+    with pytest.raises(ValueError, match=r"unet: expects a UNet2DConditionModel; got UNet2DModel"):
         matching_config(tiny_pixel_unet(), {})
     with pytest.raises(ValueError, match=r"unet: has no weights"):
         matching_config(on_meta(tiny_unet().config), {})

@@ -35,7 +35,7 @@ def kept(run, step):
         {},
         {"lora__enabled": True},
         {"guidance__mode": "embedded", "guidance__range": [1, 4]},
-        {"align__own_share": 1.0, "align__match__perceptual": 0.1, "align__distribution__patches": 1.0},
+        {"align__on_policy_fraction": 1.0, "align__match__perceptual": 0.1, "align__distribution__patches": 1.0},
         {"align__distribution__adversarial": 0.1, "trainer__gradient_checkpointing": True},
         {"lora__enabled": True, "align__distribution__adversarial": 0.1, "align__semantic__clip": 0.1},
     ],
@@ -47,18 +47,18 @@ def test_a_student_is_trained_and_opens_in_few_steps(settings, tmp_path, changes
     assert len(logged(tmp_path / "run", "pseudo_huber")) == 4
     sampler = FewStepSampler.from_pretrained(result.student_folder)
     assert sampler.spec.method == "latent_alignment"
-    pictures = torch.cat(list(sampler.pictures(["food"], [0], num_inference_steps=1)))
-    assert pictures.shape == (1, 3, 32, 32)
+    images = torch.cat(list(sampler.images(["food"], [0], num_inference_steps=1)))
+    assert images.shape == (1, 3, 32, 32)
     assert "6 trajectories of the teacher" in (result.student_folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     "terms",
     [
-        {"align__own_share": 0.5, "align__distribution__sliced_wasserstein": 1.0},
+        {"align__on_policy_fraction": 0.5, "align__distribution__sliced_wasserstein": 1.0},
         {"align__distribution__adversarial": 0.5},
         {"align__distribution__adversarial": 0.5, "method": "consistency", "align__weight": 1.0},
-        {"align__partner": "mutual", "align__own_share": 0.5, "align__distribution__adversarial": {0: 0, 2: 0.5}},
+        {"align__peer": "mutual", "align__on_policy_fraction": 0.5, "align__distribution__adversarial": {0: 0, 2: 0.5}},
     ],
     ids=["sets", "adversarial", "adversarial beside consistency", "mutual"],
 )
@@ -95,13 +95,13 @@ def test_beside_halving_it_counts_in_the_stages_that_make_a_student(settings, tm
 
 
 def test_two_students_learn_from_each_other_and_differ(settings, tmp_path):
-    result = distill(settings("run", align__partner="mutual", trainer__max_steps=2))
-    for term in ("mutual", "partner_mutual", "partner_pseudo_huber"):
+    result = distill(settings("run", align__peer="mutual", trainer__max_steps=2))
+    for term in ("mutual", "peer_mutual", "peer_pseudo_huber"):
         assert len(logged(tmp_path / "run", term)) == 2
     tensors = {name: tensor for (file, name), tensor in kept(tmp_path / "run", 2).items() if file == "weights.safetensors"}
     for whose in ("student", "average"):
         name = "conv_in.weight"
-        other = {"student": f"partner.{name}", "average": f"buffer.partner_average.{name}"}[whose]
+        other = {"student": f"peer.{name}", "average": f"buffer.peer_average.{name}"}[whose]
         assert not torch.equal(tensors[f"{whose}.{name}"], tensors[other])
     exported = load_file(result.student_folder / "unet" / "diffusion_pytorch_model.safetensors")["conv_in.weight"]
     assert torch.equal(exported, tensors["average.conv_in.weight"].half())
@@ -126,9 +126,9 @@ def test_a_generation_learns_from_the_one_before_it_and_goes_on_where_it_was_sto
         assert torch.equal(tensor, resumed.networks.trained[name]), name
 
 
-@pytest.mark.parametrize("setting", [{"align.generations": 2}, {"align.partner": "mutual"}])
+@pytest.mark.parametrize("setting", [{"align.generations": 2}, {"align.peer": "mutual"}])
 def test_further_students_are_refused_where_they_cannot_be_trained(setting):
-    with pytest.raises(ValueError, match=r"align\.(generations 2|partner mutual): takes --method latent_alignment"):
+    with pytest.raises(ValueError, match=r"align\.(generations 2|peer mutual): expects --method latent_alignment"):
         load_config(None, setting)
-    with pytest.raises(ValueError, match=r"align\..*: trains all weights; takes lora.enabled=false"):
+    with pytest.raises(ValueError, match=r"align\..*: trains all weights; expects lora.enabled=false"):
         load_config(None, {"method": "latent_alignment", "lora.enabled": True, **setting})

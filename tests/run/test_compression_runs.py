@@ -7,7 +7,7 @@ from fresh_process import ran
 from tiny_runs import logged, settings_of
 
 from gendistill.methods.compression import compressed_config, matched_blocks
-from gendistill.networks.pruning.unet_pruning import share_of_macs
+from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler
 
@@ -54,15 +54,15 @@ def test_a_smaller_student_is_trained_and_plain_diffusers_opens_it(settings, tin
     result = distill(settings("run", **changes))
     assert all(torch.tensor(logged(tmp_path / "run", "loss")).isfinite())
     pipeline = DiffusionPipeline.from_pretrained(result.student_folder)
-    pictures = pipeline("food", num_inference_steps=2, output_type="np").images
-    assert pictures.shape == (1, 32, 32, 3)
+    images = pipeline("food", num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 32, 32, 3)
     teacher, student = unets(tiny_folder, result.student_folder)
     assert student.num_parameters() < teacher.num_parameters()
     assert "of the teacher's" in (result.student_folder / "README.md").read_text()
 
 
 def test_the_losses_of_output_and_of_blocks_fall(settings, tmp_path):
-    """Over fifty steps on the same few pictures."""
+    """Over fifty steps on the same few images."""
     distill(settings("run", trainer__max_steps=50, trainer__learning_rate=2e-3, trainer__validate_every=50))
     for name in ("output", "hints"):
         losses = logged(tmp_path / "run", name)
@@ -88,7 +88,7 @@ def test_its_steps_are_distilled_in_the_same_run(settings, tiny_folder, tmp_path
     assert sampler.spec.num_inference_steps[0] == 2
     widths = sampler.pipeline.unet.config.block_out_channels
     assert tuple(widths) == tuple(small.config.block_out_channels) != tuple(teacher.config.block_out_channels)
-    assert next(iter(sampler.pictures(["food"], [0], num_inference_steps=2))).shape == (1, 3, 32, 32)
+    assert next(iter(sampler.images(["food"], [0], num_inference_steps=2))).shape == (1, 3, 32, 32)
 
 
 def test_a_config_of_ones_own_keeps_what_fits(settings, tiny_folder, tmp_path):
@@ -105,7 +105,7 @@ def test_blocks_are_matched_by_size_and_depth_also_where_the_middle_is_missing(t
     assert paths == {name: name for name in paths}
     assert len(paths) == 4
     with pytest.raises(
-        ValueError, match=r"compression.features.layers middle: takes a block of the teacher, one of down_blocks"
+        ValueError, match=r"compression.features.layers middle: expects a block of the teacher, one of down_blocks"
     ):
         matched_blocks(config, config, {"middle": "mid_block"})
 
@@ -113,7 +113,7 @@ def test_blocks_are_matched_by_size_and_depth_also_where_the_middle_is_missing(t
 def test_half_of_tiny_sd_spends_half_of_the_multiply_accumulates(tiny_sd_config):
     from gendistill.networks.pruning.compress_config import CompressConfig
 
-    share = share_of_macs(tiny_sd_config, compressed_config(tiny_sd_config, CompressConfig(factor=2)))
+    share = macs_fraction(tiny_sd_config, compressed_config(tiny_sd_config, CompressConfig(factor=2)))
     assert share == pytest.approx(0.5, rel=0.1)
 
 
@@ -125,10 +125,10 @@ def tiny_sd_config():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"compress__factor": None}, "--method compression takes one of --compress 2, compress.blocks"),
+        ({"compress__factor": None}, "--method compression expects one of --compress 2, compress.blocks"),
         ({"lora__enabled": True}, "lora.enabled"),
         ({"compress__factor": None, "compress__macs": 5}, "compress.macs: --method compression takes compress.blocks"),
-        ({"align__weight": 0.5}, "align.weight 0.5: --method compression learns from no trajectories; takes 0"),
+        ({"align__weight": 0.5}, "align.weight 0.5: --method compression has no auxiliary losses; expects 0"),
         ({"method": "decoder"}, "compress.factor: --method decoder takes decoder.width"),
         ({"compress__student_config": "a.json"}, "takes no compress.factor"),
         ({"method": "consistency", "steps": [2], "compression__trainer": {"steps": 3}}, "compression.trainer"),
@@ -140,7 +140,7 @@ def test_mistakes_are_told_before_anything_is_opened(settings, changes, sentence
 
 
 def test_a_teacher_of_another_kind_is_told(family_folder, settings):
-    with pytest.raises(ValueError, match="compress: takes a teacher whose network is a UNet2DConditionModel"):
+    with pytest.raises(ValueError, match="compress: expects a teacher whose network is a UNet2DConditionModel"):
         distill(settings("run", teacher=str(family_folder("unconditional")), data__prompts=None))
 
 

@@ -12,53 +12,59 @@ from gendistill.training.trainer_config import TrainerConfig
 WRONG = [
     (
         {"method": "consistancy"},
-        "setting method is 'consistancy'; takes consistency, progressive, latent_alignment, compression, "
+        "setting method is 'consistancy'; expects consistency, progressive, latent_alignment, compression, "
         "decoder or gan; did you mean consistency?",
     ),
-    ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; takes adamw or adamw_8bit; did you mean adamw?"),
-    ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; takes ddim, lcm or tcd; did you mean lcm?"),
+    ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; expects adamw or adamw_8bit; did you mean adamw?"),
+    ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; expects ddim, lcm or tcd; did you mean lcm?"),
     ({"trainer.trackers": ["wandbb"]}, "did you mean wandb?"),
-    ({"trainer.trackers": ["aim"]}, "setting trainer.trackers is ['aim']; takes trackers that are installed (pip install aim)"),
+    (
+        {"trainer.trackers": ["aim"]},
+        "setting trainer.trackers is ['aim']; expects trackers that are installed (pip install aim)",
+    ),
     ({"trainer.max_step": 5}, "setting trainer.max_step is not known; did you mean trainer.max_steps?"),
     ({"max_steps": 5}, "setting max_steps is not known; did you mean trainer.max_steps?"),
     ({"trianer.max_steps": 5}, "setting trianer is not known; did you mean trainer?"),
     ({"xyzzy": 5}, "setting xyzzy is not known"),
-    ({"trainer.max_steps": "many"}, "setting trainer.max_steps is 'many'; takes a whole number"),
-    ({"trainer.max_steps": 1.5}, "setting trainer.max_steps is 1.5; takes a whole number"),
-    ({"trainer.max_steps": 0}, "setting trainer.max_steps is 0; takes at least 1"),
-    ({"trainer.learning_rate": 0}, "setting trainer.learning_rate is 0; takes more than 0"),
-    ({"consistency.ema_decay": 1}, "setting consistency.ema_decay is 1; takes less than 1"),
-    ({"guidance.prompt_dropout": 2}, "setting guidance.prompt_dropout is 2; takes at most 1"),
+    ({"trainer.max_steps": "many"}, "setting trainer.max_steps is 'many'; expects a whole number"),
+    ({"trainer.max_steps": 1.5}, "setting trainer.max_steps is 1.5; expects a whole number"),
+    ({"trainer.max_steps": 0}, "setting trainer.max_steps is 0; expects at least 1"),
+    ({"trainer.learning_rate": 0}, "setting trainer.learning_rate is 0; expects more than 0"),
+    ({"consistency.ema_decay": 1}, "setting consistency.ema_decay is 1; expects less than 1"),
+    ({"guidance.prompt_dropout": 2}, "setting guidance.prompt_dropout is 2; expects at most 1"),
     ({"guidance.range": [1]}, "takes two numbers such as [1, 6]"),
-    ({"lora.enabled": "maybe"}, "setting lora.enabled is 'maybe'; takes true or false"),
-    ({"lora": True}, "setting lora is True; takes settings of its own, by name"),
-    ({"data.caption": 5}, "setting data.caption is 5; takes a text or shares by field such as {name: 0.3, subcategory: 0.7}"),
+    ({"lora.enabled": "maybe"}, "setting lora.enabled is 'maybe'; expects true or false"),
+    ({"lora": True}, "setting lora is True; expects settings of its own, by name"),
+    ({"data.caption": 5}, "setting data.caption is 5; expects a text or shares by field such as {name: 0.3, subcategory: 0.7}"),
     (
         {"progressive.stages": 5},
-        "setting progressive.stages is 5; takes settings by stage such as {imitation: ",
+        "setting progressive.stages is 5; expects settings by stage such as {imitation: ",
     ),
-    ({"progressive.grid": 5}, "setting progressive.grid is 5; takes a list such as [4, 2]"),
-    ({"steps": 4}, "setting steps is 4; takes a list such as [4, 2]"),
-    ({"device": 5}, "setting device is 5; takes a text"),
+    ({"progressive.grid": 5}, "setting progressive.grid is 5; expects a list such as [4, 2]"),
+    ({"steps": 4}, "setting steps is 4; expects a list such as [4, 2]"),
+    ({"device": 5}, "setting device is 5; expects a text"),
 ]
 
 
 HALVED = {"method": "progressive", "steps": [8, 4, 2, 1]}
 WRONG_HALVINGS = [
-    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; takes one of imitation, 32, 16, 8, 4, 2, 1"),
+    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; expects one of imitation, 32, 16, 8, 4, 2, 1"),
     (
         {"progressive.stages": {4: {"max_step": 9}}},
         "progressive.stages.4: setting max_step is not known; did you mean",
     ),
-    ({"progressive.stages": {4: {"patience": 0}}}, "progressive.stages.4: setting patience is 0; takes at least 1"),
+    ({"progressive.stages": {4: {"patience": 0}}}, "progressive.stages.4: setting patience is 0; expects at least 1"),
     (
         {"progressive.start_steps": 48},
-        "steps [8, 4, 2, 1]: takes some of [24, 12, 6, 3, 2, 1], which",
+        "steps [8, 4, 2, 1]: expects values from [24, 12, 6, 3, 2, 1], the step counts",
     ),
-    ({"progressive.start_steps": 8, "steps": [8]}, "8 student steps: takes 1 to 7, less than the teacher's"),
-    ({"progressive.sampler": "stochastic"}, "steps [8, 4, 2, 1]: takes even numbers for the stochastic sampler"),
-    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: takes falling timesteps, such as"),
-    ({"progressive.grid": [999, 499, 0]}, "progressive.grid of 3 timesteps: takes as many as one of the students makes steps"),
+    ({"progressive.start_steps": 8, "steps": [8]}, "8 student steps: expects 1 to 7, less than the teacher's"),
+    ({"progressive.sampler": "stochastic"}, "steps [8, 4, 2, 1]: expects even numbers for the stochastic sampler"),
+    ({"progressive.grid": [999, 499, 499, 0]}, "progressive.grid [999, 499, 499, 0]: expects descending timesteps, such as"),
+    (
+        {"progressive.grid": [999, 499, 0]},
+        "progressive.grid of 3 timesteps: expects the step count of one of the students",
+    ),
 ]
 
 
@@ -73,8 +79,8 @@ def test_a_stage_is_trained_by_the_settings_of_all_and_its_own_over_them(tmp_pat
     (tmp_path / "config.yaml").write_text("progressive: {stages: {imitation: {max_steps: 7}, 4: {patience: 2}}}")
     config = load_config(tmp_path / "config.yaml", HALVED | {"trainer.max_steps": 5, "progressive.stages.4.batch_size": 64})
     trainers = {stage.name: stage.trainer for stage in outline_of(config)}
-    assert [trainers[stage].max_steps for stage in ("imitation", "8", "4")] == [7, 5, 5]
-    assert [trainers[stage].patience for stage in ("imitation", "4")] == [None, 2]
+    assert [trainers[stage].max_steps for stage in ("guidance_distillation", "8", "4")] == [7, 5, 5]
+    assert [trainers[stage].patience for stage in ("guidance_distillation", "4")] == [None, 2]
     assert trainers["4"].batch_size == 64
     save_config(config, tmp_path / "again.yaml")
     assert load_config(tmp_path / "again.yaml") == config
@@ -118,7 +124,7 @@ def test_a_section_of_its_own_and_a_setting_that_is_changed_are_checked_too():
     config = DistillConfig()
     with pytest.raises(ValueError, match=r"^setting max_step is not known; did you mean max_steps\?$"):
         config.trainer.max_step = 3
-    with pytest.raises(ValueError, match=r"^setting seed is -1; takes at least 0$"):
+    with pytest.raises(ValueError, match=r"^setting seed is -1; expects at least 0$"):
         config.seed = -1
     config.trainer.max_steps = 7
     assert config.trainer.max_steps == 7

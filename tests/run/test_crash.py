@@ -87,8 +87,8 @@ def assert_nothing_is_half_written(run):
         assert checkpoints.damage(path.name) is None
     if (run / "config.yaml").exists():
         assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == MAX_STEPS
-    for picture in (run / "samples").glob("[!.]*"):
-        Image.open(picture).load()
+    for image in (run / "samples").glob("[!.]*"):
+        Image.open(image).load()
     if (run / "student").exists():
         assert {"model_index.json", "gendistill.json", "README.md", "unet"} <= {
             path.name for path in (run / "student").iterdir()
@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line_and_the_one_before_is_used(dis
     damage(half_done / "checkpoints" / "step-00000004" / "weights.safetensors")
     process = distill(half_done)
     assert process.wait() == 0, process.text
-    line = "checkpoint step-00000004/weights.safetensors is not as it was written; going on from step-00000002"
+    line = "checkpoint step-00000004/weights.safetensors is corrupted; resuming from step-00000002"
     assert process.output.read_text().splitlines().count(line) == 1
     assert weights_of_last_step(half_done) == last_weights
 
@@ -162,7 +162,7 @@ def test_where_all_are_damaged_one_sentence_says_so(distill, half_done):
         cut_short(half_done / "checkpoints" / name / "optimizers.safetensors")
     process = distill(half_done)
     assert process.wait() == 2
-    assert "holds no whole checkpoint (step-00000004/optimizers.safetensors is not as it was written; step-" in process.text
+    assert "holds no intact checkpoint (step-00000004/optimizers.safetensors is corrupted; step-" in process.text
     assert "Traceback" not in process.text
 
 
@@ -230,7 +230,7 @@ def test_memory_that_runs_out_is_one_sentence_that_says_what_would_fit(distill, 
     assert process.wait() == 2, process.text
     assert "Traceback" not in process.text
     assert (
-        "out of memory at trainer.batch_size 4096; takes --set trainer.gradient_accumulation_steps=2, "
+        "out of memory at trainer.batch_size 4096; expects --set trainer.gradient_accumulation_steps=2, "
         "then --set trainer.gradient_checkpointing=true, then --set lora.enabled=true, until it fits"
     ) in process.text
 
@@ -245,7 +245,7 @@ def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step(distill, tmp_path,
     assert process.wait() == code, process.text
     last = Checkpoints(run / "checkpoints").load_last()
     steps = last.state["step"]
-    assert f"stopped after step {steps}, with a checkpoint; go on with --resume" in process.text
+    assert f"stopped after step {steps}, with a checkpoint; continue with --resume" in process.text
     assert "Traceback" not in process.text
     straight = distill(tmp_path / "straight", {"trainer.max_steps": steps, "trainer.validate_every": 50_000})
     assert straight.wait() == 0, straight.text

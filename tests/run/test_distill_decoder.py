@@ -25,25 +25,25 @@ import diffusers, numpy as np
 pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])
 pipeline.set_progress_bar_config(disable=True)
 assert "gendistill" not in sys.modules
-picture = pipeline("food", num_inference_steps=2, output_type="np").images[0]
-print(type(pipeline.vae).__name__, picture.shape, bool(np.isfinite(picture).all()))
+image = pipeline("food", num_inference_steps=2, output_type="np").images[0]
+print(type(pipeline.vae).__name__, image.shape, bool(np.isfinite(image).all()))
 """
 
 
 @pytest.fixture
 def settings(tiny_folder, tmp_path):
-    """settings(name, **changes by dotted name) of a run of a few steps on smooth pictures, in tmp_path/name."""
-    (tmp_path / "pictures").mkdir()
+    """settings(name, **changes by dotted name) of a run of a few steps on smooth images, in tmp_path/name."""
+    (tmp_path / "images").mkdir()
     across, down = np.meshgrid(np.linspace(0, 1, EDGE), np.linspace(0, 1, EDGE))
     for number in range(COUNT):
         colours = np.stack([across, down, np.full_like(across, number / COUNT)], -1)
-        Image.fromarray((colours * 255).astype(np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+        Image.fromarray((colours * 255).astype(np.uint8)).save(tmp_path / "images" / f"{number}.png")
 
     few = {"decoder__width": 8, "decoder__blocks": 1, "decoder__ema_decay": 0.5}
     trainer = {"max_steps": 30, "batch_size": 4, "learning_rate": 5e-3, "checkpoint_every": 10, "validate_every": 15}
 
     def make(name, **changes):
-        given = {"method": "decoder", "data__path": str(tmp_path / "pictures"), "data__prompts": None, **few}
+        given = {"method": "decoder", "data__path": str(tmp_path / "images"), "data__prompts": None, **few}
         given |= {f"trainer__{name}": value for name, value in trainer.items()}
         return settings_of(tmp_path, tiny_folder, name, **{**given, "trainer__num_validation": COUNT, **changes})
 
@@ -79,13 +79,13 @@ def test_what_is_exported_is_the_average_that_validated_best(settings):
     assert -result.exported.loss == pytest.approx(best, abs=1e-3)
 
 
-def test_without_pictures_the_teacher_paints_what_is_decoded(settings, tmp_path):
+def test_without_images_the_teacher_generates_what_is_decoded(settings, tmp_path):
     (tmp_path / "prompts.txt").write_text("food\nanimals\n")
-    painted = {"data__num_synthetic": 4, "data__synthetic_steps": 2, "data__prompts": str(tmp_path / "prompts.txt")}
-    result = distill(settings("run", data__path=None, trainer__num_validation=4, **painted))
-    assert result.exported.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the picture
-    assert result.exported.pictures == 4
-    assert "dB from what the teacher's decoder makes (4 pictures)" in result.describe()
+    generated = {"data__num_synthetic": 4, "data__synthetic_steps": 2, "data__prompts": str(tmp_path / "prompts.txt")}
+    result = distill(settings("run", data__path=None, trainer__num_validation=4, **generated))
+    assert result.exported.psnr[ROUND_TRIPS[0]] > 100  # the teacher's own decoding is the image
+    assert result.exported.images == 4
+    assert "dB from the images of the teacher's decoder (4 images)" in result.describe()
     told = json.loads((result.student_folder / "decoder.json").read_text(), parse_constant=pytest.fail)  # no Infinity
     assert told["psnr"][ROUND_TRIPS[0]] is None
     validated = [line["psnr"][ROUND_TRIPS[1]] for line in logged(tmp_path / "run", "validation")]
@@ -108,30 +108,30 @@ def test_what_a_run_cannot_start_with_is_told(settings, tiny_folder, tmp_path):
         distill(settings("run", decoder__start=str(tmp_path / "nowhere")))
     AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
                     num_decoder_blocks=(1, 1)).save_pretrained(tmp_path / "coarse")  # fmt: skip
-    with pytest.raises(ValueError, match="has latents of 4 channels, 2 pixels wide; takes 4 channels, 4 pixels"):
+    with pytest.raises(ValueError, match="has latents of 4 channels, 2 pixels wide; expects 4 channels, 4 pixels"):
         distill(settings("other", decoder__start=str(tmp_path / "coarse")))
 
 
-def test_copies_of_the_pictures_are_learned_from_and_what_is_held_out_is_not_copied(settings, tmp_path):
+def test_copies_of_the_images_are_learned_from_and_what_is_held_out_is_not_copied(settings, tmp_path):
     result = distill(
-        settings("run", decoder__copies=3, decoder__blocks=[2, 1, 0], validation_reference=str(tmp_path / "pictures"))
+        settings("run", decoder__copies=3, decoder__blocks=[2, 1, 0], validation_reference=str(tmp_path / "images"))
     )
     [data] = logged(tmp_path / "run", "data")
     assert data["rows"] == 3 * COUNT
-    assert result.exported.pictures == COUNT
+    assert result.exported.images == COUNT
     vae = DiffusionPipeline.from_pretrained(result.student_folder).vae
     assert list(vae.config.num_decoder_blocks) == [2, 1, 0]
     assert list(vae.config.num_encoder_blocks) == [0, 1, 2]
 
 
-def test_copies_are_others_of_the_same_picture_and_always_the_same():
-    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    first, *others = _copied(picture, "a", 4, 0)
-    assert torch.equal(first, picture)
+def test_copies_are_others_of_the_same_image_and_always_the_same():
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, *others = _copied(image, "a", 4, 0)
+    assert torch.equal(first, image)
     assert len({tuple(other.flatten().tolist()) for other in others}) == 3
-    assert all(other.shape == picture.shape and other.abs().max() <= 1 for other in others)
+    assert all(other.shape == image.shape and other.abs().max() <= 1 for other in others)
     torch.rand(1)
-    assert all(torch.equal(one, other) for one, other in zip(others, _copied(picture, "a", 4, 0)[1:], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(others, _copied(image, "a", 4, 0)[1:], strict=True))
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
@@ -145,12 +145,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"lora__enabled": True}, "lora.enabled: a tiny autoencoder has weights of its own; takes false"),
-        ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on pictures of one size; takes center or random"),
-        ({"decoder__width": 2}, "setting decoder.width is 2; takes at least 4"),
+        ({"lora__enabled": True}, "lora.enabled: a tiny autoencoder has weights of its own; expects false"),
+        ({"data__crop": "buckets"}, "data.crop buckets: a decoder learns on images of one size; expects center or random"),
+        ({"decoder__width": 2}, "setting decoder.width is 2; expects at least 4"),
         (
             {"decoder__blocks": [1, 2]},
-            "decoder.blocks [1, 2]: takes 1 or more, or a list of 3 numbers, one a resolution, the first above 0",
+            "decoder.blocks [1, 2]: expects 1 or more, or a list of 3 numbers, one a resolution, the first above 0",
         ),
     ],
 )
@@ -160,8 +160,8 @@ def test_what_cannot_be_is_told_in_a_sentence(settings, changes, sentence):
     assert str(error.value) == sentence  # and nothing more
 
 
-def test_a_teacher_that_paints_pixels_has_no_decoder(family_folder, settings):
-    with pytest.raises(ValueError, match="paints pixels, it has no decoder to distill"):
+def test_a_teacher_that_generates_pixels_has_no_decoder(family_folder, settings):
+    with pytest.raises(ValueError, match="generates pixels and has no decoder; expects a latent diffusion"):
         distill(settings("run", teacher=str(family_folder("unconditional"))))
 
 

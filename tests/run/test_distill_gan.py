@@ -47,7 +47,7 @@ print(*[name for name in sys.modules if name.partition(".")[0] in ("gendistill",
 
 
 def teacher_of(unseen, place):
-    """As if it had been trained: its pictures differ, and are no larger than pictures are."""
+    """As if it had been trained: its images differ, and are no larger than images are."""
     network = unseen.build(place)
     for name, parameter in network.named_parameters():
         if name.endswith("weight") and parameter.ndim > 1:
@@ -64,20 +64,20 @@ def ran(arguments, place, name):
 
 @pytest.fixture(scope="module", params=UNSEEN, ids=lambda unseen: unseen.module)
 def distilled(request, tmp_path_factory):
-    """A folder with a user's module, weights, perhaps pictures, and the run that came of them; what the run printed."""
+    """A folder with a user's module, weights, perhaps images, and the run that came of them; what the run printed."""
     unseen = request.param
     place = tmp_path_factory.mktemp(unseen.module)
     teacher = teacher_of(unseen, place)
     (place / "arguments.json").write_text(json.dumps(unseen.arguments))
-    of_pictures = len(unseen.input_shape) == 3
+    from_images = len(unseen.input_shape) == 3
     given = {**SETTINGS, "generator.input_shape": list(unseen.input_shape)}
-    if of_pictures:
-        (place / "pictures").mkdir()
+    if from_images:
+        (place / "images").mkdir()
         for number, sample in zip(range(NUM_PICTURES), open_source(ROOT / "assets/emoji/heldout-*.tar.gz"), strict=False):
-            sample.picture.save(place / "pictures" / f"{number:02}.png")
+            sample.image.save(place / "images" / f"{number:02}.png")
     arguments = ["distill", f"{unseen.module}:{unseen.class_name}", "--method", "gan", "--compress", "4", "--out", "run"]
     arguments += ["--weights", "weights.safetensors", "--teacher-config", "arguments.json"]
-    arguments += ["--data", "pictures"] * of_pictures + [f"--set={name}={value}" for name, value in given.items()]
+    arguments += ["--data", "images"] * from_images + [f"--set={name}={value}" for name, value in given.items()]
     return unseen, place, teacher, ran(arguments, place, "distill")
 
 
@@ -105,22 +105,22 @@ def test_what_was_found_out_is_told(distilled):
     unseen, _, _, printed = distilled
     assert f"{unseen.class_name}: {'image' if len(unseen.input_shape) == 3 else 'noise'}" in printed
     assert "no discriminator" in printed
-    assert "layers that are matched:" in printed
+    assert "matched layers:" in printed
     assert "run/student: gan student; " in printed
     assert "Traceback" not in printed
 
 
-def test_the_student_opens_in_a_fresh_process_and_draws(distilled):
+def test_the_student_opens_in_a_fresh_process_and_samples(distilled):
     unseen, place, _, _ = distilled
-    arguments = ["sample", "run/student", "--out", "drawn"]
-    arguments += ["--input", "pictures"] if len(unseen.input_shape) == 3 else ["--num", "3"]
+    arguments = ["sample", "run/student", "--out", "sampled"]
+    arguments += ["--input", "images"] if len(unseen.input_shape) == 3 else ["--num", "3"]
     ran(arguments, place, "sample")
-    files = sorted((place / "drawn").glob("*.png"))
+    files = sorted((place / "sampled").glob("*.png"))
     assert len(files) == (NUM_PICTURES if len(unseen.input_shape) == 3 else 3)
-    drawn = [np.asarray(Image.open(file)) for file in files]
-    assert all(picture.shape == (*unseen.output_shape[1:], 3) for picture in drawn)
-    assert drawn[0].std() > 0
-    assert (drawn[0] != drawn[1]).any()
+    generated = [np.asarray(Image.open(file)) for file in files]
+    assert all(image.shape == (*unseen.output_shape[1:], 3) for image in generated)
+    assert generated[0].std() > 0
+    assert (generated[0] != generated[1]).any()
 
 
 def test_its_program_opens_without_gendistill_and_without_the_users_module(distilled, tmp_path):

@@ -36,7 +36,7 @@ def test_the_script_trains_a_student_that_the_sampler_opens(tiny_folder, tmp_pat
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert ran.returncode == 0, ran.stderr
     sampler = FewStepSampler.from_pretrained(tmp_path / "run" / "student")
-    (images,) = sampler.pictures(["food"], [0], num_inference_steps=1)
+    (images,) = sampler.images(["food"], [0], num_inference_steps=1)
     assert images.shape[:2] == (1, 3)
 
 

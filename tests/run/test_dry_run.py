@@ -36,7 +36,7 @@ def test_it_prints_a_complete_config_and_a_plan_and_makes_nothing(place, monkeyp
     assert load_config(place / "printed.yaml") == expected
     for sentence in (
         "trains: all weights, 0.25 M parameters",
-        "data: 2048 pictures that the teacher paints of 2 prompts of prompts.txt; encoded into .cache/gendistill",
+        "data: 2048 images that the teacher generates of 2 prompts of prompts.txt; encoded into .cache/gendistill",
         "steps: 70 of batch 32 (2,240 samples); a validation every 100",
         "checkpoints: every 100 steps or 5 minutes, the last two and the best are kept",
         "the student in run/student",
@@ -46,9 +46,9 @@ def test_it_prints_a_complete_config_and_a_plan_and_makes_nothing(place, monkeyp
     assert sorted(path.name for path in place.iterdir()) == ["printed.yaml", "prompts.txt", "teacher"]
 
 
-def test_what_alignment_paints_and_what_a_decoder_run_trains_is_told(place, monkeypatch, capsys):
+def test_what_alignment_generates_and_what_a_decoder_run_trains_is_told(place, monkeypatch, capsys):
     _, plan = run(monkeypatch, capsys, "--method=latent_alignment", "--set=align.trajectories=77")
-    assert "and 77 trajectories of 16 steps that the teacher paints; encoded" in plan
+    assert "and 77 trajectories of 16 steps that the teacher generates; encoded" in plan
     _, plan = run(monkeypatch, capsys, "--method=decoder", "--set=decoder.width=24")
     assert "trains: a tiny autoencoder of 24 channels" in plan
     assert "trajectories" not in plan
@@ -98,7 +98,7 @@ def test_a_run_that_is_there_is_gone_on_with_or_refused(place):
     (place / "run" / "checkpoints" / "step-00000040").mkdir(parents=True)
     config = load_config(None, {"teacher": "teacher", "data.prompts": "prompts.txt", "out": "run"})
     assert dry_run(config, resume=True).resume == "goes on from step-00000040"
-    with pytest.raises(ValueError, match="holds a run already; takes --resume"):
+    with pytest.raises(ValueError, match="holds a run already; expects --resume"):
         dry_run(config)
 
 
@@ -107,7 +107,7 @@ def test_whatever_a_run_has_left_is_refused_without_resume_and_a_student_without
     (place / "run" / part).mkdir(parents=True)
     config = load_config(None, {"teacher": "teacher", "data.prompts": "prompts.txt", "out": "run"})
     for of in (dry_run, distill):
-        with pytest.raises(ValueError, match="out run holds a run already; takes --resume, or another folder"):
+        with pytest.raises(ValueError, match="out run holds a run already; expects --resume, or another folder"):
             of(config)
         if part.startswith("student"):
             with pytest.raises(ValueError, match=f"holds {part} but no checkpoint of it to resume from.* takes another folder"):
@@ -133,7 +133,7 @@ def test_a_student_of_any_method_is_not_replaced_by_a_second_run(place, gans, me
         ({"teacher": "nowhere/at/all"}, "model nowhere/at/all does not exist"),
         ({"data.prompts": "nowhere.txt"}, "'nowhere.txt' cannot be read"),
         ({"data.prompts": None}, "takes one of them"),
-        ({"teacher_revision": "main"}, "teacher_revision main: takes a hub id"),
+        ({"teacher_revision": "main"}, "teacher_revision main: expects a hub id"),
     ],
 )
 def test_mistakes_are_told(place, settings, sentence):

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from gendistill.run.config import load_config
-from gendistill.run.failures import out_of_memory, told_in_a_sentence
+from gendistill.run.failures import out_of_memory, user_errors
 
 
 def config(tmp_path, **settings):
@@ -26,15 +26,15 @@ def config(tmp_path, **settings):
     ],
 )
 def test_memory_that_runs_out_is_a_mistake_of_the_settings(tmp_path, error):
-    with pytest.raises(ValueError, match=r"^out of memory at trainer\.batch_size 32; takes --set "):
-        with told_in_a_sentence(config(tmp_path), 1):
+    with pytest.raises(ValueError, match=r"^out of memory at trainer\.batch_size 32; expects --set "):
+        with user_errors(config(tmp_path), 1):
             raise error
 
 
 def test_what_would_fit_begins_with_what_changes_the_result_least(tmp_path):
     all_weights = config(tmp_path, trainer__batch_size=12, trainer__gradient_accumulation_steps=2)
     assert out_of_memory(all_weights, num_processes=2) == (
-        "out of memory at trainer.batch_size 12; takes --set trainer.gradient_accumulation_steps=6, then "
+        "out of memory at trainer.batch_size 12; expects --set trainer.gradient_accumulation_steps=6, then "
         "--set trainer.gradient_checkpointing=true, then --set trainer.mixed_precision=bf16, then --set dtype=bfloat16, then "
         "--set lora.enabled=true, until it fits"
     )
@@ -54,11 +54,11 @@ def test_what_would_fit_begins_with_what_changes_the_result_least(tmp_path):
 )
 def test_a_disk_that_is_full_says_where_to_make_room(tmp_path, error):
     with pytest.raises(ValueError, match=r"run cannot be written: .*, [\d.,]+ MB free\. Make room there, or take another out"):
-        with told_in_a_sentence(config(tmp_path), 1):
+        with user_errors(config(tmp_path), 1):
             raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError(2, "No such file"), KeyError("a")])
 def test_other_errors_pass(tmp_path, error):
-    with pytest.raises(type(error)), told_in_a_sentence(config(tmp_path), 1):
+    with pytest.raises(type(error)), user_errors(config(tmp_path), 1):
         raise error

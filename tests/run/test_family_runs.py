@@ -1,4 +1,4 @@
-"""Every family from a teacher's folder to a student that plain diffusers draws from."""
+"""Every family from a teacher's folder to a student that plain diffusers samples from."""
 
 import dataclasses
 import json
@@ -18,21 +18,21 @@ from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler, StudentSpec
 from gendistill.samplers.loading import open_pipeline
-from gendistill.sampling.generate import draw
+from gendistill.sampling.generate import generate
 
 SEEDS = [3, 1, 4]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Pictures with captions and class labels, and prompts."""
+    """Images with captions and class labels, and prompts."""
     place = tmp_path_factory.mktemp("families")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     rows = []
     for number in range(12):
-        Image.effect_noise((40, 32), 20 + number).convert("RGB").save(place / "pictures" / f"{number:02d}.png")
+        Image.effect_noise((40, 32), 20 + number).convert("RGB").save(place / "images" / f"{number:02d}.png")
         rows.append({"file_name": f"{number:02d}.png", "text": CAPTIONS[number % 4], "label": number % 3})
-    (place / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (place / "prompts.txt").write_text("\n".join(CAPTIONS))
     return place
 
@@ -67,11 +67,11 @@ def plain_pipeline(folder, spec):
 
 def assert_plain_diffusers_draws_the_same(folder, prompts, call):
     sampler = FewStepSampler.from_pretrained(folder)
-    ours = torch.cat(list(sampler.pictures(prompts, SEEDS, batch_size=1)))
+    ours = torch.cat(list(sampler.images(prompts, SEEDS, batch_size=1)))
     plain = plain_pipeline(folder, sampler.spec)
     assert type(plain.scheduler).__name__ == sampler.spec.scheduler_class
     plain.set_progress_bar_config(disable=True)
-    for picture, prompt, seed in zip(ours, prompts, SEEDS, strict=True):
+    for image, prompt, seed in zip(ours, prompts, SEEDS, strict=True):
         (theirs,) = plain(
             **call(prompt, sampler.spec.pipeline_guidance_scale),
             **({"eta": sampler.spec.eta} if sampler.spec.eta else {}),
@@ -79,7 +79,7 @@ def assert_plain_diffusers_draws_the_same(folder, prompts, call):
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images
-        torch.testing.assert_close(picture, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(image, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
     return plain
 
 
@@ -105,17 +105,17 @@ RUNS = {
         with_text,
         {"data__path": True, "lora__enabled": True, "lora__rank": 4, "guidance__mode": "cfg", "solvers": ["tcd"]},
     ),
-    "unconditional, from pictures": ("unconditional", with_nothing, {"data__path": True}),
+    "unconditional, from images": ("unconditional", with_nothing, {"data__path": True}),
     "unconditional, from nothing": ("unconditional", with_nothing, {"solvers": ["tcd"]}),
-    "classes, from labelled pictures": ("classes", with_class, {"data__path": True, "data__caption": "label"}),
+    "classes, from labelled images": ("classes", with_class, {"data__path": True, "data__caption": "label"}),
     "classes, from nothing": ("classes", with_class, {"solvers": ["tcd"]}),
 }
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_draws_from(family_folder, place, run):
+def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_samples_from(family_folder, place, run):
     family, call, changes = RUNS[run]
-    paths = {"data__path": str(place / "pictures"), "data__prompts": str(place / "prompts.txt")}
+    paths = {"data__path": str(place / "images"), "data__prompts": str(place / "prompts.txt")}
     changes = {name: paths.get(name, value) for name, value in changes.items()}
     result = distill(settings(place, family_folder(family), run, **changes))
     assert result.training.steps == 20
@@ -137,28 +137,28 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_draws_
 
 def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
     save_checkpoint(open_pipeline(tiny_folder), place / "tiny.safetensors")
-    changes = {"teacher_config": str(tiny_folder), "data__path": str(place / "pictures"), "lora__enabled": True}
+    changes = {"teacher_config": str(tiny_folder), "data__path": str(place / "images"), "lora__enabled": True}
     config = settings(place, place / "tiny.safetensors", "of a checkpoint", **changes, trainer__max_steps=2)
     result = distill(config)
     sampler = FewStepSampler.from_pretrained(result.student_folder)
     assert sampler.spec.teacher_config == str(tiny_folder)
-    assert next(sampler.pictures(["food"], [0])).shape == (1, 3, 32, 32)
+    assert next(sampler.images(["food"], [0])).shape == (1, 3, 32, 32)
     assert 'StableDiffusionPipeline.from_single_file("' in (result.student_folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("family", "changes", "sentence"),
     [
-        ("unconditional", {"guidance__scale": 3.0}, r"\(DDPMPipeline\) knows no guidance; takes the mode 'baked'"),
+        ("unconditional", {"guidance__scale": 3.0}, r"\(DDPMPipeline\) knows no guidance; expects the mode 'baked'"),
         ("classes", {"guidance__mode": "embedded"}, r"\(ConsistencyModelPipeline\) knows no guidance"),
         ("unconditional", {"lora__enabled": True}, r"loads no LoRA into teacher .* takes the full mode"),
-        ("classes", {"data__path": True}, "prompt '.*': the model takes the number of a class, from 0 to 2"),
-        ("sd1", {}, "data.path and data.prompts: takes one of them"),
+        ("classes", {"data__path": True}, "prompt '.*': the model expects the number of a class, from 0 to 2"),
+        ("sd1", {}, "data.path and data.prompts: expects one of them"),
     ],
 )
 def test_what_a_family_cannot_do_is_one_sentence(family_folder, place, tmp_path, family, changes, sentence):
     if "data__path" in changes:
-        changes = {"data__path": str(place / "pictures")}  # whose captions are no classes
+        changes = {"data__path": str(place / "images")}  # whose captions are no classes
     with pytest.raises(ValueError, match=sentence) as error:
         distill(settings(tmp_path, family_folder(family), "run", **changes))
     assert "\n" not in str(error.value)
@@ -172,16 +172,16 @@ def test_the_config_that_a_run_writes_starts_the_same_run_where_there_is_no_guid
     assert distill(written, resume=True).training.steps == 1
 
 
-def test_pictures_are_drawn_without_prompts_where_a_model_knows_them_all(family_folder, tmp_path):
-    assert draw(str(family_folder("classes")), None, tmp_path / "classes", steps=1, num=2).pictures == 6
-    assert draw(str(family_folder("unconditional")), None, tmp_path / "any", steps=1, num=2).pictures == 2
-    with pytest.raises(ValueError, match="--prompt and --prompts: takes one of them"):
-        draw(str(family_folder("sd1")), None, tmp_path / "none", steps=1)
+def test_images_are_sampled_without_prompts_where_a_model_knows_them_all(family_folder, tmp_path):
+    assert generate(str(family_folder("classes")), None, tmp_path / "classes", steps=1, num=2).images == 6
+    assert generate(str(family_folder("unconditional")), None, tmp_path / "any", steps=1, num=2).images == 2
+    with pytest.raises(ValueError, match="--prompt and --prompts: expects one of them"):
+        generate(str(family_folder("sd1")), None, tmp_path / "none", steps=1)
 
 
 def test_a_model_without_guidance_is_evaluated_without_it_and_without_a_clip_score(family_folder, place, tmp_path):
     folder = family_folder("unconditional")
-    config = EvaluationConfig(str(place / "pictures"), num=4, out=tmp_path, device="cpu")
+    config = EvaluationConfig(str(place / "images"), num=4, out=tmp_path, device="cpu")
     rows = evaluate(str(folder), config).teacher
     assert {row.protocol.guidance_scale for row in rows} == {1.0}
     assert all(list(row.scores) == ["fd-emoji"] for row in rows)

@@ -52,11 +52,11 @@ def test_a_temperature_is_above_0_at_every_step(temperature):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"factor": 0.5}, "compress 0.5: takes a factor above 1, such as 4"),
-        ({"factor": 1}, "compress 1: takes a factor above 1, such as 4"),
+        ({"factor": 0.5}, "compress 0.5: expects a factor above 1, such as 4"),
+        ({"factor": 1}, "compress 1: expects a factor above 1, such as 4"),
         ({"factor": float("nan")}, "compress"),
-        ({"factor": 4, "params": 10}, "compress.factor: takes no compress.params or compress.macs beside it"),
-        ({"factor": 4, "student": "a:B"}, "compress.student a:B: takes no compress factor beside it"),
+        ({"factor": 4, "params": 10}, "compress.factor: expects no compress.params or compress.macs beside it"),
+        ({"factor": 4, "student": "a:B"}, "compress.student a:B: expects no compress factor beside it"),
     ],
 )
 def test_a_size_that_is_none_is_refused(settings, sentence):

@@ -20,7 +20,7 @@ def extractor():
 
 @pytest.fixture
 def validator(extractor, tmp_path):
-    """validator(method, data): of 12 pictures, whose grids are in tmp_path."""
+    """validator(method, data): of 12 images, whose grids are in tmp_path."""
 
     def make(method, data=None, num=12):
         return GeneratorValidator(method, data or NoData(), extractor, tmp_path, num=num, seed=0, device="cpu")
@@ -42,33 +42,33 @@ def test_diversity_is_the_mean_distance_between_two_of_a_class():
     assert diversity(points, torch.tensor([0, 1, 1, 2])) == pytest.approx(5)
 
 
-def test_where_no_class_has_two_pictures_diversity_is_that_of_all():
+def test_where_no_class_has_two_images_diversity_is_that_of_all():
     points = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     assert diversity(points, torch.arange(4)) == diversity(points, None) > 0
 
 
-def test_pictures_are_shown_in_colour():
+def test_images_are_shown_in_colour():
     grey = torch.tensor([-1.0, 0.0, 1.0, 3.0]).view(1, 1, 2, 2)
     assert in_colour(grey)[0, :, :, :].flatten(1).unique(dim=0).tolist() == [[0, 128, 255, 255]]
     assert in_colour(torch.zeros(2, 4, 3, 5)).shape == (2, 3, 3, 5)
 
 
 def test_a_student_that_is_its_teacher_is_as_diverse(validator):
-    judge = validator(its_own_student(tiny_gan()))
-    assert judge(0).figures["diversity"] == pytest.approx(1)
+    evaluator = validator(its_own_student(tiny_gan()))
+    assert evaluator(0).figures["diversity"] == pytest.approx(1)
 
 
-def test_the_score_is_the_distance_of_the_averages_pictures_from_the_real_ones(validator, extractor, tmp_path):
+def test_the_score_is_the_distance_of_the_averages_images_from_the_real_ones(validator, extractor, tmp_path):
     data = tiny_pictures(tmp_path / "cache")
     method = tiny_method(data=data)
-    judge = validator(method, data)
-    validation = judge(0)
+    evaluator = validator(method, data)
+    validation = evaluator(0)
     with torch.no_grad():
-        pictures = in_colour(method.networks.average(judge.inputs, judge.labels))
-    real = data.cache.rows(torch.arange(20))["pictures"]
-    expected = frechet_distance(*(gaussian_statistics(extract(extractor, of)) for of in (pictures, real)))
+        images = in_colour(method.networks.average(evaluator.inputs, evaluator.labels))
+    real = data.cache.rows(torch.arange(20))["images"]
+    expected = frechet_distance(*(gaussian_statistics(extract(extractor, of)) for of in (images, real)))
     assert validation.score == validation.figures["fd-emoji"] == pytest.approx(expected, rel=1e-4)
-    assert judge(2) == validation
+    assert evaluator(2) == validation
 
 
 def test_classes_are_as_frequent_as_in_the_data_and_all_alike_without(validator, tmp_path):
@@ -79,14 +79,14 @@ def test_classes_are_as_frequent_as_in_the_data_and_all_alike_without(validator,
 
 def test_the_method_hears_of_diversity_after_the_start_only(validator):
     method = tiny_method()
-    judge = validator(method)
-    judge(0)
+    evaluator = validator(method)
+    evaluator(0)
     assert method.state_dict()["diversity"] is None
-    relative = judge(2).figures["diversity"]
-    assert method.state_dict()["diversity"] == method.state_dict()["most_diverse"] == relative
+    relative = evaluator(2).figures["diversity"]
+    assert method.state_dict()["diversity"] == method.state_dict()["max_diversity"] == relative
 
 
-def test_a_teacher_that_always_paints_the_same_is_no_reason_to_fail(validator):
+def test_a_teacher_that_always_generates_the_same_is_no_reason_to_fail(validator):
     gan = tiny_gan()
     for tensor in gan.generator.network.state_dict().values():
         tensor.zero_()
@@ -96,7 +96,7 @@ def test_a_teacher_that_always_paints_the_same_is_no_reason_to_fail(validator):
 def test_networks_are_left_in_their_mode_and_with_their_statistics(validator, tmp_path):
     data = tiny_pictures(tmp_path / "cache")
     gan = tiny_gan()
-    method = tiny_method(gan, data, partner="teacher")
+    method = tiny_method(gan, data, peer="teacher")
     before = {name: tensor.clone() for name, tensor in gan.generator.network.state_dict().items()}
     validator(method, data)(2)
     assert all(module.training for module in gan.generator.network.modules())
@@ -108,8 +108,8 @@ def test_networks_are_left_in_their_mode_and_with_their_statistics(validator, tm
 def test_grids_of_the_teacher_and_of_each_validation_are_kept(validator, tmp_path):
     gan = tiny_translator()
     data = tiny_pictures(tmp_path / "cache", gan.generator.spec)
-    judge = validator(tiny_method(gan, data), data)
-    judge(0)
-    judge(150)
+    evaluator = validator(tiny_method(gan, data), data)
+    evaluator(0)
+    evaluator(150)
     assert sorted(file.name for file in tmp_path.glob("*.png")) == ["step-000000.png", "step-000150.png", "teacher.png"]
     assert Image.open(tmp_path / "teacher.png").size == (8 * 18 + 2, 2 * 18 + 2)

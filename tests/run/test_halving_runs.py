@@ -19,14 +19,14 @@ SEEDS = [3, 1]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Pictures with captions."""
+    """Images with captions."""
     place = tmp_path_factory.mktemp("progressive")
-    (place / "pictures").mkdir()
+    (place / "images").mkdir()
     rows = []
     for number in range(12):
-        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(place / "pictures" / f"{number:02d}.png")
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(place / "images" / f"{number:02d}.png")
         rows.append({"file_name": f"{number:02d}.png", "text": CAPTIONS[number % 4], "label": str(number % 3)})
-    (place / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (place / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return place
 
 
@@ -38,7 +38,7 @@ def settings(place, teacher, out, **changes):
         "device": "cpu",
         "steps": [2, 1],
         "progressive.start_steps": 8,
-        "data.path": str(place / "pictures"),
+        "data.path": str(place / "images"),
         "data.cache": str(place / "cache"),
         "trainer.max_steps": 3,
         "trainer.batch_size": 2,
@@ -63,15 +63,15 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_every_stage_leaves_what_its_step_count_asks_for_and_plain_diffusers_draws_from_it(family_folder, place, run):
+def test_every_stage_leaves_what_its_step_count_asks_for_and_plain_diffusers_samples_from_it(family_folder, place, run):
     family, changes, dialect = RUNS[run]
     out = place / run.replace(" ", "-")
     result = distill(settings(place, family_folder(family), out, **changes))
     stages = {path.name for path in (out / "stages").iterdir()}
     unguided = changes.get("guidance__mode") == "cfg" or family in ("unconditional", "classes")
     steps_of_students = changes.get("steps", [2, 1])
-    assert stages - {"imitation"} == ({"8", "4", "2"} if "stochastic" in run else {"4", "2", "1"})
-    assert ("imitation" in stages) == (not unguided or dialect != "epsilon")
+    assert stages - {"guidance_distillation"} == ({"8", "4", "2"} if "stochastic" in run else {"4", "2", "1"})
+    assert ("guidance_distillation" in stages) == (not unguided or dialect != "epsilon")
     assert {path.name for path in out.glob("student-*")} == {f"student-{steps}" for steps in steps_of_students}
     assert result.student_folder == out / f"student-{steps_of_students[0]}"
     prompts = ["0", "2"] if family == "classes" else CAPTIONS[:2]
@@ -82,16 +82,16 @@ def test_every_stage_leaves_what_its_step_count_asks_for_and_plain_diffusers_dra
         assert spec.scheduler_class == ours_alone.get(run, "DDIMScheduler")
         assert (spec.method, spec.num_inference_steps, spec.prediction_type) == ("progressive", (steps,), dialect)
         assert sampler.pipeline.scheduler.config.prediction_type == dialect
-        ours = torch.cat(list(sampler.pictures(prompts, SEEDS, batch_size=1)))
+        ours = torch.cat(list(sampler.images(prompts, SEEDS, batch_size=1)))
         plain = plain_pipeline(out / f"student-{steps}", spec)
-        for picture, prompt, seed in zip(ours, prompts, SEEDS, strict=True):
+        for image, prompt, seed in zip(ours, prompts, SEEDS, strict=True):
             (theirs,) = plain(
                 **asked(family, prompt, spec),
                 num_inference_steps=steps,
                 generator=torch.Generator().manual_seed(seed),
                 output_type="np",
             ).images
-            torch.testing.assert_close(picture, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
+            torch.testing.assert_close(image, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
 
 
 def asked(family, prompt, spec):
@@ -153,5 +153,5 @@ def test_a_run_killed_in_its_third_stage_goes_on_to_the_same_bits(family_folder,
 
 
 def test_steps_that_are_never_visited_are_refused_with_those_that_are(place):
-    with pytest.raises(ValueError, match=r"steps \[6, 3\]: takes some of \[32, 16, 8, 4, 3\]"):
+    with pytest.raises(ValueError, match=r"steps \[6, 3\]: expects values from \[32, 16, 8, 4, 3\]"):
         settings(place, "teacher", "run", steps=[6, 3], progressive__start_steps=64)

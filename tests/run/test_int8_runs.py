@@ -29,7 +29,7 @@ def unet(folder):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_makes_a_student_that_draws_in_8_bits_as_it_learned_to(settings, tmp_path, method):
+def test_every_method_makes_a_student_that_samples_in_8_bits_as_it_learned_to(settings, tmp_path, method):
     result = distill(settings("run", method=method, **METHODS[method]))
     assert all(torch.tensor(logged(next((tmp_path / "run").rglob("log.jsonl")).parent, "loss")).isfinite())
     learned = result.networks.average.network
@@ -40,12 +40,12 @@ def test_every_method_makes_a_student_that_draws_in_8_bits_as_it_learned_to(sett
     assert any(isinstance(of, Int8Layer) for of in sampler.pipeline.unet.modules())
     opened = FewStepSampler.from_pretrained(result.student_folder, quantization="none")
 
-    def draw(of):
-        return next(iter(of.pictures(["food"], [0])))
+    def generate(of):
+        return next(iter(of.images(["food"], [0])))
 
-    in_8_bits, as_it_is = draw(sampler), draw(opened)
+    in_8_bits, as_it_is = generate(sampler), generate(opened)
     compute_as_int8(opened.pipeline.unet)
-    coarseness = [(of - as_it_is).abs().mean() for of in (draw(opened), in_8_bits)]
+    coarseness = [(of - as_it_is).abs().mean() for of in (generate(opened), in_8_bits)]
     assert 0.5 < coarseness[0] / coarseness[1] < 2  # one value rounded the other way changes all that follow
     assert max(coarseness) < 0.02
 
@@ -61,9 +61,9 @@ def test_a_run_begins_from_a_student_and_a_student_in_8_bits_is_opened_by_plain_
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"lora__enabled": True}, "quantization int8: trains all weights; takes lora.enabled=false"),
+        ({"lora__enabled": True}, "quantization int8: trains all weights; expects lora.enabled=false"),
         ({"method": "decoder"}, "quantization int8: is of a denoiser, not of --method decoder"),
-        ({"start": "a", "compress__factor": 2}, "start a: takes no compress beside it"),
+        ({"start": "a", "compress__factor": 2}, "start a: expects no compress beside it"),
         ({"start": "nowhere"}, "model nowhere does not exist"),
     ],
 )
@@ -74,7 +74,7 @@ def test_what_does_not_go_together_is_one_sentence(settings, changes, sentence):
 
 def test_a_start_of_another_kind_than_the_teacher_is_one_sentence(settings, tiny_folder, tmp_path):
     lora = distill(settings("lora", quantization="none", lora__enabled=True, trainer__max_steps=1)).student_folder
-    with pytest.raises(ValueError, match="is a LoRA; takes a student with all its weights"):
+    with pytest.raises(ValueError, match="is a LoRA; expects a student with all its weights"):
         distill(settings("run", start=str(lora)))
 
 
@@ -82,11 +82,11 @@ def test_a_lora_becomes_part_of_the_network_before_that_computes_in_8_bits(setti
     changes = {"quantization": "none", "lora__enabled": True, "trainer__learning_rate": 1e-2}
     folder = distill(settings("lora", **changes)).student_folder
 
-    def draw(**given):
-        return next(iter(FewStepSampler.from_pretrained(folder, **given).pictures(["food"], [0])))
+    def generate(**given):
+        return next(iter(FewStepSampler.from_pretrained(folder, **given).images(["food"], [0])))
 
     teacher = FewStepSampler.from_pretrained(settings("lora").teacher)
-    undistilled = next(iter(teacher.pictures(["food"], [0], num_inference_steps=2, guidance_scale=1)))
-    plain, coarse = draw(), draw(quantization="int8")
+    undistilled = next(iter(teacher.images(["food"], [0], num_inference_steps=2, guidance_scale=1)))
+    plain, coarse = generate(), generate(quantization="int8")
     assert 0 < (plain - coarse).abs().mean() < 0.02
     assert (plain - undistilled).abs().mean() > (plain - coarse).abs().mean()

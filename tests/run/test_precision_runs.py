@@ -57,7 +57,7 @@ def test_a_teacher_in_half_precision_is_distilled(settings, dtype, mixed, mode):
     trained = result.networks.trained
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
     sampler = FewStepSampler.from_pretrained(result.student_folder)
-    (image,) = sampler.pictures(["food"], [0], num_inference_steps=1, guidance_scale=1.0)
+    (image,) = sampler.images(["food"], [0], num_inference_steps=1, guidance_scale=1.0)
     assert image.isfinite().all()
 
 
@@ -70,17 +70,17 @@ def test_a_student_of_all_weights_is_exported_from_float32_not_from_the_teachers
 
 
 def test_the_first_command_of_the_readme_that_distils_runs_as_it_stands(tiny_folder, tmp_path):
-    """But for the teacher, the pictures, the place and sizes."""
+    """But for the teacher, the images, the place and sizes."""
     block = README.read_text().split("## Distill your own")[1].split("```bash")[1].split("```")[0]
     command = block.replace("\\\n", " ").strip().splitlines()[1]
     program, verb, _, *options = shlex.split(command)
     assert (program, verb) == ("gendistill", "distill")
-    options[options.index("--data") + 1] = str(tmp_path / "pictures")
+    options[options.index("--data") + 1] = str(tmp_path / "images")
     options[options.index("--out") + 1] = str(tmp_path / "run")
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number in range(4):
-        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(tmp_path / "pictures" / f"{number}.png")
-        (tmp_path / "pictures" / f"{number}.txt").write_text("emoji of animals")
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text("emoji of animals")
     small = ("max_steps=2", "batch_size=2", "num_validation=2", "validate_every=1", "log_every=1", "trackers=[]")
     sizes = [f"--set=trainer.{size}" for size in small] + [f"--set=data.cache={tmp_path / 'cache'}", "--device=cpu"]
     done = ran("distill", tiny_folder, *options, *sizes)

@@ -18,7 +18,7 @@ def planned(tiny_folder):
     def plan(**changes):
         settings = {
             "teacher": str(tiny_folder),
-            "data.path": "pictures",
+            "data.path": "images",
             **{k.replace("__", "."): v for k, v in changes.items()},
         }
         return step_needs(load_config(None, settings))
@@ -64,7 +64,7 @@ def test_what_is_predicted_learns_is_what_learns(planned, tiny_folder, tmp_path)
 
 
 def test_the_settings_that_would_make_it_fit_are_told(tiny_folder):
-    config = load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "trainer.batch_size": 16})
+    config = load_config(None, {"teacher": str(tiny_folder), "data.path": "images", "trainer.batch_size": 16})
     whole = plan_training(config)
     assert next(iter(whole.needs)) == AS_IT_IS
     assert whole.fitting() is None
@@ -85,13 +85,13 @@ def test_the_settings_that_would_make_it_fit_are_told(tiny_folder):
 
 
 def test_a_student_in_8_bits_is_planned_and_told_nothing_that_it_does_not_take(tiny_folder):
-    plan = plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "quantization": "int8"}))
+    plan = plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "images", "quantization": "int8"}))
     assert AS_IT_IS in plan.needs
     assert not any("lora" in name for name in plan.needs)
 
 
 def test_a_plan_of_training_from_the_command_line(tiny_folder):
-    command = ["plan", tiny_folder, "--train", "--set", "data.path=pictures"]
+    command = ["plan", tiny_folder, "--train", "--set", "data.path=images"]
     done = ran(*command, "--probe", "--device", "cpu", "--json", "--memory", "8")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -102,7 +102,7 @@ def test_a_plan_of_training_from_the_command_line(tiny_folder):
     shown = ran(*command)
     assert "trainer.gradient_checkpointing=true" in shown.stdout
     with pytest.raises(ValueError, match="what these take is not planned"):
-        plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "pictures", "align.weight": 1,
+        plan_training(load_config(None, {"teacher": str(tiny_folder), "data.path": "images", "align.weight": 1,
                                          "align.distribution.adversarial": 0.1}))  # fmt: skip
     refused = ran(*command, "--method", "decoder")
     assert refused.returncode == 2

@@ -74,8 +74,8 @@ def test_a_memo_that_cannot_be_read_is_no_memo(tmp_path, file, content):
 
 
 def test_chance_is_uniform_and_its_parts_decide_it():
-    drawn = [chance(0, str(key)) for key in range(2000)]
-    assert 0 <= min(drawn) < 0.01
-    assert 0.99 < max(drawn) < 1
-    assert sum(drawn) / 2000 == pytest.approx(0.5, abs=0.03)
+    generated = [chance(0, str(key)) for key in range(2000)]
+    assert 0 <= min(generated) < 0.01
+    assert 0.99 < max(generated) < 1
+    assert sum(generated) / 2000 == pytest.approx(0.5, abs=0.03)
     assert chance(0, "a") == chance(0, "a") != chance(1, "a")

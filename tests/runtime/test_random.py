@@ -64,11 +64,11 @@ def test_a_sample_gets_the_same_numbers_at_any_split_of_its_step():
 
 
 def test_seed_step_and_sample_each_give_other_numbers():
-    drawn = [
+    generated = [
         PerSampleRandom(seed, step, first, 1).normal((16,))
         for seed, step, first in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 10, 1), (11, 0, 1)]
     ]
-    assert len({tuple(numbers[0].tolist()) for numbers in drawn}) == len(drawn)
+    assert len({tuple(numbers[0].tolist()) for numbers in generated}) == len(generated)
 
 
 def test_a_stream_goes_on_from_call_to_call():

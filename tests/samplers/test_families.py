@@ -34,7 +34,7 @@ def test_layers_that_a_lora_adapts_are_in_the_network_of_every_family_that_takes
 
 
 def test_a_pipeline_of_no_family_is_refused_with_all_that_there_are():
-    with pytest.raises(ValueError, match=r"family FluxPipeline is not supported; takes StableDiffusionPipeline, Stable"):
+    with pytest.raises(ValueError, match=r"family FluxPipeline is not supported; expects StableDiffusionPipeline, Stable"):
         family_called("FluxPipeline")
 
 

@@ -1,4 +1,4 @@
-"""A network in 8 bits: the numbers are those that were meant, each picture's whatever its batch is."""
+"""A network in 8 bits: the numbers are those that were meant, each image's whatever its batch is."""
 
 import copy
 
@@ -24,7 +24,7 @@ LAYERS = {
 
 
 def by_hand(x, layer):
-    """The formulas of the paper, one number at a time in float64, of one picture."""
+    """The formulas of the paper, one number at a time in float64, of one image."""
     low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
     scale = (high - low) / 255
     zero = round(-low / scale)
@@ -53,7 +53,7 @@ def test_a_layer_in_8_bits_computes_what_the_formulas_say_and_training_sees_the_
 
 
 @torch.no_grad()
-def test_a_picture_does_not_depend_on_its_batch(generator):
+def test_a_image_does_not_depend_on_its_batch(generator):
     layer = Int8Layer(LAYERS["convolution"][0])
     x = torch.randn(3, 8, 9, 9, generator=generator) * torch.tensor([1.0, 100.0, 0.01]).reshape(3, 1, 1, 1)
     torch.testing.assert_close(layer(x)[2:], layer(x[2:]), atol=1e-6, rtol=1e-4)
@@ -79,16 +79,16 @@ def test_what_reads_the_time_and_the_first_and_last_layer_stay(tiny_folder):
 
 
 @torch.no_grad()
-def test_pictures_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(tiny_folder):
+def test_images_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(tiny_folder):
     plain = FewStepSampler.from_pretrained(tiny_folder)
     coarse = FewStepSampler.from_pretrained(tiny_folder, quantization="int8")
 
-    def draw(sampler, **more):
-        return torch.cat(list(sampler.pictures(["a", "b"], [0, 1], num_inference_steps=2, guidance_scale=1, **more)))
+    def generate(sampler, **more):
+        return torch.cat(list(sampler.images(["a", "b"], [0, 1], num_inference_steps=2, guidance_scale=1, **more)))
 
-    assert 0 < (draw(plain) - draw(coarse)).abs().mean() < 0.02
+    assert 0 < (generate(plain) - generate(coarse)).abs().mean() < 0.02
     # in other batches sums differ in their last bit, so that a few values are rounded the other way, and others after them
-    assert (draw(coarse, batch_size=1) - draw(coarse, batch_size=2)).abs().mean() < 2e-3
+    assert (generate(coarse, batch_size=1) - generate(coarse, batch_size=2)).abs().mean() < 2e-3
     assert plain.weights_hash != coarse.weights_hash
     other = FewStepSampler.from_pretrained(tiny_folder)
     next(layer for _, layer in layers_in_8_bits(network_of(other.pipeline))).weight.data.mul_(-1)
@@ -97,7 +97,7 @@ def test_pictures_in_8_bits_are_nearly_the_same_ones_and_told_apart_from_them(ti
 
 
 def test_what_torch_does_not_compile_is_one_sentence(tiny_folder):
-    with pytest.raises(ValueError, match="--compile: takes no network in 8 bits on a CPU; takes --quantization none"):
+    with pytest.raises(ValueError, match="--compile: expects no network in 8 bits on a CPU; expects --quantization none"):
         FewStepSampler.from_pretrained(tiny_folder, quantization="int8").compile()
 
 
@@ -105,7 +105,7 @@ def test_what_torch_does_not_compile_is_one_sentence(tiny_folder):
 def test_multiplications_in_8_bits_are_counted_as_others_are(tiny_folder):
     def flops(sampler):
         with FlopCounterMode(display=False) as counter:
-            list(sampler.pictures(["a"], [0], num_inference_steps=1, guidance_scale=1))
+            list(sampler.images(["a"], [0], num_inference_steps=1, guidance_scale=1))
         return counter.get_total_flops()
 
     plain, coarse = (FewStepSampler.from_pretrained(tiny_folder, quantization=kind) for kind in ("none", "int8"))

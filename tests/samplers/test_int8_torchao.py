@@ -48,15 +48,15 @@ def test_what_comes_in_has_8_bits_too(generator):
 
 
 @torch.no_grad()
-def test_pictures_are_nearly_the_same_ones_told_apart_and_counted_as_others_are(tiny_folder):
+def test_images_are_nearly_the_same_ones_told_apart_and_counted_as_others_are(tiny_folder):
     plain, coarse = (FewStepSampler.from_pretrained(tiny_folder) for _ in range(2))
     to_int8_by_torchao(coarse.pipeline.unet)
-    drawn, counted = [], []
+    generated, counted = [], []
     for sampler in (plain, coarse):
         with FlopCounterMode(display=False) as counter:
-            drawn.append(torch.cat(list(sampler.pictures(["a", "b"], [0, 1], num_inference_steps=2, guidance_scale=1))))
+            generated.append(torch.cat(list(sampler.images(["a", "b"], [0, 1], num_inference_steps=2, guidance_scale=1))))
         counted.append(counter.get_total_flops())
-    assert 0 < (drawn[0] - drawn[1]).abs().mean() < 0.02
+    assert 0 < (generated[0] - generated[1]).abs().mean() < 0.02
     assert counted[0] == counted[1]
     assert (plain.quantization, coarse.quantization) == ("none", "int8")
     assert plain.weights_hash != coarse.weights_hash

@@ -106,7 +106,7 @@ def test_weights_that_are_shared_count_once():
 
 
 def test_every_placement_takes_less_than_the_one_before(tiny_folder):
-    needs = MetaNetworks.of(tiny_folder).needs((32, 32), 2, guided=True, dtype=torch.float32, cpu=True)
+    needs = MetaNetworks.from_configs(tiny_folder).needs((32, 32), 2, guided=True, dtype=torch.float32, cpu=True)
     peaks = [needs.peak(placement) for placement in PLACEMENTS]
     assert all(after <= before for before, after in pairwise(peaks))
     assert peaks[-1] < peaks[0]
@@ -121,7 +121,7 @@ def test_the_fastest_that_fits_is_taken():
 
 def test_the_weights_of_stable_diffusion_are_known():
     """859.5 M, 123.1 M and 83.7 M parameters in half precision."""
-    networks = MetaNetworks.of("sd1")
+    networks = MetaNetworks.from_configs("sd1")
     for module in (*networks.text, networks.network, networks.decoder):
         module.half()
     assert bytes_of([networks.network]) == pytest.approx(2 * 859.52e6, rel=1e-4)
@@ -132,14 +132,14 @@ def test_the_weights_of_stable_diffusion_are_known():
 def test_a_plan_from_the_command_line(tiny_folder):
     done = ran("plan", tiny_folder, "--sample", "--batch", "2")
     assert "predicted" in done.stdout
-    assert "text-aside" in done.stdout
+    assert "text-encoder-offload" in done.stdout
     assert "nobody has measured it on a GPU" in " ".join(done.stderr.split())
     done = ran("plan", tiny_folder, "--size", "33x32")
     assert done.returncode == 2
-    assert "size 33x32: takes WIDTHxHEIGHT in multiples of 4 pixels" in " ".join(done.stderr.split())
+    assert "size 33x32: expects WIDTHxHEIGHT in multiples of 4 pixels" in " ".join(done.stderr.split())
 
 
-def test_larger_pictures_and_more_of_them_take_more(tiny_folder):
+def test_larger_images_and_more_of_them_take_more(tiny_folder):
     small, large, many = (
         plan_sampling(str(tiny_folder), size=size, batch=batch).needs
         for size, batch in (("32x32", 1), ("64x64", 1), ("32x32", 4))

@@ -1,4 +1,4 @@
-"""A sampler under a ceiling of memory: it steps down through every placement, and the pictures stay what they were."""
+"""A sampler under a ceiling of memory: it steps down through every placement, and the images stay what they were."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -57,24 +57,24 @@ def pipeline(opened):
     return opened()
 
 
-def draw(sampler, **given):
-    drawn = sampler.pictures(PROMPTS, SEEDS, num_inference_steps=1, guidance_scale=3.0, **given)
-    return torch.cat([batch.clone() for batch in drawn])
+def generate(sampler, **given):
+    generated = sampler.images(PROMPTS, SEEDS, num_inference_steps=1, guidance_scale=3.0, **given)
+    return torch.cat([batch.clone() for batch in generated])
 
 
 def placed(pipeline, told=None, memory=float("inf")):
-    return PlacedSampler(pipeline, device="cpu", memory=memory, told=(told if told is not None else []).append)
+    return PlacedSampler(pipeline, device="cpu", memory=memory, report=(told if told is not None else []).append)
 
 
-def test_every_placement_draws_the_same_pictures_in_less_memory(pipeline):
-    plain = draw(FewStepSampler(pipeline))
+def test_every_placement_samples_the_same_images_in_less_memory(pipeline):
+    plain = generate(FewStepSampler(pipeline))
     sampler, peaks = placed(pipeline), []
     for placement in PLACEMENTS:
-        sampler._placing.take(placement)
+        sampler._placing.apply(placement)
         sampler.cold()
         with Ceiling(pipeline) as seen:
-            drawn = draw(sampler)
-        torch.testing.assert_close(drawn, plain, atol=1e-4, rtol=0)
+            generated = generate(sampler)
+        torch.testing.assert_close(generated, plain, atol=1e-4, rtol=0)
         peaks.append(seen.most)
     assert all(after <= before for before, after in pairwise(peaks))
     assert peaks[1] < peaks[0]  # the text encoder
@@ -82,7 +82,7 @@ def test_every_placement_draws_the_same_pictures_in_less_memory(pipeline):
 
 
 def test_under_a_falling_ceiling_it_steps_down_through_every_placement_and_goes_on(pipeline):
-    plain, told = draw(FewStepSampler(pipeline)), []
+    plain, told = generate(FewStepSampler(pipeline)), []
     sampler = placed(pipeline, told)
     everything = bytes_of(networks_of(pipeline).values())
     names = []
@@ -90,38 +90,38 @@ def test_under_a_falling_ceiling_it_steps_down_through_every_placement_and_goes_
         for share in (4, 1, 0.9, 0.8, 0.6, 0.3):
             seen.ceiling = share * everything
             try:
-                torch.testing.assert_close(draw(sampler), plain, atol=1e-4, rtol=0)
+                torch.testing.assert_close(generate(sampler), plain, atol=1e-4, rtol=0)
             except ValueError:
                 break
             names.append(sampler.placement.name)
     assert list(dict.fromkeys(names))[-1] == PLACEMENTS[-1].name
     for placement in PLACEMENTS[1:]:
-        assert f"placement {placement.name}: memory ended" in told
+        assert f"placement {placement.name}: out of memory" in told
 
 
-def test_the_last_placement_draws_fewer_pictures_at_once_and_then_says_what_would_help(pipeline):
-    plain, told = draw(FewStepSampler(pipeline)), []
+def test_the_last_placement_samples_fewer_images_at_once_and_then_says_what_would_help(pipeline):
+    plain, told = generate(FewStepSampler(pipeline)), []
     sampler = placed(pipeline, told, memory=0)
     with Ceiling(pipeline) as seen:
-        draw(sampler)
+        generate(sampler)
         seen.most = 0
-        draw(sampler)
+        generate(sampler)
         seen.ceiling = 0.8 * seen.most
-        torch.testing.assert_close(draw(sampler), plain, atol=1e-4, rtol=0)
-        assert "memory ended: 1 picture at once from now on" in told
+        torch.testing.assert_close(generate(sampler), plain, atol=1e-4, rtol=0)
+        assert "out of memory: batch size 1 from now on" in told
         seen.ceiling = 0
-        with pytest.raises(ValueError, match="one picture of 32x32 does not fit"):
-            draw(sampler)
+        with pytest.raises(ValueError, match="one image of 32x32 does not fit"):
+            generate(sampler)
 
 
 def test_the_placement_is_the_fastest_that_is_predicted_to_fit(opened, pipeline):
     sampler = placed(pipeline)
-    draw(sampler)
+    generate(sampler)
     needs = next(iter(sampler._needs.values()))
     for placement in PLACEMENTS:
         told = []
         sampler = placed(opened(), told, memory=needs.peak(placement))
-        draw(sampler)
+        generate(sampler)
         assert needs.peak(sampler.placement) <= needs.peak(placement)
         assert len(told) == 1
         assert "predicted" in told[0]
@@ -131,34 +131,34 @@ def test_a_control_network_takes_its_turn_with_the_network(opened, tmp_path):
     pipeline, folder = opened(), tmp_path / "control"
     save_control(network_of(pipeline), folder)
     task = Task(controlnet=ControlNetModel.from_pretrained(folder), controls=torch.rand(2, 3, 32, 32))
-    plain = draw(FewStepSampler(pipeline), task=task)
+    plain = generate(FewStepSampler(pipeline), task=task)
     for placement in PLACEMENTS:
         sampler, task = placed(opened()), replace(task, controlnet=ControlNetModel.from_pretrained(folder))
-        sampler._placing.take(placement)
-        torch.testing.assert_close(draw(sampler, task=task), plain, atol=1e-4, rtol=0)
+        sampler._placing.apply(placement)
+        torch.testing.assert_close(generate(sampler, task=task), plain, atol=1e-4, rtol=0)
 
 
 def test_an_error_of_another_kind_is_not_taken_for_the_end_of_memory(pipeline):
     sampler = placed(pipeline)
     with pytest.raises(ValueError, match="strength"):
-        draw(sampler, task=Task(pictures=torch.rand(2, 3, 32, 32), strength=0.1))
+        generate(sampler, task=Task(images=torch.rand(2, 3, 32, 32), strength=0.1))
 
 
 def test_networks_that_are_away_leave_nothing_behind(pipeline):
     placing = Placing(pipeline, "cpu")
-    placing.take(PLACEMENTS[3])
-    placing.turn_to("vae")
+    placing.apply(PLACEMENTS[3])
+    placing.load("vae")
     assert all(of.is_meta for of in network_of(pipeline).parameters())
     assert all(of.is_meta for of in pipeline.text_encoder.parameters())
-    placing.turn_to("unet")
+    placing.load("unet")
     assert not any(of.is_meta for of in (*network_of(pipeline).parameters(), *network_of(pipeline).buffers()))
     assert all(of.is_meta for of in pipeline.vae.parameters())
 
 
 def test_a_vae_that_has_encoded_an_image_is_away_while_the_network_works(pipeline):
     sampler, away = placed(pipeline), []
-    sampler._placing.take(PLACEMENTS[3])
+    sampler._placing.apply(PLACEMENTS[3])
     network_of(pipeline).register_forward_hook(lambda *_: away.append(next(pipeline.vae.parameters()).is_meta))
-    draw(sampler, task=Task(pictures=torch.rand(2, 3, 32, 32), strength=1.0))
+    generate(sampler, task=Task(images=torch.rand(2, 3, 32, 32), strength=1.0))
     assert away
     assert all(away)

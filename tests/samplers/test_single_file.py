@@ -31,21 +31,21 @@ def configs(tiny_folder, tmp_path):
     return folder
 
 
-def draw(pipeline):
-    return torch.cat(list(FewStepSampler(pipeline).pictures(PROMPTS, [5, 6], num_inference_steps=3, guidance_scale=3.0)))
+def generate(pipeline):
+    return torch.cat(list(FewStepSampler(pipeline).images(PROMPTS, [5, 6], num_inference_steps=3, guidance_scale=3.0)))
 
 
-def test_a_checkpoint_draws_what_its_folder_draws(checkpoint, configs, tiny_folder):
+def test_a_checkpoint_samples_what_its_folder_samples(checkpoint, configs, tiny_folder):
     from_file = open_pipeline(checkpoint, config=str(configs))
-    assert torch.equal(draw(from_file), draw(open_pipeline(tiny_folder)))
+    assert torch.equal(generate(from_file), generate(open_pipeline(tiny_folder)))
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
-def test_checkpoints_of_the_other_versions_draw_what_their_folders_draw(family_folder, tmp_path, family):
+def test_checkpoints_of_the_other_versions_sample_what_their_folders_sample(family_folder, tmp_path, family):
     from_folder = open_pipeline(family_folder(family))
     save_checkpoint(from_folder, tmp_path / "one.safetensors")
     from_file = open_pipeline(tmp_path / "one.safetensors", config=str(family_folder(family)))
-    assert torch.equal(draw(from_file), draw(from_folder))
+    assert torch.equal(generate(from_file), generate(from_folder))
 
 
 def test_a_checkpoint_that_says_that_it_predicts_v_is_scheduled_so(checkpoint, configs, tmp_path):
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_does_not_tell_what_it_predicts_asks_for_it(checkpoint
         name.replace("cond_stage_model.transformer", "cond_stage_model.model"): t for name, t in load_file(checkpoint).items()
     }
     save_file(weights, tmp_path / "sd2.safetensors")
-    with pytest.raises(ValueError, match=r"takes teacher_config: sd2-base \(epsilon, 512 pixels\), sd2-v"):
+    with pytest.raises(ValueError, match=r"expects teacher_config: sd2-base \(epsilon, 512 pixels\), sd2-v"):
         open_pipeline(tmp_path / "sd2.safetensors")
 
 
@@ -108,11 +108,11 @@ def test_mistakes_about_checkpoints_are_one_sentence(checkpoint, configs, tiny_f
         (
             checkpoint,
             "sd3",
-            "sd3 has no model_index.json; takes a diffusers folder, or one of sd1, sd2-base",
+            "sd3 has no model_index.json; expects a diffusers folder, or one of sd1, sd2-base",
         ),
-        (checkpoint, str(configs), "has no tokenizer, and its text encoder knows .* tokens, not CLIP's 49408"),
+        (checkpoint, str(configs), "has no tokenizer, and its text encoder has .* tokens, not CLIP's 49408"),
         (checkpoint, "sd1", "does not fit the architecture"),
-        (tiny_folder, "sd1", "takes a .safetensors checkpoint as the teacher"),
+        (tiny_folder, "sd1", "expects a .safetensors checkpoint as the teacher"),
     ]
     for source, config, sentence in mistakes:
         with pytest.raises(ValueError, match=sentence) as error:

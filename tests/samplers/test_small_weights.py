@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits: the numbers are those of the papers, the memory is as promised, pictures stay nearly the same."""
+"""Weights of 8 and 4 bits: the numbers are those of the papers, the memory is as promised, images stay nearly the same."""
 
 import importlib.util
 
@@ -15,21 +15,21 @@ from gendistill.samplers.offload.live_memory import bytes_of
 from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.quantization.quantize import QUANTIZATIONS
-from gendistill.samplers.quantization.small_weights import BLOCK, KINDS, NF4, keep_weights_small, kind_of_weights
+from gendistill.samplers.quantization.small_weights import BLOCK, KINDS, NF4, quantize_weights, weight_quantization
 from gendistill.sampling.placement_plan import plan_sampling
 
 FAMILIES = ("sd1", "sd2", "sdxl", "unconditional", "classes")
 
 
 def kept(layer, kind):
-    keep_weights_small(nn.ModuleDict({"of": layer}), kind)
+    quantize_weights(nn.ModuleDict({"of": layer}), kind)
     return layer
 
 
-def draw(sampler):
+def generate(sampler):
     prompts = sampler.own_prompts or ["food", "animals"]
-    drawn = sampler.pictures(prompts[:2], range(len(prompts[:2])), num_inference_steps=2, guidance_scale=1)
-    return torch.cat(list(drawn))
+    generated = sampler.images(prompts[:2], range(len(prompts[:2])), num_inference_steps=2, guidance_scale=1)
+    return torch.cat(list(generated))
 
 
 def test_the_levels_of_4_bits_are_quantiles_of_a_normal_distribution():
@@ -73,44 +73,44 @@ def test_small_numbers_are_not_lost_in_half_precision(kind, generator):
 def test_memory_is_what_is_promised_and_what_is_planned(kind, bits):
     layer = nn.Linear(640, 1280, bias=False).half()
     assert bytes_of([kept(layer, kind).parametrizations]) == pytest.approx(640 * 1280 * bits / 8, rel=0.005)
-    networks = MetaNetworks.of("sd1")
+    networks = MetaNetworks.from_configs("sd1")
     whole = bytes_of([networks.network.half()])
-    keep_weights_small(networks.network, kind)
+    quantize_weights(networks.network, kind)
     assert bytes_of([networks.network]) < (bits / 16 + 0.04) * whole  # what reads the time, the first and last layer stay
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_pictures_of_every_family_are_nearly_the_same_ones(family_folder, family, kind):
+def test_images_of_every_family_are_nearly_the_same_ones(family_folder, family, kind):
     folder = family_folder(family)
     plain, small = FewStepSampler.from_pretrained(folder), FewStepSampler.from_pretrained(folder, quantization=kind)
-    assert kind_of_weights(network_of(small.pipeline)) == kind
-    assert kind_of_weights(network_of(plain.pipeline)) is None
+    assert weight_quantization(network_of(small.pipeline)) == kind
+    assert weight_quantization(network_of(plain.pipeline)) is None
     assert small.weights_hash != plain.weights_hash
-    difference = (draw(plain) - draw(small)).abs().mean()
+    difference = (generate(plain) - generate(small)).abs().mean()
     assert 0 < difference < {"int8-weights": 0.01, "nf4-weights": 0.1}[kind]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_pictures_of_every_family_are_nearly_the_same_ones_in_half_precision(family_folder, family):
+def test_images_of_every_family_are_nearly_the_same_ones_in_half_precision(family_folder, family):
     folder = family_folder(family)
     half = FewStepSampler.from_pretrained(folder, dtype=torch.float16)
     assert network_of(half.pipeline).dtype is torch.float16
-    assert 0 < (draw(FewStepSampler.from_pretrained(folder)) - draw(half)).abs().mean() < 0.005
+    assert 0 < (generate(FewStepSampler.from_pretrained(folder)) - generate(half)).abs().mean() < 0.005
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_every_placement_draws_the_same_pictures(tiny_folder, kind):
+def test_every_placement_samples_the_same_images(tiny_folder, kind):
     sampler = FewStepSampler.from_pretrained(tiny_folder, quantization=kind)
-    plain = draw(sampler)
+    plain = generate(sampler)
     placed = PlacedSampler(sampler.pipeline, device="cpu", memory=float("inf"))
     assert bytes_of([placed._networks.network]) == bytes_of([network_of(sampler.pipeline)])
     for placement in PLACEMENTS:
-        placed._placing.take(placement)
-        torch.testing.assert_close(draw(placed), plain, atol=1e-5, rtol=0)
+        placed._placing.apply(placement)
+        torch.testing.assert_close(generate(placed), plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,28 +118,28 @@ def test_every_placement_draws_the_same_pictures(tiny_folder, kind):
 def test_a_lora_goes_on_top(tiny_folder, tmp_path, kind):
     plain, small = FewStepSampler.from_pretrained(tiny_folder), FewStepSampler.from_pretrained(tiny_folder, quantization=kind)
     save_lora(network_of(plain.pipeline), tmp_path)
-    before = [draw(sampler) for sampler in (plain, small)]
+    before = [generate(sampler) for sampler in (plain, small)]
     for sampler in (plain, small):
         sampler.pipeline.load_lora_weights(tmp_path, adapter_name="style")
-    after = [draw(sampler) for sampler in (plain, small)]
+    after = [generate(sampler) for sampler in (plain, small)]
     assert (after[0] - after[1]).abs().mean() < 2 * (before[0] - before[1]).abs().mean()
     assert (after[1] - before[1]).abs().mean() > 0.01
 
 
 def test_a_plan_tells_which_weights_let_a_faster_placement_fit(tiny_folder):
     plan = plan_sampling("sd1", memory=2.8)
-    assert plan.fits[2.8] == "text-aside"
+    assert plan.fits[2.8] == "text-encoder-offload"
     assert plan.fits_smaller["int8-weights"][2.8] == "all"
     assert any("2.8 GiB: --quantization int8-weights fits all" in sentence for sentence in plan.sentences())
     assert not plan_sampling(str(tiny_folder), memory=6).fits_smaller
     small = plan_sampling(str(tiny_folder), quantization="nf4-weights")
     assert small.needs.network < plan_sampling(str(tiny_folder)).needs.network
-    with pytest.raises(ValueError, match="quantization int8: takes none, int8-weights or nf4-weights"):
+    with pytest.raises(ValueError, match="quantization int8: expects none, int8-weights or nf4-weights"):
         plan_sampling(str(tiny_folder), quantization="int8")
 
 
 def test_what_cannot_be_is_one_sentence(tiny_folder, monkeypatch):
-    with pytest.raises(ValueError, match="quantization fp4: takes one of none, int8, int8-weights, nf4-weights"):
+    with pytest.raises(ValueError, match="quantization fp4: expects one of none, int8, int8-weights, nf4-weights"):
         FewStepSampler.from_pretrained(tiny_folder, quantization="fp4")
     with pytest.raises(ValueError, match="quantization int8: computes on a CPU or a CUDA GPU, not on mps"):
         FewStepSampler.from_pretrained(tiny_folder, quantization="int8", device="mps")

@@ -72,17 +72,17 @@ def test_one_call_of_the_network_counts_at_least_two_operations_a_weight_and_pix
 def test_operations_are_the_same_whichever_kernel_computes_the_attention(sampler, costs):
     """As one fused kernel, or as the matrix products that torch's own counter knows."""
 
-    def draw():
+    def generate():
         fresh = FewStepSampler(sampler.pipeline)
-        list(fresh.pictures(PROMPTS[:1], [0], num_inference_steps=2, guidance_scale=1))
+        list(fresh.images(PROMPTS[:1], [0], num_inference_steps=2, guidance_scale=1))
 
     with sdpa_kernel(SDPBackend.MATH):
-        flops = flops_by_component(draw, components_of(sampler.pipeline))
+        flops = flops_by_component(generate, components_of(sampler.pipeline))
     assert flops["network"] == costs(2, 1.0).components["network"].flops
     assert flops["text_encoder"] == costs(2, 1.0).components["text_encoder"].flops
 
 
-def test_every_picture_pays_for_its_text_and_guidance_for_the_empty_one(costs):
+def test_every_image_pays_for_its_text_and_guidance_for_the_empty_one(costs):
     assert costs(4, 1.0).components["text_encoder"].samples == 1
     assert costs(4, 3.0).components["text_encoder"].samples == 2
     assert costs(4, 1.0).components["text_encoder"].seconds > 0
@@ -106,7 +106,7 @@ def test_the_split_sums_to_its_total_and_the_network_has_most_of_it(costs):
     assert measured.split_seconds < 3 * measured.latency
 
 
-def test_costs_name_the_parts_their_parameters_and_how_pictures_were_drawn(sampler, costs):
+def test_costs_name_the_parts_their_parameters_and_how_images_were_sampled(sampler, costs):
     measured = costs(4, 3.0)
     assert list(measured.components) == ["text_encoder", "network", "decoder"]
     parts = (sampler.pipeline.text_encoder, network_of(sampler.pipeline), sampler.pipeline.vae)
@@ -118,13 +118,13 @@ def test_costs_name_the_parts_their_parameters_and_how_pictures_were_drawn(sampl
     assert Costs.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
 
 
-def test_measuring_changes_no_picture_and_leaves_the_cache_of_the_sampler(sampler):
-    def draw():
-        return torch.cat(list(sampler.pictures(PROMPTS, [0, 1], num_inference_steps=2, guidance_scale=2)))
+def test_measuring_changes_no_image_and_leaves_the_cache_of_the_sampler(sampler):
+    def generate():
+        return torch.cat(list(sampler.images(PROMPTS, [0, 1], num_inference_steps=2, guidance_scale=2)))
 
-    before = draw()
+    before = generate()
     measure_costs(sampler, ["something else"], steps=1, batch_sizes=[1], repeats=1, energy_seconds=0)
-    assert torch.equal(draw(), before)
+    assert torch.equal(generate(), before)
     assert all(prompt in sampler._encoded for prompt in PROMPTS)
     assert "something else" not in sampler._encoded
 

@@ -26,15 +26,15 @@ def test_a_grid_begins_at_the_noise_and_strays_no_more_than_trailings(teacher):
 
 
 def test_few_steps_of_a_found_grid_are_nearer_to_many_than_few_of_the_trailing_one(tiny_folder, teacher):
-    """On trajectories that the search has not seen, drawn by the pipeline itself."""
+    """On trajectories that the search has not seen, sampled by the pipeline itself."""
     grid = search_grids(teacher, ["food"] * 16, [3], 2.0)[3].timesteps
     sampler = FewStepSampler.from_pretrained(tiny_folder)
-    config, drawn = sampler.pipeline.scheduler.config, {}
+    config, generated = sampler.pipeline.scheduler.config, {}
     for name, steps, timesteps in (("many", 40, None), ("found", 3, grid), ("trailing", 3, None)):
         sampler.pipeline.scheduler = teacher_scheduler("ddim", config, timesteps=timesteps)
         latents = sampler.latents(["food"] * 16, range(16), num_inference_steps=steps, guidance_scale=2.0)
-        drawn[name] = torch.cat(list(latents))
-    errors = [(drawn[name] - drawn["many"]).square().mean().item() for name in ("found", "trailing")]
+        generated[name] = torch.cat(list(latents))
+    errors = [(generated[name] - generated["many"]).square().mean().item() for name in ("found", "trailing")]
     assert errors[0] < errors[1]
 
 
@@ -52,8 +52,8 @@ def test_it_is_found_from_the_command_line(place):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((["food"], [41], 1.0), "steps 41: takes at most 40, among which the search chooses"),
-        ((None, [4], 1.0), "--prompt and --prompts: takes one of them"),
+        ((["food"], [41], 1.0), "steps 41: expects at most 40, among which the search chooses"),
+        ((None, [4], 1.0), "--prompt and --prompts: expects one of them"),
     ],
 )
 def test_what_cannot_be_searched_is_one_sentence(tiny_folder, arguments, sentence):
@@ -64,7 +64,7 @@ def test_what_cannot_be_searched_is_one_sentence(tiny_folder, arguments, sentenc
 def test_a_model_without_guidance_refuses_a_scale_and_knows_its_own_prompts(family_folder):
     folder = str(family_folder("unconditional"))
     assert find_grids(folder, None, [2], 1.0)[2].timesteps[0] == 999
-    with pytest.raises(ValueError, match=r"^guidance_scale 2: .* knows no guidance; takes 1$"):
+    with pytest.raises(ValueError, match=r"^guidance_scale 2: .* knows no guidance; expects 1$"):
         find_grids(folder, None, [2], 2.0)
 
 
@@ -72,6 +72,6 @@ def test_a_pipeline_that_cannot_teach_is_evaluated_without_a_search(tiny_folder)
     sampler = FewStepSampler.from_pretrained(tiny_folder)
     assert any(solver == SEARCHED for solver, _, _ in teacher_plans(sampler))
     noise_alone = DDIMScheduler.from_config(sampler.pipeline.scheduler.config, rescale_betas_zero_snr=True)
-    sampler.pipeline.scheduler = noise_alone  # from which an epsilon network says nothing of the picture
+    sampler.pipeline.scheduler = noise_alone  # from which an epsilon network says nothing of the image
     assert not searchable(sampler.pipeline)
     assert not any(solver == SEARCHED for solver, _, _ in teacher_plans(sampler))

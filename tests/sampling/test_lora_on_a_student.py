@@ -42,20 +42,20 @@ def student(tmp_path_factory):
 
 
 def restyled():
-    """Twitter's pictures of a category, float32 (N, 3, 32, 32) in [-1, 1], and the prompts of Google's of the same kinds."""
+    """Twitter's images of a category, float32 (N, 3, 32, 32) in [-1, 1], and the prompts of Google's of the same kinds."""
     source = open_source(DATA, "subcategory")
     found = [source.decode(entry) for entry in source.entries() if entry.texts["category"] == f"twitter emoji of {CATEGORY}"]
     prompts = [sample.caption.replace("twitter", "google") for sample in found]
-    return torch.stack([as_tensor(sample.picture) for sample in found]), prompts
+    return torch.stack([as_tensor(sample.image) for sample in found]), prompts
 
 
-def train_lora(pictures, prompts, folder):
+def train_lora(images, prompts, folder):
     """As anyone trains one for a Stable Diffusion pipeline: on its attention, by the ordinary denoising loss."""
     torch.manual_seed(0)
     pipeline = StableDiffusionPipeline.from_pretrained(TEACHER)
     network, noising = pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config)
     with torch.no_grad():
-        latents = pipeline.vae.encode(pictures).latent_dist.mean * pipeline.vae.config.scaling_factor
+        latents = pipeline.vae.encode(images).latent_dist.mean * pipeline.vae.config.scaling_factor
         embeddings, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
     network.requires_grad_(False)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -73,13 +73,13 @@ def train_lora(pictures, prompts, folder):
 
 @pytest.mark.slow
 def test_a_category_moves_on_the_student_in_the_direction_that_a_lora_moves_it_on_the_teacher(student, tmp_path):
-    pictures, prompts = restyled()
-    train_lora(pictures, prompts, tmp_path)
+    images, prompts = restyled()
+    train_lora(images, prompts, tmp_path)
     models = [FewStepSampler.from_pretrained(folder) for folder in (TEACHER, student)]
     asked = [prompts[number] for number in torch.randint(len(prompts), (128,), generator=torch.Generator().manual_seed(1))]
     fit = measure_fit(*models, asked, list(range(9000, 9128)), teacher_steps=16, add_ons=[AddOn(tmp_path)])
     print(fit)
-    assert fit.ways == {"teacher": (16, 2.0), "student": (4, 1.0)}  # at the scale that it imitates
+    assert fit.trajectories == {"teacher": (16, 2.0), "student": (4, 1.0)}  # at the scale that it imitates
     effect = fit.add_ons[0].effect
-    assert effect.repeated > 0.8  # 128 pictures tell the direction
+    assert effect.repeated > 0.8  # 128 images tell the direction
     assert effect.cosine >= 0.7

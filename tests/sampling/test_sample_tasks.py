@@ -1,4 +1,4 @@
-"""`gendistill sample` from pictures, in masks, under controls, and of few-step models of others, in fresh processes."""
+"""`gendistill sample` from images, in masks, under controls, and of few-step models of others, in fresh processes."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def student(tiny_folder, tmp_path_factory):
 
 @pytest.fixture
 def sample(tmp_path):
-    """sample(model, ...): what it said on standard error, and the picture, or its exit code and the sentence."""
+    """sample(model, ...): what it said on standard error, and the image, or its exit code and the sentence."""
 
     def run(model, *given):
         out = tmp_path / "out.npy"
@@ -35,23 +35,23 @@ def sample(tmp_path):
 @pytest.fixture
 def files(tiny_folder, tmp_path):
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
-    picture = np.stack([np.tile(ramp, (32, 1)), np.tile(ramp[:, None], (1, 32)), np.full((32, 32), 90, np.uint8)], -1)
-    Image.fromarray(picture).save(tmp_path / "picture.png")
+    image = np.stack([np.tile(ramp, (32, 1)), np.tile(ramp[:, None], (1, 32)), np.full((32, 32), 90, np.uint8)], -1)
+    Image.fromarray(image).save(tmp_path / "image.png")
     Image.fromarray(np.repeat(255 * (np.arange(32) >= 16), 32).reshape(32, 32).T.astype(np.uint8)).save(tmp_path / "mask.png")
     save_control(UNet2DConditionModel.from_pretrained(tiny_folder / "unet"), tmp_path / "edges")
     return tmp_path
 
 
-def test_a_student_begins_at_a_picture_and_paints_where_a_mask_is_white(student, sample, files):
-    picture, mask = str(files / "picture.png"), str(files / "mask.png")
+def test_a_student_begins_at_a_image_and_generates_where_a_mask_is_white(student, sample, files):
+    image, mask = str(files / "image.png"), str(files / "mask.png")
     told, plain = sample(student)
-    assert "take care" not in told
-    _, half = sample(student, "--input", picture, "--strength", "0.5")
-    _, masked = sample(student, "--input", picture, "--mask", mask, "--strength", "1")
+    assert "warning" not in told
+    _, half = sample(student, "--input", image, "--strength", "0.5")
+    _, masked = sample(student, "--input", image, "--mask", mask, "--strength", "1")
     assert plain.shape == half.shape == masked.shape == (1, 32, 32, 3)
     assert np.abs(plain - half).max() > 0.01
     assert np.abs(half - masked).max() > 0.01
-    _, controlled = sample(student, "--control", f"{files / 'edges'}={picture}")
+    _, controlled = sample(student, "--control", f"{files / 'edges'}={image}")
     assert np.abs(plain - controlled).max() > 0.01
 
 
@@ -63,17 +63,17 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(student, sample):
 
 def test_a_model_of_others_is_sampled_as_its_name_says(tiny_folder, sample, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "my-lcm-lora-merged")
-    assert ": 1 pictures of 4 steps" in sample(tmp_path / "my-lcm-lora-merged")[0]
-    assert ": 1 pictures of 2 steps" in sample(tiny_folder, "--like", "Hyper-SD15-2steps-lora")[0]
+    assert ": 1 images of 4 steps" in sample(tmp_path / "my-lcm-lora-merged")[0]
+    assert ": 1 images of 2 steps" in sample(tiny_folder, "--like", "Hyper-SD15-2steps-lora")[0]
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--mask", "m.png"], "--mask m.png: takes --input, the picture to paint in"),
+        (["--mask", "m.png"], "--mask m.png: expects --input, the image to generate in"),
         (["--input", "none.png"], "--input none.png"),
-        (["--control", "edges"], "--control 'edges': takes FOLDER=PICTURE"),
-        (["--like", "sd15"], "like sd15: takes the name of a file of one of Hyper-SD"),
+        (["--control", "edges"], "--control 'edges': expects FOLDER=IMAGE"),
+        (["--like", "sd15"], "like sd15: expects the name of a file of one of Hyper-SD"),
     ],
 )
 def test_mistakes_are_one_sentence(student, sample, given, sentence):
@@ -87,5 +87,5 @@ def test_a_student_keeps_within_memory(student, sample):
     told, plain = sample(student)
     assert "placement" not in told
     told, placed = sample(student, "--memory", "0.000001")
-    assert "placement by-layer" in told
+    assert "placement sequential-offload" in told
     np.testing.assert_allclose(placed, plain, atol=1e-4)

@@ -109,22 +109,22 @@ def test_a_scheduler_is_saved_loaded_and_made_from_any_other_config(kind, tmp_pa
 
 
 @pytest.mark.parametrize("kind", OURS)
-def test_a_pipeline_folder_opens_with_the_scheduler_and_draws_picture_by_picture(kind, tiny_folder, tmp_path):
+def test_a_pipeline_folder_opens_with_the_scheduler_and_samples_image_by_image(kind, tiny_folder, tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, clip_sample=False, grids=GRIDS)
     pipeline.save_pretrained(tmp_path)
     opened = StableDiffusionPipeline.from_pretrained(tmp_path)
     assert type(opened.scheduler) is kind
 
-    def draw(pipeline, seeds, **settings):
+    def generate(pipeline, seeds, **settings):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return pipeline(
             ["food"] * len(seeds), generator=generators, output_type="latent", guidance_scale=1.0, **settings
         ).images
 
-    both = draw(pipeline, [1, 2], num_inference_steps=4)
-    torch.testing.assert_close(draw(opened, [2], num_inference_steps=4), both[1:], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(draw(opened, [1, 2], timesteps=GRIDS[0]), both, atol=1e-4, rtol=1e-4)
+    both = generate(pipeline, [1, 2], num_inference_steps=4)
+    torch.testing.assert_close(generate(opened, [2], num_inference_steps=4), both[1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(generate(opened, [1, 2], timesteps=GRIDS[0]), both, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_samples_stay_in_half_precision_and_are_stepped_in_float32(x_t):
@@ -141,10 +141,10 @@ def test_half_precision_samples_stay_in_half_precision_and_are_stepped_in_float3
 @pytest.mark.parametrize(
     ("grids", "complaint"),
     [
-        ([[999, 999]], r"^grids: \[999, 999\] does not fall within 0 to 999$"),
-        ([[1000, 5]], r"^grids: \[1000, 5\] does not fall within"),
-        ([[5, -1]], r"^grids: \[5, -1\] does not fall within"),
-        ([[999, 4], [999, 5]], r"^grids: lengths \[2, 2\], of which two are the same; takes one of each$"),
+        ([[999, 999]], r"^grids: \[999, 999\]; expects descending timesteps from 0 to 999$"),
+        ([[1000, 5]], r"^grids: \[1000, 5\]; expects descending timesteps"),
+        ([[5, -1]], r"^grids: \[5, -1\]; expects descending timesteps"),
+        ([[999, 4], [999, 5]], r"^grids: lengths \[2, 2\]; expects one grid of each length$"),
     ],
 )
 def test_grids_that_cannot_be_sampled_are_refused_in_one_sentence(grids, complaint):

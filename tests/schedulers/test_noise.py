@@ -100,7 +100,7 @@ def test_values_of_a_batch_are_expanded_to_its_dimensions_and_dtype():
 
 
 def test_a_scheduler_without_a_known_schedule_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"ScoreSdeVeScheduler has no known noise schedule; takes any with"):
+    with pytest.raises(ValueError, match=r"ScoreSdeVeScheduler has no known noise schedule; expects any with"):
         NoiseSchedule.from_scheduler(ScoreSdeVeScheduler())
 
 

@@ -66,7 +66,7 @@ def test_the_path_is_the_best_of_all_paths(num_steps, generator):
 
 @pytest.mark.parametrize("num_steps", [0, 8])
 def test_more_steps_than_times_are_refused(num_steps):
-    with pytest.raises(ValueError, match=rf"^{num_steps} steps: takes 1 to 7, the number of candidate times$"):
+    with pytest.raises(ValueError, match=rf"^{num_steps} steps: expects 1 to 7, the number of candidate times$"):
         cheapest_path(torch.zeros(7, 8), num_steps)
 
 

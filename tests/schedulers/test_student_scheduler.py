@@ -72,5 +72,5 @@ def test_a_zero_terminal_snr_teacher_gives_its_schedule_and_dialect_on(solver):
 
 
 def test_an_unknown_solver_is_refused_in_one_sentence_that_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"^solver 'euler' is not known; takes one of ddim, lcm, tcd, stochastic$"):
+    with pytest.raises(ValueError, match=r"^solver 'euler' is not known; expects one of ddim, lcm, tcd, stochastic$"):
         student_scheduler("euler", TEACHER, "epsilon")

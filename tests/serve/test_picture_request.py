@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from gendistill.serve.picture_request import Offer, RefusedError, RequestLimits, read_request
+from gendistill.serve.image_request import Offer, RefusedError, RequestLimits, read_request
 
 
 def no_single_steps(steps, guidance_scale):
@@ -12,7 +12,7 @@ def no_single_steps(steps, guidance_scale):
 
 
 OFFERS = {
-    "fast": Offer("fast", 4, 1.0, (32, 48), multiple=8, pictures=True, allows=no_single_steps),
+    "fast": Offer("fast", 4, 1.0, (32, 48), multiple=8, images=True, allows=no_single_steps),
     "classes": Offer("classes", 1, 1.0, (32, 32), prompts=("cat", "dog")),
     "noise": Offer("noise", 1, 1.0, (32, 32), prompts=("",)),
 }
@@ -35,12 +35,12 @@ def test_a_size_is_width_by_height_and_other_models_have_other_prompts():
     assert read_request({"prompt": "anything", "model": "noise"}, OFFERS, LIMITS).model == "noise"
 
 
-def test_a_picture_to_begin_at_and_its_mask_become_as_large_as_what_is_drawn():
+def test_a_image_to_begin_at_and_its_mask_become_as_large_as_what_is_sampled():
     half = Image.new("RGB", (20, 10))
     half.paste("white", (0, 0, 10, 10))
     read = read_request({"prompt": "a", "image": GREY, "mask": half}, OFFERS, LIMITS)
-    assert read.picture.shape == (3, 32, 48)
-    assert read.picture.unique().tolist() == pytest.approx([128 / 255])
+    assert read.image.shape == (3, 32, 48)
+    assert read.image.unique().tolist() == pytest.approx([128 / 255])
     assert read.mask.shape == (1, 32, 48)
     assert read.mask[0, 16].tolist() == [1.0] * 24 + [0.0] * 24
     assert read.strength == 0.8
@@ -57,34 +57,34 @@ def test_only_requests_of_one_kind_go_together():
 @pytest.mark.parametrize(
     ("given", "field", "sentence"),
     [
-        ({"prompt": None}, "prompt", "prompt: takes a text"),
-        ({"prompt": ["a"]}, "prompt", "prompt: takes a text"),
-        ({"prompt": "x" * 2**20}, "prompt", "prompt: 1,048,576 characters; takes at most 2,000"),
-        ({"prompt": "bird", "model": "classes"}, "prompt", "prompt 'bird': takes one of cat, dog"),
-        ({"model": "/etc/passwd"}, "model", "model '/etc/passwd': takes fast or classes or noise"),
+        ({"prompt": None}, "prompt", "prompt: expects a text"),
+        ({"prompt": ["a"]}, "prompt", "prompt: expects a text"),
+        ({"prompt": "x" * 2**20}, "prompt", "prompt: 1,048,576 characters; expects at most 2,000"),
+        ({"prompt": "bird", "model": "classes"}, "prompt", "prompt 'bird': expects one of cat, dog"),
+        ({"model": "/etc/passwd"}, "model", "model '/etc/passwd': expects fast or classes or noise"),
         ({"model": "x" * 2**20}, "model", "model 'xxxxx"),
-        ({"model": ["fast"]}, "model", "model ['fast']: takes fast"),
-        ({"steps": -1}, "steps", "steps -1: takes a whole number from 1 to 100"),
-        ({"steps": True}, "steps", "steps True: takes a whole number from 1 to 100"),
+        ({"model": ["fast"]}, "model", "model ['fast']: expects fast"),
+        ({"steps": -1}, "steps", "steps -1: expects a whole number from 1 to 100"),
+        ({"steps": True}, "steps", "steps True: expects a whole number from 1 to 100"),
         ({"steps": 1}, "steps", "steps 1: too few"),
-        ({"n": 10_000}, "n", "n 10000: takes a whole number from 1 to 8"),
-        ({"n": 1.5}, "n", "n 1.5: takes a whole number from 1 to 8"),
-        ({"seed": -5}, "seed", "seed -5: takes a whole number from 0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale", "guidance_scale nan: takes a number from 0 to 30"),
-        ({"guidance_scale": "7"}, "guidance_scale", "guidance_scale '7': takes a number from 0 to 30"),
-        ({"size": "9999x9999"}, "size", "size '9999x9999': takes WIDTHxHEIGHT, multiples of 8 up to 48, such as 48x32"),
-        ({"size": "12x16"}, "size", "size '12x16': takes WIDTHxHEIGHT"),
-        ({"size": "0x0"}, "size", "size '0x0': takes WIDTHxHEIGHT"),
-        ({"size": 512}, "size", "size 512: takes WIDTHxHEIGHT"),
+        ({"n": 10_000}, "n", "n 10000: expects a whole number from 1 to 8"),
+        ({"n": 1.5}, "n", "n 1.5: expects a whole number from 1 to 8"),
+        ({"seed": -5}, "seed", "seed -5: expects a whole number from 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale", "guidance_scale nan: expects a number from 0 to 30"),
+        ({"guidance_scale": "7"}, "guidance_scale", "guidance_scale '7': expects a number from 0 to 30"),
+        ({"size": "9999x9999"}, "size", "size '9999x9999': expects WIDTHxHEIGHT, multiples of 8 up to 48, such as 48x32"),
+        ({"size": "12x16"}, "size", "size '12x16': expects WIDTHxHEIGHT"),
+        ({"size": "0x0"}, "size", "size '0x0': expects WIDTHxHEIGHT"),
+        ({"size": 512}, "size", "size 512: expects WIDTHxHEIGHT"),
         ({"size": "x" * 1000}, "size", "size 'xxxxx"),
-        ({"size": "64x64", "model": "noise"}, "size", "size '64x64': takes 32x32"),
-        ({"image": "a.png"}, "image", "image: takes the file of a picture"),
-        ({"image": GREY, "mask": "a.png"}, "mask", "mask: takes the file of a picture"),
-        ({"mask": GREY}, "mask", "mask: takes an image, the picture to paint in"),
-        ({"image": GREY, "strength": 0}, "strength", "strength 0: of 4 steps it leaves none; takes at least 0.25"),
-        ({"image": GREY, "strength": "much"}, "strength", "strength 'much': takes a number from 0 to 1"),
-        ({"image": GREY, "strength": 0.2}, "strength", "strength 0.2: of 4 steps it leaves none; takes at least 0.25"),
-        ({"image": GREY, "model": "noise"}, "image", "image: noise begins at no pictures"),
+        ({"size": "64x64", "model": "noise"}, "size", "size '64x64': expects 32x32"),
+        ({"image": "a.png"}, "image", "image: expects the file of an image"),
+        ({"image": GREY, "mask": "a.png"}, "mask", "mask: expects the file of an image"),
+        ({"mask": GREY}, "mask", "mask: expects an image, the image to generate in"),
+        ({"image": GREY, "strength": 0}, "strength", "strength 0: of 4 steps it leaves none; expects at least 0.25"),
+        ({"image": GREY, "strength": "much"}, "strength", "strength 'much': expects a number from 0 to 1"),
+        ({"image": GREY, "strength": 0.2}, "strength", "strength 0.2: of 4 steps it leaves none; expects at least 0.25"),
+        ({"image": GREY, "model": "noise"}, "image", "image: noise begins at no images"),
     ],
 )
 def test_what_may_not_be_asked_is_one_sentence(given, field, sentence):

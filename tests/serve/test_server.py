@@ -94,25 +94,25 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
-def test_an_application_that_speaks_openai_gets_the_pictures_that_the_sampler_draws(server, student):
+def test_an_application_that_speaks_openai_gets_the_images_that_the_sampler_samples(server, student):
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
     assert [model.id for model in client.models.list()] == ["student", "teacher"]
     answer = client.images.generate(prompt=PROMPT, n=2, model="student", size="32x32", extra_body={"seed": 5})
     sampler = FewStepSampler.from_pretrained(student)
-    wanted = to_uint8(next(iter(sampler.pictures([PROMPT] * 2, [5, 6]))))
-    for picture, ours in zip(answer.data, wanted, strict=True):
-        assert np.abs(pixels(picture.b64_json).astype(int) - ours.permute(1, 2, 0).numpy()).max() <= 1
-    with pytest.raises(openai.BadRequestError, match="steps -1: takes a whole number from 1 to 100"):
+    wanted = to_uint8(next(iter(sampler.images([PROMPT] * 2, [5, 6]))))
+    for image, ours in zip(answer.data, wanted, strict=True):
+        assert np.abs(pixels(image.b64_json).astype(int) - ours.permute(1, 2, 0).numpy()).max() <= 1
+    with pytest.raises(openai.BadRequestError, match="steps -1: expects a whole number from 1 to 100"):
         client.images.generate(prompt=PROMPT, extra_body={"steps": -1})
 
 
-def png_file(picture):
+def png_file(image):
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def test_an_application_edits_a_picture_where_its_mask_is_transparent(server, student):
+def test_an_application_edits_a_image_where_its_mask_is_transparent(server, student):
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
     begun = pixels(client.images.generate(prompt=PROMPT, extra_body={"seed": 5}).data[0].b64_json)
     mask = Image.new("RGBA", (32, 32), "black")
@@ -126,7 +126,7 @@ def test_an_application_edits_a_picture_where_its_mask_is_transparent(server, st
 
     task = Task(torch.from_numpy(begun).permute(2, 0, 1)[None] / 255, torch.ones(1, 1, 32, 32), 1.0)
     task.masks[..., 16:] = 0
-    wanted = to_uint8(next(iter(FewStepSampler.from_pretrained(student).pictures([given["prompt"]], [9], task=task))))
+    wanted = to_uint8(next(iter(FewStepSampler.from_pretrained(student).images([given["prompt"]], [9], task=task))))
     assert np.abs(edited - wanted[0].permute(1, 2, 0).numpy()).max() <= 1
 
     anew = client.images.edit(**given, extra_body={"seed": 9, "strength": 0.5})
@@ -136,14 +136,17 @@ def test_an_application_edits_a_picture_where_its_mask_is_transparent(server, st
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"image": b"no picture"}, "image: picture: it cannot be decoded"),
-        ({"image": png_file(Image.new("1", (6000, 6000)))}, "image: picture: it cannot be decoded (6000x6000 is more than"),
-        ({"mask": png_file(Image.new("RGB", (8, 8)))}, "mask: takes a picture that is transparent where it is painted anew"),
-        ({"extra_body": {"strength": "1e9"}}, "strength 1000000000.0: takes a number from 0 to 1"),
-        ({"n": 10_000}, "n 10000: takes a whole number from 1 to 8"),
-        ({"extra_headers": {"origin": "http://evil.example"}}, "origin 'http://evil.example': takes requests of its own page"),
+        ({"image": b"no image"}, "image: image: it cannot be decoded"),
+        ({"image": png_file(Image.new("1", (6000, 6000)))}, "image: image: it cannot be decoded (6000x6000 is more than"),
+        ({"mask": png_file(Image.new("RGB", (8, 8)))}, "mask: expects an image that is transparent where it is generated anew"),
+        ({"extra_body": {"strength": "1e9"}}, "strength 1000000000.0: expects a number from 0 to 1"),
+        ({"n": 10_000}, "n 10000: expects a whole number from 1 to 8"),
+        (
+            {"extra_headers": {"origin": "http://evil.example"}},
+            "origin 'http://evil.example': expects requests of its own page",
+        ),
         ({"image": bytes(2**25)}, "the request is longer than 16 MiB"),
-        ({"response_format": "url"}, "response_format 'url': takes b64_json"),
+        ({"response_format": "url"}, "response_format 'url': expects b64_json"),
     ],
 )
 def test_an_edit_that_may_not_be_asked_for_is_one_sentence(server, given, sentence):
@@ -157,14 +160,14 @@ def test_an_edit_that_may_not_be_asked_for_is_one_sentence(server, given, senten
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"prompt": "x" * 2**20}, "prompt: 1,048,576 characters; takes at most 2,000"),
+        ({"prompt": "x" * 2**20}, "prompt: 1,048,576 characters; expects at most 2,000"),
         ({"prompt": "x" * 2**23}, "the request is longer than 4 MiB"),
-        ({"prompt": "a", "n": 10_000}, "n 10000: takes a whole number from 1 to 8"),
-        ({"prompt": "a", "steps": -1}, "steps -1: takes a whole number from 1 to 100"),
-        ({"prompt": "a", "model": "../../etc/passwd"}, "model '../../etc/passwd': takes student or teacher"),
-        ({"prompt": "a", "size": "100000x100000"}, "size '100000x100000': takes WIDTHxHEIGHT, multiples of 8 up to 32"),
-        ({"prompt": "a", "response_format": "url"}, "response_format 'url': takes b64_json"),
-        ({"prompt": "a", "stream": True}, "stream: takes false"),
+        ({"prompt": "a", "n": 10_000}, "n 10000: expects a whole number from 1 to 8"),
+        ({"prompt": "a", "steps": -1}, "steps -1: expects a whole number from 1 to 100"),
+        ({"prompt": "a", "model": "../../etc/passwd"}, "model '../../etc/passwd': expects student or teacher"),
+        ({"prompt": "a", "size": "100000x100000"}, "size '100000x100000': expects WIDTHxHEIGHT, multiples of 8 up to 32"),
+        ({"prompt": "a", "response_format": "url"}, "response_format 'url': expects b64_json"),
+        ({"prompt": "a", "stream": True}, "stream: expects false"),
         (b"[" * 100_000, "the request is not JSON"),
         (b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}", "the request is not JSON"),
         (b"\xff\xfe", "the request is not JSON"),
@@ -222,19 +225,19 @@ def page(server, browser):
     assert [url for url in asked if not url.startswith((server.address, "data:", "blob:"))] == []
 
 
-def test_a_person_types_a_prompt_presses_the_button_and_sees_both_pictures_and_their_times(page, tmp_path):
+def test_a_person_types_a_prompt_presses_the_button_and_sees_both_images_and_their_times(page, tmp_path):
     page.fill("#prompt textarea", PROMPT)
     page.fill("#seed input", "7")
     page.fill("#teacher-steps input", "10")
-    page.click("#draw")
+    page.click("#sample")
     for name in ("student", "teacher"):
-        expect(page.locator(f"#{name}-picture img")).to_have_count(1, timeout=60_000)
-        page.wait_for_function(f"document.querySelector('#{name}-picture img').naturalWidth == 32")
+        expect(page.locator(f"#{name}-image img")).to_have_count(1, timeout=60_000)
+        page.wait_for_function(f"document.querySelector('#{name}-image img').naturalWidth == 32")
     expect(page.locator("#student-time textarea")).to_have_value(re.compile(r"^\d+\.\d\d s, 4 steps$"))
     expect(page.locator("#teacher-time textarea")).to_have_value(
         re.compile(r"^\d+\.\d\d s, 10 steps: [\d.]+ times the student's")
     )
-    shown = [page.evaluate(f"document.querySelector('#{name}-picture img').src") for name in ("student", "teacher")]
+    shown = [page.evaluate(f"document.querySelector('#{name}-image img').src") for name in ("student", "teacher")]
     assert shown[0] != shown[1]
     page.screenshot(path=tmp_path / "page.png")
 
@@ -242,16 +245,16 @@ def test_a_person_types_a_prompt_presses_the_button_and_sees_both_pictures_and_t
 @pytest.mark.parametrize(
     ("field", "typed", "sentence"),
     [
-        ("#student-steps input", "-1", "steps -1: takes a whole number from 1 to 100"),
-        ("#teacher-guidance input", "1e9", "guidance_scale 1000000000: takes a number from 0 to 30"),
-        ("#prompt textarea", "x" * 2**20, "prompt: 1,048,576 characters; takes at most 2,000"),
+        ("#student-steps input", "-1", "steps -1: expects a whole number from 1 to 100"),
+        ("#teacher-guidance input", "1e9", "guidance_scale 1000000000: expects a number from 0 to 30"),
+        ("#prompt textarea", "x" * 2**20, "prompt: 1,048,576 characters; expects at most 2,000"),
     ],
 )
 def test_a_person_who_types_nonsense_reads_a_sentence(page, field, typed, sentence):
     page.fill("#prompt textarea", PROMPT)
     page.fill("#teacher-steps input", "1")
     page.fill(field, typed)
-    page.click("#draw")
+    page.click("#sample")
     expect(page.locator("#told textarea")).to_have_value(re.compile(re.escape(sentence)), timeout=30_000)
 
 
@@ -259,8 +262,8 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
     page.fill("#prompt textarea", PROMPT)
     page.fill("#student-steps input", "3")
     page.fill("#teacher-steps input", "1")
-    page.click("#draw")
-    sentence = "steps 3: the student was made for 4, 2, 1; other numbers mostly look worse"
+    page.click("#sample")
+    sentence = "steps 3: the student was made for 4, 2, 1; other step counts usually give worse images"
     expect(page.locator("#told textarea")).to_have_value(sentence, timeout=30_000)
     assert server.ask({"prompt": PROMPT, "steps": 3})[1]["warnings"] == [sentence]
     assert server.ask({"prompt": PROMPT})[1]["warnings"] == []
@@ -269,21 +272,21 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(page, server):
 def test_html_in_a_prompt_is_a_text(page):
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)><script>alert(2)</script>")
     page.fill("#teacher-steps input", "1")
-    page.click("#draw")
-    expect(page.locator("#teacher-picture img")).to_have_count(1, timeout=30_000)
+    page.click("#sample")
+    expect(page.locator("#teacher-image img")).to_have_count(1, timeout=30_000)
     assert page.locator("img[src='x']").count() == 0
 
 
-def test_the_end_finishes_what_is_drawn_and_leaves_at_once(student, tmp_path):
-    server = Server(student, tmp_path / "log.txt", "--no-teacher", "--most-pictures", "16")
+def test_the_end_finishes_what_is_sampled_and_leaves_at_once(student, tmp_path):
+    server = Server(student, tmp_path / "log.txt", "--no-teacher", "--most-images", "16")
     with ThreadPoolExecutor(2) as people:
-        drawing = people.submit(server.ask, {"prompt": PROMPT, "steps": 60, "n": 12})
-        while not drawing.done() and json.load(urllib.request.urlopen(f"{server.address}/health"))["drawing"] == 0:
+        generating = people.submit(server.ask, {"prompt": PROMPT, "steps": 60, "n": 12})
+        while not generating.done() and json.load(urllib.request.urlopen(f"{server.address}/health"))["sampling"] == 0:
             time.sleep(0.01)
         started = time.monotonic()
         assert server.end(signal.SIGINT) == 0
         assert time.monotonic() - started < 20
-        status, answer = drawing.result()
+        status, answer = generating.result()
     assert (status, len(answer["data"])) == (200, 12)
     assert "Traceback" not in server.text
 
@@ -292,7 +295,7 @@ def test_the_end_finishes_what_is_drawn_and_leaves_at_once(student, tmp_path):
     ("given", "sentence"),
     [
         (["--teacher", "nowhere"], "error: model nowhere does not exist"),
-        (["--teacher", "a", "--no-teacher"], "error: --teacher and --no-teacher: takes one of them"),
+        (["--teacher", "a", "--no-teacher"], "error: --teacher and --no-teacher: expects one of them"),
         (["--host", "203.0.113.1"], "error: --host 203.0.113.1"),
     ],
 )

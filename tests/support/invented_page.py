@@ -1,4 +1,4 @@
-"""A whole report of invented figures and real emoji, to look at and to test with.
+"""A complete report of invented figures and real emoji, for tests and for inspection.
 
 python tests/support/invented_page.py report.html
 """
@@ -24,11 +24,11 @@ from gendistill.evaluation.reporting.page import (
     Figure,
     Galleries,
     Gallery,
+    ImageComparison,
+    ImageRow,
     Notice,
     Page,
     PageSection,
-    PictureComparison,
-    PictureRow,
     Table,
     TableRow,
     Text,
@@ -57,27 +57,27 @@ GROUPS = (
 
 
 def emoji(count: int) -> tuple[np.ndarray, list[str]]:
-    """Held-out pictures uint8 (count, 3, 32, 32) and their captions."""
-    pictures, captions = [], []
+    """Held-out images uint8 (count, 3, 32, 32) and their captions."""
+    images, captions = [], []
     with tarfile.open(EMOJI) as shard:
         members = {member.name: member for member in shard.getmembers()}
         for name in sorted(name for name in members if name.endswith(".png"))[:: len(members) // 3 // count][:count]:
             data, text = (shard.extractfile(members[file]) for file in (name, name.replace(".png", ".txt")))
             assert data is not None
             assert text is not None
-            pictures.append(np.asarray(Image.open(io.BytesIO(data.read())).convert("RGB")).transpose(2, 0, 1))
+            images.append(np.asarray(Image.open(io.BytesIO(data.read())).convert("RGB")).transpose(2, 0, 1))
             captions.append(text.read().decode())
-    return np.stack(pictures), captions
+    return np.stack(images), captions
 
 
-def blurred(pictures: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """What an invented model makes of pictures: between them and noise."""
-    noise = np.random.default_rng(seed).normal(128, 60, pictures.shape)
-    return ((1 - amount) * pictures + amount * noise).clip(0, 255).astype(np.uint8)
+def blurred(images: np.ndarray, amount: float, seed: int) -> np.ndarray:
+    """Images of an invented model: interpolations between real images and noise."""
+    noise = np.random.default_rng(seed).normal(128, 60, images.shape)
+    return ((1 - amount) * images + amount * noise).clip(0, 255).astype(np.uint8)
 
 
-def interval(value: float, share: float = 0.06) -> tuple[float, float]:
-    return value * (1 - share), value * (1 + 1.3 * share)
+def interval(value: float, fraction: float = 0.06) -> tuple[float, float]:
+    return value * (1 - fraction), value * (1 + 1.3 * fraction)
 
 
 def results() -> Table:
@@ -96,31 +96,31 @@ def results() -> Table:
                 Cell(f"{4.1 + 1.13 * steps:.1f}", value=4.1 + 1.13 * steps),
                 Cell(f"{214 + 3 * (model == 'tiny-sd')}", value=214, muted=True),
             ]
-            rows.append(TableRow.of(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
+            rows.append(TableRow.from_cells(*cells, highlight=model == "consistency" and steps == 4, group=KINDS[model]))
     columns = [
         Column("model", align="left"),
         Column("steps"),
         Column("fd-emoji", "Fréchet distance of 128 features; the interval holds 95 of 100 bootstrap samples.", "lower"),
-        Column("CLIP", "Mean CLIP score of picture and prompt.", "higher"),
-        Column("precision", "Share of drawn pictures that lie among the real ones.", "higher"),
-        Column("recall", "Share of real pictures that lie among the drawn ones.", "higher"),
-        Column("ms", "Median time of a picture after warm-up.", "lower"),
+        Column("CLIP", "Mean CLIP score of image and prompt.", "higher"),
+        Column("precision", "Fraction of sampled images in the manifold of real ones.", "higher"),
+        Column("recall", "Fraction of real images in the manifold of sampled ones.", "higher"),
+        Column("ms", "Median time per image after warm-up.", "lower"),
         Column("MiB", "Peak memory."),
     ]
     return Table(
-        columns, rows, "2,000 pictures of 754 prompts, the same seeds for all. The best of a column is marked."
+        columns, rows, "2,000 images of 754 prompts, the same seeds for all. The best of a column is marked."
     ).with_best()
 
 
 def costs(cost: str) -> list[Series]:
-    made = []
+    series = []
     for model, distances in DISTANCES.items():
         points = []
         for steps, distance in zip(STEPS, distances, strict=True):
             x = {"steps": steps, "ms": 4.1 + 1.13 * steps * (1.7 if model == "tiny-sd" else 1)}[cost]
             points.append(Point(x, distance, *interval(distance), label=str(steps)))
-        made.append(Series(model, tuple(points), COLOURS[model]))
-    return made
+        series.append(Series(model, tuple(points), COLOURS[model]))
+    return series
 
 
 def guidance() -> list[Series]:
@@ -140,21 +140,22 @@ def groups() -> Plot:
         teacher.append(PlottedValue(value, value - 0.2, value + 0.3))
         student.append(PlottedValue(changed, changed - 0.3, changed + 0.4))
     values = {"tiny-sd, 50 steps": teacher, "consistency, 4 steps": student}
-    return by_row("distance to the group's real pictures", GROUPS, values, [0, COLOURS["consistency"]])
+    return by_row("distance to the group's real images", GROUPS, values, [0, COLOURS["consistency"]])
 
 
-def shares() -> Plot:
+def fractions() -> Plot:
     tones = {"light": (0.21, 0.27), "medium light": (0.19, 0.22), "medium": (0.2, 0.2), "dark": (0.2, 0.14)}
     teacher, student = (
-        [PlottedValue(share, share - 0.03, share + 0.03) for share in of] for of in zip(*tones.values(), strict=True)
+        [PlottedValue(fraction, fraction - 0.03, fraction + 0.03) for fraction in column]
+        for column in zip(*tones.values(), strict=True)
     )
-    return by_row("share of pictures by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
+    return by_row("fraction of images by skin tone", list(tones), {"tiny-sd": teacher, "consistency": student}, [0, 2])
 
 
 def page() -> Page:
-    pictures, captions = emoji(32)
+    images, captions = emoji(32)
     galleries = [
-        Gallery(f"{model}, {steps} steps", blurred(pictures, amount, seed), captions, note, COLOURS[model])
+        Gallery(f"{model}, {steps} steps", blurred(images, amount, seed), captions, note, COLOURS[model])
         for seed, (model, steps, amount, note) in enumerate(
             [
                 ("tiny-sd", 50, 0.02, "60.6 ms"),
@@ -167,9 +168,9 @@ def page() -> Page:
         )
     ]
     worst = [
-        PictureRow(
+        ImageRow(
             captions[number],
-            [blurred(pictures, amount, number)[number] for amount in (0.02, 0.3, 0.2)],
+            [blurred(images, amount, number)[number] for amount in (0.02, 0.3, 0.2)],
             "rank 1 of 377" if not number else "",
         )
         for number in range(5)
@@ -183,19 +184,19 @@ def page() -> Page:
                 COLOURS["consistency"],
             ),
             Card("1.49", "progressive at 4 steps", "fd-emoji, 1.40–1.61", COLOURS["progressive"]),
-            Card("7.0×", "faster than the teacher", "8.6 ms a picture, not 60.6"),
+            Card("7.0×", "as fast as the teacher", "8.6 ms per image, teacher 60.6 ms"),
             Card("0.89", "of the gap closed", "between the best solver of 4 calls and the teacher"),
         ]
     )
     return Page(
         "tiny-sd and two students",
-        subtitle="Every figure on this page is invented. It shows what a report looks like.",
+        subtitle="Every figure on this page is invented. It shows the layout of a report.",
         sections=[
             PageSection(
                 "Results",
                 [
                     headline,
-                    Notice("2,000 pictures are few for 2,048 features: distances are biased upwards by up to 0.3."),
+                    Notice("2,000 images are few for 2,048 features: distances are biased upwards by up to 0.3."),
                     results(),
                 ],
                 lead="The consistency student is as good in 4 steps as its teacher in 16, in a seventh of the time.",
@@ -204,37 +205,37 @@ def page() -> Page:
                 "Quality against cost",
                 [
                     Figure(
-                        curves(costs("ms"), "milliseconds a picture", DISTANCE, x_log=True, y_log=True, front="lower"),
-                        "Filled points are on the front: nothing is faster and better. Numbers are steps.",
+                        curves(costs("ms"), "milliseconds per image", DISTANCE, x_log=True, y_log=True, front="lower"),
+                        "Filled points are on the Pareto front: no other point is faster and better. Numbers are step counts.",
                     ),
                     Figure(
                         curves(costs("steps"), "steps", DISTANCE, x_log=True, y_log=True),
-                        "Bars hold 95 of 100 bootstrap samples.",
+                        "Bars contain 95 of 100 bootstrap samples.",
                     ),
-                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "A point a guidance scale."),
+                    Figure(curves(guidance(), "CLIP score, higher is better", DISTANCE), "One point per guidance scale."),
                 ],
-                lead="The front is where nothing is better at the same price.",
+                lead="The models on the Pareto front offer the best trade-offs.",
             ),
             PageSection(
-                "What distillation broke",
+                "Regressions",
                 [
-                    Figure(groups(), "The 20 of 198 groups that lost most."),
-                    PictureComparison(list(MODELS), worst),
-                    Text("Under prompts that name no attribute, these are drawn:"),
-                    Figure(shares()),
+                    Figure(groups(), "The 20 groups with the largest losses, of 198."),
+                    ImageComparison(list(MODELS), worst),
+                    Text("Attributes of images with neutral prompts:"),
+                    Figure(fractions()),
                 ],
             ),
-            PageSection("The same prompts and seeds", [Galleries(galleries)], lead="Picture k has seed k in every grid."),
+            PageSection("The same prompts and seeds", [Galleries(galleries)], lead="Image k has seed k in every grid."),
             PageSection(
                 "Protocol",
                 [
                     Details(
-                        "How the figures were made",
+                        "How the figures were measured",
                         [
                             ("extractor", "assets/emoji-features, sha256:0f3b9c1e7a55d2c4"),
                             ("resize", "none"),
-                            ("pictures", "2,000"),
-                            ("reference", "assets/emoji/heldout-{000..000}.tar.gz, 754 pictures"),
+                            ("images", "2,000"),
+                            ("reference", "assets/emoji/heldout-{000..000}.tar.gz, 754 images"),
                             ("seeds", "0 to 1,999"),
                             ("versions", "gendistill 0.1.0, torch 2.14.1, diffusers 0.42.1"),
                         ],
@@ -242,7 +243,7 @@ def page() -> Page:
                     ),
                     Details(
                         "How to read an interval",
-                        "It holds 95 of 100 samples that are drawn from the pictures with replacement.",
+                        "It contains 95 of 100 bootstrap samples of the images.",
                     ),
                 ],
             ),

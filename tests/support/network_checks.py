@@ -22,7 +22,7 @@ def list_of(setting):
 
 
 def assert_exports(network, inputs):
-    """`torch.export` makes a program of it that takes any batch and makes the same pictures."""
+    """`torch.export` makes a program of it that takes any batch and makes the same images."""
     network.eval()
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)).module()

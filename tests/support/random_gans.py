@@ -1,4 +1,4 @@
-"""Tiny random GAN folders: generators of noise by class and without, and of pictures from pictures."""
+"""Tiny random GAN folders: generators of noise by class and without, and of images from images."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ CLASSES = tuple(sorted(f"{vendor} emoji of {kind}" for vendor in ("google", "twi
 
 
 class Recolour(nn.Module):
-    """Pictures (B, 3, H, W) to twice as many pixels, their colours mixed."""
+    """Images (B, 3, H, W) to twice as many pixels, their colours mixed."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -28,7 +28,7 @@ class Recolour(nn.Module):
 
 
 class Wide(nn.Module):
-    """Noise (B, 8) to grey pictures (B, 1, 12, 24), with random numbers of its own where `random`."""
+    """Noise (B, 8) to grey images (B, 1, 12, 24), with random numbers of its own where `random`."""
 
     def __init__(self, random=False):
         super().__init__()
@@ -61,14 +61,14 @@ def random_gans(place):
     told = {"method": "gan", "teacher": str(teacher), "compress": 4, "macs": 1, "parameters": 1}
     plain = Generator(Wide().eval(), GeneratorSpec("noise", (8,), (1, 12, 24)))
     noisy = Generator(Wide(True).eval(), GeneratorSpec("noise", (8,), (1, 12, 24)))
-    painter = Generator(Recolour().eval(), GeneratorSpec("image", (3, 16, 16), (3, 32, 32)))
+    trajectory_teacher = Generator(Recolour().eval(), GeneratorSpec("image", (3, 16, 16), (3, 32, 32)))
     return {
         "teacher": teacher,
         "student": save(place / "run" / "student", *generator(seed=1), told),
         "plain": save(place / "plain", plain, NetworkSource(f"{__name__}:Wide")),
         "noisy": save(place / "noisy", noisy, NetworkSource(f"{__name__}:Wide", {"random": True})),
         "few": save(place / "few", *generator(classes=("cat", "dog"))),
-        "painter": save(place / "painter", painter, NetworkSource(f"{__name__}:Recolour")),
+        "painter": save(place / "painter", trajectory_teacher, NetworkSource(f"{__name__}:Recolour")),
     }
 
 

@@ -34,7 +34,7 @@ def save_control(network, folder):
 
 
 def load_style_adapter(pipeline):
-    """An IP-Adapter of random weights for a pipeline, and the network that looks at its pictures."""
+    """An IP-Adapter of random weights for a pipeline, and the network that looks at its images."""
     torch.manual_seed(7)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = CLIPVisionConfig(**small, image_size=16, patch_size=8, projection_dim=12)

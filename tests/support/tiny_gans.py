@@ -1,4 +1,4 @@
-"""GAN co-distillation that is real but for its size: 16 pixels, 3 classes, 20 random pictures, steps of milliseconds."""
+"""GAN co-distillation that is real but for its size: 16 pixels, 3 classes, 20 random images, steps of milliseconds."""
 
 import copy
 import sys
@@ -6,7 +6,7 @@ import sys
 import torch
 from row_cache import write_cache
 
-from gendistill.data.gan_batches import NoData, PictureData
+from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
 from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
 from gendistill.gan.gan_folder import Gan, NetworkSource
@@ -31,19 +31,21 @@ def built(network_class, seed, **arguments):
 
 
 def tiny_gan(*, discriminator=True, scale=2.0):
-    """A random teacher of noise and classes; `scale` of its weights makes its pictures differ."""
+    """A random teacher of noise and classes; `scale` of its weights makes its images differ."""
     network, source = built(ResNetGenerator, 0, latent_dim=8, num_classes=3, channels=[16, 16, 8], class_dim=4)
     for parameter in network.parameters():
         parameter.data.mul_(scale)
-    judge = built(ResNetDiscriminator, 1, resolution=16, num_classes=3, channels=[8, 8], num_down=2) if discriminator else ()
-    return Gan(Generator(network, NOISE), source, *judge)
+    evaluator = (
+        built(ResNetDiscriminator, 1, resolution=16, num_classes=3, channels=[8, 8], num_down=2) if discriminator else ()
+    )
+    return Gan(Generator(network, NOISE), source, *evaluator)
 
 
 def tiny_translator(*, discriminator=True):
-    """A random teacher of pictures, with a discriminator of patches."""
+    """A random teacher of images, with a discriminator of patches."""
     network, source = built(ResNetTranslator, 0, channels=8, num_blocks=1)
-    judge = built(PatchDiscriminator, 1, channels=8, num_layers=1) if discriminator else ()
-    return Gan(Generator(network, PICTURE), source, *judge)
+    evaluator = built(PatchDiscriminator, 1, channels=8, num_layers=1) if discriminator else ()
+    return Gan(Generator(network, PICTURE), source, *evaluator)
 
 
 def tiny_student(gan):
@@ -56,10 +58,10 @@ def tiny_student(gan):
 
 
 def tiny_pictures(folder, spec=NOISE, labels=(0, 0, 0, 1, 2)):
-    """20 random pictures whose classes are `labels`, again and again."""
-    pictures = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows = {"pictures": pictures, "labels": torch.tensor(labels).repeat(20 // len(labels))}
-    return PictureData(write_cache(folder, [rows]), spec)
+    """20 random images whose classes are `labels`, again and again."""
+    images = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = {"images": images, "labels": torch.tensor(labels).repeat(20 // len(labels))}
+    return ImageData(write_cache(folder, [rows]), spec)
 
 
 def tiny_method(gan=None, data=None, start=None, more=None, **settings):

@@ -140,7 +140,7 @@ def tiny_sdxl(tokenizer_folder):
 
 
 def tiny_pixel_unet(**changes):
-    """A `UNet2DModel` of random weights for pictures (3, 16, 16)."""
+    """A `UNet2DModel` of random weights for images (3, 16, 16)."""
     torch.manual_seed(3)
     settings = {
         "sample_size": 16,

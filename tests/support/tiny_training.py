@@ -37,7 +37,7 @@ def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **s
         if lora
         else full_networks(teacher.denoiser)
     )
-    if lora:  # peft draws its adapters from the global generator, as a new process does
+    if lora:  # peft samples its adapters from the global generator, as a new process does
         fill = torch.Generator().manual_seed(0)
         for number, parameter in enumerate(networks.trained.values()):
             with torch.no_grad():

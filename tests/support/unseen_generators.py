@@ -32,7 +32,7 @@ class Double(nn.Module):
 
 
 class SkipUNet(nn.Module):
-    """Pictures (B, 3, H, W) to pictures (B, 3, H, W); H and W are multiples of 4."""
+    """Images (B, 3, H, W) to images (B, 3, H, W); H and W are multiples of 4."""
 
     def __init__(self, width=24, colours=3):
         super().__init__()
@@ -43,13 +43,13 @@ class SkipUNet(nn.Module):
         self.join2, self.join1 = Double(4 * width, 2 * width), Double(2 * width, width)
         self.last = nn.Conv2d(width + colours, colours, 1)
 
-    def forward(self, picture):
-        one = self.down1(picture)
+    def forward(self, image):
+        one = self.down1(image)
         two = self.down2(self.pool(one))
         h = self.middle(self.pool(two))
         h = self.join2(torch.cat([self.up2(h), two], dim=1))
         h = self.join1(torch.cat([one, self.up1(h)], dim=1))
-        return torch.tanh(self.last(torch.cat([picture, h], dim=1)))
+        return torch.tanh(self.last(torch.cat([image, h], dim=1)))
 '''
 
 UPSAMPLER = '''
@@ -72,7 +72,7 @@ class Up(nn.Module):
 
 
 class GroupNormUpsampler(nn.Module):
-    """Noise (B, latent) to pictures (B, 3, 32, 32)."""
+    """Noise (B, latent) to images (B, 3, 32, 32)."""
 
     def __init__(self, latent=64, channels=64, groups=8):
         super().__init__()
@@ -81,11 +81,11 @@ class GroupNormUpsampler(nn.Module):
         self.blocks = nn.Sequential(Up(channels, channels, groups), Up(channels, channels // 2, groups),
                                     Up(channels // 2, channels // 4, groups))
         self.norm = nn.GroupNorm(groups, channels // 4)
-        self.paint = nn.Conv2d(channels // 4, 3, 3, padding=1)
+        self.generate = nn.Conv2d(channels // 4, 3, 3, padding=1)
 
     def forward(self, noise):
         x = self.start(noise).view(noise.shape[0], self.channels, 4, 4)
-        return torch.tanh(self.paint(F.silu(self.norm(self.blocks(x)))))
+        return torch.tanh(self.generate(F.silu(self.norm(self.blocks(x)))))
 '''
 
 SUPER_RESOLVER = '''
@@ -104,7 +104,7 @@ class Residual(nn.Module):
 
 
 class ShuffleSuperResolver(nn.Module):
-    """Pictures (B, 3, H, W) to pictures (B, 3, 4 H, 4 W)."""
+    """Images (B, 3, H, W) to images (B, 3, 4 H, 4 W)."""
 
     def __init__(self, width=24, blocks=3):
         super().__init__()

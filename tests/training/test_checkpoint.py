@@ -29,7 +29,25 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     last = Checkpoints(tmp_path / "checkpoints").load_last()
     assert torch.equal(last.weights["student.weight"], torch.full((3,), 3.0))
     assert torch.equal(last.optimizers["student.weight.exp_avg"], torch.full((3,), 0.1))
-    assert (last.name, last.state, last.passed_over) == ("step-00000003", {"seconds": 1.5, "step": 3}, ())
+    assert (last.name, last.state, last.skipped) == ("step-00000003", {"seconds": 1.5, "step": 3}, ())
+
+
+def test_names_of_earlier_versions_are_read_by_the_names_of_today(tmp_path):
+    current = {  # by the name of today
+        "partner.conv_in.weight": "peer.conv_in.weight",
+        "buffer.partner_average.conv_in.weight": "buffer.peer_average.conv_in.weight",
+        "partner_discriminator.blocks.0.beside.bias": "peer_discriminator.blocks.0.shortcut.bias",
+        "discriminator.of_condition.1.weight": "discriminator.condition_embedding.1.weight",
+        "student.partner.weight": "student.partner.weight",
+    }
+    tensors = {name: torch.tensor([float(index)]) for index, name in enumerate(current)}
+    state = {"losses": {"partner": [0.1], "partner_discriminator": []}, "method": {"told_apart": [1], "most_diverse": 0.5}}
+    Checkpoints(tmp_path).save(1, tensors, {f"{name}.exp_avg": tensor for name, tensor in tensors.items()}, state)
+    last = Checkpoints(tmp_path).load_last()
+    assert last.weights == {current[name]: tensor for name, tensor in tensors.items()}
+    assert last.optimizers.keys() == {f"{name}.exp_avg" for name in current.values()}
+    assert last.state["losses"] == {"peer": [0.1], "peer_discriminator": []}
+    assert last.state["method"] == {"discriminator_accuracy": [1], "max_diversity": 0.5}
 
 
 def test_nothing_is_a_pickle(tmp_path):
@@ -39,7 +57,7 @@ def test_nothing_is_a_pickle(tmp_path):
     ]
 
 
-def test_the_last_two_and_the_bests_that_they_speak_of_are_kept(tmp_path):
+def test_the_last_two_and_the_best_that_they_refer_to_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2, 3):
         save_best(checkpoints, step)
@@ -82,35 +100,35 @@ def test_the_one_before_is_used_where_the_newest_is_damaged(tmp_path, file, dama
     damage(tmp_path / "step-00000002" / file)
     last = checkpoints.load_last()
     assert last.name == "step-00000001"
-    (told,) = last.passed_over
-    assert told.startswith("step-00000002/")
+    (reason,) = last.skipped
+    assert reason.startswith("step-00000002/")
     save(checkpoints, 2)  # the run comes there again
     assert checkpoints.load_last().name == "step-00000002"
 
 
-def test_a_checkpoint_is_not_whole_without_the_best_that_it_speaks_of(tmp_path):
+def test_a_checkpoint_is_damaged_without_the_best_that_it_refers_to(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
     save_best(checkpoints, 2)
     save(checkpoints, 2, best_step=2)
     flip_a_byte(tmp_path / "best-00000002" / "weights.safetensors")
     last = checkpoints.load_last()
-    assert (last.name, last.passed_over) == (
+    assert (last.name, last.skipped) == (
         "step-00000001",
-        ("best-00000002/weights.safetensors is not as it was written",),
+        ("best-00000002/weights.safetensors is corrupted",),
     )
 
 
-def test_where_none_is_whole_one_sentence_says_what_is_wrong_with_each(tmp_path):
+def test_where_all_are_damaged_one_sentence_names_the_damage_of_each(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
     save(checkpoints, 2)
     cut_short(tmp_path / "step-00000001" / "state.json")
     (tmp_path / "step-00000002" / "weights.safetensors").unlink()
-    with pytest.raises(ValueError, match="no whole checkpoint") as error:
+    with pytest.raises(ValueError, match="no intact checkpoint") as error:
         checkpoints.load_last()
     assert "step-00000002/weights.safetensors cannot be read: no such file" in str(error.value)
-    assert "step-00000001/state.json is not as it was written" in str(error.value)
+    assert "step-00000001/state.json is corrupted" in str(error.value)
 
 
 def test_checkpoints_of_a_life_that_was_given_up_are_removed(tmp_path):
@@ -130,7 +148,7 @@ CALLS = ["os.fsync", "os.replace", "shutil.rmtree"]
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("number", range(6))
-def test_a_save_that_ends_at_any_call_leaves_whole_checkpoints_and_is_made_up_for(tmp_path, monkeypatch, call, number):
+def test_a_save_that_ends_at_any_call_leaves_intact_checkpoints_and_can_be_repeated(tmp_path, monkeypatch, call, number):
     """What SIGKILL leaves is tested in tests/run/test_crash.py; here each place can be chosen."""
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):

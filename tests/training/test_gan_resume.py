@@ -42,7 +42,7 @@ def fresh(data):
         def validate(step):
             if step == kill_at:
                 raise Killed
-            method.saw_diversity(0.75)
+            method.report_diversity(0.75)
             return Validation(float(10 - step), {})
 
         given = {"max_steps": 7, "validate_every": 1, "lr_schedule": "cosine", **settings}
@@ -71,7 +71,7 @@ def assert_the_same(one, other):
     ("gan", "trainer"),
     [
         ({}, {}),
-        ({"partner": "teacher"}, {}),
+        ({"peer": "teacher"}, {}),
         ({"discriminator.steps": 2}, {"gradient_accumulation_steps": 2}),
         ({"discriminator.real": "both"}, {"lr_schedule": "constant"}),
     ],
@@ -88,8 +88,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits_of_all_networks(fresh, t
     expected, found = left_by(whole), left_by(resumed)
     assert_the_same(expected, found)
     method = found[2]["method"]
-    assert len(method["told_apart"]) == 7
-    assert method["diversity"] == method["most_diverse"] == 0.75
+    assert len(method["discriminator_accuracy"]) == 7
+    assert method["diversity"] == method["max_diversity"] == 0.75
 
 
 def test_a_checkpoint_holds_weights_statistics_spectral_norms_and_both_optimizers(fresh, tmp_path):
@@ -161,7 +161,7 @@ def test_a_run_that_the_method_ends_leaves_its_best_with_a_sentence_and_exit_cod
     saturated = {"gan.adversarial": 1, "gan.collapse_saturation": 0.001, "trainer.max_steps": 200, "trainer.validate_every": 20}
     process = distill(teacher, run, **saturated)
     assert process.wait() == 0, process.text
-    assert "training ended at step 30: the discriminator is saturated, it tells" in process.text
+    assert "training ended at step 30: the discriminator is saturated, its accuracy" in process.text
     assert "the best so far is that of step" in process.text
     assert "Traceback" not in process.text
     best = json.loads((run / "checkpoints" / "step-00000030" / "state.json").read_text())["best_step"]
@@ -215,7 +215,7 @@ def test_weights_that_are_spoiled_just_before_a_checkpoint_are_not_written(fresh
 # ---- collapsed
 
 
-def test_a_student_whose_pictures_become_alike_ends_with_its_best(data, tmp_path):
+def test_a_student_that_collapses_ends_with_its_best(data, tmp_path):
     gan = tiny_gan()
     start = tiny_student(gan)
     start = type(start)(**{**vars(start), "network": copy.deepcopy(gan.generator.network)})
@@ -234,7 +234,7 @@ def test_a_student_whose_pictures_become_alike_ends_with_its_best(data, tmp_path
     method.after_step = collapse
     result = run.train()
     assert (result.steps, result.best_step) == (4, 2)
-    assert result.ended.startswith("training ended at step 4: the student collapses, its pictures are 0.")
+    assert result.ended.startswith("training ended at step 4: the student collapses, its images are 0.")
     assert result.ended.endswith("; the best so far is that of step 2")
     for name, tensor in method.networks.average_state().items():
         assert torch.equal(tensor, seen[2][name]), name

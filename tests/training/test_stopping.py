@@ -54,7 +54,7 @@ def test_in_another_thread_nothing_is_changed():
 
 @pytest.mark.parametrize("moment", ["within a step", "within a validation"])
 def test_a_run_that_a_signal_stops_goes_on_to_the_same_bits(trainer, tmp_path, moment):
-    def judge(step):
+    def evaluate(step):
         if step == 4 and moment == "within a validation" and not (tmp_path / "asked").exists():
             (tmp_path / "asked").touch()
             signal.raise_signal(signal.SIGTERM)
@@ -62,19 +62,19 @@ def test_a_run_that_a_signal_stops_goes_on_to_the_same_bits(trainer, tmp_path, m
         return Validation(float(10 - step), {"step": step})
 
     settings = {"max_steps": 7, "validate_every": 2, "checkpoint_every": 100}
-    straight = trainer(tmp_path / "straight", validate=judge if moment == "within a step" else None, **settings)
+    straight = trainer(tmp_path / "straight", validate=evaluate if moment == "within a step" else None, **settings)
     if moment == "within a validation":
         straight.validate = lambda step: Validation(float(10 - step), {"step": step})
     expected = straight.train()
-    stopped = trainer(tmp_path / "stopped", validate=judge, **settings)
+    stopped = trainer(tmp_path / "stopped", validate=evaluate, **settings)
     if moment == "within a step":
         after_step = stopped.method.after_step
         stopped.method.after_step = lambda step: (signal.raise_signal(signal.SIGTERM) if step == 4 else None, after_step(step))
-    with pytest.raises(Stopped, match="stopped after step 4, with a checkpoint; go on with --resume") as error:
+    with pytest.raises(Stopped, match="stopped after step 4, with a checkpoint; continue with --resume") as error:
         stopped.train()
     assert error.value.exit_code == 143
     assert stopped.checkpoints.steps() == ["step-00000004"]
-    again = trainer(tmp_path / "stopped", validate=judge, **settings)
+    again = trainer(tmp_path / "stopped", validate=evaluate, **settings)
     assert (again.train(resume=True).best_step, again.state.best) == (expected.best_step, expected.best)
     for name, parameter in straight.method.networks.trained.items():
         assert torch.equal(parameter, again.method.networks.trained[name])

@@ -66,7 +66,7 @@ def test_resume_starts_from_the_beginning_where_there_is_no_checkpoint(trainer, 
 
 def test_a_run_is_not_overwritten_without_being_asked_to_resume(trainer, tmp_path):
     trainer(tmp_path, max_steps=2).train()
-    with pytest.raises(ValueError, match=r"holds a run already; takes --resume, or another folder$"):
+    with pytest.raises(ValueError, match=r"holds a run already; expects --resume, or another folder$"):
         trainer(tmp_path, max_steps=2).train()
 
 
@@ -114,7 +114,7 @@ def test_training_stops_when_patience_runs_out(trainer, tmp_path):
     assert run.checkpoints.steps()[-1] == "step-00000004"
 
 
-def test_what_training_starts_from_is_judged_but_does_not_become_the_student(trainer, tmp_path):
+def test_what_training_starts_from_is_evaluated_but_does_not_become_the_student(trainer, tmp_path):
     scores = {0: 1.0, 2: 3.0, 4: 2.0}
     run = trainer(tmp_path, validate=lambda step: Validation(scores[step], {}), max_steps=4, validate_every=2)
     result = run.train()

@@ -101,7 +101,7 @@ def test_stages_follow_one_another_on_two_processes_as_on_one(distill, place):
     for run, processes in (("stages-alone", 1), ("stages-two", 2)):
         started, codes = distill(run, processes, **settings)
         assert codes == [0] * processes, [process.text for process in started]
-    for stage in ("imitation", "2"):
+    for stage in ("guidance_distillation", "2"):
         assert_same_curve(place / "stages-two" / "stages" / stage, place / "stages-alone" / "stages" / stage, 3)
     assert (place / "stages-two" / "student-2" / "model_index.json").exists()
 
@@ -115,11 +115,11 @@ def test_a_run_of_two_goes_on_as_one_and_a_run_of_one_as_two(distill, place, alo
         assert_same_curve(place / run, alone)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_one_sentence(distill):
+def test_a_batch_that_cannot_be_divided_is_one_sentence(distill):
     processes, codes = distill("uneven", 2, trainer__batch_size=5)
     assert codes == [2, 2]
     sentence = (
-        "error: trainer.batch_size 5: takes a multiple of the processes (2) times "
+        "error: trainer.batch_size 5: expects a multiple of the processes (2) times "
         "trainer.gradient_accumulation_steps (1), such as 4"
     )
     assert [process.text for process in processes] == [sentence, sentence]
@@ -138,7 +138,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step(place):
     assert [process.wait() for process in processes] == [143, 143]
     step = Checkpoints(place / "stopped" / "checkpoints").load_last().state["step"]
     for process in processes:
-        assert f"stopped after step {step}, with a checkpoint; go on with --resume" in process.text
+        assert f"stopped after step {step}, with a checkpoint; continue with --resume" in process.text
 
 
 def train_in_shards(folder, teacher_folder, steps, sharded):

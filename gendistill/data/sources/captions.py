@@ -1,4 +1,4 @@
-"""Which of a picture's texts is its caption."""
+"""Which of an image's texts is its caption."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -14,11 +14,11 @@ CaptionOption: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
 
 @dataclass(frozen=True)
 class CaptionChoice:
-    """Draws one of a picture's texts, the same one each time for the same seed and key.
+    """Samples one of an image's texts, the same one each time for the same seed and key.
 
     Attributes:
         weights: (field, weight) in the order of the fields' names; weights are >= 0 and need not sum to 1.
-        seed: another seed draws other fields; 0 where there is one field, and nothing to draw.
+        seed: another seed samples other fields; 0 where there is one field, and nothing to sample.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -36,9 +36,9 @@ class CaptionChoice:
         weights = dict(option) if isinstance(option, Mapping) else dict.fromkeys(option, 1.0)
         sound = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in weights.values())
         if not sound or sum(weights.values()) <= 0:
-            raise ValueError(f"caption: got {option!r}; it takes a field, or fields with weights >= 0 and one above 0.")
-        drawn = sum(weight > 0 for weight in weights.values()) > 1
-        return cls(tuple(sorted((field, float(weight)) for field, weight in weights.items())), seed if drawn else 0)
+            raise ValueError(f"caption: got {option!r}; it expects a field, or fields with weights >= 0 and one above 0.")
+        is_sampled = sum(weight > 0 for weight in weights.values()) > 1
+        return cls(tuple(sorted((field, float(weight)) for field, weight in weights.items())), seed if is_sampled else 0)
 
     @property
     def fields(self) -> list[str]:
@@ -53,8 +53,8 @@ class CaptionChoice:
                 choices = ", ".join(repr(name) for name in sorted(present)) or "no caption at all"
                 raise ValueError(f"caption: {where} has no {field!r}{hint}; it has {choices}.")
 
-    def draw(self, key: str, texts: Mapping[str, str]) -> str:
-        """The caption of picture `key`, drawn by weight among those of its texts that are not empty; "" if all are."""
+    def sample(self, key: str, texts: Mapping[str, str]) -> str:
+        """The caption of image `key`, sampled by weight among those of its texts that are not empty; "" if all are."""
         present = [(texts[field], weight) for field, weight in self.weights if texts.get(field) and weight > 0]
         left = chance(self.seed, key) * sum(weight for _, weight in present)
         for text, weight in present:

@@ -1,4 +1,4 @@
-"""Pictures that lie in a dataset of Hugging Face's `datasets`: parquet files, a saved folder, or one of the hub."""
+"""Images that lie in a dataset of Hugging Face's `datasets`: parquet files, a saved folder, or one of the hub."""
 
 import glob
 import io
@@ -12,24 +12,24 @@ from typing import Any
 import datasets
 from datasets import load_dataset, load_from_disk
 
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.runtime.hashing import HashMemo, chance, sha256_of
 
 HUB = "hf://datasets/"
-PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "webp")
 CAPTION_COLUMNS = ("text", "caption", "prompt", "txt", "description")
 
 
-class DatasetPictures(PictureSource):
+class DatasetImages(ImageSource):
     """The rows of a `datasets` dataset, read as a stream and in order. No code of a dataset is ever run.
 
     Args:
         path: a `.parquet` file, a pattern of such files or a folder of them, a folder written by `save_to_disk`, or
             `hf://datasets/OWNER/NAME@COMMIT`.
-        caption: columns of texts (or of lists of texts, of which one is drawn); by default the only one, or the one
+        caption: columns of texts (or of lists of texts, of which one is sampled); by default the only one, or the one
             that is called `text`, `caption`, `prompt`, `txt` or `description`.
-        seed: of the draw among several captions.
+        seed: of the sample among several captions.
         image_column: by default the first of type `Image`, or a binary one that is called `image` or the like.
         split: by default the only one, or `train`.
 
@@ -50,16 +50,16 @@ class DatasetPictures(PictureSource):
         splits = found if isinstance(found, dict) else {"train": found}
         self.split = split or ("train" if "train" in splits else next(iter(splits)))
         if self.split not in splits or (split is None and len(splits) > 1 and "train" not in splits):
-            raise ValueError(f"data.split {split!r}: {path!r} has {', '.join(sorted(splits))}; takes one of them")
+            raise ValueError(f"data.split {split!r}: {path!r} has {', '.join(sorted(splits))}; expects one of them")
         rows = splits[self.split]
-        self.image_column = image_column or _picture_column(rows.features, path)
+        self.image_column = image_column or _image_column_of(rows.features, path)
         if self.image_column not in rows.features:
             raise ValueError(f"data.image_column {image_column!r}: {path!r} has {', '.join(rows.features)}")
         texts = [name for name, feature in rows.features.items() if _is_text(feature)]
         named = [name for name in CAPTION_COLUMNS if name in texts]
         default = (named or texts or ["text"])[0]
         if caption is None and not named and len(texts) > 1:
-            raise ValueError(f"data.caption: {path!r} has the texts {', '.join(texts)}; takes one of them.")
+            raise ValueError(f"data.caption: {path!r} has the texts {', '.join(texts)}; expects one of them.")
         choice = CaptionChoice.of(caption, default, seed)
         super().__init__(choice, (choice, self.image_column, self.split))
         if caption is not None:
@@ -97,7 +97,7 @@ def _open(path: str) -> tuple[list[Path], Any]:
     """The local files that a dataset is read from, and the dataset: one split, or several by name."""
     pinned = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)@([0-9a-f]{{40}})", path)
     if path.startswith("hf://") and not pinned:
-        raise ValueError(f"data: {path!r} is not pinned; it takes {HUB}OWNER/NAME@COMMIT, with the 40 digits of a commit.")
+        raise ValueError(f"data: {path!r} is not pinned; it expects {HUB}OWNER/NAME@COMMIT, with the 40 digits of a commit.")
     here = Path(path).expanduser()
     found = here.rglob("*.parquet") if here.is_dir() else map(Path, glob.glob(str(here), recursive=True))
     files = sorted(found)
@@ -115,17 +115,17 @@ def _open(path: str) -> tuple[list[Path], Any]:
         raise ValueError(f"data: {path!r} cannot be opened as a dataset ({what}).") from error
 
 
-def _picture_column(features: dict[str, Any], path: str) -> str:
+def _image_column_of(features: dict[str, Any], path: str) -> str:
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    named = [name for name in PICTURE_COLUMNS if name in features and _is_bytes(features[name])]
+    named = [name for name in IMAGE_COLUMNS if name in features and _is_bytes(features[name])]
     if not typed + named:
         columns = ", ".join(features)
-        raise ValueError(f"data: {path!r} holds no pictures, only {columns}; it takes a column of images (data.image_column).")
+        raise ValueError(f"data: {path!r} holds no images, only {columns}; it expects a column of images (data.image_column).")
     return (typed + named)[0]
 
 
 def _is_bytes(feature: Any) -> bool:
-    if isinstance(feature, dict):  # pictures as `datasets` stores them, without its word for it
+    if isinstance(feature, dict):  # images as `datasets` stores them, without its word for it
         return "bytes" in feature
     return getattr(feature, "dtype", "") in ("binary", "large_binary")
 

@@ -1,4 +1,4 @@
-"""Which part of a picture is trained on and at what size: one square, or the nearest of a few shapes."""
+"""Which part of an image is trained on and at what size: one square, or the nearest of a few shapes."""
 
 import math
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ MAX_RATIO = 2.0
 
 @dataclass(frozen=True)
 class Framing:
-    """Crops and resizes pictures.
+    """Crops and resizes images.
 
     Attributes:
-        sizes: (height, width) in pixels that a picture may come out at.
-        crop: `center`; `random`, one place a picture that `seed` and the picture's key decide; or `buckets`, the centre
+        sizes: (height, width) in pixels that an image may come out at.
+        crop: `center`; `random`, one place an image that `seed` and the image's key decide; or `buckets`, the centre
             of the nearest of several sizes.
         seed: of the random crop.
     """
@@ -41,13 +41,13 @@ class Framing:
         sizes = bucket_sizes(resolution, multiple) if crop == "buckets" else ((resolution, resolution),)
         return cls(sizes, crop, seed if crop == "random" else 0)
 
-    def frame(self, picture: Image.Image, key: str) -> Image.Image:
-        """An RGB picture of any size at one of `sizes`."""
-        height, width = nearest_size(self.sizes, picture.height / picture.width)
+    def frame(self, image: Image.Image, key: str) -> Image.Image:
+        """An RGB image of any size at one of `sizes`."""
+        height, width = nearest_size(self.sizes, image.height / image.width)
         if self.crop == "random":
             at = chance("crop x", self.seed, key), chance("crop y", self.seed, key)
-            return fitted(picture, height, width, at)
-        return fitted(picture, height, width)
+            return fitted(image, height, width, at)
+        return fitted(image, height, width)
 
 
 def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
@@ -60,7 +60,7 @@ def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
         ValueError: the resolution is no multiple of `multiple`.
     """
     if resolution % multiple:
-        raise ValueError(f"data.resolution {resolution}: takes a multiple of {multiple} with data.crop=buckets")
+        raise ValueError(f"data.resolution {resolution}: expects a multiple of {multiple} with data.crop=buckets")
     sizes = set()
     for edge in range(multiple, resolution + 1, multiple):
         other = resolution**2 // edge // multiple * multiple

@@ -10,7 +10,7 @@ from gendistill.data.texts import text_lines
 
 
 class Prompts:
-    """Prompts without pictures: what a teacher needs to make its own training data.
+    """Prompts without images: what a teacher needs to make its own training data.
 
     Args:
         prompts: a UTF-8 text file with one prompt a line (a byte order mark and any line ends are understood), of which blank
@@ -29,13 +29,15 @@ class Prompts:
             try:
                 lines = text_lines(self.path.read_bytes(), f"prompts: {str(prompts)!r}")
             except OSError as error:
-                raise ValueError(f"prompts: {str(prompts)!r} cannot be read ({error}); it takes a UTF-8 text file.") from error
+                raise ValueError(
+                    f"prompts: {str(prompts)!r} cannot be read ({error}); it expects a UTF-8 text file."
+                ) from error
             self.prompts = [line.strip() for line in lines if line.strip()]
         for number, line in enumerate(lines, start=1):
             if len(line) > MAX_CAPTION:
-                raise ValueError(f"prompts: line {number} has {len(line)} characters; it takes at most {MAX_CAPTION}.")
+                raise ValueError(f"prompts: line {number} has {len(line)} characters; it expects at most {MAX_CAPTION}.")
         if not self.prompts:
-            raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; it takes a text file with one a line.")
+            raise ValueError(f"prompts: {str(prompts)!r} holds no prompt; it expects a text file with one a line.")
 
     def __len__(self) -> int:
         return len(self.prompts)

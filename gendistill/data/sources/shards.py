@@ -1,4 +1,4 @@
-"""Pictures that lie in WebDataset shards: tar files, read as streams."""
+"""Images that lie in WebDataset shards: tar files, read as streams."""
 
 import glob
 import io
@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from gendistill.data.images import SUFFIXES
-from gendistill.data.samples import Entry, PictureSource
+from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.archives import tar_members
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.data.texts import decode_text, text_fields
@@ -19,7 +19,7 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # WebDataset's key and suffix: up to the first dot of the file's name, and after
 
 
-class WebDatasetShards(PictureSource):
+class WebDatasetShards(ImageSource):
     """The samples of WebDataset shards, shard after shard: KEY.png (or jpg, jpeg, webp, bmp, gif), KEY.txt, KEY.json.
 
     Shards are read as streams, and nothing in them is ever written to disk.
@@ -27,7 +27,7 @@ class WebDatasetShards(PictureSource):
     Args:
         path: a shard, a folder of shards, or a pattern such as `train-*.tar.gz` or `train-{000..003}.tar`.
         caption: fields of KEY.json, or "txt" for KEY.txt, which is the default.
-        seed: of the draw among several caption fields.
+        seed: of the sample among several caption fields.
 
     Raises:
         ValueError: there is no such shard, a shard is damaged or would write outside its folder, or the first sample has
@@ -40,7 +40,7 @@ class WebDatasetShards(PictureSource):
         self.shards = find_shards(path)
         first = next(self._samples(), None)
         if first is None:
-            raise ValueError(f"data: {self.path!r} holds no sample; it takes shards with KEY.png and KEY.txt.")
+            raise ValueError(f"data: {self.path!r} holds no sample; it expects shards with KEY.png and KEY.txt.")
         if caption is not None:
             self.choice.require(_sample_texts(first[1]), f"the first sample of {self.path}")
 
@@ -66,8 +66,8 @@ class WebDatasetShards(PictureSource):
 
     def entries(self) -> Iterator[Entry]:
         for key, sample in self._samples():
-            picture = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
-            yield Entry(key, io.BytesIO(picture), _sample_texts(sample))
+            image = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
+            yield Entry(key, io.BytesIO(image), _sample_texts(sample))
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -80,14 +80,14 @@ def find_shards(path: str | Path) -> list[Path]:
     if here.is_dir():
         found = [here / name for name in os.listdir(here) if is_shard(name)]
         if not found:
-            raise ValueError(f"data: {str(path)!r} holds no shard; it takes a folder with {', '.join(SHARD_SUFFIXES)}.")
+            raise ValueError(f"data: {str(path)!r} holds no shard; it expects a folder with {', '.join(SHARD_SUFFIXES)}.")
     elif here.exists():
         found = [here]
     else:
         found = [file for pattern in _expanded(str(here)) for file in _matches(pattern)]
     for file in found:
         if not is_shard(file.name):
-            raise ValueError(f"data: {str(file)!r} is no shard; it takes {', '.join(SHARD_SUFFIXES)}, or a folder.")
+            raise ValueError(f"data: {str(file)!r} is no shard; it expects {', '.join(SHARD_SUFFIXES)}, or a folder.")
     return sorted(set(found))
 
 
@@ -95,7 +95,7 @@ def _expanded(pattern: str) -> list[str]:
     """A pattern with `{000..003}` and `{a,b}` written out, as a shell does."""
     if not (brace := re.search(r"\{(\d+\.\.\d+|[^{}]*,[^{}]*)\}", pattern)):
         if "{" in pattern or "}" in pattern:
-            raise ValueError(f"data: {pattern!r} has a brace too many; it takes a pattern such as '{{000..003}}'.")
+            raise ValueError(f"data: {pattern!r} has a brace too many; it expects a pattern such as '{{000..003}}'.")
         return [pattern]
     if ends := re.fullmatch(r"(\d+)\.\.(\d+)", brace[1]):
         width = max(map(len, ends.groups())) if any(len(end) > 1 and end[0] == "0" for end in ends.groups()) else 0
@@ -109,7 +109,7 @@ def _matches(pattern: str) -> list[Path]:
     found = [Path(name) for name in glob.glob(pattern, recursive=True)]
     if not found:
         what = "matches no file" if glob.has_magic(pattern) else "does not exist"
-        raise ValueError(f"data: {pattern!r} {what}; it takes a folder, a .tar, a pattern of .tar, or a .txt.")
+        raise ValueError(f"data: {pattern!r} {what}; it expects a folder, a .tar, a pattern of .tar, or a .txt.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: a folder or a zip of them, WebDataset shards, a `datasets` dataset; or prompts alone.
+"""Where images come from: a folder or a zip of them, WebDataset shards, a `datasets` dataset; or prompts alone.
 
 A source can be walked again and again, always in the same order, and holds one sample in memory at a time.
 """
@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 from gendistill.assets import asset_path
-from gendistill.data.samples import PictureSource, Sample
+from gendistill.data.samples import ImageSource, Sample
 from gendistill.data.sources.captions import CaptionOption
-from gendistill.data.sources.folder import ImageFolder, ZipPictures, files_below, is_picture
+from gendistill.data.sources.folder import ImageFolder, ZipImages, files_below, is_image_name
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.shards import WebDatasetShards, is_shard
 
-__all__ = ["ImageFolder", "PictureSource", "Prompts", "Sample", "WebDatasetShards", "ZipPictures", "open_source"]
+__all__ = ["ImageFolder", "ImageSource", "Prompts", "Sample", "WebDatasetShards", "ZipImages", "open_source"]
 
 
 def open_source(
@@ -23,15 +23,15 @@ def open_source(
     *,
     image_column: str | None = None,
     split: str | None = None,
-) -> PictureSource | Prompts:
+) -> ImageSource | Prompts:
     """Open whatever `path` is.
 
     Args:
-        path: a folder or a `.zip` of pictures, a folder of WebDataset shards, a shard (any tar of pictures is one), a
-            pattern of shards, a `.txt` of prompts, or a dataset, see `DatasetPictures`.
-        caption: which text is the caption, for pictures; see `ImageFolder`, `ZipPictures`, `WebDatasetShards` and
-            `DatasetPictures`.
-        seed: of the draw among several caption fields.
+        path: a folder or a `.zip` of images, a folder of WebDataset shards, a shard (any tar of images is one), a
+            pattern of shards, a `.txt` of prompts, or a dataset, see `DatasetImages`.
+        caption: which text is the caption, for images; see `ImageFolder`, `ZipImages`, `WebDatasetShards` and
+            `DatasetImages`.
+        seed: of the sample among several caption fields.
         image_column, split: of a dataset.
 
     Raises:
@@ -42,15 +42,15 @@ def open_source(
     if kind == "prompts":
         return Prompts(Path(path).expanduser())
     if kind == "dataset":
-        from gendistill.data.sources.dataset import DatasetPictures  # seconds to import, and most runs do without
+        from gendistill.data.sources.dataset import DatasetImages  # seconds to import, and most runs do without
 
-        return DatasetPictures(str(path), caption, seed, image_column, split)
+        return DatasetImages(str(path), caption, seed, image_column, split)
     if image_column or split:
         raise ValueError(f"data.image_column and data.split: take a dataset; {str(path)!r} is none")
     here = Path(path).expanduser()
     if kind == "zip":
-        return ZipPictures(here, caption, seed)
-    return ImageFolder(here, caption, seed) if kind == "pictures" else WebDatasetShards(here, caption, seed)
+        return ZipImages(here, caption, seed)
+    return ImageFolder(here, caption, seed) if kind == "images" else WebDatasetShards(here, caption, seed)
 
 
 def _kind(path: str | Path) -> str:
@@ -61,14 +61,14 @@ def _kind(path: str | Path) -> str:
         names = list(files_below(here))
         found = {
             "shards": any(map(is_shard, os.listdir(here))),
-            "pictures": any(map(is_picture, names)),
+            "images": any(map(is_image_name, names)),
             "dataset": any(name.endswith(".parquet") for name in names),
         }
         kinds = [kind for kind, there in found.items() if there]
         if len(kinds) > 1:
-            raise ValueError(f"data: {str(path)!r} holds both {' and '.join(kinds)}; it takes a pattern such as '*.tar'.")
+            raise ValueError(f"data: {str(path)!r} holds both {' and '.join(kinds)}; it expects a pattern such as '*.tar'.")
         if not kinds:
-            raise ValueError(f"data: {str(path)!r} holds no picture, no shard and no parquet; it takes a folder with either.")
+            raise ValueError(f"data: {str(path)!r} holds no image, no shard and no parquet; it expects a folder with either.")
         return kinds[0]
     if str(path).startswith("hf://") or here.suffix.lower() == ".parquet":
         return "dataset"

@@ -1,1 +1,1 @@
-"""Reports: blocks of plain data as one HTML page that loads nothing, with plots that need no script."""
+"""Reports: blocks of plain data as one self-contained HTML page, with plots that need no script."""

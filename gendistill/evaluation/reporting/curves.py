@@ -1,4 +1,4 @@
-"""Curves of a report, a colour and a sign a model: plain data in, a `Plot` out."""
+"""Curves of a report, with a colour and a marker for each model: plain data in, a `Plot` out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Better = Literal["lower", "higher"]
 
 @dataclass(frozen=True)
 class Point:
-    """A figure at a place; `low` and `high` are the ends of its interval on the y axis."""
+    """A point of a curve; `low` and `high` are the ends of its interval on the y axis."""
 
     x: float
     y: float
@@ -33,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A model's points, in the order in which they are joined, and its number from `colour_numbers`."""
+    """A model's points in plotting order, and its number from `colour_numbers`."""
 
     name: str
     points: tuple[Point, ...]
@@ -50,26 +50,26 @@ def curves(
     y_log: bool = False,
     front: Better | None = None,
 ) -> Plot:
-    """One figure against another, intervals as bars at the points, labels of points where they cover nothing.
+    """A line plot with intervals as bars, and labels of points that overlap neither points nor each other.
 
     Args:
-        front: draw a thin step line along the points that no other beats in both, which are filled and the others hollow:
-            those of least x, and of y as it is better.
+        front: plot a thin step line along the Pareto front (lower x, and lower or higher y), with filled markers on it and
+            hollow markers elsewhere.
 
     Raises:
-        ValueError: there is no point, or a coordinate is no number or, on a logarithmic axis, not above 0.
+        ValueError: a series has no points, or a coordinate is not finite or, on a logarithmic axis, not positive.
     """
-    if not series or not all(one.points for one in series):
-        raise ValueError("series: got one without points, takes at least 1 point in each.")
-    for one in series:
-        for point in one.points:
+    if not series or not all(curve.points for curve in series):
+        raise ValueError("series: got one without points, expects at least 1 point in each.")
+    for curve in series:
+        for point in curve.points:
             for axis, value, log in (("x", point.x, x_log), ("y", point.y, y_log)):
                 if not math.isfinite(value) or (log and value <= 0):
-                    takes = "a number above 0 on a logarithmic axis" if log else "a finite number"
-                    raise ValueError(f"{one.name}, {axis}: got {value}, takes {takes}.")
-    points = [point for one in series for point in one.points]
+                    valid = "a number above 0 on a logarithmic axis" if log else "a finite number"
+                    raise ValueError(f"{curve.name}, {axis}: got {value}, expects {valid}.")
+    points = [point for curve in series for point in curve.points]
 
-    def draw(figure: Figure) -> None:
+    def plot_onto(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_title(textwrap.fill(y_label, letters_in(figure)))
         axes.set_xlabel(textwrap.fill(x_label, letters_in(figure)))
@@ -83,59 +83,59 @@ def curves(
         best = on_front(points, front) if front else points
         if front:
             axes.plot([p.x for p in best], [p.y for p in best], drawstyle="steps-post", color=INK, linewidth=1, alpha=0.4)
-        for one in series:
-            _draw_series(axes, one, best, y_log=y_log)
+        for curve in series:
+            _plot_series(axes, curve, best, y_log=y_log)
         if len(series) > 1:
             add_legend(figure)
         _label_points(figure, axes, series)
 
-    ends = [(one.name, one.points[0], one.points[-1]) for one in series]
-    told = [f"{name} from {a.y:.3g} at {a.x:.3g} to {b.y:.3g} at {b.x:.3g}" for name, a, b in ends]
-    return Plot(draw, f"{y_label} against {x_label}: {'; '.join(told)}.")
+    ends = [(curve.name, curve.points[0], curve.points[-1]) for curve in series]
+    summaries = [f"{name} from {a.y:.3g} at {a.x:.3g} to {b.y:.3g} at {b.x:.3g}" for name, a, b in ends]
+    return Plot(plot_onto, f"{y_label} against {x_label}: {'; '.join(summaries)}.")
 
 
 def on_front(points: Sequence[Point], better: Better = "lower") -> list[Point]:
-    """The points that no other beats in x (lower) and y together, by x; of equal ones all."""
+    """The Pareto front in x (lower is better) and y, sorted by x; equal points are all included."""
     sign = 1 if better == "lower" else -1
 
-    def beaten(point: Point) -> bool:
+    def dominated(point: Point) -> bool:
         return any(
             other.x <= point.x and sign * other.y <= sign * point.y and (other.x, other.y) != (point.x, point.y)
             for other in points
         )
 
-    return sorted((point for point in points if not beaten(point)), key=lambda point: point.x)
+    return sorted((point for point in points if not dominated(point)), key=lambda point: point.x)
 
 
 def _set_ticks(axis: Axis, values: Sequence[float], locator: Locator) -> None:
-    """Plain numbers along a logarithmic axis, in even steps where the values are near each other, tenfold where far."""
-    reach = max(values) / min(values)
-    axis.set_major_locator(MaxNLocator(5) if reach < 4 else locator if reach < 500 else LogLocator())
+    """Plain numbers along a logarithmic axis: in linear steps for a narrow range of values, powers of ten for a wide range."""
+    ratio = max(values) / min(values)
+    axis.set_major_locator(MaxNLocator(5) if ratio < 4 else locator if ratio < 500 else LogLocator())
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
 
 
-def _draw_series(axes: Axes, one: Series, filled: Sequence[Point], *, y_log: bool) -> None:
-    colour, marker = model_colour(one.colour), model_marker(one.colour)
-    for point in one.points:
+def _plot_series(axes: Axes, series: Series, filled: Sequence[Point], *, y_log: bool) -> None:
+    colour, marker = model_colour(series.colour), model_marker(series.colour)
+    for point in series.points:
         if point.low is not None and point.high is not None:
-            low = max(point.low, point.y / 2) if y_log else point.low  # a logarithmic axis has no 0
+            low = max(point.low, point.y / 2) if y_log else point.low  # a logarithmic axis needs positive values
             axes.vlines(point.x, low, point.high, color=colour, linewidth=1.5, alpha=0.5)
-    xs, ys = [point.x for point in one.points], [point.y for point in one.points]
-    axes.plot(xs, ys, color=colour, linewidth=1.5, linestyle="--" if one.dashed else "-", alpha=0.7)
-    for point in one.points:
+    xs, ys = [point.x for point in series.points], [point.y for point in series.points]
+    axes.plot(xs, ys, color=colour, linewidth=1.5, linestyle="--" if series.dashed else "-", alpha=0.7)
+    for point in series.points:
         style = "full" if point in filled else "none"
         axes.plot([point.x], [point.y], color=colour, marker=marker, fillstyle=style, markersize=7, linestyle="none")
-    axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="none", label=one.name)
+    axes.plot([], [], color=colour, marker=marker, markersize=7, linestyle="none", label=series.name)
 
 
 def _label_points(figure: Figure, axes: Axes, series: Sequence[Series]) -> None:
-    """Labels beside their points, left out where they would cover a point or another label."""
+    """Labels next to their points; labels that would overlap a point or another label are omitted."""
     figure.draw_without_rendering()
-    marks = axes.transData.transform([(point.x, point.y) for one in series for point in one.points])
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in marks]
-    for one in series:
-        for point in one.points:
+    positions = axes.transData.transform([(point.x, point.y) for curve in series for point in curve.points])
+    occupied = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in positions]
+    for curve in series:
+        for point in curve.points:
             for right, up in ((1, 1), (-1, 1), (1, -1), (-1, -1)) if point.label else ():
                 text = axes.annotate(
                     point.label,
@@ -144,11 +144,11 @@ def _label_points(figure: Figure, axes: Axes, series: Sequence[Series]) -> None:
                     textcoords="offset points",
                     ha="left" if right > 0 else "right",
                     va="center",
-                    color=model_colour(one.colour),
+                    color=model_colour(curve.colour),
                 )
                 text.set_in_layout(False)
                 box = text.get_window_extent()
-                if not any(box.overlaps(other) for other in taken):
-                    taken.append(box)
+                if not any(box.overlaps(other) for other in occupied):
+                    occupied.append(box)
                     break
                 text.remove()

@@ -1,6 +1,6 @@
-"""A report as one HTML file that loads nothing: sections of blocks that know nothing of what they show.
+"""A report as one self-contained HTML file: sections of generic blocks.
 
-Blocks are plain data. Text is text: whatever a user named a model or a prompt, it is escaped.
+Blocks are plain data. All text, such as names of models and prompts, is escaped.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from torchvision.utils import make_grid
 
 from gendistill.evaluation.reporting.colours import INK, SIGNS, model_colour, model_marker
 from gendistill.evaluation.reporting.plot import Plot
-from gendistill.runtime.files import written_aside
+from gendistill.runtime.files import atomic_write
 
-CRISP_BELOW = 128  # pixels a side: smaller pictures are enlarged by whole pixels, lossless
-LARGEST = 160  # pixels a side of pictures in a page
+CRISP_BELOW = 128  # pixels per side: smaller images are lossless and enlarged without interpolation
+LARGEST = 160  # pixels per side of images in a page
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, under a title of its own where it begins something."""
+    """A paragraph with an optional title."""
 
     text: str
     title: str = ""
@@ -38,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Card:
-    """A headline figure: the value, what it is, and what it is to be read with. `colour`: a model's number."""
+    """A headline figure: its value, its label and a note. `colour`: a model's number."""
 
     value: str
     label: str
@@ -53,7 +53,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's name, what it means in a sentence, and which way is better, as an arrow says beside the name."""
+    """A column: its name, an explanation, and the better direction, shown as an arrow next to the name."""
 
     name: str
     explanation: str = ""
@@ -63,12 +63,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure: as it is read, its interval, and as it is computed with (to find the best by).
+    """A table cell: its text, its interval, and its numerical value (to find the best of a column).
 
     Args:
-        best: of its column.
-        muted: known, but not what one should look at.
-        colour: the number of the model that the cell names, whose sign stands before it.
+        best: whether it is the best of its column.
+        muted: whether it is shown in a muted colour.
+        colour: number of the model that the cell names, whose marker precedes the text.
     """
 
     text: str
@@ -81,24 +81,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """Cells, one a column; the first names the row. Rows of one `group` stand under its name."""
+    """Cells, one per column; the first names the row. Rows of one `group` are listed under its name."""
 
     cells: Sequence[Cell]
     highlight: bool = False
     group: str = ""
 
     @classmethod
-    def of(cls, *cells: Cell | str, highlight: bool = False, group: str = "") -> TableRow:
+    def from_cells(cls, *cells: Cell | str, highlight: bool = False, group: str = "") -> TableRow:
         """A row of cells and plain texts."""
         return cls([Cell(cell) if isinstance(cell, str) else cell for cell in cells], highlight, group)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, rows and a sentence below.
+    """Columns, rows and a caption.
 
     Raises:
-        ValueError: a row has not as many cells as there are columns.
+        ValueError: the number of cells of a row differs from the number of columns.
     """
 
     columns: Sequence[Column]
@@ -108,10 +108,10 @@ class Table:
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
             if len(row.cells) != len(self.columns):
-                raise ValueError(f"rows[{number}]: got {len(row.cells)} cells, takes {len(self.columns)}, one a column.")
+                raise ValueError(f"rows[{number}]: got {len(row.cells)} cells, expects {len(self.columns)}, one per column.")
 
     def with_best(self) -> Table:
-        """The same with the best of each column marked, of the cells with a `value`; none where all are equal."""
+        """The table with the best `value` of each column marked; columns of equal values have no mark."""
         marked = []
         for column, cells in zip(self.columns, zip(*(row.cells for row in self.rows), strict=True), strict=True):
             values = [cell.value for cell in cells if cell.value is not None]
@@ -124,16 +124,17 @@ class Table:
 
     @property
     def explained(self) -> Details:
-        return Details("What the columns mean", [(one.name, one.explanation) for one in self.columns if one.explanation])
+        facts = [(column.name, column.explanation) for column in self.columns if column.explanation]
+        return Details("What the columns mean", facts)
 
     def groups(self) -> Iterator[tuple[str, Iterator[TableRow]]]:
-        """Neighbouring rows of one group together."""
+        """Groups of consecutive rows, by name."""
         return itertools.groupby(self.rows, lambda row: row.group)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot in the reader's colours, wide or narrow as there is room, and what to see in it."""
+    """A plot in the reader's colour scheme, in a wide and a narrow version, and a caption."""
 
     plot: Plot
     caption: str = ""
@@ -141,10 +142,10 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Pictures uint8 (N, 3, H, W) of one model, and what was asked for, one a picture or none at all."""
+    """Images uint8 (N, 3, H, W) of one model, and their prompts, one per image or none at all."""
 
     title: str
-    pictures: Any
+    images: Any
     captions: Sequence[str] = ()
     note: str = ""
     colour: int | None = None
@@ -152,37 +153,37 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Galleries:
-    """Grids of the same prompts and seeds beside each other."""
+    """Grids of the same prompts and seeds side by side."""
 
     galleries: Sequence[Gallery]
     columns: int = 8
 
     @property
     def captions(self) -> Sequence[str]:
-        """Of the largest grid, whose beginning the others are."""
+        """Captions of the largest grid; smaller grids have its first captions."""
         return max((gallery.captions for gallery in self.galleries), key=len)
 
 
 @dataclass(frozen=True, eq=False)
-class PictureRow:
-    """One prompt drawn by each model: pictures uint8 (3, H, W), and a note under the prompt."""
+class ImageRow:
+    """One prompt sampled by each model: images uint8 (3, H, W), and a note after the prompt."""
 
     prompt: str
-    pictures: Sequence[Any]
+    images: Sequence[Any]
     note: str = ""
 
 
 @dataclass(frozen=True)
-class PictureComparison:
-    """A row a prompt, a column a model."""
+class ImageComparison:
+    """A grid with one row per prompt and one column per model."""
 
     columns: Sequence[str]
-    rows: Sequence[PictureRow]
+    rows: Sequence[ImageRow]
 
 
 @dataclass(frozen=True)
 class Details:
-    """What opens on demand, a text or names and what they stand for: how it was done, for those who want to do it again."""
+    """A collapsible block with a text, or with names and values, such as an evaluation protocol."""
 
     summary: str
     facts: str | Sequence[tuple[str, str]]
@@ -191,12 +192,12 @@ class Details:
 
 @dataclass(frozen=True)
 class Notice:
-    """What the reader must know before trusting what follows."""
+    """A warning before the figures that it applies to."""
 
     text: str
 
 
-Block = Text | Cards | Table | Figure | Galleries | PictureComparison | Details | Notice
+Block = Text | Cards | Table | Figure | Galleries | ImageComparison | Details | Notice
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def render(page: Page) -> str:
     """The page as HTML.
 
     Raises:
-        ValueError: what should be pictures is not uint8 (N, 3, H, W), or there is none.
+        ValueError: images are not uint8 (N, 3, H, W), or there are none.
     """
     environment = Environment(
         loader=PackageLoader("gendistill.evaluation.reporting", "."),
@@ -232,14 +233,14 @@ def render(page: Page) -> str:
 
 
 def write_page(page: Page, path: Path) -> None:
-    """The page as a file, whole or not at all.
+    """Write the page to a file atomically.
 
     Raises:
-        ValueError: the disk does not take it.
+        ValueError: as `render`, or the file cannot be written.
     """
     html = render(page)
-    with written_aside(path) as aside:
-        aside.write_text(html, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
 
 
 def _svg(plot: Plot) -> Markup:
@@ -247,22 +248,22 @@ def _svg(plot: Plot) -> Markup:
 
 
 def _sign(number: int | None) -> Markup:
-    """A model's sign, as plots have it, in its colour; nothing for no model."""
+    """A model's marker, as in plots, in its colour; empty for None."""
     if number is None:
         return Markup("")
     colour = model_colour(number).replace(INK, "currentColor")
     return Markup(f'<span class="sign" style="color: {colour}" aria-hidden="true">{SIGNS[model_marker(number)]}</span>')
 
 
-def _image(pictures: Any, alt: str, columns: int = 1) -> Markup:
-    """An `<img>` of pictures uint8 (N, 3, H, W), or of one (3, H, W), row by row on a transparent ground.
+def _image(images: Any, alt: str, columns: int = 1) -> Markup:
+    """An `<img>` of images uint8 (N, 3, H, W), or of one (3, H, W), row by row on a transparent background.
 
-    Small ones are lossless and shown by whole pixels, large ones made smaller and WebP, a twentieth of PNG's size.
+    Small images are lossless PNGs without interpolation; large ones are resized to WebP, a twentieth of PNG's size.
     """
-    tensor = torch.as_tensor(pictures)
+    tensor = torch.as_tensor(images)
     tensor = tensor[None] if tensor.ndim == 3 else tensor
     if tensor.dtype != torch.uint8 or tensor.ndim != 4 or tensor.shape[1] != 3 or 0 in tensor.shape:
-        raise ValueError(f"pictures: got {tensor.dtype} {tuple(tensor.shape)}, takes uint8 (N, 3, H, W) with at least 1.")
+        raise ValueError(f"images: got {tensor.dtype} {tuple(tensor.shape)}, expects uint8 (N, 3, H, W) with at least 1.")
     side = max(tensor.shape[2:])
     crisp, scale = side < CRISP_BELOW, min(1, LARGEST / side)
     tensor = resize(tensor, [round(scale * length) for length in tensor.shape[2:]], antialias=True)

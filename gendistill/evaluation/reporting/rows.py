@@ -1,4 +1,4 @@
-"""Models beside each other, a row a group: what got worse, what is drawn more or less often, what is no longer alike."""
+"""Dot plots of models with one row per group, such as a concept, an attribute's value or a layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendistill.evaluation.reporting.plot import Plot, add_legend, letters_in
 
 @dataclass(frozen=True)
 class PlottedValue:
-    """A figure and, where it is known, its interval."""
+    """A value and its optional interval."""
 
     value: float
     low: float | None = None
@@ -23,46 +23,47 @@ class PlottedValue:
 
 
 def by_row(x_label: str, rows: Sequence[str], values: Mapping[str, Sequence[PlottedValue]], colours: Sequence[int]) -> Plot:
-    """A row a group from above, a sign a model; where two models are compared, the change from the first at the right.
+    """One row per group, from top to bottom, with one marker per model; for two models, with the change in the right margin.
 
     Args:
         rows: names of the groups.
-        values: by model, one a row.
+        values: values by model, one per row.
         colours: the models' numbers from `colour_numbers`.
 
     Raises:
-        ValueError: there is no row.
+        ValueError: there are no rows.
     """
     if not rows:
-        raise ValueError("rows: got none, takes at least 1.")
-    at, each = range(len(rows)), list(zip(*([one.value for one in found] for found in values.values()), strict=True))
+        raise ValueError("rows: got none, expects at least 1.")
+    y = range(len(rows))
+    by_group = list(zip(*([plotted.value for plotted in column] for column in values.values()), strict=True))
 
-    def draw(figure: Figure) -> None:
+    def plot_onto(figure: Figure) -> None:
         axes = figure.subplots()
         axes.grid(visible=False, axis="y")
         axes.spines["bottom"].set_visible(False)
-        axes.hlines(at, [min(row) for row in each], [max(row) for row in each], color=INK, linewidth=6, alpha=0.12)
-        for (name, found), number in zip(values.items(), colours, strict=True):
-            ink = model_colour(number)
-            for row, one in zip(at, found, strict=True):
-                if one.low is not None and one.high is not None:
-                    axes.hlines(row, one.low, one.high, color=ink, linewidth=1.5, alpha=0.75)
-            figures = [one.value for one in found]
-            axes.plot(figures, at, color=ink, marker=model_marker(number), markersize=7, linestyle="none", label=name)
+        axes.hlines(y, [min(row) for row in by_group], [max(row) for row in by_group], color=INK, linewidth=6, alpha=0.12)
+        for (name, column), number in zip(values.items(), colours, strict=True):
+            colour = model_colour(number)
+            for row, plotted in zip(y, column, strict=True):
+                if plotted.low is not None and plotted.high is not None:
+                    axes.hlines(row, plotted.low, plotted.high, color=colour, linewidth=1.5, alpha=0.75)
+            x = [plotted.value for plotted in column]
+            axes.plot(x, y, color=colour, marker=model_marker(number), markersize=7, linestyle="none", label=name)
         letters = letters_in(figure, 0.36)
-        axes.set_yticks(at, [textwrap.fill(name, letters, max_lines=2, placeholder="…") for name in rows])
+        axes.set_yticks(y, [textwrap.fill(name, letters, max_lines=2, placeholder="…") for name in rows])
         axes.set_ylim(len(rows) - 0.4, -1)
         axes.xaxis.set_major_locator(MaxNLocator(letters_in(figure) // 10))
         axes.set_xlabel(textwrap.fill(x_label, letters_in(figure, 0.7)))
         if len(values) == 2:
             changes = axes.secondary_yaxis("right")
-            changes.set_yticks([-0.8, *at], ["change", *(f"{last - first:+.3g}" for first, last in each)])
+            changes.set_yticks([-0.8, *y], ["change", *(f"{last - first:+.3g}" for first, last in by_group)])
             changes.spines["right"].set_visible(False)
         if len(values) > 1:
             add_legend(figure)
 
-    told = [
+    summaries = [
         f"{name}: " + ", ".join(f"{model} {value:.3g}" for model, value in zip(values, row, strict=True))
-        for name, row in zip(rows, each, strict=True)
+        for name, row in zip(rows, by_group, strict=True)
     ]
-    return Plot(draw, f"{x_label}; {'; '.join(told)}.", 90 + 32 * len(rows))
+    return Plot(plot_onto, f"{x_label}; {'; '.join(summaries)}.", 90 + 32 * len(rows))

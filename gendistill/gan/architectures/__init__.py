@@ -1,6 +1,6 @@
 """The networks that come with gendistill: every one saves and loads by itself (diffusers' `save_pretrained`).
 
-Generators are called `generator(inputs, labels)`, discriminators `discriminator(pictures, labels)`; pictures are in [-1, 1].
+Generators are called `generator(inputs, labels)`, discriminators `discriminator(images, labels)`; images are in [-1, 1].
 """
 
 from gendistill.gan.architectures.dcgan import DCGANDiscriminator, DCGANGenerator

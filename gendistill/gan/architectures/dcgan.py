@@ -33,16 +33,16 @@ def smallest_edge(resolution: int, num_doublings: int) -> int:
     """
     edge, rest = divmod(resolution, 2**num_doublings)
     if rest or not edge:
-        raise ValueError(f"resolution {resolution}: takes a multiple of {2**num_doublings} with {num_doublings} channels")
+        raise ValueError(f"resolution {resolution}: expects a multiple of {2**num_doublings} with {num_doublings} channels")
     return edge
 
 
 class DCGANGenerator(ModelMixin, ConfigMixin):
-    """Noise (B, latent_dim) and class numbers (B,) to pictures (B, out_channels, resolution, resolution) in [-1, 1].
+    """Noise (B, latent_dim) and class numbers (B,) to images (B, out_channels, resolution, resolution) in [-1, 1].
 
     Args:
         num_classes: 0 for no classes; `labels` is then not taken.
-        channels: from the coarsest features to the finest. Each is doubled in resolution, the last one into the picture: the
+        channels: from the coarsest features to the finest. Each is doubled in resolution, the last one into the image: the
             first has resolution / 2^len(channels) pixels, 4 in the paper (64 pixels), 7 for 28 pixels and two channels.
         class_dim: of the embedding of a class, which stands beside the noise.
 
@@ -79,9 +79,9 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
 
 
 class DCGANDiscriminator(ModelMixin, ConfigMixin):
-    """Pictures (B, in_channels, resolution, resolution) and class numbers (B,) to logits (B,), large where real.
+    """Images (B, in_channels, resolution, resolution) and class numbers (B,) to logits (B,), large where real.
 
-    A picture's logit depends, in training, on the batch that it is seen in (batch norms), so give it real pictures and made
+    An image's logit depends, in training, on the batch that it is seen in (batch norms), so give it real images and made
     ones in batches of their own.
 
     Args:

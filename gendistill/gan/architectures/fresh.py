@@ -1,4 +1,4 @@
-"""A discriminator for pictures of any size, for a generator that comes without one."""
+"""A discriminator for images of any size, for a generator that comes without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fresh = ResNetDiscriminator | PatchDiscriminator
 
 
 def discriminator_for(generator: Generator) -> Fresh:
-    """A fresh discriminator of the generator's pictures and classes.
+    """A fresh discriminator of the generator's images and classes.
 
     It has about as many parameters as the generator, at least 100,000 and at most 10,000,000.
 
@@ -30,22 +30,22 @@ def discriminator_for(generator: Generator) -> Fresh:
 
 
 def fresh_discriminator(kind: str, shape: Sequence[int], num_classes: int = 0, num_params: int = 1_000_000) -> Fresh:
-    """The widest discriminator of at most `num_params` parameters for pictures of `shape` (C, H, W), square or not.
+    """The widest discriminator of at most `num_params` parameters for images of `shape` (C, H, W), square or not.
 
     Args:
-        kind: "noise": residual blocks and a logit for a picture. "image": PatchGAN (Isola et al. 2017) of 3
+        kind: "noise": residual blocks and a logit for an image. "image": PatchGAN (Isola et al. 2017) of 3
             strided layers, or as many as leave a logit, a map of logits. Both have spectral norms and project the classes.
 
     Raises:
-        ValueError: an unknown kind; fewer parameters than the narrowest takes; a picture to picture below 3 pixels.
+        ValueError: an unknown kind; fewer parameters than the narrowest takes; an image to image below 3 pixels.
     """
     if kind not in ("noise", "image"):
-        raise ValueError(f"kind {kind}: takes noise or image")
+        raise ValueError(f"kind {kind}: expects noise or image")
     channels, height, width = shape
     num_down, halvings = _residual_blocks(height, width)
     num_layers = max((k for k in range(4) if min(height, width) >> k >= 3), default=0)
     if kind == "image" and min(height, width) < 3:
-        raise ValueError(f"pictures of {height} x {width}: a discriminator of patches takes at least 3 pixels")
+        raise ValueError(f"images of {height} x {width}: a discriminator of patches takes at least 3 pixels")
 
     def widths(base: int) -> list[int]:
         return [base >> k for k in halvings] if kind == "noise" else [base // 4 * 2**k for k in range(num_layers + 1)]
@@ -63,7 +63,7 @@ def fresh_discriminator(kind: str, shape: Sequence[int], num_classes: int = 0, n
     fitting = [base for base in bases if count(base) <= num_params]
     if not fitting:
         least = min(map(count, bases))
-        raise ValueError(f"num_params {num_params}: a discriminator of {height} x {width} pictures takes at least {least}")
+        raise ValueError(f"num_params {num_params}: a discriminator of {height} x {width} images takes at least {least}")
     if kind == "noise":
         return ResNetDiscriminator(height, num_classes, widths(fitting[-1]), num_down, channels)
     return PatchDiscriminator(channels, num_classes, 0, fitting[-1] // 4, num_layers, norm=False, spectral=True)
@@ -73,7 +73,7 @@ def _residual_blocks(height: int, width: int) -> tuple[int, list[int]]:
     """Blocks that halve to 8 pixels (or until the shorter edge has 4) and two more: at 32 pixels Miyato et al. 2018, table 4.
 
     Returns:
-        How many halve the picture, and how often each block's width is halved: none at 32 pixels and below, and once for each
+        How many halve the image, and how often each block's width is halved: none at 32 pixels and below, and once for each
         doubling above, to an eighth.
     """
     longest, shortest, num_down = max(height, width), min(height, width), 0

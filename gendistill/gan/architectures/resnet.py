@@ -1,4 +1,4 @@
-"""Residual generator and discriminator for small pictures, class-conditional or not.
+"""Residual generator and discriminator for small images, class-conditional or not.
 
 Generator: Miyato et al. 2018 (SNGAN, table 3) with the conditional batch norms of Brock et al. 2019 (BigGAN, appendix B).
 Discriminator: Miyato & Koyama 2018 (projection), every weight under spectral norm.
@@ -53,7 +53,7 @@ class UpBlock(nn.Module):
 
 
 class ResNetGenerator(ModelMixin, ConfigMixin):
-    """Noise (B, latent_dim) and class numbers (B,) to pictures (B, out_channels, H, W) in [-1, 1].
+    """Noise (B, latent_dim) and class numbers (B,) to images (B, out_channels, H, W) in [-1, 1].
 
     H = W = 4 * 2^(len(channels) - 1): each entry of `channels` after the first doubles the resolution from 4 pixels.
 
@@ -107,15 +107,15 @@ class DownBlock(nn.Module):
 
 
 class ResNetDiscriminator(ModelMixin, ConfigMixin):
-    """Pictures (B, in_channels, H, W) and class numbers (B,) to logits (B,), large where real.
+    """Images (B, in_channels, H, W) and class numbers (B,) to logits (B,), large where real.
 
     logit = phi(x) . (embedding of the class) + psi(phi(x)) (Miyato & Koyama 2018, eq. 3).
 
     Args:
         resolution: H = W.
         channels: of the blocks; the first `num_down` of them halve the resolution.
-        spread: whether psi also sees how different the pictures of a batch are, in fours that follow one another (minibatch
-            standard deviation, Karras et al. 2018, section 3): then one picture's logit depends on the next three.
+        spread: whether psi also sees how different the images of a batch are, in fours that follow one another (minibatch
+            standard deviation, Karras et al. 2018, section 3): then one image's logit depends on the next three.
     """
 
     @register_to_config
@@ -146,7 +146,7 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
 
 
 def _spread(x: Tensor, together: int = 4) -> Tensor:
-    """(B, 1): the standard deviation over pictures that follow one another, averaged over channels and space."""
+    """(B, 1): the standard deviation over images that follow one another, averaged over channels and space."""
     together = next(size for size in (together, 2, 1) if len(x) % size == 0)
     variance = x.float().unflatten(0, (-1, together)).var(1, correction=0)
     deviation = (variance + 1e-8).sqrt().mean((1, 2, 3))

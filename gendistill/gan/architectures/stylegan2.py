@@ -25,7 +25,7 @@ from gendistill.gan.architectures.stylegan2_layers import (
 class StyledConv(nn.Module):
     """A modulated convolution, noise, a bias and a leaky ReLU (Karras et al. 2020, fig. 2c).
 
-    The noise is a buffer, so that a generator is a function of its inputs; with `random_noise` it is drawn anew each time.
+    The noise is a buffer, so that a generator is a function of its inputs; with `random_noise` it is sampled anew each time.
     """
 
     noise: Tensor
@@ -46,8 +46,8 @@ class StyledConv(nn.Module):
         return leaky_relu(x + noise * self.strength + self.bias[:, None, None])
 
 
-class ToPicture(nn.Module):
-    """Features (B, channels, H, W) to their part of the picture, without demodulation (Karras et al. 2020, fig. 7b)."""
+class ToImage(nn.Module):
+    """Features (B, channels, H, W) to their part of the image, without demodulation (Karras et al. 2020, fig. 7b)."""
 
     def __init__(self, channels: int, out_channels: int, style_dim: int) -> None:
         super().__init__()
@@ -94,16 +94,16 @@ class Truncation(nn.BatchNorm1d):
 
 
 class StyleGAN2Generator(ModelMixin, ConfigMixin):
-    """Noise (B, latent_dim) and class numbers (B,) to pictures (B, out_channels, H, W), about [-1, 1].
+    """Noise (B, latent_dim) and class numbers (B,) to images (B, out_channels, H, W), about [-1, 1].
 
-    H = W = 4 * 2^(len(channels) - 1), as in `ResNetGenerator`. As in the paper nothing bounds the picture, which is a sum over
+    H = W = 4 * 2^(len(channels) - 1), as in `ResNetGenerator`. As in the paper nothing bounds the image, which is a sum over
     resolutions: clamp it to [-1, 1] before it is looked at.
 
     Args:
         channels: at 4, 8, 16, ... pixels.
         num_classes: 0 for no classes; `labels` is then not taken.
         num_mapping: layers from z to w.
-        random_noise: drawn anew in each call from torch's global generator, instead of saved with the weights.
+        random_noise: sampled anew in each call from torch's global generator, instead of saved with the weights.
         truncation_psi: see `Truncation`; `generator.truncation.psi` can be changed later.
     """
 
@@ -128,17 +128,17 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
             ups.append(StyledConv(i, o, latent_dim, 4 * 2**k, up=True, random_noise=random_noise))
             convs.append(StyledConv(o, o, latent_dim, 4 * 2**k, random_noise=random_noise))
         self.ups, self.convs = nn.ModuleList(ups), nn.ModuleList(convs)
-        self.pictures = nn.ModuleList([ToPicture(width, out_channels, latent_dim) for width in channels])
+        self.images = nn.ModuleList([ToImage(width, out_channels, latent_dim) for width in channels])
         self.upsample = Blur("up")
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         w = self.truncation(self.mapping(z, labels))
         x = self.first(self.start.permute(2, 0, 1)[None], w)
-        picture = self.pictures[0](x, w)
-        for up, conv, to_picture in zip(self.ups, self.convs, list(self.pictures)[1:], strict=True):
+        image = self.images[0](x, w)
+        for up, conv, to_image in zip(self.ups, self.convs, list(self.images)[1:], strict=True):
             x = conv(up(x, w), w)
-            picture = self.upsample(picture) + to_picture(x, w)
-        return picture
+            image = self.upsample(image) + to_image(x, w)
+        return image
 
 
 class HalvingBlock(nn.Module):
@@ -158,9 +158,9 @@ class HalvingBlock(nn.Module):
 
 
 def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
-    """x (B, C, H, W) with one more channel: the mean deviation within groups of pictures (Karras et al. 2018, section 3).
+    """x (B, C, H, W) with one more channel: the mean deviation within groups of images (Karras et al. 2018, section 3).
 
-    Groups have `group` pictures, or the largest number below it that divides B: a single picture deviates by nothing. Picture k
+    Groups have `group` images, or the largest number below it that divides B: a single image deviates by nothing. Image k
     is in group k mod (number of groups).
     """
     size = max(size for size in range(1, group + 1) if len(x) % size == 0)
@@ -170,14 +170,14 @@ def minibatch_deviation(x: Tensor, group: int = 4) -> Tensor:
 
 
 class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
-    """Pictures (B, in_channels, resolution, resolution) and class numbers (B,) to logits (B,), large where real.
+    """Images (B, in_channels, resolution, resolution) and class numbers (B,) to logits (B,), large where real.
 
-    Residual blocks, minibatch deviation, and for classes the projection of Miyato & Koyama 2018, eq. 3. A picture's logit
-    depends on the batch that it is seen in, so give it real pictures and made ones in batches of their own.
+    Residual blocks, minibatch deviation, and for classes the projection of Miyato & Koyama 2018, eq. 3. An image's logit
+    depends on the batch that it is seen in, so give it real images and made ones in batches of their own.
 
     Args:
         channels: at the full resolution, half of it, a quarter, ...; 4 pixels are usual for the last.
-        group: pictures whose deviation is taken together.
+        group: images whose deviation is taken together.
 
     Raises:
         ValueError: a resolution that cannot be halved once for each of the channels after the first.
@@ -196,7 +196,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         edge, rest = divmod(resolution, 2 ** (len(channels) - 1))
         if rest or not edge:
             raise ValueError(
-                f"resolution {resolution}: takes a multiple of {2 ** (len(channels) - 1)} with {len(channels)} channels"
+                f"resolution {resolution}: expects a multiple of {2 ** (len(channels) - 1)} with {len(channels)} channels"
             )
         self.group = group
         self.first = EqualisedConv2d(in_channels, channels[0], 1)

@@ -1,7 +1,7 @@
 """The layers of StyleGAN2 (Karras et al. 2020), of ordinary operations that tracers and exporters follow.
 
-A modulated convolution is written as: scale the features by the style, convolve them with the weight that all pictures share,
-scale what comes out by the demodulation factor. That equals the paper's eq. 1-3, which give each picture weights of its own and
+A modulated convolution is written as: scale the features by the style, convolve them with the weight that all images share,
+scale what comes out by the demodulation factor. That equals the paper's eq. 1-3, which give each image weights of its own and
 need a grouped convolution. The layers are `nn.Linear`, `nn.Conv2d` and `nn.ConvTranspose2d`, whose equalised learning rate
 (Karras et al. 2018, section 4.1) scales what goes in, so that their weights are seen as they are.
 """

@@ -1,4 +1,4 @@
-"""Picture to picture: the generator of CycleGAN (Zhu et al. 2017) and the discriminator of pix2pix (Isola et al. 2017)."""
+"""Image to image: the generator of CycleGAN (Zhu et al. 2017) and the discriminator of pix2pix (Isola et al. 2017)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ResnetBlock(nn.Module):
 
 
 class ResNetTranslator(ModelMixin, ConfigMixin):
-    """Pictures (B, in_channels, H, W) in [-1, 1] to pictures (B, out_channels, H, W) in [-1, 1].
+    """Images (B, in_channels, H, W) in [-1, 1] to images (B, out_channels, H, W) in [-1, 1].
 
     Zhu et al. 2017, appendix 7.2 (after Johnson et al. 2016): c7s1-64, d128, d256, n residual blocks, u128, u64, c7s1-3. No
     classes: `labels` is there so that all generators are called alike, and is not looked at.
@@ -68,19 +68,19 @@ class ResNetTranslator(ModelMixin, ConfigMixin):
         """
         height, width = x.shape[2:]
         if height % self.step or width % self.step:
-            raise ValueError(f"a picture of {height} x {width}: takes multiples of {self.step}")
+            raise ValueError(f"an image of {height} x {width}: expects multiples of {self.step}")
         return torch.tanh(self.out(self.layers(x)))
 
 
 class PatchDiscriminator(ModelMixin, ConfigMixin):
-    """Pictures (B, in_channels, H, W) to a map of logits (B, 1, h, w), each about a patch, large where real.
+    """Images (B, in_channels, H, W) to a map of logits (B, 1, h, w), each about a patch, large where real.
 
     Isola et al. 2017, appendix 6.1.2: C64-C128-C256-C512 and one logit, by 4x4 convolutions. With 3 strided layers a logit sees
     70 x 70 pixels and a map is H/8 - 2 high; with 0, 1, 2 a logit sees 7, 16, 34 pixels.
 
     Args:
         num_classes: 0 for no classes, otherwise each place of the map has the projection of Miyato & Koyama 2018, eq. 3.
-        condition_channels: of the picture that `condition` is; 0 for none. It is concatenated to the picture.
+        condition_channels: of the image that `condition` is; 0 for none. It is concatenated to the image.
         channels: of the first layer; doubled by each layer up to eight times as many.
         num_layers: strided ones. H and W are at least 3 * 2^num_layers.
         norm: instance norms except at the first layer and the last; the spectral norm does without them.

@@ -12,9 +12,9 @@ from torch import nn
 from gendistill.networks.pruning.channels import ChannelGroup
 from gendistill.networks.pruning.layers import LayerSide, count_of, get_module
 
-MOST_STEPS = 200
+MAX_STEPS = 200
 CLOSE = 0.01  # an error that is not worth another step
-MOST_PAIRED = 32  # groups of which steps of two at once are tried
+MAX_PAIRED = 32  # groups of which steps of two at once are tried
 
 
 class CostModel:
@@ -118,20 +118,20 @@ def _rounded(kept: np.ndarray, allowed: Sequence[np.ndarray], error: Callable[[n
     places = np.array([int(np.abs(w - k).argmin()) for w, k in zip(allowed, kept, strict=True)])
     single = [step * np.eye(count, dtype=int)[k] for k in range(count) for step in (-1, 1)]
     double = [one + two for one, two in itertools.combinations(single, 2) if (one + two).any() and abs(one + two).max() < 2]
-    moves = np.array(single + double if count <= MOST_PAIRED else single)
+    moves = np.array(single + double if count <= MAX_PAIRED else single)
 
     def numbers(places: np.ndarray) -> np.ndarray:
         return np.take_along_axis(table, np.atleast_2d(places).T, 1).T
 
     best = float(error(numbers(places))[0])
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         after = places + moves
         after = after[((after >= 0) & (after < [len(widths) for widths in allowed])).all(1)]
         if best < CLOSE or not len(after):
             break
         found = error(numbers(after))
-        strays = np.abs(np.log(numbers(after) / kept)).sum(1) * (after != places).any(1)
-        order = int(np.argmin(np.where(found < best, found + 0.02 * strays, np.inf)))
+        deviation = np.abs(np.log(numbers(after) / kept)).sum(1) * (after != places).any(1)
+        order = int(np.argmin(np.where(found < best, found + 0.02 * deviation, np.inf)))
         if found[order] >= best:
             break
         best, places = float(found[order]), after[order]

@@ -185,7 +185,7 @@ class _Grouping:
         blocks = 1
         for side, indices in group.members.items():
             layer = get_module(self.network, side.path)
-            if isinstance(layer, nn.GroupNorm) and not whole_norm_groups(layer, indices):
+            if isinstance(layer, nn.GroupNorm) and not complete_norm_groups(layer, indices):
                 blocks = math.lcm(blocks, layer.num_groups)
             if isinstance(layer, CONV) and layer.groups > 1 and side.side != "both":
                 channels = layer.in_channels if side.side == "in" else layer.out_channels
@@ -197,7 +197,7 @@ class _Grouping:
         return replace(group, blocks=blocks)
 
 
-def whole_norm_groups(norm: nn.GroupNorm, indices: np.ndarray) -> bool:
+def complete_norm_groups(norm: nn.GroupNorm, indices: np.ndarray) -> bool:
     """Whether each channel (size, m) of a group stands for whole groups of a norm."""
     per = norm.num_channels // norm.num_groups
     runs = indices.shape[1] % per == 0 and (indices[:, 0] % per == 0).all()

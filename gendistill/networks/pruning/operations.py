@@ -85,7 +85,7 @@ def _moved(
     """Channels through an operation that only moves numbers, exactly: its own gradient moves the output's back to the input.
 
     They go to the largest dimension of the target that follows from them or that they follow from: (C * 16,) to (C, 4, 4),
-    (C, 4, 4) to (C * 16,), (C,) to (heads, C / heads). Of two as large, the first of a tensor of numbers alone (a picture
+    (C, 4, 4) to (C * 16,), (C,) to (heads, C / heads). Of two as large, the first of a tensor of numbers alone (an image
     follows), else the last.
     """
     large = [k for k in range(len(target)) if target[k] > 1 and source[dim] > 1]

@@ -21,7 +21,7 @@ from gendistill.networks.pruning.layers import UNFOLLOWED
 from gendistill.networks.pruning.trials import prunable, short
 
 TOLERANCE = 0.1
-LEAST_CHANNELS = 4
+MIN_CHANNELS = 4
 ROUND_TO = (8, 4, 2, 1)  # of widths the first that the targets allow: convolutions are faster so
 INSTEAD = "give a smaller student class of your own instead: --student module:Class"
 
@@ -32,7 +32,7 @@ class Compressed:
 
     Attributes:
         network: a copy, in the mode (train or eval) of the teacher, with plain weights.
-        kept_whole: for each group of channels that could not be made smaller, its layer and why.
+        not_pruned: for each group of channels that could not be made smaller, its layer and why.
     """
 
     network: nn.Module
@@ -40,7 +40,7 @@ class Compressed:
     parameters: int
     teacher_macs: int
     teacher_parameters: int
-    kept_whole: dict[str, str]
+    not_pruned: dict[str, str]
 
 
 def compress(
@@ -76,7 +76,7 @@ def compress(
     teacher = (counting.parameters(network), _count(network, example_inputs))
     asked = _targets(teacher, factor, params, macs)
     if importance not in ("magnitude", "random"):
-        raise ValueError(f"importance {importance}: takes magnitude or random.")
+        raise ValueError(f"importance {importance}: expects magnitude or random.")
     if unknown := [path for path in keep if not _exists(network, path)]:
         raise ValueError(f"keep {unknown[0]}: the network has no such module.")
     student = slim.duplicate(network)
@@ -116,13 +116,13 @@ def _targets(teacher: tuple[int, int], factor: float | None, params: float | Non
         if params is not None or macs is not None:
             raise ValueError(f"compress {factor:g}: comes with no other target; got params or macs too.")
         if not (math.isfinite(factor) and factor > 1):
-            raise ValueError(f"compress {factor:g}: takes more than 1.")
+            raise ValueError(f"compress {factor:g}: expects more than 1.")
         return np.array(teacher, float) / factor
     if params is None and macs is None:
-        raise ValueError("compress: takes a factor, params or macs; got none.")
+        raise ValueError("compress: expects a factor, params or macs; got none.")
     for name, value, whole in (("params", params, teacher[0]), ("macs", macs, teacher[1])):
         if value is not None and not 0 < value < whole:
-            raise ValueError(f"{name} {value:g}: takes more than 0 and less than the teacher's {whole:,}.")
+            raise ValueError(f"{name} {value:g}: expects more than 0 and less than the teacher's {whole:,}.")
     return np.array([math.nan if value is None else float(value) for value in (params, macs)])
 
 
@@ -142,7 +142,7 @@ def _separate(network: nn.Module, inputs: Sequence[Tensor], asked: np.ndarray, k
     left = np.array([counting.parameters(network), sum(spent.values())], float)
     found = separable.replaceable(network, keep)
     for path in sorted(found, key=lambda path: -spent.get(path, 0)):
-        saved = separable.saved_share(found[path]) * np.array([found[path].weight.numel(), spent.get(path, 0)], float)
+        saved = separable.saved_fraction(found[path]) * np.array([found[path].weight.numel(), spent.get(path, 0)], float)
         if not (left - saved < asked).any():
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, separable.SeparableConv2d.nearest(found[path]))
@@ -203,7 +203,7 @@ class _Search:
     def _corrected(self, multiple: int) -> Attempt:
         """Widths by the model, whose targets are moved by how far the real counts are from it."""
         model = CostModel(self.network, self.groups, self.by_module)
-        allowed = [allowed_widths(group, multiple, LEAST_CHANNELS) for group in self.groups]
+        allowed = [allowed_widths(group, multiple, MIN_CHANNELS) for group in self.groups]
         asked, found = self.asked, list[Attempt]()
         for _ in range(4):
             kept = plan(model, allowed, asked)

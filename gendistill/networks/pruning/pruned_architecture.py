@@ -107,10 +107,10 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
         ValueError: the record is of another network or no record.
     """
     if not isinstance(shapes, Mapping) or shapes.get("version") != VERSION:
-        raise ValueError(f"slim record: takes version {VERSION}; got {_version(shapes)}.")
+        raise ValueError(f"slim record: expects version {VERSION}; got {_version(shapes)}.")
     for part in PARTS:
         if not isinstance(shapes.get(part), Mapping):
-            raise ValueError(f"slim record {part}: takes an object by paths; got {type(shapes.get(part)).__name__}.")
+            raise ValueError(f"slim record {part}: expects an object by paths; got {type(shapes.get(part)).__name__}.")
     for path, settings in shapes["separable"].items():
         convolution = _find(network, path, "separable")
         if not isinstance(convolution, (nn.Conv2d, SeparableConv2d)):
@@ -119,7 +119,7 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
             parent, _, name = path.rpartition(".")
             if settings != (expected := {"bias": convolution.bias is not None}):
                 bias = str(expected["bias"]).lower()
-                raise ValueError(f"slim record separable: takes bias {bias}; got {str(settings)[:60]}.")
+                raise ValueError(f"slim record separable: expects bias {bias}; got {str(settings)[:60]}.")
             setattr(_find(network, parent, "separable"), name, SeparableConv2d(convolution))
     for path, counts in shapes["layers"].items():
         _apply_layer(path, _find(network, path, "layers"), counts)
@@ -185,7 +185,7 @@ def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:
     held = integers(module)
     if not isinstance(numbers, Mapping):
         raise ValueError(
-            f"slim record attributes {path or 'of the network'}: takes an object of numbers; got {type(numbers).__name__}."
+            f"slim record attributes {path or 'of the network'}: expects an object of numbers; got {type(numbers).__name__}."
         )
     for name, number in numbers.items():
         if name not in held:
@@ -200,14 +200,14 @@ def _number(what: str, number: Any, whole: Any) -> Any:
     if number == whole and type(number) is type(whole):
         return number
     if type(number) is not int or type(whole) is not int or not 1 <= number <= whole:
-        raise ValueError(f"slim record {what}: takes a whole number from 1 to {whole}; got {str(number)[:40]}.")
+        raise ValueError(f"slim record {what}: expects a whole number from 1 to {whole}; got {str(number)[:40]}.")
     return number
 
 
 def _shape(path: str, shape: Any, old: Tensor) -> tuple[int, ...]:
     fits = isinstance(shape, list) and len(shape) == old.ndim
     if not fits or not all(type(n) is int and min(1, most) <= n <= most for n, most in zip(shape, old.shape, strict=True)):
-        raise ValueError(f"slim record {path}: takes a shape up to {list(old.shape)}; got {str(shape)[:60]}.")
+        raise ValueError(f"slim record {path}: expects a shape up to {list(old.shape)}; got {str(shape)[:60]}.")
     return tuple(shape)
 
 

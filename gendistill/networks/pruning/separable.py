@@ -45,7 +45,7 @@ class SeparableConv2d(nn.Module):
         return made.requires_grad_(dense.weight.requires_grad).train(dense.training)
 
 
-def saved_share(dense: nn.Conv2d) -> float:
+def saved_fraction(dense: nn.Conv2d) -> float:
     """The share of a dense convolution's multiply-accumulates that a separable one saves: 1 - 1 / out - 1 / k^2."""
     return 1 - 1 / dense.out_channels - 1 / (dense.kernel_size[0] * dense.kernel_size[1])
 
@@ -55,6 +55,6 @@ def replaceable(network: nn.Module, keep: Sequence[str] = ()) -> dict[str, nn.Co
     return {
         path: layer
         for path, layer in network.named_modules()
-        if type(layer) is nn.Conv2d and layer.groups == 1 and saved_share(layer) > 0 and path
+        if type(layer) is nn.Conv2d and layer.groups == 1 and saved_fraction(layer) > 0 and path
         if not any(path == one or path.startswith(one + ".") for one in keep)
     }

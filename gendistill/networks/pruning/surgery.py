@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gendistill.networks.pruning.channels import ChannelGroup, whole_norm_groups
+from gendistill.networks.pruning.channels import ChannelGroup, complete_norm_groups
 from gendistill.networks.pruning.layers import CONV, LayerSide, channel_axis, count_name, count_of, get_module
 
 Keeps = Sequence[np.ndarray]  # of each group, which channels stay
@@ -61,7 +61,7 @@ def prune(network: nn.Module, groups: Sequence[ChannelGroup], keeps: Keeps) -> N
         for side, indices in group.members.items():
             dropped[side].append(indices[gone].ravel())
             if isinstance(layer := get_module(network, side.path), nn.GroupNorm):
-                whole[side.path] = whole_norm_groups(layer, indices)
+                whole[side.path] = complete_norm_groups(layer, indices)
     for side, parts in dropped.items():
         _drop(network, side, np.unique(np.concatenate(parts)), whole)
 

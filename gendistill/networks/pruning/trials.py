@@ -20,7 +20,7 @@ from gendistill.networks.pruning.channels import ChannelGroup, merged
 from gendistill.networks.pruning.layers import LayerSide
 from gendistill.networks.pruning.pruned_architecture import duplicate
 
-MOST_PAIRS = 12  # of failing groups of which all pairs are tried
+MAX_PAIRS = 12  # of failing groups of which all pairs are tried
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Trials:
         return Prunable(good, self.notes, whole)
 
     def _ties(self, bad: list[ChannelGroup]) -> Iterator[list[ChannelGroup]]:
-        if len(bad) <= MOST_PAIRS:
+        if len(bad) <= MAX_PAIRS:
             left = list(bad)
             for one, two in itertools.combinations(bad, 2):
                 if one in left and two in left and self._alone(tied([one, two])) is None:

@@ -59,9 +59,9 @@ def channels(unet: Any) -> Channels:
     """
     for block, known in [*((b, DOWN) for b in unet.down_blocks), (unet.mid_block, MID), *((b, UP) for b in unet.up_blocks)]:
         if block is not None and type(block).__name__ not in known:
-            raise ValueError(f"unet: channels of a {type(block).__name__} are not known; takes {', '.join(known)}.")
+            raise ValueError(f"unet: channels of a {type(block).__name__} are not known; expects {', '.join(known)}.")
     if unet.config["dual_cross_attention"]:
-        raise ValueError("dual_cross_attention True: channels of two transformers side by side are not known; takes False.")
+        raise ValueError("dual_cross_attention True: channels of two transformers side by side are not known; expects False.")
     return _ChannelWalk(unet).found
 
 

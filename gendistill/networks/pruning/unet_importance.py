@@ -78,14 +78,14 @@ def _add(scores: Scores, runs: Runs, each: Tensor) -> None:
 def example_inputs(
     config: Mapping[str, Any],
     samples: int = 1,
-    most_pixels: int | None = None,
+    max_pixels: int | None = None,
     device: torch.device | str = "meta",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, ...]:
     """What a network of this config takes, in the order of its `forward`: noise, at timesteps from the last to the first.
 
     Args:
-        most_pixels: a side of the latents is at most as long; the config's own length if None.
+        max_pixels: a side of the latents is at most as long; the config's own length if None.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -93,7 +93,7 @@ def example_inputs(
         return torch.randn(samples, *shape, generator=generator).to(device, dtype)
 
     size = config["sample_size"] or 64
-    size = [min(n, most_pixels or n) for n in ([size, size] if isinstance(size, int) else size)]
+    size = [min(n, max_pixels or n) for n in ([size, size] if isinstance(size, int) else size)]
     text = config["encoder_hid_dim"] or config["cross_attention_dim"]
     labels = condition = added = None
     if config["class_embed_type"] in ("projection", "simple_projection"):

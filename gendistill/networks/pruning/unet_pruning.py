@@ -35,7 +35,7 @@ def matching_config(unet: Any, config: Mapping[str, Any], importance: Importance
         config: what differs from the teacher's config, or all of it.
 
     Returns:
-        The network, and the names of the weights that start fresh (drawn by torch's global generator).
+        The network, and the names of the weights that start fresh (sampled by torch's global generator).
     """
     ours = _config_of(unet)
     known = [name for name in inspect.signature(UNet2DConditionModel.__init__).parameters if name != "self"]
@@ -53,7 +53,7 @@ def narrower_config(config: Mapping[str, Any], share: float) -> Config:
     dimensions; prompts and latents keep theirs.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share {share:g}: takes more than 0 and at most 1.")
+        raise ValueError(f"share {share:g}: expects more than 0 and at most 1.")
     widths = config["block_out_channels"]
     return {**config, "block_out_channels": [_width(w, u, share) for w, u in zip(widths, _units(config), strict=True)]}
 
@@ -66,7 +66,7 @@ def fewer_blocks_config(config: Mapping[str, Any], mid: bool = True) -> Config:
     Args:
         mid: keep the block in the middle. Of a teacher with one layer a block, it is all that can go.
     """
-    one = most_layers(config) == 1
+    one = max_layers(config) == 1
     if one and (mid or config["mid_block_type"] is None):
         raise ValueError(
             "layers_per_block 1: there is no block to remove" + (" but the mid block (mid=False)." if mid else ".")
@@ -94,25 +94,25 @@ def smaller_config(
         ValueError: if that cannot be reached, naming the nearest factor that can.
     """
     if not 1 < factor < math.inf:
-        raise ValueError(f"factor {factor:g}: takes more than 1.")
+        raise ValueError(f"factor {factor:g}: expects more than 1.")
     inputs = tree_map(_meta, tuple(example)) if example is not None else example_inputs(config)
-    start = fewer_blocks_config(config, mid=most_layers(config) > 1) if blocks else dict(config)
+    start = fewer_blocks_config(config, mid=max_layers(config) > 1) if blocks else dict(config)
     whole = macs(on_meta(config), inputs)
     widest = on_meta(start)
     spent, sizes = macs_by_module(widest, inputs), _sizes(widest)
 
     @cache
-    def strays(widths: tuple[int, ...]) -> float:
+    def deviation(widths: tuple[int, ...]) -> float:
         """log(multiply-accumulates / those asked for): every layer spends in proportion to its size."""
         thin = _sizes(on_meta({**start, "block_out_channels": widths}))
         count = sum(n * thin[at] / sizes[at] if at in thin and at in sizes else n for at, n in spent.items())
         return math.log(count * factor / whole)
 
     ladder = [tuple(narrower_config(start, share)["block_out_channels"]) for share in _shares(start)]
-    low = bisect_right(ladder, 0.0, key=strays)  # the first rung that is too much
-    near = min(ladder[max(low - 1, 0) : low + 1], key=lambda widths: abs(strays(widths)))
-    if abs(math.exp(strays(near)) - 1) > TOLERANCE:
-        near = min([near, *_beside(near, start)], key=lambda widths: abs(strays(widths)))
+    low = bisect_right(ladder, 0.0, key=deviation)  # the first rung that is too much
+    near = min(ladder[max(low - 1, 0) : low + 1], key=lambda widths: abs(deviation(widths)))
+    if abs(math.exp(deviation(near)) - 1) > TOLERANCE:
+        near = min([near, *_beside(near, start)], key=lambda widths: abs(deviation(widths)))
     found = {**start, "block_out_channels": list(near)}
     reached = whole / macs(on_meta(found), inputs)
     if abs(factor / reached - 1) > TOLERANCE:
@@ -133,7 +133,7 @@ def on_meta(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config: diffusers cannot make a UNet2DConditionModel of it: {error}") from None
 
 
-def share_of_macs(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> float:
+def macs_fraction(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> float:
     """Multiply-accumulates of a call of the student's network, as a share of the teacher's."""
     theirs, ours = (macs(on_meta(config), example_inputs(config)) for config in (teacher, student))
     return ours / theirs
@@ -151,16 +151,16 @@ def _meta(value: Any) -> Any:
 def _config_of(unet: Any) -> Config:
     known: Any = UNet2DConditionModel  # diffusers' own types know nothing of its config
     if not isinstance(unet, known):
-        raise ValueError(f"unet: takes a UNet2DConditionModel; got {type(unet).__name__}.")
+        raise ValueError(f"unet: expects a UNet2DConditionModel; got {type(unet).__name__}.")
     if unet.device.type == "meta":
         raise ValueError("unet: has no weights (it is on the meta device); smaller_config takes a config alone.")
     if getattr(unet, "peft_config", None):
         names = ", ".join(unet.peft_config)
-        raise ValueError(f"unet: has adapters ({names}); takes a network without, so fuse and unload them first.")
+        raise ValueError(f"unet: has adapters ({names}); expects a network without, so fuse and unload them first.")
     return _plain(unet.config)
 
 
-def most_layers(config: Mapping[str, Any]) -> int:
+def max_layers(config: Mapping[str, Any]) -> int:
     layers = config["layers_per_block"]
     return layers if isinstance(layers, int) else max(layers)
 
@@ -219,8 +219,8 @@ def _start(unet: Any, config: Config, importance: Importance) -> tuple[Any, list
     student = on_meta(config)
     weights, fresh = transfer(unet, on_meta(_at_widths_of(unet.config, config)), student, importance)
     if fresh:
-        drawn = UNet2DConditionModel.from_config(_plain(config)).state_dict()
-        weights.update({name: drawn[name].to(unet.device, unet.dtype) for name in fresh})
+        generated = UNet2DConditionModel.from_config(_plain(config)).state_dict()
+        weights.update({name: generated[name].to(unet.device, unet.dtype) for name in fresh})
     student.load_state_dict(weights, assign=True)
     return student.train(unet.training).requires_grad_(True), fresh
 

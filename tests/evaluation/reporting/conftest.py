@@ -6,5 +6,5 @@ from gendistill.evaluation.reporting.page import render
 
 @pytest.fixture(scope="session")
 def report_html() -> str:
-    """A whole report of invented figures."""
+    """A complete report of invented figures."""
     return render(page())

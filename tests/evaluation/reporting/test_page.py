@@ -19,11 +19,11 @@ from gendistill.evaluation.reporting.page import (
     Figure,
     Galleries,
     Gallery,
+    ImageComparison,
+    ImageRow,
     Notice,
     Page,
     PageSection,
-    PictureComparison,
-    PictureRow,
     Table,
     TableRow,
     Text,
@@ -88,11 +88,11 @@ def test_a_page_loads_nothing_and_runs_nothing(report_html, elements):
     assert not re.search(r"url\((?!#)", report_html)
 
 
-def test_a_whole_report_stays_small(report_html):
+def test_a_complete_report_stays_small(report_html):
     assert len(report_html.encode()) < 1.5e6
 
 
-def test_every_link_leads_to_a_place_of_the_page_and_no_place_is_there_twice(elements):
+def test_every_link_leads_to_a_section_of_the_page_and_ids_are_unique(elements):
     places = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
     assert len(places) == len(set(places))
     links = [attributes["href"] for attributes in elements.all("a")]
@@ -100,7 +100,7 @@ def test_every_link_leads_to_a_place_of_the_page_and_no_place_is_there_twice(ele
     assert {link.removeprefix("#") for link in links} <= set(places)
 
 
-def test_a_dark_palette_is_there_for_those_who_prefer_it_and_has_every_colour_of_the_light_one(report_html):
+def test_the_dark_palette_has_every_colour_of_the_light_one(report_html):
     light, dark = report_html.split("@media (prefers-color-scheme: dark)", 1)
     assert set(re.findall(r"--([a-z]+): #", light)) == set(re.findall(r"--([a-z]+): #", dark))
     assert '<meta name="color-scheme" content="light dark">' in light
@@ -113,22 +113,22 @@ def test_every_colour_that_a_page_names_is_defined_and_none_of_its_plots_is_whit
     assert "#fff" not in report_html[report_html.index("</style>") :].lower()
 
 
-def test_every_plot_is_there_for_desks_and_for_phones(elements):
+def test_every_plot_has_a_desktop_and_a_phone_version(elements):
     plots = [attributes["class"] for attributes in elements.all("svg") if "plot" in (attributes.get("class") or "")]
     figures = [block for section in page().sections for block in section.blocks if isinstance(block, Figure)]
     assert plots == ["plot wide", "plot narrow"] * len(figures)
     assert all(attributes["aria-label"] for attributes in elements.all("svg") if attributes.get("role") == "img")
 
 
-def test_what_users_named_is_escaped_wherever_it_stands():
-    picture = np.zeros((1, 3, 4, 4), np.uint8)
+def test_names_from_users_are_escaped_everywhere():
+    image = np.zeros((1, 3, 4, 4), np.uint8)
     blocks = [
         Text(MARKUP),
         Cards([Card(MARKUP, MARKUP, MARKUP)]),
-        Table([Column(MARKUP, MARKUP)], [TableRow.of(Cell(MARKUP, MARKUP), group=MARKUP)], MARKUP),
+        Table([Column(MARKUP, MARKUP)], [TableRow.from_cells(Cell(MARKUP, MARKUP), group=MARKUP)], MARKUP),
         Figure(curves([Series(MARKUP, (Point(1, 1), Point(2, 2)), 1)], MARKUP, MARKUP), MARKUP),
-        Galleries([Gallery(MARKUP, picture, [MARKUP], MARKUP)]),
-        PictureComparison([MARKUP], [PictureRow(MARKUP, [picture[0]], MARKUP)]),
+        Galleries([Gallery(MARKUP, image, [MARKUP], MARKUP)]),
+        ImageComparison([MARKUP], [ImageRow(MARKUP, [image[0]], MARKUP)]),
         Details(MARKUP, [(MARKUP, MARKUP)]),
         Details(MARKUP, MARKUP),
         Notice(MARKUP),
@@ -142,7 +142,7 @@ def test_what_users_named_is_escaped_wherever_it_stands():
     assert [attributes["title"] for attributes in parsed.all("abbr")] == [MARKUP]
 
 
-def test_a_table_shows_every_cell_every_heading_and_what_they_mean(elements):
+def test_a_table_shows_every_cell_heading_and_explanation(elements):
     table = next(block for block in page().sections[0].blocks if isinstance(block, Table))
     shown = [text.strip() for stack, text in elements.texts if "table" in stack]
     for row in table.rows:
@@ -167,8 +167,8 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
         Column("same", better="lower"),
     ]
     values = [(3.0, 60.0, 4.0, 1.0), (2.0, 61.0, 2.0, 1.0), (2.0, 59.0, 1.0, 1.0)]
-    rows = [TableRow.of("m", *(Cell(str(value), value=value) for value in row)) for row in values]
-    table = Table(columns, [*rows, TableRow.of("unknown", "", Cell("99"), "", "")]).with_best()
+    rows = [TableRow.from_cells("m", *(Cell(str(value), value=value) for value in row)) for row in values]
+    table = Table(columns, [*rows, TableRow.from_cells("unknown", "", Cell("99"), "", "")]).with_best()
     marks = [[cell.best for cell in row.cells] for row in table.rows]
     assert marks == [
         [False, False, False, False, False],
@@ -179,18 +179,18 @@ def test_the_best_of_a_column_is_marked_whichever_way_is_better():
     assert one_block(table).count('<b class="best">') == 3
 
 
-def test_a_row_of_another_length_is_a_sentence():
-    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, takes 2, one a column\."):
-        Table([Column("a"), Column("b")], [TableRow.of("1", "2"), TableRow.of("1")])
+def test_a_row_of_another_length_is_an_error():
+    with pytest.raises(ValueError, match=r"rows\[1\]: got 1 cells, expects 2, one per column\."):
+        Table([Column("a"), Column("b")], [TableRow.from_cells("1", "2"), TableRow.from_cells("1")])
 
 
-def test_prompts_that_galleries_share_are_listed_once_and_all_of_them():
-    picture = np.zeros((2, 3, 4, 4), np.uint8)
-    shared = Galleries([Gallery("a", picture[:1], ["p"]), Gallery("b", picture, ["p", "q"])])
+def test_common_prompts_of_galleries_are_all_listed_once():
+    image = np.zeros((2, 3, 4, 4), np.uint8)
+    shared = Galleries([Gallery("a", image[:1], ["p"]), Gallery("b", image, ["p", "q"])])
     assert len(Elements(one_block(shared)).all("li")) == 2
 
 
-def test_small_pictures_are_crisp_and_large_ones_are_made_smaller():
+def test_small_images_are_crisp_and_large_ones_are_made_smaller():
     small = one_block(Galleries([Gallery("a", np.zeros((3, 3, 64, 64), np.uint8))]))
     noise = torch.randint(0, 256, (16, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     large = one_block(Galleries([Gallery("a", noise)]))
@@ -202,31 +202,31 @@ def test_small_pictures_are_crisp_and_large_ones_are_made_smaller():
 
 
 def test_a_grid_holds_every_pixel_and_nothing_between():
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 4), np.uint8)
-    html = one_block(Galleries([Gallery("a", pictures)], columns=2))
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 4), np.uint8)
+    html = one_block(Galleries([Gallery("a", images)], columns=2))
     data = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", html).group(1))
     array = np.asarray(Image.open(io.BytesIO(data)))
     assert array.shape == (3 * 8 + 2, 2 * 6 + 2, 4)
     opaque = np.zeros(array.shape[:2], bool)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         place = (slice(top := 2 + number // 2 * 8, top + 6), slice(left := 2 + number % 2 * 6, left + 4))
-        assert (array[place][..., :3] == picture.transpose(1, 2, 0)).all()
+        assert (array[place][..., :3] == image.transpose(1, 2, 0)).all()
         opaque[place] = True
     assert (array[..., 3] == 255 * opaque).all()
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4))])
-def test_what_are_no_pictures_is_a_sentence(wrong):
-    with pytest.raises(ValueError, match=r"pictures: got .*, takes uint8"):
+def test_arrays_that_are_not_images_are_an_error(wrong):
+    with pytest.raises(ValueError, match=r"images: got .*, expects uint8"):
         one_block(Galleries([Gallery("a", wrong)]))
 
 
-def test_a_page_is_written_whole_or_not_at_all(tmp_path):
+def test_a_page_is_written_atomically(tmp_path):
     short = Page("t", [PageSection("s", [Figure(curves([Series("a", (Point(1, 1), Point(2, 2)), 1)], "x", "y"))])])
     write_page(short, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(short)  # and the same twice
     broken = Page("t", [PageSection("s", [Galleries([Gallery("g", np.zeros((0, 3, 4, 4), np.uint8))])])])
-    with pytest.raises(ValueError, match="pictures: got"):
+    with pytest.raises(ValueError, match="images: got"):
         write_page(broken, tmp_path / "report.html")
     with pytest.raises(ValueError, match="cannot be written"):
         write_page(Page("t", []), tmp_path / "nowhere" / "report.html")

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from invented_page import costs, groups, guidance, shares
+from invented_page import costs, fractions, groups, guidance
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 from PIL import Image
@@ -22,11 +22,11 @@ LIGHT_PAGE, DARK_PAGE = ("#fdfdfc", "#1c1d20"), ("#131417", "#e9e8e4")  # ground
 
 def crowd(count: int) -> list[Series]:
     """Models whose curves run through each other."""
-    draw = random.Random(count)
+    generator = random.Random(count)
     return [
         Series(
             f"runs/2026-11-{number:02d}/a model of a long name",
-            tuple(Point(steps, 1 + 8 * draw.random() / steps, 0.5, 9, str(steps)) for steps in (1, 2, 4, 8, 16)),
+            tuple(Point(steps, 1 + 8 * generator.random() / steps, 0.5, 9, str(steps)) for steps in (1, 2, 4, 8, 16)),
             number,
         )
         for number in range(count)
@@ -34,12 +34,12 @@ def crowd(count: int) -> list[Series]:
 
 
 PLOTS = {
-    "front": curves(costs("ms"), "milliseconds a picture", FD, x_log=True, y_log=True, front="lower"),
+    "front": curves(costs("ms"), "milliseconds per image", FD, x_log=True, y_log=True, front="lower"),
     "front, linear": curves(costs("ms"), "milliseconds", FD, y_log=True, front="lower"),
     "steps": curves(costs("steps"), "steps", "fd-emoji", x_log=True),
     "guidance": curves(guidance(), "CLIP score", "fd-emoji"),
     "a long name": curves(
-        guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 pictures of 754 prompts beside 754 real ones"
+        guidance(), "CLIP score", "fd-emoji, lower is better, of 2,000 images of 754 prompts against 754 real ones"
     ),
     "one point": curves([Series("tiny-sd", (Point(1, 7.0),), 0)], "steps", "fd", x_log=True, y_log=True),
     "near": curves([Series("a", (Point(5, 1.1), Point(6, 1.3)), 1)], "ms", "fd", x_log=True, y_log=True),
@@ -50,12 +50,12 @@ PLOTS = {
     "groups": groups(),
     "one group": by_row("distance", ["a" * 99], {"a": [PlottedValue(1.0)], "b": [PlottedValue(1.0)]}, [0, 1]),
     "one model": by_row("drift", ["mean", "spread (Bures)"], {"a": [PlottedValue(1.0), PlottedValue(1e-3)]}, [1]),
-    "shares": shares(),
+    "fractions": fractions(),
 }
 
 
 @functools.cache
-def drawn(name: str, *, narrow: bool) -> str:
+def svg_of(name: str, *, narrow: bool) -> str:
     return PLOTS[name].svg(narrow=narrow)
 
 
@@ -78,9 +78,9 @@ def written(svg: str) -> list[tuple[str, np.ndarray]]:
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
 @pytest.mark.parametrize("name", PLOTS)
-def test_no_text_of_a_plot_covers_another_or_leaves_it(name, narrow):
+def test_texts_of_a_plot_neither_overlap_nor_overflow(name, narrow):
     plot = PLOTS[name]
-    texts = written(drawn(name, narrow=narrow))
+    texts = written(svg_of(name, narrow=narrow))
     width, height = NARROW if narrow else WIDE, plot.height
     assert len(texts) >= 4
     for text, (x0, y0, x1, y1) in texts:
@@ -96,22 +96,22 @@ def test_no_text_of_a_plot_covers_another_or_leaves_it(name, narrow):
 @pytest.mark.parametrize("name", PLOTS)
 def test_text_is_at_least_11_pixels_high_on_a_phone_of_360(name, narrow):
     shown = 328 / NARROW if narrow else 768 / WIDE  # wide from 800 pixels on
-    sizes = [float(size) * shown for size in re.findall(r"font-size: ([\d.]+)px", drawn(name, narrow=narrow))]
+    sizes = [float(size) * shown for size in re.findall(r"font-size: ([\d.]+)px", svg_of(name, narrow=narrow))]
     assert sizes
     assert min(sizes) >= (11 if narrow else 10.5)
 
 
-def test_a_plot_is_in_the_ink_of_its_page_and_in_the_colours_of_its_models():
-    svg = drawn("front", narrow=False)
+def test_a_plot_has_the_text_colour_of_its_page_and_the_colours_of_its_models():
+    svg = svg_of("front", narrow=False)
     assert "currentColor" in svg
     left = re.sub(r"(href=\"#|id=\"|url\(#)[^\")]*", "", svg)
     assert set(re.findall(r"#[0-9a-f]{3,6}\b", left)) == {model_colour(1), model_colour(2)}
 
 
-def test_two_plots_of_a_page_share_no_name_and_refer_to_their_own():
+def test_plots_of_a_page_share_no_ids_and_refer_to_their_own():
     names = []
     for name, narrow in itertools.product(PLOTS, (False, True)):
-        svg = drawn(name, narrow=narrow)
+        svg = svg_of(name, narrow=narrow)
         own = set(re.findall(r' id="([^"]+)"', svg))
         assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) == own
         names.append(own)
@@ -119,7 +119,7 @@ def test_two_plots_of_a_page_share_no_name_and_refer_to_their_own():
         assert not a & b
 
 
-def test_what_a_user_wrote_is_text_and_no_markup_or_formula(tmp_path):
+def test_text_from_a_user_is_neither_markup_nor_formula(tmp_path):
     name = '<script>alert(\'$x^2$ & "$")</script> 0.123456'
     plot = curves([Series(name, (Point(1, 2), Point(2, 3)), 1), Series("$\\broken{$", (Point(1, 1),), 2)], "x", "y")
     svg = plot.svg(narrow=True)
@@ -128,16 +128,16 @@ def test_what_a_user_wrote_is_text_and_no_markup_or_formula(tmp_path):
     plot.save_png(tmp_path / "plot.png")
 
 
-def test_the_front_holds_what_nothing_beats_in_both():
+def test_the_front_has_the_points_that_no_other_point_dominates():
     points = [Point(1, 9), Point(2, 5), Point(2, 6), Point(3, 5), Point(4, 1), Point(5, 3), Point(4, 1)]
     assert on_front(points) == [Point(1, 9), Point(2, 5), Point(4, 1), Point(4, 1)]
     mirrored = [Point(point.x, -point.y) for point in points]
     assert [(p.x, -p.y) for p in on_front(mirrored, "higher")] == [(p.x, p.y) for p in on_front(points)]
 
 
-def test_the_front_of_random_points_falls_and_beats_all_others():
-    draw = random.Random(0)
-    points = [Point(draw.random(), draw.random()) for _ in range(200)]
+def test_the_front_of_random_points_falls_and_dominates_all_others():
+    generator = random.Random(0)
+    points = [Point(generator.random(), generator.random()) for _ in range(200)]
     front = on_front(points)
     assert [p.y for p in front] == sorted((p.y for p in front), reverse=True)
     for point in points:
@@ -145,9 +145,9 @@ def test_the_front_of_random_points_falls_and_beats_all_others():
 
 
 @pytest.mark.parametrize("name", ["front", "near", "far", "one point", "all steps"])
-def test_an_axis_has_at_least_one_number_and_few(name):
+def test_an_axis_has_some_numbers_and_not_too_many(name):
     for narrow in (False, True):
-        figures = [text for text, _ in written(drawn(name, narrow=narrow)) if re.fullmatch(r"[\d.e+]+", text)]
+        figures = [text for text, _ in written(svg_of(name, narrow=narrow)) if re.fullmatch(r"[\d.e+]+", text)]
         assert len(set(figures)) >= 2
         assert len(figures) <= 40
 
@@ -159,7 +159,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("page", [LIGHT_PAGE, DARK_PAGE], ids=["light", "dark"])
-def test_colours_stand_out_from_the_ground_as_wcag_asks(page):
+def test_colours_have_the_contrast_that_wcag_requires(page):
     for colour in COLOURS:
         light, dark = sorted((luminance(colour), luminance(page[0])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 3
@@ -174,29 +174,29 @@ BLIND = {
 
 @pytest.mark.parametrize("kind", BLIND)
 @pytest.mark.parametrize("page", [LIGHT_PAGE, DARK_PAGE], ids=["light", "dark"])
-def test_the_first_models_are_told_apart_by_colour_blind_eyes(page, kind):
+def test_the_first_colours_differ_for_colour_blind_readers(page, kind):
     colours = [page[1], *COLOURS[:3]]
     seen = [np.array(BLIND[kind]) @ [int(c[at : at + 2], 16) for at in (1, 3, 5)] for c in colours]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 60
 
 
-def test_a_model_has_one_colour_and_no_two_have_the_same_sign_and_colour():
+def test_every_model_has_its_own_combination_of_colour_and_marker():
     numbers = colour_numbers(["a", "teacher", "b", "a"], reference="teacher")
     assert numbers == {"teacher": 0, "a": 1, "b": 2}
-    looks = {(model_colour(number), model_marker(number)) for number in range(20)}
-    assert len(looks) == 20
+    styles = {(model_colour(number), model_marker(number)) for number in range(20)}
+    assert len(styles) == 20
 
 
-def test_a_plot_is_saved_as_a_png_with_two_pixels_a_point(tmp_path):
+def test_a_plot_is_saved_as_a_png_with_two_pixels_per_point(tmp_path):
     PLOTS["steps"].save_png(tmp_path / "plot.png")
     image = Image.open(tmp_path / "plot.png").convert("RGB")
     assert image.width == pytest.approx(2 * WIDE, rel=0.1)
     assert image.getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_the_words_for_a_plot_name_every_model_and_its_figures():
+def test_the_alternative_text_of_a_plot_has_every_model_and_its_figures():
     assert "tiny-sd from 28.5 at 1 to 1.08 at 50" in PLOTS["steps"].alt
-    assert "light: tiny-sd 0.21, consistency 0.27" in PLOTS["shares"].alt
+    assert "light: tiny-sd 0.21, consistency 0.27" in PLOTS["fractions"].alt
 
 
 @pytest.mark.parametrize(
@@ -204,20 +204,20 @@ def test_the_words_for_a_plot_name_every_model_and_its_figures():
     [
         ([], "series: got one without points"),
         ([Series("a", (), 0)], "series: got one without points"),
-        ([Series("a", (Point(1, float("nan")),), 0)], "a, y: got nan, takes a finite number."),
-        ([Series("a", (Point(0, 1),), 0)], "a, x: got 0, takes a number above 0 on a logarithmic axis."),
+        ([Series("a", (Point(1, float("nan")),), 0)], "a, y: got nan, expects a finite number."),
+        ([Series("a", (Point(0, 1),), 0)], "a, x: got 0, expects a number above 0 on a logarithmic axis."),
     ],
 )
-def test_what_cannot_be_drawn_is_a_sentence(series, sentence):
+def test_values_that_cannot_be_plotted_are_an_error(series, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         curves(series, "x", "y", x_log=True)
 
 
-def test_rows_that_are_not_there_are_a_sentence():
+def test_a_plot_without_rows_is_an_error():
     with pytest.raises(ValueError, match="rows: got none"):
         by_row("distance", [], {}, [])
 
 
-def test_an_interval_that_reaches_below_zero_is_drawn_on_a_logarithmic_axis():
+def test_an_interval_below_zero_is_plotted_on_a_logarithmic_axis():
     series = [Series("kid", (Point(1, 2.0, -1.0, 3.0), Point(2, 1.0, -0.5, 2.0)), 1)]
     assert "NaN" not in curves(series, "steps", "kid", y_log=True).svg()

@@ -17,11 +17,11 @@ from gendistill.evaluation.reporting.page import (
     Figure,
     Galleries,
     Gallery,
+    ImageComparison,
+    ImageRow,
     Notice,
     Page,
     PageSection,
-    PictureComparison,
-    PictureRow,
     Table,
     TableRow,
     Text,
@@ -42,16 +42,16 @@ def shoot(*arguments: object) -> subprocess.CompletedProcess:
 
 def unwieldy() -> Page:
     """Names too long for any place that they stand in, and many of all things."""
-    picture = np.zeros((3, 3, 32, 32), np.uint8)
+    image = np.zeros((3, 3, 32, 32), np.uint8)
     series = [Series(LONG, (Point(1, 2, label=LONG), Point(2, 1)), 1), Series(LONG, (Point(3, 1),), 2)]
     blocks = [
         Text(LONG),
         Cards([Card(LONG, LONG, LONG, 3), Card("1", "a")]),
         Notice(LONG),
-        Table([Column(LONG, LONG)] * 20, [TableRow.of(*[Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
+        Table([Column(LONG, LONG)] * 20, [TableRow.from_cells(*[Cell(LONG, LONG, colour=4)] * 20, group=LONG)], LONG),
         Figure(curves(series, LONG, LONG, front="lower"), LONG),
-        Galleries([Gallery(LONG, picture, [LONG] * 3, LONG)]),
-        PictureComparison([LONG] * 9, [PictureRow(LONG, picture[:1].repeat(9, 0), LONG)]),
+        Galleries([Gallery(LONG, image, [LONG] * 3, LONG)]),
+        ImageComparison([LONG] * 9, [ImageRow(LONG, image[:1].repeat(9, 0), LONG)]),
         Details(LONG, [(LONG, LONG)], opened=True),
         Details(LONG, LONG, opened=True),
     ]
@@ -67,13 +67,13 @@ def files(tmp_path_factory, report_html) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("name", "width"), [("usual", 360), ("unwieldy", 360), ("unwieldy", 1400)])
-def test_nothing_sticks_out_of_a_page_sideways(tmp_path, files, name, width):
+def test_nothing_overflows_a_page_horizontally(tmp_path, files, name, width):
     done = shoot(files[name], "--out", tmp_path / "shot.png", "--width", width, "--height", 100)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "shot.png").size == (width, 100)
 
 
-def test_what_sticks_out_is_an_error(tmp_path):
+def test_an_overflowing_page_is_an_error(tmp_path):
     (tmp_path / "wide.html").write_text('<!doctype html><div style="width: 500px">wide</div>')
     done = shoot(tmp_path / "wide.html", "--out", tmp_path / "shot.png", "--width", 390)
     assert done.returncode == 1
@@ -81,7 +81,7 @@ def test_what_sticks_out_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "ground"), [([], "#fdfdfc"), (["--dark"], "#131417")], ids=["light", "dark"])
-def test_a_page_is_drawn_in_the_palette_that_its_reader_prefers(tmp_path, options, ground):
+def test_a_page_is_rendered_in_the_colour_scheme_that_its_reader_prefers(tmp_path, options, ground):
     write_page(Page("title", [PageSection("section", [Text("text")])]), tmp_path / "report.html")
     done = shoot(tmp_path / "report.html", "--out", tmp_path / "shot.png", "--width", 390, "--scale", 2, *options)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ def test_the_share_of_covered_rows_equals_the_coverage_of_prdc():
     assert (hits.sum(axis=1) > 0).mean() == pytest.approx(compute_prdc(real, fake, nearest_k=5)["coverage"], abs=1e-12)
 
 
-def test_a_group_that_the_student_no_longer_draws_is_found_and_its_pictures_shown():
+def test_a_group_that_the_student_no_longer_samples_is_found_and_its_images_shown():
     real, of = mixture(600, 5)
     teacher, student = mixture(300, 6)[0], mixture(300, 7, groups=[g for g in range(10) if g != 4])[0]
     by_teacher, by_student = covering(real, teacher), covering(real, student)
@@ -40,7 +40,7 @@ def test_a_group_that_the_student_no_longer_draws_is_found_and_its_pictures_show
     json.dumps(asdict(result), allow_nan=False)
 
 
-def test_models_that_draw_alike_seldom_have_a_group_called_worse():
+def test_models_that_sample_alike_seldom_have_a_group_called_worse():
     p_values, found = [], 0
     for repeat in range(25):
         real, of = mixture(300, 100 + repeat)
@@ -64,16 +64,16 @@ def test_the_interval_of_coverage_holds_the_true_difference_nine_times_in_ten_or
     assert np.mean((low <= difference.mean()) & (difference.mean() <= high)) > 0.85
 
 
-def test_a_student_that_draws_the_teachers_pictures_differs_nowhere():
+def test_a_student_that_samples_the_teachers_images_differs_nowhere():
     real, of = mixture(100, 8)
     hits = covering(real, mixture(60, 9)[0])
     result = coverage_by_group(hits, hits.toarray(), [str(g) for g in of], permutations=99)
     assert result.worse == ()
     assert all(g.difference == 0 and g.p_value == 1 and g.worst == () for g in (*result.groups, result.overall))
-    assert "No group" in result.describe()
+    assert "None of" in result.describe()
 
 
-def test_scores_that_fell_in_one_group_of_fifty_are_found_with_the_worst_pictures():
+def test_scores_that_fell_in_one_group_of_fifty_are_found_with_the_worst_images():
     rng = np.random.default_rng(10)
     groups = np.repeat([f"group {g}" for g in range(50)], 20)
     teacher = rng.normal(60, 10, 1000)
@@ -131,9 +131,9 @@ def test_groups_too_small_to_tell_are_listed_last_and_untested():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="takes \\(M, N\\) twice"):
+    with pytest.raises(ValueError, match="expects \\(M, N\\) twice"):
         coverage_by_group(np.ones(4, bool), np.ones(4, bool), ["a"] * 4)
-    with pytest.raises(ValueError, match="3 names for 4 pictures"):
+    with pytest.raises(ValueError, match="3 names for 4 images"):
         coverage_by_group(np.ones((4, 2), bool), np.ones((4, 2), bool), ["a"] * 3)
     with pytest.raises(ValueError, match="more than k = 5"):
         covering(np.ones((5, 2)), np.ones((3, 2)))

@@ -29,7 +29,7 @@ def test_a_dropped_mode_is_found_and_shown(bins):
         assert {teacher[1][n] for n in found.teacher_examples} == {5}
         assert found.student < 0.1 * found.teacher
     assert result.student_divergence > 3 * result.teacher_divergence
-    assert "lost ground in" in result.describe()
+    assert "has too few images in" in result.describe()
     json.dumps(asdict(result), allow_nan=False)
 
 
@@ -86,7 +86,7 @@ def test_the_extreme_divergence_is_ln_2():
     assert result.student_divergence <= np.log(2)
 
 
-def test_bins_depend_on_the_seed_alone_and_every_one_holds_a_reference_picture():
+def test_bins_depend_on_the_seed_alone_and_every_one_holds_a_reference_image():
     reference = mixture(300, 13)[0]
     centres = fit_bins(reference, 40, seed=3)
     np.testing.assert_array_equal(centres, fit_bins(torch.from_numpy(reference), 40, seed=3))
@@ -97,7 +97,7 @@ def test_wrong_input_is_named():
     x = mixture(20, 14)[0]
     with pytest.raises(ValueError, match="bins: got 30"):
         mode_loss(x, x, x, bins=30)
-    with pytest.raises(ValueError, match="student: got 19 pictures for 20"):
+    with pytest.raises(ValueError, match="student: got 19 images for 20"):
         mode_loss(x, x, x[:19], bins=4)
-    with pytest.raises(ValueError, match="takes \\(M, D\\)"):
+    with pytest.raises(ValueError, match="expects \\(M, D\\)"):
         mode_loss(x, x[:, :3], x, bins=4)

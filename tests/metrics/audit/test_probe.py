@@ -17,14 +17,14 @@ VENDOR = AttributeRule("vendor", {"google": "google emoji", "twitter": "twitter 
 
 @pytest.fixture(scope="module")
 def training(extractor):
-    """(pictures uint8, features, captions) of 2000 pictures of the embedded training split."""
+    """(images uint8, features, captions) of 2000 images of the embedded training split."""
     sys.path.insert(0, str(Path(__file__).parents[3] / "scripts" / "recipes"))
     from emoji import load_emoji
 
     emoji = load_emoji("train")
     rows = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(0))[:2000]
-    pictures = ((emoji.pictures[rows] + 1) * 127.5).round().to(torch.uint8)
-    return pictures, extract(extractor, pictures), [emoji.captions[k] for k in rows.tolist()]
+    images = ((emoji.images[rows] + 1) * 127.5).round().to(torch.uint8)
+    return images, extract(extractor, images), [emoji.captions[k] for k in rows.tolist()]
 
 
 def names(captions):
@@ -73,7 +73,7 @@ def test_the_fit_is_that_of_scikit_learn():
     np.testing.assert_allclose(probe.probabilities(torch.from_numpy(x)), expected, atol=1e-3)
 
 
-def test_accuracy_and_confusion_are_of_held_out_pictures():
+def test_accuracy_and_confusion_are_of_held_out_images():
     rng = np.random.default_rng(1)
     noise, labels = rng.normal(size=(200, 150)), [f"v{k}" for k in rng.integers(0, 2, 200)]
     probe = fit_probe(noise, labels, l2=1e-6)
@@ -94,20 +94,20 @@ def test_groups_keep_near_duplicates_from_flattering_the_accuracy():
     assert fit_probe(x, labels, groups=[str(p) for p in people]).accuracy < 0.75
 
 
-def test_a_balanced_probe_is_not_drawn_to_the_value_that_it_saw_most():
+def test_a_balanced_probe_is_not_sampled_to_the_value_that_it_saw_most():
     x, labels = blobs([900, 100], 4, apart=1.0)
     fresh, _ = blobs([500, 500], 5, apart=1.0)
     assert abs(np.mean(np.array(fit_probe(x, labels).predict(fresh)) == "v0") - 0.5) < 0.1
 
 
-def test_a_probe_tested_on_other_pictures_reads_the_same_and_tells_their_accuracy():
+def test_a_probe_tested_on_other_images_reads_the_same_and_tells_their_accuracy():
     x, labels = blobs([100, 100], 6)
     probe = fit_probe(x, labels)
     swapped = ["v1" if label == "v0" else "v0" for label in labels]
-    other = probe.tested(x, swapped, on="mislabelled pictures")
+    other = probe.tested(x, swapped, on="mislabelled images")
     assert other.accuracy == pytest.approx(1 - probe.accuracy, abs=0.03)
     assert other.confusion[0, 1] > 0.9
-    assert other.tested_on == "mislabelled pictures"
+    assert other.tested_on == "mislabelled images"
     assert other.predict(x) == probe.predict(x)
     with pytest.raises(ValueError, match="and all of \\['v0', 'v1'\\]"):
         probe.tested(x, ["v0"] * 200, on="one value")
@@ -131,10 +131,10 @@ def test_vendors_of_held_out_emoji_are_recognised_in_the_features(training, held
 
 
 def test_skin_tones_of_held_out_emoji_are_recognised_in_colours_better_than_in_features(training, held_out, extractor):
-    pictures, features, captions = training
+    images, features, captions = training
     labels, of_held_out = SKIN_TONE.labels(names(captions)), SKIN_TONE.labels(names(held_out[1]))
     by_features = fit_probe(features, labels, groups=of_one_emoji(captions), folds=2)
-    by_colours = fit_probe(colour_histogram(pictures), labels, groups=of_one_emoji(captions), folds=2)
+    by_colours = fit_probe(colour_histogram(images), labels, groups=of_one_emoji(captions), folds=2)
     on_features = by_features.tested(extract(extractor, held_out[0]), of_held_out, on="held-out emoji")
     on_colours = by_colours.tested(colour_histogram(held_out[0]), of_held_out, on="held-out emoji")
     assert on_colours.accuracy > 0.9
@@ -148,9 +148,9 @@ def test_wrong_input_is_named():
     x = np.zeros((4, 2))
     with pytest.raises(ValueError, match="3 labels for features \\(4, 2\\)"):
         fit_probe(x, ["a", "b", "a"])
-    with pytest.raises(ValueError, match="\\{'a': 4\\}, takes at least two values"):
+    with pytest.raises(ValueError, match="\\{'a': 4\\}, expects at least two values"):
         fit_probe(x, ["a"] * 4)
     with pytest.raises(ValueError, match="two groups each"):
         fit_probe(x, ["a", "a", "b", "b"], groups=["1", "2", "3", "3"])
-    with pytest.raises(ValueError, match=r"takes torch.uint8"):
+    with pytest.raises(ValueError, match=r"expects torch.uint8"):
         colour_histogram(torch.zeros(1, 3, 4, 4))

@@ -18,7 +18,7 @@ from gendistill.metrics.cost.components import (
     parameters_by_dtype,
     seconds_by_component,
 )
-from gendistill.metrics.cost.efficiency import Costs, measure, pictures_drawn, time_batch
+from gendistill.metrics.cost.efficiency import Costs, images_generated, measure, time_batch
 from gendistill.metrics.cost.energy import measure_energy
 from gendistill.metrics.cost.measured_memory import available_memory, peak_memory, ran_out
 
@@ -83,7 +83,7 @@ def test_warm_up_is_left_out_of_the_seconds_of_a_batch():
     batch = time_batch(generate, 4, warmup=1, repeats=3)
     assert calls == [4] * 4
     assert 0.02 <= batch.seconds <= batch.seconds_p90 < 0.2
-    assert batch.pictures_per_second == pytest.approx(4 / batch.seconds)
+    assert batch.images_per_second == pytest.approx(4 / batch.seconds)
 
 
 @pytest.mark.parametrize(("guided", "samples"), [(False, 3), (True, 6)])
@@ -213,7 +213,7 @@ def test_a_batch_that_would_not_fit_is_not_tried_on_a_cpu():
 
     costs = measure(generate, model.components, network="network", batch_sizes=[1, 10**9], repeats=1, energy_seconds=0)
     assert set(tried) == {1}
-    assert "stopped before 1000000000, which would take about" in costs.notes[0]
+    assert "stopped before 1000000000, which would need about" in costs.notes[0]
 
 
 def test_an_error_that_is_not_of_memory_is_not_hidden():
@@ -234,7 +234,7 @@ def test_what_torch_says_when_memory_runs_out_is_understood():
     assert not ran_out(RuntimeError("shapes do not agree"))
 
 
-def test_progress_counts_every_picture_whether_or_not_the_list_is_finished():
+def test_progress_counts_every_image_whether_or_not_the_list_is_finished():
     for most in (4, 10**12):
         model, done = Generator(), []
 
@@ -243,7 +243,7 @@ def test_progress_counts_every_picture_whether_or_not_the_list_is_finished():
             return model(count)
 
         measure(generate, model.components, network="network", batch_sizes=[2, most], energy_seconds=0, progress=done.append)
-        assert sum(done) == pictures_drawn([2, most])
+        assert sum(done) == images_generated([2, most])
 
 
 def test_energy_is_measured_in_silence_without_files_and_without_network(tmp_path, monkeypatch, capfd):
@@ -286,7 +286,7 @@ def test_costs_survive_json():
     assert again.latency == costs.batches[0].seconds
     assert again.flops == sum(component.flops for component in costs.components.values())
     assert again.parameter_bytes == 4 * again.parameters == 4 * (8 * 16 + 16 + 4 * 4 * 9 + 4 + 16 * 5 + 5)
-    assert math.isfinite(again.pictures_per_second)
+    assert math.isfinite(again.images_per_second)
 
 
 def test_a_wrong_field_of_stored_costs_is_named():
@@ -302,13 +302,13 @@ def test_a_wrong_field_of_stored_costs_is_named():
 @pytest.mark.parametrize("wrong", [{"batch_sizes": [0]}, {"repeats": 0}, {"warmup": 0}])
 def test_numbers_below_one_are_refused(wrong):
     model = Generator()
-    with pytest.raises(ValueError, match="takes 1 or more of each"):
+    with pytest.raises(ValueError, match="expects 1 or more of each"):
         measure(model, model.components, network="network", **wrong)
 
 
 def test_a_network_that_is_no_component_is_refused():
     model = Generator()
-    with pytest.raises(ValueError, match="network: got 'unet', takes one of the components: encoder, network, decoder"):
+    with pytest.raises(ValueError, match="network: got 'unet', expects one of the components: encoder, network, decoder"):
         measure(model, model.components, network="unet")
 
 
@@ -328,9 +328,9 @@ def test_short_calls_are_repeated_until_they_took_long_enough_and_progress_still
         network="network",
         batch_sizes=(1,),
         repeats=2,
-        least_seconds=0.2,
+        min_seconds=0.2,
         energy_seconds=0,
         progress=told.append,
     )
     assert 10 <= len(calls) - 1 - 4 <= 20  # without the warm-up, three split runs and the counting
-    assert sum(told) == pictures_drawn((1,), repeats=2)
+    assert sum(told) == images_generated((1,), repeats=2)

@@ -49,14 +49,14 @@ def test_scores_lie_between_0_and_100(scorer, held_out):
     assert scores.max() <= 100
 
 
-def test_a_picture_fits_its_own_caption_better_than_those_of_others(scorer, held_out):
+def test_a_image_fits_its_own_caption_better_than_those_of_others(scorer, held_out):
     images, prompts = held_out[0][:200], [c["name"] for c in held_out[1][:200]]
     own, other = scorer.score(images, prompts), scorer.score(images, prompts[100:] + prompts[:100])
     assert own.mean() > other.mean() + 10
 
 
 def test_a_wrong_count_of_prompts_and_an_unknown_model_are_refused(scorer, held_out):
-    with pytest.raises(ValueError, match="1 for 2 pictures"):
+    with pytest.raises(ValueError, match="1 for 2 images"):
         scorer.score(held_out[0][:2], ["google emoji of red apple"])
     with pytest.raises(ValueError, match="MODEL/TAG"):
         load_scorer("ViT-B-32/no-such-tag")

@@ -48,7 +48,7 @@ def test_a_set_is_at_distance_zero_from_itself_even_if_it_is_rank_deficient(rank
     assert frechet_distance(a, a) < 1e-6
 
 
-def test_fewer_pictures_than_features_in_orthogonal_directions_add_their_variances():
+def test_fewer_images_than_features_in_orthogonal_directions_add_their_variances():
     flat, upright = np.zeros((40, 40)), np.zeros((40, 40))
     flat[0, 0], upright[1, 1] = 2.0, 3.0
     a, b = GaussianStatistics(np.zeros(40), flat, 5), GaussianStatistics(np.zeros(40), upright, 5)
@@ -65,7 +65,7 @@ def test_the_distance_is_symmetric_and_blind_to_rotation():
 
 
 class MeanOfPatches(nn.Module):
-    """16x16 patch means: 12 features of a 32x32 picture, a feature network that both sides can run."""
+    """16x16 patch means: 12 features of a 32x32 image, a feature network that both sides can run."""
 
     num_features = 12
 
@@ -118,7 +118,7 @@ def test_wrong_features_are_named_in_the_error():
 
 @pytest.mark.parametrize("count", [300, 20])
 def test_the_distance_equals_three_other_libraries_over_the_same_features(count):
-    """Of 20 pictures of 32 features too: torch-fidelity takes eigenvalues of a singular product, the two others its root."""
+    """Of 20 images of 32 features too: torch-fidelity takes eigenvalues of a singular product, the two others its root."""
     rng = np.random.default_rng(10)
     x, y = rng.normal(0.1, 1.2, (count, 32)), rng.normal(size=(250, 32)) * np.linspace(0.2, 2, 32)
     a, b = gaussian_statistics(x), gaussian_statistics(y)
@@ -186,15 +186,15 @@ def test_a_buffer_that_is_written_over_after_adding_does_not_change_the_moments(
 
 def test_moments_name_blocks_that_do_not_fit():
     moments = Moments()
-    with pytest.raises(ValueError, match="got 0, takes at least 2"):
+    with pytest.raises(ValueError, match="got 0, expects at least 2"):
         moments.statistics()
     moments.add(np.zeros((3, 4)))
     with pytest.raises(ValueError, match="got 5 per image after blocks of 4, expects 4"):
         moments.add(np.zeros((3, 5)))
 
 
-def test_the_extrapolated_distance_is_nearer_to_that_of_infinitely_many_pictures():
-    """Distance of N(0, I) to itself: 0 for infinitely many pictures, about D^2 / N for N."""
+def test_the_extrapolated_distance_is_nearer_to_that_of_infinitely_many_images():
+    """Distance of N(0, I) to itself: 0 for infinitely many images, about D^2 / N for N."""
     rng = np.random.default_rng(16)
     reference = GaussianStatistics(np.zeros(16), np.eye(16), None)
     x = rng.normal(size=(4000, 16))
@@ -220,10 +220,10 @@ def test_pytorch_fid_and_clean_fid_read_what_we_save_and_we_read_what_they_save(
 def test_files_that_hold_no_fitting_statistics_get_a_sentence(tmp_path):
     path = tmp_path / "reference.npz"
     random_statistics(8, 20, seed=18).save(path)
-    with pytest.raises(ValueError, match="got statistics of 8 features, takes 128"):
+    with pytest.raises(ValueError, match="got statistics of 8 features, expects 128"):
         GaussianStatistics.load(path, dim=128)
     np.savez(path, feats=np.zeros((5, 8)))  # what clean-fid saves for KID
-    with pytest.raises(ValueError, match=r"got arrays \['feats'\], takes 'mu'"):
+    with pytest.raises(ValueError, match=r"got arrays \['feats'\], expects 'mu'"):
         GaussianStatistics.load(path)
     np.savez(path, mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(ValueError, match=r"got mu \(3,\) and sigma \(4, 4\)"):

@@ -20,7 +20,7 @@ def test_all_four_scores_equal_prdc(neighbours):
 
 
 @pytest.mark.parametrize("neighbours", [1, 3])
-def test_precision_and_recall_equal_torch_fidelity_with_drawn_pictures_first(neighbours):
+def test_precision_and_recall_equal_torch_fidelity_with_sampled_images_first(neighbours):
     x, y = drawn_and_reference(dim=6)
     theirs = metric_prc.prc_features_to_metric(
         torch.from_numpy(x), torch.from_numpy(y), prc_neighborhood=neighbours, verbose=False
@@ -30,13 +30,13 @@ def test_precision_and_recall_equal_torch_fidelity_with_drawn_pictures_first(nei
     assert ours.recall.mean() == pytest.approx(theirs[metric_prc.KEY_METRIC_RECALL], abs=1e-6)
 
 
-def test_the_pictures_of_a_line_are_judged_one_by_one():
-    """Reference 0, 1, 2, 10, drawn 0.5, 30, 31, with the nearest neighbour: each ball can be written down."""
+def test_the_images_of_a_line_are_evaluated_one_by_one():
+    """Reference 0, 1, 2, 10, sampled 0.5, 30, 31, with the nearest neighbour: each ball can be written down."""
     x, y = np.array([[0.5], [30.0], [31.0]]), np.array([[0.0], [1.0], [2.0], [10.0]])
     scores = manifold_scores(x, y, neighbours=1)
     assert scores.precision.tolist() == [True, False, False]
     assert scores.density.tolist() == [2, 0, 0]  # inside the balls of 0 and 1, whose radius is 1
-    assert scores.coverage.tolist() == [True, True, False, False]  # 2 reaches to 1, 10 to 2: no drawn picture
+    assert scores.coverage.tolist() == [True, True, False, False]  # 2 reaches to 1, 10 to 2: no sampled image
     assert scores.recall.tolist() == [True, True, True, True]  # 0.5 reaches as far as 30
     assert not manifold_scores(x[1:], y, 1).recall.any()
 
@@ -52,7 +52,7 @@ def test_forgetting_a_cluster_costs_recall_and_coverage_of_that_cluster_alone():
 
 
 def test_a_set_of_copies_lies_on_the_surface_of_balls_without_extent():
-    """All pictures equal: inside for precision and recall (at most the radius), outside for density (below the radius)."""
+    """All images equal: inside for precision and recall (at most the radius), outside for density (below the radius)."""
     same = np.full((12, 3), 0.1)
     scores = manifold_scores(same, same)
     assert scores.precision.all()
@@ -78,7 +78,7 @@ def test_blocks_do_not_change_the_scores(monkeypatch):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
-def test_too_few_pictures_for_the_neighbours_are_named():
+def test_too_few_images_for_the_neighbours_are_named():
     x, y = drawn_and_reference(3, 9)
-    with pytest.raises(ValueError, match="neighbours: got 3, takes at least 1 and fewer than the 3 pictures"):
+    with pytest.raises(ValueError, match="neighbours: got 3, expects at least 1 and fewer than the 3 images"):
         manifold_scores(x, y)

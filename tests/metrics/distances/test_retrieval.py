@@ -10,7 +10,7 @@ def unit(rng, *shape):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def test_pictures_that_are_their_prompts_are_all_found_and_random_ones_as_often_as_chance():
+def test_images_that_are_their_prompts_are_all_found_and_random_ones_as_often_as_chance():
     rng = np.random.default_rng(0)
     texts, prompts = unit(rng, 2000, 16), [f"prompt {i}" for i in range(2000)]
     assert retrieval_precision(texts, texts, prompts).mean() == 1
@@ -28,7 +28,7 @@ def test_with_all_prompts_as_candidates_it_is_the_share_of_best_matches():
     np.testing.assert_array_equal(found, expected)
 
 
-def test_pictures_of_one_prompt_never_compete_with_each_other():
+def test_images_of_one_prompt_never_compete_with_each_other():
     rng = np.random.default_rng(2)
     texts = np.repeat(unit(rng, 5, 8), 4, axis=0)
     assert retrieval_precision(texts, texts, [f"prompt {i // 4}" for i in range(20)]).tolist() == [1] * 20
@@ -55,8 +55,8 @@ def test_tiny_clip_finds_the_captions_of_held_out_emoji_far_more_often_than_chan
 
     images, captions = held_out[0][::8], [caption["name"] for caption in held_out[1][::8]]
     with torch.inference_mode():
-        pictures = torch.stack([scorer.preprocess(to_pil_image(image)) for image in images])
-        image_embeddings = scorer.model.encode_image(pictures, normalize=True)
+        batch = torch.stack([scorer.preprocess(to_pil_image(image)) for image in images])
+        image_embeddings = scorer.model.encode_image(batch, normalize=True)
         text_embeddings = scorer.model.encode_text(scorer.tokenizer(captions), normalize=True)
     found = retrieval_precision(image_embeddings, text_embeddings, captions, candidates=50)
     assert found.mean() > 5 / 50
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_named():
     x = np.eye(4)
     with pytest.raises(ValueError, match="only one text"):
         retrieval_precision(x, x, ["a"] * 4)
-    with pytest.raises(ValueError, match="4 pictures, 4 text embeddings and 3 prompts"):
+    with pytest.raises(ValueError, match="4 images, 4 text embeddings and 3 prompts"):
         retrieval_precision(x, x, ["a", "b", "c"])
     with pytest.raises(ValueError, match="candidates: got 1"):
         retrieval_precision(x, x, ["a", "b", "c", "d"], candidates=1)

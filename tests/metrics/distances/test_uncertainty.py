@@ -19,7 +19,7 @@ from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_st
 
 
 def frechet_interval(x, reference, **resampling):
-    return symmetric_bootstrap(WeightedFrechet(x, reference), at_least=0.0, **resampling)
+    return symmetric_bootstrap(WeightedFrechet(x, reference), minimum=0.0, **resampling)
 
 
 def gaussians(dim, shift, scale, seed=0):
@@ -31,8 +31,8 @@ def gaussians(dim, shift, scale, seed=0):
 
 
 @pytest.mark.parametrize(("count", "dim", "shift", "scale"), [(1000, 8, 0.1, 1.1), (1000, 16, 0.05, 1.05), (300, 32, 0.1, 1.2)])
-def test_the_interval_of_the_distance_covers_that_of_infinitely_many_pictures(count, dim, shift, scale):
-    """95 % in about 95 of 100 repeats, where most plain distances lie above: of 300 pictures of 32 features by 1.6 times."""
+def test_the_interval_of_the_distance_covers_that_of_infinitely_many_images(count, dim, shift, scale):
+    """95 % in about 95 of 100 repeats, where most plain distances lie above: of 300 images of 32 features by 1.6 times."""
     root, mean, reference, truth = gaussians(dim, shift, scale)
     rng = np.random.default_rng(1)
     repeats, covered, above = 200, 0, 0
@@ -67,8 +67,8 @@ def test_the_interval_of_a_mean_covers_the_truth():
     assert 0.9 <= np.mean(covered) <= 0.99
 
 
-def test_the_interval_of_kid_covers_that_of_infinitely_many_pictures():
-    """x . y has the mean |mu|^2 under N(mu, I); the large-sample value is that of 20,000 pictures."""
+def test_the_interval_of_kid_covers_that_of_infinitely_many_images():
+    """x . y has the mean |mu|^2 under N(mu, I); the large-sample value is that of 20,000 images."""
     rng = np.random.default_rng(7)
     y = rng.normal(size=(200, 6))
     truth = float(np.mean([kid_of_all(rng.normal(0.3, 1, (1000, 6)), y) for _ in range(40)]))
@@ -78,7 +78,7 @@ def test_the_interval_of_kid_covers_that_of_infinitely_many_pictures():
     assert 0.9 <= np.mean(covered) <= 0.99
 
 
-def test_the_interval_of_the_vendi_score_covers_that_of_infinitely_many_pictures():
+def test_the_interval_of_the_vendi_score_covers_that_of_infinitely_many_images():
     rng = np.random.default_rng(8)
     spread = np.linspace(0.2, 1, 6)
     truth = vendi_score(rng.normal(size=(200_000, 6)) * spread)
@@ -108,7 +108,7 @@ def test_whole_weights_score_as_the_set_with_its_rows_repeated(count, dim):
     assert weighted_kid(x, y)(weights)[0] == pytest.approx(kid_of_all(x, y), rel=1e-9)
 
 
-def test_leaving_pictures_out_by_weight_is_leaving_them_out():
+def test_leaving_images_out_by_weight_is_leaving_them_out():
     x, y = drawn_and_reference()
     weights = np.zeros((1, 120))
     weights[0, 10:90] = 1
@@ -153,7 +153,7 @@ def test_resamples_fall_with_the_dimension():
 
 def test_samples_too_small_for_the_dimension_are_warned_of_in_one_sentence():
     assert "singular" in sample_size_warning(2048, 2048)
-    assert "compare only scores of 5000 pictures" in sample_size_warning(5000, 2048)
+    assert "compare only scores of 5000 images" in sample_size_warning(5000, 2048)
     assert sample_size_warning(20480, 2048) is None
     assert all(sample_size_warning(count, 2048).count(".") == 1 for count in (100, 5000))
 
@@ -161,7 +161,7 @@ def test_samples_too_small_for_the_dimension_are_warned_of_in_one_sentence():
 def test_wrong_values_are_named():
     with pytest.raises(ValueError, match=r"values: got shape \(1,\)"):
         mean_interval(np.zeros(1))
-    with pytest.raises(ValueError, match="got 5 a picture, takes 4"):
+    with pytest.raises(ValueError, match="got 5 per image, expects 4"):
         frechet_interval(np.zeros((9, 5)), GaussianStatistics(np.zeros(4), np.eye(4), None))
     with pytest.raises(ValueError, match="resamples: got 3"):
         symmetric_bootstrap(WeightedVendi(np.eye(5)), resamples=3)

@@ -8,13 +8,13 @@ from gendistill.metrics.distances.vendi import vendi_score
 
 
 @pytest.mark.parametrize("shape", [(150, 24), (20, 24), (24, 24)])
-def test_the_score_equals_vendi_score_by_pictures_and_by_features(shape):
+def test_the_score_equals_vendi_score_by_images_and_by_features(shape):
     x = drawn_and_reference(shape[0], 2, shape[1])[0]
     assert vendi_score(x) == pytest.approx(vendi.score_dual(x), rel=1e-6)
     assert vendi_score(x) == pytest.approx(vendi.score_K(x @ x.T, normalize=True), rel=1e-6)
 
 
-def test_k_orthogonal_pictures_count_k_however_often_each_is_repeated():
+def test_k_orthogonal_images_count_k_however_often_each_is_repeated():
     assert vendi_score(np.repeat(np.eye(6), 5, axis=0)) == pytest.approx(6)
     assert vendi_score(np.repeat([[1.0, 2.0, 3.0]], 9, axis=0)) == pytest.approx(1)
 
@@ -41,7 +41,7 @@ def test_a_model_that_ignores_its_seed_has_no_diversity_within_prompts():
 
 
 def test_groups_that_give_no_pair_are_named():
-    with pytest.raises(ValueError, match="one picture for every prompt"):
+    with pytest.raises(ValueError, match="one image for every prompt"):
         intra_prompt_diversity(np.eye(3), ["a", "b", "c"])
-    with pytest.raises(ValueError, match="groups: got 2 for 3 pictures"):
+    with pytest.raises(ValueError, match="groups: got 2 for 3 images"):
         intra_prompt_diversity(np.eye(3), ["a", "b"])

@@ -42,7 +42,7 @@ def test_an_iterable_of_batches_gives_what_the_tensor_gives_and_reports_progress
     torch.testing.assert_close(streamed, extract(extractor, images, batch_size=4))
 
 
-def test_an_enlarged_picture_has_nearly_the_features_of_the_original(extractor, held_out):
+def test_an_enlarged_image_has_nearly_the_features_of_the_original(extractor, held_out):
     images = held_out[0][:16]
     large = images.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     cosine = torch.cosine_similarity(extractor(images), extractor(large), dim=1)
@@ -71,18 +71,18 @@ def test_the_protocol_names_the_metric_and_the_weights_file(extractor):
 def test_an_unknown_extractor_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'inception'"):
         load_extractor("incepton")
-    with pytest.raises(ValueError, match="takes 'emoji', 'inception'"):
+    with pytest.raises(ValueError, match="expects 'emoji', 'inception'"):
         load_extractor("/no/such/folder")
 
 
-def test_pictures_that_are_not_uint8_are_refused(extractor):
+def test_images_that_are_not_uint8_are_refused(extractor):
     with pytest.raises(ValueError, match=r"torch.uint8 \(B, 3, H, W\)"):
         extract(extractor, torch.rand(2, 3, 32, 32))
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         extract(extractor, [])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         extract(extractor, torch.zeros(0, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="mode RGBA, takes RGB"):
+    with pytest.raises(ValueError, match="mode RGBA, expects RGB"):
         extract(extractor, [Image.new("RGBA", (8, 8))])
     with pytest.raises(ValueError, match=r"got float64 \(8, 8, 3\)"):
         extract(extractor, [np.zeros((8, 8, 3))])
@@ -90,7 +90,7 @@ def test_pictures_that_are_not_uint8_are_refused(extractor):
         extract(extractor, ["a.png"])
 
 
-# ---- pictures of mixed sizes, threads, memory
+# ---- images of mixed sizes, threads, memory
 
 
 class Pooled(nn.Module):
@@ -100,11 +100,11 @@ class Pooled(nn.Module):
         return nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
 
 
-def test_pictures_of_mixed_sizes_are_resized_each_for_itself(extractor, held_out):
-    pictures = [to_pil_image(image).resize((32 + 5 * k, 64 - 3 * k)) for k, image in enumerate(held_out[0][:9])]
-    arrays = [np.asarray(picture) for picture in pictures]
+def test_images_of_mixed_sizes_are_resized_each_for_itself(extractor, held_out):
+    images = [to_pil_image(image).resize((32 + 5 * k, 64 - 3 * k)) for k, image in enumerate(held_out[0][:9])]
+    arrays = [np.asarray(image) for image in images]
     alone = torch.cat([extractor(torch.from_numpy(a.copy()).permute(2, 0, 1)[None]) for a in arrays])
-    for together in (extract(extractor, iter(pictures), batch_size=4), extract(extractor, arrays)):
+    for together in (extract(extractor, iter(images), batch_size=4), extract(extractor, arrays)):
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -115,22 +115,22 @@ def test_mixed_sizes_without_resizing_are_refused():
         extract(network, [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))])
 
 
-def test_no_more_pictures_are_taken_than_the_look_ahead_allows():
+def test_no_more_images_are_taken_than_the_look_ahead_allows():
     taken = 0
 
-    def pictures():
+    def images():
         nonlocal taken
         for _ in range(100):
             taken += 1
             yield Image.new("RGB", (8, 8))
 
-    for number, batch in enumerate(feature_batches(ModuleFeatures(Pooled(), "pooled", 8), pictures(), batch_size=5)):
+    for number, batch in enumerate(feature_batches(ModuleFeatures(Pooled(), "pooled", 8), images(), batch_size=5)):
         assert len(batch) == 5
         assert taken <= 5 * (number + 2)
     assert taken == 100
 
 
-def test_pictures_are_prepared_in_other_threads_and_these_end_with_an_error(held_out):
+def test_images_are_prepared_in_other_threads_and_these_end_with_an_error(held_out):
     threads = set()
 
     class Watched(ModuleFeatures):
@@ -166,12 +166,12 @@ def test_a_module_is_normalised_and_named_after_its_weights(held_out):
     network = ModuleFeatures(module, "mine", 40, "legacy", IMAGENET)
     assert (network.dim, network.name) == (7, f"mine-{network.weights_hash[:8]}")
     assert metric_name(network) == f"fd-mine-{network.weights_hash[:8]}"
-    pictures = network.resizing(held_out[0][:3])
+    images = network.resizing(held_out[0][:3])
     mean, deviation = (torch.tensor(channel).view(3, 1, 1) for channel in IMAGENET)
-    torch.testing.assert_close(network(held_out[0][:3]), module((pictures - mean) / deviation).mean(dim=(2, 3)))
+    torch.testing.assert_close(network(held_out[0][:3]), module((images - mean) / deviation).mean(dim=(2, 3)))
     module.bias.data += 1
     assert ModuleFeatures(module, "mine", 40).weights_hash != network.weights_hash
-    with pytest.raises(ValueError, match=r"its module gave \(1, 3, 1600\)"):
+    with pytest.raises(ValueError, match=r"its module returned \(1, 3, 1600\)"):
         ModuleFeatures(nn.Flatten(2), "flat", 40)
 
 
@@ -203,20 +203,20 @@ def test_clip_embeds_as_open_clip_does(held_out):
     assert "32x32" in network.resize
 
 
-def test_dinov2_gives_the_class_token_of_clean_pictures(tmp_path, held_out):
+def test_dinov2_gives_the_class_token_of_clean_images(tmp_path, held_out):
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     model = Dinov2Model(config).eval()
     model.save_pretrained(tmp_path)
     network = load_extractor(tmp_path)
     assert (network.dim, network.name) == (16, f"dinov2-{network.weights_hash[:8]}")
-    pictures = network.prepare(held_out[0][:4])
-    assert pictures.shape == (4, 3, 28, 28)
+    images = network.prepare(held_out[0][:4])
+    assert images.shape == (4, 3, 28, 28)
     with torch.inference_mode():
-        expected = model(pixel_values=pictures).last_hidden_state[:, 0]
+        expected = model(pixel_values=images).last_hidden_state[:, 0]
     torch.testing.assert_close(network(held_out[0][:4]), expected)
     ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="is a vit; takes a DINOv2"):
+    with pytest.raises(ValueError, match="is a vit; expects a DINOv2"):
         load_extractor(f"dinov2:{tmp_path / 'vit'}")
     assert load_extractor(f"dinov2:{tmp_path}", resize="legacy").name == f"dinov2-legacy-{network.weights_hash[:8]}"
 
@@ -230,9 +230,9 @@ def test_torchvision_gives_what_enters_the_classifier(tmp_path, held_out):
     with torch.inference_mode():
         logits = model(network.prepare(held_out[0][:2]))
         torch.testing.assert_close(model.fc(network(held_out[0][:2])), logits)
-    with pytest.raises(ValueError, match="are not of torchvision's resnet34"):
+    with pytest.raises(ValueError, match="does not fit torchvision's resnet34"):
         load_extractor(f"torchvision:resnet34:{file}")
-    with pytest.raises(ValueError, match="takes a name of torchvision"):
+    with pytest.raises(ValueError, match="expects a name of torchvision"):
         load_extractor("torchvision:resnet19")
 
 
@@ -267,6 +267,6 @@ def test_weights_that_cannot_be_fetched_are_one_sentence_that_asks_for_a_path(tm
     nowhere = "http://127.0.0.1:9/weights.pth"  # nothing listens on the discard port
     monkeypatch.setattr(extractors, "URL", nowhere)
     for name in ("inception", "dinov2", "dinov2:someone/no-such-model", "ViT-B-32/laion2b_s34b_b79k"):
-        with pytest.raises(ValueError, match=r"cannot be fetched from .*it takes a local path instead") as error:
+        with pytest.raises(ValueError, match=r"cannot be downloaded from .*expects a local path instead") as error:
             load_extractor(name)
         assert "\n" not in str(error.value)

@@ -35,7 +35,7 @@ def file(state, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(held_out):
+def images(held_out):
     return held_out[0][:2]
 
 
@@ -48,35 +48,35 @@ def features(network, images):
         return network(images)
 
 
-def test_features_equal_those_of_torch_fidelity_with_the_same_weights(file, pictures):
+def test_features_equal_those_of_torch_fidelity_with_the_same_weights(file, images):
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
-    expected = features(theirs, pictures)[0]
-    ours = features(FidInception.load(file), resize_legacy(pictures, 299))
+    expected = features(theirs, images)[0]
+    ours = features(FidInception.load(file), resize_legacy(images, 299))
     assert ours.shape == (2, 2048)
-    assert expected.std(dim=0).mean() > 0.01 * expected.mean()  # the pictures differ to this network
+    assert expected.std(dim=0).mean() > 0.01 * expected.mean()  # the images differ to this network
     assert relative_error(ours, expected) < 1e-4
 
 
-def test_features_equal_those_of_pytorch_fid_scaled_as_it_scales(file, pictures, tmp_path, monkeypatch):
+def test_features_equal_those_of_pytorch_fid_scaled_as_it_scales(file, images, tmp_path, monkeypatch):
     from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
 
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / FID_WEIGHTS_URL.rsplit("/", 1)[1]).symlink_to(file)
-    images = resize_legacy(pictures, 299)
-    expected = features(InceptionV3(resize_input=False).eval(), images / 255)[0].flatten(1)
+    resized = resize_legacy(images, 299)
+    expected = features(InceptionV3(resize_input=False).eval(), resized / 255)[0].flatten(1)
     network = FidInception.load(file)
-    assert relative_error(features(network, images * (128 / 127.5)), expected) < 1e-4
-    assert relative_error(features(network, images), expected) > 1e-3  # torch-fidelity's scaling is not pytorch-fid's
+    assert relative_error(features(network, resized * (128 / 127.5)), expected) < 1e-4
+    assert relative_error(features(network, resized), expected) > 1e-3  # torch-fidelity's scaling is not pytorch-fid's
 
 
-def test_weights_load_alike_from_safetensors_and_without_counts_of_batches(file, state, pictures, tmp_path):
-    images = resize_legacy(pictures[:1], 299)
+def test_weights_load_alike_from_safetensors_and_without_counts_of_batches(file, state, images, tmp_path):
+    resized = resize_legacy(images[:1], 299)
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "weights.safetensors")
     torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "old.pth")
-    expected = features(FidInception.load(file), images)
+    expected = features(FidInception.load(file), resized)
     for name in ("weights.safetensors", "old.pth"):
-        assert torch.equal(features(FidInception.load(tmp_path / name), images), expected)
+        assert torch.equal(features(FidInception.load(tmp_path / name), resized), expected)
 
 
 class Boom:
@@ -91,10 +91,10 @@ def test_files_that_hold_code_or_other_tensors_are_refused_in_one_sentence(tmp_p
     (tmp_path / "broken.safetensors").write_bytes(b"no safetensors")
     sentences = {
         "code.pth": "cannot be read",
-        "other.pth": "got none of FID's Inception-v3",
+        "other.pth": "do not fit FID's Inception-v3",
         "list.pth": "holds a list",
         "broken.safetensors": "cannot be read",
-        "absent.pth": "takes a file that is there",
+        "absent.pth": "expects an existing file",
     }
     for name, sentence in sentences.items():
         with pytest.raises(ValueError, match=sentence) as error:

@@ -7,14 +7,14 @@ from cleanfid.resize import build_resizer, make_resizer
 from PIL import Image
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from gendistill.data.images import decode_picture
+from gendistill.data.images import decode_image
 from gendistill.metrics.features.resize import Resize, resize_clean, resize_legacy
 
 MODES = ["RGB", "L", "LA", "P", "CMYK", "I;16", "RGBA", "1"]
 SIZES = [(31, 47), (299, 299), (1, 5), (413, 300), (640, 111)]
 
 
-def pictures_of(held_out):
+def images_of(held_out):
     """Emoji enlarged, turned and laid over gradients, of odd sizes."""
     images = held_out[0]
     for number, (width, height) in enumerate(SIZES):
@@ -24,46 +24,46 @@ def pictures_of(held_out):
         yield Image.blend(emoji.transpose(Image.Transpose.ROTATE_180), Image.fromarray(waves.astype(np.uint8)), 0.4)
 
 
-def in_mode(picture, mode):
+def in_mode(image, mode):
     """What decoding gives of a file of that mode: RGB."""
     file = io.BytesIO()
     if mode == "I;16":
-        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(file, "PNG")
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(file, "PNG")
     elif mode in ("LA", "RGBA"):
-        alpha = Image.linear_gradient("L").resize(picture.size)
-        with_alpha = picture.convert(mode)
+        alpha = Image.linear_gradient("L").resize(image.size)
+        with_alpha = image.convert(mode)
         with_alpha.putalpha(alpha)
         with_alpha.save(file, "PNG")
     elif mode == "CMYK":
-        picture.convert("CMYK").save(file, "JPEG", quality=95)
+        image.convert("CMYK").save(file, "JPEG", quality=95)
     else:
-        picture.convert(mode).save(file, "PNG")
+        image.convert(mode).save(file, "PNG")
     file.seek(0)
-    return decode_picture(file)
+    return decode_image(file)
 
 
-def as_batch(picture):
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+def as_batch(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_clean_equals_clean_fid_to_the_last_bit(held_out, mode):
     theirs = build_resizer("clean")
-    for original in pictures_of(held_out):
-        picture = in_mode(original, mode)
-        ours = Resize("clean", 299)(as_batch(picture))
+    for original in images_of(held_out):
+        image = in_mode(original, mode)
+        ours = Resize("clean", 299)(as_batch(image))
         assert ours.dtype == torch.float32
-        assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), theirs(np.asarray(picture)))
+        assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), theirs(np.asarray(image)))
 
 
 def test_the_lanczos_filter_equals_clean_fids_lanczos_to_the_last_bit(held_out):
     theirs = make_resizer("PIL", False, "lanczos", (224, 224))
-    for picture in pictures_of(held_out):
-        ours = Resize("clean-lanczos", 224)(as_batch(picture))
-        assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), theirs(np.asarray(picture)))
+    for image in images_of(held_out):
+        ours = Resize("clean-lanczos", 224)(as_batch(image))
+        assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), theirs(np.asarray(image)))
 
 
-def test_pictures_of_a_batch_are_resized_each_for_itself(held_out):
+def test_images_of_a_batch_are_resized_each_for_itself(held_out):
     images = held_out[0][:5]
     together = resize_clean(images, 64)
     assert torch.equal(together, torch.cat([resize_clean(image[None], 64) for image in images]))
@@ -73,10 +73,10 @@ def test_pictures_of_a_batch_are_resized_each_for_itself(held_out):
 
 
 def test_legacy_equals_torch_fidelity_to_the_last_bit(held_out):
-    for picture in pictures_of(held_out):
+    for image in images_of(held_out):
         for size in (299, 17):
-            expected = interpolate_bilinear_2d_like_tensorflow1x(as_batch(picture).float(), (size, size), align_corners=False)
-            assert torch.equal(resize_legacy(as_batch(picture), size), expected)
+            expected = interpolate_bilinear_2d_like_tensorflow1x(as_batch(image).float(), (size, size), align_corners=False)
+            assert torch.equal(resize_legacy(as_batch(image), size), expected)
 
 
 def test_legacy_halves_by_taking_every_second_pixel():
@@ -92,7 +92,7 @@ def test_legacy_leaves_what_it_is_given_as_it_was():
     assert torch.equal(images, before)
 
 
-def test_without_resizing_pictures_become_floats_alone(held_out):
+def test_without_resizing_images_become_floats_alone(held_out):
     images = held_out[0][:2]
     assert torch.equal(Resize("none")(images), images.float())
 
@@ -103,7 +103,7 @@ def test_without_resizing_pictures_become_floats_alone(held_out):
         ("claen", 299, "did you mean 'clean'"),
         ("clean", None, "size: got None"),
         ("legacy", 0, "at least 1 pixel"),
-        ("none", 299, "takes None"),
+        ("none", 299, "expects None"),
     ],
 )
 def test_wrong_settings_are_named(convention, size, sentence):

@@ -180,7 +180,7 @@ PAIRED = [linear_cka, orthogonal_procrustes, mean_cosine, latent_psnr]
 
 @pytest.mark.parametrize("measure", PAIRED)
 def test_other_numbers_of_samples_are_refused(measure):
-    with pytest.raises(ValueError, match=r"got 8 and 9 samples, takes the same samples in both"):
+    with pytest.raises(ValueError, match=r"got 8 and 9 samples, expects the same samples in both"):
         measure(random_features(8, 3), random_features(9, 3))
 
 
@@ -188,13 +188,13 @@ def test_other_numbers_of_samples_are_refused(measure):
 def test_what_is_not_finite_is_refused(measure):
     broken = random_features(8, 3)
     broken[4, 1] = np.nan
-    with pytest.raises(ValueError, match="got NaN or infinity, takes finite numbers"):
+    with pytest.raises(ValueError, match="got NaN or infinity, expects finite numbers"):
         measure(random_features(8, 3), broken)
 
 
 @pytest.mark.parametrize("measure", [linear_cka, orthogonal_procrustes, moment_drift])
 def test_a_single_sample_is_refused(measure):
-    with pytest.raises(ValueError, match=r"got shape \(1, 3\), takes \(N, D\) with N of at least 2"):
+    with pytest.raises(ValueError, match=r"got shape \(1, 3\), expects \(N, D\) with N of at least 2"):
         measure(random_features(1, 3), random_features(1, 3))
 
 
@@ -211,12 +211,12 @@ def test_features_that_are_the_same_for_all_samples_are_refused(measure):
 
 @pytest.mark.parametrize("measure", [orthogonal_procrustes, moment_drift, mean_cosine, latent_psnr])
 def test_features_of_another_width_are_refused_where_they_are_subtracted(measure):
-    with pytest.raises(ValueError, match="got 3 and 4 features, takes equal numbers"):
+    with pytest.raises(ValueError, match="got 3 and 4 features, expects equal numbers"):
         measure(random_features(8, 3), random_features(8, 4))
 
 
 def test_directions_and_ranges_that_are_none_are_refused():
     with pytest.raises(ValueError, match="got a row of zeros"):
         mean_cosine(random_features(3, 2), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="got one number everywhere"):
+    with pytest.raises(ValueError, match="got constant latents"):
         latent_psnr(np.ones((3, 2)), random_features(3, 2))

@@ -18,12 +18,12 @@ from gendistill.metrics.pairs.perceptual import BACKBONES, available_lpips, load
 
 @pytest.fixture(scope="module")
 def pairs(held_out):
-    """24 real pictures uint8 (N, 3, 32, 32), and the same with noise, a shift or another picture in their place."""
-    pictures = held_out[0][:24]
-    noise = torch.randint(-40, 40, pictures.shape, generator=torch.Generator().manual_seed(0))
-    noisy = (pictures.int() + noise).clamp(0, 255).to(torch.uint8)
-    others = torch.cat([noisy[:8], pictures[8:16].roll(2, dims=-1), pictures[16:].flip(0)])
-    return pictures, others
+    """24 real images uint8 (N, 3, 32, 32), and the same with noise, a shift or another image in their place."""
+    images = held_out[0][:24]
+    noise = torch.randint(-40, 40, images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (images.int() + noise).clamp(0, 255).to(torch.uint8)
+    others = torch.cat([noisy[:8], images[8:16].roll(2, dims=-1), images[16:].flip(0)])
+    return images, others
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def backbone(tmp_path_factory):
     return file_of
 
 
-def as_numpy(picture):
-    return picture.permute(1, 2, 0).numpy()
+def as_numpy(image):
+    return image.permute(1, 2, 0).numpy()
 
 
 def test_an_error_of_one_tenth_of_the_peak_is_20_decibel_in_either_dtype():
@@ -57,14 +57,14 @@ def test_an_error_of_one_tenth_of_the_peak_is_20_decibel_in_either_dtype():
     torch.testing.assert_close(psnr(bytes_, bytes_ + 51), torch.full((2,), 20 * math.log10(5)))
 
 
-def test_equal_pictures_have_infinite_psnr():
-    picture = torch.rand(1, 3, 8, 8)
-    assert psnr(picture, picture).item() == math.inf
+def test_equal_images_have_infinite_psnr():
+    image = torch.rand(1, 3, 8, 8)
+    assert psnr(image, image).item() == math.inf
 
 
 @pytest.mark.parametrize("measure", [psnr, ssim])
-def test_pictures_of_different_dtype_are_refused(measure):
-    with pytest.raises(ValueError, match="takes equal ones"):
+def test_images_of_different_dtype_are_refused(measure):
+    with pytest.raises(ValueError, match="expects equal dtypes"):
         measure(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
@@ -80,7 +80,7 @@ def test_psnr_is_that_of_skimage_and_of_torchmetrics(pairs):
 
 @pytest.mark.parametrize("size", [(32, 32), (11, 11), (13, 30)])
 def test_ssim_is_that_of_skimage(pairs, size):
-    a, b = (pictures[..., : size[0], : size[1]] for pictures in pairs)
+    a, b = (images[..., : size[0], : size[1]] for images in pairs)
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 2}
     theirs = pytest.importorskip("skimage.metrics").structural_similarity
     expected = [theirs(as_numpy(x), as_numpy(y), **settings) for x, y in zip(a, b, strict=True)]
@@ -96,16 +96,16 @@ def test_ssim_is_the_same_of_bytes_and_of_floats_and_for_any_batch(pairs):
     torch.testing.assert_close(ssim(a, a), torch.ones(len(a)))
 
 
-def test_ssim_of_flat_pictures_is_the_closed_form():
+def test_ssim_of_flat_images_is_the_closed_form():
     """Without variance only the means count: (2 m n + c1) / (m^2 + n^2 + c1), c1 = (0.01 * 255)^2."""
     a, b = (torch.full((1, 3, 40, 40), value, dtype=torch.uint8) for value in (250, 200))
     c1 = 2.55**2
     assert ssim(a, b).item() == pytest.approx((2 * 250 * 200 + c1) / (250**2 + 200**2 + c1), abs=1e-6)
 
 
-def test_pictures_below_the_window_of_ssim_are_refused_in_one_sentence():
+def test_images_below_the_window_of_ssim_are_refused_in_one_sentence():
     small = torch.zeros(1, 3, 10, 32, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"got \(1, 3, 10, 32\), SSIM takes \(N, C, H, W\) of at least 11x11 pixels"):
+    with pytest.raises(ValueError, match=r"got \(1, 3, 10, 32\), SSIM expects \(N, C, H, W\) of at least 11x11 pixels"):
         ssim(small, small)
 
 
@@ -121,7 +121,7 @@ def test_lpips_is_that_of_its_authors_package_with_the_same_weights(pairs, backb
     stored = torch.load(backbone(network), weights_only=True)
     features = torch.nn.Sequential(*(layer for part in theirs.net.children() for layer in part.children()))
     features.load_state_dict(dict(zip(features.state_dict(), list(stored.values())[: len(features.state_dict())], strict=True)))
-    a, b = (pictures[::6] for pictures in pairs)
+    a, b = (images[::6] for images in pairs)
     with torch.no_grad():
         expected = theirs(a / 127.5 - 1, b / 127.5 - 1).flatten()
     ours = lpips_distance(load_lpips(network, weights=backbone(network)), a, b)
@@ -129,7 +129,7 @@ def test_lpips_is_that_of_its_authors_package_with_the_same_weights(pairs, backb
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_lpips_of_equal_pictures_is_0_and_of_swapped_ones_the_same(pairs, backbone):
+def test_lpips_of_equal_images_is_0_and_of_swapped_ones_the_same(pairs, backbone):
     measure = load_lpips(weights=backbone("alex"))
     a, b = pairs
     assert lpips_distance(measure, a, a).abs().max() == 0
@@ -182,21 +182,21 @@ def test_weights_that_cannot_be_used_get_a_sentence(tmp_path, backbone):
     for name in ("code.pth", "broken.safetensors", "cut.pth"):
         with pytest.raises(ValueError, match=f"{name} cannot be read"):
             load_lpips(weights=tmp_path / name)
-    with pytest.raises(ValueError, match="holds a list; takes tensors by their names"):
+    with pytest.raises(ValueError, match="holds a list; expects only named tensors"):
         load_lpips(weights=tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds other tensors than torchvision's alexnet"):
+    with pytest.raises(ValueError, match="holds other tensors; expects those of torchvision's alexnet"):
         load_lpips("alex", weights=backbone("squeeze"))
-    with pytest.raises(ValueError, match=r"weights: got .*takes a file that is there"):  # and nothing is fetched in its place
+    with pytest.raises(ValueError, match=r"weights: got .*expects an existing file"):  # and nothing is fetched in its place
         load_lpips(weights=tmp_path / "none.pth", download=True)
-    with pytest.raises(ValueError, match="network: got 'resnet', takes one of alex, vgg, squeeze"):
+    with pytest.raises(ValueError, match="network: got 'resnet', expects one of alex, vgg, squeeze"):
         load_lpips("resnet")
 
 
-def test_pictures_too_small_for_lpips_are_refused_and_the_least_are_taken(backbone):
+def test_images_too_small_for_lpips_are_refused_and_the_least_are_taken(backbone):
     measure = load_lpips("alex", weights=backbone("alex"))
     least = torch.zeros(1, 3, 31, 31)
     assert lpips_distance(measure, least, least).item() == 0
-    with pytest.raises(ValueError, match="got 40x30, lpips-alex takes at least 31x31"):
+    with pytest.raises(ValueError, match="got 40x30, lpips-alex expects at least 31x31"):
         lpips_distance(measure, torch.zeros(1, 3, 30, 40), torch.zeros(1, 3, 30, 40))
 
 
@@ -217,5 +217,5 @@ def test_no_pairs_and_pairs_of_two_sizes_are_refused():
     some = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(ValueError, match="N at least 1"):
         ImagePairs(some[:0], some[:0])
-    with pytest.raises(ValueError, match="expects pairs of one size"):
+    with pytest.raises(ValueError, match="expects equal shapes"):
         ImagePairs(some, some[..., :16])

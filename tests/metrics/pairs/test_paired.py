@@ -9,7 +9,7 @@ from gendistill.metrics.pairs.paired import PairedTest, paired_test, paired_test
 
 
 def alike(rng, count, dim):
-    """Two models that draw like pictures from the same prompts: a part in common and one of its own."""
+    """Two models that sample like images from the same prompts: a part in common and one of its own."""
     common = rng.normal(size=(count, dim))
     return common + 0.5 * rng.normal(size=(count, dim)), common + 0.5 * rng.normal(size=(count, dim))
 
@@ -82,7 +82,7 @@ def test_a_model_does_not_differ_from_itself():
     reference = gaussian_statistics(y)
     for test in (paired_test(x[:, 0], x[:, 0]), paired_test_frechet(x, x, reference)):
         assert (test.difference, test.p_value) == (0, 1)
-        assert test.describe("one", "two").startswith("one and two cannot be told apart")
+        assert test.describe("one", "two").startswith("one and two do not differ significantly")
 
 
 def test_the_sentence_tells_the_lead_of_the_winner_with_its_interval():
@@ -96,7 +96,7 @@ def test_the_sentence_tells_the_lead_of_the_winner_with_its_interval():
 
 def test_sets_that_are_no_pairs_are_named():
     x, y = drawn_and_reference()
-    with pytest.raises(ValueError, match="b: got 150 pictures for 120 of a"):
+    with pytest.raises(ValueError, match="b: got 150 images for 120 of a"):
         paired_test_frechet(x, y, gaussian_statistics(y))
     with pytest.raises(ValueError, match="b: got 3 scores for 4 of a"):
         paired_test(np.zeros(4), np.zeros(3))

@@ -113,7 +113,7 @@ def ten(**files):
     return folder(**{f"{number}__png": png() for number in range(10)}, **files)
 
 
-PICTURES = {
+IMAGES = {
     "a member that climbs out": (member("../climbs.png"), "holds '../climbs.png', outside its folder"),
     "a member that climbs out further down": (member("a/../../climbs.png"), "outside its folder"),
     "an absolute member": (member("/tmp/absolute.png"), "holds '/tmp/absolute.png', outside its folder"),
@@ -122,33 +122,33 @@ PICTURES = {
     "a hard link": (member("link.png", tarfile.LNKTYPE, "/etc/passwd"), "holds 'link.png', a link or device"),
     "a device": (member("zero.png", tarfile.CHRTYPE), "holds 'zero.png', a link or device"),
     "a pipe": (member("pipe.png", tarfile.FIFOTYPE), "holds 'pipe.png', a link or device"),
-    "a member of a terabyte": (member("big.png", size=2**40), "of 1099511627776 bytes; it takes at most 536870912"),
+    "a member of a terabyte": (member("big.png", size=2**40), "of 1099511627776 bytes; it expects at most 536870912"),
     "a shard cut short": (lambda: cut("cut.tar"), "the shard cut.tar cannot be read"),
     "a compressed shard cut short": (lambda: cut("cut.tar.gz"), "the shard cut.tar.gz cannot be read"),
     "a shard that is none": (lambda: file("fake.tar", b"<html>not found</html>"), "the shard fake.tar cannot be read"),
     "a gzip that is none": (lambda: file("fake.tar.gz", b"<html>not found</html>"), "the shard fake.tar.gz cannot be read"),
     "a pickle": (lambda: file("data.pkl", PICKLE), "'data.pkl' is no shard"),
     "a checkpoint": (lambda: file("data.pt", PICKLE), "'data.pt' is no shard"),
-    "a folder of pickles": (lambda: folder(a__pt=PICKLE, b__pkl=PICKLE), "holds no picture, no shard and no parquet"),
-    "a pickle that is called a picture": (lambda: folder(a__png=PICKLE), "1 of 1 pictures of"),
+    "a folder of pickles": (lambda: folder(a__pt=PICKLE, b__pkl=PICKLE), "holds no image, no shard and no parquet"),
+    "a pickle that is called an image": (lambda: folder(a__png=PICKLE), "1 of 1 images of"),
     "a pickle that is called a shard": (lambda: file("data.tar", PICKLE), "the shard data.tar cannot be read"),
     "a pickle that is called parquet": (lambda: file("x.parquet", PICKLE), "'x.parquet' cannot be opened as a dataset"),
-    "an empty folder": (folder, "holds no picture, no shard and no parquet"),
-    "a folder of texts": (lambda: folder(a__txt=b"food", b__md=b"# food"), "holds no picture, no shard and no parquet"),
-    "a bomb": (lambda: folder(a__png=bomb()), "1 of 1 pictures of"),
-    "a bomb in ten": (lambda: ten(a__png=bomb()), "1 of 11 pictures of"),
-    "an empty picture": (lambda: folder(a__png=b""), "cannot be decoded; it takes at most 5%"),
-    "half a picture": (lambda: folder(a__png=png()[:60]), "cannot be decoded; it takes at most 5%"),
-    "a program that is called a picture": (lambda: folder(a__png=b"%!PS\n(owned) (w) file"), "cannot be decoded"),
+    "an empty folder": (folder, "holds no image, no shard and no parquet"),
+    "a folder of texts": (lambda: folder(a__txt=b"food", b__md=b"# food"), "holds no image, no shard and no parquet"),
+    "a bomb": (lambda: folder(a__png=bomb()), "1 of 1 images of"),
+    "a bomb in ten": (lambda: ten(a__png=bomb()), "1 of 11 images of"),
+    "an empty image": (lambda: folder(a__png=b""), "cannot be decoded; it expects at most 5%"),
+    "half an image": (lambda: folder(a__png=png()[:60]), "cannot be decoded; it expects at most 5%"),
+    "a program that is called an image": (lambda: folder(a__png=b"%!PS\n(owned) (w) file"), "cannot be decoded"),
     "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder takes a JSON object"),
     "metadata that is no text": (lambda: ten(metadata__jsonl=b"\xff\xfe\0\0"), "cannot be read"),
-    "parquet without pictures": (lambda: parquet(a=[1], b=["food"]), "'x.parquet' holds no pictures, only a, b"),
+    "parquet without images": (lambda: parquet(a=[1], b=["food"]), "'x.parquet' holds no images, only a, b"),
     "parquet that is damaged inside": (damaged_parquet, "'x.parquet' cannot be read to its end"),
     "parquet of paths": (lambda: parquet(image=[{"bytes": None, "path": "/etc/passwd"}], text=["a"]), "cannot be"),
-    "parquet of addresses": (lambda: parquet(image=["http://localhost/a.png"], text=["a"]), "holds no pictures"),
+    "parquet of addresses": (lambda: parquet(image=["http://localhost/a.png"], text=["a"]), "holds no images"),
     "a dataset that may change": (lambda: "hf://datasets/some/one@main", "is not pinned"),
     "a dataset that is not there": (lambda: "nowhere.parquet", "cannot be opened as a dataset (no such file)"),
-    "pictures and parquet": (lambda: ten(x__parquet=b""), "holds both pictures and dataset"),
+    "images and parquet": (lambda: ten(x__parquet=b""), "holds both images and dataset"),
 }
 
 
@@ -161,21 +161,21 @@ def tree():
 PROMPTS = {
     "blank lines": (b"\n \r\n\t\n", "holds no prompt"),
     "a mark and nothing else": (b"\xef\xbb\xbf", "holds no prompt"),
-    "a line of a megabyte": (b"food\n" + b"a" * 2**20, "line 2 has 1048576 characters; it takes at most 10000"),
+    "a line of a megabyte": (b"food\n" + b"a" * 2**20, "line 2 has 1048576 characters; it expects at most 10000"),
     "another encoding": ("food".encode("utf-16"), "takes a UTF-8 text file"),
     "zero bytes": (b"food\0\n", "a zero byte"),
-    "a picture": (png(), "takes a UTF-8 text file"),
+    "an image": (png(), "takes a UTF-8 text file"),
     "a pickle": (PICKLE, "prompts: "),
 }
 
 
 SETTINGS = {
     "data.split=test": "data.image_column and data.split: take a dataset",
-    "data.missing_caption=error": "'0.png' of 10 pictures in folder (caption: text) has no caption",
-    "data.missing_caption=skip": "none of 10 pictures of 10 pictures in folder (caption: text) is left",
+    "data.missing_caption=error": "'0.png' of 10 images in folder (caption: text) has no caption",
+    "data.missing_caption=skip": "none of 10 images of 10 images in folder (caption: text) is left",
     "data.missing_caption=guess": "setting data.missing_caption is 'guess'",
     "data.crop=smart": "setting data.crop is 'smart'",
-    "data.crop=buckets --set data.resolution=30": "data.resolution 30: takes a multiple of 8 with data.crop=buckets",
+    "data.crop=buckets --set data.resolution=30": "data.resolution 30: expects a multiple of 8 with data.crop=buckets",
     "data.cache=folder/0.png": "data.cache folder/0.png cannot be written: Not a directory",
 }
 
@@ -255,7 +255,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TEACHERS = {
     "no UNet": (teacher(lambda place: shutil.rmtree(place / "unet")), "it has no unet, which its model_index.json lists"),
     "no tokenizer": (teacher(lambda place: shutil.rmtree(place / "tokenizer")), "it has no tokenizer"),
-    "an index that is a list": (teacher(with_bytes("model_index.json", b"[]")), "its model_index.json holds no object"),
+    "an index that is a list": (teacher(with_bytes("model_index.json", b"[]")), "its model_index.json is no JSON object"),
     "an index that is no JSON": (teacher(with_bytes("model_index.json", b"{")), "cannot be opened as a diffusers pipeline"),
     "code of its own": (teacher(with_code), "other cannot be opened as a diffusers pipeline"),
     "pickled weights": (teacher(with_pickled_weights), "it has no .safetensors weights in unet, and others are not read"),
@@ -288,7 +288,7 @@ TEACHERS = {
     "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "other cannot be opened"),
     "a dialect that nobody knows": (
         teacher(with_settings("scheduler/scheduler_config.json", prediction_type="magic")),
-        "prediction_type 'magic' is not known; takes epsilon,",
+        "prediction_type 'magic' is not known; expects epsilon,",
     ),
     "a file that is none": (lambda: file("a.safetensors", b"<html>not found</html>"), "a.safetensors is no safetensors file"),
     "a file that claims too much": (lambda: file("a.safetensors", b"\xff" * 64), "a.safetensors is no safetensors file"),
@@ -325,7 +325,7 @@ TYPOS = {
 
 DISTILL = "distill teacher --out run --device cpu --set data.cache=cache --set data.num_synthetic=4"
 CASES = {
-    **{f"pictures: {name}": (lambda make=make: f"{DISTILL} --data {make()}", told) for name, (make, told) in PICTURES.items()},
+    **{f"images: {name}": (lambda make=make: f"{DISTILL} --data {make()}", told) for name, (make, told) in IMAGES.items()},
     **{
         f"prompts: {name}": (lambda data=data: f"{DISTILL} --prompts {file('other.txt', data)}", told)
         for name, (data, told) in PROMPTS.items()

@@ -1,4 +1,4 @@
-"""One protocol: the same prompts, seeds, reference and feature networks for every model that is judged."""
+"""One protocol: the same prompts, seeds, reference and feature networks for every model that is evaluated."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gendistill.data.sources.source import Prompts, open_source
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import Advance, Extraction
-from gendistill.evaluation.image_cache import Album, generate
-from gendistill.evaluation.reference import read_pictures
+from gendistill.evaluation.image_cache import ImageCache, generate
+from gendistill.evaluation.reference import read_images
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
 from gendistill.metrics.features.gaussian import gaussian_statistics
@@ -31,31 +31,31 @@ from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures, n
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.progress import advancing_bar
-from gendistill.samplers import Sampler, pictures_at_once, to_uint8
+from gendistill.samplers import Sampler, images_at_once, to_uint8
 from gendistill.samplers.codec import Codec
 
 TINY_CLIP = "assets/tiny-clip"
-SEED_OF_PROMPTS = 20_000_003  # apart from every training seed
+SEED_OF_PROMPTS = 20_000_003  # differs from every training seed
 NUM = 2000  # images per row
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A row of a comparison: the evaluation, and what it was computed from."""
+class EvaluatedModel:
+    """A row of a comparison: the evaluation, and the features that it was computed from."""
 
     evaluation: Evaluation
-    pictures: SampleFeatures
+    images: SampleFeatures
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What every model of a comparison is held against.
+class Evaluator:
+    """Prompts, seeds, reference and feature networks that every model of a comparison is evaluated with.
 
     Attributes:
-        captions: of the reference's pictures, in their order.
-        albums: where drawn pictures and their features are kept; None draws anew each time.
-        square: whether real pictures are seen by their centre squares, as square drawn ones are held against.
-        requested: names of the metrics that were asked for; all usual ones where None.
+        captions: captions of the reference's images, in their order.
+        image_caches: folder in which sampled images and their features are cached; None samples anew each time.
+        square: whether real images are cropped to their centre squares, for models that sample square images.
+        requested: names of the requested metrics; None computes the default ones.
         intervals: whether scores get 95 % intervals.
     """
 
@@ -69,55 +69,55 @@ class Judge:
     seed: int
     reference_hash: str | None = None
     captions: list[str] = dataclasses.field(default_factory=list)
-    albums: Path | None = None
+    image_caches: Path | None = None
     square: bool = True
     requested: tuple[str, ...] | None = None
     intervals: bool = True
 
     @property
     def metric(self) -> str:
-        """The name of the distance that decides: `fid`, `fd-emoji`."""
+        """The name of the primary metric, the Fréchet distance: `fid`, `fd-emoji`."""
         return metric_name(self.extractor)
 
-    def of_models(self, samplers: Iterable[Sampler]) -> Judge:
-        """The same for what these draw: without the CLIP score where prompts are no texts that a picture could fit.
+    def for_models(self, samplers: Iterable[Sampler]) -> Evaluator:
+        """The evaluator for these models: without the CLIP score unless the prompts of all of them are texts.
 
         Raises:
-            ValueError: a metric that was asked for cannot be computed of these.
+            ValueError: a requested metric cannot be computed for these models.
         """
-        judge = self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
-        met = needs_met_by(judge.prompts) | {Need.REFERENCE}
-        met |= {Need.REAL_FEATURES} if judge.reference.features is not None else set()
-        if judge.scorer is not None:
-            met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if judge.reference.image_embeddings is not None else set())
-        for metric in map(METRICS.__getitem__, judge.requested or ()):
-            if not metric.of_pairs and (why := metric.lacks(met, len(judge.prompts))):
+        evaluator = self if all(sampler.texts for sampler in samplers) else dataclasses.replace(self, scorer=None)
+        met = needs_met_by(evaluator.prompts) | {Need.REFERENCE}
+        met |= {Need.REAL_FEATURES} if evaluator.reference.features is not None else set()
+        if evaluator.scorer is not None:
+            met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if evaluator.reference.image_embeddings is not None else set())
+        for metric in map(METRICS.__getitem__, evaluator.requested or ()):
+            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts))):
                 raise ValueError(why)
-        return judge
+        return evaluator
 
-    def first(self, count: int) -> Judge:
-        """The same with the first `count` prompts only, and without the CLIP score: a quick look."""
-        return dataclasses.replace(self.of(range(min(count, len(self.prompts)))), scorer=None)
+    def first(self, count: int) -> Evaluator:
+        """The evaluator with the first `count` prompts only, and without the CLIP score."""
+        return dataclasses.replace(self.subset(range(min(count, len(self.prompts)))), scorer=None)
 
-    def of(self, numbers: Iterable[int]) -> Judge:
-        """The same with some of the prompts, by their numbers."""
+    def subset(self, numbers: Iterable[int]) -> Evaluator:
+        """The evaluator with the prompts and seeds at these indices."""
         chosen = list(numbers)
-        return self.on([self.prompts[number] for number in chosen], [self.seeds[number] for number in chosen])
+        return self.with_prompts([self.prompts[number] for number in chosen], [self.seeds[number] for number in chosen])
 
-    def on(self, prompts: list[str], seeds: list[int]) -> Judge:
-        """The same with other prompts and seeds."""
+    def with_prompts(self, prompts: list[str], seeds: list[int]) -> Evaluator:
+        """The evaluator with other prompts and seeds."""
         return dataclasses.replace(self, prompts=prompts, seeds=seeds)
 
-    def scores(self, pictures: Tensor) -> dict[str, float]:
-        """The distance and, with a scorer, the CLIP score of pictures uint8 (N, 3, H, W), one a prompt."""
-        seen = Extraction(self.extractor, self.scorer).of(lambda: pictures, self.prompts)
-        return self.measure(seen, quick=True).values
+    def scores(self, images: Tensor) -> dict[str, float]:
+        """The distance and, with a scorer, the CLIP score of images uint8 (N, 3, H, W), one per prompt."""
+        samples = Extraction(self.extractor, self.scorer).extract(lambda: images, self.prompts)
+        return self.measure(samples, quick=True).values
 
     def measure(self, samples: SampleFeatures, *, quick: bool = False) -> Scores:
-        """The distance that decides, and the metrics that were asked for; else the usual ones that can be had of these.
+        """The primary metric and the requested metrics; by default all default metrics that these samples allow.
 
         Args:
-            quick: of the usual metrics only those that even a quick look takes, and no intervals.
+            quick: only the default metrics of quick evaluations, without intervals.
         """
         names = default_metrics(quick=quick)
         if self.requested is not None:
@@ -133,29 +133,31 @@ class Judge:
             skip_missing=True,
         )
 
-    def draw(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> Tensor:
-        """The model's pictures for all prompts, uint8 (N, 3, H, W)."""
+    def generate(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> Tensor:
+        """The model's images for all prompts, uint8 (N, 3, H, W)."""
         return torch.cat(list(self.batches(sampler, steps, guidance_scale, progress)))
 
     def batches(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> Iterator[Tensor]:
-        """The same batch by batch, from the model's album where albums are kept."""
-        if self.albums is None:
+        """Batches of these images, from the model's image cache if `image_caches` is set."""
+        if self.image_caches is None:
             return generate(sampler, self.prompts, self.seeds, steps, guidance_scale, progress)
-        return Album(self.albums / "drawn", sampler, steps, guidance_scale).pictures(self.prompts, self.seeds, progress)
+        return ImageCache(self.image_caches / "sampled", sampler, steps, guidance_scale).images(
+            self.prompts, self.seeds, progress
+        )
 
-    def look(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> SampleFeatures:
-        """Features of the model's pictures for all prompts; kept where albums are."""
-        extraction = Extraction(self.extractor, self.scorer, self.albums)
-        if self.albums is None:
-            drawn = self.draw(sampler, steps, guidance_scale, progress)
-            return extraction.of(lambda: drawn, self.prompts)
-        asked = hashlib.sha256(json.dumps([self.prompts, self.seeds]).encode()).hexdigest()
-        source = ["drawn", Album.key_of(sampler, steps, guidance_scale), asked]
-        return extraction.of(
+    def sample_features(self, sampler: Sampler, steps: int, guidance_scale: float, progress: Advance = None) -> SampleFeatures:
+        """Features of the model's images for all prompts; cached if `image_caches` is set."""
+        extraction = Extraction(self.extractor, self.scorer, self.image_caches)
+        if self.image_caches is None:
+            generated = self.generate(sampler, steps, guidance_scale, progress)
+            return extraction.extract(lambda: generated, self.prompts)
+        prompts_hash = hashlib.sha256(json.dumps([self.prompts, self.seeds]).encode()).hexdigest()
+        source = ["sampled", ImageCache.key_of(sampler, steps, guidance_scale), prompts_hash]
+        return extraction.extract(
             lambda: self.batches(sampler, steps, guidance_scale), self.prompts, source=source, progress=progress
         )
 
-    def judge(
+    def evaluate(
         self,
         sampler: Sampler,
         *,
@@ -166,14 +168,14 @@ class Judge:
         timesteps: list[int] | None = None,
         quick: bool = False,
         progress: Advance = None,
-    ) -> Judged:
-        """Draw, time and score; `solver` and `timesteps` are only written down, `quick` is as for `measure`."""
+    ) -> EvaluatedModel:
+        """Sample, time and score; `solver` and `timesteps` are only recorded, `quick` is passed to `measure`."""
         started = time.perf_counter()
-        pictures = self.look(sampler, steps, guidance_scale, progress)
+        images = self.sample_features(sampler, steps, guidance_scale, progress)
         seconds: float | None = (time.perf_counter() - started) / len(self.prompts)
-        if self.albums is not None:
-            seconds = Album(self.albums / "drawn", sampler, steps, guidance_scale).seconds_per_picture
-        scores, calls = self.measure(pictures, quick=quick), sampler.network_calls(steps, guidance_scale)
+        if self.image_caches is not None:
+            seconds = ImageCache(self.image_caches / "sampled", sampler, steps, guidance_scale).seconds_per_image
+        scores, calls = self.measure(images, quick=quick), sampler.network_calls(steps, guidance_scale)
         protocol = EvaluationProtocol(
             metric=self.metric,
             num_samples=len(self.prompts),
@@ -188,12 +190,12 @@ class Judge:
             reference_hash=self.reference_hash,
             **networks_of(self.extractor, self.scorer),
         )
-        found = Evaluation(model, solver or sampler.solver, calls, scores.values, seconds, protocol, scores.intervals)
-        return Judged(found, pictures)
+        evaluation = Evaluation(model, solver or sampler.solver, calls, scores.values, seconds, protocol, scores.intervals)
+        return EvaluatedModel(evaluation, images)
 
 
 def networks_of(extractor: FeatureExtractor, scorer: ClipScorer | None) -> dict[str, Any]:
-    """What a protocol says of the networks that look at pictures, and of the packages that run them."""
+    """Fields of a protocol that describe the feature networks and the versions of the packages that run them."""
     return {
         "extractor": extractor.name,
         "weights_hash": extractor.weights_hash,
@@ -204,7 +206,7 @@ def networks_of(extractor: FeatureExtractor, scorer: ClipScorer | None) -> dict[
     }
 
 
-def build_judge(
+def build_evaluator(
     config: EvaluationConfig,
     samplers: Iterable[Sampler] = (),
     *,
@@ -212,20 +214,20 @@ def build_judge(
     split: str | None = None,
     keep: bool = False,
     clip_score: bool = True,
-) -> Judge:
-    """A judge from real pictures: their features, and prompts drawn from their captions by frequency.
+) -> Evaluator:
+    """An evaluator from real images: their features, and prompts sampled from their captions by frequency.
 
-    Real pictures are seen by their centre squares where all samplers draw squares. Without a caption field, the one that names
-    the samplers' classes is taken.
+    Real images are cropped to their centre squares if all models sample square images. The default caption field is the one
+    that names the models' classes.
 
     Args:
-        samplers: of the models that are judged.
-        image_column, split: of a reference that is a dataset.
-        keep: whether drawn pictures and their features are kept in the cache.
+        samplers: samplers of the models to evaluate.
+        image_column, split: image column and split of a reference that is a dataset.
+        keep: whether sampled images and their features are cached.
         clip_score: whether a CLIP model is loaded for the CLIP score.
 
     Raises:
-        ValueError: nothing to compare with, or a metric is unknown or cannot be computed of what these draw.
+        ValueError: the reference has no images, or a metric is unknown or cannot be computed for these models.
     """
     samplers, reference, seed = list(samplers), config.reference, config.seed
     num, device = config.num or NUM, config.device or "cpu"
@@ -235,71 +237,71 @@ def build_judge(
     requested = None if config.metrics is None else chosen_metrics(config.metrics)
     source = open_source(reference, caption, seed, image_column=image_column, split=split)
     if isinstance(source, Prompts):
-        raise ValueError(f"reference {reference} is a prompt file; takes pictures")
+        raise ValueError(f"reference {reference} is a prompt file; expects images")
     network = load_extractor(config.extractor or "emoji", device, config.resize)
     scorer = load_scorer(config.clip or TINY_CLIP, device) if clip_score else None
     embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
     extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
     square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)
     with advancing_bar("reading the reference") as progress:
-        real = read_pictures(source, extraction, square=square, progress=progress)
-    assert real.seen is not None
-    captions = real.seen.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
+        real = read_images(source, extraction, square=square, progress=progress)
+    assert real.metadata is not None
+    captions = real.metadata.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
     captions_of = f"the {caption} captions of" if caption else "the captions of"
-    return Judge(
-        prompts=_drawn(captions, num, seed),
+    return Evaluator(
+        prompts=_sampled_prompts(captions, num, seed),
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
-        prompt_source=f"{num} drawn by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}",
+        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}",
         extractor=network,
         scorer=scorer,
         seed=seed,
-        reference_hash=real.seen.contents,
-        captions=real.seen.captions,
-        albums=Path(config.cache) if keep else None,
+        reference_hash=real.metadata.contents,
+        captions=real.metadata.captions,
+        image_caches=Path(config.cache) if keep else None,
         square=square,
         requested=requested,
         intervals=config.intervals,
-    ).of_models(samplers)
+    ).for_models(samplers)
 
 
 def seeds_of(seed: int, num: int) -> list[int]:
-    """Of `num` pictures of an evaluation."""
+    """Seeds of the `num` images of an evaluation."""
     return [SEED_OF_PROMPTS + seed * 1_000_000 + number for number in range(num)]
 
 
-def _drawn(captions: list[str], num: int, seed: int) -> list[str]:
-    """So many of them, by frequency."""
+def _sampled_prompts(captions: list[str], num: int, seed: int) -> list[str]:
+    """`num` captions, sampled uniformly with replacement: a repeated caption is sampled as often as it occurs."""
     generator = torch.Generator().manual_seed(SEED_OF_PROMPTS + seed)
     return [captions[index] for index in torch.randint(len(captions), (num,), generator=generator).tolist()]
 
 
 def name_of(source: str) -> str:
-    """A set of pictures in a word: the folder's name, or `emoji/train-*.tar.gz`."""
+    """A short name of a set of images: the folder's name, or `emoji/train-*.tar.gz`."""
     return Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:])
 
 
-def teacher_judge(
+def teacher_evaluator(
     data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
-) -> Judge:
-    """A judge without real pictures: the teacher's own, decoded from the latents that it made for training.
+) -> Evaluator:
+    """An evaluator whose reference is the teacher's images, decoded from the latents that it generated for training.
 
     Args:
-        data: cached latents that the teacher made of `prompts`.
-        num: prompts to judge on, drawn anew, with seeds that the cached latents were not made with.
+        data: cached latents that the teacher generated from `prompts`.
+        num: number of prompts to evaluate on, with seeds that differ from those of the cached latents.
     """
     network = load_extractor(extractor or "emoji")
     features = []
     edge = data.cache.rows([0])["moments"].shape[-1] * codec.factor
-    for rows in torch.arange(len(data)).split(pictures_at_once(edge)):
+    for rows in torch.arange(len(data)).split(images_at_once(edge)):
         moments = data.cache.rows(rows)["moments"].float()
         features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5).cpu()))
-    return Judge(
-        prompts=_drawn(prompts, num, seed),
+    return Evaluator(
+        prompts=_sampled_prompts(prompts, num, seed),
         seeds=seeds_of(seed, num),
         reference=ReferenceFeatures(gaussian_statistics(torch.cat(features))),
-        reference_name="the teacher's own pictures",
+        reference_name="the teacher's own images",
         prompt_source=f"{num} of the training prompts",
         extractor=network,
         scorer=None,
