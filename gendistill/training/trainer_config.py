@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from gendistill.settings.section import Section
 
+DEFAULT_TRACKERS = ["tensorboard"] if find_spec("tensorboard") else []
+
 
 class TrainerConfig(Section):
     """The optimisation, its checkpoints and its validation."""
@@ -36,8 +38,8 @@ class TrainerConfig(Section):
     )
     trackers: list[Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]] = (
         Field(
-            default_factory=lambda: ["tensorboard"] if find_spec("tensorboard") else [],
-            description="those of accelerate, each of which has to be installed; tensorboard where it is, otherwise none",
+            DEFAULT_TRACKERS,
+            description="Experiment trackers of accelerate; each has to be installed; default: tensorboard where it is",
         )
     )
 
