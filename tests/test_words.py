@@ -14,18 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = (
-    "gendistill",
-    "samplers",
-    "schedulers",
-    "metrics",
-    "scripts",
-    "benchmarks",
-    "configs",
-    "docs",
-    "examples",
-    "README.md",
-)
+SHIPPED = ("gendistill", "samplers", "schedulers", "metrics", "scripts", "benchmarks", "configs", "docs", "examples", "README.md")
 
 # Parts of identifiers (`saved_share` has two), and what to call the thing instead.
 IN_NAMES = {
