@@ -1,4 +1,4 @@
-"""The command line: demo, distill, plan, sample, export, serve, grid, evaluate, compare, statistics."""
+"""The command line, `gendistill`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ import warnings
 
 from rich.markup import escape
 
-from gendistill.cli import demo, distilling, drawing, judging, planning, serving
-from gendistill.cli.shared import app, console
+from gendistill.cli import demo, describing, distilling, evaluating, overview, planning, sampling, serving
+from gendistill.cli.shared import PANELS, app, console
 from gendistill.runtime.allocator import keep_freed_memory
 from gendistill.runtime.extras import MissingExtraError, missing_extras_named
 from gendistill.runtime.plugins import load_plugins
 
-__all__ = ["demo", "distilling", "drawing", "judging", "main", "planning", "serving"]
+__all__ = ["demo", "describing", "distilling", "evaluating", "main", "overview", "planning", "sampling", "serving"]
+
+app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a mistake of the user is one sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")  # what diffusers passes to it
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # that there are two adapters, which is meant
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # which warn of packages that we do without as soon as they are imported
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module="huggingface_hub"
+    )  # from arguments that diffusers passes to it
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # several adapters on one network are meant
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn of missing packages of extras while they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     keep_freed_memory()
     try:

@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 
 from gendistill.cli.distilling import distill
-from gendistill.cli.judging import evaluate
-from gendistill.cli.shared import app, console, parse_settings
+from gendistill.cli.evaluating import evaluate
+from gendistill.cli.shared import DISTILL, app, console, parse_settings
 
 SUBJECTS = (
     "food fruit",
@@ -24,10 +24,10 @@ SUBJECTS = (
 )
 
 
-@app.command(epilog="[bold]Example[/]: gendistill demo --out runs/demo")
+@app.command(rich_help_panel=DISTILL, epilog="[bold]Example[/]: gendistill demo --out runs/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="run folder; a run that was stopped is resumed")] = Path("runs/demo"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="any setting: trainer.max_steps=500")] = None,
+    out: Annotated[Path, typer.Option(help="Run folder; a run that was stopped is resumed")] = Path("runs/demo"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: trainer.max_steps=500")] = None,
 ) -> None:
     """Distill tiny-sd, which comes with the package, into a 4-step student, then evaluate it: ten minutes on a laptop."""
     from gendistill.configs import PRESETS

@@ -1,4 +1,4 @@
-"""serve: a page and an endpoint to try a student by."""
+"""serve: a web page and an endpoint to try a student."""
 
 from __future__ import annotations
 
@@ -7,42 +7,57 @@ from typing import Annotated
 
 import typer
 
-from gendistill.cli.shared import TINY_SD, Device, Dtype, Quantization, app, console, quieten_libraries, warn
+from gendistill.cli.command import Command
+from gendistill.cli.shared import (
+    MODEL_HELP,
+    SAMPLE,
+    TINY_SD,
+    Device,
+    Dtype,
+    Quantization,
+    app,
+    print_line,
+    quieten_libraries,
+    warn,
+)
 
 
 @app.command(
+    cls=Command,
+    rich_help_panel=SAMPLE,
     epilog="[bold]Examples[/]: gendistill serve runs/demo/student\n\n"
-    "gendistill serve runs/sd15/student --no-teacher --memory 6 --port 8000"
+    "gendistill serve runs/sd15/student --no-teacher --memory 6 --port 8000",
 )
 def serve(
-    student: Annotated[str, typer.Argument(help="student folder, or whatever a teacher may be")] = TINY_SD,
+    student: Annotated[str, typer.Argument(help=MODEL_HELP)] = TINY_SD,
     teacher: Annotated[
-        str | None, typer.Option(help="to sample beside it; the one that its folder names where not given")
+        str | None, typer.Option(help="Teacher to sample next to it; default: the one that the student's folder names")
     ] = None,
-    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="the student alone, in half of the memory")] = False,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="The student alone, in half of the memory")] = False,
     like: Annotated[
-        str | None, typer.Option(help="a few-step model of others, where its name does not tell: lcm-lora, dmd2-4step")
+        str | None,
+        typer.Option(help="Kind of a published few-step model, if its name does not show it: lcm-lora, dmd2-4step"),
     ] = None,
-    host: Annotated[str, typer.Option(help="address to listen at; others than this machine reach it at 0.0.0.0")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free")] = 7860,
-    max_images: Annotated[int, typer.Option(min=1, help="that one request may ask for")] = 8,
-    max_steps: Annotated[int, typer.Option(min=1, help="that one request may ask for")] = 100,
-    max_waiting: Annotated[int, typer.Option(min=1, help="requests that wait; more are refused")] = 64,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 accepts other machines")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any that is free")] = 7860,
+    max_images: Annotated[int, typer.Option(min=1, help="Limit of images per request")] = 8,
+    max_steps: Annotated[int, typer.Option(min=1, help="Limit of sampling steps per request")] = 100,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Limit of waiting requests; more are refused")] = 64,
     edge: Annotated[
-        int | None, typer.Option(min=8, help="longest edge that may be asked for; the model's own where not given")
+        int | None, typer.Option(min=8, help="Longest edge of a requested image in pixels; default: that of the model")
     ] = None,
     device: Device = None,
     memory: Annotated[
-        float | None, typer.Option(min=0, help="GiB that student and teacher may take; what is free where not given")
+        float | None, typer.Option(min=0, help="Memory for student and teacher in GiB; default: what is free")
     ] = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="torch compiles the networks: a slow start, then faster where they are small"),
+        typer.Option("--compile", help="Compile the networks with torch: a slow start, then faster where they are small"),
     ] = False,
 ) -> None:
-    """A local web page to try STUDENT beside its teacher, and the images endpoint that applications speak, at /v1."""
+    """Serve a local web page to try STUDENT next to its teacher, and an images endpoint for applications, at /v1."""
     from gendistill.runtime.device import usable_device
     from gendistill.runtime.extras import install_line
     from gendistill.sampling.load import Opening
@@ -65,13 +80,13 @@ def serve(
     if compiled:
         compile_networks(models)
     if not is_this_machine(host):
-        warnings.append(f"--host {host}: whoever reaches this machine may sample; there is no password")
+        warnings.append(f"--host {host}: everyone who reaches this machine can generate images; there is no password")
     warn(warnings)
 
     from gendistill.serve.server import run
 
     def started(address: str) -> None:
-        console.print(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it", soft_wrap=True)
+        print_line(f"{' and '.join(models)} at {address}, for applications at {address}/v1; Ctrl-C ends it")
 
     limits = RequestLimits(images=max_images, steps=max_steps, edge=edge)
     with listening, studio_of(models, limits, max_waiting=max_waiting) as studio:

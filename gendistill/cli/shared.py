@@ -1,4 +1,4 @@
-"""What all commands share: the application, the kinds of their options, how they speak."""
+"""What all commands share: the application, the types of their options, and how they report results."""
 
 from __future__ import annotations
 
@@ -10,46 +10,61 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperCommand
+
+from gendistill.cli.completion import complete_config, complete_extractor
 
 app = typer.Typer(
     name="gendistill",
-    help="Distill slow diffusion models into few-step ones that diffusers opens, and GANs into smaller ones.",
-    no_args_is_help=True,
+    help="Distill slow diffusion models into few-step models that diffusers opens, and GANs into smaller ones.\n\n"
+    "`gendistill` alone shows an example of each task, and `gendistill COMMAND --help` the options of a command with examples.",
+    epilog="[bold]Completion[/]: gendistill --install-completion makes the Tab key complete commands, options, methods, "
+    "metrics and --set settings in bash, zsh, fish and PowerShell.",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(stderr=True)
-WIDE = 160  # columns, where tables are not printed to a terminal
+WIDE = 160  # columns of a table that is not printed to a terminal
+
+PANELS = DISTILL, SAMPLE, EVALUATE, DESCRIBE = ("Distill", "Use a student", "Evaluate", "Describe")  # of commands in --help
 
 TINY_SD, TINY_GAN = "assets/tiny-sd", "assets/tiny-gan"
-Teacher = Annotated[str, typer.Argument(help="diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
+MODEL_HELP = "Student folder, diffusers folder, hub id or .safetensors checkpoint; or a GAN's folder"
+Teacher = Annotated[str, typer.Argument(help="Diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
 AnyTeacher = Annotated[
     str,
     typer.Argument(
-        help="diffusers folder, hub id or .safetensors checkpoint; a GAN's folder or module:Class", show_default=TINY_SD
+        help="Diffusers folder, hub id or .safetensors checkpoint; for a GAN its folder or module:Class", show_default=TINY_SD
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best that is there")]
+Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; default: the best available")]
 CACHE = ".cache/gendistill"
 REFERENCE = "assets/emoji/train-*.tar.gz"
 Extractor = Annotated[
-    str | None, typer.Option(help="emoji, inception, clip, dinov2, torchvision:NAME, a file of Inception's weights, a folder")
+    str | None,
+    typer.Option(
+        help="Feature network: emoji, inception, clip, dinov2, torchvision:NAME, a folder, or a file of Inception's weights",
+        autocompletion=complete_extractor,
+    ),
 ]
-Clip = Annotated[str | None, typer.Option(help="folder or MODEL/TAG of open_clip")]
-Cache = Annotated[str, typer.Option(help="folder where what was sampled and extracted is kept")]
+Clip = Annotated[str | None, typer.Option(help="CLIP model: a folder or MODEL/TAG of open_clip")]
+Cache = Annotated[str, typer.Option(help="Folder of cached images and features")]
 Dtype = Annotated[
-    str | None, typer.Option(help="float16, bfloat16 or float32; float16 on a GPU, float32 on a CPU where not given")
+    str | None, typer.Option(help="Precision: float16, bfloat16 or float32; default: float16 on a GPU, float32 on a CPU")
 ]
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="int8 computes in 8 bits, on a CPU or by torchao on a CUDA GPU; int8-weights and nf4-weights take a half and a "
-        "quarter of the memory; none; as the student learned to where not given"
+        help="int8: computes in 8 bits, on a CPU or by torchao on a CUDA GPU; int8-weights, nf4-weights: a half or a quarter "
+        "of the memory; none; default: as the student was trained"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+Prompt = Annotated[list[str] | None, typer.Option(help="A prompt, or the number of a class; can be repeated")]
+PromptFile = Annotated[Path | None, typer.Option(help="Text file with one prompt per line, instead of --prompt")]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="YAML file of settings, such as a run's config.yaml", autocompletion=complete_config)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text")]
 
 
 def parse_steps(text: str) -> list[int]:
@@ -96,56 +111,39 @@ def _number_or(value: Any) -> Any:
     return value
 
 
-def prompts_of(given: list[str] | None, file: Path | None) -> list[str] | None:
+def prompts_of(prompts: list[str] | None, file: Path | None) -> list[str] | None:
+    """The prompts of --prompt, or those in the file of --prompts."""
     from gendistill.data.sources.prompts import Prompts
 
-    if given is not None and file is not None:
+    if prompts is not None and file is not None:
         raise ValueError("--prompt and --prompts: expects one of them")
-    return given if file is None else Prompts(file).prompts
+    return prompts if file is None else Prompts(file).prompts
 
 
-def show(what: Any) -> None:
-    """Text as it is; a table as wide as it needs where nobody looks at it."""
-    print(what) if isinstance(what, str) else Console(width=None if sys.stdout.isatty() else WIDE).print(what)
+def show(result: Any, width: int = WIDE) -> None:
+    """Print text as it is, and a table in the width of the terminal, or in `width` columns where there is none."""
+    print(result) if isinstance(result, str) else Console(width=None if sys.stdout.isatty() else width).print(result)
+
+
+def print_line(sentence: str) -> None:
+    """Print a sentence to standard error, not wrapped."""
+    console.print(escape(sentence), soft_wrap=True, highlight=False)
 
 
 def warn(warnings: list[str]) -> None:
+    """Print warnings to standard error, one a line."""
     for warning in warnings:
         console.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True, highlight=False)
 
 
 def report_files(files: list[Path]) -> None:
+    """Name the files that were written."""
     for file in files:
         console.print(f"wrote {file}", soft_wrap=True)
 
 
-class HelpFromRegistries(TyperCommand):
-    """A command whose help lists what there is: `{methods}`, `{planned}` and `{metrics}` in it are replaced."""
-
-    def get_help(self, ctx: Any) -> str:
-        parameter: Any
-        for parameter in self.params:
-            text = getattr(parameter, "help", None) or ""
-            if "{" in text:
-                parameter.help = text.format_map(_Registered())
-        return super().get_help(ctx)
-
-
-class _Registered(dict[str, str]):
-    """What there is, by kind; its registry is imported only when it is asked for."""
-
-    def __missing__(self, kind: str) -> str:
-        if kind == "metrics":
-            from gendistill.metrics.registry import METRICS
-
-            return ", ".join(METRICS)
-        from gendistill.methods import RECIPES
-
-        return ", ".join(name for name, recipe in RECIPES.items() if kind == "methods" or recipe.supports.planning)
-
-
 def quieten_libraries() -> None:
-    """Loading bars and notices about how diffusers and transformers load say nothing to our users."""
+    """Hide the loading bars and notices of diffusers and transformers, which do not concern our users."""
     import diffusers
     import transformers
 

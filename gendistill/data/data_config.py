@@ -6,32 +6,58 @@ from typing import Literal
 
 from pydantic import Field
 
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
 
 class DataConfig(Section):
-    """What the student learns on."""
+    """The data that the student learns from."""
 
     path: str | None = Field(
-        None, description="image folder, WebDataset shards or a dataset (parquet, saved folder, hf://) with captions"
+        None,
+        description="Image folder, WebDataset shards or dataset (parquet, saved folder, hf://), with captions",
     )
-    prompts: str | None = Field(None, description="text file, one prompt a line: the teacher makes the images")
+    prompts: str | None = Field(
+        None, description="Text file with one prompt per line, from which the teacher generates the images; instead of path"
+    )
     caption: str | dict[str, float] | None = Field(
         None,
-        description="caption field of the data; or several with their shares, e.g. {name: 0.3, subcategory: 0.7}",
-        examples=["shares by field such as {name: 0.3, subcategory: 0.7}"],
+        description="Caption field of the data, or the probability of each of several fields",
+        examples=[{"name": 0.3, "subcategory": 0.7}],
     )
     missing_caption: Literal["empty", "skip", "error"] = Field(
-        "empty", description="images without a caption: train them on the empty prompt, leave them out, or stop"
+        "empty",
+        description="Treatment of images without a caption: train on the empty prompt, skip them, or stop with an error",
     )
-    image_column: str | None = Field(None, description="of a dataset; found by its type or name where not given")
-    split: str | None = Field(None, description="of a dataset; the only one, or train, where not given")
-    resolution: int | None = Field(None, ge=8, description="pixels; the teacher's own where not given")
+    image_column: str | None = Field(None, description="Image column of a dataset; null finds it by its type or name")
+    split: str | None = Field(None, description="Split of a dataset; null uses the only one, or train")
+    resolution: int | None = Field(
+        None,
+        ge=8,
+        description="Edge of the square training images; null uses the teacher's resolution",
+        json_schema_extra=about("pixels"),
+    )
     crop: Literal["center", "random", "buckets"] = Field(
         "center",
-        description="the centre square; one random square an image, by the seed; or the nearest of several aspect ratios",
+        description="Crop of the images: the centre square, a random square, or the nearest of several aspect ratios",
     )
-    cache: str = Field(".cache/gendistill", description="folder for encoded latents and prompts, shared by runs")
-    num_synthetic: int = Field(2048, ge=1, description="images to make with the teacher when only prompts are given")
-    synthetic_steps: int = Field(20, ge=1, description="steps of the teacher for each of them (DPM-Solver++)")
-    synthetic_guidance: float = Field(3.0, ge=1, description="guidance scale for them")
+    cache: str = Field(".cache/gendistill", description="Folder of cached latents and encoded prompts, common to all runs")
+    num_synthetic: int = Field(
+        2048,
+        ge=1,
+        description="Number of images that the teacher generates where prompts are the only data",
+        json_schema_extra=about("images"),
+    )
+    synthetic_steps: int = Field(
+        20,
+        ge=1,
+        description="Sampling steps of the teacher for each synthetic image, by DPM-Solver++",
+        json_schema_extra=about("steps", papers.DPM_SOLVER),
+    )
+    synthetic_guidance: float = Field(
+        3.0,
+        ge=1,
+        description="Guidance scale of the teacher for synthetic images; 1 is without guidance",
+        json_schema_extra=about(paper=papers.CFG, at="equation 6"),
+    )

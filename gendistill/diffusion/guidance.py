@@ -12,6 +12,8 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import Prediction
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
 
@@ -19,11 +21,29 @@ class GuidanceConfig(Section):
     """The use of classifier-free guidance by the student."""
 
     mode: Literal["embedded", "baked", "cfg"] = Field(
-        "baked", description="embedded: the scale stays a slider; baked: one scale; cfg: both branches are kept"
+        "baked",
+        description="Form of guidance in the student: baked in at one scale, embedded as an input that stays adjustable, or "
+        "cfg, which keeps both branches and negative prompts at two calls per step",
+        json_schema_extra=about(paper=papers.GUIDED, at="section 3.1"),
     )
-    scale: float = Field(3.0, ge=1, description="to bake in, or to sample with by default; 1 is none")
-    range: tuple[float, float] = Field((1.0, 6.0), description="scales that an embedded student learns")
-    prompt_dropout: float = Field(0.15, ge=0, le=1, description="share of empty prompts, for cfg students")
+    scale: float = Field(
+        3.0,
+        ge=1,
+        description="Guidance scale that is baked in, or the default scale of sampling in other modes; 1 is without guidance",
+        json_schema_extra=about(paper=papers.CFG, at="equation 6"),
+    )
+    range: tuple[float, float] = Field(
+        (1.0, 6.0),
+        description="Lowest and highest guidance scale that a student with embedded guidance learns",
+        json_schema_extra=about(paper=papers.GUIDED, at="section 3.1"),
+    )
+    prompt_dropout: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="Probability that a training prompt is replaced by the empty prompt, in mode cfg",
+        json_schema_extra=about(paper=papers.CFG, at="algorithm 1"),
+    )
 
     @model_validator(mode="after")
     def _range_rises(self) -> GuidanceConfig:

@@ -17,16 +17,32 @@ from torch.utils.checkpoint import checkpoint
 
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.samplers.precision import in_own_precision
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 from gendistill.training.ema import MovingAverage
 
 
 class LoraSettings(Section):
-    """Train a low-rank adapter on the frozen teacher instead of all weights."""
+    """A low-rank adapter on the frozen teacher, trained instead of all weights."""
 
-    enabled: bool = False
-    rank: int = Field(64, ge=1)
-    alpha: int | None = Field(None, ge=1, description="scale; the rank where not given")
+    enabled: bool = Field(
+        False,
+        description="Train a LoRA on the frozen teacher instead of all weights",
+        json_schema_extra=about(paper=papers.LORA),
+    )
+    rank: int = Field(
+        64,
+        ge=1,
+        description="Rank of the adapter's matrices",
+        json_schema_extra=about("dimensions", papers.LORA, "section 4.1"),
+    )
+    alpha: int | None = Field(
+        None,
+        ge=1,
+        description="Scale of the adapter: its update is multiplied by alpha / rank; null is the rank",
+        json_schema_extra=about(paper=papers.LORA, at="section 4.1"),
+    )
 
 
 GUIDANCE_EMBEDDING = 256

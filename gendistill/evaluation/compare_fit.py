@@ -69,7 +69,7 @@ def measure_fits(
     notes: list[str] = []
     add_on_keys = [[str(add_on.source) for add_on in add_ons], [text for add_on in add_ons for text in add_on.contents]]
     images = len(few.prompts) * 2 * (1 + bool(add_ons) + len(add_ons))
-    with advancing_bar("measuring whether students still fit", images * len(students)) as progress:
+    with advancing_bar("testing whether students still fit", images * len(students)) as progress:
         for row in students:
             name, sampler = row.entry.name, row.entry.samplers[row.steps]
             unmeasured = f"whether {name} still fits {teacher.name} was not measured"

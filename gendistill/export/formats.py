@@ -20,6 +20,7 @@ from gendistill.export.original_layout import RELEASES, original_weights, releas
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import open_in_float32, save_lora
 from gendistill.runtime.files import atomic_write, new_folder
+from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
@@ -79,13 +80,16 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # whose weights are those of other programs
     _require_no_input(out, student, sampler)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
-    ours = _generate(sampler, prompts)
-    with (new_folder if kind in FOLDERS else atomic_write)(out) as temporary:
+    writing = (new_folder if kind in FOLDERS else atomic_write)(out)
+    with advancing_bar(f"exporting and verifying {kind}", 3) as progress, writing as temporary:
+        ours = _generate(sampler, prompts)
+        progress(1)
         temporary.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(sampler, temporary, DTYPES[dtype])
         except SafetensorError as error:
             raise as_os_error(error) or error from error
+        progress(1)
         reopened = reopen(sampler, temporary)
         difference = (_generate(reopened, prompts) - ours).abs()
         if kind in PROGRAMS:  # the other half of its autoencoder is seen where an image begins at one
@@ -95,6 +99,7 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
             )
         if (most := float(difference.max())) > FARTHEST[dtype]:
             raise ValueError(f"--format {kind}: what was written samples another image (by {most:.2f}); nothing is kept")
+        progress(1)
     return Exported(out, opened_by, most, float(difference.mean()))
 
 

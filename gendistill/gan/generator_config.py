@@ -1,4 +1,4 @@
-"""What a GAN teacher is: the settings."""
+"""The settings that describe a GAN teacher."""
 
 from __future__ import annotations
 
@@ -6,20 +6,39 @@ from typing import Literal
 
 from pydantic import Field
 
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
 
 class GeneratorConfig(Section):
-    """What a GAN teacher is, where its folder does not say so."""
+    """The GAN teacher, where its folder does not describe it."""
 
-    weights: str | None = Field(None, description="of a teacher module:Class: a .safetensors or a state_dict's .pth")
-    kind: Literal["noise", "image"] | None = Field(None, description="what goes in; found where not given")
-    input_shape: list[int] | None = Field(None, description="of one sample: [128] numbers of noise, [3, 64, 64] of an image")
-    num_classes: int | None = Field(None, ge=0, description="found where not given; 0 is none")
-    output_range: tuple[float, float] | None = Field(None, description="of its images; [-1, 1] where not given")
+    weights: str | None = Field(
+        None, description="Weights file of a teacher given as module:Class: .safetensors, or a .pth with a state_dict"
+    )
+    kind: Literal["noise", "image"] | None = Field(None, description="Input of the generator; null detects it")
+    input_shape: list[int] | None = Field(
+        None,
+        description="Shape of one input of the generator, such as [128] for noise or [3, 64, 64] for an image; null detects it",
+        examples=[[3, 64, 64]],
+    )
+    num_classes: int | None = Field(
+        None,
+        ge=0,
+        description="Number of classes of a conditional generator, 0 for none; null detects it",
+        json_schema_extra=about("classes"),
+    )
+    output_range: tuple[float, float] | None = Field(
+        None, description="Lowest and highest pixel value of the generator's images; null is [-1, 1]", examples=[[-1, 1]]
+    )
     discriminator: str | None = Field(
         None,
-        description="the teacher's own: module:Class or a folder; `fresh` does not use it; that of the folder where not given",
+        description="Discriminator of the teacher: module:Class, a folder, or fresh for a new one; null uses that of the "
+        "teacher's folder",
     )
-    discriminator_weights: str | None = Field(None, description="of a discriminator module:Class")
-    discriminator_config: str | None = Field(None, description="JSON file with its arguments")
+    discriminator_weights: str | None = Field(
+        None, description="Weights file of a discriminator given as module:Class: .safetensors, or a .pth with a state_dict"
+    )
+    discriminator_config: str | None = Field(
+        None, description="JSON file with the arguments of a discriminator given as module:Class"
+    )

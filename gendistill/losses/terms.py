@@ -10,6 +10,8 @@ from torch import Tensor
 
 from gendistill.losses import feature_maps as features
 from gendistill.losses import relations
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 
@@ -17,24 +19,56 @@ from gendistill.settings.section import Section
 class FeatureConfig(Section):
     """Weights of the distances between feature maps of student and teacher; 0 is off."""
 
-    hints: Weight = Field(1.0, description="squared error after a 1x1 convolution (FitNets)")
-    attention: Weight = Field(0.0, description="attention transfer: where, not what")
-    gram: Weight = Field(0.0, description="Gram matrices: what, not where")
+    hints: Weight = Field(
+        1.0,
+        description="Weight of the squared error between layers, after a learned 1x1 convolution of the student's",
+        json_schema_extra=about(paper=papers.FITNETS, at="equation 3"),
+    )
+    attention: Weight = Field(
+        0.0,
+        description="Weight of attention transfer, which compares where the layers are active",
+        json_schema_extra=about(paper=papers.ATTENTION, at="section 3.1"),
+    )
+    gram: Weight = Field(
+        0.0,
+        description="Weight of the distance of Gram matrices, which compare the layers' textures",
+        json_schema_extra=about(paper=papers.GRAM, at="equation 4"),
+    )
     layers: dict[str, str] | None = Field(
         None,
-        description="teacher's layer: student's layer, by path; matched by resolution and depth where not given",
-        examples=["layers of the student by those of the teacher such as {blocks.2: blocks.1}"],
+        description="Layers of the student by those of the teacher, as module paths; null matches them by resolution and depth",
+        examples=[{"blocks.2": "blocks.1"}],
     )
 
 
 class RelationConfig(Section):
     """Weights of the distances between the relations of a batch's images in student and teacher; 0 is off."""
 
-    distance: Weight = Field(0.0, description="RKD, of pairs")
-    angle: Weight = Field(0.0, description="RKD, of triplets")
-    similarity: Weight = Field(0.0, description="similarity-preserving")
-    correlation: Weight = Field(0.0, description="correlation congruence")
-    contrastive: Weight = Field(0.0, description="InfoNCE between student and teacher images of the same noise")
+    distance: Weight = Field(
+        0.0,
+        description="Weight of the difference of pairwise distances (RKD)",
+        json_schema_extra=about(paper=papers.RKD, at="section 3.2.1"),
+    )
+    angle: Weight = Field(
+        0.0,
+        description="Weight of the difference of the angles of triplets (RKD)",
+        json_schema_extra=about(paper=papers.RKD, at="section 3.2.2"),
+    )
+    similarity: Weight = Field(
+        0.0,
+        description="Weight of the difference of the similarity matrices",
+        json_schema_extra=about(paper=papers.SIMILARITY, at="section 3"),
+    )
+    correlation: Weight = Field(
+        0.0,
+        description="Weight of the difference of the correlation matrices",
+        json_schema_extra=about(paper=papers.CORRELATION, at="section 3"),
+    )
+    contrastive: Weight = Field(
+        0.0,
+        description="Weight of InfoNCE between the student's and the teacher's features of the same sample",
+        json_schema_extra=about(paper=papers.CRD),
+    )
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -31,6 +31,8 @@ from gendistill.methods.latent_perception import LatentPerception
 from gendistill.methods.recipe import Recipe, RunConfig
 from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, in_steps, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Update
@@ -40,32 +42,76 @@ from gendistill.training.trainer_config import TrainerConfig
 class MatchConfig(Section):
     """Weights of the distances between latents of student and teacher of the same noise and prompt; 0 is off."""
 
-    pseudo_huber: Weight = 1.0
-    l2: Weight = 0.0
-    perceptual: Weight = Field(0.0, description="distance of the features of the teacher's own network, a little noise added")
+    pseudo_huber: Weight = Field(
+        1.0,
+        description="Weight of the pseudo-Huber distance of the latents",
+        json_schema_extra=about(paper=papers.IMPROVED_CONSISTENCY, at="section 3.3"),
+    )
+    l2: Weight = Field(
+        0.0,
+        description="Weight of the squared error of the latents",
+        json_schema_extra=about(paper=papers.DENOISING_STUDENT),
+    )
+    perceptual: Weight = Field(
+        0.0,
+        description="Weight of the distance of the teacher network's features of the latents, with a little noise added",
+        json_schema_extra=about(paper=papers.LPIPS, at="equation 1"),
+    )
 
 
 class LatentDistributionConfig(Section):
     """Weights of the distances between the distributions of these latents; 0 is off."""
 
-    patches: Weight = Field(0.0, description="sliced Wasserstein distance of the patches of each latents and its teacher's")
-    real_patches: Weight = Field(
-        0.0, description="of the patches of all latents and of as many of the data's, without their means"
+    patches: Weight = Field(
+        0.0,
+        description="Weight of the sliced Wasserstein distance between the patches of each latent and of its teacher's",
+        json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
     )
-    sliced_wasserstein: Weight = Field(0.0, description="of whole latents")
-    mmd: Weight = Field(0.0, description="of whole latents, with Gaussian kernels about the median distance")
+    real_patches: Weight = Field(
+        0.0,
+        description="Weight of the same distance between the patches of all latents and of real data, without their means",
+        json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
+    )
+    sliced_wasserstein: Weight = Field(
+        0.0,
+        description="Weight of the sliced Wasserstein distance between batches of latents",
+        json_schema_extra=about(paper=papers.SLICED),
+    )
+    mmd: Weight = Field(
+        0.0,
+        description="Weight of the maximum mean discrepancy of latents, with Gaussian kernels about the median distance",
+        json_schema_extra=about(paper=papers.MMD, at="equation 3"),
+    )
     adversarial: Weight = Field(
-        0.0, description="of a discriminator of latents, given the prompt or class, that learns beside the student (hinge)"
+        0.0,
+        description="Weight of the hinge loss of a conditional discriminator of latents, which is trained with the student",
+        json_schema_extra=about(paper=papers.PROJECTION, at="equation 4"),
     )
 
 
 class SemanticConfig(Section):
     """Weights of the distances between the relations of a batch's latents, and between CLIP embeddings; 0 is off."""
 
-    distance: Weight = Field(0.0, description="RKD, of pairs")
-    angle: Weight = Field(0.0, description="RKD, of triplets")
-    contrastive: Weight = Field(0.0, description="InfoNCE between the student's and the teacher's")
-    clip: Weight = Field(0.0, description="1 - cosine of the CLIP embeddings of the decoded images of the two")
+    distance: Weight = Field(
+        0.0,
+        description="Weight of the difference of pairwise distances (RKD)",
+        json_schema_extra=about(paper=papers.RKD, at="section 3.2.1"),
+    )
+    angle: Weight = Field(
+        0.0,
+        description="Weight of the difference of the angles of triplets (RKD)",
+        json_schema_extra=about(paper=papers.RKD, at="section 3.2.2"),
+    )
+    contrastive: Weight = Field(
+        0.0,
+        description="Weight of InfoNCE between the student's and the teacher's latents of the same sample",
+        json_schema_extra=about(paper=papers.CRD),
+    )
+    clip: Weight = Field(
+        0.0,
+        description="Weight of 1 - cosine of the CLIP embeddings of the student's and the teacher's decoded images",
+        json_schema_extra=about(paper=papers.CLIP),
+    )
 
 
 class AlignConfig(Section):
@@ -77,33 +123,58 @@ class AlignConfig(Section):
         "partner": "peer",
         "partner_weight": "peer_weight",
     }
-    weight: Weight = Field(0.0, description="beside the loss of another method; 0 is off")
-    trajectories: int = Field(1024, ge=1, description="that the teacher generates once, from noise to latents")
-    trajectory_steps: int = Field(16, ge=1, description="of the teacher for each of them (DPM-Solver++)")
+    weight: Weight = Field(0.0, description="Weight of the alignment losses in addition to another method's loss; 0 is off")
+    trajectories: int = Field(
+        1024,
+        ge=1,
+        description="Number of teacher trajectories from noise to latents, generated once and cached",
+        json_schema_extra=about("trajectories", papers.DENOISING_STUDENT),
+    )
+    trajectory_steps: int = Field(
+        16,
+        ge=1,
+        description="Sampling steps of the teacher for each trajectory, by DPM-Solver++",
+        json_schema_extra=about("steps", papers.DPM_SOLVER),
+    )
     teachers: dict[str, float | str] = Field(
         {},
-        description="who generates them too: folders, each with its weight in an average (the teacher's own is 1), or with a "
-        "pattern (regular expression) of the prompts that it generates by itself",
-        examples=["weights or patterns of prompts by folder such as {teacher-b: 0.5, teacher-c: animals}"],
+        description="Further teachers by folder, each with its weight in the average prediction (the teacher's own is 1) or "
+        "with a regular expression of the prompts that it generates alone",
+        examples=[{"teacher-b": 0.5, "teacher-c": "animals"}],
     )
     start_fraction: float = Field(
-        0.25, ge=0, le=1, description="of samples that begin at the noise; others anywhere on the way"
+        0.25, ge=0, le=1, description="Fraction of the samples that start at the noise; the others start along a trajectory"
     )
     on_policy_fraction: float = Field(
-        0.0, ge=0, le=1, description="of steps that begin where the student itself comes to in few steps"
+        0.0, ge=0, le=1, description="Probability that a step starts from points of the student's own few-step rollout"
     )
     match: MatchConfig = MatchConfig()
     distribution: LatentDistributionConfig = LatentDistributionConfig()
     semantic: SemanticConfig = SemanticConfig()
-    clip: str = Field("assets/tiny-clip", description="of semantic.clip: a folder or MODEL/TAG of open_clip")
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student")
+    clip: str = Field(
+        "assets/tiny-clip",
+        description="CLIP model of align.semantic.clip: a folder or MODEL/TAG of open_clip",
+        json_schema_extra=about(paper=papers.CLIP),
+    )
+    ema_decay: float = Field(
+        0.99, ge=0, lt=1, description="Decay per step of the moving average, which is exported as the student"
+    )
     generations: int = Field(
-        1, ge=1, description="students one after another, each anew from the teacher; the ends of its ways are its parent's"
+        1,
+        ge=1,
+        description="Number of students in sequence; each starts from the teacher and learns the endpoints of the one before",
+        json_schema_extra=about("students", papers.BORN_AGAIN),
     )
     peer: Literal["none", "mutual"] = Field(
-        "none", description="who else learns: a second student, from which the first learns too, and it from that"
+        "none",
+        description="Peer of the student: none, or mutual learning with a second student",
+        json_schema_extra=about(paper=papers.MUTUAL),
     )
-    peer_weight: Weight = Field(1.0, description="of the distance to what the peer generates (pseudo-Huber)")
+    peer_weight: Weight = Field(
+        1.0,
+        description="Weight of the pseudo-Huber distance to the peer's prediction",
+        json_schema_extra=about(paper=papers.MUTUAL),
+    )
 
     @field_validator("teachers")
     @classmethod

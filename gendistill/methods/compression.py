@@ -39,6 +39,8 @@ from gendistill.networks.pruning.unet_importance import example_inputs
 from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, max_layers, on_meta, smaller_config
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import Prediction
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, in_steps, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig
@@ -47,16 +49,35 @@ from gendistill.training.trainer_config import TrainerConfig
 class CompressionConfig(Section):
     """A smaller denoiser (`--method compression`, or the first stage of another method with `--compress`)."""
 
-    output: Weight = Field(1.0, description="squared error of what the network says, from what the guided teacher says")
-    task: Weight = Field(0.0, description="squared error from the data themselves, as the teacher was trained")
-    features: FeatureConfig = Field(FeatureConfig(), description="what the blocks say, in the teacher's scale")
-    relations: RelationConfig = Field(
-        RelationConfig(), description="of a batch's images, as the middle of the network has them"
+    output: Weight = Field(
+        1.0,
+        description="Weight of the squared error of the network's output, relative to the guided teacher's",
+        json_schema_extra=about(paper=papers.BK_SDM, at="section 3.2"),
     )
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
-    steps: int = Field(20, ge=1, description="that the smaller network is validated in before another method makes them fewer")
+    task: Weight = Field(
+        0.0,
+        description="Weight of the squared error relative to the data, the loss of the teacher's own training",
+        json_schema_extra=about(paper=papers.BK_SDM, at="section 3.2"),
+    )
+    features: FeatureConfig = Field(
+        FeatureConfig(), description="Distances between the outputs of blocks, relative to the teacher's scale"
+    )
+    relations: RelationConfig = Field(
+        RelationConfig(), description="Differences of the relations between a batch's samples in the middle block"
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay per step of the moving average, which is exported as the student"
+    )
+    steps: int = Field(
+        20,
+        ge=1,
+        description="Sampling steps of the validation of the smaller network, before another method reduces them",
+        json_schema_extra=about("steps"),
+    )
     trainer: dict[str, Any] = Field(
-        {}, description="settings of the trainer for this stage where another follows: {max_steps: 4000}"
+        {},
+        description="Settings of the trainer for this stage, where another method follows",
+        examples=[{"max_steps": 4000}],
     )
 
 
@@ -128,7 +149,7 @@ class CompressionRecipe(Recipe):
 
     name = section = "compression"
     Config = CompressionConfig
-    summary = "a smaller network in as many steps; `--compress` puts it before another method"
+    summary = "A smaller network for the same number of steps; --compress makes it the first stage of another method"
     supports = Supports(lora=False, planning=False)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

@@ -25,17 +25,43 @@ from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, skipping
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
 
 class ConsistencyConfig(Section):
     """Consistency distillation (`--method consistency`)."""
 
-    num_ddim_timesteps: int = Field(40, ge=2, description="K, points of the solver grid; 40 holds the 1-, 2-, 4-step grids")
-    num_phases: int = Field(1, ge=1, description="phases of multi-step consistency; 1 is plain consistency")
-    loss: Literal["pseudo_huber", "l2"] = "pseudo_huber"
-    target: Literal["ema", "student"] = Field("ema", description="whose x_0 is the target, without gradient")
-    ema_decay: float = Field(0.95, ge=0, lt=1, description="of the average, which is the target's and the student's")
+    num_ddim_timesteps: int = Field(
+        40,
+        ge=2,
+        description="Number K of timesteps of the DDIM solver grid; 40 holds the sampling grids of 1, 2, 4 and 8 steps",
+        json_schema_extra=about("timesteps", papers.LCM, "section 4.3"),
+    )
+    num_phases: int = Field(
+        1,
+        ge=1,
+        description="Number of phases of multistep consistency, for students of as many steps or more; 1 is plain consistency",
+        json_schema_extra=about("phases", papers.MULTISTEP_CONSISTENCY, "section 3"),
+    )
+    loss: Literal["pseudo_huber", "l2"] = Field(
+        "pseudo_huber",
+        description="Distance between the consistency functions at the two ends of a solver step",
+        json_schema_extra=about(paper=papers.IMPROVED_CONSISTENCY, at="section 3.3"),
+    )
+    target: Literal["ema", "student"] = Field(
+        "ema",
+        description="Network that predicts the target, without gradient: the moving average, or the student itself",
+        json_schema_extra=about(paper=papers.CONSISTENCY, at="algorithm 2"),
+    )
+    ema_decay: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        description="Decay per step of the moving average, which predicts the target and is exported as the student",
+        json_schema_extra=about(paper=papers.LCM, at="algorithm 1"),
+    )
 
     @model_validator(mode="after")
     def _phases_fit_the_grid(self) -> ConsistencyConfig:
@@ -142,7 +168,7 @@ class ConsistencyRecipe(Recipe):
 
     name = section = "consistency"
     Config = ConsistencyConfig
-    summary = "maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, with the fewest settings"
+    summary = "Maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, with the fewest settings"
     supports = Supports(auxiliary_losses=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

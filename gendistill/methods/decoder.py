@@ -22,6 +22,8 @@ from gendistill.losses.pixel import l1, l2
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.codec import LatentCodec
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, in_steps, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Method, Update
@@ -31,31 +33,40 @@ class DecoderConfig(Section):
     """Decoder distillation (`--method decoder`): a tiny autoencoder in the teacher's latent space."""
 
     formerly_valued: ClassVar[dict[str, dict[str, str]]] = {"target": {"pictures": "images"}}
-    width: int = Field(64, ge=4, description="channels of every layer")
+    width: int = Field(64, ge=4, description="Channels of every layer", json_schema_extra=about("channels"))
     blocks: int | list[int] = Field(
         3,
-        description="of each resolution but the finest, which has one; or a number for each, the coarsest first. 3 with a "
-        "width of 64 is TAESD",
+        description="Blocks of each resolution except the finest, which has one, or a list, the coarsest resolution first; 3 "
+        "with a width of 64 is the architecture of TAESD",
+        json_schema_extra=about("blocks"),
     )
     start: str | None = Field(
         None,
-        description="a student of an earlier run, or any folder or hub id of an AutoencoderTiny in the teacher's latent space "
-        "(madebyollin/taesd), whose weights, width and blocks it starts with",
+        description="Tiny autoencoder that training starts from, which sets width and blocks: the student of another run, or a "
+        "folder or hub id of an AutoencoderTiny in the teacher's latent space, such as madebyollin/taesd",
     )
     copies: int = Field(
         1,
         ge=1,
-        description="of each image: itself, and others that are flipped, moved and coloured at random; for small collections",
+        description="Copies of each training image: the image itself, and others with random flips, shifts and colours",
+        json_schema_extra=about("images"),
     )
     target: Literal["images", "decoded"] = Field(
-        "images",
-        description="what the decoder is to make: the images, or what the teacher's decoder makes of their latents",
+        "images", description="Target of the decoder: the training images, or the teacher's decoded latents"
     )
-    l1: Weight = 1.0
-    l2: Weight = 1.0
-    patches: Weight = Field(0.0, description="sliced Wasserstein distance of an image's patches: sharp, for some PSNR")
-    encoder: Weight = Field(1.0, description="of the encoder's squared error; it learns in the steps in which that is above 0")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the average, which is the student")
+    l1: Weight = Field(1.0, description="Weight of the absolute error of the decoded image")
+    l2: Weight = Field(1.0, description="Weight of the squared error of the decoded image")
+    patches: Weight = Field(
+        0.0,
+        description="Weight of the sliced Wasserstein distance between patches, which sharpens images at some cost in PSNR",
+        json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
+    )
+    encoder: Weight = Field(
+        1.0, description="Weight of the encoder's squared error of latents; the encoder is trained where it is above 0"
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay per step of the moving average, which is exported as the student"
+    )
 
 
 PATCH, PROJECTIONS = 5, 8  # edge of a patch in pixels; number of random projections
@@ -122,7 +133,7 @@ class DecoderRecipe(Recipe):
 
     name = section = "decoder"
     Config = DecoderConfig
-    summary = "a tiny autoencoder in the teacher's latent space"
+    summary = "A tiny autoencoder in the teacher's latent space, which decodes images faster"
     teaches = "autoencoder"
     student = "a tiny autoencoder"
     supports = Supports(lora=False, compression=False, full_weights=False, planning=False)

@@ -21,7 +21,8 @@ from gendistill.gan.gan_networks import GanNetworks, StudentWithFeatures, gan_ne
 from gendistill.gan.generator import FASTEST, Generator
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
-from gendistill.methods.gan_codistillation import CodistillationConfig, GanCodistillation, GanPair
+from gendistill.methods.gan_codistillation import GanCodistillation, GanPair
+from gendistill.methods.gan_config import CodistillationConfig
 from gendistill.methods.gan_start import Start, start_student
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.networks.hints import Hint, Regressors, describe, match
@@ -54,7 +55,7 @@ class GanRecipe(Recipe):
 
     name = section = "gan"
     Config = CodistillationConfig
-    summary = "a smaller generator and its discriminator, from data and from both networks of the teacher"
+    summary = "A smaller generator, trained with a discriminator on data and on both networks of its teacher"
     teaches = "generator"
     student = "a GAN student"
     supports = Supports(lora=False, compression=False, full_weights=False, gradient_checkpointing=False, planning=False)

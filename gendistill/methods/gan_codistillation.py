@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from gendistill.data.gan_batches import GanBatch
@@ -29,68 +28,16 @@ from gendistill.losses.adversarial import (
     r1_penalty,
 )
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
+from gendistill.methods.gan_config import CodistillationConfig, DiscriminatorConfig
 from gendistill.methods.gan_distillation_loss import (
-    DistillationLossConfig,
     GanDistillationLoss,
     GeneratorOutput,
     TeacherTargets,
 )
 from gendistill.networks.hints import Hint
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.settings.schedule import Temperature, Weight, weight_at
-from gendistill.settings.section import Section
+from gendistill.settings.schedule import weight_at
 from gendistill.training.method import Method, OptimizerSettings, Update
-
-
-class DiscriminatorConfig(Section):
-    """The discriminator: its adversarial loss, and the match with the logits of the teacher's discriminator."""
-
-    loss: Literal["hinge", "logistic", "least_squares", "wasserstein"] = "hinge"
-    match: Weight = Field(0.1, description="of the teacher's discriminator's logits, where there is one")
-    match_loss: Literal["mse", "bernoulli"] = "mse"
-    temperature: Temperature = Field(1.0, description="of the Bernoulli loss, and of class heads; a schedule anneals it")
-    inherit: bool = Field(True, description="start from the teacher's discriminator where there is one; fresh otherwise")
-    real: Literal["data", "teacher", "both"] | None = Field(
-        None, description="what is real: the data, the teacher's images, or half of each; the data where there are any"
-    )
-    steps: int = Field(1, ge=1, description="of the discriminator for one of the student")
-    learning_rate_factor: float = Field(2.0, gt=0, description="its learning rate, times the student's: two time scales")
-    r1: float = Field(0.0, ge=0, description="gradient penalty on real images (Mescheder et al. 2018)")
-    gradient_penalty: float = Field(0.0, ge=0, description="gradient penalty between real and made (WGAN-GP)")
-    penalty_every: int = Field(16, ge=1, description="steps; the penalty is multiplied by it")
-    augment: list[Literal["color", "translation", "cutout"]] = Field(
-        ["color", "translation", "cutout"], description="differentiable augmentation of all that it sees"
-    )
-
-
-class CodistillationConfig(DistillationLossConfig):
-    """GAN co-distillation (`--method gan`): the losses between teacher and student."""
-
-    formerly: ClassVar[dict[str, str]] = {"partner": "peer"}
-    adversarial: Weight = Field(
-        {0: 0, 0.9: 0, 0.92: 0.05},
-        description="what the discriminator says; late, since a pruned student has to generate before it can be evaluated",
-        validate_default=True,
-    )
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    pairs: int = Field(
-        0,
-        ge=0,
-        description="images that the teacher generates once, of fixed noise; steps that ask for none of its layers go by "
-        "them; 0 generates anew in each step",
-    )
-    peer: Literal["none", "teacher", "student"] = Field(
-        "none", description="who else learns: the teacher goes on learning beside the student, or a second student does"
-    )
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the student's average, which is what is kept")
-    betas: tuple[float, float] = Field((0.0, 0.99), description="of Adam, for all networks")
-    collapse_diversity: float = Field(
-        0.5, ge=0, lt=1, description="stop where the student's images are less diverse than so much of the teacher's; 0 never"
-    )
-    collapse_saturation: float = Field(
-        0.98, gt=0, le=1, description="stop where the discriminator tells apart more than this share for long; 1 never"
-    )
-
 
 DiscriminatorOutputs = tuple[Tensor, Tensor | None]  # real/fake logits, class logits
 Labelled = tuple[Tensor, Tensor | None]  # images, class labels

@@ -24,6 +24,8 @@ from gendistill.losses.terms import (
     relation_terms,
     weighted,
 )
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 
@@ -31,13 +33,28 @@ from gendistill.settings.section import Section
 class OutputConfig(Section):
     """Weights of the distances between images of student and teacher of the same input; 0 is off."""
 
-    l1: Weight = 1.0
-    l2: Weight = 0.0
-    multiscale: Weight = Field(0.0, description="L1 at the full, half, quarter, ... resolution")
-    perceptual: Weight = Field(1.0, description="distance of a feature network's maps")
+    l1: Weight = Field(
+        1.0,
+        description="Weight of the absolute error of pixels",
+        json_schema_extra=about(paper=papers.GAN_DISTILLATION),
+    )
+    l2: Weight = Field(
+        0.0,
+        description="Weight of the squared error of pixels",
+        json_schema_extra=about(paper=papers.GAN_DISTILLATION),
+    )
+    multiscale: Weight = Field(
+        0.0, description="Weight of the absolute error of pixels at the full, half, quarter, ... resolution"
+    )
+    perceptual: Weight = Field(
+        1.0,
+        description="Weight of the distance of a feature network's layers",
+        json_schema_extra=about(paper=papers.LPIPS, at="equation 1"),
+    )
     perceptual_network: str = Field(
         "discriminator",
-        description="that network: the teacher's discriminator; emoji (which fd-emoji looks through too); torchvision:NAME",
+        description="Feature network of the perceptual distance: the teacher's discriminator, emoji (the network of "
+        "fd-emoji), or torchvision:NAME",
     )
 
 
@@ -46,13 +63,15 @@ class DistributionConfig(Section):
 
     patches: Weight = Field(
         {0: 0, 0.75: 0, 0.8: 6},
-        description="of each image and its teacher's, sliced Wasserstein: sharp as that one is",
+        description="Weight of the sliced Wasserstein distance between the patches of each image and of its teacher's",
         validate_default=True,
+        json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
     )
     real_patches: Weight = Field(
         {0: 0, 0.75: 0, 0.8: 10},
-        description="of all images and as many real ones, without their mean colours: sharp as these are",
+        description="Weight of the same distance between the patches of all images and of real images, without mean colours",
         validate_default=True,
+        json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
     )
 
 

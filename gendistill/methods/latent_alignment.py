@@ -70,7 +70,7 @@ class AlignmentRecipe(Recipe):
     name = "latent_alignment"
     section = "align"
     Config = AlignConfig
-    summary = "learns where the teacher's trajectories end: one student that generates the teacher's own latents"
+    summary = "Regression of the ends of the teacher's trajectories: one student that generates the teacher's own latents"
     supports = Supports(auxiliary_losses=True)
 
     def data_needs(self, config: RunConfig) -> Literal["trajectories"]:

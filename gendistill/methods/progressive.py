@@ -37,6 +37,8 @@ from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Su
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig
 
@@ -45,27 +47,50 @@ class ProgressiveConfig(Section):
     """Progressive distillation (`--method progressive`); the limits of the trainer hold for each stage."""
 
     formerly: ClassVar[dict[str, str]] = {"dialect_steps": "prediction_type_steps"}
-    start_steps: int = Field(64, ge=2, description="steps of the teacher before the first halving; 64 gives 32, 16, ..., 1")
+    start_steps: int = Field(
+        64,
+        ge=2,
+        description="DDIM steps of the teacher before the first halving; 64 gives students of 32, 16, 8, 4, 2 and 1 steps",
+        json_schema_extra=about("steps", papers.PROGRESSIVE, "algorithm 2"),
+    )
     prediction_type: Literal["v_prediction", "sample", "epsilon"] = Field(
-        "v_prediction", description="of the student where the teacher predicts the noise"
+        "v_prediction",
+        description="Prediction type of the student, where the teacher predicts the noise",
+        json_schema_extra=about(paper=papers.PROGRESSIVE, at="section 4"),
     )
     weighting: Literal["truncated_snr", "snr_plus_one", "snr", "uniform"] = Field(
-        "truncated_snr", description="of the squared error of x_0"
+        "truncated_snr",
+        description="Weight, as a function of the signal-to-noise ratio, of the squared error of x_0",
+        json_schema_extra=about(paper=papers.PROGRESSIVE, at="section 4"),
     )
-    ema_decay: float = Field(0.99, ge=0, lt=1, description="of the average, which is the student and the next stage's teacher")
+    ema_decay: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="Decay per step of the moving average, which is the student and the teacher of the next stage",
+    )
     prediction_type_steps: int = Field(
-        300, ge=0, description="optimizer steps over which a student of an epsilon teacher goes over to v; 0 jumps"
+        300,
+        ge=0,
+        description="Optimizer steps over which the training target changes from epsilon to the student's prediction type; 0 "
+        "changes it at once",
+        json_schema_extra=about("steps"),
     )
     sampler: Literal["ddim", "stochastic"] = Field(
-        "ddim", description="deterministic; or two steps forward, one back, whose students make steps twice as long"
+        "ddim",
+        description="Sampler of the students: deterministic DDIM, or two steps forward and one step of noise back",
+        json_schema_extra=about(paper=papers.GUIDED),
     )
     grid: list[int] | None = Field(
-        None, description="timesteps of one of the students, falling, as `gendistill grid` finds them; trailing where not given"
+        None,
+        description="Falling timesteps of one of the students, such as those that `gendistill grid` finds; null is the "
+        "trailing grid",
+        examples=[[999, 774, 574, 274]],
     )
     stages: dict[str, dict[str, Any]] = Field(
         {},
-        description="settings of the trainer for single stages, by name: {guidance_distillation: {max_steps: 900}, 4: {patience: 3}}",
-        examples=["settings by stage such as {guidance_distillation: {max_steps: 900}, 4: {patience: 3}}"],
+        description="Settings of the trainer for single stages, by the stage's name",
+        examples=[{"guidance_distillation": {"max_steps": 900}, "4": {"patience": 3}}],
     )
 
     @field_validator("stages", mode="before")
@@ -219,7 +244,7 @@ class ProgressiveRecipe(Recipe):
 
     name = section = "progressive"
     Config = ProgressiveConfig
-    summary = "halves the steps again and again: deterministic students, each for its own step count"
+    summary = "Halves the number of steps stage by stage: deterministic students, each for its own step count"
     supports = Supports(auxiliary_losses=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

@@ -14,6 +14,8 @@ from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.trained_networks import LoraSettings
 from gendistill.gan.generator_config import GeneratorConfig
 from gendistill.networks.pruning.compress_config import CompressConfig
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 from gendistill.training.method import Method
 from gendistill.training.trainer_config import TrainerConfig
@@ -24,29 +26,43 @@ class RunConfig(Section):
 
     teacher: str = Field(
         "assets/tiny-sd",
-        description="diffusers folder, hub id or .safetensors checkpoint; of a GAN its folder or module:Class",
+        description="Teacher: a diffusers folder, hub id or .safetensors checkpoint; for GANs a folder or module:Class",
     )
     teacher_config: str | None = Field(
         None,
-        description="for a checkpoint: sd1, sd2-base, sd2-v, sdxl, or a diffusers folder with its configs; for a module:Class "
-        "a JSON file with its arguments",
+        description="Architecture of a teacher without one: for a checkpoint sd1, sd2-base, sd2-v, sdxl or a diffusers folder "
+        "with its configs; for a module:Class a JSON file with its arguments",
     )
-    teacher_revision: str | None = Field(None, description="for a hub id: branch, tag or commit")
-    method: str = "consistency"
-    out: str = Field("runs/distill", description="run folder")
-    start: str | None = Field(None, description="student folder to initialise from instead of the teacher; full weights only")
+    teacher_revision: str | None = Field(None, description="Branch, tag or commit of a teacher on the hub")
+    method: str = Field("consistency", description="Distillation method; `gendistill methods` describes each")
+    out: str = Field("runs/distill", description="Run folder, which receives config, log, checkpoints and students")
+    start: str | None = Field(
+        None, description="Student folder that training starts from instead of the teacher, with all weights trained"
+    )
     quantization: Literal["none", "int8"] = Field(
-        "none", description="int8: the student learns to compute in 8 bits, as it then does on a CPU; its teacher is as it is"
+        "none",
+        description="Arithmetic that the student is trained for: none, or int8 for inference in 8 bits on a CPU",
+        json_schema_extra=about(paper=papers.INT8, at="section 3"),
     )
-    steps: list[int] = Field([4, 2, 1], description="step counts that the student is validated at, the main one first")
-    solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(["ddim", "tcd"], description="solvers to choose from by validation")
-    validation_reference: str | None = Field(None, description="real images to validate against; data.path where not given")
+    steps: list[int] = Field(
+        [4, 2, 1],
+        description="Step counts that the student is validated at, the main one first",
+        json_schema_extra=about("steps"),
+    )
+    solvers: list[Literal["ddim", "lcm", "tcd"]] = Field(
+        ["ddim", "tcd"],
+        description="Solvers of which validation chooses the best for the student",
+        json_schema_extra=about(paper=papers.TCD),
+    )
+    validation_reference: str | None = Field(None, description="Real images that validation compares with; null uses data.path")
     validation_extractor: str | None = Field(
-        None, description="feature network of the validation: emoji, inception, a .pth of Inception's weights, a folder"
+        None,
+        description="Feature network of the validation: emoji, inception, a folder, or a .pth of Inception's weights; null "
+        "chooses the best available",
     )
-    seed: int = Field(0, ge=0)
-    device: str | None = Field(None, description="cuda, mps, cpu; the best that is there where not given")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the frozen teacher")
+    seed: int = Field(0, ge=0, description="Seed of all randomness of the run")
+    device: str | None = Field(None, description="Device: cuda, mps or cpu; null uses the best available")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the frozen teacher's weights")
     data: DataConfig = DataConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     generator: GeneratorConfig = GeneratorConfig()
@@ -133,7 +149,7 @@ class Recipe(ABC):
         name: the name for `--method`.
         section: the name of its section of settings in the config, usually the same.
         Config: the class of that section.
-        summary: one line for help texts.
+        summary: one sentence without a full stop, for help and `gendistill methods`.
         teaches: the kind of teacher, which decides how teachers are opened, and how students are validated and exported.
         supports: options of a run that the method supports.
         default_teacher: the teacher of runs that name none.

@@ -93,7 +93,7 @@ class AutoencoderRun:
         self.held_out = self.decoded
         if config.validation_reference is not None:
             others = config.data.model_copy(update={"path": config.validation_reference, "prompts": None})
-            with advancing_bar("encoding and decoding what is held out") as progress:
+            with advancing_bar("encoding and decoding the validation images") as progress:
                 self.held_out = prepare_decoded(others, teacher, config.seed, progress)
 
     def stages(self) -> Iterator[Stage]:

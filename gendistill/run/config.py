@@ -65,8 +65,7 @@ def config_class() -> type[RunConfig]:
 @lru_cache
 def _config_class(names: tuple[str, ...]) -> type[RunConfig]:
     sections: dict[str, Any] = {RECIPES[name].section: (RECIPES[name].Config, RECIPES[name].Config()) for name in names}
-    default = RunConfig.model_fields["method"].default
-    fields = {"method": (Literal[names], default), **sections}
+    fields = {"method": (Literal[names], RunConfig.model_fields["method"]), **sections}
     made: type[RunConfig] = create_model("DistillConfig", __base__=CheckedConfig, __module__=__name__, **fields)
     return made
 

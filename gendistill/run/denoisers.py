@@ -71,11 +71,12 @@ class DenoiserRun:
 
     def prepare(self) -> None:
         config, teacher = self.config, self.teacher
-        with advancing_bar("encoding") as progress:
+        synthetic = config.data.num_synthetic if config.data.path is None else None
+        with advancing_bar("encoding" if synthetic is None else "generating data", synthetic) as progress:
             self.latents = prepare_data(config.data, teacher, config.seed, progress)
         self.learned_on: LatentData | TrajectoryData = self.latents
         if recipe_of(config).data_needs(config) == "trajectories":
-            with advancing_bar("generating trajectories") as progress:
+            with advancing_bar("generating trajectories", config.align.trajectories) as progress:
                 texts = partial(training_texts, config.data, teacher, self.latents, config.seed)
                 self.learned_on = generate_trajectories(
                     teacher,

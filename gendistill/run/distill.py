@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +110,7 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk ran out, or training went wrong; in
             one sentence.
         MissingExtraError: a package that this run needs is not installed.
-        Stopped: SIGTERM or Ctrl-C came; there is a checkpoint to go on from.
+        Stopped: SIGTERM or Ctrl-C came; its sentence has the command that resumes the run.
     """
     if config is not None and settings:
         raise ValueError(f"distill: got a config and {', '.join(settings)}; expects one of them")
@@ -121,11 +123,21 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     with user_errors(config, processes.num_processes):
         try:
             result = _distill(kind(config, processes), run, processes, resume)
-        except Stopped:
+        except KeyboardInterrupt as stop:
             processes.destroy_process_group()
-            raise
+            number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+            raise Stopped(f"{str(stop) or 'stopped'}; {_continued(config, run, processes)}", number) from stop
         processes.destroy_process_group()
         return result
+
+
+def _continued(config: RunConfig, run: Path, processes: PartialState) -> str:
+    """How a run that was stopped continues: the sentence has the command."""
+    saved = run / "config.yaml"
+    if not saved.exists():
+        return f"training had not begun: repeat the command, which finds the data prepared so far in {config.data.cache}"
+    program = ["gendistill"] if processes.num_processes == 1 else ["accelerate", "launch", "-m", "gendistill.cli"]
+    return f"to resume, run: {shlex.join([*program, 'distill', '--config', str(saved), '--resume'])}"
 
 
 def require_free(run: Path, resume: bool) -> None:

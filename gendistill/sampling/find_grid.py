@@ -113,5 +113,5 @@ def find_grids(
         raise ValueError("--prompt and --prompts: expects one of them")
     if guidance_scale > 1 and not teacher.family.guided:
         raise ValueError(f"guidance_scale {guidance_scale:g}: {model} knows no guidance; expects 1")
-    with advancing_bar("following the teacher", len(prompts)) as progress:
+    with advancing_bar("following the teacher's trajectories", len(prompts)) as progress:
         return search_grids(teacher, prompts, counts, guidance_scale, progress)

@@ -1,4 +1,4 @@
-"""Weights of losses: numbers, or schedules by step or by share of the run."""
+"""Weights of losses: numbers, or schedules by step or by fraction of the run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pydantic import BeforeValidator
 from gendistill.settings.section import Section
 
 SomeSection = TypeVar("SomeSection", bound=Section)
-WEIGHT = "a number of at least 0, or such numbers by step as in {0: 1, 500: 0.1}, or by share of the run as in {0.5: 1, 0.9: 0}"
+WEIGHT = (
+    "a number of at least 0, or numbers by step such as {0: 1, 500: 0.1}, or by fraction of the run such as {0.5: 1, 0.9: 0}"
+)
 
 
 def _weight(value: Any) -> float | dict[float, float]:
     """YAML reads the steps of a schedule as numbers, JSON as texts."""
     try:
-        read = {float(step): float(of) for step, of in value.items()} if isinstance(value, dict) else float(value)
+        read = {float(step): float(weight) for step, weight in value.items()} if isinstance(value, dict) else float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(WEIGHT) from error
     numbers = [*read.values(), *read.keys()] if isinstance(read, dict) else [read]
@@ -33,13 +35,13 @@ def _temperature(value: Any) -> float | dict[float, float]:
     return read
 
 
-# A weight, or weights by step with straight lines between them; keys below 1 are shares of all steps.
+# A weight, or weights by step with straight lines between them; keys below 1 are fractions of all steps.
 Weight = Annotated[float | dict[float, float], BeforeValidator(_weight)]
 Temperature = Annotated[float | dict[float, float], BeforeValidator(_temperature)]
 
 
 def weight_at(weight: float | dict[float, float], step: int) -> float:
-    """The weight of a step: of a schedule the straight line between the steps that it names, level before and after them."""
+    """The weight of a step; a schedule is linear between the steps that it names, and constant before and after them."""
     if not isinstance(weight, dict):
         return weight
     steps = sorted(weight)
@@ -47,18 +49,18 @@ def weight_at(weight: float | dict[float, float], step: int) -> float:
         return weight[steps[0]]
     for before, after in pairwise(steps):
         if step < after:
-            share = (step - before) / (after - before)
-            return (1 - share) * weight[before] + share * weight[after]
+            fraction = (step - before) / (after - before)
+            return (1 - fraction) * weight[before] + fraction * weight[after]
     return weight[steps[-1]]
 
 
 def in_steps(section: SomeSection, steps: int) -> SomeSection:
-    """The same settings with every schedule by step, of a run of so many; sections within it too."""
+    """The same settings with every schedule by step, for a run of `steps` steps; nested sections too."""
     changed: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
             changed[name] = in_steps(value, steps)
         elif isinstance(value, dict) and all(isinstance(key, float) for key in value):
-            changed[name] = {key * steps if key < 1 else key: of for key, of in value.items()}
+            changed[name] = {key * steps if key < 1 else key: weight for key, weight in value.items()}
     return section.model_copy(update=changed)

@@ -1,4 +1,4 @@
-"""A section of settings, and the one sentence about a mistake in it: its name, what it got, what it takes, what is near."""
+"""A section of settings, and the one sentence about a mistake in it: its name, its value, what is expected, what is near."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from gendistill.settings.kinds import kind_of, written
+
 logger = logging.getLogger(__name__)
 
 
 class Section(BaseModel):
-    """Settings of one part. A mistake in them is a ValueError of one sentence, in Python too.
+    """Settings of one component. A mistake in them is a ValueError of one sentence, in Python too.
 
     Attributes:
         formerly: the present name of a setting by its name in earlier versions, which is still read, with a warning.
@@ -72,8 +74,9 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-# What a setting takes, by the kind of pydantic's error.
-TAKES = {
+# What a setting expects, by the kind of pydantic's error.
+FORM = "the form of its values"  # from its type, with an example
+EXPECTED = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -82,12 +85,13 @@ TAKES = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "string_type": "a text",
-    "list_type": "a list such as [4, 2]",
-    "tuple_type": "two numbers such as [1, 6]",
-    "missing": "two numbers such as [1, 6]",
+    "list_type": FORM,
+    "tuple_type": FORM,
+    "missing": FORM,
     "too_short": "at least {min_length}",
-    "too_long": "two numbers such as [1, 6]",
-    "model_type": "settings of its own, by name",
+    "too_long": FORM,
+    "dict_type": FORM,
+    "model_type": "settings by name",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
@@ -98,7 +102,7 @@ TAKES = {
 
 
 def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake: its setting, what it got, what it takes, and the nearest valid one where there is any."""
+    """The first mistake: its setting, its value, what is expected, and the nearest valid value where there is one."""
     first = error.errors()[0]
     if first["type"] == "extra_forbidden":
         return _unknown(".".join(map(str, first["loc"])), model)
@@ -106,25 +110,32 @@ def _one_sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error" and name not in setting_names(model):  # of a section: a sentence of its own
         return first["msg"].removeprefix("Value error, ")
     kinds = {each["type"]: each for each in error.errors() if _setting_of(each["loc"], model) == name}
-    takes = " or ".join(_mapping(name, model) if kind == "dict_type" else _takes(each) for kind, each in kinds.items())
+    if any(EXPECTED.get(kind) == FORM for kind in kinds):
+        expected = _form(name, model)
+    else:
+        expected = " or ".join(map(_expected, kinds.values()))
     choices = re.findall("'([^']+)'", first["ctx"]["expected"]) if first["type"] == "literal_error" else []
-    return f"setting {name} is {first['input']!r}; expects {takes.replace(chr(39), '')}{_nearest(str(first['input']), choices)}"
+    value = first["input"]
+    return f"setting {name} is {value!r}; expects {expected.replace(chr(39), '')}{_nearest(str(value), choices)}"
 
 
-def _mapping(name: str, model: type[BaseModel]) -> str:
-    """What a setting that is a mapping takes: the first of its field's `examples`."""
+def _form(name: str, model: type[BaseModel]) -> str:
+    """What a setting of several values expects, with its default or the first of its field's `examples`."""
     *sections, last = name.split(".")
     inside: Any = model
     for section in sections:
         inside = inside.model_fields[section].annotation
-    return str((inside.model_fields[last].examples or ["settings by name"])[0])
+    field = inside.model_fields[last]
+    kind = kind_of(field.annotation).removesuffix(" or null")
+    example = field.examples[0] if field.examples else None if field.is_required() else field.get_default()
+    return f"{kind} such as {written(example)}" if example else kind
 
 
-def _takes(error: ErrorDetails) -> str:
-    """By the kind of the error; a validator of ours says it itself."""
-    if error["type"] not in TAKES:
+def _expected(error: ErrorDetails) -> str:
+    """By the kind of the error; a validator of ours words it itself."""
+    if error["type"] not in EXPECTED:
         return error["msg"].removeprefix("Value error, ")
-    return TAKES[error["type"]].format(**error.get("ctx", {}))
+    return EXPECTED[error["type"]].format(**error.get("ctx", {}))
 
 
 def _setting_of(location: tuple[str | int, ...], model: type[BaseModel]) -> str:

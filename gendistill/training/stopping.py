@@ -14,10 +14,11 @@ PATIENCE = 1.0  # seconds: a launcher forwards the Ctrl-C that the terminal has 
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was stopped by a signal. `exit_code` is the one for the shell: 130 after Ctrl-C, 143 after SIGTERM."""
+    """A run that was stopped by a signal. `exit_code` is the shell's: 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, message: str, number: int | None) -> None:
         super().__init__(message)
+        self.number = number
         self.exit_code = 128 + (number or signal.SIGTERM)  # None: another process of the run got the signal
 
 
@@ -59,4 +60,4 @@ class StopSignals:
             if self._interruptible:
                 raise Stopped("stopped", number)
         elif time.monotonic() - self._since > PATIENCE:
-            raise Stopped("stopped immediately, without a checkpoint; continue from the last one with --resume", number)
+            raise Stopped("stopped immediately, without a checkpoint of this step", number)

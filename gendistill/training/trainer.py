@@ -75,6 +75,7 @@ class Trainer:
         self.log = RunLog(run_folder / "log.jsonl")
         self.state, self.limits = TrainState(), Limits(config)
         self.unsaved, self.saved_at = False, time.monotonic()
+        self.last_validation: Validation | None = None
 
     def train(self, *, resume: bool = False) -> TrainingResult:
         """Train to the limits, or until the method ends the training; loads the best EMA weights into the method.
@@ -107,8 +108,8 @@ class Trainer:
         for tracker in accelerator.trackers:  # `end_training` would also end the process group: a stage may follow
             tracker.finish()
         if stopped or stop.number is not None:
-            hint = "with a checkpoint; continue with --resume" if self.checkpoints.steps() else "before the first checkpoint"
-            raise Stopped(f"stopped after step {state.step}, {hint}", stop.number)
+            saved = "its checkpoint is saved" if self.checkpoints.steps() else "there is no checkpoint yet"
+            raise Stopped(f"stopped after step {state.step}; {saved}", stop.number)
         if state.best is not None:
             self.method.networks.load_average(self.checkpoints.load_best(state.best_step))
         return TrainingResult(state.step, state.seconds, state.best_step, state.best, state.ended)
@@ -159,6 +160,7 @@ class Trainer:
                 return False
         else:  # this process must not leave while others wait for it
             [validation] = broadcast_object_list([self.validate(state.step)])
+        self.last_validation = validation
         self._write({"validation": validation.figures})
         self.accelerator.log({"validation/score": validation.score}, step=state.step)
         self.unsaved = True
@@ -168,7 +170,7 @@ class Trainer:
         return True
 
     def _log(self, losses: dict[str, Tensor]) -> str:
-        """Write the means over all processes; returns a short summary for the progress bar."""
+        """Write the means over all processes; gives the loss and the last validation for the progress bar."""
         state, networks = self.state, list(self.guard.losses)
         all_values = [value.detach().float() for value in (*self.guard.losses.values(), *losses.values())]
         means: list[float] = self.accelerator.reduce(torch.stack(all_values), "mean").tolist()
@@ -177,7 +179,8 @@ class Trainer:
         state.end(self.method.stop_reason(values))
         self._write(values)
         self.accelerator.log(values, step=state.step)
-        return f"loss {values.get('loss', next(iter(values.values()))):.4f}  {state.step / state.seconds:.2f} steps/s"
+        loss = f"loss {values.get('loss', next(iter(values.values()))):.4f}, {state.step / state.seconds:.2f} steps/s"
+        return loss if self.last_validation is None else f"{loss}, validation {self.last_validation.score:.4g}"
 
     def _write(self, figures: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
 DEFAULT_TRACKERS = ["tensorboard"] if find_spec("tensorboard") else []
@@ -15,26 +17,79 @@ DEFAULT_TRACKERS = ["tensorboard"] if find_spec("tensorboard") else []
 class TrainerConfig(Section):
     """The optimisation, its checkpoints and its validation."""
 
-    max_steps: int = Field(1000, ge=1, description="optimizer steps")
-    max_minutes: float | None = Field(None, gt=0, description="stop after so many minutes of training, if sooner")
-    batch_size: int = Field(32, ge=1, description="samples an optimizer step, over all processes")
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(20, ge=0)
-    lr_schedule: Literal["constant", "cosine"] = Field("constant", description="after the warm-up; cosine falls to 0")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    gradient_checkpointing: bool = False
-    log_every: int = Field(10, ge=1, description="steps; to read a loss is to wait for the device")
-    checkpoint_every: int = Field(100, ge=1, description="steps")
-    checkpoint_minutes: float | None = Field(None, gt=0, description="and where the last one is so many minutes old")
-    validate_every: int = Field(100, ge=1, description="steps")
-    num_validation: int = Field(256, ge=2, description="images sampled at a validation")
-    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better one")
+    max_steps: int = Field(1000, ge=1, description="Number of optimizer steps", json_schema_extra=about("steps"))
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Time limit of the training, if it is reached before max_steps; null sets none",
+        json_schema_extra=about("minutes"),
+    )
+    batch_size: int = Field(
+        32, ge=1, description="Samples of one optimizer step, over all processes", json_schema_extra=about("samples")
+    )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="Parts that a batch is split into, whose gradients are added: less memory, the same step",
+        json_schema_extra=about("parts of a batch"),
+    )
+    learning_rate: float = Field(
+        2e-4, gt=0, description="Learning rate of the student after the warm-up", json_schema_extra=about(paper=papers.ADAM)
+    )
+    warmup_steps: int = Field(
+        20, ge=0, description="Steps over which the learning rate rises linearly from 0", json_schema_extra=about("steps")
+    )
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="Learning rate after the warm-up: constant, or a cosine that falls to 0 at max_steps",
+        json_schema_extra=about(paper=papers.SGDR, at="equation 5"),
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay of AdamW", json_schema_extra=about(paper=papers.ADAMW)
+    )
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Norm to which longer gradients are clipped", json_schema_extra=about(paper=papers.CLIPPING)
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="Optimizer: AdamW, or AdamW with moments of 8 bits (bitsandbytes, on CUDA), which needs less memory",
+        json_schema_extra=about(paper=papers.ADAMW),
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no",
+        description="Precision of the forward pass; the trained weights stay float32",
+        json_schema_extra=about(paper=papers.MIXED_PRECISION),
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass: less memory, more time for each step",
+        json_schema_extra=about(paper=papers.CHECKPOINTING),
+    )
+    log_every: int = Field(
+        10,
+        ge=1,
+        description="Interval of the entries in log.jsonl; reading a loss waits for the device",
+        json_schema_extra=about("steps"),
+    )
+    checkpoint_every: int = Field(100, ge=1, description="Interval of the checkpoints", json_schema_extra=about("steps"))
+    checkpoint_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Longest time between two checkpoints, in addition to checkpoint_every; null sets none",
+        json_schema_extra=about("minutes"),
+    )
+    validate_every: int = Field(100, ge=1, description="Interval of the validations", json_schema_extra=about("steps"))
+    num_validation: int = Field(
+        256, ge=2, description="Number of images that each validation generates", json_schema_extra=about("images")
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Number of validations without an improvement after which training stops; null never stops it",
+        json_schema_extra=about("validations"),
+    )
     divergence_factor: float | None = Field(
-        10.0, gt=1, description="stop where the loss stays so many times above its median; null lets it"
+        10.0, gt=1, description="Ratio of the loss to its running median above which training stops; null never stops it"
     )
     trackers: list[Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]] = (
         Field(

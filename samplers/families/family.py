@@ -48,6 +48,7 @@ class Family(ABC):
     Shapes: images (B, 3, H, W) have latents (B, C, h, w), which are the images themselves in pixel space.
 
     Attributes:
+        summary: one sentence without a full stop, for `gendistill families`.
         pipelines: diffusers' names of its pipeline classes; a model card shows the first.
         network_part: name of the denoiser in the pipeline, in its `model_index.json` and in a LoRA file: `unet` or
             `transformer`.
@@ -64,6 +65,7 @@ class Family(ABC):
         example: example call of a pipeline, as code with {steps}, {scale} and {eta}, for the model card.
     """
 
+    summary = ""
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from gendistill.samplers.families.family import Conditions, Family, SampleOption
 class Unconditional(Family):
     """An unconditional `UNet2DModel` in pixel space, which ignores prompts."""
 
+    summary = "A U-Net in pixel space without conditions"
     pipelines = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
     bounded = True
     task = "unconditional-image-generation"
@@ -69,6 +70,7 @@ class Unconditional(Family):
 class ClassConditional(Unconditional):
     """A class-conditional `UNet2DModel` in pixel space; a prompt is the number of a class, as text."""
 
+    summary = "A U-Net in pixel space with a class, such as a published consistency model"
     example = "pipeline(class_labels=0, num_inference_steps={steps})"
 
     def supports(self, pipeline: Any) -> bool:

@@ -19,6 +19,7 @@ TOKENS = 77  # per prompt, of CLIP's tokenizers
 class StableDiffusion(Family):
     """Stable Diffusion 1.x and 2.x: a `UNet2DConditionModel` with cross-attention to the states of one CLIP text encoder."""
 
+    summary = "Stable Diffusion 1.x and 2.x: a U-Net in latent space with one CLIP text encoder"
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline",)
     prompt_encoders: tuple[str, ...] = ("text_encoder",)
     texts = guided = embeds_guidance = accepts_eta = lora = True

@@ -21,6 +21,7 @@ class StableDiffusionXL(StableDiffusion):
     conditions (Podell et al. 2023, section 2.2).
     """
 
+    summary = "Stable Diffusion XL: a U-Net in latent space with two text encoders and the image size as a condition"
     pipelines = ("StableDiffusionXLPipeline",)
     prompt_encoders = ("text_encoder", "text_encoder_2")
 

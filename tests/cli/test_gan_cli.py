@@ -169,7 +169,7 @@ def test_the_report_shows_both_from_the_same_noise_and_between_noises_and_loads_
     place, _, _ = evaluated
     page = (place / "out" / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"'](?!data:|#)", page)
-    for title, images in (("Figures", 0), ("The same noise", 2), ("Between two noises", 2)):
+    for title, images in (("Figures", 0), ("The same noise", 2), ("Interpolations", 2)):
         section = page.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
         assert section.count("<img") == images
         assert "teacher" in section

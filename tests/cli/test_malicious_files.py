@@ -319,7 +319,7 @@ TYPOS = {
     "--set trainer.batch_size=[": "the value is not YAML",
     "--set trainer.learning_rate=inf": "setting trainer.learning_rate is inf",
     "--set [/red]=1": "[/red]",
-    "--steps four": "takes whole numbers, such as 4 or 4,2,1",
+    "--steps four": "expects whole numbers, such as 4 or 4,2,1",
     "--dtype float8": "setting dtype is 'float8'",
 }
 

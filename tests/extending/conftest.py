@@ -14,7 +14,7 @@ def gendistill(request, tmp_path):
 
     def run(*arguments, folder=tmp_path):
         command = [sys.executable, "-m", "gendistill.cli", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
+        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "XDG_CACHE_HOME": str(tmp_path / "cache")}
         return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=300)
 
     return run

@@ -44,6 +44,7 @@ def test_a_method_of_two_time_scales_is_trained_resumed_and_exported(gendistill,
 
 def test_its_name_its_settings_and_its_help_come_from_its_file_alone(gendistill, tiny_folder):
     assert "two_time_scale" in gendistill("distill", "--help").stdout
+    assert "a student and a fake score" in gendistill("methods").stdout
     wrong = gendistill("distill", tiny_folder, "--method", "two_time_scale", "--set", "two_time_scale.fake_score_step=3")
     assert wrong.returncode == 2
     assert "did you mean two_time_scale.fake_score_steps?" in wrong.stderr

@@ -11,7 +11,7 @@ from gendistill.gan.architectures.resnet import ResNetGenerator
 from gendistill.losses.adversarial import r1_penalty
 from gendistill.losses.logits import bernoulli_kd, kd, mse_logits
 from gendistill.losses.pixel import l1
-from gendistill.methods.gan_codistillation import CodistillationConfig
+from gendistill.methods.gan_config import CodistillationConfig
 from gendistill.methods.gan_distillation_loss import GanDistillationLoss, GeneratorOutput
 from gendistill.methods.gan_start import start_student
 from gendistill.networks.pruning.compress_config import CompressConfig

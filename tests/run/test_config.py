@@ -32,23 +32,26 @@ WRONG = [
     ({"trainer.learning_rate": 0}, "setting trainer.learning_rate is 0; expects more than 0"),
     ({"consistency.ema_decay": 1}, "setting consistency.ema_decay is 1; expects less than 1"),
     ({"guidance.prompt_dropout": 2}, "setting guidance.prompt_dropout is 2; expects at most 1"),
-    ({"guidance.range": [1]}, "takes two numbers such as [1, 6]"),
+    ({"guidance.range": [1]}, "expects two numbers such as [1, 6]"),
     ({"lora.enabled": "maybe"}, "setting lora.enabled is 'maybe'; expects true or false"),
-    ({"lora": True}, "setting lora is True; expects settings of its own, by name"),
-    ({"data.caption": 5}, "setting data.caption is 5; expects a text or shares by field such as {name: 0.3, subcategory: 0.7}"),
+    ({"lora": True}, "setting lora is True; expects settings by name"),
+    ({"data.caption": 5}, "setting data.caption is 5; expects a text or numbers by name such as {name: 0.3, subcategory: 0.7}"),
     (
         {"progressive.stages": 5},
-        "setting progressive.stages is 5; expects settings by stage such as {imitation: ",
+        "setting progressive.stages is 5; expects settings by name such as {guidance_distillation: {",
     ),
-    ({"progressive.grid": 5}, "setting progressive.grid is 5; expects a list such as [4, 2]"),
-    ({"steps": 4}, "setting steps is 4; expects a list such as [4, 2]"),
+    ({"progressive.grid": 5}, "setting progressive.grid is 5; expects a list of whole numbers such as [999, 774, 574, 274]"),
+    ({"steps": 4}, "setting steps is 4; expects a list of whole numbers such as [4, 2, 1]"),
     ({"device": 5}, "setting device is 5; expects a text"),
 ]
 
 
 HALVED = {"method": "progressive", "steps": [8, 4, 2, 1]}
 WRONG_HALVINGS = [
-    ({"progressive.stages": {"3": {}}}, "progressive.stages.3 is not known; expects one of imitation, 32, 16, 8, 4, 2, 1"),
+    (
+        {"progressive.stages": {"3": {}}},
+        "progressive.stages.3 is not known; expects one of guidance_distillation, 32, 16, 8, 4, 2, 1",
+    ),
     (
         {"progressive.stages": {4: {"max_step": 9}}},
         "progressive.stages.4: setting max_step is not known; did you mean",

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from fresh_process import count_writes, die_at_write, gendistill, limit
 from PIL import Image
+from tiny_pipeline import ROOT
 from tiny_training import TINY_RUN
 
 from gendistill.training.checkpoint import Checkpoints
@@ -236,7 +237,9 @@ def test_memory_that_runs_out_is_one_sentence_that_says_what_would_fit(distill, 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step(distill, tmp_path, number, code):
+def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step_and_names_the_command_that_resumes_it(
+    distill, place, tmp_path, number, code
+):
     run = tmp_path / "stopped"
     process = distill(run, {"trainer.max_steps": 100_000, "trainer.checkpoint_every": 50_000, "trainer.validate_every": 50_000})
     while not (run / "log.jsonl").exists() or '"step": 7,' not in (run / "log.jsonl").read_text():
@@ -245,10 +248,31 @@ def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step(distill, tmp_path,
     assert process.wait() == code, process.text
     last = Checkpoints(run / "checkpoints").load_last()
     steps = last.state["step"]
-    assert f"stopped after step {steps}, with a checkpoint; continue with --resume" in process.text
+    resume = f"gendistill distill --config {run}/config.yaml --resume"
+    assert f"stopped after step {steps}; its checkpoint is saved; to resume, run: {resume}" in process.text
     assert "Traceback" not in process.text
     straight = distill(tmp_path / "straight", {"trainer.max_steps": steps, "trainer.validate_every": 50_000})
     assert straight.wait() == 0, straight.text
     for file in ("weights.safetensors", "optimizers.safetensors"):
         one, other = (Path(folder / "checkpoints" / last.name / file) for folder in (run, tmp_path / "straight"))
         assert one.read_bytes() == other.read_bytes()
+    resumed = gendistill([*resume.split()[1:], f"--set=trainer.max_steps={steps + 1}"], tmp_path / "resumed.txt", folder=place)
+    assert resumed.wait() == 0, resumed.text
+    assert Checkpoints(run / "checkpoints").load_last().state["step"] == steps + 1
+
+
+def test_an_evaluation_that_ctrl_c_ends_names_the_command_that_continues_it(place, tmp_path):
+    for number in range(8):
+        Image.effect_noise((32, 32), 20 + number).convert("RGB").save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("food")
+    cache, output = tmp_path / "cache", tmp_path / "output.txt"
+    command = ["evaluate", "teacher", "--reference", tmp_path, "--num", 2000, "--cache", cache, "--device", "cpu"]
+    command += ["--clip", ROOT / "assets" / "tiny-clip", "--extractor", ROOT / "assets" / "emoji-features"]
+    process = gendistill(command, output, folder=place)
+    while not list(cache.rglob("*.safetensors")):  # the features of the reference
+        assert not process.ended_within(0.05), process.text
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130, process.text
+    continued = " ".join(["gendistill", *map(str, command)])
+    assert f"stopped; finished work is kept in {cache}; to continue, run: {continued}" in process.text
+    assert "Traceback" not in process.text

@@ -45,7 +45,7 @@ def test_it_is_found_from_the_command_line(place):
     found = json.loads(as_json.text[as_json.text.index("{") : as_json.text.rindex("}") + 1])
     assert list(found) == ["4", "2"]
     for count, grid in found.items():
-        assert f"{count} steps: {grid['timesteps']} (error {grid['error']:.3f}, trailing's" in plain.text
+        assert f"{count} steps: {grid['timesteps']} (error {grid['error']:.3f}; of the trailing grid" in plain.text
     assert "progressive.grid" in plain.text
 
 

@@ -278,7 +278,7 @@ def test_html_in_a_prompt_is_a_text(page):
 
 
 def test_the_end_finishes_what_is_sampled_and_leaves_at_once(student, tmp_path):
-    server = Server(student, tmp_path / "log.txt", "--no-teacher", "--most-images", "16")
+    server = Server(student, tmp_path / "log.txt", "--no-teacher", "--max-images", "16")
     with ThreadPoolExecutor(2) as people:
         generating = people.submit(server.ask, {"prompt": PROMPT, "steps": 60, "n": 12})
         while not generating.done() and json.load(urllib.request.urlopen(f"{server.address}/health"))["sampling"] == 0:

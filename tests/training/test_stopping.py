@@ -70,7 +70,7 @@ def test_a_run_that_a_signal_stops_goes_on_to_the_same_bits(trainer, tmp_path, m
     if moment == "within a step":
         after_step = stopped.method.after_step
         stopped.method.after_step = lambda step: (signal.raise_signal(signal.SIGTERM) if step == 4 else None, after_step(step))
-    with pytest.raises(Stopped, match="stopped after step 4, with a checkpoint; continue with --resume") as error:
+    with pytest.raises(Stopped, match="stopped after step 4; its checkpoint is saved") as error:
         stopped.train()
     assert error.value.exit_code == 143
     assert stopped.checkpoints.steps() == ["step-00000004"]

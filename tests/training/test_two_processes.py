@@ -138,7 +138,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step(place):
     assert [process.wait() for process in processes] == [143, 143]
     step = Checkpoints(place / "stopped" / "checkpoints").load_last().state["step"]
     for process in processes:
-        assert f"stopped after step {step}, with a checkpoint; continue with --resume" in process.text
+        assert f"stopped after step {step}; its checkpoint is saved" in process.text
 
 
 def train_in_shards(folder, teacher_folder, steps, sharded):

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from gendistill.settings import papers
+from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
 
 class CompressConfig(Section):
-    """How small the student is (`--compress 4`), and what it is made of."""
+    """The size of the student (`--compress 4`), and how its network is made."""
 
-    factor: float | None = Field(None, description="both multiply-accumulates and parameters are divided by it")
-    params: int | None = Field(None, ge=1, description="parameters of the student, instead")
-    macs: int | None = Field(None, ge=1, description="multiply-accumulates of an image of the student, instead or besides")
-    blocks: bool = Field(False, description="of a diffusion model: one layer a block first, as BK-SDM")
-    depthwise: bool = Field(False, description="depthwise-separable convolutions where they cost less")
-    keep: list[str] = Field([], description="modules of the teacher whose channels are all kept, by path")
-    student: str | None = Field(None, description="a class of your own instead, as module:Class")
-    student_config: str | None = Field(
-        None, description="JSON file with its arguments; of a diffusion model, what differs from the teacher's config"
+    factor: float | None = Field(
+        None,
+        description="Factor by which the student has fewer multiply-accumulates and fewer parameters than its teacher",
+        json_schema_extra=about(paper=papers.DEPGRAPH),
     )
-    student_weights: str | None = Field(None, description=".safetensors or a state_dict's .pth that it starts from")
+    params: int | None = Field(
+        None, ge=1, description="Number of parameters of the student; instead of factor", json_schema_extra=about("parameters")
+    )
+    macs: int | None = Field(
+        None,
+        ge=1,
+        description="Multiply-accumulates of the student for one image; instead of factor, alone or together with params",
+        json_schema_extra=about("multiply-accumulates"),
+    )
+    blocks: bool = Field(
+        False,
+        description="Remove layers of a diffusion model's blocks first, until each block has one",
+        json_schema_extra=about(paper=papers.BK_SDM, at="section 3.1"),
+    )
+    depthwise: bool = Field(
+        False,
+        description="Replace convolutions by depthwise-separable ones where these cost less",
+        json_schema_extra=about(paper=papers.MOBILENETS, at="section 3.1"),
+    )
+    keep: list[str] = Field(
+        [], description="Paths of the teacher's modules whose channels are not pruned", examples=[["conv_in", "conv_out"]]
+    )
+    student: str | None = Field(
+        None, description="Student class of your own as module:Class, instead of a pruned copy of the teacher"
+    )
+    student_config: str | None = Field(
+        None,
+        description="JSON file with the arguments of the student class, or with the changes to a diffusion teacher's config",
+    )
+    student_weights: str | None = Field(
+        None, description="Weights file that the student class starts from: .safetensors, or a .pth with a state_dict"
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> CompressConfig:
