@@ -14,9 +14,8 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report on it
-	$(BIN)/gendistill distill --config configs/demo.yaml --out runs/demo $(if $(wildcard runs/demo/checkpoints),--resume)
-	$(BIN)/gendistill evaluate runs/demo/student --caption subcategory --out runs/demo
-	@echo "Look at runs/demo/report.html. 'make full' trains for longer."
+	$(BIN)/gendistill demo --out runs/demo
+	@echo "'make full' trains for longer."
 
 full: $(READY)  ## the same with more steps, larger batches and a falling learning rate
 	$(BIN)/gendistill distill --config configs/full.yaml --out runs/full $(if $(wildcard runs/full/checkpoints),--resume)

@@ -31,7 +31,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use: `import gendistill` alone does not load torch."""
     if name not in _PLACES:
         raise AttributeError(f"module 'gendistill' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    from gendistill.runtime.extras import missing_extras_named
+
+    with missing_extras_named():
+        return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """Sampling: the interface of samplers, few-step pipelines, solver steps, and the sampling settings of a student."""
 
 from gendistill.samplers.few_step import FewStepSampler, components_of
-from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights, images_at_once, to_uint8
+from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights, image_grid, images_at_once, to_uint8
 from gendistill.samplers.solvers import ddim_step, invert_ddim_step
 from gendistill.samplers.spec import StudentSpec
 
@@ -14,6 +14,7 @@ __all__ = [
     "components_of",
     "ddim_step",
     "hash_of_weights",
+    "image_grid",
     "images_at_once",
     "invert_ddim_step",
     "to_uint8",

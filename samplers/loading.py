@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
+from gendistill.assets import asset_path
 from gendistill.samplers.families import require_supported
 from gendistill.samplers.missing_weights import MissingWeightsError, open_text_encoders, require_loaded
 from gendistill.samplers.single_file import SUFFIXES, architecture_of, left_out, open_single_file
@@ -36,7 +37,7 @@ def open_pipeline(
     Raises:
         ValueError: the model does not exist, a part of it or some of its weights are missing, or its family is not supported.
     """
-    path, folder = Path(source).expanduser(), configs_of(source, config=config, revision=revision)
+    path, folder = Path(asset_path(source)).expanduser(), configs_of(source, config=config, revision=revision)
     if folder is not None and path.suffix in SUFFIXES:
         pipeline = open_single_file(path, folder, dtype)
     else:
@@ -52,7 +53,7 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
     Raises:
         ValueError: as `open_pipeline`, for all errors that need no reading of weights.
     """
-    path = Path(source).expanduser()
+    path = Path(asset_path(source)).expanduser()
     is_file = path.suffix in SUFFIXES
     if config is not None and not is_file:
         raise ValueError(f"teacher_config {config}: expects a .safetensors checkpoint as the teacher, not {source}")

@@ -209,6 +209,21 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def image_grid(images: Tensor, columns: int = 8, padding: int = 2) -> Tensor:
+    """Images (N, C, H, W) as one image (C, h, w), row by row, black between them; a single image as it is."""
+    if len(images) == 1:
+        return images[0]
+    count, channels, height, width = images.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    grid = images.new_zeros(channels, rows * (height + padding) + padding, columns * (width + padding) + padding)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        top, left = padding + row * (height + padding), padding + column * (width + padding)
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
 def hash_of_weights(modules: Mapping[str, nn.Module]) -> str:
     """16 hex digits of the SHA-256 of the names, dtypes, shapes and values of all weights and persistent buffers."""
     digest = hashlib.sha256()

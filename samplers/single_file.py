@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ PARTS = {
     "VAE": ("first_stage_model.",),
     "text encoder": ("cond_stage_model.", "conditioner."),
 }
+MERGES = Path(__file__).parent / "clip-merges" / "merges.txt.gz"
 CLIP_VOCABULARY = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -153,18 +155,19 @@ def _tokenizers(folder: Path, index: dict[str, Any]) -> dict[str, CLIPTokenizer]
 
 
 def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
-    """CLIP's tokenizer from the vocabulary in open_clip, without a download.
+    """CLIP's tokenizer from the merges in the package, without a download.
 
     Args:
         pad_token: OpenAI's CLIP pads with the end token; OpenCLIP (Stable Diffusion 2, XL's second encoder) with "!", token 0.
     """
-    from open_clip.tokenizer import SimpleTokenizer
-
-    bpe = SimpleTokenizer()
-    tokens = [*list(bpe.encoder)[:-2], START, END]
+    merges = gzip.decompress(MERGES.read_bytes()).decode()
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves; others follow at 256
+    characters = [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
+    merged = [line.replace(" ", "") for line in merges.splitlines()[1:]]
+    tokens = [*characters, *(f"{character}</w>" for character in characters), *merged, START, END]
     with TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-        (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in bpe.bpe_ranks))
+        (Path(folder) / "merges.txt").write_text(merges, encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token, model_max_length=77)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from torch import Tensor
 
 
@@ -58,6 +57,9 @@ class Task:
 
     def pipeline(self, pipeline: Any) -> Any:
         """The stock pipeline for this task, with the parts of `pipeline`."""
+        # imported here because they import every pipeline that diffusers has
+        from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
+
         kind: Any
         if self.masks is not None:
             kind = AutoPipelineForInpainting

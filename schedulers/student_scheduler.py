@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, TCDScheduler
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
 from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
@@ -66,6 +66,8 @@ def student_scheduler(
         if settings["clip_sample"]:
             return GridDDIMScheduler(**settings)
         del settings["clip_sample"]
+        from diffusers import DPMSolverMultistepScheduler  # takes a second where scipy is installed, which it imports
+
         return DPMSolverMultistepScheduler(**settings, solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero")
     if solver == "lcm":
         return LCMScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = ("samplers", "schedulers", "metrics")  # imported as gendistill.samplers and so on
+OUTSIDE = ("samplers", "schedulers", "metrics", "assets", "configs")  # imported as gendistill.samplers and so on
 FLOORS = {
     name: floor
     for floor, names in enumerate(
         (
+            "assets configs",
             "schedulers metrics runtime settings",
             "samplers losses networks training",
             "diffusion gan",
@@ -22,7 +23,7 @@ FLOORS = {
             "run",
             "cli",
         ),
-        start=1,
+        start=0,
     )
     for name in names.split()
 }

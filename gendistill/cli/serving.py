@@ -59,6 +59,7 @@ def serve(
 ) -> None:
     """Serve a local web page to try STUDENT next to its teacher, and an images endpoint for applications, at /v1."""
     from gendistill.runtime.device import usable_device
+    from gendistill.runtime.extras import install_line
     from gendistill.sampling.load import Opening
     from gendistill.serve.address import is_this_machine, listen
     from gendistill.serve.image_request import RequestLimits
@@ -67,7 +68,7 @@ def serve(
     if teacher is not None and no_teacher:
         raise ValueError("--teacher and --no-teacher: expects one of them")
     if find_spec("gradio") is None:
-        raise ValueError("serve: needs gradio; pip install 'gendistill[serve]'")
+        raise ValueError(f"serve: needs gradio; {install_line('serve')}")
     quieten_libraries()
     listening = listen(host, port)
     models, warnings = open_models(

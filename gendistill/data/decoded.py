@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from gendistill.data.batches import LatentData
 from gendistill.data.cached import CachedData, Progress, batched, cached_images, cached_rows, image_source
@@ -93,6 +92,8 @@ def _part(
 
 def _augmented(image: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
     """An image (3, H, W) in [-1, 1] and `copies` - 1 random augmentations, determined by its key and the seed."""
+    from torchvision.transforms import v2  # from the extra `data`; only augmentations need it
+
     margin = max(1, max(image.shape[1:]) // 8)
     augmentation = v2.Compose(
         [

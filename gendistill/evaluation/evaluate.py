@@ -10,10 +10,12 @@ from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.generator_report import GeneratorComparison
 from gendistill.evaluation.sets import SetEvaluation, evaluate_images, is_image_set
 from gendistill.evaluation.student_report import StudentComparison
+from gendistill.runtime.extras import missing_extras_named
 from gendistill.runtime.plugins import load_plugins
 from gendistill.sampling.load import gan_folder
 
 
+@missing_extras_named()
 def evaluate(
     model: str, config: EvaluationConfig | None = None, **options: Any
 ) -> StudentComparison | GeneratorComparison | SetEvaluation:
@@ -28,6 +30,7 @@ def evaluate(
 
     Raises:
         ValueError: the model, the images, the reference, a metric or a metric's network cannot be used.
+        MissingExtraError: a package that this needs is not installed.
     """
     load_plugins()
     config = EvaluationConfig(**options) if config is None else config

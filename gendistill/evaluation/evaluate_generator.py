@@ -47,6 +47,8 @@ def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorCompari
     """
     folder = gan_folder(model)
     assert folder is not None
+    if config.out is None and not Path(model).expanduser().is_dir():
+        raise ValueError(f"out: model {model} is no folder to write to; expects --out FOLDER")
     device, out = usable_device(config.device), make_folder(config.out or folder)
     samplers = _open(folder, config.teacher, device)
     for sampler in samplers.values():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gendistill.assets import asset_path
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator
 from gendistill.evaluation.reporting.page import Gallery
@@ -70,7 +71,8 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
     pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
     teacher_sampler = FewStepSampler.from_pretrained(teacher, config=pinned, revision=revision, device=device)
-    rows_of_teacher = stored_rows(Path(teacher), rows[0]) or teacher_rows(teacher_sampler, evaluator, Path(teacher).name)
+    teacher_folder = Path(asset_path(teacher))
+    rows_of_teacher = stored_rows(teacher_folder, rows[0]) or teacher_rows(teacher_sampler, evaluator, teacher_folder.name)
     if wants_fidelity(evaluator):
         rows, guidance_rows = _with_fidelity(rows, guidance_rows, students, teacher_sampler, evaluator)
     call_cost = relative_call_cost(sampler, teacher_sampler)

@@ -213,6 +213,7 @@ def build_evaluator(
     image_column: str | None = None,
     split: str | None = None,
     keep: bool = False,
+    clip_score: bool = True,
 ) -> Evaluator:
     """An evaluator from real images: their features, and prompts sampled from their captions by frequency.
 
@@ -223,6 +224,7 @@ def build_evaluator(
         samplers: samplers of the models to evaluate.
         image_column, split: image column and split of a reference that is a dataset.
         keep: whether sampled images and their features are cached.
+        clip_score: whether a CLIP model is loaded for the CLIP score.
 
     Raises:
         ValueError: the reference has no images, or a metric is unknown or cannot be computed for these models.
@@ -237,7 +239,7 @@ def build_evaluator(
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; expects images")
     network = load_extractor(config.extractor or "emoji", device, config.resize)
-    scorer = load_scorer(config.clip or TINY_CLIP, device)
+    scorer = load_scorer(config.clip or TINY_CLIP, device) if clip_score else None
     embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
     extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
     square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)

@@ -8,6 +8,7 @@ from typing import Literal
 import yaml
 from pydantic import Field
 
+from gendistill.assets import asset_path
 from gendistill.settings.section import Section
 
 FILE_NAME = "probes.yaml"
@@ -58,6 +59,7 @@ class Probes(Section):
         Raises:
             ValueError: the file is missing, not YAML, or a setting is invalid.
         """
+        path = Path(asset_path(path))
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -80,6 +82,6 @@ class Probes(Section):
     @staticmethod
     def for_reference(reference: str) -> Probes:
         """The probes of the `probes.yaml` next to a reference's images; empty without such a file."""
-        path = Path(reference)
+        path = Path(asset_path(reference))
         file = (path if path.is_dir() else path.parent) / FILE_NAME
         return Probes.load(file) if file.is_file() else Probes()

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 
+from gendistill.assets import asset_path
 from gendistill.data.sources.captions import CaptionOption
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
@@ -61,7 +62,7 @@ class SetEvaluation:
 
 def is_image_set(path: str) -> bool:
     """Whether a path refers to images or their statistics, rather than to a model."""
-    local = Path(path).expanduser()
+    local = Path(asset_path(path)).expanduser()
     if local.is_dir():
         return (
             not any((local / name).is_file() for name in MODEL_FILES) and not student_folders(local) and not gan_folder(local)
@@ -141,7 +142,7 @@ def _metrics(images: str, config: EvaluationConfig) -> tuple[str, ...]:
 
 
 def _load_extractor(embedded: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
-    return load_extractor(extractor or ("emoji" if EMBEDDED in embedded else "inception"), device, resize)
+    return load_extractor(extractor or ("emoji" if EMBEDDED in f"{asset_path(embedded)}/" else "inception"), device, resize)
 
 
 def save_statistics(

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
 from gendistill.runtime.exporter import traced, write_onnx
+from gendistill.runtime.extras import install_line
 from gendistill.samplers import FewStepSampler
 
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -59,7 +60,7 @@ def require_runtime(kind: str) -> None:
     """Raise ValueError if a package is missing that `kind` needs."""
     missing = [name for name in NEEDS[kind] if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"--format {kind}: needs {', '.join(missing)}; pip install 'gendistill[{kind}]'")
+        raise ValueError(f"--format {kind}: needs {', '.join(missing)}; {install_line(kind)}")
 
 
 def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str) -> None:

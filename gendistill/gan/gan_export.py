@@ -18,6 +18,7 @@ from gendistill.gan.generator import image_in
 from gendistill.networks.classes import error_summary
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold
 from gendistill.runtime.exporter import traced, write_onnx
+from gendistill.runtime.extras import install_line
 from gendistill.runtime.files import replace_folder
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
         return []
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        return [f"{ONNX} is not written, it needs {' and '.join(missing)}: pip install gendistill[onnx]"]
+        return [f"{ONNX} is not written, it needs {' and '.join(missing)}: {install_line('gan')}"]
     try:
         names = [kind, "labels"][: len(inputs)]
         write_onnx(folder / ONNX, program, inputs, names, ["images"], external_data=False)

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gendistill.assets import asset_path
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.networks.classes import NotImportable, build, error_summary, read_json
 from gendistill.networks.pruning.pruned_architecture import apply
@@ -68,7 +69,7 @@ Kind = TypeVar("Kind", GeneratorSpec, NetworkSource)
 
 def is_gan_folder(folder: str | Path) -> bool:
     """Whether a folder holds a GAN in gendistill's format."""
-    return (Path(folder) / FILE_NAME).is_file()
+    return (Path(asset_path(folder)) / FILE_NAME).is_file()
 
 
 def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None:
@@ -108,7 +109,7 @@ def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:
     Raises:
         ValueError: the folder is not a GAN folder or incomplete, or the generator's class is not importable.
     """
-    folder = Path(folder)
+    folder = Path(asset_path(folder))
     description = _read(folder)
     spec = _spec(folder, description)
     source = _typed(NetworkSource, description.get("generator"), f"{folder / FILE_NAME}: generator")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gendistill.assets import asset_path
 from gendistill.gan.architectures import DISCRIMINATORS, GENERATORS
 from gendistill.gan.discriminator import adapt
 from gendistill.gan.gan_folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan
@@ -45,7 +46,7 @@ def open_teacher(
         ValueError: the teacher cannot be opened.
     """
     settings = settings or GeneratorConfig()
-    path = Path(teacher)
+    path = Path(asset_path(teacher))
     if is_gan_folder(path):
         _no_other_weights(teacher, config, settings)
         gan = open_gan(path)
@@ -158,7 +159,7 @@ def _with_discriminator(gan: Gan, settings: GeneratorConfig) -> Gan:
 
 
 def _open_discriminator(discriminator: str, settings: GeneratorConfig) -> tuple[nn.Module | None, NetworkSource | None]:
-    setting, path = "generator.discriminator", Path(discriminator)
+    setting, path = "generator.discriminator", Path(asset_path(discriminator))
     if not is_class_path(discriminator):
         for name in ("discriminator_weights", "discriminator_config"):
             if getattr(settings, name) is not None:

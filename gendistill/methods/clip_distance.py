@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +19,8 @@ class ClipDistance:
     """
 
     def __init__(self, codec: Codec, scorer: ClipScorer) -> None:
+        import open_clip  # from an extra; takes seconds to import
+
         self.codec, self.tower = codec, scorer.model.visual
         settings = open_clip.get_model_preprocess_cfg(scorer.model)
         size = settings["size"]

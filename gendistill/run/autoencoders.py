@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torchvision.utils import make_grid
 
 import gendistill
 from gendistill.data.decoded import DecodedData, prepare_decoded
@@ -27,6 +26,7 @@ from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networ
 from gendistill.run.validation import save_image_grid
 from gendistill.runtime.files import replace_folder
 from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers import image_grid
 from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -156,6 +156,6 @@ class DecoderValidator:
         batch = self.data.batch(torch.arange(min(SHOWN, len(self.data))), None)
         reconstructed = decoded_by(networks.average, batch.latents.to(networks.teacher.vae.device)).cpu()
         rows = torch.cat([batch.images, batch.decoded, reconstructed])
-        save_image_grid(make_grid(rows / 2 + 0.5, nrow=len(reconstructed)), self.samples / f"step-{step:06d}.png")
+        save_image_grid(image_grid(rows / 2 + 0.5, columns=len(reconstructed)), self.samples / f"step-{step:06d}.png")
         values = figures.as_json()
         return Validation(-figures.psnr[ROUND_TRIPS[1]], {name: values[name] for name in ("psnr", "psnr_lost")})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import create_model, model_validator
 
+from gendistill.configs import preset_path
 from gendistill.methods import RECIPES, RunConfig, recipe_of
 from gendistill.methods.alignment import check_alignment
 from gendistill.methods.compression import check_compression
@@ -76,7 +77,7 @@ else:
 
 
 def load_config(file: Path | None = None, overrides: dict[str, Any] | None = None) -> RunConfig:
-    """A config from a YAML file and overrides by dotted name (`{"trainer.max_steps": 500}`), which take precedence.
+    """A config from a YAML file or a preset (`demo`); overrides by dotted name (`{"trainer.max_steps": 500}`) take precedence.
 
     Raises:
         ValueError: there is an unknown setting or an invalid value, which the message names.
@@ -84,8 +85,7 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
     load_plugins()
     settings: dict[str, Any] = {}
     if file is not None:
-        if not file.is_file():
-            raise ValueError(f"config {file} does not exist")
+        file = preset_path(file)
         try:
             settings = yaml.safe_load(file.read_text()) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:

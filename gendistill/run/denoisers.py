@@ -59,7 +59,7 @@ class DenoiserRun:
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
-        if is_gan_folder(Path(config.teacher)) or is_class_path(config.teacher):
+        if is_gan_folder(config.teacher) or is_class_path(config.teacher):
             raise ValueError(
                 f"teacher {config.teacher}: is a GAN, which --method {config.method} cannot distill; expects --method gan"
             )

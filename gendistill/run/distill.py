@@ -20,6 +20,7 @@ from gendistill.run.denoisers import DenoiserRun
 from gendistill.run.failures import user_errors
 from gendistill.run.generators import GeneratorRun
 from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.extras import missing_extras_named
 from gendistill.runtime.notebook import images_html, text_html
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import Method
@@ -106,6 +107,7 @@ class DistillResult:
         return text_html(self.describe()) + images_html(sorted(samples, key=lambda file: file.stat().st_mtime)[-1:])
 
 
+@missing_extras_named()
 def distill(config: RunConfig | None = None, *, resume: bool = False, **settings: Any) -> DistillResult:
     """Distill a teacher and write a run folder with the student. Under `accelerate launch` all processes work on one run.
 
@@ -117,6 +119,7 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     Raises:
         ValueError: a setting, the teacher or the data cannot be used, memory or the disk is full, or training diverged; in one
             sentence.
+        MissingExtraError: a package that this run needs is not installed.
         Stopped: SIGTERM or Ctrl-C stopped the run; the sentence has the command that resumes it.
     """
     if config is not None and settings:

@@ -51,8 +51,8 @@ def dry_run(config: RunConfig, *, resume: bool = False) -> RunPlan:
         data=data,
         steps="; ".join(lengths) + f"; a validation every {trainer.validate_every}",
         checkpoints=f"every {trainer.checkpoint_every} steps{minutes}, the last two and the best are kept",
-        writes=f"{run}/config.yaml, {stages}log.jsonl, samples/, checkpoints/, "
-        f"{', '.join(f'{name}/' for name in trainer.trackers)} and the student in {', '.join(students)}",
+        writes=f"{run}/config.yaml, {stages}log.jsonl, samples/, checkpoints/"
+        f"{''.join(f', {name}/' for name in trainer.trackers)} and the student in {', '.join(students)}",
         resume=_resume(run, resume),
     )
 

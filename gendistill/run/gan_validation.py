@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.generator import Generator
@@ -17,7 +16,7 @@ from gendistill.metrics.features.feature_extractor import FeatureExtractor, extr
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.run.validation import GRID_IMAGES, save_image_grid
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
-from gendistill.samplers import images_at_once, to_uint8
+from gendistill.samplers import image_grid, images_at_once, to_uint8
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
@@ -51,7 +50,7 @@ class GeneratorValidator:
         teacher_images = torch.cat(list(self._generated(teacher, self.inputs, self.labels, range(num))))
         self.reference = self._reference(data, teacher, seed)
         self.teacher_diversity = diversity(extract(extractor, teacher_images), self.labels)
-        save_image_grid(make_grid(teacher_images[:GRID_IMAGES].float() / 255, nrow=8), samples / "teacher.png")
+        save_image_grid(image_grid(teacher_images[:GRID_IMAGES].float() / 255), samples / "teacher.png")
 
     def __call__(self, step: int) -> Validation:
         """The Fréchet distance of the EMA's images and their diversity relative to the teacher's; all processes generate."""
@@ -63,7 +62,7 @@ class GeneratorValidator:
         relative = diversity(features, self.labels) / self.teacher_diversity if self.teacher_diversity else 1.0
         if step:
             self.method.report_diversity(relative)
-        save_image_grid(make_grid(images[:GRID_IMAGES].float() / 255, nrow=8), self.samples / f"step-{step:06d}.png")
+        save_image_grid(image_grid(images[:GRID_IMAGES].float() / 255), self.samples / f"step-{step:06d}.png")
         return Validation(distance, {self.metric: distance, "diversity": relative})
 
     @torch.no_grad()

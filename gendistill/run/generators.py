@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from gendistill.assets import asset_path
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.gan_pairs import generate_pairs
@@ -42,7 +43,7 @@ class GeneratorRun:
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
-        if (Path(config.teacher) / "model_index.json").is_file():
+        if (Path(asset_path(config.teacher)) / "model_index.json").is_file():
             raise ValueError(f"teacher {config.teacher}: is a diffusion model; --method {config.method} {EXPECTS}")
 
     @staticmethod

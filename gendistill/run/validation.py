@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import training_prompts
@@ -17,7 +17,7 @@ from gendistill.evaluation.evaluator import Evaluator, build_evaluator, teacher_
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
-from gendistill.samplers import FewStepSampler
+from gendistill.samplers import FewStepSampler, image_grid, to_uint8
 from gendistill.schedulers import solver_eta, student_scheduler
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
@@ -53,7 +53,7 @@ class Validator:
                 images = gathered(images, len(self.evaluator.prompts))
                 distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]
                 if count == steps[0]:
-                    grid = make_grid(images[:GRID_IMAGES].float() / 255, nrow=8)
+                    grid = image_grid(images[:GRID_IMAGES].float() / 255)
                     save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(by_count.values()) / len(by_count) for solver, by_count in distances.items()}
         best = min(means, key=lambda solver: means[solver])
@@ -79,6 +79,7 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
         ),
         image_column=config.data.image_column if is_data else None,
         split=config.data.split if is_data else None,
+        clip_score=False,
     )
     return evaluator.first(num)
 
@@ -100,4 +101,4 @@ def save_image_grid(image: Tensor, path: Path) -> None:
     """Write an image (3, H, W) in [0, 1] atomically, in the main process."""
     if PartialState().is_main_process:
         with written_alone(path) as temporary:
-            save_image(image, temporary, format="png")
+            Image.fromarray(to_uint8(image).permute(1, 2, 0).cpu().numpy()).save(temporary, format="png")

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.runtime.device import make_folder
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.notebook import images_html, text_html
 from gendistill.runtime.progress import advancing_bar
-from gendistill.samplers import FewStepSampler, Sampler, to_uint8
+from gendistill.samplers import FewStepSampler, Sampler, image_grid, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.tasks import TEXT_TO_IMAGE
 from gendistill.sampling.load import ON_CPU, Opening, input_prompts, open_within
@@ -123,7 +122,7 @@ def _write(images: torch.Tensor, out: Path, columns: int) -> list[Path]:
             np.save(temporary, images.permute(0, 2, 3, 1).numpy())
         return [out]
     if out.suffix == ".png":
-        grid = make_grid(images, nrow=columns if columns > 1 else 8, padding=2) if len(images) > 1 else images[0]
+        grid = image_grid(images, columns=columns if columns > 1 else 8)
         _save_png(grid, out)
         return [out]
     files = [out / f"{number:05d}.png" for number in range(len(images))]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gendistill.assets import asset_path
 from gendistill.data.images import as_tensor, decode_image, fitted
 from gendistill.gan.gan_folder import is_gan_folder, open_gan
 from gendistill.gan.gan_loading import open_teacher
@@ -25,7 +26,7 @@ DISCRIMINATOR_SETTINGS = ("discriminator", "discriminator_weights", "discriminat
 
 def gan_folder(model: str | Path) -> Path | None:
     """The GAN folder at a path: the path itself, or the student of a run folder; None if there is no GAN."""
-    folder = Path(model).expanduser()
+    folder = Path(asset_path(model)).expanduser()
     return next((path for path in (folder, folder / "student") if is_gan_folder(path)), None)
 
 

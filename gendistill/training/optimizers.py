@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gendistill.runtime.extras import install_line
 from gendistill.training.method import OptimizerSettings
 from gendistill.training.sharding import full_tensor, sharded_like
 from gendistill.training.trainer_config import TrainerConfig
@@ -31,7 +32,7 @@ def build_optimizer(config: TrainerConfig, parameters: Parameters, settings: Opt
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ValueError("trainer.optimizer adamw_8bit needs bitsandbytes: pip install gendistill[eight-bit]") from error
+        raise ValueError(f"trainer.optimizer adamw_8bit needs bitsandbytes; {install_line('eight-bit')}") from error
     return AdamW8bit(list(parameters.values()), **options)
 
 

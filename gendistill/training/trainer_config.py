@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
+
+DEFAULT_TRACKERS = ["tensorboard"] if find_spec("tensorboard") else []
 
 
 class TrainerConfig(Section):
@@ -90,8 +93,8 @@ class TrainerConfig(Section):
     )
     trackers: list[Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]] = (
         Field(
-            ["tensorboard"],
-            description="Experiment trackers of accelerate that receive the losses; each has to be installed",
+            DEFAULT_TRACKERS,
+            description="Experiment trackers of accelerate; each has to be installed; default: tensorboard where it is",
         )
     )
 
@@ -99,6 +102,14 @@ class TrainerConfig(Section):
     @classmethod
     def _yaml_no_is_text(cls, value: Any) -> Any:
         return "no" if value is False else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _installed(cls, trackers: list[str]) -> list[str]:
+        for tracker in trackers:
+            if find_spec(tracker) is None:
+                raise ValueError(f"trackers that are installed (pip install {tracker})")
+        return trackers
 
     @model_validator(mode="after")
     def _batch_is_divisible(self) -> TrainerConfig:

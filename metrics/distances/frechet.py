@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 
 from gendistill.metrics.distances.uncertainty import Interval, symmetric_bootstrap
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
@@ -35,19 +34,36 @@ def factor(covariance: Matrix) -> Matrix:
     """F (D, rank) with F F^T = `covariance` (D, D), symmetric and with no negative eigenvalue.
 
     This is the Cholesky factor, or for a singular covariance the pivoted Cholesky factor, which stops at the rank. Either
-    costs less than a tenth of the eigenvectors, which are computed for covariances with negative eigenvalues from rounding
-    (such as those saved in float32).
+    costs less than the eigenvectors, which are computed for covariances with negative eigenvalues from rounding (such as
+    those saved in float32).
     """
     try:
         return np.linalg.cholesky(covariance).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
-        lower, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
-        result = np.empty((len(covariance), rank))
-        result[pivots - 1] = np.tril(lower)[:, :rank]
+        result = _pivoted_factor(covariance)
         if abs(np.trace(covariance) - np.square(result).sum()) <= 1e-10 * np.trace(covariance):
             return result
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     return eigenvectors * np.sqrt(eigenvalues.clip(min=0))
+
+
+def _pivoted_factor(covariance: Matrix) -> Matrix:
+    """Cholesky's factor (D, rank) with pivots: each column is that of the largest variance that the ones before leave.
+
+    It ends where no variance is left but rounding errors of the largest, as LAPACK's dpstrf does.
+    """
+    left = np.diag(covariance).astype(np.float64)
+    smallest = len(left) * np.finfo(np.float64).eps / 2 * left.max()
+    columns = np.empty(covariance.shape)  # column k in row k
+    for rank in range(len(left)):
+        pivot = int(left.argmax())
+        if left[pivot] <= smallest:
+            return columns[:rank].T
+        column = covariance[pivot] - columns[:rank, pivot] @ columns[:rank]
+        columns[rank] = column / np.sqrt(left[pivot])
+        left -= np.square(columns[rank])
+        left[pivot] = 0.0
+    return columns.T
 
 
 def _nuclear_norm(matrix: Matrix, tolerance: float) -> float:

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from gendistill.metrics.features.matrix import Features, Matrix
 
@@ -35,6 +34,8 @@ class Interval:
 
 def wilson_interval(count: int, total: int) -> tuple[float, float]:
     """Interval of the probability of an event that occurred `count` times in `total` trials (Wilson 1927)."""
+    from scipy import stats  # from an extra
+
     interval = stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -98,6 +99,8 @@ def symmetric_interval(values: Matrix) -> Interval:
     randomness of the sample, while the true variance of the score is V + 2 q. So the variance is the difference of the two,
     and at least half of the first.
     """
+    from scipy import stats  # from an extra
+
     half = len(values) // 2
     plus, minus = values[1 : 1 + half], values[1 + half :]
     odd = (plus - minus) / (2 * STEP)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gendistill.assets import ASSETS
 from gendistill.metrics.features.emoji_network import EmojiFeatureNetwork
 from gendistill.metrics.features.inception import FEATURES, PUBLIC_HASH, SIZE, URL, FidInception
 from gendistill.metrics.features.resize import Resize
 from gendistill.metrics.features.weight_files import downloaded, read_state, state_hash, weights_hash
 
-# The repository's `assets/`, or those of the installed package.
-EMOJI_FEATURES = Path(__file__).parents[2] / "assets" / "emoji-features"
+EMOJI_FEATURES = ASSETS / "emoji-features"
 
 # Mean and standard deviation of ImageNet's red, green and blue in [0, 255].
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -13,7 +13,6 @@ from torch import nn
 from torch.fx import symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
-from torchvision.models import Inception3
 
 from gendistill.metrics.features.weight_files import read_state
 
@@ -35,6 +34,8 @@ class FidInception(nn.Module):
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        from torchvision.models import Inception3  # from an extra; takes seconds to import
+
         super().__init__()
         with torch.device("meta"):  # avoids the initialisation of weights, which takes longer than loading them
             network = Inception3(CLASSES, aux_logits=False, init_weights=False)

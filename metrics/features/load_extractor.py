@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gendistill.assets import asset_path
 from gendistill.metrics.features.extractors import (
     EMOJI_FEATURES,
     EmojiFeatures,
@@ -37,7 +38,7 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
     Raises:
         ValueError: the name or path is unknown, the weights cannot be loaded, or `resize` is not supported.
     """
-    name = str(name_or_path)
+    name = str(name_or_path) if str(name_or_path) in NAMES else asset_path(name_or_path)
     kind, _, rest = name.partition(":")
     path = Path(name).expanduser()
     if path.is_dir():
@@ -57,7 +58,7 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
         network, _, weights = rest.partition(":")
         return torchvision_features(network, weights or None, device, **arguments)
     if kind == "dinov2":
-        from gendistill.metrics.features.vision_towers import DINOV2, dinov2_features  # seconds to import
+        from gendistill.metrics.features.vision_towers import DINOV2, dinov2_features
 
         return dinov2_features(rest or DINOV2, device, **arguments)
     if kind == "clip":

@@ -1,15 +1,15 @@
-"""The image encoders of CLIP and DINOv2 as feature extractors; their libraries take seconds to import."""
+"""The image encoders of CLIP and DINOv2 as feature extractors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import open_clip
 import torch
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import to_pil_image
 
+from gendistill.assets import asset_path
 from gendistill.metrics.features.extractors import IMAGENET, FeatureExtractor, ModuleFeatures
 from gendistill.metrics.features.weight_files import state_hash, unreachable, weights_hash
 
@@ -29,7 +29,7 @@ class OpenedClip:
         weights_hash: 16 hex digits.
     """
 
-    model: open_clip.CLIP | open_clip.CustomTextCLIP
+    model: Any  # open_clip's CLIP or CustomTextCLIP
     preprocess: Preprocess
     tokenizer: Callable[[list[str]], torch.Tensor]
     name: str
@@ -47,7 +47,9 @@ def open_clip_model(name_or_path: str | Path, field: str) -> OpenedClip:
         FileNotFoundError: the folder lacks its weights.
         ValueError: open_clip does not list the model, or it cannot be downloaded.
     """
-    folder = Path(name_or_path)
+    import open_clip  # from an extra; takes seconds to import
+
+    folder = Path(asset_path(name_or_path))
     if (folder / "open_clip_config.json").is_file():
         digest = weights_hash(folder / "open_clip_model.safetensors")
         model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
@@ -78,7 +80,7 @@ class ClipFeatures(FeatureExtractor):
         self.resize = f"to {prepared.shape[-1]}x{prepared.shape[-2]}, open_clip's own: {_description(steps)}"
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.preprocess(to_pil_image(image)) for image in images.cpu()])
+        return torch.stack([self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images.cpu()])
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
@@ -88,7 +90,7 @@ class ClipFeatures(FeatureExtractor):
 def clip_features(name_or_path: str | Path, device: torch.device | str = "cpu") -> ClipFeatures:
     """The image encoder of a model as an extractor; arguments and errors as `open_clip_model`."""
     clip = open_clip_model(name_or_path, "extractor")
-    local = Path(name_or_path).is_dir()
+    local = Path(asset_path(name_or_path)).is_dir()
     return ClipFeatures(clip, f"clip-{clip.weights_hash[:8]}" if local else f"clip-{clip.name.replace('/', '-')}", device)
 
 

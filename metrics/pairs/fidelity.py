@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,6 +63,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def _windowed(values: np.ndarray) -> np.ndarray:
     """Weighted means under the window at each position where it fits: float64 (N, C, H, W) to (N, C, H - 10, W - 10)."""
+    from scipy.ndimage import gaussian_filter  # from an extra
+
     edge = SSIM_WINDOW // 2
     return gaussian_filter(values, 1.5, truncate=3.5, axes=(2, 3))[..., edge:-edge, edge:-edge]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from gendistill.metrics.features.weight_files import downloaded, read_state, weights_hash
@@ -93,7 +92,7 @@ def load_lpips(
     download: bool = False,
     device: torch.device | str = "cpu",
 ) -> Lpips:
-    """LPIPS with the weights of a backbone from this machine and the learned heads that torchmetrics includes.
+    """LPIPS with the weights of a backbone from this machine and the learned heads that the package lpips includes.
 
     Args:
         network: "alex" (in most papers), "vgg" or "squeeze".
@@ -106,6 +105,9 @@ def load_lpips(
     """
     if network not in BACKBONES:
         raise ValueError(f"network: got {network!r}, expects one of {', '.join(BACKBONES)}.")
+    if (found := find_spec("lpips")) is None or found.origin is None:
+        raise ValueError("the package lpips is not installed, which has the learned heads; pip install 'gendistill[lpips]'")
+    heads_folder = Path(found.origin).parent / "weights" / "v0.1"
     backbone = BACKBONES[network]
     path = Path(weights) if weights is not None else Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
     description = f"torchvision's {backbone.builder}"
@@ -115,14 +117,16 @@ def load_lpips(
         raise ValueError(
             f"weights: {description} is not on this machine ({path}); expects a file, or permission to download it."
         )
+    from torchvision.models import get_model  # from an extra; takes seconds to import
+
     with torch.device("meta"):  # avoids the initialisation of weights, most of which belong to unused layers
-        layers = torchvision.models.get_model(backbone.builder, weights=None).features
+        layers = get_model(backbone.builder, weights=None).features
     stored = {name.removeprefix("features."): t for name, t in read_state(path).items() if name.startswith("features.")}
     try:
         layers.load_state_dict(stored, assign=True)
     except RuntimeError as error:
         raise ValueError(f"weights: {path} holds other tensors; expects those of {description}.") from error
-    learned = read_state(Path(str(files("torchmetrics"))) / "functional" / "image" / "lpips_models" / f"{network}.pth")
+    learned = read_state(heads_folder / f"{network}.pth")
     heads = [learned[f"lin{k}.model.1.weight"].flatten() for k in range(len(backbone.taps))]
     return Lpips(network, layers.float(), heads, weights_hash(path)).to(device)
 

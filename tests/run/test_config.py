@@ -18,6 +18,10 @@ WRONG = [
     ({"trainer.optimizer": "adamv"}, "setting trainer.optimizer is 'adamv'; expects adamw or adamw_8bit; did you mean adamw?"),
     ({"solvers": ["ddim", "lmc"]}, "setting solvers is 'lmc'; expects ddim, lcm or tcd; did you mean lcm?"),
     ({"trainer.trackers": ["wandbb"]}, "did you mean wandb?"),
+    (
+        {"trainer.trackers": ["aim"]},
+        "setting trainer.trackers is ['aim']; expects trackers that are installed (pip install aim)",
+    ),
     ({"trainer.max_step": 5}, "setting trainer.max_step is not known; did you mean trainer.max_steps?"),
     ({"max_steps": 5}, "setting max_steps is not known; did you mean trainer.max_steps?"),
     ({"trianer.max_steps": 5}, "setting trianer is not known; did you mean trainer?"),

@@ -6,6 +6,7 @@ A source can be iterated over repeatedly, always in the same order, and holds on
 import os
 from pathlib import Path
 
+from gendistill.assets import asset_path
 from gendistill.data.samples import ImageSource, Sample
 from gendistill.data.sources.captions import CaptionOption
 from gendistill.data.sources.folder import ImageFolder, ZipImages, files_below, is_image_name
@@ -36,6 +37,7 @@ def open_source(
     Raises:
         ValueError: `path` does not exist, or holds no training data.
     """
+    path = asset_path(path)
     kind = _kind(path)
     if kind == "prompts":
         return Prompts(Path(path).expanduser())

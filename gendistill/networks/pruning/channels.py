@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, nn
 
+from gendistill.networks.pruning.disjoint_sets import DisjointSets
 from gendistill.networks.pruning.layers import CONV, LAYERS, UNFOLLOWED, LayerSide, count_of, get_module, sides
 from gendistill.networks.pruning.tracing import Node, trace
 
@@ -79,9 +79,9 @@ class _Grouping:
         groups = [self._group(atoms, str(kind[0])) for kind, atoms in interchangeable.items()]
         return [self._blocks(group) for group in self._norms(groups)]
 
-    def _coupled(self) -> tuple[DisjointSet, set[Channel], dict[Channel, str]]:
+    def _coupled(self) -> tuple[DisjointSets[Channel], set[Channel], dict[Channel, str]]:
         """Disjoint sets of coupled channels; the roots of the sets that a layer or input produces; reasons for frozen ones."""
-        channels, frozen = DisjointSet(), dict[Channel, str]()
+        channels, frozen = DisjointSets[Channel](), dict[Channel, str]()
 
         def at(node: Node, side: str, index: int) -> Channel:
             channel = (node, side, index)
@@ -150,7 +150,7 @@ class _Grouping:
             for side in group.members:
                 if not group.frozen and isinstance(get_module(self.network, side.path), nn.GroupNorm):
                     by_norm[side.path].append(k)
-        linked = DisjointSet(sorted({k for indices in by_norm.values() for k in indices}))
+        linked = DisjointSets(sorted({k for indices in by_norm.values() for k in indices}))
         for indices in by_norm.values():
             for k in indices[1:]:
                 linked.merge(indices[0], k)
