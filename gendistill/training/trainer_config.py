@@ -11,7 +11,7 @@ from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
 
-DEFAULT_TRACKERS = ["tensorboard"] if find_spec("tensorboard") else []
+DEFAULT_TRACKERS: list[Any] = ["tensorboard"] if find_spec("tensorboard") else []
 
 
 class TrainerConfig(Section):

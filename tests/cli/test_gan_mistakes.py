@@ -187,10 +187,10 @@ MISTAKES = {
         "hints nose: the teacher has",
     ),
     "a weight below 0": (f"{GAN} --compress 2 --set gan.adversarial=-1", "expects a number of at least 0, or numbers by"),
-    "a schedule that is none": (f'{GAN} --compress 2 --set gan.output.l1={{"soon":1}}', "a number of at least 0, or such"),
+    "a schedule that is none": (f'{GAN} --compress 2 --set gan.output.l1={{"soon":1}}', "a number of at least 0, or numbers by step such"),
     "a temperature of 0": (
         f'{GAN} --compress 2 --set gan.discriminator.temperature={{"0":4,"9":0}}',
-        "a number above 0, or such",
+        "a number above 0, or numbers by step such",
     ),
     "an augmentation that is none": (f"{GAN} --compress 2 --set gan.discriminator.augment=[blur]", "gan.discriminator.augment"),
     "a typo": (f"{GAN} --compress 2 --set gan.discriminator.stps=2", "did you mean gan.discriminator.steps?"),
