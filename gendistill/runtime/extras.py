@@ -32,6 +32,7 @@ class MissingExtraError(ImportError):
 
 
 def install_line(extra: str) -> str:
+    """The command that installs an extra."""
     return f"pip install 'gendistill[{extra}]'"
 
 

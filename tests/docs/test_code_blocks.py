@@ -20,7 +20,7 @@ NOT_RUN = {
     ("pip", "install"): "it installs from the network",
     ("make",): "it is set-up, or takes minutes to hours; its target is checked",
     ("python", "benchmarks/"): "it measures for minutes to hours; its file is checked",
-    ("gendistill", "demo"): "it trains for minutes; tests/cli runs it in small",
+    ("gendistill", "demo"): "it trains for minutes; tests/test_installation.py runs it in small",
     ("gendistill", "serve"): "it serves until Ctrl-C; tests/serve runs it",
 }
 # Python that no test runs, by what it holds, and why.
@@ -61,8 +61,8 @@ def test_every_command_uses_options_and_settings_that_exist(monkeypatch):
             if arguments:
                 context = commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
                 settings = parse_settings(context.params.get("set_") or [])
-                method = context.params.get("method")
-                load_config(None, settings if method is None else {"method": method, **settings})
+                options = {"method": context.params.get("method"), "compress.factor": context.params.get("compress")}
+                load_config(None, {name: value for name, value in options.items() if value is not None} | settings)
             elif not_run(command) and command[0] == "python":
                 assert (ROOT / command[1]).is_file(), block
             elif command[0] == "make":

@@ -126,7 +126,7 @@ def test_its_networks_and_its_images_are_those_of_diffusers(registered, dit_fold
     ("settings", "reason"),
     [
         ({"lora.enabled": True}, "diffusers loads no LoRA"),
-        ({"guidance.mode": "embedded"}, "takes no guidance scale; expects baked"),
+        ({"guidance.mode": "embedded"}, "has no guidance scale input; expects baked"),
     ],
 )
 def test_what_it_lacks_is_refused_in_a_sentence(registered, settings, reason):
