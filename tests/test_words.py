@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("gendistill", "samplers", "schedulers", "metrics", "scripts", "benchmarks", "configs", "docs", "examples")
-SHIPPED = (*SHIPPED, "README.md")
+SHIPPED = (*SHIPPED, "assets", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 
 # Parts of identifiers (`saved_share` has two), and what to call the thing instead.
 IN_NAMES = {
