@@ -92,7 +92,7 @@ RIGHT = {
     "sharex",
 }
 RIGHT_LINES = re.compile(
-    r"formerly|former = \{|IMAGE_COLUMNS = |"
+    r"formerly|former = \{|IMAGE_COLUMNS = |`align.own_share|`progressive.dialect_steps|"
     r"\"(start_share|own_share|partner|partner_weight|dialect_steps|seconds_per_picture)\"|"
     r"drawstyle|market share|draw\.(text|rectangle|line)|words: allowed"
 )
