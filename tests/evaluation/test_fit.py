@@ -137,7 +137,7 @@ def test_the_other_blocks_of_a_student_without_a_middle_block_are_compared(teach
     assert fit.unpaired == ("mid_block",)
     assert len(fit.layers) == 4
     found, controlled = fit.add_ons
-    assert "8 of 32 modules of pytorch_lora_weights.safetensors were left out" in found.notes[0]
+    assert "8 of 32 modules of pytorch_lora_weights.safetensors were skipped" in found.notes[0]
     assert {name.split(".")[0] for name in found.unfit} == {"mid_block"}
     assert found.effect.student_length > 0
     assert controlled.effect.student_length > 0
@@ -147,7 +147,7 @@ def test_a_control_net_of_other_skip_connections_is_reported(teacher_sampler, ti
     deep = with_network(tiny_folder, tiny_unet(layers_per_block=2))
     (found,) = fit_of(teacher_sampler, deep, controls=[control]).add_ons
     assert found.notes[0] == (
-        "The student: edges adds to 4 skip connections and the network has 6, so that they are not paired as made."
+        "The student: edges adds to 4 skip connections and the network has 6, so that they do not correspond."
     )
 
 
@@ -205,8 +205,8 @@ def test_pixel_models_are_compared_and_do_not_support_add_ons(family_folder, lor
     steps = {"teacher_steps": 1, "student_steps": 1}
     fit = measure_fit(sampler, sampler, ["0", "1", "2", "0"], [1, 2, 3, 4], add_ons=add_ons, **steps)
     assert min(layer.mean for layer in fit.layers) == pytest.approx(1)
-    for one, name in zip(fit.add_ons, ("LoRA", "ControlNet"), strict=True):
-        sentence = f"a ConsistencyModelPipeline takes no {name}."
+    for one, name in zip(fit.add_ons, ("LoRA", "ControlNets"), strict=True):
+        sentence = f"a ConsistencyModelPipeline does not support {name}."
         assert one.notes == (f"The teacher: {sentence}", f"The student: {sentence}")
 
 
@@ -263,8 +263,8 @@ def test_effects_are_compared_by_their_mean_shifts():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loras": ["nowhere.safetensors"]}, r"lora nowhere.safetensors: expects a .safetensors file that is there"),
-        ({"controls": [("nowhere", torch.rand(3, 32, 32))]}, "control nowhere: expects the folder of a ControlNet"),
+        ({"loras": ["nowhere.safetensors"]}, r"lora nowhere.safetensors: expects an existing .safetensors file"),
+        ({"controls": [("nowhere", torch.rand(3, 32, 32))]}, "control nowhere: expects an existing folder of a ControlNet"),
     ],
 )
 def test_missing_files_are_refused(teacher_sampler, tmp_path, monkeypatch, settings, message):

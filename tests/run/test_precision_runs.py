@@ -71,8 +71,8 @@ def test_a_student_of_all_weights_is_exported_from_float32_not_from_the_teachers
 
 def test_the_first_command_of_the_readme_that_distils_runs_as_it_stands(tiny_folder, tmp_path):
     """But for the teacher, the images, the place and sizes."""
-    block = README.read_text().split("## Distill your own")[1].split("```bash")[1].split("```")[0]
-    command = block.replace("\\\n", " ").strip().splitlines()[1]
+    block = README.read_text().split("**Distil Stable Diffusion**")[1].split("```bash")[1].split("```")[0]
+    command = block.replace("\\\n", " ").strip().splitlines()[0]
     program, verb, _, *options = shlex.split(command)
     assert (program, verb) == ("gendistill", "distill")
     options[options.index("--data") + 1] = str(tmp_path / "images")
