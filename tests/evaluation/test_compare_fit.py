@@ -142,7 +142,7 @@ def test_a_missing_lora_is_one_sentence_before_anything_is_sampled(tiny_folder, 
     where = ["--lora", "nowhere", "--cache", tmp_path / "cache", "--out", tmp_path]
     process = gendistill(["compare", tiny_folder, halved_run, *FEW, *where], tmp_path / "printed", folder=ROOT)
     assert process.wait() == 2, process.text
-    assert "error: lora nowhere: expects a .safetensors file that is there, or a folder with pytorch_lora" in process.text
+    assert "error: lora nowhere: expects an existing .safetensors file, or a folder with pytorch_lora" in process.text
     assert "Traceback" not in process.text
     assert not (tmp_path / "cache").exists()
 
@@ -159,8 +159,8 @@ def test_a_missing_lora_is_one_sentence_before_anything_is_sampled(tiny_folder, 
         ("gan student", "--lora style", "--lora style: expects a diffusion model as the first model"),
         ("teacher gan", "--lora style", "and a student of it after that"),
         ("teacher student", "--control edges", "--control 'edges': expects FOLDER=IMAGE, such as my-edges=edges.png"),
-        ("teacher student", "--control edges=no.png", "--control edges=no.png: image: it cannot be decoded"),
-        ("teacher student", "--control style=image.png", "control style: expects the folder of a ControlNet that is there"),
+        ("teacher student", "--control edges=no.png", "--control edges=no.png: image: cannot be decoded"),
+        ("teacher student", "--control style=image.png", "control style: expects an existing folder of a ControlNet"),
     ],
 )
 def test_add_ons_that_cannot_be_loaded_are_errors(given, options, sentence, models, add_ons, monkeypatch):
