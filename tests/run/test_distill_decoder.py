@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, StableD
 from PIL import Image
 from tiny_runs import logged, settings_of
 
-from gendistill.data.decoded import _copied
+from gendistill.data.decoded import _augmented
 from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by, tiny_autoencoder
 from gendistill.evaluation.decoder_figures import ROUND_TRIPS
 from gendistill.run.distill import distill
@@ -126,12 +126,12 @@ def test_copies_of_the_images_are_learned_from_and_what_is_held_out_is_not_copie
 
 def test_copies_are_others_of_the_same_image_and_always_the_same():
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    first, *others = _copied(image, "a", 4, 0)
+    first, *others = _augmented(image, "a", 4, 0)
     assert torch.equal(first, image)
     assert len({tuple(other.flatten().tolist()) for other in others}) == 3
     assert all(other.shape == image.shape and other.abs().max() <= 1 for other in others)
     torch.rand(1)
-    assert all(torch.equal(one, other) for one, other in zip(others, _copied(image, "a", 4, 0)[1:], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(others, _augmented(image, "a", 4, 0)[1:], strict=True))
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(settings):
