@@ -15,6 +15,7 @@ comparison with the same OLD takes half the time, and an interrupted comparison 
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,6 +44,7 @@ RENAMED: dict[str, str] = {
 PACKAGES = ("samplers", "schedulers", "metrics")  # at the top of a checkout, installed as gendistill.samplers and so on
 NOT_RESULTS = ("seconds", "time", "data")  # keys of log lines; `data` describes a cache
 TOLERANCE = 1e-6  # for images in [0, 1]
+FIGURE_TOLERANCE = 1e-12  # relative, for figures of validations: they depend on the LAPACK that is used
 NUM_IMAGES = 48  # number of training images
 # Runs the cases one after the other, each in a forked process with the libraries imported: the import takes half of the time.
 RUN_CASES = """
@@ -274,9 +276,18 @@ def differing_logs(old: Path, new: Path) -> str:
         for old_line, new_line in zip(old_lines, new_lines, strict=True):
             before = {RENAMED.get(key, key): value for key, value in old_line.items()}
             for key in sorted(before.keys() | new_line.keys()):
-                if key not in NOT_RESULTS and repr(before.get(key)) != repr(new_line.get(key)):
+                if key not in NOT_RESULTS and not equal(before.get(key), new_line.get(key), figures=key == "validation"):
                     return f"{name}, step {before['step']}: {key} is {before.get(key)}, then {new_line.get(key)}"
     return ""
+
+
+def equal(a: Any, b: Any, *, figures: bool) -> bool:
+    """Whether two logged values are equal: losses to the last digit, `figures` of a validation within their tolerance."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key], figures=figures) for key in a)
+    if figures and isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=FIGURE_TOLERANCE)
+    return repr(a) == repr(b)
 
 
 def differing_tensors(old: Path, new: Path) -> str:

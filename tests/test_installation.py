@@ -147,7 +147,7 @@ def test_the_core_of_a_wheel_samples_and_distils_in_an_empty_folder_and_names_th
     assert (tmp_path / "sample.png").is_file()
     assert {"student", "images.png", "log.jsonl", "config.yaml"} <= {path.name for path in (tmp_path / "run").iterdir()}
     assert "see run/images.png" in errors
-    sentence = r"\w+ is not installed, and this needs it; pip install 'gendistill\[evaluate\]'"
+    sentence = r"\w+ is not installed, and this command needs it: pip install 'gendistill\[evaluate\]'"
     assert re.search(f"no report: {sentence}", errors)
     assert re.search(f"error: {sentence}$", errors)
     assert "torchvision" not in re.sub(sentence, "", errors)  # no library warns of what we do without

@@ -10,6 +10,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from gendistill.cli.completion import complete_config, complete_extractor
 
@@ -121,8 +122,24 @@ def prompts_of(prompts: list[str] | None, file: Path | None) -> list[str] | None
 
 
 def show(result: Any, width: int = WIDE) -> None:
-    """Print text as it is, and a table in the width of the terminal, or in `width` columns where there is none."""
-    print(result) if isinstance(result, str) else Console(width=None if sys.stdout.isatty() else width).print(result)
+    """Print text as it is, and a table in the width of the terminal, or in `width` columns where there is none.
+
+    A table that is too wide for the terminal is printed row after row, a line for each of its columns.
+    """
+    if isinstance(result, str):
+        print(result)
+        return
+    console = Console(width=None if sys.stdout.isatty() else width)
+    if isinstance(result, Table) and console.measure(result).minimum > console.width:
+        if result.title:
+            console.print(result.title)
+        for cells in zip(*(column.cells for column in result.columns), strict=True):
+            lines = Table.grid(padding=(0, 2))
+            for column, cell in zip(result.columns, cells, strict=True):
+                lines.add_row(column.header, cell)
+            console.print(lines, "")
+    else:
+        console.print(result)
 
 
 def print_line(sentence: str) -> None:

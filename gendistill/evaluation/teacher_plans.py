@@ -54,7 +54,8 @@ FILE_NAME = "evaluation.json"
 def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> list[Evaluation]:
     """The teacher's rows for `TEACHER_PLANS`: at 50 steps, then within 8, 4, 2 and 1 network calls."""
     rows, plans = [], teacher_plans(sampler)
-    with advancing_bar("sampling from the teacher", len(evaluator.prompts) * len(plans)) as progress:
+    sampling = f"sampling from the teacher, {len(plans)} times"
+    with advancing_bar(sampling, len(evaluator.prompts) * len(plans)) as progress:
         grids = searched_grids(sampler, evaluator) if searchable(sampler.pipeline) else {}
         for solver, steps, scale in plans:
             timesteps = grids[scale][steps] if solver == SEARCHED else None

@@ -72,11 +72,11 @@ class DenoiserRun:
     def prepare(self) -> None:
         config, teacher = self.config, self.teacher
         synthetic = config.data.num_synthetic if config.data.path is None else None
-        with advancing_bar("encoding" if synthetic is None else "generating data", synthetic) as progress:
+        with advancing_bar("encoding" if synthetic is None else "generating data (data.num_synthetic)", synthetic) as progress:
             self.latents = prepare_data(config.data, teacher, config.seed, progress)
         self.training_data: LatentData | TrajectoryData = self.latents
         if recipe_of(config).data_needs(config) == "trajectories":
-            with advancing_bar("generating trajectories", config.align.trajectories) as progress:
+            with advancing_bar("generating trajectories (align.trajectories)", config.align.trajectories) as progress:
                 texts = partial(training_texts, config.data, teacher, self.latents, config.seed)
                 self.training_data = generate_trajectories(
                     teacher,

@@ -63,7 +63,7 @@ class GeneratorRun:
             self.images = prepare_images(config.data, generator.spec, config.seed, progress)
         self.training_data: TrainingData = self.images
         if config.gan.pairs:
-            with advancing_bar("generating pairs", config.gan.pairs) as progress:
+            with advancing_bar("generating images of the teacher (gan.pairs)", config.gan.pairs) as progress:
                 generator.network.to(self.processes.device)
                 self.training_data = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 

@@ -180,7 +180,8 @@ class Trainer:
         self._write(values)
         self.accelerator.log(values, step=state.step)
         loss = f"loss {values.get('loss', next(iter(values.values()))):.4f}, {state.step / state.seconds:.2f} steps/s"
-        return loss if self.last_validation is None else f"{loss}, validation {self.last_validation.score:.4g}"
+        validation = self.last_validation
+        return loss if validation is None else f"{loss}, validation {validation.score:.4g} (lower is better)"
 
     def _write(self, figures: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:

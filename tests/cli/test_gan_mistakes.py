@@ -187,7 +187,10 @@ MISTAKES = {
         "hints nose: the teacher has",
     ),
     "a weight below 0": (f"{GAN} --compress 2 --set gan.adversarial=-1", "expects a number of at least 0, or numbers by"),
-    "a schedule that is none": (f'{GAN} --compress 2 --set gan.output.l1={{"soon":1}}', "a number of at least 0, or numbers by step such"),
+    "a schedule that is none": (
+        f'{GAN} --compress 2 --set gan.output.l1={{"soon":1}}',
+        "a number of at least 0, or numbers by step such",
+    ),
     "a temperature of 0": (
         f'{GAN} --compress 2 --set gan.discriminator.temperature={{"0":4,"9":0}}',
         "a number above 0, or numbers by step such",
