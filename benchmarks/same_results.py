@@ -39,8 +39,13 @@ RENAMED: dict[str, str] = {
     "align.partner": "align.peer",  # words: allowed
     "progressive.dialect_steps": "progressive.prediction_type_steps",  # words: allowed
     "told_apart": "discriminator_accuracy",  # words: allowed
+    "discriminator_told_apart": "discriminator_accuracy",  # words: allowed
+    "partner_discriminator_told_apart": "peer_discriminator_accuracy",  # words: allowed
     "imitation": "guidance_distillation",  # words: allowed
 }
+PEER_FIGURES = ("adversarial", "discriminator_gradient_norm", "discriminator_loss", "gradient_norm", "loss", "mutual")
+PEER_FIGURES += ("perceptual", "pseudo_huber")
+RENAMED |= {f"partner_{figure}": f"peer_{figure}" for figure in PEER_FIGURES}  # words: allowed
 PACKAGES = ("samplers", "schedulers", "metrics")  # at the top of a checkout, installed as gendistill.samplers and so on
 NOT_RESULTS = ("seconds", "time", "data")  # keys of log lines; `data` describes a cache
 TOLERANCE = 1e-6  # for images in [0, 1]
