@@ -117,6 +117,7 @@ def _run(work, output, errors, folder, environment, before):
     os.chdir(folder or "/")
     os.environ.update(environment)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs in the background ignore Ctrl-C
     if before is not None:
         before()
     work()
