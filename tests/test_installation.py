@@ -147,7 +147,7 @@ def test_the_core_of_a_wheel_samples_and_distils_in_an_empty_folder_and_names_th
     assert (tmp_path / "sample.png").is_file()
     assert {"student", "images.png", "log.jsonl", "config.yaml"} <= {path.name for path in (tmp_path / "run").iterdir()}
     assert "see run/images.png" in errors
-    sentence = r"\w+ is not installed, and this command needs it: pip install 'gendistill\[evaluate\]'"
+    sentence = r"\w+ is not installed, and it is needed here: pip install 'gendistill\[evaluate\]'"
     assert re.search(f"no report: {sentence}", errors)
     assert re.search(f"error: {sentence}$", errors)
     assert "torchvision" not in re.sub(sentence, "", errors)  # no library warns of what we do without
@@ -163,7 +163,7 @@ def test_help_imports_no_library_that_takes_long(tmp_path):
 
 def test_a_missing_package_of_an_extra_is_an_import_error_in_python_that_names_the_extra():
     with (
-        pytest.raises(MissingExtraError, match=r"^gradio is not .*; pip install 'gendistill\[serve\]'$"),
+        pytest.raises(MissingExtraError, match=r"^gradio is not .*: pip install 'gendistill\[serve\]'$"),
         missing_extras_named(),
     ):
         raise ModuleNotFoundError(name="gradio.blocks")

@@ -49,5 +49,5 @@ def missing_extras_named() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        sentence = f"{package} is not installed, and this command needs it: {install_line(EXTRAS[package])}"
+        sentence = f"{package} is not installed, and it is needed here: {install_line(EXTRAS[package])}"
         raise MissingExtraError(sentence, name=package) from error
