@@ -180,6 +180,8 @@ class Trainer:
         self._write(values)
         self.accelerator.log(values, step=state.step)
         loss = f"loss {values.get('loss', next(iter(values.values()))):.4f}, {state.step / state.seconds:.2f} steps/s"
+        if self.config.max_minutes is not None:
+            loss += f", at most {self.config.max_minutes:g} minutes"
         validation = self.last_validation
         return loss if validation is None else f"{loss}, validation {validation.score:.4g} (lower is better)"
 
