@@ -97,6 +97,7 @@ class Evaluation:
         Raises:
             ValueError: the text is not JSON, or a field is missing or unknown.
         """
+        text = text.replace(" drawn by frequency from ", " sampled by frequency from ")  # words: allowed, of older files
         return TypeAdapter(cls).validate_python(json.loads(text))
 
     def table(self) -> Table:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from gendistill.evaluation.teacher_plans import (
     Gap,
     calls_a_step,
     gaps,
+    load_rows,
     relative_call_cost,
     save_rows,
     stored_rows,
@@ -114,6 +116,9 @@ def test_prompts_are_sampled_by_frequency_and_the_same_for_the_same_seed(tmp_pat
     assert (evaluator.prompts, evaluator.seeds) == (again.prompts, again.seeds)
     assert build_evaluator(EvaluationConfig(HELD_OUT, seed=1, **options)).prompts != evaluator.prompts
     assert evaluator.reference.statistics.count == 754
+    stored = load_rows(Path("assets/tiny-sd/evaluation.json"))[0].protocol  # which an evaluation of 2,000 prompts finds
+    assert stored.prompts == evaluator.prompt_source.replace("3000", "2000").replace("heldout", "train")
+    assert stored.reference == evaluator.reference_name.replace("heldout", "train")
     assert evaluator.prompts.count("google emoji of person role") > 5 * evaluator.prompts.count("google emoji of mail")
 
 
