@@ -35,7 +35,7 @@ class GeneratedImages:
 
     def describe(self) -> str:
         path = self.files[0] if len(self.files) == 1 else f"{self.files[0].parent} ({len(self.files)} files)"
-        images = f"{self.images} images of {self.steps} step{'s' if self.steps != 1 else ''}"
+        images = f"{self.images} image{'s' if self.images != 1 else ''} of {self.steps} step{'s' if self.steps != 1 else ''}"
         placement = f", placement {self.placement}" if self.placement else ""
         return f"{path}: {images} in {self.seconds:.1f} s{placement}"
 

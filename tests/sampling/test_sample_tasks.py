@@ -63,8 +63,8 @@ def test_a_student_that_is_not_sampled_as_it_wants_says_so(student, sample):
 
 def test_a_model_of_others_is_sampled_as_its_name_says(tiny_folder, sample, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "my-lcm-lora-merged")
-    assert ": 1 images of 4 steps" in sample(tmp_path / "my-lcm-lora-merged")[0]
-    assert ": 1 images of 2 steps" in sample(tiny_folder, "--like", "Hyper-SD15-2steps-lora")[0]
+    assert ": 1 image of 4 steps" in sample(tmp_path / "my-lcm-lora-merged")[0]
+    assert ": 1 image of 2 steps" in sample(tiny_folder, "--like", "Hyper-SD15-2steps-lora")[0]
 
 
 @pytest.mark.parametrize(
