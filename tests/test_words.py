@@ -70,6 +70,7 @@ IN_TEXT = {
     r"text-aside|in-turn|by-layer": "text encoder offload, model offload, sequential offload",
     r"kept whole|keeps? whole": "not pruned",
     r"take care": "warning",
+    r"ours|theirs": "a noun: gendistill's, this project's, the teacher's",
     r"harmless|hostile": "verified, allow-listed; malicious",
     r"dies|died|goes on|went on|going on|go on": "terminates; resumes",
     r"com(es?|ing) to by (itself|themselves)|who(m|se)? (else )?learns?": "few-step rollout; the network that",
@@ -81,20 +82,13 @@ ERROR = re.compile(r"[:;,)}] takes\b|\b(which|it) takes (?!a while)")
 # Where one of these words is the right one: names of other libraries and of files, and former names that are still read.
 RIGHT = {
     "ImageDraw",
-    "at_least",
     "draw_without_rendering",
-    "draw_idle",
     "most_common",
-    "share_memory",
-    "share_memory_",
-    "share_y",
-    "sharey",
-    "sharex",
 }
 RIGHT_LINES = re.compile(
     r"formerly|former = \{|IMAGE_COLUMNS = |`align.own_share|`progressive.dialect_steps|"
     r"\"(start_share|own_share|partner|partner_weight|dialect_steps|seconds_per_picture)\"|"
-    r"drawstyle|market share|draw\.(text|rectangle|line)|words: allowed"
+    r"drawstyle|draw\.(text|rectangle|line)|words: allowed"
 )
 
 

@@ -96,7 +96,7 @@ def read_registries() -> Catalogue:
 
 
 def _page(module: str, path: str) -> str | None:
-    """The address of a page; what another package registers has none among ours."""
+    """The address of a page; None for what another package registers."""
     return DOCS + path if module.startswith("gendistill.") else None
 
 
@@ -106,7 +106,7 @@ def _from_json(saved: dict[str, Any]) -> Catalogue:
 
 
 def _installation() -> list[Any]:
-    """What the catalogue depends on: the version, the plug-ins, and when a file of theirs was last written."""
+    """What the catalogue depends on: the version, the plug-ins, and when a file of the plug-ins was last written."""
     points = sorted((point.name, point.value) for point in entry_points(group="gendistill"))
     modules = ["gendistill", "gendistill.metrics", "gendistill.samplers", *(value.partition(".")[0] for _, value in points)]
     return [__version__, [list(point) for point in points], max(map(_last_written, modules))]

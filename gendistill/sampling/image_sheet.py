@@ -11,6 +11,8 @@ from PIL import Image
 from gendistill.runtime.files import atomic_write
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
 
+MIN_EDGE = 128  # pixels; smaller images are enlarged
+
 
 def write_image_sheet(student: str | Path, prompts: Sequence[str], out: Path, *, guidance_scale: float, seed: int = 0) -> None:
     """Write a PNG: the teacher's images at 50 steps in the upper row, the student's in the lower, a column a prompt.
@@ -31,5 +33,7 @@ def write_image_sheet(student: str | Path, prompts: Sequence[str], out: Path, *,
     seeds = [seed + number for number in range(len(prompts))]
     rows = [*teacher.images(prompts, seeds, guidance_scale=guidance_scale), *sampler.images(prompts, seeds)]
     sheet = image_grid(torch.cat(rows), columns=len(prompts))
+    image = Image.fromarray(to_uint8(sheet).permute(1, 2, 0).numpy())
+    factor = max(1, MIN_EDGE // sampler.resolution)
     with atomic_write(out) as temporary:
-        Image.fromarray(to_uint8(sheet).permute(1, 2, 0).numpy()).save(temporary)
+        image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC).save(temporary)

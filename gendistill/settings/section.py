@@ -132,7 +132,7 @@ def _form(name: str, model: type[BaseModel]) -> str:
 
 
 def _expected(error: ErrorDetails) -> str:
-    """By the kind of the error; a validator of ours words it itself."""
+    """By the kind of the error; the validators of this project word it themselves."""
     if error["type"] not in EXPECTED:
         return error["msg"].removeprefix("Value error, ")
     return EXPECTED[error["type"]].format(**error.get("ctx", {}))
