@@ -14,9 +14,32 @@ from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, open_pipeline
+from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.schedulers import PREDICTION_TYPES
 
 MIN_SIGNAL = 1e-3  # smallest alpha of an epsilon teacher; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """The parts of a pipeline that encode prompts."""
+
+    family: Family
+    pipeline: Any
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str], size: tuple[int, int]) -> Conditioning:
+        """Prompts (B), encoded for images of `size` (height, width).
+
+        Raises:
+            ValueError: the pipeline does not know a prompt.
+        """
+        return self.family.conditioning(self.family.encode(self.pipeline, prompts), size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines the conditions of a prompt, as JSON values."""
+        parts = pipeline_provenance(self.pipeline, (self.family.network_part, "vae", "scheduler"))
+        return {"family": provenance(self.family), "prompts": self.family.own_prompts(self.pipeline), **parts}
 
 
 @dataclass(frozen=True)
@@ -46,17 +69,26 @@ class Teacher:
         return self.family.own_prompts(self.pipeline)
 
     @property
-    def prompt_encoders(self) -> dict[str, nn.Module]:
-        return self.family.encoders(self.pipeline)
+    def prompt_encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.family, self.pipeline)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts (B), encoded by the pipeline, for images of `size` (height, width); None for squares of `resolution`.
+        """Prompts (B), encoded for images of `size` (height, width); None for squares of `resolution`.
 
         Raises:
             ValueError: the pipeline does not know a prompt.
         """
-        return self.family.conditioning(self.family.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
+        return self.prompt_encoder.encode(prompts, size or (self.resolution, self.resolution))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines what the teacher generates from given noise and prompts, as JSON values."""
+        return {
+            "denoiser": provenance(self.denoiser),
+            "codec": provenance(self.codec),
+            "scheduler": provenance(self.pipeline.scheduler),
+            "resolution": self.resolution,
+            "prompt_encoder": self.prompt_encoder.fingerprint(),
+        }
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:

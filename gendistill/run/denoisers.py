@@ -107,6 +107,13 @@ class DenoiserRun:
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
         """Write the student with the solver of the best validation."""
         assert training.best is not None  # the validator has evaluated at least step 0
+        average = stage.method.networks.average
+        if average.fraction < 1:
+            raise ValueError(
+                f"{folder.name}: training ended at step {training.steps}, before the change of its prediction type from epsilon to "
+                f"{average.prediction_type} was complete; expects a higher limit (trainer.max_minutes, trainer.max_steps) with "
+                "--resume, or a smaller progressive.prediction_type_steps"
+            )
         figures = {"validation": training.best.score}
         spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
         if self.processes.is_main_process:

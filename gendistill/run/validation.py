@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ class Validator:
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample."""
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample.
+
+        It is infinite for a student that cannot be exported yet, since it is still changing its prediction type.
+        """
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
             return self._validate(FewStepSampler(pipeline), step)
 
@@ -57,7 +61,8 @@ class Validator:
                     save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(by_count.values()) / len(by_count) for solver, by_count in distances.items()}
         best = min(means, key=lambda solver: means[solver])
-        return Validation(means[best], {"solver": best, self.evaluator.metric: distances})
+        incomplete = self.stage.student is not None and self.stage.method.networks.average.fraction < 1
+        return Validation(math.inf if incomplete else means[best], {"solver": best, self.evaluator.metric: distances})
 
 
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
