@@ -73,8 +73,8 @@ class Denoiser:
 
     @contextmanager
     def converting(self, network: Any) -> Iterator[None]:
-        """While the context is open, `network` in a diffusers pipeline predicts `prediction_type` even if its own output is a mix
-        of that and eps (`fraction` below 1), which no scheduler reads."""
+        """While the context is open, `network` in a diffusers pipeline predicts `prediction_type` even if its own output is a
+        mix of that and eps (`fraction` below 1), which no scheduler reads."""
         if self.fraction == 1:
             yield
             return

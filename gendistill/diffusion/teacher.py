@@ -114,7 +114,8 @@ def load_teacher(
 
     Args:
         source, config, revision: as for `open_pipeline`.
-        resolution: pixels along an edge of the training images; None for the pipeline's own.
+        resolution: pixels along an edge of the training images; None for the pipeline's own. It becomes the default size of the
+            pipeline's images, and so that of its students.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
@@ -127,7 +128,7 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     """An opened pipeline as a teacher; all its parameters are frozen.
 
     Raises:
-        ValueError: as `load_teacher`.
+        ValueError: as `load_teacher`; or the network does not support the resolution.
     """
     family = family_of(pipeline)
     for part in pipeline.components.values():
@@ -146,8 +147,19 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     if height != width:
         raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
     _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
-    resolution = resolution or height
-    return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
+    if resolution is not None and resolution != height:
+        _require_multiple(resolution, family.size_multiple(pipeline))
+        family.set_size(pipeline, resolution)
+    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or height, commit_of(pipeline))
+
+
+def _require_multiple(resolution: int, multiple: int) -> None:
+    """Raise ValueError where the network cannot halve images of `resolution` pixels at each of its levels."""
+    if resolution % multiple:
+        nearest = sorted({max(resolution // multiple, 1) * multiple, -(-resolution // multiple) * multiple})
+        raise ValueError(
+            f"data.resolution {resolution}: expects a multiple of {multiple}, such as {' or '.join(map(str, nearest))}"
+        )
 
 
 def _require_distillable(

@@ -179,13 +179,16 @@ class ProgressiveDistillation(DenoiserMethod):
         self.networks, self.guidance, self.config, self.times, self.auxiliary = networks, guidance, config, times, auxiliary
         networks.decay = config.ema_decay
         teacher, student = networks.teacher, networks.student
-        steps = config.prediction_type_steps
-        self.change_steps = steps if max_steps is None else min(steps, max_steps // 2)
+        self.start = teacher.fraction if student.prediction_type == teacher.prediction_type else 0.0
+        self.change_steps = config.prediction_type_steps
+        self._averaged = (0, self.start)  # a step and its `average_fraction`, from which the next one is computed
+        if max_steps is not None:
+            self.change_steps = min(self.change_steps, max_steps // 2)
+            while self.change_steps and self.average_fraction(max_steps) < 1:  # a stage too short for its EMA to follow
+                self.change_steps, self._averaged = self.change_steps // 2, (0, self.start)
         if student.prediction_type == "sample" or not self.change_steps:
             self.start = 1.0
-        else:
-            self.start = teacher.fraction if student.prediction_type == teacher.prediction_type else 0.0
-        self._averaged = (0, self.start)  # a step and its `average_fraction`, from which the next one is computed
+        self._averaged = (0, self.start)
         self.weights_of(0)
 
     def fraction(self, step: int) -> float:
@@ -210,10 +213,11 @@ class ProgressiveDistillation(DenoiserMethod):
         self.weights_of(step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"change_steps": self.change_steps} if self.start < 1 else {}
+        return {"change": [self.start, self.change_steps]} if self.start < 1 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.change_steps = state.get("change_steps", self.change_steps)  # a resumed run may have another max_steps
+        self.start, self.change_steps = state.get("change", [self.start, self.change_steps])  # max_steps may be another now
+        self._averaged = (0, self.start)
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
         student = self.networks.student

@@ -66,7 +66,7 @@ class AutoencoderRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,
+            resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )

@@ -47,7 +47,7 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,  # generated data have the teacher's resolution
+            resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
@@ -110,7 +110,7 @@ class DenoiserRun:
         average = stage.method.networks.average
         if average.fraction < 1:
             raise ValueError(
-                f"{folder.name}: training ended at step {training.steps}, before the change of its prediction type from epsilon to "
+                f"{folder.name}: training ended at step {training.steps}, before its change from epsilon to "
                 f"{average.prediction_type} was complete; expects a higher limit (trainer.max_minutes, trainer.max_steps) with "
                 "--resume, or a smaller progressive.prediction_type_steps"
             )
@@ -156,6 +156,7 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
+        resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
         figures=figures or {},
     )
     return spec, scheduler

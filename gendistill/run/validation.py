@@ -19,7 +19,7 @@ from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import solver_eta, student_scheduler
+from gendistill.schedulers import nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
@@ -91,11 +91,13 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
+    trained, timesteps = stage.method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
         stage.method.networks.average.prediction_type,
-        config.consistency.num_ddim_timesteps,
+        trained or nearest_divisors(config.consistency.num_ddim_timesteps, timesteps)[-1],
+        trained_on_grid=trained is not None,
         bounded=teacher.family.bounded,
         steps=stage.steps,
         grids=stage.grids,

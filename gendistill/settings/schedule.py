@@ -11,9 +11,7 @@ from pydantic import BeforeValidator
 from gendistill.settings.section import Section
 
 SomeSection = TypeVar("SomeSection", bound=Section)
-WEIGHT = (
-    "a number of at least 0, or numbers by step such as {0: 1, 500: 0.1}, or by fraction of the run such as {0.5: 1, 0.9: 0}"
-)
+WEIGHT = "a number of at least 0, or numbers by step such as {0: 1, 500: 0.1}, or by fraction of the run such as {0.5: 1, 1: 0}"
 
 
 def _weight(value: Any) -> float | dict[float, float]:
@@ -35,7 +33,8 @@ def _temperature(value: Any) -> float | dict[float, float]:
     return read
 
 
-# A weight, or weights by step with straight lines between them; keys below 1 are fractions of all steps.
+# A weight, or weights by step with straight lines between them; keys below 1 are fractions of all steps, and so is
+# 1, the end, where no key is above it.
 Weight = Annotated[float | dict[float, float], BeforeValidator(_weight)]
 Temperature = Annotated[float | dict[float, float], BeforeValidator(_temperature)]
 
@@ -62,5 +61,6 @@ def in_steps(section: SomeSection, steps: int) -> SomeSection:
         if isinstance(value, Section):
             changed[name] = in_steps(value, steps)
         elif isinstance(value, dict) and all(isinstance(key, float) for key in value):
-            changed[name] = {key * steps if key < 1 else key: weight for key, weight in value.items()}
+            by_fraction = max(value, default=0) <= 1
+            changed[name] = {key * steps if key < 1 or by_fraction else key: weight for key, weight in value.items()}
     return section.model_copy(update=changed)
