@@ -65,7 +65,7 @@ def student_scheduler(
         timesteps = settings.get("num_train_timesteps", 1000)  # diffusers' default
         trained = skipping(num_ddim_timesteps, timesteps)
         if trained_on_grid and not all(torch.isin(trailing(count, timesteps), trained).all() for count in steps):
-            if settings["clip_sample"]:
+            if bounded:  # its pipelines clip x_0, and pass no eta
                 return GridDDIMScheduler(**settings, grids=[nested(count, trained).tolist() for count in steps])
             return TCDScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
         if grids:

@@ -185,6 +185,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
+    teacher.family.set_size(pipeline, teacher.resolution)
     return network.to(teacher.pipeline.device)
 
 

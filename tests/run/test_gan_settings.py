@@ -1,7 +1,8 @@
 import pytest
+import yaml
 
 from gendistill.run.config import config_text, load_config
-from gendistill.settings.schedule import weight_at
+from gendistill.settings.schedule import in_steps, weight_at
 
 
 def gan(**overrides):
@@ -28,6 +29,24 @@ def test_one_setting_leaves_its_neighbours_as_they_are():
 def test_a_schedule_is_straight_lines_between_its_steps_and_level_outside(weight, by_step):
     read = gan(adversarial=weight).adversarial
     assert {step: weight_at(read, step) for step in by_step} == pytest.approx(by_step)
+
+
+@pytest.mark.parametrize(
+    ("weight", "by_step"),
+    [
+        ({0.5: 1, 1.0: 0}, {0: 1, 500: 1, 750: 0.5, 1000: 0}),  # 1 is the end of the run, not its second step
+        ({"0.5": 1, "1": 0}, {0: 1, 500: 1, 750: 0.5, 1000: 0}),
+        ({0: 0, 1: 2}, {0: 0, 250: 0.5, 1000: 2}),
+        ({0.5: 1, 0.9: 0}, {500: 1, 700: 0.5, 900: 0}),
+        ({0: 1, 0.5: 0, 800: 0}, {0: 1, 250: 0.5, 500: 0, 1000: 0}),
+        ({0: 1, 2: 0}, {0: 1, 1: 0.5, 2: 0}),
+    ],
+)
+def test_a_schedule_by_fraction_of_the_run_goes_forwards_to_its_end(weight, by_step):
+    config = gan(adversarial=weight)
+    assert {step: weight_at(in_steps(config, 1000).adversarial, step) for step in by_step} == pytest.approx(by_step)
+    written = type(config)(**yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert in_steps(written, 1000) == in_steps(config, 1000)
 
 
 def test_a_schedule_is_the_same_after_it_was_written(tmp_path):
