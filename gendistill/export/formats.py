@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 SEED, PROMPT = 0, "a red apple on a table"
 PROGRAMS = ("onnx", "openvino")
 FOLDERS = ("diffusers", *PROGRAMS)  # formats that are a folder; the others are a file
-# the bias by whose standard deviation ComfyUI tells checkpoints of Stable Diffusion 2.x that predict v, and its limit
+# ComfyUI reads v in a checkpoint of Stable Diffusion 2.x where the standard deviation of this bias is above this limit
 BIAS_OF_V, STD_OF_V = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # maximum error of a pixel in [0, 1] from rounding
 

@@ -43,7 +43,7 @@ def wilson_interval(count: float, total: float) -> tuple[float, float]:
     probability, correction = count / total, z**2 / total
     centre = (probability + correction / 2) / (1 + correction)
     margin = z / (1 + correction) * math.sqrt(probability * (1 - probability) / total + correction / (4 * total))
-    return max(centre - margin, 0.0), min(centre + margin, 1.0)
+    return (0.0 if count == 0 else max(centre - margin, 0.0)), (1.0 if count == total else min(centre + margin, 1.0))
 
 
 class WeightedScore(Protocol):
