@@ -83,6 +83,17 @@ def pipeline_provenance(pipeline: Any, leaving_out: Iterable[str] = ()) -> dict[
     return {"pipeline": type(pipeline).__name__, "options": _as_json(options), **{n: provenance(p) for n, p in parts.items()}}
 
 
+def weights_fingerprint(network: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of a network's weights, without LoRA adapters."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if ".lora_" in name:
+            continue
+        digest.update(name.replace(".base_layer.", ".").encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class _Holder(nn.Module):
     """A tensor as the state of a module."""
 

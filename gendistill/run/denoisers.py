@@ -14,7 +14,6 @@ from accelerate import PartialState, init_empty_weights
 
 from gendistill.data.batches import LatentData
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
@@ -34,6 +33,7 @@ from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
 from gendistill.training.trainer import TrainingResult, Validate
 
