@@ -33,10 +33,9 @@ from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
-from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Update
-from gendistill.training.trainer_config import TrainerConfig
 
 
 class MatchConfig(Section):
@@ -311,30 +310,24 @@ def _trajectories(batch: Batch) -> Trajectories:
     return batch.trajectories
 
 
-def alignment_of(
-    context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig, student: str = "student"
-) -> Alignment:
-    """The alignment of one student, with weights scheduled over a stage, and with a critic or CLIP where the settings need
-    them.
+def alignment_of(context: DenoiserContext, networks: Networks, steps: Sequence[int], student: str = "student") -> Alignment:
+    """The alignment of one student, with a critic or CLIP where the settings need them.
 
     Args:
         student: name of the student's optimizer.
     """
-    config: AlignConfig = context.config.align
-    settings, teacher = in_steps(config, trainer.max_steps), context.opened
+    settings, teacher = context.config.align, context.opened
     adversary = clip = None
     if settings.distribution.adversarial != 0 and teacher is not None:
         adversary = _adversary(teacher, student)
     if settings.semantic.clip != 0 and teacher is not None:
-        clip = ClipDistance(teacher.codec, load_scorer(config.clip, teacher.pipeline.device))
+        clip = ClipDistance(teacher.codec, load_scorer(settings.clip, teacher.pipeline.device))
     return Alignment(networks, settings, steps, adversary=adversary, clip=clip)
 
 
-def auxiliary_alignment(
-    context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig
-) -> list[Alignment]:
+def auxiliary_alignment(context: DenoiserContext, networks: Networks, steps: Sequence[int]) -> list[Alignment]:
     """The alignment as an auxiliary loss of another method; empty where `align.weight` is 0."""
-    return [alignment_of(context, networks, steps, trainer)] if context.config.align.weight != 0 else []
+    return [alignment_of(context, networks, steps)] if context.config.align.weight != 0 else []
 
 
 def _adversary(teacher: Teacher, student: str) -> LatentAdversary:

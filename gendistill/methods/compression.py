@@ -41,7 +41,7 @@ from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import Prediction
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
-from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig
 
@@ -176,7 +176,7 @@ class CompressionRecipe(Recipe):
         requested |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
         hints = matched_blocks(teacher.network.config, small.config, settings.features.layers) if requested else []
         guidance = Guidance(context.unconditional, config.guidance)
-        return Compression(networks, guidance, in_steps(settings, trainer.max_steps), hints)
+        return Compression(networks, guidance, settings, hints)
 
 
 def first_outline(config: RunConfig) -> StageOutline:

@@ -185,7 +185,7 @@ class ConsistencyRecipe(Recipe):
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         config, networks = context.config, context.networks()
-        auxiliary = auxiliary_alignment(context, networks, config.steps, config.trainer)
+        auxiliary = auxiliary_alignment(context, networks, config.steps)
         guidance = Guidance(context.unconditional, config.guidance)
         method = ConsistencyDistillation(networks, guidance, config.consistency, auxiliary)
         yield Stage(method, config.trainer, steps=config.steps, solvers=list(config.solvers))

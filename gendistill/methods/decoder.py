@@ -24,7 +24,7 @@ from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.codec import LatentCodec
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
-from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Method, Update
 
@@ -154,5 +154,5 @@ class DecoderRecipe(Recipe):
             tiny = started_autoencoder(settings.start, codec.vae)
         else:
             tiny = tiny_autoencoder(codec.vae, settings.width, settings.blocks)
-        method = DecoderDistillation(tiny_networks(codec, tiny), in_steps(settings, config.trainer.max_steps))
+        method = DecoderDistillation(tiny_networks(codec, tiny), settings)
         yield Stage(method, config.trainer)

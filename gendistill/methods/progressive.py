@@ -297,7 +297,7 @@ class ProgressiveRecipe(Recipe):
         for index, count in enumerate(network_calls(config)):
             networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
-            auxiliary = auxiliary_alignment(context, networks, [count], _trainer(config, str(count))) if student else []
+            auxiliary = auxiliary_alignment(context, networks, [count]) if student else []
             halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary)
             yield stage(halving, str(count), count, settings.sampler, student)
 
