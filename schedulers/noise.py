@@ -107,7 +107,8 @@ class NoiseSchedule:
         """The angles (N + 1,) of `clean` and of all timesteps on a device; each device gets them once."""
         assert self.angles is not None
         if device not in self._tables:
-            self._tables[device] = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles]).to(device)
+            table = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])
+            self._tables[device] = table.to(device, non_blocking=device.type == "cuda")
         return self._tables[device]
 
 
