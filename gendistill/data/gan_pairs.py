@@ -12,6 +12,7 @@ from gendistill.data.cached import PART_SIZE, Progress, RowMaker, cached_rows
 from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
 from gendistill.gan.generator import Generator
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
@@ -39,9 +40,9 @@ class PairedData:
         real = self.real.batch(rows[:, 1].contiguous(), random, device)
         return GanBatch(
             device,
-            inputs=tensors["inputs"].to(device),
-            labels=tensors["labels"].to(device) if "labels" in tensors else None,
-            generated=from_bytes(tensors["images"].to(device)),
+            inputs=to_device(tensors["inputs"], device),
+            labels=to_device(tensors["labels"], device) if "labels" in tensors else None,
+            generated=from_bytes(to_device(tensors["images"], device)),
             real=real.real,
             real_labels=real.real_labels,
         )

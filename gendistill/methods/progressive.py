@@ -36,6 +36,7 @@ from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
 from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
@@ -226,9 +227,9 @@ class ProgressiveDistillation(DenoiserMethod):
 
     def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         latents = batch.latents
-        noise = random.normal(latents.shape[1:]).to(latents.device)
+        noise = to_device(random.normal(latents.shape[1:]), latents.device)
         row = (random.uniform() * len(self.times)).long()
-        t = self.times[row].to(latents.device)
+        t = to_device(self.times[row], latents.device)
         is_first = expand_to(row == 0, latents).bool()
         x_t = torch.where(is_first, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
         conditioning, scale = self.guidance.sample(batch.conditioning, random)
@@ -255,7 +256,7 @@ class GuidanceDistillation(ProgressiveDistillation):
 
     @torch.no_grad()
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
-        return self.guidance.predict(self.networks.teacher, x_t, self.times[row].to(x_t.device), conditioning, scale)
+        return self.guidance.predict(self.networks.teacher, x_t, to_device(self.times[row], x_t.device), conditioning, scale)
 
 
 class StepHalving(ProgressiveDistillation):
@@ -276,7 +277,7 @@ class StepHalving(ProgressiveDistillation):
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         teacher = self.networks.teacher
-        t, middle, s = (times[row].to(x_t.device) for times in (self.halving.t, self.halving.middle, self.halving.s))
+        t, middle, s = (to_device(times[row], x_t.device) for times in (self.halving.t, self.halving.middle, self.halving.s))
         return halving_target(lambda x_t, t: teacher(x_t, t, conditioning), x_t, t, middle, s, teacher.schedule)
 
 
@@ -347,7 +348,7 @@ class ProgressiveRecipe(Recipe):
             networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
             trainer = _trainer(config, str(count))
-            auxiliary = auxiliary_alignment(context, networks, [count], trainer) if student else []
+            auxiliary = auxiliary_alignment(context, networks, [count]) if student else []
             halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary, trainer.max_steps)
             yield stage(halving, str(count), count, settings.sampler, student)
 

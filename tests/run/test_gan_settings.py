@@ -1,8 +1,7 @@
 import pytest
-import yaml
 
 from gendistill.run.config import config_text, load_config
-from gendistill.settings.schedule import in_steps, weight_at
+from gendistill.settings.schedule import Step, weight_at
 
 
 def gan(**overrides):
@@ -32,21 +31,18 @@ def test_a_schedule_is_straight_lines_between_its_steps_and_level_outside(weight
 
 
 @pytest.mark.parametrize(
-    ("weight", "by_step"),
+    ("weight", "by_fraction"),
     [
-        ({0.5: 1, 1.0: 0}, {0: 1, 500: 1, 750: 0.5, 1000: 0}),  # 1 is the end of the run, not its second step
-        ({"0.5": 1, "1": 0}, {0: 1, 500: 1, 750: 0.5, 1000: 0}),
-        ({0: 0, 1: 2}, {0: 0, 250: 0.5, 1000: 2}),
-        ({0.5: 1, 0.9: 0}, {500: 1, 700: 0.5, 900: 0}),
-        ({0: 1, 0.5: 0, 800: 0}, {0: 1, 250: 0.5, 500: 0, 1000: 0}),
-        ({0: 1, 2: 0}, {0: 1, 1: 0.5, 2: 0}),
+        ({0.5: 1, 1.0: 0}, {0.0: 1, 0.5: 1, 0.75: 0.5, 1.0: 0}),
+        ({0: 0, 1: 1}, {0.0: 0, 0.25: 0.25, 1.0: 1}),
+        ({"0": 0, "0.5": 6}, {0.0: 0, 0.25: 3, 0.9: 6}),
     ],
 )
-def test_a_schedule_by_fraction_of_the_run_goes_forwards_to_its_end(weight, by_step):
-    config = gan(adversarial=weight)
-    assert {step: weight_at(in_steps(config, 1000).adversarial, step) for step in by_step} == pytest.approx(by_step)
-    written = type(config)(**yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
-    assert in_steps(written, 1000) == in_steps(config, 1000)
+def test_a_schedule_whose_keys_are_all_up_to_1_is_by_fraction_of_the_run(weight, by_fraction):
+    read = gan(adversarial=weight).adversarial
+    assert {fraction: weight_at(read, Step(700, fraction)) for fraction in by_fraction} == pytest.approx(by_fraction)
+    with pytest.raises(ValueError, match="steps and fractions do not mix"):
+        gan(adversarial={0.5: 1, 800: 0})
 
 
 def test_a_schedule_is_the_same_after_it_was_written(tmp_path):
