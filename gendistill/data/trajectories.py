@@ -140,9 +140,9 @@ class GeneratedTrajectories(RowMaker[int]):
         rows = indices_of_step(TRAJECTORIES_SEED, items[0] // PART_SIZE, PART_SIZE, len(self.data))[: len(items)]
         batch = self.data.batch(rows, random)
         noise = random.normal(batch.latents.shape[1:])
-        scale = guidance
-        if isinstance(guidance, tuple):
-            scale = guidance[0] + (guidance[1] - guidance[0]) * random.uniform()
+        scale: Tensor | float = (
+            guidance[0] + (guidance[1] - guidance[0]) * random.uniform() if isinstance(guidance, tuple) else guidance
+        )
         points = torch.empty(len(items), steps + 1, *noise.shape[1:], dtype=torch.float16)
         at_once = images_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
         for trajectory_teacher, indices in self.teachers.assigned(rows):

@@ -80,7 +80,7 @@ def _scores(inputs: MetricInputs) -> ManifoldScores:
 
 def _precision_interval(inputs: MetricInputs) -> Interval:
     precise = inputs.once(_scores).precision
-    return Interval(*wilson_interval(precise.sum(), len(precise)))
+    return Interval(*wilson_interval(int(precise.sum()), len(precise)))
 
 
 def _intervals(inputs: MetricInputs) -> tuple[Interval, Interval]:
