@@ -71,12 +71,24 @@ def cached_images(
     return rows
 
 
-def image_source(config: DataConfig, seed: int) -> ImageSource:
-    """The images of `data.path`; raises ValueError if it is a prompt file."""
+def image_source(config: DataConfig, seed: int, classes: Callable[[set[str]], bool] | None = None) -> ImageSource:
+    """The images of `data.path`.
+
+    Args:
+        classes: whether texts are names of the teacher's classes, for a teacher that has classes: without `data.caption`, the
+            caption is the field that names them.
+
+    Raises:
+        ValueError: it is a prompt file, or holds no images.
+    """
     assert config.path is not None
     source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
     if isinstance(source, Prompts):
-        raise ValueError(f"data.path {config.path} is a prompt file; expects images")
+        raise ValueError(f"data.path {config.path} is a prompt file; expects images, or --prompts for a file of prompts")
+    if classes is not None and config.caption is None:
+        first = next((source.caption_of(entry) for entry in source.entries()), "")
+        if not classes({first}) and (field := source.field_of(classes)) is not None:
+            return image_source(config.model_copy(update={"caption": field}), seed)
     return source
 
 

@@ -28,7 +28,7 @@ def prepare_images(config: DataConfig, spec: GeneratorSpec, seed: int, progress:
         if spec.kind == "image":
             raise ValueError("data.path: not set; an image-to-image generator expects input images")
         return NoData()
-    source = image_source(config, seed)
+    source = image_source(config, seed, spec.knows if spec.num_classes else None)
     _, height, width = spec.output_shape if spec.kind == "noise" or is_enlarging(spec) else spec.input_shape
     key_parts = {
         "caption": source.choice.describe(),

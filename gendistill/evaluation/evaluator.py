@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import Sampler, images_at_once, to_uint8
 from gendistill.samplers.codec import Codec
+
+logger = logging.getLogger(__name__)
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # differs from every training seed
@@ -247,6 +250,11 @@ def build_evaluator(
         real = read_images(source, extraction, square=square, progress=progress)
     assert real.metadata is not None
     captions = real.metadata.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
+    if not all(captions) and any(sampler.texts for sampler in samplers):
+        source.require_captions("--caption")
+        logger.warning(
+            "%d of %d images of %s have no caption: the prompt ''", captions.count(""), len(captions), name_of(reference)
+        )
     captions_of = f"the {caption} captions of" if caption else "the captions of"
     return Evaluator(
         prompts=_sampled_prompts(captions, num, seed),

@@ -171,8 +171,8 @@ PROMPTS = {
 
 SETTINGS = {
     "data.split=test": "is not a dataset; they must be unset",
-    "data.missing_caption=error": "'0.png' of 10 images in folder (caption: text) has no caption",
-    "data.missing_caption=skip": "none of 10 images of 10 images in folder (caption: text) is left",
+    "data.missing_caption=error": "none of 10 images in folder has a caption (found none of metadata.jsonl, metadata.csv and text files",
+    "data.missing_caption=skip": "none of 10 images in folder has a caption",
     "data.missing_caption=guess": "setting data.missing_caption is 'guess'",
     "data.crop=smart": "setting data.crop is 'smart'",
     "data.crop=buckets --set data.resolution=30": "data.resolution 30: expects a multiple of 8 with data.crop=buckets",
