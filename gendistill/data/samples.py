@@ -133,7 +133,7 @@ class ImageSource(ABC):
             )
 
     def field_of(self, known: Callable[[set[str]], bool]) -> str | None:
-        """The field whose texts are all `known`, such as the names of a model's classes; of several, the one with most texts."""
+        """The field whose texts are all `known`, such as names of classes; of several, the one with most texts."""
         fields: dict[str, set[str]] = {}
         for entry in self.entries():
             for name, text in entry.texts.items():

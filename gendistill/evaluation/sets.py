@@ -194,8 +194,8 @@ def _with_prompts(path: str, image_set: ImageSet, scorer: ClipScorer | None) -> 
     captions = image_set.metadata.captions
     if missing := captions.count(""):
         raise ValueError(
-            f"prompts: {path} has images without a caption: {missing} of {len(captions)} ({image_set.metadata.seen}); CLIP score "
-            "and CLIP-R expect one per image, or --caption FIELD."
+            f"prompts: {path} has images without a caption: {missing} of {len(captions)} ({image_set.metadata.seen}); "
+            "CLIP score and CLIP-R expect one per image, or --caption FIELD."
         )
     texts = scorer.embed_texts(captions) if scorer else None
     return dataclasses.replace(image_set.images, prompts=captions, text_embeddings=texts)

@@ -22,10 +22,9 @@ FIELDS = ("text", "caption", "prompt", "txt", "captions", "texts", "prompts", "d
 # Suffixes of the text files next to images, in folders and in shards: kohya's and WebDataset's.
 FILES = ("txt", "caption", "text", "captions", "prompt")
 # Words in the names of fields that are texts and not captions.
-NOT_CAPTIONS = set(
-    "author bytes date error exif file filename format hash height id key lang language license md path phash sha size source "
-    "split status time uid uri url uuid width".split()
-)
+NOT_CAPTIONS = {"author", "date", "error", "exif", "file", "filename", "format", "hash", "id", "key", "lang", "language"} | {
+    *("license", "md", "path", "phash", "sha", "size", "source", "split", "status", "time", "uid", "uri", "url", "uuid")
+}
 FOLDER = "folder"  # the field with the name of an image's subfolder, as in torchvision's `ImageFolder`; never a default
 
 
@@ -78,7 +77,7 @@ class CaptionChoice:
         if not is_valid or sum(weights.values()) <= 0:
             raise ValueError(f"caption: got {option!r}; expects a field, or fields with weights >= 0 and one above 0.")
         is_sampled = sum(weight > 0 for weight in weights.values()) > 1 or any(present.get(name) for name in weights)
-        return cls(tuple(sorted((field, float(weight)) for field, weight in weights.items())), seed if is_sampled else 0)
+        return cls(tuple(sorted((name, float(weight)) for name, weight in weights.items())), seed if is_sampled else 0)
 
     @classmethod
     def _of_usual(cls, present: Mapping[str, bool], seed: int, preferred: Sequence[str], complete: bool) -> "CaptionChoice":
@@ -93,22 +92,22 @@ class CaptionChoice:
 
     @property
     def fields(self) -> list[str]:
-        return [field for field, _ in self.weights] or list(self.usual)
+        return [name for name, _ in self.weights] or list(self.usual)
 
     def require(self, present: Collection[str], where: str) -> None:
         """Raise ValueError, with the nearest existing field, if a requested field is not in `present`."""
-        for field, _ in self.weights:
-            if field not in present:
-                nearest = get_close_matches(field, present, n=1)
+        for name, _ in self.weights:
+            if name not in present:
+                nearest = get_close_matches(name, present, n=1)
                 hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-                choices = ", ".join(repr(name) for name in sorted(present)) or "no caption at all"
-                raise ValueError(f"caption: {where} has no {field!r}{hint}; expects one of {choices}.")
+                choices = ", ".join(map(repr, sorted(present))) or "no caption at all"
+                raise ValueError(f"caption: {where} has no {name!r}{hint}; expects one of {choices}.")
 
     def sample(self, key: str, texts: Texts) -> str:
         """The caption of image `key`, sampled by weight among its non-empty texts; "" if all texts are empty."""
         if not self.weights:
             return self._one(key, next((texts[name] for name in self.usual if texts.get(name)), ""))
-        present = [(texts[field], weight) for field, weight in self.weights if texts.get(field) and weight > 0]
+        present = [(texts[name], weight) for name, weight in self.weights if texts.get(name) and weight > 0]
         remaining = chance(self.seed, key) * sum(weight for _, weight in present)
         for text, weight in present:
             remaining -= weight
@@ -128,7 +127,7 @@ class CaptionChoice:
         if len(self.weights) == 1:
             return self.fields[0]
         total = sum(weight for _, weight in self.weights)
-        return ", ".join(f"{field} {weight / total:.0%}" for field, weight in self.weights)
+        return ", ".join(f"{name} {weight / total:.0%}" for name, weight in self.weights)
 
 
 def _words(name: str) -> list[str]:

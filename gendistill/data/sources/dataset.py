@@ -31,9 +31,10 @@ class DatasetImages(ImageSource):
         path: a `.parquet` or `.arrow` file, a pattern of such files or a folder of them, a folder written by `save_to_disk`, or
             `hf://datasets/OWNER/NAME@COMMIT`.
         caption: columns of texts, of lists of texts, from which one is sampled, or of class labels, whose names are the
-            captions (`label_number`: their numbers); by default the columns called `text`, `caption` or `prompt`, the only text column, or the only labels.
+            captions (`label_number`: their numbers); by default the columns called `text`, `caption` or `prompt`, the only
+            text column, or the only labels.
         seed: seed of the sampling among several captions.
-        image_column: by default the first column of type `Image`, or a binary column with a name of `IMAGE_COLUMNS`, or the
+        image_column: by default the first column of type `Image`, a binary column with a name of `IMAGE_COLUMNS`, or the
             only binary column.
         split: by default the only split, or `train`.
 
@@ -99,9 +100,10 @@ class DatasetImages(ImageSource):
             return io.BytesIO(fields["bytes"]), ""
         path = str(fields.get("path") or "")
         places = [Path(), *dict.fromkeys(file.parent for file in self.files)]
-        if is_image_name(path) and not Path(path).is_absolute() and ".." not in Path(path).parts:
-            if (file := next((place / path for place in places if (place / path).is_file()), None)) is not None:
-                return file, ""
+        is_relative = is_image_name(path) and not Path(path).is_absolute() and ".." not in Path(path).parts
+        file = next((place / path for place in places if is_relative and (place / path).is_file()), None)
+        if file is not None:
+            return file, ""
         reason = f"the row has only the path {printable(path)!r}; expects the bytes of the image, or an existing relative path"
         return io.BytesIO(), reason if path else "the row has no bytes of an image"
 

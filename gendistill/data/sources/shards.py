@@ -105,7 +105,7 @@ def find_shards(path: str | Path) -> list[Path]:
     """
     files = matching_files(path)
     if len(files) == 1 and files[0].is_dir():
-        shards = [name for name in files_below(files[0]) if is_shard(name)]
+        shards = [name for name in files_below(files[0]) if is_shard(name.rpartition("/")[2])]
         files = [files[0] / name for name in [name for name in shards if "/" not in name] or shards]
         if not files:
             raise ValueError(f"data: {printable(path)!r} holds no shard; expects a folder with {', '.join(SHARD_SUFFIXES)}.")

@@ -91,19 +91,17 @@ def _kind(path: str | Path) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    if any((folder / name).is_file() for name in SAVED):
-        return "dataset"
     names = list(files_below(folder))
+    if any(name in names for name in SAVED):
+        return "dataset"
     tables = [name for name in names if name.lower().endswith(TABLES) and Path(name).name.lower() not in METADATA]
-    kinds = [
-        kind
-        for kind, present in {
-            "shards": any(is_shard(name) for name in names if "/" not in name),
-            "images": any(map(is_image_name, names)),
-            "dataset": bool(tables),
-        }.items()
-        if present
-    ]
+    images, shards = any(map(is_image_name, names)), [name for name in names if is_shard(os.path.basename(name))]
+    present = {
+        "shards": any("/" not in name for name in shards) or (bool(shards) and not images),
+        "images": images,
+        "dataset": bool(tables),
+    }
+    kinds = [kind for kind in present if present[kind]]
     if kinds not in (["dataset"], []) and tables:  # LAION's tables describe the images, and do not hold them
         from gendistill.data.sources.tables import holds_images
 
@@ -114,8 +112,6 @@ def _kind_of_folder(folder: Path) -> str:
         patterns = {"shards": f"{named}/*.tar", "dataset": f"{named}/**/*.parquet", "images": "the folder of the images alone"}
         expected = " or ".join(patterns[kind] for kind in kinds)
         raise ValueError(f"data: {named!r} holds both {' and '.join(kinds)}; expects one of them: {expected}.")
-    if not kinds and any(map(is_shard, map(os.path.basename, names))):
-        return "shards"
     if not kinds:
         raise ValueError(
             f"data: {named!r} holds no image, no shard and no parquet{holdings(names)}; expects {FORMAT_NAMES} files, "
