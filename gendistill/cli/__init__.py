@@ -27,6 +27,7 @@ def main() -> None:
     warnings.filterwarnings(
         "ignore", category=UserWarning, module="huggingface_hub"
     )  # from arguments that diffusers passes to it
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of metadata that describe no pixels
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # several adapters on one network are meant
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn of missing packages of extras while they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

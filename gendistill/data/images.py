@@ -21,6 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".jfif", ".jpe", "
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"  # first bytes
 METADATA_MARKERS = (*range(0xE1, 0xEE), 0xEF, 0xFE)  # of JPEG
+SHORTEST = {0xE0: 16, 0xEE: 14}  # lengths of the segments of JFIF and Adobe
 ORIENTATION = 0x0112  # in EXIF data
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -137,7 +138,7 @@ def _jpeg_segments(data: bytes) -> Iterator[bytes]:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA:  # the pixels follow
             break
-        if marker not in METADATA_MARKERS:
+        if marker not in METADATA_MARKERS and not (marker in SHORTEST and length < SHORTEST[marker]):
             yield data[at : at + 2 + length]
         at += 2 + length
     yield data[at:]
@@ -147,6 +148,8 @@ def _reason(error: Exception) -> str:
     """Why an image cannot be decoded, without the file's name, which the message has already."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image, or its first bytes are damaged"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS} pixels"
     return (error.strerror or "" if isinstance(error, OSError) else "") or str(error) or type(error).__name__
 
 

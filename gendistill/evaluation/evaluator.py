@@ -94,7 +94,7 @@ class Evaluator:
         if evaluator.scorer is not None:
             met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if evaluator.reference.image_embeddings is not None else set())
         for metric in map(METRICS.__getitem__, evaluator.requested or ()):
-            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts))):
+            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts), real=evaluator.reference.features)):
                 raise ValueError(why)
         return evaluator
 

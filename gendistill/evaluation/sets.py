@@ -131,7 +131,9 @@ def evaluate_images(images: str, config: EvaluationConfig) -> SetEvaluation:
         files = [make_folder(config.out) / FILE_NAME]
         with atomic_write(files[0]) as temporary:
             temporary.write_text(evaluation.to_json())
-    return SetEvaluation(evaluation, _warnings(network.dim, {images: samples, config.reference: reference}), files)
+    warnings = _warnings(network.dim, {images: samples, config.reference: reference})
+    warnings += [f"not measured: {reason}" for reason in scores.left_out]
+    return SetEvaluation(evaluation, warnings, files)
 
 
 def _metrics(images: str, config: EvaluationConfig) -> tuple[str, ...]:
