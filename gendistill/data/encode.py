@@ -47,13 +47,13 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
         return _synthesise(training_prompts(config, teacher), config, teacher, seed, progress)
     if config.prompts is not None:
         raise ValueError(NOTHING_TO_LEARN_ON)
-    source = _source(config, teacher, seed)
+    source = training_source(config, teacher, seed)
     if teacher.own_prompts is None:
         source.require_captions()
     return _encode(source, config, teacher, seed, progress)
 
 
-def _source(config: DataConfig, teacher: Teacher, seed: int) -> ImageSource:
+def training_source(config: DataConfig, teacher: Teacher, seed: int) -> ImageSource:
     """The images of `data.path`; for a teacher with classes, with their names as captions."""
     own = set(teacher.own_prompts or ())
     return image_source(config, seed, own.issuperset if own - {""} else None)
@@ -73,7 +73,7 @@ def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed:
     if config.path is None:
         prompts = training_prompts(config, teacher).prompts
         return [prompts[number % len(prompts)] for number in range(len(data))]
-    source = _source(config, teacher, seed)
+    source = training_source(config, teacher, seed)
     skipped = data.cache.skipped_keys()
     return [source.caption_of(entry) for entry in source.entries() if entry.key not in skipped]
 

@@ -88,7 +88,7 @@ def _opened(file: Path | BinaryIO, read: Callable[[Image.Image], Result], max_pi
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; as it is where the EXIF data cannot be read."""
+    """The image turned upright by its EXIF orientation; as it is where the EXIF data cannot be read."""
     image.load()
     try:
         orientation = image.getexif().get(ORIENTATION)

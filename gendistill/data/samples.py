@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from gendistill.data.images import decode_image
-from gendistill.data.sources.captions import NO_CAPTIONS, CaptionChoice, Texts
+from gendistill.data.sources.captions import CaptionChoice, Texts
 from gendistill.runtime.hashing import HashMemo, update
 from gendistill.runtime.store import Skipped
 
@@ -120,16 +120,16 @@ class ImageSource(ABC):
         """The caption of an entry; "" where the source has none."""
         return self.choice.sample(entry.key, entry.texts)[:MAX_CAPTION]
 
-    def require_captions(self, advice: str = "data.caption") -> None:
+    def require_captions(self, setting: str = "data.caption", instead: str = "data.caption=none to train without") -> None:
         """Raise ValueError if no image has a caption, unless the choice is to have none.
 
         Args:
-            advice: the setting or option that names a caption field.
+            setting, instead: what names a caption field, and what is done without captions, for the message.
         """
         if not self.choice.none and not any(self.caption_of(entry) for entry in self.entries()):
             raise ValueError(
-                f"data: none of {self.named()} has a caption ({self.seen}); expects captions, a field named by {advice}, or "
-                f"{advice}={NO_CAPTIONS} for the empty caption alone."
+                f"data: none of {self.named()} has a caption ({self.seen}); expects captions, a field named by {setting}, "
+                f"or {instead}."
             )
 
     def field_of(self, known: Callable[[set[str]], bool]) -> str | None:

@@ -251,7 +251,7 @@ def build_evaluator(
     assert real.metadata is not None
     captions = real.metadata.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
     if not all(captions) and any(sampler.texts for sampler in samplers):
-        source.require_captions("--caption")
+        source.require_captions("--caption", "--prompts FILE")
         logger.warning(
             "%d of %d images of %s have no caption: the prompt ''", captions.count(""), len(captions), name_of(reference)
         )

@@ -63,7 +63,7 @@ def captions(path, *arguments, **options):
 
 
 THINGS = [f"thing {number}" for number in NUMBERS]
-BESIDE = {f"{number}.{{}}": f"thing {number}\n" for number in NUMBERS}
+NEIGHBOURS = {f"{number}.{{}}": f"thing {number}\n" for number in NUMBERS}
 FOLDERS = {
     "jsonl with the usual names": {"metadata.jsonl": lines("caption")},
     "jsonl with a prompt": {"metadata.jsonl": lines("prompt")},
@@ -75,10 +75,10 @@ FOLDERS = {
     "csv": {"metadata.csv": "file_name,text\r\n" + "\r\n".join(f'{k}.png,"thing {k}"' for k in NUMBERS)},
     "csv with semicolons": {"metadata.csv": "file_name;caption\n" + "\n".join(f"{k}.png;thing {k}" for k in NUMBERS)},
     "parquet": {"metadata.parquet": table(file_name=[f"{k}.png" for k in NUMBERS], caption=THINGS)},
-    "kohya's .txt": {name.format("txt"): text for name, text in BESIDE.items()},
-    "kohya's .caption": {name.format("caption"): text for name, text in BESIDE.items()},
-    "an upper-case suffix": {name.format("TXT"): text for name, text in BESIDE.items()},
-    "texts of full names": {name.format("png.txt"): text for name, text in BESIDE.items()},
+    "kohya's .txt": {name.format("txt"): text for name, text in NEIGHBOURS.items()},
+    "kohya's .caption": {name.format("caption"): text for name, text in NEIGHBOURS.items()},
+    "an upper-case suffix": {name.format("TXT"): text for name, text in NEIGHBOURS.items()},
+    "texts of full names": {name.format("png.txt"): text for name, text in NEIGHBOURS.items()},
     "img2dataset's json and table": {
         **{f"{k}.json": json.dumps({"caption": f"thing {k}", "url": "http://x", "width": 8}) for k in NUMBERS},
         "0.parquet": table(url=["http://x"] * 3, caption=THINGS),
@@ -109,8 +109,8 @@ def test_the_captions_of_a_shard_are_found(tmp_path):
 
 def test_the_captions_of_a_dataset_are_found(tmp_path):
     def dataset(**columns):
-        images = {"picture": [{"bytes": png(k), "path": None} for k in NUMBERS]}
-        features = {"picture": datasets.Image(), **{name: feature for name, (feature, _) in columns.items()}}
+        images = {"photo": [{"bytes": png(k), "path": None} for k in NUMBERS]}
+        features = {"photo": datasets.Image(), **{name: feature for name, (feature, _) in columns.items()}}
         values = images | {name: values for name, (_, values) in columns.items()}
         return datasets.Dataset.from_dict(values, datasets.Features(features))
 
@@ -140,7 +140,7 @@ def test_another_seed_is_another_choice_from_lists_and_another_fingerprint(tmp_p
     assert open_source(tmp_path).fingerprint() == open_source(tmp_path, seed=1).fingerprint()
 
 
-def test_without_any_caption_the_sentence_says_what_was_found_and_its_advice_works(tmp_path):
+def test_without_any_caption_the_error_names_what_was_found_and_its_advice_works(tmp_path):
     files = {f"10_cat/{name}": data for name, data in IMAGES.items()} | {"dogs/a.png": png(), "dogs/a.txt": " "}
     write(
         tmp_path, files | {"metadata.jsonl": lines("first", name="10_cat/{}.png") + '\n{"file_name": "dogs/a.png", "b": "c"}'}

@@ -44,7 +44,7 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _opened(archive: Path) -> Any:
-    """The function that opens a file with its compression, which its first bytes tell.
+    """The function that opens a file with its compression, detected from its first bytes.
 
     It is called explicitly: the stream of tarfile mistakes the end of a truncated gzip for the end of the archive.
     """

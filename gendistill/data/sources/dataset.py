@@ -61,8 +61,8 @@ class DatasetImages(ImageSource):
             raise ValueError(
                 f"data.image_column {image_column!r}: {self.path!r} has {', '.join(rows.features)}; expects one of them"
             )
-        self.labels = {name: of for name, of in rows.features.items() if isinstance(of, datasets.ClassLabel)}
-        texts = {name: _is_list(of) for name, of in rows.features.items() if _is_text(of)}
+        self.labels = {name: kind for name, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
+        texts = {name: _is_list(kind) for name, kind in rows.features.items() if _is_text(kind)}
         choice = CaptionChoice.from_option(caption, texts | dict.fromkeys(self.labels, False) if caption else texts, seed)
         if caption is None and not choice.found:
             choice = CaptionChoice.from_option(None, dict.fromkeys(self.labels, False), seed)

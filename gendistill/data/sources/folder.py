@@ -74,7 +74,7 @@ class NamedImages(ImageSource):
         present = {name: name in lists for name in sorted({*described, *(files - {"json"})})}
         if "json" in files:
             example = next(fields["json"] for fields in self.text_files.values() if "json" in fields)
-            present |= {name: isinstance(of, list) for name, of in json_fields(self._text(example)).items()}
+            present |= {name: isinstance(text, list) for name, text in json_fields(self._text(example)).items()}
         folders = {text for name in self.images for text in folder_text(name).values()}
         super().__init__(CaptionChoice.from_option(caption, present, seed, complete="json" not in files))
         self.seen = _seen([PurePosixPath(name).name for name in self.metadata_files], sorted(described), sorted(files), folders)

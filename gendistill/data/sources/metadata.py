@@ -26,7 +26,7 @@ def metadata_rows(name: str, data: bytes, where: str) -> Iterator[tuple[str, dic
         ValueError: the file cannot be read, or an image has no file name.
     """
     for line, fields in _read(name, data, f"{name} in {where}"):
-        file_field = next((of for of in FILE_FIELDS if isinstance(fields.get(of), str) and fields[of].strip()), None)
+        file_field = next((field for field in FILE_FIELDS if _is_name(fields.get(field))), None)
         if file_field is None:
             got = f" (got the fields {', '.join(map(str, fields))})" if fields else ""
             raise ValueError(f"data: line {line} of {name} in {where} expects an object with `file_name`{got}.")
@@ -60,6 +60,10 @@ def _read(name: str, data: bytes, named: str) -> Iterator[tuple[int, dict[str, A
             yield reader.line_num, {name.strip(): value for name, value in fields.items() if name and isinstance(value, str)}
     except csv.Error as error:
         raise ValueError(f"data: line {reader.line_num} of {named} cannot be read ({error}); expects CSV.") from error
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _json_object(line: str) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def _images(kind: str, path: Path, caption: CaptionOption, seed: int) -> ImageSo
         return ImageFolder(path.parent, caption, seed, dict.fromkeys(file for file, _ in rows), rows)
     if kind == "files":
         files = matching_files(path)
-        beside = {file.parent / name for file in files for name in os.listdir(file.parent) if not is_image_name(name)}
-        return ImageFolder(Path(), caption, seed, [file.as_posix() for file in {*files, *beside}])
+        neighbours = {file.parent / name for file in files for name in os.listdir(file.parent) if not is_image_name(name)}
+        return ImageFolder(Path(), caption, seed, [file.as_posix() for file in {*files, *neighbours}])
     return ImageFolder(path, caption, seed) if kind == "images" else WebDatasetShards(path, caption, seed)
 
 

@@ -52,11 +52,11 @@ def holds_images(file: Path) -> bool:
 
 
 def tables_by_split(folder: Path, names: Sequence[str]) -> dict[str, Table]:
-    """The tables of a folder by split, which a name such as `train-00000-of-00002.parquet` or `data/test/0.parquet` tells."""
+    """The tables of a folder by split, from names such as `train-00000-of-00002.parquet` or `data/test/0.parquet`."""
     splits: dict[str, list[Path]] = {}
     for name in sorted(names):
         splits.setdefault(_split_of(name), []).append(folder / name)
-    if "" in splits:  # some names tell none, as with `datasets`: then all rows are one split
+    if "" in splits:  # no split in some names; in none, all rows are one split, as with `datasets`
         splits = {"train": [folder / name for name in sorted(names)]} if len(splits) == 1 else splits
         splits.pop("", None)
     return {split: Table(files) for split, files in splits.items()}
