@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -118,10 +119,17 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+def _example(rows: StoredRows) -> str:
+    """The first skipped image and the reason, for a message."""
+    lines = (rows.folder / SKIPPED).read_text(encoding="utf-8").splitlines()
+    skipped = min(map(json.loads, lines), key=lambda line: not line["broken"], default=None)
+    return "" if skipped is None else f", such as {skipped['key']}: {skipped['reason'].removeprefix('image: ').rstrip('.')}"
+
+
 def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
     """Log the numbers of skipped images and missing captions; raise ValueError if too many images were skipped."""
     images = len(rows) + rows.broken + rows.left_out
-    listed = f"they are listed in {rows.folder / SKIPPED}"
+    listed = f"they are listed in {rows.folder / SKIPPED}{_example(rows)}"
     if rows.broken > MAX_BROKEN * images:
         raise ValueError(
             f"data: {rows.broken} of {images} images of {source.describe()} cannot be decoded; expects at most "

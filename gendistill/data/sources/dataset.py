@@ -15,7 +15,7 @@ from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.captions import CaptionChoice, CaptionOption
 from gendistill.data.sources.folder import files_below, is_image_name
 from gendistill.data.sources.patterns import SAVED, TABLES, matching_files
-from gendistill.data.sources.tables import Table, tables_by_split
+from gendistill.data.sources.tables import TableRows, tables_by_split
 from gendistill.data.texts import printable, text_of
 from gendistill.runtime.hashing import HashMemo, sha256_of
 
@@ -71,7 +71,7 @@ class DatasetImages(ImageSource):
         if caption is not None:
             self.choice.require([*texts, *self.labels, *(f"{name}{NUMBER}" for name in self.labels)], self.path)
         columns = [self.image_column, *(name for name in rows.features if name in texts or name in self.labels)]
-        self._rows = rows.select_columns(columns) if isinstance(rows, Table) else _undecoded(rows, columns)
+        self._rows = rows.select_columns(columns) if isinstance(rows, TableRows) else _undecoded(rows, columns)
 
     def contents(self, hashes: HashMemo | None) -> Iterator[list[str | int]]:
         """The contents of the files, or the pinned name of a hub dataset."""
@@ -141,7 +141,7 @@ def _open(path: str) -> tuple[list[Path], Mapping[str, Any]]:
                 names = [name for name in files_below(local) if name.lower().endswith(TABLES)]
                 return [local / name for name in names], tables_by_split(local, names)
             files = matching_files(path)
-            return files, {"train": Table(files)}
+            return files, {"train": TableRows(files)}
     except Exception as error:  # datasets and pyarrow raise nearly anything on damaged files
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"data: {printable(path)!r} cannot be opened as a dataset ({reason}).") from error

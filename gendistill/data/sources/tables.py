@@ -21,7 +21,7 @@ SPLITS = {
 
 
 @dataclass(frozen=True)
-class Table:
+class TableRows:
     """The rows of files with one schema; `columns` None: all of them."""
 
     files: Sequence[Path]
@@ -34,8 +34,8 @@ class Table:
         plain = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
         return Features.from_arrow_schema(pa.schema(plain, schema.metadata))
 
-    def select_columns(self, columns: Sequence[str]) -> "Table":
-        return Table(self.files, tuple(columns))
+    def select_columns(self, columns: Sequence[str]) -> "TableRows":
+        return TableRows(self.files, tuple(columns))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for file in self.files:
@@ -51,7 +51,7 @@ def holds_images(file: Path) -> bool:
         return True
 
 
-def tables_by_split(folder: Path, names: Sequence[str]) -> dict[str, Table]:
+def tables_by_split(folder: Path, names: Sequence[str]) -> dict[str, TableRows]:
     """The tables of a folder by split, from names such as `train-00000-of-00002.parquet` or `data/test/0.parquet`."""
     splits: dict[str, list[Path]] = {}
     for name in sorted(names):
@@ -59,7 +59,7 @@ def tables_by_split(folder: Path, names: Sequence[str]) -> dict[str, Table]:
     if "" in splits:  # no split in some names; in none, all rows are one split, as with `datasets`
         splits = {"train": [folder / name for name in sorted(names)]} if len(splits) == 1 else splits
         splits.pop("", None)
-    return {split: Table(files) for split, files in splits.items()}
+    return {split: TableRows(files) for split, files in splits.items()}
 
 
 def _split_of(name: str) -> str:
