@@ -19,6 +19,7 @@ from torch import Tensor
 import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.data.texts import printable
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import Advance, Extraction
@@ -261,7 +262,7 @@ def build_evaluator(
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
-        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}",
+        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {printable(Path(reference).name)}'}",
         extractor=network,
         scorer=scorer,
         seed=seed,
@@ -287,7 +288,7 @@ def _sampled_prompts(captions: list[str], num: int, seed: int) -> list[str]:
 
 def name_of(source: str) -> str:
     """A short name of a set of images: the folder's name, or `emoji/train-*.tar.gz`."""
-    return Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:])
+    return printable(Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:]))
 
 
 def teacher_evaluator(

@@ -12,6 +12,7 @@ from torch import Tensor
 from gendistill.assets import asset_path
 from gendistill.data.images import FORMAT_NAMES, as_tensor, decode_image, fitted
 from gendistill.data.sources.folder import files_below, is_image_name
+from gendistill.data.texts import printable
 from gendistill.gan.gan_folder import is_gan_folder, open_gan
 from gendistill.gan.gan_loading import open_teacher
 from gendistill.gan.generator_config import GeneratorConfig
@@ -156,5 +157,8 @@ def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] |
 
 
 def _read(file: Path, height: int, width: int) -> Tensor:
-    """The centre crop of an image, resized: float32 (3, H, W) in [-1, 1]."""
-    return as_tensor(fitted(decode_image(file), height, width))
+    """The centre crop of an image, resized: float32 (3, H, W) in [-1, 1]; raises ValueError, with its name, if damaged."""
+    try:
+        return as_tensor(fitted(decode_image(file), height, width))
+    except ValueError as error:
+        raise ValueError(f"--input {printable(file)}: {error}") from error

@@ -105,6 +105,9 @@ def test_the_captions_of_a_shard_are_found(tmp_path):
         for end, data in (("json", json.dumps(fields).replace("{}", str(k))), ("jpg", png(k)), ("mask.png", png()))
     }
     assert captions(write_tar(tmp_path / "json.tar", files)) == THINGS
+    for name, mode in (("plain.tar", "w"), ("plain.tgz", "w:gz")):
+        files = {f"./set/{name}": data for name, data in IMAGES.items()} | {"./set/metadata.jsonl": lines()}
+        assert captions(write_tar(tmp_path / name, files, mode)) == THINGS
 
 
 def test_the_captions_of_a_dataset_are_found(tmp_path):

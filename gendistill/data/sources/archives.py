@@ -5,8 +5,8 @@ import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from gendistill.data.texts import printable
@@ -23,9 +23,18 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
         ValueError: the archive is damaged, or a member is a link or a device, lies outside the archive's folder, or is
             larger than `MAX_MEMBER_BYTES`.
     """
+    yield from _members(archive, "r|", lambda name: True)
+
+
+def named_members(archive: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """The members with one of these file names, as `tar_members`; of a plain tar, only headers and these are read."""
+    yield from _members(archive, "r:", lambda name: PurePosixPath(name).name in names)
+
+
+def _members(archive: Path, mode: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     named = f"the shard {printable(archive)}"
     try:
-        with _opened(archive)(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        with _opened(archive)(archive, "rb") as stream, tarfile.open(fileobj=stream, mode=mode) as tar:
             for member in tar:
                 require_safe(named, member.name, member.size)
                 if not (member.isfile() or member.isdir()):
@@ -33,7 +42,7 @@ def tar_members(archive: Path) -> Iterator[tuple[str, bytes]]:
                         f"data: {named} holds {printable(member.name)!r}, a link or device; expects files, as "
                         "`tar --dereference --hard-dereference` packs them."
                     )
-                if member.isfile():
+                if member.isfile() and wanted(member.name):
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name, file.read()

@@ -4,15 +4,16 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gendistill.data.images import SUFFIXES
 from gendistill.data.samples import Entry, ImageSource
-from gendistill.data.sources.archives import tar_members
+from gendistill.data.sources.archives import named_members, tar_members
 from gendistill.data.sources.captions import FIELDS, FILES, FOLDER, CaptionChoice, CaptionOption, Texts
 from gendistill.data.sources.folder import files_below, is_hidden, is_image_name
+from gendistill.data.sources.metadata import METADATA, metadata_rows
 from gendistill.data.sources.patterns import matching_files
-from gendistill.data.texts import decode_text, folder_text, json_fields, printable
+from gendistill.data.texts import decode_text, folder_text, json_fields, printable, texts_of
 from gendistill.runtime.hashing import HashMemo, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ class WebDatasetShards(ImageSource):
 
     KEY is the name up to its first dot, as in WebDataset. Images whose names differ after that dot alone (`seed0_cfg7.5.png`)
     are images of their own, unless there is a KEY.png: then `KEY.mask.png` belongs to it and is not read. Texts are those of
-    KEY.txt, KEY.caption or KEY.text, the fields of KEY.json, and the name of the image's folder (`folder`). Shards are read as
-    streams; members are not written to disk.
+    KEY.txt, KEY.caption or KEY.text, the fields of KEY.json, and the name of the image's folder (`folder`); or, in a single tar
+    without these, of a metadata file as in a folder. Shards are read as streams; members are not written to disk.
 
     Args:
         path: a shard, a folder of shards, or a pattern such as `train-*.tar.gz` or `train-{000..003}.tar`.
@@ -48,7 +49,10 @@ class WebDatasetShards(ImageSource):
         examples = list(islice(self._samples(), EXAMPLES if caption is None else 1))
         if not examples:
             raise ValueError(f"data: {self.path!r} holds no sample; expects shards with KEY.png and KEY.txt.")
-        texts = {name: text for key, sample in reversed(examples) for name, text in _texts(key, sample).items()}
+        self._metadata: dict[str, Texts] = {}
+        if len(self.shards) == 1 and not any(set(_texts(key, sample)) - {FOLDER} for key, sample in examples):
+            self._metadata = dict(_metadata(self.shards[0]))
+        texts = {name: text for key, sample in reversed(examples) for name, text in self._texts_of(key, sample).items()}
         present = {name: isinstance(text, list) for name, text in texts.items() if name != FOLDER}
         super().__init__(CaptionChoice.from_option(caption, present, seed, preferred=(*FILES, *FIELDS), complete=False))
         suffixes = sorted({suffix for _, sample in examples for suffix in sample})
@@ -94,7 +98,14 @@ class WebDatasetShards(ImageSource):
         for key, sample in self._samples():
             image = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
             missing = "" if image else f"none of its files is one (.{', .'.join(sorted(sample))})"
-            yield Entry(printable(key), io.BytesIO(image), _texts(key, sample), missing)
+            yield Entry(printable(key), io.BytesIO(image), self._texts_of(key, sample), missing)
+
+    def _texts_of(self, key: str, sample: dict[str, bytes]) -> Texts:
+        """The texts of a sample, with those that a metadata file of a plain tar has for its image."""
+        texts = _texts(key, sample)
+        for suffix in sample if self._metadata else ():
+            texts = {**texts, **self._metadata.get(PurePosixPath(f"{key}.{suffix}").as_posix().lower(), {})}
+        return texts
 
 
 def find_shards(path: str | Path) -> list[Path]:
@@ -145,6 +156,13 @@ def _sample(
             raise ValueError(f"data: {named} cannot be read ({printable(key)}.{suffix} is in it twice).")
         sample[suffix] = data
     return sample
+
+
+def _metadata(shard: Path) -> Iterator[tuple[str, Texts]]:
+    """The images that the metadata files of a plain tar describe, by name in lower case, and their texts."""
+    for name, data in named_members(shard, METADATA):
+        for file, fields in metadata_rows(name, data, printable(shard)):
+            yield (PurePosixPath(name).parent / file).as_posix().lower(), texts_of(fields)
 
 
 def _texts(key: str, sample: dict[str, bytes]) -> Texts:
