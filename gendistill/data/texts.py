@@ -10,9 +10,9 @@ from gendistill.data.sources.captions import FOLDER
 
 
 def decode_text(data: bytes) -> str:
-    """The bytes of a caption as text; "" where they are not UTF-8, so that the caption counts as missing."""
+    """The bytes of a caption as text; "" where they are not UTF-8 (or UTF-16 with a mark), so that it counts as missing."""
     try:
-        return data.decode("utf-8-sig").strip()
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig").strip()
     except UnicodeDecodeError:
         return ""
 
@@ -39,6 +39,11 @@ def text_of(value: Any) -> str | list[str] | None:
     return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
+def is_number(text: str | list[str]) -> bool:
+    """Whether a text is the number of a class, which is no caption by default."""
+    return isinstance(text, str) and text.lstrip("-").isdecimal()
+
+
 def text_lines(data: bytes, named: str) -> list[str]:
     """The lines of a UTF-8 file without line ends.
 
@@ -57,8 +62,9 @@ def text_lines(data: bytes, named: str) -> list[str]:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A file name for keys and messages: bytes that are not UTF-8 are written as `\\\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name for keys and messages: bytes that are not UTF-8 are written as `\\xff`, and line ends as `\\n`."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def folder_text(name: str) -> dict[str, str | list[str]]:

@@ -21,6 +21,7 @@ NO_CAPTIONS = "none"
 FIELDS = ("text", "caption", "prompt", "txt", "captions", "texts", "prompts", "description", "sentence", "sentences")
 # Suffixes of the text files next to images, in folders and in shards: kohya's and WebDataset's.
 FILES = ("txt", "caption", "text", "captions", "prompt")
+CLASS_FILE = "cls"  # the suffix of WebDataset's files of class numbers; never a default
 # Words in the names of fields that are texts and not captions.
 NOT_CAPTIONS = {"author", "date", "error", "exif", "file", "filename", "format", "hash", "id", "key", "lang", "language"} | {
     *("license", "md", "path", "phash", "sha", "size", "source", "split", "status", "time", "uid", "uri", "url", "uuid")
@@ -100,8 +101,8 @@ class CaptionChoice:
             if name not in present:
                 nearest = get_close_matches(name, present, n=1)
                 hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-                choices = ", ".join(map(repr, sorted(present))) or "no caption at all"
-                raise ValueError(f"caption: {where} has no {name!r}{hint}; expects one of {choices}.")
+                choices = f"one of {', '.join(map(repr, sorted(present)))}" if present else "captions, and it has none at all"
+                raise ValueError(f"caption: {where} has no {name!r}{hint}; expects {choices}.")
 
     def sample(self, key: str, texts: Texts) -> str:
         """The caption of image `key`, sampled by weight among its non-empty texts; "" if all texts are empty."""

@@ -139,9 +139,10 @@ def _open(path: str) -> tuple[list[Path], Mapping[str, Any]]:
                 return sorted(local.rglob("*.arrow")), splits
             if local.is_dir():
                 names = [name for name in files_below(local) if name.lower().endswith(TABLES)]
-                return [local / name for name in names], tables_by_split(local, names)
+                splits = {split: rows.checked() for split, rows in tables_by_split(local, names).items()}
+                return [local / name for name in names], splits
             files = matching_files(path)
-            return files, {"train": TableRows(files)}
+            return files, {"train": TableRows(files).checked()}
     except Exception as error:  # datasets and pyarrow raise nearly anything on damaged files
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"data: {printable(path)!r} cannot be opened as a dataset ({reason}).") from error

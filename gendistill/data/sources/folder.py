@@ -20,7 +20,7 @@ from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.archives import require_safe
 from gendistill.data.sources.captions import FILES, FOLDER, CaptionChoice, CaptionOption, Texts
 from gendistill.data.sources.metadata import METADATA, metadata_rows
-from gendistill.data.texts import decode_text, folder_text, json_fields, printable, texts_of
+from gendistill.data.texts import decode_text, folder_text, is_number, json_fields, printable, texts_of
 from gendistill.runtime.hashing import HashMemo, file_sha256, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class NamedImages(ImageSource):
     ):
         self.path = path
         names = sorted(names)
-        self.images = [name for name in names if is_image_name(name)]
+        self.images = [name for name in names if rows is not None or is_image_name(name)]
         if not self.images:
             raise ValueError(
                 f"data: {printable(path)!r} holds no image; expects a folder or a zip with {FORMAT_NAMES}{holdings(names)}."
@@ -66,18 +66,24 @@ class NamedImages(ImageSource):
         if others := Counter(suffix for name in names if (suffix := PurePosixPath(name).suffix.lower()) in OTHER_FORMATS):
             logger.warning("data: %s of %s are not read; expects %s", _counted(others), printable(path), FORMAT_NAMES)
         self.text_files = _text_files(self.images, names)
-        self.metadata_files = [] if rows else [name for name in names if PurePosixPath(name).name.lower() in METADATA]
+        self.metadata_files = (
+            [] if rows is not None else [name for name in names if PurePosixPath(name).name.lower() in METADATA]
+        )
+        self._fields: set[str] = set()
         self._metadata = self._read_metadata(rows)
-        described = {name: texts for texts in self._metadata.values() for name in texts}
-        lists = {name for texts in self._metadata.values() for name, text in texts.items() if isinstance(text, list)}
+        described = [item for texts in self._metadata.values() for item in texts.items()]
+        texts = {name for name, text in described if caption is not None or not is_number(text)}
+        lists = {name for name, text in described if isinstance(text, list)}
         files = {field for fields in self.text_files.values() for field in fields}
-        present = {name: name in lists for name in sorted({*described, *(files - {"json"})})}
+        present = {name: name in lists for name in sorted(texts | (files - {"json"}))}
         if "json" in files:
             example = next(fields["json"] for fields in self.text_files.values() if "json" in fields)
             present |= {name: isinstance(text, list) for name, text in json_fields(self._text(example)).items()}
         folders = {text for name in self.images for text in folder_text(name).values()}
         super().__init__(CaptionChoice.from_option(caption, present, seed, complete="json" not in files))
-        self.seen = _seen([PurePosixPath(name).name for name in self.metadata_files], sorted(described), sorted(files), folders)
+        self.seen = _seen(
+            [PurePosixPath(name).name for name in self.metadata_files], sorted(self._fields), sorted(files), folders
+        )
         if caption is not None:
             aliases = ({"text"} if "txt" in files else set()) | ({FOLDER} if folders else set())
             self.choice.require({*present, *aliases}, printable(path))
@@ -92,9 +98,11 @@ class NamedImages(ImageSource):
             )
         found: dict[str, Texts] = {}
         names = {_normal(name): name for name in self.images}
+        similar = {form(key): name for form in (str.lower, _stem) for key, name in names.items()}
         absent = []
         for file, fields in rows:
-            if (image := names.get(_normal(file))) is None:
+            self._fields |= set(map(str, fields))
+            if (image := names.get(_normal(file)) or similar.get(_normal(file).lower())) is None:
                 absent.append(file)
             else:
                 found[image] = {**found.get(image, {}), **texts_of(fields)}
@@ -265,6 +273,11 @@ def holdings(names: Iterable[str]) -> str:
 
 def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+
+
+def _stem(name: str) -> str:
+    """A name in lower case without its suffix."""
+    return name.rpartition(".")[0].lower()
 
 
 def _normal(name: str) -> str:

@@ -44,5 +44,8 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     found = [str(literal)] if literal.exists() else glob.glob(os.path.join(glob.escape(str(folder)), pattern), recursive=True)
     if not found:
         reason = "matches no file" if glob.has_magic(pattern) else "does not exist"
-        raise ValueError(f"data: {str(literal)!r} {reason}; expects a folder, a .tar, a pattern of .tar, or a .txt.")
+        raise ValueError(
+            f"data: {str(literal)!r} {reason}; expects a folder, an archive, a dataset, a list of "
+            "images or a .txt of prompts, or a pattern of files."
+        )
     return [Path(name) for name in found]

@@ -9,16 +9,17 @@ from pathlib import Path, PurePosixPath
 from gendistill.data.images import SUFFIXES
 from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.archives import named_members, tar_members
-from gendistill.data.sources.captions import FIELDS, FILES, FOLDER, CaptionChoice, CaptionOption, Texts
-from gendistill.data.sources.folder import files_below, is_hidden, is_image_name
+from gendistill.data.sources.captions import CLASS_FILE, FIELDS, FILES, FOLDER, CaptionChoice, CaptionOption, Texts
+from gendistill.data.sources.folder import files_below, holdings, is_hidden, is_image_name
 from gendistill.data.sources.metadata import METADATA, metadata_rows
 from gendistill.data.sources.patterns import matching_files
-from gendistill.data.texts import decode_text, folder_text, json_fields, printable, texts_of
+from gendistill.data.texts import decode_text, folder_text, is_number, json_fields, printable, texts_of
 from gendistill.runtime.hashing import HashMemo, sha256_of
 
 logger = logging.getLogger(__name__)
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TEXTS = (*FILES, CLASS_FILE, "json")  # suffixes of the files of a sample that are read as texts
 EXAMPLES = 32  # samples that are read to find the caption fields
 MAX_FILES = 64  # of a sample; more files whose names differ after the first dot are images of their own
 
@@ -48,15 +49,20 @@ class WebDatasetShards(ImageSource):
         self._reported = False
         examples = list(islice(self._samples(), EXAMPLES if caption is None else 1))
         if not examples:
-            raise ValueError(f"data: {self.path!r} holds no sample; expects shards with KEY.png and KEY.txt.")
+            held = holdings(name for shard in self.shards for name, _ in tar_members(shard))
+            raise ValueError(f"data: {self.path!r} holds no sample{held}; expects shards with KEY.png and KEY.txt.")
         self._metadata: dict[str, Texts] = {}
         if len(self.shards) == 1 and not any(set(_texts(key, sample)) - {FOLDER} for key, sample in examples):
             self._metadata = dict(_metadata(self.shards[0]))
         texts = {name: text for key, sample in reversed(examples) for name, text in self._texts_of(key, sample).items()}
-        present = {name: isinstance(text, list) for name, text in texts.items() if name != FOLDER}
+        present = {
+            name: isinstance(text, list)
+            for name, text in texts.items()
+            if name != FOLDER and (caption is not None or not is_number(text))
+        }
         super().__init__(CaptionChoice.from_option(caption, present, seed, preferred=(*FILES, *FIELDS), complete=False))
         suffixes = sorted({suffix for _, sample in examples for suffix in sample})
-        fields = f", and the fields {', '.join(present)}" if present else ""
+        fields = f", and the fields {', '.join(texts)}" if texts else ""
         self.seen = f"found files of samples that end with {', '.join('.' + suffix for suffix in suffixes)}{fields}"
         if caption is not None:
             self.choice.require(texts, f"the first sample of {self.path}")
@@ -88,11 +94,13 @@ class WebDatasetShards(ImageSource):
             yield key, _sample(shard, key, chain(first, files), _split)
             return
         if not images:
-            if any(_split(name)[1] in (*FILES, "json") for name, _ in first):
+            if any(_split(name)[1] in TEXTS for name, _ in first):
                 yield key, _sample(shard, key, chain(first, files), _split)
             return
+        common = {_split(name)[1]: data for name, data in first if _split(name)[1] in TEXTS}  # of `a.left.png`, `a.right.png`
         for stem, parts in groupby(chain(first, files), lambda member: _split_last(member[0])[0]):
-            yield stem, _sample(shard, stem, parts, _split_last)
+            if stem != key:
+                yield stem, common | _sample(shard, stem, parts, _split_last)
 
     def entries(self) -> Iterator[Entry]:
         for key, sample in self._samples():
@@ -167,5 +175,5 @@ def _metadata(shard: Path) -> Iterator[tuple[str, Texts]]:
 
 def _texts(key: str, sample: dict[str, bytes]) -> Texts:
     """The texts of a sample: the fields of its JSON, and its text files by suffix."""
-    files = {suffix: decode_text(sample[suffix]) for suffix in FILES if suffix in sample}
+    files = {suffix: decode_text(sample[suffix]) for suffix in TEXTS if suffix in sample and suffix != "json"}
     return {**folder_text(key), **json_fields(decode_text(sample.get("json", b""))), **files}

@@ -42,6 +42,8 @@ def open_source(
     Raises:
         ValueError: `path` does not exist, or holds no training data.
     """
+    if not str(path).strip():
+        raise ValueError("data: the path is empty; expects a folder or a file of images.")
     path = asset_path(path)
     try:
         kind = _kind(path)
@@ -64,6 +66,9 @@ def _images(kind: str, path: Path, caption: CaptionOption, seed: int) -> ImageSo
         return ZipImages(path, caption, seed)
     if kind == "list":
         rows = list(metadata_rows(path.name, path.read_bytes(), printable(path.parent)))
+        if not rows or any(":/" in file[:8] and not Path(file).drive for file, _ in rows):
+            found = "names addresses, which are not fetched" if rows else "names no image"
+            raise ValueError(f"data: {printable(path)!r} {found}; expects a `file_name` of a local image in each row.")
         return ImageFolder(path.parent, caption, seed, dict.fromkeys(file for file, _ in rows), rows)
     if kind == "files":
         files = matching_files(path)

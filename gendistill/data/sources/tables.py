@@ -34,6 +34,11 @@ class TableRows:
         plain = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
         return Features.from_arrow_schema(pa.schema(plain, schema.metadata))
 
+    def checked(self) -> "TableRows":
+        """These rows; raises an error of pyarrow if the first file is damaged."""
+        assert self.features is not None
+        return self
+
     def select_columns(self, columns: Sequence[str]) -> "TableRows":
         return TableRows(self.files, tuple(columns))
 
