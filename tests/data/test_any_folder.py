@@ -73,6 +73,9 @@ FOLDERS = {
     "jsonl with a list": {"metadata.jsonl": lines("text", ["thing {}", ""])},
     "jsonl of Windows": {"deep/metadata.jsonl": "\ufeff" + lines(name=".\\{}.png").replace("\n", "\r\n")},
     "csv": {"metadata.csv": "file_name,text\r\n" + "\r\n".join(f'{k}.png,"thing {k}"' for k in NUMBERS)},
+    "csv of names without suffixes": {"metadata.csv": "file_name,text\n" + "\n".join(f"{k},thing {k}" for k in NUMBERS)},
+    "csv with upper-case names": {"metadata.csv": "file_name,text\n" + "\n".join(f"{k}.PNG,thing {k}" for k in NUMBERS)},
+    "UTF-16 texts": {f"{k}.txt": f"thing {k}".encode("utf-16") for k in NUMBERS},
     "csv with semicolons": {"metadata.csv": "file_name;caption\n" + "\n".join(f"{k}.png;thing {k}" for k in NUMBERS)},
     "parquet": {"metadata.parquet": table(file_name=[f"{k}.png" for k in NUMBERS], caption=THINGS)},
     "kohya's .txt": {name.format("txt"): text for name, text in NEIGHBOURS.items()},
@@ -133,6 +136,18 @@ def test_the_captions_of_a_dataset_are_found(tmp_path):
         table(data=[png(k) for k in NUMBERS], text=pyarrow.array(THINGS).dictionary_encode())
     )
     assert captions(tmp_path / "category.parquet") == THINGS
+
+
+def test_class_numbers_are_no_captions_unless_they_are_named(tmp_path):
+    write(tmp_path, IMAGES | {"metadata.jsonl": lines("label", "{}")})
+    with pytest.raises(ValueError, match=r"metadata.jsonl with the fields label\)"):
+        captions(tmp_path)
+    assert captions(tmp_path, "label") == ["0", "1", "2"]
+    files = {f"{k}.{end}": data for k in NUMBERS for end, data in (("png", png(k)), ("cls", str(k)))}
+    write_tar(tmp_path / "x.tar", files)
+    with pytest.raises(ValueError, match=r"files of samples that end with .cls, .png, and the fields cls\)"):
+        captions(tmp_path / "x.tar")
+    assert captions(tmp_path / "x.tar", "cls") == ["0", "1", "2"]
 
 
 def test_another_seed_is_another_choice_from_lists_and_another_fingerprint(tmp_path):
@@ -233,6 +248,10 @@ def test_lists_and_patterns_of_images_are_read(tmp_path):
     assert captions(f"{tmp_path}/deep/*.png") == ["zero", "", ""]
     assert len(keys(f"{tmp_path}/deep/{{0..1}}.png")) == 2
     assert len(keys(tmp_path / "deep" / "0.png")) == 1
+    for content, error in (("", "names no image"), ('{"image": "http://x/y.png"}', "names addresses, which are not fetched")):
+        write(tmp_path, {"other.jsonl": content})
+        with pytest.raises(ValueError, match=f"other.jsonl' {error}; expects a `file_name` of a local image"):
+            open_source(tmp_path / "other.jsonl")
     before = open_source(tmp_path / "list.jsonl").fingerprint()
     write(tmp_path, {"list.jsonl": lines(file="image", name="deep/{}.png", value="other {}")})
     assert open_source(tmp_path / "list.jsonl").fingerprint() != before
@@ -248,6 +267,8 @@ def test_plain_tars_are_read_whatever_their_names_and_compression(tmp_path, capl
     assert captions(write_tar(tmp_path / "folders.tar", folders), "folder") == ["cats", "dogs"]
     for ending, mode in (("tar.bz2", "w:bz2"), ("tar.xz", "w:xz"), ("tgz", "w:gz"), ("tar.gz", "w"), ("tar", "w:gz")):
         assert keys(write_tar(tmp_path / f"x.{ending}", {"a.png": png()}, mode)) == ["a"]
+    views = {"a.left.png": png(), "a.right.png": png(), "a.txt": "thing", "b.png": png()}
+    assert captions(write_tar(tmp_path / "views.tar", views)) == ["thing", "thing", ""]
     parts = {"a.png": png(), "a.mask.png": png(), "b.png": png()}
     assert keys(write_tar(tmp_path / "parts.tar", parts)) == ["a", "b"]
     assert "images such as a.mask.png belong to the sample of a.png and are not read" in caplog.text
@@ -272,6 +293,7 @@ def test_plain_tars_are_read_whatever_their_names_and_compression(tmp_path, capl
             r"line 2 of metadata.csv .* `file_name` \(got the fields name, text",
         ),
         ({"a.png": png(), "metadata.csv": b"\xff\xfe"}, "expects a UTF-8 text file"),
+        ({"a.parquet": b""}, r"cannot be opened as a dataset \(.*0 bytes"),
         ({"a.png": png(), "metadata.parquet": b"x"}, "metadata.parquet in .* cannot be read .* expects a parquet file"),
     ],
 )
