@@ -7,6 +7,7 @@ import os
 import tarfile
 import unicodedata
 import zipfile
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -16,6 +17,7 @@ from permissions import permissions_that_hold
 from PIL import Image
 
 from gendistill.data.sources.source import open_source
+from gendistill.runtime.device import make_folder
 
 NUMBERS = range(3)
 
@@ -233,6 +235,8 @@ def test_names_that_are_not_utf8_are_read_and_printed(tmp_path):
     assert source.fingerprint()
     write_tar(tmp_path / "x.tar", {os.fsdecode(b"\xe9.png"): png()})
     assert keys(tmp_path / "x.tar") == ["\\xe9"]
+    with pytest.raises(ValueError, match=r"out '.*\\udcff': the name is not UTF-8; expects a name of UTF-8 characters"):
+        make_folder(Path(os.fsdecode(folder)))
     decomposed = unicodedata.normalize("NFD", "é.png")
     write(tmp_path / "mac", {decomposed: png(), "metadata.jsonl": json.dumps({"file_name": "é.png", "text": "thing"})})
     assert captions(tmp_path / "mac") == ["thing"]
