@@ -80,8 +80,12 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
         extractor=config.validation_extractor,
         cache=config.data.cache,
     )
-    dataset = {"image_column": config.data.image_column, "split": config.data.split} if is_data else {}
-    evaluator = build_evaluator(evaluation, clip_score=False, **dataset)
+    evaluator = build_evaluator(
+        evaluation,
+        image_column=config.data.image_column if is_data else None,
+        split=config.data.split if is_data else None,
+        clip_score=False,
+    )
     if config.data.prompts is not None and not any(evaluator.captions):
         evaluator = build_evaluator(replace(evaluation, prompts=config.data.prompts), clip_score=False)
     return evaluator.first(num)

@@ -129,6 +129,7 @@ def _open(path: str) -> tuple[list[Path], Mapping[str, Any]]:
     local = Path(path).expanduser()
     if not pinned and not local.exists() and not any(mark in path for mark in "*?[{"):
         raise ValueError(f"data: {printable(path)!r} cannot be opened as a dataset (no such file).")
+    splits: Mapping[str, Any]
     try:
         with _quietly():
             if pinned:

@@ -57,17 +57,17 @@ class NamedImages(ImageSource):
         rows: Iterable[tuple[str, dict[str, Any]]] | None = None,
     ):
         self.path = path
-        names = sorted(names)
-        self.images = [name for name in names if rows is not None or is_image_name(name)]
+        found = sorted(names)
+        self.images = [name for name in found if rows is not None or is_image_name(name)]
         if not self.images:
             raise ValueError(
-                f"data: {printable(path)!r} holds no image; expects a folder or a zip with {FORMAT_NAMES}{holdings(names)}."
+                f"data: {printable(path)!r} holds no image; expects a folder or a zip with {FORMAT_NAMES}{holdings(found)}."
             )
-        if others := Counter(suffix for name in names if (suffix := PurePosixPath(name).suffix.lower()) in OTHER_FORMATS):
+        if others := Counter(suffix for name in found if (suffix := PurePosixPath(name).suffix.lower()) in OTHER_FORMATS):
             logger.warning("data: %s of %s are not read; expects %s", _counted(others), printable(path), FORMAT_NAMES)
-        self.text_files = _text_files(self.images, names)
+        self.text_files = _text_files(self.images, found)
         self.metadata_files = (
-            [] if rows is not None else [name for name in names if PurePosixPath(name).name.lower() in METADATA]
+            [] if rows is not None else [name for name in found if PurePosixPath(name).name.lower() in METADATA]
         )
         self._fields: set[str] = set()
         self._metadata = self._read_metadata(rows)
