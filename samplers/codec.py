@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gendistill.samplers.precision import in_own_precision
+
 
 class LatentCodec:
     """An `AutoencoderKL` with its scaling: images in [-1, 1] to latents of about unit variance and back.
@@ -51,7 +53,8 @@ class LatentCodec:
     def decode_unclamped(self, latents: Tensor) -> Tensor:
         """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here."""
         unscaled = latents / self.scaling_factor + self.shift_factor
-        return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
+        with in_own_precision(self.vae.dtype, self.vae.device.type):
+            return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
     @contextmanager
     def _without_overflow(self) -> Iterator[None]:

@@ -114,4 +114,4 @@ def feature_terms(weights: object, step: int, student: Sequence[Tensor], teacher
 
 def _scaled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     scale = teacher.float().square().mean().sqrt().clamp(min=1e-8)
-    return student / scale, teacher / scale
+    return student.float() / scale, teacher.float() / scale

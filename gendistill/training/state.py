@@ -27,6 +27,7 @@ class TrainState:
         seconds: training time, over all resumptions of the run.
         best: the validation of the best EMA weights, those of `best_step`.
         validated_step: the last step that was validated.
+        skipped: steps in which the gradients of an optimizer overflowed float16, so that it did not step.
         ended: the reason for which the method ended the training before its limits.
         losses: the latest logged losses by network.
     """
@@ -37,6 +38,7 @@ class TrainState:
     best_step: int = 0
     validations_since_best: int = 0
     validated_step: int | None = None
+    skipped: int = 0
     ended: str | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
 
@@ -94,9 +96,12 @@ class Limits:
         return state.step % self.config.log_every == 0 or state.step == self.config.max_steps
 
     def learning_rate(self, state: TrainState) -> float:
-        """The learning rate of the next step: linear warm-up, then constant or a cosine to 0 at the first limit."""
+        """The learning rate of the next step: linear warm-up, then constant or a cosine to 0 at the first limit.
+
+        Skipped steps do not count for the warm-up.
+        """
         config = self.config
-        rate = config.learning_rate * min(1.0, (state.step + 1) / (config.warmup_steps + 1))
+        rate = config.learning_rate * min(1.0, (state.step - state.skipped + 1) / (config.warmup_steps + 1))
         if config.lr_schedule == "constant":
             return rate
         progress = state.step / config.max_steps
