@@ -9,8 +9,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gendistill.samplers.precision import in_own_precision
-
 
 class LatentCodec:
     """An `AutoencoderKL` with its scaling: images in [-1, 1] to latents of about unit variance and back.
@@ -51,9 +49,12 @@ class LatentCodec:
             return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here."""
+        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here.
+
+        The VAE computes in the dtype of its weights under any autocast.
+        """
         unscaled = latents / self.scaling_factor + self.shift_factor
-        with in_own_precision(self.vae.dtype, self.vae.device.type):
+        with torch.autocast(self.vae.device.type, enabled=False):
             return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
     @contextmanager

@@ -31,7 +31,7 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
             f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (configs/accelerate/ddp.yaml), or, for "
             "all weights of one diffusion model, FSDP of version 2 (configs/accelerate/fsdp.yaml)"
         )
-    if kind == DistributedType.FSDP:
+    if kind == DistributedType.FSDP and config.mixed_precision != "no":
         accelerator.state.fsdp_plugin.set_mixed_precision(config.mixed_precision)
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()

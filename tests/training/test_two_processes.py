@@ -89,9 +89,12 @@ def test_two_processes_make_the_loss_curve_of_one(distill, place, alone):
     assert processes[1].text == ""
 
 
-def test_a_lora_does_too(distill, place):
+def test_a_lora_and_its_discriminator_do_too_on_a_batch_that_is_split(distill, place):
+    settings = {"lora__enabled": "true", "lora__rank": 4, "trainer__gradient_accumulation_steps": 2}
+    settings |= {"align__weight": 1, "align__distribution__adversarial": 0.1}
+    settings |= {"align__trajectories": 8, "align__trajectory_steps": 4}
     for run, processes in (("lora-alone", 1), ("lora-two", 2)):
-        started, codes = distill(run, processes, lora__enabled="true", lora__rank=4, trainer__gradient_accumulation_steps=2)
+        started, codes = distill(run, processes, **settings)
         assert codes == [0] * processes, [process.text for process in started]
     assert_same_curve(place / "lora-two", place / "lora-alone")
 
