@@ -69,7 +69,7 @@ class RelationConfig(Section):
     )
     contrastive: Weight = Field(
         0.0,
-        description="Weight of InfoNCE between the student's and the teacher's features of the same sample, against the others of "
+        description="Weight of InfoNCE between the student's and the teacher's features of a sample, against the others of "
         "a micro-batch",
         json_schema_extra=about(paper=papers.CRD),
     )

@@ -109,7 +109,7 @@ class SemanticConfig(Section):
     )
     contrastive: Weight = Field(
         0.0,
-        description="Weight of InfoNCE between the student's and the teacher's latents of the same sample, against the others of "
+        description="Weight of InfoNCE between the student's and the teacher's latents of a sample, against the others of "
         "a micro-batch",
         json_schema_extra=about(paper=papers.CRD),
     )
