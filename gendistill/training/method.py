@@ -104,6 +104,11 @@ class Method(ABC):
         """Restore the result of `state_dict`."""
         assert not state
 
+    def weights_of(self, step: int) -> None:
+        """Called when the EMA got the weights that it had after optimizer step `step`: at the resumption of a run, and when the
+        best weights become the student."""
+        return
+
     @abstractmethod
     def updates(self, batch: Any, step: Step, random: PerSampleRandom) -> Iterator[Update]:
         """The losses of a batch at optimizer step `step`, in the order of their optimizer steps (a critic before its

@@ -115,6 +115,7 @@ class Trainer:
             raise Stopped(f"stopped after step {state.step}; {saved}", stop.number)
         if state.best is not None:
             self.method.networks.load_average(self.checkpoints.load_best(state.best_step))
+            self.method.weights_of(state.best_step)
         return TrainingResult(state.step, state.seconds, state.best_step, state.best, state.ended)
 
     def stepper(self, optimizers: Optimizers) -> OptimizerStep:
@@ -229,6 +230,7 @@ class Trainer:
             )
         self.state = TrainState.from_json(last.state)
         self.method.load_state_dict(last.state.get("method", {}))
+        self.method.weights_of(self.state.step)
         if self.accelerator.scaler is not None and last.state["scaler"]:
             self.accelerator.scaler.load_state_dict(last.state["scaler"])
         log_size: int = last.state["log_size"]
