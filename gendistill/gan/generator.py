@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -51,6 +51,11 @@ class GeneratorSpec:
         hint = f"; the nearest is {near[0]!r}" if near else ""
         names = f"one of its {self.num_classes} classes by name, or its" if self.classes else "a class"
         raise ValueError(f"{text!r}: the generator expects {names} number from 0 to {self.num_classes - 1}{hint}")
+
+    def knows(self, texts: Iterable[str]) -> bool:
+        """Whether all texts are names or numbers of classes."""
+        numbers = {str(number) for number in range(self.num_classes)}
+        return set(texts) <= numbers | set(self.classes)
 
     @property
     def scale(self) -> int | None:

@@ -13,9 +13,9 @@ import torch
 from accelerate import PartialState, init_empty_weights
 
 from gendistill.data.batches import LatentData
+from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
 from gendistill.data.sources.prompts import Prompts
-from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
@@ -252,7 +252,9 @@ def describe_data(config: RunConfig, texts: bool) -> str:
     if (data.path and data.prompts) or (texts and not data.path and not data.prompts):
         raise ValueError(NOTHING_TO_LEARN_ON)
     if data.path is not None:
-        source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+        source = image_source(data, config.seed)
+        if texts:
+            source.require_captions()
         description = source.describe()
     else:
         prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all of its prompts"
