@@ -36,7 +36,7 @@ class DataConfig(Section):
     resolution: int | None = Field(
         None,
         ge=8,
-        description="Edge of the square training images; null uses the teacher's resolution",
+        description="Edge of the square images that the student is trained on, and generates; null uses the teacher's",
         json_schema_extra=about("pixels"),
     )
     crop: Literal["center", "random", "buckets"] = Field(

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gendistill.samplers.provenance import provenance
+
 FASTEST = torch.channels_last  # memory format on a CPU: tiny-gan samples in 0.7 of the time, and is trained in 0.8
 
 
@@ -71,6 +73,10 @@ class Generator:
 
     def __init__(self, network: nn.Module, spec: GeneratorSpec) -> None:
         self.network, self.spec = network, spec
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines the images of given inputs, as JSON values."""
+        return {"network": provenance(self.network), "spec": provenance(self.spec)}
 
     def with_network(self, network: nn.Module) -> Generator:
         """The same adapter with another network: a student, its EMA, or a wrapped network."""

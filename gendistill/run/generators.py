@@ -15,7 +15,6 @@ from gendistill.data.cached import image_source
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.gan_pairs import generate_pairs
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
@@ -27,6 +26,7 @@ from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
 from gendistill.run.student_provenance import provenance_of
 from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.step import TrainingData
 from gendistill.training.trainer import TrainingResult, Validate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import solver_eta, student_scheduler
+from gendistill.schedulers import nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
@@ -34,7 +35,10 @@ class Validator:
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample."""
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample.
+
+        It is infinite for a student that cannot be exported yet, since it is still changing its prediction type.
+        """
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
             return self._validate(FewStepSampler(pipeline), step)
 
@@ -58,7 +62,8 @@ class Validator:
                     save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(by_count.values()) / len(by_count) for solver, by_count in distances.items()}
         best = min(means, key=lambda solver: means[solver])
-        return Validation(means[best], {"solver": best, self.evaluator.metric: distances})
+        incomplete = self.stage.student is not None and self.stage.method.networks.average.fraction < 1
+        return Validation(math.inf if incomplete else means[best], {"solver": best, self.evaluator.metric: distances})
 
 
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
@@ -93,11 +98,13 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
+    trained, timesteps = stage.method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
         stage.method.networks.average.prediction_type,
-        config.consistency.num_ddim_timesteps,
+        trained or nearest_divisors(config.consistency.num_ddim_timesteps, timesteps)[-1],
+        trained_on_grid=trained is not None,
         bounded=teacher.family.bounded,
         steps=stage.steps,
         grids=stage.grids,

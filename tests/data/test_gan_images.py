@@ -116,8 +116,8 @@ def test_where_none_is_left_one_sentence_says_so(prepare, tmp_path):
 def test_the_cache_is_used_again_until_something_of_it_changes(prepare, tmp_path, monkeypatch):
     folder = write(tmp_path / "pets", {"a": "fox", "b": "cat"})
     first, made = prepare(folder), []
-    part = gan_pictures._part
-    monkeypatch.setattr(gan_pictures, "_part", lambda *arguments: made.append(1) or part(*arguments))
+    make = gan_pictures.FittedImages.make
+    monkeypatch.setattr(gan_pictures.FittedImages, "make", lambda *arguments: made.append(1) or make(*arguments))
     again = prepare(folder)
     assert not made
     assert again.cache.key == first.cache.key
