@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.training.divergence import LossGuard
 from gendistill.training.method import Method, Update
-from gendistill.training.precision import autocast
+from gendistill.training.mixed_precision import autocast
 from gendistill.training.preparation import require_gradients, require_trainable
 from gendistill.training.processes import adds_up_gradients, equal_buffers, mean_gradients
 from gendistill.training.sharding import full_tensor

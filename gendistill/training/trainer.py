@@ -19,7 +19,7 @@ from gendistill.training.checkpoint import Checkpoint, Checkpoints
 from gendistill.training.divergence import LossGuard, all_finite
 from gendistill.training.log import RunLog
 from gendistill.training.method import Method
-from gendistill.training.precision import loss_scaler, require_scale
+from gendistill.training.mixed_precision import loss_scaler, require_scale
 from gendistill.training.preparation import prepare
 from gendistill.training.processes import join_processes
 from gendistill.training.snapshot import Optimizers, restore, snapshot
@@ -67,7 +67,7 @@ class Trainer:
         self.run_folder = run_folder
         join_processes(config, "cpu" if cpu else "")
         self.accelerator = Accelerator(
-            mixed_precision="no",  # see `precision`: accelerate has one precision for all stages and one scale for all losses
+            mixed_precision="no",  # see `training.mixed_precision`: accelerate has one precision for all stages and one scale for all losses
             cpu=cpu,
             log_with=config.trackers or None,
             project_config=ProjectConfiguration(str(run_folder), str(run_folder)),

@@ -12,7 +12,7 @@ from torch.amp import GradScaler
 
 from gendistill.training.ema import MovingAverage
 from gendistill.training.method import Method, Update
-from gendistill.training.precision import loss_scaler
+from gendistill.training.mixed_precision import loss_scaler
 from gendistill.training.trainer import Trainer
 from gendistill.training.trainer_config import TrainerConfig
 
