@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import Step
 from gendistill.training.divergence import LossGuard
 from gendistill.training.method import Method, Update
 from gendistill.training.mixed_precision import autocast
@@ -75,7 +76,7 @@ class OptimizerStep:
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * self.method.optimizer_settings(name).learning_rate_factor
-        parts = self._parts(state.step)
+        parts = self._parts(Step(state.step, state.fraction))
         totals: dict[str, Tensor] = {}
         stepped: set[str] = set()  # since the last update of the loss scale
         skipped: set[str] = set()
@@ -108,7 +109,7 @@ class OptimizerStep:
             equal_buffers(self.method.buffers().values())
         return totals, skipped
 
-    def _parts(self, step: int) -> list[Iterator[Update]]:
+    def _parts(self, step: Step) -> list[Iterator[Update]]:
         """The updates of each micro-batch of this process."""
         config, accelerator = self.config, self.accelerator
         rows = self.data.rows_of_step(self.seed, step, config.batch_size)
