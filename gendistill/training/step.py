@@ -138,8 +138,9 @@ class OptimizerStep:
 
     def _step(self, name: str, update: Update) -> Tensor | None:
         """Step one optimizer; returns the norm of its gradients before clipping."""
-        parameters, scaler = self.method.trained_parameters()[name], self.accelerator.scaler
-        optimizer = self.optimizers[name]
+        parameters, optimizer = self.method.trained_parameters()[name], self.optimizers[name]
+        has_gradients = any(parameter.grad is not None for parameter in parameters.values())
+        scaler = self.accelerator.scaler if has_gradients else None  # a scaler does not step without
         if name not in self.checked:
             self._check(name, parameters, update)
         if self.adds_up:

@@ -67,7 +67,7 @@ class Trainer:
         self.run_folder = run_folder
         join_processes(config, "cpu" if cpu else "")
         self.accelerator = Accelerator(
-            mixed_precision="no",  # see `mixed_precision.py`: accelerate has one precision for all stages and one scale for all losses
+            mixed_precision="no",  # accelerate has one for all stages, and unscales all optimizers; see `mixed_precision.py`
             cpu=cpu,
             log_with=config.trackers or None,
             project_config=ProjectConfiguration(str(run_folder), str(run_folder)),

@@ -47,7 +47,7 @@ class Recorded(torch.autograd.Function):
 class CriticAndStudents(Method):
     """A critic that steps several times in a step, a student with a head that learns with it, and a peer.
 
-    `gradients` are those of the weights: by optimizer, a number for each step of the training.
+    `gradients` are those of the weights: by optimizer, a number for each step of the training; None where it has no loss.
     """
 
     name = "critic and students"
@@ -75,7 +75,8 @@ class CriticAndStudents(Method):
 
     def updates(self, batch, step, random):
         def loss(name):
-            return self.gradients.get(name, [1.0] * 99)[step] * Recorded.apply(self.modules[name](batch)).mean()
+            factor = self.gradients.get(name, [1.0] * 99)[step]
+            return 0.0 if factor is None else factor * Recorded.apply(self.modules[name](batch)).mean()
 
         for _ in range(self.critic_steps):
             yield Update(loss("critic"), ("critic",))
@@ -110,7 +111,7 @@ def trained(folder, gradients=None, scaled=True, steps=1, critic_steps=1, spoil=
 
     def recorded(parameters, norm):
         parameters = list(parameters)
-        seen.append(torch.cat([parameter.grad.flatten().clone() for parameter in parameters]))
+        seen.extend(parameter.grad.flatten().clone() for parameter in parameters if parameter.grad is not None)
         return clip(parameters, norm)
 
     trainer.accelerator.clip_grad_norm_ = recorded
@@ -168,6 +169,13 @@ def test_a_skipped_step_of_a_student_moves_neither_its_average_nor_the_warm_up(t
     assert trainer.state.skipped == 1
     lines = [json.loads(line) for line in (tmp_path / "overflow" / "log.jsonl").read_text().splitlines()]
     assert [line["skipped_steps"] for line in lines if "skipped_steps" in line] == [0, 1, 1]
+
+
+def test_an_optimizer_without_a_loss_in_a_step_rests(tmp_path):
+    scaled, plain = (
+        trained(tmp_path / str(scaled), {"head": [1.0, None, 1.0]}, scaled=scaled, steps=3)[0] for scaled in (True, False)
+    )
+    assert same(weights(scaled), weights(plain))
 
 
 def test_gradients_that_overflow_at_every_scale_stop_the_training_in_one_sentence(tmp_path):
