@@ -28,7 +28,7 @@ def cached_sizes(network: nn.Module, group: ChannelGroup) -> list[CachedSize]:
     sizes: dict[tuple[str, str], CachedSize] = {}
     for side in group.members:
         layer = get_module(network, side.path)
-        if isinstance(layer, nn.Parameter | nn.LayerNorm | nn.PReLU):
+        if isinstance(layer, nn.LayerNorm | nn.PReLU):
             continue
         full = count_of(layer, side.side)
         parts = side.path.split(".")
