@@ -123,6 +123,8 @@ class GeneratorSampler(Sampler):
 
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
         spec = dataclasses.asdict(self.generator.spec)
+        if not spec["one_hot"]:  # images that are cached without it are found again
+            del spec["one_hot"]
         dtypes = sorted({str(parameter.dtype) for parameter in self.generator.network.parameters()})
         return {"weights": self.weights_hash, "generator": self.kind, "spec": spec, "dtype": dtypes}
 

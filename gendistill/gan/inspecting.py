@@ -83,9 +83,14 @@ def find_spec(
     properties = _properties(network, arguments, teacher)
     num_classes = _num_classes(properties, settings, teacher)
     failures: list[str] = []
-    for kind, shape in _candidates(network, properties, num_classes, settings):
+    attempts = [
+        (kind, shape, one_hot)
+        for one_hot in ((False, True) if num_classes else (False,))
+        for kind, shape in _candidates(network, properties, num_classes, settings)
+    ]
+    for kind, shape, one_hot in attempts:
         try:
-            image, inferred_range = _run(network, kind, shape, num_classes)
+            image, inferred_range = _run(network, kind, shape, num_classes, one_hot)
         except ValueError as error:
             failures.append(str(error))
             continue
@@ -103,6 +108,7 @@ def find_spec(
             output_shape=(image.shape[1], image.shape[2], image.shape[3]),
             num_classes=num_classes,
             output_range=settings.output_range or inferred_range,
+            one_hot=one_hot,
         )
     if settings.input_shape:
         raise ValueError(f"generator.input_shape {settings.input_shape}: {teacher} does not work with it: {failures[0]}")
@@ -200,7 +206,9 @@ def _candidates(
         yield from (("image", (channels, edge, edge)) for edge in dict.fromkeys(([named] if named else []) + list(EDGES)))
 
 
-def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int) -> tuple[Tensor, tuple[float, float]]:
+def _run(
+    network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int, one_hot: bool
+) -> tuple[Tensor, tuple[float, float]]:
     """The images of a batch of two, and their value range.
 
     Raises:
@@ -208,7 +216,8 @@ def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int
     """
     inputs = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
     inputs = inputs.clamp(-1, 1) if kind == "image" else inputs
-    labels = (torch.linspace(0, num_classes - 1, BATCH).long(),) if num_classes else ()  # the first and the last
+    numbers = torch.linspace(0, num_classes - 1, BATCH).long()  # the first and the last
+    labels = (nn.functional.one_hot(numbers, num_classes).float() if one_hot else numbers,) if num_classes else ()
     try:
         output = network(inputs.requires_grad_(), *labels)
     except Exception as error:  # a foreign network may raise anything

@@ -39,14 +39,14 @@ class FixedView(nn.Module):
     """A linear layer and a reshape to fixed channels, as most public DCGANs and WGAN-GPs have it.
 
     Args:
-        form: `view`, `reshape`, `unflatten` (the method) or `Unflatten` (the module).
+        form: `view`, `reshape`, `unflatten` (the method), `Unflatten` (the module) or `Reshape` (a module of the user).
     """
 
     def __init__(self, nz: int = 16, form: str = "view") -> None:
         super().__init__()
         self.form = form
         self.fc = nn.Linear(nz, 64 * 16)
-        self.fold = nn.Unflatten(1, (64, 4, 4)) if form == "Unflatten" else nn.Identity()
+        self.fold = {"Unflatten": nn.Unflatten(1, (64, 4, 4)), "Reshape": Reshape(64, 4, 4)}.get(form, nn.Identity())
         self.convs = nn.Sequential(
             *(nn.BatchNorm2d(64), nn.Upsample(scale_factor=2), nn.Conv2d(64, 32, 3, 1, 1), nn.BatchNorm2d(32, 0.8)),
             *(nn.LeakyReLU(0.2, inplace=True), nn.Upsample(scale_factor=2), nn.Conv2d(32, 3, 3, 1, 1), nn.Tanh()),
@@ -61,6 +61,29 @@ class FixedView(nn.Module):
         elif self.form == "unflatten":
             x = x.unflatten(1, (64, 4, 4))
         return self.convs(x)
+
+
+class Reshape(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), *self.shape)
+
+
+class ConditionalGAN(nn.Module):
+    """Noise (B, nz) and one-hot labels (B, n_classes), concatenated (Mirza & Osindero 2014)."""
+
+    def __init__(self, nz: int = 16, n_classes: int = 5) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Linear(nz + n_classes, 32 * 16), nn.BatchNorm1d(32 * 16), nn.ReLU(True), Reshape(32, 4, 4)),
+            *(nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.ReLU(True), nn.Conv2d(32, 3, 3, 1, 1), nn.Tanh()),
+        )
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return self.layers(torch.cat([z, labels], 1))
 
 
 class SelfAttention(nn.Module):
@@ -105,23 +128,25 @@ class SAGAN(nn.Module):
 
 
 class TransGANAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, fused: bool) -> None:
         super().__init__()
-        self.num_heads, self.scale = heads, (dim // heads) ** -0.5
+        self.num_heads, self.scale, self.fused = heads, (dim // heads) ** -0.5, fused
         self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
+        if self.fused:
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
         attn = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         return self.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
 
 
 class TransGANBlock(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, fused: bool) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), TransGANAttention(dim, heads), nn.LayerNorm(dim)
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), TransGANAttention(dim, heads, fused), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,15 +157,17 @@ class TransGANBlock(nn.Module):
 class TransGAN(nn.Module):
     """Noise (B, latent_dim) to images (B, 3, 16, 16): transformer blocks, tokens upsampled by pixel shuffle (Jiang et al. 2021)."""
 
-    def __init__(self, latent_dim: int = 16, embed_dim: int = 128, heads: int = 4, bottom_width: int = 4) -> None:
+    def __init__(
+        self, latent_dim: int = 16, embed_dim: int = 128, heads: int = 4, bottom_width: int = 4, fused: bool = False
+    ) -> None:
         super().__init__()
         self.bottom_width, self.embed_dim = bottom_width, embed_dim
         self.l1 = nn.Linear(latent_dim, bottom_width**2 * embed_dim)
         self.pos_embed = nn.ParameterList(
             [nn.Parameter(torch.randn(1, bottom_width**2 * 4**k, embed_dim // 4**k)) for k in range(2)]
         )
-        self.blocks = nn.ModuleList([TransGANBlock(embed_dim, heads), TransGANBlock(embed_dim, heads)])
-        self.upsample_blocks = nn.ModuleList([TransGANBlock(embed_dim // 4, heads)])
+        self.blocks = nn.ModuleList([TransGANBlock(embed_dim, heads, fused) for _ in range(2)])
+        self.upsample_blocks = nn.ModuleList([TransGANBlock(embed_dim // 4, heads, fused)])
         self.deconv = nn.Sequential(nn.Conv2d(embed_dim // 16, 3, 1))
 
     @staticmethod
@@ -185,6 +212,38 @@ class EqualizedConv2d(nn.Module):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
+class EqualLR:
+    """Equalized learning rate as a hook that computes the layer's weight before each call."""
+
+    name = "weight"
+
+    def __call__(self, layer: nn.Module, _inputs: Any) -> None:
+        weight = layer.weight_orig
+        layer.weight = weight * math.sqrt(2 / (weight.shape[1] * weight[0][0].numel()))
+
+    @classmethod
+    def apply(cls, layer: Any) -> Any:
+        weight = layer.weight
+        del layer._parameters["weight"]
+        layer.register_parameter("weight_orig", nn.Parameter(weight.data))
+        layer.register_forward_pre_hook(cls())
+        return layer
+
+
+class HookedPGGAN(nn.Module):
+    """Noise (B, latent_dim) to images (B, 3, 8, 8); PGGAN with the hook instead of layers of its own."""
+
+    def __init__(self, latent_dim: int = 32, width: int = 32) -> None:
+        super().__init__()
+        self.start = EqualLR.apply(nn.ConvTranspose2d(latent_dim, width, 4))
+        self.conv1, self.conv2 = (EqualLR.apply(nn.Conv2d(width, width, 3, padding=1)) for _ in range(2))
+        self.to_rgb, self.norm = EqualLR.apply(nn.Conv2d(width, 3, 1)), PixelNorm()
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.norm(F.leaky_relu(self.conv1(self.start(z[:, :, None, None])), 0.2))
+        return self.to_rgb(self.norm(F.leaky_relu(self.conv2(F.interpolate(x, scale_factor=2)), 0.2)))
+
+
 class PixelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
@@ -217,10 +276,14 @@ class PGGAN(nn.Module):
 class ModulatedConv2d(nn.Module):
     """StyleGAN2's modulated convolution (Karras et al. 2020) as one convolution with a group for each sample of the batch."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, style_dim: int, demodulate: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, style_dim: int, demodulate: bool = True, upsample: bool = False
+    ) -> None:
         super().__init__()
-        self.out_channel, self.in_channel, self.kernel_size, self.demodulate = outputs, inputs, kernel, demodulate
+        self.out_channel, self.in_channel, self.kernel_size = outputs, inputs, kernel
+        self.demodulate, self.upsample = demodulate, upsample
         self.scale, self.padding = 1 / math.sqrt(inputs * kernel**2), kernel // 2
+        self.register_buffer("blur", torch.tensor([1.0, 3, 3, 1])[:, None] * torch.tensor([1.0, 3, 3, 1]) / 16)
         self.weight = nn.Parameter(torch.randn(1, outputs, inputs, kernel, kernel))
         self.modulation = EqualizedLinear(style_dim, inputs, bias=1.0)
 
@@ -231,22 +294,27 @@ class ModulatedConv2d(nn.Module):
         if self.demodulate:
             demod = torch.rsqrt(weight.pow(2).sum([2, 3, 4]) + 1e-8)
             weight = weight * demod.view(batch, self.out_channel, 1, 1, 1)
-        weight = weight.view(batch * self.out_channel, in_channel, self.kernel_size, self.kernel_size)
         x = x.view(1, batch * in_channel, height, width)
-        out = F.conv2d(x, weight, padding=self.padding, groups=batch)
-        _, _, height, width = out.shape
-        return out.view(batch, self.out_channel, height, width)
+        if self.upsample:
+            weight = weight.transpose(1, 2).reshape(batch * in_channel, self.out_channel, self.kernel_size, self.kernel_size)
+            out = F.conv_transpose2d(x, weight, padding=0, stride=2, groups=batch)
+            out = F.pad(out.reshape(-1, 1, *out.shape[2:]), [1, 1, 1, 1])  # as upfirdn2d blurs each channel
+            out = F.conv2d(out, self.blur[None, None])
+        else:
+            weight = weight.view(batch * self.out_channel, in_channel, self.kernel_size, self.kernel_size)
+            out = F.conv2d(x, weight, padding=self.padding, groups=batch)
+        return out.view(batch, self.out_channel, *out.shape[2:])
 
 
 class StyledConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, style_dim: int, upsample: bool = False) -> None:
         super().__init__()
-        self.upsample, self.conv = upsample, ModulatedConv2d(inputs, outputs, 3, style_dim)
+        self.conv = ModulatedConv2d(inputs, outputs, 3, style_dim, upsample=upsample)
         self.noise, self.bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, outputs, 1, 1))
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        x = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear") if self.upsample else x, style)
-        noise = torch.zeros_like(x[:, :1])
+        x = self.conv(x, style)
+        noise = torch.ones_like(x[:, :1])
         return F.leaky_relu(x + self.noise * noise + self.bias, 0.2) * math.sqrt(2)
 
 
