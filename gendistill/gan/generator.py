@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from gendistill.networks.counting import evaluating
 
 FASTEST = torch.channels_last  # memory format on a CPU: tiny-gan samples in 0.7 of the time, and is trained in 0.8
 
@@ -111,6 +113,23 @@ class Generator:
         inputs = inputs if self.spec.kind == "noise" else inputs.clamp(-1, 1)
         classes = self.spec.num_classes
         return (inputs, self.spec.labels(torch.arange(count) % classes)) if classes else (inputs,)
+
+
+def prefer_channels_last(network: nn.Module, call: Callable[[], object]) -> None:
+    """Convert weights to channels last, which takes three quarters of the time on a CPU.
+
+    A network that fails in this memory format (by `view` of a tensor that is not contiguous, or as it has weights of 5
+    dimensions) is converted back.
+
+    Args:
+        call: runs the network on some inputs.
+    """
+    try:
+        network.to(memory_format=FASTEST)
+        with evaluating(network), torch.random.fork_rng(devices=[]):
+            call()
+    except RuntimeError:
+        network.to(memory_format=torch.contiguous_format)
 
 
 def image_in(output: Any) -> Tensor:

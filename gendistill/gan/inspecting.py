@@ -29,6 +29,7 @@ LATENT_NAMES = (
     "n_z",
     "latent",
     "code_dim",
+    "style_dim",
 )
 CLASS_NAMES = ("num_classes", "n_classes", "c_dim", "n_class", "num_class", "nclass", "num_labels", "num_class_embeds")
 SIZE_NAMES = ("resolution", "image_size", "img_size", "input_size", "sample_size", "load_size", "crop_size", "size")
@@ -125,13 +126,19 @@ def _properties(network: nn.Module, arguments: dict[str, Any], teacher: str) -> 
     known |= {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
     if isinstance(network, ConfigMixin):
         known |= {name: value for name, value in network.config.items() if not name.startswith("_")}
-    layers = [
-        (type(layer).__name__, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
-        for layer in network.modules()
-        if isinstance(layer, LAYERS)
-    ]
+    layers = [description for layer in network.modules() if (description := _layer(layer)) is not None]
     embeddings = [layer.num_embeddings for layer in network.modules() if isinstance(layer, nn.Embedding)]
     return NetworkProperties(known | arguments, _accepts_labels(network, teacher), embeddings[0] if embeddings else 0, layers)
+
+
+def _layer(layer: nn.Module) -> tuple[str, int] | None:
+    """The class name and the input features or channels of a layer, also of one of the user with a bare weight."""
+    if isinstance(layer, LAYERS):
+        return type(layer).__name__, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    weight = layer._parameters.get("weight")
+    if weight is None or weight.ndim not in (2, 4) or isinstance(layer, nn.Embedding):
+        return None
+    return "Linear" if weight.ndim == 2 else "Conv2d", weight.shape[1]
 
 
 def _accepts_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "must"]:

@@ -31,7 +31,7 @@ def cached_sizes(network: nn.Module, group: ChannelGroup) -> list[CachedSize]:
     of queries and keys as `self.channels // 8`.
     """
     modules = dict(network.named_modules())
-    reshapes = [path for path, module in modules.items() if path and integers(module) and not any(True for _ in module.parameters())]
+    reshapes = [path for path, module in modules.items() if integers(module) and next(module.parameters(), None) is None]
     sizes: dict[tuple[str, str], CachedSize] = {}
     for side in group.members:
         layer = get_module(network, side.path)

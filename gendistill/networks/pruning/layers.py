@@ -23,7 +23,7 @@ UNFOLLOWED = (nn.MultiheadAttention, nn.RNNBase)  # layers whose channels are ne
 
 
 class LayerSide(NamedTuple):
-    """The input ("in") or output ("out") channels of the layer at `path`; "both" where they are the same (a normalization layer,
+    """The input ("in") or output ("out") channels of the layer at `path`; "both" where they are the same (a normalization,
     a depthwise convolution). Of a bare parameter: its axis as text."""
 
     path: str
