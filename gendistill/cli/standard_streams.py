@@ -1,0 +1,30 @@
+"""Standard input, output and error where they are closed, or where nobody reads them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+NAMES = ("stdin", "stdout", "stderr")
+
+
+def open_standard_streams() -> None:
+    """Open closed streams (`>&-`) on the null device, so that no file of ours gets their number and what is printed to them."""
+    for number, name in enumerate(NAMES):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            stream = os.fdopen(number, "r" if name == "stdin" else "w", closefd=False, encoding="utf-8")
+            setattr(sys, name, stream)
+
+
+def discard_output() -> None:
+    """Send what is still printed to standard output to the null device: the interpreter writes the rest when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
