@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import ZipFile
 
 from rich.console import Group
 from rich.text import Text
@@ -30,7 +31,7 @@ from gendistill.metrics.metric import Need, SampleFeatures
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.device import make_folder, usable_device
-from gendistill.runtime.files import atomic_write, require_new
+from gendistill.runtime.files import SIGNATURE, atomic_write, is_signed, require_new
 from gendistill.runtime.notebook import table_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.load import gan_folder
@@ -164,12 +165,14 @@ def save_statistics(
         raise ValueError(f"out {out}: expects a {STATISTICS}")
     out = out.expanduser()
     make_folder(out.parent)
-    require_new(out, "out")
+    require_new(out, "out", is_signed)
     network = _load_extractor(images, extractor, resize, usable_device(device))
     with advancing_bar("extracting features") as progress:
         image_set = _read(images, None, Extraction(network, None, Path(cache)), False, progress)
     with atomic_write(out) as temporary:
         image_set.statistics.save(temporary)
+        with ZipFile(temporary, "a") as archive:
+            archive.comment = SIGNATURE
     return image_set
 
 

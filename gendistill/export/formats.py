@@ -72,7 +72,7 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     if kind in PROGRAMS:
         require_runtime(kind)
     if kind not in FOLDERS and out.suffix != ".safetensors":
-        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file")
+        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file, such as {out.name}.safetensors")
     out = out.expanduser().resolve()
     (require_vacant if kind in FOLDERS else require_new)(out, "--out")
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # other applications expect unquantized weights

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"
+LOCK, SIGNATURE = ".lock", b"gendistill"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full, over a quota, or read-only
 
 
@@ -176,6 +176,13 @@ def require_new(file: Path, setting: str, is_own: Callable[[Path], bool] = lambd
         raise ValueError(f"{setting} {file}: is a folder; expects the name of a file")
     if file.exists() and file.stat().st_size and not is_own(file):
         raise ValueError(f"{setting} {file}: exists and would be lost; expects a new name, or that it is moved elsewhere first")
+
+
+def is_signed(file: Path) -> bool:
+    """Whether a file ends with `SIGNATURE`, which readers of arrays and of zips do not mind: this program has written it."""
+    with file.open("rb") as opened:
+        opened.seek(-min(len(SIGNATURE), file.stat().st_size), os.SEEK_END)
+        return opened.read() == SIGNATURE
 
 
 def honour_umask(path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.runtime.device import make_folder
-from gendistill.runtime.files import atomic_write, holds_nothing, require_new, require_vacant
+from gendistill.runtime.files import SIGNATURE, atomic_write, holds_nothing, is_signed, require_new, require_vacant
 from gendistill.runtime.notebook import images_html, text_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, image_grid, to_uint8
@@ -78,7 +78,7 @@ def generate(
     if is_folder:
         require_vacant(out, "out", lambda path: holds_nothing(path) or is_own_png(path))
     else:
-        require_new(out, "out", is_own_png)
+        require_new(out, "out", lambda file: is_signed(file) or is_own_png(file))
     sampler = open_within(model, opening)
     if files.image is not None and not sampler.text_to_image:
         prompts = input_prompts(sampler, files.image, prompts)
@@ -147,6 +147,7 @@ def _write(images: torch.Tensor, out: Path, columns: int) -> list[Path]:
         with atomic_write(out) as temporary:
             with temporary.open("wb") as file:
                 np.save(file, images.permute(0, 2, 3, 1).numpy())
+                file.write(SIGNATURE)
         return [out]
     _save_png(image_grid(images, columns=columns if columns > 1 else 8), out)
     return [out]
