@@ -27,6 +27,7 @@ app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_h
 
 def main() -> None:
     """Run the command line; a mistake of the user is one sentence and exit code 2."""
+    open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings(
@@ -36,7 +37,6 @@ def main() -> None:
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn of missing packages of extras while they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     keep_freed_memory()
-    open_standard_streams()
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _end)
     try:
