@@ -77,7 +77,7 @@ class StudentSpec:
         return num_inference_steps * (2 if doubled else 1)
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder, or to a temporary one beside it."""
+        """Write it to a folder, or to a temporary folder with the same parent."""
         stored = asdict(self) | {"teacher_relative": relative_path(self.teacher, folder)}
         (folder / FILE_NAME).write_text(json.dumps(stored, indent=2) + "\n")
 

@@ -9,7 +9,7 @@ NAMES = ("stdin", "stdout", "stderr")
 
 
 def open_standard_streams() -> None:
-    """Open closed streams (`>&-`) on the null device, so that no file of ours gets their number and what is printed to them."""
+    """Open closed streams (`>&-`) on the null device, so that no other file gets their number and what is printed to them."""
     for number, name in enumerate(NAMES):
         try:
             os.fstat(number)

@@ -50,7 +50,7 @@ def test_limits_may_change_and_files_of_a_person_in_the_student_stay(place, tiny
     shutil.copytree(place / "run", place / "longer")
     (place / "longer" / "student" / "notes.txt").write_text("mine")
     began = (place / "longer" / "config.yaml").read_bytes()
-    more = {"trainer__max_steps": 2, "trainer__max_minutes": 9, "trainer__log_every": 2, "trainer__gradient_checkpointing": True}
+    more = {"trainer__max_steps": 2, "trainer__max_minutes": 9, "trainer__gradient_checkpointing": True}
     assert distill(settings_of(place, tiny_folder, "longer", **{**RUN, **more}), resume=True).training.steps == 2
     assert (place / "longer" / "student" / "notes.txt").read_text() == "mine"
     assert (place / "longer" / "config.yaml").read_bytes() == began

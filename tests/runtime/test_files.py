@@ -108,9 +108,8 @@ def test_a_folder_that_is_updated_keeps_the_files_of_others_and_is_unchanged_aft
     (student / "unet").mkdir(parents=True)
     for name in ("unet/weights", "unet/notes", "program"):
         (student / name).write_text("before")
-    with pytest.raises(OSError, match="full"), updated_folder(student) as temporary:
-        temporary.mkdir()
-        raise OSError("full")
+    with pytest.raises(FileNotFoundError), updated_folder(student) as temporary:
+        (temporary / "unet" / "weights").write_text("no such folder")
     assert (student / "unet" / "weights").read_text() == "before"
     with updated_folder(student, outdated=["program"]) as temporary:
         (temporary / "unet").mkdir(parents=True)
@@ -129,7 +128,7 @@ def test_a_folder_or_file_of_others_is_refused_and_one_of_ours_or_an_empty_one_i
     require_vacant(tmp_path / "empty", "out", holds_nothing)
     with pytest.raises(ValueError, match=r"holds \.DS_Store and 2 more, which would be lost"):
         require_vacant(tmp_path / "empty", "out")
-    with pytest.raises(ValueError, match="log.txt: is a file; expects a new or an empty folder"):
+    with pytest.raises(ValueError, match=r"log\.txt: is a file; expects a new or an empty folder"):
         require_vacant(tmp_path / "empty" / "log.txt", "out")
     (tmp_path / "of.others").write_text("x")
     (tmp_path / "link").symlink_to("of.others")
