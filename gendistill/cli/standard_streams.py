@@ -24,7 +24,10 @@ def open_standard_streams() -> None:
 
 
 def discard_output() -> None:
-    """Send what is still printed to standard output to the null device: the interpreter writes the rest when it ends."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+    """Drop what standard output does not accept: the interpreter would write the rest when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)

@@ -73,6 +73,8 @@ def _evaluate_students(
 ) -> StudentComparison:
     files, sampler, device = [out / FILE_NAME, out / REPORT], samplers[0], config.device or "cpu"
     assert sampler.spec is not None
+    if config.teacher is None and (named := Path(sampler.spec.teacher)).is_absolute() and not named.exists():
+        raise ValueError(f"teacher {named} of the student does not exist; expects --teacher with its present path")
     students = _students(folders, samplers, config.steps)
     rows, guidance_rows = _student_rows(students, evaluator)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher

@@ -74,7 +74,10 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     if kind not in FOLDERS and out.suffix != ".safetensors":
         raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file, such as {out.name}.safetensors")
     out = out.expanduser().resolve()
-    (require_vacant if kind in FOLDERS else require_new)(out, "--out")
+    if kind in FOLDERS:
+        require_vacant(out, "--out")
+    else:
+        require_new(out, "--out")
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # other applications expect unquantized weights
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
     writing = (new_folder if kind in FOLDERS else atomic_write)(out)

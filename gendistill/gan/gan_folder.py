@@ -21,6 +21,7 @@ from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.networks.classes import NotImportable, build, error_summary, read_json
 from gendistill.networks.pruning.pruned_architecture import apply
 from gendistill.networks.state_dicts import load_weights, read_state_dict
+from gendistill.runtime.files import honour_umask
 from gendistill.samplers.teacher_path import found_path, relative_path
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None
         "student": gan.student and _with_relative_paths(gan.student, folder),
     }
     (folder / FILE_NAME).write_text(json.dumps(description, indent=1) + "\n")
+    honour_umask(folder)
 
 
 def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,7 +132,7 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
     processes = join_processes(config.trainer, usable_device(config.device))
-    locked = folder_lock(run, "out") if processes.is_main_process else nullcontext()
+    locked: AbstractContextManager[None] = folder_lock(run, "out") if processes.is_main_process else nullcontext()
     with user_errors(config, processes.num_processes), locked:
         try:
             result = _distill(kind(config, processes), run, processes, resume)
