@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gendistill.assets import ASSETS, asset_path
+from gendistill.assets import ASSETS, asset_names
 from gendistill.methods import RunConfig
 from gendistill.metrics.features.load_extractor import NAMES
 from gendistill.samplers.single_file import ARCHITECTURES
@@ -49,6 +49,7 @@ def absolute_path(value: str, *, always: bool = False) -> str:
     absolute = Path(os.path.abspath(path))
     if always or path.is_absolute():
         return str(absolute)
-    if absolute.resolve().is_relative_to(ASSETS.resolve()) and Path(asset_path(value)).is_absolute():
-        return value
+    name = path.parts[path.parts[:1] == ("assets",) :][:1]
+    if absolute.resolve().is_relative_to(ASSETS.resolve()) and name and name[0] in asset_names():
+        return value  # from a checkout too: the name is found from any folder
     return str(absolute) if path.exists() or ("*" in value and glob.glob(str(path))) else value
