@@ -153,8 +153,9 @@ def _paths_of(student: dict[str, Any]) -> dict[str, str]:
 
 
 def _with_relative_paths(student: dict[str, Any], folder: Path) -> dict[str, Any]:
-    relative = {name: relative_path(path, folder) for name, path in _paths_of(student).items()}
-    return student | {"relative": {name: path for name, path in relative.items() if path is not None}}
+    found = {name: relative_path(path, folder) for name, path in _paths_of(student).items()}
+    relative = {name: path for name, path in found.items() if path is not None}
+    return student | ({"relative": relative} if relative else {})
 
 
 def _with_found_paths(student: dict[str, Any], folder: Path) -> dict[str, Any]:
