@@ -17,9 +17,12 @@ class DataConfig(Section):
     path: str | None = Field(
         None,
         description="Image folder, zip or list, WebDataset shards or dataset (parquet, saved folder, hf://), with captions",
+        json_schema_extra=about(path=True),
     )
     prompts: str | None = Field(
-        None, description="Text file with one prompt per line, from which the teacher generates the images; instead of path"
+        None,
+        description="Text file with one prompt per line, from which the teacher generates the images; instead of path",
+        json_schema_extra=about(path=True),
     )
     caption: str | dict[str, float] | None = Field(
         None,
@@ -43,7 +46,11 @@ class DataConfig(Section):
         "center",
         description="Crop of the images: the centre square, a random square, or the nearest of several aspect ratios",
     )
-    cache: str = Field(".cache/gendistill", description="Folder of cached latents and encoded prompts, common to all runs")
+    cache: str = Field(
+        ".cache/gendistill",
+        description="Folder of cached latents and encoded prompts, common to all runs",
+        json_schema_extra=about(path=True),
+    )
     num_synthetic: int = Field(
         2048,
         ge=1,

@@ -160,7 +160,7 @@ class AlignConfig(Section):
     clip: str = Field(
         "assets/tiny-clip",
         description="CLIP model of align.semantic.clip: a folder or MODEL/TAG of open_clip",
-        json_schema_extra=about(paper=papers.CLIP),
+        json_schema_extra=about(paper=papers.CLIP, path=True),
     )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="Decay per step of the moving average, which is exported as the student"

@@ -27,6 +27,7 @@ from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.networks.pruning.unet_pruning import macs_fraction
+from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
 from gendistill.runtime.progress import advancing_bar
@@ -139,7 +140,7 @@ def describe_student(
     config: RunConfig, teacher: Teacher, stage: Stage, solver: str, figures: dict[str, Any] | None = None
 ) -> tuple[StudentSpec, Any]:
     """The `gendistill.json` of a stage's student for sampling with `solver`, and the diffusers scheduler of its pipeline."""
-    scheduler = scheduler_of(solver, config, teacher, stage)
+    scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,

@@ -24,6 +24,7 @@ from gendistill.methods.gan_build import GeneratorContext
 from gendistill.methods.gan_start import start_student
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
+from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers.provenance import weights_fingerprint
@@ -90,7 +91,7 @@ class GeneratorRun:
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
         """Write the EMA of the best validation, with the discriminator of the last step."""
-        config, start, average = self.config, self.start, stage.method.networks.average
+        config, start, average = located(self.config), self.start, stage.method.networks.average
         assert training.best is not None  # the validator has evaluated at least step 0
         student_info: dict[str, Any] = {
             "method": config.method,

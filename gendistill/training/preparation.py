@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gendistill.configs import ACCELERATE
 from gendistill.training.method import Method
 from gendistill.training.optimizers import build_optimizer
 from gendistill.training.processes import adds_up_gradients
@@ -28,8 +29,8 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     unsharded = method.networks.lora is not None or not method.networks.shards or several
     if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unsharded or not accelerator.is_fsdp2)):
         raise ValueError(
-            f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (configs/accelerate/ddp.yaml), or, for "
-            "all weights of one diffusion model, FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+            f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (--config_file {ACCELERATE['ddp']}), or, "
+            f"for all weights of one diffusion model, FSDP of version 2 (--config_file {ACCELERATE['fsdp']})"
         )
     if kind == DistributedType.FSDP and config.mixed_precision != "no":
         accelerator.state.fsdp_plugin.set_mixed_precision(config.mixed_precision)

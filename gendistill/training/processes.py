@@ -12,6 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, gather
 from torch import Tensor, distributed, nn
 
+from gendistill.configs import ACCELERATE
 from gendistill.training.trainer_config import TrainerConfig
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def join_processes(config: TrainerConfig, device: str) -> PartialState:
     if state.num_processes == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
         logger.warning(
             "accelerate launch --cpu has started one process, since several need MPI; "
-            "--config_file configs/accelerate/cpu.yaml works without MPI"
+            f"--config_file {ACCELERATE['cpu']} works without MPI"
         )
     multiple = state.num_processes * config.gradient_accumulation_steps
     if config.batch_size % multiple:

@@ -231,7 +231,8 @@ def test_faster_than_the_teacher_by_its_multiply_accumulates(tmp_path: Path) -> 
         ({"factor": 4, "keep": ["block.7"]}, "keep block.7: the network has no such module"),
         (
             {"factor": 3000},
-            "compress 3000: the nearest that can be reached is .*, as its layers have few channels \\(none gets fewer than 4\\); give .*",
+            "compress 3000: the nearest that can be reached is .*, as its layers have few channels "
+            "\\(none gets fewer than 4\\); give .*",
         ),
         ({"factor": 4, "keep": ["blocks"]}, "compress: keep leaves no channels that could be removed"),
     ],
