@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo full progressive align int8 half decoder gan compare bench test test-slow lint format docs docs-serve assets clean browser
+.PHONY: demo full progressive align int8 half decoder gan compare bench test test-slow test-installed lint format docs docs-serve assets clean browser
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,6 +66,9 @@ test-slow: $(READY)
 	test -d .cache/torchao || \
 		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .cache/torchao torchao
 	PYTHONPATH=.cache/torchao $(BIN)/pytest -m slow tests/samplers/test_int8_torchao.py
+
+test-installed: $(READY)  ## the commands of the README from a wheel, in an empty folder, as another user: minutes
+	$(BIN)/pytest -m slow tests/test_installation.py
 
 browser:  ## what the tests of the web page need; they are skipped without it
 	command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \

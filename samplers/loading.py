@@ -15,7 +15,7 @@ from gendistill.assets import asset_path
 from gendistill.samplers.families import require_supported
 from gendistill.samplers.missing_weights import MissingWeightsError, open_text_encoders, require_loaded
 from gendistill.samplers.single_file import SUFFIXES, architecture_of, left_out, open_single_file
-from gendistill.samplers.spec import StudentSpec
+from gendistill.samplers.spec import FILE_NAME, StudentSpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -76,6 +76,11 @@ def open_student(
     if spec is None or not spec.lora:
         return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
     scheduler = spec.scheduler()
+    if Path(spec.teacher).is_absolute() and not Path(spec.teacher).exists():
+        raise ValueError(
+            f"model {folder} is a LoRA of {spec.teacher}, which does not exist; expects the teacher there, or its path as "
+            f"`teacher` in {Path(folder) / FILE_NAME}"
+        )
     pipeline = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, dtype=dtype)
     try:
         pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 
+from gendistill.samplers.teacher_path import found_path, relative_path
 from gendistill.schedulers import GridDDIMScheduler, StochasticDDIMScheduler
 
 FILE_NAME = "gendistill.json"
@@ -33,6 +34,7 @@ class StudentSpec:
         resolution: edge of the square images of a LoRA that was trained at another size than its teacher's; None for the
             pipeline's own size.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
+        teacher_relative: the path of a local teacher relative to the folder of the student.
     """
 
     method: str
@@ -52,6 +54,7 @@ class StudentSpec:
     teacher_config: str | None = None
     teacher_revision: str | None = None
     resolution: int | None = None
+    teacher_relative: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     format_version: int = 1
 
@@ -77,7 +80,9 @@ class StudentSpec:
         return num_inference_steps * (2 if doubled else 1)
 
     def save(self, folder: Path) -> None:
-        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write it to a folder, or to a temporary folder with the same parent."""
+        stored = asdict(self) | {"teacher_relative": relative_path(self.teacher, folder)}
+        (folder / FILE_NAME).write_text(json.dumps(stored, indent=2) + "\n")
 
     @staticmethod
     def load(folder: Path) -> StudentSpec | None:
@@ -92,6 +97,7 @@ class StudentSpec:
                 stored["guidance_range"] = tuple(stored["guidance_range"])
             if stored.get("timesteps") is not None:
                 stored["timesteps"] = {int(count): list(grid) for count, grid in stored["timesteps"].items()}
+            stored["teacher"] = found_path(stored["teacher"], stored.get("teacher_relative"), folder)
             return StudentSpec(**stored)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a student description of this version: {error}") from error

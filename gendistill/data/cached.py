@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -103,12 +104,24 @@ def cached_images(cache: str | Path, maker: ImageRowMaker, progress: Progress | 
     return rows
 
 
-def image_source(config: DataConfig, seed: int) -> ImageSource:
-    """The images of `data.path`; raises ValueError if it is a prompt file."""
+def image_source(config: DataConfig, seed: int, classes: Callable[[set[str]], bool] | None = None) -> ImageSource:
+    """The images of `data.path`.
+
+    Args:
+        classes: whether texts are names of the teacher's classes, for a teacher that has classes: without `data.caption`, the
+            caption is the field that names them.
+
+    Raises:
+        ValueError: it is a prompt file, or holds no images.
+    """
     assert config.path is not None
     source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
     if isinstance(source, Prompts):
-        raise ValueError(f"data.path {config.path} is a prompt file; expects images")
+        raise ValueError(f"data.path {config.path} is a prompt file; expects images, or --prompts for a file of prompts")
+    if classes is not None and config.caption is None:
+        first = next((source.caption_of(entry) for entry in source.entries()), "")
+        if not classes({first}) and (field := source.field_of(classes)) is not None:
+            return image_source(config.model_copy(update={"caption": field}), seed)
     return source
 
 
@@ -141,10 +154,17 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+def _example(rows: StoredRows) -> str:
+    """The first skipped image and the reason, for a message."""
+    lines = (rows.folder / SKIPPED).read_text(encoding="utf-8").splitlines()
+    skipped = min(map(json.loads, lines), key=lambda line: not line["broken"], default=None)
+    return "" if skipped is None else f", such as {skipped['key']}: {skipped['reason'].removeprefix('image: ').rstrip('.')}"
+
+
 def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
     """Log the numbers of skipped images and missing captions; raise ValueError if too many images were skipped."""
     images = len(rows) + rows.broken + rows.left_out
-    listed = f"they are listed in {rows.folder / SKIPPED}"
+    listed = f"they are listed in {rows.folder / SKIPPED}{_example(rows)}"
     if rows.broken > MAX_BROKEN * images:
         raise ValueError(
             f"data: {rows.broken} of {images} images of {source.describe()} cannot be decoded; expects at most "

@@ -50,11 +50,18 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
         return LatentData(cached_rows(config.cache, maker, progress))
     if config.prompts is not None:
         raise ValueError(NOTHING_TO_LEARN_ON)
+    source = training_source(config, teacher, seed)
+    if teacher.own_prompts is None:
+        source.require_captions()
     framing = Framing.from_settings(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
-    source, encoder = image_source(config, seed), teacher.prompt_encoder
-    return LatentData(
-        cached_images(config.cache, EncodedImages(source, framing, config.missing_caption, teacher.codec, encoder), progress)
-    )
+    maker = EncodedImages(source, framing, config.missing_caption, teacher.codec, teacher.prompt_encoder)
+    return LatentData(cached_images(config.cache, maker, progress))
+
+
+def training_source(config: DataConfig, teacher: Teacher, seed: int) -> ImageSource:
+    """The images of `data.path`; for a teacher with classes, with their names as captions."""
+    own = set(teacher.own_prompts or ())
+    return image_source(config, seed, own.issuperset if own - {""} else None)
 
 
 def training_prompts(config: DataConfig, teacher: Teacher) -> Prompts:
@@ -71,7 +78,7 @@ def training_texts(config: DataConfig, teacher: Teacher, data: LatentData, seed:
     if config.path is None:
         prompts = training_prompts(config, teacher).prompts
         return [prompts[number % len(prompts)] for number in range(len(data))]
-    source = image_source(config, seed)
+    source = training_source(config, teacher, seed)
     skipped = data.cache.skipped_keys()
     return [source.caption_of(entry) for entry in source.entries() if entry.key not in skipped]
 

@@ -28,8 +28,9 @@ def prepare_images(config: DataConfig, spec: GeneratorSpec, seed: int, progress:
         if spec.kind == "image":
             raise ValueError("data.path: not set; an image-to-image generator expects input images")
         return NoData()
+    source = image_source(config, seed, spec.knows if spec.num_classes else None)
     _, height, width = spec.output_shape if spec.kind == "noise" or is_enlarging(spec) else spec.input_shape
-    maker = FittedImages(image_source(config, seed), (height, width), spec)
+    maker = FittedImages(source, (height, width), spec)
     return ImageData(cached_images(config.cache, maker, progress), spec)
 
 

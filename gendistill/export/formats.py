@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,12 +18,11 @@ from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import open_in_float32, save_lora
-from gendistill.runtime.files import atomic_write, new_folder
+from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.training.checkpoint import as_os_error
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED, PROMPT = 0, "a red apple on a table"
@@ -57,7 +55,7 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
 
     Args:
         kind: one of `FORMATS`.
-        out: a new or empty folder, or a .safetensors file, which is replaced once the new one is complete.
+        out: a new or empty folder, or a .safetensors file that does not exist.
         dtype: of the weights: float32, float16 or bfloat16; None is float16, or float32 for a program.
         prompt: of the compared image; None is the first prompt of the model, or `PROMPT`.
 
@@ -76,21 +74,20 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     if kind in PROGRAMS:
         require_runtime(kind)
     if kind not in FOLDERS and out.suffix != ".safetensors":
-        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file")
-    out = out.resolve()
-    _require_vacant(out, kind)
+        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file, such as {out.name}.safetensors")
+    out = out.expanduser().resolve()
+    if kind in FOLDERS:
+        require_vacant(out, "--out")
+    else:
+        require_new(out, "--out")
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # other applications expect unquantized weights
-    _require_no_input(out, student, sampler)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
     writing = (new_folder if kind in FOLDERS else atomic_write)(out)
     with advancing_bar(f"exporting and verifying {kind}", 3) as progress, writing as temporary:
         student_image = _generate(sampler, prompts)
         progress(1)
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(sampler, temporary, DTYPES[dtype])
-        except SafetensorError as error:
-            raise as_os_error(error) or error from error
+        write(sampler, temporary, DTYPES[dtype])
         progress(1)
         reopened = reopen(sampler, temporary)
         difference = (_generate(reopened, prompts) - student_image).abs()
@@ -105,28 +102,6 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
 
 def _generate(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_IMAGE) -> Tensor:
     return next(iter(sampler.images(prompts, [SEED], task=task)))
-
-
-def _require_vacant(out: Path, kind: str) -> None:
-    """Raise ValueError if a folder is not empty, or if `out` is a file instead of a folder or vice versa."""
-    if kind not in FOLDERS:
-        if out.is_dir():
-            raise ValueError(f"--out {out}: is a folder; --format {kind} expects the name of a .safetensors file")
-        return
-    if out.is_dir():
-        if existing := sorted(path.name for path in out.iterdir()):
-            more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-            raise ValueError(f"--out {out}: holds {existing[0]}{more}, which would be lost; expects a new or an empty folder")
-    elif out.exists():
-        raise ValueError(f"--out {out}: is a file; --format {kind} expects a new or an empty folder")
-
-
-def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
-    """Raise ValueError if the file to write belongs to the student or to the teacher of its LoRA."""
-    sources = [student, sampler.spec.teacher] if sampler.spec is not None else [student]
-    for source in sources:
-        if out.is_file() and out.is_relative_to(Path(source).expanduser().resolve()):
-            raise ValueError(f"--out {out}: is a file of {source}, which would be lost; expects another name")
 
 
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:

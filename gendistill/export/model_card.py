@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gendistill.samplers import StudentSpec
@@ -91,7 +92,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         **{name: f"{value:.4g}" for name, value in spec.figures.items()},
     }
     return CARD.format(
-        teacher=spec.teacher,
+        teacher=name_of_teacher(spec.teacher),
         task=family.task,
         licence=provenance.get("licence", "unknown"),
         method=spec.method,
@@ -102,6 +103,11 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale),
         provenance="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
+
+
+def name_of_teacher(teacher: str) -> str:
+    """A hub id or a name as it is, and a path without its folders, which are those of one machine."""
+    return Path(teacher).name if Path(teacher).is_absolute() else teacher
 
 
 def _opening(spec: StudentSpec) -> str:

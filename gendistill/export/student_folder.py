@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from peft.utils import get_peft_model_state_dict
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
 from gendistill.export.model_card import model_card
-from gendistill.runtime.files import replace_folder
+from gendistill.runtime.files import updated_folder
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import family_of, network_of
 
@@ -52,30 +51,28 @@ def export_student(
     provenance: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write the student to `folder` atomically, replacing a previous one.
+    """Write the student to `folder` atomically, replacing a previous one; files in it that are not of a student are kept.
 
     Args:
         scheduler: the stock diffusers scheduler for sampling.
         provenance: rows of the model card: teacher, data, seeds, versions, figures.
         dtype: of the saved weights; diffusers opens them in the `torch_dtype` of its caller.
     """
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if networks.lora is not None:
-        save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
-        scheduler.save_pretrained(temporary / "scheduler")
-    else:
-        parts = {
-            name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-            for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
-        }
-        saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
-        saved.save_pretrained(temporary, safe_serialization=True)
-        open_in_float32(temporary)
-    spec.save(temporary)
-    (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family))
-    replace_folder(temporary, folder)
+    with updated_folder(folder) as temporary:
+        temporary.mkdir(parents=True)
+        if networks.lora is not None:
+            save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
+            scheduler.save_pretrained(temporary / "scheduler")
+        else:
+            parts = {
+                name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
+                for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
+            }
+            saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
+            saved.save_pretrained(temporary, safe_serialization=True)
+            open_in_float32(temporary)
+        spec.save(temporary)
+        (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family))
 
 
 def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gendistill.gan.gan_folder import Gan
-from gendistill.gan.generator import Generator, slerp
+from gendistill.gan.generator import Generator, prefer_channels_last, slerp
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, SampleRequest, hash_of_weights
 
@@ -63,7 +63,7 @@ class GeneratorSampler(Sampler):
         """A sampler of an opened GAN, whose generator is moved to the device and, on a CPU, to channels last."""
         network = gan.generator.network.to(device)
         if torch.device(device).type == "cpu":
-            _prefer_channels_last(network, gan.generator)
+            prefer_channels_last(network, lambda: gan.generator(*gan.generator.example(2)))
         return GeneratorSampler(gan.generator, gan.student, kind=gan.generator_source.class_name, read=read)
 
     @property
@@ -224,16 +224,3 @@ def _seeded(generate: Callable[[], Tensor], seed: int) -> Tensor:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return generate()
-
-
-def _prefer_channels_last(network: nn.Module, generator: Generator) -> None:
-    """Convert weights to channels last, which takes three quarters of the time on a CPU.
-
-    A network that fails in this memory format (such as by `view` of a tensor that is not contiguous) is converted back.
-    """
-    network.to(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode():
-            generator(*generator.example(2))
-    except RuntimeError:
-        network.to(memory_format=torch.contiguous_format)

@@ -45,6 +45,7 @@ class DecoderConfig(Section):
         None,
         description="Tiny autoencoder that training starts from, which sets width and blocks: the student of another run, or a "
         "folder or hub id of an AutoencoderTiny in the teacher's latent space, such as madebyollin/taesd",
+        json_schema_extra=about(path=True),
     )
     copies: int = Field(
         1,

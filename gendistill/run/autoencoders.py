@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from gendistill.methods.decoder import AutoencoderContext
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networks
 from gendistill.run.validation import save_image_grid
-from gendistill.runtime.files import replace_folder
+from gendistill.runtime.files import updated_folder
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import image_grid
 from gendistill.samplers.provenance import weights_fingerprint
@@ -118,26 +117,25 @@ class AutoencoderRun:
 
     def _write(self, folder: Path, tiny: torch.nn.Module, training: TrainingResult, figures: DecoderFigures) -> None:
         """Write the pipeline with the tiny autoencoder, atomically."""
-        temporary, teacher = folder.with_name(f".{folder.name}"), self.teacher
-        shutil.rmtree(temporary, ignore_errors=True)
+        teacher = self.teacher
         tiny.to(memory_format=torch.contiguous_format)  # safetensors stores the memory format otherwise
         pipeline = teacher.family.student_pipeline(teacher.pipeline, {"vae": tiny})
-        pipeline.save_pretrained(temporary, safe_serialization=True)
-        open_in_float32(temporary)
-        times = [dataclasses.asdict(time) for time in figures.times]
-        measured = {**figures.as_json(), "steps": training.steps, "best_step": training.best_step, "times": times}
-        (temporary / FIGURES).write_text(json.dumps(measured, indent=1))
-        card = CARD.format(
-            teacher=self.config.teacher,
-            version=gendistill.__version__,
-            steps=training.steps,
-            figures=figures.describe(),
-            file=FIGURES,
-            hash=weights_fingerprint(teacher.codec.networks["vae"]),
-            data=self.decoded.cache.provenance.get("described", "unknown"),
-        )
-        (temporary / "README.md").write_text(card)
-        replace_folder(temporary, folder)
+        with updated_folder(folder) as temporary:
+            pipeline.save_pretrained(temporary, safe_serialization=True)
+            open_in_float32(temporary)
+            times = [dataclasses.asdict(time) for time in figures.times]
+            measured = {**figures.as_json(), "steps": training.steps, "best_step": training.best_step, "times": times}
+            (temporary / FIGURES).write_text(json.dumps(measured, indent=1))
+            card = CARD.format(
+                teacher=self.config.teacher,
+                version=gendistill.__version__,
+                steps=training.steps,
+                figures=figures.describe(),
+                file=FIGURES,
+                hash=weights_fingerprint(teacher.codec.networks["vae"]),
+                data=self.decoded.cache.provenance.get("described", "unknown"),
+            )
+            (temporary / "README.md").write_text(card)
 
 
 class DecoderValidator:

@@ -13,9 +13,9 @@ import torch
 from accelerate import PartialState, init_empty_weights
 
 from gendistill.data.batches import LatentData
+from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
 from gendistill.data.sources.prompts import Prompts
-from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
@@ -27,6 +27,7 @@ from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.networks.pruning.unet_pruning import macs_fraction
+from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
 from gendistill.runtime.progress import advancing_bar
@@ -139,7 +140,7 @@ def describe_student(
     config: RunConfig, teacher: Teacher, stage: Stage, solver: str, figures: dict[str, Any] | None = None
 ) -> tuple[StudentSpec, Any]:
     """The `gendistill.json` of a stage's student for sampling with `solver`, and the diffusers scheduler of its pipeline."""
-    scheduler = scheduler_of(solver, config, teacher, stage)
+    scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -252,7 +253,9 @@ def describe_data(config: RunConfig, texts: bool) -> str:
     if (data.path and data.prompts) or (texts and not data.path and not data.prompts):
         raise ValueError(NOTHING_TO_LEARN_ON)
     if data.path is not None:
-        source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+        source = image_source(data, config.seed)
+        if texts:
+            source.require_captions()
         description = source.describe()
     else:
         prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all of its prompts"

@@ -11,19 +11,20 @@ import torch
 from accelerate import PartialState
 
 from gendistill.assets import asset_path
+from gendistill.data.cached import image_source
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.gan_pairs import generate_pairs
-from gendistill.data.sources.source import open_source
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
-from gendistill.gan.generator import FASTEST
+from gendistill.gan.generator import prefer_channels_last
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.gan_build import GeneratorContext
 from gendistill.methods.gan_start import start_student
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
+from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers.provenance import weights_fingerprint
@@ -39,7 +40,8 @@ class GeneratorRun:
         self.teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
         _report(describe(self.teacher))
         recipe_of(config).check(config, self.teacher)
-        self.teacher.generator.network.to(memory_format=FASTEST)
+        generator = self.teacher.generator
+        prefer_channels_last(generator.network, lambda: generator(*generator.example(2)))
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
@@ -52,7 +54,8 @@ class GeneratorRun:
         teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
         data, description = config.data, "none: the teacher's images serve as real images"
         if data.path is not None:
-            source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+            spec = teacher.generator.spec
+            source = image_source(data, config.seed, spec.knows if spec.num_classes else None)
             description = f"{source.describe()}; resized into {data.cache}"
         start = start_student(teacher, config.compress, NoData(), config.seed)
         return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", description
@@ -88,7 +91,7 @@ class GeneratorRun:
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
         """Write the EMA of the best validation, with the discriminator of the last step."""
-        config, start, average = self.config, self.start, stage.method.networks.average
+        config, start, average = located(self.config), self.start, stage.method.networks.average
         assert training.best is not None  # the validator has evaluated at least step 0
         student_info: dict[str, Any] = {
             "method": config.method,

@@ -163,7 +163,7 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
     changes: dict[str, dict[str, Any]] = {}
     if not config.trainer.gradient_checkpointing:
         changes["trainer.gradient_checkpointing=true"] = {"trainer": {"gradient_checkpointing": True}}
-    if config.trainer.batch_size > config.trainer.gradient_accumulation_steps:
+    if config.trainer.batch_size > config.trainer.gradient_accumulation_steps and not _keeps_all_parts(config):
         count = config.trainer.batch_size
         changes[f"trainer.gradient_accumulation_steps={count}"] = {"trainer": {"gradient_accumulation_steps": count}}
     if not config.lora.enabled and may_be_lora(config) and family.lora:
@@ -184,7 +184,8 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
     latents = _latents(config, networks)
-    rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
+    passes = 1 if _keeps_all_parts(config) else config.trainer.gradient_accumulation_steps
+    rows = config.trainer.batch_size // passes
     family, network = networks.family, networks.network
     schedule, prediction_type = family.noise_schedule(networks.scheduler), family.prediction_type(networks.scheduler)
     teacher = Denoiser(network, schedule, prediction_type, family.call)
@@ -206,8 +207,13 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
         step,
         num_trained,
         calls,
-        config.trainer.gradient_accumulation_steps,
+        passes,
     )
+
+
+def _keeps_all_parts(config: RunConfig) -> bool:
+    """Whether the activations of all parts of a batch are kept: those of two students, until each of them has stepped."""
+    return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
 
 
 def _step(method: Method, batch: Batch, rows: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import training_prompts
+from gendistill.data.encode import training_prompts, training_source
 from gendistill.diffusion.teacher import Teacher
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator, teacher_evaluator
@@ -72,20 +73,26 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
         return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
-    is_data = reference == config.data.path
+    is_data, caption = reference == config.data.path, config.data.caption
+    if is_data and caption is None:
+        chosen = training_source(config.data, teacher, config.seed).choice
+        caption = chosen.fields[0] if chosen.weights else None
+    evaluation = EvaluationConfig(
+        reference,
+        caption=caption,
+        num=num,
+        seed=seed,
+        extractor=config.validation_extractor,
+        cache=config.data.cache,
+    )
     evaluator = build_evaluator(
-        EvaluationConfig(
-            reference,
-            caption=config.data.caption,
-            num=num,
-            seed=seed,
-            extractor=config.validation_extractor,
-            cache=config.data.cache,
-        ),
+        evaluation,
         image_column=config.data.image_column if is_data else None,
         split=config.data.split if is_data else None,
         clip_score=False,
     )
+    if config.data.prompts is not None and not any(evaluator.captions):
+        evaluator = build_evaluator(replace(evaluation, prompts=config.data.prompts), clip_score=False)
     return evaluator.first(num)
 
 

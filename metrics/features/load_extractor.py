@@ -38,19 +38,20 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
     Raises:
         ValueError: the name or path is unknown, the weights cannot be loaded, or `resize` is not supported.
     """
-    name = str(name_or_path) if str(name_or_path) in NAMES else asset_path(name_or_path)
+    is_named = str(name_or_path).partition(":")[0] in NAMES  # whatever the working folder holds
+    name = str(name_or_path) if is_named else asset_path(name_or_path)
     kind, _, rest = name.partition(":")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if not is_named and path.is_dir():
         kind, rest = _kind_of_folder(path), str(path)
-    elif path.suffix in SUFFIXES and path.is_file():
+    elif not is_named and path.suffix in SUFFIXES and path.is_file():
         kind, rest = "inception", str(path)
     elif kind not in NAMES and _is_model_and_tag(name):
         kind, rest = "clip", name
     arguments: Mapping[str, Any] = {} if resize is None else {"resize": resize}
     if resize is not None and kind in ("emoji", "clip"):
         raise ValueError(f"resize: got {resize!r} for {name!r}, expects none, as its resizing is fixed.")
-    if kind == "emoji" and (not rest or path.is_dir()):
+    if kind == "emoji" and (not rest or not is_named):
         return EmojiFeatures.from_folder(rest or EMOJI_FEATURES, device)
     if kind == "inception":
         return InceptionFeatures(rest or None, device, **arguments)

@@ -275,19 +275,22 @@ def test_a_folder_that_is_filled_while_the_student_is_written_is_kept(tmp_path):
     assert contents(tmp_path) == {tmp_path / "out" / "cat.jpg": b"precious"}
 
 
-def test_a_file_is_replaced_unless_it_is_a_folder_or_part_of_what_is_exported(student, tmp_path):
+def test_a_file_that_exists_is_refused_and_keeps_its_content(student, tmp_path):
     shutil.copytree(student("sd1"), tmp_path / "student")
-    weights = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
-    (tmp_path / "old.safetensors").write_text("an earlier export")
+    (tmp_path / "old.safetensors").write_text("precious")
+    (tmp_path / "link.safetensors").symlink_to("old.safetensors")
     (tmp_path / "a.safetensors").mkdir()
-    before = contents(tmp_path / "student")
-    with pytest.raises(ValueError, match=r"a\.safetensors: is a folder; --format checkpoint expects the name of a"):
-        export(str(tmp_path / "student"), "checkpoint", tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=f"--out {weights}: is a file of {tmp_path / 'student'}, which would be lost"):
-        export(str(tmp_path / "student"), "checkpoint", weights)
-    assert contents(tmp_path / "student") == before
-    export(str(tmp_path / "student"), "checkpoint", tmp_path / "old.safetensors")
-    assert load_file(tmp_path / "old.safetensors")
+    before = contents(tmp_path)
+    for out, sentence in {
+        "a.safetensors": "is a folder; expects the name of a file",
+        "student/unet/diffusion_pytorch_model.safetensors": "exists and would be lost; expects a new name",
+        "old.safetensors": "exists and would be lost",
+        "link.safetensors": "exists and would be lost",
+        "student.v1.5": r"expects a \.safetensors file, such as student\.v1\.5\.safetensors",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            export(str(tmp_path / "student"), "checkpoint", tmp_path / out)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(("kind", "name"), [("checkpoint", "one.safetensors"), ("diffusers", "folder")])
