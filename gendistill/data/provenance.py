@@ -11,7 +11,7 @@ from torch import nn
 
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
-from gendistill.samplers.codec import Codec
+from gendistill.samplers.codec import Codec, LatentCodec
 
 
 def weights_fingerprint(network: nn.Module) -> str:
@@ -32,7 +32,9 @@ def fingerprints(networks: Mapping[str, nn.Module]) -> dict[str, str]:
 
 def codec_provenance(codec: Codec) -> dict[str, Any]:
     """Weights and scaling of an autoencoder: they determine its latent space."""
-    scaling = [getattr(codec, "scaling_factor", 1.0), getattr(codec, "shift_factor", 0.0)]
+    scaling: list[Any] = [1.0, 0.0]
+    if isinstance(codec, LatentCodec):
+        scaling = [codec.scaling_factor, codec.mean, *([] if codec.std == 1 else [codec.std])]
     return {**fingerprints(codec.networks), "scaling": scaling}
 
 

@@ -128,17 +128,16 @@ def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
 
 
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    """A diffusers folder, with a LoRA fused; float16 weights are saved as diffusers' variant `fp16`."""
+    """A diffusers folder, with a LoRA fused. A variant (`fp16`) would be opened only by callers who name it."""
     pipeline = _fused(sampler).to(dtype)
-    pipeline.save_pretrained(out, safe_serialization=True, variant="fp16" if dtype is torch.float16 else None)
+    pipeline.save_pretrained(out, safe_serialization=True)
     open_in_float32(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
 
 
 def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
-    variant = "fp16" if list(out.rglob("*.fp16.safetensors")) else None
-    return FewStepSampler(DiffusionPipeline.from_pretrained(out, variant=variant, use_safetensors=True), sampler.spec)
+    return FewStepSampler(DiffusionPipeline.from_pretrained(out, use_safetensors=True), sampler.spec)
 
 
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
