@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 3
 UNFUSED = re.compile(r"\.base_layer\.|\blora[._]|_lora[._]|\.lora_")  # PEFT's, diffusers' and kohya's names
+IP_ADAPTER = re.compile(r"_ip\.|image_projection_layers")
 MADE_BY_NETWORKS = re.compile(r"position_ids$|rotary_emb\.inv_freq$|attn_mask$")  # buffers that older versions saved
 OPENING_ERRORS = (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError)  # also of configs
 
@@ -72,7 +72,6 @@ def open_network(kind: Any, folder: str | Path, source: object, part: str, dtype
     else:
         settings["torch_dtype"] = dtype
     try:
-        _require_known_inputs(Path(folder))
         with _without_warnings():
             network, loading = kind.from_pretrained(str(folder), **settings)
     except OPENING_ERRORS as error:
@@ -87,7 +86,8 @@ def open_network(kind: Any, folder: str | Path, source: object, part: str, dtype
     if other := [name if isinstance(name, str) else name[0] for name in loading.get("mismatched_keys", ())]:
         raise ValueError(f"model {source}: the weights {listed(other)} of its {part} have other shapes than its config expects")
     if unused:
-        logger.warning("model %s: %d weights of its %s are not used: %s", source, len(unused), part, listed(unused))
+        kind_of = " of an IP-Adapter, which a pipeline loads from a file of its own," if IP_ADAPTER.search(unused[0]) else ""
+        logger.warning("model %s: %d weights%s in its %s are not used: %s", source, len(unused), kind_of, part, listed(unused))
     require_loaded(source, {part: network})
     return network
 
@@ -159,17 +159,6 @@ def first_sentence(error: Exception) -> str:
     """The first sentence of a library's error message, without its advice about arguments of functions."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.split(r"(?<=[^.]\.) (?=[A-Z])", lines[0])[0].rstrip(".")
-
-
-def _require_known_inputs(folder: Path) -> None:
-    config = folder / "config.json"
-    if not config.is_file():
-        return
-    if json.loads(config.read_text()).get("encoder_hid_dim_type") == "ip_image_proj":
-        raise ValueError(
-            "it was saved with an IP-Adapter, which diffusers does not open again; expects a pipeline that is saved after "
-            "pipeline.unload_ip_adapter()"
-        )
 
 
 @contextmanager

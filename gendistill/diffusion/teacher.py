@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
-from gendistill.samplers.loading import commit_of, open_pipeline
+from gendistill.samplers.loading import commit_of, open_pipeline, safety_checker_of
 from gendistill.schedulers import PREDICTION_TYPES
+
+logger = logging.getLogger(__name__)
 
 MIN_SIGNAL = 1e-3  # smallest alpha of an epsilon teacher; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
 
@@ -26,6 +31,7 @@ class Teacher:
     Attributes:
         resolution: pixels along an edge of the training images.
         commit: commit of the download; None where the pipeline is not from the hub.
+        not_in_student: what the teacher has and its student will not have, as sentences, for the log and the model card.
     """
 
     source: str
@@ -35,6 +41,7 @@ class Teacher:
     codec: Codec
     resolution: int
     commit: str | None = None
+    not_in_student: tuple[str, ...] = ()
 
     @property
     def network(self) -> Any:
@@ -115,7 +122,20 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
         raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
     _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
     resolution = resolution or height
-    return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
+    left_out = tuple(_not_in_student(pipeline, family))
+    for sentence in left_out:
+        logger.warning("teacher %s: %s", source, sentence)
+    return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline), left_out)
+
+
+def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
+    config, arguments = pipeline.scheduler.config, inspect.signature(type(pipeline.scheduler)).parameters
+    if (checker := safety_checker_of(pipeline)) is not None:
+        yield f"the student has no safety checker; its users can load the teacher's from {checker} and pass it to the pipeline"
+    if "thresholding" in arguments and config.get("thresholding"):
+        yield "the student is trained and sampled without the dynamic thresholding of the teacher's scheduler"
+    if "clip_sample" in arguments and config.get("clip_sample") and not family.bounded:
+        yield "the student is trained and sampled without the clipping of latents (clip_sample) by the teacher's scheduler"
 
 
 def _require_distillable(
