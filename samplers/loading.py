@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import list_repo_files
@@ -104,7 +105,7 @@ def open_student(
 def _load_lora(pipeline: Any, file: Path) -> None:
     """Load a student's LoRA into its teacher, with all of the weights that its adapter has in the network."""
     settings = {"weight_name": file.name, "use_safetensors": True}
-    state = pipeline.lora_state_dict(str(file.parent), **settings)
+    state = pipeline.lora_state_dict(str(file.parent), **settings)[0]
     require_pairs(file.name, state)
     require_finite(file.name, state)
     pipeline.load_lora_weights(str(file.parent), **settings)
@@ -188,8 +189,10 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     index = _require_pipeline(source, folder)
     absent = left_out(index, folder)
     networks = open_networks(source, folder, {name: entry for name, entry in index.items() if name not in absent}, dtype)
+    # by its own class, as the base class opens an optional part again that is passed
+    kind: Any = getattr(diffusers, index["_class_name"], DiffusionPipeline)
     try:
-        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
+        return kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
     except OPENING_ERRORS as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {first_sentence(error)}") from error
 
