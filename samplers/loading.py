@@ -71,6 +71,10 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
         ValueError: as `open_pipeline`, for all errors that need no reading of weights.
     """
     path = Path(asset_path(source)).expanduser()
+    if (name := os.fsencode(path).decode(errors="backslashreplace")) != str(path):
+        raise ValueError(
+            f"model {name}: the path is not UTF-8, which safetensors requires; expects another name, or a link to it with one"
+        )
     is_file = _is_checkpoint(path)
     if config is not None and not is_file:
         raise ValueError(f"teacher_config {config}: expects a .safetensors checkpoint as the teacher, not {source}")

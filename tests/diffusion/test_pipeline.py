@@ -62,6 +62,8 @@ def test_a_teacher_from_the_hub_knows_its_commit(tiny_folder, tmp_path, monkeypa
     shutil.copytree(tiny_folder, repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+    weights = repository / "snapshots" / COMMIT / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
     assert load_teacher("someone/tiny", revision=revision).commit == COMMIT
-    with pytest.raises(ValueError, match="model someone/tiny cannot be opened as a diffusers pipeline"):
+    with pytest.raises(ValueError, match="model someone/tiny is no local folder, and cannot be opened as a diffusers pipeline"):
         load_teacher("someone/tiny", revision="another")
