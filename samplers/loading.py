@@ -179,13 +179,13 @@ def _not_on_hub(hub_id: str, error: Exception) -> ValueError:
 
 
 def _near(path: Path) -> str:
-    """The names beside a path that are similar to it, for an error message; empty without any."""
+    """The similar names in the folder of a path, for an error message; empty without any."""
     try:
-        beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
+        siblings = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
     except OSError:
-        beside = []
+        siblings = []
     assets = [f"assets/{name}" for name in asset_names()]
-    near = difflib.get_close_matches(str(path), [*beside, *assets], n=3, cutoff=0.75)
+    near = difflib.get_close_matches(str(path), [*siblings, *assets], n=3, cutoff=0.75)
     return f" (there is {', '.join(dict.fromkeys(near))})" if near else ""
 
 

@@ -163,7 +163,7 @@ def first_sentence(error: Exception) -> str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence the libraries' warnings about weights, which become errors and warnings of ours."""
+    """Silence the libraries' warnings about weights; `open_network` reports them."""
     libraries: Any = (diffusers.utils.logging, transformers.utils.logging)
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
