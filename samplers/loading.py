@@ -126,14 +126,10 @@ def commit_of(pipeline: Any) -> str | None:
     return opened_from.name if opened_from.parent.name == "snapshots" else None
 
 
-def safety_checker_of(pipeline: Any) -> str | None:
-    """The folder or hub id of the safety checker of the model that a pipeline was opened from, which is never opened."""
-    opened_from = Path(pipeline.config.get("_name_or_path") or "")
-    index = opened_from / "model_index.json"
-    if not index.is_file():
-        return None
-    library, _ = json.loads(index.read_text()).get("safety_checker") or (None, None)
-    return str(opened_from / "safety_checker") if library is not None else None
+def lists_safety_checker(pipeline: Any) -> bool:
+    """Whether the folder from which a pipeline was opened lists a safety checker, which `open_pipeline` leaves out."""
+    index = Path(pipeline.config.get("_name_or_path") or "") / "model_index.json"
+    return index.is_file() and (json.loads(index.read_text()).get("safety_checker") or [None])[0] is not None
 
 
 def _is_checkpoint(path: Path) -> bool:

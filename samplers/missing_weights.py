@@ -19,6 +19,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
+LONGEST = 300  # characters of a library's message
 UNFUSED = re.compile(r"\.base_layer\.|\blora[._]|_lora[._]|\.lora_")  # PEFT's, diffusers' and kohya's names
 IP_ADAPTER = re.compile(r"_ip\.|image_projection_layers")
 MADE_BY_NETWORKS = re.compile(r"position_ids$|rotary_emb\.inv_freq$|attn_mask$")  # buffers that older versions saved
@@ -73,7 +74,12 @@ def open_network(kind: Any, folder: str | Path, source: object, part: str, dtype
         settings["torch_dtype"] = dtype
     try:
         with _without_warnings():
-            network, loading = kind.from_pretrained(str(folder), **settings)
+            try:
+                network, loading = kind.from_pretrained(str(folder), **settings)
+            except ValueError as error:  # diffusers before 0.33 reports missing weights only when all are initialised first
+                if is_foreign or "keys are missing" not in str(error):
+                    raise
+                network, loading = kind.from_pretrained(str(folder), low_cpu_mem_usage=False, **settings)
     except OPENING_ERRORS as error:
         raise ValueError(f"model {source}: its {part} cannot be opened: {first_sentence(error)}") from error
     unused = [name for name in loading.get("unexpected_keys", ()) if not MADE_BY_NETWORKS.search(name)]
@@ -157,8 +163,8 @@ def listed(names: Collection[str]) -> str:
 
 def first_sentence(error: Exception) -> str:
     """The first sentence of a library's error message, without its advice about arguments of functions."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.split(r"(?<=[^.]\.) (?=[A-Z])", lines[0])[0].rstrip(".")
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"(?<=[^.]\.) (?=[A-Z])", text)[0][:LONGEST].rstrip(".")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
-from gendistill.samplers.loading import commit_of, open_pipeline, safety_checker_of
+from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
 from gendistill.schedulers import PREDICTION_TYPES
 
 logger = logging.getLogger(__name__)
@@ -130,8 +130,8 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
 
 def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
     config, arguments = pipeline.scheduler.config, inspect.signature(type(pipeline.scheduler)).parameters
-    if (checker := safety_checker_of(pipeline)) is not None:
-        yield f"the student has no safety checker; its users can load the teacher's from {checker} and pass it to the pipeline"
+    if lists_safety_checker(pipeline):
+        yield "the student has no safety checker; its users can load the teacher's (subfolder safety_checker) into the pipeline"
     if "thresholding" in arguments and config.get("thresholding"):
         yield "the student is trained and sampled without the dynamic thresholding of the teacher's scheduler"
     if "clip_sample" in arguments and config.get("clip_sample") and not family.bounded:

@@ -23,7 +23,7 @@ from gendistill.export.student_folder import open_in_float32, save_lora
 from gendistill.runtime.files import atomic_write, new_folder
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.loading import open_pipeline, safety_checker_of
+from gendistill.samplers.loading import lists_safety_checker, open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 from gendistill.training.checkpoint import as_os_error
 
@@ -133,8 +133,8 @@ def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
     """A diffusers folder, with a LoRA fused. A variant (`fp16`) would be opened only by callers who name it."""
     pipeline = _fused(sampler).to(dtype)
-    if (checker := safety_checker_of(pipeline)) is not None:
-        logger.warning("the export has no safety checker; the model's is in %s", checker)
+    if lists_safety_checker(pipeline):
+        logger.warning("the export has no safety checker; its users can load the model's (subfolder safety_checker)")
     pipeline.save_pretrained(out, safe_serialization=True)
     open_in_float32(out)
     if sampler.spec is not None:

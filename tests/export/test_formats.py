@@ -54,6 +54,9 @@ def student(family_folder, tmp_path_factory):
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
     out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
     assert export(str(student(family, lora)), kind, out).max_error < HALF
+    if kind == "diffusers":  # in float16, by names that open without an argument
+        assert not list(out.rglob("*.fp16.*"))
+        assert FewStepSampler.from_pretrained(out).spec.num_inference_steps == (2,)
     other = tmp_path / f"float32-{out.name}"
     assert export(str(student(family, lora)), kind, other, dtype="float32").max_error < 1e-4
     assert not list(tmp_path.glob(".*"))
