@@ -12,6 +12,7 @@ from diffusers import (
     PNDMScheduler,
     ScoreSdeVeScheduler,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gendistill.schedulers import NoiseSchedule, expand_to
 
@@ -140,3 +141,12 @@ def test_a_noise_schedule_that_adds_no_noise_is_refused(betas, sentence):
     scheduler = DDIMScheduler(trained_betas=betas, num_train_timesteps=len(betas))
     with pytest.raises(ValueError, match=f"scheduler DDIMScheduler has a noise schedule (that )?{sentence}"):
         NoiseSchedule.from_scheduler(scheduler)
+
+
+def test_a_time_on_a_gpu_is_never_read_on_the_host():
+    """Only shapes and devices are computed, so this needs no GPU; a value read on the host would be a CPU tensor."""
+    schedule = NoiseSchedule.from_scheduler(DDIMScheduler())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, t = torch.empty(4, 3, 8, 8, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
+        values = [schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t), schedule.perturb(x, x, t, t)]
+        assert {value.device.type for value in values} == {"cuda"}
