@@ -134,7 +134,7 @@ def lists_safety_checker(pipeline: Any) -> bool:
 
 def _is_checkpoint(path: Path) -> bool:
     """Whether a path is that of a file of weights; a folder may have such a name too."""
-    return path.suffix in SUFFIXES and not path.is_dir()
+    return path.suffix in SUFFIXES and not os.path.isdir(path)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -199,13 +199,15 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
 
 def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
     """The model_index.json of a folder; ValueError if its family is not supported, or one of its parts is missing."""
-    if not (folder / "model_index.json").is_file():
-        if folder.is_dir():
+    if not os.path.isfile(folder / "model_index.json"):
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            state = "cannot be read: permission denied"
+        elif os.path.isdir(folder):
             state = "has no model_index.json"
         elif folder.is_symlink():
             state = f"is a link to {os.readlink(folder)}, which does not exist"
         else:
-            state = "is a file without the suffix .safetensors" if folder.is_file() else f"does not exist{_near(folder)}"
+            state = "is a file without the suffix .safetensors" if os.path.isfile(folder) else f"does not exist{_near(folder)}"
         raise ValueError(f"model {source} {state}; {EXPECTED}")
     cannot = f"model {source} cannot be opened as a diffusers pipeline"
     try:
@@ -220,6 +222,8 @@ def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or name in absent:
             continue
         part = folder / name
+        if os.path.isdir(part) and not os.access(part, os.R_OK | os.X_OK):
+            raise ValueError(f"{cannot}: its {name} cannot be read: permission denied")
         if not part.is_dir():
             raise ValueError(f"{cannot}: it has no {name}, which its model_index.json lists as a {entry[1]}")
         if network_class(entry) is None:
