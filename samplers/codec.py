@@ -68,9 +68,13 @@ class LatentCodec:
             return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here."""
+        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here.
+
+        The VAE computes in the dtype of its weights under any autocast.
+        """
         unscaled = latents * _by_channel(self.std, latents) / self.scaling_factor + _by_channel(self.mean, latents)
-        return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
+        with torch.autocast(self.vae.device.type, enabled=False):
+            return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
     @contextmanager
     def _without_overflow(self) -> Iterator[None]:

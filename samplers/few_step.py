@@ -17,6 +17,7 @@ from gendistill.samplers.families import Conditions, SampleOptions, family_of, n
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.prompt_cache import PromptCache
+from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
@@ -168,6 +169,8 @@ class FewStepSampler(Sampler):
 
     @property
     def size(self) -> tuple[int, int]:
+        if self.spec is not None and self.spec.resolution is not None:
+            return self.spec.resolution, self.spec.resolution
         return self.family.size(self.pipeline)
 
     @cached_property
@@ -175,17 +178,19 @@ class FewStepSampler(Sampler):
         """16 hex digits of the SHA-256 of all weights, including adapters, at the first access."""
         return hash_of_weights({name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)})
 
+    @cached_property
+    def _parts(self) -> dict[str, Any]:
+        return pipeline_provenance(self.pipeline, ("scheduler",))
+
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        pipeline = self.pipeline
-        settings = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
         return {
-            "weights": self.weights_hash,
-            "pipeline": self.kind,
-            "dtype": str(pipeline.dtype),
-            "scheduler": [type(pipeline.scheduler).__name__, settings],
+            "parts": self._parts,
+            "scheduler": provenance(self.pipeline.scheduler),
             "steps": steps,
             "guidance_scale": guidance_scale,
             "eta": self.eta,
+            "timesteps": self.spec.timesteps if self.spec else None,
+            "size": list(self.size),
         }
 
     def components(self) -> dict[str, Component]:
@@ -235,7 +240,7 @@ class FewStepSampler(Sampler):
         size = request.size or self.size
         if task.images is not None:
             size = (task.images.shape[2], task.images.shape[3])
-        elif request.size is not None:
+        elif size != self.family.size(self.pipeline):
             arguments |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             arguments["timesteps"] = self.spec.timesteps[steps]

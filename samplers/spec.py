@@ -31,6 +31,8 @@ class StudentSpec:
         guidance_scale: the default scale; for `baked`, the fixed scale.
         guidance_range: for `embedded`, the range of scales in training.
         timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
+        resolution: edge of the square images of a LoRA that was trained at another size than its teacher's; None for the
+            pipeline's own size.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
     """
 
@@ -50,6 +52,7 @@ class StudentSpec:
     timesteps: dict[int, list[int]] | None = None
     teacher_config: str | None = None
     teacher_revision: str | None = None
+    resolution: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
     format_version: int = 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -22,11 +23,15 @@ app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_h
 
 def main() -> None:
     """Run the command line; a mistake of the user is one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings(
         "ignore", category=UserWarning, module="huggingface_hub"
     )  # from arguments that diffusers passes to it
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of metadata that describe no pixels
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")  # several adapters on one network are meant
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn of missing packages of extras while they are imported
         os.environ.setdefault(f"{library}_VERBOSITY", "error")

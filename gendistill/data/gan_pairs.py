@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gendistill.data.cached import PART_SIZE, Progress, cached_rows
+from gendistill.data.cached import PART_SIZE, Progress, RowMaker, cached_rows
 from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.generator import Generator
 from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
@@ -66,31 +65,41 @@ def generate_pairs(
         raise ValueError(
             f"gan.pairs {count}: expects a teacher that generates from noise; 0 for one that generates from images"
         )
-    key_parts = {
-        "teacher": weights_fingerprint(teacher.network),
-        "spec": repr(teacher.spec),
-        "count": count,
-        "classes": None if isinstance(data, NoData) else data.cache.key,
-    }
-    make = partial(_generate, teacher, data, progress)
-    described = f"{count} images that the teacher generated"
-    return PairedData(cached_rows(cache, key_parts, described, lambda: range(count), make), data)
+    return PairedData(
+        cached_rows(cache, GeneratedPairs(teacher, data if teacher.spec.num_classes else NoData(), count), progress), data
+    )
 
 
-@torch.no_grad()
-def _generate(teacher: Generator, data: ImageData | NoData, progress: Progress | None, numbers: list[int]) -> StoredPart:
-    spec, device = teacher.spec, next(iter(teacher.network.parameters()), torch.empty(0)).device
-    random = PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(numbers))
-    inputs = random.normal(spec.input_shape)
-    rows = {"inputs": inputs}
-    if spec.num_classes:
-        real_rows = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
-        real_labels = data.batch(real_rows, random).real_labels
-        rows["labels"] = (random.uniform() * spec.num_classes).long() if real_labels is None else real_labels
-    generated = []
-    for part in torch.arange(len(numbers)).split(images_at_once(max(spec.output_shape[1:]))):
-        labels = rows["labels"][part].to(device) if spec.num_classes else None
-        generated.append(in_bytes(teacher(inputs[part].to(device), labels)))
-        if progress:
-            progress(len(part))
-    return StoredPart({"pairs": {**rows, "images": torch.cat(generated)}})
+@dataclass(frozen=True)
+class GeneratedPairs(RowMaker[int]):
+    """Noise, classes with the frequencies of `data`, and the images that the teacher generates from them."""
+
+    teacher: Generator
+    data: ImageData | NoData
+    count: int
+
+    @property
+    def described(self) -> str:
+        return f"{self.count} images that the teacher generated"
+
+    def items(self) -> range:
+        return range(self.count)
+
+    @torch.no_grad()
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        teacher, spec = self.teacher, self.teacher.spec
+        device = next(iter(teacher.network.parameters()), torch.empty(0)).device
+        random = PerSampleRandom(PAIRS_SEED, 0, items[0], len(items))
+        inputs = random.normal(spec.input_shape)
+        rows = {"inputs": inputs}
+        if spec.num_classes:
+            real_rows = self.data.rows_of_step(PAIRS_SEED, items[0] // PART_SIZE, PART_SIZE)[: len(items)]
+            real_labels = self.data.batch(real_rows, random).real_labels
+            rows["labels"] = (random.uniform() * spec.num_classes).long() if real_labels is None else real_labels
+        generated = []
+        for part in torch.arange(len(items)).split(images_at_once(max(spec.output_shape[1:]))):
+            labels = rows["labels"][part].to(device) if spec.num_classes else None
+            generated.append(in_bytes(teacher(inputs[part].to(device), labels)))
+            if progress:
+                progress(len(part))
+        return StoredPart({"pairs": {**rows, "images": torch.cat(generated)}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.data.texts import printable
 from gendistill.evaluation.class_captions import class_caption
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import Advance, Extraction
@@ -33,6 +35,8 @@ from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import Sampler, images_at_once, to_uint8
 from gendistill.samplers.codec import Codec
+
+logger = logging.getLogger(__name__)
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # differs from every training seed
@@ -91,7 +95,7 @@ class Evaluator:
         if evaluator.scorer is not None:
             met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if evaluator.reference.image_embeddings is not None else set())
         for metric in map(METRICS.__getitem__, evaluator.requested or ()):
-            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts))):
+            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts), real=evaluator.reference.features)):
                 raise ValueError(why)
         return evaluator
 
@@ -247,13 +251,18 @@ def build_evaluator(
         real = read_images(source, extraction, square=square, progress=progress)
     assert real.metadata is not None
     captions = real.metadata.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
+    if not all(captions) and any(sampler.texts for sampler in samplers):
+        source.require_captions("--caption", "--prompts FILE")
+        logger.warning(
+            "%d of %d images of %s have no caption: the prompt ''", captions.count(""), len(captions), name_of(reference)
+        )
     captions_of = f"the {caption} captions of" if caption else "the captions of"
     return Evaluator(
         prompts=_sampled_prompts(captions, num, seed),
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
-        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}",
+        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {printable(Path(reference).name)}'}",
         extractor=network,
         scorer=scorer,
         seed=seed,
@@ -279,7 +288,7 @@ def _sampled_prompts(captions: list[str], num: int, seed: int) -> list[str]:
 
 def name_of(source: str) -> str:
     """A short name of a set of images: the folder's name, or `emoji/train-*.tar.gz`."""
-    return Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:])
+    return printable(Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:]))
 
 
 def teacher_evaluator(

@@ -11,7 +11,10 @@ from rich.console import Group
 from rich.text import Text
 
 from gendistill.assets import asset_path
+from gendistill.data.images import SUFFIXES
 from gendistill.data.sources.captions import CaptionOption
+from gendistill.data.sources.metadata import LISTS
+from gendistill.data.sources.patterns import TABLES
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.evaluation.evaluate_student import student_folders
@@ -37,7 +40,7 @@ from gendistill.sampling.load import gan_folder
 EMBEDDED = "assets/emoji/"
 FILE_NAME = "evaluation.json"
 STATISTICS = ".npz"
-ENDINGS = (*SHARD_SUFFIXES, ".zip", ".parquet", STATISTICS)
+ENDINGS = (*SHARD_SUFFIXES, *SUFFIXES, *TABLES, *LISTS, ".zip", STATISTICS)
 MODEL_FILES = ("model_index.json", "gendistill.json", "pytorch_lora_weights.safetensors")
 
 
@@ -128,7 +131,9 @@ def evaluate_images(images: str, config: EvaluationConfig) -> SetEvaluation:
         files = [make_folder(config.out) / FILE_NAME]
         with atomic_write(files[0]) as temporary:
             temporary.write_text(evaluation.to_json())
-    return SetEvaluation(evaluation, _warnings(network.dim, {images: samples, config.reference: reference}), files)
+    warnings = _warnings(network.dim, {images: samples, config.reference: reference})
+    warnings += [f"not measured: {reason}" for reason in scores.left_out]
+    return SetEvaluation(evaluation, warnings, files)
 
 
 def _metrics(images: str, config: EvaluationConfig) -> tuple[str, ...]:
@@ -189,8 +194,11 @@ def _with_prompts(path: str, image_set: ImageSet, scorer: ClipScorer | None) -> 
     assert image_set.images is not None
     assert image_set.metadata is not None
     captions = image_set.metadata.captions
-    if not all(captions):
-        raise ValueError(f"prompts: {path} has images without a caption; CLIP score and CLIP-R expect one per image.")
+    if missing := captions.count(""):
+        raise ValueError(
+            f"prompts: {path} has images without a caption: {missing} of {len(captions)} ({image_set.metadata.seen}); "
+            "CLIP score and CLIP-R expect one per image, or --caption FIELD."
+        )
     texts = scorer.embed_texts(captions) if scorer else None
     return dataclasses.replace(image_set.images, prompts=captions, text_embeddings=texts)
 

@@ -33,6 +33,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 SEED, PROMPT = 0, "a red apple on a table"
 PROGRAMS = ("onnx", "openvino")
 FOLDERS = ("diffusers", *PROGRAMS)  # formats that are a folder; the others are a file
+# ComfyUI reads v in a checkpoint of Stable Diffusion 2.x where the standard deviation of this bias is above this limit
+BIAS_OF_V, STD_OF_V = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # maximum error of a pixel in [0, 1] from rounding
 
 
@@ -148,11 +150,33 @@ def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
     pipeline = _fused(sampler)
     weights = {name: weight.to(dtype).contiguous() for name, weight in original_weights(pipeline).items()}
+    _require_readable(release_of(pipeline), pipeline.scheduler.config.prediction_type, weights)
     predicts_v = pipeline.scheduler.config.prediction_type == "v_prediction"
     marks = {"v_pred": torch.zeros(0)} if predicts_v else {}
     if predicts_v and pipeline.scheduler.config.get("rescale_betas_zero_snr"):
         marks["ztsnr"] = torch.zeros(0)
     _save(weights | marks, out, sampler, RELEASES[release_of(pipeline)])
+
+
+def _require_readable(release: str, prediction_type: str, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError for a prediction type that other programs cannot see in a checkpoint.
+
+    They read all checkpoints of 1.x as epsilon, those of 2.x by the size of a bias, and those of XL by the key `v_pred`.
+    """
+    if prediction_type == "epsilon" or (prediction_type == "v_prediction" and release == "xl"):
+        return
+    bias = weights.get(BIAS_OF_V)
+    if prediction_type == "v_prediction" and release == "2" and (bias is None or bias.float().std(correction=0) > STD_OF_V):
+        return
+    raise _unreadable("checkpoint", prediction_type)
+
+
+def _unreadable(kind: str, prediction_type: str) -> ValueError:
+    return ValueError(
+        f"--format {kind}: the student predicts {prediction_type}, but ComfyUI, InvokeAI and stable-diffusion.cpp would read "
+        "epsilon in this file; expects a student that was trained with --set progressive.prediction_type=epsilon, or "
+        "--format diffusers, whose scheduler names the prediction type"
+    )
 
 
 def _open_checkpoint(sampler: FewStepSampler, out: Path) -> FewStepSampler:
@@ -192,6 +216,8 @@ def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
     spec = sampler.spec
     assert spec is not None
     opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
+    if spec.prediction_type != sampler.family.prediction_type(opened.scheduler):  # a program reads that of the teacher
+        raise _unreadable("lora, kohya", spec.prediction_type)
     opened.load_lora_weights(str(out.parent), weight_name=out.name, use_safetensors=True)
     opened.scheduler = sampler.pipeline.scheduler
     return FewStepSampler(opened, spec)

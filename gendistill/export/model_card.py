@@ -72,11 +72,12 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         provenance: one table row per key; `licence` also goes into the metadata.
     """
     low, high = spec.guidance_range or (1.0, 1.0)
+    size = "" if spec.resolution is None else f", height={spec.resolution}, width={spec.resolution}"
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
         call=family.example.format(
             steps=spec.num_inference_steps[0],
             scale=spec.pipeline_guidance_scale,
-            eta=f", eta={spec.eta:g}" if spec.eta else "",
+            eta=(f", eta={spec.eta:g}" if spec.eta else "") + size,
         ),
         pipeline=family.pipelines[0],
         opening=_opening(spec),

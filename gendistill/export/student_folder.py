@@ -39,6 +39,7 @@ def student_pipeline(teacher: Teacher, networks: Networks) -> Iterator[Any]:
             network = copy.deepcopy(network).to(dtype)
         pipeline = teacher.family.student_pipeline(teacher.pipeline, {teacher.family.network_part: network})
         pipeline.set_progress_bar_config(disable=True)
+        stack.enter_context(networks.average.converting(network))
         yield pipeline
 
 

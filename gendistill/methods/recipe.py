@@ -62,7 +62,9 @@ class RunConfig(Section):
     )
     seed: int = Field(0, ge=0, description="Seed of all randomness of the run")
     device: str | None = Field(None, description="Device: cuda, mps or cpu; null uses the best available")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the frozen teacher's weights")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="Precision of the frozen teacher's weights; with float16 the losses are scaled"
+    )
     data: DataConfig = DataConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     generator: GeneratorConfig = GeneratorConfig()

@@ -14,7 +14,6 @@ from accelerate import PartialState
 
 import gendistill
 from gendistill.data.decoded import DecodedData, prepare_decoded
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by
 from gendistill.evaluation.decoder_figures import ROUND_TRIPS, DecoderFigures, measure_decoder
@@ -27,6 +26,7 @@ from gendistill.run.validation import save_image_grid
 from gendistill.runtime.files import replace_folder
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import image_grid
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -66,7 +66,7 @@ class AutoencoderRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,
+            resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )

@@ -13,10 +13,9 @@ import torch
 from accelerate import PartialState, init_empty_weights
 
 from gendistill.data.batches import LatentData
+from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.prompts import Prompts
-from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
@@ -34,6 +33,7 @@ from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -47,7 +47,7 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,  # generated data have the teacher's resolution
+            resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
@@ -107,6 +107,13 @@ class DenoiserRun:
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
         """Write the student with the solver of the best validation."""
         assert training.best is not None  # the validator has evaluated at least step 0
+        average = stage.method.networks.average
+        if average.fraction < 1:
+            raise ValueError(
+                f"{folder.name}: training ended at step {training.steps}, before its change from epsilon to "
+                f"{average.prediction_type} was complete; expects a higher limit (trainer.max_minutes, trainer.max_steps) with "
+                "--resume, or a smaller progressive.prediction_type_steps"
+            )
         figures = {"validation": training.best.score}
         spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
         if self.processes.is_main_process:
@@ -151,6 +158,7 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
+        resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
         figures=figures or {},
     )
     return spec, scheduler
@@ -179,6 +187,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
+    teacher.family.set_size(pipeline, teacher.resolution)
     return network.to(teacher.pipeline.device)
 
 
@@ -245,7 +254,9 @@ def describe_data(config: RunConfig, texts: bool) -> str:
     if (data.path and data.prompts) or (texts and not data.path and not data.prompts):
         raise ValueError(NOTHING_TO_LEARN_ON)
     if data.path is not None:
-        source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+        source = image_source(data, config.seed)
+        if texts:
+            source.require_captions()
         description = source.describe()
     else:
         prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all of its prompts"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import PartialState
 
-from gendistill.methods import RunConfig, Stage, recipe_of
+from gendistill.methods import RunConfig, Stage, outline_of, recipe_of
 from gendistill.methods.progressive import GUIDANCE_STAGE
 from gendistill.run.autoencoders import AutoencoderRun
 from gendistill.run.config import load_config, save_config
@@ -24,6 +24,7 @@ from gendistill.runtime.extras import missing_extras_named
 from gendistill.runtime.notebook import images_html, text_html
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import Method
+from gendistill.training.optimizers import require_optimizer
 from gendistill.training.processes import join_processes
 from gendistill.training.step import TrainingData
 from gendistill.training.stopping import Stopped
@@ -129,7 +130,10 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     require_free(run, resume)  # before the encoding, and before config.yaml is written
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
-    processes = join_processes(config.trainer, usable_device(config.device))
+    device = usable_device(config.device)
+    for outline in outline_of(config):  # what a later stage cannot do is reported before the first one
+        require_optimizer(outline.trainer)
+        processes = join_processes(outline.trainer, device)
     with user_errors(config, processes.num_processes):
         try:
             result = _distill(kind(config, processes), run, processes, resume)

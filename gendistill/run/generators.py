@@ -11,11 +11,10 @@ import torch
 from accelerate import PartialState
 
 from gendistill.assets import asset_path
+from gendistill.data.cached import image_source
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.gan_pairs import generate_pairs
-from gendistill.data.provenance import weights_fingerprint
-from gendistill.data.sources.source import open_source
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
@@ -27,6 +26,7 @@ from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
 from gendistill.run.student_provenance import provenance_of
 from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.step import TrainingData
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -52,7 +52,8 @@ class GeneratorRun:
         teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
         data, description = config.data, "none: the teacher's images serve as real images"
         if data.path is not None:
-            source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+            spec = teacher.generator.spec
+            source = image_source(data, config.seed, spec.knows if spec.num_classes else None)
             description = f"{source.describe()}; resized into {data.cache}"
         start = start_student(teacher, config.compress, NoData(), config.seed)
         return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", description

@@ -216,8 +216,8 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
-    """Height and width of the training latents; generated data have the teacher's resolution."""
-    resolution = config.data.resolution if config.data.path else None
+    """Height and width of the training latents."""
+    resolution = config.data.resolution
     height, width = (resolution, resolution) if resolution else networks.size
     return height // networks.factor, width // networks.factor
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import training_prompts
+from gendistill.data.encode import training_prompts, training_source
 from gendistill.diffusion.teacher import Teacher
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator, teacher_evaluator
@@ -18,7 +20,7 @@ from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import solver_eta, student_scheduler
+from gendistill.schedulers import nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
@@ -33,7 +35,10 @@ class Validator:
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample."""
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample.
+
+        It is infinite for a student that cannot be exported yet, since it is still changing its prediction type.
+        """
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
             return self._validate(FewStepSampler(pipeline), step)
 
@@ -57,7 +62,8 @@ class Validator:
                     save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(by_count.values()) / len(by_count) for solver, by_count in distances.items()}
         best = min(means, key=lambda solver: means[solver])
-        return Validation(means[best], {"solver": best, self.evaluator.metric: distances})
+        incomplete = self.stage.student is not None and self.stage.method.networks.average.fraction < 1
+        return Validation(math.inf if incomplete else means[best], {"solver": best, self.evaluator.metric: distances})
 
 
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
@@ -67,30 +73,38 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
         return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
-    is_data = reference == config.data.path
+    is_data, caption = reference == config.data.path, config.data.caption
+    if is_data and caption is None:
+        chosen = training_source(config.data, teacher, config.seed).choice
+        caption = chosen.fields[0] if chosen.weights else None
+    evaluation = EvaluationConfig(
+        reference,
+        caption=caption,
+        num=num,
+        seed=seed,
+        extractor=config.validation_extractor,
+        cache=config.data.cache,
+    )
     evaluator = build_evaluator(
-        EvaluationConfig(
-            reference,
-            caption=config.data.caption,
-            num=num,
-            seed=seed,
-            extractor=config.validation_extractor,
-            cache=config.data.cache,
-        ),
+        evaluation,
         image_column=config.data.image_column if is_data else None,
         split=config.data.split if is_data else None,
         clip_score=False,
     )
+    if config.data.prompts is not None and not any(evaluator.captions):
+        evaluator = build_evaluator(replace(evaluation, prompts=config.data.prompts), clip_score=False)
     return evaluator.first(num)
 
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
+    trained, timesteps = stage.method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
         stage.method.networks.average.prediction_type,
-        config.consistency.num_ddim_timesteps,
+        trained or nearest_divisors(config.consistency.num_ddim_timesteps, timesteps)[-1],
+        trained_on_grid=trained is not None,
         bounded=teacher.family.bounded,
         steps=stage.steps,
         grids=stage.grids,

@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 
+def require_text(field: str, path: Path) -> None:
+    """Raise ValueError for a folder whose name is not UTF-8: safetensors writes to no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} {str(path)!a}: the name is not UTF-8; expects a name of UTF-8 characters.") from error
+
+
 @contextmanager
 def atomic_write(final: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder; the file is flushed and renamed to `final` if the block succeeds.

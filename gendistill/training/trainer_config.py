@@ -30,7 +30,8 @@ class TrainerConfig(Section):
     gradient_accumulation_steps: int = Field(
         1,
         ge=1,
-        description="Parts that a batch is split into, whose gradients are added: less memory, the same step",
+        description="Parts that a batch is split into, whose gradients are added: less memory, the same step but for losses "
+        "between the samples of a batch, which compare those of one part",
         json_schema_extra=about("parts of a batch"),
     )
     learning_rate: float = Field(
@@ -57,7 +58,7 @@ class TrainerConfig(Section):
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
         "no",
-        description="Precision of the forward pass; the trained weights stay float32",
+        description="Precision of the forward pass; the trained weights stay float32, and fp16 scales the losses",
         json_schema_extra=about(paper=papers.MIXED_PRECISION),
     )
     gradient_checkpointing: bool = Field(

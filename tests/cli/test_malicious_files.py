@@ -110,7 +110,12 @@ def damaged_parquet():
 
 
 def ten(**files):
-    return folder(**{f"{number}__png": png() for number in range(10)}, **files)
+    """Ten images, the first with a caption, and other files."""
+    return folder(**{f"{number}__png": png() for number in range(10)}, **{"0__txt": b"food"}, **files)
+
+
+def one(image):
+    return folder(a__png=image, a__txt=b"food")
 
 
 IMAGES = {
@@ -130,18 +135,19 @@ IMAGES = {
     "a pickle": (lambda: file("data.pkl", PICKLE), "'data.pkl' is not a shard"),
     "a checkpoint": (lambda: file("data.pt", PICKLE), "'data.pt' is not a shard"),
     "a folder of pickles": (lambda: folder(a__pt=PICKLE, b__pkl=PICKLE), "holds no image, no shard and no parquet"),
-    "a pickle that is called an image": (lambda: folder(a__png=PICKLE), "1 of 1 images of"),
+    "a pickle that is called an image": (lambda: one(PICKLE), "1 of 1 images of"),
     "a pickle that is called a shard": (lambda: file("data.tar", PICKLE), "the shard data.tar cannot be read"),
     "a pickle that is called parquet": (lambda: file("x.parquet", PICKLE), "'x.parquet' cannot be opened as a dataset"),
     "an empty folder": (folder, "holds no image, no shard and no parquet"),
     "a folder of texts": (lambda: folder(a__txt=b"food", b__md=b"# food"), "holds no image, no shard and no parquet"),
-    "a bomb": (lambda: folder(a__png=bomb()), "1 of 1 images of"),
+    "a bomb": (lambda: one(bomb()), "1 of 1 images of"),
     "a bomb in ten": (lambda: ten(a__png=bomb()), "1 of 11 images of"),
-    "an empty image": (lambda: folder(a__png=b""), "cannot be decoded; expects at most 5%"),
-    "half an image": (lambda: folder(a__png=png()[:60]), "cannot be decoded; expects at most 5%"),
-    "a program that is called an image": (lambda: folder(a__png=b"%!PS\n(owned) (w) file"), "cannot be decoded"),
-    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder expects a JSON object"),
+    "an empty image": (lambda: one(b""), "cannot be decoded; expects at most 5%"),
+    "half an image": (lambda: one(png()[:60]), "cannot be decoded; expects at most 5%"),
+    "a program that is called an image": (lambda: one(b"%!PS\n(owned) (w) file"), "cannot be decoded"),
+    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder expects an object"),
     "metadata that is no text": (lambda: ten(metadata__jsonl=b"\xff\xfe\0\0"), "cannot be read"),
+    "images without captions": (lambda: folder(a__png=png()), "none of 1 images in folder has a caption (found none of"),
     "parquet without images": (lambda: parquet(a=[1], b=["food"]), "'x.parquet' holds no images, only a, b"),
     "parquet that is damaged inside": (damaged_parquet, "'x.parquet' cannot be read to its end"),
     "parquet of paths": (lambda: parquet(image=[{"bytes": None, "path": "/etc/passwd"}], text=["a"]), "cannot be"),
@@ -171,8 +177,7 @@ PROMPTS = {
 
 SETTINGS = {
     "data.split=test": "is not a dataset; they must be unset",
-    "data.missing_caption=error": "'0.png' of 10 images in folder (caption: text) has no caption",
-    "data.missing_caption=skip": "none of 10 images of 10 images in folder (caption: text) is left",
+    "data.missing_caption=error": "'1.png' of 10 images in folder (caption: txt) has no caption",
     "data.missing_caption=guess": "setting data.missing_caption is 'guess'",
     "data.crop=smart": "setting data.crop is 'smart'",
     "data.crop=buckets --set data.resolution=30": "data.resolution 30: expects a multiple of 8 with data.crop=buckets",

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_runs import settings_of
 
-from gendistill.export import runtimes
+from gendistill.export import formats, runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import original_weights, release_of, unet_name
@@ -133,6 +133,28 @@ def test_a_checkpoint_says_what_it_is(student, tmp_path):
     assert told["modelspec.architecture"] == "stable-diffusion-v2"
     assert told["modelspec.prediction_type"] == "v"
     assert told["modelspec.usage_hint"].startswith("2 steps, ddim, CFG 1")
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("checkpoint", False), ("checkpoint", True), ("lora", True), ("kohya", True)])
+def test_a_prediction_type_that_other_programs_would_not_see_is_refused_with_the_way_out(student, tmp_path, kind, lora):
+    folder = shutil.copytree(student("sd1", lora=lora), tmp_path / "student")
+    for file in (folder / "gendistill.json", folder / "scheduler" / "scheduler_config.json"):
+        file.write_text(file.read_text().replace('"prediction_type": "epsilon"', '"prediction_type": "v_prediction"'))
+    out = tmp_path / "one.safetensors"
+    with pytest.raises(
+        ValueError, match=r"predicts v_prediction, but ComfyUI.* --set progressive\.prediction_type=epsilon, or"
+    ):
+        export(str(folder), kind, out)
+    assert not out.exists()
+
+
+def test_checkpoints_of_2_x_are_told_apart_by_a_bias_and_those_of_xl_by_a_key():
+    small, large = ({formats.BIAS_OF_V: spread * torch.linspace(-1, 1, 64)} for spread in (0.05, 0.5))
+    for release, kind, weights in (("xl", "v_prediction", {}), ("2", "v_prediction", large), ("1", "epsilon", {})):
+        formats._require_readable(release, kind, weights)
+    for release, kind, weights in (("2", "v_prediction", small), ("1", "v_prediction", {}), ("xl", "sample", {})):
+        with pytest.raises(ValueError, match=f"the student predicts {kind}"):
+            formats._require_readable(release, kind, weights)
 
 
 def test_the_original_layout_has_every_weight_once(student):

@@ -6,6 +6,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -17,11 +18,13 @@ from gendistill.schedulers import (
     GridDDIMScheduler,
     NoiseSchedule,
     StochasticDDIMScheduler,
+    skipping,
     student_scheduler,
     to_prediction,
     trailing,
 )
 from gendistill.schedulers.student_scheduler import SOLVERS
+from gendistill.schedulers.timesteps import nested
 
 STABLE_DIFFUSION = PNDMScheduler(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
@@ -144,3 +147,25 @@ def test_fifty_steps_of_ddim_made_from_tiny_sds_config_are_ours():
         prediction = teacher.denoiser(ours, t[None], conditions)
         ours = ddim_step(prediction.x_0, prediction.eps, s[None], schedule)
     torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_ddim_stays_on_the_trained_grid_where_the_trailing_one_leaves_it(clipped, generator):
+    """3 steps of a grid of 40: 999, 674, 349. TCD with the eta of 0 that pipelines pass is DDIM; it ends at t = 0."""
+    config = DDIMScheduler(clip_sample=True).config if clipped else TEACHER
+    arguments = {"bounded": clipped, "trained_on_grid": True}
+    scheduler = student_scheduler("ddim", config, "v_prediction", 40, steps=[3], **arguments)
+    assert type(scheduler) is (GridDDIMScheduler if clipped else TCDScheduler)
+    assert type(student_scheduler("ddim", config, "v_prediction", 40, steps=[4, 2, 1], **arguments)) is DDIMScheduler
+    scheduler.set_timesteps(3)
+    grid, schedule = scheduler.timesteps, NoiseSchedule.from_scheduler(scheduler)
+    assert grid.tolist() == [999, 674, 349]
+    assert torch.equal(grid, nested(3, skipping(40)))
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    for number in range(2):
+        output = torch.randn(x.shape, generator=generator)
+        prediction = to_prediction(output, x, grid[number].expand(2), "v_prediction", schedule)
+        x_0 = prediction.x_0.clamp(-1, 1) if clipped else prediction.x_0
+        expected = ddim_step(x_0, prediction.eps, grid[number + 1].expand(2), schedule)
+        x = scheduler.step(output, grid[number], x, **({} if clipped else {"eta": 0})).prev_sample
+        torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-5)
