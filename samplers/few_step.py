@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ class FewStepSampler(Sampler):
     def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
         """This sampler with the settings of a published few-step model, if it is one: LCM, Turbo, Lightning, Hyper-SD, DMD2.
 
+        The scheduler of the model's own folder is kept if it is one for few steps.
+
         Args:
             model: the model's name, which may identify it.
             like: another name that identifies it, such as `dmd2-4step`.
@@ -90,7 +93,8 @@ class FewStepSampler(Sampler):
         kind = known_by_name(like or model) or known_by_config(self.pipeline)
         if kind is None or not self.texts:
             return self
-        spec = kind.spec(str(like or model), self.pipeline.scheduler.config)
+        own = self.pipeline.scheduler if like is None and kind.suits(self.pipeline.scheduler) else None
+        spec = kind.spec(str(like or model), self.pipeline.scheduler.config, own)
         self.pipeline.scheduler = spec.scheduler()
         return FewStepSampler(self.pipeline, spec)
 
@@ -260,6 +264,22 @@ class FewStepSampler(Sampler):
     def _generated(self, generate: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
         """The batch of the prompts in `rows`, at a size (height, width)."""
         return generate(rows)
+
+    def _not_finite(self, request: SampleRequest) -> str:
+        """The error message, which names the first part whose output is not finite; it samples the latents again."""
+        dtype = str(self.pipeline.dtype).removeprefix("torch.")
+        conditions = self._encoded.conditions(request.prompts, torch.device("cpu"))
+        vae = getattr(self.pipeline, "vae", None)
+        if any(not value.isfinite().all() for value in conditions.values() if value.is_floating_point()):
+            part = " or ".join(self.family.prompt_encoders)
+        elif vae is None or request.latent or any(not x.isfinite().all() for x in self._batches(replace(request, latent=True))):
+            part = self.family.network_part
+        else:
+            part = "vae"
+        advice = "a model whose parts belong together, or other steps and guidance_scale"
+        if dtype == "float16":
+            advice = "--dtype bfloat16 or float32, as values above 65504 overflow in float16"
+        return f"the output of the model's {part} has values that are not finite in {dtype}; expects {advice}"
 
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
         if task is TEXT_TO_IMAGE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class StudentSpec:
     def load(folder: Path) -> StudentSpec | None:
         """The spec in a folder, or None if the folder has none and so is no student."""
         path = folder / FILE_NAME
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         try:
             stored = json.loads(path.read_text())

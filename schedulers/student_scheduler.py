@@ -22,6 +22,12 @@ NOISE_SCHEDULE_KEYS = (
     "rescale_betas_zero_snr",
 )
 CLIPPING_KEYS = ("clip_sample", "clip_sample_range")
+READ_BY_OTHERS = {
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "steps_offset": 1,  # unused on trailing timesteps; Stable Diffusion's pipelines call any other value outdated
+    "skip_prk_steps": True,
+}
 SOLVERS = ("ddim", "lcm", "tcd", "stochastic")
 TCD_ETA = 0.5
 
@@ -58,31 +64,29 @@ def student_scheduler(
     """
     noise = {key: teacher_config[key] for key in NOISE_SCHEDULE_KEYS if teacher_config.get(key) is not None}
     clipping = {key: teacher_config[key] for key in CLIPPING_KEYS if bounded and key in teacher_config}
-    settings = {**noise, "prediction_type": prediction_type, "clip_sample": False, **clipping}
+    read_by_all = {**noise, "prediction_type": prediction_type, "clip_sample": False, **clipping}
     if solver == "stochastic":
-        return StochasticDDIMScheduler(**settings, grids=list(grids))
+        return StochasticDDIMScheduler(**read_by_all, grids=list(grids))
+    # `from_config` also keeps the fields that a class does not read, for the schedulers that users make from its config
+    settings = {**read_by_all, **READ_BY_OTHERS}
     if solver == "ddim":
         timesteps = settings.get("num_train_timesteps", 1000)  # diffusers' default
         trained = skipping(num_ddim_timesteps, timesteps)
         if trained_on_grid and not all(torch.isin(trailing(count, timesteps), trained).all() for count in steps):
             if bounded:  # its pipelines clip x_0, and pass no eta
-                return GridDDIMScheduler(**settings, grids=[nested(count, trained).tolist() for count in steps])
-            return TCDScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
-        if grids:
-            return GridDDIMScheduler(**settings, grids=list(grids))
-        ddim: Any = DDIMScheduler(**settings, set_alpha_to_one=True, timestep_spacing="trailing")
-        if all(_stays_on_grid(count, ddim.config.num_train_timesteps) for count in steps):
-            return ddim
-        if settings["clip_sample"]:
-            return GridDDIMScheduler(**settings)
-        del settings["clip_sample"]
+                return GridDDIMScheduler(**read_by_all, grids=[nested(count, trained).tolist() for count in steps])
+            return TCDScheduler.from_config({**settings, "original_inference_steps": num_ddim_timesteps})
+        on_grid = all(_stays_on_grid(count, timesteps) for count in steps)
+        if grids or (settings["clip_sample"] and not on_grid):
+            return GridDDIMScheduler(**read_by_all, grids=list(grids))
+        if on_grid:
+            return DDIMScheduler.from_config(settings)
         from diffusers import DPMSolverMultistepScheduler  # takes a second where scipy is installed, which it imports
 
-        return DPMSolverMultistepScheduler(**settings, solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero")
-    if solver == "lcm":
-        return LCMScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
-    if solver == "tcd":
-        return TCDScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
+        return DPMSolverMultistepScheduler.from_config({**settings, "solver_order": 1, "final_sigmas_type": "zero"})
+    if solver in ("lcm", "tcd"):
+        few_step: Any = LCMScheduler if solver == "lcm" else TCDScheduler
+        return few_step.from_config({**settings, "original_inference_steps": num_ddim_timesteps})
     raise ValueError(f"solver {solver!r} is not known; expects one of {', '.join(SOLVERS)}")
 
 

@@ -135,7 +135,9 @@ def _finite(rows: dict[str, Tensor], task: str, keys: list[str]) -> dict[str, Te
     finite = torch.stack([tensor.isfinite().reshape(len(tensor), -1).all(1) for tensor in rows.values()]).all(0)
     if not finite.all():
         key = keys[int(finite.int().argmin())]
-        raise ValueError(f"data: {task} {key!r} gives values that are not finite; expects dtype float32 or bfloat16")
+        raise ValueError(
+            f"data: {task} {key!r} gives values that are not finite; expects undamaged weights in float32 or bfloat16"
+        )
     return rows
 
 

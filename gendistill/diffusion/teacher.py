@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
-from gendistill.samplers.loading import commit_of, open_pipeline
+from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
 from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.schedulers import PREDICTION_TYPES
+
+logger = logging.getLogger(__name__)
 
 MIN_SIGNAL = 1e-3  # smallest alpha of an epsilon teacher; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
 
@@ -49,6 +54,7 @@ class Teacher:
     Attributes:
         resolution: pixels along an edge of the training images.
         commit: commit of the download; None where the pipeline is not from the hub.
+        not_in_student: what the teacher has and its student will not have, as sentences, for the log and the model card.
     """
 
     source: str
@@ -58,6 +64,7 @@ class Teacher:
     codec: Codec
     resolution: int
     commit: str | None = None
+    not_in_student: tuple[str, ...] = ()
 
     @property
     def network(self) -> Any:
@@ -150,7 +157,20 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     if resolution is not None and resolution != height:
         _require_multiple(resolution, family.size_multiple(pipeline))
         family.set_size(pipeline, resolution)
-    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or height, commit_of(pipeline))
+    left_out = tuple(_not_in_student(pipeline, family))
+    for sentence in left_out:
+        logger.warning("teacher %s: %s", source, sentence)
+    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or height, commit_of(pipeline), left_out)
+
+
+def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
+    config, arguments = pipeline.scheduler.config, inspect.signature(type(pipeline.scheduler)).parameters
+    if lists_safety_checker(pipeline):
+        yield "the student has no safety checker; its users can load the teacher's (subfolder safety_checker) into the pipeline"
+    if "thresholding" in arguments and config.get("thresholding"):
+        yield "the student is trained and sampled without the dynamic thresholding of the teacher's scheduler"
+    if "clip_sample" in arguments and config.get("clip_sample") and not family.bounded:
+        yield "the student is trained and sampled without the clipping of latents (clip_sample) by the teacher's scheduler"
 
 
 def _require_multiple(resolution: int, multiple: int) -> None:

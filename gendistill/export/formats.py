@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,8 +22,10 @@ from gendistill.export.student_folder import open_in_float32, save_lora
 from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.loading import open_pipeline
+from gendistill.samplers.loading import lists_safety_checker, open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED, PROMPT = 0, "a red apple on a table"
@@ -105,17 +108,18 @@ def _generate(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_
 
 
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    """A diffusers folder, with a LoRA fused; float16 weights are saved as diffusers' variant `fp16`."""
+    """A diffusers folder, with a LoRA fused. A variant (`fp16`) would be opened only by callers who name it."""
     pipeline = _fused(sampler).to(dtype)
-    pipeline.save_pretrained(out, safe_serialization=True, variant="fp16" if dtype is torch.float16 else None)
+    if lists_safety_checker(pipeline):
+        logger.warning("the export has no safety checker; its users can load the model's (subfolder safety_checker)")
+    pipeline.save_pretrained(out, safe_serialization=True)
     open_in_float32(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
 
 
 def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
-    variant = "fp16" if list(out.rglob("*.fp16.safetensors")) else None
-    return FewStepSampler(DiffusionPipeline.from_pretrained(out, variant=variant, use_safetensors=True), sampler.spec)
+    return FewStepSampler(DiffusionPipeline.from_pretrained(out, use_safetensors=True), sampler.spec)
 
 
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:

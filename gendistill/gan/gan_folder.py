@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +72,7 @@ Kind = TypeVar("Kind", GeneratorSpec, NetworkSource)
 
 def is_gan_folder(folder: str | Path) -> bool:
     """Whether a folder holds a GAN in gendistill's format."""
-    return (Path(asset_path(folder)) / FILE_NAME).is_file()
+    return os.path.isfile(Path(asset_path(folder)) / FILE_NAME)  # also where the folder cannot be read
 
 
 def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None:

@@ -145,6 +145,8 @@ class DecoderRecipe(Recipe):
         super().check(config, teacher)
         if teacher is not None and not isinstance(teacher.codec, LatentCodec):
             raise ValueError(f"teacher {config.teacher}: generates pixels and has no decoder; expects a latent diffusion model")
+        if teacher is not None and (kind := type(teacher.codec.vae).__name__) != "AutoencoderKL":
+            raise ValueError(f"teacher {config.teacher}: its vae is an {kind}; --method decoder expects an AutoencoderKL")
 
     def data_needs(self, config: RunConfig) -> Literal["decoded"]:
         return "decoded"

@@ -125,6 +125,8 @@ class DenoiserRun:
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
         teacher, network = self.teacher, stage.method.networks.average.network
         rows: dict[str, Any] = {"teacher commit": teacher.commit} if teacher.commit else {}
+        if teacher.not_in_student:
+            rows["not in the student"] = "; ".join(teacher.not_in_student)
         if compresses(self.config):
             fraction = macs_fraction(teacher.network.config, network.config)
             rows["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,10 @@ def build_unet() -> UNet2DConditionModel:
 def build_schedulers() -> tuple[DDPMScheduler, PNDMScheduler]:
     """Stable Diffusion 1.5's noise schedule, for training, and the scheduler of its pipeline."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    shipped = PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    # clip_sample is read by the schedulers that users make from this config; DDIM's default would clip latents
+    shipped: Any = PNDMScheduler.from_config(
+        {**betas, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
+    )
     return DDPMScheduler(**betas, clip_sample=False), shipped
 
 

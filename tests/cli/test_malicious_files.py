@@ -264,13 +264,16 @@ TEACHERS = {
     "an index that is no JSON": (teacher(with_bytes("model_index.json", b"{")), "cannot be opened as a diffusers pipeline"),
     "code of its own": (teacher(with_code), "other cannot be opened as a diffusers pipeline"),
     "pickled weights": (teacher(with_pickled_weights), "it has no .safetensors weights in unet, and others are not read"),
-    "weights that are a pickle": (teacher(with_bytes(WEIGHTS, PICKLE)), "other cannot be opened as a diffusers pipeline"),
-    "weights of nothing": (teacher(with_bytes(WEIGHTS, b"")), "other cannot be opened as a diffusers pipeline"),
+    "weights that are a pickle": (teacher(with_bytes(WEIGHTS, PICKLE)), "model other: its unet cannot be opened: "),
+    "weights of nothing": (teacher(with_bytes(WEIGHTS, b"")), "model other: its unet cannot be opened: "),
     "weights of other shapes": (
         teacher(with_settings("unet/config.json", block_out_channels=[16, 48])),
-        "other cannot be opened as a diffusers pipeline",
+        "its unet cannot be opened: Cannot load because down_blocks.1.attentions.0.norm.bias expected shape",
     ),
-    "weights that are no numbers": (teacher(with_numbers_that_are_none), "gives values that are not finite"),
+    "weights that are no numbers": (
+        teacher(with_numbers_that_are_none),
+        "its unet has weights that are not finite (conv_out.bias)",
+    ),
     "no weights of a layer of the text encoder": (
         teacher(without_weights("text_encoder/model.safetensors", "layers.0.mlp")),
         "other lacks 4 of the weights of its text_encoder (encoder.layers.0.mlp.fc1.bias, "
@@ -284,13 +287,13 @@ TEACHERS = {
         teacher(without_weights("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias")),
         "other lacks 1 of the weights of its vae (decoder.conv_out.bias); expects all of them",
     ),
-    "a LoRA that is not fused": (teacher(with_a_lora_that_is_not_fused), "and a LoRA fused before the network is saved"),
+    "a LoRA that is not fused": (teacher(with_a_lora_that_is_not_fused), "its unet has weights of a LoRA that is not fused"),
     "a text encoder of other shapes": (
         teacher(with_settings("text_encoder/config.json", intermediate_size=48)),
-        "other cannot be opened as a diffusers pipeline",
+        "of its text_encoder have other shapes than its config expects",
     ),
-    "a config that is no JSON": (teacher(with_bytes("unet/config.json", b"{")), "cannot be opened as a diffusers pipeline"),
-    "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "other cannot be opened"),
+    "a config that is no JSON": (teacher(with_bytes("unet/config.json", b"{")), "model other: its unet cannot be opened: "),
+    "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "its unet cannot be opened: "),
     "a dialect that nobody knows": (
         teacher(with_settings("scheduler/scheduler_config.json", prediction_type="magic")),
         "prediction_type 'magic' is not known; expects epsilon,",

@@ -21,10 +21,11 @@ from tiny_runs import settings_of
 from gendistill.export import formats, runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
-from gendistill.export.original_layout import original_weights, unet_name
+from gendistill.export.original_layout import original_weights, release_of, unet_name
 from gendistill.run.distill import distill
 from gendistill.runtime.files import new_folder
 from gendistill.samplers import FewStepSampler, StudentSpec
+from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.single_file import ARCHITECTURES
 from gendistill.training.stopping import StopSignals
 
@@ -54,6 +55,9 @@ def student(family_folder, tmp_path_factory):
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
     out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
     assert export(str(student(family, lora)), kind, out).max_error < HALF
+    if kind == "diffusers":  # in float16, by names that open without an argument
+        assert not list(out.rglob("*.fp16.*"))
+        assert FewStepSampler.from_pretrained(out).spec.num_inference_steps == (2,)
     other = tmp_path / f"float32-{out.name}"
     assert export(str(student(family, lora)), kind, other, dtype="float32").max_error < 1e-4
     assert not list(tmp_path.glob(".*"))
@@ -158,6 +162,14 @@ def test_the_original_layout_has_every_weight_once(student):
     parts = [getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")]
     numbers = sum(parameter.numel() for part in parts for parameter in part.parameters())
     assert sum(of.numel() for name, of in original_weights(pipeline).items() if "position_ids" not in name) == numbers
+
+
+def test_statistics_of_latents_have_no_place_in_a_checkpoint(family_folder):
+    pipeline = open_pipeline(family_folder("sdxl"))
+    assert release_of(pipeline) == "xl"
+    pipeline.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    with pytest.raises(ValueError, match="has no latents_mean and latents_std of a VAE; expects --format diffusers"):
+        release_of(pipeline)
 
 
 OF_RUNTIME = """
