@@ -30,6 +30,8 @@ class StudentSpec:
         guidance_scale: the default scale; for `baked`, the fixed scale.
         guidance_range: for `embedded`, the range of scales in training.
         timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
+        figures: of the validation that chose the solver, by name.
+        validation_network: the feature network of the validations, with the hash of its weights.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
     """
 
@@ -50,6 +52,7 @@ class StudentSpec:
     teacher_config: str | None = None
     teacher_revision: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    validation_network: str = ""
     format_version: int = 1
 
     @property

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+try:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+except ImportError:  # torch 2.4
+    from torch.distributed._tensor import DTensor, distribute_tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
