@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from diffusers.utils import is_transformers_version
+from safetensors import safe_open
 from torch import nn
 
 SHOWN = 3
@@ -44,8 +46,19 @@ def open_text_encoders(
         opened[name], loading = kind.from_pretrained(
             str(folder / name), output_loading_info=True, **{name_of_dtype: dtype}, **settings
         )
-        require_all(source, name, loading["missing_keys"])
+        require_all(source, name, loading["missing_keys"] or _missing_in_shards(folder / name))
     return opened
+
+
+def _missing_in_shards(folder: Path) -> set[str]:
+    """Weights that an index of shards lists but their file lacks, which transformers 4 does not report."""
+    missing = set()
+    for index in folder.glob("*.safetensors.index*.json"):
+        shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        for shard in set(shards.values()):
+            with safe_open(folder / shard, "pt") as file:
+                missing |= {name for name, place in shards.items() if place == shard} - set(file.keys())
+    return missing
 
 
 def require_all(source: object, part: str, missing: Collection[str]) -> None:

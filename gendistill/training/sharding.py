@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-
-try:
-    from torch.distributed.tensor import DTensor, distribute_tensor
-except ImportError:  # torch 2.4
-    from torch.distributed._tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
