@@ -26,7 +26,6 @@ from gendistill.methods.gan_config import CodistillationConfig
 from gendistill.methods.gan_start import Start, start_student
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.networks.hints import Hint, Regressors, describe, match
-from gendistill.settings.schedule import in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def build_method(
     Raises:
         ValueError: a requested loss needs a network or data that are not available.
     """
-    settings, spec = in_steps(config.gan, config.trainer.max_steps), teacher.generator.spec
+    settings, spec = config.gan, teacher.generator.spec
     second_student = None
     if settings.peer == "student":  # before the teacher is moved to its device: pruning runs on the CPU
         second_student = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
