@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -92,8 +93,15 @@ def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, nam
     part, network = family_of(pipeline).network_part, network_of(pipeline)
     # with PEFT's names: diffusers would rename only those of attention layers, and then ignore them when it loads the file
     weights = {key: tensor.to(dtype) for key, tensor in get_peft_model_state_dict(network, adapter_name=adapter).items()}
-    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": network.peft_config[adapter].to_dict()}
+    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": _settings(network.peft_config[adapter])}
     pipeline.save_lora_weights(folder, weight_name=name, **layers)
+
+
+def _settings(config: LoraConfig) -> dict[str, Any]:
+    """The settings of an adapter that differ from PEFT's defaults: its earlier versions reject a setting that they lack."""
+    defaults = LoraConfig().to_dict()
+    needed = ("r", "lora_alpha", "target_modules")
+    return {name: value for name, value in config.to_dict().items() if name in needed or value != defaults.get(name)}
 
 
 def fit_transformers_4_and_5(folder: Path) -> None:
