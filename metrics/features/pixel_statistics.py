@@ -10,16 +10,17 @@ from torch.nn import functional as F
 from gendistill.metrics.features.extractors import FeatureExtractor
 
 SIZE = 64  # pixels of the side that images are resized to
-LAYOUT = 4  # the layout is that of LAYOUT x LAYOUT mean colours
-SCALES = 5  # octaves of detail, of SIZE / 2**k pixels
+GRID = 4  # cells of a side
+SCALES = 4  # octaves of detail, from that of single pixels on
+FLOOR = 0.01  # detail of a cell below it, of images in [0, 1], is not seen
 
 
 class PixelStatistics(FeatureExtractor):
-    """Mean colours of a 4x4 grid, and the root mean square of five octaves of detail in each quarter of an image."""
+    """Mean colours of a 4x4 grid, and the logarithm of the root mean square of four octaves of detail in each of its cells."""
 
     name, weights_hash = "pixels", "0" * 16
     resize = f"to {SIZE}x{SIZE}, bilinear with antialiasing, in float32, not rounded"
-    dim = 3 * (LAYOUT**2 + 4 * SCALES)
+    dim = 3 * GRID**2 * (1 + SCALES)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         scaled = images.float() / 255
@@ -29,10 +30,11 @@ class PixelStatistics(FeatureExtractor):
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:
-        features, image = [F.adaptive_avg_pool2d(prepared, LAYOUT)], prepared
+        features, image = [F.adaptive_avg_pool2d(prepared, GRID)], prepared
         for _ in range(SCALES):
             coarse = F.avg_pool2d(image, 2)
             detail = image - F.interpolate(coarse, scale_factor=2)
-            features.append(F.adaptive_avg_pool2d(detail.square(), 2).sqrt())
+            strength = F.adaptive_avg_pool2d(detail.square(), GRID).sqrt()
+            features.append((strength / FLOOR + 1).log())
             image = coarse
         return torch.cat([feature.flatten(1) for feature in features], dim=1)
