@@ -59,7 +59,8 @@ def are_embedded_images(images: str) -> bool:
     """Whether a path or a pattern refers to the embedded images of emoji, or to copies of their files."""
     files = [Path(file) for file in glob(asset_path(images))]
     embedded = [ASSETS / "emoji" / file.name for file in files]
-    return bool(files) and all(of.is_file() and filecmp.cmp(file, of) for file, of in zip(files, embedded, strict=True))
+    pairs = list(zip(files, embedded, strict=True))
+    return bool(pairs) and all(original.is_file() and filecmp.cmp(file, original) for file, original in pairs)
 
 
 def _has_embedded_prompts(prompts_of: Any) -> bool:

@@ -100,7 +100,7 @@ def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, nam
 def _settings(config: LoraConfig) -> dict[str, Any]:
     """The settings of an adapter that differ from PEFT's defaults: its earlier versions reject a setting that they lack."""
     defaults = LoraConfig().to_dict()
-    needed = ("r", "lora_alpha", "target_modules")
+    needed = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
     return {name: value for name, value in config.to_dict().items() if name in needed or value != defaults.get(name)}
 
 
