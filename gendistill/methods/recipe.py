@@ -57,7 +57,7 @@ class RunConfig(Section):
     validation_reference: str | None = Field(None, description="Real images that validation compares with; null uses data.path")
     validation_extractor: str | None = Field(
         None,
-        description="Feature network of the validation: emoji, inception, dinov2, clip, pixels, a folder or a .pth of Inception's "
+        description="Feature network of validations: emoji, inception, dinov2, clip, pixels, a folder or a .pth of Inception's "
         "weights; null: emoji for the embedded models, else the first of inception, dinov2, clip on this machine, else pixels",
     )
     seed: int = Field(0, ge=0, description="Seed of all randomness of the run")
