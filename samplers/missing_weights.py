@@ -52,7 +52,7 @@ def open_text_encoders(
 
 def _missing_in_shards(folder: Path) -> set[str]:
     """Weights that an index of shards lists but their file lacks, which transformers 4 does not report."""
-    missing = set()
+    missing: set[str] = set()
     for index in folder.glob("*.safetensors.index*.json"):
         shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
         for shard in set(shards.values()):

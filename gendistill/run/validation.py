@@ -146,7 +146,7 @@ def reported_extractor(named: str | None, *, embedded: bool) -> str:
     """`chosen_extractor`, with a line that reports the choice and the reason for it."""
     name, reason = chosen_extractor(named, embedded=embedded)
     if PartialState().is_main_process:
-        print(f"validation by {name}, {reason}", file=sys.stderr)
+        print(f"feature network: {name}, {reason}", file=sys.stderr)
     return name
 
 

@@ -27,7 +27,7 @@ def test_the_best_solver_of_four_times_as_many_images_is_the_students_and_every_
     assert spec.validation_network == chosen["network"] == "pixels (0000000000000000)"
     assert "| validated by | pixels (0000000000000000) |" in (result.student_folder / "README.md").read_text()
     errors = capfd.readouterr().err
-    assert "validation by pixels, as validation_extractor names it\n" in errors
+    assert "feature network: pixels, as validation_extractor names it\n" in errors
     assert solver_table(Validation(0.0, chosen)) in errors
     assert "fd-pixels of 16 images" in errors
 
