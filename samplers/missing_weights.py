@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -13,7 +14,7 @@ import diffusers
 import torch
 import transformers
 from diffusers.utils import is_transformers_version
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def open_network(kind: Any, folder: str | Path, source: object, part: str, dtype
             f"model {source}: its {part} has weights of a LoRA that is not fused ({listed(unfused)}); expects a LoRA fused "
             "before the network is saved (fuse_lora and unload_lora_weights), or in a file of its own"
         )
-    require_all(source, part, loading.get("missing_keys", ()))
+    missing = loading.get("missing_keys") or (_missing_in_shards(Path(folder)) if is_foreign else ())
+    require_all(source, part, missing)
     if other := [name if isinstance(name, str) else name[0] for name in loading.get("mismatched_keys", ())]:
         raise ValueError(f"model {source}: the weights {listed(other)} of its {part} have other shapes than its config expects")
     if unused:
@@ -125,6 +127,17 @@ def require_pairs(where: str, weights: Collection[str]) -> None:
     if missing := expected - names:
         message = f"{where} lacks {len(missing)} of its matrices ({listed(missing)}); expects two of each layer"
         raise MissingWeightsError(message)
+
+
+def _missing_in_shards(folder: Path) -> set[str]:
+    """Weights that an index of shards lists but their file lacks, which transformers 4 does not report."""
+    missing: set[str] = set()
+    for index in folder.glob("*.safetensors.index*.json"):
+        shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        for shard in set(shards.values()):
+            with safe_open(folder / shard, "pt") as file:
+                missing |= {name for name, place in shards.items() if place == shard} - set(file.keys())
+    return missing
 
 
 def require_all(source: object, part: str, missing: Collection[str]) -> None:

@@ -34,6 +34,8 @@ class StudentSpec:
         timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
         resolution: edge of the square images of a LoRA that was trained at another size than its teacher's; None for the
             pipeline's own size.
+        figures: of the validation that chose the solver, by name.
+        validation_network: the feature network of the validations, with the hash of its weights.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
         teacher_relative: the path of a local teacher relative to the folder of the student.
     """
@@ -57,6 +59,7 @@ class StudentSpec:
     resolution: int | None = None
     teacher_relative: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    validation_network: str = ""
     format_version: int = 1
 
     @property

@@ -21,12 +21,13 @@ from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
 from gendistill.data.texts import printable
 from gendistill.evaluation.class_captions import class_caption
+from gendistill.evaluation.default_extractor import is_embedded, prompts_of
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.evaluation.image_cache import ImageCache, generate
 from gendistill.evaluation.reference import read_images
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
-from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
+from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name, network_name
 from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.metrics.measure import Scores, measure
 from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures, needs_met_by
@@ -82,6 +83,11 @@ class Evaluator:
     def metric(self) -> str:
         """The name of the primary metric, the Fréchet distance: `fid`, `fd-emoji`."""
         return metric_name(self.extractor)
+
+    @property
+    def network(self) -> str:
+        """The feature network, with the hash of its weights."""
+        return network_name(self.extractor)
 
     def for_models(self, samplers: Iterable[Sampler]) -> Evaluator:
         """The evaluator for these models: without the CLIP score unless the prompts of all of them are texts.
@@ -242,10 +248,11 @@ def build_evaluator(
     source = open_source(reference, caption, seed, image_column=image_column, split=split)
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; expects images")
-    network = load_extractor(config.extractor or "emoji", device, config.resize)
+    embedded = all(is_embedded(sampler.size, prompts_of(sampler), reference) for sampler in samplers)
+    network = load_extractor(config.extractor or ("emoji" if embedded else "inception"), device, config.resize)
     scorer = load_scorer(config.clip or TINY_CLIP, device) if clip_score else None
-    embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
-    extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
+    embeds_reference = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
+    extraction = Extraction(network, scorer if embeds_reference else None, Path(config.cache))
     square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)
     with advancing_bar("reading the reference") as progress:
         real = read_images(source, extraction, square=square, progress=progress)
@@ -291,16 +298,14 @@ def name_of(source: str) -> str:
     return printable(Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:]))
 
 
-def teacher_evaluator(
-    data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
-) -> Evaluator:
+def teacher_evaluator(data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str) -> Evaluator:
     """An evaluator whose reference is the teacher's images, decoded from the latents that it generated for training.
 
     Args:
         data: cached latents that the teacher generated from `prompts`.
         num: number of prompts to evaluate on, with seeds that differ from those of the cached latents.
     """
-    network = load_extractor(extractor or "emoji")
+    network = load_extractor(extractor)
     features = []
     edge = data.cache.rows([0])["moments"].shape[-1] * codec.factor
     for rows in torch.arange(len(data)).split(images_at_once(edge)):

@@ -18,6 +18,7 @@ from gendistill.data.sources.metadata import LISTS
 from gendistill.data.sources.patterns import TABLES
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.evaluation.default_extractor import are_embedded_images
 from gendistill.evaluation.evaluate_student import student_folders
 from gendistill.evaluation.evaluation_config import CACHE, EvaluationConfig
 from gendistill.evaluation.evaluator import TINY_CLIP, name_of, networks_of
@@ -39,7 +40,6 @@ from gendistill.runtime.notebook import table_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.load import gan_folder
 
-EMBEDDED = "assets/emoji/"
 FILE_NAME = "evaluation.json"
 STATISTICS = ".npz"
 ENDINGS = (*SHARD_SUFFIXES, *SUFFIXES, *TABLES, *LISTS, ".zip", STATISTICS)
@@ -148,8 +148,8 @@ def _metrics(images: str, config: EvaluationConfig) -> tuple[str, ...]:
     return tuple(name for name in default_metrics() if not METRICS[name].needs & unmet)
 
 
-def _load_extractor(embedded: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
-    return load_extractor(extractor or ("emoji" if EMBEDDED in f"{asset_path(embedded)}/" else "inception"), device, resize)
+def _load_extractor(images: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
+    return load_extractor(extractor or ("emoji" if are_embedded_images(images) else "inception"), device, resize)
 
 
 def save_statistics(

@@ -18,7 +18,7 @@ from torch import Tensor
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
-from gendistill.export.student_folder import open_in_float32, save_lora
+from gendistill.export.student_folder import fit_transformers_4_and_5, save_lora
 from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
@@ -113,7 +113,7 @@ def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> Non
     if lists_safety_checker(pipeline):
         logger.warning("the export has no safety checker; its users can load the model's (subfolder safety_checker)")
     pipeline.save_pretrained(out, safe_serialization=True)
-    open_in_float32(out)
+    fit_transformers_4_and_5(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from gendistill.export.student_folder import fit_transformers_4_and_5
 from gendistill.runtime.exporter import traced, write_onnx
 from gendistill.runtime.extras import install_line
 from gendistill.samplers import FewStepSampler
@@ -96,6 +97,7 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     for name, component in pipeline.components.items():
         if name.startswith(("tokenizer", "scheduler")) and component is not None:
             component.save_pretrained(out / name)
+    fit_transformers_4_and_5(out)
     pipeline.save_config(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)

@@ -69,8 +69,8 @@ class RunConfig(Section):
     )
     validation_extractor: str | None = Field(
         None,
-        description="Feature network of the validation: emoji, inception, a folder, or a .pth of Inception's weights; null "
-        "chooses the best available",
+        description="Feature network of validations: emoji, inception, dinov2, clip, pixels, a folder or a .pth of Inception's "
+        "weights; null: emoji for the embedded models, else the first of inception, dinov2, clip on this machine, else pixels",
         json_schema_extra=about(path=True),
     )
     seed: int = Field(0, ge=0, description="Seed of all randomness of the run")

@@ -16,12 +16,12 @@ from gendistill.data.decoded import DecodedData, prepare_decoded
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by
 from gendistill.evaluation.decoder_figures import ROUND_TRIPS, DecoderFigures, measure_decoder
-from gendistill.export.student_folder import open_in_float32
+from gendistill.export.student_folder import fit_transformers_4_and_5
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.decoder import AutoencoderContext
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networks
-from gendistill.run.validation import save_image_grid
+from gendistill.run.validation import save_image_grid, validation_extractor
 from gendistill.runtime.files import updated_folder
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import image_grid
@@ -108,7 +108,8 @@ class AutoencoderRun:
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[DecoderFigures, str]:
         config, average = self.config, stage.method.networks.average
-        extractor = load_extractor(config.validation_extractor or "emoji", str(self.processes.device))
+        name = validation_extractor(config, self.teacher, config.validation_reference or config.data.path)
+        extractor = load_extractor(name, str(self.processes.device))
         num = config.trainer.num_validation
         figures = measure_decoder(self.codec, average, self.held_out, num=num, extractor=extractor)
         if self.processes.is_main_process:
@@ -122,7 +123,7 @@ class AutoencoderRun:
         pipeline = teacher.family.student_pipeline(teacher.pipeline, {"vae": tiny})
         with updated_folder(folder) as temporary:
             pipeline.save_pretrained(temporary, safe_serialization=True)
-            open_in_float32(temporary)
+            fit_transformers_4_and_5(temporary)
             times = [dataclasses.asdict(time) for time in figures.times]
             measured = {**figures.as_json(), "steps": training.steps, "best_step": training.best_step, "times": times}
             (temporary / FIGURES).write_text(json.dumps(measured, indent=1))

@@ -36,6 +36,7 @@ from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
 from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
+from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
 
 
@@ -103,10 +104,11 @@ class DenoiserRun:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        return Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
-        """Write the student with the solver of the best validation."""
+        """Write the student with the solver that validation chooses."""
         assert training.best is not None  # the validator has evaluated at least step 0
         average = stage.method.networks.average
         if average.fraction < 1:
@@ -115,8 +117,7 @@ class DenoiserRun:
                 f"{average.prediction_type} was complete; expects a higher limit (trainer.max_minutes, trainer.max_steps) with "
                 "--resume, or a smaller progressive.prediction_type_steps"
             )
-        figures = {"validation": training.best.score}
-        spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
+        spec, scheduler = describe_student(self.config, self.teacher, stage, self.validating.choose_solver(training.best))
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
             export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
@@ -138,10 +139,9 @@ class DenoiserRun:
         }
 
 
-def describe_student(
-    config: RunConfig, teacher: Teacher, stage: Stage, solver: str, figures: dict[str, Any] | None = None
-) -> tuple[StudentSpec, Any]:
-    """The `gendistill.json` of a stage's student for sampling with `solver`, and the diffusers scheduler of its pipeline."""
+def describe_student(config: RunConfig, teacher: Teacher, stage: Stage, validation: Validation) -> tuple[StudentSpec, Any]:
+    """The `gendistill.json` of a stage's student, and the diffusers scheduler of its pipeline, with the validation's solver."""
+    solver = validation.figures["solver"]
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
     spec = StudentSpec(
         method=config.method,
@@ -160,7 +160,8 @@ def describe_student(
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
         resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
-        figures=figures or {},
+        figures={"validation": validation.score},
+        validation_network=validation.figures.get("network", ""),
     )
     return spec, scheduler
 

@@ -15,6 +15,7 @@ from gendistill.data.cached import image_source
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.gan_pairs import generate_pairs
+from gendistill.evaluation.default_extractor import is_embedded
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
@@ -26,6 +27,7 @@ from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
 from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
+from gendistill.run.validation import reported_extractor
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.step import TrainingData
@@ -84,8 +86,9 @@ class GeneratorRun:
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
         config, device = self.config, self.processes.device
-        extractor = load_extractor(config.validation_extractor or "emoji", str(device))
-        num = config.trainer.num_validation
+        spec, num = self.teacher.generator.spec, config.trainer.num_validation
+        embedded = is_embedded(spec.output_shape[1:], spec.classes, config.data.path)
+        extractor = load_extractor(reported_extractor(config.validation_extractor, embedded=embedded), str(device))
         method: Any = stage.method  # every recipe of generators has a `GanCodistillation`
         return GeneratorValidator(method, self.images, extractor, samples, num=num, seed=config.seed, device=device)
 
@@ -103,7 +106,8 @@ class GeneratorRun:
             "parameters": start.parameters,
             "teacher_macs": start.teacher_macs,
             "teacher_parameters": start.teacher_parameters,
-            "figures": training.best.figures,
+            "figures": _numbers(training.best.figures),
+            "validation_network": training.best.figures["network"],
             "steps": training.steps,
         }
         average.network.to(memory_format=torch.contiguous_format)  # the memory format of saved files
@@ -127,8 +131,12 @@ class GeneratorRun:
             "data": data,
             **provenance_of(config, stage, training),
             **({"ended": training.ended} if training.ended else {}),
-            **({name: f"{value:.4g}" for name, value in training.best.figures.items()} if training.best else {}),
+            **({name: f"{value:.4g}" for name, value in _numbers(training.best.figures).items()} if training.best else {}),
         }
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 def _report(sentence: str) -> None:

@@ -35,9 +35,8 @@ def traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Expor
     Raises:
         Exception: any error of torch.export for this network.
     """
-    batch = getattr(torch.export.Dim, "DYNAMIC", None) or torch.export.Dim("batch")  # torch < 2.6 has named dimensions only
     with silent_exporters():
-        return torch.export.export(network, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
+        return torch.export.export(network, inputs, dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),))
 
 
 def write_onnx(

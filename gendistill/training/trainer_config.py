@@ -83,6 +83,13 @@ class TrainerConfig(Section):
     num_validation: int = Field(
         256, ge=2, description="Number of images that each validation generates", json_schema_extra=about("images")
     )
+    num_solver_images: int | None = Field(
+        None,
+        ge=0,
+        description="Number of images on which the solver of the best checkpoint is chosen after training; null is 4 times "
+        "num_validation, and no more than num_validation, such as 0, keeps the solver of its validation",
+        json_schema_extra=about("images"),
+    )
     patience: int | None = Field(
         None,
         ge=1,
@@ -98,6 +105,11 @@ class TrainerConfig(Section):
             description="Experiment trackers of accelerate; each has to be installed; default: tensorboard where it is",
         )
     )
+
+    @property
+    def solver_images(self) -> int:
+        """`num_solver_images` with its default."""
+        return 4 * self.num_validation if self.num_solver_images is None else self.num_solver_images
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

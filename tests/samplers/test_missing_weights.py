@@ -83,7 +83,7 @@ def test_a_file_in_shards_is_read_as_one_and_a_shard_without_its_weights_is_not(
     [
         ("time_embed.2.weight", r"lacks 1 of the weights of its unet \(time_embedding.linear_2.weight\)"),
         ("decoder.conv_in.bias", r"lacks 1 of the weights of its vae \(decoder.conv_in.bias\)"),
-        ("layers.0.mlp.fc1", r"lacks 2 of the weights of its text_encoder \(encoder.layers.0.mlp.fc1.bias, encoder"),
+        ("layers.0.mlp.fc1", r"lacks 2 of the weights of its text_encoder \((text_model.)?encoder.layers.0.mlp.fc1.bias, "),
     ],
 )
 def test_a_checkpoint_without_some_weights_is_refused(tiny_folder, tmp_path, words, sentence):
