@@ -62,8 +62,8 @@ def prepare_decoded(
         ValueError: as `prepare_data`.
     """
     if config.path is None:
-        maker = DecodedLatents(prepare_data(config, teacher, seed, progress), teacher.codec)
-        return DecodedData(cached_rows(config.cache, maker))
+        latents = prepare_data(config, teacher, seed, progress)
+        return DecodedData(cached_rows(config.cache, DecodedLatents(latents, teacher.codec)))
     if config.crop == "buckets":
         raise ValueError("data.crop buckets: a decoder is trained on images of one size; expects center or random")
     framing = Framing.from_settings(config.crop, teacher.resolution, teacher.codec.factor, seed)

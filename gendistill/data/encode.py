@@ -46,8 +46,8 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
     if config.path is None:
         scale = config.synthetic_guidance if teacher.family.guided else 1.0
         prompts, count = training_prompts(config, teacher), config.num_synthetic
-        maker = GeneratedLatents(teacher, prompts, count, config.synthetic_steps, scale, seed)
-        return LatentData(cached_rows(config.cache, maker, progress))
+        generated = GeneratedLatents(teacher, prompts, count, config.synthetic_steps, scale, seed)
+        return LatentData(cached_rows(config.cache, generated, progress))
     if config.prompts is not None:
         raise ValueError(NOTHING_TO_LEARN_ON)
     source = training_source(config, teacher, seed)

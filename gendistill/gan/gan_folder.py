@@ -160,7 +160,8 @@ def _with_relative_paths(student: dict[str, Any], folder: Path) -> dict[str, Any
 
 
 def _with_found_paths(student: dict[str, Any], folder: Path) -> dict[str, Any]:
-    relative = student.get("relative") if isinstance(student.get("relative"), dict) else {}
+    stored = student.get("relative")
+    relative = stored if isinstance(stored, dict) else {}
     found = {name: found_path(path, relative.get(name), folder) for name, path in _paths_of(student).items()}
     weights = {"generator": student["generator"] | {"weights": found.pop("weights")}} if "weights" in found else {}
     return student | found | weights

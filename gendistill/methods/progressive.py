@@ -20,7 +20,7 @@ A first stage without halving may precede these. Its target is the teacher's pre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -209,8 +209,8 @@ class ProgressiveDistillation(DenoiserMethod):
         average = self.networks.average
         self.networks.average = average.with_prediction_type(average.prediction_type, self.average_fraction(step))
 
-    def after_step(self, step: int) -> None:
-        super().after_step(step)
+    def after_step(self, step: int, skipped: Collection[str] = ()) -> None:
+        super().after_step(step, skipped)
         self.weights_of(step)
 
     def state_dict(self) -> dict[str, Any]:

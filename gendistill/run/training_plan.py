@@ -27,6 +27,7 @@ from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.families import Family
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks
+from gendistill.settings.schedule import Step
 from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
 
@@ -217,7 +218,7 @@ def _keeps_all_parts(config: RunConfig) -> bool:
 
 
 def _step(method: Method, batch: Batch, rows: int) -> None:
-    for update in method.updates(batch, 0, PerSampleRandom(0, 0, 0, rows)):
+    for update in method.updates(batch, Step(0, 0.0), PerSampleRandom(0, 0, 0, rows)):
         update.loss.backward()
 
 

@@ -164,11 +164,12 @@ def reported_extractor(named: str | None, *, embedded: bool) -> str:
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
-    trained, timesteps = stage.method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
+    method: Any = stage.method  # every recipe of denoisers has a `DenoiserMethod`
+    trained, timesteps = method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
-        stage.method.networks.average.prediction_type,
+        method.networks.average.prediction_type,
         trained or nearest_divisors(config.consistency.num_ddim_timesteps, timesteps)[-1],
         trained_on_grid=trained is not None,
         bounded=teacher.family.bounded,

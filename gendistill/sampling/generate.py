@@ -145,9 +145,9 @@ def _write(images: torch.Tensor, out: Path, columns: int) -> list[Path]:
         return files
     if out.suffix.lower() == ".npy":
         with atomic_write(out) as temporary:
-            with temporary.open("wb") as file:
-                np.save(file, images.permute(0, 2, 3, 1).numpy())
-                file.write(SIGNATURE)
+            with temporary.open("wb") as array:
+                np.save(array, images.permute(0, 2, 3, 1).numpy())
+                array.write(SIGNATURE)
         return [out]
     _save_png(image_grid(images, columns=columns if columns > 1 else 8), out)
     return [out]

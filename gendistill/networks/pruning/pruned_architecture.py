@@ -86,7 +86,7 @@ def _fold_layer(layer: nn.Module) -> None:
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
     for key, hook in list(layer._forward_pre_hooks.items()):
-        name = getattr(hook, "name", None)  # a hook of the user that computes the weight from `weight_orig`, as PGGAN's
+        name = str(getattr(hook, "name", ""))  # a hook of the user that computes the weight from `weight_orig`, as PGGAN's
         original = layer._parameters.get(f"{name}_orig")
         if original is not None and counts_of(layer) is not None and name not in layer._parameters:
             hook(layer, ())
