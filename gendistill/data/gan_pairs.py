@@ -1,7 +1,13 @@
-"""Images that the teacher generates from fixed noise, once, kept on disk: a training step then needs no teacher call."""
+"""Images that the teacher generates from fixed noise or from the input images, once, kept on disk.
+
+A training step then needs no teacher call, whose cost is several times the student's.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +18,7 @@ from gendistill.data.cached import PART_SIZE, Progress, cached_rows
 from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
 from gendistill.data.provenance import weights_fingerprint
-from gendistill.gan.generator import Generator
+from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
@@ -51,6 +57,62 @@ class PairedData:
         return {**self.real.summary(), "pairs": len(self.pairs), "pairs_cache": self.pairs.key}
 
 
+class PairedImages(ImageData):
+    """Input images with the teacher's image of each, in the same row."""
+
+    def __init__(self, pairs: StoredRows, images: ImageData) -> None:
+        super().__init__(images.cache, images.spec)
+        self.pairs = pairs
+
+    def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
+        generated = from_bytes(self.pairs.rows(rows)["images"].to(device))
+        return replace(super().batch(rows, random, device), generated=generated)
+
+    def summary(self) -> dict[str, Any]:
+        return {**super().summary(), "pairs": len(self.pairs), "pairs_cache": self.pairs.key}
+
+
+def pair_images(teacher: Generator, data: ImageData, cache: str, progress: Progress | None = None) -> PairedImages:
+    """The input images of an image-to-image teacher with its images, read from the cache or generated into it first.
+
+    A batch has no random crops or flips, so that the inputs of a row are always the same. The images are kept as bytes;
+    `paired_size` is their size on disk.
+    """
+    key_parts = {**_teacher_key(teacher), "images": data.cache.key}
+    make = partial(_generate_from, teacher, data, progress)
+    described = f"the teacher's images of {len(data)} images"
+    return PairedImages(cached_rows(cache, key_parts, described, lambda: range(len(data)), make), data)
+
+
+def paired_size(spec: GeneratorSpec, data: ImageData) -> int:
+    """The bytes on disk of the teacher's images of all input images."""
+    return len(data) * math.prod(spec.output_shape)
+
+
+def _teacher_key(teacher: Generator) -> dict[str, Any]:
+    """What determines the images of a teacher: its weights, its class and the arguments of its layers, and its value range."""
+    network = teacher.network
+    return {
+        "teacher": weights_fingerprint(network),
+        "network": f"{type(network).__module__}:{type(network).__qualname__}",
+        "layers": hashlib.sha256(f"{network}{getattr(network, 'config', '')}".encode()).hexdigest(),
+        "spec": repr(teacher.spec),
+    }
+
+
+@torch.no_grad()
+def _generate_from(teacher: Generator, data: ImageData, progress: Progress | None, numbers: list[int]) -> StoredPart:
+    device = next(iter(teacher.network.parameters()), torch.empty(0)).device
+    generated = []
+    for rows in torch.tensor(numbers).split(images_at_once(max(teacher.spec.output_shape[1:]))):
+        batch = data.batch(rows, PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(rows)), device)
+        assert batch.inputs is not None
+        generated.append(in_bytes(teacher(batch.inputs, batch.labels)))
+        if progress:
+            progress(len(rows))
+    return StoredPart({"pairs": {"images": torch.cat(generated)}})
+
+
 def generate_pairs(
     teacher: Generator, data: ImageData | NoData, count: int, cache: str, progress: Progress | None = None
 ) -> PairedData:
@@ -63,11 +125,11 @@ def generate_pairs(
     """
     if teacher.spec.kind == "image":
         raise ValueError(
-            f"gan.pairs {count}: expects a teacher that generates from noise; 0 for one that generates from images"
+            f"gan.pairs {count}: expects a teacher that generates from noise; null or 0 for one that generates from images, "
+            "whose pairs are those of data.path"
         )
     key_parts = {
-        "teacher": weights_fingerprint(teacher.network),
-        "spec": repr(teacher.spec),
+        **_teacher_key(teacher),
         "count": count,
         "classes": None if isinstance(data, NoData) else data.cache.key,
     }

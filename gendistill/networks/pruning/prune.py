@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,7 @@ def compress(
     importance: Literal["magnitude", "random"] = "magnitude",
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    removed: Mapping[str, float] | None = None,
 ) -> Compressed:
     """A copy of `network` with only its most important channels; inputs and outputs keep their shapes.
 
@@ -64,6 +65,7 @@ def compress(
         params, macs: target of the student: parameters, and multiply-accumulates of one sample.
         importance: `random` keeps random channels, by `seed`, as a baseline.
         keep: paths of modules whose channels are not pruned.
+        removed: residual blocks that are removed first, with the numbers that replace them, see `pruning.depth`.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.networks.pruning.separable`).
 
     Raises:
@@ -78,6 +80,7 @@ def compress(
         raise ValueError(f"keep {unknown[0]}: the network has no such module.")
     student = pruned_architecture.duplicate(network)
     pruned_architecture.fold(student)
+    pruned_architecture.remove_blocks(student, removed or {})
     if depthwise:
         _separate(student, example_inputs, targets, keep)
     search = _Search(student, tuple(example_inputs), targets, keep)
