@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -32,33 +33,66 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
+@contextmanager
+def _countable(network: nn.Module) -> Iterator[None]:
+    """Attention and recurrent layers as matrix products while the context is open: torch's counter skips their fused kernels."""
+    backends: Any = torch.backends
+    fused, onednn, cudnn = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        backends.mkldnn.enabled = backends.cudnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        backends.mha.set_fastpath_enabled(fused)
+        backends.mkldnn.enabled, backends.cudnn.enabled = onednn, cudnn
+
+
 def macs(network: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     """Multiply-accumulates of a forward pass of ONE sample; the batch size of `example_inputs` has no influence.
 
     torch's counter reports floating-point operations (two per multiply-accumulate) of convolutions, matrix products and
-    attention; it respects the groups of a convolution. As in the papers, normalization, activations and resizing are not
-    counted.
+    attention, also where a forward calls them on bare parameters; it respects the groups of a convolution. As in the papers,
+    normalization, activations and resizing are not counted.
     """
     return sum(macs_by_module(network, example_inputs).values())
 
 
 def macs_by_module(network: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, int]:
-    """Multiply-accumulates of one sample for each innermost module that executes them, by path ("" is the network itself)."""
+    """Multiply-accumulates of one sample for each innermost module that executes them, by path ("" is the network itself).
+
+    All calls of a module that runs several times are counted at its path.
+    """
+    paths = {module: path for path, module in network.named_modules()}
+    running, inner = list[str](), dict[str, int]()
+    counted = 0
+
+    def to_innermost() -> None:
+        """Attribute what was counted since the last call to the module that is running."""
+        nonlocal counted
+        total = counter.get_total_flops() // 2
+        if running:
+            inner[running[-1]] = inner.get(running[-1], 0) + total - counted
+        counted = total
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        to_innermost()
+        running.append(paths[module])
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        to_innermost()
+        running.pop()
+
+    handles = [module.register_forward_pre_hook(enter) for module in paths]
+    handles += [module.register_forward_hook(leave) for module in paths]
     counter = FlopCounterMode(display=False)
-    with evaluating(network), counter:  # in train mode a batch norm rejects one sample of 1x1 pixels
-        network(*one_sample(example_inputs))
-    total = {name: sum(operations.values()) // 2 for name, operations in counter.get_flop_counts().items()}
-    total.pop(root := type(network).__name__, None)  # the same numbers as "Global"
-    inner: dict[str, int] = defaultdict(int)
-    for name, count in total.items():
-        path = "" if name == "Global" else name.removeprefix(root + ".")
-        parent = path
-        inner[path] += count
-        while parent:
-            parent = parent.rpartition(".")[0]
-            if not parent or f"{root}.{parent}" in total:
-                inner[parent] -= count
-                break
+    try:
+        with evaluating(network), _countable(network), counter:  # in train mode a batch norm rejects one sample of 1x1 pixels
+            network(*one_sample(example_inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
     return {path: count for path, count in inner.items() if count}
 
 

@@ -73,7 +73,12 @@ def _fold_layer(layer: nn.Module) -> None:
         shared, names = type(layer), list(layer.parametrizations)  # type: ignore[arg-type]
         computed = {name: vars(shared)[name] for name in names}  # torch deletes these from the class, which deep copies share
         for name in names:
+            trained = any(weight.requires_grad for weight in layer.parametrizations[name].parameters())  # type: ignore[union-attr,index]
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            weight = getattr(layer, name)
+            if not isinstance(weight, nn.Parameter):  # computed from several tensors (weight norm), torch leaves a plain tensor
+                delattr(layer, name)
+                layer.register_parameter(name, nn.Parameter(weight.detach(), trained))
         for name in names:
             setattr(shared, name, computed[name])
     for hook in list(layer._forward_pre_hooks.values()):

@@ -69,7 +69,8 @@ def trace(network: nn.Module, inputs: Sequence[Tensor]) -> list[Node]:
 
     def record_call(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.requires_grad]
-        if any(output is x for x in tensors):  # a layer that returns its input needs an autograd node of its own
+        # a layer that returns its input, or a view that an operation in place would detach from it, needs a node of its own
+        if isinstance(output, Tensor) and (output._is_view() or any(output is x for x in tensors)):
             output = output.clone()
         edges = [(edge.node, edge.output_nr) for edge in map(get_gradient_edge, tensors)]
         calls[tree_leaves(output)[0].grad_fn] = layer, edges
