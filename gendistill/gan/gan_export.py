@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 PROGRAM, ONNX = "generator.pt2", "generator.onnx"
 OWN_FILES = tuple(f"/gendistill/{file}.py" for file in ("gan/gan_export", "gan/generator", "runtime/exporter"))
+FIXED_SIZE = "pixels alone"  # in the message of programs for images of one size
 TOLERANCE = 1e-4  # maximum error of a program's images, in the network's output range
 
 
@@ -75,8 +76,11 @@ def export_student(
         # torch.export specializes a batch of one to a constant
         inputs = tuple(tensor.expand(2, *tensor.shape[1:]).clone() if len(tensor) == 1 else tensor for tensor in inputs)
         _compare(temporary, open_gan(temporary).generator.network, network, [_batch(inputs, n) for n in (len(inputs[0]), 1, 3)])
-        messages = _write_programs(temporary, network, inputs, gan.generator.spec.kind, onnx)
-        card = gan_card(gan, provenance, program=(temporary / PROGRAM).is_file(), onnx=(temporary / ONNX).is_file())
+        kind = gan.generator.spec.kind
+        messages = _write_programs(temporary, network, inputs, kind, onnx)
+        program, has_onnx = (temporary / PROGRAM).is_file(), (temporary / ONNX).is_file()
+        any_size = program and kind == "image" and not any(FIXED_SIZE in message for message in messages)
+        card = gan_card(gan, provenance, program=program, onnx=has_onnx, any_size=any_size)
         (temporary / "README.md").write_text(card)
         replace_folder(temporary, folder)
     finally:
@@ -111,10 +115,10 @@ def _write_programs(folder: Path, network: nn.Module, inputs: tuple[Tensor, ...]
         reasons = _write_program(folder, network, inputs, [*batches, *sized], kind, onnx)
         if not reasons or "it needs" in reasons[0]:
             return reasons
-        reason = reasons[0]
+        reason = reasons[0].partition(", ")[2]  # without the names of the files
     messages = _write_program(folder, network, inputs, batches, kind, onnx)
     written = " and ".join(name for name in (PROGRAM, ONNX) if (folder / name).is_file())
-    return [*messages, *([f"{written}: for images of {height}x{width} pixels alone, since {reason}"] if written else [])]
+    return [*messages, *([f"{written}: for images of {height}x{width} {FIXED_SIZE}, since {reason}"] if written else [])]
 
 
 def _write_program(
@@ -193,7 +197,9 @@ def _compare(path: Path, written: Any, network: nn.Module, batches: list[tuple[T
 def _operation(error: Exception) -> str:
     """The operation that cannot be traced and its position: the last stack frame outside of torch."""
     if "specialized it to be a constant" in str(error):
-        return "the network, as its code fixes the batch size (len(x) does, x.shape[0] does not)"
+        if "size()[0]" in str(error):
+            return "the network, as its code fixes the batch size (len(x) does, x.shape[0] does not)"
+        return "the network, as its code fixes the height or width (range(x.shape[2]) does)"
     torch_folder = str(Path(torch.__file__).parent)
     frames = [
         frame

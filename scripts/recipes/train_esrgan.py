@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from emoji import ASSETS, load_emoji
+from emoji import load_emoji
 from gendistill.data.gan_batches import downsampled
 from gendistill.data.images import as_tensor, fitted
 from gendistill.gan.architectures.rrdb import RESIDUAL_SCALE, RRDBGenerator
