@@ -64,8 +64,9 @@ class Conditioning(Mapping[str, Tensor]):
         return Conditioning(**{name: function(tensor) for name, tensor in self.items()})
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        """Move all tensors to a device, and floating-point tensors to `dtype`."""
-        return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
+        """Move all tensors to a device, and floating-point tensors to `dtype`; a copy to a GPU (CUDA) is not waited for."""
+        to_gpu = torch.device(device).type == "cuda"
+        return self.map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=to_gpu))
 
     @property
     def device(self) -> torch.device:

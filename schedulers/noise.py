@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class NoiseSchedule:
     kind: str
     num_train_timesteps: int
     angles: Tensor | None = None  # (N,) float64, only for `vp`
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def from_alphas_cumprod(alphas_cumprod: Tensor) -> NoiseSchedule:
@@ -61,7 +62,7 @@ class NoiseSchedule:
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Signal scale at t in [0, 1], float64, of t's shape."""
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = _in_float64(t)
         if self.kind == "vp":
             return torch.cos(self._angle(t))
         if self.kind == "flow":
@@ -70,7 +71,7 @@ class NoiseSchedule:
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """Noise scale at t, float64, of t's shape; in [0, 1] except for `edm`."""
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = _in_float64(t)
         if self.kind == "vp":
             return torch.sin(self._angle(t))
         if self.kind == "flow":
@@ -96,18 +97,30 @@ class NoiseSchedule:
         return expand_to(ratio, x_s) * x_s + expand_to(fresh, x_s) * noise
 
     def _angle(self, t: Tensor) -> Tensor:
-        assert self.angles is not None
-        if t.is_meta:
-            return torch.empty_like(t, dtype=torch.float64)
-        angles = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])  # the first angle is that of `clean`
-        position = t.cpu().clamp(-1, len(self.angles) - 1) + 1
+        """The angle at t, on t's device: reading t on the host would wait for the GPU."""
+        angles = self._table(t.device)
+        position = t.clamp(-1, len(angles) - 2) + 1
         low = position.floor().long().clamp(max=len(angles) - 2)
         return torch.lerp(angles[low], angles[low + 1], position - low)
+
+    def _table(self, device: torch.device) -> Tensor:
+        """The angles (N + 1,) of `clean` and of all timesteps on a device; each device gets them once."""
+        assert self.angles is not None
+        if device not in self._tables:
+            table = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])
+            self._tables[device] = table.to(device, non_blocking=device.type == "cuda")
+        return self._tables[device]
+
+
+def _in_float64(t: Tensor | float) -> Tensor:
+    """t on its device, or on the CPU where the device has no float64 (MPS)."""
+    t = torch.as_tensor(t)
+    return (t.cpu() if t.device.type == "mps" else t).double()
 
 
 def expand_to(values: Tensor, like: Tensor) -> Tensor:
     """`values` (B,) or () as (B, 1, ...) with the number of dimensions, dtype and device of `like` (B, ...)."""
-    values = values.to(device=like.device, dtype=like.dtype)
+    values = values.to(device=like.device, dtype=like.dtype, non_blocking=like.is_cuda)  # a copy from the host does not wait
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
 
 

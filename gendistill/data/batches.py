@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gendistill.data.cached import CachedData
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, bucket_of_step, indices_of_step
 from gendistill.samplers.codec import sample_moments
 from gendistill.samplers.conditioning import Conditioning
@@ -76,7 +77,7 @@ class LatentData(CachedData):
         tensors = self.cache.rows(rows)
         moments = tensors["moments"].float()
         latents = sample_moments(moments, random.normal((moments.shape[1] // 2, *moments.shape[2:])))
-        return Batch(latents.to(device), conditioning_of(tensors).to(device))
+        return Batch(to_device(latents, device), conditioning_of(tensors).to(device))
 
     @property
     def described(self) -> str:

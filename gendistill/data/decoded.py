@@ -18,6 +18,7 @@ from gendistill.data.provenance import codec_provenance
 from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.framing import Framing
 from gendistill.diffusion.teacher import Teacher
+from gendistill.runtime.device import to_device
 from gendistill.runtime.hashing import chance
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.runtime.store import Skipped, StoredPart
@@ -39,8 +40,8 @@ class DecodedData(CachedData):
 
     def batch(self, rows: Tensor, random: PerSampleRandom | None, device: torch.device | str = "cpu") -> DecodedBatch:
         tensors = self.cache.rows(rows)
-        images, decoded = (from_bytes(tensors[name].to(device)) for name in ("images", "decoded"))
-        return DecodedBatch(images, tensors["latents"].to(device).float(), decoded)
+        images, decoded = (from_bytes(to_device(tensors[name], device)) for name in ("images", "decoded"))
+        return DecodedBatch(images, to_device(tensors["latents"], device).float(), decoded)
 
 
 def prepare_decoded(

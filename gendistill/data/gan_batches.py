@@ -12,6 +12,7 @@ from torch import Tensor
 from gendistill.data.cached import CachedData
 from gendistill.data.images import from_bytes
 from gendistill.gan.generator import GeneratorSpec
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.runtime.stored_rows import StoredRows
 
@@ -65,8 +66,8 @@ class ImageData(CachedData):
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
         tensors = self.cache.rows(rows)
-        images = from_bytes(tensors["images"].to(device))
-        labels = tensors["labels"].to(device) if self.spec.num_classes else None
+        images = from_bytes(to_device(tensors["images"], device))
+        labels = to_device(tensors["labels"], device) if self.spec.num_classes else None
         channels = self.spec.output_shape[0] if self.spec.kind == "noise" else self.spec.input_shape[0]
         images = images.mean(1, keepdim=True) if channels == 1 else images
         if self.spec.kind == "noise":

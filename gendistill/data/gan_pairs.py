@@ -19,6 +19,7 @@ from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
 from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.generator import Generator, GeneratorSpec
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
@@ -46,9 +47,9 @@ class PairedData:
         real = self.real.batch(rows[:, 1].contiguous(), random, device)
         return GanBatch(
             device,
-            inputs=tensors["inputs"].to(device),
-            labels=tensors["labels"].to(device) if "labels" in tensors else None,
-            generated=from_bytes(tensors["images"].to(device)),
+            inputs=to_device(tensors["inputs"], device),
+            labels=to_device(tensors["labels"], device) if "labels" in tensors else None,
+            generated=from_bytes(to_device(tensors["images"], device)),
             real=real.real,
             real_labels=real.real_labels,
         )
@@ -65,7 +66,7 @@ class PairedImages(ImageData):
         self.pairs = pairs
 
     def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
-        generated = from_bytes(self.pairs.rows(rows)["images"].to(device))
+        generated = from_bytes(to_device(self.pairs.rows(rows)["images"], device))
         return replace(super().batch(rows, random, device), generated=generated)
 
     def summary(self) -> dict[str, Any]:

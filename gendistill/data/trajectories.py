@@ -19,6 +19,7 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.rollout import few_step_rollout
 from gendistill.diffusion.teacher import Teacher
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
@@ -57,7 +58,7 @@ class TrajectoryData:
         points = tensors["points"].float()
         if self.ends is not None:
             points[:, -1] = self.ends.rows(numbers)["ends"].float()
-        return Trajectories(points.to(device), self.times.to(device), conditioning_of(tensors).to(device))
+        return Trajectories(to_device(points, device), to_device(self.times, device), conditioning_of(tensors).to(device))
 
     @property
     def described(self) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gendistill.diffusion.denoiser import Denoiser
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import Prediction
@@ -79,10 +80,10 @@ class Guidance:
         config, device = self.config, conditioning.device
         if config.mode == "embedded":
             low, high = config.range
-            scale = (low + (high - low) * random.uniform()).to(device)
+            scale = to_device(low + (high - low) * random.uniform(), device)
             return conditioning.with_guidance(scale), scale
         if config.mode == "cfg":
-            kept = (random.uniform() >= config.prompt_dropout).to(device)
+            kept = to_device(random.uniform() >= config.prompt_dropout, device)
             return conditioning.where(kept, self.unconditional), 1.0
         return conditioning, config.scale
 

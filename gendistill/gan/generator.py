@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from gendistill.networks.counting import evaluating
 
 FASTEST = torch.channels_last  # memory format on a CPU: tiny-gan samples in 0.7 of the time, and is trained in 0.8
 
@@ -25,6 +27,8 @@ class GeneratorSpec:
         num_classes: 0 for an unconditional generator.
         classes: names of the classes, or empty.
         output_range: value range of the network's images, such as (-1, 1) or (0, 1).
+        one_hot: whether the network expects labels as vectors (B, num_classes) with a 1 at the class, such as StarGAN's
+            attributes, instead of class numbers (B,).
     """
 
     kind: Literal["noise", "image"]
@@ -33,6 +37,12 @@ class GeneratorSpec:
     num_classes: int = 0
     classes: tuple[str, ...] = ()
     output_range: tuple[float, float] = (-1.0, 1.0)
+    one_hot: bool = False
+
+    def labels(self, numbers: Tensor) -> Tensor:
+        """Class numbers (B,) as the network expects them. Vectors (B, num_classes) are unchanged."""
+        vectors = self.one_hot and not numbers.is_floating_point()
+        return nn.functional.one_hot(numbers, self.num_classes).float() if vectors else numbers
 
     def class_of(self, text: str) -> int:
         """The number of a class from its name, or from its number as text.
@@ -76,7 +86,7 @@ class Generator:
 
         Args:
             inputs: (B, *input_shape), images in [-1, 1].
-            labels: (B,) int64; only with classes.
+            labels: (B,) int64, or vectors for a network with one-hot labels; only with classes.
         """
         return self.images(self.network(*self.arguments(inputs, labels)))
 
@@ -88,7 +98,7 @@ class Generator:
         if not self.spec.num_classes:
             return (inputs,)
         assert labels is not None
-        return inputs, labels
+        return inputs, self.spec.labels(labels)
 
     def images(self, output: Any) -> Tensor:
         """The output of the network as images in [-1, 1]."""
@@ -101,7 +111,25 @@ class Generator:
         random = torch.Generator().manual_seed(0)
         inputs = torch.randn(count, *self.spec.input_shape, generator=random)
         inputs = inputs if self.spec.kind == "noise" else inputs.clamp(-1, 1)
-        return (inputs, torch.arange(count) % self.spec.num_classes) if self.spec.num_classes else (inputs,)
+        classes = self.spec.num_classes
+        return (inputs, self.spec.labels(torch.arange(count) % classes)) if classes else (inputs,)
+
+
+def prefer_channels_last(network: nn.Module, call: Callable[[], object]) -> None:
+    """Convert weights to channels last, which takes three quarters of the time on a CPU.
+
+    A network that fails in this memory format (by `view` of a tensor that is not contiguous, or as it has weights of 5
+    dimensions) is converted back.
+
+    Args:
+        call: runs the network on some inputs.
+    """
+    try:
+        network.to(memory_format=FASTEST)
+        with evaluating(network), torch.random.fork_rng(devices=[]):
+            call()
+    except RuntimeError:
+        network.to(memory_format=torch.contiguous_format)
 
 
 def image_in(output: Any) -> Tensor:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gendistill.gan.gan_folder import Gan
-from gendistill.gan.generator import Generator, slerp
+from gendistill.gan.generator import Generator, prefer_channels_last, slerp
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers import NETWORK, Sampler, SampleRequest, hash_of_weights
 
@@ -64,7 +64,7 @@ class GeneratorSampler(Sampler):
         """A sampler of an opened GAN, whose generator is moved to the device and, on a CPU, to channels last."""
         network = gan.generator.network.to(device)
         if torch.device(device).type == "cpu":
-            _prefer_channels_last(network, gan.generator)
+            prefer_channels_last(network, lambda: gan.generator(*gan.generator.example(2)))
         return GeneratorSampler(gan.generator, gan.student, kind=gan.generator_source.class_name, read=read)
 
     @property
@@ -123,6 +123,8 @@ class GeneratorSampler(Sampler):
 
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
         spec = dataclasses.asdict(self.generator.spec)
+        if not spec["one_hot"]:  # images that are cached without it are found again
+            del spec["one_hot"]
         dtypes = sorted({str(parameter.dtype) for parameter in self.generator.network.parameters()})
         return {"weights": self.weights_hash, "generator": self.kind, "spec": spec, "dtype": dtypes}
 
@@ -223,16 +225,3 @@ def _seeded(generate: Callable[[], Tensor], seed: int) -> Tensor:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return generate()
-
-
-def _prefer_channels_last(network: nn.Module, generator: Generator) -> None:
-    """Convert weights to channels last, which takes three quarters of the time on a CPU.
-
-    A network that fails in this memory format (such as by `view` of a tensor that is not contiguous) is converted back.
-    """
-    network.to(memory_format=torch.channels_last)
-    try:
-        with torch.inference_mode():
-            generator(*generator.example(2))
-    except RuntimeError:
-        network.to(memory_format=torch.contiguous_format)

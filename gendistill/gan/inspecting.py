@@ -29,6 +29,7 @@ LATENT_NAMES = (
     "n_z",
     "latent",
     "code_dim",
+    "style_dim",
 )
 CLASS_NAMES = ("num_classes", "n_classes", "c_dim", "n_class", "num_class", "nclass", "num_labels", "num_class_embeds")
 SIZE_NAMES = ("resolution", "image_size", "img_size", "input_size", "sample_size", "load_size", "crop_size", "size")
@@ -83,9 +84,14 @@ def find_spec(
     properties = _properties(network, arguments, teacher)
     num_classes = _num_classes(properties, settings, teacher)
     failures: list[str] = []
-    for kind, shape in _candidates(network, properties, num_classes, settings):
+    attempts = [
+        (kind, shape, one_hot)
+        for one_hot in ((False, True) if num_classes else (False,))
+        for kind, shape in _candidates(network, properties, num_classes, settings)
+    ]
+    for kind, shape, one_hot in attempts:
         try:
-            image, inferred_range = _run(network, kind, shape, num_classes)
+            image, inferred_range = _run(network, kind, shape, num_classes, one_hot)
         except ValueError as error:
             failures.append(str(error))
             continue
@@ -103,6 +109,7 @@ def find_spec(
             output_shape=(image.shape[1], image.shape[2], image.shape[3]),
             num_classes=num_classes,
             output_range=settings.output_range or inferred_range,
+            one_hot=one_hot,
         )
     if settings.input_shape:
         raise ValueError(f"generator.input_shape {settings.input_shape}: {teacher} does not work with it: {failures[0]}")
@@ -119,13 +126,19 @@ def _properties(network: nn.Module, arguments: dict[str, Any], teacher: str) -> 
     known |= {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
     if isinstance(network, ConfigMixin):
         known |= {name: value for name, value in network.config.items() if not name.startswith("_")}
-    layers = [
-        (type(layer).__name__, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
-        for layer in network.modules()
-        if isinstance(layer, LAYERS)
-    ]
+    layers = [description for layer in network.modules() if (description := _layer(layer)) is not None]
     embeddings = [layer.num_embeddings for layer in network.modules() if isinstance(layer, nn.Embedding)]
     return NetworkProperties(known | arguments, _accepts_labels(network, teacher), embeddings[0] if embeddings else 0, layers)
+
+
+def _layer(layer: nn.Module) -> tuple[str, int] | None:
+    """The class name and the input features or channels of a layer, also of one of the user with a bare weight."""
+    if isinstance(layer, LAYERS):
+        return type(layer).__name__, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    weight = layer._parameters.get("weight")
+    if weight is None or weight.ndim not in (2, 4) or isinstance(layer, nn.Embedding):
+        return None
+    return "Linear" if weight.ndim == 2 else "Conv2d", weight.shape[1]
 
 
 def _accepts_labels(network: nn.Module, teacher: str) -> Literal["no", "may", "must"]:
@@ -200,7 +213,9 @@ def _candidates(
         yield from (("image", (channels, edge, edge)) for edge in dict.fromkeys(([named] if named else []) + list(EDGES)))
 
 
-def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int) -> tuple[Tensor, tuple[float, float]]:
+def _run(
+    network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int, one_hot: bool
+) -> tuple[Tensor, tuple[float, float]]:
     """The images of a batch of two, and their value range.
 
     Raises:
@@ -208,7 +223,8 @@ def _run(network: nn.Module, kind: str, shape: tuple[int, ...], num_classes: int
     """
     inputs = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
     inputs = inputs.clamp(-1, 1) if kind == "image" else inputs
-    labels = (torch.linspace(0, num_classes - 1, BATCH).long(),) if num_classes else ()  # the first and the last
+    numbers = torch.linspace(0, num_classes - 1, BATCH).long()  # the first and the last
+    labels = (nn.functional.one_hot(numbers, num_classes).float() if one_hot else numbers,) if num_classes else ()
     try:
         output = network(inputs.requires_grad_(), *labels)
     except Exception as error:  # a foreign network may raise anything

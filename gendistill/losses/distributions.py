@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gendistill.losses.numerics import check_batch, check_shapes, in_float32, unit
+from gendistill.runtime.device import to_device
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths in units of the median distance
 
@@ -114,8 +115,8 @@ def _projected_patches(images: Tensor, projections: Tensor, paired: bool, stride
 def _wasserstein_of_columns(x: Tensor, y: Tensor) -> Tensor:
     """W_2^2 between the columns of (N, P) and (M, P), (P,): the integral of the difference of their quantile functions."""
     n, m = len(x), len(y)
-    steps = [torch.arange(1, n + 1, device=x.device) * m, torch.arange(1, m + 1, device=x.device) * n]
-    ends = torch.cat(steps).unique()  # where either quantile function steps, in units of 1 / (N M)
+    steps = sorted({*range(m, n * m + 1, m), *range(n, n * m + 1, n)})  # of either quantile function, in units of 1 / (N M)
+    ends = to_device(torch.tensor(steps), x.device)
     widths = ends.diff(prepend=ends.new_zeros(1)).to(x) / (n * m)
     x, y = x.sort(dim=0).values[(ends - 1) // m], y.sort(dim=0).values[(ends - 1) // n]
     return widths @ (x - y).abs().pow(2.0)

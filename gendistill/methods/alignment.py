@@ -30,13 +30,13 @@ from gendistill.methods.latent_adversary import LatentAdversary
 from gendistill.methods.latent_perception import LatentPerception
 from gendistill.methods.recipe import Recipe, RunConfig
 from gendistill.metrics.distances.clip_score import load_scorer
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
-from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Update
-from gendistill.training.trainer_config import TrainerConfig
 
 
 class MatchConfig(Section):
@@ -278,7 +278,7 @@ class Alignment:
         def patch_projections(*, centred: bool) -> Tensor:
             size, channels = min(PATCH, *teacher_x0.shape[2:]), teacher_x0.shape[1]
             projections = distributions.patch_projections(PROJECTIONS, channels, size, generator, centred=centred)
-            return projections.to(teacher_x0.device)
+            return to_device(projections, teacher_x0.device)
 
         if weight := weight_at(config.patches, step):
             projections = patch_projections(centred=False)
@@ -288,7 +288,7 @@ class Alignment:
             distance = patch_sliced_wasserstein(student_x0, data_x0, projections, levels=1, paired=False)
             yield "real_patches", weight, distance
         if weight := weight_at(config.sliced_wasserstein, step):
-            projections = distributions.random_projections(128, teacher_x0[0].numel(), generator).to(teacher_x0.device)
+            projections = to_device(distributions.random_projections(128, teacher_x0[0].numel(), generator), teacher_x0.device)
             yield "sliced_wasserstein", weight, distributions.sliced_wasserstein(student_x0, teacher_x0, projections)
         if weight := weight_at(config.mmd, step):
             yield "mmd", weight, distributions.mmd(student_x0, teacher_x0)
@@ -302,7 +302,7 @@ class Alignment:
             steps = self.steps[int(torch.randint(len(self.steps), (), generator=generator))]
             stop_after = int(torch.randint(steps, (), generator=generator))
             return few_step_rollout(self.networks.average, trajectories.noise, trajectories.conditioning, steps, stop_after)
-        index = torch.where(start_uniform < config.start_fraction, 0, (index_uniform * last).long()).to(device)
+        index = to_device(torch.where(start_uniform < config.start_fraction, 0, (index_uniform * last).long()), device)
         return trajectories.points[torch.arange(len(trajectories), device=device), index], trajectories.times[index]
 
 
@@ -311,30 +311,24 @@ def _trajectories(batch: Batch) -> Trajectories:
     return batch.trajectories
 
 
-def alignment_of(
-    context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig, student: str = "student"
-) -> Alignment:
-    """The alignment of one student, with weights scheduled over a stage, and with a critic or CLIP where the settings need
-    them.
+def alignment_of(context: DenoiserContext, networks: Networks, steps: Sequence[int], student: str = "student") -> Alignment:
+    """The alignment of one student, with a critic or CLIP where the settings need them.
 
     Args:
         student: name of the student's optimizer.
     """
-    config: AlignConfig = context.config.align
-    settings, teacher = in_steps(config, trainer.max_steps), context.opened
+    settings, teacher = context.config.align, context.opened
     adversary = clip = None
     if settings.distribution.adversarial != 0 and teacher is not None:
         adversary = _adversary(teacher, student)
     if settings.semantic.clip != 0 and teacher is not None:
-        clip = ClipDistance(teacher.codec, load_scorer(config.clip, teacher.pipeline.device))
+        clip = ClipDistance(teacher.codec, load_scorer(settings.clip, teacher.pipeline.device))
     return Alignment(networks, settings, steps, adversary=adversary, clip=clip)
 
 
-def auxiliary_alignment(
-    context: DenoiserContext, networks: Networks, steps: Sequence[int], trainer: TrainerConfig
-) -> list[Alignment]:
+def auxiliary_alignment(context: DenoiserContext, networks: Networks, steps: Sequence[int]) -> list[Alignment]:
     """The alignment as an auxiliary loss of another method; empty where `align.weight` is 0."""
-    return [alignment_of(context, networks, steps, trainer)] if context.config.align.weight != 0 else []
+    return [alignment_of(context, networks, steps)] if context.config.align.weight != 0 else []
 
 
 def _adversary(teacher: Teacher, student: str) -> LatentAdversary:

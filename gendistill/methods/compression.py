@@ -37,11 +37,12 @@ from gendistill.networks.hints import Hint, Regressors
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.unet_importance import example_inputs
 from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, max_layers, on_meta, smaller_config
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.schedulers import Prediction
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
-from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig
 
@@ -121,8 +122,8 @@ class Compression(DenoiserMethod):
         config, networks = self.config, self.networks
         latents = batch.latents
         schedule = networks.teacher.schedule
-        noise = random.normal(latents.shape[1:]).to(latents.device)
-        t = (random.uniform() * schedule.num_train_timesteps).long().to(latents.device)
+        noise = to_device(random.normal(latents.shape[1:]), latents.device)
+        t = to_device((random.uniform() * schedule.num_train_timesteps).long(), latents.device)
         x_t = schedule.add_noise(latents, noise, t)
         conditioning, scale = self.guidance.sample(batch.conditioning, random)
         teacher_paths, student_paths = [hint.teacher_path for hint in self.hints], [hint.student_path for hint in self.hints]
@@ -176,7 +177,7 @@ class CompressionRecipe(Recipe):
         requested |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
         hints = matched_blocks(teacher.network.config, small.config, settings.features.layers) if requested else []
         guidance = Guidance(context.unconditional, config.guidance)
-        return Compression(networks, guidance, in_steps(settings, trainer.max_steps), hints)
+        return Compression(networks, guidance, settings, hints)
 
 
 def first_outline(config: RunConfig) -> StageOutline:

@@ -21,6 +21,7 @@ from gendistill.losses.pixel import l2, pseudo_huber
 from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
 from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.samplers.conditioning import Conditioning
@@ -138,14 +139,14 @@ class ConsistencyDistillation(DenoiserMethod):
     def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         latents, conditioning = batch.latents, batch.conditioning
         device = latents.device
-        noise = random.normal(latents.shape[1:]).to(device)
+        noise = to_device(random.normal(latents.shape[1:]), device)
         index = (random.uniform() * len(self.grid)).long()
         t = self.grid[index]
         s = torch.where(index > 0, self.grid[index - 1], 0)
         x_t = self.networks.teacher.schedule.add_noise(latents, noise, t)
 
         conditioning, scale = self.guidance.sample(conditioning, random)
-        t, s = t.to(device), s.to(device)
+        t, s = to_device(t, device), to_device(s, device)
         target_network = self.networks.average if self.config.target == "ema" else self.networks.student
         with torch.no_grad():
             guided = self.guidance.predict(self.networks.teacher, x_t, t, conditioning, scale)
@@ -158,7 +159,7 @@ class ConsistencyDistillation(DenoiserMethod):
         prediction = denoiser(x_t, t, conditioning)
         if self.config.num_phases == 1:
             return consistency_function(prediction, x_t, t)
-        edges = self.edges.to(phase_t.device)
+        edges = to_device(self.edges, phase_t.device)
         edge = edges[torch.searchsorted(edges, phase_t) - 1]
         return phase_function(prediction, edge, denoiser.schedule)
 
@@ -185,7 +186,7 @@ class ConsistencyRecipe(Recipe):
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         config, networks = context.config, context.networks()
-        auxiliary = auxiliary_alignment(context, networks, config.steps, config.trainer)
+        auxiliary = auxiliary_alignment(context, networks, config.steps)
         guidance = Guidance(context.unconditional, config.guidance)
         method = ConsistencyDistillation(networks, guidance, config.consistency, auxiliary)
         yield Stage(method, config.trainer, steps=config.steps, solvers=list(config.solvers))

@@ -20,11 +20,12 @@ from gendistill.diffusion.tiny_autoencoder import TinyNetworks, started_autoenco
 from gendistill.losses.distributions import patch_projections, patch_sliced_wasserstein
 from gendistill.losses.pixel import l1, l2
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.codec import LatentCodec
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
-from gendistill.settings.schedule import Weight, in_steps, weight_at
+from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.method import Method, Update
 
@@ -116,7 +117,7 @@ class DecoderDistillation(Method):
                 yield name, weight, loss(reconstruction, target)
         if weight := weight_at(config.patches, step):
             generator = torch.Generator().manual_seed(step)  # the same on every process
-            projections = patch_projections(PROJECTIONS, target.shape[1], PATCH, generator).to(target.device)
+            projections = to_device(patch_projections(PROJECTIONS, target.shape[1], PATCH, generator), target.device)
             yield "patches", weight, patch_sliced_wasserstein(reconstruction, target, projections)
 
 
@@ -154,5 +155,5 @@ class DecoderRecipe(Recipe):
             tiny = started_autoencoder(settings.start, codec.vae)
         else:
             tiny = tiny_autoencoder(codec.vae, settings.width, settings.blocks)
-        method = DecoderDistillation(tiny_networks(codec, tiny), in_steps(settings, config.trainer.max_steps))
+        method = DecoderDistillation(tiny_networks(codec, tiny), settings)
         yield Stage(method, config.trainer)

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,15 +19,14 @@ from gendistill.gan.architectures import discriminator_for
 from gendistill.gan.discriminator import Discriminator, adapt
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_networks import GanNetworks, StudentWithFeatures, gan_networks
-from gendistill.gan.generator import FASTEST, Generator
+from gendistill.gan.generator import Generator, prefer_channels_last
 from gendistill.gan.perception import Perception, open_perception
 from gendistill.losses.terms import FEATURE_LOSSES, RELATION_LOSSES
 from gendistill.methods.gan_codistillation import GanCodistillation, GanPair
 from gendistill.methods.gan_config import CodistillationConfig
 from gendistill.methods.gan_start import Start, start_student
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
-from gendistill.networks.hints import Hint, Regressors, describe, match
-from gendistill.settings.schedule import in_steps
+from gendistill.networks.hints import Hint, Regressors, candidates, describe, match
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def build_method(
     Raises:
         ValueError: a requested loss needs a network or data that are not available.
     """
-    settings, spec = in_steps(config.gan, config.trainer.max_steps), teacher.generator.spec
+    settings, spec = config.gan, teacher.generator.spec
     second_student = None
     if settings.peer == "student":  # before the teacher is moved to its device: pruning runs on the CPU
         second_student = start_student(teacher, config.compress, data, config.seed + 1, "random").network.to(device)
@@ -113,9 +113,14 @@ def build_method(
         perception=perception,
         real=_real(config, teacher.generator, data),
     )
-    placed = [*method.trained_modules().values(), networks.average.network]
-    for module in [*placed, frozen.network] if frozen else placed:
-        module.to(memory_format=FASTEST)
+    inputs = tuple(tensor.to(device) for tensor in teacher.generator.example(2))
+    labels = torch.arange(2, device=device) % spec.num_classes if spec.num_classes else None
+    for pair in pairs:
+        prefer_channels_last(pair.network, partial(pair.network, *inputs))
+    prefer_channels_last(networks.average.network, partial(networks.average, *inputs))
+    for discriminator in (*(pair.discriminator for pair in pairs), frozen):
+        if discriminator is not None:
+            prefer_channels_last(discriminator.network, partial(discriminator, example.expand(2, -1, -1, -1), labels))
     return method
 
 
@@ -180,11 +185,14 @@ def _real(config: RunConfig, teacher: Generator, data: ImageData | NoData) -> st
 
 
 def _hints(config: RunConfig, teacher: Gan, start: Start, device: torch.device | str) -> list[Hint]:
-    """The pairs of matched layers, which are printed; empty where no loss needs feature maps."""
+    """The pairs of matched layers, which are printed; empty where no loss needs feature maps, or the teacher has none."""
     settings = config.gan.features
     if all(getattr(settings, name) == 0 for name in FEATURE_LOSSES):
         return []
     example = tuple(tensor.to(device) for tensor in teacher.generator.example(2))
+    if settings.layers is None and not candidates(teacher.generator.network, example):
+        logger.warning("gan.features is ignored: the teacher has no layers with feature maps (B, C, H, W), as a transformer")
+        return []
     hints = match(teacher.generator.network, start.network, example, settings.layers)
     if PartialState().is_main_process:
         print(f"matched layers:\n{describe(hints)}", file=sys.stderr)

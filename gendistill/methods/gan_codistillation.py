@@ -35,6 +35,7 @@ from gendistill.methods.gan_distillation_loss import (
     TeacherTargets,
 )
 from gendistill.networks.hints import Hint
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.settings.schedule import weight_at
 from gendistill.training.method import Method, OptimizerSettings, Update
@@ -200,8 +201,8 @@ class GanCodistillation(Method):
         spec, device = self.networks.teacher.spec, batch.device
         labels = batch.labels
         if labels is None and spec.num_classes:
-            labels = (random.uniform() * spec.num_classes).long().to(device)
-        inputs = batch.inputs if batch.inputs is not None else random.normal(spec.input_shape).to(device)
+            labels = to_device((random.uniform() * spec.num_classes).long(), device)
+        inputs = batch.inputs if batch.inputs is not None else to_device(random.normal(spec.input_shape), device)
         return inputs, labels
 
     @torch.no_grad()
@@ -260,7 +261,7 @@ class GanCodistillation(Method):
         if config.r1:
             penalty = penalty + config.r1 * r1_penalty(lambda x: discriminator(x, labels), images)
         if config.gradient_penalty:
-            real_fraction = random.uniform().to(images.device)
+            real_fraction = to_device(random.uniform(), images.device)
             wgan_gp = gradient_penalty(lambda x: discriminator(x, labels), images, fake, real_fraction)
             penalty = penalty + config.gradient_penalty * wgan_gp
         return penalty
@@ -299,7 +300,7 @@ class GanCodistillation(Method):
 
     def _augment(self, images: Tensor, random: PerSampleRandom) -> Tensor:
         policy = tuple(self.config.discriminator.augment)
-        return augment(images, random.uniform((NUM_UNIFORM,)).to(images.device), policy) if policy else images
+        return augment(images, to_device(random.uniform((NUM_UNIFORM,)), images.device), policy) if policy else images
 
 
 def _match_loss(output: DiscriminatorOutputs, target: DiscriminatorOutputs, config: DiscriminatorConfig, step: int) -> Tensor:

@@ -24,6 +24,7 @@ from gendistill.losses.terms import (
     relation_terms,
     weighted,
 )
+from gendistill.runtime.device import to_device
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, weight_at
@@ -195,7 +196,7 @@ def _projections(images: Tensor, step: int, *, centred: bool) -> Tensor:
     """The random projections of patches of this step, the same on every process."""
     generator = torch.Generator().manual_seed(2 * step + centred)
     size = min(PATCH, *images.shape[2:])
-    return patch_projections(PROJECTIONS, images.shape[1], size, generator, centred=centred).to(images.device)
+    return to_device(patch_projections(PROJECTIONS, images.shape[1], size, generator, centred=centred), images.device)
 
 
 def _mean(losses: Iterator[Tensor]) -> Tensor:

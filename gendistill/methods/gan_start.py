@@ -160,7 +160,7 @@ def _batches(generator: Generator, data: ImageData | NoData, seed: int, count: i
         inputs = random.normal(generator.spec.input_shape) if batch.inputs is None else batch.inputs
         classes = generator.spec.num_classes
         labels = batch.labels if batch.labels is not None else (random.uniform() * max(classes, 1)).long()
-        batches.append((inputs, labels) if classes else (inputs,))
+        batches.append(generator.arguments(inputs, labels))
     return batches
 
 

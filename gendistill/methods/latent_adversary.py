@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.losses.adversarial import discriminator_accuracy, discriminator_loss, generator_loss, r1_penalty
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule
@@ -76,4 +77,4 @@ class LatentAdversary:
     def _noise(self, latents: Tensor, random: PerSampleRandom) -> tuple[Tensor, Tensor]:
         """Unit noise of the latents' shape (B, ...), and a timestep (B,)."""
         t = (random.uniform() * self.max_fraction * self.schedule.num_train_timesteps).long()
-        return random.normal(tuple(latents.shape[1:])).to(latents.device), t.to(latents.device)
+        return to_device(random.normal(tuple(latents.shape[1:])), latents.device), to_device(t, latents.device)

@@ -83,8 +83,7 @@ class AlignmentRecipe(Recipe):
             names = ("student", "peer") if settings.peer == "mutual" else ("student",)
             networks = [context.networks() for _ in names]  # before the discriminators, whose weights are random too
             alignments = {
-                name: alignment_of(context, student, config.steps, config.trainer, name)
-                for name, student in zip(names, networks, strict=True)
+                name: alignment_of(context, student, config.steps, name) for name, student in zip(names, networks, strict=True)
             }
             method = LatentAlignment(alignments, settings.ema_decay)
             folder = f"stages/{outline.name}" if outline.name else ""

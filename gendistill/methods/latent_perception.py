@@ -8,6 +8,7 @@ from torch import Tensor
 from gendistill.diffusion.blocks import blocks_of, recorded_maps
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.losses.pixel import perceptual_distance
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 
@@ -28,8 +29,8 @@ class LatentPerception:
     def __call__(self, student_x0: Tensor, teacher_x0: Tensor, conditioning: Conditioning, random: PerSampleRandom) -> Tensor:
         """The distance between latents (B, C, h, w) each, a scalar. Gradients flow to `student_x0`."""
         schedule = self.teacher.schedule
-        t = (random.uniform() * self.max_fraction * schedule.num_train_timesteps).long().to(student_x0.device)
-        noise = random.normal(student_x0.shape[1:]).to(student_x0.device)
+        t = to_device((random.uniform() * self.max_fraction * schedule.num_train_timesteps).long(), student_x0.device)
+        noise = to_device(random.normal(student_x0.shape[1:]), student_x0.device)
         conditioning = conditioning.with_guidance(None)
         with torch.no_grad():
             target = self._features(schedule.add_noise(teacher_x0, noise, t), t, conditioning)

@@ -34,6 +34,7 @@ from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
 from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
+from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
@@ -171,9 +172,9 @@ class ProgressiveDistillation(DenoiserMethod):
 
     def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         latents = batch.latents
-        noise = random.normal(latents.shape[1:]).to(latents.device)
+        noise = to_device(random.normal(latents.shape[1:]), latents.device)
         row = (random.uniform() * len(self.times)).long()
-        t = self.times[row].to(latents.device)
+        t = to_device(self.times[row], latents.device)
         is_first = expand_to(row == 0, latents).bool()
         x_t = torch.where(is_first, noise, self.networks.teacher.schedule.add_noise(latents, noise, t))
         conditioning, scale = self.guidance.sample(batch.conditioning, random)
@@ -198,7 +199,7 @@ class GuidanceDistillation(ProgressiveDistillation):
 
     @torch.no_grad()
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
-        return self.guidance.predict(self.networks.teacher, x_t, self.times[row].to(x_t.device), conditioning, scale)
+        return self.guidance.predict(self.networks.teacher, x_t, to_device(self.times[row], x_t.device), conditioning, scale)
 
     def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
         student = self.networks.student
@@ -228,7 +229,7 @@ class StepHalving(ProgressiveDistillation):
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         teacher = self.networks.teacher
-        t, middle, s = (times[row].to(x_t.device) for times in (self.halving.t, self.halving.middle, self.halving.s))
+        t, middle, s = (to_device(times[row], x_t.device) for times in (self.halving.t, self.halving.middle, self.halving.s))
         return halving_target(lambda x_t, t: teacher(x_t, t, conditioning), x_t, t, middle, s, teacher.schedule)
 
 
@@ -297,7 +298,7 @@ class ProgressiveRecipe(Recipe):
         for index, count in enumerate(network_calls(config)):
             networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
-            auxiliary = auxiliary_alignment(context, networks, [count], _trainer(config, str(count))) if student else []
+            auxiliary = auxiliary_alignment(context, networks, [count]) if student else []
             halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary)
             yield stage(halving, str(count), count, settings.sampler, student)
 

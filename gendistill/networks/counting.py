@@ -35,7 +35,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _countable(network: nn.Module) -> Iterator[None]:
-    """Attention and recurrent layers as matrix products while the context is open: torch's counter skips their fused kernels."""
+    """Attention and recurrent layers as matrix products, as torch's counter skips their fused kernels."""
     backends: Any = torch.backends
     fused, onednn, cudnn = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
     backends.mha.set_fastpath_enabled(False)

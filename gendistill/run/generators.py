@@ -19,7 +19,7 @@ from gendistill.data.sources.source import open_source
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
-from gendistill.gan.generator import FASTEST
+from gendistill.gan.generator import prefer_channels_last
 from gendistill.losses.terms import FEATURE_LOSSES
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.gan_build import GeneratorContext
@@ -42,7 +42,8 @@ class GeneratorRun:
         self.teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
         _report(describe(self.teacher))
         recipe_of(config).check(config, self.teacher)
-        self.teacher.generator.network.to(memory_format=FASTEST)
+        generator = self.teacher.generator
+        prefer_channels_last(generator.network, lambda: generator(*generator.example(2)))
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -29,6 +30,11 @@ def usable_device(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device} cannot be used; expects cuda, mps or cpu") from error
     return device or best_device()
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on a device; the host does not wait for the end of a copy to a GPU (CUDA)."""
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def usable_dtype(dtype: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINES_EVERY = 30.0  # seconds between the lines that stand for a bar
 
@@ -25,6 +26,7 @@ class WorkProgress:
         completed: those that were done before.
         shown: whether this process shows it; one of several on a machine does.
         lines_every: seconds between lines where standard error is no terminal.
+        time_limit: seconds after which the work ends in any case; None sets none.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class WorkProgress:
         shown: bool = True,
         console: Console | None = None,
         lines_every: float = LINES_EVERY,
+        time_limit: float | None = None,
     ) -> None:
         self.text, self.total, self.completed, self.before = text, total, completed, completed
         self.console = console or Console(stderr=True)
-        self.shown, self.lines_every = shown, lines_every
+        self.shown, self.lines_every, self.time_limit = shown, lines_every, time_limit
         self.started = self.line_at = time.monotonic()
         self.details = ""
         self.bar: Progress | None = None
@@ -68,24 +71,29 @@ class WorkProgress:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[memory]}  {task.fields[details]}"),
+                TextColumn("{task.fields[parts]}"),
             )
             self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task(self.text, total=self.total, completed=self.before, memory="", details="")
+            self.task = self.bar.add_task(self.text, total=self.total, completed=self.before, parts="")
             self.bar.start()
-        self.bar.update(self.task, completed=self.completed, memory=memory_in_use(), details=escape(self.details))
+        parts = filter(None, [self._time_left(), memory_in_use(), self.details])
+        self.bar.update(self.task, completed=self.completed, parts=escape("  ".join(parts)))
 
     def _show_line(self) -> None:
         self.line_at = time.monotonic()
-        seconds, done = self.line_at - self.started, self.completed - self.before
         count = f"{self.completed}" if self.total is None else f"{self.completed}/{self.total}"
-        parts = [f"{self.text} {count}", f"{_clock(seconds)} elapsed"]
-        if self.total is not None and 0 < done < self.total - self.before:
-            parts.append(f"{_clock(seconds / done * (self.total - self.completed))} left")
+        parts = [f"{self.text} {count}", f"{_clock(self.line_at - self.started)} elapsed", self._time_left()]
         self.console.print(
             escape(", ".join(filter(None, [*parts, memory_in_use(), self.details]))), soft_wrap=True, highlight=False
         )
+
+    def _time_left(self) -> str:
+        """The time until all is done at this speed or until the limit, whichever is first; empty where it is unknown."""
+        elapsed, done = time.monotonic() - self.started, self.completed - self.before
+        left = math.inf if self.time_limit is None else max(self.time_limit - elapsed, 0.0)
+        if self.total is not None and done > 0:
+            left = min(left, elapsed / done * (self.total - self.completed))
+        return f"{_clock(left)} left" if 0 < left < math.inf else ""
 
 
 @contextmanager
@@ -99,9 +107,11 @@ def advancing_bar(text: str, total: int | None = None) -> Iterator[Callable[[int
 
 
 @contextmanager
-def training_bar(total: int, completed: int, shown: bool) -> Iterator[Callable[[int, str | None], None]]:
-    """`with training_bar(1000, 0, True) as show: ... show(step, "loss 0.03")`."""
-    progress = WorkProgress("training", total, completed, shown=shown)
+def training_bar(
+    total: int, completed: int, shown: bool, time_limit: float | None = None
+) -> Iterator[Callable[[int, str | None], None]]:
+    """`with training_bar(1000, 0, True) as show: ... show(step, "loss 0.03")`; `time_limit` is in seconds."""
+    progress = WorkProgress("training", total, completed, shown=shown, time_limit=time_limit)
     try:
         yield progress.update
     finally:

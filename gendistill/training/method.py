@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import Step
 from gendistill.training.ema import MovingAverage
 
 
@@ -100,8 +101,8 @@ class Method(ABC):
         assert not state
 
     @abstractmethod
-    def updates(self, batch: Any, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        """The losses of a batch at optimizer step `step` (from 0), in the order of their optimizer steps (a critic before its
+    def updates(self, batch: Any, step: Step, random: PerSampleRandom) -> Iterator[Update]:
+        """The losses of a batch at optimizer step `step`, in the order of their optimizer steps (a critic before its
         student, for example). All random numbers come from `random`."""
 
     def after_step(self, step: int) -> None:

@@ -25,6 +25,7 @@ class TrainState:
     Attributes:
         step: optimizer steps done.
         seconds: training time, over all resumptions of the run.
+        fraction: fraction of the run that is done, in [0, 1]: of `max_steps` or of `max_minutes`, whichever is larger.
         best: the validation of the best EMA weights, those of `best_step`.
         validated_step: the last step that was validated.
         ended: the reason for which the method ended the training before its limits.
@@ -33,6 +34,7 @@ class TrainState:
 
     step: int = 0
     seconds: float = 0.0
+    fraction: float = 0.0
     best: Validation | None = None
     best_step: int = 0
     validations_since_best: int = 0
@@ -75,6 +77,10 @@ class Limits:
         """Whether `max_minutes` have passed, by the clock of this process."""
         return self.config.max_minutes is not None and state.seconds / 60 >= self.config.max_minutes
 
+    def seconds_left(self, state: TrainState) -> float | None:
+        """Seconds until `max_minutes` have passed; None without this limit."""
+        return None if self.config.max_minutes is None else max(60 * self.config.max_minutes - state.seconds, 0.0)
+
     def checkpoint_is_old(self, saved_at: float) -> bool:
         """Whether `checkpoint_minutes` have passed since `saved_at`, by the clock of this process (`time.monotonic`)."""
         return self.config.checkpoint_minutes is not None and time.monotonic() - saved_at >= self.config.checkpoint_minutes * 60
@@ -93,13 +99,16 @@ class Limits:
     def log_due(self, state: TrainState) -> bool:
         return state.step % self.config.log_every == 0 or state.step == self.config.max_steps
 
+    def fraction(self, state: TrainState) -> float:
+        """The fraction of the run that is done, by the clock of this process."""
+        minutes = self.config.max_minutes
+        by_time = state.seconds / 60 / minutes if minutes else 0.0
+        return min(max(state.step / self.config.max_steps, by_time), 1.0)
+
     def learning_rate(self, state: TrainState) -> float:
         """The learning rate of the next step: linear warm-up, then constant or a cosine to 0 at the first limit."""
         config = self.config
         rate = config.learning_rate * min(1.0, (state.step + 1) / (config.warmup_steps + 1))
         if config.lr_schedule == "constant":
             return rate
-        progress = state.step / config.max_steps
-        if config.max_minutes:
-            progress = max(progress, state.seconds / 60 / config.max_minutes)
-        return rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+        return rate * 0.5 * (1 + math.cos(math.pi * state.fraction))

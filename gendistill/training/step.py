@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import Step
 from gendistill.training.divergence import LossGuard
 from gendistill.training.method import Method, Update
 from gendistill.training.preparation import require_gradients, require_trainable
@@ -60,7 +61,7 @@ class OptimizerStep:
     def __call__(self, state: TrainState, learning_rate: float) -> dict[str, Tensor]:
         """One step over the global batch; this process computes its part in micro-batches. Returns the logged values of the
         method, averaged over the micro-batches, and the gradient norms."""
-        config, accelerator, step = self.config, self.accelerator, state.step
+        config, accelerator, step = self.config, self.accelerator, Step(state.step, state.fraction)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * self.method.optimizer_settings(name).learning_rate_factor

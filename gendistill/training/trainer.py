@@ -102,7 +102,8 @@ class Trainer:
         if self.config.trackers:
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
         with StopSignals() as stop:
-            with training_bar(self.config.max_steps, state.step, accelerator.is_main_process) as show:
+            left = self.limits.seconds_left(state)
+            with training_bar(self.config.max_steps, state.step, accelerator.is_main_process, left) as show:
                 stopped = self._loop(self.stepper(optimizers), stop, show)
         accelerator.wait_for_everyone()
         for tracker in accelerator.trackers:  # `end_training` would also end the process group: a stage may follow
@@ -123,8 +124,9 @@ class Trainer:
         """Train until the limits (returns False) or until a signal (returns True)."""
         state, limits, started = self.state, self.limits, time.monotonic() - self.state.seconds
         while True:
-            stopped, late, old = self._on_any_process(
-                stop.number is not None, limits.out_of_time(state), limits.checkpoint_is_old(self.saved_at)
+            [stopped, late, old], state.fraction = self._agreed(
+                [stop.number is not None, limits.out_of_time(state), limits.checkpoint_is_old(self.saved_at)],
+                limits.fraction(state),
             )
             due = late or limits.reached(state) or limits.validation_due(state)
             if self.validate and not stopped and due and state.validated_step != state.step:
@@ -140,12 +142,15 @@ class Trainer:
             state.seconds = time.monotonic() - started
             show(state.step, self._log(losses) if limits.log_due(state) else None)
 
-    def _on_any_process(self, *conditions: bool) -> list[bool]:
-        """Each condition is true on all processes if it is true on one: clocks and signals differ."""
-        if self.accelerator.num_processes == 1:
-            return list(conditions)
-        flags = torch.tensor(conditions, dtype=torch.float32, device=self.accelerator.device)
-        return (self.accelerator.reduce(flags, "sum") > 0).tolist()
+    def _agreed(self, conditions: list[bool], fraction: float) -> tuple[list[bool], float]:
+        """What all processes go by, whose clocks and signals differ: a condition is true if it is on one of them, and the
+        fraction of the run is their mean."""
+        count = self.accelerator.num_processes
+        if count == 1:
+            return conditions, fraction
+        values = torch.tensor([*conditions, fraction], dtype=torch.float64, device=self.accelerator.device)
+        *flags, total = self.accelerator.reduce(values, "sum").tolist()
+        return [flag > 0 for flag in flags], total / count
 
     def _validate(self, stop: StopSignals) -> bool:
         """Validate the EMA and save it if it is the best so far. False if a signal interrupted it: it is repeated on resume."""
@@ -180,8 +185,6 @@ class Trainer:
         self._write(values)
         self.accelerator.log(values, step=state.step)
         loss = f"loss {values.get('loss', next(iter(values.values()))):.4f}, {state.step / state.seconds:.2f} steps/s"
-        if self.config.max_minutes is not None:
-            loss += f", at most {self.config.max_minutes:g} minutes"
         validation = self.last_validation
         return loss if validation is None else f"{loss}, validation {validation.score:.4g} (lower is better)"
 

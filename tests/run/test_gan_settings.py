@@ -1,7 +1,7 @@
 import pytest
 
 from gendistill.run.config import config_text, load_config
-from gendistill.settings.schedule import weight_at
+from gendistill.settings.schedule import Step, weight_at
 
 
 def gan(**overrides):
@@ -28,6 +28,21 @@ def test_one_setting_leaves_its_neighbours_as_they_are():
 def test_a_schedule_is_straight_lines_between_its_steps_and_level_outside(weight, by_step):
     read = gan(adversarial=weight).adversarial
     assert {step: weight_at(read, step) for step in by_step} == pytest.approx(by_step)
+
+
+@pytest.mark.parametrize(
+    ("weight", "by_fraction"),
+    [
+        ({0.5: 1, 1.0: 0}, {0.0: 1, 0.5: 1, 0.75: 0.5, 1.0: 0}),
+        ({0: 0, 1: 1}, {0.0: 0, 0.25: 0.25, 1.0: 1}),
+        ({"0": 0, "0.5": 6}, {0.0: 0, 0.25: 3, 0.9: 6}),
+    ],
+)
+def test_a_schedule_whose_keys_are_all_up_to_1_is_by_fraction_of_the_run(weight, by_fraction):
+    read = gan(adversarial=weight).adversarial
+    assert {fraction: weight_at(read, Step(700, fraction)) for fraction in by_fraction} == pytest.approx(by_fraction)
+    with pytest.raises(ValueError, match="steps and fractions do not mix"):
+        gan(adversarial={0.5: 1, 800: 0})
 
 
 def test_a_schedule_is_the_same_after_it_was_written(tmp_path):

@@ -12,6 +12,7 @@ from diffusers import (
     PNDMScheduler,
     ScoreSdeVeScheduler,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gendistill.schedulers import NoiseSchedule, expand_to
 
@@ -123,3 +124,12 @@ def test_noise_added_in_two_parts_is_noise_added_at_once(scheduler, generator):
         through_s = schedule.perturb(schedule.sigma(s) * torch.ones(1, dtype=torch.float64), nothing[0, :1], s, t)
         fresh = schedule.perturb(nothing[0, :1], torch.ones(1, dtype=torch.float64), s, t)
         torch.testing.assert_close(through_s**2 + fresh**2, schedule.sigma(t).reshape(1) ** 2)  # and its variance
+
+
+def test_a_time_on_a_gpu_is_never_read_on_the_host():
+    """Only shapes and devices are computed, so this needs no GPU; a value read on the host would be a CPU tensor."""
+    schedule = NoiseSchedule.from_scheduler(DDIMScheduler())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, t = torch.empty(4, 3, 8, 8, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
+        values = [schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t), schedule.perturb(x, x, t, t)]
+        assert {value.device.type for value in values} == {"cuda"}

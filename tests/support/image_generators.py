@@ -116,7 +116,15 @@ class SkipBlock(nn.Module):
         elif inside is None:
             layers = [nn.LeakyReLU(0.2, True), down, nn.ReLU(True), up, norm(outer, affine=True)]
         else:
-            layers = [nn.LeakyReLU(0.2, True), down, norm(inner, affine=True), inside, nn.ReLU(True), up, norm(outer, affine=True)]
+            layers = [
+                nn.LeakyReLU(0.2, True),
+                down,
+                norm(inner, affine=True),
+                inside,
+                nn.ReLU(True),
+                up,
+                norm(outer, affine=True),
+            ]
         self.model = nn.Sequential(*[layer for layer in layers if layer is not None])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,7 +204,9 @@ class UGATIT(nn.Module):
         self.gap_fc, self.gmp_fc = nn.Linear(width, 1, bias=False), nn.Linear(width, 1, bias=False)
         self.conv1x1, self.relu = nn.Conv2d(2 * width, width, 1), nn.ReLU(True)
         size = width if light else (img_size // 4) ** 2 * width
-        self.FC = nn.Sequential(nn.Linear(size, width, bias=False), nn.ReLU(True), nn.Linear(width, width, bias=False), nn.ReLU(True))
+        self.FC = nn.Sequential(
+            nn.Linear(size, width, bias=False), nn.ReLU(True), nn.Linear(width, width, bias=False), nn.ReLU(True)
+        )
         self.gamma, self.beta = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
         self.UpBlock1_1, self.UpBlock1_2 = AdaILNBlock(width), AdaILNBlock(width)
         self.UpBlock2 = nn.Sequential(
@@ -211,11 +221,11 @@ class UGATIT(nn.Module):
         x = self.down(x)
         gap = F.adaptive_avg_pool2d(x, 1)
         gap_logit = self.gap_fc(gap.view(x.shape[0], -1))
-        gap_weight = list(self.gap_fc.parameters())[0]
+        gap_weight = next(iter(self.gap_fc.parameters()))
         gap = x * gap_weight.unsqueeze(2).unsqueeze(3)
         gmp = F.adaptive_max_pool2d(x, 1)
         gmp_logit = self.gmp_fc(gmp.view(x.shape[0], -1))
-        gmp_weight = list(self.gmp_fc.parameters())[0]
+        gmp_weight = next(iter(self.gmp_fc.parameters()))
         gmp = x * gmp_weight.unsqueeze(2).unsqueeze(3)
         cam_logit = torch.cat([gap_logit, gmp_logit], 1)
         x = self.relu(self.conv1x1(torch.cat([gap, gmp], 1)))
@@ -246,7 +256,10 @@ class SPADEBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, layout: int) -> None:
         super().__init__()
         middle, normed = min(inputs, outputs), parametrizations.spectral_norm
-        self.conv_0, self.conv_1 = normed(nn.Conv2d(inputs, middle, 3, padding=1)), normed(nn.Conv2d(middle, outputs, 3, padding=1))
+        self.conv_0, self.conv_1 = (
+            normed(nn.Conv2d(inputs, middle, 3, padding=1)),
+            normed(nn.Conv2d(middle, outputs, 3, padding=1)),
+        )
         self.conv_s = normed(nn.Conv2d(inputs, outputs, 1, bias=False)) if inputs != outputs else None
         self.norm_0, self.norm_1 = SPADE(inputs, layout), SPADE(middle, layout)
         self.norm_s = SPADE(inputs, layout) if inputs != outputs else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -39,14 +38,14 @@ class FixedView(nn.Module):
     """A linear layer and a reshape to fixed channels, as most public DCGANs and WGAN-GPs have it.
 
     Args:
-        form: `view`, `reshape`, `unflatten` (the method) or `Unflatten` (the module).
+        form: `view`, `reshape`, `unflatten` (the method), `Unflatten` (the module) or `Reshape` (a module of the user).
     """
 
     def __init__(self, nz: int = 16, form: str = "view") -> None:
         super().__init__()
         self.form = form
         self.fc = nn.Linear(nz, 64 * 16)
-        self.fold = nn.Unflatten(1, (64, 4, 4)) if form == "Unflatten" else nn.Identity()
+        self.fold = {"Unflatten": nn.Unflatten(1, (64, 4, 4)), "Reshape": Reshape(64, 4, 4)}.get(form, nn.Identity())
         self.convs = nn.Sequential(
             *(nn.BatchNorm2d(64), nn.Upsample(scale_factor=2), nn.Conv2d(64, 32, 3, 1, 1), nn.BatchNorm2d(32, 0.8)),
             *(nn.LeakyReLU(0.2, inplace=True), nn.Upsample(scale_factor=2), nn.Conv2d(32, 3, 3, 1, 1), nn.Tanh()),
@@ -61,6 +60,29 @@ class FixedView(nn.Module):
         elif self.form == "unflatten":
             x = x.unflatten(1, (64, 4, 4))
         return self.convs(x)
+
+
+class Reshape(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), *self.shape)
+
+
+class ConditionalGAN(nn.Module):
+    """Noise (B, nz) and one-hot labels (B, n_classes), concatenated (Mirza & Osindero 2014)."""
+
+    def __init__(self, nz: int = 16, n_classes: int = 5) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Linear(nz + n_classes, 32 * 16), nn.BatchNorm1d(32 * 16), nn.ReLU(True), Reshape(32, 4, 4)),
+            *(nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.ReLU(True), nn.Conv2d(32, 3, 3, 1, 1), nn.Tanh()),
+        )
+
+    def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+        return self.layers(torch.cat([z, labels], 1))
 
 
 class SelfAttention(nn.Module):
@@ -84,7 +106,7 @@ class SelfAttention(nn.Module):
 
 
 class SAGAN(nn.Module):
-    """Noise (B, nz) to images (B, 3, 16, 16), with spectral norm; it returns the attention maps too, as the public code does."""
+    """Noise (B, nz) to images (B, 3, 16, 16), with spectral norm; it returns the attention maps too."""
 
     def __init__(self, z_dim: int = 16, width: int = 32) -> None:
         super().__init__()
@@ -93,7 +115,11 @@ class SAGAN(nn.Module):
         def stage(inputs: int, outputs: int, *shape: int) -> nn.Sequential:
             return nn.Sequential(normed(nn.ConvTranspose2d(inputs, outputs, *shape)), nn.BatchNorm2d(outputs), nn.ReLU())
 
-        self.l1, self.l2, self.l3 = stage(z_dim, 4 * width, 4), stage(4 * width, 2 * width, 4, 2, 1), stage(2 * width, width, 3, 1, 1)
+        self.l1, self.l2, self.l3 = (
+            stage(z_dim, 4 * width, 4),
+            stage(4 * width, 2 * width, 4, 2, 1),
+            stage(2 * width, width, 3, 1, 1),
+        )
         self.attn1, self.attn2 = SelfAttention(2 * width), SelfAttention(width)
         self.last = nn.Sequential(nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
 
@@ -105,23 +131,25 @@ class SAGAN(nn.Module):
 
 
 class TransGANAttention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, fused: bool) -> None:
         super().__init__()
-        self.num_heads, self.scale = heads, (dim // heads) ** -0.5
+        self.num_heads, self.scale, self.fused = heads, (dim // heads) ** -0.5, fused
         self.qkv, self.proj = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, C = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
+        if self.fused:
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
         attn = ((q @ k.transpose(-2, -1)) * self.scale).softmax(dim=-1)
         return self.proj((attn @ v).transpose(1, 2).reshape(B, N, C))
 
 
 class TransGANBlock(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, fused: bool) -> None:
         super().__init__()
-        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), TransGANAttention(dim, heads), nn.LayerNorm(dim)
+        self.norm1, self.attn, self.norm2 = nn.LayerNorm(dim), TransGANAttention(dim, heads, fused), nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,24 +158,26 @@ class TransGANBlock(nn.Module):
 
 
 class TransGAN(nn.Module):
-    """Noise (B, latent_dim) to images (B, 3, 16, 16): transformer blocks, tokens upsampled by pixel shuffle (Jiang et al. 2021)."""
+    """Noise (B, latent_dim) to images (B, 3, 16, 16): tokens upsampled by pixel shuffle (Jiang et al. 2021)."""
 
-    def __init__(self, latent_dim: int = 16, embed_dim: int = 128, heads: int = 4, bottom_width: int = 4) -> None:
+    def __init__(
+        self, latent_dim: int = 16, embed_dim: int = 128, heads: int = 4, bottom_width: int = 4, fused: bool = False
+    ) -> None:
         super().__init__()
         self.bottom_width, self.embed_dim = bottom_width, embed_dim
         self.l1 = nn.Linear(latent_dim, bottom_width**2 * embed_dim)
         self.pos_embed = nn.ParameterList(
             [nn.Parameter(torch.randn(1, bottom_width**2 * 4**k, embed_dim // 4**k)) for k in range(2)]
         )
-        self.blocks = nn.ModuleList([TransGANBlock(embed_dim, heads), TransGANBlock(embed_dim, heads)])
-        self.upsample_blocks = nn.ModuleList([TransGANBlock(embed_dim // 4, heads)])
+        self.blocks = nn.ModuleList([TransGANBlock(embed_dim, heads, fused) for _ in range(2)])
+        self.upsample_blocks = nn.ModuleList([TransGANBlock(embed_dim // 4, heads, fused)])
         self.deconv = nn.Sequential(nn.Conv2d(embed_dim // 16, 3, 1))
 
     @staticmethod
     def pixel_upsample(x: Tensor, H: int, W: int) -> tuple[Tensor, int, int]:
         B, _, C = x.size()
         x = F.pixel_shuffle(x.permute(0, 2, 1).view(-1, C, H, W), 2)
-        B, C, H, W = x.size()
+        _, C, H, W = x.size()
         return x.view(-1, C, H * W).permute(0, 2, 1), H, W
 
     def forward(self, z: Tensor) -> Tensor:
@@ -161,128 +191,6 @@ class TransGAN(nn.Module):
             x = block(x)
         x, H, W = self.pixel_upsample(x, H, W)
         return self.deconv(x.permute(0, 2, 1).view(-1, self.embed_dim // 16, H, W))
-
-
-class EqualizedLinear(nn.Module):
-    def __init__(self, inputs: int, outputs: int, lr_mul: float = 1.0, bias: float = 0.0) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs) / lr_mul), nn.Parameter(torch.full((outputs,), bias))
-        self.scale, self.lr_mul = lr_mul / math.sqrt(inputs), lr_mul
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
-
-
-class EqualizedConv2d(nn.Module):
-    """A bare weight, scaled at every call (Karras et al. 2018, PGGAN, equalized learning rate)."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, padding: int = 0) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel)), nn.Parameter(torch.zeros(outputs))
-        self.scale, self.padding = math.sqrt(2 / (inputs * kernel**2)), padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
-
-
-class PixelNorm(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
-
-
-class PGGAN(nn.Module):
-    """Noise (B, latent_dim) to images (B, 3, 16, 16) (Karras et al. 2018)."""
-
-    def __init__(self, latent_dim: int = 32, widths: tuple[int, ...] = (32, 32, 16)) -> None:
-        super().__init__()
-        self.norm, self.first = PixelNorm(), EqualizedLinear(latent_dim, widths[0] * 16)
-        self.blocks = nn.ModuleList()
-        for k, width in enumerate(widths):
-            inputs = widths[max(k - 1, 0)]
-            convs = [EqualizedConv2d(inputs, width, 3, 1)] if k == 0 else [EqualizedConv2d(inputs, width, 3, 1), EqualizedConv2d(width, width, 3, 1)]
-            self.blocks.append(nn.ModuleList(convs))
-        self.to_rgb = EqualizedConv2d(widths[-1], 3, 1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.first(self.norm(z))
-        x = self.norm(F.leaky_relu(x.view(x.shape[0], -1, 4, 4), 0.2))
-        for k, convs in enumerate(self.blocks):
-            if k:
-                x = F.interpolate(x, scale_factor=2)
-            for conv in convs:
-                x = self.norm(F.leaky_relu(conv(x), 0.2))
-        return self.to_rgb(x)
-
-
-class ModulatedConv2d(nn.Module):
-    """StyleGAN2's modulated convolution (Karras et al. 2020) as one convolution with a group for each sample of the batch."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, style_dim: int, demodulate: bool = True) -> None:
-        super().__init__()
-        self.out_channel, self.in_channel, self.kernel_size, self.demodulate = outputs, inputs, kernel, demodulate
-        self.scale, self.padding = 1 / math.sqrt(inputs * kernel**2), kernel // 2
-        self.weight = nn.Parameter(torch.randn(1, outputs, inputs, kernel, kernel))
-        self.modulation = EqualizedLinear(style_dim, inputs, bias=1.0)
-
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        batch, in_channel, height, width = x.shape
-        style = self.modulation(style).view(batch, 1, in_channel, 1, 1)
-        weight = self.scale * self.weight * style
-        if self.demodulate:
-            demod = torch.rsqrt(weight.pow(2).sum([2, 3, 4]) + 1e-8)
-            weight = weight * demod.view(batch, self.out_channel, 1, 1, 1)
-        weight = weight.view(batch * self.out_channel, in_channel, self.kernel_size, self.kernel_size)
-        x = x.view(1, batch * in_channel, height, width)
-        out = F.conv2d(x, weight, padding=self.padding, groups=batch)
-        _, _, height, width = out.shape
-        return out.view(batch, self.out_channel, height, width)
-
-
-class StyledConv(nn.Module):
-    def __init__(self, inputs: int, outputs: int, style_dim: int, upsample: bool = False) -> None:
-        super().__init__()
-        self.upsample, self.conv = upsample, ModulatedConv2d(inputs, outputs, 3, style_dim)
-        self.noise, self.bias = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, outputs, 1, 1))
-
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        x = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear") if self.upsample else x, style)
-        noise = torch.zeros_like(x[:, :1])
-        return F.leaky_relu(x + self.noise * noise + self.bias, 0.2) * math.sqrt(2)
-
-
-class ToRGB(nn.Module):
-    def __init__(self, inputs: int, style_dim: int) -> None:
-        super().__init__()
-        self.conv, self.bias = ModulatedConv2d(inputs, 3, 1, style_dim, demodulate=False), nn.Parameter(torch.zeros(1, 3, 1, 1))
-
-    def forward(self, x: Tensor, style: Tensor, skip: Tensor | None = None) -> Tensor:
-        out = self.conv(x, style) + self.bias
-        return out if skip is None else out + F.interpolate(skip, scale_factor=2, mode="bilinear")
-
-
-class GroupedStyleGAN2(nn.Module):
-    """Noise (B, style_dim) to images (B, 3, 16, 16), as in the public PyTorch port of StyleGAN2."""
-
-    def __init__(self, style_dim: int = 32, widths: tuple[int, ...] = (32, 32, 16)) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [PixelNorm()]
-        for _ in range(2):
-            layers += [EqualizedLinear(style_dim, style_dim, 0.01), nn.LeakyReLU(0.2)]
-        self.style, self.input = nn.Sequential(*layers), nn.Parameter(torch.randn(1, widths[0], 4, 4))
-        self.conv1, self.to_rgb1 = StyledConv(widths[0], widths[0], style_dim), ToRGB(widths[0], style_dim)
-        self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
-            self.convs.extend([StyledConv(inputs, outputs, style_dim, True), StyledConv(outputs, outputs, style_dim)])
-            self.to_rgbs.append(ToRGB(outputs, style_dim))
-
-    def forward(self, z: Tensor) -> Tensor:
-        w = self.style(z)
-        x = self.conv1(self.input.repeat(z.shape[0], 1, 1, 1), w)
-        skip = self.to_rgb1(x, w)
-        for first, second, to_rgb in zip(self.convs[::2], self.convs[1::2], self.to_rgbs, strict=True):
-            x = second(first(x, w), w)
-            skip = to_rgb(x, w, skip)
-        return skip
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -318,7 +226,10 @@ class BigGANAttention(nn.Module):
         super().__init__()
         self.ch, normed = channels, parametrizations.spectral_norm
         self.theta, self.phi = (normed(nn.Conv2d(channels, channels // 8, 1, bias=False)) for _ in range(2))
-        self.g, self.o = normed(nn.Conv2d(channels, channels // 2, 1, bias=False)), normed(nn.Conv2d(channels // 2, channels, 1, bias=False))
+        self.g, self.o = (
+            normed(nn.Conv2d(channels, channels // 2, 1, bias=False)),
+            normed(nn.Conv2d(channels // 2, channels, 1, bias=False)),
+        )
         self.gamma = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -339,9 +250,13 @@ class BigGAN(nn.Module):
         self.ch, self.bottom_width, chunk = width, 4, dim_z // 3
         self.z_chunk_size, self.shared = chunk, nn.Embedding(n_classes, shared_dim)
         self.linear = parametrizations.spectral_norm(nn.Linear(chunk, 2 * width * 16))
-        self.blocks = nn.ModuleList([BigGANBlock(2 * width, width, shared_dim + chunk), BigGANBlock(width, width, shared_dim + chunk)])
+        self.blocks = nn.ModuleList(
+            [BigGANBlock(2 * width, width, shared_dim + chunk), BigGANBlock(width, width, shared_dim + chunk)]
+        )
         self.attention = BigGANAttention(width)
-        self.output_layer = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), parametrizations.spectral_norm(nn.Conv2d(width, 3, 3, 1, 1)))
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(width), nn.ReLU(inplace=True), parametrizations.spectral_norm(nn.Conv2d(width, 3, 3, 1, 1))
+        )
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         zs, label = torch.split(z, self.z_chunk_size, 1), self.shared(y)

@@ -1,8 +1,10 @@
 import json
+import math
 
 import pytest
 import torch
 
+from gendistill.settings.schedule import weight_at
 from gendistill.training.state import TrainState, Validation
 
 
@@ -187,5 +189,24 @@ def test_warm_up_and_cosine_scale_the_learning_rate(trainer, tmp_path):
     run = trainer(tmp_path, max_steps=100, warmup_steps=4, lr_schedule="cosine")
     scales = []
     for step in (0, 1, 50, 100):
-        scales.append(run.limits.learning_rate(TrainState(step)) / run.config.learning_rate)
+        state = TrainState(step)
+        state.fraction = run.limits.fraction(state)
+        scales.append(run.limits.learning_rate(state) / run.config.learning_rate)
     assert scales == pytest.approx([0.2, 0.4, 0.5, 0.0], abs=1e-3)
+
+
+def test_minutes_move_the_learning_rate_and_the_schedules_of_losses_alike(trainer, tmp_path):
+    run = trainer(tmp_path, max_steps=5000, max_minutes=0.02, lr_schedule="cosine", warmup_steps=0)
+    seen, updates = [], run.method.updates
+
+    def recorded(batch, step, random):
+        seen.append((step, step.fraction, weight_at({0.0: 0.0, 1.0: 1.0}, step), run.limits.learning_rate(run.state)))
+        return updates(batch, step, random)
+
+    run.method.updates = recorded
+    assert run.train().steps == len(seen) < 5000
+    number, fraction, weight, rate = seen[-1]
+    assert number == len(seen) - 1
+    assert 0.3 < fraction <= 1
+    assert weight == pytest.approx(fraction)
+    assert rate == pytest.approx(run.config.learning_rate * (1 + math.cos(math.pi * fraction)) / 2)

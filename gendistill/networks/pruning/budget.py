@@ -39,7 +39,9 @@ class CostModel:
             inputs, outputs, both = (sides.get(LayerSide(path, side), -1) for side in ("in", "out", "both"))
             layer = get_module(network, path)
             if isinstance(layer, nn.Parameter):
-                terms.append((both if both >= 0 else outputs, -1, layer.numel(), 0))
+                axes = [sides.get(LayerSide(path, str(axis)), -1) for axis in range(layer.ndim)]
+                first, second = (*(axis for axis in axes if axis >= 0), -1)[:2]
+                terms.append((first, second, layer.numel(), self._macs_of(network, path, macs)))
                 continue
             assert isinstance(layer, nn.Module)
             for name, weight in layer.named_parameters(recurse=False):
@@ -52,6 +54,13 @@ class CostModel:
         self.first, self.second = np.array([term[0] for term in terms]), np.array([term[1] for term in terms])
         self.terms = np.array([term[2:] for term in terms], float).reshape(-1, 2)
         self.fixed = np.array(total, float) - self.terms.sum(0)
+
+    @staticmethod
+    def _macs_of(network: nn.Module, path: str, macs: dict[str, int]) -> int:
+        """The multiply-accumulates of a bare parameter: those of its module, where it is the largest weight there."""
+        parent, _, name = path.rpartition(".")
+        weights = dict(get_module(network, parent).named_parameters(recurse=False))
+        return macs.get(parent, 0) if max(weights, key=lambda key: weights[key].numel()) == name else 0
 
     def costs(self, kept: np.ndarray) -> np.ndarray:
         """(parameters, multiply-accumulates) (..., 2) where group k keeps kept[..., k] channels."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from gendistill.networks.pruning.channels import ChannelGroup
 from gendistill.networks.pruning.layers import LayerSide, count_of, get_module
-from gendistill.networks.pruning.pruned_architecture import integers
+from gendistill.networks.pruning.pruned_architecture import integers, set_integer
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,26 @@ class CachedSize:
 
 
 def cached_sizes(network: nn.Module, group: ChannelGroup) -> list[CachedSize]:
-    """Integer attributes that equal a channel count of this group, in the modules that contain its layers."""
+    """Integer attributes that may follow from a channel count of this group.
+
+    Those that equal it, in the modules that contain its layers and in modules without parameters (`Unflatten`, reshapes of the
+    user). In the module of the layer itself also multiples of the count: from `self.channels`, a forward computes the widths
+    of queries and keys as `self.channels // 8`.
+    """
+    modules = dict(network.named_modules())
+    reshapes = [path for path, module in modules.items() if integers(module) and next(module.parameters(), None) is None]
     sizes: dict[tuple[str, str], CachedSize] = {}
     for side in group.members:
         layer = get_module(network, side.path)
-        if isinstance(layer, nn.Parameter | nn.LayerNorm | nn.PReLU):
+        if isinstance(layer, nn.LayerNorm | nn.PReLU):
             continue
         full = count_of(layer, side.side)
         parts = side.path.split(".")
-        for above in (".".join(parts[:k]) for k in range(len(parts))):
-            module = get_module(network, above)
-            assert isinstance(module, nn.Module)
-            for name, value in integers(module).items():
-                if value in (full, group.size):
-                    sizes.setdefault((above, name), CachedSize(above, name, value, side, full))
+        above = [".".join(parts[:k]) for k in range(len(parts))]
+        for path in [*above, *reshapes]:
+            for name, value in integers(modules[path]).items():
+                if value in (full, group.size) or (path == above[-1] and value % full == 0):
+                    sizes.setdefault((path, name), CachedSize(path, name, value, side, full))
     return list(sizes.values())
 
 
@@ -45,4 +51,4 @@ def update_cached_sizes(network: nn.Module, sizes: Sequence[CachedSize]) -> None
     """Set the attributes to the values for the current channel counts, in place."""
     for size in sizes:
         count = count_of(get_module(network, size.side.path), size.side.side)
-        setattr(get_module(network, size.path), size.name, size.value * count // size.full)
+        set_integer(get_module(network, size.path), size.name, size.value * count // size.full)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
 
 from gendistill.networks.pruning.disjoint_sets import DisjointSets
-from gendistill.networks.pruning.layers import CONV, LAYERS, UNFOLLOWED, LayerSide, count_of, get_module, sides
+from gendistill.networks.pruning.layers import CONV, LAYERS, UNFOLLOWED, LayerSide, count_of, get_module
 from gendistill.networks.pruning.tracing import Node, trace
 
 Channel = tuple[Node, str, int]  # a node, a side, and a channel index
@@ -53,11 +53,12 @@ def channel_groups(network: nn.Module, inputs: Sequence[Tensor], keep: Sequence[
 class _Grouping:
     def __init__(self, nodes: Sequence[Node], network: nn.Module, keep: tuple[str, ...]) -> None:
         self.nodes, self.network, self.keep = nodes, network, keep
-        owners: dict[int, set[nn.Module]] = defaultdict(set)
+        owners: dict[nn.Parameter, set[nn.Module]] = defaultdict(set)
         for module in network.modules():
             for weight in module.parameters(recurse=False):
-                owners[id(weight)].add(module)
-        self.weight_tied = {module for modules in owners.values() if len(modules) > 1 for module in modules}
+                owners[weight].add(module)
+        tied = {weight: modules for weight, modules in owners.items() if len(modules) > 1}
+        self.weight_tied = {module for modules in tied.values() for module in modules} | tied.keys()
 
     def groups(self) -> list[ChannelGroup]:
         channels, produced, frozen = self._coupled()
@@ -76,7 +77,7 @@ class _Grouping:
         for root, members in atoms.items():
             kind = tuple(sorted((side, len(indices)) for side, indices in members.items()))
             interchangeable[(reasons.get(root, ""), *kind)].append(members)
-        groups = [self._group(atoms, str(kind[0])) for kind, atoms in interchangeable.items()]
+        groups = [self._group(atoms, str(kind[0])) for kind, atoms in interchangeable.items() if not self._unread(atoms[0])]
         return [self._blocks(group) for group in self._norms(groups)]
 
     def _coupled(self) -> tuple[DisjointSets[Channel], set[Channel], dict[Channel, str]]:
@@ -93,34 +94,27 @@ class _Grouping:
             return channel
 
         sources = [node for node in self.nodes if node.frozen == "the input" or isinstance(node.layer, (*LAYERS, nn.Parameter))]
-        produced = [
-            at(node, sides(node.layer)[1], k) for node in sources for k in range(self._size(node, sides(node.layer)[1]) or 0)
-        ]
+        produced = [at(node, node.sides[1], k) for node in sources for k in range(self._size(node, node.sides[1]) or 0)]
         for node in self.nodes:
-            side = sides(node.layer)[1]
+            side = node.sides[1]
             for reader, table in node.links:
-                for index in range(len(table) if table is not None else self._width(node)):
+                for index in range(len(table) if table is not None else node.width):
                     for target in [index] if table is None else table[index]:
-                        channels.merge(at(node, side, index), at(reader, sides(reader.layer)[0], target))
+                        channels.merge(at(node, side, index), at(reader, reader.sides[0], target))
         return channels, {channels[channel] for channel in produced}, frozen
 
     def _size(self, node: Node, side: str) -> int | None:
         """The number of channels on a side of a layer or input; None for an operation."""
         if node.frozen == "the input":
-            return self._width(node)
+            return node.width
         shared_slope = isinstance(node.layer, nn.PReLU) and node.layer.num_parameters == 1
         return None if shared_slope or not isinstance(node.layer, (*LAYERS, nn.Parameter)) else count_of(node.layer, side)
 
-    def _width(self, node: Node) -> int:
-        """The size of the channel dimension of a node's output; 0 where it has none."""
-        shape = node.shape
-        return shape[node.channel] if shape and node.channel is not None and node.channel < len(shape) else 0
-
     def _why_frozen(self, node: Node, side: str) -> str:
-        if node.frozen and side == sides(node.layer)[1]:
+        if node.frozen and side == node.sides[1]:
             return node.frozen
         layer, path = node.layer, node.path
-        if layer is None or isinstance(layer, nn.Parameter):
+        if layer is None:
             return ""
         if any(path == kept or path.startswith(kept + ".") for kept in self.keep):
             return "keep"
@@ -139,6 +133,10 @@ class _Grouping:
         members = {side: np.array([atom[side] for atom in atoms]) for side in atoms[0]}
         order = np.argsort(next(iter(members.values()))[:, 0], kind="stable")
         return ChannelGroup({side: indices[order] for side, indices in members.items()}, frozen=frozen)
+
+    def _unread(self, members: Collection[LayerSide]) -> bool:
+        """Whether the channels are one axis of a bare parameter that nothing sums over, such as the places of tokens."""
+        return len(members) == 1 and isinstance(get_module(self.network, next(iter(members)).path), nn.Parameter)
 
     def _norms(self, groups: list[ChannelGroup]) -> list[ChannelGroup]:
         """Prune complete groups of a group norm where this allows more widths: for example, 32 groups of 64 channels.

@@ -23,8 +23,8 @@ UNFOLLOWED = (nn.MultiheadAttention, nn.RNNBase)  # layers whose channels are ne
 
 
 class LayerSide(NamedTuple):
-    """The input ("in") or output ("out") channels of the layer or bare parameter at `path`; "both" where they are the same
-    (a normalization layer, a depthwise convolution)."""
+    """The input ("in") or output ("out") channels of the layer at `path`; "both" where they are the same (a normalization,
+    a depthwise convolution). Of a bare parameter: its axis as text."""
 
     path: str
     side: str
@@ -52,7 +52,7 @@ def count_name(layer: object, side: str) -> str:
 def channel_axis(layer: object, side: str) -> int:
     """The axis of a layer's weight, or of a bare parameter, that indexes the channels of a side."""
     if isinstance(layer, nn.Parameter):
-        return channel_dim(layer) or 0
+        return int(side)
     if isinstance(layer, CONV):
         return 0 if side == "both" else int((side == "in") != layer.transposed)
     return int(isinstance(layer, nn.Embedding) or (isinstance(layer, nn.Linear) and side == "in"))
@@ -66,21 +66,26 @@ def count_of(layer: object, side: str) -> int:
     return int(count[0] if isinstance(count, tuple) else count)
 
 
-def channel_dim(parameter: nn.Parameter) -> int | None:
-    """The channel dimension of a bare parameter (a parameter outside of known layers); None where it is ambiguous.
+def channel_dims(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The channel dimensions of a bare parameter (a parameter outside of known layers).
 
-    C in (C,), (C, 1, 1), (1, C, 1, 1), in learned constants (1, C, H, W), (C, H, H), (H, H, C), and in tokens (1, N, C).
+    C in (C,), (C, 1, 1), (1, C, 1, 1), in learned constants (1, C, H, W), (C, H, H), (H, H, C), and in tokens (1, N, C). Both
+    in weights: (outputs, inputs), (outputs, inputs, kh, kw), (inputs, outputs, kh, kw), and with a leading 1.
     """
-    large = [k for k, size in enumerate(parameter.shape) if size > 1]
-    if parameter.ndim == 4 and parameter.shape[0] == 1 and parameter.shape[1] > 1:
-        return 1
-    if parameter.ndim == 3 and parameter.shape[0] == 1 and parameter.shape[2] > 1:
-        return 2
-    if parameter.ndim == 3 and parameter.shape[0] == parameter.shape[1]:
-        return 2
-    if parameter.ndim == 3 and parameter.shape[1] == parameter.shape[2]:
-        return 0
-    return large[0] if len(large) == 1 else None
+    shape = parameter.shape
+    large = [k for k, size in enumerate(shape) if size > 1]
+    if parameter.ndim == 4 and shape[0] == 1 and shape[1] > 1:
+        return (1,)
+    if parameter.ndim == 3 and shape[0] == 1 and shape[2] > 1:
+        return (2,)
+    if parameter.ndim == 3 and shape[0] == shape[1]:
+        return (2,)
+    if parameter.ndim == 3 and shape[1] == shape[2]:
+        return (0,)
+    if len(large) < 2:
+        return tuple(large)
+    first = int(parameter.ndim == 5 and shape[0] == 1)
+    return tuple(k for k in (first, first + 1) if shape[k] > 1)
 
 
 def get_module(network: nn.Module, path: str) -> Any:

@@ -12,6 +12,9 @@ MOVES = (
     *("Cat", "Slice", "Flip", "PixelShuffle", "PixelUnshuffle", "Permute", "Transpose", "Swap", "TBackward"),
     *("Unsqueeze", "Stack", "View", "UnsafeView", "Reshape", "ReshapeAlias", "Squeeze"),
 )
+PRODUCTS = {"Bmm": (0, 1), "Mm": (0, 0), "Addmm": (1, 0), "Baddbmm": (1, 1)}  # position of the first factor, batch dimensions
+NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm")
+SUMMED = -1  # in place of a dimension: channels that the operation sums over, those of both factors are coupled
 REDUCTIONS = ("Mean", "Sum", "Amax", "Amin", "Max", "Min", "LinalgVectorNorm", "Norm", "Prod", "Logsumexp", "Std", "Var")
 
 
@@ -53,8 +56,8 @@ def _dim(dim: int, ndim: int) -> int:
 def channel_map(
     name: str, function: Any, position: int, source: tuple[int, ...], dim: int, target: tuple[int, ...]
 ) -> tuple[int, Table | None] | None:
-    """The output dimension and the table for the channels in dimension `dim` of an input; None where no output dimension
-    corresponds to them.
+    """The output dimension (or `SUMMED`) and the table for the channels in dimension `dim` of an input; None where no output
+    dimension corresponds to them.
 
     Args:
         name: of the autograd node `function`.
@@ -66,8 +69,14 @@ def channel_map(
         return dim, None  # the table differs by part: see `split_table`
     if name.startswith(MOVES):
         return _moved(function, position, dim, source, target)
-    if name.startswith("Convolution"):  # functional: only a depthwise one keeps the channels
-        return (1, None) if position == 0 and dim == 1 and function._saved_groups == size == target[1] else None
+    if name.startswith("Convolution"):  # with a bare weight
+        at = _convolved(function, position, source, dim, target)
+        return None if at is None else (at, None)
+    if product := next((factors for kind, factors in PRODUCTS.items() if name.startswith(kind)), None):
+        at = _multiplied(*product, position, dim)
+        return (dim + len(target) - ndim if at is None else at), None
+    if name.startswith(NORMS) and position > 0:  # scale and shift
+        return 1, None
     if name.startswith("Glu"):
         return dim, [[c % target[dim]] for c in range(size)] if target[dim] != size else None
     if name.startswith("Repeat"):
@@ -84,6 +93,25 @@ def channel_map(
         return (dim if len(target) == ndim else dim - sum(d < dim for d in dims)), None
     aligned = dim + len(target) - ndim
     return (aligned, None) if 0 <= aligned < len(target) and target[aligned] == size and size > 1 else None
+
+
+def _convolved(function: Any, position: int, source: tuple[int, ...], dim: int, target: tuple[int, ...]) -> int | None:
+    """Of a convolution: the dimension that the input (position 0), the weight (1) or the bias (2) determines."""
+    if position == 0 and dim == 0:  # channels in the place of samples, as where one kernel blurs each of them
+        return 0
+    groups, inputs = function._saved_groups, int(not function._saved_transposed)  # the dimension of the weight with its inputs
+    if position == 2 or (groups == target[1] > 1 and dim == int(position == 0)):  # depthwise
+        return 1 if position == 2 or position == 1 or source[1] == groups else None
+    if groups > 1 or dim > 1:
+        return None
+    return SUMMED if dim == (1 if position == 0 else inputs) else 1
+
+
+def _multiplied(first: int, batch: int, position: int, dim: int) -> int | None:
+    """Of a matrix product (*batch, N, K) x (*batch, K, M): rows and columns stay, K is summed; None for an added bias."""
+    if position < first:
+        return None
+    return SUMMED if dim == batch + (1 if position == first else 0) else dim
 
 
 def _moved(

@@ -240,6 +240,6 @@ def _nearest(
     )
     near = f"{teacher[0] / cost[0]:.3g} times fewer parameters and {teacher[1] / cost[1]:.3g} times fewer multiply-accumulates"
     not_pruned = [f"{name} is not pruned ({reason})" for name, reason in list(frozen.items())[:2]]
-    reasons = f"; {', '.join(not_pruned)}; {INSTEAD}" if not_pruned else ""
+    reasons = f"; {', '.join(not_pruned)}" if not_pruned else f", as no layer gets fewer than {MIN_CHANNELS} channels"
     size = requested if factor is None else format(factor, "g")
-    return f"compress {size}: the nearest that can be reached is {near}{reasons}."
+    return f"compress {size}: the nearest that can be reached is {near}{reasons}; {INSTEAD}."

@@ -50,11 +50,27 @@ def duplicate(network: nn.Module) -> Any:
 
 
 def integers(module: nn.Module) -> dict[str, int]:
-    """The public integer attributes of a user-defined module; empty for torch's own layers."""
+    """The public integer attributes of a user-defined module, and those in its tuples and lists (`shape.0`), by name.
+
+    Empty for torch's own layers, except for the shape of an `Unflatten`.
+    """
+    attributes = {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
     if type(module).__module__.startswith("torch.nn"):
-        return {}
-    attributes = vars(module).items()
-    return {name: value for name, value in attributes if type(value) is int and not name.startswith("_") and name != "training"}
+        attributes = {"unflattened_size": module.unflattened_size} if isinstance(module, nn.Unflatten) else {}
+    single = {name: value for name, value in attributes.items() if type(value) is int}
+    rows = {name: value for name, value in attributes.items() if isinstance(value, tuple | list)}
+    return single | {f"{name}.{k}": n for name, row in rows.items() for k, n in enumerate(row) if type(n) is int and n > 0}
+
+
+def set_integer(module: nn.Module, name: str, value: int) -> None:
+    """Set an integer that `integers` lists."""
+    name, _, position = name.partition(".")
+    if position:
+        row = getattr(module, name)
+        changed = [value if k == int(position) else n for k, n in enumerate(row)]
+        setattr(module, name, changed if isinstance(row, list) else tuple(changed))
+    else:
+        setattr(module, name, value)
 
 
 def fold(network: nn.Module) -> None:
@@ -87,6 +103,14 @@ def _fold_layer(layer: nn.Module) -> None:
             _remove_spectral_norm_hook(layer)
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        name = getattr(hook, "name", None)  # a hook of the user that computes the weight from `weight_orig`, as PGGAN's
+        original = layer._parameters.get(f"{name}_orig")
+        if original is not None and counts_of(layer) is not None and name not in layer._parameters:
+            hook(layer, ())
+            weight = layer.__dict__.pop(name).detach()
+            del layer._forward_pre_hooks[key], layer._parameters[f"{name}_orig"]
+            layer.register_parameter(name, nn.Parameter(weight, original.requires_grad))
 
 
 def _remove_spectral_norm_hook(layer: nn.Module) -> None:
@@ -235,7 +259,7 @@ def _apply_attributes(path: str, module: nn.Module, numbers: Any) -> None:
         if name not in known:
             raise ValueError(f"pruned architecture {field}: the network has no number {name}{_nearest(name, known)}.")
         if number != known[name]:
-            setattr(module, name, _number(f"{field} {name}", number, known[name]))
+            set_integer(module, name, _number(f"{field} {name}", number, known[name]))
 
 
 def _number(field: str, number: Any, full: Any) -> Any:

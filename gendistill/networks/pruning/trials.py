@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
 from gendistill.networks.counting import evaluating
+from gendistill.networks.hints import calls_of
 from gendistill.networks.pruning import surgery
 from gendistill.networks.pruning.cached_sizes import CachedSize, cached_sizes, update_cached_sizes
 from gendistill.networks.pruning.channels import ChannelGroup, merged
@@ -89,28 +91,55 @@ class _Trials:
             return "too few channels"
         if (reason := self._failure([group])) is None:
             return None
-        candidates = cached_sizes(self.network, group)
-        known = self.sizes
-        for sizes in (candidates, *([size] for size in candidates)):
-            self.sizes = [*known, *sizes]
-            if sizes and self._failure([group]) is None:
-                return None
-        self.sizes = known
+        if sizes := self._sizes_for(group):
+            self.sizes = sizes
+            return None
         return reason
 
+    def _sizes_for(self, group: ChannelGroup) -> list[CachedSize] | None:
+        """The attributes that must be updated with the width of a group for the network to run; None where none help.
+
+        All that have its size are tried at once, then one after another, as long as the network runs further with it: equal
+        numbers of one module may belong to different groups.
+        """
+        known = {(size.path, size.name) for size in self.sizes}
+        candidates = [size for size in cached_sizes(self.network, group) if (size.path, size.name) not in known]
+        sizes, reached = self.sizes, self._attempt([group], self.sizes)[1]
+        if candidates and self._attempt([group], [*sizes, *candidates])[0] is None:
+            return [*sizes, *candidates]
+        while candidates:
+            attempts = [self._attempt([group], [*sizes, size]) for size in candidates]
+            best = max(range(len(candidates)), key=lambda k: (attempts[k][0] is None, attempts[k][1]))
+            sizes = [*sizes, candidates.pop(best)]
+            if attempts[best][0] is None:
+                return sizes
+            if attempts[best][1] <= reached:
+                return None
+            reached = attempts[best][1]
+        return None
+
     def _failure(self, groups: Sequence[ChannelGroup]) -> str | None:
-        """The error of the pruned network, as module and message; None where it runs. Two widths per group are tried."""
+        return self._attempt(groups, self.sizes)[0]
+
+    def _attempt(self, groups: Sequence[ChannelGroup], sizes: Sequence[CachedSize]) -> tuple[str | None, int]:
+        """The error of the pruned network, as module and message, None where it runs; and how many modules ran before it.
+
+        Two widths per group are tried.
+        """
+        count = 0
         for turn in range(2):
             student = duplicate(self.network)
             keeps = [surgery.choose(np.zeros(g.size), _trial_width(g, k, turn), g.blocks) for k, g in enumerate(groups)]
             surgery.prune(student, groups, keeps)
-            update_cached_sizes(student, self.sizes)
+            update_cached_sizes(student, sizes)
             try:
-                if self._shapes(student) != self.shapes:
-                    return "the shape of the output changes"
+                with calls_of(dict(student.named_modules())) as calls:
+                    if self._shapes(student) != self.shapes:
+                        return "the shape of the output changes", count + len(calls)
             except Exception as failure:
-                return f"{where(student, self.inputs)}: {short(failure)}"
-        return None
+                return f"{where(student, self.inputs)}{reason(failure)}", count + len(calls)
+            count += len(calls)
+        return None, count
 
     def _shapes(self, network: nn.Module) -> list[Any]:
         with evaluating(network):
@@ -152,6 +181,17 @@ def where(network: nn.Module, inputs: Sequence[Tensor]) -> str:
             path = max(running.parents - {"Global"}, key=len, default="").partition(".")[2]
             return f"{path or 'the network'} ({type(network.get_submodule(path)).__name__})"
     return type(network).__name__
+
+
+FIXED_SIZES = re.compile(r"shape '(\[.*?\])' is invalid|Provided sizes (\[.*?\]) don't multiply up")
+
+
+def reason(failure: Exception) -> str:
+    """What follows the name of the module that failed: the sizes that its forward fixes, or the error's message."""
+    if fixed := FIXED_SIZES.search(str(failure)):
+        sizes = fixed[1] or fixed[2]
+        return f" reshapes to the sizes {sizes} that its forward fixes; -1 instead of the channels there lets it be pruned"
+    return f": {short(failure)}"
 
 
 def short(failure: Exception) -> str:
