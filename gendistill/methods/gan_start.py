@@ -48,14 +48,14 @@ def start_student(
     data: ImageData | NoData,
     seed: int,
     importance: str = "magnitude",
-    measured: Callable[[int], None] | None = None,
+    tried: Callable[[int], None] | None = None,
 ) -> Start:
     """The initial student by the settings `compress`, on the CPU in float32, with recalibrated batch norms.
 
     Args:
         seed: seed of random choices, see `compress`.
         importance: importance of channels; `random` for a second student, which should differ from the first one.
-        measured: called with the number of measured blocks, where blocks are removed.
+        tried: called with the number of pruned networks that were tried.
 
     Raises:
         ValueError: the settings do not define the student's size, the teacher cannot be pruned to it, or the user's class
@@ -67,7 +67,7 @@ def start_student(
         raise ValueError("compress: expects --compress 4, --student-params, --student-macs or --student module:Class")
     generator, source = teacher.generator, teacher.generator_source
     network = generator.network.cpu()
-    removed = _removed_blocks(generator.with_network(network), config, data, measured)
+    removed = _removed_blocks(generator.with_network(network), config, data, tried)
     pruned = compress(
         network,
         generator.example(),
@@ -79,6 +79,7 @@ def start_student(
         keep=config.keep,
         depthwise=config.depthwise,
         removed=removed,
+        tried=tried,
     )
     recalibrate(pruned.network, _batches(generator, data, seed))
     architecture = pruned_architecture.record(pruned.network)
@@ -86,7 +87,7 @@ def start_student(
 
 
 def _removed_blocks(
-    generator: Generator, config: CompressConfig, data: ImageData | NoData, measured: Callable[[int], None] | None
+    generator: Generator, config: CompressConfig, data: ImageData | NoData, tried: Callable[[int], None] | None
 ) -> dict[str, float]:
     """The residual blocks to remove by `compress.depth`, see `pruning.depth.least_important`.
 
@@ -111,7 +112,7 @@ def _removed_blocks(
     if keep == len(blocks):
         return {}
     batches = [tuple(tensor[:MEASURED] for tensor in batch) for batch in _batches(generator, data, 0, 1)]
-    return least_important(generator.network, blocks, keep, batches, measured)
+    return least_important(generator.network, blocks, keep, batches, tried)
 
 
 def _factor(generator: Generator, config: CompressConfig) -> float:

@@ -31,7 +31,7 @@ from gendistill.runtime.progress import advancing_bar
 from gendistill.training.step import TrainingData
 from gendistill.training.trainer import TrainingResult, Validate
 
-MEASURING = "measuring what residual blocks contribute"
+COMPRESSING = "compressing: networks tried"
 
 
 class GeneratorRun:
@@ -58,8 +58,8 @@ class GeneratorRun:
         if data.path is not None:
             source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
             description = f"{source.describe()}; resized into {data.cache}"
-        with advancing_bar(MEASURING) as measured:
-            start = start_student(teacher, config.compress, NoData(), config.seed, measured=measured)
+        with advancing_bar(COMPRESSING) as tried:
+            start = start_student(teacher, config.compress, NoData(), config.seed, tried=tried)
         return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", description
 
     def prepare(self) -> None:
@@ -93,8 +93,8 @@ class GeneratorRun:
 
     def stages(self) -> Iterator[Stage]:
         config, teacher, device = self.config, self.teacher, self.processes.device
-        with self.processes.local_main_process_first(), advancing_bar(MEASURING) as measured:
-            self.start = start_student(teacher, config.compress, self.images, config.seed, measured=measured)
+        with self.processes.local_main_process_first(), advancing_bar(COMPRESSING) as tried:
+            self.start = start_student(teacher, config.compress, self.images, config.seed, tried=tried)
         _report(f"student: {self.start.describe()}")
         for layer, reason in self.start.not_pruned.items():
             _report(f"not pruned: {layer} ({reason})")
