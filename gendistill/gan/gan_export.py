@@ -54,7 +54,7 @@ def export_student(
     The folder has `gan.json`, `generator/` and `discriminator/` (if the GAN has one) for gendistill, `generator.pt2`
     (torch.export, float32, any batch size, and any height and width of input images), `generator.onnx` (the same; needs the
     extra `onnx`), and a model card, README.md. A network that computes images of one size alone has programs for this size,
-    and a message says why; if it cannot be traced, the programs are omitted and a message names the operation.
+    and a message with the reason; if it cannot be traced, the programs are omitted and a message names the operation.
 
     Args:
         provenance: rows of the model card by key: teacher, method, sizes, data, seeds, figures, licence.

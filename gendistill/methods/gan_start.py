@@ -15,7 +15,7 @@ from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
 from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.compress_config import CompressConfig
-from gendistill.networks.pruning.depth import blocks_to_keep, least_important, residual_blocks
+from gendistill.networks.pruning.depth import blocks_to_keep, blocks_to_remove, residual_blocks
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 from gendistill.runtime.random import PerSampleRandom
@@ -89,7 +89,7 @@ def start_student(
 def _removed_blocks(
     generator: Generator, config: CompressConfig, data: ImageData | NoData, tried: Callable[[int], None] | None
 ) -> dict[str, float]:
-    """The residual blocks to remove by `compress.depth`, see `pruning.depth.least_important`.
+    """The residual blocks to remove by `compress.depth`, see `pruning.depth.blocks_to_remove`.
 
     They do not depend on the seed of the run: a peer has the same layers, which are matched by their paths.
 
@@ -112,7 +112,7 @@ def _removed_blocks(
     if keep == len(blocks):
         return {}
     batches = [tuple(tensor[:MEASURED] for tensor in batch) for batch in _batches(generator, data, 0, 1)]
-    return least_important(generator.network, blocks, keep, batches, tried)
+    return blocks_to_remove(generator.network, blocks, keep, batches, tried)
 
 
 def _factor(generator: Generator, config: CompressConfig) -> float:

@@ -12,7 +12,7 @@ from gendistill.gan.architectures.rrdb import RRDBGenerator
 from gendistill.gan.architectures.translation import ResNetTranslator
 from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.compress_config import CompressConfig
-from gendistill.networks.pruning.depth import blocks_to_keep, least_important, measurements, residual_blocks
+from gendistill.networks.pruning.depth import blocks_to_keep, blocks_to_remove, measurements, residual_blocks
 from gendistill.networks.pruning.prune import compress
 
 IMAGES = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -66,12 +66,12 @@ def test_the_blocks_that_change_the_output_least_are_removed() -> None:
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     measured: list[int] = []
     blocks = residual_blocks(network, (IMAGES,))
-    removed = least_important(network, blocks, 3, [(IMAGES,)], measured.append)
+    removed = blocks_to_remove(network, blocks, 3, [(IMAGES,)], measured.append)
     assert list(removed) == ["body.0", "body.2", "body.5"]
     assert sum(measured) == measurements(6, 3) == 6 + 5 + 4
     assert removed["body.0"] == pytest.approx(1.2, abs=0.05)  # x + 0.2 x: three dense blocks that add nothing
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
-    first = least_important(network, blocks, 5, [(IMAGES,)])
+    first = blocks_to_remove(network, blocks, 5, [(IMAGES,)])
     shallower = pruned_architecture.duplicate(network)
     pruned_architecture.remove_blocks(shallower, first)
     torch.testing.assert_close(shallower(IMAGES), network(IMAGES), atol=0.01, rtol=0.01)
@@ -81,7 +81,7 @@ def test_depth_and_width_together_meet_the_targets_and_the_student_opens_again()
     torch.manual_seed(0)
     arguments = {"channels": 8, "growth": 8, "num_blocks": 6}
     network = RRDBGenerator(**arguments)
-    removed = least_important(network, residual_blocks(network, (IMAGES,)), 2, [(IMAGES,)])
+    removed = blocks_to_remove(network, residual_blocks(network, (IMAGES,)), 2, [(IMAGES,)])
     assert len(removed) == 4
     compressed = compress(network, (IMAGES,), factor=6, removed=removed)
     assert compressed.teacher_macs / compressed.macs == pytest.approx(6, rel=0.1)

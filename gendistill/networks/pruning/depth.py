@@ -110,7 +110,7 @@ def blocks_to_keep(count: int, depth: float | str, factor: float) -> int:
 
 
 @torch.no_grad()
-def least_important(
+def blocks_to_remove(
     network: nn.Module,
     blocks: Sequence[str],
     keep: int,
@@ -144,7 +144,7 @@ def least_important(
 
 
 def measurements(count: int, keep: int) -> int:
-    """The number of blocks that `least_important` measures."""
+    """The number of blocks that `blocks_to_remove` measures."""
     total, left = 0, count
     while left > keep:
         total, left = total + left, left - min(left - keep, max(1, left // REMOVED_AT_ONCE))
