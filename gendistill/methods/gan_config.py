@@ -90,8 +90,8 @@ class CodistillationConfig(DistillationLossConfig):
     pairs: int | None = Field(
         None,
         ge=0,
-        description="Number of teacher images of fixed noise that are cached, for steps without feature losses; 0 is none. null "
-        "is 0 for noise; from input images, it caches the teacher's image of each, up to pairs_gib",
+        description="Number of teacher images of fixed noise that are cached, for steps without feature losses; 0 is none. "
+        "null is 0 for noise; from input images, it caches the teacher's image of each, up to pairs_gib",
         json_schema_extra=about("images"),
     )
     pairs_gib: float = Field(

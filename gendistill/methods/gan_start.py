@@ -104,9 +104,10 @@ def _removed_blocks(
         if not any(f"{kept}.".startswith(f"{path}.") or path.startswith(f"{kept}.") for kept in config.keep)
     ]
     if config.depth != "auto" and len(blocks) < 2:
+        found = "1 residual block that runs" if blocks else "0 residual blocks that run"
         raise ValueError(
-            f"compress.depth {config.depth:g}: {type(generator.network).__name__} has {len(blocks)} residual blocks that run "
-            "once with equal shapes of input and output; expects 2 or more, or compress.depth=0"
+            f"compress.depth {config.depth:g}: {type(generator.network).__name__} has {found} once with equal shapes of input "
+            "and output, and is not in compress.keep; expects 2 or more, or compress.depth=0"
         )
     keep = blocks_to_keep(len(blocks), config.depth, _factor(generator, config))
     if keep == len(blocks):
