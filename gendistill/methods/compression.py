@@ -154,7 +154,6 @@ class CompressionRecipe(Recipe):
     supports = Supports(lora=False, planning=False)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
-        super().check(config, teacher)
         if not config.compression_options:
             raise ValueError(
                 "compress: --method compression expects one of --compress 2, compress.blocks, compress.student_config"

@@ -175,8 +175,6 @@ class Recipe(ABC):
         """
         if config.lora.enabled and not self.supports.lora:
             raise ValueError(f"lora.enabled: {self.student} has weights of its own; expects false")
-        if config.compress.depth != "auto" and self.teaches != "generator":
-            raise ValueError(f"compress.depth {config.compress.depth:g}: is for GANs; a diffusion model has compress.blocks")
 
     def data_needs(self, config: RunConfig) -> Literal["latents", "trajectories", "images", "decoded"]:
         """The kind of training data: encoded images, the teacher's trajectories, images for a GAN, or latents with their
