@@ -41,9 +41,9 @@ def test_depth_is_refused_where_there_are_no_residual_blocks():
         ValueError, match=r"compress\.depth 0\.5: ResNetGenerator has 0 residual blocks that .* or compress\.depth=0"
     ):
         start_student(tiny_gan(), CompressConfig(factor=2, depth=0.5), NoData(), 0)
-    kept = CompressConfig(factor=2, depth=0.5, keep=["body.0", "body.2.blocks.0"])
+    kept = CompressConfig(factor=2, depth=0.5, keep=["body.0", "body.1", "body.2.blocks.0"])
     with pytest.raises(ValueError, match="RRDBGenerator has 1 residual block that runs once"):
-        start_student(deep(3), kept, NoData(), 0)
+        start_student(deep(4), kept, NoData(), 0)
 
 
 def test_the_defaults_remove_nothing_of_a_shallow_network():
