@@ -1,8 +1,12 @@
-"""Images that the teacher generates from fixed noise, once, kept on disk: a training step then needs no teacher call."""
+"""Images that the teacher generates from fixed noise or from the input images, once, kept on disk.
+
+A training step then needs no teacher call, whose cost is several times the student's.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from torch import Tensor
 from gendistill.data.cached import PART_SIZE, Progress, RowMaker, cached_rows
 from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
-from gendistill.gan.generator import Generator
+from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
@@ -51,6 +55,35 @@ class PairedData:
         return {**self.real.summary(), "pairs": len(self.pairs), "pairs_cache": self.pairs.key}
 
 
+class PairedImages(ImageData):
+    """Input images with the teacher's image of each, in the same row."""
+
+    def __init__(self, pairs: StoredRows, images: ImageData) -> None:
+        super().__init__(images.cache, images.spec)
+        self.pairs = pairs
+
+    def batch(self, rows: Tensor, random: PerSampleRandom, device: torch.device | str = "cpu") -> GanBatch:
+        generated = from_bytes(to_device(self.pairs.rows(rows)["images"], device))
+        return replace(super().batch(rows, random, device), generated=generated)
+
+    def summary(self) -> dict[str, Any]:
+        return {**super().summary(), "pairs": len(self.pairs), "pairs_cache": self.pairs.key}
+
+
+def pair_images(teacher: Generator, data: ImageData, cache: str, progress: Progress | None = None) -> PairedImages:
+    """The input images of an image-to-image teacher with its images, read from the cache or generated into it first.
+
+    A batch has no random crops or flips, so that the inputs of a row are always the same. The images are kept as bytes;
+    `paired_size` is their size on disk.
+    """
+    return PairedImages(cached_rows(cache, GeneratedFromImages(teacher, data), progress), data)
+
+
+def paired_size(spec: GeneratorSpec, data: ImageData) -> int:
+    """The bytes on disk of the teacher's images of all input images."""
+    return len(data) * math.prod(spec.output_shape)
+
+
 def generate_pairs(
     teacher: Generator, data: ImageData | NoData, count: int, cache: str, progress: Progress | None = None
 ) -> PairedData:
@@ -63,7 +96,8 @@ def generate_pairs(
     """
     if teacher.spec.kind == "image":
         raise ValueError(
-            f"gan.pairs {count}: expects a teacher that generates from noise; 0 for one that generates from images"
+            f"gan.pairs {count}: expects a teacher that generates from noise; null or 0 for one that generates from images, "
+            "whose pairs are those of data.path"
         )
     return PairedData(
         cached_rows(cache, GeneratedPairs(teacher, data if teacher.spec.num_classes else NoData(), count), progress), data
@@ -103,3 +137,30 @@ class GeneratedPairs(RowMaker[int]):
             if progress:
                 progress(len(part))
         return StoredPart({"pairs": {**rows, "images": torch.cat(generated)}})
+
+
+@dataclass(frozen=True)
+class GeneratedFromImages(RowMaker[int]):
+    """The teacher's images of the input images of `data`, in the same rows."""
+
+    teacher: Generator
+    data: ImageData
+
+    @property
+    def described(self) -> str:
+        return f"the teacher's images of {len(self.data)} images"
+
+    def items(self) -> range:
+        return range(len(self.data))
+
+    @torch.no_grad()
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        device = next(iter(self.teacher.network.parameters()), torch.empty(0)).device
+        generated = []
+        for rows in torch.tensor(items).split(images_at_once(max(self.teacher.spec.output_shape[1:]))):
+            batch = self.data.batch(rows, PerSampleRandom(PAIRS_SEED, 0, items[0], len(rows)), device)
+            assert batch.inputs is not None
+            generated.append(in_bytes(self.teacher(batch.inputs, batch.labels)))
+            if progress:
+                progress(len(rows))
+        return StoredPart({"pairs": {"images": torch.cat(generated)}})

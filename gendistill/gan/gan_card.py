@@ -51,6 +51,10 @@ images = generator({call})  # (4, {out}) in [{low:g}, {high:g}]
 ```
 """
 
+ANY_SIZE = """\
+The programs expect images of any height and width that the network can compute.
+"""
+
 ONNXRUNTIME = """\
 With ONNX Runtime:
 
@@ -64,12 +68,13 @@ images = generator.run(None, {{{feed}}})[0]  # (4, {out}) in [{low:g}, {high:g}]
 """
 
 
-def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool) -> str:
+def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool, any_size: bool = False) -> str:
     """The README.md of a student folder.
 
     Args:
         provenance: one table row per key; `licence` and `teacher` also go into the metadata.
         program, onnx: whether the folder contains these files.
+        any_size: whether they expect images of any height and width.
     """
     spec = gan.generator.spec
     low, high = spec.output_range
@@ -88,6 +93,7 @@ def gan_card(gan: Gan, provenance: dict[str, Any], *, program: bool, onnx: bool)
     usage = [GENDISTILL.format(importable=importable, **values)]
     usage += [TORCH.format(call=call, **values)] if program else []
     usage += [ONNXRUNTIME.format(feed=feed, **values)] if onnx else []
+    usage += [ANY_SIZE] if any_size else []
     return CARD.format(
         task="unconditional-image-generation" if spec.kind == "noise" else "image-to-image",
         teacher=_table_cell(provenance.get("teacher", "unknown")),

@@ -87,12 +87,19 @@ class CodistillationConfig(DistillationLossConfig):
         json_schema_extra=about(paper=papers.GAN_DISTILLATION),
     )
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
-    pairs: int = Field(
-        0,
+    pairs: int | None = Field(
+        None,
         ge=0,
-        description="Number of teacher images of fixed noise that are generated once and cached, for steps without feature "
-        "losses; 0 generates new ones in each step",
+        description="Number of teacher images of fixed noise that are cached, for steps without feature losses; 0 is none. "
+        "null is 0 for noise; from input images, it caches the teacher's image of each, up to pairs_gib",
         json_schema_extra=about("images"),
+    )
+    pairs_gib: float = Field(
+        4.0,
+        ge=0,
+        description="Maximum disk space of the teacher's images of the input images: 3 bytes a pixel; above it, the teacher "
+        "generates them in each step",
+        json_schema_extra=about("GiB"),
     )
     peer: Literal["none", "teacher", "student"] = Field(
         "none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,12 @@ from gendistill.networks import counting
 from gendistill.networks.classes import build, read_arguments
 from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.compress_config import CompressConfig
+from gendistill.networks.pruning.depth import blocks_to_keep, blocks_to_remove, residual_blocks
 from gendistill.networks.pruning.prune import Compressed, compress, recalibrate
 from gendistill.networks.state_dicts import load_weights, read_state_dict
 from gendistill.runtime.random import PerSampleRandom
 
+MEASURED = 8  # inputs with which the importance of blocks is measured
 RECALIBRATION = 16  # batches of the recalibration of batch norms
 
 
@@ -40,13 +43,19 @@ class Start(Compressed):
 
 
 def start_student(
-    teacher: Gan, config: CompressConfig, data: ImageData | NoData, seed: int, importance: str = "magnitude"
+    teacher: Gan,
+    config: CompressConfig,
+    data: ImageData | NoData,
+    seed: int,
+    importance: str = "magnitude",
+    tried: Callable[[int], None] | None = None,
 ) -> Start:
     """The initial student by the settings `compress`, on the CPU in float32, with recalibrated batch norms.
 
     Args:
         seed: seed of random choices, see `compress`.
         importance: importance of channels; `random` for a second student, which should differ from the first one.
+        tried: called with the number of pruned networks that were tried.
 
     Raises:
         ValueError: the settings do not define the student's size, the teacher cannot be pruned to it, or the user's class
@@ -57,8 +66,10 @@ def start_student(
     if config.factor is None and config.params is None and config.macs is None:
         raise ValueError("compress: expects --compress 4, --student-params, --student-macs or --student module:Class")
     generator, source = teacher.generator, teacher.generator_source
+    network = generator.network.cpu()
+    removed = _removed_blocks(generator.with_network(network), config, data, tried)
     pruned = compress(
-        generator.network.cpu(),
+        network,
         generator.example(),
         factor=config.factor,
         params=config.params,
@@ -67,10 +78,54 @@ def start_student(
         importance=importance,  # type: ignore[arg-type]
         keep=config.keep,
         depthwise=config.depthwise,
+        removed=removed,
+        tried=tried,
     )
     recalibrate(pruned.network, _batches(generator, data, seed))
     architecture = pruned_architecture.record(pruned.network)
     return Start(**vars(pruned), source=NetworkSource(source.class_path, source.arguments, architecture))
+
+
+def _removed_blocks(
+    generator: Generator, config: CompressConfig, data: ImageData | NoData, tried: Callable[[int], None] | None
+) -> dict[str, float]:
+    """The residual blocks to remove by `compress.depth`, see `pruning.depth.blocks_to_remove`.
+
+    They do not depend on the seed of the run: a peer has the same layers, which are matched by their paths.
+
+    Raises:
+        ValueError: the network has no residual blocks of which a fraction could be removed.
+    """
+    if config.depth == 0:
+        return {}
+    blocks = [
+        path
+        for path in residual_blocks(generator.network, generator.example())
+        if not any(f"{kept}.".startswith(f"{path}.") or path.startswith(f"{kept}.") for kept in config.keep)
+    ]
+    if config.depth != "auto" and len(blocks) < 2:
+        found = "1 residual block that runs" if blocks else "0 residual blocks that run"
+        raise ValueError(
+            f"compress.depth {config.depth:g}: {type(generator.network).__name__} has {found} once with equal shapes of input "
+            "and output, and is not in compress.keep; expects 2 or more, or compress.depth=0"
+        )
+    keep = blocks_to_keep(len(blocks), config.depth, _factor(generator, config))
+    if keep == len(blocks):
+        return {}
+    batches = [tuple(tensor[:MEASURED] for tensor in batch) for batch in _batches(generator, data, 0, 1)]
+    return blocks_to_remove(generator.network, blocks, keep, batches, tried)
+
+
+def _factor(generator: Generator, config: CompressConfig) -> float:
+    """The largest factor of the compression: of multiply-accumulates or of parameters."""
+    if config.factor is not None:
+        return config.factor
+    factors = [1.0]
+    if config.macs is not None:
+        factors.append(counting.macs(generator.network, generator.example()) / config.macs)
+    if config.params is not None:
+        factors.append(counting.parameters(generator.network) / config.params)
+    return max(factors)
 
 
 def _own_class(teacher: Gan, config: CompressConfig) -> Start:
@@ -98,10 +153,10 @@ def _own_class(teacher: Gan, config: CompressConfig) -> Start:
     return Start(network, *counts, {}, NetworkSource(config.student, arguments))
 
 
-def _batches(generator: Generator, data: ImageData | NoData, seed: int) -> list[tuple[Tensor, ...]]:
+def _batches(generator: Generator, data: ImageData | NoData, seed: int, count: int = RECALIBRATION) -> list[tuple[Tensor, ...]]:
     """Some batches of inputs of the generator."""
     batches: list[tuple[Tensor, ...]] = []
-    for step in range(RECALIBRATION):
+    for step in range(count):
         random = PerSampleRandom(seed, step, 0, 32)
         batch = data.batch(data.rows_of_step(seed, step, 32), random)
         inputs = random.normal(generator.spec.input_shape) if batch.inputs is None else batch.inputs

@@ -15,6 +15,7 @@ from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name, network_name
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.run.validation import GRID_IMAGES, save_image_grid
+from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import image_grid, images_at_once, to_uint8
 from gendistill.training.processes import gathered, items_of_process
@@ -46,8 +47,8 @@ class GeneratorValidator:
         self.metric, self.network = metric_name(extractor), network_name(extractor)
         samples.mkdir(parents=True, exist_ok=True)
         teacher = method.networks.teacher
-        self.inputs, self.labels = _fixed_inputs(teacher, data, num, 1_000 + seed)
-        teacher_images = torch.cat(list(self._generated(teacher, self.inputs, self.labels, range(num))))
+        self.inputs, self.labels, paired = _fixed_inputs(teacher, data, num, 1_000 + seed)
+        teacher_images = self._of_teacher(teacher, self.inputs, self.labels, paired)
         self.reference = self._reference(data, teacher, seed)
         self.teacher_diversity = diversity(extract(extractor, teacher_images), self.labels)
         save_image_grid(image_grid(teacher_images[:GRID_IMAGES].float() / 255), samples / "teacher.png")
@@ -86,17 +87,31 @@ class GeneratorValidator:
                 images = images.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
             return gaussian_statistics(extract(self.extractor, images))
         num = max(len(self.inputs), 1024)
-        images = torch.cat(list(self._generated(teacher, *_fixed_inputs(teacher, data, num, 2_000 + seed), range(num))))
+        images = self._of_teacher(teacher, *_fixed_inputs(teacher, data, num, 2_000 + seed))
         return gaussian_statistics(extract(self.extractor, images))
 
+    def _of_teacher(self, teacher: Generator, inputs: Tensor, labels: Tensor | None, paired: Tensor | None) -> Tensor:
+        """The teacher's images uint8 (N, 3, H, W), from the cache where they are in it."""
+        if paired is not None:
+            return in_colour(paired)
+        batches = []
+        with advancing_bar("generating images of the teacher", len(inputs)) as advance:
+            for batch in self._generated(teacher, inputs, labels, range(len(inputs))):
+                batches.append(batch)
+                advance(len(batch))
+        return torch.cat(batches)
 
-def _fixed_inputs(teacher: Generator, data: ImageData | NoData, num: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Noise or input images (N, ...) and classes (N,) with the frequencies of the data, or uniform without data."""
+
+def _fixed_inputs(
+    teacher: Generator, data: ImageData | NoData, num: int, seed: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Noise or input images (N, ...), classes (N,) with the frequencies of the data, or uniform without data, and the
+    teacher's images if they are cached."""
     random, spec = PerSampleRandom(seed, 0, 0, num), teacher.spec
     batch = data.batch(data.rows_of_step(seed, 0, num), random, "cpu")
     inputs = random.normal(spec.input_shape) if batch.inputs is None else batch.inputs
     labels = batch.labels if batch.labels is not None or not spec.num_classes else torch.arange(num) % spec.num_classes
-    return inputs, labels
+    return inputs, labels, batch.generated
 
 
 def in_colour(images: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from gendistill.assets import asset_path
 from gendistill.data.cached import image_source
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
-from gendistill.data.gan_pairs import generate_pairs
+from gendistill.data.gan_pairs import generate_pairs, pair_images, paired_size
 from gendistill.evaluation.default_extractor import is_embedded
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
 from gendistill.gan.generator import prefer_channels_last
+from gendistill.losses.terms import FEATURE_LOSSES
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.gan_build import GeneratorContext
 from gendistill.methods.gan_start import start_student
@@ -32,6 +33,8 @@ from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.step import TrainingData
 from gendistill.training.trainer import TrainingResult, Validate
+
+COMPRESSING = "compressing: networks tried"
 
 
 class GeneratorRun:
@@ -59,23 +62,43 @@ class GeneratorRun:
             spec = teacher.generator.spec
             source = image_source(data, config.seed, spec.knows if spec.num_classes else None)
             description = f"{source.describe()}; resized into {data.cache}"
-        start = start_student(teacher, config.compress, NoData(), config.seed)
+        with advancing_bar(COMPRESSING) as tried:
+            start = start_student(teacher, config.compress, NoData(), config.seed, tried=tried)
         return f"{config.teacher}, {describe(teacher)}", f"a student of {start.describe()}, and its discriminator", description
 
     def prepare(self) -> None:
         config, generator = self.config, self.teacher.generator
         with advancing_bar("reading the images") as progress:
             self.images = prepare_images(config.data, generator.spec, config.seed, progress)
+        if self._pairs_images():
+            with advancing_bar("generating images of the teacher (gan.pairs)", len(self.images)) as progress:
+                generator.network.to(self.processes.device)
+                self.images = pair_images(generator, self.images, config.data.cache, progress)
         self.training_data: TrainingData = self.images
         if config.gan.pairs:
             with advancing_bar("generating images of the teacher (gan.pairs)", config.gan.pairs) as progress:
                 generator.network.to(self.processes.device)
                 self.training_data = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 
+    def _pairs_images(self) -> bool:
+        """Whether the teacher's images of the input images are cached: where each step needs them and nothing else of it."""
+        settings, spec = self.config.gan, self.teacher.generator.spec
+        if settings.pairs is not None or spec.kind == "noise" or isinstance(self.images, NoData):
+            return False
+        if settings.peer == "teacher" or any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES):
+            return False
+        if (size := paired_size(spec, self.images)) > settings.pairs_gib * 2**30:
+            _report(
+                f"the teacher generates in every step: its images of {len(self.images)} images need {size / 2**30:.3g} GiB "
+                f"(gan.pairs_gib {settings.pairs_gib:g})"
+            )
+            return False
+        return True
+
     def stages(self) -> Iterator[Stage]:
         config, teacher, device = self.config, self.teacher, self.processes.device
-        with self.processes.local_main_process_first():
-            self.start = start_student(teacher, config.compress, self.images, config.seed)
+        with self.processes.local_main_process_first(), advancing_bar(COMPRESSING) as tried:
+            self.start = start_student(teacher, config.compress, self.images, config.seed, tried=tried)
         _report(f"student: {self.start.describe()}")
         for layer, reason in self.start.not_pruned.items():
             _report(f"not pruned: {layer} ({reason})")

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,21 @@ def silent_exporters() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def traced(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def traced(network: nn.Module, inputs: tuple[Tensor, ...], *, sizes: bool = False) -> torch.export.ExportedProgram:
     """The exported program of a network for any batch size; `inputs` (2, ...) are examples.
+
+    Args:
+        sizes: whether the height and the width of the first input (2, C, H, W) are dynamic too.
 
     Raises:
         Exception: any error of torch.export for this network.
     """
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes: list[dict[int, Any]] = [{0: dynamic} for _ in inputs]
+    if sizes:
+        shapes[0] |= {2: dynamic, 3: dynamic}
     with silent_exporters():
-        return torch.export.export(network, inputs, dynamic_shapes=(tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),))
+        return torch.export.export(network, inputs, dynamic_shapes=(tuple(shapes),))
 
 
 def write_onnx(

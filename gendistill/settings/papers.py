@@ -50,6 +50,9 @@ INT8 = Paper(
 MIXED_PRECISION = Paper("Micikevicius et al. 2018", "Mixed Precision Training", "1710.03740")
 MOBILENETS = Paper("Howard et al. 2017", "MobileNets: Efficient CNNs for Mobile Vision Applications", "1704.04861")
 PRUNING = Paper("Li et al. 2017", "Pruning Filters for Efficient ConvNets", "1608.08710")
+RESIDUAL_ENSEMBLES = Paper(
+    "Veit et al. 2016", "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", "1605.06431"
+)
 SGDR = Paper("Loshchilov & Hutter 2017", "SGDR: Stochastic Gradient Descent with Warm Restarts", "1608.03983")
 
 # losses between a student and its teacher

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_translator
+from tiny_gans import PICTURE, tiny_gan, tiny_method, tiny_pictures, tiny_translator
 
 from gendistill.data.gan_batches import NoData
-from gendistill.data.gan_pairs import generate_pairs
+from gendistill.data.gan_pairs import generate_pairs, pair_images, paired_size
+from gendistill.data.images import in_bytes
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import to_uint8
 
@@ -54,9 +55,31 @@ def test_pairs_are_generated_once(teacher, tmp_path):
     assert torch.equal(batch_of(first).generated, batch_of(again).generated)
 
 
-def test_pairs_of_images_that_are_generated_from_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"gan\.pairs 10: expects a teacher that generates from noise"):
+def test_a_number_of_pairs_is_refused_for_a_teacher_that_generates_from_images(tmp_path):
+    with pytest.raises(ValueError, match=r"gan\.pairs 10: expects a teacher that generates from noise; null or 0"):
         generate_pairs(tiny_translator().generator, NoData(), 10, str(tmp_path))
+
+
+def test_the_teachers_image_of_each_input_image_is_generated_once_and_by_this_teacher_alone(tmp_path):
+    gan, counted = tiny_translator(), []
+    images = tiny_pictures(tmp_path / "rows", PICTURE)
+    data = pair_images(gan.generator, images, str(tmp_path), counted.append)
+    assert sum(counted) == len(data) == 20
+    batch = batch_of(data)
+    assert torch.equal(batch.inputs, batch_of(images).inputs)
+    with torch.no_grad():
+        assert torch.equal(in_bytes(gan.generator(batch.inputs)), in_bytes(batch.generated))
+    assert paired_size(PICTURE, images) == 20 * 3 * 16 * 16
+    calls = []
+    gan.generator.network.register_forward_hook(lambda *_: calls.append(1))
+    method = tiny_method(gan, pair_images(gan.generator, images, str(tmp_path)), features__hints=0, adversarial=0)
+    (update,) = method.updates(batch, 0, PerSampleRandom(5, 0, 0, 8))
+    assert update.loss.isfinite()
+    assert calls == []
+    gan.generator.network.layers[0].padding_mode = "zeros"  # the same weights, another network
+    other = pair_images(gan.generator, images, str(tmp_path))
+    assert other.pairs.key != data.pairs.key
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("hints", "calls"), [(0, 0), (1, 1), ({0: 0, 9: 1}, 0)])

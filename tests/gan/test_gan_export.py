@@ -1,6 +1,7 @@
 """A student's folder: gendistill, torch alone and onnxruntime generate the same images with it."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from test_opening import tiny_gan
 from torch import nn
 
 from gendistill.gan import gan_export as export
+from gendistill.gan.architectures.rrdb import RRDBGenerator
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan, NetworkSource, open_gan
 from gendistill.gan.generator import Generator, GeneratorSpec
@@ -58,6 +60,29 @@ class Noisy(Branching):
 
     def forward(self, z):
         return self.fc(z + torch.randn_like(z)).view(-1, 3, 2, 2)
+
+
+class Positioned(nn.Module):
+    """Attention over the positions of 8x8 pixels, as TransGAN's and SwinIR's: no other size can be added to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 64, 3))
+
+    def forward(self, image):
+        tokens = image.flatten(2).transpose(1, 2) + self.positions
+        return (tokens @ tokens.transpose(1, 2) @ tokens).transpose(1, 2).unflatten(2, (8, 8))
+
+
+class RowByRow(nn.Module):
+    """It runs for any size, but a program of its loop has a fixed number of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        return torch.cat([self.conv(image[:, :, k : k + 1]) for k in range(image.shape[2])], 2)
 
 
 class Unet(UNet2DModel):
@@ -150,6 +175,42 @@ def test_a_unet_of_diffusers_is_exported(tmp_path):
     gan = gan_of(Unet(**arguments), GeneratorSpec("image", (3, 8, 8), (3, 8, 8)), **arguments)
     assert export_student(tmp_path / "s", gan, {}, onnx=False) == []
     assert open_gan(tmp_path / "s").generator(torch.zeros(3, 3, 8, 8)).shape == (3, 3, 8, 8)
+
+
+def test_programs_of_image_to_image_generators_take_any_height_and_width(tmp_path):
+    arguments = {"channels": 4, "growth": 2, "num_blocks": 1}
+    spec = GeneratorSpec("image", (3, 8, 8), (3, 32, 32))
+    source = NetworkSource("gendistill.gan.architectures.rrdb:RRDBGenerator", arguments)
+    gan = Gan(Generator(RRDBGenerator(**arguments).eval(), spec), source)
+    assert export_student(tmp_path / "s", gan, {}) == []
+    program, onnx = open_program(tmp_path / "s" / "generator.pt2"), export.open_onnx(tmp_path / "s" / "generator.onnx")
+    for size in ((1, 3, 8, 8), (2, 3, 24, 16), (3, 3, 9, 31)):
+        image = torch.rand(size) * 2 - 1
+        expected = gan.generator(image)
+        for images in (program(image), onnx(image)):
+            torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert "images of any height and width" in (tmp_path / "s" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Positioned, r"the network cannot compute `tokens = .*: The size of tensor a \(128\) must match"),
+        (
+            RowByRow,
+            r"torch.export cannot trace the network, as its code fixes the height or width \(range\(x.shape\[2\]\) does\)",
+        ),
+    ],
+)
+def test_a_network_that_fixes_the_size_is_exported_at_its_own_and_the_log_says_why(network, reason, tmp_path):
+    gan = gan_of(network(), GeneratorSpec("image", (3, 8, 8), (3, 8, 8)))
+    (message,) = export_student(tmp_path / "s", gan, {}, onnx=False)
+    assert re.match(rf"generator\.pt2: for images of 8x8 pixels alone, since {reason}", message)
+    image = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(
+        open_program(tmp_path / "s" / "generator.pt2")(image), gan.generator(image), atol=1e-4, rtol=1e-4
+    )
+    assert "any height" not in (tmp_path / "s" / "README.md").read_text()
 
 
 def test_a_network_that_cannot_be_traced_keeps_its_folder_and_the_log_names_the_operation(tmp_path, caplog):

@@ -134,8 +134,8 @@ CONV = {"in_channels": 3, "out_channels": 8, "groups": 1, "plain": True}
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        (None, "expects version 1; got a NoneType"),
-        ({"version": 7}, "expects version 1; got version 7"),
+        (None, "expects version 1 or 2; got a NoneType"),
+        ({"version": 7}, "expects version 1 or 2; got version 7"),
         ({"version": 1, "separable": {}, "layers": []}, "pruned architecture layers: expects an object by paths; got list"),
         (changed("layers", "4", CONV), "layers: the network has no module 4"),
         (changed("layers", "__class__", CONV), "layers: the network has no module __class__"),

@@ -6,11 +6,14 @@ Generators are called `generator(inputs, labels)`, discriminators `discriminator
 from gendistill.gan.architectures.dcgan import DCGANDiscriminator, DCGANGenerator
 from gendistill.gan.architectures.fresh import discriminator_for, fresh_discriminator
 from gendistill.gan.architectures.resnet import ResNetDiscriminator, ResNetGenerator
+from gendistill.gan.architectures.rrdb import RRDBGenerator
 from gendistill.gan.architectures.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from gendistill.gan.architectures.translation import PatchDiscriminator, ResNetTranslator
 
 # By class name, which is `_class_name` in diffusers' `config.json`.
-GENERATORS = {cls.__name__: cls for cls in (DCGANGenerator, ResNetGenerator, StyleGAN2Generator, ResNetTranslator)}
+GENERATORS = {
+    cls.__name__: cls for cls in (DCGANGenerator, ResNetGenerator, StyleGAN2Generator, ResNetTranslator, RRDBGenerator)
+}
 DISCRIMINATORS = {
     cls.__name__: cls for cls in (DCGANDiscriminator, ResNetDiscriminator, StyleGAN2Discriminator, PatchDiscriminator)
 }

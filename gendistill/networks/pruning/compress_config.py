@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from gendistill.settings import papers
@@ -31,6 +33,12 @@ class CompressConfig(Section):
         description="Remove layers of a diffusion model's blocks first, until each block has one",
         json_schema_extra=about(paper=papers.BK_SDM, at="section 3.1"),
     )
+    depth: float | Literal["auto"] = Field(
+        "auto",
+        description="Fraction of a GAN's residual blocks that are removed, those that change its images least, before channels "
+        "are: 0.5 removes half, 0 none; auto removes most blocks of a network with 12 or more, and none of others",
+        json_schema_extra=about(paper=papers.RESIDUAL_ENSEMBLES, at="section 4"),
+    )
     depthwise: bool = Field(
         False,
         description="Replace convolutions by depthwise-separable ones where these cost less",
@@ -59,6 +67,8 @@ class CompressConfig(Section):
             raise ValueError(f"compress {self.factor:g}: expects a factor above 1, such as 4")
         if self.factor is not None and (self.params or self.macs):
             raise ValueError("compress.factor: cannot be combined with compress.params or compress.macs")
+        if self.depth != "auto" and not 0 <= self.depth < 1:
+            raise ValueError(f"compress.depth {self.depth:g}: expects a fraction of the blocks from 0 to below 1, or auto")
         if self.student is not None and (self.factor or self.params or self.macs):
             raise ValueError(
                 f"compress.student {self.student}: cannot be combined with a compress factor; the class defines the size"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,8 @@ def compress(
     importance: Literal["magnitude", "random"] = "magnitude",
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    removed: Mapping[str, float] | None = None,
+    tried: Callable[[int], None] | None = None,
 ) -> Compressed:
     """A copy of `network` with only its most important channels; inputs and outputs keep their shapes.
 
@@ -64,7 +66,9 @@ def compress(
         params, macs: target of the student: parameters, and multiply-accumulates of one sample.
         importance: `random` keeps random channels, by `seed`, as a baseline.
         keep: paths of modules and bare parameters whose channels are not pruned.
+        removed: residual blocks that are removed first, with the numbers that replace them, see `pruning.depth`.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.networks.pruning.separable`).
+        tried: called with the number of pruned networks that were tried.
 
     Raises:
         ValueError: a target is out of range, the network cannot be traced, or no widths come within 10 % of the targets; the
@@ -78,9 +82,10 @@ def compress(
         raise ValueError(f"keep {unknown[0]}: the network has no such module.")
     student = pruned_architecture.duplicate(network)
     pruned_architecture.fold(student)
+    pruned_architecture.remove_blocks(student, removed or {})
     if depthwise:
         _separate(student, example_inputs, targets, keep)
-    search = _Search(student, tuple(example_inputs), targets, keep)
+    search = _Search(student, tuple(example_inputs), targets, keep, tried)
     search.scores = _scores(student, search.groups, importance, seed)
     best = search.run()
     if best.error > TOLERANCE:
@@ -168,8 +173,15 @@ class Attempt(NamedTuple):
 class _Search:
     """Plans widths with the cost model, prunes a copy, measures its costs, and corrects the plan."""
 
-    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...], targets: np.ndarray, keep: Sequence[str]) -> None:
-        self.network, self.inputs, self.targets = network, counting.one_sample(inputs), targets
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: tuple[Tensor, ...],
+        targets: np.ndarray,
+        keep: Sequence[str],
+        tried: Callable[[int], None] | None,
+    ) -> None:
+        self.network, self.inputs, self.targets, self.tried = network, counting.one_sample(inputs), targets, tried
         try:
             groups = channel_groups(pruned_architecture.duplicate(network), inputs, keep)
         except Exception as failure:
@@ -180,7 +192,7 @@ class _Search:
         for path, layer in network.named_modules():
             if isinstance(layer, UNFOLLOWED):
                 self.frozen.setdefault(path, f"the channels of a {type(layer).__name__} are never pruned")
-        verified = prunable(network, self.inputs, [group for group in groups if not group.frozen and group.size > 1])
+        verified = prunable(network, self.inputs, [group for group in groups if not group.frozen and group.size > 1], tried)
         self.frozen |= verified.not_pruned
         self.groups, self.sizes = verified.groups, verified.sizes
         if not self.groups:
@@ -214,6 +226,8 @@ class _Search:
 
     def pruned(self, kept: np.ndarray) -> nn.Module:
         """A copy in which group k has kept[k] channels."""
+        if self.tried:
+            self.tried(1)
         student = pruned_architecture.duplicate(self.network)
         keeps = [surgery.choose(s, int(n), g.blocks) for s, n, g in zip(self.scores, kept, self.groups, strict=True)]
         surgery.prune(student, self.groups, keeps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,8 +21,26 @@ from torch.nn.utils.weight_norm import WeightNorm
 from gendistill.networks.pruning.layers import channel_axis, count_of, counts_of, sides
 from gendistill.networks.pruning.separable import SeparableConv2d
 
-VERSION = 1
+VERSION, REMOVING_VERSION = 1, 2  # without and with removed blocks
 PARTS = ("separable", "layers", "parameters", "attributes")
+
+
+class RemovedBlock(nn.Module):
+    """Stands where a residual block has been removed: outputs its first argument times `scale`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        return x if self.scale == 1 else x * self.scale
+
+
+def remove_blocks(network: nn.Module, removed: Mapping[str, float]) -> None:
+    """Replace the modules at some paths by `RemovedBlock`s with the given scales, in place."""
+    for path, scale in removed.items():
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, RemovedBlock(scale))
 
 
 def duplicate(network: nn.Module) -> Any:
@@ -111,9 +130,10 @@ def record(network: nn.Module) -> dict[str, Any]:
     """The shapes of a network's layers, as JSON.
 
     Returns:
-        `separable`: convolutions that became depthwise-separable; `layers`: the channel counts of each layer by path, and
-        whether its weight is plain (without parametrization); `parameters`: shapes of bare parameters; `attributes`:
-        integers that other modules store, as their forward may depend on them.
+        `removed`: the scales of removed blocks by path, if there are any; `separable`: convolutions that became
+        depthwise-separable; `layers`: the channel counts of each layer by path, and whether its weight is plain (without
+        parametrization); `parameters`: shapes of bare parameters; `attributes`: integers that other modules store, as their
+        forward may depend on them.
     """
     layers: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
@@ -125,7 +145,9 @@ def record(network: nn.Module) -> dict[str, Any]:
     convolutions = {path: layer for path, layer in network.named_modules() if isinstance(layer, SeparableConv2d)}
     separable = {path: {"bias": layer.pointwise.bias is not None} for path, layer in convolutions.items()}
     shapes = {path: list(weight.shape) for path, weight in _bare(network)}
-    return {"version": VERSION, "separable": separable, "layers": layers, "parameters": shapes, "attributes": attributes}
+    blocks = {path: block.scale for path, block in network.named_modules() if isinstance(block, RemovedBlock)}
+    removed: dict[str, Any] = {"version": REMOVING_VERSION, "removed": blocks} if blocks else {"version": VERSION}
+    return {**removed, "separable": separable, "layers": layers, "parameters": shapes, "attributes": attributes}
 
 
 def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
@@ -136,8 +158,9 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: the record is malformed or belongs to another network.
     """
-    if not isinstance(shapes, Mapping) or shapes.get("version") != VERSION:
-        raise ValueError(f"pruned architecture: expects version {VERSION}; got {_version(shapes)}.")
+    if not isinstance(shapes, Mapping) or shapes.get("version") not in (VERSION, REMOVING_VERSION):
+        raise ValueError(f"pruned architecture: expects version {VERSION} or {REMOVING_VERSION}; got {_version(shapes)}.")
+    _apply_removed(network, shapes.get("removed", {}))
     for part in PARTS:
         if not isinstance(shapes.get(part), Mapping):
             raise ValueError(f"pruned architecture {part}: expects an object by paths; got {type(shapes.get(part)).__name__}.")
@@ -163,6 +186,16 @@ def apply(network: nn.Module, shapes: Mapping[str, Any]) -> nn.Module:
     for path, numbers in shapes["attributes"].items():
         _apply_attributes(path, _find(network, path, "attributes"), numbers)
     return network
+
+
+def _apply_removed(network: nn.Module, removed: Any) -> None:
+    if not isinstance(removed, Mapping):
+        raise ValueError(f"pruned architecture removed: expects an object by paths; got {type(removed).__name__}.")
+    for path, scale in removed.items():
+        _find(network, path, "removed")
+        if type(scale) not in (int, float) or not math.isfinite(scale):
+            raise ValueError(f"pruned architecture removed {path}: expects a number; got {str(scale)[:40]}.")
+        remove_blocks(network, {path: float(scale)})
 
 
 def _bare(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,12 @@ class Prunable:
     not_pruned: dict[str, str]
 
 
-def prunable(network: nn.Module, inputs: Sequence[Tensor], groups: Sequence[ChannelGroup]) -> Prunable:
+def prunable(
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    groups: Sequence[ChannelGroup],
+    tried: Callable[[int], None] | None = None,
+) -> Prunable:
     """Try all groups at once, at widths without a common ratio; if that fails, try each group alone.
 
     A group may fail because the forward computes one width from another (`c = x.shape[1]; qkv.view(b, heads, c // heads, n)`);
@@ -47,13 +52,14 @@ def prunable(network: nn.Module, inputs: Sequence[Tensor], groups: Sequence[Chan
 
     Args:
         inputs: one sample.
+        tried: called with the number of pruned networks that were tried.
     """
-    return _Trials(network, inputs).sort(list(groups))
+    return _Trials(network, inputs, tried).sort(list(groups))
 
 
 class _Trials:
-    def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
-        self.network, self.inputs = network, tuple(inputs)
+    def __init__(self, network: nn.Module, inputs: Sequence[Tensor], tried: Callable[[int], None] | None = None) -> None:
+        self.network, self.inputs, self.tried = network, tuple(inputs), tried
         self.shapes = self._shapes(network)
         self.sizes: list[CachedSize] = []
 
@@ -128,6 +134,8 @@ class _Trials:
         """
         count = 0
         for turn in range(2):
+            if self.tried:
+                self.tried(1)
             student = duplicate(self.network)
             keeps = [surgery.choose(np.zeros(g.size), _trial_width(g, k, turn), g.blocks) for k, g in enumerate(groups)]
             surgery.prune(student, groups, keeps)
