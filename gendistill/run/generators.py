@@ -70,7 +70,7 @@ class GeneratorRun:
         config, generator = self.config, self.teacher.generator
         with advancing_bar("reading the images") as progress:
             self.images = prepare_images(config.data, generator.spec, config.seed, progress)
-        if self._pairs_images():
+        if isinstance(self.images, ImageData) and self._pairs_images(self.images):
             with advancing_bar("generating images of the teacher (gan.pairs)", len(self.images)) as progress:
                 generator.network.to(self.processes.device)
                 self.images = pair_images(generator, self.images, config.data.cache, progress)
@@ -80,16 +80,16 @@ class GeneratorRun:
                 generator.network.to(self.processes.device)
                 self.training_data = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 
-    def _pairs_images(self) -> bool:
+    def _pairs_images(self, images: ImageData) -> bool:
         """Whether the teacher's images of the input images are cached: where each step needs them and nothing else of it."""
         settings, spec = self.config.gan, self.teacher.generator.spec
-        if settings.pairs is not None or spec.kind == "noise" or isinstance(self.images, NoData):
+        if settings.pairs is not None or spec.kind == "noise":
             return False
         if settings.peer == "teacher" or any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES):
             return False
-        if (size := paired_size(spec, self.images)) > settings.pairs_gib * 2**30:
+        if (size := paired_size(spec, images)) > settings.pairs_gib * 2**30:
             _report(
-                f"the teacher generates in every step: its images of {len(self.images)} images need {size / 2**30:.3g} GiB "
+                f"the teacher generates in every step: its images of {len(images)} images need {size / 2**30:.3g} GiB "
                 f"(gan.pairs_gib {settings.pairs_gib:g})"
             )
             return False
