@@ -209,7 +209,7 @@ def test_the_field_that_names_a_gans_classes_is_the_one_that_holds_nothing_else(
 
 def test_a_generator_of_oblong_images_without_classes_is_evaluated_without_clip(gans, tmp_path):
     few = ["--reference", HELD_OUT, "--num", "20", "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
-    ran(["evaluate", gans["plain"], *few], tmp_path)
+    ran(["evaluate", gans["plain"], "--extractor", "emoji", *few], tmp_path)
     (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert "clip_score" not in row["scores"]
     assert row["protocol"]["clip_model"] is None

@@ -20,6 +20,7 @@ NOT_RUN = {
     ("pip", "install"): "it installs from the network",
     ("make",): "it is set-up, or takes minutes to hours; its target is checked",
     ("python", "benchmarks/"): "it measures for minutes to hours; its file is checked",
+    ("python", "scripts/gpu_check.py"): "it needs a GPU; tests/test_gpu_check.py runs it in small on a CPU",
     ("gendistill", "demo"): "it trains for minutes; tests/test_installation.py runs it in small",
     ("gendistill", "serve"): "it serves until Ctrl-C; tests/serve runs it",
 }

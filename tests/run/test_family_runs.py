@@ -181,7 +181,7 @@ def test_images_are_sampled_without_prompts_where_a_model_knows_them_all(family_
 
 def test_a_model_without_guidance_is_evaluated_without_it_and_without_a_clip_score(family_folder, place, tmp_path):
     folder = family_folder("unconditional")
-    config = EvaluationConfig(str(place / "images"), num=4, out=tmp_path, device="cpu")
+    config = EvaluationConfig(str(place / "images"), num=4, extractor="emoji", out=tmp_path, device="cpu")
     rows = evaluate(str(folder), config).teacher
     assert {row.protocol.guidance_scale for row in rows} == {1.0}
     assert all(list(row.scores) == ["fd-emoji"] for row in rows)
