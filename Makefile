@@ -5,8 +5,17 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The environment of the lowest versions, with the lowest Python that is installed.
+LOWEST := .venv-lowest
+LOWEST_PYTHON ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python3.10 python3.11 $(PYTHON); do \
+	$$python --version >/dev/null 2>&1 && echo $$python && break; done)
+# The main job: every method, sampling, exports, opening in diffusers.
+LOWEST_TESTS := tests/test_versions.py tests/export tests/schedulers tests/losses tests/training/test_trainer.py \
+	$(addprefix tests/samplers/test_,families.py few_step.py missing_weights.py single_file.py solvers.py spec.py) \
+	$(addprefix tests/run/test_,alignment_runs.py distill.py distill_gan.py family_runs.py halving_runs.py precision_runs.py)
 
-.PHONY: demo full progressive align int8 half decoder gan compare bench test test-slow lint format docs docs-serve assets clean browser
+.PHONY: demo full progressive align int8 half decoder gan compare bench test test-lowest test-slow test-installed lint format docs \
+	docs-serve assets clean browser
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,12 +69,24 @@ compare: $(READY)  ## tiny-sd and the students of `make full` and `make progress
 test: $(READY)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0
 
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints-lowest.txt \
+		-e ".[data,evaluate,gan,openvino]" packaging pytest pytest-xdist tensorboard tomli
+	touch $(LOWEST)/.ready
+
+test-lowest: $(READY) $(LOWEST)/.ready  ## the main job with the lowest versions that pyproject.toml declares, beside the newest
+	OTHER_PYTHON=$(CURDIR)/$(BIN)/python $(LOWEST)/bin/pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(LOWEST_TESTS)
+
 # torchao is kept aside: where it is installed, diffusers and torch warn in every process.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --ignore tests/samplers/test_int8_torchao.py
 	test -d .cache/torchao || \
 		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .cache/torchao torchao
 	PYTHONPATH=.cache/torchao $(BIN)/pytest -m slow tests/samplers/test_int8_torchao.py
+
+test-installed: $(READY)  ## the commands of the README from a wheel, in an empty folder, as another user: minutes
+	$(BIN)/pytest -m slow tests/test_installation.py
 
 browser:  ## what the tests of the web page need; they are skipped without it
 	command -v chromium-headless-shell || command -v chromium || command -v google-chrome || \

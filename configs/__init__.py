@@ -6,6 +6,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 PRESETS = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
+ACCELERATE = {file.stem: file for file in sorted((Path(__file__).parent / "accelerate").glob("*.yaml"))}
+
+
+def accelerate_path(name: str) -> Path | None:
+    """The file of a preset of `accelerate launch`, such as `ddp`; None where there is none. `python -m gendistill.configs ddp`
+    prints it."""
+    return ACCELERATE.get(name)
 
 
 def preset_path(config: str | Path) -> Path:
@@ -14,7 +21,7 @@ def preset_path(config: str | Path) -> Path:
     Raises:
         ValueError: there is neither.
     """
-    path = Path(config)
+    path = Path(config).expanduser()
     if path.is_file():
         return path
     if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml") and path.stem in PRESETS:

@@ -14,10 +14,11 @@ from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 
 @dataclass
 class Scores:
-    """Scores and their 95 % intervals (low, high), by reported name."""
+    """Scores and their 95 % intervals (low, high), by reported name, and a sentence for each metric that was left out."""
 
     values: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 def measure(
@@ -59,9 +60,11 @@ def _compute(
     inputs: MetricInputs, metrics: Sequence[str], count: int, edge: int | None, intervals: bool, skip_missing: bool
 ) -> Scores:
     scores, met = Scores(), inputs.met
+    real = inputs.reference.features if inputs.reference is not None else None
     for metric in map(METRICS.__getitem__, chosen_metrics(metrics)):
-        if (missing := metric.lacks(met, count, edge)) is not None:
+        if (missing := metric.lacks(met, count, edge, real)) is not None:
             if skip_missing:
+                scores.left_out.append(missing)
                 continue
             raise ValueError(missing)
         value, name = metric.compute(inputs), metric.reported_name(inputs)

@@ -227,12 +227,18 @@ class Metric:
         """Whether the metric compares pairs of images, instead of two sets of images."""
         return Need.PAIRS in self.needs
 
-    def lacks(self, met: frozenset[Need], count: int, edge: int | None = None) -> str | None:
-        """Why the metric cannot be computed from `count` images of `edge` pixels, in one sentence; None if it can."""
+    def lacks(self, met: frozenset[Need], count: int, edge: int | None = None, real: Features | None = None) -> str | None:
+        """Why the metric cannot be computed from `count` images of `edge` pixels, in one sentence; None if it can.
+
+        Args:
+            real: features of the reference's images, whose number must suffice too if the metric needs them.
+        """
         if missing := next((need for need in Need if need in self.needs - met), None):
             return f"{self.name}: {missing.value}."
         if count < self.min_samples:
             return f"{self.name}: got {count} images, expects at least {self.min_samples}."
+        if real is not None and Need.REAL_FEATURES in self.needs and len(real) < self.min_samples:
+            return f"{self.name}: got {len(real)} images of the reference, expects at least {self.min_samples}."
         if edge is not None and edge < self.min_edge:
             return f"{self.name}: got images of {edge} pixels, expects at least {self.min_edge}x{self.min_edge}."
         return None

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+
 
 class LatentCodec:
-    """An `AutoencoderKL` with its scaling: images in [-1, 1] to latents of about unit variance and back.
+    """A VAE with its scaling: images in [-1, 1] to latents of about unit variance and back.
+
+    The latents are z = (encoded - mean) scaling_factor / std. Which of these a VAE's config sets for its pipeline is a property
+    of the family, as in diffusers: Stable Diffusion's pipelines use the scaling factor alone, XL's also `latents_mean` and
+    `latents_std`, and others `shift_factor` as the mean.
 
     A VAE in float16 is computed in float32 if its config has `force_upcast`, as SDXL's has.
+
+    Args:
+        vae: one of `VAES`; `AutoencoderTiny` encodes without a variance.
+        mean, std: one number, or one for each channel.
+
+    Raises:
+        ValueError: the VAE is of another class.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+        if (kind := type(vae).__name__) not in VAES:
+            raise ValueError(f"vae: a {kind} is not supported; expects one of {', '.join(VAES)}")
         self.vae = vae
         config = vae.config
         self.scaling_factor: float = config["scaling_factor"]
-        self.shift_factor: float = config.get("shift_factor") or 0.0
+        self.mean, self.std = mean, std
         self.factor: int = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels: int = config["latent_channels"]
 
@@ -38,9 +53,13 @@ class LatentCodec:
         The cache holds these moments, so that a new latent is sampled from them in each epoch.
         """
         with self._without_overflow():
-            posterior = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
-        mean = (posterior.mean.float() - self.shift_factor) * self.scaling_factor
-        return torch.cat([mean, posterior.std.float() * self.scaling_factor], dim=1)
+            encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            mean, std = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+        else:
+            mean, std = encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
+        scale = self.scaling_factor / _by_channel(self.std, mean)
+        return torch.cat([(mean - _by_channel(self.mean, mean)) * scale, std * scale], dim=1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -49,9 +68,13 @@ class LatentCodec:
             return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here."""
-        unscaled = latents / self.scaling_factor + self.shift_factor
-        return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
+        """Images with gradients, which may lie slightly outside of [-1, 1]. A VAE in float16 may overflow here.
+
+        The VAE computes in the dtype of its weights under any autocast.
+        """
+        unscaled = latents * _by_channel(self.std, latents) / self.scaling_factor + _by_channel(self.mean, latents)
+        with torch.autocast(self.vae.device.type, enabled=False):
+            return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 
     @contextmanager
     def _without_overflow(self) -> Iterator[None]:
@@ -84,6 +107,11 @@ class PixelCodec:
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
         return latents.float()
+
+
+def _by_channel(value: float | Sequence[float], like: Tensor) -> float | Tensor:
+    """A number as it is, which needs no copy to a device; numbers by channel as (C, 1, 1)."""
+    return value if isinstance(value, int | float) else torch.tensor(value, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
 Codec: TypeAlias = LatentCodec | PixelCodec

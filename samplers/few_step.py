@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gendistill.samplers.families import Conditions, SampleOptions, family_of, n
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.prompt_cache import PromptCache
+from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
@@ -74,6 +76,8 @@ class FewStepSampler(Sampler):
     def recognised(self, model: str | Path, like: str | None = None) -> FewStepSampler:
         """This sampler with the settings of a published few-step model, if it is one: LCM, Turbo, Lightning, Hyper-SD, DMD2.
 
+        The scheduler of the model's own folder is kept if it is one for few steps.
+
         Args:
             model: the model's name, which may identify it.
             like: another name that identifies it, such as `dmd2-4step`.
@@ -89,7 +93,8 @@ class FewStepSampler(Sampler):
         kind = known_by_name(like or model) or known_by_config(self.pipeline)
         if kind is None or not self.texts:
             return self
-        spec = kind.spec(str(like or model), self.pipeline.scheduler.config)
+        own = self.pipeline.scheduler if like is None and kind.suits(self.pipeline.scheduler) else None
+        spec = kind.spec(str(like or model), self.pipeline.scheduler.config, own)
         self.pipeline.scheduler = spec.scheduler()
         return FewStepSampler(self.pipeline, spec)
 
@@ -164,6 +169,8 @@ class FewStepSampler(Sampler):
 
     @property
     def size(self) -> tuple[int, int]:
+        if self.spec is not None and self.spec.resolution is not None:
+            return self.spec.resolution, self.spec.resolution
         return self.family.size(self.pipeline)
 
     @cached_property
@@ -171,17 +178,19 @@ class FewStepSampler(Sampler):
         """16 hex digits of the SHA-256 of all weights, including adapters, at the first access."""
         return hash_of_weights({name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)})
 
+    @cached_property
+    def _parts(self) -> dict[str, Any]:
+        return pipeline_provenance(self.pipeline, ("scheduler",))
+
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        pipeline = self.pipeline
-        settings = {name: value for name, value in pipeline.scheduler.config.items() if not name.startswith("_")}
         return {
-            "weights": self.weights_hash,
-            "pipeline": self.kind,
-            "dtype": str(pipeline.dtype),
-            "scheduler": [type(pipeline.scheduler).__name__, settings],
+            "parts": self._parts,
+            "scheduler": provenance(self.pipeline.scheduler),
             "steps": steps,
             "guidance_scale": guidance_scale,
             "eta": self.eta,
+            "timesteps": self.spec.timesteps if self.spec else None,
+            "size": list(self.size),
         }
 
     def components(self) -> dict[str, Component]:
@@ -231,7 +240,7 @@ class FewStepSampler(Sampler):
         size = request.size or self.size
         if task.images is not None:
             size = (task.images.shape[2], task.images.shape[3])
-        elif request.size is not None:
+        elif size != self.family.size(self.pipeline):
             arguments |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             arguments["timesteps"] = self.spec.timesteps[steps]
@@ -255,6 +264,22 @@ class FewStepSampler(Sampler):
     def _generated(self, generate: Callable[[slice], Tensor], rows: slice, size: tuple[int, int], guided: bool) -> Tensor:
         """The batch of the prompts in `rows`, at a size (height, width)."""
         return generate(rows)
+
+    def _not_finite(self, request: SampleRequest) -> str:
+        """The error message, which names the first part whose output is not finite; it samples the latents again."""
+        dtype = str(self.pipeline.dtype).removeprefix("torch.")
+        conditions = self._encoded.conditions(request.prompts, torch.device("cpu"))
+        vae = getattr(self.pipeline, "vae", None)
+        if any(not value.isfinite().all() for value in conditions.values() if value.is_floating_point()):
+            part = " or ".join(self.family.prompt_encoders)
+        elif vae is None or request.latent or any(not x.isfinite().all() for x in self._batches(replace(request, latent=True))):
+            part = self.family.network_part
+        else:
+            part = "vae"
+        advice = "a model whose parts belong together, or other steps and guidance_scale"
+        if dtype == "float16":
+            advice = "--dtype bfloat16 or float32, as values above 65504 overflow in float16"
+        return f"the output of the model's {part} has values that are not finite in {dtype}; expects {advice}"
 
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:
         if task is TEXT_TO_IMAGE:

@@ -37,20 +37,34 @@ class KnownStudent:
     timesteps: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def spec(self, source: str, base_config: Mapping[str, Any]) -> StudentSpec:
-        """The sampling settings of `source`, on a base model with that scheduler config."""
+    def suits(self, scheduler: Any) -> bool:
+        """Whether a model's own scheduler is one for its few steps: of the same class, or on the same trailing timesteps."""
+        expected = self.changes.get("prediction_type", scheduler.config.get("prediction_type"))
+        if scheduler.config.get("prediction_type") != expected:
+            return False
+        on_trailing = "timestep_spacing" in self.changes and scheduler.config.get("timestep_spacing") == "trailing"
+        return on_trailing or (type(scheduler).__name__ == self.scheduler and "timestep_spacing" not in self.changes)
+
+    def spec(self, source: str, base_config: Mapping[str, Any], own: Any = None) -> StudentSpec:
+        """The sampling settings of `source`.
+
+        Args:
+            base_config: config of its scheduler, or of its base model's.
+            own: its own scheduler, which is used as it is.
+        """
         match = re.search(self.name, Path(source).name)
         count = match.groupdict().get("steps") if match else None
         steps = (int(count),) if count else self.steps
         config = {name: value for name, value in base_config.items() if not name.startswith("_")}
+        scheduler, changes = (self.scheduler, self.changes) if own is None else (type(own).__name__, {})
         return StudentSpec(
             method=self.method,
             teacher=source,
             num_inference_steps=steps,
-            solver=self.scheduler.removesuffix("Scheduler").lower(),
-            scheduler_class=self.scheduler,
-            scheduler_config={**config, **self.changes},
-            prediction_type=self.changes.get("prediction_type", config.get("prediction_type", "epsilon")),
+            solver=scheduler.removesuffix("Scheduler").lower(),
+            scheduler_class=scheduler,
+            scheduler_config={**config, "clip_sample": False, **changes},
+            prediction_type=changes.get("prediction_type", config.get("prediction_type", "epsilon")),
             timesteps={count: list(grid) for count, grid in self.timesteps.items() if count in steps} or None,
             **{"guidance": "baked", "guidance_scale": 1.0, **self.more},
         )

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
+from huggingface_hub import list_repo_files
+from peft.utils import get_peft_model_state_dict
 
-from gendistill.assets import asset_path
-from gendistill.samplers.families import require_supported
-from gendistill.samplers.missing_weights import MissingWeightsError, open_text_encoders, require_loaded
+from gendistill.assets import asset_names, asset_path
+from gendistill.samplers.families import family_of, network_of, require_supported
+from gendistill.samplers.missing_weights import (
+    OPENING_ERRORS,
+    first_sentence,
+    listed,
+    network_class,
+    open_networks,
+    require_finite,
+    require_loaded,
+    require_pairs,
+)
 from gendistill.samplers.single_file import SUFFIXES, architecture_of, left_out, open_single_file
-from gendistill.samplers.spec import StudentSpec
+from gendistill.samplers.spec import FILE_NAME, StudentSpec
+from gendistill.schedulers.noise import require_descending
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
+EXPECTED = "expects a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
 
 
 def open_pipeline(
@@ -35,14 +49,17 @@ def open_pipeline(
         revision: for a hub id only: a branch, a tag or a commit.
 
     Raises:
-        ValueError: the model does not exist, a part of it or some of its weights are missing, or its family is not supported.
+        ValueError: the model does not exist, a part of it or some of its weights are missing or are not finite, its family is
+            not supported, or its noise does not increase with time.
     """
     path, folder = Path(asset_path(source)).expanduser(), configs_of(source, config=config, revision=revision)
-    if folder is not None and path.suffix in SUFFIXES:
+    if folder is not None and _is_checkpoint(path):
         pipeline = open_single_file(path, folder, dtype)
+        require_loaded(source, pipeline.components)
     else:
         pipeline = _open_folder(source, folder or _download(str(source), revision), dtype)
-    require_loaded(source, pipeline.components)
+    if (alphas_cumprod := getattr(pipeline.scheduler, "alphas_cumprod", None)) is not None:
+        require_descending(alphas_cumprod, f"model {source}: the scheduler {type(pipeline.scheduler).__name__}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -54,10 +71,14 @@ def configs_of(source: str | Path, *, config: str | None = None, revision: str |
         ValueError: as `open_pipeline`, for all errors that need no reading of weights.
     """
     path = Path(asset_path(source)).expanduser()
-    is_file = path.suffix in SUFFIXES
+    if (name := os.fsencode(path).decode(errors="backslashreplace")) != str(path):
+        raise ValueError(
+            f"model {name}: the path is not UTF-8, which safetensors requires; expects another name, or a link to it with one"
+        )
+    is_file = _is_checkpoint(path)
     if config is not None and not is_file:
         raise ValueError(f"teacher_config {config}: expects a .safetensors checkpoint as the teacher, not {source}")
-    is_local = is_file or path.exists() or not HUB_ID.fullmatch(str(source))
+    is_local = is_file or os.path.lexists(path) or not HUB_ID.fullmatch(str(source))
     if revision is not None and is_local:
         raise ValueError(f"teacher_revision {revision}: expects a hub id as the teacher, not {source}")
     if is_file:
@@ -76,13 +97,32 @@ def open_student(
     if spec is None or not spec.lora:
         return open_pipeline(folder, config=config, revision=revision, dtype=dtype), spec
     scheduler = spec.scheduler()
+    if Path(spec.teacher).is_absolute() and not Path(spec.teacher).exists():
+        raise ValueError(
+            f"model {folder} is a LoRA of {spec.teacher}, which does not exist; expects the teacher there, or its path as "
+            f"`teacher` in {Path(folder) / FILE_NAME}"
+        )
     pipeline = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision, dtype=dtype)
     try:
-        pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE, use_safetensors=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model {folder} cannot be opened as a LoRA of {spec.teacher}: {_first_line(error)}") from error
+        _load_lora(pipeline, Path(folder) / LORA_FILE)
+    except OPENING_ERRORS as error:
+        raise ValueError(f"model {folder} cannot be opened as a LoRA of {spec.teacher}: {first_sentence(error)}") from error
     pipeline.scheduler = scheduler
     return pipeline, spec
+
+
+def _load_lora(pipeline: Any, file: Path) -> None:
+    """Load a student's LoRA into its teacher, with all of the weights that its adapter has in the network."""
+    settings = {"weight_name": file.name, "use_safetensors": True}
+    state = pipeline.lora_state_dict(str(file.parent), **settings)[0]
+    require_pairs(file.name, state)
+    require_finite(file.name, state)
+    pipeline.load_lora_weights(str(file.parent), **settings)
+    network, part = network_of(pipeline), family_of(pipeline).network_part
+    [adapter] = network.active_adapters()
+    expected = {f"{part}.{name}" for name in get_peft_model_state_dict(network, adapter_name=adapter)}
+    if missing := expected - state.keys():
+        raise ValueError(f"{file.name} lacks {len(missing)} of the weights of its adapter ({listed(missing)})")
 
 
 def commit_of(pipeline: Any) -> str | None:
@@ -91,53 +131,110 @@ def commit_of(pipeline: Any) -> str | None:
     return opened_from.name if opened_from.parent.name == "snapshots" else None
 
 
+def lists_safety_checker(pipeline: Any) -> bool:
+    """Whether the folder from which a pipeline was opened lists a safety checker, which `open_pipeline` leaves out."""
+    index = Path(pipeline.config.get("_name_or_path") or "") / "model_index.json"
+    return index.is_file() and (json.loads(index.read_text()).get("safety_checker") or [None])[0] is not None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a file of weights; a folder may have such a name too."""
+    return path.suffix in SUFFIXES and not os.path.isdir(path)
+
+
 def _download(hub_id: str, revision: str | None) -> Path:
-    """The local snapshot of a hub repository; only the files of the pipeline are downloaded."""
+    """The local snapshot of a hub repository; only the files of the pipeline are downloaded.
+
+    A repository without plain weights is downloaded in one of its variants.
+    """
     try:
         index = DiffusionPipeline.load_config(hub_id, revision=revision)
-        require_supported(hub_id, str(index["_class_name"]))
-        return Path(DiffusionPipeline.download(hub_id, revision=revision, use_safetensors=True, **left_out(index)))
     except OSError as error:
-        raise ValueError(f"model {hub_id} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
+        raise _not_on_hub(hub_id, error) from error
+    require_supported(hub_id, str(index["_class_name"]))
+    settings = {"revision": revision, "use_safetensors": True, **left_out(index)}
+    try:
+        return Path(DiffusionPipeline.download(hub_id, **settings))
+    except (OSError, ValueError) as error:
+        names = (re.search(r"model[^/]*?\.(\w+)(-\d+-of-\d+)?\.safetensors$", name) for name in _files_of(hub_id, revision))
+        variants = sorted({match[1] for match in names if match}, key=lambda name: (name != "fp16", name))
+        if not variants:
+            raise _not_on_hub(hub_id, error) from error
+    try:
+        return Path(DiffusionPipeline.download(hub_id, variant=variants[0], **settings))
+    except (OSError, ValueError) as error:
+        raise _not_on_hub(hub_id, error) from error
+
+
+def _files_of(hub_id: str, revision: str | None) -> list[str]:
+    """The files of a hub repository; empty if the hub does not answer."""
+    try:
+        return list(list_repo_files(hub_id, revision=revision))
+    except (OSError, ValueError):
+        return []
+
+
+def _not_on_hub(hub_id: str, error: Exception) -> ValueError:
+    reason = f"cannot be opened as a diffusers pipeline of the hub: {first_sentence(error)}"
+    return ValueError(f"model {hub_id} is no local folder{_near(Path(hub_id))}, and {reason}; {EXPECTED}")
+
+
+def _near(path: Path) -> str:
+    """The similar names in the folder of a path, for an error message; empty without any."""
+    try:
+        siblings = [str(path.parent / entry.name) for entry in path.parent.iterdir()]
+    except OSError:
+        siblings = []
+    assets = [f"assets/{name}" for name in asset_names()]
+    near = difflib.get_close_matches(str(path), [*siblings, *assets], n=3, cutoff=0.75)
+    return f" (there is {', '.join(dict.fromkeys(near))})" if near else ""
 
 
 def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     index = _require_pipeline(source, folder)
+    absent = left_out(index, folder)
+    networks = open_networks(source, folder, {name: entry for name, entry in index.items() if name not in absent}, dtype)
+    # by its own class, as the base class opens an optional part again that is passed
+    kind: Any = getattr(diffusers, index["_class_name"], DiffusionPipeline)
     try:
-        parts = {**open_text_encoders(source, folder, index, dtype, use_safetensors=True), **left_out(index)}
-        return DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **parts)
-    except MissingWeightsError:
-        raise
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # configs that do not fit
-        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
+        return kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
+    except OPENING_ERRORS as error:
+        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {first_sentence(error)}") from error
 
 
 def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
     """The model_index.json of a folder; ValueError if its family is not supported, or one of its parts is missing."""
-    if not (folder / "model_index.json").is_file():
-        state = "has no model_index.json" if folder.is_dir() else "does not exist"
-        raise ValueError(
-            f"model {source} {state}; expects a diffusers pipeline folder, a .safetensors checkpoint or a hub id (user/name)"
-        )
+    if not os.path.isfile(folder / "model_index.json"):
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            state = "cannot be read: permission denied"
+        elif os.path.isdir(folder):
+            state = "has no model_index.json"
+        elif folder.is_symlink():
+            state = f"is a link to {os.readlink(folder)}, which does not exist"
+        else:
+            state = "is a file without the suffix .safetensors" if os.path.isfile(folder) else f"does not exist{_near(folder)}"
+        raise ValueError(f"model {source} {state}; {EXPECTED}")
+    cannot = f"model {source} cannot be opened as a diffusers pipeline"
     try:
         index = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {_first_line(error)}") from error
+        raise ValueError(f"{cannot}: {first_sentence(error)}") from error
     if not isinstance(index, dict):
-        raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: its model_index.json is no JSON object")
+        raise ValueError(f"{cannot}: its model_index.json is no JSON object")
     require_supported(source, str(index.get("_class_name")))
-    parts = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
-    for name, kind in parts.items():
-        if name in NOT_NEEDED:
+    absent = left_out(index, folder)
+    for name, entry in index.items():
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None or name in absent:
             continue
-        missing = f"model {source} cannot be opened as a diffusers pipeline: it has no"
-        if not (folder / name).is_dir():
-            raise ValueError(f"{missing} {name}, which its model_index.json lists as a {kind}")
-        is_network = (folder / name / "config.json").is_file()
-        if is_network and not list((folder / name).glob("*.safetensors")):
-            raise ValueError(f"{missing} .safetensors weights in {name}, and others are not read")
+        part = folder / name
+        if os.path.isdir(part) and not os.access(part, os.R_OK | os.X_OK):
+            raise ValueError(f"{cannot}: its {name} cannot be read: permission denied")
+        if not part.is_dir():
+            raise ValueError(f"{cannot}: it has no {name}, which its model_index.json lists as a {entry[1]}")
+        if network_class(entry) is None:
+            continue
+        if not (part / "config.json").is_file():
+            raise ValueError(f"{cannot}: it has no config.json in {name}, which its model_index.json lists as a {entry[1]}")
+        if not any(file.suffix == ".safetensors" for file in part.iterdir()):
+            raise ValueError(f"{cannot}: it has no .safetensors weights in {name}, and others are not read")
     return index
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -180,8 +180,8 @@ class Sampler(ABC):
             latent: return latents (B, C, h, w) instead, scaled as the network's inputs, in its dtype.
 
         Raises:
-            ValueError: the model does not support a prompt, the guidance scale or the step count, or the model, the steps or
-                the prompts do not fit the task.
+            ValueError: the model does not support a prompt, the guidance scale or the step count, the model, the steps or the
+                prompts do not fit the task, or an image has values that are not finite.
         """
         steps = self.default_steps if num_inference_steps is None else num_inference_steps
         scale = self.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -189,10 +189,17 @@ class Sampler(ABC):
         self.require_guidance(scale)
         if not self.text_to_image and (task is not TEXT_TO_IMAGE or size is not None):
             raise ValueError(f"a {self.kind} samples from noise only; other tasks expect a text-to-image model")
-        for batch in self._batches(SampleRequest(prompts, seeds, steps, scale, batch_size, task, size, latent)):
+        request = SampleRequest(prompts, seeds, steps, scale, batch_size, task, size, latent)
+        for batch in self._batches(request):
+            if not batch.isfinite().all():
+                raise ValueError(self._not_finite(request))
             yield batch if latent else batch.float()
             if progress:
                 progress(len(batch))
+
+    def _not_finite(self, request: SampleRequest) -> str:
+        """The error message for a batch with values that are not finite."""
+        return f"the images of a {self.kind} have values that are not finite; expects a model with undamaged weights"
 
     @abstractmethod
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ PARTS = {
     "VAE": ("first_stage_model.",),
     "text encoder": ("cond_stage_model.", "conditioner."),
 }
+OPTIONAL = ("feature_extractor", "image_encoder")  # pipelines sample without them
 MERGES = Path(__file__).parent / "clip-merges" / "merges.txt.gz"
 CLIP_VOCABULARY = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -69,7 +70,7 @@ def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float3
         ValueError: the weights do not fit the architecture, or some are missing.
     """
     index = json.loads((folder / "model_index.json").read_text())
-    parts = {**_tokenizers(folder, index), **left_out(index)}
+    parts = {**_tokenizers(folder, index), **left_out(index, folder)}
     try:
         pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
             str(file),
@@ -100,9 +101,15 @@ def _require_weights(file: Path, folder: Path) -> None:
         require_all(file, part, network.state_dict().keys() - converted.keys())
 
 
-def left_out(index: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that open a pipeline with this model_index.json without its safety checker."""
-    return {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+def left_out(index: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """Arguments that open a pipeline with this model_index.json without its safety checker.
+
+    Args:
+        folder: of the pipeline; optional parts that are listed in the index and are not in the folder are left out too.
+    """
+    absent = [name for name in OPTIONAL if name in index and folder is not None and not (folder / name).is_dir()]
+    checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+    return {**checker, **dict.fromkeys(absent)}
 
 
 def _header(file: Path) -> tuple[set[str], int | None]:

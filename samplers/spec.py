@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
+from gendistill.samplers.teacher_path import found_path, relative_path
 from gendistill.schedulers import GridDDIMScheduler, StochasticDDIMScheduler
 
 FILE_NAME = "gendistill.json"
@@ -30,7 +32,12 @@ class StudentSpec:
         guidance_scale: the default scale; for `baked`, the fixed scale.
         guidance_range: for `embedded`, the range of scales in training.
         timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
+        resolution: edge of the square images of a LoRA that was trained at another size than its teacher's; None for the
+            pipeline's own size.
+        figures: of the validation that chose the solver, by name.
+        validation_network: the feature network of the validations, with the hash of its weights.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
+        teacher_relative: the path of a local teacher relative to the folder of the student.
     """
 
     method: str
@@ -49,7 +56,10 @@ class StudentSpec:
     timesteps: dict[int, list[int]] | None = None
     teacher_config: str | None = None
     teacher_revision: str | None = None
+    resolution: int | None = None
+    teacher_relative: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    validation_network: str = ""
     format_version: int = 1
 
     @property
@@ -74,13 +84,15 @@ class StudentSpec:
         return num_inference_steps * (2 if doubled else 1)
 
     def save(self, folder: Path) -> None:
-        (folder / FILE_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Write it to a folder, or to a temporary folder with the same parent."""
+        stored = asdict(self) | {"teacher_relative": relative_path(self.teacher, folder)}
+        (folder / FILE_NAME).write_text(json.dumps(stored, indent=2) + "\n")
 
     @staticmethod
     def load(folder: Path) -> StudentSpec | None:
         """The spec in a folder, or None if the folder has none and so is no student."""
         path = folder / FILE_NAME
-        if not path.is_file():
+        if not os.path.isfile(path):
             return None
         try:
             stored = json.loads(path.read_text())
@@ -89,6 +101,7 @@ class StudentSpec:
                 stored["guidance_range"] = tuple(stored["guidance_range"])
             if stored.get("timesteps") is not None:
                 stored["timesteps"] = {int(count): list(grid) for count, grid in stored["timesteps"].items()}
+            stored["teacher"] = found_path(stored["teacher"], stored.get("teacher_relative"), folder)
             return StudentSpec(**stored)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a student description of this version: {error}") from error

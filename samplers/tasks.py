@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ class Task:
         if int(steps * self.strength) < 1:
             raise ValueError(
                 f"strength {self.strength:g}: none of {steps} step{'s' if steps != 1 else ''} is run; expects at least "
-                f"{1 / steps:.2g}"
+                f"{min_strength(steps):g}"
             )
 
     def calls(self, steps: int) -> int:
@@ -85,3 +86,9 @@ class Task:
 
 
 TEXT_TO_IMAGE = Task()
+
+
+def min_strength(steps: int) -> float:
+    """The smallest strength, with at most four digits where these suffice, that leaves one of `steps` steps."""
+    digits = max(2, len(str(steps)) + 1)
+    return math.ceil(10**digits / steps) / 10**digits

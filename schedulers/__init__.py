@@ -6,7 +6,7 @@ from gendistill.schedulers.noise import NoiseSchedule, expand_to
 from gendistill.schedulers.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
 from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
 from gendistill.schedulers.student_scheduler import solver_eta, student_scheduler
-from gendistill.schedulers.timesteps import skipping, trailing
+from gendistill.schedulers.timesteps import nearest_divisors, skipping, trailing
 
 __all__ = [
     "PREDICTION_TYPES",
@@ -17,6 +17,7 @@ __all__ = [
     "cheapest_path",
     "expand_to",
     "from_prediction",
+    "nearest_divisors",
     "skipping",
     "solver_eta",
     "step_costs",

@@ -66,7 +66,10 @@ class GridDDIMScheduler(DDIMScheduler, SchedulerMixin):  # diffusers opens a cla
             clip_sample_range=clip_sample_range,
             prediction_type=prediction_type,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
-            steps_offset=1,  # unused here; Stable Diffusion's pipelines call any other value outdated
+            # unused here: read by schedulers that are made from this config, and by Stable Diffusion's pipelines
+            steps_offset=1,
+            set_alpha_to_one=True,
+            timestep_spacing="trailing",
         )
         for grid in grids:
             ends = [num_train_timesteps, *grid, -1]

@@ -50,7 +50,8 @@ class NoiseSchedule:
         if name in FLOW_MATCHING + EDM:
             return NoiseSchedule("flow" if name in FLOW_MATCHING else "edm", config.num_train_timesteps)
         if hasattr(scheduler, "alphas_cumprod"):
-            return NoiseSchedule.from_alphas_cumprod(_exact_alphas_cumprod(scheduler))
+            require_descending(scheduler.alphas_cumprod, f"scheduler {name}")
+            return NoiseSchedule.from_alphas_cumprod(torch.as_tensor(scheduler.alphas_cumprod))
         raise ValueError(
             f"scheduler {name} has no known noise schedule; expects any with `alphas_cumprod`, {', '.join(FLOW_MATCHING + EDM)}"
         )
@@ -124,11 +125,19 @@ def expand_to(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
 
 
-def _exact_alphas_cumprod(scheduler: Any) -> Tensor:
-    """diffusers' float32 table, on which teachers were trained; equality with its samplers matters more than precision."""
-    table = scheduler.alphas_cumprod
-    if not isinstance(table, Tensor):
-        table = torch.as_tensor(table)
-    if not math.isfinite(table.double().sum().item()):
-        raise ValueError(f"scheduler {type(scheduler).__name__} has a noise schedule with values that are not finite")
-    return table
+def require_descending(alphas_cumprod: Any, where: str) -> None:
+    """Raise ValueError, which begins with `where`, unless alpha_bar (N,) is finite and falls with the timestep.
+
+    The table is diffusers', in float32: equality with the samplers of the teachers matters more than precision.
+    """
+    table = torch.as_tensor(alphas_cumprod).double()
+    if not table.isfinite().all():
+        raise ValueError(f"{where} has a noise schedule with values that are not finite; expects betas from 0 to 1")
+    steps = table.diff()
+    if len(table) > 1 and (table[0] == table[-1] or (steps > 0).any()):
+        t = int((steps > 0).int().argmax())
+        kind = "runs backwards" if steps[t] > 0 else "is constant"
+        raise ValueError(
+            f"{where} has a noise schedule that {kind}: alpha_bar is {float(table[t]):.4g} at timestep {t} and "
+            f"{float(table[t + 1]):.4g} at {t + 1}; expects an alpha_bar that falls, from betas between 0 and 1"
+        )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
 from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
-from gendistill.schedulers.timesteps import trailing
+from gendistill.schedulers.timesteps import nested, skipping, trailing
 
 NOISE_SCHEDULE_KEYS = (
     "num_train_timesteps",
@@ -21,6 +22,12 @@ NOISE_SCHEDULE_KEYS = (
     "rescale_betas_zero_snr",
 )
 CLIPPING_KEYS = ("clip_sample", "clip_sample_range")
+READ_BY_OTHERS = {
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "steps_offset": 1,  # unused on trailing timesteps; Stable Diffusion's pipelines call any other value outdated
+    "skip_prk_steps": True,
+}
 SOLVERS = ("ddim", "lcm", "tcd", "stochastic")
 TCD_ETA = 0.5
 
@@ -31,6 +38,7 @@ def student_scheduler(
     prediction_type: str,
     num_ddim_timesteps: int = 50,
     *,
+    trained_on_grid: bool = False,
     bounded: bool = False,
     steps: Sequence[int] = (),
     grids: Sequence[list[int]] = (),
@@ -40,39 +48,45 @@ def student_scheduler(
     - `ddim`: deterministic, from the predicted x_0 and eps to the next timestep; the last step returns x_0. It is
       `DDIMScheduler` if its steps end on its trailing grid at all of `steps`, as at 1, 2, 4, 5 and 8 of 1000; otherwise
       `DPMSolverMultistepScheduler` of first order, which is DDIM; and our `GridDDIMScheduler` for `grids`, or if x_0 is
-      clipped at other step counts.
+      clipped at other step counts. A student that was trained on a grid is sampled on it at all of `steps`: where the trailing
+      grid has other timesteps, by `TCDScheduler`, which is DDIM with the `eta` of 0 that pipelines pass.
     - `lcm`: fresh noise on the predicted x_0 between steps (Luo et al. 2023, algorithm 3).
     - `tcd`: between the two, a fraction `solver_eta` of fresh noise in each step (Zheng et al. 2024).
     - `stochastic`: two steps forward and one back (Meng et al. 2023), our `StochasticDDIMScheduler`.
 
     Args:
         teacher_config: the config of the teacher's scheduler; only its noise schedule and its clipping of x_0 are used.
-        num_ddim_timesteps: K of the training grid, from which LCM and TCD choose their timesteps.
+        num_ddim_timesteps: K of the training grid, from which LCM and TCD choose their timesteps; divides the timesteps.
+        trained_on_grid: whether the student knows the timesteps of that grid alone.
         bounded: samples are images in [-1, 1], and x_0 is clipped as in the teacher; latents are never clipped.
         steps: step counts at which the scheduler must be exact.
         grids: descending timesteps, each in place of the trailing grid of its length; for `ddim` and `stochastic`.
     """
     noise = {key: teacher_config[key] for key in NOISE_SCHEDULE_KEYS if teacher_config.get(key) is not None}
     clipping = {key: teacher_config[key] for key in CLIPPING_KEYS if bounded and key in teacher_config}
-    settings = {**noise, "prediction_type": prediction_type, "clip_sample": False, **clipping}
+    read_by_all = {**noise, "prediction_type": prediction_type, "clip_sample": False, **clipping}
     if solver == "stochastic":
-        return StochasticDDIMScheduler(**settings, grids=list(grids))
+        return StochasticDDIMScheduler(**read_by_all, grids=list(grids))
+    # `from_config` also keeps the fields that a class does not read, for the schedulers that users make from its config
+    settings = {**read_by_all, **READ_BY_OTHERS}
     if solver == "ddim":
-        if grids:
-            return GridDDIMScheduler(**settings, grids=list(grids))
-        ddim: Any = DDIMScheduler(**settings, set_alpha_to_one=True, timestep_spacing="trailing")
-        if all(_stays_on_grid(count, ddim.config.num_train_timesteps) for count in steps):
-            return ddim
-        if settings["clip_sample"]:
-            return GridDDIMScheduler(**settings)
-        del settings["clip_sample"]
+        timesteps = settings.get("num_train_timesteps", 1000)  # diffusers' default
+        trained = skipping(num_ddim_timesteps, timesteps)
+        if trained_on_grid and not all(torch.isin(trailing(count, timesteps), trained).all() for count in steps):
+            if bounded:  # its pipelines clip x_0, and pass no eta
+                return GridDDIMScheduler(**read_by_all, grids=[nested(count, trained).tolist() for count in steps])
+            return TCDScheduler.from_config({**settings, "original_inference_steps": num_ddim_timesteps})
+        on_grid = all(_stays_on_grid(count, timesteps) for count in steps)
+        if grids or (settings["clip_sample"] and not on_grid):
+            return GridDDIMScheduler(**read_by_all, grids=list(grids))
+        if on_grid:
+            return DDIMScheduler.from_config(settings)
         from diffusers import DPMSolverMultistepScheduler  # takes a second where scipy is installed, which it imports
 
-        return DPMSolverMultistepScheduler(**settings, solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero")
-    if solver == "lcm":
-        return LCMScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
-    if solver == "tcd":
-        return TCDScheduler(**settings, set_alpha_to_one=True, original_inference_steps=num_ddim_timesteps)
+        return DPMSolverMultistepScheduler.from_config({**settings, "solver_order": 1, "final_sigmas_type": "zero"})
+    if solver in ("lcm", "tcd"):
+        few_step: Any = LCMScheduler if solver == "lcm" else TCDScheduler
+        return few_step.from_config({**settings, "original_inference_steps": num_ddim_timesteps})
     raise ValueError(f"solver {solver!r} is not known; expects one of {', '.join(SOLVERS)}")
 
 

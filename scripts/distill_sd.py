@@ -45,7 +45,8 @@ def main() -> None:
     first = accelerator.process_index * local_batch_size
 
     # the teacher, and the data, which are encoded once and cached
-    teacher = load_teacher(config.teacher, dtype=getattr(torch, config.dtype), device=accelerator.device)
+    dtype, resolution = getattr(torch, config.dtype), config.data.resolution
+    teacher = load_teacher(config.teacher, resolution=resolution, dtype=dtype, device=accelerator.device)
     data = prepare_data(config.data, teacher, config.seed)
 
     # the student and its EMA: full weights, or an adapter on the frozen teacher

@@ -6,10 +6,10 @@
 - methods: every method, full and LoRA, in float32, bf16 and fp16, with gradient accumulation and checkpointing, from tiny-sd
   and tiny-gan. Losses are finite and near those of float32.
 - waiting: training steps under `torch.cuda.set_sync_debug_mode("error")`: no operation waits for the GPU.
-- training: steps of the architectures of Stable Diffusion 1.5 and XL with random weights: the memory beside the prediction of
+- training: steps of the architectures of Stable Diffusion 1.5 and XL with random weights: the memory and the prediction of
   `gendistill plan --train`, and the time of a step.
-- sampling: the same architectures in every placement and quantization: the memory beside the prediction of
-  `gendistill plan`, and the time beside plain diffusers.
+- sampling: the same architectures in every placement and quantization: the memory and the prediction of
+  `gendistill plan`, and the time relative to plain diffusers.
 - demo: `gendistill demo`.
 
 The exit code is 1 if a check failed; a check that cannot run here is skipped with its reason. A section that the time does not
@@ -293,7 +293,7 @@ def real_step(machine: Machine, architecture: str, size: int, lora: bool) -> tup
 def sampling(machine: Machine) -> Checks:
     """4 steps for one image, in every placement and quantization, and in plain diffusers."""
     for architecture, size in [("tiny-sd", 32)] if machine.small else SIZES.items():
-        pipeline: list[Any] = []  # made by the first check
+        pipeline: list[Any] = []
         reference: list[float] = []
         yield (
             f"{architecture} {size} px, plain diffusers",

@@ -3,11 +3,16 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
+import urllib.request
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -182,7 +187,7 @@ def test_each_extra_brings_the_packages_that_it_is_named_for():
             assert not {canonicalize_name(name) for name in distributions[package]} & core, package
 
 
-def test_an_asset_is_found_from_any_folder_and_a_folder_of_ones_own_comes_first(tmp_path, monkeypatch):
+def test_an_asset_is_found_from_any_folder_and_what_matches_in_ones_own_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert asset_names() == ["emoji", "emoji-features", "tiny-clip", "tiny-gan", "tiny-sd"]
     assert asset_path("assets/tiny-sd") == asset_path("tiny-sd") == str(ASSETS / "tiny-sd")
@@ -190,6 +195,9 @@ def test_an_asset_is_found_from_any_folder_and_a_folder_of_ones_own_comes_first(
     for other in ("assets", "assets/others", "hf://datasets/a/b", "some/tiny-sd", "tiny-sd/../x", "/assets/tiny-sd", ""):
         assert asset_path(other) == other
     (tmp_path / "assets" / "emoji").mkdir(parents=True)
+    assert asset_path("assets/emoji/train-*.tar.gz") == str(ASSETS / "emoji" / "train-*.tar.gz")
+    assert asset_path("assets/emoji/mine.tar") == "assets/emoji/mine.tar"
+    (tmp_path / "assets" / "emoji" / "train-0.tar.gz").touch()
     assert asset_path("assets/emoji/train-*.tar.gz") == "assets/emoji/train-*.tar.gz"
 
 
@@ -200,3 +208,85 @@ def test_a_preset_is_found_by_its_name_and_a_file_of_ones_own_comes_first(tmp_pa
         preset_path("dmeo")
     (tmp_path / "demo").write_text("seed: 1\n")
     assert preset_path("demo") == Path("demo")
+
+
+def test_a_config_of_accelerate_launch_is_found_by_its_name(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "gendistill.configs", "ddp"], cwd=tmp_path, capture_output=True, text=True)
+    assert Path(done.stdout.strip()).samefile(ROOT / "configs" / "accelerate" / "ddp.yaml")
+
+
+def as_nobody(folder):
+    """The start of a command that another user runs; nothing where there is no such user, or where it cannot read Python."""
+    start = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        return []
+    probe = subprocess.run([*start, sys.executable, "-c", "import torch"], cwd=folder, capture_output=True)
+    return start if probe.returncode == 0 else []
+
+
+@pytest.fixture
+def stranger(installed):
+    """stranger(): the start of a command of another user in an empty folder, with all extras; the wheel is read-only."""
+    place = Path(tempfile.mkdtemp(prefix="installed-"))  # pytest's folders are closed to other users
+    place.chmod(0o755)
+    shutil.copytree(installed, place / "site")
+    for name in ("home", "work"):
+        (place / name).mkdir()
+    start = as_nobody(place)
+    if start:
+        for name in ("home", "work"):
+            os.chown(place / name, 65534, 65534)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_", "PYTHON", "MPL"))}
+    environment = kept | {
+        "HOME": str(place / "home"),
+        "PYTHONPATH": str(place / "site"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    yield SimpleNamespace(start=[*start, sys.executable], place=place / "work", environment=environment)
+    shutil.rmtree(place)
+
+
+SMALL = ("trainer.max_steps=2", "trainer.batch_size=4", "trainer.num_validation=4", "data.num_synthetic=8", "device=cpu")
+DISTIL = ["--prompts", "prompts.txt", *(f"--set={setting}" for setting in (*SMALL, "data.synthetic_steps=2"))]
+EXPORTS = {"diffusers": "folder", "checkpoint": "mine-4-steps.safetensors", "onnx": "onnx", "openvino": "openvino"}
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_from_a_read_only_wheel_in_an_empty_folder_as_another_user(stranger):
+    work, run = stranger.place, {"cwd": stranger.place, "env": stranger.environment, "text": True}
+    few_emoji(work / "few.tar")
+    shutil.copytree(ASSETS / "tiny-sd", work / "my-model")
+    (work / "prompts.txt").write_text("google emoji of food fruit\ngoogle emoji of animal mammal\n")
+    for path in work.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    commands = [
+        ["distill", "my-model/", "--out", "runs/mine", *DISTIL],
+        ["distill", "assets/tiny-sd", "--lora", "--out", "runs/lora", *DISTIL],
+        ["sample", "runs/mine/student", "--prompt", "a red car", "--out", "car.v1.5.png"],
+        ["evaluate", "runs/mine/student", "--reference", "few.tar", "--num", "8", "--out", "runs/mine", "--no-intervals"],
+        *(["export", "runs/mine/student", "--format", kind, "--out", out] for kind, out in EXPORTS.items()),
+        *(["export", "runs/lora/student", "--format", kind, "--out", f"{kind}.safetensors"] for kind in ("lora", "kohya")),
+        ["plan", "runs/mine/student", "--memory", "8"],
+    ]
+    done = subprocess.run([*stranger.start, "-c", COMMANDS, json.dumps(commands)], capture_output=True, **run)
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["codes"] == [0] * len(commands), done.stderr
+    assert Path(outcome["from"]).is_relative_to(work.parent / "site")
+    written = [*(work / "runs").rglob("*"), *(work / name for name in EXPORTS.values())]
+    assert {path for path in written if path.is_file() and path.stat().st_mode & 0o777 != 0o644} == set()
+    assert {"evaluation.json", "report.html"} <= {path.name for path in (work / "runs" / "mine").iterdir()}
+
+    serve = [*stranger.start, "-m", "gendistill.cli", "serve", "runs/mine/student", "--no-teacher", "--port", "0"]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, **run) as server:
+        try:
+            line = next(line for line in server.stderr if " at http" in line)
+            address = re.search(r"http://[\w.:]+", line)[0]
+            body = json.dumps({"prompt": "a red car", "response_format": "b64_json"}).encode()
+            request = urllib.request.Request(f"{address}/v1/images/generations", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                assert json.load(answer)["data"][0]["b64_json"]
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(60) in (0, 130)

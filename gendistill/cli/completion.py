@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 FORMATS = ("diffusers", "checkpoint", "lora", "kohya", "onnx", "openvino")
-EXTRACTORS = ("emoji", "inception", "clip", "dinov2", "torchvision:")
+EXTRACTORS = ("emoji", "inception", "clip", "dinov2", "pixels", "torchvision:")
 
 Completions = list[tuple[str, str]]  # values, each with its help
 

@@ -36,6 +36,7 @@ def demo(
     from gendistill.sampling.image_sheet import write_image_sheet
     from gendistill.training.checkpoint import Checkpoints
 
+    out = out.expanduser()
     preset, student, sheet = PRESETS["demo"], out / "student", out / "images.png"
     config = load_config(preset, parse_settings(set_ or []))
     resume = bool(Checkpoints(out / "checkpoints").steps())

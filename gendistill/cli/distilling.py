@@ -40,7 +40,7 @@ from gendistill.cli.shared import (
     "--out runs/small",
 )
 def distill(
-    teacher: AnyTeacher = TINY_SD,
+    teacher: AnyTeacher = None,
     method: Annotated[str | None, typer.Option(help="Distillation method: {methods}", autocompletion=complete_method)] = None,
     steps: Annotated[str | None, typer.Option(help="Step counts of the student, the main one first: 4 or 4,2,1")] = None,
     data: Annotated[str | None, typer.Option(help="Image folder, WebDataset shards or dataset, with captions")] = None,
@@ -98,7 +98,7 @@ def distill(
         "steps": None if steps is None else parse_steps(steps),
         "data.path": data,
         "data.prompts": prompts,
-        "out": out,
+        "out": _run_of(config) if resume and out is None else out,
         "lora.enabled": lora,
         "compress.factor": compress,
         "compress.params": student_params,
@@ -135,15 +135,19 @@ def distill(
         console.print(f"[yellow]{escape(training.ended)}[/]", soft_wrap=True, highlight=False)
 
 
-def _teacher(teacher: str, method: str | None, config: Path | None) -> str | None:
+def _teacher(teacher: str | None, method: str | None, config: Path | None) -> str | None:
     """TEACHER; by default the teacher of the config file, or the embedded teacher of the method."""
-    if teacher != TINY_SD:
+    if teacher is not None or config is not None:
         return teacher
-    if config is not None:
-        return None
     from gendistill.methods import RECIPES
 
     return RECIPES[method].default_teacher if method in RECIPES else TINY_SD
+
+
+def _run_of(config: Path | None) -> str | None:
+    """The run folder that a config file is of; None for other files. A run that was moved is resumed where it is."""
+    is_of_run = config is not None and config.name == "config.yaml" and (config.parent / "log.jsonl").is_file()
+    return str(config.parent) if config is not None and is_of_run else None
 
 
 @app.command(

@@ -33,7 +33,7 @@ TINY_SD, TINY_GAN = "assets/tiny-sd", "assets/tiny-gan"
 MODEL_HELP = "Student folder, diffusers folder, hub id or .safetensors checkpoint; or a GAN's folder"
 Teacher = Annotated[str, typer.Argument(help="Diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
 AnyTeacher = Annotated[
-    str,
+    str | None,
     typer.Argument(
         help="Diffusers folder, hub id or .safetensors checkpoint; for a GAN its folder or module:Class", show_default=TINY_SD
     ),

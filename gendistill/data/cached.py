@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from gendistill.runtime.hashing import HASHES, HashMemo
 from gendistill.runtime.random import indices_of_step
 from gendistill.runtime.store import Store, StoredPart
 from gendistill.runtime.stored_rows import SKIPPED, StoredRows
+from gendistill.samplers.provenance import provenance
 
 Item = TypeVar("Item")
 Progress = Callable[[int], None]
@@ -28,55 +31,97 @@ MAX_BROKEN = 0.05
 logger = logging.getLogger(__name__)
 
 
-def cached_rows(
-    cache: str | Path,
-    key_parts: Mapping[str, Any],
-    described: str,
-    items: Callable[[], Iterable[Item]],
-    make: Callable[[list[Item]], StoredPart],
-) -> StoredRows:
-    """The rows that `make` computes from `PART_SIZE` items at a time, read from the cache or written to it first.
+class RowMaker(ABC, Generic[Item]):
+    """Computes the rows of a cache from items.
+
+    A subclass is a dataclass. Its fields are all inputs of `items` and `make`, and the key of the cache is the provenance of
+    these fields (`samplers.provenance`), so that no input can be missing from the key. What has no influence on the rows, such
+    as a cache folder or a progress bar, is no field.
+    """
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """One line about the rows for logs and model cards, which is not part of the key."""
+
+    @abstractmethod
+    def items(self) -> Iterable[Item]:
+        """All items, always in the same order."""
+
+    @abstractmethod
+    def make(self, items: list[Item], progress: Progress | None) -> StoredPart:
+        """The rows of at most `PART_SIZE` items; reports the number of samples after each batch."""
+
+    def key_parts(self, hashes: HashMemo | None = None) -> dict[str, Any]:
+        """Everything that determines the rows, as JSON values."""
+        return {"rows": type(self).__name__, **provenance(vars(self))}
+
+
+class ImageRowMaker(RowMaker[Entry]):
+    """Computes rows from the images of `source`."""
+
+    source: ImageSource
+
+    @property
+    def described(self) -> str:
+        return self.source.describe()
+
+    def items(self) -> Iterable[Entry]:
+        return self.source.entries()
+
+    def key_parts(self, hashes: HashMemo | None = None) -> dict[str, Any]:
+        fields = {name: value for name, value in vars(self).items() if name != "source"}
+        return {"rows": type(self).__name__, "source": self.source.fingerprint(hashes), **provenance(fields)}
+
+
+def cached_rows(cache: str | Path, maker: RowMaker[Any], progress: Progress | None = None) -> StoredRows:
+    """The rows of `maker`, read from the cache or computed and written to it first.
 
     Processes that call this at the same time share the work and return when all rows are there.
-
-    Args:
-        key_parts: everything that determines the content of the rows.
-        described: one line about the rows for logs and model cards.
-        items: returns an iterable over all items, always in the same order.
 
     Raises:
         ValueError: `data.cache` cannot be written.
     """
+    hashes = HashMemo(Path(cache).expanduser() / HASHES)
+    key_parts = maker.key_parts(hashes)
+    hashes.keep()
 
     def parts() -> Iterator[Callable[[], StoredPart]]:
-        for batch in batched(items(), PART_SIZE):
-            yield partial(make, batch)
+        for batch in batched(maker.items(), PART_SIZE):
+            yield partial(maker.make, batch, progress)
 
-    return Store(cache, {"layout": LAYOUT, **key_parts}, described, field="data.cache").build(parts)
+    return Store(cache, {"layout": LAYOUT, **key_parts}, maker.described, field="data.cache").build(parts)
 
 
-def cached_images(
-    config: DataConfig, source: ImageSource, key_parts: Mapping[str, Any], make: Callable[[list[Entry]], StoredPart]
-) -> StoredRows:
-    """The rows that `make` computes from the images of a source; see `cached_rows`.
+def cached_images(cache: str | Path, maker: ImageRowMaker, progress: Progress | None = None) -> StoredRows:
+    """The rows of `maker`; see `cached_rows`.
 
     Raises:
         ValueError: more than the fraction `MAX_BROKEN` of the images cannot be decoded, or no image is left.
     """
-    hashes = HashMemo(Path(config.cache) / HASHES)
-    key_parts = {"source": source.fingerprint(hashes), **key_parts}
-    hashes.keep()
-    rows = cached_rows(config.cache, key_parts, source.describe(), source.entries, make)
-    _warn_of_missing(rows, source)
+    rows = cached_rows(cache, maker, progress)
+    _warn_of_missing(rows, maker.source)
     return rows
 
 
-def image_source(config: DataConfig, seed: int) -> ImageSource:
-    """The images of `data.path`; raises ValueError if it is a prompt file."""
+def image_source(config: DataConfig, seed: int, classes: Callable[[set[str]], bool] | None = None) -> ImageSource:
+    """The images of `data.path`.
+
+    Args:
+        classes: whether texts are names of the teacher's classes, for a teacher that has classes: without `data.caption`, the
+            caption is the field that names them.
+
+    Raises:
+        ValueError: it is a prompt file, or holds no images.
+    """
     assert config.path is not None
     source = open_source(config.path, config.caption, seed, image_column=config.image_column, split=config.split)
     if isinstance(source, Prompts):
-        raise ValueError(f"data.path {config.path} is a prompt file; expects images")
+        raise ValueError(f"data.path {config.path} is a prompt file; expects images, or --prompts for a file of prompts")
+    if classes is not None and config.caption is None:
+        first = next((source.caption_of(entry) for entry in source.entries()), "")
+        if not classes({first}) and (field := source.field_of(classes)) is not None:
+            return image_source(config.model_copy(update={"caption": field}), seed)
     return source
 
 
@@ -88,6 +133,9 @@ class CachedData:
 
     def __len__(self) -> int:
         return len(self.cache)
+
+    def fingerprint(self) -> str:
+        return self.cache.key
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
         """The rows (batch_size,) int64 of global step `step`, of all processes together."""
@@ -106,10 +154,17 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+def _example(rows: StoredRows) -> str:
+    """The first skipped image and the reason, for a message."""
+    lines = (rows.folder / SKIPPED).read_text(encoding="utf-8").splitlines()
+    skipped = min(map(json.loads, lines), key=lambda line: not line["broken"], default=None)
+    return "" if skipped is None else f", such as {skipped['key']}: {skipped['reason'].removeprefix('image: ').rstrip('.')}"
+
+
 def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
     """Log the numbers of skipped images and missing captions; raise ValueError if too many images were skipped."""
     images = len(rows) + rows.broken + rows.left_out
-    listed = f"they are listed in {rows.folder / SKIPPED}"
+    listed = f"they are listed in {rows.folder / SKIPPED}{_example(rows)}"
     if rows.broken > MAX_BROKEN * images:
         raise ValueError(
             f"data: {rows.broken} of {images} images of {source.describe()} cannot be decoded; expects at most "

@@ -16,14 +16,18 @@ class DataConfig(Section):
 
     path: str | None = Field(
         None,
-        description="Image folder, WebDataset shards or dataset (parquet, saved folder, hf://), with captions",
+        description="Image folder, zip or list, WebDataset shards or dataset (parquet, saved folder, hf://), with captions",
+        json_schema_extra=about(path=True),
     )
     prompts: str | None = Field(
-        None, description="Text file with one prompt per line, from which the teacher generates the images; instead of path"
+        None,
+        description="Text file with one prompt per line, from which the teacher generates the images; instead of path",
+        json_schema_extra=about(path=True),
     )
     caption: str | dict[str, float] | None = Field(
         None,
-        description="Caption field of the data, or the probability of each of several fields",
+        description="Caption field of the data, or the probability of each of several fields; null finds the usual fields, "
+        "`folder` is the name of the subfolder, `none` trains without captions",
         examples=[{"name": 0.3, "subcategory": 0.7}],
     )
     missing_caption: Literal["empty", "skip", "error"] = Field(
@@ -35,14 +39,18 @@ class DataConfig(Section):
     resolution: int | None = Field(
         None,
         ge=8,
-        description="Edge of the square training images; null uses the teacher's resolution",
+        description="Edge of the square images that the student is trained on, and generates; null uses the teacher's",
         json_schema_extra=about("pixels"),
     )
     crop: Literal["center", "random", "buckets"] = Field(
         "center",
         description="Crop of the images: the centre square, a random square, or the nearest of several aspect ratios",
     )
-    cache: str = Field(".cache/gendistill", description="Folder of cached latents and encoded prompts, common to all runs")
+    cache: str = Field(
+        ".cache/gendistill",
+        description="Folder of cached latents and encoded prompts, common to all runs",
+        json_schema_extra=about(path=True),
+    )
     num_synthetic: int = Field(
         2048,
         ge=1,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from gendistill.data.batches import LatentData
-from gendistill.data.cached import CachedData, Progress, batched, cached_images, cached_rows, image_source
+from gendistill.data.cached import (
+    CachedData,
+    ImageRowMaker,
+    Progress,
+    RowMaker,
+    batched,
+    cached_images,
+    cached_rows,
+    image_source,
+)
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.images import as_tensor, from_bytes, in_bytes
-from gendistill.data.provenance import codec_provenance
 from gendistill.data.samples import Entry, ImageSource
 from gendistill.data.sources.framing import Framing
 from gendistill.diffusion.teacher import Teacher
@@ -56,39 +62,36 @@ def prepare_decoded(
         ValueError: as `prepare_data`.
     """
     if config.path is None:
-        return _decode_synthetic(prepare_data(config, teacher, seed, progress), config, teacher.codec)
-    source = image_source(config, seed)
+        latents = prepare_data(config, teacher, seed, progress)
+        return DecodedData(cached_rows(config.cache, DecodedLatents(latents, teacher.codec)))
     if config.crop == "buckets":
         raise ValueError("data.crop buckets: a decoder is trained on images of one size; expects center or random")
     framing = Framing.from_settings(config.crop, teacher.resolution, teacher.codec.factor, seed)
-    key_parts = {
-        "decoded": True,
-        "sizes": framing.sizes,
-        "crop": [config.crop, framing.seed],
-        **({"copies": [copies, seed]} if copies > 1 else {}),
-        **codec_provenance(teacher.codec),
-    }
-    make = partial(_part, source, framing, partial(_augmented, copies=copies, seed=seed), teacher.codec, progress)
-    return DecodedData(cached_images(config, source, key_parts, make))
+    maker = ReconstructedImages(image_source(config, seed), framing, teacher.codec, copies, seed if copies > 1 else 0)
+    return DecodedData(cached_images(config.cache, maker, progress))
 
 
-def _part(
-    source: ImageSource,
-    framing: Framing,
-    augment: Callable[[Tensor, str], list[Tensor]],
-    codec: Codec,
-    progress: Progress | None,
-    entries: list[Entry],
-) -> StoredPart:
-    images = []
-    skipped: list[Skipped] = []
-    for _, sample in source.decoded(entries, skipped):
-        images += augment(as_tensor(framing.frame(sample.image, sample.key)), sample.key)
-    if not images:
-        return StoredPart({}, skipped)
-    batches = batched(images, images_at_once(framing.sizes[0][0]))
-    rows = [_rows(codec, torch.stack(batch), progress) for batch in batches]
-    return StoredPart({"images": {name: torch.cat([batch[name] for batch in rows]) for name in rows[0]}}, skipped)
+@dataclass(frozen=True)
+class ReconstructedImages(ImageRowMaker):
+    """Images, `copies` - 1 augmentations of each by `seed`, their latents and the reconstructions."""
+
+    source: ImageSource
+    framing: Framing
+    codec: Codec
+    copies: int
+    seed: int
+
+    def make(self, items: list[Entry], progress: Progress | None) -> StoredPart:
+        images = []
+        skipped: list[Skipped] = []
+        for _, sample in self.source.decoded(items, skipped):
+            image = as_tensor(self.framing.frame(sample.image, sample.key))
+            images += _augmented(image, sample.key, self.copies, self.seed)
+        if not images:
+            return StoredPart({}, skipped)
+        batches = batched(images, images_at_once(self.framing.sizes[0][0]))
+        rows = [_rows(self.codec, torch.stack(batch), progress) for batch in batches]
+        return StoredPart({"images": {name: torch.cat([batch[name] for batch in rows]) for name in rows[0]}}, skipped)
 
 
 def _augmented(image: Tensor, key: str, copies: int, seed: int) -> list[Tensor]:
@@ -115,13 +118,22 @@ def _rows(codec: Codec, images: Tensor, progress: Progress | None) -> dict[str, 
     return {"images": in_bytes(images), "latents": latents.half().cpu(), "decoded": in_bytes(codec.decode(latents))}
 
 
-def _decode_synthetic(data: LatentData, config: DataConfig, codec: Codec) -> DecodedData:
-    key_parts = {"decoded": data.cache.key, **codec_provenance(codec)}
+@dataclass(frozen=True)
+class DecodedLatents(RowMaker[int]):
+    """The latents of `data` and the images that `codec` decodes from them."""
 
-    def make(rows: list[int]) -> StoredPart:
-        latents = data.cache.rows(rows)["moments"].float().chunk(2, dim=1)[0]
-        batches = latents.split(images_at_once(latents.shape[-1] * codec.factor))
-        decoded = torch.cat([in_bytes(codec.decode(batch)) for batch in batches])
+    data: LatentData
+    codec: Codec
+
+    @property
+    def described(self) -> str:
+        return self.data.described
+
+    def items(self) -> range:
+        return range(len(self.data))
+
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        latents = self.data.cache.rows(items)["moments"].float().chunk(2, dim=1)[0]
+        batches = latents.split(images_at_once(latents.shape[-1] * self.codec.factor))
+        decoded = torch.cat([in_bytes(self.codec.decode(batch)) for batch in batches])
         return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded}})
-
-    return DecodedData(cached_rows(config.cache, key_parts, data.described, lambda: range(len(data)), make))

@@ -43,6 +43,9 @@ class NoData:
     def __len__(self) -> int:
         return 0
 
+    def fingerprint(self) -> None:
+        return None
+
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
         return torch.arange(batch_size)
 

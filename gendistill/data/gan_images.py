@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gendistill.data.cached import Progress, cached_images, image_source
+from gendistill.data.cached import ImageRowMaker, Progress, cached_images, image_source
 from gendistill.data.data_config import DataConfig
 from gendistill.data.gan_batches import ImageData, NoData, is_enlarging
 from gendistill.data.images import fitted
@@ -28,31 +28,32 @@ def prepare_images(config: DataConfig, spec: GeneratorSpec, seed: int, progress:
         if spec.kind == "image":
             raise ValueError("data.path: not set; an image-to-image generator expects input images")
         return NoData()
-    source = image_source(config, seed)
+    source = image_source(config, seed, spec.knows if spec.num_classes else None)
     _, height, width = spec.output_shape if spec.kind == "noise" or is_enlarging(spec) else spec.input_shape
-    key_parts = {
-        "caption": source.choice.describe(),
-        "size": [height, width],
-        "classes": list(spec.classes) or spec.num_classes,
-    }
-    make = partial(_part, source, (height, width), spec, progress)
-    return ImageData(cached_images(config, source, key_parts, make), spec)
+    maker = FittedImages(source, (height, width), spec)
+    return ImageData(cached_images(config.cache, maker, progress), spec)
 
 
-def _part(
-    source: ImageSource, size: tuple[int, int], spec: GeneratorSpec, progress: Progress | None, entries: list[Entry]
-) -> StoredPart:
-    images, labels = [], []
-    skipped: list[Skipped] = []
-    for entry, sample in source.decoded(entries, skipped):
-        try:
-            labels.append(spec.class_of(sample.caption) if spec.num_classes else 0)
-        except ValueError as error:
-            skipped.append(Skipped(entry.key, str(error), broken=False))
-            continue
-        images.append(torch.from_numpy(np.array(fitted(sample.image, *size))).permute(2, 0, 1))
-    if progress:
-        progress(len(entries))
-    if not images:
-        return StoredPart({}, skipped)
-    return StoredPart({"images": {"images": torch.stack(images), "labels": torch.tensor(labels)}}, skipped)
+@dataclass(frozen=True)
+class FittedImages(ImageRowMaker):
+    """Images, resized and cropped to `size` (height, width), with their classes of a generator."""
+
+    source: ImageSource
+    size: tuple[int, int]
+    spec: GeneratorSpec
+
+    def make(self, items: list[Entry], progress: Progress | None) -> StoredPart:
+        images, labels = [], []
+        skipped: list[Skipped] = []
+        for entry, sample in self.source.decoded(items, skipped):
+            try:
+                labels.append(self.spec.class_of(sample.caption) if self.spec.num_classes else 0)
+            except ValueError as error:
+                skipped.append(Skipped(entry.key, str(error), broken=False))
+                continue
+            images.append(torch.from_numpy(np.array(fitted(sample.image, *self.size))).permute(2, 0, 1))
+        if progress:
+            progress(len(items))
+        if not images:
+            return StoredPart({}, skipped)
+        return StoredPart({"images": {"images": torch.stack(images), "labels": torch.tensor(labels)}}, skipped)

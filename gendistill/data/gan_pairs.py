@@ -5,19 +5,16 @@ A training step then needs no teacher call, whose cost is several times the stud
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gendistill.data.cached import PART_SIZE, Progress, cached_rows
+from gendistill.data.cached import PART_SIZE, Progress, RowMaker, cached_rows
 from gendistill.data.gan_batches import GanBatch, ImageData, NoData
 from gendistill.data.images import from_bytes, in_bytes
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
@@ -79,39 +76,12 @@ def pair_images(teacher: Generator, data: ImageData, cache: str, progress: Progr
     A batch has no random crops or flips, so that the inputs of a row are always the same. The images are kept as bytes;
     `paired_size` is their size on disk.
     """
-    key_parts = {**_teacher_key(teacher), "images": data.cache.key}
-    make = partial(_generate_from, teacher, data, progress)
-    described = f"the teacher's images of {len(data)} images"
-    return PairedImages(cached_rows(cache, key_parts, described, lambda: range(len(data)), make), data)
+    return PairedImages(cached_rows(cache, GeneratedFromImages(teacher, data), progress), data)
 
 
 def paired_size(spec: GeneratorSpec, data: ImageData) -> int:
     """The bytes on disk of the teacher's images of all input images."""
     return len(data) * math.prod(spec.output_shape)
-
-
-def _teacher_key(teacher: Generator) -> dict[str, Any]:
-    """What determines the images of a teacher: its weights, its class and the arguments of its layers, and its value range."""
-    network = teacher.network
-    return {
-        "teacher": weights_fingerprint(network),
-        "network": f"{type(network).__module__}:{type(network).__qualname__}",
-        "layers": hashlib.sha256(f"{network}{getattr(network, 'config', '')}".encode()).hexdigest(),
-        "spec": repr(teacher.spec),
-    }
-
-
-@torch.no_grad()
-def _generate_from(teacher: Generator, data: ImageData, progress: Progress | None, numbers: list[int]) -> StoredPart:
-    device = next(iter(teacher.network.parameters()), torch.empty(0)).device
-    generated = []
-    for rows in torch.tensor(numbers).split(images_at_once(max(teacher.spec.output_shape[1:]))):
-        batch = data.batch(rows, PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(rows)), device)
-        assert batch.inputs is not None
-        generated.append(in_bytes(teacher(batch.inputs, batch.labels)))
-        if progress:
-            progress(len(rows))
-    return StoredPart({"pairs": {"images": torch.cat(generated)}})
 
 
 def generate_pairs(
@@ -129,30 +99,68 @@ def generate_pairs(
             f"gan.pairs {count}: expects a teacher that generates from noise; null or 0 for one that generates from images, "
             "whose pairs are those of data.path"
         )
-    key_parts = {
-        **_teacher_key(teacher),
-        "count": count,
-        "classes": None if isinstance(data, NoData) else data.cache.key,
-    }
-    make = partial(_generate, teacher, data, progress)
-    described = f"{count} images that the teacher generated"
-    return PairedData(cached_rows(cache, key_parts, described, lambda: range(count), make), data)
+    return PairedData(
+        cached_rows(cache, GeneratedPairs(teacher, data if teacher.spec.num_classes else NoData(), count), progress), data
+    )
 
 
-@torch.no_grad()
-def _generate(teacher: Generator, data: ImageData | NoData, progress: Progress | None, numbers: list[int]) -> StoredPart:
-    spec, device = teacher.spec, next(iter(teacher.network.parameters()), torch.empty(0)).device
-    random = PerSampleRandom(PAIRS_SEED, 0, numbers[0], len(numbers))
-    inputs = random.normal(spec.input_shape)
-    rows = {"inputs": inputs}
-    if spec.num_classes:
-        real_rows = data.rows_of_step(PAIRS_SEED, numbers[0] // PART_SIZE, PART_SIZE)[: len(numbers)]
-        real_labels = data.batch(real_rows, random).real_labels
-        rows["labels"] = (random.uniform() * spec.num_classes).long() if real_labels is None else real_labels
-    generated = []
-    for part in torch.arange(len(numbers)).split(images_at_once(max(spec.output_shape[1:]))):
-        labels = rows["labels"][part].to(device) if spec.num_classes else None
-        generated.append(in_bytes(teacher(inputs[part].to(device), labels)))
-        if progress:
-            progress(len(part))
-    return StoredPart({"pairs": {**rows, "images": torch.cat(generated)}})
+@dataclass(frozen=True)
+class GeneratedPairs(RowMaker[int]):
+    """Noise, classes with the frequencies of `data`, and the images that the teacher generates from them."""
+
+    teacher: Generator
+    data: ImageData | NoData
+    count: int
+
+    @property
+    def described(self) -> str:
+        return f"{self.count} images that the teacher generated"
+
+    def items(self) -> range:
+        return range(self.count)
+
+    @torch.no_grad()
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        teacher, spec = self.teacher, self.teacher.spec
+        device = next(iter(teacher.network.parameters()), torch.empty(0)).device
+        random = PerSampleRandom(PAIRS_SEED, 0, items[0], len(items))
+        inputs = random.normal(spec.input_shape)
+        rows = {"inputs": inputs}
+        if spec.num_classes:
+            real_rows = self.data.rows_of_step(PAIRS_SEED, items[0] // PART_SIZE, PART_SIZE)[: len(items)]
+            real_labels = self.data.batch(real_rows, random).real_labels
+            rows["labels"] = (random.uniform() * spec.num_classes).long() if real_labels is None else real_labels
+        generated = []
+        for part in torch.arange(len(items)).split(images_at_once(max(spec.output_shape[1:]))):
+            labels = rows["labels"][part].to(device) if spec.num_classes else None
+            generated.append(in_bytes(teacher(inputs[part].to(device), labels)))
+            if progress:
+                progress(len(part))
+        return StoredPart({"pairs": {**rows, "images": torch.cat(generated)}})
+
+
+@dataclass(frozen=True)
+class GeneratedFromImages(RowMaker[int]):
+    """The teacher's images of the input images of `data`, in the same rows."""
+
+    teacher: Generator
+    data: ImageData
+
+    @property
+    def described(self) -> str:
+        return f"the teacher's images of {len(self.data)} images"
+
+    def items(self) -> range:
+        return range(len(self.data))
+
+    @torch.no_grad()
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        device = next(iter(self.teacher.network.parameters()), torch.empty(0)).device
+        generated = []
+        for rows in torch.tensor(items).split(images_at_once(max(self.teacher.spec.output_shape[1:]))):
+            batch = self.data.batch(rows, PerSampleRandom(PAIRS_SEED, 0, items[0], len(rows)), device)
+            assert batch.inputs is not None
+            generated.append(in_bytes(self.teacher(batch.inputs, batch.labels)))
+            if progress:
+                progress(len(rows))
+        return StoredPart({"pairs": {"images": torch.cat(generated)}})

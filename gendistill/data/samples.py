@@ -5,7 +5,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from gendistill.data.images import decode_image
-from gendistill.data.sources.captions import CaptionChoice
+from gendistill.data.sources.captions import CaptionChoice, Texts
 from gendistill.runtime.hashing import HashMemo, update
 from gendistill.runtime.store import Skipped
 
@@ -35,11 +35,13 @@ class Entry:
         key: name of the image in the source.
         file: the encoded image.
         texts: candidate captions by field.
+        missing: why there is no image; "" if there is one.
     """
 
     key: str
     file: Path | BinaryIO
-    texts: dict[str, str]
+    texts: Texts
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class ImageSource(ABC):
     Attributes:
         broken_images: number of images that the latest iteration has skipped so far because they cannot be decoded.
         missing_captions: number of samples with the caption "" in the latest iteration so far.
+        seen: the files, fields or columns that were searched for captions, for a message.
     """
+
+    seen = ""
 
     def __init__(self, choice: CaptionChoice, read_as: Any = None):
         self.choice, self.read_as = choice, choice if read_as is None else read_as
@@ -107,11 +112,34 @@ class ImageSource(ABC):
 
     def decode(self, entry: Entry) -> Sample:
         """The image and caption of an entry; raises ValueError if the image cannot be decoded."""
+        if entry.missing:
+            raise ValueError(f"image: {entry.missing}.")
         return Sample(entry.key, decode_image(entry.file), self.caption_of(entry))
 
     def caption_of(self, entry: Entry) -> str:
         """The caption of an entry; "" where the source has none."""
         return self.choice.sample(entry.key, entry.texts)[:MAX_CAPTION]
+
+    def require_captions(self, setting: str = "data.caption", instead: str = "data.caption=none to train without") -> None:
+        """Raise ValueError if no image has a caption, unless the choice is to have none.
+
+        Args:
+            setting, instead: what names a caption field, and what is done without captions, for the message.
+        """
+        if not self.choice.none and not any(self.caption_of(entry) for entry in self.entries()):
+            raise ValueError(
+                f"data: none of {self.named()} has a caption ({self.seen}); expects captions, a field named by {setting}, "
+                f"or {instead}."
+            )
+
+    def field_of(self, known: Callable[[set[str]], bool]) -> str | None:
+        """The field whose texts are all `known`, such as names of classes; of several, the one with most texts."""
+        fields: dict[str, set[str]] = {}
+        for entry in self.entries():
+            for name, text in entry.texts.items():
+                fields.setdefault(name, set()).update([text] if isinstance(text, str) else text)
+        matching = [name for name, texts in fields.items() if known(texts)]
+        return max(matching, key=lambda name: len(fields[name]), default=None)
 
     def fingerprint(self, hashes: HashMemo | None = None) -> str:
         """64 hex digits that do not depend on the location of the data and change when images or captions may have changed.

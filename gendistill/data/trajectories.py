@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -12,8 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from gendistill.data.batches import Batch, LatentData, Trajectories, condition_rows, conditioning_of
-from gendistill.data.cached import PART_SIZE, Progress, cached_rows
-from gendistill.data.provenance import denoiser_provenance, teacher_provenance
+from gendistill.data.cached import PART_SIZE, Progress, RowMaker, cached_rows
 from gendistill.data.trajectory_teachers import TrajectoryTeacher, TrajectoryTeachers
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import GuidanceConfig
@@ -42,6 +41,9 @@ class TrajectoryData:
 
     def __len__(self) -> int:
         return len(self.trajectories)
+
+    def fingerprint(self) -> str:
+        return self.trajectories.key
 
     def rows_of_step(self, seed: int, step: int, batch_size: int) -> Tensor:
         """(batch_size, 2): indices of trajectories and of samples, each in an independent order."""
@@ -98,18 +100,9 @@ def generate_trajectories(
     if len(data.cache.groups) > 1:
         raise ValueError("data.crop buckets: trajectories have one size; expects center or random with alignment")
     times = torch.cat([_solver(teacher, steps).timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
-    trajectory_teachers = TrajectoryTeachers(teacher, teachers or {}, texts)
-    key_parts = {
-        "teacher": teacher_provenance(teacher),
-        "conditions": data.cache.key,
-        "count": count,
-        "steps": steps,
-        "guidance": list(guidance.range) if guidance.mode == "embedded" else guidance.scale,
-        **trajectory_teachers.key_parts,
-    }
-    make = partial(_generate, teacher, trajectory_teachers, data, steps, guidance, progress)
-    described = f"{count} trajectories of {trajectory_teachers.described}"
-    return TrajectoryData(cached_rows(cache, key_parts, described, lambda: range(count), make), times, data)
+    scale = guidance.range if guidance.mode == "embedded" else guidance.scale
+    maker = GeneratedTrajectories(teacher, TrajectoryTeachers(teacher, teachers or {}, texts), data, count, steps, scale)
+    return TrajectoryData(cached_rows(cache, maker, progress), times, data)
 
 
 def _solver(teacher: Teacher, steps: int) -> Any:
@@ -118,32 +111,49 @@ def _solver(teacher: Teacher, steps: int) -> Any:
     return solver
 
 
-@torch.no_grad()
-def _generate(
-    teacher: Teacher,
-    trajectory_teachers: TrajectoryTeachers,
-    data: LatentData,
-    steps: int,
-    guidance: GuidanceConfig,
-    progress: Progress | None,
-    numbers: list[int],
-) -> StoredPart:
-    random = PerSampleRandom(TRAJECTORIES_SEED, 0, numbers[0], len(numbers))
-    rows = indices_of_step(TRAJECTORIES_SEED, numbers[0] // PART_SIZE, PART_SIZE, len(data))[: len(numbers)]
-    batch = data.batch(rows, random)
-    noise, (low, high) = random.normal(batch.latents.shape[1:]), guidance.range
-    scale = low + (high - low) * random.uniform() if guidance.mode == "embedded" else None
-    points = torch.empty(len(numbers), steps + 1, *noise.shape[1:], dtype=torch.float16)
-    at_once = images_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
-    for trajectory_teacher, indices in trajectory_teachers.assigned(rows):
-        for part in indices.split(at_once):
-            scales = guidance.scale if scale is None else scale[part].to(teacher.pipeline.device)
-            trajectories = _trajectories(teacher, trajectory_teacher, steps, noise[part], batch.conditioning[part], scales)
-            points[part] = trajectories.half().cpu()
-            if progress:
-                progress(len(part))
-    conditioning = batch.conditioning if scale is None else batch.conditioning.with_guidance(scale)
-    return StoredPart({"generated": {"points": points, **condition_rows(conditioning, teacher.family.cache_dtype)}})
+@dataclass(frozen=True)
+class GeneratedTrajectories(RowMaker[int]):
+    """`count` trajectories of teachers from noise, under the conditions of `data`.
+
+    Attributes:
+        guidance: the guidance scale, or the range from which each trajectory samples one.
+    """
+
+    teacher: Teacher
+    teachers: TrajectoryTeachers
+    data: LatentData
+    count: int
+    steps: int
+    guidance: float | tuple[float, float]
+
+    @property
+    def described(self) -> str:
+        return f"{self.count} trajectories of {self.teachers.described}"
+
+    def items(self) -> range:
+        return range(self.count)
+
+    @torch.no_grad()
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        teacher, steps, guidance = self.teacher, self.steps, self.guidance
+        random = PerSampleRandom(TRAJECTORIES_SEED, 0, items[0], len(items))
+        rows = indices_of_step(TRAJECTORIES_SEED, items[0] // PART_SIZE, PART_SIZE, len(self.data))[: len(items)]
+        batch = self.data.batch(rows, random)
+        noise = random.normal(batch.latents.shape[1:])
+        scale: Tensor | float = (
+            guidance[0] + (guidance[1] - guidance[0]) * random.uniform() if isinstance(guidance, tuple) else guidance
+        )
+        points = torch.empty(len(items), steps + 1, *noise.shape[1:], dtype=torch.float16)
+        at_once = images_at_once(isqrt(noise[0, 0].numel()) * teacher.codec.factor)
+        for trajectory_teacher, indices in self.teachers.assigned(rows):
+            for part in indices.split(at_once):
+                scales = scale[part].to(teacher.pipeline.device) if isinstance(scale, Tensor) else scale
+                trajectories = _trajectories(teacher, trajectory_teacher, steps, noise[part], batch.conditioning[part], scales)
+                points[part] = trajectories.half().cpu()
+                if progress:
+                    progress(len(part))
+        conditioning = batch.conditioning.with_guidance(scale) if isinstance(scale, Tensor) else batch.conditioning
+        return StoredPart({"generated": {"points": points, **condition_rows(conditioning, teacher.family.cache_dtype)}})
 
 
 def _trajectories(
@@ -172,17 +182,31 @@ def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str)
 
     The next generation learns from them (born-again networks, Furlanello et al. 2018).
     """
-    key_parts = {"trajectories": data.trajectories.key, "student": denoiser_provenance(student), "steps": steps}
-    make = partial(_ends, data, student, steps)
-    ends = cached_rows(cache, key_parts, "ends of trajectories", lambda: range(len(data)), make)
+    ends = cached_rows(cache, TrajectoryEnds(data, student, steps))
     return TrajectoryData(data.trajectories, data.times, data.data, ends)
 
 
-def _ends(data: TrajectoryData, student: Denoiser, steps: int, numbers: list[int]) -> StoredPart:
-    trajectories = data.read(torch.tensor(numbers), next(student.network.parameters()).device)
-    at_once = images_at_once(8 * trajectories.noise.shape[-1])
-    ends = [
-        few_step_rollout(student, trajectories.noise[part], trajectories.conditioning[part], steps)[0].half().cpu()
-        for part in torch.arange(len(numbers)).split(at_once)
-    ]
-    return StoredPart({"generated": {"ends": torch.cat(ends)}})
+@dataclass(frozen=True)
+class TrajectoryEnds(RowMaker[int]):
+    """The latents that a student generates from the noise of trajectories."""
+
+    data: TrajectoryData
+    student: Denoiser
+    steps: int
+
+    @property
+    def described(self) -> str:
+        return "ends of trajectories"
+
+    def items(self) -> range:
+        return range(len(self.data))
+
+    def make(self, items: list[int], progress: Progress | None) -> StoredPart:
+        student = self.student
+        trajectories = self.data.read(torch.tensor(items), next(student.network.parameters()).device)
+        at_once = images_at_once(8 * trajectories.noise.shape[-1])
+        ends = [
+            few_step_rollout(student, trajectories.noise[part], trajectories.conditioning[part], self.steps)[0].half().cpu()
+            for part in torch.arange(len(items)).split(at_once)
+        ]
+        return StoredPart({"generated": {"ends": torch.cat(ends)}})

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gendistill.data.provenance import codec_provenance, denoiser_provenance, fingerprints
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.provenance import provenance
 from gendistill.schedulers import Prediction
 
 TrajectoryTeacher = Callable[[Tensor, Tensor, Conditioning, Conditioning, Tensor | float], Prediction]
@@ -31,9 +31,6 @@ class TrajectoryTeachers:
         others: weights, or patterns, by a source for `load_teacher`.
         texts: returns the prompt of every row of the data; called if there are patterns.
 
-    Attributes:
-        key_parts: fingerprints, weights and patterns of the other teachers, for the cache; empty without other teachers.
-
     Raises:
         ValueError: a teacher cannot be opened, or has another latent space.
     """
@@ -46,15 +43,16 @@ class TrajectoryTeachers:
         self._teachers: list[TrajectoryTeacher] = [partial(_averaged, averaged)]
         self._teachers += [opened[source].denoiser.guided for _, source in patterns]
         self._number_of: Tensor | None = None  # index in _teachers of each row
-        self.key_parts: dict[str, Any] = {}
         self.described = "the teacher" if not others else f"the teacher and {', '.join(others)}"
-        if others:
-            provenance = {source: denoiser_provenance(other.denoiser) for source, other in opened.items()}
-            self.key_parts = {"teachers": [[provenance[source], value] for source, value in others.items()]}
+        self._others = [(opened[source].denoiser, value) for source, value in others.items()]
         if patterns:
             prompts = texts()
             number_of = {text: _first_match([pattern for pattern, _ in patterns], text) for text in set(prompts)}
             self._number_of = torch.tensor([number_of[text] for text in prompts])
+
+    def fingerprint(self) -> Any:
+        """The other teachers with their weights and patterns, as JSON values."""
+        return provenance(self._others)
 
     def assigned(self, rows: Tensor) -> Iterator[tuple[TrajectoryTeacher, Tensor]]:
         """Each teacher that generates trajectories of `rows` (n,), with the indices in [0, n) of these rows."""
@@ -92,7 +90,7 @@ def _open_matching(teacher: Teacher, source: str) -> Teacher:
     other = load_teacher(source, resolution=teacher.resolution, dtype=main.dtype, device=teacher.pipeline.device)
     shapes = [model.codec.latent_shape(model.resolution) for model in (teacher, other)]
     schedules = [(model.denoiser.schedule.num_train_timesteps, _noise_levels(model)) for model in (teacher, other)]
-    if shapes[0] != shapes[1] or codec_provenance(teacher.codec) != codec_provenance(other.codec):
+    if shapes[0] != shapes[1] or provenance(teacher.codec) != provenance(other.codec):
         raise ValueError(
             f"align.teachers {source}: has another latent space than {teacher.source}; expects a teacher with the same VAE"
         )
@@ -101,7 +99,7 @@ def _open_matching(teacher: Teacher, source: str) -> Teacher:
             f"align.teachers {source}: was trained on another noise schedule than {teacher.source}; "
             "expects a teacher with the same schedule"
         )
-    if fingerprints(teacher.prompt_encoders) != fingerprints(other.prompt_encoders) or teacher.own_prompts != other.own_prompts:
+    if teacher.prompt_encoder.fingerprint() != other.prompt_encoder.fingerprint():
         raise ValueError(
             f"align.teachers {source}: encodes prompts differently from {teacher.source}; "
             "expects a teacher with the same text encoder, or the same classes"

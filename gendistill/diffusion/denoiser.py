@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,28 @@ class Denoiser:
     def with_prediction_type(self, prediction_type: str, fraction: float = 1.0) -> Denoiser:
         """The same network with its output interpreted as another prediction type, or as a mix of that and eps (`fraction`)."""
         return replace(self, prediction_type=prediction_type, fraction=fraction)
+
+    @contextmanager
+    def converting(self, network: Any) -> Iterator[None]:
+        """While the context is open, `network` in a diffusers pipeline predicts `prediction_type` even if its own output is a
+        mix of that and eps (`fraction` below 1), which no scheduler reads."""
+        if self.fraction == 1:
+            yield
+            return
+        complete = self.with_prediction_type(self.prediction_type)
+
+        def convert(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            x_t, t = [*args, *kwargs.values()][:2]  # every family passes them first
+            raw = output[0] if isinstance(output, tuple) else output.sample
+            prediction = to_prediction(raw.float(), x_t.float(), t, self.prediction_type, self.schedule, self.fraction)
+            converted = complete.output_of(prediction, t).to(raw.dtype)
+            return (converted, *output[1:]) if isinstance(output, tuple) else type(output)(sample=converted)
+
+        hook = network.register_forward_hook(convert, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def with_network(self, network: Any) -> Denoiser:
         """The same family, schedule and prediction type with another network."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,35 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
-from gendistill.samplers.loading import commit_of, open_pipeline
+from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
+from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.schedulers import PREDICTION_TYPES
 
+logger = logging.getLogger(__name__)
+
 MIN_SIGNAL = 1e-3  # smallest alpha of an epsilon teacher; Stable Diffusion ends at 0.07, DDPM's linear schedule at 0.006
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """The parts of a pipeline that encode prompts."""
+
+    family: Family
+    pipeline: Any
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str], size: tuple[int, int]) -> Conditioning:
+        """Prompts (B), encoded for images of `size` (height, width).
+
+        Raises:
+            ValueError: the pipeline does not know a prompt.
+        """
+        return self.family.conditioning(self.family.encode(self.pipeline, prompts), size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines the conditions of a prompt, as JSON values."""
+        parts = pipeline_provenance(self.pipeline, (self.family.network_part, "vae", "scheduler"))
+        return {"family": provenance(self.family), "prompts": self.family.own_prompts(self.pipeline), **parts}
 
 
 @dataclass(frozen=True)
@@ -26,6 +54,7 @@ class Teacher:
     Attributes:
         resolution: pixels along an edge of the training images.
         commit: commit of the download; None where the pipeline is not from the hub.
+        not_in_student: what the teacher has and its student will not have, as sentences, for the log and the model card.
     """
 
     source: str
@@ -35,6 +64,7 @@ class Teacher:
     codec: Codec
     resolution: int
     commit: str | None = None
+    not_in_student: tuple[str, ...] = ()
 
     @property
     def network(self) -> Any:
@@ -46,17 +76,26 @@ class Teacher:
         return self.family.own_prompts(self.pipeline)
 
     @property
-    def prompt_encoders(self) -> dict[str, nn.Module]:
-        return self.family.encoders(self.pipeline)
+    def prompt_encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.family, self.pipeline)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts (B), encoded by the pipeline, for images of `size` (height, width); None for squares of `resolution`.
+        """Prompts (B), encoded for images of `size` (height, width); None for squares of `resolution`.
 
         Raises:
             ValueError: the pipeline does not know a prompt.
         """
-        return self.family.conditioning(self.family.encode(self.pipeline, prompts), size or (self.resolution, self.resolution))
+        return self.prompt_encoder.encode(prompts, size or (self.resolution, self.resolution))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines what the teacher generates from given noise and prompts, as JSON values."""
+        return {
+            "denoiser": provenance(self.denoiser),
+            "codec": provenance(self.codec),
+            "scheduler": provenance(self.pipeline.scheduler),
+            "resolution": self.resolution,
+            "prompt_encoder": self.prompt_encoder.fingerprint(),
+        }
 
     @torch.no_grad()
     def unconditional(self) -> Conditioning:
@@ -82,7 +121,8 @@ def load_teacher(
 
     Args:
         source, config, revision: as for `open_pipeline`.
-        resolution: pixels along an edge of the training images; None for the pipeline's own.
+        resolution: pixels along an edge of the training images; None for the pipeline's own. It becomes the default size of the
+            pipeline's images, and so that of its students.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
@@ -95,7 +135,7 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     """An opened pipeline as a teacher; all its parameters are frozen.
 
     Raises:
-        ValueError: as `load_teacher`.
+        ValueError: as `load_teacher`; or the network does not support the resolution.
     """
     family = family_of(pipeline)
     for part in pipeline.components.values():
@@ -114,8 +154,32 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     if height != width:
         raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
     _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
-    resolution = resolution or height
-    return Teacher(str(source), family, pipeline, denoiser, codec, resolution, commit_of(pipeline))
+    if resolution is not None and resolution != height:
+        _require_multiple(resolution, family.size_multiple(pipeline))
+        family.set_size(pipeline, resolution)
+    left_out = tuple(_not_in_student(pipeline, family))
+    for sentence in left_out:
+        logger.warning("teacher %s: %s", source, sentence)
+    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or height, commit_of(pipeline), left_out)
+
+
+def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
+    config, arguments = pipeline.scheduler.config, inspect.signature(type(pipeline.scheduler)).parameters
+    if lists_safety_checker(pipeline):
+        yield "the student has no safety checker; its users can load the teacher's (subfolder safety_checker) into the pipeline"
+    if "thresholding" in arguments and config.get("thresholding"):
+        yield "the student is trained and sampled without the dynamic thresholding of the teacher's scheduler"
+    if "clip_sample" in arguments and config.get("clip_sample") and not family.bounded:
+        yield "the student is trained and sampled without the clipping of latents (clip_sample) by the teacher's scheduler"
+
+
+def _require_multiple(resolution: int, multiple: int) -> None:
+    """Raise ValueError where the network cannot halve images of `resolution` pixels at each of its levels."""
+    if resolution % multiple:
+        nearest = sorted({max(resolution // multiple, 1) * multiple, -(-resolution // multiple) * multiple})
+        raise ValueError(
+            f"data.resolution {resolution}: expects a multiple of {multiple}, such as {' or '.join(map(str, nearest))}"
+        )
 
 
 def _require_distillable(

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gendistill.samplers.codec import LatentCodec
-from gendistill.samplers.missing_weights import require_loaded
+from gendistill.samplers.missing_weights import open_network
 from gendistill.training.ema import MovingAverage
 
 FASTEST = torch.channels_last  # the fastest memory format of weights on a CPU
@@ -63,13 +62,11 @@ def started_autoencoder(source: str, vae: Any) -> Any:
     Raises:
         ValueError: it cannot be opened, or its latents have another shape than those of `vae`.
     """
-    part = {"subfolder": "vae"} if (Path(source) / "vae").is_dir() else {}
+    folder = Path(source) / "vae"
     try:
-        opened: Any = AutoencoderTiny.from_pretrained(source, use_safetensors=True, **part)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"decoder.start {source}: cannot be opened as an AutoencoderTiny: {reason}") from error
-    require_loaded(source, {"vae": opened})
+        opened = open_network(AutoencoderTiny, folder if folder.is_dir() else source, source, "vae")
+    except ValueError as error:
+        raise ValueError(f"decoder.start {source}: cannot be opened as an AutoencoderTiny: {error}") from error
     student, teacher = opened.config, vae.config
     levels = {len(student["decoder_block_out_channels"]), len(student["encoder_block_out_channels"])}
     if student["latent_channels"] != teacher["latent_channels"] or levels != {len(teacher["block_out_channels"])}:

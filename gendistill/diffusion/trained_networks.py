@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gendistill.diffusion.denoiser import Denoiser
-from gendistill.samplers.precision import in_own_precision
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
@@ -264,7 +263,5 @@ class AdapterView(nn.Module):
         self.shared.enable_gradient_checkpointing()
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        weight = next(self.base.parameters())
-        in_precision = in_own_precision(weight.dtype, weight.device.type)  # accelerate wraps forward in autocast
-        with self.shared.using(self.adapter), in_precision:
+        with self.shared.using(self.adapter):
             return self.base(*args, **kwargs)

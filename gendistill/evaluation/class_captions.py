@@ -18,15 +18,11 @@ def class_caption(reference: str, samplers: Iterable[Sampler]) -> str | None:
     restricted = [sampler for sampler in samplers if sampler.own_prompts not in (None, [""])]
     if not restricted or not isinstance(source := open_source(reference), ImageSource):
         return None
-    fields: dict[str, set[str]] = {}
-    for entry in source.entries():
-        for name, text in entry.texts.items():
-            fields.setdefault(name, set()).add(text)
-    matching = [name for name, texts in fields.items() if all(sampler.knows(texts) for sampler in restricted)]
-    if not matching:
+    field = source.field_of(lambda texts: all(sampler.knows(texts) for sampler in restricted))
+    if field is None:
         classes = ", ".join(repr(prompt) for prompt in (restricted[0].own_prompts or [])[:3])
         raise ValueError(
-            f"caption: no field of {reference} ({', '.join(sorted(fields)) or 'it has none'}) names the model's classes "
-            f"({classes}, ...) and nothing else; expects --prompts FILE with one class per line"
+            f"caption: no field of {reference} ({source.seen}) names the model's classes ({classes}, ...) and nothing else; "
+            "expects --prompts FILE with one class per line"
         )
-    return max(matching, key=lambda name: len(fields[name]))
+    return field

@@ -12,7 +12,7 @@ from typing import Any
 from gendistill.evaluation.audited import AuditContext, clip_scores_of
 from gendistill.evaluation.cached_figures import cached_figures
 from gendistill.evaluation.compare_fit import measure_fits, open_add_ons
-from gendistill.evaluation.compare_report import write_reports
+from gendistill.evaluation.compare_report import REPORTS, write_reports
 from gendistill.evaluation.comparison import FILE_NAME, ComparisonRow, ModelComparison, RowTest, main_rows
 from gendistill.evaluation.entries import ModelEntry, open_entries
 from gendistill.evaluation.evaluation_config import ComparisonConfig
@@ -21,13 +21,14 @@ from gendistill.evaluation.extraction import as_tensor
 from gendistill.evaluation.image_cache import ImageCache
 from gendistill.evaluation.probes import Probes
 from gendistill.evaluation.regressions import AUDITS, RegressionAnalysis, analyze_regressions, images_to_generate
+from gendistill.evaluation.report_folder import report_folder
 from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.metrics.cost.efficiency import Costs, images_generated
 from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.pairs.paired import paired_test, paired_test_frechet
 from gendistill.metrics.pairs.perceptual import Lpips
 from gendistill.metrics.registry import chosen_metrics
-from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.device import usable_device
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.costs import measure_costs
@@ -68,8 +69,13 @@ def compare(models: list[str], config: ComparisonConfig) -> ModelComparison:
     Raises:
         ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
+    with report_folder(config.out or OUT, (FILE_NAME, *REPORTS)) as folder:
+        return _compare(models, config, folder)
+
+
+def _compare(models: list[str], config: ComparisonConfig, folder: Path) -> ModelComparison:
     amount, (metrics, audits) = QUICK if config.quick else THOROUGH, _split(config.metrics)
-    device, folder, reference = usable_device(config.device), make_folder(config.out or OUT), config.reference
+    device, reference = usable_device(config.device), config.reference
     probes = Probes.load(config.probes) if config.probes else Probes.for_reference(reference)
     entries = open_entries(
         models, list(config.steps or STEPS), guidance_scale=config.guidance_scale, solver=config.solver, device=device

@@ -35,6 +35,7 @@ from gendistill.evaluation.score_cells import explanations, protocol_section, sc
 from gendistill.metrics.registry import higher_is_better
 from gendistill.runtime.files import atomic_write
 
+REPORTS = ("report.html", "quality.png", "comparison.csv")
 GALLERY_PIXELS = 2**16  # of all images of a grid: 64 of 32x32, 16 of 64x64, and never fewer than 8
 
 
@@ -61,7 +62,7 @@ def write_reports(comparison: ModelComparison, folder: Path, reference: str, pro
         subtitle=f"{comparison.evaluator.prompt_source}; against {comparison.evaluator.reference_name}.",
         footer="Written by gendistill compare.",
     )
-    files = [folder / name for name in ("report.html", "quality.png", "comparison.csv")]
+    files = [folder / name for name in REPORTS]
     write_page(page, files[0])
     with atomic_write(files[1]) as temporary:
         _against_latency(comparison).save_png(temporary)

@@ -10,6 +10,7 @@ from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator
 from gendistill.evaluation.extraction import as_tensor
 from gendistill.evaluation.generator_report import GeneratorComparison, GeneratorImages, write_report
+from gendistill.evaluation.report_folder import REPORT, report_folder
 from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
 from gendistill.evaluation.teacher_plans import FILE_NAME, save_rows
 from gendistill.gan.generator_sampler import GeneratorSampler
@@ -18,7 +19,7 @@ from gendistill.metrics.cost.interleaved import SideBySide, time_side_by_side
 from gendistill.metrics.distances.uncertainty import sample_size_warning
 from gendistill.metrics.pairs.paired import paired_test_frechet
 from gendistill.metrics.protocol import Evaluation
-from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.device import usable_device
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import to_uint8
@@ -49,7 +50,12 @@ def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorCompari
     assert folder is not None
     if config.out is None and not Path(model).expanduser().is_dir():
         raise ValueError(f"out: model {model} is no folder to write to; expects --out FOLDER")
-    device, out = usable_device(config.device), make_folder(config.out or folder)
+    with report_folder(config.out or folder, (FILE_NAME, REPORT)) as out:
+        return _evaluate(folder, config, out)
+
+
+def _evaluate(folder: Path, config: EvaluationConfig, out: Path) -> GeneratorComparison:
+    device = usable_device(config.device)
     samplers = _open(folder, config.teacher, device)
     for sampler in samplers.values():
         for count in config.steps or ():
@@ -68,7 +74,7 @@ def evaluate_generator(model: str, config: EvaluationConfig) -> GeneratorCompari
     rows = [_with_costs(evaluated[name].evaluation, samplers[name], evaluator, times) for name in samplers]
     warning = sample_size_warning(len(evaluator.prompts), evaluator.extractor.dim)
     warnings, requested = [warning] if warning else [], evaluator.requested
-    files = [out / FILE_NAME, out / "report.html"]
+    files = [out / FILE_NAME, out / REPORT]
     if len(rows) == 1:
         save_rows(rows, files[0])
         return GeneratorComparison([], rows, times, None, warnings, files[:1], requested)

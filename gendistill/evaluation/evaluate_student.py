@@ -11,6 +11,7 @@ from torch import Tensor
 from gendistill.assets import asset_path
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator
+from gendistill.evaluation.report_folder import REPORT, report_folder
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, best_rows, write_report
 from gendistill.evaluation.teacher_fidelity import FIDELITY_IMAGES, lpips_for, wants_fidelity, with_fidelity
@@ -28,7 +29,7 @@ from gendistill.evaluation.teacher_plans import (
 )
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.protocol import Evaluation
-from gendistill.runtime.device import make_folder, usable_device
+from gendistill.runtime.device import usable_device
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
@@ -59,13 +60,21 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     if config.out is None and not Path(model).is_dir():
         raise ValueError(f"out: model {model} is not a folder to write to; expects --out FOLDER")
     evaluator = build_evaluator(replace(config, device=device), samplers, keep=True)
-    folder = make_folder(config.out or Path(model))
-    files = [folder / FILE_NAME, folder / "report.html"]
-    if sampler.spec is None:
-        rows = teacher_rows(sampler, evaluator, Path(model).name)
-        save_rows(rows, files[0])
-        return StudentComparison([], rows, files=files[:1], requested=evaluator.requested)
+    with report_folder(config.out or Path(model), (FILE_NAME, REPORT) if sampler.spec else (FILE_NAME,)) as folder:
+        if sampler.spec is not None:
+            return _evaluate_students(folders, samplers, evaluator, replace(config, device=device), folder)
+        rows, file = teacher_rows(sampler, evaluator, Path(model).name), folder / FILE_NAME
+        save_rows(rows, file)
+        return StudentComparison([], rows, files=[file], requested=evaluator.requested)
 
+
+def _evaluate_students(
+    folders: list[Path], samplers: list[FewStepSampler], evaluator: Evaluator, config: EvaluationConfig, out: Path
+) -> StudentComparison:
+    files, sampler, device = [out / FILE_NAME, out / REPORT], samplers[0], config.device or "cpu"
+    assert sampler.spec is not None
+    if config.teacher is None and (named := Path(sampler.spec.teacher)).is_absolute() and not named.exists():
+        raise ValueError(f"teacher {named} of the student does not exist; expects --teacher with its present path")
     students = _students(folders, samplers, config.steps)
     rows, guidance_rows = _student_rows(students, evaluator)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ from torch import Tensor
 import gendistill
 from gendistill.data.batches import LatentData
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.data.texts import printable
 from gendistill.evaluation.class_captions import class_caption
+from gendistill.evaluation.default_extractor import is_embedded, prompts_of
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.extraction import Advance, Extraction
 from gendistill.evaluation.image_cache import ImageCache, generate
 from gendistill.evaluation.reference import read_images
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
-from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name
+from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, load_extractor, metric_name, network_name
 from gendistill.metrics.features.gaussian import gaussian_statistics
 from gendistill.metrics.measure import Scores, measure
 from gendistill.metrics.metric import Need, ReferenceFeatures, SampleFeatures, needs_met_by
@@ -33,6 +36,8 @@ from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import Sampler, images_at_once, to_uint8
 from gendistill.samplers.codec import Codec
+
+logger = logging.getLogger(__name__)
 
 TINY_CLIP = "assets/tiny-clip"
 SEED_OF_PROMPTS = 20_000_003  # differs from every training seed
@@ -79,6 +84,11 @@ class Evaluator:
         """The name of the primary metric, the Fréchet distance: `fid`, `fd-emoji`."""
         return metric_name(self.extractor)
 
+    @property
+    def network(self) -> str:
+        """The feature network, with the hash of its weights."""
+        return network_name(self.extractor)
+
     def for_models(self, samplers: Iterable[Sampler]) -> Evaluator:
         """The evaluator for these models: without the CLIP score unless the prompts of all of them are texts.
 
@@ -91,7 +101,7 @@ class Evaluator:
         if evaluator.scorer is not None:
             met |= {Need.CLIP} | ({Need.CLIP_REFERENCE} if evaluator.reference.image_embeddings is not None else set())
         for metric in map(METRICS.__getitem__, evaluator.requested or ()):
-            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts))):
+            if not metric.of_pairs and (why := metric.lacks(met, len(evaluator.prompts), real=evaluator.reference.features)):
                 raise ValueError(why)
         return evaluator
 
@@ -238,22 +248,28 @@ def build_evaluator(
     source = open_source(reference, caption, seed, image_column=image_column, split=split)
     if isinstance(source, Prompts):
         raise ValueError(f"reference {reference} is a prompt file; expects images")
-    network = load_extractor(config.extractor or "emoji", device, config.resize)
+    embedded = all(is_embedded(sampler.size, prompts_of(sampler), reference) for sampler in samplers)
+    network = load_extractor(config.extractor or ("emoji" if embedded else "inception"), device, config.resize)
     scorer = load_scorer(config.clip or TINY_CLIP, device) if clip_score else None
-    embedded = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
-    extraction = Extraction(network, scorer if embedded else None, Path(config.cache))
+    embeds_reference = any(Need.CLIP_REFERENCE in METRICS[name].needs for name in requested or ())
+    extraction = Extraction(network, scorer if embeds_reference else None, Path(config.cache))
     square = all(sampler.size[0] == sampler.size[1] for sampler in samplers)
     with advancing_bar("reading the reference") as progress:
         real = read_images(source, extraction, square=square, progress=progress)
     assert real.metadata is not None
     captions = real.metadata.captions if config.prompts is None else Prompts(Path(config.prompts)).prompts
+    if not all(captions) and any(sampler.texts for sampler in samplers):
+        source.require_captions("--caption", "--prompts FILE")
+        logger.warning(
+            "%d of %d images of %s have no caption: the prompt ''", captions.count(""), len(captions), name_of(reference)
+        )
     captions_of = f"the {caption} captions of" if caption else "the captions of"
     return Evaluator(
         prompts=_sampled_prompts(captions, num, seed),
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
-        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {Path(reference).name}'}",
+        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {printable(Path(reference).name)}'}",
         extractor=network,
         scorer=scorer,
         seed=seed,
@@ -279,19 +295,17 @@ def _sampled_prompts(captions: list[str], num: int, seed: int) -> list[str]:
 
 def name_of(source: str) -> str:
     """A short name of a set of images: the folder's name, or `emoji/train-*.tar.gz`."""
-    return Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:])
+    return printable(Path(source).name if Path(source).is_dir() else "/".join(Path(source).parts[-2:]))
 
 
-def teacher_evaluator(
-    data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str | None = None
-) -> Evaluator:
+def teacher_evaluator(data: LatentData, codec: Codec, prompts: list[str], *, num: int, seed: int, extractor: str) -> Evaluator:
     """An evaluator whose reference is the teacher's images, decoded from the latents that it generated for training.
 
     Args:
         data: cached latents that the teacher generated from `prompts`.
         num: number of prompts to evaluate on, with seeds that differ from those of the cached latents.
     """
-    network = load_extractor(extractor or "emoji")
+    network = load_extractor(extractor)
     features = []
     edge = data.cache.rows([0])["moments"].shape[-1] * codec.factor
     for rows in torch.arange(len(data)).split(images_at_once(edge)):

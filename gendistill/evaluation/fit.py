@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gendistill.diffusion.blocks import blocks_of, paired_blocks, recorded_maps, sizes_of
 from gendistill.evaluation.add_ons import AddOn, AddOnFit, SampledModel, add_on_fit
+from gendistill.evaluation.default_extractor import chosen_extractor, is_embedded, prompts_of
 from gendistill.evaluation.teacher_plans import distilled_scale
 from gendistill.metrics.features.extractors import FeatureExtractor
 from gendistill.metrics.features.load_extractor import load_extractor
@@ -124,7 +125,7 @@ def measure_fit(
         teacher_steps, student_steps: step counts; each model's default if None.
         guidance_scale: guidance scale of the student; its default if None.
         add_ons: LoRAs and ControlNets that were trained for the teacher.
-        extractor: feature network for the effects of add-ons; the embedded `emoji` network if None.
+        extractor: feature network for the effects of add-ons; if None, that of `chosen_extractor`.
         progress: called repeatedly with the number of newly sampled images.
 
     Raises:
@@ -151,7 +152,7 @@ def measure_fit(
     layers, unpaired = _layer_fits([model.first(CKA_IMAGES) for model in models], latents[0])
     add_on_fits: list[AddOnFit] = []
     if add_ons:
-        extractor = extractor or load_extractor("emoji", teacher.device)
+        extractor = extractor or load_extractor(_network_for(teacher), teacher.device)
         plain = [model.features(extractor) for model in models]
         add_on_fits = [add_on_fit(models, add_on, extractor, plain) for add_on in add_ons]
     return Fit(
@@ -163,6 +164,10 @@ def measure_fit(
         tuple(add_on_fits),
         extractor.name if extractor is not None and add_ons else "",
     )
+
+
+def _network_for(teacher: FewStepSampler) -> str:
+    return chosen_extractor(None, embedded=is_embedded(teacher.size, prompts_of(teacher)))[0]
 
 
 def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:

@@ -34,11 +34,13 @@ class ImageMetadata:
     Attributes:
         contents: 16 hex digits of a hash of the pixels: independent of the images' place and file format.
         broken: number of images that could not be decoded; no score includes them.
+        seen: see `ImageSource`.
     """
 
     captions: list[str]
     contents: str
     broken: int
+    seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class _SourceReader:
             image = _centre_square(sample.image) if self.square else sample.image
             digest.update(f"{image.size}".encode() + image.tobytes())
             yield image
-        self._metadata = ImageMetadata(captions, digest.hexdigest()[:16], self.source.broken_images)
+        self._metadata = ImageMetadata(captions, digest.hexdigest()[:16], self.source.broken_images, self.source.seen)
 
     def run(self, extract: Callable[[], Result]) -> Result:
         """The result of `extract`; ValueError if the source has fewer than two images."""

@@ -6,19 +6,25 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import ZipFile
 
 from rich.console import Group
 from rich.text import Text
 
 from gendistill.assets import asset_path
+from gendistill.data.images import SUFFIXES
 from gendistill.data.sources.captions import CaptionOption
+from gendistill.data.sources.metadata import LISTS
+from gendistill.data.sources.patterns import TABLES
 from gendistill.data.sources.shards import SHARD_SUFFIXES
 from gendistill.data.sources.source import Prompts, open_source
+from gendistill.evaluation.default_extractor import are_embedded_images
 from gendistill.evaluation.evaluate_student import student_folders
 from gendistill.evaluation.evaluation_config import CACHE, EvaluationConfig
 from gendistill.evaluation.evaluator import TINY_CLIP, name_of, networks_of
 from gendistill.evaluation.extraction import Extraction
 from gendistill.evaluation.reference import ImageSet, read_images
+from gendistill.evaluation.report_folder import report_folder
 from gendistill.metrics.distances.clip_score import ClipScorer, load_scorer
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.distances.uncertainty import sample_size_warning
@@ -29,15 +35,14 @@ from gendistill.metrics.metric import Need, SampleFeatures
 from gendistill.metrics.protocol import Evaluation, EvaluationProtocol
 from gendistill.metrics.registry import METRICS, chosen_metrics, default_metrics
 from gendistill.runtime.device import make_folder, usable_device
-from gendistill.runtime.files import atomic_write
+from gendistill.runtime.files import SIGNATURE, atomic_write, is_signed, require_new
 from gendistill.runtime.notebook import table_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.sampling.load import gan_folder
 
-EMBEDDED = "assets/emoji/"
 FILE_NAME = "evaluation.json"
 STATISTICS = ".npz"
-ENDINGS = (*SHARD_SUFFIXES, ".zip", ".parquet", STATISTICS)
+ENDINGS = (*SHARD_SUFFIXES, *SUFFIXES, *TABLES, *LISTS, ".zip", STATISTICS)
 MODEL_FILES = ("model_index.json", "gendistill.json", "pytorch_lora_weights.safetensors")
 
 
@@ -125,10 +130,12 @@ def evaluate_images(images: str, config: EvaluationConfig) -> SetEvaluation:
     evaluation = Evaluation(name_of(images), "", 0, scores.values, None, protocol, scores.intervals)
     files = []
     if config.out is not None:
-        files = [make_folder(config.out) / FILE_NAME]
-        with atomic_write(files[0]) as temporary:
+        with report_folder(config.out, (FILE_NAME,)) as folder, atomic_write(folder / FILE_NAME) as temporary:
             temporary.write_text(evaluation.to_json())
-    return SetEvaluation(evaluation, _warnings(network.dim, {images: samples, config.reference: reference}), files)
+        files = [folder / FILE_NAME]
+    warnings = _warnings(network.dim, {images: samples, config.reference: reference})
+    warnings += [f"not measured: {reason}" for reason in scores.left_out]
+    return SetEvaluation(evaluation, warnings, files)
 
 
 def _metrics(images: str, config: EvaluationConfig) -> tuple[str, ...]:
@@ -141,8 +148,8 @@ def _metrics(images: str, config: EvaluationConfig) -> tuple[str, ...]:
     return tuple(name for name in default_metrics() if not METRICS[name].needs & unmet)
 
 
-def _load_extractor(embedded: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
-    return load_extractor(extractor or ("emoji" if EMBEDDED in f"{asset_path(embedded)}/" else "inception"), device, resize)
+def _load_extractor(images: str, extractor: str | None, resize: str | None, device: str) -> FeatureExtractor:
+    return load_extractor(extractor or ("emoji" if are_embedded_images(images) else "inception"), device, resize)
 
 
 def save_statistics(
@@ -161,12 +168,16 @@ def save_statistics(
     """
     if out.suffix != STATISTICS:
         raise ValueError(f"out {out}: expects a {STATISTICS}")
+    out = out.expanduser()
     make_folder(out.parent)
+    require_new(out, "out", is_signed)
     network = _load_extractor(images, extractor, resize, usable_device(device))
     with advancing_bar("extracting features") as progress:
         image_set = _read(images, None, Extraction(network, None, Path(cache)), False, progress)
     with atomic_write(out) as temporary:
         image_set.statistics.save(temporary)
+        with ZipFile(temporary, "a") as archive:
+            archive.comment = SIGNATURE
     return image_set
 
 
@@ -189,8 +200,11 @@ def _with_prompts(path: str, image_set: ImageSet, scorer: ClipScorer | None) -> 
     assert image_set.images is not None
     assert image_set.metadata is not None
     captions = image_set.metadata.captions
-    if not all(captions):
-        raise ValueError(f"prompts: {path} has images without a caption; CLIP score and CLIP-R expect one per image.")
+    if missing := captions.count(""):
+        raise ValueError(
+            f"prompts: {path} has images without a caption: {missing} of {len(captions)} ({image_set.metadata.seen}); "
+            "CLIP score and CLIP-R expect one per image, or --caption FIELD."
+        )
     texts = scorer.embed_texts(captions) if scorer else None
     return dataclasses.replace(image_set.images, prompts=captions, text_embeddings=texts)
 

@@ -192,9 +192,9 @@ def stored_rows(teacher: Path, like: Evaluation) -> list[Evaluation]:
     path = teacher / FILE_NAME
     if not path.is_file():
         return []
-    rows = load_rows(path)
     try:
+        rows = load_rows(path)
         comparable(like, rows[0])
-    except ValueError:
+    except (ValueError, TypeError, LookupError):  # of another protocol or another program
         return []
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,25 +12,27 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gendistill.export.kohya import kohya_weights
 from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
-from gendistill.export.student_folder import open_in_float32, save_lora
-from gendistill.runtime.files import atomic_write, new_folder
+from gendistill.export.student_folder import fit_transformers_4_and_5, save_lora
+from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.loading import open_pipeline
+from gendistill.samplers.loading import lists_safety_checker, open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.training.checkpoint import as_os_error
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEED, PROMPT = 0, "a red apple on a table"
 PROGRAMS = ("onnx", "openvino")
 FOLDERS = ("diffusers", *PROGRAMS)  # formats that are a folder; the others are a file
+# ComfyUI reads v in a checkpoint of Stable Diffusion 2.x where the standard deviation of this bias is above this limit
+BIAS_OF_V, STD_OF_V = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # maximum error of a pixel in [0, 1] from rounding
 
 
@@ -55,7 +58,7 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
 
     Args:
         kind: one of `FORMATS`.
-        out: a new or empty folder, or a .safetensors file, which is replaced once the new one is complete.
+        out: a new or empty folder, or a .safetensors file that does not exist.
         dtype: of the weights: float32, float16 or bfloat16; None is float16, or float32 for a program.
         prompt: of the compared image; None is the first prompt of the model, or `PROMPT`.
 
@@ -74,21 +77,20 @@ def export(student: str, kind: str, out: Path, *, dtype: str | None = None, prom
     if kind in PROGRAMS:
         require_runtime(kind)
     if kind not in FOLDERS and out.suffix != ".safetensors":
-        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file")
-    out = out.resolve()
-    _require_vacant(out, kind)
+        raise ValueError(f"--out {out}: --format {kind} expects a .safetensors file, such as {out.name}.safetensors")
+    out = out.expanduser().resolve()
+    if kind in FOLDERS:
+        require_vacant(out, "--out")
+    else:
+        require_new(out, "--out")
     sampler = FewStepSampler.from_pretrained(student, quantization="none")  # other applications expect unquantized weights
-    _require_no_input(out, student, sampler)
     prompts = [prompt if prompt is not None else (sampler.own_prompts or [PROMPT])[0]]
     writing = (new_folder if kind in FOLDERS else atomic_write)(out)
     with advancing_bar(f"exporting and verifying {kind}", 3) as progress, writing as temporary:
         student_image = _generate(sampler, prompts)
         progress(1)
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(sampler, temporary, DTYPES[dtype])
-        except SafetensorError as error:
-            raise as_os_error(error) or error from error
+        write(sampler, temporary, DTYPES[dtype])
         progress(1)
         reopened = reopen(sampler, temporary)
         difference = (_generate(reopened, prompts) - student_image).abs()
@@ -105,50 +107,51 @@ def _generate(sampler: FewStepSampler, prompts: list[str], task: Task = TEXT_TO_
     return next(iter(sampler.images(prompts, [SEED], task=task)))
 
 
-def _require_vacant(out: Path, kind: str) -> None:
-    """Raise ValueError if a folder is not empty, or if `out` is a file instead of a folder or vice versa."""
-    if kind not in FOLDERS:
-        if out.is_dir():
-            raise ValueError(f"--out {out}: is a folder; --format {kind} expects the name of a .safetensors file")
-        return
-    if out.is_dir():
-        if existing := sorted(path.name for path in out.iterdir()):
-            more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-            raise ValueError(f"--out {out}: holds {existing[0]}{more}, which would be lost; expects a new or an empty folder")
-    elif out.exists():
-        raise ValueError(f"--out {out}: is a file; --format {kind} expects a new or an empty folder")
-
-
-def _require_no_input(out: Path, student: str, sampler: FewStepSampler) -> None:
-    """Raise ValueError if the file to write belongs to the student or to the teacher of its LoRA."""
-    sources = [student, sampler.spec.teacher] if sampler.spec is not None else [student]
-    for source in sources:
-        if out.is_file() and out.is_relative_to(Path(source).expanduser().resolve()):
-            raise ValueError(f"--out {out}: is a file of {source}, which would be lost; expects another name")
-
-
 def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    """A diffusers folder, with a LoRA fused; float16 weights are saved as diffusers' variant `fp16`."""
+    """A diffusers folder, with a LoRA fused. A variant (`fp16`) would be opened only by callers who name it."""
     pipeline = _fused(sampler).to(dtype)
-    pipeline.save_pretrained(out, safe_serialization=True, variant="fp16" if dtype is torch.float16 else None)
-    open_in_float32(out)
+    if lists_safety_checker(pipeline):
+        logger.warning("the export has no safety checker; its users can load the model's (subfolder safety_checker)")
+    pipeline.save_pretrained(out, safe_serialization=True)
+    fit_transformers_4_and_5(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
 
 
 def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
-    variant = "fp16" if list(out.rglob("*.fp16.safetensors")) else None
-    return FewStepSampler(DiffusionPipeline.from_pretrained(out, variant=variant, use_safetensors=True), sampler.spec)
+    return FewStepSampler(DiffusionPipeline.from_pretrained(out, use_safetensors=True), sampler.spec)
 
 
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
     pipeline = _fused(sampler)
     weights = {name: weight.to(dtype).contiguous() for name, weight in original_weights(pipeline).items()}
+    _require_readable(release_of(pipeline), pipeline.scheduler.config.prediction_type, weights)
     predicts_v = pipeline.scheduler.config.prediction_type == "v_prediction"
     marks = {"v_pred": torch.zeros(0)} if predicts_v else {}
     if predicts_v and pipeline.scheduler.config.get("rescale_betas_zero_snr"):
         marks["ztsnr"] = torch.zeros(0)
     _save(weights | marks, out, sampler, RELEASES[release_of(pipeline)])
+
+
+def _require_readable(release: str, prediction_type: str, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError for a prediction type that other programs cannot see in a checkpoint.
+
+    They read all checkpoints of 1.x as epsilon, those of 2.x by the size of a bias, and those of XL by the key `v_pred`.
+    """
+    if prediction_type == "epsilon" or (prediction_type == "v_prediction" and release == "xl"):
+        return
+    bias = weights.get(BIAS_OF_V)
+    if prediction_type == "v_prediction" and release == "2" and (bias is None or bias.float().std(correction=0) > STD_OF_V):
+        return
+    raise _unreadable("checkpoint", prediction_type)
+
+
+def _unreadable(kind: str, prediction_type: str) -> ValueError:
+    return ValueError(
+        f"--format {kind}: the student predicts {prediction_type}, but ComfyUI, InvokeAI and stable-diffusion.cpp would read "
+        "epsilon in this file; expects a student that was trained with --set progressive.prediction_type=epsilon, or "
+        "--format diffusers, whose scheduler names the prediction type"
+    )
 
 
 def _open_checkpoint(sampler: FewStepSampler, out: Path) -> FewStepSampler:
@@ -188,6 +191,8 @@ def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
     spec = sampler.spec
     assert spec is not None
     opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
+    if spec.prediction_type != sampler.family.prediction_type(opened.scheduler):  # a program reads that of the teacher
+        raise _unreadable("lora, kohya", spec.prediction_type)
     opened.load_lora_weights(str(out.parent), weight_name=out.name, use_safetensors=True)
     opened.scheduler = sampler.pipeline.scheduler
     return FewStepSampler(opened, spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gendistill.samplers import StudentSpec
@@ -72,11 +73,12 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         provenance: one table row per key; `licence` also goes into the metadata.
     """
     low, high = spec.guidance_range or (1.0, 1.0)
+    size = "" if spec.resolution is None else f", height={spec.resolution}, width={spec.resolution}"
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
         call=family.example.format(
             steps=spec.num_inference_steps[0],
             scale=spec.pipeline_guidance_scale,
-            eta=f", eta={spec.eta:g}" if spec.eta else "",
+            eta=(f", eta={spec.eta:g}" if spec.eta else "") + size,
         ),
         pipeline=family.pipelines[0],
         opening=_opening(spec),
@@ -90,7 +92,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         **{name: f"{value:.4g}" for name, value in spec.figures.items()},
     }
     return CARD.format(
-        teacher=spec.teacher,
+        teacher=name_of_teacher(spec.teacher),
         task=family.task,
         licence=provenance.get("licence", "unknown"),
         method=spec.method,
@@ -101,6 +103,11 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale),
         provenance="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
+
+
+def name_of_teacher(teacher: str) -> str:
+    """A hub id or a name as it is, and a path without its folders, which are those of one machine."""
+    return Path(teacher).name if Path(teacher).is_absolute() else teacher
 
 
 def _opening(spec: StudentSpec) -> str:

@@ -47,8 +47,10 @@ def release_of(pipeline: Any) -> str:
         )
     if unet["mid_block_type"] is None or not isinstance(unet["layers_per_block"], int):
         raise ValueError("the original layout expects a mid block, and the same number of layers in every block")
-    if type(vae).__name__ != "AutoencoderKL":
+    if vae is None or type(vae).__name__ != "AutoencoderKL":
         raise ValueError(f"got an {type(vae).__name__}; the original layout expects the teacher's AutoencoderKL")
+    if kind == "StableDiffusionXLPipeline" and vae.config.get("latents_mean") is not None:
+        raise ValueError("the original layout has no latents_mean and latents_std of a VAE; expects --format diffusers")
     if kind == "StableDiffusionXLPipeline":
         return "xl"
     return "1" if pipeline.text_encoder.config.hidden_act == "quick_gelu" else "2"

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPTextModelOutput
 
+from gendistill.export.student_folder import fit_transformers_4_and_5
 from gendistill.runtime.exporter import traced, write_onnx
 from gendistill.runtime.extras import install_line
 from gendistill.samplers import FewStepSampler
@@ -95,6 +97,7 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     for name, component in pipeline.components.items():
         if name.startswith(("tokenizer", "scheduler")) and component is not None:
             component.save_pretrained(out / name)
+    fit_transformers_4_and_5(out)
     pipeline.save_config(out)
     if sampler.spec is not None:
         replace(sampler.spec, lora=False).save(out)
@@ -129,7 +132,9 @@ def parts_of(sampler: FewStepSampler, pipeline: Any) -> Iterator[ExportedPart]:
     latents = torch.rand(2, pipeline.vae.config.latent_channels, height, width)
     yield ExportedPart("vae_decoder", "vae", "decode", _decode, {"latent_sample": latents}, ("sample",), _run_decode)
     images = torch.rand(2, pipeline.vae.config.in_channels, *sampler.size)
-    yield ExportedPart("vae_encoder", "vae", "encode", _encode, {"sample": images}, ("latent_parameters",), _run_encode)
+    is_tiny = type(pipeline.vae).__name__ == "AutoencoderTiny"
+    encoded, run = ("latent_sample", _run_tiny_encode) if is_tiny else ("latent_parameters", _run_encode)
+    yield ExportedPart("vae_encoder", "vae", "encode", _encode, {"sample": images}, (encoded,), run)
 
 
 class _Exportable(nn.Module):
@@ -181,13 +186,18 @@ def _run_decode(run: Run, latents: Tensor, *args: Any, **kwargs: Any) -> tuple[T
 
 
 def _encode(vae: Any, *inputs: Tensor) -> Tensor:
-    """The concatenated mean and log variance of the latents."""
-    parameters: Tensor = vae.encode(*inputs, return_dict=False)[0].parameters
+    """The concatenated mean and log variance of the latents, or the latents of an `AutoencoderTiny`."""
+    encoded: Any = vae.encode(*inputs, return_dict=False)[0]
+    parameters: Tensor = getattr(encoded, "parameters", encoded)
     return parameters
 
 
 def _run_encode(run: Run, images: Tensor, *args: Any, **kwargs: Any) -> AutoencoderKLOutput:
     return AutoencoderKLOutput(DiagonalGaussianDistribution(run(images)[0]))
+
+
+def _run_tiny_encode(run: Run, images: Tensor, *args: Any, **kwargs: Any) -> AutoencoderTinyOutput:
+    return AutoencoderTinyOutput(latents=run(images)[0])
 
 
 def _open(file: Path, kind: str, names: tuple[str, ...]) -> Run:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import AVERAGE, AdapterView, Networks
 from gendistill.export.model_card import model_card
-from gendistill.runtime.files import replace_folder
+from gendistill.runtime.files import updated_folder
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import family_of, network_of
+
+PREFIX = "text_model."  # of the weights of CLIP's text encoder in all published checkpoints
 
 
 @contextmanager
@@ -39,6 +44,7 @@ def student_pipeline(teacher: Teacher, networks: Networks) -> Iterator[Any]:
             network = copy.deepcopy(network).to(dtype)
         pipeline = teacher.family.student_pipeline(teacher.pipeline, {teacher.family.network_part: network})
         pipeline.set_progress_bar_config(disable=True)
+        stack.enter_context(networks.average.converting(network))
         yield pipeline
 
 
@@ -51,30 +57,28 @@ def export_student(
     provenance: dict[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write the student to `folder` atomically, replacing a previous one.
+    """Write the student to `folder` atomically, replacing a previous one; files in it that are not of a student are kept.
 
     Args:
         scheduler: the stock diffusers scheduler for sampling.
         provenance: rows of the model card: teacher, data, seeds, versions, figures.
         dtype: of the saved weights; diffusers opens them in the `torch_dtype` of its caller.
     """
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if networks.lora is not None:
-        save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
-        scheduler.save_pretrained(temporary / "scheduler")
-    else:
-        parts = {
-            name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
-            for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
-        }
-        saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
-        saved.save_pretrained(temporary, safe_serialization=True)
-        open_in_float32(temporary)
-    spec.save(temporary)
-    (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family))
-    replace_folder(temporary, folder)
+    with updated_folder(folder) as temporary:
+        temporary.mkdir(parents=True)
+        if networks.lora is not None:
+            save_lora(teacher.pipeline, AVERAGE, temporary, dtype)
+            scheduler.save_pretrained(temporary / "scheduler")
+        else:
+            parts = {
+                name: copy.deepcopy(part).to(dtype) if isinstance(part, torch.nn.Module) else part
+                for name, part in {**teacher.pipeline.components, teacher.family.network_part: networks.average.network}.items()
+            }
+            saved = teacher.family.student_pipeline(teacher.pipeline, {**parts, "scheduler": scheduler})
+            saved.save_pretrained(temporary, safe_serialization=True)
+            fit_transformers_4_and_5(temporary)
+        spec.save(temporary)
+        (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family))
 
 
 def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:
@@ -87,14 +91,47 @@ def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, nam
     part, network = family_of(pipeline).network_part, network_of(pipeline)
     # with PEFT's names: diffusers would rename only those of attention layers, and then ignore them when it loads the file
     weights = {key: tensor.to(dtype) for key, tensor in get_peft_model_state_dict(network, adapter_name=adapter).items()}
-    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": network.peft_config[adapter].to_dict()}
+    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": _settings(network.peft_config[adapter])}
     pipeline.save_lora_weights(folder, weight_name=name, **layers)
 
 
-def open_in_float32(folder: Path) -> None:
-    """Set the default dtype of the text encoders in a saved pipeline to float32, as diffusers does for all other components.
+def _settings(config: LoraConfig) -> dict[str, Any]:
+    """The settings of an adapter that differ from PEFT's defaults: its earlier versions reject a setting that they lack."""
+    defaults = LoraConfig().to_dict()
+    needed = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern")
+    return {name: value for name, value in config.to_dict().items() if name in needed or value != defaults.get(name)}
 
-    transformers 5 would open them in the dtype of the file, and the UNet would reject their half-precision states.
+
+def fit_transformers_4_and_5(folder: Path) -> None:
+    """Rewrite the text encoders and tokenizers of a saved pipeline so that transformers 4 and 5 read the same networks.
+
+    - Names: transformers 5 saves the weights of CLIP's text encoder without the prefix `text_model.`. transformers 4 finds none
+      of them then, and initialises all at random; transformers 5 reads both names.
+    - Vocabulary: transformers 5 saves tokenizer.json alone; CLIP's tokenizer of transformers 4 reads vocab.json and merges.txt.
+    - Default dtype: transformers 5 opens text encoders in the dtype of the file, and the UNet would reject their half-precision
+      states; diffusers opens all other components in float32.
     """
-    for path in folder.glob("text_encoder*/config.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    for config in folder.glob("text_encoder*/config.json"):
+        stored = json.loads(config.read_text())
+        config.write_text(json.dumps({**stored, "dtype": "float32"}, indent=2) + "\n")
+        if stored.get("architectures") == ["CLIPTextModel"]:
+            _add_prefix(config.parent)
+    for tokenizer in folder.glob("tokenizer*/tokenizer.json"):
+        model = Tokenizer.from_file(str(tokenizer)).model
+        if isinstance(model, BPE) and not (tokenizer.parent / "merges.txt").exists():
+            model.save(str(tokenizer.parent))
+
+
+def _add_prefix(folder: Path) -> None:
+    """Name the weights in a folder, and in the index of its shards, `text_model.NAME`."""
+    for file in folder.glob("*.safetensors"):
+        weights = load_file(file)
+        save_file({_prefixed(name): tensor for name, tensor in weights.items()}, file, metadata={"format": "pt"})
+    for index in folder.glob("*.safetensors.index*.json"):
+        stored = json.loads(index.read_text())
+        stored["weight_map"] = {_prefixed(name): file for name, file in stored["weight_map"].items()}
+        index.write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def _prefixed(name: str) -> str:
+    return f"{PREFIX}{name.removeprefix(PREFIX)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
 import traceback
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from gendistill.networks.classes import error_summary
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold
 from gendistill.runtime.exporter import traced, write_onnx
 from gendistill.runtime.extras import install_line
-from gendistill.runtime.files import replace_folder
+from gendistill.runtime.files import as_os_error, updated_folder
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +66,7 @@ def export_student(
     Raises:
         ValueError: the images of a written file differ from those of the network.
     """
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with updated_folder(folder, outdated=(PROGRAM, ONNX)) as temporary:
         save_gan(temporary, gan, dtype)
         network = _to_trace(gan.generator.network, dtype)
         inputs = tuple(tensor.cpu() for tensor in (example or gan.generator.example(2)))
@@ -82,9 +79,6 @@ def export_student(
         any_size = program and kind == "image" and not any(FIXED_SIZE in message for message in messages)
         card = gan_card(gan, provenance, program=program, onnx=has_onnx, any_size=any_size)
         (temporary / "README.md").write_text(card)
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for message in messages:
         logger.warning("%s: %s", folder, message)
     return messages
@@ -131,6 +125,8 @@ def _write_program(
         torch.export.save(program, folder / PROGRAM)
         _compare(folder / PROGRAM, torch.export.load(folder / PROGRAM).module(), network, batches)
     except Exception as error:  # torch.export raises many types
+        if of_disk := as_os_error(error, folder / PROGRAM):
+            raise of_disk from error
         (folder / PROGRAM).unlink(missing_ok=True)
         files = f"{PROGRAM} and {ONNX} are" if onnx else f"{PROGRAM} is"
         return [f"{files} not written, torch.export cannot trace {_operation(error)}"]
@@ -145,6 +141,8 @@ def _write_program(
         if importlib.util.find_spec("onnxruntime") is not None:
             _compare(folder / ONNX, open_onnx(folder / ONNX), network, batches)
     except Exception as error:  # an operation without an ONNX equivalent
+        if of_disk := as_os_error(error, folder / ONNX):
+            raise of_disk from error
         (folder / ONNX).unlink(missing_ok=True)
         return [f"{ONNX} is not written, the exporter cannot convert the program: {error_summary(error)}"]
     return []

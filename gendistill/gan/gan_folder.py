@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from gendistill.gan.generator import Generator, GeneratorSpec
 from gendistill.networks.classes import NotImportable, build, error_summary, read_json
 from gendistill.networks.pruning.pruned_architecture import apply
 from gendistill.networks.state_dicts import load_weights, read_state_dict
+from gendistill.runtime.files import honour_umask
+from gendistill.samplers.teacher_path import found_path, relative_path
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,7 @@ Kind = TypeVar("Kind", GeneratorSpec, NetworkSource)
 
 def is_gan_folder(folder: str | Path) -> bool:
     """Whether a folder holds a GAN in gendistill's format."""
-    return (Path(asset_path(folder)) / FILE_NAME).is_file()
+    return os.path.isfile(Path(asset_path(folder)) / FILE_NAME)  # also where the folder cannot be read
 
 
 def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None:
@@ -96,9 +99,10 @@ def save_gan(folder: Path, gan: Gan, dtype: torch.dtype = torch.float32) -> None
         **dataclasses.asdict(gan.generator.spec),
         "generator": dataclasses.asdict(gan.generator_source),
         "discriminator": gan.discriminator_source and dataclasses.asdict(gan.discriminator_source),
-        "student": gan.student,
+        "student": gan.student and _with_relative_paths(gan.student, folder),
     }
     (folder / FILE_NAME).write_text(json.dumps(description, indent=1) + "\n")
+    honour_umask(folder)
 
 
 def open_gan(folder: str | Path, device: str | torch.device = "cpu") -> Gan:
@@ -136,9 +140,31 @@ def _read(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder / FILE_NAME}: format_version {version!r}: expects {FORMAT_VERSION}; was it written by a newer gendistill?"
         )
-    if not isinstance(description.get("student"), dict | None):
+    if not isinstance(student := description.get("student"), dict | None):
         raise ValueError(f"{folder / FILE_NAME}: student: expects a mapping or null")
-    return description
+    return description | {"student": student and _with_found_paths(student, folder)}
+
+
+def _paths_of(student: dict[str, Any]) -> dict[str, str]:
+    """The paths that the description of a student has, by the name of their setting."""
+    generator = student.get("generator")
+    found = {name: student.get(name) for name in ("teacher", "teacher_config")}
+    found["weights"] = generator.get("weights") if isinstance(generator, dict) else None
+    return {name: path for name, path in found.items() if isinstance(path, str)}
+
+
+def _with_relative_paths(student: dict[str, Any], folder: Path) -> dict[str, Any]:
+    found = {name: relative_path(path, folder) for name, path in _paths_of(student).items()}
+    relative = {name: path for name, path in found.items() if path is not None}
+    return student | ({"relative": relative} if relative else {})
+
+
+def _with_found_paths(student: dict[str, Any], folder: Path) -> dict[str, Any]:
+    stored = student.get("relative")
+    relative = stored if isinstance(stored, dict) else {}
+    found = {name: found_path(path, relative.get(name), folder) for name, path in _paths_of(student).items()}
+    weights = {"generator": student["generator"] | {"weights": found.pop("weights")}} if "weights" in found else {}
+    return student | found | weights
 
 
 def _spec(folder: Path, description: dict[str, Any]) -> GeneratorSpec:

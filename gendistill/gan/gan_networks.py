@@ -34,9 +34,9 @@ class StudentWithFeatures(nn.Module):
 
 
 def tapped(generator: Generator, paths: list[str], inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """The images of a generator, and its features at `paths`."""
+    """The images of a generator, in float32 under any autocast, and its features at `paths`."""
     output, features = tap(generator.network, paths, *generator.arguments(inputs, labels))
-    return generator.images(output), features
+    return generator.images(output).float(), features
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gendistill.networks.counting import evaluating
+from gendistill.samplers.provenance import provenance
 
 FASTEST = torch.channels_last  # memory format on a CPU: tiny-gan samples in 0.7 of the time, and is trained in 0.8
 
@@ -60,6 +61,11 @@ class GeneratorSpec:
         names = f"one of its {self.num_classes} classes by name, or its" if self.classes else "a class"
         raise ValueError(f"{text!r}: the generator expects {names} number from 0 to {self.num_classes - 1}{hint}")
 
+    def knows(self, texts: Iterable[str]) -> bool:
+        """Whether all texts are names or numbers of classes."""
+        numbers = {str(number) for number in range(self.num_classes)}
+        return set(texts) <= numbers | set(self.classes)
+
     @property
     def scale(self) -> int | None:
         """The upscaling factor of an `image` generator; None where it is not an integer."""
@@ -76,6 +82,10 @@ class Generator:
 
     def __init__(self, network: nn.Module, spec: GeneratorSpec) -> None:
         self.network, self.spec = network, spec
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines the images of given inputs, as JSON values."""
+        return {"network": provenance(self.network), "spec": provenance(self.spec)}
 
     def with_network(self, network: nn.Module) -> Generator:
         """The same adapter with another network: a student, its EMA, or a wrapped network."""

@@ -14,7 +14,9 @@ class GeneratorConfig(Section):
     """The GAN teacher, where its folder does not describe it."""
 
     weights: str | None = Field(
-        None, description="Weights file of a teacher given as module:Class: .safetensors, or a .pth with a state_dict"
+        None,
+        description="Weights file of a teacher given as module:Class: .safetensors, or a .pth with a state_dict",
+        json_schema_extra=about(path=True),
     )
     kind: Literal["noise", "image"] | None = Field(None, description="Input of the generator; null detects it")
     input_shape: list[int] | None = Field(
@@ -35,10 +37,15 @@ class GeneratorConfig(Section):
         None,
         description="Discriminator of the teacher: module:Class, a folder, or fresh for a new one; null uses that of the "
         "teacher's folder",
+        json_schema_extra=about(path=True),
     )
     discriminator_weights: str | None = Field(
-        None, description="Weights file of a discriminator given as module:Class: .safetensors, or a .pth with a state_dict"
+        None,
+        description="Weights file of a discriminator given as module:Class: .safetensors, or a .pth with a state_dict",
+        json_schema_extra=about(path=True),
     )
     discriminator_config: str | None = Field(
-        None, description="JSON file with the arguments of a discriminator given as module:Class"
+        None,
+        description="JSON file with the arguments of a discriminator given as module:Class",
+        json_schema_extra=about(path=True),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -121,12 +120,12 @@ class GeneratorSampler(Sampler):
         """The hash of the weights and buffers at the first access."""
         return hash_of_weights({NETWORK: self.generator.network})
 
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return self.generator.fingerprint()
+
     def described(self, steps: int, guidance_scale: float) -> dict[str, Any]:
-        spec = dataclasses.asdict(self.generator.spec)
-        if not spec["one_hot"]:  # images that are cached without it are found again
-            del spec["one_hot"]
-        dtypes = sorted({str(parameter.dtype) for parameter in self.generator.network.parameters()})
-        return {"weights": self.weights_hash, "generator": self.kind, "spec": spec, "dtype": dtypes}
+        return self._fingerprint
 
     def components(self) -> dict[str, Component]:
         return {NETWORK: Component(self.generator.network)}

@@ -1,6 +1,7 @@
 """Adversarial losses of generator and discriminator, and gradient penalties on the discriminator.
 
-Logits have any shape, one per image (B,) or one per patch (B, 1, h, w); a large logit means "real".
+Logits have any shape, one per image (B,) or one per patch (B, 1, h, w); a large logit means "real". The penalties compute the
+discriminator in float32: their inner gradients are neither scaled, nor computed outside of autocast, as those of a loss are.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gendistill.losses.numerics import in_float32
 
 Criterion = Callable[[Tensor], Tensor]
 
@@ -39,11 +42,13 @@ def generator_loss(fake: Tensor, kind: str = "hinge") -> Tensor:
     return _losses(kind)[2](fake.float()).mean()
 
 
+@in_float32
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
     """E |grad_x D(x)|^2 / 2 on real images (B, C, H, W), a scalar (Mescheder et al. 2018, eq. 9 with gamma = 1)."""
     return _input_gradient(discriminator, real).square().sum(1).mean() / 2
 
 
+@in_float32
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, real_fraction: Tensor) -> Tensor:
     """E (|grad_x D(x)| - 1)^2 between real and generated images, a scalar (Gulrajani et al. 2017, eq. 3 with lambda = 1).
 

@@ -42,31 +42,35 @@ class FeatureConfig(Section):
 
 
 class RelationConfig(Section):
-    """Weights of the distances between the relations of a batch's images in student and teacher; 0 is off."""
+    """Weights of the distances between the relations of a micro-batch's images in student and teacher; 0 is off.
+
+    A micro-batch has the samples of one process, or of one of its parts with `trainer.gradient_accumulation_steps`.
+    """
 
     distance: Weight = Field(
         0.0,
-        description="Weight of the difference of pairwise distances (RKD)",
+        description="Weight of the difference of pairwise distances in a micro-batch (RKD)",
         json_schema_extra=about(paper=papers.RKD, at="section 3.2.1"),
     )
     angle: Weight = Field(
         0.0,
-        description="Weight of the difference of the angles of triplets (RKD)",
+        description="Weight of the difference of the angles of triplets in a micro-batch (RKD)",
         json_schema_extra=about(paper=papers.RKD, at="section 3.2.2"),
     )
     similarity: Weight = Field(
         0.0,
-        description="Weight of the difference of the similarity matrices",
+        description="Weight of the difference of the similarity matrices of a micro-batch",
         json_schema_extra=about(paper=papers.SIMILARITY, at="section 3"),
     )
     correlation: Weight = Field(
         0.0,
-        description="Weight of the difference of the correlation matrices",
+        description="Weight of the difference of the correlation matrices of a micro-batch",
         json_schema_extra=about(paper=papers.CORRELATION, at="section 3"),
     )
     contrastive: Weight = Field(
         0.0,
-        description="Weight of InfoNCE between the student's and the teacher's features of the same sample",
+        description="Weight of InfoNCE between the student's and the teacher's features of a sample, against the others of "
+        "a micro-batch",
         json_schema_extra=about(paper=papers.CRD),
     )
 
@@ -104,8 +108,8 @@ def relation_terms(weights: object, step: int, student: Tensor, teacher: Tensor)
 def feature_terms(weights: object, step: int, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[Term]:
     """Name, weight and value (0-d) of each feature loss of this step, averaged over the layers; nothing without layers.
 
-    Feature maps (B, C, ...) are divided by the root mean square of the teacher's, so that a weight has the same meaning in
-    every layer of every network.
+    Feature maps (B, C, ...) are divided by the root mean square of the teacher's in the micro-batch, so that a weight has the
+    same meaning in every layer of every network.
     """
     pairs = [_scaled(*pair) for pair in zip(student, teacher, strict=True)]
     for name, weight, loss in weighted(FEATURE_LOSSES, weights, step) if pairs else ():
@@ -114,4 +118,4 @@ def feature_terms(weights: object, step: int, student: Sequence[Tensor], teacher
 
 def _scaled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     scale = teacher.float().square().mean().sqrt().clamp(min=1e-8)
-    return student / scale, teacher / scale
+    return student.float() / scale, teacher.float() / scale

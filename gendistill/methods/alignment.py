@@ -60,7 +60,10 @@ class MatchConfig(Section):
 
 
 class LatentDistributionConfig(Section):
-    """Weights of the distances between the distributions of these latents; 0 is off."""
+    """Weights of the distances between the distributions of these latents; 0 is off.
+
+    A micro-batch has the samples of one process, or of one of its parts with `trainer.gradient_accumulation_steps`.
+    """
 
     patches: Weight = Field(
         0.0,
@@ -69,17 +72,19 @@ class LatentDistributionConfig(Section):
     )
     real_patches: Weight = Field(
         0.0,
-        description="Weight of the same distance between the patches of all latents and of real data, without their means",
+        description="Weight of the same distance between the patches of all latents of a micro-batch and of real data, without "
+        "their means",
         json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
     )
     sliced_wasserstein: Weight = Field(
         0.0,
-        description="Weight of the sliced Wasserstein distance between batches of latents",
+        description="Weight of the sliced Wasserstein distance between micro-batches of latents",
         json_schema_extra=about(paper=papers.SLICED),
     )
     mmd: Weight = Field(
         0.0,
-        description="Weight of the maximum mean discrepancy of latents, with Gaussian kernels about the median distance",
+        description="Weight of the maximum mean discrepancy of micro-batches of latents, with Gaussian kernels about the "
+        "median distance",
         json_schema_extra=about(paper=papers.MMD, at="equation 3"),
     )
     adversarial: Weight = Field(
@@ -90,21 +95,22 @@ class LatentDistributionConfig(Section):
 
 
 class SemanticConfig(Section):
-    """Weights of the distances between the relations of a batch's latents, and between CLIP embeddings; 0 is off."""
+    """Weights of the distances between the relations of a micro-batch's latents, and between CLIP embeddings; 0 is off."""
 
     distance: Weight = Field(
         0.0,
-        description="Weight of the difference of pairwise distances (RKD)",
+        description="Weight of the difference of pairwise distances in a micro-batch (RKD)",
         json_schema_extra=about(paper=papers.RKD, at="section 3.2.1"),
     )
     angle: Weight = Field(
         0.0,
-        description="Weight of the difference of the angles of triplets (RKD)",
+        description="Weight of the difference of the angles of triplets in a micro-batch (RKD)",
         json_schema_extra=about(paper=papers.RKD, at="section 3.2.2"),
     )
     contrastive: Weight = Field(
         0.0,
-        description="Weight of InfoNCE between the student's and the teacher's latents of the same sample",
+        description="Weight of InfoNCE between the student's and the teacher's latents of a sample, against the others of "
+        "a micro-batch",
         json_schema_extra=about(paper=papers.CRD),
     )
     clip: Weight = Field(
@@ -154,7 +160,7 @@ class AlignConfig(Section):
     clip: str = Field(
         "assets/tiny-clip",
         description="CLIP model of align.semantic.clip: a folder or MODEL/TAG of open_clip",
-        json_schema_extra=about(paper=papers.CLIP),
+        json_schema_extra=about(paper=papers.CLIP, path=True),
     )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="Decay per step of the moving average, which is exported as the student"

@@ -64,7 +64,7 @@ class CompressionConfig(Section):
         FeatureConfig(), description="Distances between the outputs of blocks, relative to the teacher's scale"
     )
     relations: RelationConfig = Field(
-        RelationConfig(), description="Differences of the relations between a batch's samples in the middle block"
+        RelationConfig(), description="Differences of the relations between a micro-batch's samples in the middle block"
     )
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="Decay per step of the moving average, which is exported as the student"

@@ -25,7 +25,7 @@ from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, skipping
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, nearest_divisors, skipping
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
@@ -37,7 +37,8 @@ class ConsistencyConfig(Section):
     num_ddim_timesteps: int = Field(
         40,
         ge=2,
-        description="Number K of timesteps of the DDIM solver grid; 40 holds the sampling grids of 1, 2, 4 and 8 steps",
+        description="Number K of timesteps of the DDIM solver grid, a divisor of the teacher's timesteps (1000); 40 holds the "
+        "sampling grids of 1, 2, 4 and 8 steps",
         json_schema_extra=about("timesteps", papers.LCM, "section 4.3"),
     )
     num_phases: int = Field(
@@ -105,10 +106,16 @@ def phase_edges(num_phases: int, grid: Tensor) -> Tensor:
 
 
 def require_grid(config: ConsistencyConfig, timesteps: int) -> None:
-    """Raise ValueError where the solver grid has more points than the teacher has timesteps."""
+    """Raise ValueError where the solver grid does not divide the teacher's timesteps: samplers begin at the last of these."""
     if config.num_ddim_timesteps > timesteps:
         raise ValueError(
             f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: expects at most the teacher's {timesteps} timesteps"
+        )
+    if timesteps % config.num_ddim_timesteps:
+        nearest = " or ".join(map(str, nearest_divisors(config.num_ddim_timesteps, timesteps)))
+        raise ValueError(
+            f"consistency.num_ddim_timesteps {config.num_ddim_timesteps}: expects a divisor of the teacher's {timesteps} "
+            f"timesteps, such as {nearest}"
         )
 
 
@@ -116,7 +123,7 @@ class ConsistencyDistillation(DenoiserMethod):
     """The consistency loss between the student and its EMA, with the teacher as the solver.
 
     Raises:
-        ValueError: the solver grid has more points than the teacher has timesteps.
+        ValueError: the number of points of the solver grid does not divide the teacher's timesteps.
     """
 
     name = "consistency"
@@ -132,7 +139,7 @@ class ConsistencyDistillation(DenoiserMethod):
         networks.decay = config.ema_decay
         timesteps = networks.teacher.schedule.num_train_timesteps
         require_grid(config, timesteps)
-        self.grid = skipping(config.num_ddim_timesteps, timesteps)
+        self.grid, self.solver_grid = skipping(config.num_ddim_timesteps, timesteps), config.num_ddim_timesteps
         self.edges = phase_edges(config.num_phases, self.grid)
         self.distance = pseudo_huber if config.loss == "pseudo_huber" else l2
 

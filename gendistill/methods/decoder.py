@@ -45,6 +45,7 @@ class DecoderConfig(Section):
         None,
         description="Tiny autoencoder that training starts from, which sets width and blocks: the student of another run, or a "
         "folder or hub id of an AutoencoderTiny in the teacher's latent space, such as madebyollin/taesd",
+        json_schema_extra=about(path=True),
     )
     copies: int = Field(
         1,
@@ -144,6 +145,8 @@ class DecoderRecipe(Recipe):
         super().check(config, teacher)
         if teacher is not None and not isinstance(teacher.codec, LatentCodec):
             raise ValueError(f"teacher {config.teacher}: generates pixels and has no decoder; expects a latent diffusion model")
+        if teacher is not None and (kind := type(teacher.codec.vae).__name__) != "AutoencoderKL":
+            raise ValueError(f"teacher {config.teacher}: its vae is an {kind}; --method decoder expects an AutoencoderKL")
 
     def data_needs(self, config: RunConfig) -> Literal["decoded"]:
         return "decoded"

@@ -74,9 +74,11 @@ class DenoiserMethod(Method):
 
     Attributes:
         auxiliary: losses that are added to the method's own.
+        solver_grid: number of timesteps of the grid that the student is trained on; None where it knows others too.
     """
 
     networks: Networks
+    solver_grid: int | None = None
     auxiliary: Sequence[AuxiliaryLoss] = ()
 
     @property

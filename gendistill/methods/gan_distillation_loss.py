@@ -70,7 +70,8 @@ class DistributionConfig(Section):
     )
     real_patches: Weight = Field(
         {0: 0, 0.75: 0, 0.8: 10},
-        description="Weight of the same distance between the patches of all images and of real images, without mean colours",
+        description="Weight of the same distance between the patches of all images of a micro-batch and of real images, "
+        "without mean colours",
         validate_default=True,
         json_schema_extra=about(paper=papers.PATCHES, at="section 3.2"),
     )

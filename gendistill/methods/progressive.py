@@ -13,12 +13,14 @@ A first stage without halving may precede these. Its target is the teacher's pre
   small errors where alpha is small, and is undefined where alpha is 0 (section 4 of the paper, whose own teachers predict x_0,
   v, or both x_0 and eps). No weights turn a network that predicts eps into one that predicts v = (eps - sigma x_t) / alpha,
   since the coefficient of the network's input x_t depends on t. So the output is trained as (1 - fraction) eps + fraction v,
-  with a fraction that grows from 0, where the student equals the teacher, to 1 (`Denoiser.with_prediction_type`).
+  with a fraction that grows from 0, where the student equals the teacher, to 1 (`Denoiser.with_prediction_type`). A stage that
+  a limit ends earlier hands its fraction over: its student is read as the mix that it predicts, and the next stage continues
+  the change. No student is exported before the fraction is 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +43,7 @@ from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.section import Section
+from gendistill.training.method import Update
 from gendistill.training.trainer_config import TrainerConfig
 
 
@@ -73,8 +76,8 @@ class ProgressiveConfig(Section):
     prediction_type_steps: int = Field(
         300,
         ge=0,
-        description="Optimizer steps over which the training target changes from epsilon to the student's prediction type; 0 "
-        "changes it at once",
+        description="Optimizer steps over which the training target changes from epsilon to the student's prediction type, at "
+        "most half of the stage's max_steps; 0 changes it at once",
         json_schema_extra=about("steps"),
     )
     sampler: Literal["ddim", "stochastic"] = Field(
@@ -111,6 +114,7 @@ class ProgressiveConfig(Section):
         return 2 if self.sampler == "stochastic" else 1
 
 
+COMPLETE = 0.99  # fraction of the EMA's prediction type from which the rest is smaller than the error of any student
 WEIGHTINGS = ("truncated_snr", "snr_plus_one", "snr", "uniform")
 
 
@@ -155,6 +159,11 @@ class ProgressiveDistillation(DenoiserMethod):
     Args:
         times: (N,) descending, the timesteps of training, which are those of sampling. At the first of them x_t is pure noise,
             as in a sampler; at the others noisy data.
+        max_steps: limit of the stage; None does not limit the change of the prediction type.
+
+    Attributes:
+        start: fraction of the student's prediction type in the output of its initial weights; the rest is eps.
+        change_steps: steps in which that fraction would grow from 0 to 1.
     """
 
     name = "progressive"
@@ -166,9 +175,55 @@ class ProgressiveDistillation(DenoiserMethod):
         config: ProgressiveConfig,
         times: Tensor,
         auxiliary: Sequence[AuxiliaryLoss] = (),
+        max_steps: int | None = None,
     ) -> None:
         self.networks, self.guidance, self.config, self.times, self.auxiliary = networks, guidance, config, times, auxiliary
         networks.decay = config.ema_decay
+        teacher, student = networks.teacher, networks.student
+        self.start = teacher.fraction if student.prediction_type == teacher.prediction_type else 0.0
+        self.change_steps = config.prediction_type_steps
+        self._averaged = (0, self.start)  # a step and its `average_fraction`, from which the next one is computed
+        if max_steps is not None:
+            self.change_steps = min(self.change_steps, max_steps // 2)
+            while self.change_steps and self.average_fraction(max_steps) < 1:  # a stage too short for its EMA to follow
+                self.change_steps, self._averaged = self.change_steps // 2, (0, self.start)
+        if student.prediction_type == "sample" or not self.change_steps:
+            self.start = 1.0
+        self._averaged = (0, self.start)
+        self.weights_of(0)
+
+    def fraction(self, step: int) -> float:
+        """The fraction of the student's prediction type in the output that training step `step` (from 0) fits."""
+        return min(1.0, self.start + step / self.change_steps) if self.start < 1 else 1.0
+
+    def average_fraction(self, step: int) -> float:
+        """The same fraction in the output of the EMA after `step` steps, as the EMA averages the students of all of them."""
+        first, fraction = self._averaged if self._averaged[0] <= step else (0, self.start)
+        for trained in range(first, step if self.start < 1 else first):
+            decay = self.networks.decay_at(trained + 1)
+            fraction = decay * fraction + (1 - decay) * self.fraction(trained)
+        self._averaged = (step, fraction)
+        return fraction if fraction < COMPLETE else 1.0
+
+    def weights_of(self, step: int) -> None:
+        average = self.networks.average
+        self.networks.average = average.with_prediction_type(average.prediction_type, self.average_fraction(step))
+
+    def after_step(self, step: int, skipped: Collection[str] = ()) -> None:
+        super().after_step(step, skipped)
+        self.weights_of(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"change": [self.start, self.change_steps]} if self.start < 1 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start, self.change_steps = state.get("change", [self.start, self.change_steps])  # max_steps may be another now
+        self._averaged = (0, self.start)
+
+    def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
+        student = self.networks.student
+        self.networks.student = student.with_prediction_type(student.prediction_type, self.fraction(step))
+        yield from super().updates(batch, step, random)
 
     def loss(self, batch: Batch, step: int, random: PerSampleRandom) -> LossAndLogs:
         latents = batch.latents
@@ -186,30 +241,22 @@ class ProgressiveDistillation(DenoiserMethod):
         raise NotImplementedError
 
     def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
-        """The loss between the student's prediction and `target` in training step `step`: a scalar."""
-        return prediction_loss(self.networks.student(x_t, t, conditioning), target, self.config.weighting)
+        """The loss between the student's prediction and `target` in training step `step`: a scalar.
+
+        During the change of the prediction type it compares the outputs `(1 - fraction) eps + fraction v` (B, ...).
+        """
+        student = self.networks.student
+        if student.fraction == 1:
+            return prediction_loss(student(x_t, t, conditioning), target, self.config.weighting)
+        return mse_loss(student.output_of(student(x_t, t, conditioning), t), student.output_of(target, t))
 
 
 class GuidanceDistillation(ProgressiveDistillation):
-    """The stage without halving: the guided teacher's prediction in one network call, in the student's prediction type.
-
-    The prediction type changes over `prediction_type_steps` steps: the target of the network output is
-    `(1 - fraction) eps + fraction v` (B, ...), and the fraction grows from 0 to 1.
-    """
+    """The stage without halving: the guided teacher's prediction in one network call, in the student's prediction type."""
 
     @torch.no_grad()
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         return self.guidance.predict(self.networks.teacher, x_t, to_device(self.times[row], x_t.device), conditioning, scale)
-
-    def fit(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, target: Prediction, step: int) -> Tensor:
-        student = self.networks.student
-        if step >= self.config.prediction_type_steps or student.prediction_type in (
-            "sample",
-            self.networks.teacher.prediction_type,
-        ):
-            return super().fit(x_t, t, conditioning, target, step)
-        student = student.with_prediction_type(student.prediction_type, step / self.config.prediction_type_steps)
-        return mse_loss(student.output_of(student(x_t, t, conditioning), t), student.output_of(target, t))
 
 
 class StepHalving(ProgressiveDistillation):
@@ -222,10 +269,11 @@ class StepHalving(ProgressiveDistillation):
         config: ProgressiveConfig,
         num_steps: int,
         auxiliary: Sequence[AuxiliaryLoss] = (),
+        max_steps: int | None = None,
     ) -> None:
         stochastic = config.sampler == "stochastic"
         self.halving = halving_times(num_steps, networks.teacher.schedule, stochastic=stochastic, grid=config.grid or ())
-        super().__init__(networks, guidance, config, self.halving.t, auxiliary)
+        super().__init__(networks, guidance, config, self.halving.t, auxiliary, max_steps)
 
     def target(self, x_t: Tensor, row: Tensor, conditioning: Conditioning, scale: Tensor | float) -> Prediction:
         teacher = self.networks.teacher
@@ -292,14 +340,16 @@ class ProgressiveRecipe(Recipe):
             networks.student = networks.student.with_prediction_type(prediction_type)
             networks.average = networks.average.with_prediction_type(prediction_type)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
-            method = GuidanceDistillation(networks, guidance, settings, times)
+            max_steps = _trainer(config, GUIDANCE_STAGE).max_steps
+            method = GuidanceDistillation(networks, guidance, settings, times, max_steps=max_steps)
             yield stage(method, GUIDANCE_STAGE, settings.start_steps, "ddim", None)
             networks = next_networks(networks)
         for index, count in enumerate(network_calls(config)):
             networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
+            trainer = _trainer(config, str(count))
             auxiliary = auxiliary_alignment(context, networks, [count]) if student else []
-            halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary)
+            halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary, trainer.max_steps)
             yield stage(halving, str(count), count, settings.sampler, student)
 
     def outline(self, config: RunConfig) -> list[StageOutline]:

@@ -27,17 +27,25 @@ class RunConfig(Section):
     teacher: str = Field(
         "assets/tiny-sd",
         description="Teacher: a diffusers folder, hub id or .safetensors checkpoint; for GANs a folder or module:Class",
+        json_schema_extra=about(path=True),
     )
     teacher_config: str | None = Field(
         None,
         description="Architecture of a teacher without one: for a checkpoint sd1, sd2-base, sd2-v, sdxl or a diffusers folder "
         "with its configs; for a module:Class a JSON file with its arguments",
+        json_schema_extra=about(path=True),
     )
     teacher_revision: str | None = Field(None, description="Branch, tag or commit of a teacher on the hub")
     method: str = Field("consistency", description="Distillation method; `gendistill methods` describes each")
-    out: str = Field("runs/distill", description="Run folder, which receives config, log, checkpoints and students")
+    out: str = Field(
+        "runs/distill",
+        description="Run folder, which receives config, log, checkpoints and students",
+        json_schema_extra=about(path=True),
+    )
     start: str | None = Field(
-        None, description="Student folder that training starts from instead of the teacher, with all weights trained"
+        None,
+        description="Student folder that training starts from instead of the teacher, with all weights trained",
+        json_schema_extra=about(path=True),
     )
     quantization: Literal["none", "int8"] = Field(
         "none",
@@ -54,15 +62,22 @@ class RunConfig(Section):
         description="Solvers of which validation chooses the best for the student",
         json_schema_extra=about(paper=papers.TCD),
     )
-    validation_reference: str | None = Field(None, description="Real images that validation compares with; null uses data.path")
+    validation_reference: str | None = Field(
+        None,
+        description="Real images that validation compares with; null uses data.path",
+        json_schema_extra=about(path=True),
+    )
     validation_extractor: str | None = Field(
         None,
-        description="Feature network of the validation: emoji, inception, a folder, or a .pth of Inception's weights; null "
-        "chooses the best available",
+        description="Feature network of validations: emoji, inception, dinov2, clip, pixels, a folder or a .pth of Inception's "
+        "weights; null: emoji for the embedded models, else the first of inception, dinov2, clip on this machine, else pixels",
+        json_schema_extra=about(path=True),
     )
     seed: int = Field(0, ge=0, description="Seed of all randomness of the run")
     device: str | None = Field(None, description="Device: cuda, mps or cpu; null uses the best available")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the frozen teacher's weights")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="Precision of the frozen teacher's weights; with float16 the losses are scaled"
+    )
     data: DataConfig = DataConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     generator: GeneratorConfig = GeneratorConfig()

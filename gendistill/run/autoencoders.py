@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,19 @@ from accelerate import PartialState
 
 import gendistill
 from gendistill.data.decoded import DecodedData, prepare_decoded
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.tiny_autoencoder import TinyNetworks, decoded_by
 from gendistill.evaluation.decoder_figures import ROUND_TRIPS, DecoderFigures, measure_decoder
-from gendistill.export.student_folder import open_in_float32
+from gendistill.export.student_folder import fit_transformers_4_and_5
 from gendistill.methods import RunConfig, Stage, recipe_of
 from gendistill.methods.decoder import AutoencoderContext
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.denoisers import DenoiserRun, describe_data, describe_networks
-from gendistill.run.validation import save_image_grid
-from gendistill.runtime.files import replace_folder
+from gendistill.run.validation import save_image_grid, validation_extractor
+from gendistill.runtime.files import updated_folder
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import image_grid
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -66,7 +65,7 @@ class AutoencoderRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,
+            resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
@@ -109,7 +108,8 @@ class AutoencoderRun:
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[DecoderFigures, str]:
         config, average = self.config, stage.method.networks.average
-        extractor = load_extractor(config.validation_extractor or "emoji", str(self.processes.device))
+        name = validation_extractor(config, self.teacher, config.validation_reference or config.data.path)
+        extractor = load_extractor(name, str(self.processes.device))
         num = config.trainer.num_validation
         figures = measure_decoder(self.codec, average, self.held_out, num=num, extractor=extractor)
         if self.processes.is_main_process:
@@ -118,26 +118,25 @@ class AutoencoderRun:
 
     def _write(self, folder: Path, tiny: torch.nn.Module, training: TrainingResult, figures: DecoderFigures) -> None:
         """Write the pipeline with the tiny autoencoder, atomically."""
-        temporary, teacher = folder.with_name(f".{folder.name}"), self.teacher
-        shutil.rmtree(temporary, ignore_errors=True)
+        teacher = self.teacher
         tiny.to(memory_format=torch.contiguous_format)  # safetensors stores the memory format otherwise
         pipeline = teacher.family.student_pipeline(teacher.pipeline, {"vae": tiny})
-        pipeline.save_pretrained(temporary, safe_serialization=True)
-        open_in_float32(temporary)
-        times = [dataclasses.asdict(time) for time in figures.times]
-        measured = {**figures.as_json(), "steps": training.steps, "best_step": training.best_step, "times": times}
-        (temporary / FIGURES).write_text(json.dumps(measured, indent=1))
-        card = CARD.format(
-            teacher=self.config.teacher,
-            version=gendistill.__version__,
-            steps=training.steps,
-            figures=figures.describe(),
-            file=FIGURES,
-            hash=weights_fingerprint(teacher.codec.networks["vae"]),
-            data=self.decoded.cache.provenance.get("described", "unknown"),
-        )
-        (temporary / "README.md").write_text(card)
-        replace_folder(temporary, folder)
+        with updated_folder(folder) as temporary:
+            pipeline.save_pretrained(temporary, safe_serialization=True)
+            fit_transformers_4_and_5(temporary)
+            times = [dataclasses.asdict(time) for time in figures.times]
+            measured = {**figures.as_json(), "steps": training.steps, "best_step": training.best_step, "times": times}
+            (temporary / FIGURES).write_text(json.dumps(measured, indent=1))
+            card = CARD.format(
+                teacher=self.config.teacher,
+                version=gendistill.__version__,
+                steps=training.steps,
+                figures=figures.describe(),
+                file=FIGURES,
+                hash=weights_fingerprint(teacher.codec.networks["vae"]),
+                data=self.decoded.cache.provenance.get("described", "unknown"),
+            )
+            (temporary / "README.md").write_text(card)
 
 
 class DecoderValidator:

@@ -20,6 +20,8 @@ from gendistill.methods.method_registry import compresses
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.plugins import load_plugins
 
+HEADER = "# Written by gendistill distill: all settings of this run.\n"
+
 
 class CheckedConfig(RunConfig):
     """The settings of a run, checked to be compatible with each other."""
@@ -117,4 +119,4 @@ def config_text(config: RunConfig) -> str:
 def save_config(config: RunConfig, path: Path) -> None:
     """Write `config_text` to a file, atomically."""
     with written_alone(path) as temporary:
-        temporary.write_text(config_text(config))
+        temporary.write_text(HEADER + config_text(config))

@@ -13,10 +13,9 @@ import torch
 from accelerate import PartialState, init_empty_weights
 
 from gendistill.data.batches import LatentData
+from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
-from gendistill.data.provenance import weights_fingerprint
 from gendistill.data.sources.prompts import Prompts
-from gendistill.data.sources.source import open_source
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
@@ -28,13 +27,16 @@ from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.networks.pruning.unet_pruning import macs_fraction
+from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
 from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
+from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
 
 
@@ -47,7 +49,7 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution if config.data.path else None,  # generated data have the teacher's resolution
+            resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
@@ -102,13 +104,20 @@ class DenoiserRun:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        return Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
-        """Write the student with the solver of the best validation."""
+        """Write the student with the solver that validation chooses."""
         assert training.best is not None  # the validator has evaluated at least step 0
-        figures = {"validation": training.best.score}
-        spec, scheduler = describe_student(self.config, self.teacher, stage, training.best.figures["solver"], figures)
+        average = stage.method.networks.average
+        if average.fraction < 1:
+            raise ValueError(
+                f"{folder.name}: training ended at step {training.steps}, before its change from epsilon to "
+                f"{average.prediction_type} was complete; expects a higher limit (trainer.max_minutes, trainer.max_steps) with "
+                "--resume, or a smaller progressive.prediction_type_steps"
+            )
+        spec, scheduler = describe_student(self.config, self.teacher, stage, self.validating.choose_solver(training.best))
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
             export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
@@ -117,6 +126,8 @@ class DenoiserRun:
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
         teacher, network = self.teacher, stage.method.networks.average.network
         rows: dict[str, Any] = {"teacher commit": teacher.commit} if teacher.commit else {}
+        if teacher.not_in_student:
+            rows["not in the student"] = "; ".join(teacher.not_in_student)
         if compresses(self.config):
             fraction = macs_fraction(teacher.network.config, network.config)
             rows["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"
@@ -128,11 +139,10 @@ class DenoiserRun:
         }
 
 
-def describe_student(
-    config: RunConfig, teacher: Teacher, stage: Stage, solver: str, figures: dict[str, Any] | None = None
-) -> tuple[StudentSpec, Any]:
-    """The `gendistill.json` of a stage's student for sampling with `solver`, and the diffusers scheduler of its pipeline."""
-    scheduler = scheduler_of(solver, config, teacher, stage)
+def describe_student(config: RunConfig, teacher: Teacher, stage: Stage, validation: Validation) -> tuple[StudentSpec, Any]:
+    """The `gendistill.json` of a stage's student, and the diffusers scheduler of its pipeline, with the validation's solver."""
+    solver = validation.figures["solver"]
+    scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -149,7 +159,9 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
-        figures=figures or {},
+        resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
+        figures={"validation": validation.score},
+        validation_network=validation.figures.get("network", ""),
     )
     return spec, scheduler
 
@@ -177,6 +189,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
+    teacher.family.set_size(pipeline, teacher.resolution)
     return network.to(teacher.pipeline.device)
 
 
@@ -243,7 +256,9 @@ def describe_data(config: RunConfig, texts: bool) -> str:
     if (data.path and data.prompts) or (texts and not data.path and not data.prompts):
         raise ValueError(NOTHING_TO_LEARN_ON)
     if data.path is not None:
-        source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+        source = image_source(data, config.seed)
+        if texts:
+            source.require_captions()
         description = source.describe()
     else:
         prompts = Prompts(Path(data.prompts)).describe() if data.prompts else "all of its prompts"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,18 +13,21 @@ from typing import Any, Protocol
 import torch
 from accelerate import PartialState
 
-from gendistill.methods import RunConfig, Stage, recipe_of
+from gendistill.methods import RunConfig, Stage, outline_of, recipe_of
 from gendistill.methods.progressive import GUIDANCE_STAGE
 from gendistill.run.autoencoders import AutoencoderRun
-from gendistill.run.config import load_config, save_config
+from gendistill.run.config import load_config
 from gendistill.run.denoisers import DenoiserRun
 from gendistill.run.failures import user_errors
 from gendistill.run.generators import GeneratorRun
+from gendistill.run.resuming import CONFIG, replacement_error, require_free, require_same_settings, write_config
 from gendistill.runtime.device import make_folder, usable_device
 from gendistill.runtime.extras import missing_extras_named
+from gendistill.runtime.files import folder_lock
 from gendistill.runtime.notebook import images_html, text_html
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.method import Method
+from gendistill.training.optimizers import require_optimizer
 from gendistill.training.processes import join_processes
 from gendistill.training.step import TrainingData
 from gendistill.training.stopping import Stopped
@@ -65,7 +69,6 @@ class RunOfKind(Protocol):
         ...
 
 
-WRITTEN = ("config.yaml", "log.jsonl", "checkpoints", "stages")  # files of a run that exist before its student
 KINDS: dict[str, Callable[[RunConfig, PartialState], RunOfKind]] = {
     "denoiser": DenoiserRun,
     "generator": GeneratorRun,
@@ -125,12 +128,16 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
     if config is not None and settings:
         raise ValueError(f"distill: got a config and {', '.join(settings)}; expects one of them")
     config = load_config(None, settings) if config is None else config
-    run = make_folder(Path(config.out))
+    run = make_folder(Path(config.out).expanduser())
     require_free(run, resume)  # before the encoding, and before config.yaml is written
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
-    processes = join_processes(config.trainer, usable_device(config.device))
-    with user_errors(config, processes.num_processes):
+    device = usable_device(config.device)
+    for outline in outline_of(config):  # what a later stage cannot do is reported before the first one
+        require_optimizer(outline.trainer)
+        processes = join_processes(outline.trainer, device)
+    locked: AbstractContextManager[None] = folder_lock(run, "out") if processes.is_main_process else nullcontext()
+    with user_errors(config, processes.num_processes), locked:
         try:
             result = _distill(kind(config, processes), run, processes, resume)
         except KeyboardInterrupt as stop:
@@ -143,29 +150,11 @@ def distill(config: RunConfig | None = None, *, resume: bool = False, **settings
 
 def _continued(config: RunConfig, run: Path, processes: PartialState) -> str:
     """How a run that was stopped continues: the sentence has the command."""
-    saved = run / "config.yaml"
+    saved = run / CONFIG
     if not saved.exists():
         return f"training had not begun: repeat the command, which finds the data prepared so far in {config.data.cache}"
     program = ["gendistill"] if processes.num_processes == 1 else ["accelerate", "launch", "-m", "gendistill.cli"]
     return f"to resume, run: {shlex.join([*program, 'distill', '--config', str(saved), '--resume'])}"
-
-
-def require_free(run: Path, resume: bool) -> None:
-    """Raise ValueError if a folder holds a run that is not resumed, or a student without checkpoints to resume from."""
-    students = [folder for folder in (run / "student", *run.glob("student-*")) if folder.exists()]
-    if not resume and (students or any((run / name).exists() for name in WRITTEN)):
-        raise ValueError(f"out {run} holds a run already; expects --resume, or another folder")
-    stages = (run, *run.glob("stages/*"))
-    if students and not any(Checkpoints(folder / "checkpoints").steps() for folder in stages):
-        raise replacement_error(students[0])
-
-
-def replacement_error(student: Path) -> ValueError:
-    """The error for an existing student that a new student would replace."""
-    return ValueError(
-        f"out {student.parent} holds {student.name} but no checkpoint of it to resume from, so that a new student would "
-        f"replace it; expects another folder, or that {student.name} is moved elsewhere first"
-    )
 
 
 def stage_folder(run: Path, folder: str) -> Path:
@@ -175,16 +164,18 @@ def stage_folder(run: Path, folder: str) -> Path:
 
 
 def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) -> DistillResult:
-    kind.prepare()
     config, main = kind.config, None
+    if resume:
+        require_same_settings(run, config)
+    kind.prepare()
     torch.manual_seed(config.seed)  # initialisation of adapters and discriminators
     for number, stage in enumerate(kind.stages()):
+        if processes.is_main_process and not number:
+            write_config(run, config)
         folder = make_folder(stage_folder(run, stage.folder))
         if stage.student is not None and (run / stage.student).exists() and not Checkpoints(folder / "checkpoints").steps():
             raise replacement_error(run / stage.student)  # other stages do have checkpoints
         validate = kind.validator(stage, make_folder(folder / "samples"))
-        if processes.is_main_process and not number:
-            save_config(config, run / "config.yaml")
         cpu = processes.device.type == "cpu"
         trainer = Trainer(
             stage.method, kind.data(stage), stage.trainer, folder, seed=config.seed + number, validate=validate, cpu=cpu

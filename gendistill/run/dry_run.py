@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gendistill.methods import RunConfig, outline_of, recipe_of
-from gendistill.run.distill import KINDS, require_free
+from gendistill.run.distill import KINDS
+from gendistill.run.resuming import require_free
 from gendistill.training.checkpoint import Checkpoints
 from gendistill.training.trainer_config import TrainerConfig
 
@@ -40,7 +41,7 @@ def dry_run(config: RunConfig, *, resume: bool = False) -> RunPlan:
     kind: Any = KINDS[recipe_of(config).teaches]
     kind.require_teacher(config)
     teacher, trains, data = kind.describe(config)
-    trainer, run, outlines = config.trainer, Path(config.out), outline_of(config)
+    trainer, run, outlines = config.trainer, Path(config.out).expanduser(), outline_of(config)
     lengths = [f"{stage.name}: {_length(stage.trainer)}" if stage.name else _length(stage.trainer) for stage in outlines]
     students = [str(run / stage.student) for stage in outlines if stage.student]
     minutes = f" or {trainer.checkpoint_minutes:g} minutes" if trainer.checkpoint_minutes else ""

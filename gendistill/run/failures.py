@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from safetensors import SafetensorError
 from gendistill.methods import RunConfig, recipe_of
 from gendistill.methods.method_registry import may_be_lora
 from gendistill.metrics.cost.measured_memory import ran_out
-from gendistill.training.checkpoint import Checkpoints, as_os_error
-
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+from gendistill.runtime.files import DISK, as_os_error
+from gendistill.training.checkpoint import Checkpoints
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def out_of_memory(config: RunConfig, num_processes: int = 1) -> str:
 
 def out_of_disk(config: RunConfig, error: OSError) -> str:
     """The message with the path that cannot be written, the space that a checkpoint needs, and the checkpoint that is kept."""
-    run = Path(config.out)
+    run = Path(config.out).expanduser()
     path = Path(error.filename) if isinstance(error.filename, str) else run
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     checkpoints = Checkpoints(run / "checkpoints")

@@ -12,7 +12,7 @@ from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.gan.generator import Generator
 from gendistill.methods.gan_codistillation import GanCodistillation
 from gendistill.metrics.distances.frechet import frechet_distance
-from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name
+from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name, network_name
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.run.validation import GRID_IMAGES, save_image_grid
 from gendistill.runtime.progress import advancing_bar
@@ -46,7 +46,7 @@ class GeneratorValidator:
         device: torch.device | str,
     ) -> None:
         self.method, self.extractor, self.samples, self.device = method, extractor, samples, device
-        self.metric = metric_name(extractor)
+        self.metric, self.network = metric_name(extractor), network_name(extractor)
         samples.mkdir(parents=True, exist_ok=True)
         teacher = method.networks.teacher
         self.inputs, self.labels, paired = _fixed_inputs(teacher, data, num, 1_000 + seed)
@@ -67,7 +67,7 @@ class GeneratorValidator:
         if step:
             self.method.report_diversity(relative)
         save_image_grid(image_grid(images[:GRID_IMAGES].float() / 255), self.samples / f"step-{step:06d}.png")
-        figures = {self.metric: distance, "diversity": relative}
+        figures = {self.metric: distance, "diversity": relative, "network": self.network}
         if self.targets is None:
             return Validation(distance, figures)
         error = (images.float() - self.targets.float()).abs().mean().item() / 255

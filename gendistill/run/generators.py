@@ -11,11 +11,11 @@ import torch
 from accelerate import PartialState
 
 from gendistill.assets import asset_path
+from gendistill.data.cached import image_source
 from gendistill.data.gan_batches import ImageData, NoData
 from gendistill.data.gan_images import prepare_images
 from gendistill.data.gan_pairs import generate_pairs, pair_images, paired_size
-from gendistill.data.provenance import weights_fingerprint
-from gendistill.data.sources.source import open_source
+from gendistill.evaluation.default_extractor import is_embedded
 from gendistill.gan.gan_export import export_student
 from gendistill.gan.gan_folder import Gan
 from gendistill.gan.gan_loading import EXPECTS, describe, open_teacher
@@ -26,8 +26,11 @@ from gendistill.methods.gan_build import GeneratorContext
 from gendistill.methods.gan_start import start_student
 from gendistill.metrics.features.feature_extractor import load_extractor
 from gendistill.run.gan_validation import GeneratorValidator
+from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
+from gendistill.run.validation import reported_extractor
 from gendistill.runtime.progress import advancing_bar
+from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.training.step import TrainingData
 from gendistill.training.trainer import TrainingResult, Validate
 
@@ -56,7 +59,8 @@ class GeneratorRun:
         teacher = open_teacher(config.teacher, config=config.teacher_config, settings=config.generator)
         data, description = config.data, "none: the teacher's images serve as real images"
         if data.path is not None:
-            source = open_source(data.path, data.caption, config.seed, image_column=data.image_column, split=data.split)
+            spec = teacher.generator.spec
+            source = image_source(data, config.seed, spec.knows if spec.num_classes else None)
             description = f"{source.describe()}; resized into {data.cache}"
         with advancing_bar(COMPRESSING) as tried:
             start = start_student(teacher, config.compress, NoData(), config.seed, tried=tried)
@@ -66,7 +70,7 @@ class GeneratorRun:
         config, generator = self.config, self.teacher.generator
         with advancing_bar("reading the images") as progress:
             self.images = prepare_images(config.data, generator.spec, config.seed, progress)
-        if self._pairs_images():
+        if isinstance(self.images, ImageData) and self._pairs_images(self.images):
             with advancing_bar("generating images of the teacher (gan.pairs)", len(self.images)) as progress:
                 generator.network.to(self.processes.device)
                 self.images = pair_images(generator, self.images, config.data.cache, progress)
@@ -76,16 +80,16 @@ class GeneratorRun:
                 generator.network.to(self.processes.device)
                 self.training_data = generate_pairs(generator, self.images, config.gan.pairs, config.data.cache, progress)
 
-    def _pairs_images(self) -> bool:
+    def _pairs_images(self, images: ImageData) -> bool:
         """Whether the teacher's images of the input images are cached: where each step needs them and nothing else of it."""
         settings, spec = self.config.gan, self.teacher.generator.spec
-        if settings.pairs is not None or spec.kind == "noise" or isinstance(self.images, NoData):
+        if settings.pairs is not None or spec.kind == "noise":
             return False
         if settings.peer == "teacher" or any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES):
             return False
-        if (size := paired_size(spec, self.images)) > settings.pairs_gib * 2**30:
+        if (size := paired_size(spec, images)) > settings.pairs_gib * 2**30:
             _report(
-                f"the teacher generates in every step: its images of {len(self.images)} images need {size / 2**30:.3g} GiB "
+                f"the teacher generates in every step: its images of {len(images)} images need {size / 2**30:.3g} GiB "
                 f"(gan.pairs_gib {settings.pairs_gib:g})"
             )
             return False
@@ -105,14 +109,15 @@ class GeneratorRun:
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
         config, device = self.config, self.processes.device
-        extractor = load_extractor(config.validation_extractor or "emoji", str(device))
-        num = config.trainer.num_validation
+        spec, num = self.teacher.generator.spec, config.trainer.num_validation
+        embedded = is_embedded(spec.output_shape[1:], spec.classes, config.data.path)
+        extractor = load_extractor(reported_extractor(config.validation_extractor, embedded=embedded), str(device))
         method: Any = stage.method  # every recipe of generators has a `GanCodistillation`
         return GeneratorValidator(method, self.images, extractor, samples, num=num, seed=config.seed, device=device)
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[Gan, str]:
         """Write the EMA of the best validation, with the discriminator of the last step."""
-        config, start, average = self.config, self.start, stage.method.networks.average
+        config, start, average = located(self.config), self.start, stage.method.networks.average
         assert training.best is not None  # the validator has evaluated at least step 0
         student_info: dict[str, Any] = {
             "method": config.method,
@@ -124,7 +129,8 @@ class GeneratorRun:
             "parameters": start.parameters,
             "teacher_macs": start.teacher_macs,
             "teacher_parameters": start.teacher_parameters,
-            "figures": training.best.figures,
+            "figures": _numbers(training.best.figures),
+            "validation_network": training.best.figures["network"],
             "steps": training.steps,
         }
         average.network.to(memory_format=torch.contiguous_format)  # the memory format of saved files
@@ -148,8 +154,12 @@ class GeneratorRun:
             "data": data,
             **provenance_of(config, stage, training),
             **({"ended": training.ended} if training.ended else {}),
-            **({name: f"{value:.4g}" for name, value in training.best.figures.items()} if training.best else {}),
+            **({name: f"{value:.4g}" for name, value in _numbers(training.best.figures).items()} if training.best else {}),
         }
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 def _report(sentence: str) -> None:

@@ -17,6 +17,7 @@ def provenance_of(config: RunConfig, stage: Stage, training: TrainingResult) -> 
     """Steps, training time, seed and versions by their names on the card."""
     return {
         "steps trained": f"{training.steps} at batch {stage.trainer.batch_size}, best at {training.best_step}",
+        **({"validated by": training.best.figures["network"]} if training.best and "network" in training.best.figures else {}),
         "minutes": f"{training.seconds / 60:.1f}",
         "seed": config.seed,
         "versions": f"gendistill {gendistill.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "

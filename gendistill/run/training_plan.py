@@ -27,6 +27,7 @@ from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.families import Family
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks
+from gendistill.settings.schedule import Step
 from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
 
@@ -163,7 +164,7 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
     changes: dict[str, dict[str, Any]] = {}
     if not config.trainer.gradient_checkpointing:
         changes["trainer.gradient_checkpointing=true"] = {"trainer": {"gradient_checkpointing": True}}
-    if config.trainer.batch_size > config.trainer.gradient_accumulation_steps:
+    if config.trainer.batch_size > config.trainer.gradient_accumulation_steps and not _keeps_all_parts(config):
         count = config.trainer.batch_size
         changes[f"trainer.gradient_accumulation_steps={count}"] = {"trainer": {"gradient_accumulation_steps": count}}
     if not config.lora.enabled and may_be_lora(config) and family.lora:
@@ -184,7 +185,8 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
     latents = _latents(config, networks)
-    rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
+    passes = 1 if _keeps_all_parts(config) else config.trainer.gradient_accumulation_steps
+    rows = config.trainer.batch_size // passes
     family, network = networks.family, networks.network
     schedule, prediction_type = family.noise_schedule(networks.scheduler), family.prediction_type(networks.scheduler)
     teacher = Denoiser(network, schedule, prediction_type, family.call)
@@ -206,18 +208,23 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
         step,
         num_trained,
         calls,
-        config.trainer.gradient_accumulation_steps,
+        passes,
     )
 
 
+def _keeps_all_parts(config: RunConfig) -> bool:
+    """Whether the activations of all parts of a batch are kept: those of two students, until each of them has stepped."""
+    return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
+
+
 def _step(method: Method, batch: Batch, rows: int) -> None:
-    for update in method.updates(batch, 0, PerSampleRandom(0, 0, 0, rows)):
+    for update in method.updates(batch, Step(0, 0.0), PerSampleRandom(0, 0, 0, rows)):
         update.loss.backward()
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
-    """Height and width of the training latents; generated data have the teacher's resolution."""
-    resolution = config.data.resolution if config.data.path else None
+    """Height and width of the training latents."""
+    resolution = config.data.resolution
     height, width = (resolution, resolution) if resolution else networks.size
     return height // networks.factor, width // networks.factor
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,19 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.batches import LatentData
-from gendistill.data.encode import training_prompts
+from gendistill.data.encode import training_prompts, training_source
 from gendistill.diffusion.teacher import Teacher
+from gendistill.evaluation.default_extractor import chosen_extractor, is_embedded, prompts_of
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator, teacher_evaluator
+from gendistill.evaluation.extraction import Advance
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
+from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import solver_eta, student_scheduler
+from gendistill.schedulers import nearest_divisors, solver_eta, student_scheduler
+from gendistill.training.log import RunLog
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
@@ -26,71 +33,145 @@ GRID_IMAGES = 32
 
 
 class Validator:
-    """Validates the EMA of a stage at all step counts with all its solvers, and saves image grids at fixed seeds."""
+    """Validates the EMA of a stage at all step counts with all its solvers, and saves image grids at fixed seeds.
+
+    All solvers sample the same prompts from the same noise.
+
+    Args:
+        evaluator: with at least as many prompts as the largest validation has.
+    """
 
     def __init__(self, config: RunConfig, teacher: Teacher, stage: Stage, evaluator: Evaluator, samples: Path) -> None:
         self.config, self.teacher, self.stage, self.evaluator, self.samples = config, teacher, stage, evaluator, samples
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
-        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample."""
-        with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
-            return self._validate(FewStepSampler(pipeline), step)
+        """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample.
 
-    def _validate(self, sampler: FewStepSampler, step: int) -> Validation:
-        steps, solvers = self.stage.steps, self.stage.solvers
+        It is infinite for a student that cannot be exported yet, since it is still changing its prediction type.
+        """
+        return self._validate(self.config.trainer.num_validation, step)
+
+    def choose_solver(self, best: Validation) -> Validation:
+        """A second validation of the best checkpoint, on `num_solver_images` images, whose `solver` becomes the student's.
+
+        Its table of solvers and figures goes to standard error and into the log.
+
+        A stage with one solver, or with no more of these images than `num_validation`, keeps the choice of `best`.
+        """
+        trainer = self.config.trainer
+        if len(self.stage.solvers) == 1:
+            return best
+        chosen = best
+        if trainer.solver_images > trainer.num_validation:
+            with advancing_bar("sampling with each solver") as progress:
+                chosen = self._validate(trainer.solver_images, progress=progress)
+        if PartialState().is_main_process:
+            RunLog(self.samples.parent / "log.jsonl").write({"solvers": chosen.figures})
+            print(solver_table(chosen), file=sys.stderr)
+        return chosen
+
+    def _validate(self, num: int, step: int | None = None, progress: Advance = None) -> Validation:
+        evaluator, solvers = self.evaluator.first(num), self.stage.solvers
         distances: dict[str, dict[str, float]] = {}
-        for solver in solvers:
-            sampler.pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
-            sampler.eta = solver_eta(solver)
-            distances[solver] = {}
-            for count in steps:
-                if count == 1 and solver != solvers[0]:
-                    distances[solver]["1"] = distances[solvers[0]]["1"]  # one step is the same with every solver
-                    continue
-                subset = self.evaluator.subset(items_of_process(len(self.evaluator.prompts)))
-                images = subset.generate(sampler, count, self.config.guidance.pipeline_scale)
-                images = gathered(images, len(self.evaluator.prompts))
-                distances[solver][str(count)] = self.evaluator.scores(images)[self.evaluator.metric]
-                if count == steps[0]:
-                    grid = image_grid(images[:GRID_IMAGES].float() / 255)
-                    save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
+        with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
+            sampler = FewStepSampler(pipeline)
+            for solver in solvers:
+                pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
+                sampler.eta = solver_eta(solver)
+                distances[solver] = {}
+                for count in self.stage.steps:
+                    if count == 1 and solver != solvers[0]:
+                        distances[solver]["1"] = distances[solvers[0]]["1"]  # one step is the same with every solver
+                        continue
+                    images = self._images(evaluator, sampler, count, progress)
+                    distances[solver][str(count)] = evaluator.scores(images)[evaluator.metric]
+                    if step is not None and count == self.stage.steps[0]:
+                        grid = image_grid(images[:GRID_IMAGES].float() / 255)
+                        save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
         means = {solver: sum(by_count.values()) / len(by_count) for solver, by_count in distances.items()}
         best = min(means, key=lambda solver: means[solver])
-        return Validation(means[best], {"solver": best, self.evaluator.metric: distances})
+        incomplete = self.stage.student is not None and self.stage.method.networks.average.fraction < 1
+        figures = {"solver": best, evaluator.metric: distances, "images": len(evaluator.prompts), "network": evaluator.network}
+        return Validation(math.inf if incomplete else means[best], figures)
+
+    def _images(self, evaluator: Evaluator, sampler: FewStepSampler, count: int, progress: Advance) -> Tensor:
+        """The images of all prompts; each process samples its own."""
+        total = len(evaluator.prompts)
+        subset = evaluator.subset(items_of_process(total))
+        return gathered(subset.generate(sampler, count, self.config.guidance.pipeline_scale, progress), total)
+
+
+def solver_table(validation: Validation) -> str:
+    """The distances of a denoiser's validation: a row for each solver and a column for each step count."""
+    metric, distances = next((name, value) for name, value in validation.figures.items() if isinstance(value, dict))
+    counts = list(next(iter(distances.values())))
+    images = validation.figures.get("images")
+    rows = [[metric if images is None else f"{metric} of {images} images", *(f"{count} steps" for count in counts), ""]]
+    for solver, by_count in distances.items():
+        mark = "chosen" if solver == validation.figures["solver"] else ""
+        rows.append([solver, *(f"{by_count[count]:.3f}" for count in counts), mark])
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) -> Evaluator:
     """An evaluator against the real images of the run, or without these against the teacher's images. Its seeds differ from the
     seeds of `gendistill evaluate`."""
-    reference, num, seed = config.validation_reference or config.data.path, config.trainer.num_validation, 1_000 + config.seed
+    reference, seed = config.validation_reference or config.data.path, 1_000 + config.seed
+    num = max(config.trainer.num_validation, config.trainer.solver_images)
+    extractor = validation_extractor(config, teacher, reference)
     if reference is None:
         prompts = training_prompts(config.data, teacher).prompts
-        return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=config.validation_extractor)
-    is_data = reference == config.data.path
+        return teacher_evaluator(data, teacher.codec, prompts, num=num, seed=seed, extractor=extractor)
+    is_data, caption = reference == config.data.path, config.data.caption
+    if is_data and caption is None:
+        chosen = training_source(config.data, teacher, config.seed).choice
+        caption = chosen.fields[0] if chosen.weights else None
+    evaluation = EvaluationConfig(
+        reference,
+        caption=caption,
+        num=num,
+        seed=seed,
+        extractor=extractor,
+        cache=config.data.cache,
+    )
     evaluator = build_evaluator(
-        EvaluationConfig(
-            reference,
-            caption=config.data.caption,
-            num=num,
-            seed=seed,
-            extractor=config.validation_extractor,
-            cache=config.data.cache,
-        ),
+        evaluation,
         image_column=config.data.image_column if is_data else None,
         split=config.data.split if is_data else None,
         clip_score=False,
     )
+    if config.data.prompts is not None and not any(evaluator.captions):
+        evaluator = build_evaluator(replace(evaluation, prompts=config.data.prompts), clip_score=False)
     return evaluator.first(num)
+
+
+def validation_extractor(config: RunConfig, teacher: Teacher, reference: str | None) -> str:
+    """The name of the feature network of a run's validations; reports the choice."""
+    sampler = FewStepSampler(teacher.pipeline)
+    embedded = is_embedded(sampler.size, prompts_of(sampler), reference)
+    return reported_extractor(config.validation_extractor, embedded=embedded)
+
+
+def reported_extractor(named: str | None, *, embedded: bool) -> str:
+    """`chosen_extractor`, with a line that reports the choice and the reason for it."""
+    name, reason = chosen_extractor(named, embedded=embedded)
+    if PartialState().is_main_process:
+        print(f"feature network: {name}, {reason}", file=sys.stderr)
+    return name
 
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
+    method: Any = stage.method  # every recipe of denoisers has a `DenoiserMethod`
+    trained, timesteps = method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,
-        stage.method.networks.average.prediction_type,
-        config.consistency.num_ddim_timesteps,
+        method.networks.average.prediction_type,
+        trained or nearest_divisors(config.consistency.num_ddim_timesteps, timesteps)[-1],
+        trained_on_grid=trained is not None,
         bounded=teacher.family.bounded,
         steps=stage.steps,
         grids=stage.grids,

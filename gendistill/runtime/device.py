@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gendistill.runtime.files import require_text
+
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 def make_folder(path: Path) -> Path:
-    """Create the folder `path` if it does not exist; raises ValueError if it is not writable."""
+    """Create the folder `path` if it does not exist; raises ValueError if it is not writable, or its name is not UTF-8."""
+    require_text("out", path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()

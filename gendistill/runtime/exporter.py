@@ -39,12 +39,10 @@ def traced(network: nn.Module, inputs: tuple[Tensor, ...], *, sizes: bool = Fals
     Raises:
         Exception: any error of torch.export for this network.
     """
-    dims = torch.export.Dim
-    dynamic = getattr(dims, "DYNAMIC", None)  # torch < 2.6 has named dimensions only
-    batch = dynamic or dims("batch")
-    shapes: list[dict[int, Any]] = [{0: batch} for _ in inputs]
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes: list[dict[int, Any]] = [{0: dynamic} for _ in inputs]
     if sizes:
-        shapes[0] |= {2: dynamic or dims("height"), 3: dynamic or dims("width")}
+        shapes[0] |= {2: dynamic, 3: dynamic}
     with silent_exporters():
         return torch.export.export(network, inputs, dynamic_shapes=(tuple(shapes),))
 

@@ -12,6 +12,7 @@ EXTRAS = {
     "matplotlib": "evaluate",
     "scipy": "evaluate",
     "datasets": "data",
+    "pyarrow": "data",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
-from gendistill.runtime.files import atomic_write, canonical_json, read_json, write_json
+from gendistill.runtime.files import atomic_write, canonical_json, read_json, require_text, write_json
 from gendistill.runtime.hashing import HASHES, HashMemo
 from gendistill.runtime.stored_rows import FORMAT, INDEX, SKIPPED, StoredRows, part_file
 
@@ -75,6 +75,7 @@ class Store:
 
     def __init__(self, root: Path | str, key_parts: Mapping[str, Any], described: str = "", field: str = "cache") -> None:
         self.root, self.field = Path(root).expanduser(), field
+        require_text(field, self.root)
         self.key = cache_key(**key_parts)
         self.folder = self.root / self.key
         self.provenance = json.loads(canonical_json({**key_parts, "described": described}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,13 @@ from PIL import Image
 
 from gendistill.gan.generator_sampler import GeneratorSampler
 from gendistill.runtime.device import make_folder
-from gendistill.runtime.files import atomic_write
+from gendistill.runtime.files import SIGNATURE, atomic_write, holds_nothing, is_signed, require_new, require_vacant
 from gendistill.runtime.notebook import images_html, text_html
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, Sampler, image_grid, to_uint8
 from gendistill.samplers.offload.placed import PlacedSampler
 from gendistill.samplers.tasks import TEXT_TO_IMAGE
+from gendistill.sampling.image_files import is_own_png, save_own_png
 from gendistill.sampling.load import ON_CPU, Opening, input_prompts, open_within
 from gendistill.sampling.task_inputs import NO_FILES, TaskFiles
 
@@ -67,11 +69,16 @@ def generate(
             of two seeds; one row per strip.
 
     Raises:
-        ValueError: the model cannot be opened or needs prompts, or `out` has another suffix.
+        ValueError: the model cannot be opened or needs prompts, `out` has another suffix, or files that this program has not
+            written would be lost.
     """
-    if out.suffix not in ("", ".png", ".npy"):
-        raise ValueError(f"out {out}: expects a .png, a .npy or a folder")
-    make_folder(out.parent if out.suffix else out)
+    out = out.expanduser()
+    is_folder = _is_folder(out)
+    make_folder(out if is_folder else out.parent)
+    if is_folder:
+        require_vacant(out, "out", lambda path: holds_nothing(path) or is_own_png(path))
+    else:
+        require_new(out, "out", lambda file: is_signed(file) or is_own_png(file))
     sampler = open_within(model, opening)
     if files.image is not None and not sampler.text_to_image:
         prompts = input_prompts(sampler, files.image, prompts)
@@ -115,22 +122,36 @@ def _strips(sampler: Sampler, prompts: list[str], count: int, seed: int, guidanc
     return sampler.strips(prompts, seeds, count).flatten(0, 1).cpu()
 
 
+def _is_folder(out: Path) -> bool:
+    """Whether `out` names a folder of images: `images`, `student.v1.5`, or one that exists.
+
+    Raises:
+        ValueError: it has the suffix of a kind of file that is not written.
+    """
+    suffix = out.suffix.lower()
+    if out.is_dir() or suffix in ("", ".png", ".npy"):
+        return out.is_dir() or not suffix
+    if suffix in Image.registered_extensions() or mimetypes.guess_type(out.name)[0] is not None:
+        raise ValueError(f"out {out}: expects a .png, a .npy or a folder")
+    return True
+
+
 def _write(images: torch.Tensor, out: Path, columns: int) -> list[Path]:
     """Write images (N, 3, H, W) in [0, 1] to `out`; returns the files."""
-    if out.suffix == ".npy":
+    if out.is_dir():
+        files = [out / f"{number:05d}.png" for number in range(len(images))]
+        for image, file in zip(images, files, strict=True):
+            _save_png(image, file)
+        return files
+    if out.suffix.lower() == ".npy":
         with atomic_write(out) as temporary:
-            np.save(temporary, images.permute(0, 2, 3, 1).numpy())
+            with temporary.open("wb") as array:
+                np.save(array, images.permute(0, 2, 3, 1).numpy())
+                array.write(SIGNATURE)
         return [out]
-    if out.suffix == ".png":
-        grid = image_grid(images, columns=columns if columns > 1 else 8)
-        _save_png(grid, out)
-        return [out]
-    files = [out / f"{number:05d}.png" for number in range(len(images))]
-    for image, file in zip(images, files, strict=True):
-        _save_png(image, file)
-    return files
+    _save_png(image_grid(images, columns=columns if columns > 1 else 8), out)
+    return [out]
 
 
 def _save_png(image: torch.Tensor, file: Path) -> None:
-    with atomic_write(file) as temporary:
-        Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()).save(temporary)
+    save_own_png(Image.fromarray(to_uint8(image).permute(1, 2, 0).numpy()), file)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from gendistill.runtime.files import atomic_write
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
+from gendistill.sampling.image_files import save_own_png
 
 MIN_EDGE = 128  # pixels; smaller images are enlarged
 
@@ -35,5 +35,4 @@ def write_image_sheet(student: str | Path, prompts: Sequence[str], out: Path, *,
     sheet = image_grid(torch.cat(rows), columns=len(prompts))
     image = Image.fromarray(to_uint8(sheet).permute(1, 2, 0).numpy())
     factor = max(1, MIN_EDGE // sampler.resolution)
-    with atomic_write(out) as temporary:
-        image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC).save(temporary)
+    save_own_png(image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC), out)

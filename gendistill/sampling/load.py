@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from gendistill.assets import asset_path
-from gendistill.data.images import as_tensor, decode_image, fitted
+from gendistill.data.images import FORMAT_NAMES, as_tensor, decode_image, fitted
+from gendistill.data.sources.folder import files_below, is_image_name
+from gendistill.data.texts import printable
 from gendistill.gan.gan_folder import is_gan_folder, open_gan
 from gendistill.gan.gan_loading import open_teacher
 from gendistill.gan.generator_config import GeneratorConfig
@@ -18,8 +20,6 @@ from gendistill.gan.generator_sampler import CLASS_MARK, GeneratorSampler
 from gendistill.runtime.device import usable_dtype
 from gendistill.samplers import FewStepSampler, Sampler
 from gendistill.samplers.offload.placed import PlacedSampler, room_on
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 DISCRIMINATOR_SETTINGS = ("discriminator", "discriminator_weights", "discriminator_config")
 
@@ -145,15 +145,20 @@ def input_prompts(sampler: Sampler, inputs: str | Path, classes: Sequence[str] |
     if not isinstance(sampler, GeneratorSampler) or not sampler.from_images:
         source = "noise" if sampler.own_prompts == [""] else "classes" if sampler.own_prompts else "prompts"
         raise ValueError(f"--input {inputs}: the model samples images from {source}; expects no --input")
-    files = sorted(file for file in Path(inputs).rglob("*") if file.suffix.lower() in IMAGES) or [Path(inputs)]
-    if not files[0].is_file():
-        raise ValueError(f"--input {inputs}: has no images; expects an image or a folder of images")
-    names = sampler.class_names if classes is None else list(classes)
+    folder = Path(inputs)
+    names = sorted(filter(is_image_name, files_below(folder))) if folder.is_dir() else [""]
+    files = [folder / name for name in names]
+    if not files or not files[0].is_file():
+        raise ValueError(f"--input {inputs}: has no images; expects an image or a folder of images ({FORMAT_NAMES})")
+    wanted = sampler.class_names if classes is None else list(classes)
     if not sampler.class_names:
         return [str(file) for file in files]
-    return [f"{file}{CLASS_MARK}{name}" for file in files for name in names]
+    return [f"{file}{CLASS_MARK}{name}" for file in files for name in wanted]
 
 
 def _read(file: Path, height: int, width: int) -> Tensor:
-    """The centre crop of an image, resized: float32 (3, H, W) in [-1, 1]."""
-    return as_tensor(fitted(decode_image(file), height, width))
+    """The centre crop of an image, resized: float32 (3, H, W) in [-1, 1]; raises ValueError, with its name, if damaged."""
+    try:
+        return as_tensor(fitted(decode_image(file), height, width))
+    except ValueError as error:
+        raise ValueError(f"--input {printable(file)}: {error}") from error

@@ -15,7 +15,7 @@ from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
 from gendistill.samplers.families import family_of, network_of
-from gendistill.samplers.missing_weights import require_loaded
+from gendistill.samplers.missing_weights import open_network, require_finite, require_pairs
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER = "does-it-fit"
@@ -82,6 +82,8 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     network, failed = network_of(pipeline), f"{file.name} does not load"
     state = tried(lambda: pipeline.lora_state_dict(str(file.parent), unet_config=network.config, **source)[0], failed)
+    tried(lambda: require_pairs(file.name, state), failed)
+    tried(lambda: require_finite(file.name, state), failed)
     modules, absent, other_widths = _fitting(state, network)
     unfit = [*other_widths, *absent]
     if other_widths:  # diffusers then loads nothing, and logs all modules
@@ -136,9 +138,7 @@ def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
     if not family_of(pipeline).texts:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} does not support ControlNets")
     network, failed = network_of(pipeline), f"{control.name} does not load"
-    settings: dict[str, Any] = {"use_safetensors": True, "torch_dtype": network.dtype}
-    opened = tried(lambda: ControlNetModel.from_pretrained(str(control), **settings), failed)
-    tried(lambda: require_loaded(control, {"controlnet": opened}), failed)
+    opened = tried(lambda: open_network(ControlNetModel, control, control, "controlnet", network.dtype), failed)
     # diffusers adds the residuals pairwise up to the shorter list, without a warning
     skips = 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in network.down_blocks)
     residuals = len(opened.controlnet_down_blocks)

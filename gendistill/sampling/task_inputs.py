@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_image, fitted
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.missing_weights import require_loaded
+from gendistill.samplers.missing_weights import open_network
 from gendistill.samplers.tasks import Task
 from gendistill.sampling.load_add_ons import require_control
 
@@ -57,9 +57,7 @@ class TaskFiles:
             folder, file = self.control
             controls = read(Path(file), "--control")
             require_control(folder, controls[0], sampler.size)
-            network = ControlNetModel.from_pretrained(folder, use_safetensors=True)
-            require_loaded(folder, {"controlnet": network})
-            network = network.to(sampler.device, sampler.pipeline.dtype)
+            network = open_network(ControlNetModel, folder, folder, "controlnet", sampler.pipeline.dtype).to(sampler.device)
             controls = controls.expand(count, -1, -1, -1)
         images = None if self.image is None else read(self.image, "--input").expand(count, -1, -1, -1)
         masks = None

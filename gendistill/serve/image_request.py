@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, fitted
+from gendistill.samplers.tasks import min_strength
 
 MAX_SEED = 2**63 - 1
 STRENGTH = 0.8
@@ -136,7 +137,9 @@ def _task(fields: Mapping[str, Any], offer: Offer, steps: int, size: tuple[int, 
         raise RefusedError("image", f"image: {offer.name} does not support initial images; expects none")
     strength = _number(fields, "strength", STRENGTH, 0.0, 1.0)
     if int(steps * strength) < 1:
-        raise RefusedError("strength", f"strength {strength:g}: no step of {steps} is left; expects at least {1 / steps:.2g}")
+        raise RefusedError(
+            "strength", f"strength {strength:g}: no step of {steps} is left; expects at least {min_strength(steps):g}"
+        )
     initial_image = as_tensor(fitted(image, *size)) / 2 + 0.5
     binary_mask = None if mask is None else (as_tensor(fitted(mask, *size))[:1] > 0).float()
     return {"image": initial_image, "mask": binary_mask, "strength": float(strength)}

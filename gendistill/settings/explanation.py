@@ -22,9 +22,10 @@ from gendistill.settings.section import setting_names
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-def about(unit: str | None = None, paper: Paper | None = None, at: str | None = None) -> JsonDict:
-    """The `json_schema_extra` of a field: the unit of its value, and the paper that it is from, with the place in it."""
-    found: dict[str, Any] = {"unit": unit, "paper": None if paper is None else paper.cited(at)}
+def about(unit: str | None = None, paper: Paper | None = None, at: str | None = None, path: bool = False) -> JsonDict:
+    """The `json_schema_extra` of a field: the unit of its value, the paper that it is from, with the place in it, and whether
+    the value can be a path."""
+    found: dict[str, Any] = {"unit": unit, "paper": None if paper is None else paper.cited(at), "path": path or None}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -113,6 +114,12 @@ def _field(model: type[BaseModel], name: str) -> FieldInfo:
         inside = inside.model_fields[section].annotation
     field: FieldInfo = inside.model_fields[last]
     return field
+
+
+def is_path(model: type[BaseModel], name: str) -> bool:
+    """Whether the value of a setting can be a path."""
+    extra = _field(model, name).json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("path"))
 
 
 def _value(settings: Any, name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -67,8 +67,9 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every setting by its dotted name."""
     names = []
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += setting_names(field.annotation, f"{prefix}{name}.")
+        kind = get_origin(field.annotation) or field.annotation  # `list[int]` is a type to Python 3.10
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += setting_names(kind, f"{prefix}{name}.")
         else:
             names.append(prefix + name)
     return names

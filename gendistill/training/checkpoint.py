@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendistill.runtime.files import remove_folder, replace_folder
+from gendistill.runtime.files import as_os_error, remove_folder, replace_folder
 from gendistill.runtime.hashing import file_sha256
 from gendistill.training.former_names import with_current_names
 
 WEIGHTS, OPTIMIZERS = "weights.safetensors", "optimizers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
+EIGHT_DIGITS = "[0-9]" * 8
 KEPT = 2  # checkpoints by step
 
 
@@ -94,7 +94,7 @@ class Checkpoints:
 
     def steps(self) -> list[str]:
         """Names of the checkpoints, oldest first."""
-        return sorted(path.name for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(path.name for path in self.folder.glob(f"step-{EIGHT_DIGITS}") if path.is_dir())
 
     def damage(self, name: str) -> str | None:
         """The damage of a checkpoint, or of the best checkpoint that it refers to; None where both are intact."""
@@ -132,7 +132,7 @@ class Checkpoints:
         """Keep the checkpoint `last`, the one before it and their best ones; remove old, partial and abandoned checkpoints."""
         kept = [name for name in self.steps() if last is not None and name <= last][-KEPT:]
         kept += [best for name in kept for best in self._needs(name)]
-        for pattern in ("step-*", "best-*"):
+        for pattern in (f"step-{EIGHT_DIGITS}", f"best-{EIGHT_DIGITS}"):  # nothing of other programs
             for leftover in self.folder.glob(f".{pattern}"):
                 shutil.rmtree(leftover)
             for path in self.folder.glob(pattern):
@@ -161,14 +161,6 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
         raise as_os_error(error, path) or error from error
-
-
-def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
-    """`error` as an OSError, from the text of an error of safetensors if need be; None for errors of other kinds."""
-    if isinstance(error, OSError):
-        return error
-    number = re.search(r"os error (\d+)", str(error))
-    return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])), path and str(path))
 
 
 def _flush(*paths: Path) -> None:

@@ -32,9 +32,13 @@ class MovingAverage:
     def follow(self, step: int) -> None:
         """Update the EMA after optimizer step `step` (from 1).
 
-        The decay min(decay, (1 + step) / (10 + step)) warms up, so that the EMA forgets the initial weights.
+        The decay warms up, so that the EMA forgets the initial weights.
         """
-        self.update_average(min(self.decay, (1 + step) / (10 + step)))
+        self.update_average(self.decay_at(step))
+
+    def decay_at(self, step: int) -> float:
+        """The decay after optimizer step `step` (from 1)."""
+        return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

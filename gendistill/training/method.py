@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,10 @@ class Method(ABC):
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parameters of each optimizer by name; the trainer may replace them in these dictionaries."""
 
+    def held_networks(self) -> list[nn.Module]:
+        """All networks that a training step computes gradients in or through."""
+        return list(self.trained_modules().values())
+
     def buffers(self) -> dict[str, Tensor]:
         """Buffers of the trained modules that training changes, by name: running statistics, singular vectors."""
         return {}
@@ -100,12 +104,18 @@ class Method(ABC):
         """Restore the result of `state_dict`."""
         assert not state
 
+    def weights_of(self, step: int) -> None:
+        """Called when the EMA got the weights that it had after optimizer step `step`: at the resumption of a run, and when the
+        best weights become the student."""
+        return
+
     @abstractmethod
     def updates(self, batch: Any, step: Step, random: PerSampleRandom) -> Iterator[Update]:
         """The losses of a batch at optimizer step `step`, in the order of their optimizer steps (a critic before its
         student, for example). All random numbers come from `random`."""
 
-    def after_step(self, step: int) -> None:
-        """Update the moving averages after optimizer step `step` (from 1)."""
-        for average in self.averages.values():
-            average.follow(step)
+    def after_step(self, step: int, skipped: Collection[str] = ()) -> None:
+        """Update the moving averages after optimizer step `step` (from 1), but for networks whose optimizer skipped it."""
+        for name, average in self.averages.items():
+            if name not in skipped:
+                average.follow(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,11 +18,8 @@ Parameters = dict[str, nn.Parameter]
 
 
 def build_optimizer(config: TrainerConfig, parameters: Parameters, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """AdamW over `parameters`, in 32 or 8 bits.
-
-    Raises:
-        ValueError: the 8-bit optimizer is requested and bitsandbytes is not installed.
-    """
+    """AdamW over `parameters`, with a state of 32 or 8 bits; ValueError as `require_optimizer`."""
+    require_optimizer(config)
     options: dict[str, Any] = {
         "lr": config.learning_rate * settings.learning_rate_factor,
         "betas": settings.betas,
@@ -29,11 +27,15 @@ def build_optimizer(config: TrainerConfig, parameters: Parameters, settings: Opt
     }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters.values()), **options)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ValueError(f"trainer.optimizer adamw_8bit needs bitsandbytes; {install_line('eight-bit')}") from error
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(list(parameters.values()), **options)
+
+
+def require_optimizer(config: TrainerConfig) -> None:
+    """Raise ValueError where the 8-bit optimizer is requested and bitsandbytes is not installed."""
+    if config.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError(f"trainer.optimizer adamw_8bit needs bitsandbytes; {install_line('eight-bit')}")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, Tensor]:

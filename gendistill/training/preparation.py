@@ -9,8 +9,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gendistill.configs import ACCELERATE
 from gendistill.training.method import Method
 from gendistill.training.optimizers import build_optimizer
+from gendistill.training.processes import adds_up_gradients
 from gendistill.training.sharding import owners
 from gendistill.training.snapshot import Optimizers
 from gendistill.training.trainer_config import TrainerConfig
@@ -27,9 +29,11 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
     unsharded = method.networks.lora is not None or not method.networks.shards or several
     if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unsharded or not accelerator.is_fsdp2)):
         raise ValueError(
-            f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (configs/accelerate/ddp.yaml), or, for "
-            "all weights of one diffusion model, FSDP of version 2 (configs/accelerate/fsdp.yaml)"
+            f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (--config_file {ACCELERATE['ddp']}), or, "
+            f"for all weights of one diffusion model, FSDP of version 2 (--config_file {ACCELERATE['fsdp']})"
         )
+    if kind == DistributedType.FSDP and config.mixed_precision != "no":
+        accelerator.state.fsdp_plugin.set_mixed_precision(config.mixed_precision)
     optimizers: Optimizers = {}
     wrapped, trained = {}, method.trained_parameters()
     if config.gradient_checkpointing:
@@ -41,8 +45,11 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
         owner_of = owners(module)
         optimizer = build_optimizer(config, trained[name], settings)
         wrapped[name], optimizers[name] = accelerator.prepare(module, optimizer)
-        if isinstance(wrapped[name], DistributedDataParallel) and hasattr(module, "config"):
-            wrapped[name].config = module.config  # the denoiser reads it
+        optimizers[name].scaler = None  # type: ignore[attr-defined]  # the step scales the losses itself
+        if isinstance(wrapped[name], DistributedDataParallel):
+            wrapped[name].require_backward_grad_sync = not adds_up_gradients(config, accelerator)
+            if hasattr(module, "config"):
+                wrapped[name].config = module.config  # the denoiser reads it
         for path, parameter in trained[name].items():
             submodule, leaf = owner_of[parameter]
             trained[name][path] = getattr(submodule, leaf)  # FSDP has replaced it by a sharded parameter

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather
-from torch import Tensor
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, gather
+from torch import Tensor, distributed, nn
 
+from gendistill.configs import ACCELERATE
 from gendistill.training.trainer_config import TrainerConfig
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ def join_processes(config: TrainerConfig, device: str) -> PartialState:
     if state.num_processes == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
         logger.warning(
             "accelerate launch --cpu has started one process, since several need MPI; "
-            "--config_file configs/accelerate/cpu.yaml works without MPI"
+            f"--config_file {ACCELERATE['cpu']} works without MPI"
         )
     multiple = state.num_processes * config.gradient_accumulation_steps
     if config.batch_size % multiple:
@@ -42,6 +44,30 @@ def join_processes(config: TrainerConfig, device: str) -> PartialState:
             f"trainer.gradient_accumulation_steps ({config.gradient_accumulation_steps}), such as {nearest}"
         )
     return state
+
+
+def adds_up_gradients(config: TrainerConfig, accelerator: Accelerator) -> bool:
+    """Whether the trainer adds up the gradients of all processes (`mean_gradients`) instead of DDP.
+
+    DDP does so in the backward pass of the last forward pass. Where a batch is split, the backward passes of the other
+    micro-batches may follow that one, and would not be counted.
+    """
+    several = accelerator.num_processes > 1 and config.gradient_accumulation_steps > 1
+    return several and accelerator.distributed_type != DistributedType.FSDP
+
+
+def mean_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over all processes."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for pending in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+        pending.wait()
+    torch._foreach_div_(gradients, distributed.get_world_size())
+
+
+def equal_buffers(buffers: Iterable[Tensor]) -> None:
+    """Copy buffers, such as running statistics, from the first process to all, as DDP does before a forward pass."""
+    for buffer in buffers:
+        distributed.broadcast(buffer, 0)
 
 
 def items_of_process(count: int) -> list[int]:

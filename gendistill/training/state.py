@@ -28,6 +28,7 @@ class TrainState:
         fraction: fraction of the run that is done, in [0, 1]: of `max_steps` or of `max_minutes`, whichever is larger.
         best: the validation of the best EMA weights, those of `best_step`.
         validated_step: the last step that was validated.
+        skipped: steps in which the gradients of an optimizer overflowed float16, so that it did not step.
         ended: the reason for which the method ended the training before its limits.
         losses: the latest logged losses by network.
     """
@@ -39,6 +40,7 @@ class TrainState:
     best_step: int = 0
     validations_since_best: int = 0
     validated_step: int | None = None
+    skipped: int = 0
     ended: str | None = None
     losses: dict[str, list[float]] = field(default_factory=dict)
 
@@ -106,9 +108,12 @@ class Limits:
         return min(max(state.step / self.config.max_steps, by_time), 1.0)
 
     def learning_rate(self, state: TrainState) -> float:
-        """The learning rate of the next step: linear warm-up, then constant or a cosine to 0 at the first limit."""
+        """The learning rate of the next step: linear warm-up, then constant or a cosine to 0 at the first limit.
+
+        Skipped steps do not count for the warm-up.
+        """
         config = self.config
-        rate = config.learning_rate * min(1.0, (state.step + 1) / (config.warmup_steps + 1))
+        rate = config.learning_rate * min(1.0, (state.step - state.skipped + 1) / (config.warmup_steps + 1))
         if config.lr_schedule == "constant":
             return rate
         return rate * 0.5 * (1 + math.cos(math.pi * state.fraction))

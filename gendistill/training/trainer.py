@@ -19,6 +19,7 @@ from gendistill.training.checkpoint import Checkpoint, Checkpoints
 from gendistill.training.divergence import LossGuard, all_finite
 from gendistill.training.log import RunLog
 from gendistill.training.method import Method
+from gendistill.training.mixed_precision import loss_scaler, require_scale
 from gendistill.training.preparation import prepare
 from gendistill.training.processes import join_processes
 from gendistill.training.snapshot import Optimizers, restore, snapshot
@@ -66,11 +67,12 @@ class Trainer:
         self.run_folder = run_folder
         join_processes(config, "cpu" if cpu else "")
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
+            mixed_precision="no",  # accelerate has one for all stages, and unscales all optimizers; see `mixed_precision.py`
             cpu=cpu,
             log_with=config.trackers or None,
             project_config=ProjectConfiguration(str(run_folder), str(run_folder)),
         )
+        self.accelerator.scaler = loss_scaler(config.mixed_precision, method.held_networks(), self.accelerator.device)
         self.checkpoints = Checkpoints(run_folder / "checkpoints")
         self.log = RunLog(run_folder / "log.jsonl")
         self.state, self.limits = TrainState(), Limits(config)
@@ -113,6 +115,7 @@ class Trainer:
             raise Stopped(f"stopped after step {state.step}; {saved}", stop.number)
         if state.best is not None:
             self.method.networks.load_average(self.checkpoints.load_best(state.best_step))
+            self.method.weights_of(state.best_step)
         return TrainingResult(state.step, state.seconds, state.best_step, state.best, state.ended)
 
     def stepper(self, optimizers: Optimizers) -> OptimizerStep:
@@ -136,9 +139,10 @@ class Trainer:
                 self._save(step.optimizers)
             if stopped or finished:
                 return stopped
-            losses = step(state, limits.learning_rate(state))
+            losses, skipped = step(state, limits.learning_rate(state))
             state.step, self.unsaved = state.step + 1, True
-            self.method.after_step(state.step)
+            state.skipped += bool(skipped)
+            self.method.after_step(state.step, skipped)
             state.seconds = time.monotonic() - started
             show(state.step, self._log(losses) if limits.log_due(state) else None)
 
@@ -181,6 +185,9 @@ class Trainer:
         means: list[float] = self.accelerator.reduce(torch.stack(all_values), "mean").tolist()
         self.guard.check(state.step, dict(zip(networks, means[: len(networks)], strict=True)), self.limits.learning_rate(state))
         values = dict(zip(losses, means[len(networks) :], strict=True))
+        if self.accelerator.scaler is not None:
+            require_scale(self.accelerator.scaler, state.step)
+            values["skipped_steps"] = state.skipped
         state.end(self.method.stop_reason(values))
         self._write(values)
         self.accelerator.log(values, step=state.step)
@@ -223,6 +230,7 @@ class Trainer:
             )
         self.state = TrainState.from_json(last.state)
         self.method.load_state_dict(last.state.get("method", {}))
+        self.method.weights_of(self.state.step)
         if self.accelerator.scaler is not None and last.state["scaler"]:
             self.accelerator.scaler.load_state_dict(last.state["scaler"])
         log_size: int = last.state["log_size"]

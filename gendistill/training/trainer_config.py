@@ -30,7 +30,8 @@ class TrainerConfig(Section):
     gradient_accumulation_steps: int = Field(
         1,
         ge=1,
-        description="Parts that a batch is split into, whose gradients are added: less memory, the same step",
+        description="Parts that a batch is split into, whose gradients are added: less memory, the same step but for losses "
+        "between the samples of a batch, which compare those of one part",
         json_schema_extra=about("parts of a batch"),
     )
     learning_rate: float = Field(
@@ -57,7 +58,7 @@ class TrainerConfig(Section):
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
         "no",
-        description="Precision of the forward pass; the trained weights stay float32",
+        description="Precision of the forward pass; the trained weights stay float32, and fp16 scales the losses",
         json_schema_extra=about(paper=papers.MIXED_PRECISION),
     )
     gradient_checkpointing: bool = Field(
@@ -82,6 +83,13 @@ class TrainerConfig(Section):
     num_validation: int = Field(
         256, ge=2, description="Number of images that each validation generates", json_schema_extra=about("images")
     )
+    num_solver_images: int | None = Field(
+        None,
+        ge=0,
+        description="Number of images on which the solver of the best checkpoint is chosen after training; null is 4 times "
+        "num_validation, and no more than num_validation, such as 0, keeps the solver of its validation",
+        json_schema_extra=about("images"),
+    )
     patience: int | None = Field(
         None,
         ge=1,
@@ -97,6 +105,11 @@ class TrainerConfig(Section):
             description="Experiment trackers of accelerate; each has to be installed; default: tensorboard where it is",
         )
     )
+
+    @property
+    def solver_images(self) -> int:
+        """`num_solver_images` with its default."""
+        return 4 * self.num_validation if self.num_solver_images is None else self.num_solver_images
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

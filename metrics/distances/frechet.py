@@ -119,7 +119,7 @@ class WeightedFrechet:
         self._offset = x.mean(axis=0) - reference.mean
         self._reference_trace = float(np.trace(reference.covariance))
         self._projected = self._centred @ factor(reference.covariance)
-        self.dim = min(self._projected.shape)
+        self.dim = max(min(self._projected.shape), 1)
 
     def __call__(self, weights: Matrix) -> Matrix:
         return np.array([self._distance(w) for w in weights]).clip(min=0)
@@ -133,7 +133,9 @@ class WeightedFrechet:
         shift = w @ x / total
         trace = (w @ np.square(x).sum(axis=1) - total * shift @ shift) / freedom
         eigenvalues = gram_eigenvalues((y - w @ y / total) * np.sqrt(w / freedom)[:, None])
-        noise = 4 * np.finfo(np.float64).eps * np.abs(eigenvalues).max()  # eigenvalues within rounding of zero are zero
+        noise = (
+            4 * np.finfo(np.float64).eps * np.abs(eigenvalues).max(initial=0.0)
+        )  # eigenvalues within rounding of zero are zero
         trace_of_root = np.sqrt(eigenvalues[eigenvalues > noise]).sum()
         return float(np.square(self._offset + shift).sum() + trace + self._reference_trace - 2 * trace_of_root)
 

@@ -3,12 +3,15 @@
 The metrics model a set as the union of balls around its features; the radius is the distance to the k-th nearest neighbour.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks
+from gendistill.metrics.distances.manifold_intervals import manifold_intervals
+from gendistill.metrics.distances.uncertainty import Interval, wilson_interval
+from gendistill.metrics.features.matrix import Features, Matrix, feature_matrices, row_blocks, squared_distances
 from gendistill.metrics.metric import Metric, MetricInputs, Need
 
 NEIGHBOURS = 5  # k of the four metrics, as in Naeem et al. 2020
@@ -51,7 +54,7 @@ def manifold_scores(features: Features, reference: Features, neighbours: int = 3
     precise, recalled = np.zeros(len(x), dtype=bool), np.zeros(len(y), dtype=bool)
     densities, covered = np.zeros(len(x)), np.zeros(len(y), dtype=bool)
     for rows in row_blocks(len(x), len(y)):
-        squared = _squared_distances(x[rows], y)
+        squared = squared_distances(x[rows], y)
         precise[rows] = (squared <= radii_y).any(axis=1)
         recalled |= (squared <= radii_x[rows, None]).any(axis=0)
         inside = squared < radii_y
@@ -64,32 +67,38 @@ def _squared_radii(x: Matrix, neighbours: int) -> Matrix:
     """Squared distance (N,) of each row of `x` (N, D) to its k-th nearest neighbour."""
     radii = np.empty(len(x))
     for rows in row_blocks(len(x), len(x)):
-        squared = _squared_distances(x[rows], x)
+        squared = squared_distances(x[rows], x)
         squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = -1  # the row itself sorts before its copies
         squared.partition(neighbours, axis=1)
         radii[rows] = squared[:, neighbours]
     return radii
 
 
-def _squared_distances(x: Matrix, y: Matrix) -> Matrix:
-    """Squared distances (N, M); those below the rounding error of |x|^2 + |y|^2 - 2 x.y are of equal images, exactly 0."""
-    norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
-    squared = norms - 2 * (x @ y.T)
-    squared[squared < 1e-12 * norms] = 0
-    return squared
-
-
 def _scores(inputs: MetricInputs) -> ManifoldScores:
     return manifold_scores(inputs.features, inputs.real_features, NEIGHBOURS)
 
 
-def _metric(name: str, explanation: str, in_summary: bool = True) -> Metric:
+def _precision_interval(inputs: MetricInputs) -> Interval:
+    precise = inputs.once(_scores).precision
+    return Interval(*wilson_interval(int(precise.sum()), len(precise)))
+
+
+def _intervals(inputs: MetricInputs) -> tuple[Interval, Interval]:
+    scores = inputs.once(_scores)
+    recall, coverage = float(scores.recall.mean()), float(scores.coverage.mean())
+    return manifold_intervals(inputs.features, inputs.real_features, NEIGHBOURS, recall, coverage, inputs.seed)
+
+
+def _metric(
+    name: str, explanation: str, interval: Callable[[MetricInputs], Interval] | None = None, in_summary: bool = True
+) -> Metric:
     return Metric(
         name=name,
         explanation=explanation,
         compute=lambda inputs: getattr(inputs.once(_scores), name).astype(np.float64),
         higher_is_better=True,
         needs=frozenset({Need.REAL_FEATURES}),
+        interval=interval,
         min_samples=NEIGHBOURS + 1,
         default="full",
         in_summary=in_summary,
@@ -97,7 +106,11 @@ def _metric(name: str, explanation: str, in_summary: bool = True) -> Metric:
     )
 
 
-PRECISION = _metric("precision", "Fraction of generated images that lie among the real ones.")
-RECALL = _metric("recall", "Fraction of real images that lie among the generated ones.")
+PRECISION = _metric("precision", "Fraction of generated images that lie among the real ones.", _precision_interval)
+RECALL = _metric(
+    "recall", "Fraction of real images that lie among the generated ones.", lambda inputs: inputs.once(_intervals)[0]
+)
 DENSITY = _metric("density", "Density of the real images around the generated ones; may exceed 1.", in_summary=False)
-COVERAGE = _metric("coverage", "Fraction of real images with a generated one nearby.")
+COVERAGE = _metric(
+    "coverage", "Fraction of real images with a generated one nearby.", lambda inputs: inputs.once(_intervals)[1]
+)

@@ -3,7 +3,9 @@
 Seeds are explicit: the same features, seed and number of resamples give the same interval.
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -32,12 +34,16 @@ class Interval:
         return f"{self.low:.4g} to {self.high:.4g}"
 
 
-def wilson_interval(count: int, total: int) -> tuple[float, float]:
-    """Interval of the probability of an event that occurred `count` times in `total` trials (Wilson 1927)."""
-    from scipy import stats  # from an extra
+def wilson_interval(count: float, total: float) -> tuple[float, float]:
+    """Interval of the probability of an event that occurred `count` times in `total` trials (Wilson 1927).
 
-    interval = stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    Both may be fractions, for a mean with the variance of `total` independent trials.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    probability, correction = count / total, z**2 / total
+    centre = (probability + correction / 2) / (1 + correction)
+    margin = z / (1 + correction) * math.sqrt(probability * (1 - probability) / total + correction / (4 * total))
+    return (0.0 if count == 0 else max(centre - margin, 0.0)), (1.0 if count == total else min(centre + margin, 1.0))
 
 
 class WeightedScore(Protocol):

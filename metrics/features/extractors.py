@@ -64,6 +64,11 @@ def metric_name(extractor: FeatureExtractor) -> str:
     return {"inception": "fid", "inception-clean": "fid-clean"}.get(extractor.name, f"fd-{extractor.name}")
 
 
+def network_name(extractor: FeatureExtractor) -> str:
+    """The name of an extractor with the hash of its weights."""
+    return f"{extractor.name} ({extractor.weights_hash})"
+
+
 class EmojiFeatures(FeatureExtractor):
     """The pooled layer of the emoji classifier (`assets/emoji-features`), computed on the network's device."""
 

@@ -21,6 +21,7 @@ from gendistill.metrics.features.extractors import (
     InceptionFeatures,
     ModuleFeatures,
     metric_name,
+    network_name,
 )
 from gendistill.metrics.features.load_extractor import load_extractor
 
@@ -35,6 +36,7 @@ __all__ = [
     "feature_batches",
     "load_extractor",
     "metric_name",
+    "network_name",
 ]
 
 ImageLike = Image.Image | NDArray[np.uint8]

@@ -16,12 +16,13 @@ from gendistill.metrics.features.extractors import (
     InceptionFeatures,
     torchvision_features,
 )
+from gendistill.metrics.features.pixel_statistics import PixelStatistics
 from gendistill.metrics.features.weight_files import SUFFIXES
 
-NAMES = ("emoji", "inception", "clip", "dinov2", "torchvision")
+NAMES = ("emoji", "inception", "clip", "dinov2", "torchvision", "pixels")
 EXPECTED = (
-    "'emoji', 'inception', 'clip', 'dinov2', 'torchvision:NAME', open_clip's MODEL/TAG, a .pth or .safetensors of Inception-v3 "
-    "weights, or a folder with a CLIP, DINOv2 or emoji-features model"
+    "'emoji', 'inception', 'clip', 'dinov2', 'pixels', 'torchvision:NAME', open_clip's MODEL/TAG, a .pth or .safetensors of "
+    "Inception-v3 weights, or a folder with a CLIP, DINOv2 or emoji-features model"
 )
 
 
@@ -31,27 +32,31 @@ def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu",
     Args:
         name_or_path: `emoji` (the embedded network), `inception` or `inception:FILE` or the FILE alone (`.pth`,
             `.safetensors`), `clip` or `clip:MODEL/TAG` or `MODEL/TAG` of open_clip, `dinov2` or `dinov2:ID_OR_FOLDER`,
-            `torchvision:NAME` or `torchvision:NAME:FILE`, or a folder with an open_clip, DINOv2 or `emoji-features` model.
+            `torchvision:NAME` or `torchvision:NAME:FILE`, `pixels` (no network), or a folder with an open_clip, DINOv2 or
+            `emoji-features` model.
             device: the network's device.
             resize: a convention of `metrics/features/resize.py` in place of the default; `emoji` and CLIP do not support it.
 
     Raises:
         ValueError: the name or path is unknown, the weights cannot be loaded, or `resize` is not supported.
     """
-    name = str(name_or_path) if str(name_or_path) in NAMES else asset_path(name_or_path)
+    is_named = str(name_or_path).partition(":")[0] in NAMES  # whatever the working folder holds
+    name = str(name_or_path) if is_named else asset_path(name_or_path)
     kind, _, rest = name.partition(":")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if not is_named and path.is_dir():
         kind, rest = _kind_of_folder(path), str(path)
-    elif path.suffix in SUFFIXES and path.is_file():
+    elif not is_named and path.suffix in SUFFIXES and path.is_file():
         kind, rest = "inception", str(path)
     elif kind not in NAMES and _is_model_and_tag(name):
         kind, rest = "clip", name
     arguments: Mapping[str, Any] = {} if resize is None else {"resize": resize}
-    if resize is not None and kind in ("emoji", "clip"):
+    if resize is not None and kind in ("emoji", "clip", "pixels"):
         raise ValueError(f"resize: got {resize!r} for {name!r}, expects none, as its resizing is fixed.")
-    if kind == "emoji" and (not rest or path.is_dir()):
+    if kind == "emoji" and (not rest or not is_named):
         return EmojiFeatures.from_folder(rest or EMOJI_FEATURES, device)
+    if kind == "pixels" and not rest:
+        return PixelStatistics()
     if kind == "inception":
         return InceptionFeatures(rest or None, device, **arguments)
     if kind == "torchvision" and rest:

@@ -53,3 +53,11 @@ def row_blocks(rows: int, columns: int, entries: int = 4_000_000) -> list[slice]
     """Slices of `rows` rows, such that a block of one slice by `columns` has at most about `entries` numbers (32 MB)."""
     step = max(1, entries // max(columns, 1))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def squared_distances(x: Matrix, y: Matrix) -> Matrix:
+    """Squared distances (N, M); those below the rounding error of |x|^2 + |y|^2 - 2 x.y are of equal images, exactly 0."""
+    norms = np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1)
+    squared = norms - 2 * (x @ y.T)
+    squared[squared < 1e-12 * norms] = 0
+    return squared

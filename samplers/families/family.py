@@ -96,6 +96,13 @@ class Family(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return height * factor, width * factor
 
+    def set_size(self, pipeline: Any, edge: int) -> None:
+        """Make squares of `edge` pixels the default size of its images, also of the images of a pipeline with its network."""
+        sample_size = edge // self.codec(pipeline).factor
+        self.network(pipeline).register_to_config(sample_size=sample_size)
+        if hasattr(pipeline, "default_sample_size"):  # that of the network when the pipeline was built
+            pipeline.default_sample_size = sample_size
+
     def size_multiple(self, pipeline: Any) -> int:
         """The edges of images must be multiples of so many pixels, as a U-Net halves its latents at each level but one."""
         config = self.network(pipeline).config

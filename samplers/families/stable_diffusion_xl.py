@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
+from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
@@ -33,6 +34,11 @@ class StableDiffusionXL(StableDiffusion):
         """The pipeline's embeddings of an empty negative prompt: zeros with `force_zeros_for_empty_prompt`, as for SDXL."""
         _, embeds, _, pooled = pipeline.encode_prompt("", None, self.device(pipeline), 1, True)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def codec(self, pipeline: Any) -> Codec:
+        """The codec with `latents_mean` and `latents_std` if the VAE's config has both, as in diffusers' pipelines."""
+        mean, std = (pipeline.vae.config.get(name) for name in ("latents_mean", "latents_std"))
+        return LatentCodec(pipeline.vae) if mean is None or std is None else LatentCodec(pipeline.vae, mean, std)
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         """Conditions with `size` as original and target size and without a crop, the pipeline's default."""

@@ -35,8 +35,9 @@ def meta_pipeline(model: str | Path, *, config: str | None = None) -> Any:
     require_supported(model, str(index.get("_class_name")))
     kind: Any = getattr(diffusers, index["_class_name"])
     expected = inspect.signature(kind.__init__).parameters
-    parts = {name: _component(folder / name, entry) for name, entry in index.items() if name in expected}
-    return kind(**parts | left_out(index))
+    absent = left_out(index, folder)
+    parts = {name: _component(folder / name, entry) for name, entry in index.items() if name in expected and name not in absent}
+    return kind(**parts | absent)
 
 
 def meta_network_like(network: Any, **changes: Any) -> Any:

@@ -14,30 +14,32 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from emoji import ASSETS, LEVELS, Emoji, load_emoji
-from gendistill.export.student_folder import open_in_float32
+from gendistill.export.student_folder import fit_transformers_4_and_5
 from resumable import ResumableRun, recipe_parser
 
 SKIN_TONES = {f"1F3F{last}" for last in "BCDEF"}
 VOCABULARY = 1400
 MAX_TOKENS = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # of CLIP's tokenizer
 
 
 def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     """A byte-level BPE with CLIP's normalisation, trained on the captions, saved as `vocab.json` and `merges.txt`."""
-    clip_tokenizer = CLIPTokenizer().backend_tokenizer
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END))
-    bpe.normalizer = clip_tokenizer.normalizer or normalizers.Lowercase()
-    bpe.pre_tokenizer = clip_tokenizer.pre_tokenizer
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
@@ -53,11 +55,10 @@ def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     for special in (START, END):  # the end token has the highest id, as in CLIP
         vocabulary[special] = len(vocabulary)
     merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in learned["merges"]]
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
-    tokenizer.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return tokenizer
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -96,7 +97,10 @@ def build_unet() -> UNet2DConditionModel:
 def build_schedulers() -> tuple[DDPMScheduler, PNDMScheduler]:
     """Stable Diffusion 1.5's noise schedule, for training, and the scheduler of its pipeline."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    shipped = PNDMScheduler(**betas, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    # clip_sample is read by the schedulers that users make from this config; DDIM's default would clip latents
+    shipped: Any = PNDMScheduler.from_config(
+        {**betas, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
+    )
     return DDPMScheduler(**betas, clip_sample=False), shipped
 
 
@@ -193,9 +197,7 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(args.out)
-    open_in_float32(args.out)
-    for name in ("vocab.json", "merges.txt"):  # for transformers 4; transformers 5 only saves tokenizer.json
-        shutil.copy(args.run / "tokenizer" / name, args.out / "tokenizer" / name)
+    fit_transformers_4_and_5(args.out)
     print(f"saved {args.out}")
 
 

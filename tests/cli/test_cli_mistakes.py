@@ -40,7 +40,7 @@ MISTAKES = [
     ("distill nowhere --prompts prompts.txt --out run", "model nowhere does not exist; expects a diffusers pipeline folder"),
     ("distill empty --prompts prompts.txt --out run", "has no model_index.json"),
     ("distill half --prompts prompts.txt --out run", "half cannot be opened as a diffusers pipeline"),
-    ("distill damaged --prompts prompts.txt --out run", "damaged cannot be opened as a diffusers pipeline"),
+    ("distill damaged --prompts prompts.txt --out run", "model damaged: its unet cannot be opened: Unable to load"),
     (
         "distill family --prompts prompts.txt --out run",
         "family FluxPipeline is not supported; expects StableDiffusionPipeline,",

@@ -110,7 +110,12 @@ def damaged_parquet():
 
 
 def ten(**files):
-    return folder(**{f"{number}__png": png() for number in range(10)}, **files)
+    """Ten images, the first with a caption, and other files."""
+    return folder(**{f"{number}__png": png() for number in range(10)}, **{"0__txt": b"food"}, **files)
+
+
+def one(image):
+    return folder(a__png=image, a__txt=b"food")
 
 
 IMAGES = {
@@ -130,18 +135,19 @@ IMAGES = {
     "a pickle": (lambda: file("data.pkl", PICKLE), "'data.pkl' is not a shard"),
     "a checkpoint": (lambda: file("data.pt", PICKLE), "'data.pt' is not a shard"),
     "a folder of pickles": (lambda: folder(a__pt=PICKLE, b__pkl=PICKLE), "holds no image, no shard and no parquet"),
-    "a pickle that is called an image": (lambda: folder(a__png=PICKLE), "1 of 1 images of"),
+    "a pickle that is called an image": (lambda: one(PICKLE), "1 of 1 images of"),
     "a pickle that is called a shard": (lambda: file("data.tar", PICKLE), "the shard data.tar cannot be read"),
     "a pickle that is called parquet": (lambda: file("x.parquet", PICKLE), "'x.parquet' cannot be opened as a dataset"),
     "an empty folder": (folder, "holds no image, no shard and no parquet"),
     "a folder of texts": (lambda: folder(a__txt=b"food", b__md=b"# food"), "holds no image, no shard and no parquet"),
-    "a bomb": (lambda: folder(a__png=bomb()), "1 of 1 images of"),
+    "a bomb": (lambda: one(bomb()), "1 of 1 images of"),
     "a bomb in ten": (lambda: ten(a__png=bomb()), "1 of 11 images of"),
-    "an empty image": (lambda: folder(a__png=b""), "cannot be decoded; expects at most 5%"),
-    "half an image": (lambda: folder(a__png=png()[:60]), "cannot be decoded; expects at most 5%"),
-    "a program that is called an image": (lambda: folder(a__png=b"%!PS\n(owned) (w) file"), "cannot be decoded"),
-    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder expects a JSON object"),
+    "an empty image": (lambda: one(b""), "cannot be decoded; expects at most 5%"),
+    "half an image": (lambda: one(png()[:60]), "cannot be decoded; expects at most 5%"),
+    "a program that is called an image": (lambda: one(b"%!PS\n(owned) (w) file"), "cannot be decoded"),
+    "metadata that is no JSON": (lambda: ten(metadata__jsonl=b"{"), "line 1 of metadata.jsonl in folder expects an object"),
     "metadata that is no text": (lambda: ten(metadata__jsonl=b"\xff\xfe\0\0"), "cannot be read"),
+    "images without captions": (lambda: folder(a__png=png()), "none of 1 images in folder has a caption (found none of"),
     "parquet without images": (lambda: parquet(a=[1], b=["food"]), "'x.parquet' holds no images, only a, b"),
     "parquet that is damaged inside": (damaged_parquet, "'x.parquet' cannot be read to its end"),
     "parquet of paths": (lambda: parquet(image=[{"bytes": None, "path": "/etc/passwd"}], text=["a"]), "cannot be"),
@@ -171,8 +177,7 @@ PROMPTS = {
 
 SETTINGS = {
     "data.split=test": "is not a dataset; they must be unset",
-    "data.missing_caption=error": "'0.png' of 10 images in folder (caption: text) has no caption",
-    "data.missing_caption=skip": "none of 10 images of 10 images in folder (caption: text) is left",
+    "data.missing_caption=error": "'1.png' of 10 images in folder (caption: txt) has no caption",
     "data.missing_caption=guess": "setting data.missing_caption is 'guess'",
     "data.crop=smart": "setting data.crop is 'smart'",
     "data.crop=buckets --set data.resolution=30": "data.resolution 30: expects a multiple of 8 with data.crop=buckets",
@@ -259,13 +264,16 @@ TEACHERS = {
     "an index that is no JSON": (teacher(with_bytes("model_index.json", b"{")), "cannot be opened as a diffusers pipeline"),
     "code of its own": (teacher(with_code), "other cannot be opened as a diffusers pipeline"),
     "pickled weights": (teacher(with_pickled_weights), "it has no .safetensors weights in unet, and others are not read"),
-    "weights that are a pickle": (teacher(with_bytes(WEIGHTS, PICKLE)), "other cannot be opened as a diffusers pipeline"),
-    "weights of nothing": (teacher(with_bytes(WEIGHTS, b"")), "other cannot be opened as a diffusers pipeline"),
+    "weights that are a pickle": (teacher(with_bytes(WEIGHTS, PICKLE)), "model other: its unet cannot be opened: "),
+    "weights of nothing": (teacher(with_bytes(WEIGHTS, b"")), "model other: its unet cannot be opened: "),
     "weights of other shapes": (
         teacher(with_settings("unet/config.json", block_out_channels=[16, 48])),
-        "other cannot be opened as a diffusers pipeline",
+        "its unet cannot be opened: Cannot load because down_blocks.1.attentions.0.norm.bias expected shape",
     ),
-    "weights that are no numbers": (teacher(with_numbers_that_are_none), "gives values that are not finite"),
+    "weights that are no numbers": (
+        teacher(with_numbers_that_are_none),
+        "its unet has weights that are not finite (conv_out.bias)",
+    ),
     "no weights of a layer of the text encoder": (
         teacher(without_weights("text_encoder/model.safetensors", "layers.0.mlp")),
         "other lacks 4 of the weights of its text_encoder (encoder.layers.0.mlp.fc1.bias, "
@@ -279,13 +287,13 @@ TEACHERS = {
         teacher(without_weights("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias")),
         "other lacks 1 of the weights of its vae (decoder.conv_out.bias); expects all of them",
     ),
-    "a LoRA that is not fused": (teacher(with_a_lora_that_is_not_fused), "and a LoRA fused before the network is saved"),
+    "a LoRA that is not fused": (teacher(with_a_lora_that_is_not_fused), "its unet has weights of a LoRA that is not fused"),
     "a text encoder of other shapes": (
         teacher(with_settings("text_encoder/config.json", intermediate_size=48)),
-        "other cannot be opened as a diffusers pipeline",
+        "of its text_encoder have other shapes than its config expects",
     ),
-    "a config that is no JSON": (teacher(with_bytes("unet/config.json", b"{")), "cannot be opened as a diffusers pipeline"),
-    "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "other cannot be opened"),
+    "a config that is no JSON": (teacher(with_bytes("unet/config.json", b"{")), "model other: its unet cannot be opened: "),
+    "a network for inpainting": (teacher(with_settings("unet/config.json", in_channels=9)), "its unet cannot be opened: "),
     "a dialect that nobody knows": (
         teacher(with_settings("scheduler/scheduler_config.json", prediction_type="magic")),
         "prediction_type 'magic' is not known; expects epsilon,",

@@ -81,8 +81,8 @@ def test_parquet_that_datasets_did_not_write_is_read_by_the_names_of_its_columns
 
 def test_columns_that_are_set_are_read(tmp_path):
     table(title=["A", "B", "C"], alt=["a", "", "c"]).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"data\.caption: .* has the texts title, alt; expects one of them"):
-        open_source(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"none of .* has a caption \(found the columns id, shown, title, alt\); expects"):
+        open_source(tmp_path / "x.parquet").require_captions()
     assert [caption for _, caption in seen(open_source(tmp_path / "x.parquet", "alt", image_column="shown"))] == ["a", "", "c"]
     with pytest.raises(ValueError, match=r"caption: .* has no 'titel' \(did you mean 'title'\?\)"):
         open_source(tmp_path / "x.parquet", "titel")

@@ -51,6 +51,16 @@ def test_a_class_is_asked_for_by_name_or_number(caption, number):
     assert NOISE.class_of(caption) == number
 
 
+def test_subfolders_and_labels_that_are_classes_are_found_without_a_setting(prepare, tmp_path):
+    for name in ("dog", "fox"):
+        write(tmp_path / "set", {})
+        write(tmp_path / "set" / name, {"a": "a brown animal", "b": None})
+    assert rows(prepare(tmp_path / "set"))["labels"].tolist() == [1, 1, 2, 2]
+    lines = [{"file_name": f"{name}/{k}.png", "text": "an animal", "kind": "cat"} for name in ("dog", "fox") for k in "ab"]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert rows(prepare(tmp_path / "set", caption="kind"))["labels"].tolist() == [0] * 4
+
+
 def test_a_name_counts_before_a_number():
     assert dataclasses.replace(NOISE, classes=("1", "2", "0")).class_of("1") == 0
     assert dataclasses.replace(NOISE, classes=()).class_of("2") == 2
@@ -106,8 +116,8 @@ def test_where_none_is_left_one_sentence_says_so(prepare, tmp_path):
 def test_the_cache_is_used_again_until_something_of_it_changes(prepare, tmp_path, monkeypatch):
     folder = write(tmp_path / "pets", {"a": "fox", "b": "cat"})
     first, made = prepare(folder), []
-    part = gan_pictures._part
-    monkeypatch.setattr(gan_pictures, "_part", lambda *arguments: made.append(1) or part(*arguments))
+    make = gan_pictures.FittedImages.make
+    monkeypatch.setattr(gan_pictures.FittedImages, "make", lambda *arguments: made.append(1) or make(*arguments))
     again = prepare(folder)
     assert not made
     assert again.cache.key == first.cache.key

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from gendistill.data.images import as_tensor, decode_image, decode_transparency, fitted
 
@@ -75,6 +75,55 @@ def test_exif_orientation_turns_the_image_upright():
     assert decode_image(encoded(Image.new("RGB", (6, 2)), "JPEG", exif=exif)).size == (2, 6)
 
 
+def segment(marker, data):
+    """A JPEG with a segment of its own after the first marker."""
+    start, rest = (lambda whole: (whole[:2], whole[2:]))(encoded(RED, "JPEG").read())
+    return start + struct.pack(">BBH", 255, marker, len(data) + 2) + data + rest
+
+
+def chunk_text(**options):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "v" * 2_000_000, zip=True)
+    return encoded(RED, pnginfo=info, **options).read()
+
+
+def wrong_checksum(data, kind):
+    at = data.index(kind)
+    end = at + 4 + struct.unpack(">I", data[at - 4 : at])[0]
+    return data[:end] + b"zzzz" + data[end + 4 :]
+
+
+RED = Image.new("RGB", (60, 40), (200, 30, 30))
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+SOUND = {
+    "PNG, EXIF without a TIFF header": encoded(RED, exif=b"\x00\x08\x00\x02\x01\x12\x00\x03").read(),
+    "WebP, EXIF without a TIFF header": encoded(RED, "WEBP", exif=b"xyzgarbage").read(),
+    "JPEG, EXIF of garbage": segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"),
+    "JPEG, Photoshop's data of garbage": segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04\xff\xff\xff"),
+    "JPEG, several images of garbage": segment(0xE2, b"MPF\0garbage"),
+    "JPEG, a short segment of JFIF": segment(0xE0, b"JFIF\0\1"),
+    "JPEG, a short segment of Adobe": segment(0xEE, b"Adobe"),
+    "PNG, 2 MB of zipped text": chunk_text(),
+    "PNG, colour profile of 3 MB": encoded(RED, icc_profile=b"x" * 3_000_000).read(),
+    "PNG, a wrong checksum of the resolution": wrong_checksum(encoded(RED, dpi=(72, 72)).read(), b"pHYs"),
+    "PNG, a wrong checksum of the transparency": wrong_checksum(encoded(RED, transparency=(200, 30, 30)).read(), b"tRNS"),
+    "PNG without its end": encoded(RED).read()[:-12],
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_unsound_or_huge_metadata_around_sound_pixels_is_ignored(name):
+    image = decode_image(io.BytesIO(SOUND[name]))
+    assert image.size == (60, 40)
+    assert np.abs(np.array(image.getpixel((30, 20))) - [200, 30, 30]).max() < 4
+
+
+def test_sound_metadata_beside_huge_ones_still_count():
+    assert decode_image(io.BytesIO(chunk_text(exif=TURNED.tobytes()))).size == (40, 60)
+    assert decode_image(io.BytesIO(chunk_text(transparency=(200, 30, 30)))).getpixel((0, 0)) == (255, 255, 255)
+
+
 @pytest.mark.parametrize("damage", [b"", b"not an image", encoded(Image.new("RGB", (64, 64), "red")).read()[:60]])
 def test_damaged_bytes_are_a_value_error(damage):
     with pytest.raises(ValueError, match="cannot be decoded"):
@@ -91,8 +140,10 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     data = b"IDAT" + zlib.compress(b"\0" * 1000)
     bomb += struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    with pytest.raises(ValueError, match="12000x12000 is more than"):
+    with pytest.raises(ValueError, match="12000x12000 is more than 89478485 pixels"):
         decode_image(io.BytesIO(bomb))
+    with pytest.raises(ValueError, match="it has more than 89478485 pixels"):
+        decode_image(encoded(Image.new("1", (20_000, 10_000))))
 
 
 def test_a_tensor_spans_minus_one_to_one():

@@ -222,7 +222,7 @@ def test_what_a_path_is_decides_the_source(photos):
     assert isinstance(open_source(photos), ImageFolder)
     assert isinstance(open_source(EMOJI), WebDatasetShards)
     assert isinstance(open_source(photos / "b.txt"), Prompts)
-    assert open_source(photos).describe() == f"2 images in {photos} (caption: text)"
+    assert open_source(photos).describe() == f"2 images in {photos} (caption: txt)"
 
 
 @pytest.mark.parametrize(

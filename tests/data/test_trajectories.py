@@ -1,8 +1,5 @@
 """Ways of the teacher from noise to latents: generated once, as diffusers generates them."""
 
-import json
-import shutil
-
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -11,7 +8,6 @@ from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
 from gendistill.data.trajectories import ending_with, generate_trajectories
 from gendistill.diffusion.guidance import GuidanceConfig
-from gendistill.diffusion.teacher import load_teacher
 from gendistill.runtime.random import PerSampleRandom
 
 GUIDED = GuidanceConfig(scale=3.0)
@@ -83,32 +79,6 @@ def test_a_student_with_a_slider_learns_of_ways_at_scales_of_its_range(teacher, 
     scales = ways_of(generate(teacher, data, tmp_path, guidance=guidance)).conditioning.get("guidance_scale")
     assert scales.shape == (6,)
     assert 2 <= scales.min() < scales.max() <= 5
-
-
-@pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [
-        ("scheduler", "prediction_type", "v_prediction"),
-        ("scheduler", "beta_end", 0.02),
-        ("vae", "scaling_factor", 0.5),
-        ("unet", "sample_size", 16),
-    ],
-)
-def test_a_teacher_with_the_same_weights_and_another_config_generates_anew(tiny_folder, tmp_path, part, name, value):
-    folder = shutil.copytree(tiny_folder, tmp_path / "other")
-    file = next((folder / part).glob("*config.json"))
-    config = json.loads(file.read_text())
-    assert config[name] != value
-    file.write_text(json.dumps({**config, name: value}))
-    (tmp_path / "prompts.txt").write_text("food\n")
-    settings = DataConfig(prompts=str(tmp_path / "prompts.txt"), cache=str(tmp_path), num_synthetic=2, synthetic_steps=2)
-    keys = []
-    for source in (tiny_folder, folder):
-        teacher = load_teacher(source)
-        data = prepare_data(settings, teacher, 0)
-        keys.append((data.cache.key, generate(teacher, data, tmp_path).trajectories.key))
-    assert keys[0][0] != keys[1][0]
-    assert keys[0][1] != keys[1][1]
 
 
 @torch.no_grad()

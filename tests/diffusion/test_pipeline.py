@@ -2,8 +2,10 @@ import shutil
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.teacher import load_teacher, teacher_of
+from gendistill.samplers.loading import open_pipeline
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,6 +22,15 @@ def test_nothing_in_a_teacher_learns(teacher):
     parts = (teacher.pipeline.unet, teacher.pipeline.vae, teacher.pipeline.text_encoder)
     assert not any(parameter.requires_grad for part in parts for parameter in part.parameters())
     assert not any(part.training for part in parts)
+
+
+def test_what_a_teachers_scheduler_does_and_its_student_does_not_is_reported(family_folder, caplog):
+    pipeline = open_pipeline(family_folder("unconditional"))
+    assert teacher_of(pipeline, "mine").not_in_student == ()
+    pipeline.scheduler = DDPMScheduler(thresholding=True)
+    [sentence] = teacher_of(pipeline, "mine").not_in_student
+    assert sentence == "the student is trained and sampled without the dynamic thresholding of the teacher's scheduler"
+    assert f"teacher mine: {sentence}" in caplog.text
 
 
 def test_pickled_weights_are_refused(tiny_folder, tmp_path):
@@ -62,6 +73,8 @@ def test_a_teacher_from_the_hub_knows_its_commit(tiny_folder, tmp_path, monkeypa
     shutil.copytree(tiny_folder, repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+    weights = repository / "snapshots" / COMMIT / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
     assert load_teacher("someone/tiny", revision=revision).commit == COMMIT
-    with pytest.raises(ValueError, match="model someone/tiny cannot be opened as a diffusers pipeline"):
+    with pytest.raises(ValueError, match="model someone/tiny is no local folder, and cannot be opened as a diffusers pipeline"):
         load_teacher("someone/tiny", revision="another")

@@ -87,6 +87,26 @@ def test_the_distance_alone_equals_the_distance_among_all_scores_with_features_o
     assert alone["fd-emoji"] == pytest.approx(among["fd-emoji"], rel=1e-9)
 
 
+def test_few_and_identical_images_have_finite_scores_and_the_rest_is_named(tmp_path):
+    for name, numbers in {"five": range(5), "same": [0] * 8, "eight": range(8)}.items():
+        (tmp_path / name).mkdir()
+        for place, number in enumerate(numbers):
+            noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / name / f"{place}.png")
+    for images, reference in (("same", "same"), ("eight", "same"), ("same", "eight"), ("five", "eight"), ("eight", "five")):
+        config = EvaluationConfig(str(tmp_path / reference), extractor="emoji", cache=str(tmp_path / "cache"))
+        result = evaluate_images(str(tmp_path / images), config)
+        numbers = [*result.evaluation.scores.values(), *sum(result.evaluation.intervals.values(), ())]
+        assert np.isfinite(numbers).all(), (images, reference)
+        got = "5 images of the reference" if reference == "five" else "5 images"
+        left_out = f"not measured: precision: got {got}, expects at least 6."
+        assert (left_out in result.warnings) == ("five" in (images, reference))
+    scores_of_copies = scores(tmp_path / "same", tmp_path / "same", tmp_path / "cache")
+    assert scores_of_copies["fd-emoji"] == 0
+    with pytest.raises(ValueError, match="precision: got 5 images of the reference, expects at least 6"):
+        scores(tmp_path / "eight", tmp_path / "five", tmp_path / "cache", metrics=["precision"])
+
+
 def image(mode, size=(40, 32)):
     ramp = np.linspace(0, 255, size[0] * size[1]).reshape(size[1], size[0])
     if mode == "I;16":

@@ -18,13 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_runs import settings_of
 
-from gendistill.export import runtimes
+from gendistill.export import formats, runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
-from gendistill.export.original_layout import original_weights, unet_name
+from gendistill.export.original_layout import original_weights, release_of, unet_name
 from gendistill.run.distill import distill
 from gendistill.runtime.files import new_folder
 from gendistill.samplers import FewStepSampler, StudentSpec
+from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.single_file import ARCHITECTURES
 from gendistill.training.stopping import StopSignals
 
@@ -54,6 +55,9 @@ def student(family_folder, tmp_path_factory):
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
     out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
     assert export(str(student(family, lora)), kind, out).max_error < HALF
+    if kind == "diffusers":  # in float16, by names that open without an argument
+        assert not list(out.rglob("*.fp16.*"))
+        assert FewStepSampler.from_pretrained(out).spec.num_inference_steps == (2,)
     other = tmp_path / f"float32-{out.name}"
     assert export(str(student(family, lora)), kind, other, dtype="float32").max_error < 1e-4
     assert not list(tmp_path.glob(".*"))
@@ -131,11 +135,41 @@ def test_a_checkpoint_says_what_it_is(student, tmp_path):
     assert told["modelspec.usage_hint"].startswith("2 steps, ddim, CFG 1")
 
 
+@pytest.mark.parametrize(("kind", "lora"), [("checkpoint", False), ("checkpoint", True), ("lora", True), ("kohya", True)])
+def test_a_prediction_type_that_other_programs_would_not_see_is_refused_with_the_way_out(student, tmp_path, kind, lora):
+    folder = shutil.copytree(student("sd1", lora=lora), tmp_path / "student")
+    for file in (folder / "gendistill.json", folder / "scheduler" / "scheduler_config.json"):
+        file.write_text(file.read_text().replace('"prediction_type": "epsilon"', '"prediction_type": "v_prediction"'))
+    out = tmp_path / "one.safetensors"
+    with pytest.raises(
+        ValueError, match=r"predicts v_prediction, but ComfyUI.* --set progressive\.prediction_type=epsilon, or"
+    ):
+        export(str(folder), kind, out)
+    assert not out.exists()
+
+
+def test_checkpoints_of_2_x_are_told_apart_by_a_bias_and_those_of_xl_by_a_key():
+    small, large = ({formats.BIAS_OF_V: spread * torch.linspace(-1, 1, 64)} for spread in (0.05, 0.5))
+    for release, kind, weights in (("xl", "v_prediction", {}), ("2", "v_prediction", large), ("1", "epsilon", {})):
+        formats._require_readable(release, kind, weights)
+    for release, kind, weights in (("2", "v_prediction", small), ("1", "v_prediction", {}), ("xl", "sample", {})):
+        with pytest.raises(ValueError, match=f"the student predicts {kind}"):
+            formats._require_readable(release, kind, weights)
+
+
 def test_the_original_layout_has_every_weight_once(student):
     pipeline = FewStepSampler.from_pretrained(student("sdxl")).pipeline
     parts = [getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")]
     numbers = sum(parameter.numel() for part in parts for parameter in part.parameters())
     assert sum(of.numel() for name, of in original_weights(pipeline).items() if "position_ids" not in name) == numbers
+
+
+def test_statistics_of_latents_have_no_place_in_a_checkpoint(family_folder):
+    pipeline = open_pipeline(family_folder("sdxl"))
+    assert release_of(pipeline) == "xl"
+    pipeline.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    with pytest.raises(ValueError, match="has no latents_mean and latents_std of a VAE; expects --format diffusers"):
+        release_of(pipeline)
 
 
 OF_RUNTIME = """
@@ -253,19 +287,22 @@ def test_a_folder_that_is_filled_while_the_student_is_written_is_kept(tmp_path):
     assert contents(tmp_path) == {tmp_path / "out" / "cat.jpg": b"precious"}
 
 
-def test_a_file_is_replaced_unless_it_is_a_folder_or_part_of_what_is_exported(student, tmp_path):
+def test_a_file_that_exists_is_refused_and_keeps_its_content(student, tmp_path):
     shutil.copytree(student("sd1"), tmp_path / "student")
-    weights = tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors"
-    (tmp_path / "old.safetensors").write_text("an earlier export")
+    (tmp_path / "old.safetensors").write_text("precious")
+    (tmp_path / "link.safetensors").symlink_to("old.safetensors")
     (tmp_path / "a.safetensors").mkdir()
-    before = contents(tmp_path / "student")
-    with pytest.raises(ValueError, match=r"a\.safetensors: is a folder; --format checkpoint expects the name of a"):
-        export(str(tmp_path / "student"), "checkpoint", tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=f"--out {weights}: is a file of {tmp_path / 'student'}, which would be lost"):
-        export(str(tmp_path / "student"), "checkpoint", weights)
-    assert contents(tmp_path / "student") == before
-    export(str(tmp_path / "student"), "checkpoint", tmp_path / "old.safetensors")
-    assert load_file(tmp_path / "old.safetensors")
+    before = contents(tmp_path)
+    for out, sentence in {
+        "a.safetensors": "is a folder; expects the name of a file",
+        "student/unet/diffusion_pytorch_model.safetensors": "exists and would be lost; expects a new name",
+        "old.safetensors": "exists and would be lost",
+        "link.safetensors": "exists and would be lost",
+        "student.v1.5": r"expects a \.safetensors file, such as student\.v1\.5\.safetensors",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            export(str(tmp_path / "student"), "checkpoint", tmp_path / out)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(("kind", "name"), [("checkpoint", "one.safetensors"), ("diffusers", "folder")])

@@ -10,7 +10,16 @@ from test_opening import tiny_gan
 from torch import nn
 
 from gendistill.gan.architectures.resnet import ResNetGenerator
-from gendistill.gan.gan_folder import WEIGHTS, Gan, NetworkSource, is_gan_folder, open_gan, save_gan
+from gendistill.gan.gan_folder import (
+    WEIGHTS,
+    Gan,
+    NetworkSource,
+    _with_found_paths,
+    _with_relative_paths,
+    is_gan_folder,
+    open_gan,
+    save_gan,
+)
 from gendistill.gan.generator import Generator, GeneratorSpec
 
 SPEC = GeneratorSpec("noise", (6,), (3, 4, 4), output_range=(0.0, 1.0))
@@ -104,3 +113,16 @@ def test_a_discriminator_whose_class_is_gone_is_left_out(tmp_path, caplog):
 def test_a_discriminator_without_its_class_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="the discriminator cannot be saved without a source"):
         save_gan(tmp_path / "gan", dataclasses.replace(tied(), discriminator=nn.Linear(1, 1)))
+
+
+def test_the_teacher_of_a_student_and_its_weights_are_found_where_all_were_moved_together(tmp_path):
+    student = tmp_path / "tree" / "run" / "student"
+    student.mkdir(parents=True)
+    paths = {"teacher": "my_module:Generator", "generator": {"weights": str(tmp_path / "tree" / "g.safetensors")}}
+    (tmp_path / "tree" / "g.safetensors").touch()
+    stored = _with_relative_paths(paths, student)
+    assert _with_found_paths(stored, student)["generator"] == paths["generator"]
+    (tmp_path / "tree").rename(tmp_path / "moved")
+    found = _with_found_paths(stored, tmp_path / "moved" / "run" / "student")
+    assert found["generator"]["weights"] == str(tmp_path / "moved" / "g.safetensors")
+    assert found["teacher"] == "my_module:Generator"

@@ -28,6 +28,13 @@ def generate(sampler, prompts=PROMPTS, seeds=SEEDS, **arguments):
     return torch.cat(list(sampler.images(prompts, seeds, **arguments)))
 
 
+def test_images_that_are_not_finite_are_refused(gans):
+    sampler = open_sampler(gans["teacher"])
+    next(sampler.generator.network.parameters()).data[:] = torch.nan
+    with pytest.raises(ValueError, match=f"the images of a {sampler.kind} have values that are not finite; expects a model"):
+        generate(sampler)
+
+
 @pytest.mark.parametrize("name", ["teacher", "plain", "noisy"])
 def test_image_k_does_not_depend_on_the_batch_size(gans, name):
     sampler = open_sampler(gans[name])

@@ -1,5 +1,6 @@
 """Consistency distillation against closed forms: a Gaussian's trajectories are known exactly."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +19,7 @@ from gendistill.methods.consistency import (
     consistency_function,
     phase_edges,
     phase_function,
+    require_grid,
 )
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import ddim_step
@@ -180,3 +182,17 @@ def test_the_averages_decay_warms_up_to_its_setting(teacher):
             networks.averaged[name].fill_(0)
         method.after_step(step)
         torch.testing.assert_close(networks.averaged[name], torch.full_like(networks.averaged[name], 1 - decay))
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "grid", "nearest"), [(1000, 300, "250 or 500"), (1000, 64, "50 or 100"), (250, 40, "25 or 50")]
+)
+def test_a_grid_that_does_not_divide_the_timesteps_is_refused_with_the_nearest_that_do(timesteps, grid, nearest):
+    """Its last timestep would not be the one at which samplers begin."""
+    sentence = (
+        f"consistency.num_ddim_timesteps {grid}: expects a divisor of the teacher's {timesteps} timesteps, such as {nearest}"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        require_grid(ConsistencyConfig(num_ddim_timesteps=grid), timesteps)
+    for allowed in map(int, nearest.split(" or ")):
+        require_grid(ConsistencyConfig(num_ddim_timesteps=allowed), timesteps)

@@ -7,10 +7,12 @@ import torch
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
-from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, full_networks
+from gendistill.diffusion.rollout import few_step_rollout
+from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, full_networks, next_networks
 from gendistill.methods.halving import sampled_times
 from gendistill.methods.progressive import GuidanceDistillation, ProgressiveConfig, StepHalving, prediction_loss
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.schedulers import student_scheduler
 
 
 def batch_for(teacher, count, generator):
@@ -18,7 +20,7 @@ def batch_for(teacher, count, generator):
     return Batch(torch.randn(count, 4, 8, 8, generator=generator), teacher.encode_prompts(prompts))
 
 
-def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked", **settings):
+def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked", max_steps=None, **settings):
     networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if mode == "embedded" else None)
     networks.student, networks.average = (
         networks.student.with_prediction_type(dialect),
@@ -28,7 +30,8 @@ def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked",
     config = ProgressiveConfig(**settings)
     if kind is StepHalving:
         return StepHalving(networks, guidance, config, 4)
-    return GuidanceDistillation(networks, guidance, config, sampled_times(16, teacher.denoiser.schedule))
+    times = sampled_times(16, teacher.denoiser.schedule)
+    return GuidanceDistillation(networks, guidance, config, times, max_steps=max_steps)
 
 
 def loss_at(method, batch, step):
@@ -52,21 +55,72 @@ def test_after_the_passage_it_is_fitted_to_v_by_the_weighting_that_was_asked_for
         batch_for(teacher, 8, generator),
         method_of(teacher, GuidanceDistillation, prediction_type_steps=10, weighting="uniform"),
     )
-    called = []
-    student = method.networks.student
-    method.networks.student = lambda *arguments: called.append(student(*arguments)) or called[-1]
-    method.networks.student.prediction_type = student.prediction_type
-    targets = []
-    target = method.target
-    method.target = lambda *arguments: targets.append(target(*arguments)) or targets[-1]
-    assert torch.equal(loss_at(method, batch, 10), prediction_loss(called[0], targets[0], "uniform"))
+    seen, fit = [], method.fit
+    method.fit = lambda *arguments: seen.append(arguments) or fit(*arguments)
+    loss = loss_at(method, batch, 10)
+    x_t, t, conditioning, target, _ = seen[0]
+    assert method.networks.student.fraction == 1
+    assert torch.equal(loss, prediction_loss(method.networks.student(x_t, t, conditioning), target, "uniform"))
 
 
-def test_the_prediction_type_of_the_validated_student_does_not_change_during_the_transition(teacher, generator):
+def test_the_average_is_read_as_the_mix_that_it_predicts(teacher):
+    """The EMA lags: the output that its average weights give is the average of the outputs that were fitted."""
     method = method_of(teacher, GuidanceDistillation, prediction_type_steps=100)
-    loss_at(method, batch_for(teacher, 2, generator), 30)
-    assert method.networks.student.fraction == method.networks.average.fraction == 1.0
-    assert method.networks.average.prediction_type == "v_prediction"
+    expected, fractions = 0.0, []
+    for step in range(1, 401):
+        decay = min(0.99, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * min((step - 1) / 100, 1)
+        method.weights_of(step)
+        fractions.append(method.networks.average.fraction)
+        assert fractions[-1] == (pytest.approx(expected) if expected < 0.99 else 1)
+    assert fractions == sorted(fractions)
+    assert fractions[49] < 0.45 < fractions[99] < 1 == fractions[199]
+    method.weights_of(50)  # the best weights may be those of an earlier step
+    assert method.networks.average.fraction == fractions[49]
+    resumed = method_of(teacher, GuidanceDistillation, prediction_type_steps=100, max_steps=60)
+    resumed.load_state_dict(method.state_dict())
+    resumed.weights_of(50)
+    assert resumed.networks.average.fraction == fractions[49]
+
+
+def test_a_stage_that_ends_early_hands_its_mix_over_and_the_next_one_completes_it(teacher, generator):
+    method = method_of(teacher, GuidanceDistillation, prediction_type_steps=100)
+    method.weights_of(50)
+    before, half = method.networks.average, next_networks(method.networks)
+    halving = StepHalving(half, method.guidance, method.config, 4)
+    assert halving.networks.teacher.fraction == halving.start == before.fraction < 0.5
+    loss_at(halving, batch_for(teacher, 2, generator), 0)
+    assert halving.networks.student.fraction == halving.start
+    assert halving.fraction(100) == halving.average_fraction(200) == 1
+    prompts, x_t, t = (
+        teacher.encode_prompts(["food"] * 2),
+        torch.randn(2, 4, 8, 8, generator=generator),
+        torch.tensor([999, 312]),
+    )
+    with torch.no_grad():
+        assert torch.equal(halving.networks.teacher(x_t, t, prompts).x_0, before(x_t, t, prompts).x_0)
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 8, 30, 300, 1000])
+def test_a_stage_has_completed_the_change_at_its_last_step(teacher, max_steps):
+    method = method_of(teacher, GuidanceDistillation, max_steps=max_steps)
+    assert method.average_fraction(max_steps) == method.fraction(max_steps) == 1
+    assert method.change_steps <= min(max_steps / 2, 300)
+    assert method.change_steps == 300 or max_steps < 1000
+
+
+@torch.no_grad()
+def test_a_mix_is_validated_by_the_schedulers_of_plain_pipelines(teacher, generator):
+    """A pipeline whose network predicts a mix of eps and v samples as DDIM with the mix's own x_0 and eps."""
+    pipeline, mixed = teacher.pipeline, teacher.denoiser.with_prediction_type("v_prediction", 0.4)
+    noise, prompts = torch.randn(1, 4, 8, 8, generator=generator), teacher.encode_prompts(["food"])
+    pipeline.scheduler = student_scheduler("ddim", pipeline.scheduler.config, "v_prediction", steps=[4])
+    with mixed.converting(teacher.network):
+        sampled = pipeline("food", latents=noise, num_inference_steps=4, guidance_scale=1, output_type="latent").images
+    expected = few_step_rollout(mixed, noise, prompts, 4)[0]
+    torch.testing.assert_close(sampled, expected, atol=1e-3, rtol=1e-4)
+    complete = few_step_rollout(mixed.with_prediction_type("v_prediction"), noise, prompts, 4)[0]
+    assert (complete - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", [GuidanceDistillation, StepHalving])

@@ -139,3 +139,12 @@ def test_a_student_of_any_method_is_not_replaced_by_a_second_run(place, gans, me
 def test_mistakes_are_told(place, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         dry_run(load_config(None, {"teacher": "teacher", "data.prompts": "prompts.txt"} | settings))
+
+
+def test_a_teacher_on_the_command_line_overrides_the_file_also_where_it_is_the_default(place, monkeypatch, capsys):
+    (place / "mine.yaml").write_text("teacher: teacher\ndata: {prompts: prompts.txt}\n")
+    for given, teacher in {("assets/tiny-sd",): "assets/tiny-sd", (): "teacher"}.items():
+        monkeypatch.setattr(sys, "argv", ["gendistill", "distill", *given, "--config", "mine.yaml", "--dry-run"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert f"teacher: {teacher}\n" in capsys.readouterr().out

@@ -155,3 +155,15 @@ def test_a_run_killed_in_its_third_stage_goes_on_to_the_same_bits(family_folder,
 def test_steps_that_are_never_visited_are_refused_with_those_that_are(place):
     with pytest.raises(ValueError, match=r"steps \[6, 3\]: expects values from \[32, 16, 8, 4, 3\]"):
         settings(place, "teacher", "run", steps=[6, 3], progressive__start_steps=64)
+
+
+def test_a_student_that_still_changes_its_prediction_type_is_not_exported(tiny_folder, place, tmp_path):
+    """The time limit ends both stages after a step. The figures of the first are those of the mix that its student predicts."""
+    limits = {"trainer__max_steps": 1000, "trainer__max_minutes": 1e-6, "steps": [4]}
+    with pytest.raises(
+        ValueError, match=r"^student-4: training ended at step 1, before its change from epsilon to v_prediction"
+    ):
+        distill(settings(place, tiny_folder, tmp_path / "run", **limits))
+    logs = [(tmp_path / "run" / "stages" / stage / "log.jsonl").read_text() for stage in ("guidance_distillation", "4")]
+    assert all("validation" in log for log in logs)
+    assert not (tmp_path / "run" / "student-4").exists()

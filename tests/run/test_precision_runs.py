@@ -42,11 +42,22 @@ def settings(tiny_folder, tmp_path):
     AcceleratorState._reset_state(True)
 
 
-HALF = [("bfloat16", "bf16", mode) for mode in MODES] + [
-    (dtype, mixed, mode)
-    for dtype, mixed in (("bfloat16", "no"), ("float16", "no"), ("float16", "bf16"))
-    for mode in ("consistency", "consistency-lora-cfg", "alignment")
+FEW = [  # gradients in every precision: tests/training/test_precision_matrix.py; here what comes before and after the steps
+    ("bfloat16", "bf16", "consistency-embedded"),
+    ("float16", "no", "consistency-lora-cfg"),
+    ("float16", "bf16", "alignment"),
+    ("bfloat16", "fp16", "progressive"),
+    ("float32", "fp16", "consistency-lora"),
+    ("bfloat16", "no", "consistency"),
 ]
+PRODUCT = [
+    (dtype, mixed, mode)
+    for dtype in ("float32", "float16", "bfloat16")
+    for mixed in ("no", "bf16", "fp16")
+    for mode in MODES
+    if (dtype, mixed) != ("float32", "no")
+]
+HALF = FEW + [pytest.param(*values, marks=pytest.mark.slow) for values in PRODUCT if values not in FEW]
 
 
 @pytest.mark.parametrize(("dtype", "mixed", "mode"), HALF)
@@ -67,6 +78,30 @@ def test_a_student_of_all_weights_is_exported_from_float32_not_from_the_teachers
     averaged = result.networks.averaged
     assert all(torch.equal(saved[name], parameter.half()) for name, parameter in averaged.items())
     assert any(not torch.equal(parameter.half(), parameter.bfloat16().half()) for parameter in averaged.values())
+
+
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_stages_may_differ_in_precision(settings, lora):
+    stages = {"guidance_distillation": {"mixed_precision": "fp16"}, "2": {"mixed_precision": "bf16"}}
+    given = {"progressive.start_steps": 4, "progressive.stages": stages, "steps": [1], "lora.enabled": lora}
+    config = settings(method="progressive", solvers=None, **given)
+    distill(config)
+    run = Path(config.out) / "stages"
+    scaled = {stage.name: bool(logged(stage, "skipped_steps")) for stage in run.iterdir()}
+    assert scaled == {"guidance_distillation": True, "2": False, "1": False}
+    assert all(value == value for stage in run.iterdir() for value in logged(stage, "loss"))
+
+
+def test_what_a_later_stage_cannot_do_is_reported_before_the_first(settings):
+    config = settings(method="progressive", solvers=None, **{"progressive.start_steps": 4, "steps": [1]})
+    for changes, sentence in (
+        ({"optimizer": "adamw_8bit"}, "trainer.optimizer adamw_8bit needs bitsandbytes"),
+        ({"mixed_precision": "fp8"}, "progressive.stages.1: .*mixed_precision"),
+    ):
+        changed = config.progressive.model_copy(update={"stages": {"1": changes}})
+        with pytest.raises(ValueError, match=sentence):
+            distill(config.model_copy(update={"progressive": changed}))
+    assert not (Path(config.out) / "config.yaml").exists()
 
 
 def test_the_first_command_of_the_readme_that_distils_runs_as_it_stands(tiny_folder, tmp_path):

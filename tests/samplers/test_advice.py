@@ -1,10 +1,12 @@
 """What a sampler says of students that are not sampled as they want to be; and whose they are."""
 
 import pytest
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LCMScheduler
 
+from gendistill.samplers import FewStepSampler
 from gendistill.samplers.advice import advice
 from gendistill.samplers.known_students import known_by_config, known_by_name
+from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.spec import StudentSpec
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -88,10 +90,30 @@ def test_dmd2_is_sampled_at_timesteps_of_its_own(tmp_path):
 
 
 def test_lcm_is_known_by_its_config(family_folder):
-    from gendistill.samplers.loading import open_pipeline
-
     pipeline = open_pipeline(family_folder("sd1"))
     assert known_by_config(pipeline) is None
     pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
     pipeline.unet.register_to_config(time_cond_proj_dim=256)
     assert known_by_config(pipeline).method == "LCM"
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "changes", "sampled_by"),
+    [
+        ("stabilityai/sdxl-turbo", EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"}, "EulerAncestralDiscrete"),
+        ("stabilityai/sdxl-turbo", EulerDiscreteScheduler, {"timestep_spacing": "leading"}, "EulerDiscrete"),
+        ("someone/lcm-lora-merged", LCMScheduler, {"original_inference_steps": 40}, "LCM"),
+        ("someone/tcd-xl", DDIMScheduler, {}, "TCD"),
+        ("sdxl_lightning_1step_x0", EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, "EulerDiscrete"),
+    ],
+)
+def test_a_few_step_models_own_scheduler_is_used_if_it_suits(family_folder, name, own, changes, sampled_by):
+    pipeline = open_pipeline(family_folder("sdxl"))
+    scheduler = own.from_config(pipeline.scheduler.config, **changes)
+    pipeline.scheduler = scheduler
+    known = FewStepSampler(pipeline).recognised(name)
+    assert type(known.pipeline.scheduler).__name__ == f"{sampled_by}Scheduler" == known.spec.scheduler_class
+    used = known.pipeline.scheduler.config
+    if changes.get("timestep_spacing") != "leading" and "1step" not in name:
+        assert all(used[setting] == value for setting, value in changes.items())
+    assert "1step" not in name or used.prediction_type == "sample"

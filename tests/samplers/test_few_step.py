@@ -94,6 +94,30 @@ def test_the_share_of_fresh_noise_that_a_spec_asks_for_is_what_the_plain_pipelin
     assert (generated[0.0] - generated[0.5]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("part", "weight", "latent"),
+    [("unet", "conv_out.bias", False), ("vae", "decoder.conv_out.bias", False), ("unet", "conv_out.bias", True)],
+)
+def test_the_part_that_computes_values_that_are_not_finite_is_named(teacher, part, weight, latent):
+    sampler = FewStepSampler(teacher.pipeline)
+    dict(getattr(teacher.pipeline, part).named_parameters())[weight].data[0] = torch.nan
+    with pytest.raises(
+        ValueError, match=f"the output of the model's {part} has values that are not finite in float32; expects a"
+    ):
+        list(sampler.images(["food"], [0], num_inference_steps=2, guidance_scale=1.0, latent=latent))
+
+
+def test_an_overflow_of_float16_asks_for_another_dtype(tiny_folder):
+    sampler = FewStepSampler.from_pretrained(tiny_folder, dtype=torch.float16)
+    sampler.pipeline.vae.decoder.conv_in.weight.data.fill_(6e4)
+    with pytest.raises(ValueError, match="the model's vae has values that are not finite in float16; expects --dtype bfloat16"):
+        list(sampler.images(["food"], [0], num_inference_steps=1, guidance_scale=1.0))
+    text_encoder = sampler.pipeline.text_encoder
+    dict(text_encoder.named_parameters())[next(n for n, _ in text_encoder.named_parameters() if "norm" in n)].data.fill_(6e4)
+    with pytest.raises(ValueError, match="the model's text_encoder has values that are not finite in float16"):
+        list(sampler.images(["animals"], [0], num_inference_steps=1, guidance_scale=1.0))
+
+
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU by g++")
 
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from gendistill.samplers import StudentSpec
+from gendistill.samplers.loading import open_student
 from gendistill.schedulers import student_scheduler
 
 SCHEDULER = student_scheduler("lcm", {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000}, "epsilon", 40)
@@ -56,3 +57,33 @@ def test_only_classifier_free_guidance_costs_a_second_call_and_baked_guidance_is
     student = spec(guidance=guidance, guidance_scale=scale)
     assert student.pipeline_guidance_scale == pipeline_scale
     assert student.network_calls(4) == calls
+
+
+def test_a_teacher_is_found_again_from_any_folder_and_where_the_whole_tree_was_moved(tmp_path, monkeypatch):
+    student, teacher = tmp_path / "tree" / "runs" / "a" / "student", tmp_path / "tree" / "my-model"
+    for folder in (student, teacher):
+        folder.mkdir(parents=True)
+    (teacher / "model_index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+    def named(text):
+        (student / "gendistill.json").write_text(text)
+        return StudentSpec.load(student).teacher
+
+    spec(teacher=str(teacher)).save(student)
+    stored = (student / "gendistill.json").read_text()
+    spec(teacher="my-model").save(student)
+    of_earlier_versions = (student / "gendistill.json").read_text()
+    assert named(stored) == str(teacher)
+    assert named(of_earlier_versions) == str(teacher)
+    (tmp_path / "tree").rename(tmp_path / "moved")
+    student, moved = tmp_path / "moved" / "runs" / "a" / "student", str(tmp_path / "moved" / "my-model")
+    assert named(stored) == named(of_earlier_versions) == moved
+    (tmp_path / "moved" / "my-model").rename(tmp_path / "elsewhere")
+    assert named(stored) == str(teacher)
+    spec(teacher=str(teacher), lora=True).save(student)
+    with pytest.raises(ValueError, match=rf"is a LoRA of {teacher}, which does not exist; expects .* `teacher` in .*\.json$"):
+        open_student(student)
+    for teacher in ("assets/tiny-sd", "user/name"):
+        spec(teacher=teacher).save(student)
+        assert StudentSpec.load(student).teacher == teacher

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_add_ons import load_style_adapter, save_control, save_lora
 
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.tasks import Task
+from gendistill.samplers.tasks import Task, min_strength
 
 PROMPTS, SEEDS = ["emoji of animals", "a red apple", "food"], [3, 1, 4]
 STEPS = 4
@@ -120,6 +120,13 @@ def test_a_second_lora_counts_on_top(sampler, tmp_path):
 def test_what_does_not_go_together_is_one_sentence(sampler, task, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         generate(sampler, task)
+
+
+def test_the_strength_that_an_error_suggests_is_accepted():
+    for steps in range(1, 1001):
+        strength = float(f"{min_strength(steps):g}")
+        Task(images=torch.zeros(3, 3, 1, 1), strength=strength).require(3, steps)
+        assert strength <= 1.02 / steps + 0.01
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])

@@ -126,6 +126,23 @@ def test_noise_added_in_two_parts_is_noise_added_at_once(scheduler, generator):
         torch.testing.assert_close(through_s**2 + fresh**2, schedule.sigma(t).reshape(1) ** 2)  # and its variance
 
 
+@pytest.mark.parametrize(
+    ("betas", "sentence"),
+    [
+        (
+            [0.1, 0.2, -0.3, 0.1],
+            "runs backwards: alpha_bar is 0.72 at timestep 1 and 0.936 at 2; expects an alpha_bar that falls",
+        ),
+        ([0.0, 0.0, 0.0], "is constant: alpha_bar is 1 at timestep 0 and 1 at 1"),
+        ([0.1, float("nan")], "with values that are not finite; expects betas from 0 to 1"),
+    ],
+)
+def test_a_noise_schedule_that_adds_no_noise_is_refused(betas, sentence):
+    scheduler = DDIMScheduler(trained_betas=betas, num_train_timesteps=len(betas))
+    with pytest.raises(ValueError, match=f"scheduler DDIMScheduler has a noise schedule (that )?{sentence}"):
+        NoiseSchedule.from_scheduler(scheduler)
+
+
 def test_a_time_on_a_gpu_is_never_read_on_the_host():
     """Only shapes and devices are computed, so this needs no GPU; a value read on the host would be a CPU tensor."""
     schedule = NoiseSchedule.from_scheduler(DDIMScheduler())

@@ -175,7 +175,7 @@ class TransGAN(nn.Module):
 
     @staticmethod
     def pixel_upsample(x: Tensor, H: int, W: int) -> tuple[Tensor, int, int]:
-        B, _, C = x.size()
+        C = x.size(2)
         x = F.pixel_shuffle(x.permute(0, 2, 1).view(-1, C, H, W), 2)
         _, C, H, W = x.size()
         return x.view(-1, C, H * W).permute(0, 2, 1), H, W

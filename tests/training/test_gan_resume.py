@@ -182,8 +182,8 @@ def test_a_network_that_is_not_finite_is_named_and_the_last_checkpoint_stays(fre
     run = fresh(tmp_path, log_every=log_every, max_steps=9, validate_every=100)
     after_step = run.method.after_step
 
-    def spoil(step):
-        after_step(step)
+    def spoil(step, skipped):
+        after_step(step, skipped)
         if step == 3:
             with torch.no_grad():
                 next(iter(run.method.trained_parameters()[name].values())).flatten()[0] = torch.nan
@@ -200,8 +200,8 @@ def test_weights_that_are_spoiled_just_before_a_checkpoint_are_not_written(fresh
     run = fresh(tmp_path, max_steps=9, validate_every=100)
     after_step = run.method.after_step
 
-    def spoil(step):
-        after_step(step)
+    def spoil(step, skipped):
+        after_step(step, skipped)
         if step == 4:
             with torch.no_grad():
                 next(iter(run.method.trained_parameters()[name].values())).flatten()[0] = torch.nan
@@ -224,11 +224,11 @@ def test_a_student_that_collapses_ends_with_its_best(data, tmp_path):
     run = tiny_gan_trainer(method, data, tmp_path / "run", validate=validator, max_steps=20, learning_rate=1e-9)
     seen, after_step = {}, method.after_step
 
-    def collapse(step):
+    def collapse(step, skipped):
         if step == 3:
             with torch.no_grad():
                 method.networks.trained["out.weight"].zero_()
-        after_step(step)
+        after_step(step, skipped)
         seen[step] = {name: tensor.clone() for name, tensor in method.networks.average_state().items()}
 
     method.after_step = collapse

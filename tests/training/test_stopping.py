@@ -69,7 +69,13 @@ def test_a_run_that_a_signal_stops_goes_on_to_the_same_bits(trainer, tmp_path, m
     stopped = trainer(tmp_path / "stopped", validate=evaluate, **settings)
     if moment == "within a step":
         after_step = stopped.method.after_step
-        stopped.method.after_step = lambda step: (signal.raise_signal(signal.SIGTERM) if step == 4 else None, after_step(step))
+
+        def signalled(step, skipped):
+            if step == 4:
+                signal.raise_signal(signal.SIGTERM)
+            after_step(step, skipped)
+
+        stopped.method.after_step = signalled
     with pytest.raises(Stopped, match="stopped after step 4; its checkpoint is saved") as error:
         stopped.train()
     assert error.value.exit_code == 143

@@ -141,11 +141,11 @@ def test_weights_that_are_not_finite_are_never_written(trainer, tmp_path, valida
     run = trainer(tmp_path, max_steps=9, validate=(lambda step: Validation(-float(step), {})) if validated else None)
     after_step = run.method.after_step
 
-    def spoil(step):
+    def spoil(step, skipped):
         if step == 4:
             with torch.no_grad():
                 run.method.networks.trained["conv_in.weight"][0, 0, 0, 0] = torch.nan
-        after_step(step)
+        after_step(step, skipped)
 
     run.method.after_step = spoil
     with pytest.raises(ValueError, match=r"training stopped at step 4: the weight average\.conv_in\.weight is not finite"):

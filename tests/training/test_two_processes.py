@@ -89,9 +89,12 @@ def test_two_processes_make_the_loss_curve_of_one(distill, place, alone):
     assert processes[1].text == ""
 
 
-def test_a_lora_does_too(distill, place):
+def test_a_lora_and_its_discriminator_do_too_on_a_batch_that_is_split(distill, place):
+    settings = {"lora__enabled": "true", "lora__rank": 4, "trainer__gradient_accumulation_steps": 2}
+    settings |= {"align__weight": 1, "align__distribution__adversarial": 0.1}
+    settings |= {"align__trajectories": 8, "align__trajectory_steps": 4}
     for run, processes in (("lora-alone", 1), ("lora-two", 2)):
-        started, codes = distill(run, processes, lora__enabled="true", lora__rank=4, trainer__gradient_accumulation_steps=2)
+        started, codes = distill(run, processes, **settings)
         assert codes == [0] * processes, [process.text for process in started]
     assert_same_curve(place / "lora-two", place / "lora-alone")
 
@@ -141,7 +144,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step(place):
         assert f"stopped after step {step}; its checkpoint is saved" in process.text
 
 
-def train_in_shards(folder, teacher_folder, steps, sharded):
+def train_in_shards(folder, teacher_folder, steps, sharded, **settings):
     """What one of several processes does: train, then write down the average that it holds."""
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
@@ -150,7 +153,7 @@ def train_in_shards(folder, teacher_folder, steps, sharded):
 
     rank = os.environ["RANK"]
     data = tiny_data(teacher_folder, folder / f"cache-{rank}")
-    trainer = tiny_trainer(teacher_folder, data, folder, max_steps=steps, log_every=1)
+    trainer = tiny_trainer(teacher_folder, data, folder, max_steps=steps, log_every=1, **settings)
     if sharded:  # accelerate offers FSDP on accelerators only; what it does there works on a CPU as well
         for state in (PartialState, AcceleratorState):
             state._shared_state["distributed_type"] = DistributedType.FSDP
@@ -163,9 +166,9 @@ def train_in_shards(folder, teacher_folder, steps, sharded):
     save_file(networks.average_state(), folder / f"average-{rank}.safetensors")
 
 
-def run_in_shards(place, folder, teacher, steps, processes, sharded):
+def run_in_shards(place, folder, teacher, steps, processes, sharded, **settings):
     folder.mkdir(exist_ok=True)
-    work = partial(train_in_shards, folder, teacher, steps, sharded)
+    work = partial(train_in_shards, folder, teacher, steps, sharded, **settings)
     started = together(
         processes,
         lambda rank, environment: FreshProcess(work, place / f"{folder.name}-{rank}.txt", environment=environment),
@@ -183,6 +186,18 @@ def test_all_processes_hold_the_same_average_and_one_can_go_on(place, tiny_folde
     run_in_shards(place, tmp_path / "two", tiny_folder, 6, 2, sharded)  # resumed
     run_in_shards(place, tmp_path / "one", tiny_folder, 6, 1, False)
     assert_same_curve(tmp_path / "two", tmp_path / "one", steps=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+def test_two_processes_train_a_split_batch_in_half_precision(place, tiny_folder, tmp_path, sharded, precision):
+    settings = {"mixed_precision": precision, "gradient_accumulation_steps": 2}
+    run_in_shards(place, tmp_path / "two", tiny_folder, 4, 2, sharded, **settings)
+    run_in_shards(place, tmp_path / "one", tiny_folder, 4, 1, False, **settings)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0.05)
+    averages = [load_file(tmp_path / "two" / f"average-{rank}.safetensors") for rank in (0, 1)]
+    assert all(tensor.equal(averages[1][name]) for name, tensor in averages[0].items())
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gendistill.data.samples import MAX_CAPTION
-from gendistill.data.texts import text_lines
+from gendistill.data.texts import json_fields, text_lines
 
 
 class Prompts:
@@ -30,6 +30,8 @@ class Prompts:
             except OSError as error:
                 raise ValueError(f"prompts: {str(prompts)!r} cannot be read ({error}); expects a UTF-8 text file.") from error
             self.prompts = [line.strip() for line in lines if line.strip()]
+            if self.prompts and all(map(json_fields, self.prompts)):
+                raise ValueError(f"prompts: {str(prompts)!r} holds JSON objects; expects a text file with one prompt per line.")
         for number, line in enumerate(lines, start=1):
             if len(line) > MAX_CAPTION:
                 raise ValueError(f"prompts: line {number} has {len(line)} characters; expects at most {MAX_CAPTION}.")

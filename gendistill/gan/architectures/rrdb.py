@@ -17,11 +17,13 @@ class DenseBlock(nn.Module):
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
         widths = [growth] * 4 + [channels]
-        self.convs = nn.ModuleList(nn.Conv2d(channels + k * growth, width, 3, padding=1) for k, width in enumerate(widths))
-        for conv in self.convs:
+        convs = [nn.Conv2d(channels + k * growth, width, 3, padding=1) for k, width in enumerate(widths)]
+        self.convs = nn.ModuleList(convs)
+        for conv in convs:
             nn.init.kaiming_normal_(conv.weight)
             conv.weight.data.mul_(0.1)  # "smaller initialization", section 3.1
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         features = [x]

@@ -53,9 +53,12 @@ class CompressConfig(Section):
     student_config: str | None = Field(
         None,
         description="JSON file with the arguments of the student class, or with the changes to a diffusion teacher's config",
+        json_schema_extra=about(path=True),
     )
     student_weights: str | None = Field(
-        None, description="Weights file that the student class starts from: .safetensors, or a .pth with a state_dict"
+        None,
+        description="Weights file that the student class starts from: .safetensors, or a .pth with a state_dict",
+        json_schema_extra=about(path=True),
     )
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ def compress(
         factor: above 1; multiply-accumulates AND parameters are divided by it. Alternatively give `params`, `macs` or both.
         params, macs: target of the student: parameters, and multiply-accumulates of one sample.
         importance: `random` keeps random channels, by `seed`, as a baseline.
-        keep: paths of modules whose channels are not pruned.
+        keep: paths of modules and bare parameters whose channels are not pruned.
         removed: residual blocks that are removed first, with the numbers that replace them, see `pruning.depth`.
         depthwise: first replace dense convolutions by depthwise-separable ones (`gendistill.networks.pruning.separable`).
         tried: called with the number of pruned networks that were tried.
@@ -152,7 +152,7 @@ def _separate(network: nn.Module, inputs: Sequence[Tensor], targets: np.ndarray,
 
 
 def _exists(network: nn.Module, path: str) -> bool:
-    return any(name == path for name, _ in network.named_modules())
+    return path in dict(network.named_modules()) or path in dict(network.named_parameters())
 
 
 def _scores(network: nn.Module, groups: Sequence[ChannelGroup], kind: str, seed: int) -> list[np.ndarray]:
@@ -251,6 +251,10 @@ def _nearest(
     )
     near = f"{teacher[0] / cost[0]:.3g} times fewer parameters and {teacher[1] / cost[1]:.3g} times fewer multiply-accumulates"
     not_pruned = [f"{name} is not pruned ({reason})" for name, reason in list(frozen.items())[:2]]
-    reasons = f"; {', '.join(not_pruned)}" if not_pruned else f", as no layer gets fewer than {MIN_CHANNELS} channels"
+    reasons = (
+        f"; {', '.join(not_pruned)}"
+        if not_pruned
+        else f", as its layers have few channels (none gets fewer than {MIN_CHANNELS})"
+    )
     size = requested if factor is None else format(factor, "g")
     return f"compress {size}: the nearest that can be reached is {near}{reasons}; {INSTEAD}."

@@ -86,10 +86,11 @@ def fold(network: nn.Module) -> None:
 
 def _fold_layer(layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer):
-        shared, names = type(layer), list(layer.parametrizations)  # type: ignore[arg-type]
+        parametrizations: Any = layer.parametrizations
+        shared, names = type(layer), list(parametrizations)
         computed = {name: vars(shared)[name] for name in names}  # torch deletes these from the class, which deep copies share
         for name in names:
-            trained = any(weight.requires_grad for weight in layer.parametrizations[name].parameters())  # type: ignore[union-attr,index]
+            trained = any(weight.requires_grad for weight in parametrizations[name].parameters())
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
             weight = getattr(layer, name)
             if not isinstance(weight, nn.Parameter):  # computed from several tensors (weight norm), torch leaves a plain tensor
@@ -104,7 +105,7 @@ def _fold_layer(layer: nn.Module) -> None:
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
     for key, hook in list(layer._forward_pre_hooks.items()):
-        name = getattr(hook, "name", None)  # a hook of the user that computes the weight from `weight_orig`, as PGGAN's
+        name = str(getattr(hook, "name", ""))  # a hook of the user that computes the weight from `weight_orig`, as PGGAN's
         original = layer._parameters.get(f"{name}_orig")
         if original is not None and counts_of(layer) is not None and name not in layer._parameters:
             hook(layer, ())

@@ -80,7 +80,8 @@ class Node:
     @property
     def sides(self) -> tuple[str, str]:
         """The names of the input side and the output side: see `LayerSide`."""
-        return (str(self.channel),) * 2 if isinstance(self.layer, nn.Parameter) else sides(self.layer)
+        axis = str(self.channel)
+        return (axis, axis) if isinstance(self.layer, nn.Parameter) else sides(self.layer)
 
     @property
     def width(self) -> int:

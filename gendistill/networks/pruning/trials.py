@@ -145,7 +145,7 @@ class _Trials:
                     if self._shapes(student) != self.shapes:
                         return "the shape of the output changes", count + len(calls)
             except Exception as failure:
-                return f"{where(student, self.inputs)}{reason(failure)}", count + len(calls)
+                return f"{where(student, self.inputs)}{sentence_end(failure)}", count + len(calls)
             count += len(calls)
         return None, count
 
@@ -194,7 +194,7 @@ def where(network: nn.Module, inputs: Sequence[Tensor]) -> str:
 FIXED_SIZES = re.compile(r"shape '(\[.*?\])' is invalid|Provided sizes (\[.*?\]) don't multiply up")
 
 
-def reason(failure: Exception) -> str:
+def sentence_end(failure: Exception) -> str:
     """What follows the name of the module that failed: the sizes that its forward fixes, or the error's message."""
     if fixed := FIXED_SIZES.search(str(failure)):
         sizes = fixed[1] or fixed[2]

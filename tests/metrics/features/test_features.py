@@ -270,3 +270,11 @@ def test_weights_that_cannot_be_fetched_are_one_sentence_that_asks_for_a_path(tm
         with pytest.raises(ValueError, match=r"cannot be downloaded from .*expects a local path instead") as error:
             load_extractor(name)
         assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_an_extractors_name_does_not_take_its_place(extractor, tmp_path, monkeypatch):
+    (tmp_path / "emoji").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_extractor("emoji").weights_hash == extractor.weights_hash
+    with pytest.raises(ValueError, match="expects 'emoji', 'inception'"):
+        load_extractor("./emoji")
