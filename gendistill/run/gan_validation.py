@@ -27,6 +27,8 @@ MAX_REFERENCE = 4096  # images in the reference statistics
 class GeneratorValidator:
     """Validates the EMA of the student by images from fixed noise, against real images, or without data against the teacher's.
 
+    An image-to-image student is validated by the absolute error to the teacher's images of the same inputs, in [0, 1].
+
     Args:
         num: number of images in a validation.
         device: device of the generators.
@@ -50,11 +52,12 @@ class GeneratorValidator:
         self.inputs, self.labels, paired = _fixed_inputs(teacher, data, num, 1_000 + seed)
         teacher_images = self._of_teacher(teacher, self.inputs, self.labels, paired)
         self.reference = self._reference(data, teacher, seed)
+        self.targets = teacher_images if teacher.spec.kind == "image" else None
         self.teacher_diversity = diversity(extract(extractor, teacher_images), self.labels)
         save_image_grid(image_grid(teacher_images[:GRID_IMAGES].float() / 255), samples / "teacher.png")
 
     def __call__(self, step: int) -> Validation:
-        """The Fréchet distance of the EMA's images and their diversity relative to the teacher's; all processes generate."""
+        """The distance of the EMA's images, and their diversity relative to the teacher's; all processes generate."""
         average = self.method.networks.average
         num = len(self.inputs)
         images = gathered(torch.cat(list(self._generated(average, self.inputs, self.labels, items_of_process(num)))), num)
@@ -64,7 +67,11 @@ class GeneratorValidator:
         if step:
             self.method.report_diversity(relative)
         save_image_grid(image_grid(images[:GRID_IMAGES].float() / 255), self.samples / f"step-{step:06d}.png")
-        return Validation(distance, {self.metric: distance, "diversity": relative, "network": self.network})
+        figures = {self.metric: distance, "diversity": relative, "network": self.network}
+        if self.targets is None:
+            return Validation(distance, figures)
+        error = (images.float() - self.targets.float()).abs().mean().item() / 255
+        return Validation(error, {"l1_to_teacher": error, **figures})
 
     @torch.no_grad()
     def _generated(

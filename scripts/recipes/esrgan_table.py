@@ -21,6 +21,7 @@ from gendistill.gan.gan_folder import open_gan
 from gendistill.gan.generator import Generator
 from gendistill.networks import counting
 from gendistill.networks.pruning.depth import residual_blocks
+from gendistill.networks.pruning.pruned_architecture import RemovedBlock
 from train_esrgan import SCALE, SPEC, enlarged, psnr, upscaled
 
 SIZES = (16, 32, 64, 128)  # edges of the input in pixels; the output has four times as many
@@ -68,10 +69,11 @@ def main() -> None:
     networks = [open_gan(folder).generator for folder in (args.teacher, args.student)]
     macs = [counting.macs(generator.network, generator.example()) for generator in networks]
     parameters = [counting.parameters(generator.network) for generator in networks]
-    blocks = [len(residual_blocks(generator.network, generator.example())) for generator in networks]
+    blocks = len(residual_blocks(networks[0].network, networks[0].example()))
+    removed = sum(isinstance(module, RemovedBlock) for module in networks[1].network.modules())
     print(f"multiply-accumulates {macs[0]:,} and {macs[1]:,}: {macs[0] / macs[1]:.2f} times fewer")
     print(f"parameters {parameters[0]:,} and {parameters[1]:,}: {parameters[0] / parameters[1]:.2f} times fewer")
-    print(f"blocks {blocks[0]} and {blocks[1]}")
+    print(f"blocks {blocks} and {blocks - removed}")
 
     targets = enlarged("heldout", args.every)
     inputs = downsampled(targets, SPEC)

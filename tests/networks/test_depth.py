@@ -109,7 +109,7 @@ def test_a_record_of_removed_blocks_is_checked() -> None:
 
 
 def test_the_number_of_blocks_follows_from_the_setting() -> None:
-    assert [blocks_to_keep(23, "auto", factor) for factor in (2, 4, 10, 100)] == [14, 9, 5, 1]
+    assert [blocks_to_keep(23, "auto", factor) for factor in (2, 4, 10, 100)] == [13, 7, 3, 1]
     assert blocks_to_keep(9, "auto", 10) == 9
     assert [blocks_to_keep(23, depth, 10) for depth in (0.0, 0.5, 0.99)] == [23, 12, 1]
     assert CompressConfig(factor=4).depth == "auto"

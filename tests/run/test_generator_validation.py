@@ -7,6 +7,7 @@ from PIL import Image
 from tiny_gans import tiny_gan, tiny_method, tiny_pictures, tiny_student, tiny_translator
 
 from gendistill.data.gan_batches import NoData
+from gendistill.data.gan_pairs import pair_images
 from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import extract, load_extractor
 from gendistill.metrics.features.gaussian import gaussian_statistics
@@ -113,3 +114,16 @@ def test_grids_of_the_teacher_and_of_each_validation_are_kept(validator, tmp_pat
     evaluator(150)
     assert sorted(file.name for file in tmp_path.glob("*.png")) == ["step-000000.png", "step-000150.png", "teacher.png"]
     assert Image.open(tmp_path / "teacher.png").size == (8 * 18 + 2, 2 * 18 + 2)
+
+
+def test_a_student_from_images_is_validated_by_its_error_to_the_teachers_images_of_the_same_inputs(validator, tmp_path):
+    gan = tiny_translator()
+    images = tiny_pictures(tmp_path / "rows", gan.generator.spec)
+    paired = pair_images(gan.generator, images, str(tmp_path / "cache"))
+    assert validator(its_own_student(gan), paired)(0).figures["l1_to_teacher"] == 0
+    method, called = tiny_method(gan, images), []
+    gan.generator.network.register_forward_hook(lambda *_: called.append(1))
+    validate = validator(method, paired)
+    assert called == []  # the teacher's images are cached
+    result = validate(1)
+    assert 0.01 < result.figures["l1_to_teacher"] < 1

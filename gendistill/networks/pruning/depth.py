@@ -19,7 +19,7 @@ from gendistill.networks import counting
 from gendistill.networks.pruning.pruned_architecture import duplicate, fold, remove_blocks
 
 DEEP = 12  # `auto` reduces the depth of networks with at least this number of blocks
-DEPTH_EXPONENT = 0.75  # `auto`: compressed by F, a network keeps F^-0.75 of its blocks, and their widths give the rest
+DEPTH_EXPONENT = 0.9  # `auto`: compressed by F, a network keeps F^-0.9 of its blocks, and their widths give the rest
 MIN_BLOCKS = 4  # fewer blocks than this are opened: their inner blocks are removed, if they have any
 MIN_COST = 0.001  # fraction of the network's multiply-accumulates that a block has at least, unlike a conditional norm
 REMOVED_AT_ONCE = 4  # a round of measurements removes this fraction of the blocks, 1/4, at most
