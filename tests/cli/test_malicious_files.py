@@ -180,7 +180,7 @@ SETTINGS = {
     "data.missing_caption=error": "'1.png' of 10 images in folder (caption: txt) has no caption",
     "data.missing_caption=guess": "setting data.missing_caption is 'guess'",
     "data.crop=smart": "setting data.crop is 'smart'",
-    "data.crop=buckets --set data.resolution=30": "data.resolution 30: expects a multiple of 8 with data.crop=buckets",
+    "data.crop=buckets --set data.resolution=30": "data.resolution 30: expects a multiple of 8, such as 24 or 32",
     "data.cache=folder/0.png": "data.cache folder/0.png cannot be written: Not a directory",
 }
 

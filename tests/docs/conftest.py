@@ -144,8 +144,8 @@ def small(monkeypatch, stand_ins, tmp_path, tiny_folder, gans):
 
     def small_evaluation(config):
         few = {"num": 8, "reference": reference(config.reference)}
-        if config.extractor == "inception":
-            few["extractor"] = "emoji"  # its weights are a download
+        if config.extractor in (None, "inception"):
+            few["extractor"] = "emoji"  # Inception's weights are a download
         return dataclasses.replace(config, **few)
 
     def small_evaluate(model, config=None, _run=evaluate.evaluate, **options):

@@ -219,6 +219,7 @@ def test_models_without_prompts_are_compared_without_clip(family_folder, tmp_pat
             reference=HELD_OUT,
             num=8,
             quick=True,
+            extractor="emoji",
             cache=str(tmp_path / "cache"),
             out=tmp_path / "out",
             device="cpu",

@@ -110,6 +110,7 @@ def compared_with(teacher, student, caption, place, add_ons):
         num=4,
         steps=[2, 1],
         quick=True,
+        extractor="emoji",
         probes=add_ons / "probes.yaml",
         cache=str(add_ons / "cache"),
         out=place / "out",

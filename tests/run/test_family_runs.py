@@ -152,13 +152,13 @@ def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
         ("unconditional", {"guidance__scale": 3.0}, r"\(DDPMPipeline\) has no guidance; expects the mode 'baked'"),
         ("classes", {"guidance__mode": "embedded"}, r"\(ConsistencyModelPipeline\) has no guidance"),
         ("unconditional", {"lora__enabled": True}, r"loads no LoRA into teacher .* expects false"),
-        ("classes", {"data__path": True}, "prompt '.*': the model expects the number of a class, from 0 to 2"),
+        ("classes", {"data__path": True, "data__caption": "text"}, "prompt '.*': the model expects the number of a class, from 0 to 2"),
         ("sd1", {}, "data.path and data.prompts: expects one of them"),
     ],
 )
 def test_what_a_family_cannot_do_is_one_sentence(family_folder, place, tmp_path, family, changes, sentence):
     if "data__path" in changes:
-        changes = {"data__path": str(place / "images")}  # whose captions are no classes
+        changes = {**changes, "data__path": str(place / "images")}
     with pytest.raises(ValueError, match=sentence) as error:
         distill(settings(tmp_path, family_folder(family), "run", **changes))
     assert "\n" not in str(error.value)
