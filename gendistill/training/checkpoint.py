@@ -133,7 +133,7 @@ class Checkpoints:
         kept = [name for name in self.steps() if last is not None and name <= last][-KEPT:]
         kept += [best for name in kept for best in self._needs(name)]
         for pattern in (f"step-{EIGHT_DIGITS}", f"best-{EIGHT_DIGITS}"):  # nothing of other programs
-            for leftover in self.folder.glob(f".{pattern}"):
+            for leftover in (*self.folder.glob(f".{pattern}"), *self.folder.glob(f".{pattern}.replaced")):
                 shutil.rmtree(leftover)
             for path in self.folder.glob(pattern):
                 if path.name not in kept:
