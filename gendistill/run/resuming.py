@@ -80,14 +80,12 @@ def require_same_settings(run: Path, config: RunConfig) -> None:
 
 
 def write_config(run: Path, config: RunConfig) -> None:
-    """Write the settings of a run, unless it is resumed from a checkpoint.
+    """Write the settings of a run; those of a resumed run have its present limits.
 
     Raises:
         ValueError: the folder holds a file of that name that no run has written.
     """
     file = run / CONFIG
-    if file.is_file() and _has_checkpoints(run):
-        return
     require_new(file, "out", lambda found: (run / LOG).is_file() or found.read_text(errors="replace").startswith(HEADER))
     save_config(located(config), file)
 

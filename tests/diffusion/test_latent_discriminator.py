@@ -59,7 +59,7 @@ def test_it_is_made_for_the_latents_and_conditions_of_every_family(family, famil
     teacher = load_teacher(family_folder(family))
     config = load_config(None, {"method": "latent_alignment", "align.distribution.adversarial": 1})
     context = DenoiserContext(config, teacher.family, teacher.denoiser, teacher.unconditional(), opened=teacher)
-    method = LatentAlignment({"student": alignment_of(context, context.networks(), [1], config.trainer)}, 0.9)
+    method = LatentAlignment({"student": alignment_of(context, context.networks(), [1])}, 0.9)
     (adversary,) = method.critics
     assert method.trained_modules().keys() == {"student", "discriminator"}
     prompts = teacher.own_prompts or ["food"]

@@ -39,7 +39,7 @@ def test_every_sentence_in_troubleshooting_is_in_the_code():
     code = " ".join(file.read_text() for top in TOPS for file in (ROOT / top).rglob("*.py"))
     code = re.sub(r'"\s+f?"', "", code)  # a sentence over several lines
     for sentence in re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE):
-        missing = [part for part in sentence.split("…") if part.strip() not in code]
+        missing = [part for part in re.split("…|`, `", sentence) if part.strip() not in code]
         assert not missing, sentence
 
 

@@ -133,8 +133,8 @@ def test_a_run_killed_in_its_third_stage_goes_on_to_the_same_bits(family_folder,
     distill(config("straight"))
     after_step = StepHalving.after_step
 
-    def killing(method, step):
-        after_step(method, step)
+    def killing(method, step, skipped):
+        after_step(method, step, skipped)
         if len(method.times) == 2 and step == 2:  # imitation, 4, then 2
             raise Killed
 

@@ -49,11 +49,10 @@ def test_another_setting_is_refused_with_both_values_and_nothing_is_written(plac
 def test_limits_may_change_and_files_of_a_person_in_the_student_stay(place, tiny_folder):
     shutil.copytree(place / "run", place / "longer")
     (place / "longer" / "student" / "notes.txt").write_text("mine")
-    began = (place / "longer" / "config.yaml").read_bytes()
     more = {"trainer__max_steps": 2, "trainer__max_minutes": 9, "trainer__gradient_checkpointing": True}
     assert distill(settings_of(place, tiny_folder, "longer", **{**RUN, **more}), resume=True).training.steps == 2
     assert (place / "longer" / "student" / "notes.txt").read_text() == "mine"
-    assert (place / "longer" / "config.yaml").read_bytes() == began
+    assert yaml.safe_load((place / "longer" / "config.yaml").read_text())["trainer"]["max_steps"] == 2
     assert not list((place / "longer").glob(".*"))
 
 
