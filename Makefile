@@ -10,9 +10,8 @@ LOWEST := .venv-lowest
 LOWEST_PYTHON ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python3.10 python3.11 $(PYTHON); do \
 	$$python --version >/dev/null 2>&1 && echo $$python && break; done)
 # The main job: every method, sampling, exports, opening in diffusers.
-# Not tests/training/test_no_waiting.py: with torch 2.6 for CUDA, fake tensors of a GPU need a driver.
 LOWEST_TESTS := tests/test_versions.py tests/export tests/schedulers tests/losses \
-	$(addprefix tests/training/test_,mixed_precision.py precision_matrix.py trainer.py) \
+	$(addprefix tests/training/test_,mixed_precision.py no_waiting.py precision_matrix.py trainer.py) \
 	$(addprefix tests/samplers/test_,families.py few_step.py missing_weights.py single_file.py solvers.py spec.py) \
 	$(addprefix tests/run/test_,alignment_runs.py distill.py distill_gan.py family_runs.py halving_runs.py precision_runs.py)
 
