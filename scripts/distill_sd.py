@@ -22,6 +22,8 @@ from gendistill.methods import denoiser_stages
 from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.run.denoisers import describe_student
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.settings.schedule import Step
+from gendistill.training.mixed_precision import autocast
 from gendistill.training.preparation import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +42,9 @@ SETTINGS = {
 def main() -> None:
     config = load_config(None, SETTINGS | parse_settings(sys.argv[1:]))
     trainer = config.trainer
-    accelerator = Accelerator(mixed_precision=trainer.mixed_precision)
+    if trainer.mixed_precision == "fp16":
+        sys.exit("trainer.mixed_precision fp16: needs scaled losses, which gendistill distill has; expects no or bf16")
+    accelerator = Accelerator()
     local_batch_size = trainer.batch_size // accelerator.num_processes
     first = accelerator.process_index * local_batch_size
 
@@ -59,13 +63,18 @@ def main() -> None:
     for step in track(range(trainer.max_steps), "training", disable=not accelerator.is_main_process):
         rows = data.rows_of_step(config.seed, step, trainer.batch_size)[first : first + local_batch_size]
         random = PerSampleRandom(config.seed, step, first, local_batch_size)  # the same for any number of processes
-        with accelerator.autocast():
-            for update in method.updates(data.batch(rows, random, accelerator.device), step, random):
-                accelerator.backward(update.loss)
-                for name in update.optimizers:
-                    accelerator.clip_grad_norm_(method.trained_parameters()[name].values(), trainer.max_grad_norm)
-                    optimizers[name].step()
-                    optimizers[name].zero_grad()
+        batch, now = data.batch(rows, random, accelerator.device), Step(step, step / trainer.max_steps)
+        updates = iter(method.updates(batch, now, random))
+        while True:
+            with autocast(trainer.mixed_precision, accelerator.device):  # of the forward pass alone
+                update = next(updates, None)
+            if update is None:
+                break
+            accelerator.backward(update.loss)
+            for name in update.optimizers:
+                accelerator.clip_grad_norm_(method.trained_parameters()[name].values(), trainer.max_grad_norm)
+                optimizers[name].step()
+                optimizers[name].zero_grad()
         method.after_step(step + 1)  # update the EMA
 
     if accelerator.is_main_process:

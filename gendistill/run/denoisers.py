@@ -117,7 +117,8 @@ class DenoiserRun:
                 f"{average.prediction_type} was complete; expects a higher limit (trainer.max_minutes, trainer.max_steps) with "
                 "--resume, or a smaller progressive.prediction_type_steps"
             )
-        spec, scheduler = describe_student(self.config, self.teacher, stage, self.validating.choose_solver(training.best))
+        validation = self.validating.choose_solver(training.best)
+        spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
             export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
@@ -139,9 +140,14 @@ class DenoiserRun:
         }
 
 
-def describe_student(config: RunConfig, teacher: Teacher, stage: Stage, validation: Validation) -> tuple[StudentSpec, Any]:
-    """The `gendistill.json` of a stage's student, and the diffusers scheduler of its pipeline, with the validation's solver."""
-    solver = validation.figures["solver"]
+def describe_student(
+    config: RunConfig, teacher: Teacher, stage: Stage, solver: str, validation: Validation | None = None
+) -> tuple[StudentSpec, Any]:
+    """The `gendistill.json` of a stage's student for sampling with `solver`, and the diffusers scheduler of its pipeline.
+
+    Args:
+        validation: the validation that chose the solver, if any.
+    """
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
     spec = StudentSpec(
         method=config.method,
@@ -160,8 +166,8 @@ def describe_student(config: RunConfig, teacher: Teacher, stage: Stage, validati
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
         resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
-        figures={"validation": validation.score},
-        validation_network=validation.figures.get("network", ""),
+        figures={} if validation is None else {"validation": validation.score},
+        validation_network="" if validation is None else validation.figures.get("network", ""),
     )
     return spec, scheduler
 
