@@ -72,7 +72,7 @@ test: $(READY)
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints-lowest.txt \
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
 		-e ".[data,evaluate,gan,openvino]" packaging pytest pytest-xdist tensorboard tomli
 	touch $(LOWEST)/.ready
 
