@@ -10,7 +10,8 @@ LOWEST := .venv-lowest
 LOWEST_PYTHON ?= $(shell for python in python3.10 $(HOME)/.pyenv/versions/3.10.*/bin/python3.10 python3.11 $(PYTHON); do \
 	$$python --version >/dev/null 2>&1 && echo $$python && break; done)
 # The main job: every method, sampling, exports, opening in diffusers.
-LOWEST_TESTS := tests/test_versions.py tests/export tests/schedulers tests/losses tests/training/test_trainer.py \
+LOWEST_TESTS := tests/test_versions.py tests/export tests/schedulers tests/losses \
+	$(addprefix tests/training/test_,mixed_precision.py no_waiting.py precision_matrix.py trainer.py) \
 	$(addprefix tests/samplers/test_,families.py few_step.py missing_weights.py single_file.py solvers.py spec.py) \
 	$(addprefix tests/run/test_,alignment_runs.py distill.py distill_gan.py family_runs.py halving_runs.py precision_runs.py)
 
@@ -71,7 +72,7 @@ test: $(READY)
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints-lowest.txt \
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
 		-e ".[data,evaluate,gan,openvino]" packaging pytest pytest-xdist tensorboard tomli
 	touch $(LOWEST)/.ready
 

@@ -47,6 +47,13 @@ def traced(network: nn.Module, inputs: tuple[Tensor, ...], *, sizes: bool = Fals
         return torch.export.export(network, inputs, dynamic_shapes=(tuple(shapes),))
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer as a product of matrices; torch 2.6 decomposes none of a dynamic batch without a bias."""
+    rows = x.reshape(-1, x.shape[-1])
+    product = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+    return product.reshape(*x.shape[:-1], weight.shape[0])
+
+
 def write_onnx(
     file: Path,
     program: torch.export.ExportedProgram,
@@ -58,13 +65,15 @@ def write_onnx(
 ) -> None:
     """Write a program as ONNX; `external_data` stores the weights in a separate file, which models above 2 GB need."""
     with silent_exporters():
-        torch.onnx.export(
-            program,
-            inputs,
-            str(file),
-            dynamo=True,
-            external_data=external_data,
-            verbose=False,
-            input_names=input_names,
-            output_names=output_names,
+        if torch.__version__ < (2, 7):
+            program = program.run_decompositions({torch.ops.aten.linear.default: _linear})
+        written = torch.onnx.export(
+            program, inputs, dynamo=True, optimize=True, verbose=False, input_names=input_names, output_names=output_names
         )
+        assert written is not None  # torch.onnx.export returns None without dynamo alone
+        for node in written.model.graph:
+            for name, attribute in list(node.attributes.items()):
+                value = getattr(attribute, "value", None)
+                if isinstance(value, bool):  # onnxscript's ArgMax; protobuf 7 expects an int
+                    node.attributes[name] = type(attribute)(name, attribute.type, int(value))
+        written.save(str(file), external_data=external_data)

@@ -125,7 +125,7 @@ def as_os_error(error: Exception, path: Path | None = None) -> OSError | None:
     if isinstance(error, OSError):
         return error
     name = path and str(path)
-    if number := re.search(r"os error (\d+)", str(error)):
+    if number := re.search(r"(?:os error |Os { code: )(\d+)", str(error)):
         return OSError(int(number[1]), os.strerror(int(number[1])), name)
     if "PytorchStreamWriter failed writing" in str(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)

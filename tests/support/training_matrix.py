@@ -173,8 +173,8 @@ class Matrix:
         if case.method == "gan":
             yield from self._gan_stages(config)
             return
-        torch.manual_seed(0)
         recipe, (teacher, unconditional) = recipe_of(config), self._teacher(config.dtype)
+        torch.manual_seed(0)  # not earlier: transformers 4 draws random weights while it opens a teacher
         if recipe.teaches == "autoencoder":
             data = self._decoded()
             yield from ((stage, data) for stage in recipe.stages(AutoencoderContext(config, teacher.codec)))
@@ -204,6 +204,9 @@ class Matrix:
         """The teacher in a dtype, and its encoded empty prompt."""
         if dtype not in self.teachers:
             teacher = load_teacher(self.teacher_folder, dtype=getattr(torch, dtype), device=self.device)
+            with torch.no_grad():  # the same weights in each dtype, so that a pruned student keeps the same channels
+                for parameter in teacher.network.parameters():
+                    parameter.copy_(parameter.bfloat16())
             self.teachers[dtype] = teacher, teacher.unconditional()
         return self.teachers[dtype]
 

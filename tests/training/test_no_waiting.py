@@ -67,6 +67,9 @@ def move(module):
         part._buffers.update({name: on_gpu(buffer) for name, buffer in part._buffers.items() if buffer is not None})
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 7) and not torch.cuda.is_available(), reason="fake tensors of a GPU need its driver with torch 2.6"
+)
 @pytest.mark.parametrize("settings", METHODS, ids=lambda settings: "-".join(str(value) for value in settings.values())[:40])
 def test_no_method_reads_a_tensor_of_the_gpu_on_the_host(settings, tiny_folder):
     config = load_config(None, {"teacher": str(tiny_folder), "steps": [2], "lora.enabled": True, **settings})

@@ -70,11 +70,14 @@ def _widths(unet: Any) -> tuple[Any, ...]:
 
 
 def _scores(wide: Any, full: Mapping[str, Tensor], before: Channels, importance: Importance) -> Scores:
-    """The importance of the channels of `wide` with the teacher's weights; weights without a counterpart are zero."""
+    """The importance of the channels of `wide` with the teacher's weights, in float32: half precision would change their order.
+
+    Weights without a counterpart are zero.
+    """
     if wide.config["time_embedding_type"] != "positional":
         raise ValueError(f"time_embedding_type {wide.config['time_embedding_type']}: pruning of widths expects positional.")
     like = next(iter(full.values()))
-    weights = {name: full.get(name, like.new_zeros(weight.shape)) for name, weight in wide.state_dict().items()}
+    weights = {name: full.get(name, like.new_zeros(weight.shape)).float() for name, weight in wide.state_dict().items()}
     wide.load_state_dict(weights, assign=True)
     return importance(wide.eval(), before)
 
