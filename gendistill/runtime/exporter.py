@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import is_torch_version
 from torch import Tensor, nn
 
 LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript")
@@ -65,7 +66,7 @@ def write_onnx(
 ) -> None:
     """Write a program as ONNX; `external_data` stores the weights in a separate file, which models above 2 GB need."""
     with silent_exporters():
-        if torch.__version__ < (2, 7):
+        if is_torch_version("<", "2.7"):
             program = program.run_decompositions({torch.ops.aten.linear.default: _linear})
         written = torch.onnx.export(
             program, inputs, dynamo=True, optimize=True, verbose=False, input_names=input_names, output_names=output_names
