@@ -43,7 +43,7 @@ from random_models import random_pipeline
 
 from gendistill.assets import asset_path
 from gendistill.cli.shared import quieten_libraries
-from gendistill.data.batches import Batch
+from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.teacher import load_teacher, teacher_of
 from gendistill.methods import RECIPES, denoiser_stages
 from gendistill.methods.denoiser_method import DenoiserContext
@@ -60,7 +60,9 @@ from gendistill.settings.schedule import Step
 from gendistill.training.preparation import checkpoint_gradients
 
 PROMPTS = ("google emoji of food fruit", "google emoji of animal mammal")
-TOLERANCE = 0.1  # relative difference of a loss in half precision from that in float32
+# Relative difference of the first loss from float32's. A consistency loss is a small difference of two predictions, of which
+# bfloat16 keeps 8 bits.
+TOLERANCE = {"no": 0.01, "fp16": 0.05, "bf16": 0.3}
 SIZES = {"sd1": 512, "sdxl": 1024}
 STEPS = 4  # of sampling
 TIME_LIMIT = 600.0  # seconds
@@ -151,8 +153,6 @@ Checks = Iterator[tuple[str, Callable[[], tuple[str, bool | None]]]]
 def methods(machine: Machine) -> Checks:
     """Every value of each pair of options occurs: precision, LoRA, accumulation, checkpointing."""
     rows = [("no", 1, False), ("bf16", 2, False), ("bf16", 1, True), ("fp16", 2, True), ("fp16", 1, False)]
-    if not machine.is_cuda:
-        rows = [row for row in rows if row[0] != "fp16"]  # the trainer has no gradient scaling on a CPU
     for method in list(RECIPES)[: 2 if machine.small else None]:
         for lora in (False, True) if may_be_lora(load_config(None, {"method": method})) else (False,):
             reference: list[float] = []
@@ -177,9 +177,9 @@ def train(machine: Machine, method: str, options: dict[str, Any], reference: lis
     losses = [line["loss"] for line in lines if "loss" in line]
     if not reference:
         reference.extend(losses)
-    off = max(abs(loss / first - 1) for loss, first in zip(losses, reference, strict=True))
+    off = abs(losses[0] / reference[0] - 1)
     return f"losses {', '.join(f'{loss:.4g}' for loss in losses[:4])}; {off:.1%} from float32", (
-        all(map(math.isfinite, losses)) and off <= TOLERANCE
+        all(map(math.isfinite, losses)) and off <= TOLERANCE[config.trainer.mixed_precision]
     )
 
 
@@ -239,9 +239,7 @@ def step_without_waiting(machine: Machine, method: str) -> tuple[str, bool | Non
     return "no operation of the second step waits for the GPU", True
 
 
-def trajectories_like(latents: torch.Tensor, conditioning: Any) -> Any:
-    from gendistill.data.batches import Trajectories
-
+def trajectories_like(latents: torch.Tensor, conditioning: Any) -> Trajectories:
     points = torch.randn_like(latents)[:, None].expand(-1, 5, *latents.shape[1:])
     return Trajectories(points, torch.tensor([999, 749, 499, 249, -1], device=latents.device), conditioning)
 
