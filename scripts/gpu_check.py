@@ -12,8 +12,7 @@
   `gendistill plan`, and the time relative to plain diffusers.
 - demo: `gendistill demo`.
 
-The exit code is 1 if a check failed; a check that cannot run here is skipped with its reason. A section that the time does not
-suffice for is skipped too.
+The exit code is 1 if a check failed; a check that cannot run here, or that the time does not suffice for, is skipped.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ from gendistill.settings.schedule import Step
 from gendistill.training.preparation import checkpoint_gradients
 
 PROMPTS = ("google emoji of food fruit", "google emoji of animal mammal")
-# Relative difference of the first loss from float32's. A consistency loss is a small difference of two predictions, of which
-# bfloat16 keeps 8 bits.
+# Relative to float32's first loss, in consistency a small difference of predictions, of which bfloat16 keeps 8 bits.
 TOLERANCE = {"no": 0.01, "fp16": 0.05, "bf16": 0.3}
 SIZES = {"sd1": 512, "sdxl": 1024}
 STEPS = 4  # of sampling
