@@ -86,7 +86,11 @@ def write_config(run: Path, config: RunConfig) -> None:
         ValueError: the folder holds a file of that name that no run has written.
     """
     file = run / CONFIG
-    require_new(file, "out", lambda found: (run / LOG).is_file() or found.read_text(errors="replace").startswith(HEADER))
+    require_new(
+        file,
+        "out",
+        lambda found: _has_checkpoints(run) or (run / LOG).is_file() or found.read_text(errors="replace").startswith(HEADER),
+    )
     save_config(located(config), file)
 
 
