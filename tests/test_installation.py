@@ -95,7 +95,7 @@ def installed(tmp_path_factory):
         (place / "source" / name).symlink_to(ROOT / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", place, place / "source"]
-    subprocess.run(build, check=True, capture_output=True)
+    subprocess.run(build, check=True)
     wheel = next(place.glob("*.whl"))
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", place / "site", wheel], check=True)
     for path in (place / "site").rglob("*"):

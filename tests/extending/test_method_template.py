@@ -48,5 +48,5 @@ def test_its_name_its_settings_and_its_help_come_from_its_file_alone(gendistill,
     wrong = gendistill("distill", tiny_folder, "--method", "two_time_scale", "--set", "two_time_scale.fake_score_step=3")
     assert wrong.returncode == 2
     assert "did you mean two_time_scale.fake_score_steps?" in wrong.stderr
-    planned = gendistill("plan", "sd1", "--train", "--method", "two_time_scale", "--set", "lora.enabled=true")
+    planned = gendistill("plan", tiny_folder, "--train", "--method", "two_time_scale", "--set", "lora.enabled=true")
     assert planned.returncode == 0, planned.stderr
