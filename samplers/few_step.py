@@ -21,6 +21,7 @@ from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
+from gendistill.samplers.scheduler_of import generators_of
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
@@ -255,7 +256,8 @@ class FewStepSampler(Sampler):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             all_arguments = {**arguments, **task.arguments(rows)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
-            return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            with generators_of(pipeline.scheduler, generators):
+                return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))

@@ -1,10 +1,14 @@
-"""A temporary scheduler for a pipeline."""
+"""A temporary scheduler for a pipeline, and temporary generators for a scheduler."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
+
+from torch import Generator
 
 
 @contextmanager
@@ -15,3 +19,22 @@ def scheduler_of(pipeline: Any, scheduler: Any) -> Iterator[None]:
         yield
     finally:
         pipeline.scheduler = previous
+
+
+@contextmanager
+def generators_of(scheduler: Any, generators: list[Generator]) -> Iterator[None]:
+    """Inside the block the noise of `scheduler.step` is from `generators`, one per sample, also where a pipeline passes none."""
+    step = scheduler.step
+    if "generator" not in inspect.signature(step).parameters:
+        yield
+        return
+
+    @wraps(step)
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        return step(*args, **{**kwargs, "generator": generators})
+
+    scheduler.step = seeded
+    try:
+        yield
+    finally:
+        del scheduler.step

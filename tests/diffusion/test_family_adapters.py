@@ -10,6 +10,7 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusionPipeline,
 )
+from plain_calls import plain_arguments
 from tiny_families import TINY
 from tiny_pipeline import tiny_pixel_unet, tiny_unet
 
@@ -21,21 +22,6 @@ from gendistill.schedulers import student_scheduler
 SEEDS = [3, 1, 4]
 PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"], "dit": ["shark", "0", "shark"]}
 OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
-
-
-def arguments_of_a_call(name, prompt, scale):
-    """How plain diffusers asks a family for one image of `prompt`."""
-    if name == "unconditional":
-        return {}
-    if name == "classes":
-        return {"class_labels": int(prompt)}
-    if name == "dit":
-        return {"class_labels": [2 if prompt == "shark" else int(prompt)], "guidance_scale": scale}
-    if name.startswith("pixart"):
-        return {"prompt": prompt, "guidance_scale": scale, "use_resolution_binning": False}
-    if name == "sana":
-        return {"prompt": prompt, "guidance_scale": scale, "use_resolution_binning": False, "height": 32, "width": 32}
-    return {"prompt": prompt, "guidance_scale": scale}
 
 
 @pytest.mark.parametrize("solver", ["ddim", "lcm"])
@@ -68,7 +54,7 @@ def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_
     plain.set_progress_bar_config(disable=True)
     for ours, prompt, seed in zip(one_by_one, prompts, SEEDS, strict=True):
         (theirs,) = plain(
-            **arguments_of_a_call(name, prompt, scale),
+            **plain_arguments(name, prompt, scale),
             num_inference_steps=2,
             generator=torch.manual_seed(seed),  # torch's own, from which schedulers sample where a pipeline passes none
             output_type="np",
