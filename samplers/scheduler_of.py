@@ -23,7 +23,7 @@ def scheduler_of(pipeline: Any, scheduler: Any) -> Iterator[None]:
 
 @contextmanager
 def generators_of(scheduler: Any, generators: list[Generator]) -> Iterator[None]:
-    """Inside the block the noise of `scheduler.step` is from `generators`, one per sample, also where a pipeline passes none."""
+    """Inside the block the noise of `scheduler.step` is from `generators`, one a sample, also where a pipeline passes none."""
     step = scheduler.step
     if "generator" not in inspect.signature(step).parameters:
         yield

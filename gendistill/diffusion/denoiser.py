@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -81,11 +82,12 @@ class Denoiser:
         complete = self.with_prediction_type(self.prediction_type)
 
         def convert(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            x_t, time = [*args, *kwargs.values()][:2]  # every family passes them first
-            t = self.schedule.index_of(time)
-            raw = output[0] if isinstance(output, tuple) else output.sample
+            inputs = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            x_t, t = next(iter(inputs.values())), self.schedule.index_of(inputs["timestep"])
+            complete_output = output[0] if isinstance(output, tuple) else output.sample
+            raw, variance = complete_output.tensor_split([x_t.shape[1]], dim=1)
             prediction = to_prediction(raw.float(), x_t.float(), t, self.prediction_type, self.schedule, self.fraction)
-            converted = complete.output_of(prediction, t).to(raw.dtype)
+            converted = torch.cat([complete.output_of(prediction, t).to(raw.dtype), variance], dim=1)
             return (converted, *output[1:]) if isinstance(output, tuple) else type(output)(sample=converted)
 
         hook = network.register_forward_hook(convert, with_kwargs=True)

@@ -198,8 +198,8 @@ class Family(ABC):
         """
 
     def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """C of x_t and C of the result of `call`, for a network with that config; for a teacher both are the codec's."""
-        return config["in_channels"], config["out_channels"]
+        """C of x_t and C of the network's output, with a learned variance, for a network with that config."""
+        return config["in_channels"], config["out_channels"] or config["in_channels"]
 
     @abstractmethod
     def network_inputs(

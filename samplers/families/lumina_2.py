@@ -75,9 +75,6 @@ class Lumina2(Family):
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(prompt_embeds=encoded["prompt_embeds"], prompt_mask=encoded["prompt_attention_mask"])
 
-    def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        return config["in_channels"], config["out_channels"] or config["in_channels"]
-
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:

@@ -62,7 +62,9 @@ def settings(place, teacher, name, **changes):
 
 
 def own_images(folder, family):
-    return torch.cat(list(FewStepSampler.from_pretrained(folder).images(PROMPTS.get(family, CAPTIONS[:3]), SEEDS, batch_size=1)))
+    return torch.cat(
+        list(FewStepSampler.from_pretrained(folder).images(PROMPTS.get(family, CAPTIONS[:3]), SEEDS, batch_size=1))
+    )
 
 
 def assert_plain_diffusers_draws_the_same(folder, family):
