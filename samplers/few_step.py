@@ -24,7 +24,7 @@ from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
-TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
+TEACHER_STEPS = 50
 
 
 class FewStepSampler(Sampler):
@@ -141,14 +141,14 @@ class FewStepSampler(Sampler):
     def default_guidance_scale(self) -> float:
         if self.spec:
             return self.spec.pipeline_guidance_scale
-        return TEACHER_GUIDANCE if self.family.guided else 1.0
+        return self.family.default_guidance if self.family.has_guidance else 1.0
 
     @property
     def guided(self) -> bool:
-        return self.spec.guidance != "baked" if self.spec else self.family.guided
+        return self.spec.guidance != "baked" if self.spec else self.family.has_guidance
 
     def require_guidance(self, guidance_scale: float) -> None:
-        if guidance_scale > 1 and not self.family.guided:
+        if guidance_scale > 1 and not self.family.has_guidance:
             raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; expects 1")
 
     def require_steps(self, steps: int) -> None:
@@ -165,7 +165,7 @@ class FewStepSampler(Sampler):
         return self.spec.method if self.spec else None
 
     def network_calls(self, steps: int, guidance_scale: float) -> int:
-        return self.spec.network_calls(steps) if self.spec else steps * (2 if guidance_scale > 1 else 1)
+        return self.spec.network_calls(steps) if self.spec else steps * (2 if self.family.guided and guidance_scale > 1 else 1)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -233,7 +233,7 @@ class FewStepSampler(Sampler):
     @torch.no_grad()
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
         prompts, seeds, task, steps = request.prompts, request.seeds, request.task, request.num_inference_steps
-        count, guided = len(prompts), request.guidance_scale > 1
+        count, guided = len(prompts), self.family.guided and request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
         arguments: dict[str, Any] = {}

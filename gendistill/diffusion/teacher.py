@@ -149,7 +149,10 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
         family.prediction_type(scheduler),
         family.call,
         scheduler.config.get("clip_sample_range", 1.0) if clips else None,
+        family.default_guidance if family.guidance_input else None,
     )
+    if (reason := family.refusal(pipeline)) is not None:
+        raise ValueError(f"model {source} is no teacher: {reason}")
     height, width = family.size(pipeline)
     if height != width:
         raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")

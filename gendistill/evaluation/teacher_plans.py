@@ -94,9 +94,11 @@ def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float,
 
 
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
-    """The plans that a teacher supports: unguided ones only for a model without guidance."""
-    can_search = searchable(sampler.pipeline)
-    return [plan for plan in TEACHER_PLANS if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or can_search)]
+    """The plans that a teacher supports: without classifier-free guidance only the unguided ones, where the scale is an input at
+    its default."""
+    can_search, family = searchable(sampler.pipeline), sampler.family
+    plans = [plan for plan in TEACHER_PLANS if (family.guided or plan[2] == 1) and (plan[0] != SEARCHED or can_search)]
+    return plans if family.guided else [(solver, steps, family.neutral_guidance) for solver, steps, _ in plans]
 
 
 def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timesteps: list[int] | None = None) -> Any:

@@ -111,7 +111,7 @@ def find_grids(
     teacher = load_teacher(model, device=usable_device(device))
     if prompts is None and (prompts := teacher.own_prompts) is None:
         raise ValueError("--prompt and --prompts: expects one of them")
-    if guidance_scale > 1 and not teacher.family.guided:
+    if guidance_scale > 1 and not teacher.family.has_guidance:
         raise ValueError(f"guidance_scale {guidance_scale:g}: {model} has no guidance; expects 1")
     with advancing_bar("following the teacher's trajectories", len(prompts)) as progress:
         return search_grids(teacher, prompts, counts, guidance_scale, progress)
