@@ -63,8 +63,11 @@ class LatentCodec:
         else:
             mean, std = encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
         mean, std = (pixel_unshuffle(part, self.patch) if self.patch > 1 else part for part in (mean, std))
-        scale = self.scaling_factor / _by_channel(self.std, mean)
-        return torch.cat([(mean - _by_channel(self.mean, mean)) * scale, std * scale], dim=1)
+        return torch.cat([self.scaled(mean), std * self.scaling_factor / _by_channel(self.std, std)], dim=1)
+
+    def scaled(self, encoded: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of the VAE's, in patches."""
+        return (encoded - _by_channel(self.mean, encoded)) * (self.scaling_factor / _by_channel(self.std, encoded))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

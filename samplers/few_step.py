@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from gendistill.samplers.prompt_cache import PromptCache
 from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
+from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
@@ -238,9 +240,11 @@ class FewStepSampler(Sampler):
         pipeline = self._pipeline_of(task, count, steps)
         arguments: dict[str, Any] = {}
         size = request.size or self.size
+        has_size = True
         if task.images is not None:
             size = (task.images.shape[2], task.images.shape[3])
-        elif size != self.family.size(self.pipeline):
+            has_size = "height" in inspect.signature(pipeline.__call__).parameters  # otherwise that of the images
+        if has_size and size != self.family.size(self.pipeline):
             arguments |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             arguments["timesteps"] = self.spec.timesteps[steps]
@@ -255,7 +259,8 @@ class FewStepSampler(Sampler):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             all_arguments = {**arguments, **task.arguments(rows)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
-            return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            with noise_from(pipeline.scheduler, generators):
+                return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))

@@ -31,6 +31,7 @@ class Flux(Family):
     network_part = "transformer"
     prompt_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     texts = guidance_input = passes_sigmas = lora = True
+    schedules = ("flow",)
     stores_size = False  # it is an attribute of an opened pipeline, 1024 pixels at first
     default_guidance = 3.5
     lora_targets: tuple[str, ...] = (
@@ -82,9 +83,8 @@ class Flux(Family):
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, pipeline.vae.config.get("shift_factor") or 0.0)
 
-    def image_tokens(self, pipeline: Any, size: tuple[int, int]) -> int:
-        edge = self.size_multiple(pipeline)
-        return (size[0] // edge) * (size[1] // edge)
+    def image_tokens(self, config: Mapping[str, Any], size: tuple[int, int]) -> int:
+        return (size[0] // PATCH) * (size[1] // PATCH)
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(prompt_embeds=encoded["prompt_embeds"], pooled_embeds=encoded["pooled_prompt_embeds"])

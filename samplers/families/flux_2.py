@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,8 +74,17 @@ class Flux2Klein(Flux):
         std = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt()
         return LatentCodec(pipeline.vae, norm.running_mean.tolist(), std.tolist(), patch=PATCH)
 
-    def noise_schedule(self, scheduler: Any, size: tuple[int, int]) -> NoiseSchedule:
-        raise NotImplementedError
+    def image_tokens(self, config: Mapping[str, Any], size: tuple[int, int]) -> int:
+        return size[0] * size[1]
+
+    def noise_schedule(self, scheduler: Any, config: Mapping[str, Any], size: tuple[int, int]) -> NoiseSchedule:
+        """The schedule with the shift of the pipelines, which is their own function of tokens and steps."""
+        schedule = super().noise_schedule(scheduler, config, size)
+        if not scheduler.config.get("use_dynamic_shifting"):
+            return schedule
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu  # not in all versions of diffusers
+
+        return replace(schedule, shift=math.exp(compute_empirical_mu(self.image_tokens(config, size), MANY_STEPS)))
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(prompt_embeds=encoded["prompt_embeds"])

@@ -29,6 +29,7 @@ class StableDiffusion3(Family):
     prompt_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_encoders = ("text_encoder_3",)
     texts = guided = lora = True
+    schedules = ("flow",)
     default_guidance = 7.0
     lora_targets = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -65,10 +66,6 @@ class StableDiffusion3(Family):
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, pipeline.vae.config.get("shift_factor") or 0.0)
-
-    def image_tokens(self, pipeline: Any, size: tuple[int, int]) -> int:
-        edge = self.size_multiple(pipeline)
-        return (size[0] // edge) * (size[1] // edge)
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(
