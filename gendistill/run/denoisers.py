@@ -166,7 +166,11 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
-        resolution=teacher.resolution if not teacher.family.stores_size else config.data.resolution if config.lora.enabled else None,
+        resolution=teacher.resolution
+        if not teacher.family.stores_size
+        else config.data.resolution
+        if config.lora.enabled
+        else None,
         figures={} if validation is None else {"validation": validation.score},
         validation_network="" if validation is None else validation.figures.get("network", ""),
     )
@@ -247,7 +251,9 @@ def count_parameters(folder: Path, family: Family, config: RunConfig) -> tuple[i
     """Numbers of parameters of the network in a pipeline folder, and of trained parameters of the student or its adapter."""
     component = family.network_part
     network_class = getattr(diffusers, json.loads((folder / "model_index.json").read_text())[component][1])
-    embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" and family.embeds_guidance else {}
+    embedded = (
+        {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" and family.embeds_guidance else {}
+    )
     with init_empty_weights():
         network: Any = network_class.from_config(network_class.load_config(folder / component))
         student_config = compressed_config(network.config, config.compress) if compresses(config) else network.config
