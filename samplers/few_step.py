@@ -21,8 +21,8 @@ from gendistill.samplers.prompt_cache import PromptCache
 from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
-from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
+from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 

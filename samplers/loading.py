@@ -115,7 +115,8 @@ def open_student(
 def _load_lora(pipeline: Any, file: Path) -> None:
     """Load a student's LoRA into its teacher, with all of the weights that its adapter has in the network."""
     settings = {"weight_name": file.name, "use_safetensors": True}
-    state = pipeline.lora_state_dict(str(file.parent), **settings)[0]
+    state = pipeline.lora_state_dict(str(file.parent), **settings)
+    state = state[0] if isinstance(state, tuple) else state  # pipelines of U-Nets also return the scales of the layers
     require_pairs(file.name, state)
     require_finite(file.name, state)
     pipeline.load_lora_weights(str(file.parent), **settings)

@@ -54,7 +54,7 @@ class GuidanceConfig(Section):
         return self
 
     def pipeline_scale(self, neutral: float) -> float:
-        """The `guidance_scale` of calls of the student's pipeline: `neutral` (`Family.neutral_guidance`) where it is baked in."""
+        """The `guidance_scale` of calls of the student's pipeline; `neutral`, the family's, where the scale is baked in."""
         return neutral if self.mode == "baked" else self.scale
 
     def changes(self, teacher: Denoiser) -> bool:

@@ -93,8 +93,9 @@ def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float,
 
 
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
-    """The plans that a teacher supports: unguided ones only for a model without classifier-free guidance, at the default scale where
-    it is an input.
+    """The plans that a teacher supports: unguided ones only for a model without classifier-free guidance.
+
+    Where the guidance scale is an input of the network, these are at its default.
 
     A pipeline that passes its sigmas has the solvers of its own scheduler alone.
     """

@@ -205,7 +205,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
 
 
 def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:
-    """The config adapted to its teacher: without guidance every scale is 1; where it is an input, the default is its pipeline's.
+    """The config adapted to its teacher: without guidance every scale is 1; as an input its default is the pipeline's.
 
     Raises:
         ValueError: the settings request guidance from a teacher without it, a guidance scale as an input that the network does

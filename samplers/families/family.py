@@ -58,7 +58,7 @@ class Family(ABC):
         guided: whether classifier-free guidance is supported, and so `unconditional`.
         guidance_input: whether the guidance scale is an input of its teachers' networks, which need one call a step at any
             scale. Students keep that input, and `guided` is False.
-        default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input` that of its own class.
+        default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
         embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
             config).
         schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
@@ -115,7 +115,7 @@ class Family(ABC):
         return {name: network for name, network in encoders.items() if network is not None}
 
     def refusal(self, pipeline: Any) -> str | None:
-        """The reason why a pipeline of this family is no teacher, with what is expected, as part of a sentence; None if it is one."""
+        """Why a pipeline of this family is no teacher, and what is expected, as the end of a sentence; None if it is one."""
         return None
 
     def size(self, pipeline: Any) -> tuple[int, int]:
