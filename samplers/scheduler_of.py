@@ -1,11 +1,11 @@
-"""A temporary scheduler for a pipeline, and temporary generators for a scheduler."""
+"""Temporary changes of a pipeline's scheduler."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial
 from typing import Any
 
 from torch import Generator
@@ -22,18 +22,13 @@ def scheduler_of(pipeline: Any, scheduler: Any) -> Iterator[None]:
 
 
 @contextmanager
-def generators_of(scheduler: Any, generators: list[Generator]) -> Iterator[None]:
-    """Inside the block the noise of `scheduler.step` is from `generators`, one a sample, also where a pipeline passes none."""
-    step = scheduler.step
-    if "generator" not in inspect.signature(step).parameters:
+def noise_from(scheduler: Any, generators: Sequence[Generator]) -> Iterator[None]:
+    """A context in which the steps of a scheduler have their noise from the generators of the samples, also where a pipeline
+    passes none: pipelines of flow matching would have the noise of `FlowMatchLCMScheduler` from torch's global generator."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
         yield
         return
-
-    @wraps(step)
-    def seeded(*args: Any, **kwargs: Any) -> Any:
-        return step(*args, **{**kwargs, "generator": generators})
-
-    scheduler.step = seeded
+    scheduler.step = partial(scheduler.step, generator=list(generators))
     try:
         yield
     finally:

@@ -28,6 +28,8 @@ class Denoiser:
         call: the forward call of the network's family at `schedule.network_time(t)`; returns the raw output, of x_t's shape.
         clip: for pixel-space models, the bound on |x_0|, as in the teacher's scheduler (as in diffusers, eps is not
             recomputed from the clipped x_0). The gradient passes through the clipping unchanged.
+        guidance_input: the guidance scale of a network that has it as an input, where the conditions have none; None without
+            that input, where guidance is classifier-free.
         fraction: the output is (1 - fraction) eps + fraction (prediction of `prediction_type`); below 1 only while a student
             changes its prediction type (`to_prediction`).
     """
@@ -37,6 +39,7 @@ class Denoiser:
     prediction_type: str
     call: NetworkCall
     clip: float | None = None
+    guidance_input: float | None = None
     fraction: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
@@ -56,11 +59,15 @@ class Denoiser:
     def guided(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
     ) -> Prediction:
-        """Classifier-free guidance at `scale` ((B,) or one number; 1 is no guidance), both branches in one network call.
+        """The prediction guided at `scale`, (B,) or one number: as an input of the network (`guidance_input`), or otherwise
+        classifier-free, where 1 is no guidance, with both branches in one network call.
 
         `unconditional` has a batch of 1 or B; the entries that it lacks are those of `conditioning`. The unconditional branch
         is not computed where the scale is the number 1.
         """
+        if self.guidance_input is not None:
+            scales = torch.as_tensor(scale, dtype=torch.float32, device=x_t.device).expand(len(x_t))
+            return self(x_t, t, conditioning.with_guidance(scales))
         if isinstance(scale, float) and scale == 1.0:
             return self(x_t, t, conditioning)
         batch = len(x_t)
