@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from gendistill.diffusion.teacher import teacher_of
 from gendistill.evaluation.evaluator import Evaluator
+from gendistill.methods.compression import macs_fraction
 from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
-from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
@@ -178,11 +178,7 @@ def gaps(student: list[Evaluation], teacher: list[Evaluation], call_cost: float 
 
 def relative_call_cost(student: FewStepSampler, teacher: FewStepSampler) -> float:
     """Multiply-accumulates of a call of the student's network, relative to the teacher's: 1 if they differ by less than 1 %."""
-    unet: Any = UNet2DConditionModel  # diffusers' type annotations lack its config
-    networks = [network_of(sampler.pipeline) for sampler in (teacher, student)]
-    if not all(isinstance(network, unet) for network in networks):
-        return 1.0
-    fraction = macs_fraction(*(network.config for network in networks))
+    fraction = macs_fraction(teacher.family, network_of(teacher.pipeline), network_of(student.pipeline))
     return 1.0 if abs(fraction - 1) < 0.01 else fraction
 
 

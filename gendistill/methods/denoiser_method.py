@@ -154,6 +154,7 @@ class DenoiserContext:
         unconditional: the encoded empty prompt (batch of 1), for guidance.
         start: a network that the student is initialised from instead of the teacher's.
         opened: the teacher's pipeline, for losses that need its codec or prompts; None on the meta device.
+        examples: a batch of the training data, on which pruning measures importance; None on the meta device.
     """
 
     config: RunConfig
@@ -162,6 +163,7 @@ class DenoiserContext:
     unconditional: Conditioning
     start: Any = None
     opened: Teacher | None = None
+    examples: Batch | None = None
 
     @property
     def solvers(self) -> list[str]:
