@@ -190,8 +190,9 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
 
 def _latent_shape(sampler: FewStepSampler) -> tuple[int, ...]:
     """Channels, height and width."""
-    config = network_of(sampler.pipeline).config
-    return config.in_channels, config.sample_size, config.sample_size
+    family, pipeline = sampler.family, sampler.pipeline
+    factor = family.codec(pipeline).factor
+    return family.channels(network_of(pipeline).config)[0], *(edge // factor for edge in family.size(pipeline))
 
 
 def _require_same_latent_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:

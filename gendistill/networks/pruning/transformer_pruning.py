@@ -29,6 +29,7 @@ STACKS = {  # a network's lists of blocks in the order of its forward pass, and 
     "single_transformer_blocks": ("num_single_layers", "num_single_dit_layers"),
     "layers": ("num_layers", "n_layers"),
 }
+FIRST_KEPT = ("DiTTransformer2DModel",)  # the last layer reads the embedding in the first block
 DUAL = "dual_attention_layers"  # the numbers of the blocks of Stable Diffusion 3.5 with a second attention
 Config = dict[str, Any]
 Signature = tuple[tuple[str, torch.Size], ...]
@@ -128,10 +129,11 @@ def smaller_config(network: Any, factor: float, inputs: Callable[[Mapping[str, A
             narrow = _fewer_heads(type(network), config, lambda c: math.log(_total(type(network), c, inputs) * factor / total))
             best = min(best, narrow, key=lambda candidate: abs(candidate[0]))
     if not _within(best[0]):
-        nearest, entries = factor / math.exp(best[0]), sorted({segment.entry for segment in segments})
-        sizes = ", ".join(f"{name} {best[1][name]}" for name in [*entries, "num_attention_heads"] if name in best[1])
-        reason = "" if has_fewer_heads(network) else f"; a {type(network).__name__} can lose blocks, not heads"
-        raise ValueError(f"factor {factor:g}: the nearest is {nearest:.3g}, with {sizes}{reason}")
+        narrows = has_fewer_heads(network)
+        entries = [*stacks_of(network).values(), *(["num_attention_heads"] if narrows else [])]
+        sizes = ", ".join(f"{name} {best[1][name]}" for name in entries)
+        reason = "" if narrows else f"; the config of a {type(network).__name__} allows fewer blocks, but not fewer heads"
+        raise ValueError(f"factor {factor:g}: the nearest is {factor / math.exp(best[0]):.3g}, with {sizes}{reason}")
     return best[1]
 
 
@@ -184,6 +186,8 @@ def importance(network: Any, predict: Predict) -> dict[str, list[float]]:
             finally:
                 handle.remove()
             scores.setdefault(stack, []).append(float(error))
+        if type(network).__name__ in FIRST_KEPT:
+            scores[stack][0] = 1 + sum(scores[stack])
     return scores
 
 
