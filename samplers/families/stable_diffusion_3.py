@@ -40,6 +40,14 @@ class StableDiffusion3(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
+    def set_size(self, pipeline: Any, edge: int) -> None:
+        limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
+        if edge > limit:
+            raise ValueError(
+                f"data.resolution {edge}: the network has positions for images of at most {limit} pixels; expects these"
+            )
+        super().set_size(pipeline, edge)
+
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, self.device(pipeline), 1, False)
         tokens = pipeline.tokenizer_max_length
