@@ -43,9 +43,7 @@ class StableDiffusion3(Family):
     def set_size(self, pipeline: Any, edge: int) -> None:
         limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
         if edge > limit:
-            raise ValueError(
-                f"data.resolution {edge}: the network has positions for images of at most {limit} pixels; expects these"
-            )
+            raise ValueError(f"data.resolution {edge}: expects at most {limit} pixels, for which the network has positions")
         super().set_size(pipeline, edge)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:

@@ -177,7 +177,7 @@ def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
         ("flux", {"guidance__mode": "cfg"}, r"cfg: guidance is an input of the network .* expects baked or embedded"),
         ("flux", {"data__resolution": 36}, "data.resolution 36: expects a multiple of 8, such as 32 or 40"),
         ("sd3", {"data__resolution": 36}, "data.resolution 36: expects a multiple of 8, such as 32 or 40"),
-        ("sd3", {"data__resolution": 104}, "data.resolution 104: the network has positions for images of at most 96 pixels"),
+        ("sd3", {"data__resolution": 104}, "data.resolution 104: expects at most 96 pixels, for which the network has pos"),
         ("sd3", {"guidance__mode": "embedded"}, "the network of .* has no guidance scale input; expects baked or cfg"),
     ],
 )
