@@ -58,7 +58,8 @@ def settings(place, teacher, name, **changes):
         "trainer.num_validation": 4,
         "trainer.trackers": [],
     }
-    return load_config(None, given | {name.replace("__", "."): value for name, value in changes.items()})
+    given |= {name.replace("__", "."): value for name, value in changes.items()}
+    return load_config(None, {name: value for name, value in given.items() if value is not None})
 
 
 def own_images(folder, family):
@@ -108,7 +109,7 @@ RUNS = {
 METHODS = {
     "consistency": {},
     "progressive": {"method": "progressive", "steps": [1], "progressive.start_steps": 2, "solvers": None},
-    "alignment": {"method": "latent_alignment", "align.trajectories": 4, "align.trajectory_steps": 2},
+    "alignment": {"method": "latent_alignment", "solvers": None, "align.trajectories": 4, "align.trajectory_steps": 2},
 }
 
 
