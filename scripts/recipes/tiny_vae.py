@@ -1,31 +1,59 @@
-"""Train tiny-sd's `AutoencoderKL`: 32x32 images to 8x8x4 latents. The first part of the recipe of `assets/tiny-sd`.
+"""Train the `AutoencoderKL` of tiny-sd or of tiny-sd3: the first part of the recipes of these assets.
 
-python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
+    python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
+    python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64
+    python scripts/recipes/tiny_vae.py --pipeline tiny-sd3 --images runs/recipes/emoji-64 --init assets/tiny-sd/vae \\
+        --run runs/recipes/tiny-sd3-vae --minutes 15
+
+tiny-sd's has latents of 8x8x4 for 32x32 images, normalised by channel; tiny-sd3's, as Stable Diffusion 3's, of 8x8x16 for
+64x64 images, no 1x1 convolutions around the latents, and one scaling and one shift factor.
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from emoji import load_emoji
+from emoji import ASSETS, load_emoji
 from resumable import ResumableRun, recipe_parser
 
-RUN = Path("runs/recipes/tiny-vae")
 KL_WEIGHT = 1e-6
 
 
-def build_vae() -> AutoencoderKL:
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "tiny-sd": {"block_out_channels": [32, 64, 128], "norm_num_groups": 16, "latent_channels": 4, "sample_size": 32},
+    "tiny-sd3": {
+        "block_out_channels": [16, 32, 64, 128],
+        "norm_num_groups": 8,
+        "latent_channels": 16,
+        "sample_size": 64,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+}
+
+
+def build_vae(pipeline: str) -> AutoencoderKL:
+    architecture = ARCHITECTURES[pipeline]
+    levels = len(architecture["block_out_channels"])
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=[32, 64, 128],
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
         layers_per_block=1,
-        norm_num_groups=16,
-        latent_channels=4,
-        sample_size=32,
+        **architecture,
     )
+
+
+def initialise_inner_levels(vae: AutoencoderKL, smaller: AutoencoderKL) -> None:
+    """Copy the weights of an autoencoder with one level less, of half the resolution, wherever the shapes fit."""
+    weights = vae.state_dict()
+    for name, weight in smaller.state_dict().items():
+        inner = re.sub(r"encoder\.down_blocks\.(\d+)", lambda level: f"encoder.down_blocks.{int(level[1]) + 1}", name)
+        if inner in weights and weights[inner].shape == weight.shape:
+            weights[inner].copy_(weight)
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -49,11 +77,19 @@ def held_out_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
+    """Make latents of mean 0 and standard deviation 1: by channel in the 1x1 convolutions, or by the two factors."""
+    latents = torch.cat([vae.encode(batch).latent_dist.sample() for batch in images.split(256)])
+    if vae.quant_conv is None:  # latents = (encoded - shift_factor) * scaling_factor
+        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    else:
+        normalise_channels(vae, latents)
+
+
+def normalise_channels(vae: AutoencoderKL, latents: torch.Tensor) -> None:
     """Normalise every latent channel to mean 0 and standard deviation 1 by changing the weights of the two 1x1 convolutions.
 
     Stable Diffusion's pipelines have one scaling factor for all channels and no shift.
     """
-    latents = torch.cat([vae.encode(batch).latent_dist.sample() for batch in images.split(256)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     to_moments, from_latent = vae.quant_conv, vae.post_quant_conv
     scale = torch.cat([1 / std, torch.ones_like(std)])
@@ -66,17 +102,25 @@ def normalise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
 
 
 def main() -> None:
-    args = recipe_parser(__doc__, RUN, steps=5000, batch=16, learning_rate=1e-3, seed=1).parse_args()
+    parser = recipe_parser(__doc__, Path("runs/recipes/tiny-vae"), steps=5000, batch=16, learning_rate=1e-3, seed=1)
+    parser.add_argument("--pipeline", choices=ARCHITECTURES, default="tiny-sd")
+    parser.add_argument("--images", type=Path, default=ASSETS / "emoji", help="folder of emoji_data.py, of the right resolution")
+    parser.add_argument("--init", type=Path, help="folder of an autoencoder with one level less, for the inner levels")
+    parser.add_argument("--bfloat16", action="store_true", help="autocast: faster where the CPU has instructions for it")
+    args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    train, held_out = load_emoji("train"), load_emoji("heldout")
-    vae = build_vae()
+    train, held_out = load_emoji("train", args.images), load_emoji("heldout", args.images)
+    vae = build_vae(args.pipeline).to(memory_format=torch.channels_last)
+    if args.init:
+        initialise_inner_levels(vae, AutoencoderKL.from_pretrained(args.init))
     run = ResumableRun(args, vae, ema_decay=0.998)
     for step in run:
         rows = torch.randint(len(train), (args.batch,), generator=run.generator)
         images = augmented(train.images[rows], run.generator)
-        posterior: DiagonalGaussianDistribution = vae.encode(images).latent_dist
-        reconstructed = vae.decode(posterior.sample(run.generator)).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            posterior: DiagonalGaussianDistribution = vae.encode(images).latent_dist
+            reconstructed = vae.decode(posterior.sample(run.generator)).sample
         error = reconstructed - images
         loss = error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * posterior.kl().mean()
         loss.backward()
