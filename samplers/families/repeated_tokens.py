@@ -26,8 +26,8 @@ def collapse_last_tokens(states: torch.Tensor, repeats: int) -> torch.Tensor:
 def last_token_repeated(transformer: SD3Transformer2DModel, repeats: int) -> Iterator[None]:
     """A context in which the last text token stands for `repeats` identical tokens; the processors are restored at its end.
 
-        with last_token_repeated(transformer, 256):
-            transformer(latents, encoder_hidden_states=collapse_last_tokens(states, 256), ...)
+    with last_token_repeated(transformer, 256):
+        transformer(latents, encoder_hidden_states=collapse_last_tokens(states, 256), ...)
     """
     processors = transformer.attn_processors
     transformer.set_attn_processor(RepeatedTokenProcessor(repeats))

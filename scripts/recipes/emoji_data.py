@@ -4,7 +4,7 @@
     python scripts/recipes/emoji_data.py --packages DIR       # or reads the two .tgz files in DIR
     python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64         # for assets/tiny-sd3
 
-The images are the 64-pixel PNGs, composited on white and, unless all 64 pixels are wanted, downsampled (Lanczos). Each has three captions,
+The images are the 64-pixel PNGs, composited on white and downsampled to the resolution (Lanczos). Each has three captions,
 from the most to the least specific:
 
     name         google emoji of waving hand sign with medium skin tone

@@ -117,7 +117,7 @@ def emoji_weights(emoji: Emoji) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Encode images (N, 3, H, W) to means, shifted and scaled, and scaled standard deviations of the posterior: (N, 2C, 8, 8)."""
+    """Encode images (N, 3, H, W) to means and standard deviations of the posterior, normalised by factors: (N, 2C, 8, 8)."""
     rows = []
     for batch in images.split(256):
         posterior = vae.encode(batch).latent_dist

@@ -6,10 +6,10 @@
     python scripts/recipes/tiny_sd3.py --out runs/recipes/tiny-sd3/pipeline --minutes 90      # on 1 CPU core; resumes
     python scripts/recipes/tiny_sd3.py --init runs/recipes/tiny-sd3/pipeline --run runs/recipes/tiny-sd3-2 --seed 6
 
-Rectified flow (Esser et al. 2024, arXiv:2403.03206): x_t = (1 - t) x_0 + t noise, and the network predicts noise - x_0. Times are
-logit-normal (eq. 19) and shifted (eq. 23), as the scheduler shifts them when sampling. The text towers are trained with the
-transformer; the first one begins as tiny-sd's. T5 is left out: the pipeline appends 256 zero tokens in its place, and the
-training computes the same function with one of them (`samplers/families/repeated_tokens.py`).
+Rectified flow (Esser et al. 2024, arXiv:2403.03206): x_t = (1 - t) x_0 + t noise, and the network predicts noise - x_0. Times
+are logit-normal (section 3.1) and shifted (section 5.3.2), as the scheduler shifts them when sampling. The text towers are
+trained with the transformer; the first one begins as tiny-sd's. T5 is left out: the pipeline appends 256 zero tokens in its
+place, and the training computes the same function with one of them (`samplers/families/repeated_tokens.py`).
 """
 
 from argparse import Namespace

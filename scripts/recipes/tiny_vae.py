@@ -2,8 +2,10 @@
 
     python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
     python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64
-    python scripts/recipes/tiny_vae.py --pipeline tiny-sd3 --images runs/recipes/emoji-64 --init assets/tiny-sd/vae \\
-        --run runs/recipes/tiny-sd3-vae --minutes 15
+    V="--pipeline tiny-sd3 --images runs/recipes/emoji-64 --batch 4 --bfloat16"
+    python scripts/recipes/tiny_vae.py $V --init assets/tiny-sd/vae --run runs/recipes/tiny-sd3-vae --minutes 20
+    python scripts/recipes/tiny_vae.py $V --decoder-of runs/recipes/tiny-sd3-vae/vae --run runs/recipes/tiny-sd3-decoder \\
+        --minutes 30                                  # optional: the same latents, decoded better
 
 tiny-sd's has latents of 8x8x4 for 32x32 images, normalised by channel; tiny-sd3's, as Stable Diffusion 3's, of 8x8x16 for
 64x64 images, no 1x1 convolutions around the latents, and one scaling and one shift factor.
@@ -47,11 +49,11 @@ def build_vae(pipeline: str) -> AutoencoderKL:
     )
 
 
-def initialise_inner_levels(vae: AutoencoderKL, smaller: AutoencoderKL) -> None:
-    """Copy the weights of an autoencoder with one level less, of half the resolution, wherever the shapes fit."""
-    weights = vae.state_dict()
-    for name, weight in smaller.state_dict().items():
-        inner = re.sub(r"encoder\.down_blocks\.(\d+)", lambda level: f"encoder.down_blocks.{int(level[1]) + 1}", name)
+def initialise(vae: AutoencoderKL, trained: AutoencoderKL) -> None:
+    """Copy the weights of a trained autoencoder, or of one with fewer levels to the inner levels, wherever the shapes fit."""
+    weights, outer = vae.state_dict(), len(vae.config.block_out_channels) - len(trained.config.block_out_channels)
+    for name, weight in trained.state_dict().items():
+        inner = re.sub(r"encoder\.down_blocks\.(\d+)", lambda level: f"encoder.down_blocks.{int(level[1]) + outer}", name)
         if inner in weights and weights[inner].shape == weight.shape:
             weights[inner].copy_(weight)
 
@@ -104,16 +106,24 @@ def normalise_channels(vae: AutoencoderKL, latents: torch.Tensor) -> None:
 def main() -> None:
     parser = recipe_parser(__doc__, Path("runs/recipes/tiny-vae"), steps=5000, batch=16, learning_rate=1e-3, seed=1)
     parser.add_argument("--pipeline", choices=ARCHITECTURES, default="tiny-sd")
-    parser.add_argument("--images", type=Path, default=ASSETS / "emoji", help="folder of emoji_data.py, of the right resolution")
-    parser.add_argument("--init", type=Path, help="folder of an autoencoder with one level less, for the inner levels")
+    parser.add_argument(
+        "--images", type=Path, default=ASSETS / "emoji", help="folder of emoji_data.py, of the right resolution"
+    )
+    parser.add_argument(
+        "--init", type=Path, help="folder of an autoencoder, or of one with fewer levels, for the initial weights"
+    )
+    parser.add_argument(
+        "--decoder-of", type=Path, help="folder of an autoencoder to train the decoder of, for the same latents"
+    )
     parser.add_argument("--bfloat16", action="store_true", help="autocast: faster where the CPU has instructions for it")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
     train, held_out = load_emoji("train", args.images), load_emoji("heldout", args.images)
-    vae = build_vae(args.pipeline).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(args.decoder_of) if args.decoder_of else build_vae(args.pipeline)
+    vae.to(memory_format=torch.channels_last).encoder.requires_grad_(not args.decoder_of)
     if args.init:
-        initialise_inner_levels(vae, AutoencoderKL.from_pretrained(args.init))
+        initialise(vae, AutoencoderKL.from_pretrained(args.init))
     run = ResumableRun(args, vae, ema_decay=0.998)
     for step in run:
         rows = torch.randint(len(train), (args.batch,), generator=run.generator)
@@ -128,7 +138,8 @@ def main() -> None:
         if step % 500 == 499:
             print(f"held-out PSNR {held_out_psnr(vae, held_out.images[::4]):.2f} dB", flush=True)
     run.use_ema()
-    normalise_latents(vae, train.images)
+    if not args.decoder_of:
+        normalise_latents(vae, train.images)
     vae.save_pretrained(args.run / "vae")
     psnr = f"{held_out_psnr(vae, held_out.images):.2f}"
     (args.run / "psnr.txt").write_text(psnr)
