@@ -205,9 +205,11 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _require_encoders(source: str | Path, pipeline: Any) -> None:
-    """Raise ValueError if a pipeline lacks a part that encodes prompts."""
+    """Raise ValueError if a pipeline lacks a text encoder, or the tokenizer of one."""
     family = family_of(pipeline)
-    required = [name for name in family.prompt_encoders if name not in family.optional_encoders]
+    absent = set(family.optional_encoders) - family.encoders(pipeline).keys()
+    encoders = [name for name in family.prompt_encoders if name not in absent]
+    required = [*encoders, *(name.replace("text_encoder", "tokenizer") for name in encoders)]
     if missing := [name for name in required if getattr(pipeline, name, None) is None]:
         raise ValueError(
             f"model {source} has no {' and no '.join(missing)}; a {type(pipeline).__name__} expects {', '.join(required)}"
