@@ -57,7 +57,11 @@ class Task:
         return steps if self.images is None else min(int(steps * self.strength), steps)
 
     def pipeline(self, pipeline: Any) -> Any:
-        """The stock pipeline for this task, with the parts of `pipeline`."""
+        """The stock pipeline for this task, with the parts of `pipeline`.
+
+        Raises:
+            ValueError: diffusers has none.
+        """
         # imported here because they import every pipeline that diffusers has
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -66,7 +70,13 @@ class Task:
             kind = AutoPipelineForInpainting
         else:
             kind = AutoPipelineForText2Image if self.images is None else AutoPipelineForImage2Image
-        task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
+        try:
+            task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
+        except ValueError as error:
+            raise ValueError(
+                f"a {type(pipeline).__name__} samples from noise only, as diffusers has no pipeline for this task with its "
+                "network; expects no image, mask or control image"
+            ) from error
         task_pipeline.set_progress_bar_config(disable=True)
         return task_pipeline
 
