@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+LUMA = (0.299, 0.587, 0.114)  # of ITU-R 601
+VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
 
 
 class LatentCodec:
@@ -22,7 +23,7 @@ class LatentCodec:
     A VAE in float16 is computed in float32 if its config has `force_upcast`, as SDXL's has.
 
     Args:
-        vae: one of `VAES`; `AutoencoderTiny` encodes without a variance.
+        vae: one of `VAES`; `AutoencoderTiny` and `VQModel` encode without a variance.
         mean, std: one number, or one for each channel.
 
     Raises:
@@ -43,8 +44,9 @@ class LatentCodec:
     def networks(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        return self.channels, resolution // self.factor, resolution // self.factor
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """C, h, w of the latents of images of `size` (height, width)."""
+        return self.channels, size[0] // self.factor, size[1] // self.factor
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
@@ -87,26 +89,48 @@ class LatentCodec:
 
 
 class PixelCodec:
-    """The identity, for pixel-space models: the moments have standard deviation zero."""
+    """The codec of pixel-space models, of grey (1 channel), RGB (3) or RGBA (4) images: moments have standard deviation zero.
 
-    channels = 3
+    Images are RGB outside of the diffusion. Grey images are their luma, as Pillow's; RGBA images are encoded as opaque and
+    decoded on white, as image files with transparency are read.
+
+    Raises:
+        ValueError: another number of channels.
+    """
+
     factor = 1
+
+    def __init__(self, channels: int = 3) -> None:
+        if channels not in (1, 3, 4):
+            raise ValueError(f"images of {channels} channels are not supported; expects 1 (grey), 3 (RGB) or 4 (RGBA)")
+        self.channels = channels
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {}
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        return self.channels, resolution, resolution
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        return self.channels, *size
 
     def moments(self, images: Tensor) -> Tensor:
+        if self.channels == 1:
+            images = (images * torch.tensor(LUMA, device=images.device).view(-1, 1, 1)).sum(1, keepdim=True)
+        elif self.channels == 4:
+            images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
         return torch.cat([images, torch.zeros_like(images)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        return latents.float()
+        return self.rgb(latents.float() / 2 + 0.5) * 2 - 1 if self.channels != 3 else latents.float()
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of images (B, C, H, W) in [0, 1]."""
+        if self.channels == 4:
+            colours, opacity = images[:, :3], images[:, 3:]
+            return colours * opacity + 1 - opacity
+        return images.expand(-1, 3, -1, -1)
 
 
 def _by_channel(value: float | Sequence[float], like: Tensor) -> float | Tensor:

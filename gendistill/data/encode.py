@@ -53,7 +53,7 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
     source = training_source(config, teacher, seed)
     if teacher.own_prompts is None:
         source.require_captions()
-    framing = Framing.from_settings(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
+    framing = Framing.from_settings(config.crop, teacher.size, teacher.family.size_multiple(teacher.pipeline), seed)
     maker = EncodedImages(source, framing, config.missing_caption, teacher.codec, teacher.prompt_encoder)
     return LatentData(cached_images(config.cache, maker, progress))
 
@@ -162,7 +162,7 @@ class GeneratedLatents(RowMaker[int]):
     def make(self, items: list[int], progress: Progress | None) -> StoredPart:
         teacher, prompts = self.teacher, self.prompts.prompts
         texts = [prompts[number % len(prompts)] for number in items]
-        sampler, size = FewStepSampler(teacher.pipeline), (teacher.resolution, teacher.resolution)
+        sampler, size = FewStepSampler(teacher.pipeline), teacher.size
         original_scheduler = teacher.pipeline.scheduler
         teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(original_scheduler.config)
         try:

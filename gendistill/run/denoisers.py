@@ -49,7 +49,7 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution,
+            size=config.data.size,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
@@ -149,6 +149,8 @@ def describe_student(
         validation: the validation that chose the solver, if any.
     """
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
+    height, width = teacher.size
+    in_config = not (config.lora.enabled and config.data.size) and teacher.family.size(teacher.pipeline) == teacher.size
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -165,7 +167,7 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
-        resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
+        resolution=None if in_config else height if height == width else (height, width),
         figures={} if validation is None else {"validation": validation.score},
         validation_network="" if validation is None else validation.figures.get("network", ""),
     )
@@ -195,7 +197,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
-    teacher.family.set_size(pipeline, teacher.resolution)
+    teacher.family.set_size(pipeline, teacher.size)
     return network.to(teacher.pipeline.device)
 
 

@@ -75,7 +75,7 @@ class Validator:
         evaluator, solvers = self.evaluator.first(num), self.stage.solvers
         distances: dict[str, dict[str, float]] = {}
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
-            sampler = FewStepSampler(pipeline)
+            sampler = FewStepSampler(pipeline, size=self.teacher.size)
             for solver in solvers:
                 pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
                 sampler.eta = solver_eta(solver)
@@ -150,7 +150,7 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
 def validation_extractor(config: RunConfig, teacher: Teacher, reference: str | None) -> str:
     """The name of the feature network of a run's validations; reports the choice."""
     sampler = FewStepSampler(teacher.pipeline)
-    embedded = is_embedded(sampler.size, prompts_of(sampler), reference)
+    embedded = is_embedded(teacher.size, prompts_of(sampler), reference)
     return reported_extractor(config.validation_extractor, embedded=embedded)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.latent_unet import LatentUnconditional
 from gendistill.samplers.families.pixel_unet import ClassConditional, Unconditional
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
 from gendistill.samplers.families.stable_diffusion_xl import StableDiffusionXL
@@ -25,7 +26,7 @@ __all__ = [
     "require_supported",
 ]
 
-FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL(), Unconditional(), ClassConditional()]
+FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL(), Unconditional(), ClassConditional(), LatentUnconditional()]
 
 
 def register(family: Family) -> None:

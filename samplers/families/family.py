@@ -52,10 +52,14 @@ class Family(ABC):
         pipelines: diffusers' names of its pipeline classes; a model card shows the first.
         network_part: name of the denoiser in the pipeline, in its `model_index.json` and in a LoRA file: `unet` or
             `transformer`.
+        decoder_part: name of the autoencoder in the pipeline, if it has one.
         prompt_encoders: names of the components that encode prompts; a pipeline may lack some of them.
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
         guided: whether classifier-free guidance is supported, and so `unconditional`.
         embeds_guidance: whether the guidance scale can be an input of its networks (`time_cond_proj_dim` in their config).
+        square_default: whether the default size of its pipelines is the edge of squares; other sizes are arguments of their call.
+        only_square: whether its pipelines generate squares only.
+        pads: whether its networks pad feature maps with odd edges; otherwise `size_multiple` holds for every size.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
@@ -68,8 +72,10 @@ class Family(ABC):
     summary = ""
     pipelines: tuple[str, ...]
     network_part = "unet"
+    decoder_part = "vae"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = bounded = accepts_eta = lora = False
+    texts = guided = embeds_guidance = square_default = only_square = bounded = accepts_eta = lora = False
+    pads = True
     lora_targets: tuple[str, ...] = ()
     cache_dtype = torch.float16
     task: str
@@ -96,10 +102,18 @@ class Family(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return height * factor, width * factor
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
-        """Make squares of `edge` pixels the default size of its images, also of the images of a pipeline with its network."""
-        sample_size = edge // self.codec(pipeline).factor
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
+        """Make `size` (height, width) the default size of its images, also of the images of a pipeline with its network.
+
+        A family whose pipelines have only squares as their default sizes leaves another size to the arguments of the call.
+        """
+        if size[0] != size[1] and self.square_default:
+            return
+        height, width = (edge // self.codec(pipeline).factor for edge in size)
+        sample_size = height if height == width else [height, width]
         self.network(pipeline).register_to_config(sample_size=sample_size)
+        if hasattr(pipeline, "_is_unet_config_sample_size_int"):  # that of the network when the pipeline was built
+            pipeline._is_unet_config_sample_size_int = height == width
         if hasattr(pipeline, "default_sample_size"):  # that of the network when the pipeline was built
             pipeline.default_sample_size = sample_size
 
@@ -155,6 +169,9 @@ class Family(ABC):
         """
 
     # Training: called by `load_teacher` and by the teacher that it returns
+
+    def prepare_teacher(self, pipeline: Any) -> None:  # noqa: B027
+        """Change a pipeline that was opened to be distilled, where the schedulers of its students do not fit its network."""
 
     @abstractmethod
     def codec(self, pipeline: Any) -> Codec:

@@ -82,7 +82,7 @@ def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
 
 
 def test_the_size_condition_of_sdxl_is_that_of_the_training_images(family_folder):
-    teacher = load_teacher(family_folder("sdxl"), resolution=24)
+    teacher = load_teacher(family_folder("sdxl"), size=(24, 24))
     assert teacher.encode_prompts(["food", "animals"])["time_ids"].tolist() == [[24, 24, 0, 0, 24, 24]] * 2
     assert teacher.encode_prompts(["food"], (16, 32))["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]]
 
@@ -150,7 +150,12 @@ def test_an_epsilon_teacher_at_zero_terminal_snr_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"sample_size": (16, 24)}, "expects square images"), ({"in_channels": 1, "out_channels": 1}, "expects 3 to 3")],
+    [
+        ({"sample_size": 27}, "data.resolution 27: expects a multiple of 2, such as 26 or 28"),
+        ({"sample_size": (16, 27)}, "data.resolution 27x16: expects a multiple of 2, such as 26x16 or 28x16"),
+        ({"in_channels": 2, "out_channels": 2}, r"images of 2 channels are not supported; expects 1 \(grey\), 3 \(RGB\) or"),
+        ({"out_channels": 5}, "a network of 3 to 5 channels is not supported; expects 3 to 3"),
+    ],
 )
 def test_unusual_networks_are_refused_in_one_sentence(tmp_path, changes, sentence):
     DDPMPipeline(tiny_pixel_unet(**changes), DDPMScheduler()).save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ def test_example_inputs_are_what_a_network_takes_and_nothing_is_computed(family_
     pipeline = open_pipeline(family_folder(name))
     family, network = family_of(pipeline), network_of(pipeline).to("meta")
     inputs = family.example_inputs(network.config, 2, (8, 16), torch.float32)
-    assert network(**inputs).sample.shape == (2, network.config.in_channels, 8, 16)
+    assert network(**inputs).sample.shape == (2, network.config.out_channels, 8, 16)
     assert inputs.keys() <= set(inspect.signature(network.forward).parameters)
     t = torch.empty(2, device="meta")
     x_t = torch.empty(2, network.config.in_channels, 8, 16, device="meta")

@@ -11,11 +11,13 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     EulerDiscreteScheduler,
+    LDMPipeline,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    VQModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -163,4 +165,40 @@ def tiny_classes(tokenizer_folder=None):
     return ConsistencyModelPipeline(tiny_pixel_unet(num_class_embeds=3), DDIMScheduler())
 
 
-TINY = {"sd1": tiny_pipeline, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "unconditional": tiny_ddpm, "classes": tiny_classes}
+def tiny_rgba(tokenizer_folder=None):
+    """Unconditional RGBA images that are not square, with a learned variance and DDPM's scheduler for it."""
+    unet = tiny_pixel_unet(sample_size=(14, 20), in_channels=4, out_channels=8)
+    return DDPMPipeline(unet, DDPMScheduler(variance_type="learned_range"))
+
+
+def tiny_grey(tokenizer_folder=None):
+    """Three classes of grey images of 14 pixels, of edges that halve to an odd number."""
+    unet = tiny_pixel_unet(sample_size=14, in_channels=1, out_channels=1, num_class_embeds=3)
+    return ConsistencyModelPipeline(unet, DDIMScheduler())
+
+
+def tiny_ldm(tokenizer_folder=None):
+    """Unconditional latent diffusion with a VQ autoencoder, latents (3, 8, 8)."""
+    unet = tiny_pixel_unet(sample_size=8)
+    torch.manual_seed(4)
+    vqvae = VQModel(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 16],
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+        scaling_factor=0.7,
+    ).eval()
+    return LDMPipeline(vqvae, unet, DDIMScheduler(clip_sample=False))
+
+
+TINY = {
+    "sd1": tiny_pipeline,
+    "sd2": tiny_sd2,
+    "sdxl": tiny_sdxl,
+    "unconditional": tiny_ddpm,
+    "classes": tiny_classes,
+    "rgba": tiny_rgba,
+    "grey": tiny_grey,
+    "ldm": tiny_ldm,
+}
