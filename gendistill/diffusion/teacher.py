@@ -122,8 +122,8 @@ def load_teacher(
 
     Args:
         source, config, revision: as for `open_pipeline`.
-        size: height and width of the training images; None for the pipeline's own. It becomes the default size of the pipeline's
-            images, and so that of its students, where the pipeline has a default size of this form.
+        size: height and width of the training images; None for the pipeline's own. It becomes the default size of the images of
+            the pipeline and its students, see `Family.set_size`.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
@@ -145,25 +145,23 @@ def teacher_of(pipeline: Any, source: str | Path, size: tuple[int, int] | None =
             part.requires_grad_(False).eval()
     codec, scheduler = family.codec(pipeline), pipeline.scheduler
     clips = family.bounded and scheduler.config.get("clip_sample")
-    denoiser = Denoiser(
-        family.network(pipeline),
-        family.noise_schedule(scheduler),
-        family.prediction_type(scheduler),
-        family.call,
-        scheduler.config.get("clip_sample_range", 1.0) if clips else None,
-    )
-    _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
     own_size = family.size(pipeline)
     size = size or own_size
     if size != own_size or not family.pads:
         _require_multiple(size, family.size_multiple(pipeline))
     if size[0] != size[1] and family.only_square:
-        kind = type(pipeline).__name__
-        raise ValueError(
-            f"data.resolution {written_size(size)}: a {kind} generates squares only; expects one edge, such as {size[0]}"
-        )
+        kind, edges = type(pipeline).__name__, written_size(size)
+        raise ValueError(f"data.resolution {edges}: a {kind} generates squares only; expects one edge, such as {size[0]}")
     if size != own_size:
         family.set_size(pipeline, size)
+    denoiser = Denoiser(
+        family.network(pipeline),
+        family.schedule_of(pipeline),
+        family.prediction_type(scheduler),
+        family.call,
+        scheduler.config.get("clip_sample_range", 1.0) if clips else None,
+    )
+    _require_distillable(source, denoiser, codec, family, type(scheduler).__name__)
     left_out = tuple(_not_in_student(pipeline, family))
     for sentence in left_out:
         logger.warning("teacher %s: %s", source, sentence)
@@ -183,22 +181,17 @@ def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
 def _require_multiple(size: tuple[int, int], multiple: int) -> None:
     """Raise ValueError where the network cannot halve images of `size` (height, width) at each of its levels."""
     if any(edge % multiple for edge in size):
-        lower, upper = (
-            [max(edge // multiple, 1) * multiple for edge in size],
-            [-(-edge // multiple) * multiple for edge in size],
-        )
-        nearest = dict.fromkeys(written_size(edges) for edges in (lower, upper))
-        raise ValueError(
-            f"data.resolution {written_size(size)}: expects a multiple of {multiple}, such as {' or '.join(nearest)}"
-        )
+        lower, upper = ([max(edge // multiple, 1) for edge in size], [-(-edge // multiple) for edge in size])
+        nearest = dict.fromkeys(written_size((multiple * height, multiple * width)) for height, width in (lower, upper))
+        edges = written_size(size)
+        raise ValueError(f"data.resolution {edges}: expects a multiple of {multiple}, such as {' or '.join(nearest)}")
 
 
-def _require_distillable(
-    source: str | Path, denoiser: Denoiser, codec: Codec, channels: tuple[int, int], scheduler: str
-) -> None:
+def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, family: Family, scheduler: str) -> None:
     """Raise ValueError for networks of a supported family with an unsupported option."""
     config, schedule = denoiser.network.config, denoiser.schedule
-    if channels != (codec.channels, codec.channels):
+    channels = family.channels(config)
+    if channels[0] != codec.channels or channels[1] not in (codec.channels, 2 * codec.channels):  # with a learned variance
         raise ValueError(
             f"model {source}: a network of {channels[0]} to {channels[1]} channels is not supported; "
             f"expects {codec.channels} to {codec.channels}"
@@ -209,9 +202,10 @@ def _require_distillable(
         raise ValueError(
             f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; expects {', '.join(PREDICTION_TYPES)}"
         )
-    if schedule.kind != "vp":
+    if schedule.kind not in family.schedules:
         raise ValueError(
-            f"model {source}: the noise schedule of {scheduler} is not supported; expects a variance-preserving one"
+            f"model {source}: its scheduler {scheduler} does not fit its network; expects one of the kind "
+            + " or ".join(family.schedules)
         )
     last = float(schedule.alpha(schedule.num_train_timesteps - 1))
     if denoiser.prediction_type == "epsilon" and last < MIN_SIGNAL:

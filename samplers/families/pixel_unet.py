@@ -58,14 +58,11 @@ class Unconditional(Family):
     def codec(self, pipeline: Any) -> Codec:
         return PixelCodec(self.network(pipeline).config.in_channels)
 
-    def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """A learned variance (Nichol & Dhariwal 2021, equation 15), as many channels again, is not of the prediction."""
-        inside, outside = config["in_channels"], config["out_channels"]
-        return inside, inside if outside == 2 * inside else outside
-
     def prepare_teacher(self, pipeline: Any) -> None:
-        """Remove the learned variance from the network: the schedulers of few-step students read no such channels."""
-        network, (channels, _) = self.network(pipeline), self.channels(self.network(pipeline).config)
+        """Remove the learned variance (Nichol & Dhariwal 2021, equation 15), as many channels as the prediction's, from the
+        network: the schedulers of few-step students do not read it."""
+        network = self.network(pipeline)
+        channels = network.config.in_channels
         if network.config.out_channels != 2 * channels:
             return
         layer = network.conv_out
