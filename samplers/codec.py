@@ -25,17 +25,20 @@ class LatentCodec:
     Args:
         vae: one of `VAES`; `AutoencoderTiny` and `VQModel` encode without a variance.
         mean, std: one number, or one for each channel.
+        sigma_data: standard deviation of the pipeline's latents, where its scheduler is one of EDM; they are divided by it.
 
     Raises:
         ValueError: the VAE is of another class.
     """
 
-    def __init__(self, vae: Any, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+    def __init__(
+        self, vae: Any, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, sigma_data: float = 1.0
+    ) -> None:
         if (kind := type(vae).__name__) not in VAES:
             raise ValueError(f"vae: a {kind} is not supported; expects one of {', '.join(VAES)}")
         self.vae = vae
         config = vae.config
-        self.scaling_factor: float = config["scaling_factor"]
+        self.scaling_factor: float = config["scaling_factor"] / sigma_data
         self.mean, self.std = mean, std
         self.factor: int = 2 ** (len(config["block_out_channels"]) - 1)
         self.channels: int = config["latent_channels"]
@@ -92,7 +95,7 @@ class PixelCodec:
     """The codec of pixel-space models, of grey (1 channel), RGB (3) or RGBA (4) images: moments have standard deviation zero.
 
     Images are RGB outside of the diffusion. Grey images are their luma, as Pillow's; RGBA images are encoded as opaque and
-    decoded on white, as image files with transparency are read.
+    decoded on white, as image files with transparency are read. Images are divided by `sigma_data` of EDM.
 
     Raises:
         ValueError: another number of channels.
@@ -100,10 +103,10 @@ class PixelCodec:
 
     factor = 1
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels: int = 3, sigma_data: float = 1.0) -> None:
         if channels not in (1, 3, 4):
             raise ValueError(f"images of {channels} channels are not supported; expects 1 (grey), 3 (RGB) or 4 (RGBA)")
-        self.channels = channels
+        self.channels, self.sigma_data = channels, sigma_data
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -117,13 +120,14 @@ class PixelCodec:
             images = (images * torch.tensor(LUMA, device=images.device).view(-1, 1, 1)).sum(1, keepdim=True)
         elif self.channels == 4:
             images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
-        return torch.cat([images, torch.zeros_like(images)], dim=1)
+        return torch.cat([images / self.sigma_data, torch.zeros_like(images)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        return self.rgb(latents.float() / 2 + 0.5) * 2 - 1 if self.channels != 3 else latents.float()
+        images = latents.float() * self.sigma_data
+        return images if self.channels == 3 else self.rgb(images / 2 + 0.5) * 2 - 1
 
     def rgb(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of images (B, C, H, W) in [0, 1]."""

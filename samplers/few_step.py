@@ -23,6 +23,7 @@ from gendistill.samplers.quantization.quantize import quantization_in, quantizat
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.schedulers import sigma_data_of
 
 TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
 
@@ -261,7 +262,8 @@ class FewStepSampler(Sampler):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             all_arguments = {**arguments, **task.arguments(rows)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
-            return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            sampled = self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            return sampled / sigma_data_of(pipeline.scheduler) if request.latent else sampled
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))

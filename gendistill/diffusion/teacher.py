@@ -149,7 +149,7 @@ def teacher_of(pipeline: Any, source: str | Path, size: tuple[int, int] | None =
     size = size or own_size
     if size != own_size or not family.pads:
         _require_multiple(size, family.size_multiple(pipeline))
-    if size[0] != size[1] and family.only_square:
+    if size[0] != size[1] and family.only_square(pipeline):
         kind, edges = type(pipeline).__name__, written_size(size)
         raise ValueError(f"data.resolution {edges}: a {kind} generates squares only; expects one edge, such as {size[0]}")
     if size != own_size:

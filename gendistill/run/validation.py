@@ -24,7 +24,7 @@ from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import flow_scheduler, nearest_divisors, solver_eta, student_scheduler
+from gendistill.schedulers import edm_scheduler, flow_scheduler, nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.log import RunLog
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
@@ -167,6 +167,8 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
     schedule = teacher.denoiser.schedule
     if schedule.kind == "flow":
         return flow_scheduler(solver, schedule, teacher.family.passes_sigmas)
+    if schedule.kind == "edm":
+        return edm_scheduler(solver, teacher.pipeline.scheduler.config, max(stage.steps))
     method: Any = stage.method  # every recipe of denoisers has a `DenoiserMethod`
     trained, timesteps = method.solver_grid, schedule.num_train_timesteps
     return student_scheduler(

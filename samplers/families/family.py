@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.precision import in_own_precision
-from gendistill.schedulers import NoiseSchedule, is_flow
+from gendistill.schedulers import NoiseSchedule, is_edm, is_flow
 
 Conditions = dict[str, Tensor]
 
@@ -57,13 +57,13 @@ class Family(ABC):
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
         guided: whether classifier-free guidance is supported, and so `unconditional`.
         embeds_guidance: whether the guidance scale can be an input of its networks (`time_cond_proj_dim` in their config).
-        square_default: whether the default size of its pipelines is the edge of squares, and others are arguments of their call.
-        only_square: whether its pipelines generate squares only.
+        square_default: whether the default size of its pipelines is the edge of squares; other sizes are arguments of calls.
         pads: whether its networks pad feature maps with odd edges; otherwise `size_multiple` holds for every size.
         schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
         passes_sigmas: whether its pipelines pass the trailing sigmas to a flow-matching scheduler, instead of leaving the
             choice to it.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
+        solvers: solvers that its pipelines can sample students with.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
@@ -77,9 +77,10 @@ class Family(ABC):
     network_part = "unet"
     decoder_part = "vae"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = square_default = only_square = bounded = accepts_eta = lora = passes_sigmas = False
+    texts = guided = embeds_guidance = square_default = bounded = accepts_eta = lora = passes_sigmas = False
     pads = True
     schedules: tuple[str, ...] = ("vp",)
+    solvers: tuple[str, ...] = ("ddim", "lcm", "tcd", "stochastic")
     lora_targets: tuple[str, ...] = ()
     cache_dtype = torch.float16
     task: str
@@ -120,6 +121,10 @@ class Family(ABC):
             pipeline._is_unet_config_sample_size_int = height == width
         if hasattr(pipeline, "default_sample_size"):  # that of the network when the pipeline was built
             pipeline.default_sample_size = sample_size
+
+    def only_square(self, pipeline: Any) -> bool:
+        """Whether the stock pipeline of its students generates squares only."""
+        return False
 
     def size_multiple(self, pipeline: Any) -> int:
         """The edges of images must be multiples of so many pixels, as a U-Net halves its latents at each level but one."""
@@ -202,6 +207,8 @@ class Family(ABC):
 
     def prediction_type(self, scheduler: Any) -> str:
         """The network's prediction type, one of `PREDICTION_TYPES`, from the pipeline's scheduler."""
+        if is_edm(scheduler):
+            return "v_prediction" if scheduler.config.prediction_type == "v_prediction" else "negative_v"
         named = str(scheduler.config.get("prediction_type", "flow" if is_flow(scheduler) else "epsilon"))
         return named.removesuffix("_prediction") if is_flow(scheduler) else named
 

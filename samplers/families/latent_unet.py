@@ -21,9 +21,12 @@ class LatentUnconditional(Unconditional):
     summary = "Latent diffusion: a U-Net without conditions in the latent space of a VQ autoencoder"
     pipelines = ("LDMPipeline",)
     decoder_part = "vqvae"
+    schedules = ("vp",)
     bounded = False
-    only_square = True
     solvers = ("ddim",)
+
+    def only_square(self, pipeline: Any) -> bool:
+        return True
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
         latents = self.denoised(pipeline, conditions, options)

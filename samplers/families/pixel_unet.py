@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gendistill.samplers.codec import Codec, PixelCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.schedulers import is_edm, sigma_data_of
 
 
 class Unconditional(Family):
@@ -21,6 +22,7 @@ class Unconditional(Family):
 
     summary = "A U-Net in pixel space without conditions"
     pipelines = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
+    schedules = ("vp", "edm")
     bounded = True
     pads = False
     task = "unconditional-image-generation"
@@ -28,6 +30,9 @@ class Unconditional(Family):
 
     def supports(self, pipeline: Any) -> bool:
         return super().supports(pipeline) and self.network(pipeline).config.num_class_embeds is None
+
+    def only_square(self, pipeline: Any) -> bool:
+        return is_edm(pipeline.scheduler)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         return {}
@@ -56,7 +61,7 @@ class Unconditional(Family):
         return x_t
 
     def codec(self, pipeline: Any) -> Codec:
-        return PixelCodec(self.network(pipeline).config.in_channels)
+        return PixelCodec(self.network(pipeline).config.in_channels, sigma_data_of(pipeline.scheduler))
 
     def prepare_teacher(self, pipeline: Any) -> None:
         """Remove the learned variance (Nichol & Dhariwal 2021, equation 15), as many channels as the prediction's, from the
@@ -85,8 +90,12 @@ class Unconditional(Family):
         return Conditioning()
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        """A `DDPMPipeline`, which supports all our solvers; `DDIMPipeline` would replace LCM's scheduler by its own."""
-        return DDPMPipeline(**{**pipeline.components, **parts})
+        """A `DDPMPipeline`, which supports all our solvers; `DDIMPipeline` would replace LCM's scheduler by its own.
+
+        With EDM it is a `ConsistencyModelPipeline`, which scales the network's input.
+        """
+        kind: Any = ConsistencyModelPipeline if is_edm(pipeline.scheduler) else DDPMPipeline
+        return kind(**{**pipeline.components, **parts})
 
 
 def uses_variance(scheduler: Any) -> bool:
@@ -98,11 +107,13 @@ class ClassConditional(Unconditional):
     """A class-conditional `UNet2DModel` in pixel space; a prompt is the number of a class, as text."""
 
     summary = "A U-Net in pixel space with a class, such as a published consistency model"
-    only_square = True
     example = "pipeline(class_labels=0, num_inference_steps={steps})"
 
     def supports(self, pipeline: Any) -> bool:
         return Family.supports(self, pipeline) and self.network(pipeline).config.num_class_embeds is not None
+
+    def only_square(self, pipeline: Any) -> bool:
+        return True
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         classes = self.network(pipeline).config.num_class_embeds

@@ -100,6 +100,9 @@ def with_nothing(prompt, scale):
     return {}
 
 
+LORA = {"lora__enabled": True, "lora__rank": 4}
+ALIGNMENT = {"method": "latent_alignment", "align__trajectories": 4, "align__trajectory_steps": 4}
+PROGRESSIVE = {"method": "progressive", "progressive__start_steps": 4}
 RUNS = {
     "sd1, full, baked": ("sd1", with_text, {"data__prompts": True, "solvers": ["tcd"]}),
     "sd2, full, embedded": ("sd2", with_text, {"data__path": True, "guidance__mode": "embedded"}),
@@ -110,6 +113,15 @@ RUNS = {
         with_text,
         {"data__path": True, "lora__enabled": True, "lora__rank": 4, "guidance__mode": "cfg", "solvers": ["tcd"]},
     ),
+    "EDM, full, embedded": ("playground", with_text, {"data__path": True, "guidance__mode": "embedded"}),
+    "EDM, LoRA, baked": ("playground", with_text, {"data__prompts": True, **LORA}),
+    "EDM, LoRA, alignment": ("playground", with_text, {"data__prompts": True, **LORA, **ALIGNMENT}),
+    "EDM, LoRA, progressive": ("playground", with_text, {"data__prompts": True, **LORA, **PROGRESSIVE}),
+    "EDM, full, alignment": ("playground", with_text, {"data__prompts": True, **ALIGNMENT}),
+    "EDM, full, progressive": ("playground", with_text, {"data__prompts": True, **PROGRESSIVE}),
+    "EDM in pixels, consistency": ("edm", with_nothing, {"data__path": True}),
+    "EDM in pixels, progressive": ("edm", with_nothing, PROGRESSIVE),
+    "EDM in pixels, alignment": ("edm", with_nothing, ALIGNMENT),
     "unconditional, from images": ("unconditional", with_nothing, {"data__path": True}),
     "unconditional, from nothing": ("unconditional", with_nothing, {"solvers": ["tcd"]}),
     "classes, from labelled images": ("classes", with_class, {"data__path": True, "data__caption": "label"}),
@@ -120,7 +132,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+SLOW = {
+    *("EDM, full, embedded", "EDM, LoRA, baked", "EDM, LoRA, progressive", "EDM, full, alignment", "EDM, full, progressive"),
+    *("EDM in pixels, consistency", "EDM in pixels, alignment", "grey, from images"),
+}
+
+
+@pytest.mark.parametrize("run", [pytest.param(run, marks=pytest.mark.slow) if run in SLOW else run for run in RUNS])
 def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_samples_from(family_folder, place, run):
     family, call, changes = RUNS[run]
     paths = {"data__path": str(place / "images"), "data__prompts": str(place / "prompts.txt")}
@@ -130,9 +148,9 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     assert any(not torch.equal(p, result.networks.averaged[name]) for name, p in result.networks.trained.items())
     prompts = {with_text: CAPTIONS[:3], with_class: ["2", "0", "1"], with_nothing: [""] * 3}[call]
     plain = assert_plain_diffusers_draws_the_same(result.student_folder, prompts, call)
-    assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
-    assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
-    assert plain.scheduler.config.clip_sample == (family in ("unconditional", "classes", "grey", "rgba"))
+    assert plain.scheduler.config.prediction_type == ("v_prediction" if family in ("sd2", "edm") else "epsilon")
+    assert bool(plain.scheduler.config.get("rescale_betas_zero_snr")) == (family == "sd2")
+    assert bool(plain.scheduler.config.get("clip_sample")) == (family in ("unconditional", "classes", "grey", "rgba"))
     if result.exported.lora:
         (adapter,) = plain.get_active_adapters()
         loaded = dict(adapter_parameters(plain.unet, adapter))

@@ -10,6 +10,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     LDMPipeline,
     PNDMScheduler,
@@ -141,6 +143,19 @@ def tiny_sdxl(tokenizer_folder):
     )
 
 
+def tiny_playground(tokenizer_folder):
+    """Stable Diffusion XL as Playground v2.5: EDM, and a VAE with the mean and the deviation of its latents."""
+    pipeline = tiny_sdxl(tokenizer_folder)
+    pipeline.vae.register_to_config(latents_mean=[-1.6, 1.1, 3.2, -2.2], latents_std=[8.4, 5.9, 8.1, 6.3], scaling_factor=0.5)
+    pipeline.scheduler = EDMDPMSolverMultistepScheduler()
+    return pipeline
+
+
+def tiny_edm(tokenizer_folder=None):
+    """Unconditional images by EDM, whose output diffusers calls v."""
+    return ConsistencyModelPipeline(tiny_pixel_unet(), EDMEulerScheduler(prediction_type="v_prediction", sigma_max=40.0))
+
+
 def tiny_pixel_unet(**changes):
     """A `UNet2DModel` of random weights for images (3, 16, 16)."""
     torch.manual_seed(3)
@@ -197,7 +212,9 @@ TINY = {
     "sd2": tiny_sd2,
     "sdxl": tiny_sdxl,
     "unconditional": tiny_ddpm,
+    "playground": tiny_playground,
     "classes": tiny_classes,
+    "edm": tiny_edm,
     "rgba": tiny_rgba,
     "grey": tiny_grey,
     "ldm": tiny_ldm,
