@@ -1,4 +1,4 @@
-"""EDM (Karras et al. 2022): latents that are divided by sigma_data are those of a variance-preserving teacher that predicts v."""
+"""EDM (Karras et al. 2022): latents divided by sigma_data are those of a variance-preserving teacher that predicts v."""
 
 import math
 
