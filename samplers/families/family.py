@@ -53,21 +53,28 @@ class Family(ABC):
         network_part: name of the denoiser in the pipeline, in its `model_index.json` and in a LoRA file: `unet` or
             `transformer`.
         decoder_part: name of the autoencoder in the pipeline, if it has one.
-        prompt_encoders: names of the components that encode prompts; a pipeline may lack some of them.
+        prompt_encoders: names of the components that encode prompts.
+        optional_encoders: those of them without which its pipelines also encode prompts.
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
         guided: whether classifier-free guidance is supported, and so `unconditional`.
-        embeds_guidance: whether the guidance scale can be an input of its networks (`time_cond_proj_dim` in their config).
-        square_default: whether the default size of its pipelines is the edge of squares; other sizes are arguments of calls.
+        guidance_input: whether the guidance scale is an input of its teachers' networks, which need one call a step at any
+            scale. Students keep that input, and `guided` is False.
+        default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
+        embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
+            config).
+        rectangles: whether the default size of its pipelines may be no square; otherwise such a size is an argument of calls.
         pads: whether its networks pad feature maps with odd edges; otherwise `size_multiple` holds for every size.
         schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
         passes_sigmas: whether its pipelines pass the trailing sigmas to a flow-matching scheduler, instead of leaving the
             choice to it.
+        stores_size: whether the config of its networks has the default size of its images; otherwise a call passes the size.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
         solvers: solvers that its pipelines can sample students with.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
-        cache_dtype: dtype of encoded prompts on disk; float16 suffices for CLIP, while T5's states exceed its range.
+        cache_dtype: dtype of encoded prompts on disk: float16 for the normalised states of CLIP's and T5's last layers, while
+            inner states of language models exceed its range.
         task: the hub's task name, for the model card.
         example: example call of a pipeline, as code with {steps}, {scale} and {eta}, for the model card.
     """
@@ -77,7 +84,10 @@ class Family(ABC):
     network_part = "unet"
     decoder_part = "vae"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = square_default = bounded = accepts_eta = lora = passes_sigmas = False
+    optional_encoders: tuple[str, ...] = ()
+    texts = guided = guidance_input = embeds_guidance = rectangles = bounded = accepts_eta = lora = passes_sigmas = False
+    stores_size = True
+    default_guidance = 7.5
     pads = True
     schedules: tuple[str, ...] = ("vp",)
     solvers: tuple[str, ...] = ("ddim", "lcm", "tcd", "stochastic")
@@ -85,6 +95,16 @@ class Family(ABC):
     cache_dtype = torch.float16
     task: str
     example: str
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether its pipelines have a guidance scale, classifier-free or as an input."""
+        return self.guided or self.guidance_input
+
+    @property
+    def neutral_guidance(self) -> float:
+        """The `guidance_scale` of calls that add no guidance to the network's own: 1, or the default of an input."""
+        return self.default_guidance if self.guidance_input else 1.0
 
     # Properties of a pipeline
 
@@ -101,6 +121,10 @@ class Family(ABC):
         encoders = {name: getattr(pipeline, name, None) for name in self.prompt_encoders}
         return {name: network for name, network in encoders.items() if network is not None}
 
+    def refusal(self, pipeline: Any) -> str | None:
+        """Why a pipeline of this family is no teacher, and what is expected, as the end of a sentence; None if it is one."""
+        return None
+
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Default height and width of its images in pixels."""
         size, factor = self.network(pipeline).config.sample_size, self.codec(pipeline).factor
@@ -112,7 +136,7 @@ class Family(ABC):
 
         A family whose pipelines have only squares as their default sizes leaves another size to the arguments of the call.
         """
-        if size[0] != size[1] and self.square_default:
+        if size[0] != size[1] and not self.rectangles:
             return
         height, width = (edge // self.codec(pipeline).factor for edge in size)
         sample_size = height if height == width else [height, width]
@@ -200,9 +224,9 @@ class Family(ABC):
         patch = config.get("patch_size", 1)
         return size[0] // patch * (size[1] // patch)
 
-    def schedule_of(self, pipeline: Any) -> NoiseSchedule:
-        """The noise schedule of a pipeline at its default size."""
-        height, width = (edge // self.codec(pipeline).factor for edge in self.size(pipeline))
+    def schedule_of(self, pipeline: Any, size: tuple[int, int] | None = None) -> NoiseSchedule:
+        """The noise schedule of a pipeline for images of `size` (height, width), by default those of its default size."""
+        height, width = (edge // self.codec(pipeline).factor for edge in size or self.size(pipeline))
         return self.noise_schedule(pipeline.scheduler, self.network(pipeline).config, (height, width))
 
     def prediction_type(self, scheduler: Any) -> str:
@@ -222,8 +246,8 @@ class Family(ABC):
         """
 
     def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """C of x_t and C of the result of `call`, for a network with that config; for a teacher both are the codec's."""
-        return config["in_channels"], config["out_channels"]
+        """C of x_t and C of the network's output, with a learned variance, for a network with that config."""
+        return config["in_channels"], config["out_channels"] or config["in_channels"]
 
     @abstractmethod
     def network_inputs(

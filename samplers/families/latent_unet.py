@@ -22,7 +22,7 @@ class LatentUnconditional(Unconditional):
     pipelines = ("LDMPipeline",)
     decoder_part = "vqvae"
     schedules = ("vp",)
-    bounded = False
+    bounded = rectangles = False
     solvers = ("ddim",)
 
     def only_square(self, pipeline: Any) -> bool:

@@ -23,7 +23,7 @@ class Unconditional(Family):
     summary = "A U-Net in pixel space without conditions"
     pipelines = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
     schedules = ("vp", "edm")
-    bounded = True
+    bounded = rectangles = True
     pads = False
     task = "unconditional-image-generation"
     example = "pipeline(num_inference_steps={steps})"

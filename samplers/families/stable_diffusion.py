@@ -24,7 +24,7 @@ class StableDiffusion(Family):
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline",)
     prompt_encoders: tuple[str, ...] = ("text_encoder",)
     schedules = ("vp", "edm")
-    texts = guided = embeds_guidance = accepts_eta = lora = True
+    texts = guided = embeds_guidance = rectangles = accepts_eta = lora = True
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
         *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),

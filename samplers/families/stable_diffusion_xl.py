@@ -26,7 +26,7 @@ class StableDiffusionXL(StableDiffusion):
     summary = "Stable Diffusion XL: a U-Net in latent space with two text encoders and the image size as a condition"
     pipelines = ("StableDiffusionXLPipeline",)
     prompt_encoders = ("text_encoder", "text_encoder_2")
-    square_default = True
+    rectangles = False
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, self.device(pipeline), 1, False)
