@@ -190,9 +190,7 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
 
 def _latent_shape(sampler: FewStepSampler) -> tuple[int, ...]:
     """Channels, height and width."""
-    family, pipeline = sampler.family, sampler.pipeline
-    factor = family.codec(pipeline).factor
-    return family.channels(network_of(pipeline).config)[0], *(edge // factor for edge in family.size(pipeline))
+    return sampler.family.codec(sampler.pipeline).latent_shape(sampler.size)
 
 
 def _require_same_latent_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:

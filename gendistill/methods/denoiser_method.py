@@ -167,8 +167,9 @@ class DenoiserContext:
 
     @property
     def solvers(self) -> list[str]:
-        """Those of `config.solvers` that sample with the teacher's noise schedule."""
-        return usable_solvers(self.config.solvers, self.teacher.schedule.kind)
+        """Those of `config.solvers` that sample with the teacher's noise schedule and pipeline."""
+        usable = usable_solvers(self.config.solvers, self.teacher.schedule.kind)
+        return [solver for solver in usable if solver in self.family.solvers] or ["ddim"]
 
     def networks(self) -> Networks:
         """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an

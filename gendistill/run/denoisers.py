@@ -51,7 +51,7 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution,
+            size=config.data.size,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )
@@ -154,6 +154,9 @@ def describe_student(
         validation: the validation that chose the solver, if any.
     """
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
+    family, (height, width) = teacher.family, teacher.size
+    in_folder = family.stores_size and not (config.lora.enabled and config.data.size)
+    in_folder = in_folder and family.size(teacher.pipeline) == teacher.size
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -171,11 +174,7 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
-        resolution=teacher.resolution
-        if not teacher.family.stores_size
-        else config.data.resolution
-        if config.lora.enabled
-        else None,
+        resolution=None if in_folder else height if height == width else (height, width),
         figures={} if validation is None else {"validation": validation.score},
         validation_network="" if validation is None else validation.figures.get("network", ""),
     )
@@ -205,7 +204,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
-    teacher.family.set_size(pipeline, teacher.resolution)
+    teacher.family.set_size(pipeline, teacher.size)
     return network.to(teacher.pipeline.device)
 
 
