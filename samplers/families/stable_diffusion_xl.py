@@ -13,6 +13,7 @@ from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
+from gendistill.samplers.layouts.unet_layout import StableDiffusionXLLayout
 
 SIZES = 6  # original height and width, the crop's top and left, target height and width
 
@@ -25,6 +26,7 @@ class StableDiffusionXL(StableDiffusion):
     summary = "Stable Diffusion XL: a U-Net in latent space with two text encoders and the image size as a condition"
     pipelines = ("StableDiffusionXLPipeline",)
     prompt_encoders = ("text_encoder", "text_encoder_2")
+    original_layout = StableDiffusionXLLayout()
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, self.device(pipeline), 1, False)
