@@ -24,7 +24,7 @@ class Denoiser:
         network: any `nn.Module`.
         schedule: the noise schedule that the network was trained with.
         prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
-        call: the forward call of the network's family; returns the raw output, of x_t's shape.
+        call: the forward call of the network's family at `schedule.network_time(t)`; returns the raw output, of x_t's shape.
         clip: for pixel-space models, the bound on |x_0|, as in the teacher's scheduler (as in diffusers, eps is not
             recomputed from the clipped x_0). The gradient passes through the clipping unchanged.
         fraction: the output is (1 - fraction) eps + fraction (prediction of `prediction_type`); below 1 only while a student
@@ -40,7 +40,7 @@ class Denoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """The predicted x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); in float32 or wider."""
-        output = self.call(self.network, x_t, t, conditioning)
+        output = self.call(self.network, x_t, self.schedule.network_time(t), conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.fraction)
         if self.clip is None:
@@ -81,7 +81,8 @@ class Denoiser:
         complete = self.with_prediction_type(self.prediction_type)
 
         def convert(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            x_t, t = [*args, *kwargs.values()][:2]  # every family passes them first
+            x_t, time = [*args, *kwargs.values()][:2]  # every family passes them first
+            t = self.schedule.index_of(time)
             raw = output[0] if isinstance(output, tuple) else output.sample
             prediction = to_prediction(raw.float(), x_t.float(), t, self.prediction_type, self.schedule, self.fraction)
             converted = complete.output_of(prediction, t).to(raw.dtype)

@@ -196,4 +196,4 @@ class ConsistencyRecipe(Recipe):
         auxiliary = auxiliary_alignment(context, networks, config.steps)
         guidance = Guidance(context.unconditional, config.guidance)
         method = ConsistencyDistillation(networks, guidance, config.consistency, auxiliary)
-        yield Stage(method, config.trainer, steps=config.steps, solvers=list(config.solvers))
+        yield Stage(method, config.trainer, steps=config.steps, solvers=context.solvers)

@@ -18,7 +18,7 @@ from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.precision import in_own_precision
-from gendistill.schedulers import NoiseSchedule
+from gendistill.schedulers import NoiseSchedule, is_flow
 
 Conditions = dict[str, Tensor]
 
@@ -57,6 +57,9 @@ class Family(ABC):
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
         guided: whether classifier-free guidance is supported, and so `unconditional`.
         embeds_guidance: whether the guidance scale can be an input of its networks (`time_cond_proj_dim` in their config).
+        schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
+        passes_sigmas: whether its pipelines pass the trailing sigmas to a flow-matching scheduler, instead of leaving the
+            choice to it.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
@@ -71,7 +74,8 @@ class Family(ABC):
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = bounded = accepts_eta = lora = False
+    texts = guided = embeds_guidance = bounded = accepts_eta = lora = passes_sigmas = False
+    schedules: tuple[str, ...] = ("vp",)
     lora_targets: tuple[str, ...] = ()
     original_layout: OriginalLayout | None = None
     cache_dtype = torch.float16
@@ -163,13 +167,29 @@ class Family(ABC):
     def codec(self, pipeline: Any) -> Codec:
         """The codec between images (B, 3, H, W) in [-1, 1] and latents (B, C, h, w)."""
 
-    def noise_schedule(self, scheduler: Any) -> NoiseSchedule:
-        """The noise schedule alpha(t), sigma(t) of the network's training, from the pipeline's scheduler."""
-        return NoiseSchedule.from_scheduler(scheduler)
+    def noise_schedule(self, scheduler: Any, config: Mapping[str, Any], size: tuple[int, int]) -> NoiseSchedule:
+        """The noise schedule alpha(t), sigma(t) of the network's training, from the pipeline's scheduler.
+
+        Args:
+            config: the network's config.
+            size: height and width of the latents, on which the shift of some flow-matching schedulers depends.
+        """
+        return NoiseSchedule.from_scheduler(scheduler, self.image_tokens(config, size))
+
+    def image_tokens(self, config: Mapping[str, Any], size: tuple[int, int]) -> int:
+        """Number of tokens of latents of `size` (h, w) in a network with that config."""
+        patch = config.get("patch_size", 1)
+        return size[0] // patch * (size[1] // patch)
+
+    def schedule_of(self, pipeline: Any) -> NoiseSchedule:
+        """The noise schedule of a pipeline at its default size."""
+        height, width = (edge // self.codec(pipeline).factor for edge in self.size(pipeline))
+        return self.noise_schedule(pipeline.scheduler, self.network(pipeline).config, (height, width))
 
     def prediction_type(self, scheduler: Any) -> str:
         """The network's prediction type, one of `PREDICTION_TYPES`, from the pipeline's scheduler."""
-        return str(scheduler.config.get("prediction_type", "epsilon"))
+        named = str(scheduler.config.get("prediction_type", "flow" if is_flow(scheduler) else "epsilon"))
+        return named.removesuffix("_prediction") if is_flow(scheduler) else named
 
     @abstractmethod
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
@@ -190,6 +210,8 @@ class Family(ABC):
     ) -> dict[str, Any]:
         """The network's keyword arguments at x_t (B, C, h, w) and t (B,), x_t first, floating-point conditions in `dtype`.
 
+        t is the network's own time (`NoiseSchedule.network_time`).
+
         This is called at every network evaluation, with real tensors or on the meta device. Unused arguments are left out.
 
         Args:
@@ -199,11 +221,11 @@ class Family(ABC):
         """
 
     def call(self, network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's raw output, of x_t's shape (B, C, h, w), in the dtype of its weights."""
+        """The network's raw output, of x_t's shape (B, C, h, w), in the dtype of its weights, without a learned variance."""
         dtype = next(network.parameters()).dtype
         with in_own_precision(dtype, x_t.device.type):
             output: Tensor = network(**self.network_inputs(network.config, x_t.to(dtype), t, conditioning, dtype)).sample
-        return output
+        return output[:, : x_t.shape[1]]
 
     # Planning and export: called with a config only, without loading a network
 
