@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "AutoencoderDC")
 
 
 class LatentCodec:
@@ -22,7 +22,7 @@ class LatentCodec:
     A VAE in float16 is computed in float32 if its config has `force_upcast`, as SDXL's has.
 
     Args:
-        vae: one of `VAES`; `AutoencoderTiny` encodes without a variance.
+        vae: one of `VAES`; `AutoencoderTiny` and `AutoencoderDC` encode without a variance.
         mean, std: one number, or one for each channel.
 
     Raises:
@@ -36,7 +36,8 @@ class LatentCodec:
         config = vae.config
         self.scaling_factor: float = config["scaling_factor"]
         self.mean, self.std = mean, std
-        self.factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+        levels = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        self.factor: int = 2 ** (len(levels) - 1)
         self.channels: int = config["latent_channels"]
 
     @property
@@ -56,8 +57,9 @@ class LatentCodec:
             encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
         if hasattr(encoded, "latent_dist"):
             mean, std = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
-        else:
-            mean, std = encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
+        else:  # the only field of the output, whose name depends on the autoencoder
+            mean = encoded[0].float()
+            std = torch.zeros_like(mean)
         scale = self.scaling_factor / _by_channel(self.std, mean)
         return torch.cat([(mean - _by_channel(self.mean, mean)) * scale, std * scale], dim=1)
 

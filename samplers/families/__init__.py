@@ -6,8 +6,13 @@ from typing import Any
 
 import torch
 
+from gendistill.samplers.families.aura_flow import AuraFlow
+from gendistill.samplers.families.dit import DiT
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.lumina_2 import Lumina2
+from gendistill.samplers.families.pixart import PixArt
 from gendistill.samplers.families.pixel_unet import ClassConditional, Unconditional
+from gendistill.samplers.families.sana import Sana
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
 from gendistill.samplers.families.stable_diffusion_xl import StableDiffusionXL
 
@@ -25,7 +30,17 @@ __all__ = [
     "require_supported",
 ]
 
-FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL(), Unconditional(), ClassConditional()]
+FAMILIES: list[Family] = [
+    StableDiffusion(),
+    StableDiffusionXL(),
+    Unconditional(),
+    ClassConditional(),
+    PixArt(),
+    DiT(),
+    Sana(),
+    AuraFlow(),
+    Lumina2(),
+]
 
 
 def register(family: Family) -> None:

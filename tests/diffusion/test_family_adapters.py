@@ -10,7 +10,8 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusionPipeline,
 )
-from tiny_pipeline import TINY, tiny_pixel_unet, tiny_unet
+from tiny_families import TINY
+from tiny_pipeline import tiny_pixel_unet, tiny_unet
 
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.samplers import FewStepSampler
@@ -18,7 +19,7 @@ from gendistill.samplers.families import FAMILIES
 from gendistill.schedulers import student_scheduler
 
 SEEDS = [3, 1, 4]
-PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"]}
+PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"], "dit": ["shark", "0", "shark"]}
 OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
 
 
@@ -28,13 +29,23 @@ def arguments_of_a_call(name, prompt, scale):
         return {}
     if name == "classes":
         return {"class_labels": int(prompt)}
+    if name == "dit":
+        return {"class_labels": [2 if prompt == "shark" else int(prompt)], "guidance_scale": scale}
+    if name.startswith("pixart"):
+        return {"prompt": prompt, "guidance_scale": scale, "use_resolution_binning": False}
+    if name == "sana":
+        return {"prompt": prompt, "guidance_scale": scale, "use_resolution_binning": False, "height": 32, "width": 32}
     return {"prompt": prompt, "guidance_scale": scale}
 
 
 @pytest.mark.parametrize("solver", ["ddim", "lcm"])
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)],
+    [
+        *(("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)),
+        *(("pixart-alpha", 1.0), ("pixart-alpha", 3.0), ("pixart-sigma", 1.0), ("pixart-sigma", 3.0)),
+        ("dit", 1.0),
+    ],
 )
 def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
     teacher = load_teacher(family_folder(name))
@@ -59,7 +70,7 @@ def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_
         (theirs,) = plain(
             **arguments_of_a_call(name, prompt, scale),
             num_inference_steps=2,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.manual_seed(seed),  # torch's own, from which schedulers sample where a pipeline passes none
             output_type="np",
         ).images
         torch.testing.assert_close(ours, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)

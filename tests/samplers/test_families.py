@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from tiny_pipeline import TINY
+from tiny_families import TINY
 
 from gendistill.samplers.families import FAMILIES, family_called, family_of, network_of, register
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
@@ -15,13 +15,16 @@ from gendistill.samplers.loading import open_pipeline
 def test_example_inputs_are_what_a_network_takes_and_nothing_is_computed(family_folder, name):
     pipeline = open_pipeline(family_folder(name))
     family, network = family_of(pipeline), network_of(pipeline).to("meta")
-    inputs = family.example_inputs(network.config, 2, (8, 16), torch.float32)
-    assert network(**inputs).sample.shape == (2, network.config.in_channels, 8, 16)
+    size = network.config.sample_size, network.config.sample_size * (2 if family.texts else 1)
+    inputs = family.example_inputs(network.config, 2, size, torch.float32)
+    channels, _ = family.channels(network.config)
+    assert network(**inputs).sample[:, :channels].shape == (2, channels, *size)
     assert inputs.keys() <= set(inspect.signature(network.forward).parameters)
     t = torch.empty(2, device="meta")
-    x_t = torch.empty(2, network.config.in_channels, 8, 16, device="meta")
+    x_t = torch.empty(2, channels, *size, device="meta")
     conditioning = family.example_conditioning(network.config, 2, torch.float32)
-    assert family.call(network, x_t, t, conditioning).is_meta
+    output = family.call(network, x_t, t, conditioning)
+    assert output.is_meta and output.shape == x_t.shape
 
 
 @pytest.mark.parametrize("name", TINY)

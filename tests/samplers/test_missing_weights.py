@@ -10,7 +10,7 @@ from original_checkpoint import save_checkpoint
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_add_ons import load_style_adapter, save_control, save_lora
-from tiny_pipeline import TINY
+from tiny_families import TINY
 
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.samplers import FewStepSampler, StudentSpec
