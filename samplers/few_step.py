@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers.advice import advice
-from gendistill.samplers.families import Conditions, SampleOptions, family_of, network_of
+from gendistill.samplers.families import SampleOptions, family_of, network_of
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.prompt_cache import PromptCache
@@ -37,14 +37,16 @@ class FewStepSampler(Sampler):
         pipeline: a loaded diffusers pipeline.
         spec: the student's sampling settings; None for other pipelines.
         eta: fraction of fresh noise in a step, for schedulers that support it; None: the spec's.
+        encoded: the conditions of prompts, for a pipeline without text encoders.
     """
 
-    def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
+    def __init__(
+        self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None, encoded: PromptCache | None = None
+    ) -> None:
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
         self.text_to_image = self.family.texts
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
-        self._encoded = PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
-        self._unconditional: Conditions | None = None
+        self._encoded = encoded or PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
         self._compiled = False
         pipeline.set_progress_bar_config(disable=True)
 
@@ -249,13 +251,13 @@ class FewStepSampler(Sampler):
             prompts, seeds = [*prompts, *prompts[-1:] * padding], [*seeds, *seeds[-1:] * padding]
 
         def generate(rows: slice) -> Tensor:
-            if guided and self._unconditional is None:
-                self._unconditional = self.family.unconditional(self.pipeline)
+            if guided and self._encoded.unconditional is None:
+                self._encoded.unconditional = self.family.unconditional(self.pipeline)
             conditions = self._encoded.conditions(prompts[rows], self.device)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             all_arguments = {**arguments, **task.arguments(rows)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
-            return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            return self.family.sample(pipeline, conditions, self._encoded.unconditional or {}, options)
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))

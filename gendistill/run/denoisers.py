@@ -29,11 +29,12 @@ from gendistill.networks.classes import is_class_path
 from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
-from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
+from gendistill.run.validation import Validator, scheduler_of, validation_evaluator, validation_prompts
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
+from gendistill.samplers.offload.released import ReleasedEncoders
 from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
 from gendistill.training.state import Validation
@@ -93,18 +94,20 @@ class DenoiserRun:
                 )
         with self.processes.local_main_process_first():  # the main process of each machine reads the reference first
             self.evaluator = validation_evaluator(config, teacher, self.latents)
+        self.unconditional = teacher.unconditional()
+        self.encoders = ReleasedEncoders(teacher.pipeline, validation_prompts(config, self.evaluator, teacher.resolution))
 
     def stages(self) -> Iterator[Stage]:
         teacher = self.teacher
         return denoiser_stages(
-            DenoiserContext(self.config, teacher.family, teacher.denoiser, teacher.unconditional(), self.start, opened=teacher)
+            DenoiserContext(self.config, teacher.family, teacher.denoiser, self.unconditional, self.start, opened=teacher)
         )
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded)
         return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
@@ -121,7 +124,8 @@ class DenoiserRun:
         spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
-            export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
+            with self.encoders.restored():
+                export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
         return spec, f"{spec.method} student, sampled by {spec.solver}"
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
