@@ -59,6 +59,7 @@ def open_pipeline(
         require_loaded(source, pipeline.components)
     else:
         pipeline = _open_folder(source, folder or _download(str(source), revision), dtype)
+    _require_encoders(source, pipeline)
     if (alphas_cumprod := getattr(pipeline.scheduler, "alphas_cumprod", None)) is not None:
         require_descending(alphas_cumprod, f"model {source}: the scheduler {type(pipeline.scheduler).__name__}")
     pipeline.set_progress_bar_config(disable=True)
@@ -201,6 +202,16 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
         return kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
     except OPENING_ERRORS as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {first_sentence(error)}") from error
+
+
+def _require_encoders(source: str | Path, pipeline: Any) -> None:
+    """Raise ValueError if a pipeline lacks a part that encodes prompts."""
+    family = family_of(pipeline)
+    required = [name for name in family.prompt_encoders if name not in family.optional_encoders]
+    if missing := [name for name in required if getattr(pipeline, name, None) is None]:
+        raise ValueError(
+            f"model {source} has no {' and no '.join(missing)}; a {type(pipeline).__name__} expects {', '.join(required)}"
+        )
 
 
 def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:

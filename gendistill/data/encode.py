@@ -44,7 +44,9 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
             left; or more than the fraction `gendistill.data.cached.MAX_BROKEN` of the images cannot be decoded.
     """
     if config.path is None:
-        scale = config.synthetic_guidance if teacher.family.guided else 1.0
+        family, explicit = teacher.family, "synthetic_guidance" in config.model_fields_set
+        is_used = family.guided or (family.guidance_input and explicit)
+        scale = config.synthetic_guidance if is_used else family.neutral_guidance
         prompts, count = training_prompts(config, teacher), config.num_synthetic
         generated = GeneratedLatents(teacher, prompts, count, config.synthetic_steps, scale, seed)
         return LatentData(cached_rows(config.cache, generated, progress))

@@ -138,6 +138,8 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
         ValueError: as `load_teacher`; or the network does not support the resolution.
     """
     family = family_of(pipeline)
+    if (reason := family.refusal(pipeline)) is not None:
+        raise ValueError(f"model {source} is no teacher: {reason}")
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
@@ -155,6 +157,7 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
         family.prediction_type(scheduler),
         family.call,
         scheduler.config.get("clip_sample_range", 1.0) if clips else None,
+        family.default_guidance if family.guidance_input else None,
     )
     _require_distillable(source, denoiser, codec, family, type(scheduler).__name__)
     left_out = tuple(_not_in_student(pipeline, family))

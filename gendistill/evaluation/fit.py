@@ -139,7 +139,7 @@ def measure_fit(
     for add_on in add_ons:
         add_on.require(teacher.size)
     student_scale = student.default_guidance_scale if guidance_scale is None else guidance_scale
-    teacher_scale = distilled_scale(student, student_scale) if teacher.family.guided else 1.0
+    teacher_scale = distilled_scale(student, student_scale) if teacher.family.has_guidance else 1.0
     models = [
         SampledModel(name, sampler, steps or sampler.default_steps, scale, list(prompts), list(seeds), progress)
         for name, sampler, steps, scale in (
@@ -238,7 +238,7 @@ def _feature_maps(model: SampledModel, x_t: Tensor, time: float) -> dict[str, Te
             part = x_t[start : start + size].to(sampler.device)
             encoded = family.encode(pipeline, list(model.prompts[start : start + size]))
             conditioning = family.conditioning(encoded, sampler.size)
-            if network.config.get("time_cond_proj_dim") is not None:
+            if family.guidance_input or network.config.get("time_cond_proj_dim") is not None:
                 scale = torch.full((len(part),), float(model.guidance_scale), device=part.device)
                 conditioning = conditioning.with_guidance(scale)
             family.call(network, part, torch.full((len(part),), time, device=part.device), conditioning)

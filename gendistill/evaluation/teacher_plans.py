@@ -93,13 +93,16 @@ def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float,
 
 
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
-    """The plans that a teacher supports: unguided ones only for a model without guidance.
+    """The plans that a teacher supports: unguided ones only for a model without classifier-free guidance.
+
+    Where the guidance scale is an input of the network, these are at its default.
 
     A pipeline that passes its sigmas has the solvers of its own scheduler alone.
     """
     family = sampler.family
     solvers = [*(SOLVERS[:1] if family.passes_sigmas else SOLVERS), *([SEARCHED] if searchable(sampler.pipeline) else [])]
-    return [plan for plan in TEACHER_PLANS if (family.guided or plan[2] == 1) and plan[0] in solvers]
+    plans = [plan for plan in TEACHER_PLANS if (family.guided or plan[2] == 1) and plan[0] in solvers]
+    return plans if family.guided else [(solver, steps, family.neutral_guidance) for solver, steps, _ in plans]
 
 
 def teacher_scheduler(solver: str, pipeline: Any, timesteps: list[int] | None = None) -> Any:

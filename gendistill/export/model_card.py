@@ -63,6 +63,10 @@ GUIDANCE = {
         "Classifier-free guidance and negative prompts work as with the teacher. Guidance needs two network calls per step."
     ),
 }
+BAKED_INPUT = (
+    "Guidance with scale {scale:g} is distilled into the weights, for the pipeline's default of `guidance_scale`, {neutral:g}, "
+    "which is an input of the network. Each step needs one network call."
+)
 UNGUIDED = "The model has no guidance; each step needs one network call."
 
 
@@ -84,7 +88,9 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         opening=_opening(spec),
         scheduler=spec.scheduler_class,
     )
-    guidance = GUIDANCE[spec.guidance] if family.guided else UNGUIDED
+    guidance = GUIDANCE[spec.guidance] if family.has_guidance else UNGUIDED
+    if family.guidance_input and spec.guidance == "baked":
+        guidance = BAKED_INPUT
     rows = {
         "teacher": spec.teacher,
         "solver": f"{spec.solver} ({spec.scheduler_class})",
@@ -100,7 +106,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         steps=spec.num_inference_steps[0],
         all_steps=", ".join(map(str, spec.num_inference_steps)),
         usage=usage,
-        guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale),
+        guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale, neutral=spec.neutral_guidance),
         provenance="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 

@@ -174,5 +174,5 @@ class DenoiserContext:
         config = self.config
         if config.lora.enabled:
             return lora_networks(self.teacher, lora_config(self.family.lora_targets, config.lora.rank, config.lora.alpha))
-        embedding = GUIDANCE_EMBEDDING if config.guidance.mode == "embedded" else None
-        return full_networks(self.teacher, embedding, self.start)
+        embedded = config.guidance.mode == "embedded" and self.family.embeds_guidance
+        return full_networks(self.teacher, GUIDANCE_EMBEDDING if embedded else None, self.start)

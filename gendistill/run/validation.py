@@ -106,7 +106,12 @@ class Validator:
         """The images of all prompts; each process samples its own."""
         total = len(evaluator.prompts)
         subset = evaluator.subset(items_of_process(total))
-        return gathered(subset.generate(sampler, count, self.config.guidance.pipeline_scale, progress), total)
+        return gathered(
+            subset.generate(
+                sampler, count, self.config.guidance.pipeline_scale(self.teacher.family.neutral_guidance), progress
+            ),
+            total,
+        )
 
 
 def validation_prompts(config: RunConfig, evaluator: Evaluator, resolution: int) -> Iterator[list[str]]:

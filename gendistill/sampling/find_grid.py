@@ -111,7 +111,7 @@ def find_grids(
     teacher = load_teacher(model, device=usable_device(device))
     if prompts is None and (prompts := teacher.own_prompts) is None:
         raise ValueError("--prompt and --prompts: expects one of them")
-    if guidance_scale > 1 and not teacher.family.guided:
+    if guidance_scale > 1 and not teacher.family.has_guidance:
         raise ValueError(f"guidance_scale {guidance_scale:g}: {model} has no guidance; expects 1")
     if (kind := teacher.denoiser.schedule.kind) != "vp":
         raise ValueError(f"model {model}: no scheduler of diffusers takes a grid of its own for its noise schedule ({kind})")

@@ -20,7 +20,8 @@ TIMESTEPS = 1000  # of the network's time, which is in [0, 1]
 class AuraFlow(Family):
     """AuraFlow: an `AuraFlowTransformer2DModel` with joint attention to the states of a T5 that was trained on the Pile.
 
-    The states of padding are zero, in place of a mask.
+    The states of padding are zero, in place of a mask. The pipeline's default size is 1024 pixels for networks of any size, so
+    that calls of other networks need a height and a width.
     """
 
     summary = "AuraFlow: a transformer with joint attention in latent space, with a T5 text encoder"
@@ -29,6 +30,7 @@ class AuraFlow(Family):
     prompt_encoders = ("text_encoder",)
     texts = guided = lora = True
     schedules = ("flow",)
+    stores_size = False
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("linear_1", "linear_2", "out_projection", "proj_out"),
@@ -55,6 +57,7 @@ class AuraFlow(Family):
         return self.encode(pipeline, [""])
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
+        height, width = self.size(pipeline)
         branches = {"": conditions, "negative_": unconditional if options.guidance_scale > 1 else {}}
         arguments = {}
         for prefix, branch in branches.items():
@@ -68,7 +71,7 @@ class AuraFlow(Family):
             generator=options.generators,
             output_type="latent" if options.latent else "pt",
             return_dict=False,
-            **options.arguments,
+            **{"height": height, "width": width, **options.arguments},
         )[0]
 
     def codec(self, pipeline: Any) -> Codec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +53,7 @@ class DiT(Family):
         return [first.get(number, str(number)) for number in range(self.network(pipeline).config.num_embeds_ada_norm)]
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        """The loop of the pipeline, which can return images only, and passes no generator to the scheduler."""
+        """The loop of the pipeline, which can return images only."""
         if options.arguments:
             raise ValueError(f"{', '.join(options.arguments)}: a DiTPipeline has no such argument")
         network, scheduler, codec, count = (
@@ -66,8 +65,6 @@ class DiT(Family):
         conditioning, guided = Conditioning(**conditions), options.guidance_scale > 1
         if guided:
             conditioning = Conditioning.cat([conditioning, Conditioning(**unconditional).expand(count)])
-        has_generator = "generator" in inspect.signature(scheduler.step).parameters
-        random = {"generator": options.generators} if has_generator else {}
         shape = (count, *codec.latent_shape(self.size(pipeline)[0]))
         x_t = randn_tensor(shape, options.generators, self.device(pipeline), network.dtype)
         scheduler.set_timesteps(options.num_inference_steps)
@@ -77,7 +74,7 @@ class DiT(Family):
             if guided:
                 of_class, of_none = output.chunk(2)
                 output = of_none + options.guidance_scale * (of_class - of_none)
-            x_t = scheduler.step(output, t, x_t, **random, return_dict=False)[0]
+            x_t = scheduler.step(output, t, x_t, return_dict=False)[0]
         return x_t if options.latent else codec.decode(x_t) / 2 + 0.5
 
     def codec(self, pipeline: Any) -> Codec:

@@ -53,19 +53,26 @@ class Family(ABC):
         pipelines: diffusers' names of its pipeline classes; a model card shows the first.
         network_part: name of the denoiser in the pipeline, in its `model_index.json` and in a LoRA file: `unet` or
             `transformer`.
-        prompt_encoders: names of the components that encode prompts; a pipeline may lack some of them.
+        prompt_encoders: names of the components that encode prompts.
+        optional_encoders: those of them without which its pipelines also encode prompts.
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
         guided: whether classifier-free guidance is supported, and so `unconditional`.
-        embeds_guidance: whether the guidance scale can be an input of its networks (`time_cond_proj_dim` in their config).
+        guidance_input: whether the guidance scale is an input of its teachers' networks, which need one call a step at any
+            scale. Students keep that input, and `guided` is False.
+        default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
+        embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
+            config).
         schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
         passes_sigmas: whether its pipelines pass the trailing sigmas to a flow-matching scheduler, instead of leaving the
             choice to it.
+        stores_size: whether the config of its networks has the default size of its images; otherwise a call passes the size.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
         original_layout: the layout of its checkpoints in one file and of its LoRAs in kohya's format; None if there is none.
-        cache_dtype: dtype of encoded prompts on disk; float16 suffices for CLIP, while T5's states exceed its range.
+        cache_dtype: dtype of encoded prompts on disk: float16 for the normalised states of CLIP's and T5's last layers, while
+            inner states of language models exceed its range.
         task: the hub's task name, for the model card.
         example: example call of a pipeline, as code with {steps}, {scale} and {eta}, for the model card.
     """
@@ -74,13 +81,26 @@ class Family(ABC):
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = bounded = accepts_eta = lora = passes_sigmas = False
+    optional_encoders: tuple[str, ...] = ()
+    texts = guided = guidance_input = embeds_guidance = bounded = accepts_eta = lora = passes_sigmas = False
+    stores_size = True
+    default_guidance = 7.5
     schedules: tuple[str, ...] = ("vp",)
     lora_targets: tuple[str, ...] = ()
     original_layout: OriginalLayout | None = None
     cache_dtype = torch.float16
     task: str
     example: str
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether its pipelines have a guidance scale, classifier-free or as an input."""
+        return self.guided or self.guidance_input
+
+    @property
+    def neutral_guidance(self) -> float:
+        """The `guidance_scale` of calls that add no guidance to the network's own: 1, or the default of an input."""
+        return self.default_guidance if self.guidance_input else 1.0
 
     # Properties of a pipeline
 
@@ -96,6 +116,10 @@ class Family(ABC):
         """The pipeline's networks that encode prompts, by name."""
         encoders = {name: getattr(pipeline, name, None) for name in self.prompt_encoders}
         return {name: network for name, network in encoders.items() if network is not None}
+
+    def refusal(self, pipeline: Any) -> str | None:
+        """Why a pipeline of this family is no teacher, and what is expected, as the end of a sentence; None if it is one."""
+        return None
 
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Default height and width of its images in pixels."""
@@ -201,8 +225,8 @@ class Family(ABC):
         """
 
     def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """C of x_t and C of the result of `call`, for a network with that config; for a teacher both are the codec's."""
-        return config["in_channels"], config["out_channels"]
+        """C of x_t and C of the network's output, with a learned variance, for a network with that config."""
+        return config["in_channels"], config["out_channels"] or config["in_channels"]
 
     @abstractmethod
     def network_inputs(

@@ -27,7 +27,7 @@ class FullMask(Tensor):
 class Lumina2(Family):
     """Lumina-Image 2.0 (Qin et al. 2025): a `Lumina2Transformer2DModel` of joint attention to the inner states of a Gemma 2.
 
-    The network predicts x_0 - eps, and its time runs from noise to images. The pipeline prepends a system prompt to each prompt,
+    The network predicts x_0 - eps, and its time runs from noise to images. The pipeline prepends a system prompt to prompts,
     but not to the unconditional one. Its `cfg_normalization` changes the norm of a guided prediction; teachers and students are
     sampled without it, since the guidance that a student learns is linear in the scale.
     """
@@ -74,9 +74,6 @@ class Lumina2(Family):
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(prompt_embeds=encoded["prompt_embeds"], prompt_mask=encoded["prompt_attention_mask"])
-
-    def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        return config["in_channels"], config["out_channels"] or config["in_channels"]
 
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype

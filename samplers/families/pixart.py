@@ -17,7 +17,7 @@ MAX_TOKENS = 300  # per prompt in PixArt-Sigma; 120 in PixArt-alpha
 
 
 class PixArt(Family):
-    """PixArt-alpha (Chen et al. 2024) and PixArt-Sigma: a `PixArtTransformer2DModel` with cross-attention to the states of a T5.
+    """PixArt-alpha (Chen et al. 2024) and PixArt-Sigma: a `PixArtTransformer2DModel` with cross-attention to states of a T5.
 
     Half of the output channels are a learned variance, which the pipelines do not use. Diffusers loads no LoRA into them.
 

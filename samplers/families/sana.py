@@ -33,6 +33,7 @@ class Sana(Family):
     prompt_encoders = ("text_encoder",)
     texts = guided = lora = True
     schedules = ("flow",)
+    stores_size = False
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "conv_inverted", "conv_point", "proj_out")
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'

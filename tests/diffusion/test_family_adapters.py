@@ -1,5 +1,7 @@
 """Every family through the same door: what a teacher of it says and is, against diffusers' own pipelines."""
 
+import inspect
+
 import pytest
 import torch
 from diffusers import (
@@ -10,32 +12,19 @@ from diffusers import (
     DiffusionPipeline,
     StableDiffusionPipeline,
 )
+from plain_calls import plain_arguments
 from tiny_families import TINY
 from tiny_pipeline import tiny_pixel_unet, tiny_unet
+from tiny_transformers import TRANSFORMERS
 
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import FAMILIES
-from gendistill.schedulers import student_scheduler
+from gendistill.schedulers import flow_scheduler, student_scheduler
 
 SEEDS = [3, 1, 4]
 PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"], "dit": ["shark", "0", "shark"]}
 OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
-
-
-def arguments_of_a_call(name, prompt, scale):
-    """How plain diffusers asks a family for one image of `prompt`."""
-    if name == "unconditional":
-        return {}
-    if name == "classes":
-        return {"class_labels": int(prompt)}
-    if name == "dit":
-        return {"class_labels": [2 if prompt == "shark" else int(prompt)], "guidance_scale": scale}
-    if name.startswith("pixart"):
-        return {"prompt": prompt, "guidance_scale": scale, "use_resolution_binning": False}
-    if name == "sana":
-        return {"prompt": prompt, "guidance_scale": scale, "use_resolution_binning": False, "height": 32, "width": 32}
-    return {"prompt": prompt, "guidance_scale": scale}
 
 
 @pytest.mark.parametrize("solver", ["ddim", "lcm"])
@@ -44,7 +33,7 @@ def arguments_of_a_call(name, prompt, scale):
     [
         *(("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)),
         *(("pixart-alpha", 1.0), ("pixart-alpha", 3.0), ("pixart-sigma", 1.0), ("pixart-sigma", 3.0)),
-        ("dit", 1.0),
+        *(("dit", 1.0), ("sana", 1.0), ("sana", 3.0), ("auraflow", 1.0), ("auraflow", 3.0), ("lumina2", 1.0), ("lumina2", 3.0)),
     ],
 )
 def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
@@ -52,7 +41,10 @@ def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_
     prompts = PROMPTS.get(name, OF_TEXT)
     config = teacher.pipeline.scheduler.config
     bounded = teacher.family.bounded
-    scheduler = student_scheduler(solver, config, teacher.denoiser.prediction_type, 40, bounded=bounded)
+    if teacher.denoiser.schedule.kind == "flow":
+        scheduler = flow_scheduler(solver, teacher.denoiser.schedule, teacher.family.passes_sigmas)
+    else:
+        scheduler = student_scheduler(solver, config, teacher.denoiser.prediction_type, 40, bounded=bounded)
     sampler = FewStepSampler(teacher.pipeline)
     sampler.pipeline.scheduler = scheduler
     options = {"num_inference_steps": 2, "guidance_scale": scale}
@@ -68,12 +60,45 @@ def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_
     plain.set_progress_bar_config(disable=True)
     for ours, prompt, seed in zip(one_by_one, prompts, SEEDS, strict=True):
         (theirs,) = plain(
-            **arguments_of_a_call(name, prompt, scale),
+            **plain_arguments(name, prompt, scale),
             num_inference_steps=2,
             generator=torch.manual_seed(seed),  # torch's own, from which schedulers sample where a pipeline passes none
             output_type="np",
         ).images
         torch.testing.assert_close(ours, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_network_has_the_inputs_that_its_pipeline_passes(family_folder, name):
+    teacher, calls = load_teacher(family_folder(name)), []
+    network, schedule = teacher.network, teacher.denoiser.schedule
+
+    def record(module, args, kwargs, output):
+        calls.append((inspect.signature(module.forward).bind(*args, **kwargs).arguments, output))
+
+    prompt = "shark" if name == "dit" else "Food, or fruit"
+    hook = network.register_forward_hook(record, with_kwargs=True)
+    teacher.pipeline(**plain_arguments(name, prompt, 1.0), num_inference_steps=2)
+    inputs, outputs = calls[-1]
+    x_t, time = inputs["hidden_states"], inputs["timestep"]
+    if name in ("auraflow", "lumina2"):  # whose time is a fraction
+        time = 1000 * (1 - time if name == "lumina2" else time)
+    if name == "sana":
+        time = time / network.config.timestep_scale
+    output = teacher.denoiser.call(network, x_t, time, teacher.encode_prompts([prompt]))
+    hook.remove()
+    theirs = outputs[0][:, : x_t.shape[1]] * (-1 if name == "lumina2" else 1)
+    torch.testing.assert_close(output, theirs, atol=1e-5, rtol=0)
+    for key, value in calls[-1][0].items():
+        expected = inputs[key]
+        if isinstance(value, dict):
+            assert {k: None if v is None else v.tolist() for k, v in value.items()} == {
+                k: None if v is None else v.tolist() for k, v in expected.items()
+            }
+        else:
+            torch.testing.assert_close(value.float(), expected.float(), atol=1e-5, rtol=0)
+    assert schedule.network_time(schedule.index_of(time)).tolist() == pytest.approx(time.tolist())
 
 
 @torch.no_grad()

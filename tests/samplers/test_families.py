@@ -24,7 +24,8 @@ def test_example_inputs_are_what_a_network_takes_and_nothing_is_computed(family_
     x_t = torch.empty(2, channels, *size, device="meta")
     conditioning = family.example_conditioning(network.config, 2, torch.float32)
     output = family.call(network, x_t, t, conditioning)
-    assert output.is_meta and output.shape == x_t.shape
+    assert output.is_meta
+    assert output.shape == x_t.shape
 
 
 @pytest.mark.parametrize("name", TINY)

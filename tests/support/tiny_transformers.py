@@ -72,6 +72,16 @@ def randomised(network):
     return network.eval()
 
 
+def vae_of(levels, **changes):
+    """A VAE of 2^(levels - 1) pixels per latent."""
+    return tiny_vae(
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        block_out_channels=[8] * (levels - 1) + [16],
+        **changes,
+    )
+
+
 def tiny_pixart_transformer(**changes):
     """A `PixArtTransformer2DModel` of 50,000 random weights for latents (4, 8, 8) and prompts (L, 32), with a variance."""
     torch.manual_seed(0)
@@ -95,7 +105,7 @@ def tiny_pixart(tokenizer_folder=None, kind=PixArtSigmaPipeline, transformer=Non
 def tiny_pixart_alpha(tokenizer_folder=None):
     """PixArt-alpha for images of 128 latents, whose size is a condition."""
     transformer = tiny_pixart_transformer(sample_size=128, patch_size=32, num_attention_heads=3, cross_attention_dim=48)
-    return tiny_pixart(None, PixArtAlphaPipeline, transformer, tiny_vae(1, mid_block_add_attention=False))
+    return tiny_pixart(None, PixArtAlphaPipeline, transformer, vae_of(1, mid_block_add_attention=False))
 
 
 def tiny_dit(tokenizer_folder=None, **changes):
@@ -187,7 +197,7 @@ def tiny_lumina_2(tokenizer_folder=None):
         axes_lens=(300, 32, 32),
         cap_feat_dim=WIDTH,
     )
-    scheduler, vae = FlowMatchEulerDiscreteScheduler(shift=6.0), tiny_vae(4, shift_factor=0.1)
+    scheduler, vae = FlowMatchEulerDiscreteScheduler(shift=6.0), vae_of(4, shift_factor=0.1)
     return Lumina2Pipeline(randomised(transformer), scheduler, vae, tiny_gemma(tokenizer), tokenizer)
 
 
