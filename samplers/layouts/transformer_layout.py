@@ -63,10 +63,12 @@ class TransformerLayout(OriginalLayout):
             for name, tensor in state.items():
                 if converted[name].shape != tensor.shape:
                     raise ValueError(f"{component}: {name} is {tuple(converted[name].shape)}, not {tuple(tensor.shape)}")
-            network.load_state_dict({name: converted[name].to(dtype) for name in state}, assign=True)
+            wide = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+            dtypes = {name: torch.float32 if wide & set(name.split(".")) else dtype for name in state}
+            network.load_state_dict({name: converted[name].to(dtypes[name]) for name in state}, assign=True)
             if component in self.encoder_prefixes:
                 network.tie_weights()
-            networks[component] = network.to(dtype).eval()
+            networks[component] = network.eval()
         return networks
 
     def _converted(self, component: str, network: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
