@@ -27,6 +27,7 @@ class AuraFlow(Family):
     summary = "AuraFlow: a transformer with joint attention in latent space, with a T5 text encoder"
     pipelines = ("AuraFlowPipeline",)
     network_part = "transformer"
+    default_guidance = 3.5
     prompt_encoders = ("text_encoder",)
     texts = guided = lora = True
     schedules = ("flow",)

@@ -25,6 +25,7 @@ class DiT(Family):
     summary = "DiT: a class-conditional transformer in latent space"
     pipelines = ("DiTPipeline",)
     network_part = "transformer"
+    default_guidance = 4.0
     guided = True
     task = "unconditional-image-generation"
     example = "pipeline(class_labels=[0], num_inference_steps={steps}, guidance_scale={scale:g})"

@@ -35,6 +35,7 @@ class Lumina2(Family):
     summary = "Lumina-Image 2.0: a transformer with joint attention in latent space, with a Gemma text encoder"
     pipelines = ("Lumina2Pipeline",)
     network_part = "transformer"
+    default_guidance = 4.0
     prompt_encoders = ("text_encoder",)
     texts = guided = passes_sigmas = lora = True
     schedules = ("flow",)

@@ -28,6 +28,7 @@ class PixArt(Family):
     summary = "PixArt-alpha and PixArt-Sigma: a transformer in latent space with a T5 text encoder"
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     network_part = "transformer"
+    default_guidance = 4.5
     prompt_encoders = ("text_encoder",)
     texts = guided = accepts_eta = True
     task = "text-to-image"

@@ -30,6 +30,7 @@ class Sana(Family):
     summary = "Sana: a transformer of linear attention in the latent space of a 32x autoencoder, with a Gemma text encoder"
     pipelines = ("SanaPipeline",)
     network_part = "transformer"
+    default_guidance = 4.5
     prompt_encoders = ("text_encoder",)
     texts = guided = lora = True
     schedules = ("flow",)
