@@ -18,6 +18,7 @@ from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
 from gendistill.samplers.provenance import pipeline_provenance, provenance
+from gendistill.samplers.quantization.small_weights import quantize_weights
 from gendistill.schedulers import PREDICTION_TYPES
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def load_teacher(
     resolution: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantization: str = "none",
 ) -> Teacher:
     """Open a pipeline as a teacher.
 
@@ -123,11 +125,14 @@ def load_teacher(
         source, config, revision: as for `open_pipeline`.
         resolution: pixels along an edge of the training images; None for the pipeline's own. It becomes the default size of the
             pipeline's images, and so that of its students.
+        quantization: quantization of the network's weights, before they are moved to the device: `none` or one of `KINDS`.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
     """
     pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
+    if quantization != "none":
+        quantize_weights(family_of(pipeline).network(pipeline), quantization)
     return teacher_of(pipeline.to(device), source, resolution)
 
 

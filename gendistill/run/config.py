@@ -44,6 +44,11 @@ def check(config: RunConfig) -> None:
         raise ValueError(
             "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with lora"
         )
+    if config.lora.quantization != "none" and not config.lora.enabled:
+        raise ValueError(
+            f"lora.quantization {config.lora.quantization}: quantized weights cannot be trained; expects lora.enabled=true, "
+            "which trains an adapter on them"
+        )
     recipe.check(config)
     check_alignment(config, recipe)
 

@@ -53,6 +53,7 @@ class DenoiserRun:
             resolution=config.data.resolution,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
+            quantization=config.lora.quantization,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
         recipe_of(config).check(self.config, self.teacher)

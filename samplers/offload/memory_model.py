@@ -173,7 +173,6 @@ class MetaNetworks:
             decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
         )
 
-
     def encoding(self, rows: int) -> int:
         """Peak bytes of the activations while the text encoders encode `rows` prompts."""
         with torch.no_grad():
