@@ -24,7 +24,7 @@ from gendistill.samplers.quantization.quantize import quantization_in, quantizat
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
 from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
-from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task, grid_arguments
 
 TEACHER_STEPS = 50
 
@@ -240,7 +240,7 @@ class FewStepSampler(Sampler):
         count, guided = len(prompts), self.family.guided and request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
-        arguments: dict[str, Any] = {}
+        arguments = grid_arguments(pipeline, self.pipeline, steps)
         size = request.size or self.size
         has_size = True
         if task.images is not None:
@@ -259,7 +259,7 @@ class FewStepSampler(Sampler):
                 self._encoded.unconditional = self.family.unconditional(self.pipeline)
             conditions = self._encoded.conditions(prompts[rows], self.device)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
-            all_arguments = {**arguments, **task.arguments(rows)}
+            all_arguments = {**arguments, **task.arguments(rows, pipeline)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
             with noise_from(pipeline.scheduler, generators):
                 return self.family.sample(pipeline, conditions, self._encoded.unconditional or {}, options)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import ControlNetModel
 from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
@@ -130,7 +131,22 @@ def _fitting(state: dict[str, Tensor], network: nn.Module, part: str) -> tuple[s
     return modules, absent, other_widths
 
 
-def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
+def control_network(pipeline: Any, control: Path) -> Any:
+    """A ControlNet in the dtype of a pipeline, on its device.
+
+    Raises:
+        ValueError: the folder has no ControlNet, or one for another network, or it cannot be opened.
+    """
+    name = str(json.loads((control / "config.json").read_text()).get("_class_name"))
+    network, expected = network_of(pipeline), f"{type(network_of(pipeline)).__name__.removesuffix('Transformer2DModel')}"
+    expected = "ControlNetModel" if expected.startswith("UNet") else f"{expected}ControlNetModel"
+    if name != expected or not hasattr(diffusers, expected):
+        raise ValueError(f"control {control}: is a {name}; a {type(pipeline).__name__} expects a {expected}")
+    opened = open_network(getattr(diffusers, name), control, control, "controlnet", network.dtype)
+    return opened.to(family_of(pipeline).device(pipeline)).eval()
+
+
+def open_control(pipeline: Any, control: Path) -> tuple[Any, str]:
     """A ControlNet for a pipeline, and a sentence if its numbers of skip connections differ.
 
     Raises:
@@ -138,10 +154,12 @@ def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
     """
     if not family_of(pipeline).texts:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} does not support ControlNets")
-    network, failed = network_of(pipeline), f"{control.name} does not load"
-    opened = tried(lambda: open_network(ControlNetModel, control, control, "controlnet", network.dtype), failed)
+    network = network_of(pipeline)
+    opened = tried(lambda: control_network(pipeline, control), f"{control.name} does not load")
+    if not hasattr(opened, "controlnet_down_blocks"):
+        return opened, ""
     # diffusers adds the residuals pairwise up to the shorter list, without a warning
     skips = 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in network.down_blocks)
     residuals = len(opened.controlnet_down_blocks)
     note = f"{control.name} adds to {residuals} skip connections and the network has {skips}, so that they do not correspond"
-    return opened.to(pipeline.device).eval(), note if residuals != skips else ""
+    return opened, note if residuals != skips else ""

@@ -63,8 +63,8 @@ class StableDiffusion3Layout(TransformerLayout):
         projection = pipeline.text_encoder.text_projection.weight
         if projection.shape[0] != projection.shape[1]:
             raise ValueError(
-                f"text_encoder has a projection from {projection.shape[1]} to {projection.shape[0]} numbers; the original layout "
-                "expects equal widths"
+                f"text_encoder has a projection from {projection.shape[1]} to {projection.shape[0]} numbers; the original "
+                "layout expects equal widths"
             )
         return "stable-diffusion-v3-medium" if pipeline.transformer.config.qk_norm is None else "stable-diffusion-v3.5"
 
