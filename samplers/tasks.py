@@ -61,7 +61,11 @@ class Task:
         return steps if self.images is None else min(int(steps * self.strength), steps)
 
     def pipeline(self, pipeline: Any) -> Any:
-        """The stock pipeline for this task, with the parts of `pipeline`."""
+        """The stock pipeline for this task, with the parts of `pipeline`.
+
+        Raises:
+            ValueError: diffusers has none.
+        """
         # imported here because they import every pipeline that diffusers has
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -70,9 +74,7 @@ class Task:
             kind = AutoPipelineForInpainting
         else:
             kind = AutoPipelineForText2Image if self.images is None else AutoPipelineForImage2Image
-        refused = (
-            f"diffusers has no pipeline for {self.name} with a {type(pipeline).__name__}; expects another task"
-        )
+        refused = f"diffusers has no pipeline for {self.name} with a {type(pipeline).__name__}; expects another task"
         try:
             task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
         except ValueError as error:  # from classes that it does not list

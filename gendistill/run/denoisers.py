@@ -219,6 +219,10 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects false")
+    if config.lora.enabled and config.guidance.mode == "embedded" and family.guided:
+        raise ValueError(
+            "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with lora"
+        )
     if config.guidance.mode == "cfg" and family.guidance_input:
         raise ValueError(f"guidance.mode cfg: guidance is an input of the network of {kind}; expects baked or embedded")
     if config.guidance.mode == "embedded" and family.guided and not family.embeds_guidance:

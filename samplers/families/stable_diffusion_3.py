@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.repeated_tokens import knows_repeated_tokens
 from gendistill.samplers.layouts.sd3_layout import StableDiffusion3Layout
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # per prompt, in the pipeline's calls
@@ -21,7 +22,8 @@ CLIP_TOKENS, T5_TOKENS = 77, 256  # per prompt, in the pipeline's calls
 class StableDiffusion3(Family):
     """Stable Diffusion 3 and 3.5 (Esser et al. 2024): a `SD3Transformer2DModel` on the tokens of two CLIPs and of a T5.
 
-    A pipeline without T5 has zeros in place of the T5's tokens; the conditions are without them, and are a third as large.
+    A pipeline without T5 has zeros in place of T5's tokens. The conditions are without them, and the network computes them as
+    one token (`repeated_tokens`), unless its attention has other processors than diffusers' own.
     """
 
     summary = "Stable Diffusion 3 and 3.5: a transformer trained by flow matching, with two CLIPs and an optional T5"
@@ -42,6 +44,12 @@ class StableDiffusion3(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
+    def set_size(self, pipeline: Any, edge: int) -> None:
+        limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
+        if edge > limit:
+            raise ValueError(f"data.resolution {edge}: expects at most {limit} pixels, for which the network has positions")
+        super().set_size(pipeline, edge)
+
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, self.device(pipeline), 1, False)
         tokens = pipeline.tokenizer_max_length
@@ -52,7 +60,11 @@ class StableDiffusion3(Family):
         return self.encode(pipeline, [""])
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        arguments = _arguments(conditions)
+        arguments: dict[str, Any] = {}
+        if not hasattr(pipeline, "controlnet") and _computes_one_zero(self.network(pipeline), conditions):
+            conditions, unconditional = _with_one_zero(conditions), _with_one_zero(unconditional) if unconditional else {}
+            arguments = {"joint_attention_kwargs": {"repeats": T5_TOKENS}}
+        arguments |= _arguments(conditions)
         if options.guidance_scale > 1:
             expanded = {name: t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
             arguments |= {f"negative_{name}": tensor for name, tensor in _arguments(expanded).items()}
@@ -79,12 +91,20 @@ class StableDiffusion3(Family):
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:
+        """A T5 of one token stands for `T5_TOKENS` zeros, see `call`."""
+        t5 = conditioning.get("t5_embeds")
         return {
             "hidden_states": x_t,
             "timestep": t,
             "encoder_hidden_states": _all_tokens(conditioning).to(dtype),
             "pooled_projections": conditioning["pooled_embeds"].to(dtype),
+            **({} if t5 is None or t5.shape[1] > 1 else {"joint_attention_kwargs": {"repeats": T5_TOKENS}}),
         }
+
+    def call(self, network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        if _computes_one_zero(network, conditioning):
+            conditioning = Conditioning(**_with_one_zero(conditioning))
+        return super().call(network, x_t, t, conditioning)
 
     def example_conditioning(self, config: Mapping[str, Any], batch: int, dtype: torch.dtype) -> Conditioning:
         width = config["joint_attention_dim"]
@@ -96,6 +116,14 @@ class StableDiffusion3(Family):
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
         return StableDiffusion3Pipeline(**{**pipeline.components, **parts})
+
+
+def _computes_one_zero(network: Any, conditions: Mapping[str, Tensor]) -> bool:
+    return "t5_embeds" not in conditions and knows_repeated_tokens(network)
+
+
+def _with_one_zero(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {**conditions, "t5_embeds": torch.zeros_like(conditions["prompt_embeds"][:, :1])}
 
 
 def _all_tokens(conditions: Mapping[str, Tensor]) -> Tensor:

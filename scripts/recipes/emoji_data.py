@@ -2,8 +2,9 @@
 
     python scripts/recipes/emoji_data.py                      # downloads both npm packages with `npm pack`
     python scripts/recipes/emoji_data.py --packages DIR       # or reads the two .tgz files in DIR
+    python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64         # for assets/tiny-sd3
 
-The images are the 64-pixel PNGs, composited on white and downsampled to half the size (Lanczos). Each has three captions,
+The images are the 64-pixel PNGs, composited on white and downsampled to the resolution (Lanczos). Each has three captions,
 from the most to the least specific:
 
     name         google emoji of waving hand sign with medium skin tone
@@ -30,7 +31,6 @@ from PIL import Image
 
 VERSION = "16.0.0"
 VENDORS = ("google", "twitter")
-RESOLUTION = 32
 HELD_OUT = 0.1
 SHARD_SIZE = 2000
 SKIN_TONES = {
@@ -58,19 +58,19 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT
 
 
-def read_image(archive: tarfile.TarFile, path: str) -> bytes:
-    """The 64-pixel PNG on white at 32x32, as an uncompressed PNG: the gzip of the shard compresses across images."""
+def read_image(archive: tarfile.TarFile, path: str, resolution: int) -> bytes:
+    """The 64-pixel PNG on white at the resolution, as an uncompressed PNG: the gzip of the shard compresses across images."""
     member = archive.extractfile(path)
     assert member is not None, path
     image = Image.open(io.BytesIO(member.read())).convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image).convert("RGB").resize((RESOLUTION, RESOLUTION), Image.LANCZOS)
+    image = Image.alpha_composite(white, image).convert("RGB").resize((resolution, resolution), Image.LANCZOS)
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=0)
     return out.getvalue()
 
 
-def read_vendor(package: Path, vendor: str) -> list[dict]:
+def read_vendor(package: Path, vendor: str, resolution: int) -> list[dict]:
     """All images of the package, in the order of its `emoji.json`."""
     with tarfile.open(package) as archive:
         table = archive.extractfile("package/emoji.json")
@@ -86,7 +86,7 @@ def read_vendor(package: Path, vendor: str) -> list[dict]:
                 samples.append(
                     {
                         "key": f"{vendor}-{variant['unified'].lower()}",
-                        "png": read_image(archive, f"package/img/{vendor}/64/{variant['image']}"),
+                        "png": read_image(archive, f"package/img/{vendor}/64/{variant['image']}", resolution),
                         "split": "heldout" if is_held_out(base) else "train",
                         "json": {
                             "vendor": vendor,
@@ -122,6 +122,7 @@ def write_shard(path: Path, samples: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, help="folder with the two npm packages as .tgz files")
+    parser.add_argument("--resolution", type=int, default=32, help="side of the images in pixels, at most 64")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "assets" / "emoji")
     args = parser.parse_args()
 
@@ -133,7 +134,7 @@ def main() -> None:
             subprocess.run(["npm", "pack", "--silent", *specs], cwd=scratch, check=True)
         samples = []
         for vendor, name in names.items():
-            samples += read_vendor(packages / f"{name}-{VERSION}.tgz", vendor)
+            samples += read_vendor(packages / f"{name}-{VERSION}.tgz", vendor, args.resolution)
 
     args.out.mkdir(parents=True, exist_ok=True)
     for split in ("train", "heldout"):

@@ -19,6 +19,7 @@ def recipe_parser(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=run, help="folder of checkpoints and log")
     parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="training time: fewer steps, and the decay to fit")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--learning-rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=seed)
@@ -47,7 +48,7 @@ class ResumableRun:
         decay_fraction: float = 1.0,
         checkpoint_seconds: float = 120,
     ) -> None:
-        self.folder, self.network, self.steps, self.warmup = args.run, network, args.steps, warmup
+        self.folder, self.network, self.steps, self.minutes, self.warmup = args.run, network, args.steps, args.minutes, warmup
         self.learning_rate, self.seed, self.ema_decay = args.learning_rate, args.seed, ema_decay
         self.decay_fraction, self.checkpoint_seconds = decay_fraction, checkpoint_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,11 +61,16 @@ class ResumableRun:
         if (self.folder / "checkpoint.pt").exists():
             self._load()
 
+    @property
+    def progress(self) -> float:
+        """Fraction of the training, in steps or in minutes, whichever is further."""
+        return max(self.step / self.steps, self.seconds / 60 / self.minutes)
+
     def __iter__(self) -> Iterator[int]:
         saved = logged = time.monotonic()
-        while self.step < self.steps:
+        while self.progress < 1:
             self.generator.manual_seed(self.seed * 1_000_003 + self.step)
-            progress = max(0.0, 1 - (1 - self.step / self.steps) / self.decay_fraction)
+            progress = max(0.0, 1 - (1 - self.progress) / self.decay_fraction)
             scale = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate * scale
@@ -81,7 +87,7 @@ class ResumableRun:
             if now - logged > 15:
                 self._log()
                 logged = now
-            if now - saved > self.checkpoint_seconds or self.step == self.steps:
+            if now - saved > self.checkpoint_seconds or self.progress >= 1:
                 self._save()
                 saved = now
 
@@ -96,11 +102,11 @@ class ResumableRun:
     def _log(self) -> None:
         loss = torch.stack(self.losses).mean().item() if self.losses else float("nan")
         self.losses.clear()
-        remaining = self.seconds / max(self.step, 1) * (self.steps - self.step) / 60
+        remaining = self.seconds / 60 * (1 / self.progress - 1)
         line = {"step": self.step, "loss": round(loss, 5), "minutes": round(self.seconds / 60, 2)}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
-        print(f"step {self.step}/{self.steps}  loss {loss:.5f}  {remaining:.0f} min left", flush=True)
+        print(f"step {self.step}  loss {loss:.5f}  {remaining:.0f} min left", flush=True)
 
     def _save(self) -> None:
         state = {

@@ -12,6 +12,7 @@ with equal probability, whatever its number of skin tones.
 
 import json
 import shutil
+from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,20 @@ def emoji_weights(emoji: Emoji) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Encode images (N, 3, 32, 32) to scaled means and standard deviations of the posterior: (N, 8, 8, 8)."""
+    """Encode images (N, 3, H, W) to means and standard deviations of the posterior, normalised by factors: (N, 2C, 8, 8)."""
     rows = []
     for batch in images.split(256):
         posterior = vae.encode(batch).latent_dist
-        rows.append(torch.cat([posterior.mean, posterior.std], dim=1) * vae.config.scaling_factor)
+        mean = posterior.mean - (vae.config.shift_factor or 0.0)
+        rows.append(torch.cat([mean, posterior.std], dim=1) * vae.config.scaling_factor)
     return torch.cat(rows)
+
+
+def sample_latents(latents: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents sampled from the posteriors of some rows of `encode_images`, and noise of the same shape."""
+    mean, std = latents[rows].chunk(2, dim=1)
+    clean = mean + std * torch.randn(mean.shape, generator=generator)
+    return clean, torch.randn(mean.shape, generator=generator)
 
 
 def tokenize_levels(tokenizer: CLIPTokenizer, emoji: Emoji) -> torch.Tensor:
@@ -135,17 +144,35 @@ def tokenize_levels(tokenizer: CLIPTokenizer, emoji: Emoji) -> torch.Tensor:
     return torch.stack([*levels, ids([""] * len(emoji))])
 
 
-def main() -> None:
-    parser = recipe_parser(__doc__, Path("runs/recipes/tiny-sd"), steps=8400, batch=64, learning_rate=1e-3, seed=2)
-    parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-vae/vae"))
-    parser.add_argument("--init", type=Path, help="pipeline folder for the initial weights, instead of random weights")
+class CaptionSampler:
+    """Samples (level, row) of captions; names such that every emoji is equally likely, whatever its number of skin tones."""
+
+    def __init__(self, emoji: Emoji, level_probabilities: list[float]) -> None:
+        self.rows, self.weights = len(emoji), emoji_weights(emoji)
+        self.probabilities = torch.tensor([*level_probabilities, 1 - sum(level_probabilities)])
+
+    def sample(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        level = torch.multinomial(self.probabilities, batch, replacement=True, generator=generator)
+        uniform_rows = torch.randint(self.rows, (batch,), generator=generator)
+        weighted_rows = torch.multinomial(self.weights, batch, replacement=True, generator=generator)
+        return level, torch.where(level == LEVELS.index("name"), weighted_rows, uniform_rows)
+
+
+def add_caption_arguments(parser: ArgumentParser, level_probabilities: tuple[float, float, float]) -> None:
     parser.add_argument(
         "--level-probabilities",
         type=float,
         nargs=3,
-        default=(0.20, 0.45, 0.20),
+        default=level_probabilities,
         help="probabilities of the name, the subcategory and the category as the caption; else the empty prompt",
     )
+
+
+def main() -> None:
+    parser = recipe_parser(__doc__, Path("runs/recipes/tiny-sd"), steps=8400, batch=64, learning_rate=1e-3, seed=2)
+    parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-vae/vae"))
+    parser.add_argument("--init", type=Path, help="pipeline folder for the initial weights, instead of random weights")
+    add_caption_arguments(parser, (0.20, 0.45, 0.20))
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd")
     args = parser.parse_args()
 
@@ -168,16 +195,10 @@ def main() -> None:
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in networks.items()})
 
     run = ResumableRun(args, networks, decay_fraction=0.3)
-    probabilities = torch.tensor([*args.level_probabilities, 1 - sum(args.level_probabilities)])
-    weights = emoji_weights(emoji)
+    captions = CaptionSampler(emoji, args.level_probabilities)
     for _ in run:
-        level = torch.multinomial(probabilities, args.batch, replacement=True, generator=run.generator)
-        uniform_rows = torch.randint(len(emoji), (args.batch,), generator=run.generator)
-        weighted_rows = torch.multinomial(weights, args.batch, replacement=True, generator=run.generator)
-        rows = torch.where(level == LEVELS.index("name"), weighted_rows, uniform_rows)
-        mean, std = latents[rows].chunk(2, dim=1)
-        clean = mean + std * torch.randn(mean.shape, generator=run.generator)
-        noise = torch.randn(mean.shape, generator=run.generator)
+        level, rows = captions.sample(args.batch, run.generator)
+        clean, noise = sample_latents(latents, rows, run.generator)
         timesteps = torch.randint(1000, (args.batch,), generator=run.generator)
         texts, inverse = torch.unique(tokens[level, rows], dim=0, return_inverse=True)
         states = text_encoder(texts).last_hidden_state[inverse]

@@ -1,31 +1,61 @@
-"""Train tiny-sd's `AutoencoderKL`: 32x32 images to 8x8x4 latents. The first part of the recipe of `assets/tiny-sd`.
+"""Train the `AutoencoderKL` of tiny-sd or of tiny-sd3: the first part of the recipes of these assets.
 
-python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
+    python scripts/recipes/tiny_vae.py                # about 25 minutes on 2 CPU cores; run again to resume
+    python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64
+    V="--pipeline tiny-sd3 --images runs/recipes/emoji-64 --batch 4 --bfloat16"
+    python scripts/recipes/tiny_vae.py $V --init assets/tiny-sd/vae --run runs/recipes/tiny-sd3-vae --minutes 20
+    python scripts/recipes/tiny_vae.py $V --decoder-of runs/recipes/tiny-sd3-vae/vae --run runs/recipes/tiny-sd3-decoder \\
+        --minutes 30                                  # optional: the same latents, decoded better
+
+tiny-sd's has latents of 8x8x4 for 32x32 images, normalised by channel; tiny-sd3's, as Stable Diffusion 3's, of 8x8x16 for
+64x64 images, no 1x1 convolutions around the latents, and one scaling and one shift factor.
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from emoji import load_emoji
+from emoji import ASSETS, load_emoji
 from resumable import ResumableRun, recipe_parser
 
-RUN = Path("runs/recipes/tiny-vae")
 KL_WEIGHT = 1e-6
 
 
-def build_vae() -> AutoencoderKL:
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "tiny-sd": {"block_out_channels": [32, 64, 128], "norm_num_groups": 16, "latent_channels": 4, "sample_size": 32},
+    "tiny-sd3": {
+        "block_out_channels": [16, 32, 64, 128],
+        "norm_num_groups": 8,
+        "latent_channels": 16,
+        "sample_size": 64,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+}
+
+
+def build_vae(pipeline: str) -> AutoencoderKL:
+    architecture = ARCHITECTURES[pipeline]
+    levels = len(architecture["block_out_channels"])
     return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=[32, 64, 128],
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
         layers_per_block=1,
-        norm_num_groups=16,
-        latent_channels=4,
-        sample_size=32,
+        **architecture,
     )
+
+
+def initialise(vae: AutoencoderKL, trained: AutoencoderKL) -> None:
+    """Copy the weights of a trained autoencoder, or of one with fewer levels to the inner levels, wherever the shapes fit."""
+    weights, outer = vae.state_dict(), len(vae.config.block_out_channels) - len(trained.config.block_out_channels)
+    for name, weight in trained.state_dict().items():
+        inner = re.sub(r"encoder\.down_blocks\.(\d+)", lambda level: f"encoder.down_blocks.{int(level[1]) + outer}", name)
+        if inner in weights and weights[inner].shape == weight.shape:
+            weights[inner].copy_(weight)
 
 
 def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -49,11 +79,19 @@ def held_out_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
+    """Make latents of mean 0 and standard deviation 1: by channel in the 1x1 convolutions, or by the two factors."""
+    latents = torch.cat([vae.encode(batch).latent_dist.sample() for batch in images.split(256)])
+    if vae.quant_conv is None:  # latents = (encoded - shift_factor) * scaling_factor
+        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    else:
+        normalise_channels(vae, latents)
+
+
+def normalise_channels(vae: AutoencoderKL, latents: torch.Tensor) -> None:
     """Normalise every latent channel to mean 0 and standard deviation 1 by changing the weights of the two 1x1 convolutions.
 
     Stable Diffusion's pipelines have one scaling factor for all channels and no shift.
     """
-    latents = torch.cat([vae.encode(batch).latent_dist.sample() for batch in images.split(256)])
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     to_moments, from_latent = vae.quant_conv, vae.post_quant_conv
     scale = torch.cat([1 / std, torch.ones_like(std)])
@@ -66,17 +104,33 @@ def normalise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
 
 
 def main() -> None:
-    args = recipe_parser(__doc__, RUN, steps=5000, batch=16, learning_rate=1e-3, seed=1).parse_args()
+    parser = recipe_parser(__doc__, Path("runs/recipes/tiny-vae"), steps=5000, batch=16, learning_rate=1e-3, seed=1)
+    parser.add_argument("--pipeline", choices=ARCHITECTURES, default="tiny-sd")
+    parser.add_argument(
+        "--images", type=Path, default=ASSETS / "emoji", help="folder of emoji_data.py, of the right resolution"
+    )
+    parser.add_argument(
+        "--init", type=Path, help="folder of an autoencoder, or of one with fewer levels, for the initial weights"
+    )
+    parser.add_argument(
+        "--decoder-of", type=Path, help="folder of an autoencoder to train the decoder of, for the same latents"
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="autocast: faster where the CPU has instructions for it")
+    args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    train, held_out = load_emoji("train"), load_emoji("heldout")
-    vae = build_vae()
+    train, held_out = load_emoji("train", args.images), load_emoji("heldout", args.images)
+    vae = AutoencoderKL.from_pretrained(args.decoder_of) if args.decoder_of else build_vae(args.pipeline)
+    vae.to(memory_format=torch.channels_last).encoder.requires_grad_(not args.decoder_of)
+    if args.init:
+        initialise(vae, AutoencoderKL.from_pretrained(args.init))
     run = ResumableRun(args, vae, ema_decay=0.998)
     for step in run:
         rows = torch.randint(len(train), (args.batch,), generator=run.generator)
         images = augmented(train.images[rows], run.generator)
-        posterior: DiagonalGaussianDistribution = vae.encode(images).latent_dist
-        reconstructed = vae.decode(posterior.sample(run.generator)).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+            posterior: DiagonalGaussianDistribution = vae.encode(images).latent_dist
+            reconstructed = vae.decode(posterior.sample(run.generator)).sample
         error = reconstructed - images
         loss = error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * posterior.kl().mean()
         loss.backward()
@@ -84,7 +138,8 @@ def main() -> None:
         if step % 500 == 499:
             print(f"held-out PSNR {held_out_psnr(vae, held_out.images[::4]):.2f} dB", flush=True)
     run.use_ema()
-    normalise_latents(vae, train.images)
+    if not args.decoder_of:
+        normalise_latents(vae, train.images)
     vae.save_pretrained(args.run / "vae")
     psnr = f"{held_out_psnr(vae, held_out.images):.2f}"
     (args.run / "psnr.txt").write_text(psnr)

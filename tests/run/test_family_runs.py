@@ -12,8 +12,8 @@ import torch
 from original_checkpoint import save_checkpoint
 from PIL import Image
 from plain_calls import plain_images, plain_pipeline
+from tiny_families import TINY, TRANSFORMER_FAMILIES
 from tiny_pipeline import CAPTIONS
-from tiny_transformers import TRANSFORMERS
 
 from gendistill.diffusion.trained_networks import adapter_parameters
 from gendistill.evaluation.evaluate import evaluate
@@ -58,7 +58,8 @@ def settings(place, teacher, name, **changes):
         "trainer.num_validation": 4,
         "trainer.trackers": [],
     }
-    return load_config(None, given | {name.replace("__", "."): value for name, value in changes.items()})
+    given |= {name.replace("__", "."): value for name, value in changes.items()}
+    return load_config(None, {name: value for name, value in given.items() if value is not None})
 
 
 def own_images(folder, family):
@@ -98,15 +99,21 @@ RUNS = {
     "auraflow, LoRA": ("auraflow", {"data__prompts": True, **LORA}),
     "lumina2, full": ("lumina2", {"data__path": True}),
     "lumina2, LoRA, cfg": ("lumina2", {"data__prompts": True, "guidance__mode": "cfg", **LORA}),
+    "sd3, full": ("sd3", {"data__prompts": True}),
+    "sd3, LoRA, cfg, without T5": ("sd3-without-t5", {"data__path": True, "guidance__mode": "cfg", **LORA}),
+    "flux, full, embedded": ("flux", {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded"}),
+    "flux, LoRA": ("flux", {"data__prompts": True, "data__resolution": 32, **LORA}),
+    "flux2, full": ("flux2", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
+    "flux2, LoRA": ("flux2", {"data__path": True, "data__resolution": 32, "solvers": ["ddim"], **LORA}),
 }
 METHODS = {
     "consistency": {},
     "progressive": {"method": "progressive", "steps": [1], "progressive.start_steps": 2, "solvers": None},
-    "alignment": {"method": "latent_alignment", "align.trajectories": 4, "align.trajectory_steps": 2},
+    "alignment": {"method": "latent_alignment", "solvers": None, "align.trajectories": 4, "align.trajectory_steps": 2},
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", [run for run, (family, _) in RUNS.items() if family in TINY])
 def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_samples_from(family_folder, place, run):
     family, changes = RUNS[run]
     paths = {"data__path": str(place / "images"), "data__prompts": str(place / "prompts.txt")}
@@ -115,8 +122,9 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     assert result.training.steps == 20
     assert any(not torch.equal(p, result.networks.averaged[name]) for name, p in result.networks.trained.items())
     plain = assert_plain_diffusers_draws_the_same(result.student_folder, family)
+    assert network_of(plain).config.out_channels == network_of(open_pipeline(family_folder(family))).config.out_channels
     schedule = family_of(plain).schedule_of(plain)
-    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2"))
+    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", "sd3", "sd3-without-t5", "flux", "flux2"))
     if schedule.kind == "vp":
         assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
         assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
@@ -127,15 +135,16 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
         assert loaded.keys() == result.networks.averaged.keys()
         assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
     card = (result.student_folder / "README.md").read_text()
-    assert (result.exported.guidance == "embedded") == ("an input of the network" in card)
+    assert (result.exported.guidance == "embedded" or family == "flux") == ("an input of the network" in card)
     assert not list(result.student_folder.rglob("*.bin"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family", TRANSFORMER_FAMILIES)
 def test_every_method_makes_students_of_a_transformer_that_a_fresh_process_samples_the_same(family_folder, place, family):
     teacher, requests = family_folder(family), []
     prompts = {} if family == "dit" else {"data.prompts": str(place / "prompts.txt")}
+    prompts |= {"data.resolution": 32} if family.startswith("flux") else {}
     for method, changes in METHODS.items():
         for lora in [{}, LORA] if family_of(open_pipeline(teacher)).lora else [{}]:
             config = settings(place, teacher, f"{family}, {method}, {len(lora)}", **prompts, **changes, **lora)
@@ -167,6 +176,11 @@ def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
         ("unconditional", {"lora__enabled": True}, r"loads no LoRA into teacher .* expects false"),
         ("classes", {"data__path": True, "data__caption": "text"}, "prompt '.*': the model expects the number of a class"),
         ("sd1", {}, "data.path and data.prompts: expects one of them"),
+        ("flux", {"guidance__mode": "cfg"}, r"cfg: guidance is an input of the network .* expects baked or embedded"),
+        ("flux", {"data__resolution": 36}, "data.resolution 36: expects a multiple of 8, such as 32 or 40"),
+        ("sd3", {"data__resolution": 36}, "data.resolution 36: expects a multiple of 8, such as 32 or 40"),
+        ("sd3", {"data__resolution": 104}, "data.resolution 104: expects at most 96 pixels, for which the network has pos"),
+        ("sd3", {"guidance__mode": "embedded"}, "the network of .* has no guidance scale input; expects baked or cfg"),
     ],
 )
 def test_what_a_family_cannot_do_is_one_sentence(family_folder, place, tmp_path, family, changes, sentence):

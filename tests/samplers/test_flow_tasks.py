@@ -10,7 +10,8 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Img2ImgPipeline,
 )
-from tiny_pipeline import TINY, tiny_sd3, tiny_vae
+from tiny_multimodal import tiny_flux, tiny_sd3
+from tiny_pipeline import tiny_vae
 
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.tasks import Task
@@ -31,7 +32,7 @@ def sd3_of_16_channels(folder):
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
-    return {"sd3": sd3_of_16_channels(folder / "sd3"), "flux": TINY["flux"](folder / "flux")}
+    return {"sd3": sd3_of_16_channels(folder / "sd3"), "flux": tiny_flux(folder / "flux")}
 
 
 def control_of(pipeline, folder):
