@@ -13,7 +13,10 @@ def advice(spec: StudentSpec, pipeline: Any, steps: int, guidance_scale: float) 
     if steps not in spec.num_inference_steps:
         trained = ", ".join(map(str, spec.num_inference_steps))
         yield f"steps {steps}: the student was made for {trained}; other step counts usually give worse images"
-    if spec.guidance == "baked" and guidance_scale > 1:
+    if spec.guidance == "baked" and spec.neutral_guidance != 1:
+        if guidance_scale != spec.neutral_guidance:
+            yield f"guidance_scale {guidance_scale:g}: the student was trained for {spec.neutral_guidance:g} alone"
+    elif spec.guidance == "baked" and guidance_scale > 1:
         yield (
             f"guidance_scale {guidance_scale:g}: guidance is baked into the student; a scale above 1 guides it twice, in twice "
             f"the time, and oversaturates the images; expects 1"

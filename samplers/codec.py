@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
 
 
 class LatentCodec:
@@ -22,22 +23,26 @@ class LatentCodec:
     A VAE in float16 is computed in float32 if its config has `force_upcast`, as SDXL's has.
 
     Args:
-        vae: one of `VAES`; `AutoencoderTiny` encodes without a variance.
+        vae: one of `VAES`; `AutoencoderTiny` and `AutoencoderDC` encode without a variance.
         mean, std: one number, or one for each channel.
+        patch: edge of the patches of the VAE's latents that are one latent of the diffusion, with patch^2 times the channels.
 
     Raises:
         ValueError: the VAE is of another class.
     """
 
-    def __init__(self, vae: Any, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
+    def __init__(
+        self, vae: Any, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, patch: int = 1
+    ) -> None:
         if (kind := type(vae).__name__) not in VAES:
             raise ValueError(f"vae: a {kind} is not supported; expects one of {', '.join(VAES)}")
         self.vae = vae
         config = vae.config
-        self.scaling_factor: float = config["scaling_factor"]
-        self.mean, self.std = mean, std
-        self.factor: int = 2 ** (len(config["block_out_channels"]) - 1)
-        self.channels: int = config["latent_channels"]
+        self.scaling_factor: float = config.get("scaling_factor", 1.0)
+        self.mean, self.std, self.patch = mean, std, patch
+        levels = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        self.factor: int = 2 ** (len(levels) - 1) * patch
+        self.channels: int = config["latent_channels"] * patch**2
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -56,10 +61,15 @@ class LatentCodec:
             encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
         if hasattr(encoded, "latent_dist"):
             mean, std = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
-        else:
-            mean, std = encoded.latents.float(), torch.zeros_like(encoded.latents, dtype=torch.float32)
-        scale = self.scaling_factor / _by_channel(self.std, mean)
-        return torch.cat([(mean - _by_channel(self.mean, mean)) * scale, std * scale], dim=1)
+        else:  # the only field of the output, whose name depends on the autoencoder
+            mean = encoded[0].float()
+            std = torch.zeros_like(mean)
+        mean, std = (pixel_unshuffle(part, self.patch) if self.patch > 1 else part for part in (mean, std))
+        return torch.cat([self.scaled(mean), std * self.scaling_factor / _by_channel(self.std, std)], dim=1)
+
+    def scaled(self, encoded: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of the VAE's, in patches."""
+        return (encoded - _by_channel(self.mean, encoded)) * (self.scaling_factor / _by_channel(self.std, encoded))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -73,6 +83,7 @@ class LatentCodec:
         The VAE computes in the dtype of its weights under any autocast.
         """
         unscaled = latents * _by_channel(self.std, latents) / self.scaling_factor + _by_channel(self.mean, latents)
+        unscaled = pixel_shuffle(unscaled, self.patch) if self.patch > 1 else unscaled
         with torch.autocast(self.vae.device.type, enabled=False):
             return self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample.float()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,10 +22,11 @@ from gendistill.samplers.provenance import pipeline_provenance, provenance
 from gendistill.samplers.quantization.int8 import is_int8
 from gendistill.samplers.quantization.quantize import quantization_in, quantization_of, quantize, require_quantization
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
+from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
-TEACHER_STEPS, TEACHER_GUIDANCE = 50, 7.5
+TEACHER_STEPS = 50
 
 
 class FewStepSampler(Sampler):
@@ -141,14 +143,14 @@ class FewStepSampler(Sampler):
     def default_guidance_scale(self) -> float:
         if self.spec:
             return self.spec.pipeline_guidance_scale
-        return TEACHER_GUIDANCE if self.family.guided else 1.0
+        return self.family.default_guidance if self.family.has_guidance else 1.0
 
     @property
     def guided(self) -> bool:
-        return self.spec.guidance != "baked" if self.spec else self.family.guided
+        return self.spec.guidance != "baked" if self.spec else self.family.has_guidance
 
     def require_guidance(self, guidance_scale: float) -> None:
-        if guidance_scale > 1 and not self.family.guided:
+        if guidance_scale > 1 and not self.family.has_guidance:
             raise ValueError(f"guidance_scale {guidance_scale:g}: a {self.kind} knows no guidance; expects 1")
 
     def require_steps(self, steps: int) -> None:
@@ -165,7 +167,7 @@ class FewStepSampler(Sampler):
         return self.spec.method if self.spec else None
 
     def network_calls(self, steps: int, guidance_scale: float) -> int:
-        return self.spec.network_calls(steps) if self.spec else steps * (2 if guidance_scale > 1 else 1)
+        return self.spec.network_calls(steps) if self.spec else steps * (2 if self.family.guided and guidance_scale > 1 else 1)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -233,14 +235,16 @@ class FewStepSampler(Sampler):
     @torch.no_grad()
     def _batches(self, request: SampleRequest) -> Iterator[Tensor]:
         prompts, seeds, task, steps = request.prompts, request.seeds, request.task, request.num_inference_steps
-        count, guided = len(prompts), request.guidance_scale > 1
+        count, guided = len(prompts), self.family.guided and request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
         arguments: dict[str, Any] = {}
         size = request.size or self.size
+        has_size = True
         if task.images is not None:
             size = (task.images.shape[2], task.images.shape[3])
-        elif size != self.family.size(self.pipeline):
+            has_size = "height" in inspect.signature(pipeline.__call__).parameters  # otherwise that of the images
+        if has_size and size != self.family.size(self.pipeline):
             arguments |= {"height": size[0], "width": size[1]}
         if self.spec is not None and self.spec.timesteps is not None and steps in self.spec.timesteps:
             arguments["timesteps"] = self.spec.timesteps[steps]
@@ -255,7 +259,8 @@ class FewStepSampler(Sampler):
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
             all_arguments = {**arguments, **task.arguments(rows)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
-            return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            with noise_from(pipeline.scheduler, generators):
+                return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))

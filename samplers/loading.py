@@ -58,6 +58,7 @@ def open_pipeline(
         require_loaded(source, pipeline.components)
     else:
         pipeline = _open_folder(source, folder or _download(str(source), revision), dtype)
+    _require_encoders(source, pipeline)
     if (alphas_cumprod := getattr(pipeline.scheduler, "alphas_cumprod", None)) is not None:
         require_descending(alphas_cumprod, f"model {source}: the scheduler {type(pipeline.scheduler).__name__}")
     pipeline.set_progress_bar_config(disable=True)
@@ -114,7 +115,8 @@ def open_student(
 def _load_lora(pipeline: Any, file: Path) -> None:
     """Load a student's LoRA into its teacher, with all of the weights that its adapter has in the network."""
     settings = {"weight_name": file.name, "use_safetensors": True}
-    state = pipeline.lora_state_dict(str(file.parent), **settings)[0]
+    state = pipeline.lora_state_dict(str(file.parent), **settings)
+    state = state[0] if isinstance(state, tuple) else state  # pipelines of U-Nets also return the scales of the layers
     require_pairs(file.name, state)
     require_finite(file.name, state)
     pipeline.load_lora_weights(str(file.parent), **settings)
@@ -200,6 +202,18 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
         return kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
     except OPENING_ERRORS as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {first_sentence(error)}") from error
+
+
+def _require_encoders(source: str | Path, pipeline: Any) -> None:
+    """Raise ValueError if a pipeline lacks a text encoder, or the tokenizer of one."""
+    family = family_of(pipeline)
+    absent = set(family.optional_encoders) - family.encoders(pipeline).keys()
+    encoders = [name for name in family.prompt_encoders if name not in absent]
+    required = [*encoders, *(name.replace("text_encoder", "tokenizer") for name in encoders)]
+    if missing := [name for name in required if getattr(pipeline, name, None) is None]:
+        raise ValueError(
+            f"model {source} has no {' and no '.join(missing)}; a {type(pipeline).__name__} expects {', '.join(required)}"
+        )
 
 
 def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:

@@ -102,12 +102,13 @@ def _require_weights(file: Path, folder: Path) -> None:
 
 
 def left_out(index: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """Arguments that open a pipeline with this model_index.json without its safety checker.
+    """Arguments that open a pipeline with this model_index.json without its safety checker and the parts that are null in it.
 
     Args:
         folder: of the pipeline; optional parts that are listed in the index and are not in the folder are left out too.
     """
-    absent = [name for name in OPTIONAL if name in index and folder is not None and not (folder / name).is_dir()]
+    absent = [name for name, entry in index.items() if entry == [None, None]]
+    absent += [name for name in OPTIONAL if name in index and folder is not None and not (folder / name).is_dir()]
     checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
     return {**checker, **dict.fromkeys(absent)}
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from gendistill.schedulers import NoiseSchedule, expand_to
+from gendistill.schedulers import NoiseSchedule, Prediction, expand_to
 
 
 def ddim_step(x_0: Tensor, eps: Tensor, s: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -15,6 +18,32 @@ def ddim_step(x_0: Tensor, eps: Tensor, s: Tensor, schedule: NoiseSchedule) -> T
         s: (B,), the next time, in the network's timestep units.
     """
     return expand_to(schedule.alpha(s), x_0) * x_0 + expand_to(schedule.sigma(s), eps) * eps
+
+
+def dpm_solver_path(
+    predict: Callable[[Tensor, Tensor], Prediction], noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """All points (B, N + 1, ...) of DPM-Solver++(2M) from `noise` (B, ...) to `clean` (Lu et al. 2022b, algorithm 2).
+
+    The first and the last step are of first order, as in diffusers. Coefficients are computed in float64.
+
+    Args:
+        predict: (x_t (B, ...), t (B,)) -> x_0 and eps.
+        timesteps: (N,), descending.
+    """
+    times = torch.cat([timesteps.double(), torch.tensor([schedule.clean])])
+    alpha, sigma, half_log_snr = schedule.alpha(times), schedule.sigma(times), schedule.log_snr(times) / 2
+    points, before = [noise], noise
+    for i, t in enumerate(timesteps.to(noise.device)):
+        x_t, x_0 = points[-1], predict(points[-1], t.expand(len(noise))).x_0
+        direction = x_0
+        if 0 < i < len(timesteps) - 1:
+            h, h_before = half_log_snr[i + 1] - half_log_snr[i], half_log_snr[i] - half_log_snr[i - 1]
+            direction = x_0 + float(h / (2 * h_before)) * (x_0 - before)
+        ratio = sigma[i + 1] / sigma[i]
+        points.append(float(ratio) * x_t + float(alpha[i + 1] - alpha[i] * ratio) * direction)
+        before = x_0
+    return torch.stack(points, 1)
 
 
 def invert_ddim_step(x_t: Tensor, t: Tensor, x_s: Tensor, s: Tensor, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,8 @@ class StudentSpec:
         guidance: `embedded` (the scale is an input, one network call), `baked` (one fixed scale, no input) or `cfg`
             (classifier-free guidance; a guided step costs two network calls).
         guidance_scale: the default scale; for `baked`, the fixed scale.
+        neutral_guidance: for `baked`, the `guidance_scale` of the pipeline's call: 1 is without classifier-free guidance; where
+            the scale is an input of the network, the pipeline's default.
         guidance_range: for `embedded`, the range of scales in training.
         timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
         resolution: edge of the square images of a LoRA that was trained at another size than its teacher's; None for the
@@ -58,14 +60,15 @@ class StudentSpec:
     teacher_revision: str | None = None
     resolution: int | None = None
     teacher_relative: str | None = None
+    neutral_guidance: float = 1.0
     figures: dict[str, float] = field(default_factory=dict)
     validation_network: str = ""
     format_version: int = 1
 
     @property
     def pipeline_guidance_scale(self) -> float:
-        """The `guidance_scale` for a diffusers pipeline; 1 (off) if the scale is baked in."""
-        return 1.0 if self.guidance == "baked" else self.guidance_scale
+        """The `guidance_scale` for a diffusers pipeline; 1 (off) or the default of an input if the scale is baked in."""
+        return self.neutral_guidance if self.guidance == "baked" else self.guidance_scale
 
     def scheduler(self) -> Any:
         """The scheduler of this student, from diffusers or from gendistill."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,22 +16,25 @@ EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha and sigma as float64 functions of t, in the network's timestep units.
+    """alpha and sigma as float64 functions of t, an index on the schedule's own grid of N timesteps.
 
-    `kind` is the mapping from t to noise:
+    t is in [0, N - 1], and -1 is `clean`, the end of a sampler's last step, which is never an input of a network. Equal steps
+    of t are the steps of the teacher's samplers, so that the grids of all methods are grids of t for every kind of schedule:
 
-    - `vp`: a table of N angles phi with alpha = cos(phi), sigma = sin(phi); t in [0, N - 1]. Between two integers the
-      angle is interpolated linearly, which is exact at the integers and stable at zero terminal SNR.
-    - `flow`: alpha = 1 - t / N, sigma = t / N; t in [0, N]. A scheduler's `shift` changes its timesteps, not this mapping.
-    - `edm`: alpha = 1, sigma = exp(4 t) (Karras et al. 2022, table 1: c_noise = ln(sigma) / 4).
+    - `vp`: a table of N angles phi with alpha = cos(phi), sigma = sin(phi). Between two integers the angle is interpolated
+      linearly, which is exact at the integers and stable at zero terminal SNR.
+    - `flow`: alpha = 1 - sigma and sigma = shift u / (1 + (shift - 1) u) with u = (t + 1) / N (Esser et al. 2024, eq. 23).
+    - `edm`: `vp` with phi = atan(sigma / sigma_data) on the sigmas of the scheduler (Karras et al. 2022, eq. 5), for samples
+      that are divided by `sigma_data`.
 
-    `clean` is the time without noise, the end of a sampler's last step. It is never an input of a network; for `vp` it is -1,
-    the integer below the table, as in diffusers' schedulers.
+    A network gets `network_time(t)`.
     """
 
     kind: str
     num_train_timesteps: int
-    angles: Tensor | None = None  # (N,) float64, only for `vp`
+    angles: Tensor | None = None  # (N,) float64, not for `flow`
+    shift: float = 1.0  # only for `flow`
+    sigma_data: float = 1.0  # only for `edm`
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
@@ -40,15 +44,22 @@ class NoiseSchedule:
         return NoiseSchedule("vp", len(alpha_bar), torch.atan2((1 - alpha_bar).sqrt(), alpha_bar.sqrt()))
 
     @staticmethod
-    def from_scheduler(scheduler: Any) -> NoiseSchedule:
+    def from_scheduler(scheduler: Any, image_tokens: int | None = None) -> NoiseSchedule:
         """The noise schedule of any diffusers scheduler, independent of its solver.
 
+        Args:
+            image_tokens: the network's number of tokens for an image, from which schedulers with `use_dynamic_shifting` have
+                their shift.
+
         Raises:
-            ValueError: the scheduler is neither variance-preserving nor flow matching nor EDM.
+            ValueError: the scheduler is neither variance-preserving nor flow matching nor EDM, or its shift is not known.
         """
         name, config = type(scheduler).__name__, scheduler.config
-        if name in FLOW_MATCHING + EDM:
-            return NoiseSchedule("flow" if name in FLOW_MATCHING else "edm", config.num_train_timesteps)
+        if is_flow(scheduler):
+            return NoiseSchedule("flow", config.num_train_timesteps, shift=shift_of(config, image_tokens))
+        if name in EDM:
+            angles = torch.atan(_edm_sigmas(config) / config.sigma_data)
+            return NoiseSchedule("edm", config.num_train_timesteps, angles, sigma_data=config.sigma_data)
         if hasattr(scheduler, "alphas_cumprod"):
             require_descending(scheduler.alphas_cumprod, f"scheduler {name}")
             return NoiseSchedule.from_alphas_cumprod(torch.as_tensor(scheduler.alphas_cumprod))
@@ -57,27 +68,43 @@ class NoiseSchedule:
         )
 
     @property
-    def clean(self) -> float:
-        """The t with alpha exactly 1 and sigma exactly 0: -1 for `vp`, 0 for `flow`, -inf for `edm`."""
-        return {"vp": -1.0, "flow": 0.0, "edm": -math.inf}[self.kind]
+    def clean(self) -> int:
+        """The t with alpha exactly 1 and sigma exactly 0."""
+        return -1
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Signal scale at t in [0, 1], float64, of t's shape."""
         t = _in_float64(t)
-        if self.kind == "vp":
-            return torch.cos(self._angle(t))
-        if self.kind == "flow":
-            return 1 - t / self.num_train_timesteps
-        return torch.ones_like(t)
+        return 1 - self._flow_sigma(t) if self.kind == "flow" else torch.cos(self._angle(t))
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        """Noise scale at t, float64, of t's shape; in [0, 1] except for `edm`."""
+        """Noise scale at t in [0, 1], float64, of t's shape."""
         t = _in_float64(t)
+        return self._flow_sigma(t) if self.kind == "flow" else torch.sin(self._angle(t))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The time at t that is the network's input, as in diffusers' pipelines.
+
+        t itself for `vp`, N sigma(t) for `flow`, and ln(sigma) / 4 for `edm` (Karras et al. 2022, table 1).
+        """
         if self.kind == "vp":
-            return torch.sin(self._angle(t))
+            return t
+        time = self.num_train_timesteps * self.sigma(t)
+        if self.kind == "edm":
+            time = (self.sigma_data * torch.tan(self._angle(_in_float64(t)))).log() / 4
+        return time.to(t.device, torch.float32)
+
+    def index_of(self, network_time: Tensor) -> Tensor:
+        """The t of a `network_time`, its inverse."""
+        if self.kind == "vp":
+            return network_time
+        time = _in_float64(network_time)
         if self.kind == "flow":
-            return t / self.num_train_timesteps
-        return torch.exp(4 * t)
+            sigma = time / self.num_train_timesteps
+            return sigma / (self.shift - (self.shift - 1) * sigma) * self.num_train_timesteps - 1
+        table, angle = self._table(time.device), torch.atan((4 * time).exp() / self.sigma_data)
+        high = torch.searchsorted(table, angle).clamp(1, len(table) - 1)
+        return high - 2 + (angle - table[high - 1]) / (table[high] - table[high - 1])
 
     def log_snr(self, t: Tensor | float) -> Tensor:
         """ln(alpha^2 / sigma^2) at t, float64; -inf without signal."""
@@ -97,6 +124,10 @@ class NoiseSchedule:
         fresh = (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp(min=0).sqrt()
         return expand_to(ratio, x_s) * x_s + expand_to(fresh, x_s) * noise
 
+    def _flow_sigma(self, t: Tensor) -> Tensor:
+        u = (t + 1) / self.num_train_timesteps
+        return self.shift * u / (1 + (self.shift - 1) * u)
+
     def _angle(self, t: Tensor) -> Tensor:
         """The angle at t, on t's device: reading t on the host would wait for the GPU."""
         angles = self._table(t.device)
@@ -111,6 +142,36 @@ class NoiseSchedule:
             table = torch.cat([torch.zeros(1, dtype=torch.float64), self.angles])
             self._tables[device] = table.to(device, non_blocking=device.type == "cuda")
         return self._tables[device]
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler is one of flow matching, as DPM-Solver is with `use_flow_sigmas`."""
+    return type(scheduler).__name__ in FLOW_MATCHING or bool(scheduler.config.get("use_flow_sigmas"))
+
+
+def shift_of(config: Mapping[str, Any], image_tokens: int | None = None) -> float:
+    """The shift of a flow-matching scheduler's timesteps, fixed or by the number of the image's tokens.
+
+    Raises:
+        ValueError: the shift is dynamic and the number of tokens is not known.
+    """
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift", config.get("flow_shift", 1.0)))
+    if image_tokens is None:
+        raise ValueError("scheduler: use_dynamic_shifting needs the size of the images; expects a model with a known size")
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = low + (high - low) * (image_tokens - few) / (many - few)
+    return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else float(mu)
+
+
+def _edm_sigmas(config: Any) -> Tensor:
+    """The ascending sigmas (N,) float64 of an EDM scheduler's N timesteps."""
+    ramp = torch.linspace(0, 1, config.num_train_timesteps, dtype=torch.float64)
+    if config.sigma_schedule == "exponential":
+        return torch.exp(math.log(config.sigma_min) + ramp * math.log(config.sigma_max / config.sigma_min))
+    low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
+    return (low + ramp * (high - low)) ** config.rho
 
 
 def _in_float64(t: Tensor | float) -> Tensor:

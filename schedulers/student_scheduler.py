@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
+from gendistill.schedulers.noise import NoiseSchedule
 from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
 from gendistill.schedulers.timesteps import nested, skipping, trailing
 
@@ -29,7 +36,41 @@ READ_BY_OTHERS = {
     "skip_prk_steps": True,
 }
 SOLVERS = ("ddim", "lcm", "tcd", "stochastic")
+SOLVERS_OF = {"vp": SOLVERS, "flow": ("ddim", "lcm"), "edm": ("ddim",)}  # by the kind of the noise schedule
 TCD_ETA = 0.5
+
+
+def usable_solvers(solvers: Sequence[str], kind: str) -> list[str]:
+    """Those of `solvers` that a kind of noise schedule can be sampled with; `lcm` instead of `tcd` for flow matching."""
+    known = SOLVERS_OF[kind]
+    instead = [solver if solver in known or "lcm" not in known else "lcm" for solver in solvers]
+    return list(dict.fromkeys(solver for solver in instead if solver in known)) or ["ddim"]
+
+
+def flow_scheduler(solver: str, schedule: NoiseSchedule, passes_sigmas: bool) -> Any:
+    """A scheduler of flow matching with the fixed shift of a noise schedule, whose N steps are the trailing grid for any N.
+
+    - `ddim`: Euler's method. `FlowMatchEulerDiscreteScheduler`, where the pipeline passes the trailing sigmas; otherwise its
+      own sigmas would end close to 0, and `DPMSolverMultistepScheduler` of first order, which is the same method, has the
+      trailing ones.
+    - `dpm-solver++`: `DPMSolverMultistepScheduler` of second order.
+    - `lcm`: `FlowMatchLCMScheduler`, fresh noise on the predicted x_0 between steps.
+    """
+    common = {"num_train_timesteps": schedule.num_train_timesteps}
+    if solver == "lcm":
+        return FlowMatchLCMScheduler(**common, shift=schedule.shift)
+    if solver == "ddim" and passes_sigmas:
+        return FlowMatchEulerDiscreteScheduler(**common, shift=schedule.shift)
+    from diffusers import DPMSolverMultistepScheduler  # takes a second where scipy is installed, which it imports
+
+    return DPMSolverMultistepScheduler(
+        **common,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=schedule.shift,
+        solver_order=1 if solver == "ddim" else 2,
+        final_sigmas_type="zero",
+    )
 
 
 def student_scheduler(
@@ -43,7 +84,7 @@ def student_scheduler(
     steps: Sequence[int] = (),
     grids: Sequence[list[int]] = (),
 ) -> Any:
-    """A scheduler that samples a student in few steps with the teacher's noise schedule, from diffusers if possible.
+    """A scheduler that samples a student in few steps with the teacher's variance-preserving noise schedule.
 
     - `ddim`: deterministic, from the predicted x_0 and eps to the next timestep; the last step returns x_0. It is
       `DDIMScheduler` if its steps end on its trailing grid at all of `steps`, as at 1, 2, 4, 5 and 8 of 1000; otherwise

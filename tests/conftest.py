@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 from random_gans import random_gans
-from tiny_pipeline import TINY, tiny_pipeline
+from tiny_families import TINY
+from tiny_pipeline import tiny_pipeline
 
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.run.config import load_config

@@ -8,7 +8,6 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -21,9 +20,10 @@ from gendistill.data.sources.framing import Framing
 from gendistill.data.sources.prompts import Prompts
 from gendistill.diffusion.teacher import PromptEncoder, Teacher
 from gendistill.runtime.store import Skipped, StoredPart
-from gendistill.samplers import FewStepSampler, images_at_once
+from gendistill.samplers import dpm_solver_path, images_at_once
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import Prediction, trailing
 
 NOTHING_TO_LEARN_ON = (
     "data.path and data.prompts: expects one of them, training images or prompts from which the teacher generates images"
@@ -44,7 +44,9 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
             left; or more than the fraction `gendistill.data.cached.MAX_BROKEN` of the images cannot be decoded.
     """
     if config.path is None:
-        scale = config.synthetic_guidance if teacher.family.guided else 1.0
+        family, explicit = teacher.family, "synthetic_guidance" in config.model_fields_set
+        is_used = family.guided or (family.guidance_input and explicit)
+        scale = config.synthetic_guidance if is_used else family.neutral_guidance
         prompts, count = training_prompts(config, teacher), config.num_synthetic
         generated = GeneratedLatents(teacher, prompts, count, config.synthetic_steps, scale, seed)
         return LatentData(cached_rows(config.cache, generated, progress))
@@ -162,24 +164,32 @@ class GeneratedLatents(RowMaker[int]):
     def make(self, items: list[int], progress: Progress | None) -> StoredPart:
         teacher, prompts = self.teacher, self.prompts.prompts
         texts = [prompts[number % len(prompts)] for number in items]
-        sampler, size = FewStepSampler(teacher.pipeline), (teacher.resolution, teacher.resolution)
-        original_scheduler = teacher.pipeline.scheduler
-        teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(original_scheduler.config)
-        try:
-            latents = sampler.latents(
-                texts,
-                [self.seed * 1_000_003 + number for number in items],
-                num_inference_steps=self.steps,
-                guidance_scale=self.guidance_scale,
-                progress=progress,
-                size=None if size == sampler.size else size,
-            )
-            mean = torch.cat(list(latents))
-        finally:
-            teacher.pipeline.scheduler = original_scheduler
+        size = (teacher.resolution, teacher.resolution)
+        conditioning = _encode_captions(teacher.prompt_encoder, texts, size)
+        shape = teacher.codec.latent_shape(teacher.resolution)
+        seeds = [self.seed * 1_000_003 + number for number in items]
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        means = []
+        for rows in torch.arange(len(items)).split(images_at_once(teacher.resolution)):
+            means.append(self._latents(noise[rows], conditioning[rows]))
+            if progress:
+                progress(len(rows))
+        mean = torch.cat(means)
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
-        rows = as_rows(moments, _encode_captions(teacher.prompt_encoder, texts, size), teacher.family.cache_dtype)
-        return StoredPart({"generated": _finite(rows, "generating", texts)})
+        stored = as_rows(moments, conditioning, teacher.family.cache_dtype)
+        return StoredPart({"generated": _finite(stored, "generating", texts)})
+
+    @torch.no_grad()
+    def _latents(self, noise: Tensor, conditioning: Conditioning) -> Tensor:
+        """Latents (B, C, h, w) from noise by DPM-Solver++ on the trailing grid, on the CPU."""
+        denoiser, unconditional, device = self.teacher.denoiser, self.teacher.unconditional(), self.teacher.pipeline.device
+        conditioning = conditioning.to(device)
+
+        def predict(x_t: Tensor, t: Tensor) -> Prediction:
+            return denoiser.guided(x_t, t, conditioning, unconditional, float(self.guidance_scale))
+
+        timesteps = trailing(self.steps, denoiser.schedule.num_train_timesteps)
+        return dpm_solver_path(predict, noise.to(device), timesteps, denoiser.schedule)[:, -1].cpu()
 
 
 def _encode_captions(encoder: PromptEncoder, captions: list[str], size: tuple[int, int]) -> Conditioning:

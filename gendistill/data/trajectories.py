@@ -8,7 +8,6 @@ from math import isqrt
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from gendistill.data.batches import Batch, LatentData, Trajectories, condition_rows, conditioning_of
@@ -22,8 +21,9 @@ from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.runtime.store import StoredPart
 from gendistill.runtime.stored_rows import StoredRows
-from gendistill.samplers import images_at_once
+from gendistill.samplers import dpm_solver_path, images_at_once
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import Prediction, trailing
 
 TRAJECTORIES_SEED = 50_000_017  # differs from every training seed
 
@@ -99,16 +99,11 @@ def generate_trajectories(
     """
     if len(data.cache.groups) > 1:
         raise ValueError("data.crop buckets: trajectories have one size; expects center or random with alignment")
-    times = torch.cat([_solver(teacher, steps).timesteps, torch.tensor([int(teacher.denoiser.schedule.clean)])])
+    schedule = teacher.denoiser.schedule
+    times = torch.cat([trailing(steps, schedule.num_train_timesteps), torch.tensor([schedule.clean])])
     scale = guidance.range if guidance.mode == "embedded" else guidance.scale
     maker = GeneratedTrajectories(teacher, TrajectoryTeachers(teacher, teachers or {}, texts), data, count, steps, scale)
     return TrajectoryData(cached_rows(cache, maker, progress), times, data)
-
-
-def _solver(teacher: Teacher, steps: int) -> Any:
-    solver = DPMSolverMultistepScheduler.from_config(teacher.pipeline.scheduler.config, timestep_spacing="trailing")
-    solver.set_timesteps(steps)
-    return solver
 
 
 @dataclass(frozen=True)
@@ -165,16 +160,13 @@ def _trajectories(
     scale: Tensor | float,
 ) -> Tensor:
     """All points (B, K + 1, C, h, w) of the trajectories from `noise`."""
-    device, denoiser = teacher.pipeline.device, teacher.denoiser
-    solver, x = _solver(teacher, steps), noise.to(device)
+    device, schedule = teacher.pipeline.device, teacher.denoiser.schedule
     conditioning, unconditional = conditioning.to(device), teacher.unconditional()
-    points = [x]
-    for t in solver.timesteps:
-        timesteps = t.to(device).expand(len(x))
-        prediction = trajectory_teacher(x, timesteps, conditioning, unconditional, scale)
-        x = solver.step(denoiser.output_of(prediction, timesteps), t, x).prev_sample
-        points.append(x)
-    return torch.stack(points, 1)
+
+    def predict(x_t: Tensor, t: Tensor) -> Prediction:
+        return trajectory_teacher(x_t, t, conditioning, unconditional, scale)
+
+    return dpm_solver_path(predict, noise.to(device), trailing(steps, schedule.num_train_timesteps), schedule)
 
 
 def ending_with(data: TrajectoryData, student: Denoiser, steps: int, cache: str) -> TrajectoryData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +25,11 @@ class Denoiser:
         network: any `nn.Module`.
         schedule: the noise schedule that the network was trained with.
         prediction_type: one of `epsilon`, `sample`, `v_prediction`, `flow`.
-        call: the forward call of the network's family; returns the raw output, of x_t's shape.
+        call: the forward call of the network's family at `schedule.network_time(t)`; returns the raw output, of x_t's shape.
         clip: for pixel-space models, the bound on |x_0|, as in the teacher's scheduler (as in diffusers, eps is not
             recomputed from the clipped x_0). The gradient passes through the clipping unchanged.
+        guidance_input: the guidance scale of a network that has it as an input, where the conditions have none; None without
+            that input, where guidance is classifier-free.
         fraction: the output is (1 - fraction) eps + fraction (prediction of `prediction_type`); below 1 only while a student
             changes its prediction type (`to_prediction`).
     """
@@ -36,11 +39,12 @@ class Denoiser:
     prediction_type: str
     call: NetworkCall
     clip: float | None = None
+    guidance_input: float | None = None
     fraction: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """The predicted x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); in float32 or wider."""
-        output = self.call(self.network, x_t, t, conditioning)
+        output = self.call(self.network, x_t, self.schedule.network_time(t), conditioning)
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.fraction)
         if self.clip is None:
@@ -55,11 +59,15 @@ class Denoiser:
     def guided(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, unconditional: Conditioning, scale: Tensor | float
     ) -> Prediction:
-        """Classifier-free guidance at `scale` ((B,) or one number; 1 is no guidance), both branches in one network call.
+        """The prediction guided at `scale`, (B,) or one number: as an input of the network (`guidance_input`), or otherwise
+        classifier-free, where 1 is no guidance, with both branches in one network call.
 
         `unconditional` has a batch of 1 or B; the entries that it lacks are those of `conditioning`. The unconditional branch
         is not computed where the scale is the number 1.
         """
+        if self.guidance_input is not None:
+            scales = torch.as_tensor(scale, dtype=torch.float32, device=x_t.device).expand(len(x_t))
+            return self(x_t, t, conditioning.with_guidance(scales))
         if isinstance(scale, float) and scale == 1.0:
             return self(x_t, t, conditioning)
         batch = len(x_t)
@@ -81,10 +89,12 @@ class Denoiser:
         complete = self.with_prediction_type(self.prediction_type)
 
         def convert(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            x_t, t = [*args, *kwargs.values()][:2]  # every family passes them first
-            raw = output[0] if isinstance(output, tuple) else output.sample
+            inputs = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            x_t, t = next(iter(inputs.values())), self.schedule.index_of(inputs["timestep"])
+            complete_output = output[0] if isinstance(output, tuple) else output.sample
+            raw, variance = complete_output.tensor_split([x_t.shape[1]], dim=1)
             prediction = to_prediction(raw.float(), x_t.float(), t, self.prediction_type, self.schedule, self.fraction)
-            converted = complete.output_of(prediction, t).to(raw.dtype)
+            converted = torch.cat([complete.output_of(prediction, t).to(raw.dtype), variance], dim=1)
             return (converted, *output[1:]) if isinstance(output, tuple) else type(output)(sample=converted)
 
         hook = network.register_forward_hook(convert, with_kwargs=True)

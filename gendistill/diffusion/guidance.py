@@ -53,10 +53,15 @@ class GuidanceConfig(Section):
             raise ValueError(f"guidance.range {low}, {high}: expects 1 <= low < high")
         return self
 
-    @property
-    def pipeline_scale(self) -> float:
-        """The `guidance_scale` of calls of the student's pipeline; 1 (off) where the scale is baked in."""
-        return 1.0 if self.mode == "baked" else self.scale
+    def pipeline_scale(self, neutral: float) -> float:
+        """The `guidance_scale` of calls of the student's pipeline; `neutral`, the family's, where the scale is baked in."""
+        return neutral if self.mode == "baked" else self.scale
+
+    def changes(self, teacher: Denoiser) -> bool:
+        """Whether the student's function of its inputs is another than the teacher's, which guidance alone would make it."""
+        if teacher.guidance_input is not None:
+            return self.mode == "baked" and self.scale != teacher.guidance_input
+        return self.mode == "embedded" or (self.mode == "baked" and self.scale > 1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class Guidance:
     - `embedded`: the teacher is guided at a scale that is sampled for each sample, and the student has that scale as an input
       (Meng et al. 2023, section 3.1).
     - `cfg`: the teacher is not guided; some prompts are dropped, so that the student learns both branches.
+
+    A teacher with the guidance scale as an input gets it in the same call (`Denoiser.guided`), and the student keeps the input:
+    it has the sampled scale in `embedded`, and in `baked` the default of its pipeline, so that a call needs no scale.
 
     Attributes:
         unconditional: the encoded empty prompt, a batch of 1.

@@ -18,9 +18,7 @@ def few_step_rollout(
 ) -> tuple[Tensor, Tensor]:
     """x_t (B, C, h, w) and t (B,) after the first `stop_after` (None: all) of `steps` DDIM steps on the trailing grid."""
     schedule = denoiser.schedule
-    times = to_device(
-        torch.cat([trailing(steps, schedule.num_train_timesteps), torch.tensor([int(schedule.clean)])]), noise.device
-    )
+    times = to_device(torch.cat([trailing(steps, schedule.num_train_timesteps), torch.tensor([schedule.clean])]), noise.device)
     x_t, stop_after = noise, steps if stop_after is None else stop_after
     for i in range(stop_after):
         t, s = times[i].expand(len(x_t)), times[i + 1].expand(len(x_t))

@@ -138,25 +138,28 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
         ValueError: as `load_teacher`; or the network does not support the resolution.
     """
     family = family_of(pipeline)
+    if (reason := family.refusal(pipeline)) is not None:
+        raise ValueError(f"model {source} is no teacher: {reason}")
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()
     codec, scheduler = family.codec(pipeline), pipeline.scheduler
     clips = family.bounded and scheduler.config.get("clip_sample")
-    denoiser = Denoiser(
-        family.network(pipeline),
-        family.noise_schedule(scheduler),
-        family.prediction_type(scheduler),
-        family.call,
-        scheduler.config.get("clip_sample_range", 1.0) if clips else None,
-    )
     height, width = family.size(pipeline)
     if height != width:
         raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
-    _require_distillable(source, denoiser, codec, family.channels(denoiser.network.config), type(scheduler).__name__)
     if resolution is not None and resolution != height:
         _require_multiple(resolution, family.size_multiple(pipeline))
         family.set_size(pipeline, resolution)
+    denoiser = Denoiser(
+        family.network(pipeline),
+        family.schedule_of(pipeline),
+        family.prediction_type(scheduler),
+        family.call,
+        scheduler.config.get("clip_sample_range", 1.0) if clips else None,
+        family.default_guidance if family.guidance_input else None,
+    )
+    _require_distillable(source, denoiser, codec, family, type(scheduler).__name__)
     left_out = tuple(_not_in_student(pipeline, family))
     for sentence in left_out:
         logger.warning("teacher %s: %s", source, sentence)
@@ -182,12 +185,11 @@ def _require_multiple(resolution: int, multiple: int) -> None:
         )
 
 
-def _require_distillable(
-    source: str | Path, denoiser: Denoiser, codec: Codec, channels: tuple[int, int], scheduler: str
-) -> None:
+def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, family: Family, scheduler: str) -> None:
     """Raise ValueError for networks of a supported family with an unsupported option."""
     config, schedule = denoiser.network.config, denoiser.schedule
-    if channels != (codec.channels, codec.channels):
+    channels = family.channels(config)
+    if channels[0] != codec.channels or channels[1] not in (codec.channels, 2 * codec.channels):  # with a learned variance
         raise ValueError(
             f"model {source}: a network of {channels[0]} to {channels[1]} channels is not supported; "
             f"expects {codec.channels} to {codec.channels}"
@@ -198,9 +200,10 @@ def _require_distillable(
         raise ValueError(
             f"model {source}: prediction_type {denoiser.prediction_type!r} is not known; expects {', '.join(PREDICTION_TYPES)}"
         )
-    if schedule.kind != "vp":
+    if schedule.kind not in family.schedules:
         raise ValueError(
-            f"model {source}: the noise schedule of {scheduler} is not supported; expects a variance-preserving one"
+            f"model {source}: its scheduler {scheduler} does not fit its network; expects one of the kind "
+            + " or ".join(family.schedules)
         )
     last = float(schedule.alpha(schedule.num_train_timesteps - 1))
     if denoiser.prediction_type == "epsilon" and last < MIN_SIGNAL:

@@ -78,7 +78,7 @@ def measure_fits(
                     notes.append(f"{unmeasured}: expects two diffusion models of one latent space")
                 continue
             scale = row.entry.guidance_scale
-            teacher_scale = distilled_scale(sampler, scale) if teacher_sampler.family.guided else 1.0
+            teacher_scale = distilled_scale(sampler, scale) if teacher_sampler.family.has_guidance else 1.0
             keys = [
                 ImageCache.key_of(teacher_sampler, teacher_sampler.default_steps, teacher_scale),
                 ImageCache.key_of(sampler, row.steps, scale),

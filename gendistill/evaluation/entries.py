@@ -61,8 +61,7 @@ def _open(model: str, name: str, steps: list[int], guidance_scale: float | None,
     chosen_scale = guidance_scale if guidance_scale is not None and first.guided else first.default_guidance_scale
     if first.step_counts is None:
         if solver is not None and isinstance(first, FewStepSampler):
-            config = first.pipeline.scheduler.config
-            first.pipeline.scheduler = teacher_scheduler(solver, config, bounded=first.family.bounded)
+            first.pipeline.scheduler = teacher_scheduler(solver, first.pipeline)
         return ModelEntry(name, dict.fromkeys(sorted(steps, reverse=True), first), chosen_scale, is_student=False)
     supported = {count: sampler for sampler in samplers for count in sampler.step_counts or ()}
     chosen = {count: supported[count] for count in sorted(steps, reverse=True) if count in supported}

@@ -28,7 +28,6 @@ from gendistill.metrics.pairs.drift import (
 )
 from gendistill.samplers import FewStepSampler, images_at_once
 from gendistill.samplers.families import network_of
-from gendistill.schedulers import NoiseSchedule
 
 MIN_PROMPTS = 4  # required by the unbiased CKA
 CKA_IMAGES = 32  # their feature maps of all layers are in memory at once: 1.5 GB each for SD 1.5's teacher and student
@@ -140,7 +139,7 @@ def measure_fit(
     for add_on in add_ons:
         add_on.require(teacher.size)
     student_scale = student.default_guidance_scale if guidance_scale is None else guidance_scale
-    teacher_scale = distilled_scale(student, student_scale) if teacher.family.guided else 1.0
+    teacher_scale = distilled_scale(student, student_scale) if teacher.family.has_guidance else 1.0
     models = [
         SampledModel(name, sampler, steps or sampler.default_steps, scale, list(prompts), list(seeds), progress)
         for name, sampler, steps, scale in (
@@ -205,7 +204,7 @@ def _require_same_latent_space(teacher: tuple[int, ...], student: tuple[int, ...
 def _layer_fits(models: Sequence[SampledModel], latents: Tensor) -> tuple[list[LayerFit], list[str]]:
     """CKA of the paired layers for noised latents (N or more, C, h, w) of the teacher; and the teacher's unpaired layers."""
     teacher, count = models[0], len(models[0].prompts)
-    schedule = NoiseSchedule.from_scheduler(teacher.sampler.pipeline.scheduler)
+    schedule = teacher.sampler.family.schedule_of(teacher.sampler.pipeline)
     noise = torch.stack(
         [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed + OTHER_NOISE)) for seed in teacher.seeds]
     )
@@ -214,7 +213,8 @@ def _layer_fits(models: Sequence[SampledModel], latents: Tensor) -> tuple[list[L
     for fraction in NOISE_LEVELS:
         t = round(fraction * schedule.num_train_timesteps) - 1
         x_t = schedule.add_noise(latents[:count], noise, torch.full((count,), t)).float()
-        maps = [_feature_maps(model, x_t, t) for model in models]
+        time = float(schedule.network_time(torch.tensor(t)))
+        maps = [_feature_maps(model, x_t, time) for model in models]
         sizes = sizes_of(maps[0])
         for teacher_layer, student_layer in paired_blocks(sizes, sizes_of(maps[1])):
             a, b = maps[0][teacher_layer].flatten(1), maps[1][student_layer].flatten(1)
@@ -225,7 +225,7 @@ def _layer_fits(models: Sequence[SampledModel], latents: Tensor) -> tuple[list[L
 
 
 @torch.no_grad()
-def _feature_maps(model: SampledModel, x_t: Tensor, t: int) -> dict[str, Tensor]:
+def _feature_maps(model: SampledModel, x_t: Tensor, time: float) -> dict[str, Tensor]:
     """Feature maps of the network's blocks at x_t (N, C, h, w): float32 (N, C', h', w') on the CPU, by block name.
 
     A w-conditioned network is called with the guidance scale of the sampling; other networks with the prompt, without guidance.
@@ -238,10 +238,10 @@ def _feature_maps(model: SampledModel, x_t: Tensor, t: int) -> dict[str, Tensor]
             part = x_t[start : start + size].to(sampler.device)
             encoded = family.encode(pipeline, list(model.prompts[start : start + size]))
             conditioning = family.conditioning(encoded, sampler.size)
-            if network.config.get("time_cond_proj_dim") is not None:
+            if family.guidance_input or network.config.get("time_cond_proj_dim") is not None:
                 scale = torch.full((len(part),), float(model.guidance_scale), device=part.device)
                 conditioning = conditioning.with_guidance(scale)
-            family.call(network, part, torch.full((len(part),), t, device=part.device), conditioning)
+            family.call(network, part, torch.full((len(part),), time, device=part.device), conditioning)
             for name, output in outputs.items():
                 maps[name].append(output.float().cpu())
     return {name: torch.cat(batches) for name, batches in maps.items()}

@@ -18,10 +18,10 @@ from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.families import network_of
+from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.scheduler_of import scheduler_of
 from gendistill.sampling.find_grid import search_grids, searchable
-from gendistill.schedulers import GridDDIMScheduler
+from gendistill.schedulers import GridDDIMScheduler, flow_scheduler, is_flow
 
 TEACHER_STEPS = 50
 TEACHER_SCALES = (1.0, 2.0, 3.0, 5.0)
@@ -76,8 +76,7 @@ def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> l
 
 def solver_of(sampler: FewStepSampler, solver: str, timesteps: list[int] | None = None) -> AbstractContextManager[None]:
     """A context in which the teacher samples with `solver`."""
-    config, bounded = sampler.pipeline.scheduler.config, sampler.family.bounded
-    return scheduler_of(sampler.pipeline, teacher_scheduler(solver, config, bounded=bounded, timesteps=timesteps))
+    return scheduler_of(sampler.pipeline, teacher_scheduler(solver, sampler.pipeline, timesteps))
 
 
 def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float, dict[int, list[int]]]:
@@ -94,19 +93,30 @@ def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float,
 
 
 def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
-    """The plans that a teacher supports: unguided ones only for a model without guidance."""
-    can_search = searchable(sampler.pipeline)
-    return [plan for plan in TEACHER_PLANS if (sampler.family.guided or plan[2] == 1) and (plan[0] != SEARCHED or can_search)]
+    """The plans that a teacher supports: unguided ones only for a model without classifier-free guidance.
+
+    Where the guidance scale is an input of the network, these are at its default.
+
+    A pipeline that passes its sigmas has the solvers of its own scheduler alone.
+    """
+    family = sampler.family
+    solvers = [*(SOLVERS[:1] if family.passes_sigmas else SOLVERS), *([SEARCHED] if searchable(sampler.pipeline) else [])]
+    plans = [plan for plan in TEACHER_PLANS if (family.guided or plan[2] == 1) and plan[0] in solvers]
+    return plans if family.guided else [(solver, steps, family.neutral_guidance) for solver, steps, _ in plans]
 
 
-def teacher_scheduler(solver: str, config: Any, *, bounded: bool = False, timesteps: list[int] | None = None) -> Any:
-    """The scheduler of a solver with trailing timesteps, which are the best spacing for few steps.
+def teacher_scheduler(solver: str, pipeline: Any, timesteps: list[int] | None = None) -> Any:
+    """The scheduler of a solver for a teacher, with trailing timesteps, which are the best spacing for few steps.
+
+    The predicted x_0 of a model of pixels is clipped as by its own scheduler; latents are never clipped.
 
     Args:
-        bounded: the model generates pixels, whose x_0 the teacher's scheduler may clip; latents are never clipped.
         timesteps: timesteps of DDIM, instead of the trailing ones.
     """
-    clip = bounded and config.get("clip_sample", False)
+    family, config = family_of(pipeline), pipeline.scheduler.config
+    if is_flow(pipeline.scheduler):
+        return flow_scheduler(solver, family.schedule_of(pipeline), family.passes_sigmas)
+    clip = family.bounded and config.get("clip_sample", False)
     if timesteps is not None:
         return GridDDIMScheduler.from_config(config, grids=[timesteps], clip_sample=clip)
     if solver == "ddim":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ A few-step student of {teacher}, distilled with gendistill (method: {method}) an
 FULL_USAGE = """\
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
+pipeline = DiffusionPipeline.from_pretrained("PATH_OF_THIS_FOLDER"{null})
 image = {call}.images[0]"""
 
 LORA_USAGE = """\
@@ -63,15 +64,21 @@ GUIDANCE = {
         "Classifier-free guidance and negative prompts work as with the teacher. Guidance needs two network calls per step."
     ),
 }
+BAKED_INPUT = (
+    "Guidance with scale {scale:g} is distilled into the weights, for the pipeline's default of `guidance_scale`, {neutral:g}, "
+    "which is an input of the network. Each step needs one network call."
+)
 UNGUIDED = "The model has no guidance; each step needs one network call."
 
 
-def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) -> str:
+def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family, null_parts: Sequence[str] = ()) -> str:
     """The README.md of a student folder.
 
     Args:
         provenance: one table row per key; `licence` also goes into the metadata.
+        null_parts: parts that the pipeline lacks although diffusers expects them.
     """
+    null = "".join(f", {name}=None" for name in null_parts)
     low, high = spec.guidance_range or (1.0, 1.0)
     size = "" if spec.resolution is None else f", height={spec.resolution}, width={spec.resolution}"
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
@@ -81,10 +88,13 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
             eta=(f", eta={spec.eta:g}" if spec.eta else "") + size,
         ),
         pipeline=family.pipelines[0],
-        opening=_opening(spec),
+        opening=_opening(spec, null),
+        null=null,
         scheduler=spec.scheduler_class,
     )
-    guidance = GUIDANCE[spec.guidance] if family.guided else UNGUIDED
+    guidance = GUIDANCE[spec.guidance] if family.has_guidance else UNGUIDED
+    if family.guidance_input and spec.guidance == "baked":
+        guidance = BAKED_INPUT
     rows = {
         "teacher": spec.teacher,
         "solver": f"{spec.solver} ({spec.scheduler_class})",
@@ -100,7 +110,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family) ->
         steps=spec.num_inference_steps[0],
         all_steps=", ".join(map(str, spec.num_inference_steps)),
         usage=usage,
-        guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale),
+        guidance=guidance.format(low=low, high=high, scale=spec.guidance_scale, neutral=spec.neutral_guidance),
         provenance="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
@@ -110,9 +120,9 @@ def name_of_teacher(teacher: str) -> str:
     return Path(teacher).name if Path(teacher).is_absolute() else teacher
 
 
-def _opening(spec: StudentSpec) -> str:
-    """The diffusers call that opens the teacher of a LoRA."""
+def _opening(spec: StudentSpec, null: str) -> str:
+    """The diffusers call that opens the teacher of a LoRA, with the arguments of its null parts."""
     if spec.teacher.endswith(".safetensors"):
         return f'from_single_file("{spec.teacher}")'
     revision = f', revision="{spec.teacher_revision}"' if spec.teacher_revision else ""
-    return f'from_pretrained("{spec.teacher}"{revision})'
+    return f'from_pretrained("{spec.teacher}"{revision}{null})'

@@ -78,7 +78,13 @@ def export_student(
             saved.save_pretrained(temporary, safe_serialization=True)
             fit_transformers_4_and_5(temporary)
         spec.save(temporary)
-        (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family))
+        (temporary / "README.md").write_text(model_card(spec, provenance, teacher.family, _null_parts(teacher.pipeline)))
+
+
+def _null_parts(pipeline: Any) -> list[str]:
+    """The parts that a pipeline lacks, and that diffusers expects in a call of `from_pretrained`."""
+    optional = pipeline._optional_components
+    return [name for name, part in pipeline.components.items() if part is None and name not in optional]
 
 
 def save_lora(pipeline: Any, adapter: str, folder: Path, dtype: torch.dtype, name: str | None = None) -> None:

@@ -99,6 +99,11 @@ def phase_function(prediction: Prediction, edge: Tensor, schedule: NoiseSchedule
     return ddim_step(prediction.x_0, prediction.eps, edge, schedule)
 
 
+def variance_preserving(x_t: Tensor, t: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """x_t / sqrt(alpha^2 + sigma^2), so that a loss of x_t does not depend on the kind of the noise schedule."""
+    return x_t / expand_to((schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2).sqrt(), x_t)
+
+
 def phase_edges(num_phases: int, grid: Tensor) -> Tensor:
     """The lower edges (P,) of P equal phases of a solver grid (K,), ascending from 0; the others are points of the grid."""
     counts = [round(len(grid) * phase / num_phases) for phase in range(num_phases)]  # points of the grid below each phase
@@ -165,10 +170,10 @@ class ConsistencyDistillation(DenoiserMethod):
         """f(x_t, t) onto t = 0, or onto the lower edge of the phase of the timestep `phase_t`."""
         prediction = denoiser(x_t, t, conditioning)
         if self.config.num_phases == 1:
-            return consistency_function(prediction, x_t, t)
+            return consistency_function(prediction, variance_preserving(x_t, t, denoiser.schedule), t)
         edges = to_device(self.edges, phase_t.device)
         edge = edges[torch.searchsorted(edges, phase_t) - 1]
-        return phase_function(prediction, edge, denoiser.schedule)
+        return variance_preserving(phase_function(prediction, edge, denoiser.schedule), edge, denoiser.schedule)
 
 
 class ConsistencyRecipe(Recipe):
@@ -196,4 +201,4 @@ class ConsistencyRecipe(Recipe):
         auxiliary = auxiliary_alignment(context, networks, config.steps)
         guidance = Guidance(context.unconditional, config.guidance)
         method = ConsistencyDistillation(networks, guidance, config.consistency, auxiliary)
-        yield Stage(method, config.trainer, steps=config.steps, solvers=list(config.solvers))
+        yield Stage(method, config.trainer, steps=config.steps, solvers=context.solvers)

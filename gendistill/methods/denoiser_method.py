@@ -16,6 +16,7 @@ from gendistill.methods.recipe import RunConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family
+from gendistill.schedulers import usable_solvers
 from gendistill.settings.schedule import weight_at
 from gendistill.training.ema import MovingAverage
 from gendistill.training.method import Method, OptimizerSettings, Update
@@ -162,11 +163,16 @@ class DenoiserContext:
     start: Any = None
     opened: Teacher | None = None
 
+    @property
+    def solvers(self) -> list[str]:
+        """Those of `config.solvers` that sample with the teacher's noise schedule."""
+        return usable_solvers(self.config.solvers, self.teacher.schedule.kind)
+
     def networks(self) -> Networks:
         """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an
         input."""
         config = self.config
         if config.lora.enabled:
             return lora_networks(self.teacher, lora_config(self.family.lora_targets, config.lora.rank, config.lora.alpha))
-        embedding = GUIDANCE_EMBEDDING if config.guidance.mode == "embedded" else None
-        return full_networks(self.teacher, embedding, self.start)
+        embedded = config.guidance.mode == "embedded" and self.family.embeds_guidance
+        return full_networks(self.teacher, GUIDANCE_EMBEDDING if embedded else None, self.start)

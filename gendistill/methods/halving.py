@@ -38,7 +38,7 @@ def halvings(teacher_steps: int, student_steps: int) -> tuple[int, ...]:
 class Halving:
     """The steps of a stage: from t[k] to s[k] in one step of the student, and in two steps of its teacher via middle[k].
 
-    All (N,), t descending, t > middle > s; int64 where timesteps are integers. The last s is the schedule's `clean`.
+    All (N,) int64, t descending, t > middle > s. The last s is the schedule's `clean`.
     """
 
     t: Tensor
@@ -47,31 +47,22 @@ class Halving:
 
 
 def sampled_times(num_steps: int, schedule: NoiseSchedule, grid: Sequence[int] = ()) -> Tensor:
-    """The times (N,) of a sampler of N steps, descending, as in diffusers' pipelines.
-
-    For `vp` the trailing grid, int64; for `flow` the fractions (N - i) / N of the training timesteps, float64, without shift.
+    """The times (N,) int64 of a sampler of N steps, descending: the trailing grid, as in diffusers' pipelines.
 
     Args:
         grid: other timesteps of the sampler. For fewer steps every k-th of them is used; for more steps the grid is refined by
             midpoints.
 
     Raises:
-        ValueError: the schedule is `edm`, whose grid (Karras et al. 2022, eq. 5) has no nested refinement; or the grid's length
-            is not N after halvings or doublings, or has no timestep left between two of its own.
+        ValueError: the grid's length is not N after halvings or doublings, or has no timestep left between two of its own.
     """
-    if grid:
-        return _nested(num_steps, grid, schedule)
-    if schedule.kind == "vp":
-        return trailing(num_steps, schedule.num_train_timesteps)
-    if schedule.kind == "flow":
-        return torch.arange(num_steps, 0, -1, dtype=torch.float64) * schedule.num_train_timesteps / num_steps
-    raise ValueError(f"a noise schedule of kind {schedule.kind} has no grid that can be halved; expects vp or flow")
+    return _nested(num_steps, grid, schedule) if grid else trailing(num_steps, schedule.num_train_timesteps)
 
 
 def _nested(num_steps: int, grid: Sequence[int], schedule: NoiseSchedule) -> Tensor:
     times = torch.tensor(grid)
     while len(times) < num_steps:
-        following = torch.cat([times[1:], torch.tensor([int(schedule.clean)])])
+        following = torch.cat([times[1:], torch.tensor([schedule.clean])])
         times = torch.stack([times, (times + following).div(2, rounding_mode="floor").clamp(min=0)], 1).flatten()
     if len(times) % num_steps or num_steps > len(times):
         raise ValueError(f"a grid of {len(grid)} timesteps does not nest in one of {num_steps}; expects one that halves to it")
@@ -101,7 +92,7 @@ def halving_times(num_steps: int, schedule: NoiseSchedule, *, stochastic: bool =
         ValueError: a student step leaves no timestep for its teacher's second.
     """
     halves = sampled_times(2 * num_steps, schedule, grid)
-    clean = torch.tensor([schedule.clean], dtype=torch.float64).to(halves.dtype)
+    clean = torch.tensor([schedule.clean])
     if stochastic:
         t, s = halves, torch.cat([halves[2:], clean, clean])
         middle = torch.cat([halves[1:], sampled_times(4 * num_steps, schedule, grid)[-1:]])

@@ -93,7 +93,7 @@ class AlignmentRecipe(Recipe):
                 outline.student,
                 folder,
                 steps=config.steps,
-                solvers=list(config.solvers),
+                solvers=context.solvers,
                 data=data,
             )
             data = partial(ending_with, student=method.networks.average, steps=config.steps[0], cache=config.data.cache)

@@ -327,7 +327,6 @@ class ProgressiveRecipe(Recipe):
         config, teacher = context.config, context.teacher
         settings: ProgressiveConfig = config.progressive
         guidance = Guidance(context.unconditional, config.guidance)
-        embedded = config.guidance.mode == "embedded"
         prediction_type = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
         networks = context.networks()
 
@@ -335,8 +334,7 @@ class ProgressiveRecipe(Recipe):
             grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
             return Stage(method, _trainer(config, name), student, f"stages/{name}", [steps], [solver], grids)
 
-        guided = embedded or (config.guidance.mode == "baked" and config.guidance.scale > 1)
-        if guided or prediction_type != teacher.prediction_type:
+        if config.guidance.changes(teacher) or prediction_type != teacher.prediction_type:
             networks.student = networks.student.with_prediction_type(prediction_type)
             networks.average = networks.average.with_prediction_type(prediction_type)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())

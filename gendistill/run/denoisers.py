@@ -159,13 +159,18 @@ def describe_student(
         guidance=config.guidance.mode,
         guidance_scale=config.guidance.scale,
         guidance_range=config.guidance.range if config.guidance.mode == "embedded" else None,
+        neutral_guidance=teacher.family.neutral_guidance,
         prediction_type=stage.method.networks.average.prediction_type,
         lora=config.lora.enabled,
         quantization=config.quantization,
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
-        resolution=config.data.resolution if config.lora.enabled else None,  # full weights have it in their config
+        resolution=teacher.resolution
+        if not teacher.family.stores_size
+        else config.data.resolution
+        if config.lora.enabled
+        else None,
         figures={} if validation is None else {"validation": validation.score},
         validation_network="" if validation is None else validation.figures.get("network", ""),
     )
@@ -200,7 +205,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
 
 
 def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:
-    """The config adapted to its teacher: without classifier-free guidance every guidance scale is 1.
+    """The config adapted to its teacher: without guidance every scale is 1; as an input its default is the pipeline's.
 
     Raises:
         ValueError: the settings request guidance from a teacher without it, a guidance scale as an input that the network does
@@ -209,11 +214,16 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects false")
+    if config.guidance.mode == "cfg" and family.guidance_input:
+        raise ValueError(f"guidance.mode cfg: guidance is an input of the network of {kind}; expects baked or embedded")
     if config.guidance.mode == "embedded" and family.guided and not family.embeds_guidance:
         raise ValueError(f"guidance.mode embedded: the network of {kind} has no guidance scale input; expects baked or cfg")
     if family.guided:
         return config
     explicit = config.guidance.model_fields_set
+    if family.guidance_input:
+        scale = config.guidance.scale if "scale" in explicit else family.default_guidance
+        return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": scale})})
     if (config.guidance.scale > 1 and "scale" in explicit) or config.guidance.mode != "baked":
         raise ValueError(f"guidance: {kind} has no guidance; expects the mode 'baked' with a scale of 1")
     return config.model_copy(update={"guidance": config.guidance.model_copy(update={"scale": 1.0})})
@@ -241,7 +251,9 @@ def count_parameters(folder: Path, family: Family, config: RunConfig) -> tuple[i
     """Numbers of parameters of the network in a pipeline folder, and of trained parameters of the student or its adapter."""
     component = family.network_part
     network_class = getattr(diffusers, json.loads((folder / "model_index.json").read_text())[component][1])
-    embedded = {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" else {}
+    embedded = (
+        {"time_cond_proj_dim": GUIDANCE_EMBEDDING} if config.guidance.mode == "embedded" and family.embeds_guidance else {}
+    )
     with init_empty_weights():
         network: Any = network_class.from_config(network_class.load_config(folder / component))
         student_config = compressed_config(network.config, config.compress) if compresses(config) else network.config

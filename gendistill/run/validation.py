@@ -24,7 +24,7 @@ from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import nearest_divisors, solver_eta, student_scheduler
+from gendistill.schedulers import flow_scheduler, nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.log import RunLog
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
@@ -99,7 +99,12 @@ class Validator:
         """The images of all prompts; each process samples its own."""
         total = len(evaluator.prompts)
         subset = evaluator.subset(items_of_process(total))
-        return gathered(subset.generate(sampler, count, self.config.guidance.pipeline_scale, progress), total)
+        return gathered(
+            subset.generate(
+                sampler, count, self.config.guidance.pipeline_scale(self.teacher.family.neutral_guidance), progress
+            ),
+            total,
+        )
 
 
 def solver_table(validation: Validation) -> str:
@@ -164,8 +169,11 @@ def reported_extractor(named: str | None, *, embedded: bool) -> str:
 
 def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage) -> Any:
     """The scheduler that samples the student of a stage with `solver`: a diffusers scheduler if there is one."""
+    schedule = teacher.denoiser.schedule
+    if schedule.kind == "flow":
+        return flow_scheduler(solver, schedule, teacher.family.passes_sigmas)
     method: Any = stage.method  # every recipe of denoisers has a `DenoiserMethod`
-    trained, timesteps = method.solver_grid, teacher.denoiser.schedule.num_train_timesteps
+    trained, timesteps = method.solver_grid, schedule.num_train_timesteps
     return student_scheduler(
         solver,
         teacher.pipeline.scheduler.config,

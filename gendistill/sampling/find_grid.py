@@ -32,12 +32,12 @@ class FoundGrid:
 
 
 def searchable(pipeline: Any) -> bool:
-    """Whether the pipeline can be a teacher, so that its trajectories can be computed."""
+    """Whether the pipeline can be a teacher, so that its trajectories can be computed, and can be sampled on any grid."""
     try:
-        teacher_of(pipeline, "")
+        teacher = teacher_of(pipeline, "")
     except ValueError:
         return False
-    return True
+    return teacher.denoiser.schedule.kind == "vp"
 
 
 @torch.no_grad()
@@ -111,7 +111,9 @@ def find_grids(
     teacher = load_teacher(model, device=usable_device(device))
     if prompts is None and (prompts := teacher.own_prompts) is None:
         raise ValueError("--prompt and --prompts: expects one of them")
-    if guidance_scale > 1 and not teacher.family.guided:
+    if guidance_scale > 1 and not teacher.family.has_guidance:
         raise ValueError(f"guidance_scale {guidance_scale:g}: {model} has no guidance; expects 1")
+    if (kind := teacher.denoiser.schedule.kind) != "vp":
+        raise ValueError(f"model {model}: no scheduler of diffusers takes a grid of its own for its noise schedule ({kind})")
     with advancing_bar("following the teacher's trajectories", len(prompts)) as progress:
         return search_grids(teacher, prompts, counts, guidance_scale, progress)

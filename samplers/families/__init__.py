@@ -6,9 +6,17 @@ from typing import Any
 
 import torch
 
+from gendistill.samplers.families.aura_flow import AuraFlow
+from gendistill.samplers.families.dit import DiT
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.flux import Flux
+from gendistill.samplers.families.flux_2 import Flux2Klein
+from gendistill.samplers.families.lumina_2 import Lumina2
+from gendistill.samplers.families.pixart import PixArt
 from gendistill.samplers.families.pixel_unet import ClassConditional, Unconditional
+from gendistill.samplers.families.sana import Sana
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
+from gendistill.samplers.families.stable_diffusion_3 import StableDiffusion3
 from gendistill.samplers.families.stable_diffusion_xl import StableDiffusionXL
 
 __all__ = [
@@ -25,7 +33,20 @@ __all__ = [
     "require_supported",
 ]
 
-FAMILIES: list[Family] = [StableDiffusion(), StableDiffusionXL(), Unconditional(), ClassConditional()]
+FAMILIES: list[Family] = [
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux(),
+    Flux2Klein(),
+    Unconditional(),
+    ClassConditional(),
+    PixArt(),
+    DiT(),
+    Sana(),
+    AuraFlow(),
+    Lumina2(),
+]
 
 
 def register(family: Family) -> None:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.precision import in_own_precision
-from gendistill.schedulers import NoiseSchedule
+from gendistill.schedulers import NoiseSchedule, is_flow
 
 Conditions = dict[str, Tensor]
 
@@ -52,15 +52,25 @@ class Family(ABC):
         pipelines: diffusers' names of its pipeline classes; a model card shows the first.
         network_part: name of the denoiser in the pipeline, in its `model_index.json` and in a LoRA file: `unet` or
             `transformer`.
-        prompt_encoders: names of the components that encode prompts; a pipeline may lack some of them.
+        prompt_encoders: names of the components that encode prompts.
+        optional_encoders: those of them without which its pipelines also encode prompts.
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
         guided: whether classifier-free guidance is supported, and so `unconditional`.
-        embeds_guidance: whether the guidance scale can be an input of its networks (`time_cond_proj_dim` in their config).
+        guidance_input: whether the guidance scale is an input of its teachers' networks, which need one call a step at any
+            scale. Students keep that input, and `guided` is False.
+        default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
+        embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
+            config).
+        schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
+        passes_sigmas: whether its pipelines pass the trailing sigmas to a flow-matching scheduler, instead of leaving the
+            choice to it.
+        stores_size: whether the config of its networks has the default size of its images; otherwise a call passes the size.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
-        cache_dtype: dtype of encoded prompts on disk; float16 suffices for CLIP, while T5's states exceed its range.
+        cache_dtype: dtype of encoded prompts on disk: float16 for the normalised states of CLIP's and T5's last layers, while
+            inner states of language models exceed its range.
         task: the hub's task name, for the model card.
         example: example call of a pipeline, as code with {steps}, {scale} and {eta}, for the model card.
     """
@@ -69,11 +79,25 @@ class Family(ABC):
     pipelines: tuple[str, ...]
     network_part = "unet"
     prompt_encoders: tuple[str, ...] = ()
-    texts = guided = embeds_guidance = bounded = accepts_eta = lora = False
+    optional_encoders: tuple[str, ...] = ()
+    texts = guided = guidance_input = embeds_guidance = bounded = accepts_eta = lora = passes_sigmas = False
+    stores_size = True
+    default_guidance = 7.5
+    schedules: tuple[str, ...] = ("vp",)
     lora_targets: tuple[str, ...] = ()
     cache_dtype = torch.float16
     task: str
     example: str
+
+    @property
+    def has_guidance(self) -> bool:
+        """Whether its pipelines have a guidance scale, classifier-free or as an input."""
+        return self.guided or self.guidance_input
+
+    @property
+    def neutral_guidance(self) -> float:
+        """The `guidance_scale` of calls that add no guidance to the network's own: 1, or the default of an input."""
+        return self.default_guidance if self.guidance_input else 1.0
 
     # Properties of a pipeline
 
@@ -89,6 +113,10 @@ class Family(ABC):
         """The pipeline's networks that encode prompts, by name."""
         encoders = {name: getattr(pipeline, name, None) for name in self.prompt_encoders}
         return {name: network for name, network in encoders.items() if network is not None}
+
+    def refusal(self, pipeline: Any) -> str | None:
+        """Why a pipeline of this family is no teacher, and what is expected, as the end of a sentence; None if it is one."""
+        return None
 
     def size(self, pipeline: Any) -> tuple[int, int]:
         """Default height and width of its images in pixels."""
@@ -160,13 +188,29 @@ class Family(ABC):
     def codec(self, pipeline: Any) -> Codec:
         """The codec between images (B, 3, H, W) in [-1, 1] and latents (B, C, h, w)."""
 
-    def noise_schedule(self, scheduler: Any) -> NoiseSchedule:
-        """The noise schedule alpha(t), sigma(t) of the network's training, from the pipeline's scheduler."""
-        return NoiseSchedule.from_scheduler(scheduler)
+    def noise_schedule(self, scheduler: Any, config: Mapping[str, Any], size: tuple[int, int]) -> NoiseSchedule:
+        """The noise schedule alpha(t), sigma(t) of the network's training, from the pipeline's scheduler.
+
+        Args:
+            config: the network's config.
+            size: height and width of the latents, on which the shift of some flow-matching schedulers depends.
+        """
+        return NoiseSchedule.from_scheduler(scheduler, self.image_tokens(config, size))
+
+    def image_tokens(self, config: Mapping[str, Any], size: tuple[int, int]) -> int:
+        """Number of tokens of latents of `size` (h, w) in a network with that config."""
+        patch = config.get("patch_size", 1)
+        return size[0] // patch * (size[1] // patch)
+
+    def schedule_of(self, pipeline: Any) -> NoiseSchedule:
+        """The noise schedule of a pipeline at its default size."""
+        height, width = (edge // self.codec(pipeline).factor for edge in self.size(pipeline))
+        return self.noise_schedule(pipeline.scheduler, self.network(pipeline).config, (height, width))
 
     def prediction_type(self, scheduler: Any) -> str:
         """The network's prediction type, one of `PREDICTION_TYPES`, from the pipeline's scheduler."""
-        return str(scheduler.config.get("prediction_type", "epsilon"))
+        named = str(scheduler.config.get("prediction_type", "flow" if is_flow(scheduler) else "epsilon"))
+        return named.removesuffix("_prediction") if is_flow(scheduler) else named
 
     @abstractmethod
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
@@ -178,14 +222,16 @@ class Family(ABC):
         """
 
     def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """C of x_t and C of the result of `call`, for a network with that config; for a teacher both are the codec's."""
-        return config["in_channels"], config["out_channels"]
+        """C of x_t and C of the network's output, with a learned variance, for a network with that config."""
+        return config["in_channels"], config["out_channels"] or config["in_channels"]
 
     @abstractmethod
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:
         """The network's keyword arguments at x_t (B, C, h, w) and t (B,), x_t first, floating-point conditions in `dtype`.
+
+        t is the network's own time (`NoiseSchedule.network_time`).
 
         This is called at every network evaluation, with real tensors or on the meta device. Unused arguments are left out.
 
@@ -196,11 +242,11 @@ class Family(ABC):
         """
 
     def call(self, network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's raw output, of x_t's shape (B, C, h, w), in the dtype of its weights."""
+        """The network's raw output, of x_t's shape (B, C, h, w), in the dtype of its weights, without a learned variance."""
         dtype = next(network.parameters()).dtype
         with in_own_precision(dtype, x_t.device.type):
             output: Tensor = network(**self.network_inputs(network.config, x_t.to(dtype), t, conditioning, dtype)).sample
-        return output
+        return output[:, : x_t.shape[1]]
 
     # Planning and export: called with a config only, without loading a network
 

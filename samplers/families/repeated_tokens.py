@@ -37,15 +37,33 @@ def last_token_repeated(transformer: SD3Transformer2DModel, repeats: int) -> Ite
         transformer.set_attn_processor(processors)
 
 
+def knows_repeated_tokens(network: torch.nn.Module) -> bool:
+    """Whether the last text token of a call stands for n identical tokens with `joint_attention_kwargs={"repeats": n}`.
+
+    A network with diffusers' processors has those of this module from then on, which compute the same without that argument. A
+    network with others, such as those of an IP-Adapter, is left as it is.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, Attention)]
+    if not layers or any(type(layer.processor) not in (JointAttnProcessor2_0, RepeatedTokenProcessor) for layer in layers):
+        return False
+    for layer in layers:
+        if not isinstance(layer.processor, RepeatedTokenProcessor):
+            layer.set_processor(RepeatedTokenProcessor())
+    return True
+
+
 class RepeatedTokenProcessor(JointAttnProcessor2_0):  # type: ignore[misc]
     """`JointAttnProcessor2_0` with the last text token in place of `repeats` identical tokens.
 
     Attention of the image alone (`attn2` of Stable Diffusion 3.5) is unchanged.
+
+    Args:
+        repeats: of calls that do not give a number.
     """
 
-    def __init__(self, repeats: int) -> None:
+    def __init__(self, repeats: int = 1) -> None:
         super().__init__()
-        self.bias = math.log(repeats)
+        self.repeats = repeats
 
     def __call__(
         self,
@@ -53,10 +71,12 @@ class RepeatedTokenProcessor(JointAttnProcessor2_0):  # type: ignore[misc]
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        repeats: int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        if encoder_hidden_states is None:
-            alone: torch.Tensor = super().__call__(attn, hidden_states, None, attention_mask)
-            return alone
+        repeats = repeats or self.repeats
+        if encoder_hidden_states is None or repeats == 1:
+            unchanged: torch.Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+            return unchanged
 
         def heads(projection: torch.nn.Module, norm: torch.nn.Module | None, states: torch.Tensor) -> torch.Tensor:
             projected = projection(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -66,7 +86,7 @@ class RepeatedTokenProcessor(JointAttnProcessor2_0):  # type: ignore[misc]
         query = torch.cat([heads(attn.to_q, attn.norm_q, image), heads(attn.add_q_proj, attn.norm_added_q, text)], dim=2)
         key = torch.cat([heads(attn.to_k, attn.norm_k, image), heads(attn.add_k_proj, attn.norm_added_k, text)], dim=2)
         value = torch.cat([heads(attn.to_v, None, image), heads(attn.add_v_proj, None, text)], dim=2)
-        bias = F.pad(query.new_full((1, 1, 1, 1), self.bias), (key.shape[2] - 1, 0))
+        bias = F.pad(query.new_full((1, 1, 1, 1), math.log(repeats)), (key.shape[2] - 1, 0))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
         image, text = attended.to(query.dtype).split([image.shape[1], text.shape[1]], dim=1)
         if not attn.context_pre_only:

@@ -27,7 +27,7 @@ def place(tiny_folder, tmp_path_factory):
     shutil.copytree(tiny_folder, place / "half")
     shutil.rmtree(place / "half" / "vae")
     (place / "family").mkdir()
-    (place / "family" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (place / "family" / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
     (place / "pickle.ckpt").write_bytes(b"")
     (place / "student").mkdir()
     (place / "student" / "gendistill.json").write_text("{}")
@@ -43,7 +43,7 @@ MISTAKES = [
     ("distill damaged --prompts prompts.txt --out run", "model damaged: its unet cannot be opened: Unable to load"),
     (
         "distill family --prompts prompts.txt --out run",
-        "family FluxPipeline is not supported; expects StableDiffusionPipeline,",
+        "family KolorsPipeline is not supported; expects StableDiffusionPipeline,",
     ),
     ("distill pickle.ckpt --prompts prompts.txt --out run", "is a pickle, which may run code"),
     ("distill half --prompts prompts.txt --out run", "it has no vae, which its model_index.json lists as a AutoencoderKL"),

@@ -1,5 +1,9 @@
 """Every family through the same door: what a teacher of it says and is, against diffusers' own pipelines."""
 
+import inspect
+import json
+import shutil
+
 import pytest
 import torch
 from diffusers import (
@@ -8,40 +12,48 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
-from tiny_pipeline import TINY, tiny_pixel_unet, tiny_unet
+from plain_calls import null_parts, plain_arguments
+from tiny_families import TINY, TRANSFORMER_FAMILIES
+from tiny_multimodal import tiny_flux
+from tiny_pipeline import tiny_pixel_unet, tiny_unet
+from torch.nn.functional import pixel_shuffle
 
+from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.teacher import load_teacher
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import FAMILIES
-from gendistill.schedulers import student_scheduler
+from gendistill.schedulers import flow_scheduler, student_scheduler
 
 SEEDS = [3, 1, 4]
-PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"]}
+PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"], "dit": ["shark", "0", "shark"]}
 OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
-
-
-def arguments_of_a_call(name, prompt, scale):
-    """How plain diffusers asks a family for one image of `prompt`."""
-    if name == "unconditional":
-        return {}
-    if name == "classes":
-        return {"class_labels": int(prompt)}
-    return {"prompt": prompt, "guidance_scale": scale}
 
 
 @pytest.mark.parametrize("solver", ["ddim", "lcm"])
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)],
+    [
+        *(("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)),
+        *(("pixart-alpha", 1.0), ("pixart-alpha", 3.0), ("pixart-sigma", 1.0), ("pixart-sigma", 3.0)),
+        *(("dit", 1.0), ("sana", 1.0), ("sana", 3.0), ("auraflow", 1.0), ("auraflow", 3.0), ("lumina2", 1.0), ("lumina2", 3.0)),
+        *(("sd3", 1.0), ("sd3", 3.0), ("sd3-without-t5", 3.0), ("flux", 3.5), ("flux2", 1.0), ("flux2", 3.0)),
+    ],
 )
 def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
-    teacher = load_teacher(family_folder(name))
+    if name not in TINY:
+        pytest.skip(f"diffusers has no {name}")
+    teacher = load_teacher(family_folder(name), resolution=32 if name.startswith("flux") else None)
     prompts = PROMPTS.get(name, OF_TEXT)
     config = teacher.pipeline.scheduler.config
     bounded = teacher.family.bounded
-    scheduler = student_scheduler(solver, config, teacher.denoiser.prediction_type, 40, bounded=bounded)
+    if teacher.denoiser.schedule.kind == "flow":
+        scheduler = flow_scheduler(solver, teacher.denoiser.schedule, teacher.family.passes_sigmas)
+    else:
+        scheduler = student_scheduler(solver, config, teacher.denoiser.prediction_type, 40, bounded=bounded)
     sampler = FewStepSampler(teacher.pipeline)
     sampler.pipeline.scheduler = scheduler
     options = {"num_inference_steps": 2, "guidance_scale": scale}
@@ -52,17 +64,61 @@ def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_
     latents = torch.cat(list(sampler.latents(prompts, SEEDS, **options)))
     torch.testing.assert_close(teacher.codec.decode(latents) / 2 + 0.5, at_once, atol=1e-5, rtol=0)
 
-    plain = DiffusionPipeline.from_pretrained(family_folder(name))
+    plain = DiffusionPipeline.from_pretrained(family_folder(name), **null_parts(family_folder(name)))
     plain.scheduler = scheduler
     plain.set_progress_bar_config(disable=True)
     for ours, prompt, seed in zip(one_by_one, prompts, SEEDS, strict=True):
         (theirs,) = plain(
-            **arguments_of_a_call(name, prompt, scale),
+            **plain_arguments(name, prompt, scale),
             num_inference_steps=2,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.manual_seed(seed),  # torch's own, from which schedulers sample where a pipeline passes none
             output_type="np",
         ).images
         torch.testing.assert_close(ours, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
+
+
+def latents_of(tokens, name):
+    """Latents (B, C, h, w) of 32 pixels from the tokens (B, 16, C') of families whose pipelines pack them."""
+    if not name.startswith("flux"):
+        return tokens
+    patches = tokens.transpose(1, 2).unflatten(2, (4, 4))
+    return pixel_shuffle(patches, 2) if name == "flux" else patches
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TRANSFORMER_FAMILIES)
+def test_a_network_has_the_inputs_that_its_pipeline_passes(family_folder, name):
+    teacher, calls = load_teacher(family_folder(name), resolution=32 if name.startswith("flux") else None), []
+    network, schedule = teacher.network, teacher.denoiser.schedule
+
+    def record(module, args, kwargs, output):
+        calls.append((inspect.signature(module.forward).bind(*args, **kwargs).arguments, output))
+
+    prompt = "shark" if name == "dit" else "Food, or fruit"
+    hook = network.register_forward_hook(record, with_kwargs=True)
+    teacher.pipeline(**plain_arguments(name, prompt, teacher.family.neutral_guidance), num_inference_steps=2)
+    inputs, outputs = calls[-1]
+    x_t, time = latents_of(inputs["hidden_states"], name), inputs["timestep"]
+    if name in ("auraflow", "lumina2", "flux", "flux2"):  # whose time is a fraction
+        time = 1000 * (1 - time if name == "lumina2" else time)
+    if name == "sana":
+        time = time / network.config.timestep_scale
+    output = teacher.denoiser.call(network, x_t, time, teacher.encode_prompts([prompt]))
+    hook.remove()
+    theirs = latents_of(outputs[0], name)[:, : x_t.shape[1]] * (-1 if name == "lumina2" else 1)
+    torch.testing.assert_close(output, theirs, atol=1e-5, rtol=0)
+    for key, value in calls[-1][0].items():
+        if name == "sd3-without-t5" and key in ("encoder_hidden_states", "joint_attention_kwargs"):
+            continue  # one token for all zeros
+        expected = inputs[key]
+        if isinstance(value, dict):
+            assert {k: None if v is None else v.tolist() for k, v in value.items()} == {
+                k: None if v is None else v.tolist() for k, v in expected.items()
+            }
+        else:
+            expected = expected[0] if key in ("img_ids", "txt_ids") and expected.ndim == 3 else expected  # of every sample
+            torch.testing.assert_close(value.float(), expected.float(), atol=1e-5, rtol=1e-5)
+    assert schedule.network_time(schedule.index_of(time)).tolist() == pytest.approx(time.tolist())
 
 
 @torch.no_grad()
@@ -181,3 +237,90 @@ def test_float16_networks_keep_a_vae_that_overflows_in_float32(family_folder):
     teacher.codec.decode(torch.zeros(1, 4, 8, 8))
     assert used == [torch.float32]
     assert teacher.pipeline.vae.dtype == torch.float16
+
+
+def changed(folder, tmp_path, **parts):
+    """A copy of a pipeline's folder with other entries in its model_index.json."""
+    shutil.copytree(folder, tmp_path / "changed")
+    index = json.loads((folder / "model_index.json").read_text())
+    (tmp_path / "changed" / "model_index.json").write_text(json.dumps(index | parts))
+    return tmp_path / "changed"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "sentence"),
+    [
+        (
+            "sd3",
+            "text_encoder_2",
+            "has no text_encoder_2; a StableDiffusion3Pipeline expects text_encoder, text_encoder_2, text",
+        ),
+        ("sd3", "tokenizer_3", "has no tokenizer_3; a StableDiffusion3Pipeline expects text_encoder"),
+        (
+            "flux",
+            "text_encoder_2",
+            "has no text_encoder_2; a FluxPipeline expects text_encoder, text_encoder_2, tokenizer, tok",
+        ),
+        ("sd1", "text_encoder", "has no text_encoder; a StableDiffusionPipeline expects text_encoder, tokenizer$"),
+    ],
+)
+def test_a_pipeline_without_a_text_encoder_is_refused(family_folder, tmp_path, name, part, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_teacher(changed(family_folder(name), tmp_path, **{part: [None, None]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "sentence"),
+    [
+        ("sd1", FlowMatchEulerDiscreteScheduler(), "its scheduler FlowMatchEulerDiscreteScheduler does not fit .* kind vp"),
+        ("sd3", DDIMScheduler(), "its scheduler DDIMScheduler does not fit its network; expects one of the kind flow"),
+        ("flux", DDIMScheduler(), "its scheduler DDIMScheduler does not fit its network; expects one of the kind flow"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_the_network_is_refused(family_folder, tmp_path, name, scheduler, sentence):
+    folder = changed(family_folder(name), tmp_path, scheduler=["diffusers", type(scheduler).__name__])
+    scheduler.save_pretrained(folder / "scheduler")
+    with pytest.raises(ValueError, match=sentence):
+        load_teacher(folder)
+
+
+def test_few_step_students_of_others_are_sampled_and_refused_as_teachers(tmp_path):
+    tiny_flux(tmp_path / "tokenizer", guidance_embeds=False).save_pretrained(tmp_path / "schnell")
+    images = FewStepSampler.from_pretrained(tmp_path / "schnell").images(["food"], [0], num_inference_steps=1, size=(16, 16))
+    assert next(images).shape == (1, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"schnell is no teacher: its network has no guidance scale .*; expects Flux.1 dev$"):
+        load_teacher(tmp_path / "schnell")
+    if "flux2" in TINY:
+        TINY["flux2"](tmp_path / "tokenizer-2", is_distilled=True).save_pretrained(tmp_path / "klein")
+        with pytest.raises(ValueError, match=r"klein is no teacher: it is a few-step student .*; expects a Flux.2 klein base"):
+            load_teacher(tmp_path / "klein")
+
+
+@torch.no_grad()
+def test_guidance_that_is_an_input_is_one_call_and_the_pipelines_default_where_it_is_not_given(family_folder):
+    teacher, calls = load_teacher(family_folder("flux"), resolution=32), []
+    hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    conditioning, x_t, t = teacher.encode_prompts(["food", "animals"]), torch.randn(2, 4, 8, 8), torch.tensor([500, 20])
+    for mode, scale, student in [("baked", 5.0, 3.5), ("baked", 1.0, 3.5), ("embedded", None, None)]:
+        guidance = Guidance(teacher.unconditional(), GuidanceConfig(mode=mode, scale=scale or 3.0))
+        conditions, sampled = guidance.sample(conditioning, PerSampleRandom(0, 0, 0, 2))
+        calls.clear()
+        guidance.predict(teacher.denoiser, x_t, t, conditions, sampled)
+        teacher.denoiser(x_t, t, conditions)
+        of_teacher, of_student = (call["guidance"].tolist() for call in calls)
+        assert [len(call["hidden_states"]) for call in calls] == [2, 2]
+        assert of_teacher == ([scale] * 2 if scale else of_student)
+        assert of_student == ([student] * 2 if student else sampled.tolist())
+    hook.remove()
+
+
+def test_without_t5_the_conditions_have_no_zeros_and_the_network_has_them(family_folder):
+    teacher = load_teacher(family_folder("sd3-without-t5"))
+    conditioning = teacher.encode_prompts(["food"])
+    tokens = teacher.pipeline.tokenizer_max_length
+    assert conditioning["prompt_embeds"].shape == (1, tokens, 48)
+    x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
+    states = teacher.family.network_inputs(teacher.network.config, x_t, t, conditioning, torch.float32)["encoder_hidden_states"]
+    assert states.shape == (1, tokens + 256, 48)
+    assert not states[:, tokens:].any()
+    assert load_teacher(family_folder("sd3")).encode_prompts(["food"])["t5_embeds"].shape == (1, 256, 48)

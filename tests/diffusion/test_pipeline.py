@@ -43,8 +43,8 @@ def test_pickled_weights_are_refused(tiny_folder, tmp_path):
 
 
 def test_another_family_is_refused_by_name(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(ValueError, match="family FluxPipeline is not supported; expects StableDiffusionPipeline, StableDiff"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
+    with pytest.raises(ValueError, match="family KolorsPipeline is not supported; expects StableDiffusionPipeline, StableDiff"):
         load_teacher(tmp_path)
 
 

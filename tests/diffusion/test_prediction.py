@@ -9,7 +9,7 @@ SCHEDULES = [
     (DDPMScheduler(**SCALED_LINEAR), [0, 1, 500, 999]),
     (DDPMScheduler(beta_schedule="squaredcos_cap_v2"), [0, 1, 500, 990]),
     (FlowMatchEulerDiscreteScheduler(), [1, 10, 500, 990]),
-    (EDMEulerScheduler(), [-1.5, -0.5, 0.0, 1.0]),
+    (EDMEulerScheduler(), [0, 10, 500, 990]),
 ]
 
 

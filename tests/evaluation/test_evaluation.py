@@ -162,7 +162,7 @@ def test_fidelity_compares_with_the_teacher_at_the_same_guidance(halved_run, hal
     row = next(row for row in halved_comparison.slider if (row.model, row.protocol.guidance_scale) == ("student-2", 2.0))
     evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(halved_run / "cache")))
     teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (tiny_folder, halved_run / "student-2"))
-    teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline.scheduler.config)
+    teacher.pipeline.scheduler = teacher_scheduler("ddim", teacher.pipeline)
     pairs = evaluator.generate(student, 2, 2.0), evaluator.generate(teacher, TEACHER_STEPS, 2.0)
     cosine = torch.cosine_similarity(*(extract(evaluator.extractor, images) for images in pairs))
     assert row.scores["psnr"] == pytest.approx(psnr(*pairs).mean().item())

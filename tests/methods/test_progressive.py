@@ -30,6 +30,7 @@ SCHEDULERS = {
     "cosine": DDIMScheduler(beta_schedule="squaredcos_cap_v2"),
     "zero_terminal_snr": DDIMScheduler(**BETAS, rescale_betas_zero_snr=True),
     "flow": FlowMatchEulerDiscreteScheduler(),
+    "shifted_flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
 }
 SCHEDULES = {name: NoiseSchedule.from_scheduler(scheduler) for name, scheduler in SCHEDULERS.items()}
 SCALED_LINEAR = SCHEDULES["scaled_linear"]
@@ -141,7 +142,7 @@ def test_the_target_is_the_formula_of_the_paper_wherever_that_divides_by_nothing
 
 
 def test_the_target_holds_for_edm_down_to_the_clean_sample(noise):
-    teacher, times = Gaussian(EDM), torch.tensor([1.0, 0.2, -0.8, EDM.clean], dtype=torch.float64)
+    teacher, times = Gaussian(EDM), torch.tensor([999, 600, 200, EDM.clean])
     for t, middle, s in zip(times, times[1:], times[2:], strict=False):
         t, middle, s = t.expand(6), middle.expand(6), s.expand(6)
         x_t = noise * EDM.sigma(t[0])
@@ -188,12 +189,11 @@ def test_no_gradient_reaches_the_teacher(noise):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_student_goes_where_its_sampler_goes_and_its_teacher_through_a_point_between(name, num_steps):
     stage = halving_times(num_steps, SCHEDULES[name])
-    if name != "flow":
-        scheduler = GridDDIMScheduler()
-        scheduler.set_timesteps(num_steps)
-        assert torch.equal(stage.t, scheduler.timesteps)
-        assert [*stage.s] == [scheduler.time_after(t, 1) for t in scheduler.timesteps]
-        assert not any(times.is_floating_point() for times in (stage.t, stage.middle, stage.s))
+    scheduler = GridDDIMScheduler()
+    scheduler.set_timesteps(num_steps)
+    assert torch.equal(stage.t, scheduler.timesteps)
+    assert [*stage.s] == [scheduler.time_after(t, 1) for t in scheduler.timesteps]
+    assert not any(times.is_floating_point() for times in (stage.t, stage.middle, stage.s))
     assert torch.equal(stage.s[:-1], stage.t[1:])
     assert stage.s[-1] == SCHEDULES[name].clean
     assert (stage.t > stage.middle).all()
@@ -205,12 +205,6 @@ def test_a_student_goes_where_its_sampler_goes_and_its_teacher_through_a_point_b
 def test_the_teacher_goes_where_it_went_as_a_student(name, num_steps):
     stage, as_student = halving_times(num_steps, SCHEDULES[name]), halving_times(2 * num_steps, SCHEDULES[name])
     torch.testing.assert_close(torch.stack([stage.t, stage.middle], 1).flatten(), as_student.t)
-
-
-def test_the_flow_grid_is_that_of_diffusers_pipelines():
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # numpy.linspace(1, 1 / N, N), as the pipelines of Flux and SD 3 ask
-    torch.testing.assert_close(sampled_times(4, SCHEDULES["flow"]).float(), scheduler.timesteps)
 
 
 def test_of_the_stochastic_sampler_each_step_is_two_of_its_grid_and_the_last_one():
@@ -245,11 +239,6 @@ def test_a_grid_that_cannot_be_nested_is_refused(num_steps, grid, sentence):
 def test_two_teacher_steps_that_cannot_be_distinct_are_refused(num_steps):
     with pytest.raises(ValueError, match=rf"^{num_steps} student steps: between timesteps .* there is none for the teacher's"):
         halving_times(num_steps, SCALED_LINEAR)
-
-
-def test_edm_has_no_grid_to_halve():
-    with pytest.raises(ValueError, match="kind edm has no grid that can be halved; expects vp or flow"):
-        halving_times(4, EDM)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +287,7 @@ def test_snr_weighs_as_the_error_of_eps_and_snr_plus_one_as_that_of_v_where_vari
 
     torch.testing.assert_close(prediction_loss(one, other, "snr"), error("epsilon"))
     torch.testing.assert_close(prediction_loss(one, other, "uniform"), error("sample"))
-    if name != "flow":
+    if "flow" not in name:
         torch.testing.assert_close(prediction_loss(one, other, "snr_plus_one"), error("v_prediction"))
 
 

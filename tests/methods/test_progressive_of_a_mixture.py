@@ -108,6 +108,7 @@ def one_step_student_of(prediction_type, weighting, generator):
     return halved(student, 8, 1, weighting, 250, generator)
 
 
+@pytest.mark.slow
 def test_four_steps_of_a_student_are_nearly_as_good_as_256_of_its_teacher(generator):
     """Nearly: within 1.2 times the teacher's distance from the data, most of which is that of any 10,000 samples."""
     data, noise = draw_data(10_000, generator), torch.randn(10_000, 2, generator=generator)

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
-import diffusers
+import plain_calls
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from original_checkpoint import save_checkpoint
 from PIL import Image
+from plain_calls import plain_images, plain_pipeline
+from tiny_families import TINY, TRANSFORMER_FAMILIES
 from tiny_pipeline import CAPTIONS
 
 from gendistill.diffusion.trained_networks import adapter_parameters
@@ -17,10 +21,12 @@ from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler, StudentSpec
+from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.loading import open_pipeline
 from gendistill.sampling.generate import generate
 
 SEEDS = [3, 1, 4]
+PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "1"], "dit": ["shark", "0", "1"]}
 
 
 @pytest.fixture(scope="module")
@@ -52,87 +58,102 @@ def settings(place, teacher, name, **changes):
         "trainer.num_validation": 4,
         "trainer.trackers": [],
     }
-    return load_config(None, given | {name.replace("__", "."): value for name, value in changes.items()})
+    given |= {name.replace("__", "."): value for name, value in changes.items()}
+    return load_config(None, {name: value for name, value in given.items() if value is not None})
 
 
-def plain_pipeline(folder, spec):
-    """The student as a program opens it that has never heard of gendistill."""
-    if not spec.lora:
-        return DiffusionPipeline.from_pretrained(folder)
-    pipeline = DiffusionPipeline.from_pretrained(spec.teacher)
-    pipeline.load_lora_weights(folder)
-    pipeline.scheduler = getattr(diffusers, spec.scheduler_class).from_pretrained(folder, subfolder="scheduler")
-    return pipeline
+def own_images(folder, family):
+    return torch.cat(
+        list(FewStepSampler.from_pretrained(folder).images(PROMPTS.get(family, CAPTIONS[:3]), SEEDS, batch_size=1))
+    )
 
 
-def assert_plain_diffusers_draws_the_same(folder, prompts, call):
-    sampler = FewStepSampler.from_pretrained(folder)
-    ours = torch.cat(list(sampler.images(prompts, SEEDS, batch_size=1)))
-    plain = plain_pipeline(folder, sampler.spec)
-    assert type(plain.scheduler).__name__ == sampler.spec.scheduler_class
-    plain.set_progress_bar_config(disable=True)
-    for image, prompt, seed in zip(ours, prompts, SEEDS, strict=True):
-        (theirs,) = plain(
-            **call(prompt, sampler.spec.pipeline_guidance_scale),
-            **({"eta": sampler.spec.eta} if sampler.spec.eta else {}),
-            num_inference_steps=2,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-        ).images
-        torch.testing.assert_close(image, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
+def assert_plain_diffusers_draws_the_same(folder, family):
+    plain, spec = plain_pipeline(folder)
+    assert type(plain.scheduler).__name__ == spec["scheduler_class"]
+    theirs = plain_images(plain, spec, family, PROMPTS.get(family, CAPTIONS[:3]), SEEDS)
+    torch.testing.assert_close(own_images(folder, family), theirs, atol=1e-5, rtol=0)
     return plain
 
 
-def with_text(prompt, scale):
-    return {"prompt": prompt, "guidance_scale": scale}
-
-
-def with_class(prompt, scale):
-    return {"class_labels": int(prompt)}
-
-
-def with_nothing(prompt, scale):
-    return {}
-
-
+LORA = {"lora__enabled": True, "lora__rank": 4}
 RUNS = {
-    "sd1, full, baked": ("sd1", with_text, {"data__prompts": True, "solvers": ["tcd"]}),
-    "sd2, full, embedded": ("sd2", with_text, {"data__path": True, "guidance__mode": "embedded"}),
-    "sd2, LoRA, baked": ("sd2", with_text, {"data__path": True, "lora__enabled": True, "lora__rank": 4}),
-    "sdxl, full, embedded": ("sdxl", with_text, {"data__prompts": True, "guidance__mode": "embedded"}),
+    "sd1, full, baked": ("sd1", {"data__prompts": True, "solvers": ["tcd"]}),
+    "sd2, full, embedded": ("sd2", {"data__path": True, "guidance__mode": "embedded"}),
+    "sd2, LoRA, baked": ("sd2", {"data__path": True, **LORA}),
+    "sdxl, full, embedded": ("sdxl", {"data__prompts": True, "guidance__mode": "embedded"}),
     "sdxl, LoRA, cfg": (
         "sdxl",
-        with_text,
-        {"data__path": True, "lora__enabled": True, "lora__rank": 4, "guidance__mode": "cfg", "solvers": ["tcd"]},
+        {"data__path": True, **LORA, "guidance__mode": "cfg", "solvers": ["tcd"]},
     ),
-    "unconditional, from images": ("unconditional", with_nothing, {"data__path": True}),
-    "unconditional, from nothing": ("unconditional", with_nothing, {"solvers": ["tcd"]}),
-    "classes, from labelled images": ("classes", with_class, {"data__path": True, "data__caption": "label"}),
-    "classes, from nothing": ("classes", with_class, {"solvers": ["tcd"]}),
+    "unconditional, from images": ("unconditional", {"data__path": True}),
+    "unconditional, from nothing": ("unconditional", {"solvers": ["tcd"]}),
+    "classes, from labelled images": ("classes", {"data__path": True, "data__caption": "label"}),
+    "classes, from nothing": ("classes", {"solvers": ["tcd"]}),
+    "pixart-alpha, full": ("pixart-alpha", {"data__path": True, "solvers": ["tcd"]}),
+    "pixart-sigma, full, cfg": ("pixart-sigma", {"data__prompts": True, "guidance__mode": "cfg"}),
+    "dit, full, from nothing": ("dit", {}),
+    "sana, full": ("sana", {"data__path": True}),
+    "sana, LoRA": ("sana", {"data__prompts": True, **LORA}),
+    "auraflow, full, cfg": ("auraflow", {"data__path": True, "guidance__mode": "cfg"}),
+    "auraflow, LoRA": ("auraflow", {"data__prompts": True, **LORA}),
+    "lumina2, full": ("lumina2", {"data__path": True}),
+    "lumina2, LoRA, cfg": ("lumina2", {"data__prompts": True, "guidance__mode": "cfg", **LORA}),
+    "sd3, full": ("sd3", {"data__prompts": True}),
+    "sd3, LoRA, cfg, without T5": ("sd3-without-t5", {"data__path": True, "guidance__mode": "cfg", **LORA}),
+    "flux, full, embedded": ("flux", {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded"}),
+    "flux, LoRA": ("flux", {"data__prompts": True, "data__resolution": 32, **LORA}),
+    "flux2, full": ("flux2", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
+    "flux2, LoRA": ("flux2", {"data__path": True, "data__resolution": 32, "solvers": ["ddim"], **LORA}),
+}
+METHODS = {
+    "consistency": {},
+    "progressive": {"method": "progressive", "steps": [1], "progressive.start_steps": 2, "solvers": None},
+    "alignment": {"method": "latent_alignment", "solvers": None, "align.trajectories": 4, "align.trajectory_steps": 2},
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", [run for run, (family, _) in RUNS.items() if family in TINY])
 def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_samples_from(family_folder, place, run):
-    family, call, changes = RUNS[run]
+    family, changes = RUNS[run]
     paths = {"data__path": str(place / "images"), "data__prompts": str(place / "prompts.txt")}
     changes = {name: paths.get(name, value) for name, value in changes.items()}
     result = distill(settings(place, family_folder(family), run, **changes))
     assert result.training.steps == 20
     assert any(not torch.equal(p, result.networks.averaged[name]) for name, p in result.networks.trained.items())
-    prompts = {with_text: CAPTIONS[:3], with_class: ["2", "0", "1"], with_nothing: [""] * 3}[call]
-    plain = assert_plain_diffusers_draws_the_same(result.student_folder, prompts, call)
-    assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
-    assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
-    assert plain.scheduler.config.clip_sample == (family in ("unconditional", "classes"))
+    plain = assert_plain_diffusers_draws_the_same(result.student_folder, family)
+    schedule = family_of(plain).schedule_of(plain)
+    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", "sd3", "sd3-without-t5", "flux", "flux2"))
+    if schedule.kind == "vp":
+        assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
+        assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
+        assert bool(plain.scheduler.config.clip_sample) == (family in ("unconditional", "classes"))
     if result.exported.lora:
         (adapter,) = plain.get_active_adapters()
-        loaded = dict(adapter_parameters(plain.unet, adapter))
+        loaded = dict(adapter_parameters(network_of(plain), adapter))
         assert loaded.keys() == result.networks.averaged.keys()
         assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
     card = (result.student_folder / "README.md").read_text()
-    assert (result.exported.guidance == "embedded") == ("an input of the network" in card)
+    assert (result.exported.guidance == "embedded" or family == "flux") == ("an input of the network" in card)
     assert not list(result.student_folder.rglob("*.bin"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TRANSFORMER_FAMILIES)
+def test_every_method_makes_students_of_a_transformer_that_a_fresh_process_samples_the_same(family_folder, place, family):
+    teacher, requests = family_folder(family), []
+    prompts = {} if family == "dit" else {"data.prompts": str(place / "prompts.txt")}
+    prompts |= {"data.resolution": 32} if family.startswith("flux") else {}
+    for method, changes in METHODS.items():
+        for lora in [{}, LORA] if family_of(open_pipeline(teacher)).lora else [{}]:
+            config = settings(place, teacher, f"{family}, {method}, {len(lora)}", **prompts, **changes, **lora)
+            result = distill(config)
+            assert result.training.steps == 20
+            requests.append([str(result.student_folder), family, PROMPTS.get(family, CAPTIONS[:3]), SEEDS])
+    program = [sys.executable, plain_calls.__file__, json.dumps(requests), str(place / "images.pt")]
+    subprocess.run(program, check=True, env={**os.environ, "PYTHONPATH": ""})
+    for (folder, *_), images in zip(requests, torch.load(place / "images.pt"), strict=True):
+        torch.testing.assert_close(own_images(folder, family), images, atol=1e-5, rtol=0)
 
 
 def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
@@ -154,6 +175,11 @@ def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
         ("unconditional", {"lora__enabled": True}, r"loads no LoRA into teacher .* expects false"),
         ("classes", {"data__path": True, "data__caption": "text"}, "prompt '.*': the model expects the number of a class"),
         ("sd1", {}, "data.path and data.prompts: expects one of them"),
+        ("flux", {"guidance__mode": "cfg"}, r"cfg: guidance is an input of the network .* expects baked or embedded"),
+        ("flux", {"data__resolution": 36}, "data.resolution 36: expects a multiple of 8, such as 32 or 40"),
+        ("sd3", {"data__resolution": 36}, "data.resolution 36: expects a multiple of 8, such as 32 or 40"),
+        ("sd3", {"data__resolution": 104}, "data.resolution 104: expects at most 96 pixels, for which the network has pos"),
+        ("sd3", {"guidance__mode": "embedded"}, "the network of .* has no guidance scale input; expects baked or cfg"),
     ],
 )
 def test_what_a_family_cannot_do_is_one_sentence(family_folder, place, tmp_path, family, changes, sentence):

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from tiny_pipeline import TINY
+from tiny_families import TINY
 
 from gendistill.samplers.families import FAMILIES, family_called, family_of, network_of, register
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
@@ -15,13 +15,18 @@ from gendistill.samplers.loading import open_pipeline
 def test_example_inputs_are_what_a_network_takes_and_nothing_is_computed(family_folder, name):
     pipeline = open_pipeline(family_folder(name))
     family, network = family_of(pipeline), network_of(pipeline).to("meta")
-    inputs = family.example_inputs(network.config, 2, (8, 16), torch.float32)
-    assert network(**inputs).sample.shape == (2, network.config.in_channels, 8, 16)
+    edge = network.config.get("sample_size", 8)
+    size = edge, edge * (2 if family.texts else 1)
+    inputs = family.example_inputs(network.config, 2, size, torch.float32)
+    channels, _ = family.channels(network.config)
+    assert network(**inputs).sample.is_meta
     assert inputs.keys() <= set(inspect.signature(network.forward).parameters)
     t = torch.empty(2, device="meta")
-    x_t = torch.empty(2, network.config.in_channels, 8, 16, device="meta")
+    x_t = torch.empty(2, channels, *size, device="meta")
     conditioning = family.example_conditioning(network.config, 2, torch.float32)
-    assert family.call(network, x_t, t, conditioning).is_meta
+    output = family.call(network, x_t, t, conditioning)
+    assert output.is_meta
+    assert output.shape == x_t.shape
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -34,8 +39,8 @@ def test_layers_that_a_lora_adapts_are_in_the_network_of_every_family_that_takes
 
 
 def test_a_pipeline_of_no_family_is_refused_with_all_that_there_are():
-    with pytest.raises(ValueError, match=r"family FluxPipeline is not supported; expects StableDiffusionPipeline, Stable"):
-        family_called("FluxPipeline")
+    with pytest.raises(ValueError, match=r"family KolorsPipeline is not supported; expects StableDiffusionPipeline, Stable"):
+        family_called("KolorsPipeline")
 
 
 def test_the_family_that_was_registered_last_is_asked_first(family_folder):

@@ -29,9 +29,9 @@ def test_few_steps_of_a_found_grid_are_nearer_to_many_than_few_of_the_trailing_o
     """On trajectories that the search has not seen, sampled by the pipeline itself."""
     grid = search_grids(teacher, ["food"] * 16, [3], 2.0)[3].timesteps
     sampler = FewStepSampler.from_pretrained(tiny_folder)
-    config, generated = sampler.pipeline.scheduler.config, {}
+    generated = {}
     for name, steps, timesteps in (("many", 40, None), ("found", 3, grid), ("trailing", 3, None)):
-        sampler.pipeline.scheduler = teacher_scheduler("ddim", config, timesteps=timesteps)
+        sampler.pipeline.scheduler = teacher_scheduler("ddim", sampler.pipeline, timesteps)
         latents = sampler.latents(["food"] * 16, range(16), num_inference_steps=steps, guidance_scale=2.0)
         generated[name] = torch.cat(list(latents))
     errors = [(generated[name] - generated["many"]).square().mean().item() for name in ("found", "trailing")]

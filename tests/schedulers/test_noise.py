@@ -1,5 +1,4 @@
 import itertools
-import math
 
 import pytest
 import torch
@@ -12,9 +11,10 @@ from diffusers import (
     PNDMScheduler,
     ScoreSdeVeScheduler,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gendistill.schedulers import NoiseSchedule, expand_to
+from gendistill.schedulers import NoiseSchedule, expand_to, flow_scheduler, trailing
 
 SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VARIANCE_PRESERVING = [
@@ -34,8 +34,6 @@ ALL = [
 
 
 def interior_times(schedule, count=999):
-    if schedule.kind == "edm":
-        return torch.linspace(math.log(0.002) / 4, math.log(80.0) / 4, count, dtype=torch.float64)
     return torch.linspace(0.5, schedule.num_train_timesteps - 1.5, count, dtype=torch.float64)
 
 
@@ -66,19 +64,42 @@ def test_between_two_timesteps_a_variance_preserving_schedule_preserves_variance
 def test_flow_matching_has_diffusers_sigmas_at_its_timesteps(shift, generator):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     schedule = NoiseSchedule.from_scheduler(scheduler)
-    scheduler.set_timesteps(7)
-    torch.testing.assert_close(schedule.sigma(scheduler.timesteps).float(), scheduler.sigmas[:-1])
-    x_0, noise = torch.randn(2, 7, 3, 2, 2, generator=generator)
-    expected = scheduler.scale_noise(x_0, scheduler.timesteps, noise)
-    torch.testing.assert_close(schedule.add_noise(x_0, noise, scheduler.timesteps), expected)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])  # as the pipelines of Flux ask: the trailing timesteps
+    t = trailing(4)
+    torch.testing.assert_close(schedule.sigma(t).float(), scheduler.sigmas[:-1])
+    torch.testing.assert_close(schedule.network_time(t), scheduler.timesteps)
+    torch.testing.assert_close(schedule.index_of(scheduler.timesteps), t.double(), atol=1e-3, rtol=0)
+    x_0, noise = torch.randn(2, 4, 3, 2, 2, generator=generator)
+    torch.testing.assert_close(schedule.add_noise(x_0, noise, t), scheduler.scale_noise(x_0, scheduler.timesteps, noise))
 
 
-def test_edm_has_diffusers_sigmas_at_its_timesteps():
+@pytest.mark.parametrize("passes_sigmas", [True, False])
+def test_a_scheduler_of_flow_matching_visits_the_trailing_grid_at_any_number_of_steps(passes_sigmas):
+    schedule = NoiseSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    scheduler = flow_scheduler("ddim", schedule, passes_sigmas)
+    for count in (1, 2, 3, 4, 8):
+        given = {"sigmas": torch.linspace(1, 1 / count, count).tolist()} if passes_sigmas else {"num_inference_steps": count}
+        scheduler.set_timesteps(**given)
+        torch.testing.assert_close(scheduler.sigmas[:-1], schedule.sigma(trailing(count)).float(), atol=1e-3, rtol=0)
+
+
+def test_a_dynamic_shift_is_that_of_the_size_and_needs_one():
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    schedule = NoiseSchedule.from_scheduler(scheduler, 1024)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=calculate_shift(1024))
+    torch.testing.assert_close(schedule.sigma(trailing(4)).float(), scheduler.sigmas[:-1])
+    with pytest.raises(ValueError, match=r"^scheduler: use_dynamic_shifting needs the size of the images; expects a model"):
+        NoiseSchedule.from_scheduler(scheduler)
+
+
+def test_edm_has_diffusers_sigmas_at_its_timesteps_in_samples_of_unit_variance():
     scheduler = EDMEulerScheduler()
-    scheduler.set_timesteps(18)
-    schedule = NoiseSchedule.from_scheduler(scheduler)
-    torch.testing.assert_close(schedule.sigma(scheduler.timesteps).float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0)
-    assert (schedule.alpha(scheduler.timesteps) == 1).all()
+    scheduler.set_timesteps(4)  # at 0, 1/3, 2/3 and 1 of the grid
+    schedule, t = NoiseSchedule.from_scheduler(scheduler), torch.tensor([999, 666, 333, 0])
+    sigma = schedule.sigma(t) / schedule.alpha(t) * scheduler.config.sigma_data
+    torch.testing.assert_close(sigma.float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(schedule.network_time(t), scheduler.timesteps, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(schedule.index_of(scheduler.timesteps), t.double(), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(("kind", "config"), VARIANCE_PRESERVING)

@@ -64,17 +64,17 @@ def tiny_text_encoder(tokenizer, kind=CLIPTextModel, **changes):
     return kind(CLIPTextConfig(**{**settings, **changes})).eval()
 
 
-def tiny_vae():
+def tiny_vae(kind=AutoencoderKL, **changes):
     torch.manual_seed(2)
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        block_out_channels=[8, 8, 16],
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.7,
-    ).eval()
+    settings = {
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "block_out_channels": [8, 8, 16],
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+    return kind(**{**settings, **({"scaling_factor": 0.7} if kind is AutoencoderKL else {}), **changes}).eval()
 
 
 def tiny_pipeline(tokenizer_folder, unet=None, scheduler=None, **text):
