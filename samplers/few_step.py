@@ -25,6 +25,7 @@ from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of
 from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.schedulers import flow_scheduler, is_flow
 
 TEACHER_STEPS = 50
 
@@ -238,7 +239,7 @@ class FewStepSampler(Sampler):
         count, guided = len(prompts), self.family.guided and request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
-        arguments: dict[str, Any] = {}
+        arguments = self._noising(pipeline, steps) if task.images is not None else {}
         size = request.size or self.size
         has_size = True
         if task.images is not None:
@@ -291,6 +292,14 @@ class FewStepSampler(Sampler):
             return self.pipeline
         task.require(count, steps)
         return task.pipeline(self.pipeline)
+
+    def _noising(self, pipeline: Any, steps: int) -> dict[str, Any]:
+        """Give a task's pipeline a scheduler that adds noise to images; returns arguments of its call."""
+        scheduler = pipeline.scheduler
+        if not is_flow(scheduler) or hasattr(scheduler, "scale_noise"):
+            return {}
+        pipeline.scheduler = flow_scheduler("ddim", self.family.schedule_of(self.pipeline), passes_sigmas=True)
+        return {"sigmas": [1 - step / steps for step in range(steps)]}  # those of the scheduler that it replaces
 
 
 def components_of(pipeline: Any) -> dict[str, Component]:

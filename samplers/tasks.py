@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,9 +67,18 @@ class Task:
             kind = AutoPipelineForInpainting
         else:
             kind = AutoPipelineForText2Image if self.images is None else AutoPipelineForImage2Image
-        task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
+        try:
+            task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
+        except ValueError as error:
+            raise self._unknown(pipeline) from error
+        if self.images is not None and "strength" not in inspect.signature(task_pipeline.__call__).parameters:
+            raise self._unknown(pipeline)  # as of Flux.2, whose images are references
         task_pipeline.set_progress_bar_config(disable=True)
         return task_pipeline
+
+    def _unknown(self, pipeline: Any) -> ValueError:
+        name = "ControlNet" if self.controlnet is not None else "image-to-image" if self.masks is None else "inpainting"
+        return ValueError(f"a {type(pipeline).__name__} has no pipeline of diffusers for {name}; expects prompts alone")
 
     def arguments(self, rows: slice) -> dict[str, Any]:
         """The additional arguments of that pipeline's call, for these rows."""
