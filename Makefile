@@ -23,8 +23,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-demo: $(READY)  ## distill tiny-sd into a 4-step student in minutes, and report on it
-	$(BIN)/gendistill demo --out runs/demo
+demo: $(READY)  ## distill tiny-sd, or TEACHER=assets/tiny-sd3, into a 4-step student in minutes, and report on it
+	$(BIN)/gendistill demo --out runs/demo $(if $(TEACHER),--set teacher=$(TEACHER))
 	@echo "'make full' trains for longer."
 
 full: $(READY)  ## the same with more steps, larger batches and a falling learning rate

@@ -45,6 +45,8 @@ class FewStepSampler(Sampler):
     def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
         self.text_to_image = self.family.texts
+        if self.text_to_image:  # a U-Net pads feature maps that it cannot halve
+            self.size_multiple = 8 if self.family.network_part == "unet" else self.family.size_multiple(pipeline)
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
         self._encoded = PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
         self._unconditional: Conditions | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 import re
@@ -199,9 +200,13 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     # by its own class, as the base class opens an optional part again that is passed
     kind: Any = getattr(diffusers, index["_class_name"], DiffusionPipeline)
     try:
-        return kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
+        pipeline = kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
     except OPENING_ERRORS as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {first_sentence(error)}") from error
+    # settings of the folder that not every class saves again, such as the labels of classes
+    settings = inspect.signature(kind.__init__).parameters.keys() & index.keys() - pipeline.config.keys()
+    pipeline.register_to_config(**{name: index[name] for name in settings})
+    return pipeline
 
 
 def _require_encoders(source: str | Path, pipeline: Any) -> None:

@@ -58,7 +58,11 @@ class Task:
         return steps if self.images is None else min(int(steps * self.strength), steps)
 
     def pipeline(self, pipeline: Any) -> Any:
-        """The stock pipeline for this task, with the parts of `pipeline`."""
+        """The stock pipeline for this task, with the parts of `pipeline`.
+
+        Raises:
+            ValueError: diffusers has none.
+        """
         # imported here because they import every pipeline that diffusers has
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 
@@ -76,9 +80,12 @@ class Task:
         task_pipeline.set_progress_bar_config(disable=True)
         return task_pipeline
 
-    def _unknown(self, pipeline: Any) -> ValueError:
-        name = "ControlNet" if self.controlnet is not None else "image-to-image" if self.masks is None else "inpainting"
-        return ValueError(f"a {type(pipeline).__name__} has no pipeline of diffusers for {name}; expects prompts alone")
+    @staticmethod
+    def _unknown(pipeline: Any) -> ValueError:
+        return ValueError(
+            f"a {type(pipeline).__name__} samples from noise only, as diffusers has no pipeline for this task with its "
+            "network; expects no image, mask or control image"
+        )
 
     def arguments(self, rows: slice) -> dict[str, Any]:
         """The additional arguments of that pipeline's call, for these rows."""

@@ -136,4 +136,4 @@ class DecodedLatents(RowMaker[int]):
         latents = self.data.cache.rows(items)["moments"].float().chunk(2, dim=1)[0]
         batches = latents.split(images_at_once(latents.shape[-1] * self.codec.factor))
         decoded = torch.cat([in_bytes(self.codec.decode(batch)) for batch in batches])
-        return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded}})
+        return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded.clone()}})

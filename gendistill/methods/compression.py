@@ -217,7 +217,7 @@ def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> d
         ValueError: the network cannot be made so small, the user's config is not valid, or the teacher's network is not a
             `UNet2DConditionModel`.
     """
-    if "cross_attention_dim" not in teacher:
+    if "encoder_hid_dim" not in teacher:
         raise ValueError("compress: expects a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
     if compress.student_config is not None:
         return {**teacher, **read_arguments(compress.student_config, "compress.student_config")}

@@ -94,10 +94,7 @@ class DiT(Family):
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
         """A `DiTPipeline` with the labels of the classes, also in its `model_index.json`."""
-        labels: dict[int, str] = {}
-        for label, number in pipeline.labels.items():
-            labels[number] = f"{labels[number]}, {label}" if number in labels else label
-        student = DiTPipeline(**{**pipeline.components, **parts}, id2label=labels or None)
-        if labels:
-            student.register_to_config(id2label=labels)
+        labels = pipeline.config.get("id2label")
+        student = DiTPipeline(**{**pipeline.components, **parts}, id2label=labels)
+        student.register_to_config(id2label=labels)
         return student
