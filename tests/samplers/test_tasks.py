@@ -174,5 +174,7 @@ def test_students_of_flow_matching_start_at_images(family_folder, given, name, f
 def test_a_task_without_a_pipeline_of_diffusers_is_one_sentence(family_folder):
     sampler, images = FewStepSampler.from_pretrained(family_folder("flux2")), torch.rand(3, 3, 16, 16)
     for task in (Task(images=images), Task(images=images, masks=images[:, :1])):
-        with pytest.raises(ValueError, match="^a Flux2KleinPipeline samples from noise only, as diffusers has no pipeline for"):
+        with pytest.raises(
+            ValueError, match=r"^a Flux2KleinPipeline samples from noise only, as diffusers has no pipeline for"
+        ):
             generate(sampler, task)
