@@ -42,12 +42,10 @@ class AuraFlow(Family):
     def set_size(self, pipeline: Any, edge: int) -> None:
         """Raises ValueError for more patches than the network has learned positions for."""
         network, factor = self.network(pipeline), self.codec(pipeline).factor
-        patches, most = edge // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
-        if patches > most:
-            edge_of_most = most * factor * network.config.patch_size
-            raise ValueError(
-                f"data.resolution {edge}: the network has positions for {edge_of_most} pixels; expects at most these"
-            )
+        patches, max_patches = edge // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
+        if patches > max_patches:
+            max_edge = max_patches * factor * network.config.patch_size
+            raise ValueError(f"data.resolution {edge}: the network has positions for {max_edge} pixels; expects at most these")
         super().set_size(pipeline, edge)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
