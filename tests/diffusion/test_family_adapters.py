@@ -305,7 +305,7 @@ def test_few_step_students_of_others_are_sampled_and_refused_as_teachers(tmp_pat
 def test_guidance_that_is_an_input_is_one_call_and_the_pipelines_default_where_it_is_not_given(family_folder):
     teacher, calls = load_teacher(family_folder("flux"), size=(32, 32)), []
     hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
-    conditioning, x_t, t = teacher.encode_prompts(["food", "animals"]), torch.randn(2, 4, 8, 8), torch.tensor([500, 20])
+    conditioning, x_t, t = teacher.encode_prompts(["food", "animals"]), torch.randn(2, 16, 8, 8), torch.tensor([500, 20])
     for mode, scale, student in [("baked", 5.0, 3.5), ("baked", 1.0, 3.5), ("embedded", None, None)]:
         guidance = Guidance(teacher.unconditional(), GuidanceConfig(mode=mode, scale=scale or 3.0))
         conditions, sampled = guidance.sample(conditioning, PerSampleRandom(0, 0, 0, 2))
@@ -324,7 +324,7 @@ def test_without_t5_the_conditions_have_no_zeros_and_the_network_has_them(family
     conditioning = teacher.encode_prompts(["food"])
     tokens = teacher.pipeline.tokenizer_max_length
     assert conditioning["prompt_embeds"].shape == (1, tokens, 48)
-    x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
+    x_t, t = torch.randn(1, 16, 8, 8), torch.tensor([500.0])
     states = teacher.family.network_inputs(teacher.network.config, x_t, t, conditioning, torch.float32)["encoder_hidden_states"]
     assert states.shape == (1, tokens + 256, 48)
     assert not states[:, tokens:].any()

@@ -18,7 +18,7 @@ from tiny_pipeline import tiny_text_encoder, tiny_tokenizer, tiny_vae
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextModelWithProjection, Qwen2TokenizerFast, T5Config, T5EncoderModel, T5TokenizerFast
 
-SHIFTED = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+SHIFTED = {"latent_channels": 16, "shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def tiny_t5(width):
@@ -38,13 +38,11 @@ def tiny_t5(width):
 
 
 def tiny_sd3(tokenizer_folder, t5=True):
-    """Stable Diffusion 3 for 32 pixels: prompts (L, 48) of two CLIPs (24 + 16), with or without T5, pooled (8 + 8,)."""
+    """Stable Diffusion 3 for 32 pixels: prompts (L, 48) of two CLIPs (8 + 16), with or without T5, pooled (8 + 8,)."""
     tokenizer = tiny_tokenizer(tokenizer_folder)
     torch.manual_seed(5)
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -61,7 +59,7 @@ def tiny_sd3(tokenizer_folder, t5=True):
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=tiny_vae(AutoencoderKL, **SHIFTED),
-        text_encoder=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=24, **text),
+        text_encoder=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=8, **text),
         tokenizer=tokenizer,
         text_encoder_2=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=16, hidden_act="gelu", **text),
         tokenizer_2=tokenizer,
@@ -79,7 +77,7 @@ def tiny_flux(tokenizer_folder, guidance_embeds=True):
     tokenizer = tiny_tokenizer(tokenizer_folder)
     torch.manual_seed(6)
     transformer = FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
