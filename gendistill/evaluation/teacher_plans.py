@@ -127,7 +127,12 @@ def teacher_scheduler(solver: str, pipeline: Any, timesteps: list[int] | None = 
     if solver == "ddim":
         return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=clip, set_alpha_to_one=True)
     return DPMSolverMultistepScheduler.from_config(
-        config, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+        config,
+        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+        variance_type=None,  # it would read the first three channels only
     )
 
 
