@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gendistill.samplers.layouts.autoencoder_layout import require_autoencoder, vae_weights
 from gendistill.samplers.layouts.layout import NETWORK, OriginalLayout, Row, to_original
+from gendistill.schedulers import is_edm
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -137,7 +138,9 @@ def marks_of_v(scheduler: Any) -> dict[str, Tensor] | None:
 
 
 def require_unet(pipeline: Any) -> None:
-    """Raise ValueError if the U-Net or the VAE of a pipeline has no place in the layout."""
+    """Raise ValueError if the U-Net, the VAE or the noise schedule of a pipeline has no place in the layout."""
+    if is_edm(pipeline.scheduler):
+        raise ValueError("the original layout does not name a noise schedule of EDM; expects --format diffusers")
     unet = pipeline.components["unet"].config
     if unet.get("time_cond_proj_dim") is not None:
         raise ValueError(

@@ -30,7 +30,7 @@ def changed(folder, place, **parts):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "edge"), [("pixart-sigma", 16), ("pixart-sigma", 64), ("sana", 64), ("auraflow", 24), ("lumina2", 48)]
+    ("name", "edge"), [("pixart-sigma", 16), ("pixart-sigma", 64), ("sana", 64), ("auraflow", 24), ("lumina2", 48), ("sd3", 64)]
 )
 def test_a_network_that_was_trained_at_another_size_opens_as_the_same_network(family_folder, tmp_path, name, edge):
     teacher = load_teacher(family_folder(name), resolution=edge)

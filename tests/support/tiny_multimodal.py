@@ -18,7 +18,7 @@ from tiny_pipeline import tiny_text_encoder, tiny_tokenizer, tiny_vae
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextModelWithProjection, Qwen2TokenizerFast, T5Config, T5EncoderModel, T5TokenizerFast
 
-SHIFTED = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+SHIFTED = {"latent_channels": 16, "shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def tiny_t5(width):
@@ -43,8 +43,6 @@ def tiny_sd3(tokenizer_folder, t5=True):
     torch.manual_seed(5)
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -79,7 +77,7 @@ def tiny_flux(tokenizer_folder, guidance_embeds=True):
     tokenizer = tiny_tokenizer(tokenizer_folder)
     torch.manual_seed(6)
     transformer = FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
