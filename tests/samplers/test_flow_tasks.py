@@ -34,7 +34,7 @@ def sd3_of_16_channels(folder):
 def pipelines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
     flux = tiny_flux(folder / "flux")
-    family_of(flux).set_size(flux, 32)
+    family_of(flux).set_size(flux, (32, 32))
     return {"sd3": sd3_of_16_channels(folder / "sd3"), "flux": flux}
 
 
