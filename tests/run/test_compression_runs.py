@@ -145,7 +145,7 @@ def test_a_transformer_of_half_the_blocks_by_the_command_line_is_opened_by_plain
         "data.synthetic_steps": 2,
         "data.cache": tmp_path / "cache",
         "trainer.max_steps": 3,
-        "trainer.batch_size": 2,
+        "trainer.batch_size": 4,
         "trainer.num_validation": 4,
         "trainer.trackers": [],
         "steps": [4],
