@@ -25,7 +25,7 @@ from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of
 from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.schedulers import flow_scheduler, is_flow
+from gendistill.schedulers import flow_scheduler, is_flow, sigma_data_of
 
 TEACHER_STEPS = 50
 
@@ -40,9 +40,17 @@ class FewStepSampler(Sampler):
         pipeline: a loaded diffusers pipeline.
         spec: the student's sampling settings; None for other pipelines.
         eta: fraction of fresh noise in a step, for schedulers that support it; None: the spec's.
+        size: default height and width of the images; None: the spec's or the pipeline's.
     """
 
-    def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: StudentSpec | None = None,
+        eta: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self._size = size
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
         self.text_to_image = self.family.texts
         if self.text_to_image:  # a U-Net pads feature maps that it cannot halve
@@ -174,9 +182,7 @@ class FewStepSampler(Sampler):
 
     @property
     def size(self) -> tuple[int, int]:
-        if self.spec is not None and self.spec.resolution is not None:
-            return self.spec.resolution, self.spec.resolution
-        return self.family.size(self.pipeline)
+        return (self.spec.size if self.spec else None) or self._size or self.family.size(self.pipeline)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -215,7 +221,7 @@ class FewStepSampler(Sampler):
 
     def cold(self) -> FewStepSampler:
         """A sampler of the same pipeline with an empty prompt cache."""
-        return FewStepSampler(self.pipeline, self.spec, self.eta)
+        return FewStepSampler(self.pipeline, self.spec, self.eta, self._size)
 
     @property
     def own_prompts(self) -> list[str] | None:
@@ -263,7 +269,8 @@ class FewStepSampler(Sampler):
             all_arguments = {**arguments, **task.arguments(rows)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
             with noise_from(pipeline.scheduler, generators):
-                return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+                sampled = self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+            return sampled / sigma_data_of(pipeline.scheduler) if request.latent else sampled
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
@@ -277,13 +284,13 @@ class FewStepSampler(Sampler):
         """The error message, which names the first part whose output is not finite; it samples the latents again."""
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
         conditions = self._encoded.conditions(request.prompts, torch.device("cpu"))
-        vae = getattr(self.pipeline, "vae", None)
+        vae = getattr(self.pipeline, self.family.decoder_part, None)
         if any(not value.isfinite().all() for value in conditions.values() if value.is_floating_point()):
             part = " or ".join(self.family.prompt_encoders)
         elif vae is None or request.latent or any(not x.isfinite().all() for x in self._batches(replace(request, latent=True))):
             part = self.family.network_part
         else:
-            part = "vae"
+            part = self.family.decoder_part
         advice = "a model whose parts belong together, or other steps and guidance_scale"
         if dtype == "float16":
             advice = "--dtype bfloat16 or float32, as values above 65504 overflow in float16"
@@ -315,6 +322,6 @@ def components_of(pipeline: Any) -> dict[str, Component]:
     family = family_of(pipeline)
     parts = {name: Component(encoder) for name, encoder in family.encoders(pipeline).items()}
     parts[NETWORK] = Component(family.network(pipeline))
-    if isinstance(vae := getattr(pipeline, "vae", None), nn.Module):
+    if isinstance(vae := getattr(pipeline, family.decoder_part, None), nn.Module):
         parts["decoder"] = Component(vae, "decode")
     return parts

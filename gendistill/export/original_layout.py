@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING
 from torch import Tensor, nn
 
 from gendistill.samplers.families import network_of
+from gendistill.schedulers import is_edm
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -60,8 +61,10 @@ def original_weights(pipeline: Any) -> dict[str, Tensor]:
     """All weights of a Stable Diffusion pipeline by their original names.
 
     Raises:
-        ValueError: see `release_of`.
+        ValueError: see `release_of`; or the noise schedule is that of EDM, which the layout does not name.
     """
+    if is_edm(pipeline.scheduler):
+        raise ValueError("the original layout does not name a noise schedule of EDM; expects --format diffusers")
     release, unet, vae = release_of(pipeline), network_of(pipeline), pipeline.vae
     weights = {f"model.diffusion_model.{unet_name(name, unet.config)}": weight for name, weight in unet.state_dict().items()}
     for name, tensor in vae.state_dict().items():

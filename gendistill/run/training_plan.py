@@ -225,8 +225,7 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
     """Height and width of the training latents."""
-    resolution = config.data.resolution
-    height, width = (resolution, resolution) if resolution else networks.size
+    height, width = config.data.size or networks.size
     return height // networks.factor, width // networks.factor
 
 

@@ -24,7 +24,7 @@ from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import flow_scheduler, nearest_divisors, solver_eta, student_scheduler
+from gendistill.schedulers import edm_scheduler, flow_scheduler, nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.log import RunLog
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
@@ -75,7 +75,7 @@ class Validator:
         evaluator, solvers = self.evaluator.first(num), self.stage.solvers
         distances: dict[str, dict[str, float]] = {}
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
-            sampler = FewStepSampler(pipeline)
+            sampler = FewStepSampler(pipeline, size=self.teacher.size)
             for solver in solvers:
                 pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
                 sampler.eta = solver_eta(solver)
@@ -155,7 +155,7 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
 def validation_extractor(config: RunConfig, teacher: Teacher, reference: str | None) -> str:
     """The name of the feature network of a run's validations; reports the choice."""
     sampler = FewStepSampler(teacher.pipeline)
-    embedded = is_embedded(sampler.size, prompts_of(sampler), reference)
+    embedded = is_embedded(teacher.size, prompts_of(sampler), reference)
     return reported_extractor(config.validation_extractor, embedded=embedded)
 
 
@@ -172,6 +172,8 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
     schedule = teacher.denoiser.schedule
     if schedule.kind == "flow":
         return flow_scheduler(solver, schedule, teacher.family.passes_sigmas)
+    if schedule.kind == "edm":
+        return edm_scheduler(solver, teacher.pipeline.scheduler.config, max(stage.steps))
     method: Any = stage.method  # every recipe of denoisers has a `DenoiserMethod`
     trained, timesteps = method.solver_grid, schedule.num_train_timesteps
     return student_scheduler(

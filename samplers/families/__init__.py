@@ -11,6 +11,7 @@ from gendistill.samplers.families.dit import DiT
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 from gendistill.samplers.families.flux import Flux
 from gendistill.samplers.families.flux_2 import Flux2Klein
+from gendistill.samplers.families.latent_unet import LatentUnconditional
 from gendistill.samplers.families.lumina_2 import Lumina2
 from gendistill.samplers.families.pixart import PixArt
 from gendistill.samplers.families.pixel_unet import ClassConditional, Unconditional
@@ -41,6 +42,7 @@ FAMILIES: list[Family] = [
     Flux2Klein(),
     Unconditional(),
     ClassConditional(),
+    LatentUnconditional(),
     PixArt(),
     DiT(),
     Sana(),

@@ -53,8 +53,9 @@ class Flux(Family):
         edge = int(pipeline.default_sample_size * pipeline.vae_scale_factor)
         return edge, edge
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
-        pipeline.default_sample_size = edge // pipeline.vae_scale_factor
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
+        if size[0] == size[1]:
+            pipeline.default_sample_size = size[0] // pipeline.vae_scale_factor
 
     def size_multiple(self, pipeline: Any) -> int:
         return int(pipeline.vae_scale_factor * PATCH)

@@ -42,11 +42,13 @@ class StableDiffusion3(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
-        if edge > limit:
-            raise ValueError(f"data.resolution {edge}: expects at most {limit} pixels, for which the network has positions")
-        super().set_size(pipeline, edge)
+        if max(size) > limit:
+            raise ValueError(
+                f"data.resolution {max(size)}: expects at most {limit} pixels, for which the network has positions"
+            )
+        super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, self.device(pipeline), 1, False)

@@ -46,7 +46,7 @@ OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
 def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
     if name not in TINY:
         pytest.skip(f"diffusers has no {name}")
-    teacher = load_teacher(family_folder(name), resolution=32 if name.startswith("flux") else None)
+    teacher = load_teacher(family_folder(name), size=(32, 32) if name.startswith("flux") else None)
     prompts = PROMPTS.get(name, OF_TEXT)
     config = teacher.pipeline.scheduler.config
     bounded = teacher.family.bounded
@@ -88,7 +88,7 @@ def latents_of(tokens, name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", TRANSFORMER_FAMILIES)
 def test_a_network_has_the_inputs_that_its_pipeline_passes(family_folder, name):
-    teacher, calls = load_teacher(family_folder(name), resolution=32 if name.startswith("flux") else None), []
+    teacher, calls = load_teacher(family_folder(name), size=(32, 32) if name.startswith("flux") else None), []
     network, schedule = teacher.network, teacher.denoiser.schedule
 
     def record(module, args, kwargs, output):
@@ -138,7 +138,7 @@ def test_sdxl_is_conditioned_as_its_pipeline_conditions_it(family_folder):
 
 
 def test_the_size_condition_of_sdxl_is_that_of_the_training_images(family_folder):
-    teacher = load_teacher(family_folder("sdxl"), resolution=24)
+    teacher = load_teacher(family_folder("sdxl"), size=(24, 24))
     assert teacher.encode_prompts(["food", "animals"])["time_ids"].tolist() == [[24, 24, 0, 0, 24, 24]] * 2
     assert teacher.encode_prompts(["food"], (16, 32))["time_ids"].tolist() == [[16, 32, 0, 0, 16, 32]]
 
@@ -206,7 +206,12 @@ def test_an_epsilon_teacher_at_zero_terminal_snr_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"sample_size": (16, 24)}, "expects square images"), ({"in_channels": 1, "out_channels": 1}, "expects 3 to 3")],
+    [
+        ({"sample_size": 27}, "data.resolution 27: expects a multiple of 2, such as 26 or 28"),
+        ({"sample_size": (16, 27)}, "data.resolution 27x16: expects a multiple of 2, such as 26x16 or 28x16"),
+        ({"in_channels": 2, "out_channels": 2}, r"images of 2 channels are not supported; expects 1 \(grey\), 3 \(RGB\) or"),
+        ({"out_channels": 5}, "a network of 3 to 5 channels is not supported; expects 3 to 3"),
+    ],
 )
 def test_unusual_networks_are_refused_in_one_sentence(tmp_path, changes, sentence):
     DDPMPipeline(tiny_pixel_unet(**changes), DDPMScheduler()).save_pretrained(tmp_path)
@@ -298,7 +303,7 @@ def test_few_step_students_of_others_are_sampled_and_refused_as_teachers(tmp_pat
 
 @torch.no_grad()
 def test_guidance_that_is_an_input_is_one_call_and_the_pipelines_default_where_it_is_not_given(family_folder):
-    teacher, calls = load_teacher(family_folder("flux"), resolution=32), []
+    teacher, calls = load_teacher(family_folder("flux"), size=(32, 32)), []
     hook = teacher.network.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
     conditioning, x_t, t = teacher.encode_prompts(["food", "animals"]), torch.randn(2, 16, 8, 8), torch.tensor([500, 20])
     for mode, scale, student in [("baked", 5.0, 3.5), ("baked", 1.0, 3.5), ("embedded", None, None)]:

@@ -26,7 +26,9 @@ from gendistill.samplers.loading import open_pipeline
 from gendistill.sampling.generate import generate
 
 SEEDS = [3, 1, 4]
-PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "1"], "dit": ["shark", "0", "1"]}
+UNCONDITIONAL, CLASSES = [""] * 3, ["2", "0", "1"]
+PROMPTS = dict.fromkeys(("unconditional", "edm", "rgba", "ldm"), UNCONDITIONAL)
+PROMPTS |= {"classes": CLASSES, "grey": CLASSES, "dit": ["shark", "0", "1"]}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,10 @@ RUNS = {
     "unconditional, from nothing": ("unconditional", {"solvers": ["tcd"]}),
     "classes, from labelled images": ("classes", {"data__path": True, "data__caption": "label"}),
     "classes, from nothing": ("classes", {"solvers": ["tcd"]}),
+    "EDM, LoRA": ("playground", {"data__path": True, **LORA}),
+    "EDM in pixels": ("edm", {}),
+    "RGBA, not square, with a learned variance": ("rgba", {"data__path": True}),
+    "latent, unconditional": ("ldm", {"data__path": True}),
     "pixart-alpha, full": ("pixart-alpha", {"data__path": True, "solvers": ["tcd"]}),
     "pixart-sigma, full, cfg": ("pixart-sigma", {"data__prompts": True, "guidance__mode": "cfg"}),
     "dit, full, from nothing": ("dit", {}),
@@ -128,7 +134,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     if schedule.kind == "vp":
         assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
         assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
-        assert bool(plain.scheduler.config.clip_sample) == (family in ("unconditional", "classes"))
+        assert bool(plain.scheduler.config.clip_sample) == (family in ("unconditional", "classes", "rgba"))
     if result.exported.lora:
         (adapter,) = plain.get_active_adapters()
         loaded = dict(adapter_parameters(network_of(plain), adapter))
@@ -140,10 +146,10 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TRANSFORMER_FAMILIES)
-def test_every_method_makes_students_of_a_transformer_that_a_fresh_process_samples_the_same(family_folder, place, family):
+@pytest.mark.parametrize("family", [*TRANSFORMER_FAMILIES, "playground", "edm", "grey", "rgba", "ldm"])
+def test_every_method_makes_students_that_a_fresh_process_samples_the_same(family_folder, place, family):
     teacher, requests = family_folder(family), []
-    prompts = {} if family == "dit" else {"data.prompts": str(place / "prompts.txt")}
+    prompts = {} if family in PROMPTS else {"data.prompts": str(place / "prompts.txt")}  # whose prompts are known
     prompts |= {"data.resolution": 32} if family.startswith("flux") else {}
     for method, changes in METHODS.items():
         for lora in [{}, LORA] if family_of(open_pipeline(teacher)).lora else [{}]:

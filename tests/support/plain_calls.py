@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline
 
 def plain_arguments(family, prompt, scale):
     """The arguments of the call of a pipeline of `family` (see `tiny_families.TINY`) for one image of `prompt`."""
-    if family == "unconditional":
+    if family in ("unconditional", "edm", "rgba", "ldm"):
         return {}
-    if family == "classes":
+    if family in ("classes", "grey"):
         return {"class_labels": int(prompt)}
     if family == "dit":
         return {"class_labels": [2 if prompt == "shark" else int(prompt)], "guidance_scale": scale}
@@ -54,7 +54,8 @@ def plain_images(pipeline, spec, family, prompts, seeds):
             generator=torch.manual_seed(seed),  # torch's own, from which schedulers sample where a pipeline passes none
             output_type="np",
         ).images
-        images.append(torch.from_numpy(image).permute(2, 0, 1))
+        image = torch.from_numpy(image).permute(2, 0, 1)
+        images.append(image[:3] * image[3:] + 1 - image[3:] if family == "rgba" else image.expand(3, -1, -1))
     return torch.stack(images)
 
 
