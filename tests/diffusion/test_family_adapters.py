@@ -40,7 +40,8 @@ OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
         *(("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)),
         *(("pixart-alpha", 1.0), ("pixart-alpha", 3.0), ("pixart-sigma", 1.0), ("pixart-sigma", 3.0)),
         *(("dit", 1.0), ("sana", 1.0), ("sana", 3.0), ("auraflow", 1.0), ("auraflow", 3.0), ("lumina2", 1.0), ("lumina2", 3.0)),
-        *(("sd3", 1.0), ("sd3", 3.0), ("sd3-without-t5", 3.0), ("flux", 3.5), ("flux2", 1.0), ("flux2", 3.0)),
+        *(("sd3", 1.0), ("sd3", 3.0), ("sd3-without-t5", 3.0), ("flux", 3.5), ("flux2-klein", 1.0), ("flux2-klein", 3.0)),
+        ("flux2", 4.0),
     ],
 )
 def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):
@@ -99,7 +100,7 @@ def test_a_network_has_the_inputs_that_its_pipeline_passes(family_folder, name):
     teacher.pipeline(**plain_arguments(name, prompt, teacher.family.neutral_guidance), num_inference_steps=2)
     inputs, outputs = calls[-1]
     x_t, time = latents_of(inputs["hidden_states"], name), inputs["timestep"]
-    if name in ("auraflow", "lumina2", "flux", "flux2"):  # whose time is a fraction
+    if name in ("auraflow", "lumina2") or name.startswith("flux"):  # whose time is a fraction
         time = 1000 * (1 - time if name == "lumina2" else time)
     if name == "sana":
         time = time / network.config.timestep_scale
@@ -295,8 +296,8 @@ def test_few_step_students_of_others_are_sampled_and_refused_as_teachers(tmp_pat
     assert next(images).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match=r"schnell is no teacher: its network has no guidance scale .*; expects Flux.1 dev$"):
         load_teacher(tmp_path / "schnell")
-    if "flux2" in TINY:
-        TINY["flux2"](tmp_path / "tokenizer-2", is_distilled=True).save_pretrained(tmp_path / "klein")
+    if "flux2-klein" in TINY:
+        TINY["flux2-klein"](tmp_path / "tokenizer-2", is_distilled=True).save_pretrained(tmp_path / "klein")
         with pytest.raises(ValueError, match=r"klein is no teacher: it is a few-step student .*; expects a Flux.2 klein base"):
             load_teacher(tmp_path / "klein")
 

@@ -170,9 +170,9 @@ def test_students_of_flow_matching_start_at_images(family_folder, given, name, f
     torch.testing.assert_close(generate(sampler, given(name), guidance_scale=2.0, batch_size=1), together, atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif("flux2" not in TINY, reason="diffusers has no Flux.2")
+@pytest.mark.skipif("flux2-klein" not in TINY, reason="diffusers has no Flux.2")
 def test_a_task_without_a_pipeline_of_diffusers_is_one_sentence(family_folder):
-    sampler, images = FewStepSampler.from_pretrained(family_folder("flux2")), torch.rand(3, 3, 16, 16)
+    sampler, images = FewStepSampler.from_pretrained(family_folder("flux2-klein")), torch.rand(3, 3, 16, 16)
     for task in (Task(images=images), Task(images=images, masks=images[:, :1])):
         with pytest.raises(
             ValueError, match=r"^a Flux2KleinPipeline samples from noise only, as diffusers has no pipeline for"
