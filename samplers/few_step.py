@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers.advice import advice
-from gendistill.samplers.families import Conditions, SampleOptions, family_of, network_of
+from gendistill.samplers.families import SampleOptions, family_of, network_of
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.prompt_cache import PromptCache
@@ -24,8 +24,8 @@ from gendistill.samplers.quantization.quantize import quantization_in, quantizat
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
 from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
-from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
-from gendistill.schedulers import flow_scheduler, is_flow, sigma_data_of
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task, grid_arguments
+from gendistill.schedulers import sigma_data_of
 
 TEACHER_STEPS = 50
 
@@ -41,6 +41,7 @@ class FewStepSampler(Sampler):
         spec: the student's sampling settings; None for other pipelines.
         eta: fraction of fresh noise in a step, for schedulers that support it; None: the spec's.
         size: default height and width of the images; None: the spec's or the pipeline's.
+        encoded: the conditions of prompts, for a pipeline without text encoders.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FewStepSampler(Sampler):
         spec: StudentSpec | None = None,
         eta: float | None = None,
         size: tuple[int, int] | None = None,
+        encoded: PromptCache | None = None,
     ) -> None:
         self._size = size
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
@@ -56,8 +58,7 @@ class FewStepSampler(Sampler):
         if self.text_to_image:  # a U-Net pads feature maps that it cannot halve
             self.size_multiple = 8 if self.family.network_part == "unet" else self.family.size_multiple(pipeline)
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
-        self._encoded = PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
-        self._unconditional: Conditions | None = None
+        self._encoded = encoded or PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
         self._compiled = False
         pipeline.set_progress_bar_config(disable=True)
 
@@ -247,7 +248,7 @@ class FewStepSampler(Sampler):
         count, guided = len(prompts), self.family.guided and request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
-        arguments = self._noising(pipeline, steps) if task.images is not None else {}
+        arguments = grid_arguments(pipeline, self.pipeline, steps)
         size = request.size or self.size
         has_size = True
         if task.images is not None:
@@ -262,14 +263,14 @@ class FewStepSampler(Sampler):
             prompts, seeds = [*prompts, *prompts[-1:] * padding], [*seeds, *seeds[-1:] * padding]
 
         def generate(rows: slice) -> Tensor:
-            if guided and self._unconditional is None:
-                self._unconditional = self.family.unconditional(self.pipeline)
+            if guided and self._encoded.unconditional is None:
+                self._encoded.unconditional = self.family.unconditional(self.pipeline)
             conditions = self._encoded.conditions(prompts[rows], self.device)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
-            all_arguments = {**arguments, **task.arguments(rows)}
+            all_arguments = {**arguments, **task.arguments(rows, pipeline)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
             with noise_from(pipeline.scheduler, generators):
-                sampled = self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+                sampled = self.family.sample(pipeline, conditions, self._encoded.unconditional or {}, options)
             return sampled / sigma_data_of(pipeline.scheduler) if request.latent else sampled
 
         for start in range(0, len(prompts), batch_size):
@@ -301,14 +302,6 @@ class FewStepSampler(Sampler):
             return self.pipeline
         task.require(count, steps)
         return task.pipeline(self.pipeline)
-
-    def _noising(self, pipeline: Any, steps: int) -> dict[str, Any]:
-        """Give a task's pipeline a scheduler that adds noise to images; returns arguments of its call."""
-        scheduler = pipeline.scheduler
-        if not is_flow(scheduler) or hasattr(scheduler, "scale_noise"):
-            return {}
-        pipeline.scheduler = flow_scheduler("ddim", self.family.schedule_of(self.pipeline), passes_sigmas=True)
-        return {"sigmas": [1 - step / steps for step in range(steps)]}  # those of the scheduler that it replaces
 
 
 def components_of(pipeline: Any) -> dict[str, Component]:

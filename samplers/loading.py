@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 
 from gendistill.assets import asset_names, asset_path
 from gendistill.samplers.families import family_of, network_of, require_supported
+from gendistill.samplers.layouts.lora_files import lora_source, lora_weights
 from gendistill.samplers.missing_weights import (
     OPENING_ERRORS,
     first_sentence,
@@ -45,7 +46,7 @@ def open_pipeline(
     Only safetensors weights are read, and no code from the model is run.
 
     Args:
-        source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in Stable Diffusion's original layout.
+        source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in the layout of its release.
         config: for a checkpoint only, see `architecture_of`.
         revision: for a hub id only: a branch, a tag or a commit.
 
@@ -115,12 +116,11 @@ def open_student(
 
 def _load_lora(pipeline: Any, file: Path) -> None:
     """Load a student's LoRA into its teacher, with all of the weights that its adapter has in the network."""
-    settings = {"weight_name": file.name, "use_safetensors": True}
-    state = pipeline.lora_state_dict(str(file.parent), **settings)
-    state = state[0] if isinstance(state, tuple) else state  # pipelines of U-Nets also return the scales of the layers
+    state = lora_weights(pipeline, file)
     require_pairs(file.name, state)
     require_finite(file.name, state)
-    pipeline.load_lora_weights(str(file.parent), **settings)
+    source, settings = lora_source(pipeline, file)
+    pipeline.load_lora_weights(source, **settings)
     network, part = network_of(pipeline), family_of(pipeline).network_part
     [adapter] = network.active_adapters()
     expected = {f"{part}.{name}" for name in get_peft_model_state_dict(network, adapter_name=adapter)}

@@ -189,7 +189,7 @@ def test_each_extra_brings_the_packages_that_it_is_named_for():
 
 def test_an_asset_is_found_from_any_folder_and_what_matches_in_ones_own_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert asset_names() == ["emoji", "emoji-features", "tiny-clip", "tiny-gan", "tiny-sd"]
+    assert asset_names() == ["emoji", "emoji-features", "tiny-clip", "tiny-gan", "tiny-sd", "tiny-sd3"]
     assert asset_path("assets/tiny-sd") == asset_path("tiny-sd") == str(ASSETS / "tiny-sd")
     assert asset_path("assets/emoji/train-*.tar.gz") == str(ASSETS / "emoji" / "train-*.tar.gz")
     for other in ("assets", "assets/others", "hf://datasets/a/b", "some/tiny-sd", "tiny-sd/../x", "/assets/tiny-sd", ""):

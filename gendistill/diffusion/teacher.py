@@ -18,6 +18,7 @@ from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
 from gendistill.samplers.provenance import pipeline_provenance, provenance
+from gendistill.samplers.quantization.small_weights import quantize_weights
 from gendistill.schedulers import PREDICTION_TYPES
 from gendistill.settings.image_size import written_size
 
@@ -117,6 +118,7 @@ def load_teacher(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantization: str = "none",
 ) -> Teacher:
     """Open a pipeline as a teacher.
 
@@ -124,12 +126,15 @@ def load_teacher(
         source, config, revision: as for `open_pipeline`.
         size: height and width of the training images; None for the pipeline's own. It becomes the default size of the images of
             the pipeline and its students, see `Family.set_size`.
+        quantization: quantization of the network's weights, before they are moved to the device: `none` or one of `KINDS`.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
     """
     pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
     family_of(pipeline).prepare_teacher(pipeline)
+    if quantization != "none":
+        quantize_weights(family_of(pipeline).network(pipeline), quantization)
     return teacher_of(pipeline.to(device), source, size)
 
 

@@ -13,7 +13,7 @@ from gendistill.assets import ASSETS, asset_path
 from gendistill.metrics.features.available import available_extractor
 from gendistill.samplers import Sampler
 
-EMOJI_SIZE = (32, 32)  # of the images that the emoji network was trained on
+EMOJI_SIZES = ((32, 32), (64, 64))  # of the embedded models; the emoji network was trained on the first, and resizes to it
 NOT_AVAILABLE = (
     "as neither Inception, DINOv2 nor CLIP is on this machine: it compares colours, their layout and detail, and does not see "
     "what an image shows; validation_extractor=inception downloads Inception (91 MB, with gendistill[evaluate]), and a folder "
@@ -44,7 +44,7 @@ def is_embedded(size: Sequence[int], prompts_of: Any, images: str | None = None)
         prompts_of: the model's tokenizer, or the names of its classes, which its students share.
         images: the images that it is compared with.
     """
-    if tuple(size) != EMOJI_SIZE:
+    if tuple(size) not in EMOJI_SIZES:
         return False
     return _has_embedded_prompts(prompts_of) or (images is not None and are_embedded_images(images))
 

@@ -28,12 +28,13 @@ from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
 from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
-from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
+from gendistill.run.validation import Validator, scheduler_of, validation_evaluator, validation_prompts
 from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
+from gendistill.samplers.offload.released import ReleasedEncoders
 from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
 from gendistill.training.state import Validation
@@ -54,6 +55,7 @@ class DenoiserRun:
             size=config.data.size,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
+            quantization=config.lora.quantization,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
         recipe_of(config).check(self.config, self.teacher)
@@ -96,20 +98,22 @@ class DenoiserRun:
                 )
         with self.processes.local_main_process_first():  # the main process of each machine reads the reference first
             self.evaluator = validation_evaluator(config, teacher, self.latents)
+        self.unconditional = teacher.unconditional()
+        self.encoders = ReleasedEncoders(teacher.pipeline, validation_prompts(config, self.evaluator, max(teacher.size)))
 
     def stages(self) -> Iterator[Stage]:
         teacher, config, device = self.teacher, self.config, self.processes.device
         rows = self.latents.rows_of_step(config.seed, 0, NUM_EXAMPLES)
         examples = self.latents.batch(rows, PerSampleRandom(config.seed, 0, 0, NUM_EXAMPLES), device)
         return denoiser_stages(
-            DenoiserContext(config, teacher.family, teacher.denoiser, teacher.unconditional(), self.start, teacher, examples)
+            DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
         )
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded)
         return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
@@ -126,7 +130,8 @@ class DenoiserRun:
         spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
-            export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
+            with self.encoders.restored():
+                export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
         return spec, f"{spec.method} student, sampled by {spec.solver}"
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.precision import in_own_precision
 from gendistill.schedulers import NoiseSchedule, is_edm, is_flow
 
@@ -73,6 +74,7 @@ class Family(ABC):
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
+        original_layout: the layout of its checkpoints in one file and of its LoRAs in kohya's format; None if there is none.
         cache_dtype: dtype of encoded prompts on disk: float16 for the normalised states of CLIP's and T5's last layers, while
             inner states of language models exceed its range.
         task: the hub's task name, for the model card.
@@ -92,6 +94,7 @@ class Family(ABC):
     schedules: tuple[str, ...] = ("vp",)
     solvers: tuple[str, ...] = ("ddim", "lcm", "tcd", "stochastic")
     lora_targets: tuple[str, ...] = ()
+    original_layout: OriginalLayout | None = None
     cache_dtype = torch.float16
     task: str
     example: str

@@ -31,6 +31,7 @@ class Flux2Klein(Flux):
     summary = "Flux.2 klein base: a transformer trained by flow matching, with the inner states of a Qwen3 as prompts"
     pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     prompt_encoders = ("text_encoder",)
+    original_layout = None
     guided, guidance_input = True, False
     default_guidance = 4.0
     lora_targets = (

@@ -12,6 +12,8 @@ from torch import Tensor
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.layouts.layout import OriginalLayout
+from gendistill.samplers.layouts.unet_layout import StableDiffusionLayout
 from gendistill.schedulers import sigma_data_of
 
 TOKENS = 77  # per prompt, of CLIP's tokenizers
@@ -29,6 +31,7 @@ class StableDiffusion(Family):
         *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
         *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
     )
+    original_layout: OriginalLayout = StableDiffusionLayout()
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 

@@ -14,6 +14,7 @@ from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 from gendistill.samplers.families.repeated_tokens import knows_repeated_tokens
+from gendistill.samplers.layouts.sd3_layout import StableDiffusion3Layout
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # per prompt, in the pipeline's calls
 
@@ -31,6 +32,7 @@ class StableDiffusion3(Family):
     prompt_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_encoders = ("text_encoder_3",)
     texts = guided = lora = True
+    original_layout = StableDiffusion3Layout()
     schedules = ("flow",)
     default_guidance = 7.0
     lora_targets = (

@@ -13,6 +13,7 @@ from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
+from gendistill.samplers.layouts.unet_layout import StableDiffusionXLLayout
 from gendistill.schedulers import sigma_data_of
 
 SIZES = 6  # original height and width, the crop's top and left, target height and width
@@ -27,6 +28,7 @@ class StableDiffusionXL(StableDiffusion):
     pipelines = ("StableDiffusionXLPipeline",)
     prompt_encoders = ("text_encoder", "text_encoder_2")
     rectangles = False
+    original_layout = StableDiffusionXLLayout()
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, self.device(pipeline), 1, False)

@@ -29,10 +29,12 @@ LEVELS, MAX_LEVEL = 255, 127  # of an activation and of a weight
 
 
 def layers_in_8_bits(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """The layers to quantize, by path: all but those of the time embedding, the first and the last layer."""
+    """The layers of the numbered blocks, by path: all but those of the time embedding, the first and the last layer."""
     for path, layer in network.named_modules():
-        plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        if (plain or isinstance(layer, nn.Linear)) and not NOT_QUANTIZED & set(path.split(".")):
+        plain, names = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros", set(path.split("."))
+        if plain and isinstance(layer.padding, str):
+            continue
+        if (plain or isinstance(layer, nn.Linear)) and any(map(str.isdigit, names)) and not NOT_QUANTIZED & names:
             yield path, layer
 
 

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="pipeline folder for the initial weights")
     add_caption_arguments(parser, (0.25, 0.45, 0.15))
     parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the transformer, which takes minutes at first")
     parser.add_argument("--only-export", action="store_true", help="export the average of the last checkpoint, no training")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd3")
     args = parser.parse_args()
@@ -120,6 +121,7 @@ def train(run: ResumableRun, networks: nn.ModuleDict, vae: AutoencoderKL, tokeni
     latents, tokens = encode_images(vae, emoji.images), tokenize_levels(tokenizer, emoji)
     captions = CaptionSampler(emoji, args.level_probabilities)
     transformer, *towers = networks.values()
+    network = torch.compile(transformer, dynamic=False) if args.compile else transformer
     with last_token_repeated(transformer, T5_TOKENS):
         for _ in run:
             level, rows = captions.sample(args.batch, run.generator)
@@ -129,7 +131,7 @@ def train(run: ResumableRun, networks: nn.ModuleDict, vae: AutoencoderKL, tokeni
             texts, inverse = torch.unique(tokens[level, rows], dim=0, return_inverse=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
                 states, pooled = encode_texts(towers, texts)
-                velocity = transformer(noisy, states[inverse], pooled[inverse], 1000 * times).sample
+                velocity = network(noisy, states[inverse], pooled[inverse], 1000 * times).sample
             loss = F.mse_loss(velocity.float(), noise - clean)
             loss.backward()
             run.record(loss)

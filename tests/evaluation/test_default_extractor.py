@@ -35,6 +35,7 @@ def test_an_embedded_model_is_known_by_its_prompts_wherever_it_lies(tiny_folder,
     other = FewStepSampler.from_pretrained(tiny_folder)
     assert copy.size == other.size == SIZE
     assert is_embedded(SIZE, prompts_of(copy))
+    assert is_embedded((64, 64), prompts_of(copy)), "tiny-sd3 has the same prompts"
     assert not is_embedded(SIZE, prompts_of(other))
     assert not is_embedded((512, 512), prompts_of(copy), str(ASSETS / "emoji" / "train-*.tar.gz"))
     shutil.copytree(ASSETS / "tiny-gan", tmp_path / "gan")

@@ -7,11 +7,9 @@ import torch
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, ControlNetModel, DDIMScheduler
 from PIL import Image
 from tiny_add_ons import load_style_adapter, save_control, save_lora
-from tiny_families import TINY
 
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.tasks import Task, min_strength
-from gendistill.schedulers import flow_scheduler
 
 PROMPTS, SEEDS = ["emoji of animals", "a red apple", "food"], [3, 1, 4]
 STEPS = 4
@@ -149,32 +147,3 @@ def test_each_prompt_has_the_style_of_its_own_image(sampler, guidance_scale):
     others = generate(sampler, Task(styles=styles[::-1]), guidance_scale=guidance_scale)
     assert (generated[0] - others[0]).abs().max() > 0.005
     torch.testing.assert_close(generated[1], others[1], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("family", "solver"), [("sd3", "ddim"), ("sd3-without-t5", "lcm"), ("flux", "ddim"), ("flux", "lcm")])
-@pytest.mark.parametrize("name", ["image-to-image", "inpainting"])
-def test_students_of_flow_matching_start_at_images(family_folder, given, name, family, solver):
-    sampler = FewStepSampler.from_pretrained(family_folder(family))
-    schedule = sampler.family.schedule_of(sampler.pipeline)
-    sampler.pipeline.scheduler = flow_scheduler(solver, schedule, sampler.family.passes_sigmas)
-    calls = []
-    sampler.pipeline.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append(kwargs["timestep"]), with_kwargs=True
-    )
-    together = generate(sampler, given(name), guidance_scale=2.0)
-    assert together.shape == (3, 3, 32, 32)
-    if family == "flux" or solver == "ddim":  # otherwise `FlowMatchLCMScheduler` has times of its own
-        times = torch.stack([call[0] for call in calls]) * (1000 if family == "flux" else 1)
-        expected = [499, 249] if name == "image-to-image" else [999, 749, 499, 249]  # the last steps of the trailing grid of 4
-        assert schedule.index_of(times).tolist()[: len(expected)] == pytest.approx(expected, abs=0.1)
-    torch.testing.assert_close(generate(sampler, given(name), guidance_scale=2.0, batch_size=1), together, atol=1e-5, rtol=0)
-
-
-@pytest.mark.skipif("flux2-klein" not in TINY, reason="diffusers has no Flux.2")
-def test_a_task_without_a_pipeline_of_diffusers_is_one_sentence(family_folder):
-    sampler, images = FewStepSampler.from_pretrained(family_folder("flux2-klein")), torch.rand(3, 3, 16, 16)
-    for task in (Task(images=images), Task(images=images, masks=images[:, :1])):
-        with pytest.raises(
-            ValueError, match=r"^a Flux2KleinPipeline samples from noise only, as diffusers has no pipeline for"
-        ):
-            generate(sampler, task)

@@ -39,7 +39,7 @@ def tiny_t5(width):
 
 
 def tiny_sd3(tokenizer_folder, t5=True):
-    """Stable Diffusion 3 for 32 pixels: prompts (L, 48) of two CLIPs (24 + 16), with or without T5, pooled (8 + 8,)."""
+    """Stable Diffusion 3 for 32 pixels: prompts (L, 48) of two CLIPs (8 + 16), with or without T5, pooled (8 + 8,)."""
     tokenizer = tiny_tokenizer(tokenizer_folder)
     torch.manual_seed(5)
     transformer = SD3Transformer2DModel(
@@ -60,7 +60,7 @@ def tiny_sd3(tokenizer_folder, t5=True):
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=tiny_vae(AutoencoderKL, **SHIFTED),
-        text_encoder=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=24, **text),
+        text_encoder=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=8, **text),
         tokenizer=tokenizer,
         text_encoder_2=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=16, hidden_act="gelu", **text),
         tokenizer_2=tokenizer,

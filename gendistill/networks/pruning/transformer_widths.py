@@ -46,7 +46,7 @@ class Slices:
     def __init__(self, teacher: Any, student: Mapping[str, Any], predict: Callable[[], Any]) -> None:
         self._kept: dict[str, Tensor] = {}
         self._sizes: dict[str, int] = {}
-        full, fewer = (config.get("num_attention_heads") for config in (teacher.config, student))
+        full, fewer = (config.get("num_attention_heads") or 0 for config in (teacher.config, student))
         same_heads = student.get("attention_head_dim") == teacher.config.get("attention_head_dim")
         if type(teacher).__name__ in NARROWABLE and same_heads and fewer < full:
             for label, scores in _scores(teacher, predict).items():
