@@ -13,6 +13,7 @@ from original_checkpoint import save_checkpoint
 from PIL import Image
 from plain_calls import plain_images, plain_pipeline
 from tiny_families import TINY, TRANSFORMER_FAMILIES
+from tiny_multimodal import MULTIMODAL
 from tiny_pipeline import CAPTIONS
 
 from gendistill.diffusion.trained_networks import adapter_parameters
@@ -109,8 +110,11 @@ RUNS = {
     "sd3, LoRA, cfg, without T5": ("sd3-without-t5", {"data__path": True, "guidance__mode": "cfg", **LORA}),
     "flux, full, embedded": ("flux", {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded"}),
     "flux, LoRA": ("flux", {"data__prompts": True, "data__resolution": 32, **LORA}),
-    "flux2, full": ("flux2", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
-    "flux2, LoRA": ("flux2", {"data__path": True, "data__resolution": 32, "solvers": ["ddim"], **LORA}),
+    "flux2-klein, full": ("flux2-klein", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
+    "flux2, LoRA, embedded": (
+        "flux2",
+        {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded", "solvers": ["ddim"], **LORA},
+    ),
 }
 METHODS = {
     "consistency": {},
@@ -130,7 +134,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     plain = assert_plain_diffusers_draws_the_same(result.student_folder, family)
     assert network_of(plain).config.out_channels == result.networks.teacher.network.config.out_channels
     schedule = family_of(plain).schedule_of(plain)
-    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", "sd3", "sd3-without-t5", "flux", "flux2"))
+    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", *MULTIMODAL))
     if schedule.kind == "vp":
         assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
         assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
@@ -141,7 +145,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
         assert loaded.keys() == result.networks.averaged.keys()
         assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
     card = (result.student_folder / "README.md").read_text()
-    assert (result.exported.guidance == "embedded" or family == "flux") == ("an input of the network" in card)
+    assert (result.exported.guidance == "embedded" or family in ("flux", "flux2")) == ("an input of the network" in card)
     assert not list(result.student_folder.rglob("*.bin"))
 
 

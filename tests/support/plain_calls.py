@@ -18,7 +18,7 @@ def plain_arguments(family, prompt, scale):
     if family == "dit":
         return {"class_labels": [2 if prompt == "shark" else int(prompt)], "guidance_scale": scale}
     arguments = {"prompt": prompt, "guidance_scale": scale}
-    if family in ("sana", "auraflow", "flux", "flux2"):  # whose default size is 1024 pixels
+    if family in ("sana", "auraflow") or family.startswith("flux"):  # whose default size is 1024 pixels
         arguments |= {"height": 32, "width": 32}
     if family in ("sana", "pixart-alpha", "pixart-sigma"):  # they have lists of resolutions for a few network sizes
         return {**arguments, "use_resolution_binning": False}
