@@ -147,14 +147,14 @@ def train(pipeline, settings, steps: int) -> None:
     from gendistill.settings.schedule import Step
     from gendistill.training.preparation import checkpoint_gradients
 
-    teacher = teacher_of(pipeline, "random", settings.data.resolution)
+    teacher = teacher_of(pipeline, "random", settings.data.size)
     conditions, unconditional = teacher.encode_prompts(["a cat"]), teacher.unconditional()
     ReleasedEncoders(pipeline, [["a cat"]])
     context = DenoiserContext(settings, teacher.family, teacher.denoiser, unconditional)
     method = next(denoiser_stages(context)).method
     checkpoint_gradients(method.trained_modules())
     optimizer = torch.optim.AdamW(method.trained_parameters()["student"].values())
-    batch = Batch(torch.randn(1, *teacher.codec.latent_shape(teacher.resolution)), conditions)
+    batch = Batch(torch.randn(1, *teacher.codec.latent_shape(teacher.size)), conditions)
     for number in range(steps):
         for update in method.updates(batch, Step(number, number / steps), PerSampleRandom(0, number, 0, 1)):
             update.loss.backward()

@@ -127,7 +127,12 @@ def teacher_scheduler(solver: str, pipeline: Any, timesteps: list[int] | None = 
     if solver == "ddim":
         return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=clip, set_alpha_to_one=True)
     return DPMSolverMultistepScheduler.from_config(
-        config, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+        config,
+        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+        variance_type=None,  # it would read the first three channels only
     )
 
 
@@ -183,7 +188,7 @@ def gaps(student: list[Evaluation], teacher: list[Evaluation], call_cost: float 
 
 def relative_call_cost(student: FewStepSampler, teacher: FewStepSampler) -> float:
     """Multiply-accumulates of a call of the student's network, relative to the teacher's: 1 if they differ by less than 1 %."""
-    fraction = macs_fraction(teacher.family, network_of(teacher.pipeline), network_of(student.pipeline))
+    fraction = macs_fraction(family_of(teacher.pipeline), network_of(teacher.pipeline), network_of(student.pipeline))
     return 1.0 if abs(fraction - 1) < 0.01 else fraction
 
 

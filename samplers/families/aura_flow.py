@@ -42,11 +42,11 @@ class AuraFlow(Family):
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Raises ValueError for more patches than the network has learned positions for."""
         network, factor = self.network(pipeline), self.codec(pipeline).factor
-        patches, most = max(size) // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
-        if patches > most:
-            edge_of_most = most * factor * network.config.patch_size
+        patches, max_patches = max(size) // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
+        if patches > max_patches:
+            max_edge = max_patches * factor * network.config.patch_size
             raise ValueError(
-                f"data.resolution {max(size)}: the network has positions for {edge_of_most} pixels; expects at most these"
+                f"data.resolution {max(size)}: the network has positions for {max_edge} pixels; expects at most these"
             )
         super().set_size(pipeline, size)
 

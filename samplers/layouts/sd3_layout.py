@@ -66,7 +66,7 @@ class StableDiffusion3Layout(TransformerLayout):
                 f"text_encoder has a projection from {projection.shape[1]} to {projection.shape[0]} numbers; the original "
                 "layout expects equal widths"
             )
-        return "stable-diffusion-v3-medium" if pipeline.transformer.config.qk_norm is None else "stable-diffusion-v3.5"
+        return "stable-diffusion-3-medium" if pipeline.transformer.config.qk_norm is None else "stable-diffusion-3.5"
 
     def rows(self, config: Mapping[str, Any], names: Iterable[str]) -> Iterator[Row]:
         yield Row("pos_embed", ("pos_embed.pos_embed",))

@@ -33,15 +33,15 @@ PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "2"], "dit": ["shark
 OF_TEXT = ["emoji of animals", "a red apple", "emoji of animals"]
 
 
-@pytest.mark.parametrize("solver", ["ddim", "lcm"])
+U_NETS = [("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)]
+
+
 @pytest.mark.parametrize(
-    ("name", "scale"),
+    ("name", "scale", "solver"),
     [
-        *(("sd1", 1.0), ("sd2", 3.0), ("sdxl", 1.0), ("sdxl", 3.0), ("unconditional", 1.0), ("classes", 1.0)),
-        *(("pixart-alpha", 1.0), ("pixart-alpha", 3.0), ("pixart-sigma", 1.0), ("pixart-sigma", 3.0)),
-        *(("dit", 1.0), ("sana", 1.0), ("sana", 3.0), ("auraflow", 1.0), ("auraflow", 3.0), ("lumina2", 1.0), ("lumina2", 3.0)),
-        *(("sd3", 1.0), ("sd3", 3.0), ("sd3-without-t5", 3.0), ("flux", 3.5), ("flux2-klein", 1.0), ("flux2-klein", 3.0)),
-        ("flux2", 4.0),
+        *((name, scale, solver) for name, scale in U_NETS for solver in ("ddim", "lcm")),
+        *((name, 3.5, "ddim") for name in TRANSFORMER_FAMILIES),
+        *((name, 3.5 if name == "flux" else 1.0, "lcm") for name in TRANSFORMER_FAMILIES),
     ],
 )
 def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_folder, name, scale, solver):

@@ -28,6 +28,7 @@ from gendistill.samplers.families import family_of
 from gendistill.samplers.layouts.unet_layout import BIAS_OF_V, StableDiffusionLayout, StableDiffusionXLLayout, unet_name
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.single_file import ARCHITECTURES
+from gendistill.sampling.load_add_ons import with_lora
 from gendistill.training.stopping import StopSignals
 
 HALF = 2e-2  # of an image that half precision may change
@@ -73,6 +74,30 @@ def test_a_lora_opens_again_on_its_teacher(student, family_folder, tmp_path, fam
     theirs.pipeline.scheduler = ours.pipeline.scheduler
     generated = [next(iter(of.images(["food"], [0], num_inference_steps=2, guidance_scale=1.0))) for of in (ours, theirs)]
     assert (generated[0] - generated[1]).abs().max() > 0.01  # it does something
+
+
+KEYS = {
+    "sd3": ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "joint_blocks.0.x_block.attn.qkv"),
+    "flux": ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "double_blocks.0.img_attn.qkv"),
+}
+
+
+@pytest.mark.parametrize("family", KEYS)
+def test_a_lora_of_a_transformer_opens_from_every_format(student, family_folder, tmp_path, family):
+    key, original = KEYS[family]
+    names = {
+        "lora": key,
+        "kohya": f"lora_unet_{original.replace('.', '_')}.lora_down.weight",
+        "checkpoint": f"model.diffusion_model.{original}.weight",
+    }
+    for kind, name in names.items():
+        folder = student(family, lora=True, data__resolution=32)
+        exported = export(str(folder), kind, tmp_path / f"{kind}.safetensors", dtype="float32")
+        assert exported.max_error < 1e-4
+        assert name in load_file(exported.path)
+    copied, unfit, _ = with_lora(open_pipeline(family_folder(family)), tmp_path / "kohya.safetensors")
+    assert not unfit
+    assert copied.get_active_adapters()
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])

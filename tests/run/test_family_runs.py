@@ -132,7 +132,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     assert result.training.steps == 20
     assert any(not torch.equal(p, result.networks.averaged[name]) for name, p in result.networks.trained.items())
     plain = assert_plain_diffusers_draws_the_same(result.student_folder, family)
-    assert network_of(plain).config.out_channels == network_of(open_pipeline(family_folder(family))).config.out_channels
+    assert network_of(plain).config.out_channels == result.networks.teacher.network.config.out_channels
     schedule = family_of(plain).schedule_of(plain)
     assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", *MULTIMODAL))
     if schedule.kind == "vp":

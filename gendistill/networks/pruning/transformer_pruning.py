@@ -200,13 +200,13 @@ def kept_blocks(teacher: Any, student: Any, scores: Mapping[str, Sequence[float]
     """
     kept: dict[str, int | None] = {}
     for stack in stacks_of(student):
-        ours, theirs = ([_signature(block) for block in getattr(one, stack, ())] for one in (student, teacher))
-        values = scores.get(stack) or [0.0] * len(theirs)
+        wanted, present = ([_signature(block) for block in getattr(network, stack, ())] for network in (student, teacher))
+        values = scores.get(stack) or [0.0] * len(present)
         # best[j]: number of matched blocks, their importance, and the teacher's blocks, among the first j of the teacher
-        best: list[tuple[int, float, tuple[int | None, ...]]] = [(0, 0.0, ())] * (len(theirs) + 1)
-        for signature in ours:
+        best: list[tuple[int, float, tuple[int | None, ...]]] = [(0, 0.0, ())] * (len(present) + 1)
+        for signature in wanted:
             row = [(best[0][0], best[0][1], (*best[0][2], None))]
-            for j, other in enumerate(theirs):
+            for j, other in enumerate(present):
                 found, value, path = best[j]
                 matched = [(found + 1, value + values[j], (*path, j))] if other == signature else []
                 new = (best[j + 1][0], best[j + 1][1], (*best[j + 1][2], None))

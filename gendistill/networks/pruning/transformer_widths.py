@@ -51,7 +51,7 @@ class Slices:
         if type(teacher).__name__ in NARROWABLE and same_heads and fewer < full:
             for label, scores in _scores(teacher, predict).items():
                 self._sizes[label] = len(scores)
-                self._kept[label] = _most_important(scores, full, fewer, heads=label.startswith("heads:"))
+                self._kept[label] = _chosen(scores, full, fewer, heads=label.startswith("heads:"))
 
     def sliced(self, name: str, weight: Tensor, shape: torch.Size) -> Tensor | None:
         """A copy of a weight, cut to `shape` along every dimension where it is larger; None where that is impossible."""
@@ -76,7 +76,7 @@ class Slices:
         return torch.cat([chunk + starts[label] + self._kept[label] for chunk in chunks for label in labels])
 
 
-def _most_important(scores: Tensor, full: int, fewer: int, *, heads: bool) -> Tensor:
+def _chosen(scores: Tensor, full: int, fewer: int, *, heads: bool) -> Tensor:
     """Ascending indices of the kept channels; of complete heads where `heads`."""
     size = len(scores) // full
     if heads:
@@ -127,10 +127,10 @@ def _scores(network: Any, predict: Callable[[], Any]) -> dict[str, Tensor]:
     scores: dict[str, Tensor] = {}
     for path, energy in energies.items():
         contributions = layers[path].weight.detach().double().square().sum(0) * energy
-        shares = (contributions / contributions.sum().clamp(min=1e-30)).sqrt().cpu()
+        fractions = (contributions / contributions.sum().clamp(min=1e-30)).sqrt().cpu()
         labels = _labels(f"{path}.weight", 1, 2)
-        sizes = [len(shares)] if len(labels) == 1 else [heads, len(shares) - heads]
-        for label, part in zip(labels, shares.split(sizes), strict=True):
+        sizes = [len(fractions)] if len(labels) == 1 else [heads, len(fractions) - heads]
+        for label, part in zip(labels, fractions.split(sizes), strict=True):
             scores[label] = scores[label] + part if label in scores else part
     return scores
 
