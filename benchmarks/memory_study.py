@@ -1,14 +1,16 @@
 """Predicted and measured memory of sampling and of a LoRA training step, for architectures of real size on this CPU.
 
     python benchmarks/memory_study.py --models sd1,sd2-v,sdxl --sizes 256,512
+    python benchmarks/memory_study.py --models sd3-medium --sizes 256 --jobs lora --dtype bfloat16 --steps 2
 
 Each measurement is a separate process. Its peak resident memory (the kernel's high-water mark) is compared with the prediction
-from tensor shapes plus the memory of the process before loading the model. The weights are random.
+from tensor shapes plus the memory of the process before loading the model. The weights are random. Models have no T5.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +26,20 @@ def main() -> None:
     parser.add_argument("--models", default="sd1,sd2-v,sdxl")
     parser.add_argument("--sizes", default="256,512")
     parser.add_argument("--jobs", default=",".join(JOBS))
+    parser.add_argument("--dtype", default="float32", help="of the weights")
+    parser.add_argument("--steps", type=int, default=1, help="of the training")
     parser.add_argument("--one", nargs=3, metavar=("JOB", "MODEL", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         job, model, size = args.one
-        print(json.dumps(measured(job, model, int(size))))
+        print(json.dumps(measured(job, model, int(size), args.dtype, args.steps)))
         return
     table = Table("job", "model", "pixels", "predicted, GiB", "measured, GiB", "predicted / measured")
     for job in args.jobs.split(","):
         for model in args.models.split(","):
             for size in args.sizes.split(","):
-                command = [sys.executable, __file__, "--one", job, model, size]
+                settings = ["--dtype", args.dtype, "--steps", str(args.steps)]
+                command = [sys.executable, __file__, "--one", job, model, size, *settings]
                 done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
                 if done.returncode:
                     table.add_row(job, model, size, "", done.stderr.strip().splitlines()[-1], "")
@@ -47,8 +52,11 @@ def main() -> None:
     Console(width=120).print(table)
 
 
-def measured(job: str, model: str, size: int) -> dict[str, float]:
+def measured(job: str, model: str, size: int, dtype: str, steps: int) -> dict[str, float]:
     """Bytes: before loading the model, and at the peak as predicted and as measured, both including these."""
+    import time
+    from tempfile import TemporaryDirectory
+
     import torch
     from random_models import random_pipeline
 
@@ -56,36 +64,60 @@ def measured(job: str, model: str, size: int) -> dict[str, float]:
     from gendistill.metrics.cost.measured_memory import _status_bytes
 
     quieten_libraries()
-    predict, work = {"sampling": (predicted_sampling, sample), "lora": (predicted_step, step)}[job]
-    needed = predict(model, size)
-    torch.nn.functional.conv2d(torch.ones(1, 8, 8, 8), torch.ones(8, 8, 3, 3))  # load libraries that are loaded at first use
-    before = _status_bytes("VmRSS")
-    work(random_pipeline(model, latents=size // 8), size)
-    return {"before": before, "predicted": before + needed, "measured": _status_bytes("VmHWM")}
+    with TemporaryDirectory() as folder:
+        configs, without = configs_without_t5(model, Path(folder))
+        settings = settings_of(configs, size, dtype)
+        needed = predicted_step(settings) if job == "lora" else predicted_sampling(configs, size, dtype)
+        torch.nn.functional.conv2d(
+            torch.ones(1, 8, 8, 8), torch.ones(8, 8, 3, 3)
+        )  # load libraries that are loaded at first use
+        before = _status_bytes("VmRSS")
+        latents = size // 8 if model.startswith("sd") and "3" not in model else None
+        pipeline = random_pipeline(model, latents=latents, dtype=getattr(torch, dtype), without=without)
+        started = time.perf_counter()
+        if job == "lora":
+            train(pipeline, settings, steps)
+        else:
+            sample(pipeline, size)
+    seconds = time.perf_counter() - started
+    return {"before": before, "predicted": before + needed, "measured": _status_bytes("VmHWM"), "seconds": seconds}
 
 
-def predicted_sampling(model: str, size: int) -> int:
+def configs_without_t5(model: str, folder: Path) -> tuple[Path, list[str]]:
+    """A copy of the configs of a model in a folder, without the T5 of its index, and the names of what it lacks."""
+    from gendistill.samplers.single_file import ARCHITECTURES
+
+    shutil.copytree(ARCHITECTURES / model, folder, dirs_exist_ok=True)
+    index = json.loads((folder / "model_index.json").read_text())
+    without = [name for name, entry in index.items() if isinstance(entry, list) and entry[1].startswith("T5")]
+    (folder / "model_index.json").write_text(json.dumps({**index, **{name: [None, None] for name in without}}))
+    return folder, without
+
+
+def predicted_sampling(configs: Path, size: int, dtype: str) -> int:
     import torch
 
     from gendistill.samplers.offload.memory_model import PLACEMENTS, MetaNetworks
 
-    needs = MetaNetworks.from_configs(model).needs((size, size), 1, guided=False, dtype=torch.float32, cpu=True)
+    networks = MetaNetworks.from_configs(configs)
+    needs = networks.needs((size, size), 1, guided=False, dtype=getattr(torch, dtype), cpu=True)
     return needs.peak(PLACEMENTS[0])
 
 
-def predicted_step(model: str, size: int) -> int:
+def predicted_step(settings) -> int:
     from gendistill.run.training_plan import step_needs
 
-    return step_needs(settings(model, size), cpu=True).peak
+    return step_needs(settings, cpu=True).peak
 
 
-def settings(model: str, size: int):
+def settings_of(configs: Path, size: int, dtype: str):
     from gendistill.run.config import load_config
 
     return load_config(
         None,
         {
-            "teacher": model,
+            "teacher": str(configs),
+            "dtype": dtype,
             "lora.enabled": True,
             "data.path": "images",
             "data.resolution": size,
@@ -102,8 +134,8 @@ def sample(pipeline, size: int) -> None:
     list(sampler.images(["a cat"], [0], num_inference_steps=1, guidance_scale=1.0, size=(size, size)))
 
 
-def step(pipeline, size: int) -> None:
-    """An optimizer step of consistency distillation into a LoRA, on one random image."""
+def train(pipeline, settings, steps: int) -> None:
+    """Optimizer steps of consistency distillation into a LoRA, on one random image, after the text encoders are released."""
     import torch
 
     from gendistill.data.batches import Batch
@@ -111,17 +143,24 @@ def step(pipeline, size: int) -> None:
     from gendistill.methods import denoiser_stages
     from gendistill.methods.denoiser_method import DenoiserContext
     from gendistill.runtime.random import PerSampleRandom
+    from gendistill.samplers.offload.released import ReleasedEncoders
+    from gendistill.settings.schedule import Step
+    from gendistill.training.preparation import checkpoint_gradients
 
-    teacher = teacher_of(pipeline, "random", size)
-    context = DenoiserContext(settings("sd1", size), teacher.family, teacher.denoiser, teacher.unconditional())
+    teacher = teacher_of(pipeline, "random", settings.data.size)
+    conditions, unconditional = teacher.encode_prompts(["a cat"]), teacher.unconditional()
+    ReleasedEncoders(pipeline, [["a cat"]])
+    context = DenoiserContext(settings, teacher.family, teacher.denoiser, unconditional)
     method = next(denoiser_stages(context)).method
-    pipeline.unet.enable_gradient_checkpointing()
-    pipeline.unet.train()
+    checkpoint_gradients(method.trained_modules())
     optimizer = torch.optim.AdamW(method.trained_parameters()["student"].values())
-    batch = Batch(torch.randn(1, 4, size // 8, size // 8), teacher.encode_prompts(["a cat"]))
-    for update in method.updates(batch, 0, PerSampleRandom(0, 0, 0, 1)):
-        update.loss.backward()
-        optimizer.step()
+    batch = Batch(torch.randn(1, *teacher.codec.latent_shape(teacher.size)), conditions)
+    for number in range(steps):
+        for update in method.updates(batch, Step(number, number / steps), PerSampleRandom(0, number, 0, 1)):
+            update.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            print(f"step {number}: loss {float(update.loss.detach()):.4f}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

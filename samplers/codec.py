@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC")
+LUMA = (0.299, 0.587, 0.114)  # of ITU-R 601
+VAES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "VQModel")
 
 
 class LatentCodec:
@@ -23,22 +24,28 @@ class LatentCodec:
     A VAE in float16 is computed in float32 if its config has `force_upcast`, as SDXL's has.
 
     Args:
-        vae: one of `VAES`; `AutoencoderTiny` and `AutoencoderDC` encode without a variance.
+        vae: one of `VAES`; `AutoencoderTiny`, `AutoencoderDC` and `VQModel` encode without a variance.
         mean, std: one number, or one for each channel.
         patch: edge of the patches of the VAE's latents that are one latent of the diffusion, with patch^2 times the channels.
+        sigma_data: standard deviation of the pipeline's latents, where its scheduler is one of EDM; they are divided by it.
 
     Raises:
         ValueError: the VAE is of another class.
     """
 
     def __init__(
-        self, vae: Any, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0, patch: int = 1
+        self,
+        vae: Any,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        patch: int = 1,
+        sigma_data: float = 1.0,
     ) -> None:
         if (kind := type(vae).__name__) not in VAES:
             raise ValueError(f"vae: a {kind} is not supported; expects one of {', '.join(VAES)}")
         self.vae = vae
         config = vae.config
-        self.scaling_factor: float = config.get("scaling_factor", 1.0)
+        self.scaling_factor: float = config.get("scaling_factor", 1.0) / sigma_data
         self.mean, self.std, self.patch = mean, std, patch
         levels = config.get("block_out_channels") or config["encoder_block_out_channels"]
         self.factor: int = 2 ** (len(levels) - 1) * patch
@@ -48,8 +55,9 @@ class LatentCodec:
     def networks(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        return self.channels, resolution // self.factor, resolution // self.factor
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """C, h, w of the latents of images of `size` (height, width)."""
+        return self.channels, size[0] // self.factor, size[1] // self.factor
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
@@ -98,26 +106,49 @@ class LatentCodec:
 
 
 class PixelCodec:
-    """The identity, for pixel-space models: the moments have standard deviation zero."""
+    """The codec of pixel-space models, of grey (1 channel), RGB (3) or RGBA (4) images: moments have standard deviation zero.
 
-    channels = 3
+    Images are RGB outside of the diffusion. Grey images are their luma, as Pillow's; RGBA images are encoded as opaque and
+    decoded on white, as image files with transparency are read. Images are divided by `sigma_data` of EDM.
+
+    Raises:
+        ValueError: another number of channels.
+    """
+
     factor = 1
+
+    def __init__(self, channels: int = 3, sigma_data: float = 1.0) -> None:
+        if channels not in (1, 3, 4):
+            raise ValueError(f"images of {channels} channels are not supported; expects 1 (grey), 3 (RGB) or 4 (RGBA)")
+        self.channels, self.sigma_data = channels, sigma_data
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {}
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        return self.channels, resolution, resolution
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        return self.channels, *size
 
     def moments(self, images: Tensor) -> Tensor:
-        return torch.cat([images, torch.zeros_like(images)], dim=1)
+        if self.channels == 1:
+            images = (images * torch.tensor(LUMA, device=images.device).view(-1, 1, 1)).sum(1, keepdim=True)
+        elif self.channels == 4:
+            images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+        return torch.cat([images / self.sigma_data, torch.zeros_like(images)], dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.decode_unclamped(latents).clamp(-1, 1)
 
     def decode_unclamped(self, latents: Tensor) -> Tensor:
-        return latents.float()
+        images = latents.float() * self.sigma_data
+        return images if self.channels == 3 else self.rgb(images / 2 + 0.5) * 2 - 1
+
+    def rgb(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of images (B, C, H, W) in [0, 1]."""
+        if self.channels == 4:
+            colours, opacity = images[:, :3], images[:, 3:]
+            return colours * opacity + 1 - opacity
+        return images.expand(-1, 3, -1, -1)
 
 
 def _by_channel(value: float | Sequence[float], like: Tensor) -> float | Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gendistill.metrics.cost.components import Component
 from gendistill.samplers.advice import advice
-from gendistill.samplers.families import Conditions, SampleOptions, family_of, network_of
+from gendistill.samplers.families import SampleOptions, family_of, network_of
 from gendistill.samplers.known_students import KNOWN, known_by_config, known_by_name
 from gendistill.samplers.loading import open_student
 from gendistill.samplers.prompt_cache import PromptCache
@@ -24,7 +24,8 @@ from gendistill.samplers.quantization.quantize import quantization_in, quantizat
 from gendistill.samplers.sampler import NETWORK, Sampler, SampleRequest, hash_of_weights
 from gendistill.samplers.scheduler_of import noise_from
 from gendistill.samplers.spec import StudentSpec
-from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
+from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task, grid_arguments
+from gendistill.schedulers import sigma_data_of
 
 TEACHER_STEPS = 50
 
@@ -39,14 +40,25 @@ class FewStepSampler(Sampler):
         pipeline: a loaded diffusers pipeline.
         spec: the student's sampling settings; None for other pipelines.
         eta: fraction of fresh noise in a step, for schedulers that support it; None: the spec's.
+        size: default height and width of the images; None: the spec's or the pipeline's.
+        encoded: the conditions of prompts, for a pipeline without text encoders.
     """
 
-    def __init__(self, pipeline: Any, spec: StudentSpec | None = None, eta: float | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: StudentSpec | None = None,
+        eta: float | None = None,
+        size: tuple[int, int] | None = None,
+        encoded: PromptCache | None = None,
+    ) -> None:
+        self._size = size
         self.pipeline, self.spec, self.family = pipeline, spec, family_of(pipeline)
         self.text_to_image = self.family.texts
+        if self.text_to_image:  # a U-Net pads feature maps that it cannot halve
+            self.size_multiple = 8 if self.family.network_part == "unet" else self.family.size_multiple(pipeline)
         self.eta = eta if eta is not None else spec.eta if spec else 0.0
-        self._encoded = PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
-        self._unconditional: Conditions | None = None
+        self._encoded = encoded or PromptCache(lambda prompts: self.family.encode(pipeline, list(prompts)))
         self._compiled = False
         pipeline.set_progress_bar_config(disable=True)
 
@@ -171,9 +183,7 @@ class FewStepSampler(Sampler):
 
     @property
     def size(self) -> tuple[int, int]:
-        if self.spec is not None and self.spec.resolution is not None:
-            return self.spec.resolution, self.spec.resolution
-        return self.family.size(self.pipeline)
+        return (self.spec.size if self.spec else None) or self._size or self.family.size(self.pipeline)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -212,7 +222,7 @@ class FewStepSampler(Sampler):
 
     def cold(self) -> FewStepSampler:
         """A sampler of the same pipeline with an empty prompt cache."""
-        return FewStepSampler(self.pipeline, self.spec, self.eta)
+        return FewStepSampler(self.pipeline, self.spec, self.eta, self._size)
 
     @property
     def own_prompts(self) -> list[str] | None:
@@ -238,7 +248,7 @@ class FewStepSampler(Sampler):
         count, guided = len(prompts), self.family.guided and request.guidance_scale > 1
         batch_size = request.batch_size if task.styles is None else 1
         pipeline = self._pipeline_of(task, count, steps)
-        arguments: dict[str, Any] = {}
+        arguments = grid_arguments(pipeline, self.pipeline, steps)
         size = request.size or self.size
         has_size = True
         if task.images is not None:
@@ -253,14 +263,15 @@ class FewStepSampler(Sampler):
             prompts, seeds = [*prompts, *prompts[-1:] * padding], [*seeds, *seeds[-1:] * padding]
 
         def generate(rows: slice) -> Tensor:
-            if guided and self._unconditional is None:
-                self._unconditional = self.family.unconditional(self.pipeline)
+            if guided and self._encoded.unconditional is None:
+                self._encoded.unconditional = self.family.unconditional(self.pipeline)
             conditions = self._encoded.conditions(prompts[rows], self.device)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
-            all_arguments = {**arguments, **task.arguments(rows)}
+            all_arguments = {**arguments, **task.arguments(rows, pipeline)}
             options = SampleOptions(steps, request.guidance_scale, generators, self.eta, request.latent, all_arguments)
             with noise_from(pipeline.scheduler, generators):
-                return self.family.sample(pipeline, conditions, self._unconditional or {}, options)
+                sampled = self.family.sample(pipeline, conditions, self._encoded.unconditional or {}, options)
+            return sampled / sigma_data_of(pipeline.scheduler) if request.latent else sampled
 
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, min(start + batch_size, len(prompts)))
@@ -274,13 +285,13 @@ class FewStepSampler(Sampler):
         """The error message, which names the first part whose output is not finite; it samples the latents again."""
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
         conditions = self._encoded.conditions(request.prompts, torch.device("cpu"))
-        vae = getattr(self.pipeline, "vae", None)
+        vae = getattr(self.pipeline, self.family.decoder_part, None)
         if any(not value.isfinite().all() for value in conditions.values() if value.is_floating_point()):
             part = " or ".join(self.family.prompt_encoders)
         elif vae is None or request.latent or any(not x.isfinite().all() for x in self._batches(replace(request, latent=True))):
             part = self.family.network_part
         else:
-            part = "vae"
+            part = self.family.decoder_part
         advice = "a model whose parts belong together, or other steps and guidance_scale"
         if dtype == "float16":
             advice = "--dtype bfloat16 or float32, as values above 65504 overflow in float16"
@@ -304,6 +315,6 @@ def components_of(pipeline: Any) -> dict[str, Component]:
     family = family_of(pipeline)
     parts = {name: Component(encoder) for name, encoder in family.encoders(pipeline).items()}
     parts[NETWORK] = Component(family.network(pipeline))
-    if isinstance(vae := getattr(pipeline, "vae", None), nn.Module):
+    if isinstance(vae := getattr(pipeline, family.decoder_part, None), nn.Module):
         parts["decoder"] = Component(vae, "decode")
     return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 
 from gendistill.assets import asset_names, asset_path
 from gendistill.samplers.families import family_of, network_of, require_supported
+from gendistill.samplers.layouts.lora_files import lora_source, lora_weights
 from gendistill.samplers.missing_weights import (
     OPENING_ERRORS,
     first_sentence,
@@ -44,7 +46,7 @@ def open_pipeline(
     Only safetensors weights are read, and no code from the model is run.
 
     Args:
-        source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in Stable Diffusion's original layout.
+        source: a pipeline folder, a hub id, or a `.safetensors` checkpoint in the layout of its release.
         config: for a checkpoint only, see `architecture_of`.
         revision: for a hub id only: a branch, a tag or a commit.
 
@@ -114,12 +116,11 @@ def open_student(
 
 def _load_lora(pipeline: Any, file: Path) -> None:
     """Load a student's LoRA into its teacher, with all of the weights that its adapter has in the network."""
-    settings = {"weight_name": file.name, "use_safetensors": True}
-    state = pipeline.lora_state_dict(str(file.parent), **settings)
-    state = state[0] if isinstance(state, tuple) else state  # pipelines of U-Nets also return the scales of the layers
+    state = lora_weights(pipeline, file)
     require_pairs(file.name, state)
     require_finite(file.name, state)
-    pipeline.load_lora_weights(str(file.parent), **settings)
+    source, settings = lora_source(pipeline, file)
+    pipeline.load_lora_weights(source, **settings)
     network, part = network_of(pipeline), family_of(pipeline).network_part
     [adapter] = network.active_adapters()
     expected = {f"{part}.{name}" for name in get_peft_model_state_dict(network, adapter_name=adapter)}
@@ -199,9 +200,13 @@ def _open_folder(source: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     # by its own class, as the base class opens an optional part again that is passed
     kind: Any = getattr(diffusers, index["_class_name"], DiffusionPipeline)
     try:
-        return kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
+        pipeline = kind.from_pretrained(str(folder), torch_dtype=dtype, use_safetensors=True, **networks, **absent)
     except OPENING_ERRORS as error:
         raise ValueError(f"model {source} cannot be opened as a diffusers pipeline: {first_sentence(error)}") from error
+    # settings of the folder that not every class saves again, such as the labels of classes
+    settings = inspect.signature(kind.__init__).parameters.keys() & index.keys() - pipeline.config.keys()
+    pipeline.register_to_config(**{name: index[name] for name in settings})
+    return pipeline
 
 
 def _require_encoders(source: str | Path, pipeline: Any) -> None:

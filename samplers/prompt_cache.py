@@ -15,9 +15,18 @@ BATCH_SIZE = 256
 
 
 class PromptCache:
-    """Conditions of prompts, one row per prompt; `encode` computes the conditions (B, ...) of new prompts."""
+    """Conditions of prompts, one row per prompt; `encode` computes the conditions (B, ...) of new prompts.
 
-    def __init__(self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], max_bytes: int = MAX_BYTES) -> None:
+    Args:
+        max_bytes: size of the cache; None for no limit.
+
+    Attributes:
+        unconditional: conditions (1, ...) of the unconditional branch of guidance; None if they are not known yet.
+    """
+
+    unconditional: Conditions | None = None
+
+    def __init__(self, encode: Callable[[Sequence[str]], Mapping[str, Tensor]], max_bytes: int | None = MAX_BYTES) -> None:
         self._encode, self._max_bytes, self._bytes = encode, max_bytes, 0
         self._rows: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 
@@ -36,7 +45,7 @@ class PromptCache:
             rows |= {prompt: {name: t[k].clone() for name, t in encoded.items()} for k, prompt in enumerate(part)}
         self._keep((prompt, rows[prompt]) for prompt in new)
         batch = [rows[prompt] for prompt in prompts]
-        return {name: torch.stack([row[name] for row in batch]).to(device) for name in batch[0]}
+        return {name: torch.stack([row[name].to(device) for row in batch]) for name in batch[0]}
 
     def to(self, device: str) -> None:
         """Move the cache to a device."""
@@ -45,13 +54,14 @@ class PromptCache:
 
     def clear(self) -> None:
         self._rows.clear()
+        self.unconditional = None
         self._bytes = 0
 
     def _keep(self, rows: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
         for prompt, row in rows:
             self._rows[prompt] = row
             self._bytes += _bytes_of(row)
-        while self._bytes > self._max_bytes:
+        while self._max_bytes is not None and self._bytes > self._max_bytes:
             _, row = self._rows.popitem(last=False)
             self._bytes -= _bytes_of(row)
 

@@ -42,13 +42,15 @@ class Sampler(ABC):
     Attributes:
         spec: the sampling settings of a diffusion student; None for other models.
         eta: fraction of fresh noise in a step, in [0, 1].
-        text_to_image: whether it is a text-to-image diffusion model, which supports a `Task` and any size.
+        text_to_image: whether it is a text-to-image diffusion model, which supports a `Task` and other sizes.
+        size_multiple: the edges of images of other sizes are multiples of so many pixels; None if there are no other sizes.
         from_images: whether its prompts are files of input images.
     """
 
     spec: StudentSpec | None = None
     eta: float = 0.0
     text_to_image: bool = False
+    size_multiple: int | None = None
     from_images: bool = False
 
     @property

@@ -1,9 +1,11 @@
-"""Open a `.safetensors` checkpoint in Stable Diffusion's original layout, without access to the hub."""
+"""Open a `.safetensors` checkpoint in the layout of its release, without access to the hub."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,53 +17,55 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from gendistill.samplers.families import require_supported
-from gendistill.samplers.missing_weights import require_all
+from gendistill.samplers.families import FAMILIES, family_called, require_supported
+from gendistill.samplers.layouts.layout import OriginalLayout
+from gendistill.samplers.missing_weights import MissingWeightsError, network_class, open_network, require_all
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 ARCHITECTURES = Path(__file__).parent / "architectures"
-PARTS = {
-    "UNet": ("model.diffusion_model.",),
-    "VAE": ("first_stage_model.",),
-    "text encoder": ("cond_stage_model.", "conditioner."),
-}
 OPTIONAL = ("feature_extractor", "image_encoder")  # pipelines sample without them
+LABELS = {"unet": "UNet", "vae": "VAE"}
 MERGES = Path(__file__).parent / "clip-merges" / "merges.txt.gz"
 CLIP_VOCABULARY = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def architecture_of(file: Path, config: str | None = None) -> Path:
     """The folder with the configs of a checkpoint's pipeline; only the checkpoint's header is read.
 
     Args:
-        config: the name of an architecture in `architectures/`, or a folder in diffusers' layout, which needs no weights; by
-            default the architecture is inferred from the names of the weights. A folder without a tokenizer gets CLIP's.
+        config: the name of an architecture in `architectures/`, or a folder in diffusers' layout, whose weights are read only
+            for components that the checkpoint lacks; by default the architecture is inferred from the names of the weights. A
+            folder without CLIP's tokenizer gets it.
 
     Raises:
-        ValueError: the file does not exist, is a pickle or lacks a part, or its architecture cannot be inferred.
+        ValueError: the file does not exist, is a pickle or lacks a component, or its architecture cannot be inferred.
     """
     if not file.is_file():
         raise ValueError(f"model {file} does not exist; expects a .safetensors checkpoint, a diffusers folder or a hub id")
     if file.suffix != ".safetensors":
         raise ValueError(f"model {file} is a pickle, which may run code when it is opened; expects a .safetensors checkpoint")
-    names, channels = _header(file)
-    for part, prefix in PARTS.items():
-        if not any(name.startswith(prefix) for name in names):
-            raise ValueError(
-                f"model {file} holds no {part}; expects a complete checkpoint: UNet, VAE and text encoder in one file"
-            )
-    if channels not in (None, 4):
+    shapes = _header(file)
+    folder = _config_folder(file, shapes, config)
+    index = _index(folder)
+    require_supported(file, index["_class_name"])
+    layout = _layout(file, index)
+    if (reason := layout.unfit(shapes)) is not None:
+        raise ValueError(f"model {file} has {reason}; expects a text-to-image model")
+    absent = [LABELS.get(name, name) for name in _absent(index, folder, shapes, layout) if name not in layout.optional]
+    if absent:
         raise ValueError(
-            f"model {file} has {channels} input channels, for inpainting or editing; expects a text-to-image model"
+            f"model {file} holds no {', '.join(absent)}; expects a complete checkpoint, or teacher_config: a diffusers folder "
+            f"that has {'it' if len(absent) == 1 else 'them'}"
         )
-    folder = _config_folder(file, names, config)
-    require_supported(file, json.loads((folder / "model_index.json").read_text())["_class_name"])
     return folder
 
 
 def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Open the pipeline of a checkpoint by diffusers' conversion.
+    """Open the pipeline of a checkpoint. Components that it lacks are those of the folder.
 
     Args:
         folder: the result of `architecture_of`.
@@ -69,24 +73,33 @@ def open_single_file(file: Path, folder: Path, dtype: torch.dtype = torch.float3
     Raises:
         ValueError: the weights do not fit the architecture, or some are missing.
     """
-    index = json.loads((folder / "model_index.json").read_text())
-    parts = {**_tokenizers(folder, index), **left_out(index, folder)}
-    try:
-        pipeline = getattr(diffusers, index["_class_name"]).from_single_file(
-            str(file),
-            config=str(folder),
-            local_files_only=True,
-            torch_dtype=dtype,
-            **parts,
+    index, shapes = _index(folder), _header(file)
+    layout, kind = _layout(file, index), getattr(diffusers, index["_class_name"])
+    absent = left_out(index, folder)
+    if lacking := set(layout.optional) & set(_absent(index, folder, shapes, layout)):
+        logger.warning(
+            "model %s is opened without %s; teacher_config, a diffusers folder with %s, adds it",
+            *(file, layout.optional[0], ", ".join(sorted(lacking))),
         )
+        absent |= dict.fromkeys(layout.optional)
+    parts = _tokenizers(folder, {name: entry for name, entry in index.items() if name not in absent}) | absent
+    for name, network in _networks(index).items():
+        if name not in absent and not layout.holds(name, shapes):
+            parts[name] = open_network(network, folder / name, folder, name, dtype)
+    try:
+        networks = layout.networks(file, folder, {name: entry for name, entry in index.items() if name not in parts}, dtype)
+        if networks is None:
+            pipeline = kind.from_single_file(str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **parts)
+        else:
+            pipeline = kind.from_pretrained(str(folder), torch_dtype=dtype, **networks, **parts)
+    except MissingWeightsError:
+        raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # from weights with other shapes or names
         if isinstance(error, NotImplementedError):  # from weights that the file lacks, which stay on the meta device
             _require_weights(file, folder)
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {file} does not fit the architecture in {folder} ({reason}); expects another one") from error
-    names, _ = _header(file)
-    if "v_pred" in names or "ztsnr" in names:
-        pipeline.scheduler = _marked_scheduler(pipeline.scheduler, names)
+    pipeline.scheduler = layout.scheduler(pipeline.scheduler, shapes)
     return pipeline
 
 
@@ -113,28 +126,41 @@ def left_out(index: dict[str, Any], folder: Path | None = None) -> dict[str, Any
     return {**checker, **dict.fromkeys(absent)}
 
 
-def _header(file: Path) -> tuple[set[str], int | None]:
-    """The names of the weights and the number of input channels of the UNet, without loading weights."""
-    first = "model.diffusion_model.input_blocks.0.0.weight"
+def _header(file: Path) -> Shapes:
+    """The shapes of the weights by name, without loading weights."""
     try:
         with safe_open(file, framework="pt") as weights:
-            names = set(weights.keys())
-            return names, weights.get_slice(first).get_shape()[1] if first in names else None
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"model {file} is no safetensors file: {error}") from error
 
 
-def _config_folder(file: Path, names: set[str], config: str | None) -> Path:
+def _index(folder: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    return index
+
+
+def _layout(file: Path, index: Mapping[str, Any]) -> OriginalLayout:
+    layout = family_called(index["_class_name"]).original_layout
+    if layout is None:
+        raise ValueError(f"model {file}: a {index['_class_name']} in one file is not supported; expects a diffusers folder")
+    return layout
+
+
+def _config_folder(file: Path, shapes: Shapes, config: str | None) -> Path:
     known = sorted(folder.name for folder in ARCHITECTURES.iterdir())
     if config is None:
-        if any(name.startswith("conditioner.embedders.1.") for name in names):
-            return ARCHITECTURES / "sdxl"
-        if any(name.startswith("cond_stage_model.transformer.") for name in names):
-            return ARCHITECTURES / "sd1"
-        raise ValueError(
-            f"model {file}: its architecture cannot be inferred (a Stable Diffusion 2 file does not name its prediction type); "
-            f"expects teacher_config: sd2-base (epsilon, 512 pixels), sd2-v (v, 768 pixels), or a folder with its configs"
-        )
+        layouts = (family.original_layout for family in FAMILIES if family.original_layout is not None)
+        try:
+            found = next((name for layout in layouts if (name := layout.architecture(shapes)) is not None), None)
+        except ValueError as error:
+            raise ValueError(f"model {file}: its architecture cannot be inferred ({error})") from error
+        if found is None:
+            raise ValueError(
+                f"model {file}: its architecture cannot be inferred from the names of its weights; expects a checkpoint in the "
+                f"layout of its release, or teacher_config: a folder with its configs, or one of {', '.join(known)}"
+            )
+        return ARCHITECTURES / found
     if config in known:
         return ARCHITECTURES / config
     if not (Path(config) / "model_index.json").is_file():
@@ -144,14 +170,34 @@ def _config_folder(file: Path, names: set[str], config: str | None) -> Path:
     return Path(config)
 
 
-def _tokenizers(folder: Path, index: dict[str, Any]) -> dict[str, CLIPTokenizer]:
+def _networks(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes of a pipeline's networks, by component."""
+    kinds = {name: network_class(entry) for name, entry in index.items() if name not in (*OPTIONAL, "safety_checker")}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _absent(index: Mapping[str, Any], folder: Path, shapes: Shapes, layout: OriginalLayout) -> Iterator[str]:
+    """The components that neither the checkpoint nor the folder has."""
+    for name in _networks(index):
+        if not layout.holds(name, shapes) and not any((folder / name).glob("*.safetensors")):
+            yield name
+    yield from (name for name, kind in _lacking_tokenizers(index, folder).items() if not kind.startswith("CLIP"))
+
+
+def _lacking_tokenizers(index: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """The classes of the tokenizers that a folder lacks, by component."""
+    entries = {name: entry for name, entry in index.items() if name.startswith("tokenizer") and entry[1] is not None}
+    return {name: entry[1] for name, entry in entries.items() if not (folder / name).is_dir()}
+
+
+def _tokenizers(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """CLIP's tokenizer for each tokenizer that the folder lacks.
 
     Raises:
         ValueError: the text encoder has another vocabulary than CLIP's.
     """
-    tokenizers: dict[str, CLIPTokenizer] = {}
-    for name in [name for name in ("tokenizer", "tokenizer_2") if name in index and not (folder / name).is_dir()]:
+    tokenizers: dict[str, Any] = {}
+    for name in _lacking_tokenizers(index, folder):
         encoder = json.loads((folder / name.replace("tokenizer", "text_encoder") / "config.json").read_text())
         if encoder["vocab_size"] != CLIP_VOCABULARY:
             raise ValueError(
@@ -177,11 +223,3 @@ def clip_tokenizer(pad_token: str = END) -> CLIPTokenizer:
         (Path(folder) / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
         (Path(folder) / "merges.txt").write_text(merges, encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token, model_max_length=77)
-
-
-def _marked_scheduler(scheduler: Any, names: set[str]) -> Any:
-    """The scheduler of a fine-tune that marks v-prediction and zero terminal SNR by empty tensors, `v_pred` and `ztsnr`."""
-    changes: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in names else {}
-    if "ztsnr" in names:
-        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return diffusers.DDIMScheduler.from_config(scheduler.config, **changes, clip_sample=False, set_alpha_to_one=False)

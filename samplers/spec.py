@@ -34,8 +34,8 @@ class StudentSpec:
             the scale is an input of the network, the pipeline's default.
         guidance_range: for `embedded`, the range of scales in training.
         timesteps: timesteps by step count, for the step counts that do not use the scheduler's defaults.
-        resolution: edge of the square images of a LoRA that was trained at another size than its teacher's; None for the
-            pipeline's own size.
+        resolution: size of the images, the edge of squares or (height, width), where it is not the pipeline's own size, as that
+            of a LoRA that was trained at another size than its teacher's.
         figures: of the validation that chose the solver, by name.
         validation_network: the feature network of the validations, with the hash of its weights.
         teacher_config, teacher_revision: arguments of `open_pipeline` for the teacher, in addition to its name.
@@ -58,12 +58,17 @@ class StudentSpec:
     timesteps: dict[int, list[int]] | None = None
     teacher_config: str | None = None
     teacher_revision: str | None = None
-    resolution: int | None = None
+    resolution: int | tuple[int, int] | None = None
     teacher_relative: str | None = None
     neutral_guidance: float = 1.0
     figures: dict[str, float] = field(default_factory=dict)
     validation_network: str = ""
     format_version: int = 1
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images; None for the pipeline's own size."""
+        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
 
     @property
     def pipeline_guidance_scale(self) -> float:
@@ -102,6 +107,8 @@ class StudentSpec:
             stored["num_inference_steps"] = tuple(stored["num_inference_steps"])
             if stored.get("guidance_range") is not None:
                 stored["guidance_range"] = tuple(stored["guidance_range"])
+            if isinstance(stored.get("resolution"), list):
+                stored["resolution"] = tuple(stored["resolution"])
             if stored.get("timesteps") is not None:
                 stored["timesteps"] = {int(count): list(grid) for count, grid in stored["timesteps"].items()}
             stored["teacher"] = found_path(stored["teacher"], stored.get("teacher_relative"), folder)

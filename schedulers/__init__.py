@@ -2,10 +2,16 @@
 
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
 from gendistill.schedulers.grid_search import cheapest_path, step_costs
-from gendistill.schedulers.noise import NoiseSchedule, expand_to, is_flow, shift_of
+from gendistill.schedulers.noise import NoiseSchedule, expand_to, is_edm, is_flow, shift_of, sigma_data_of
 from gendistill.schedulers.prediction import PREDICTION_TYPES, Prediction, from_prediction, to_prediction
 from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
-from gendistill.schedulers.student_scheduler import flow_scheduler, solver_eta, student_scheduler, usable_solvers
+from gendistill.schedulers.student_scheduler import (
+    edm_scheduler,
+    flow_scheduler,
+    solver_eta,
+    student_scheduler,
+    usable_solvers,
+)
 from gendistill.schedulers.timesteps import nearest_divisors, skipping, trailing
 
 __all__ = [
@@ -15,12 +21,15 @@ __all__ = [
     "Prediction",
     "StochasticDDIMScheduler",
     "cheapest_path",
+    "edm_scheduler",
     "expand_to",
     "flow_scheduler",
     "from_prediction",
+    "is_edm",
     "is_flow",
     "nearest_divisors",
     "shift_of",
+    "sigma_data_of",
     "skipping",
     "solver_eta",
     "step_costs",

@@ -57,8 +57,8 @@ class NoiseSchedule:
         name, config = type(scheduler).__name__, scheduler.config
         if is_flow(scheduler):
             return NoiseSchedule("flow", config.num_train_timesteps, shift=shift_of(config, image_tokens))
-        if name in EDM:
-            angles = torch.atan(_edm_sigmas(config) / config.sigma_data)
+        if is_edm(scheduler):
+            angles = torch.atan(edm_sigmas(config) / config.sigma_data)
             return NoiseSchedule("edm", config.num_train_timesteps, angles, sigma_data=config.sigma_data)
         if hasattr(scheduler, "alphas_cumprod"):
             require_descending(scheduler.alphas_cumprod, f"scheduler {name}")
@@ -149,6 +149,16 @@ def is_flow(scheduler: Any) -> bool:
     return type(scheduler).__name__ in FLOW_MATCHING or bool(scheduler.config.get("use_flow_sigmas"))
 
 
+def is_edm(scheduler: Any) -> bool:
+    """Whether a diffusers scheduler is one of EDM (Karras et al. 2022)."""
+    return type(scheduler).__name__ in EDM
+
+
+def sigma_data_of(scheduler: Any) -> float:
+    """The standard deviation of the data in the units of a diffusers scheduler, by which they are divided; 1 without EDM."""
+    return float(scheduler.config.sigma_data) if is_edm(scheduler) else 1.0
+
+
 def shift_of(config: Mapping[str, Any], image_tokens: int | None = None) -> float:
     """The shift of a flow-matching scheduler's timesteps, fixed or by the number of the image's tokens.
 
@@ -165,13 +175,13 @@ def shift_of(config: Mapping[str, Any], image_tokens: int | None = None) -> floa
     return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else float(mu)
 
 
-def _edm_sigmas(config: Any) -> Tensor:
-    """The ascending sigmas (N,) float64 of an EDM scheduler's N timesteps."""
-    ramp = torch.linspace(0, 1, config.num_train_timesteps, dtype=torch.float64)
-    if config.sigma_schedule == "exponential":
-        return torch.exp(math.log(config.sigma_min) + ramp * math.log(config.sigma_max / config.sigma_min))
-    low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
-    return (low + ramp * (high - low)) ** config.rho
+def edm_sigmas(config: Mapping[str, Any]) -> Tensor:
+    """The ascending sigmas (N,) float64 of the N timesteps of an EDM scheduler with that config."""
+    ramp = torch.linspace(0, 1, config["num_train_timesteps"], dtype=torch.float64)
+    low, high, rho = config["sigma_min"], config["sigma_max"], config["rho"]
+    if config["sigma_schedule"] == "exponential":
+        return torch.exp(math.log(low) + ramp * math.log(high / low))
+    return torch.lerp(*(torch.tensor(edge ** (1 / rho), dtype=torch.float64) for edge in (low, high)), ramp) ** rho
 
 
 def _in_float64(t: Tensor | float) -> Tensor:

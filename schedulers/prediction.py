@@ -1,8 +1,9 @@
-"""A denoiser's prediction for x_t = alpha x_0 + sigma eps, from a network of any of the four prediction types.
+"""A denoiser's prediction for x_t = alpha x_0 + sigma eps, from a network of any of these prediction types.
 
 epsilon       eps
 sample        x_0
 v_prediction  v = alpha eps - sigma x_0          (Salimans & Ho 2022, appendix D)
+negative_v    -v, the output that diffusers' EDM schedulers call epsilon (Karras et al. 2022, equation 7)
 flow          u = eps - x_0                      (rectified flow: d x_t / d sigma for alpha = 1 - sigma)
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gendistill.schedulers.noise import NoiseSchedule, expand_to
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "negative_v", "flow")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def to_prediction(
         return Prediction((x_t - sigma * output) / alpha, output)
     if prediction_type == "sample":
         return Prediction(output, (x_t - alpha * output) / sigma)
+    if prediction_type == "negative_v":
+        return to_prediction(-output, x_t, t, "v_prediction", schedule)
     # output = eps_weight eps - x_0_weight x_0, and x_t = alpha x_0 + sigma eps
     eps_weight, x_0_weight = (
         (alpha, fraction * sigma) if prediction_type == "v_prediction" else (torch.ones_like(alpha), fraction)
@@ -75,6 +78,8 @@ def from_prediction(
         return eps
     if prediction_type == "sample":
         return x_0
+    if prediction_type == "negative_v":
+        return -from_prediction(prediction, t, "v_prediction", schedule)
     if prediction_type == "v_prediction":
         v = expand_to(schedule.alpha(t), x_0) * eps - expand_to(schedule.sigma(t), x_0) * x_0
         return v if fraction == 1 else torch.lerp(eps, v, fraction)
@@ -84,7 +89,7 @@ def from_prediction(
 def _check_fraction(prediction_type: str, fraction: float) -> None:
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type {prediction_type!r} is not known; expects one of {', '.join(PREDICTION_TYPES)}")
-    if prediction_type == "sample" and fraction != 1:
+    if prediction_type in ("sample", "negative_v") and fraction != 1:
         raise ValueError(
-            f"fraction {fraction} of sample: expects 1; between eps and x_0 there is an output that determines neither"
+            f"fraction {fraction} of {prediction_type}: expects 1; between it and eps an output determines neither"
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from diffusers import (
     DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     LCMScheduler,
@@ -15,7 +17,7 @@ from diffusers import (
 )
 
 from gendistill.schedulers.grid_ddim import GridDDIMScheduler
-from gendistill.schedulers.noise import NoiseSchedule
+from gendistill.schedulers.noise import NoiseSchedule, edm_sigmas
 from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
 from gendistill.schedulers.timesteps import nested, skipping, trailing
 
@@ -28,6 +30,8 @@ NOISE_SCHEDULE_KEYS = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
+EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type", "rho")
+EXPONENTIAL_RHO = 1e4  # noise levels within 0.2 % of exponential ones, and no loss of digits in float32
 CLIPPING_KEYS = ("clip_sample", "clip_sample_range")
 READ_BY_OTHERS = {
     "timestep_spacing": "trailing",
@@ -71,6 +75,27 @@ def flow_scheduler(solver: str, schedule: NoiseSchedule, passes_sigmas: bool) ->
         solver_order=1 if solver == "ddim" else 2,
         final_sigmas_type="zero",
     )
+
+
+def edm_scheduler(solver: str, config: Mapping[str, Any], steps: int | None = None) -> Any:
+    """A scheduler of EDM with the noise levels of another one: `ddim`, which is Euler's method, or `dpm-solver++`.
+
+    Exponential noise levels are those of Karras et al. with a large rho, as diffusers would begin a single step of exponential
+    ones at the lowest level.
+
+    Args:
+        config: of the other scheduler.
+        steps: count of steps that are sampled at the timesteps of the trailing grid, the lowest of which is the last step of
+            all counts. By default the last step is at the smallest noise level of all, and so a call without effect.
+    """
+    if steps is not None and steps > 1:
+        lowest = int(trailing(steps, config["num_train_timesteps"])[-1])
+        config = {**config, "sigma_min": float(edm_sigmas(config)[lowest])}
+    if config["sigma_schedule"] == "exponential":
+        config = {**config, "sigma_schedule": "karras", "rho": EXPONENTIAL_RHO}
+    kind: Any = EDMEulerScheduler if solver == "ddim" else EDMDPMSolverMultistepScheduler
+    settings = {name: config[name] for name in EDM_KEYS}
+    return kind(**settings, final_sigmas_type="zero")
 
 
 def student_scheduler(

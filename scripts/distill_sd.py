@@ -49,8 +49,8 @@ def main() -> None:
     first = accelerator.process_index * local_batch_size
 
     # the teacher, and the data, which are encoded once and cached
-    dtype, resolution = getattr(torch, config.dtype), config.data.resolution
-    teacher = load_teacher(config.teacher, resolution=resolution, dtype=dtype, device=accelerator.device)
+    dtype, size = getattr(torch, config.dtype), config.data.size
+    teacher = load_teacher(config.teacher, size=size, dtype=dtype, device=accelerator.device)
     data = prepare_data(config.data, teacher, config.seed)
 
     # the student and its EMA: full weights, or an adapter on the frozen teacher

@@ -64,7 +64,7 @@ def distill(
     teacher_config: Annotated[
         str | None,
         typer.Option(
-            help="JSON file with the arguments of a module:Class; for a checkpoint sd1, sd2-base, sd2-v, sdxl or a folder"
+            help="JSON file with the arguments of a module:Class; for a checkpoint sd1, sd2-v, sdxl, flux-dev, ... or a folder"
         ),
     ] = None,
     config: ConfigFile = None,

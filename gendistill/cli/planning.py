@@ -28,13 +28,15 @@ from gendistill.cli.shared import (
     rich_help_panel=DISTILL,
     epilog="[bold]Examples[/]: gendistill plan runs/mine/student --memory 8\n\n"
     "gendistill plan sdxl --size 768x1024 --batch 2 --dtype bfloat16\n\n"
+    "gendistill plan flux-dev --dtype bfloat16 --quantization nf4-weights --memory 24\n\n"
     "gendistill plan sd1 --train --set lora.enabled=true --set trainer.batch_size=4 --memory 12",
 )
 def plan(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Local model or student, with or without weights; or sd1, sd2-base, sd2-v, sdxl", show_default=TINY_SD
+            help="Local model or student, with or without weights; or a published size: sdxl, sd3-medium, flux-dev, ...",
+            show_default=TINY_SD,
         ),
     ] = None,
     train: Annotated[bool, typer.Option("--train/--sample", help="Plan distillation, or sampling")] = False,

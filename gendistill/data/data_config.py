@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
+from gendistill.settings.image_size import size_of, written_size
 from gendistill.settings.section import Section
 
 
@@ -36,11 +37,12 @@ class DataConfig(Section):
     )
     image_column: str | None = Field(None, description="Image column of a dataset; null finds it by its type or name")
     split: str | None = Field(None, description="Split of a dataset; null uses the only one, or train")
-    resolution: int | None = Field(
+    resolution: int | str | None = Field(
         None,
-        ge=8,
-        description="Edge of the square images that the student is trained on, and generates; null uses the teacher's",
+        description="Size of the images that the student is trained on, and generates: the edge of squares, or WIDTHxHEIGHT; "
+        "null uses the teacher's",
         json_schema_extra=about("pixels"),
+        examples=["768x512"],
     )
     crop: Literal["center", "random", "buckets"] = Field(
         "center",
@@ -69,3 +71,17 @@ class DataConfig(Section):
         description="Guidance scale of the teacher for synthetic images; 1 is without guidance",
         json_schema_extra=about(paper=papers.CFG, at="equation 6"),
     )
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _edges(cls, resolution: Any) -> Any:
+        """One number for a square, however it is written."""
+        if resolution is None:
+            return None
+        height, width = size_of(resolution)
+        return height if height == width else written_size((height, width))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images by `resolution`."""
+        return None if self.resolution is None else size_of(self.resolution)

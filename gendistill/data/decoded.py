@@ -66,7 +66,7 @@ def prepare_decoded(
         return DecodedData(cached_rows(config.cache, DecodedLatents(latents, teacher.codec)))
     if config.crop == "buckets":
         raise ValueError("data.crop buckets: a decoder is trained on images of one size; expects center or random")
-    framing = Framing.from_settings(config.crop, teacher.resolution, teacher.codec.factor, seed)
+    framing = Framing.from_settings(config.crop, teacher.size, teacher.codec.factor, seed)
     maker = ReconstructedImages(image_source(config, seed), framing, teacher.codec, copies, seed if copies > 1 else 0)
     return DecodedData(cached_images(config.cache, maker, progress))
 
@@ -89,7 +89,7 @@ class ReconstructedImages(ImageRowMaker):
             images += _augmented(image, sample.key, self.copies, self.seed)
         if not images:
             return StoredPart({}, skipped)
-        batches = batched(images, images_at_once(self.framing.sizes[0][0]))
+        batches = batched(images, images_at_once(max(self.framing.sizes[0])))
         rows = [_rows(self.codec, torch.stack(batch), progress) for batch in batches]
         return StoredPart({"images": {name: torch.cat([batch[name] for batch in rows]) for name in rows[0]}}, skipped)
 
@@ -134,6 +134,6 @@ class DecodedLatents(RowMaker[int]):
 
     def make(self, items: list[int], progress: Progress | None) -> StoredPart:
         latents = self.data.cache.rows(items)["moments"].float().chunk(2, dim=1)[0]
-        batches = latents.split(images_at_once(latents.shape[-1] * self.codec.factor))
+        batches = latents.split(images_at_once(max(latents.shape[-2:]) * self.codec.factor))
         decoded = torch.cat([in_bytes(self.codec.decode(batch)) for batch in batches])
-        return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded}})
+        return StoredPart({"generated": {"images": decoded, "latents": latents.half(), "decoded": decoded.clone()}})

@@ -55,7 +55,7 @@ def prepare_data(config: DataConfig, teacher: Teacher, seed: int, progress: Prog
     source = training_source(config, teacher, seed)
     if teacher.own_prompts is None:
         source.require_captions()
-    framing = Framing.from_settings(config.crop, teacher.resolution, teacher.family.size_multiple(teacher.pipeline), seed)
+    framing = Framing.from_settings(config.crop, teacher.size, teacher.family.size_multiple(teacher.pipeline), seed)
     maker = EncodedImages(source, framing, config.missing_caption, teacher.codec, teacher.prompt_encoder)
     return LatentData(cached_images(config.cache, maker, progress))
 
@@ -164,13 +164,13 @@ class GeneratedLatents(RowMaker[int]):
     def make(self, items: list[int], progress: Progress | None) -> StoredPart:
         teacher, prompts = self.teacher, self.prompts.prompts
         texts = [prompts[number % len(prompts)] for number in items]
-        size = (teacher.resolution, teacher.resolution)
+        size = teacher.size
         conditioning = _encode_captions(teacher.prompt_encoder, texts, size)
-        shape = teacher.codec.latent_shape(teacher.resolution)
+        shape = teacher.codec.latent_shape(size)
         seeds = [self.seed * 1_000_003 + number for number in items]
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         means = []
-        for rows in torch.arange(len(items)).split(images_at_once(teacher.resolution)):
+        for rows in torch.arange(len(items)).split(images_at_once(max(size))):
             means.append(self._latents(noise[rows], conditioning[rows]))
             if progress:
                 progress(len(rows))

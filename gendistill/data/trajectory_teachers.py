@@ -87,8 +87,8 @@ def _averaged(
 def _open_matching(teacher: Teacher, source: str) -> Teacher:
     """Another teacher; raises ValueError if its latent space, noise schedule or prompt encoders differ from the first one's."""
     main = teacher.network
-    other = load_teacher(source, resolution=teacher.resolution, dtype=main.dtype, device=teacher.pipeline.device)
-    shapes = [model.codec.latent_shape(model.resolution) for model in (teacher, other)]
+    other = load_teacher(source, size=teacher.size, dtype=main.dtype, device=teacher.pipeline.device)
+    shapes = [model.codec.latent_shape(model.size) for model in (teacher, other)]
     schedules = [(model.denoiser.schedule.num_train_timesteps, _noise_levels(model)) for model in (teacher, other)]
     if shapes[0] != shapes[1] or provenance(teacher.codec) != provenance(other.codec):
         raise ValueError(

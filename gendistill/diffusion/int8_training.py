@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gendistill.samplers.quantization.int8 import LEVELS, MAX_LEVEL, input_ranges, layers_in_8_bits, weight_scales
+from gendistill.samplers.quantization.int8 import (
+    LEVELS,
+    MAX_LEVEL,
+    input_ranges,
+    layers_computed_in_8_bits,
+    weight_scales,
+)
 
 
 class FakeInt8Linear(nn.Linear):
@@ -52,7 +58,7 @@ class _Rounded(torch.autograd.Function):
 
 def compute_as_int8(network: Any) -> None:
     """Replace the layers that will compute in 8 bits by fake-quantised ones, of the same names and parameters."""
-    fake_layers = {layer: _fake(layer) for _, layer in layers_in_8_bits(network)}
+    fake_layers = {layer: _fake(layer) for _, layer in layers_computed_in_8_bits(network)}
     for path, layer in list(network.named_modules(remove_duplicate=False)):  # diffusers registers some layers under two names
         if layer in fake_layers:
             parent, _, name = path.rpartition(".")

@@ -18,7 +18,9 @@ from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.loading import commit_of, lists_safety_checker, open_pipeline
 from gendistill.samplers.provenance import pipeline_provenance, provenance
+from gendistill.samplers.quantization.small_weights import quantize_weights
 from gendistill.schedulers import PREDICTION_TYPES
+from gendistill.settings.image_size import written_size
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class PromptEncoder:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the conditions of a prompt, as JSON values."""
-        parts = pipeline_provenance(self.pipeline, (self.family.network_part, "vae", "scheduler"))
+        parts = pipeline_provenance(self.pipeline, (self.family.network_part, self.family.decoder_part, "scheduler"))
         return {"family": provenance(self.family), "prompts": self.family.own_prompts(self.pipeline), **parts}
 
 
@@ -52,7 +54,7 @@ class Teacher:
     """A diffusion pipeline and its parts that training needs. Nothing in it is trained.
 
     Attributes:
-        resolution: pixels along an edge of the training images.
+        size: height and width of the training images in pixels.
         commit: commit of the download; None where the pipeline is not from the hub.
         not_in_student: what the teacher has and its student will not have, as sentences, for the log and the model card.
     """
@@ -62,7 +64,7 @@ class Teacher:
     pipeline: Any  # type checkers cannot see into diffusers' lazy modules
     denoiser: Denoiser
     codec: Codec
-    resolution: int
+    size: tuple[int, int]
     commit: str | None = None
     not_in_student: tuple[str, ...] = ()
 
@@ -80,12 +82,12 @@ class Teacher:
         return PromptEncoder(self.family, self.pipeline)
 
     def encode_prompts(self, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts (B), encoded for images of `size` (height, width); None for squares of `resolution`.
+        """Prompts (B), encoded for images of `size` (height, width); None for the teacher's.
 
         Raises:
             ValueError: the pipeline does not know a prompt.
         """
-        return self.prompt_encoder.encode(prompts, size or (self.resolution, self.resolution))
+        return self.prompt_encoder.encode(prompts, size or self.size)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines what the teacher generates from given noise and prompts, as JSON values."""
@@ -93,7 +95,7 @@ class Teacher:
             "denoiser": provenance(self.denoiser),
             "codec": provenance(self.codec),
             "scheduler": provenance(self.pipeline.scheduler),
-            "resolution": self.resolution,
+            "resolution": self.size[0] if self.size[0] == self.size[1] else self.size,
             "prompt_encoder": self.prompt_encoder.fingerprint(),
         }
 
@@ -113,29 +115,34 @@ def load_teacher(
     *,
     config: str | None = None,
     revision: str | None = None,
-    resolution: int | None = None,
+    size: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    quantization: str = "none",
 ) -> Teacher:
     """Open a pipeline as a teacher.
 
     Args:
         source, config, revision: as for `open_pipeline`.
-        resolution: pixels along an edge of the training images; None for the pipeline's own. It becomes the default size of the
-            pipeline's images, and so that of its students.
+        size: height and width of the training images; None for the pipeline's own. It becomes the default size of the images of
+            the pipeline and its students, see `Family.set_size`.
+        quantization: quantization of the network's weights, before they are moved to the device: `none` or one of `KINDS`.
 
     Raises:
         ValueError: the pipeline cannot be opened, its family is not supported, or its network cannot be distilled.
     """
     pipeline = open_pipeline(source, config=config, revision=revision, dtype=dtype)
-    return teacher_of(pipeline.to(device), source, resolution)
+    family_of(pipeline).prepare_teacher(pipeline)
+    if quantization != "none":
+        quantize_weights(family_of(pipeline).network(pipeline), quantization)
+    return teacher_of(pipeline.to(device), source, size)
 
 
-def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None) -> Teacher:
+def teacher_of(pipeline: Any, source: str | Path, size: tuple[int, int] | None = None) -> Teacher:
     """An opened pipeline as a teacher; all its parameters are frozen.
 
     Raises:
-        ValueError: as `load_teacher`; or the network does not support the resolution.
+        ValueError: as `load_teacher`; or the network does not support the size.
     """
     family = family_of(pipeline)
     if (reason := family.refusal(pipeline)) is not None:
@@ -145,15 +152,18 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
             part.requires_grad_(False).eval()
     codec, scheduler = family.codec(pipeline), pipeline.scheduler
     clips = family.bounded and scheduler.config.get("clip_sample")
-    height, width = family.size(pipeline)
-    if height != width:
-        raise ValueError(f"model {source}: images of {height}x{width} pixels are not supported; expects square images")
-    if resolution is not None and resolution != height:
-        _require_multiple(resolution, family.size_multiple(pipeline))
-        family.set_size(pipeline, resolution)
+    own_size = family.size(pipeline)
+    size = size or own_size
+    if size != own_size or not family.pads:
+        _require_multiple(size, family.size_multiple(pipeline))
+    if size[0] != size[1] and family.only_square(pipeline):
+        kind, edges = type(pipeline).__name__, written_size(size)
+        raise ValueError(f"data.resolution {edges}: a {kind} generates squares only; expects one edge, such as {size[0]}")
+    if size != own_size:
+        family.set_size(pipeline, size)
     denoiser = Denoiser(
         family.network(pipeline),
-        family.schedule_of(pipeline),
+        family.schedule_of(pipeline, size),
         family.prediction_type(scheduler),
         family.call,
         scheduler.config.get("clip_sample_range", 1.0) if clips else None,
@@ -163,7 +173,7 @@ def teacher_of(pipeline: Any, source: str | Path, resolution: int | None = None)
     left_out = tuple(_not_in_student(pipeline, family))
     for sentence in left_out:
         logger.warning("teacher %s: %s", source, sentence)
-    return Teacher(str(source), family, pipeline, denoiser, codec, resolution or height, commit_of(pipeline), left_out)
+    return Teacher(str(source), family, pipeline, denoiser, codec, size, commit_of(pipeline), left_out)
 
 
 def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
@@ -176,13 +186,13 @@ def _not_in_student(pipeline: Any, family: Family) -> Iterator[str]:
         yield "the student is trained and sampled without the clipping of latents (clip_sample) by the teacher's scheduler"
 
 
-def _require_multiple(resolution: int, multiple: int) -> None:
-    """Raise ValueError where the network cannot halve images of `resolution` pixels at each of its levels."""
-    if resolution % multiple:
-        nearest = sorted({max(resolution // multiple, 1) * multiple, -(-resolution // multiple) * multiple})
-        raise ValueError(
-            f"data.resolution {resolution}: expects a multiple of {multiple}, such as {' or '.join(map(str, nearest))}"
-        )
+def _require_multiple(size: tuple[int, int], multiple: int) -> None:
+    """Raise ValueError where the network cannot halve images of `size` (height, width) at each of its levels."""
+    if any(edge % multiple for edge in size):
+        lower, upper = ([max(edge // multiple, 1) for edge in size], [-(-edge // multiple) for edge in size])
+        nearest = dict.fromkeys(written_size((multiple * height, multiple * width)) for height, width in (lower, upper))
+        edges = written_size(size)
+        raise ValueError(f"data.resolution {edges}: expects a multiple of {multiple}, such as {' or '.join(nearest)}")
 
 
 def _require_distillable(source: str | Path, denoiser: Denoiser, codec: Codec, family: Family, scheduler: str) -> None:

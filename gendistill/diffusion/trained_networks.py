@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -41,6 +41,12 @@ class LoraSettings(Section):
         ge=1,
         description="Scale of the adapter: its update is multiplied by alpha / rank; null is the rank",
         json_schema_extra=about(paper=papers.LORA, at="section 4.1"),
+    )
+    quantization: Literal["none", "int8-weights", "nf4-weights"] = Field(
+        "none",
+        description="Weights of the frozen teacher in 8 or 4 bits, unpacked while their layer computes; saves memory with "
+        "trainer.gradient_checkpointing, as the unpacked weights are kept for the gradient otherwise",
+        json_schema_extra=about(paper=papers.QLORA, at="section 3"),
     )
 
 

@@ -307,7 +307,7 @@ def teacher_evaluator(data: LatentData, codec: Codec, prompts: list[str], *, num
     """
     network = load_extractor(extractor)
     features = []
-    edge = data.cache.rows([0])["moments"].shape[-1] * codec.factor
+    edge = max(data.cache.rows([0])["moments"].shape[-2:]) * codec.factor
     for rows in torch.arange(len(data)).split(images_at_once(edge)):
         moments = data.cache.rows(rows)["moments"].float()
         features.append(extract(network, to_uint8(codec.decode(moments.chunk(2, dim=1)[0]) / 2 + 0.5).cpu()))

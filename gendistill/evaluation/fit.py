@@ -190,8 +190,7 @@ def latent_drift(teacher: Tensor, student: Tensor) -> LatentDrift:
 
 def _latent_shape(sampler: FewStepSampler) -> tuple[int, ...]:
     """Channels, height and width."""
-    config = network_of(sampler.pipeline).config
-    return config.in_channels, config.sample_size, config.sample_size
+    return sampler.family.codec(sampler.pipeline).latent_shape(sampler.size)
 
 
 def _require_same_latent_space(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:

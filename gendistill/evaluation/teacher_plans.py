@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from gendistill.diffusion.teacher import teacher_of
 from gendistill.evaluation.evaluator import Evaluator
+from gendistill.methods.compression import macs_fraction
 from gendistill.metrics.protocol import Evaluation, comparable, gap_closed
-from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
 from gendistill.samplers.families import family_of, network_of
 from gendistill.samplers.scheduler_of import scheduler_of
 from gendistill.sampling.find_grid import search_grids, searchable
-from gendistill.schedulers import GridDDIMScheduler, flow_scheduler, is_flow
+from gendistill.schedulers import GridDDIMScheduler, edm_scheduler, flow_scheduler, is_edm, is_flow
 
 TEACHER_STEPS = 50
 TEACHER_SCALES = (1.0, 2.0, 3.0, 5.0)
@@ -59,7 +59,7 @@ def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> l
         grids = searched_grids(sampler, evaluator) if searchable(sampler.pipeline) else {}
         for solver, steps, scale in plans:
             timesteps = grids[scale][steps] if solver == SEARCHED else None
-            with solver_of(sampler, solver, timesteps):
+            with solver_of(sampler, solver, timesteps, steps):
                 evaluated = evaluator.evaluate(
                     sampler,
                     model=model,
@@ -74,9 +74,11 @@ def teacher_rows(sampler: FewStepSampler, evaluator: Evaluator, model: str) -> l
     return rows
 
 
-def solver_of(sampler: FewStepSampler, solver: str, timesteps: list[int] | None = None) -> AbstractContextManager[None]:
-    """A context in which the teacher samples with `solver`."""
-    return scheduler_of(sampler.pipeline, teacher_scheduler(solver, sampler.pipeline, timesteps))
+def solver_of(
+    sampler: FewStepSampler, solver: str, timesteps: list[int] | None = None, steps: int | None = None
+) -> AbstractContextManager[None]:
+    """A context in which the teacher samples with `solver`, in `steps` steps."""
+    return scheduler_of(sampler.pipeline, teacher_scheduler(solver, sampler.pipeline, timesteps, steps))
 
 
 def searched_grids(sampler: FewStepSampler, evaluator: Evaluator) -> dict[float, dict[int, list[int]]]:
@@ -105,24 +107,32 @@ def teacher_plans(sampler: FewStepSampler) -> list[tuple[str, int, float]]:
     return plans if family.guided else [(solver, steps, family.neutral_guidance) for solver, steps, _ in plans]
 
 
-def teacher_scheduler(solver: str, pipeline: Any, timesteps: list[int] | None = None) -> Any:
+def teacher_scheduler(solver: str, pipeline: Any, timesteps: list[int] | None = None, steps: int | None = None) -> Any:
     """The scheduler of a solver for a teacher, with trailing timesteps, which are the best spacing for few steps.
 
     The predicted x_0 of a model of pixels is clipped as by its own scheduler; latents are never clipped.
 
     Args:
         timesteps: timesteps of DDIM, instead of the trailing ones.
+        steps: the only step count, if it is known; EDM's schedulers have the trailing timesteps of one count.
     """
     family, config = family_of(pipeline), pipeline.scheduler.config
     if is_flow(pipeline.scheduler):
         return flow_scheduler(solver, family.schedule_of(pipeline), family.passes_sigmas)
+    if is_edm(pipeline.scheduler):
+        return edm_scheduler(solver, config, steps)
     clip = family.bounded and config.get("clip_sample", False)
     if timesteps is not None:
         return GridDDIMScheduler.from_config(config, grids=[timesteps], clip_sample=clip)
     if solver == "ddim":
         return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=clip, set_alpha_to_one=True)
     return DPMSolverMultistepScheduler.from_config(
-        config, timestep_spacing="trailing", algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
+        config,
+        timestep_spacing="trailing",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="zero",
+        variance_type=None,  # it would read the first three channels only
     )
 
 
@@ -178,11 +188,7 @@ def gaps(student: list[Evaluation], teacher: list[Evaluation], call_cost: float 
 
 def relative_call_cost(student: FewStepSampler, teacher: FewStepSampler) -> float:
     """Multiply-accumulates of a call of the student's network, relative to the teacher's: 1 if they differ by less than 1 %."""
-    unet: Any = UNet2DConditionModel  # diffusers' type annotations lack its config
-    networks = [network_of(sampler.pipeline) for sampler in (teacher, student)]
-    if not all(isinstance(network, unet) for network in networks):
-        return 1.0
-    fraction = macs_fraction(*(network.config for network in networks))
+    fraction = macs_fraction(family_of(teacher.pipeline), network_of(teacher.pipeline), network_of(student.pipeline))
     return 1.0 if abs(fraction - 1) < 0.01 else fraction
 
 

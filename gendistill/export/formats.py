@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gendistill.export.kohya import kohya_weights
-from gendistill.export.original_layout import RELEASES, original_weights, release_of
 from gendistill.export.runtimes import open_programs, require_runtime, write_programs
 from gendistill.export.student_folder import fit_transformers_4_and_5, save_lora
 from gendistill.runtime.files import atomic_write, new_folder, require_new, require_vacant
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import FAMILIES
+from gendistill.samplers.layouts.layout import OriginalLayout
+from gendistill.samplers.layouts.lora_files import lora_source
 from gendistill.samplers.loading import lists_safety_checker, open_pipeline
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
@@ -31,8 +33,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 SEED, PROMPT = 0, "a red apple on a table"
 PROGRAMS = ("onnx", "openvino")
 FOLDERS = ("diffusers", *PROGRAMS)  # formats that are a folder; the others are a file
-# ComfyUI reads v in a checkpoint of Stable Diffusion 2.x where the standard deviation of this bias is above this limit
-BIAS_OF_V, STD_OF_V = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
 TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}  # maximum error of a pixel in [0, 1] from rounding
 
 
@@ -123,27 +123,19 @@ def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
 
 
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
-    pipeline = _fused(sampler)
-    weights = {name: weight.to(dtype).contiguous() for name, weight in original_weights(pipeline).items()}
-    _require_readable(release_of(pipeline), pipeline.scheduler.config.prediction_type, weights)
-    predicts_v = pipeline.scheduler.config.prediction_type == "v_prediction"
-    marks = {"v_pred": torch.zeros(0)} if predicts_v else {}
-    if predicts_v and pipeline.scheduler.config.get("rescale_betas_zero_snr"):
-        marks["ztsnr"] = torch.zeros(0)
-    _save(weights | marks, out, sampler, RELEASES[release_of(pipeline)])
+    layout, pipeline = _layout(sampler), _fused(sampler)
+    weights = {name: weight.to(dtype).contiguous() for name, weight in layout.weights(pipeline).items()}
+    if (marks := layout.marks(pipeline.scheduler, weights)) is None:
+        raise _unreadable("checkpoint", sampler.family.prediction_type(pipeline.scheduler))
+    _save(weights | marks, out, sampler, layout.release(pipeline))
 
 
-def _require_readable(release: str, prediction_type: str, weights: dict[str, Tensor]) -> None:
-    """Raise ValueError for a prediction type that other programs cannot see in a checkpoint.
-
-    They read all checkpoints of 1.x as epsilon, those of 2.x by the size of a bias, and those of XL by the key `v_pred`.
-    """
-    if prediction_type == "epsilon" or (prediction_type == "v_prediction" and release == "xl"):
-        return
-    bias = weights.get(BIAS_OF_V)
-    if prediction_type == "v_prediction" and release == "2" and (bias is None or bias.float().std(correction=0) > STD_OF_V):
-        return
-    raise _unreadable("checkpoint", prediction_type)
+def _layout(sampler: FewStepSampler) -> OriginalLayout:
+    """The layout of the release; raises ValueError for a family without one."""
+    if (layout := sampler.family.original_layout) is None:
+        known = dict.fromkeys(name for family in FAMILIES if family.original_layout for name in family.pipelines)
+        raise ValueError(f"got a {sampler.kind}; the original layout exists for {', '.join(known)}")
+    return layout
 
 
 def _unreadable(kind: str, prediction_type: str) -> ValueError:
@@ -175,11 +167,12 @@ def _save_configs(pipeline: Any, folder: Path) -> None:
 
 def _write_kohya(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
     adapter = _adapter(sampler)
-    weights = kohya_weights(sampler.pipeline, adapter, dtype)
+    layout = _layout(sampler)
+    weights = kohya_weights(sampler.pipeline, layout, adapter, dtype)
     ranks = {len(weight) for name, weight in weights.items() if name.endswith(".lora_down.weight")}
     alphas = {float(weight) for name, weight in weights.items() if name.endswith(".alpha")}
     metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "ss_network_alpha": str(max(alphas))}
-    _save(weights, out, sampler, f"{RELEASES[release_of(sampler.pipeline)]}/lora", metadata)
+    _save(weights, out, sampler, f"{layout.release(sampler.pipeline)}/lora", metadata)
 
 
 def _write_lora(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
@@ -193,7 +186,8 @@ def _open_lora(sampler: FewStepSampler, out: Path) -> FewStepSampler:
     opened = open_pipeline(spec.teacher, config=spec.teacher_config, revision=spec.teacher_revision)
     if spec.prediction_type != sampler.family.prediction_type(opened.scheduler):  # a program reads that of the teacher
         raise _unreadable("lora, kohya", spec.prediction_type)
-    opened.load_lora_weights(str(out.parent), weight_name=out.name, use_safetensors=True)
+    source, settings = lora_source(opened, out)
+    opened.load_lora_weights(source, **settings)
     opened.scheduler = sampler.pipeline.scheduler
     return FewStepSampler(opened, spec)
 
@@ -219,7 +213,7 @@ def _save(
     """Write a safetensors file with metadata according to Stability AI's ModelSpec."""
     spec, size = sampler.spec, sampler.size
     hint = "" if spec is None else f"{spec.num_inference_steps[0]} steps, {spec.solver}, CFG {spec.pipeline_guidance_scale:g}"
-    prediction_type = sampler.pipeline.scheduler.config.prediction_type
+    prediction_type = sampler.family.prediction_type(sampler.pipeline.scheduler)
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",

@@ -80,7 +80,7 @@ def model_card(spec: StudentSpec, provenance: dict[str, Any], family: Family, nu
     """
     null = "".join(f", {name}=None" for name in null_parts)
     low, high = spec.guidance_range or (1.0, 1.0)
-    size = "" if spec.resolution is None else f", height={spec.resolution}, width={spec.resolution}"
+    size = "" if spec.size is None else f", height={spec.size[0]}, width={spec.size[1]}"
     usage = (LORA_USAGE if spec.lora else FULL_USAGE).format(
         call=family.example.format(
             steps=spec.num_inference_steps[0],

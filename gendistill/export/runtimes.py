@@ -69,10 +69,10 @@ def write_programs(sampler: FewStepSampler, pipeline: Any, out: Path, kind: str)
     """Write the programs and the configs of a pipeline with float32 networks.
 
     Raises:
-        ValueError: the model is not text-to-image.
+        ValueError: the model is not text-to-image, or its network is no U-Net.
     """
-    if not sampler.texts:
-        raise ValueError(f"--format {kind}: expects a text-to-image model; this is a {sampler.kind}")
+    if not sampler.texts or sampler.family.network_part != "unet":
+        raise ValueError(f"--format {kind}: expects a text-to-image model with a U-Net; this is a {sampler.kind}")
     out.mkdir(parents=True)
     for part in parts_of(sampler, pipeline):
         folder = out / part.folder

@@ -341,7 +341,7 @@ def _adversary(teacher: Teacher, student: str) -> LatentAdversary:
     """A discriminator for the teacher's latents and conditions, with random weights."""
     example = teacher.encode_prompts((teacher.own_prompts or [""])[:1])
     classes = teacher.network.config.get("num_class_embeds") or 0
-    network = LatentDiscriminator(teacher.codec.latent_shape(teacher.resolution), example, classes)
+    network = LatentDiscriminator(teacher.codec.latent_shape(teacher.size), example, classes)
     return LatentAdversary(network.to(teacher.pipeline.device), teacher.denoiser.schedule, student)
 
 

@@ -1,20 +1,21 @@
 """Compression of a denoiser: a smaller network with the predictions of its teacher at every timestep.
 
-The student is initialised by pruning the teacher (`networks.pruning.unet_pruning`), and is trained on the teacher's output, on
-the feature maps of its blocks, and on the relations between the images of a batch there (Kim et al. 2023, BK-SDM, section 3.2,
-with regressors where channels differ). It is sampled in as many steps as its teacher; another method may then distill it to
-fewer steps.
+The student is initialised by pruning the teacher (`networks.pruning.denoiser_pruning`), and is trained on the teacher's
+output, on the feature maps of its blocks, and on the relations between the images of a batch there (Kim et al. 2023, BK-SDM,
+section 3.2, with regressors where channels differ). It is sampled in as many steps as its teacher; another method may then
+distill it to fewer steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.blocks import paired_blocks, recorded_maps
@@ -33,18 +34,21 @@ from gendistill.losses.terms import (
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.networks.classes import read_arguments
+from gendistill.networks.counting import called
 from gendistill.networks.hints import Hint, Regressors
 from gendistill.networks.pruning.compress_config import CompressConfig
-from gendistill.networks.pruning.unet_importance import example_inputs
-from gendistill.networks.pruning.unet_pruning import fewer_blocks_config, matching_config, max_layers, on_meta, smaller_config
+from gendistill.networks.pruning.denoiser_pruning import DenoiserPruning, pruning_of
 from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.families import Family
 from gendistill.schedulers import Prediction
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, weight_at
 from gendistill.settings.section import Section
 from gendistill.training.trainer_config import TrainerConfig
+
+DEFAULT_SIZE = 64  # edge of the latents for whose images costs are computed, where the config has none, as Flux's
 
 
 class CompressionConfig(Section):
@@ -140,8 +144,9 @@ class Compression(DenoiserMethod):
             teacher_features = [teacher_maps[path][: len(latents)] for path in teacher_paths]
             student_features = self.regressors([student_maps[path] for path in student_paths])
             yield from feature_terms(config.features, step, student_features, teacher_features)
-            deepest = min(range(len(self.hints)), key=lambda index: teacher_features[index][0, 0].numel())
-            embeddings = (features[deepest].float().mean((2, 3)) for features in (student_features, teacher_features))
+            sizes = [features[0, 0].numel() for features in teacher_features]
+            middle = len(sizes) // 2 if min(sizes) == max(sizes) else sizes.index(min(sizes))
+            embeddings = (features[middle].float().mean((2, 3)) for features in (student_features, teacher_features))
             yield from relation_terms(config.relations, step, *embeddings)
 
 
@@ -171,11 +176,13 @@ class CompressionRecipe(Recipe):
 
     def _method(self, context: DenoiserContext, trainer: TrainerConfig) -> Compression:
         config, teacher, settings = context.config, context.teacher, context.config.compression
-        small, _ = matching_config(teacher.network, compressed_config(teacher.network.config, config.compress))
-        networks = replace(context, start=small).networks()
+        pruning = pruning_for(teacher.network, context.family)
+        student = pruning.pruned(compressed_config(pruning, config.compress), partial(_prediction, context))
+        networks = replace(context, start=student.network).networks()
         requested = any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES)
         requested |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
-        hints = matched_blocks(teacher.network.config, small.config, settings.features.layers) if requested else []
+        chosen = settings.features.layers or student.ends
+        hints = matched_blocks(pruning, student.network.config, chosen) if requested else []
         guidance = Guidance(context.unconditional, config.guidance)
         return Compression(networks, guidance, settings, hints)
 
@@ -210,31 +217,50 @@ def check_compression(config: RunConfig, recipe: Recipe) -> None:
         first_trainer(config)
 
 
-def compressed_config(teacher: Mapping[str, Any], compress: CompressConfig) -> dict[str, Any]:
+def pruning_for(network: Any, family: Family) -> DenoiserPruning:
+    """The pruning of a teacher's network, whose costs are those of images of its default size.
+
+    Raises:
+        ValueError: the network is of a kind that cannot be pruned.
+    """
+    if (pruning := pruning_of(network, partial(_example_inputs, family))) is None:
+        raise ValueError(
+            f"compress: got a teacher whose network is a {type(network).__name__}; expects a UNet2DConditionModel or a "
+            "transformer whose config has the number of its blocks"
+        )
+    return pruning
+
+
+def macs_fraction(family: Family, teacher: Any, student: Any) -> float:
+    """The multiply-accumulates of a call of the student's network, as a fraction of the teacher's.
+
+    It is 1 for networks of different classes, and for those that cannot be pruned.
+    """
+    pruning = pruning_of(teacher, partial(_example_inputs, family)) if type(teacher) is type(student) else None
+    return 1.0 if pruning is None else pruning.macs(student.config) / pruning.macs(teacher.config)
+
+
+def compressed_config(pruning: DenoiserPruning, compress: CompressConfig) -> dict[str, Any]:
     """The diffusers config of the student by the settings `compress`, derived from the config of its teacher.
 
     Raises:
-        ValueError: the network cannot be made so small, the user's config is not valid, or the teacher's network is not a
-            `UNet2DConditionModel`.
+        ValueError: the network cannot be made so small, or the user's config is not valid.
     """
-    if "cross_attention_dim" not in teacher:
-        raise ValueError("compress: expects a teacher whose network is a UNet2DConditionModel, such as Stable Diffusion's")
     if compress.student_config is not None:
-        return {**teacher, **read_arguments(compress.student_config, "compress.student_config")}
+        return {**pruning.network.config, **read_arguments(compress.student_config, "compress.student_config")}
     if compress.factor is not None:
-        return smaller_config(teacher, compress.factor, blocks=compress.blocks)
-    return fewer_blocks_config(teacher, mid=max_layers(teacher) > 1)
+        return pruning.smaller_config(compress.factor, compress.blocks)
+    return pruning.fewer_blocks_config()
 
 
-def matched_blocks(
-    teacher: Mapping[str, Any], student: Mapping[str, Any], chosen: Mapping[str, str] | None = None
-) -> list[Hint]:
-    """Pairs of blocks of two configs whose feature maps are matched: by size and depth (`paired_blocks`), or as `chosen`.
+def matched_blocks(pruning: DenoiserPruning, student: Mapping[str, Any], chosen: Mapping[str, str] | None = None) -> list[Hint]:
+    """Pairs of blocks of the teacher and of a student of a config whose feature maps are matched: by size and depth
+    (`paired_blocks`), or as `chosen`.
 
     Raises:
         ValueError: a chosen block does not exist, or two chosen blocks have maps of different sizes.
     """
-    teacher_shapes, student_shapes = shapes_of_blocks(teacher), shapes_of_blocks(student)
+    teacher_shapes, student_shapes = (shapes_of_blocks(pruning, config) for config in (pruning.network.config, student))
     sizes = ({name: shape[1:] for name, shape in shapes.items()} for shapes in (teacher_shapes, student_shapes))
     pairs = paired_blocks(*sizes) if chosen is None else list(chosen.items())
     for teacher_block, student_block in pairs:
@@ -251,9 +277,26 @@ def matched_blocks(
     return [Hint(one, other, teacher_shapes[one], student_shapes[other]) for one, other in pairs]
 
 
-def shapes_of_blocks(config: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+def shapes_of_blocks(pruning: DenoiserPruning, config: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """The shape (C, h, w) of each block's feature map of one sample; computed on the meta device, without weights."""
-    network = on_meta(config)
+    network = pruning.on_meta(config)
     with torch.no_grad(), recorded_maps(network) as maps:
-        network(*example_inputs(config))
+        called(network, pruning.inputs(config))
     return {name: (features.shape[1], features.shape[2], features.shape[3]) for name, features in maps.items()}
+
+
+def _example_inputs(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    size = config.get("sample_size") or DEFAULT_SIZE
+    return family.example_inputs(config, 1, (size, size) if isinstance(size, int) else tuple(size), torch.float32)
+
+
+@torch.no_grad()
+def _prediction(context: DenoiserContext) -> Tensor:
+    """The output (B, C, h, w) of the teacher's network for noisy data, at times spread evenly over all."""
+    examples, teacher = context.examples, context.teacher
+    assert examples is not None
+    count, total = len(examples.latents), teacher.schedule.num_train_timesteps
+    noise = PerSampleRandom(context.config.seed, 0, 0, count).normal(examples.latents.shape[1:])
+    t = ((torch.arange(count) + 0.5) * total / count).long().to(examples.latents.device)
+    x_t = teacher.schedule.add_noise(examples.latents, noise.to(examples.latents), t)
+    return teacher.output_of(teacher(x_t, t, examples.conditioning), t)

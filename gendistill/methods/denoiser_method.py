@@ -154,6 +154,7 @@ class DenoiserContext:
         unconditional: the encoded empty prompt (batch of 1), for guidance.
         start: a network that the student is initialised from instead of the teacher's.
         opened: the teacher's pipeline, for losses that need its codec or prompts; None on the meta device.
+        examples: a batch of the training data, on which pruning measures importance; None on the meta device.
     """
 
     config: RunConfig
@@ -162,11 +163,13 @@ class DenoiserContext:
     unconditional: Conditioning
     start: Any = None
     opened: Teacher | None = None
+    examples: Batch | None = None
 
     @property
     def solvers(self) -> list[str]:
-        """Those of `config.solvers` that sample with the teacher's noise schedule."""
-        return usable_solvers(self.config.solvers, self.teacher.schedule.kind)
+        """Those of `config.solvers` that sample with the teacher's noise schedule and pipeline."""
+        usable = usable_solvers(self.config.solvers, self.teacher.schedule.kind)
+        return [solver for solver in usable if solver in self.family.solvers] or ["ddim"]
 
     def networks(self) -> Networks:
         """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gendistill.diffusion.blocks import blocks_of, recorded_maps
+from gendistill.diffusion.blocks import first_half, recorded_maps
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.losses.pixel import perceptual_distance
 from gendistill.runtime.device import to_device
@@ -16,8 +16,8 @@ from gendistill.samplers.conditioning import Conditioning
 class LatentPerception:
     """Perceptual distance between two latents in the features of the teacher's network: LPIPS for latents.
 
-    The features are those of the down blocks and of the middle block (Zhang et al. 2018, eq. 1, with this network instead of
-    VGG), at the same low noise level for both latents, and conditioned as the images are.
+    The features are those of the blocks in the first half of the network (Zhang et al. 2018, eq. 1, with this network instead
+    of VGG), at the same low noise level for both latents, and conditioned as the images are.
 
     Args:
         max_fraction: noise levels are those of timesteps below this fraction of all.
@@ -38,7 +38,7 @@ class LatentPerception:
 
     def _features(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> list[Tensor]:
         network = self.teacher.network
-        names = [name for name in blocks_of(network) if not name.startswith("up_")]
+        names = first_half(network)
         with recorded_maps(network, names) as maps:
             self.teacher(x_t, t, conditioning)
         return [maps[name] for name in names]

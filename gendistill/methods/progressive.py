@@ -309,6 +309,13 @@ class ProgressiveRecipe(Recipe):
             if name not in names:
                 raise ValueError(f"progressive.stages.{name} is not known; expects one of {', '.join(names)}")
             _trainer(config, name)
+        if teacher is not None and teacher.denoiser.schedule.kind != "vp":
+            for name, default in (("sampler", "ddim"), ("grid", None)):
+                if (value := getattr(settings, name)) != default:
+                    raise ValueError(
+                        f"progressive.{name} {value}: no scheduler of diffusers samples so with the noise schedule of "
+                        f"{teacher.source} ({teacher.denoiser.schedule.kind}); expects {default or 'null'}"
+                    )
         if (grid := settings.grid) is None:
             return
         if not grid or min(grid) < 0 or sorted(set(grid), reverse=True) != grid:

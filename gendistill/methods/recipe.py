@@ -31,8 +31,8 @@ class RunConfig(Section):
     )
     teacher_config: str | None = Field(
         None,
-        description="Architecture of a teacher without one: for a checkpoint sd1, sd2-base, sd2-v, sdxl or a diffusers folder "
-        "with its configs; for a module:Class a JSON file with its arguments",
+        description="Architecture of a teacher without one: for a checkpoint sd1, sd2-v, sdxl, flux-dev, ... or a diffusers "
+        "folder with its configs and the components that it lacks; for a module:Class a JSON file with its arguments",
         json_schema_extra=about(path=True),
     )
     teacher_revision: str | None = Field(None, description="Branch, tag or commit of a teacher on the hub")

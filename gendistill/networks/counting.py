@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 def one_sample(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The first sample of every input: (B, ...) to (1, ...). Inputs without dimensions are unchanged."""
     return tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
+
+
+def called(network: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
+    """The result of a call for one sample, with the arguments by position, of any batch size; or by name, of one sample."""
+    return network(**inputs) if isinstance(inputs, Mapping) else network(*one_sample(inputs))
 
 
 @contextmanager
@@ -49,7 +54,7 @@ def _countable(network: nn.Module) -> Iterator[None]:
         backends.mkldnn.enabled, backends.cudnn.enabled = onednn, cudnn
 
 
-def macs(network: nn.Module, example_inputs: Sequence[Tensor]) -> int:
+def macs(network: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any]) -> int:
     """Multiply-accumulates of a forward pass of ONE sample; the batch size of `example_inputs` has no influence.
 
     torch's counter reports floating-point operations (two per multiply-accumulate) of convolutions, matrix products and
@@ -59,10 +64,13 @@ def macs(network: nn.Module, example_inputs: Sequence[Tensor]) -> int:
     return sum(macs_by_module(network, example_inputs).values())
 
 
-def macs_by_module(network: nn.Module, example_inputs: Sequence[Tensor]) -> dict[str, int]:
+def macs_by_module(network: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, int]:
     """Multiply-accumulates of one sample for each innermost module that executes them, by path ("" is the network itself).
 
     All calls of a module that runs several times are counted at its path.
+
+    Args:
+        example_inputs: arguments of its `forward`, as for `called`.
     """
     paths = {module: path for path, module in network.named_modules()}
     running, inner = list[str](), dict[str, int]()
@@ -89,7 +97,7 @@ def macs_by_module(network: nn.Module, example_inputs: Sequence[Tensor]) -> dict
     counter = FlopCounterMode(display=False)
     try:
         with evaluating(network), _countable(network), counter:  # in train mode a batch norm rejects one sample of 1x1 pixels
-            network(*one_sample(example_inputs))
+            called(network, example_inputs)
     finally:
         for handle in handles:
             handle.remove()

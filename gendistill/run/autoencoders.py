@@ -65,7 +65,7 @@ class AutoencoderRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution,
+            size=config.data.size,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
         )

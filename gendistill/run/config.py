@@ -40,9 +40,10 @@ def check(config: RunConfig) -> None:
         check_compression(config, recipe)
     if not config.steps or min(config.steps) < 1:
         raise ValueError(f"steps {config.steps}: expects at least one step count, each 1 or more")
-    if config.lora.enabled and config.guidance.mode == "embedded":
+    if config.lora.quantization != "none" and not config.lora.enabled:
         raise ValueError(
-            "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with lora"
+            f"lora.quantization {config.lora.quantization}: quantized weights cannot be trained; expects lora.enabled=true, "
+            "which trains an adapter on them"
         )
     recipe.check(config)
     check_alignment(config, recipe)

@@ -22,22 +22,25 @@ from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_confi
 from gendistill.export.student_folder import export_student
 from gendistill.gan.gan_folder import is_gan_folder
 from gendistill.methods import RunConfig, Stage, denoiser_stages, recipe_of
-from gendistill.methods.compression import compressed_config
+from gendistill.methods.compression import compressed_config, macs_fraction, pruning_for
 from gendistill.methods.denoiser_method import DenoiserContext
 from gendistill.methods.method_registry import compresses
 from gendistill.networks.classes import is_class_path
-from gendistill.networks.pruning.unet_pruning import macs_fraction
 from gendistill.run.located_paths import located
 from gendistill.run.student_provenance import provenance_of
-from gendistill.run.validation import Validator, scheduler_of, validation_evaluator
+from gendistill.run.validation import Validator, scheduler_of, validation_evaluator, validation_prompts
 from gendistill.runtime.progress import advancing_bar
+from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers import StudentSpec
 from gendistill.samplers.families import Family, family_called, network_of
 from gendistill.samplers.loading import configs_of, open_student
+from gendistill.samplers.offload.released import ReleasedEncoders
 from gendistill.samplers.provenance import weights_fingerprint
 from gendistill.schedulers import solver_eta
 from gendistill.training.state import Validation
 from gendistill.training.trainer import TrainingResult, Validate
+
+NUM_EXAMPLES = 8  # rows of the training data on which pruning measures importance
 
 
 class DenoiserRun:
@@ -49,14 +52,16 @@ class DenoiserRun:
             config.teacher,
             config=config.teacher_config,
             revision=config.teacher_revision,
-            resolution=config.data.resolution,
+            size=config.data.size,
             dtype=getattr(torch, config.dtype),
             device=processes.device,
+            quantization=config.lora.quantization,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
         recipe_of(config).check(self.config, self.teacher)
         if compresses(config):
-            compressed_config(self.teacher.network.config, config.compress)  # raises ValueError before the data are encoded
+            pruning = pruning_for(self.teacher.network, self.teacher.family)
+            compressed_config(pruning, config.compress)  # raises ValueError before the data are encoded
         self.start = starting_network(self.config, self.teacher)
 
     @staticmethod
@@ -93,18 +98,22 @@ class DenoiserRun:
                 )
         with self.processes.local_main_process_first():  # the main process of each machine reads the reference first
             self.evaluator = validation_evaluator(config, teacher, self.latents)
+        self.unconditional = teacher.unconditional()
+        self.encoders = ReleasedEncoders(teacher.pipeline, validation_prompts(config, self.evaluator, max(teacher.size)))
 
     def stages(self) -> Iterator[Stage]:
-        teacher = self.teacher
+        teacher, config, device = self.teacher, self.config, self.processes.device
+        rows = self.latents.rows_of_step(config.seed, 0, NUM_EXAMPLES)
+        examples = self.latents.batch(rows, PerSampleRandom(config.seed, 0, 0, NUM_EXAMPLES), device)
         return denoiser_stages(
-            DenoiserContext(self.config, teacher.family, teacher.denoiser, teacher.unconditional(), self.start, opened=teacher)
+            DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
         )
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples)
+        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded)
         return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
@@ -121,7 +130,8 @@ class DenoiserRun:
         spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
-            export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
+            with self.encoders.restored():
+                export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
         return spec, f"{spec.method} student, sampled by {spec.solver}"
 
     def _provenance(self, stage: Stage, training: TrainingResult) -> dict[str, Any]:
@@ -130,7 +140,7 @@ class DenoiserRun:
         if teacher.not_in_student:
             rows["not in the student"] = "; ".join(teacher.not_in_student)
         if compresses(self.config):
-            fraction = macs_fraction(teacher.network.config, network.config)
+            fraction = macs_fraction(teacher.family, teacher.network, network)
             rows["multiply-accumulates of a call"] = f"{fraction:.3f} of the teacher's"
         return {
             **rows,
@@ -149,6 +159,9 @@ def describe_student(
         validation: the validation that chose the solver, if any.
     """
     scheduler, config = scheduler_of(solver, config, teacher, stage), located(config)
+    family, (height, width) = teacher.family, teacher.size
+    in_folder = family.stores_size and not (config.lora.enabled and config.data.size)
+    in_folder = in_folder and family.size(teacher.pipeline) == teacher.size
     spec = StudentSpec(
         method=config.method,
         teacher=config.teacher,
@@ -166,11 +179,7 @@ def describe_student(
         eta=solver_eta(solver) if teacher.family.accepts_eta else 0.0,
         teacher_config=config.teacher_config,
         teacher_revision=teacher.commit or config.teacher_revision,
-        resolution=teacher.resolution
-        if not teacher.family.stores_size
-        else config.data.resolution
-        if config.lora.enabled
-        else None,
+        resolution=None if in_folder else height if height == width else (height, width),
         figures={} if validation is None else {"validation": validation.score},
         validation_network="" if validation is None else validation.figures.get("network", ""),
     )
@@ -200,7 +209,7 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
-    teacher.family.set_size(pipeline, teacher.resolution)
+    teacher.family.set_size(pipeline, teacher.size)
     return network.to(teacher.pipeline.device)
 
 
@@ -214,6 +223,10 @@ def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig
     kind = f"teacher {config.teacher} ({pipeline_class})"
     if config.lora.enabled and not family.lora:
         raise ValueError(f"lora.enabled: diffusers loads no LoRA into {kind}; expects false")
+    if config.lora.enabled and config.guidance.mode == "embedded" and family.guided:
+        raise ValueError(
+            "guidance.mode 'embedded' adds an input that a LoRA file cannot store; expects 'baked' or 'cfg' with lora"
+        )
     if config.guidance.mode == "cfg" and family.guidance_input:
         raise ValueError(f"guidance.mode cfg: guidance is an input of the network of {kind}; expects baked or embedded")
     if config.guidance.mode == "embedded" and family.guided and not family.embeds_guidance:
@@ -256,7 +269,8 @@ def count_parameters(folder: Path, family: Family, config: RunConfig) -> tuple[i
     )
     with init_empty_weights():
         network: Any = network_class.from_config(network_class.load_config(folder / component))
-        student_config = compressed_config(network.config, config.compress) if compresses(config) else network.config
+        pruned = compresses(config)
+        student_config = compressed_config(pruning_for(network, family), config.compress) if pruned else network.config
         student: Any = network_class.from_config(student_config, **embedded)
         if config.lora.enabled:
             student.requires_grad_(False).add_adapter(lora_config(family.lora_targets, config.lora.rank, config.lora.alpha))

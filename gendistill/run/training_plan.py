@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from gendistill.data.batches import Batch, Trajectories
 from gendistill.diffusion.denoiser import Denoiser
@@ -22,11 +22,15 @@ from gendistill.methods import RECIPES, RunConfig, denoiser_stages, recipe_of
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
 from gendistill.methods.method_registry import compresses, may_be_lora
 from gendistill.metrics.cost.components import synchronise
+from gendistill.run.denoisers import fitting
 from gendistill.runtime.device import usable_device
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers import images_at_once
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families import Family
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks
+from gendistill.samplers.quantization.small_weights import quantize_weights
 from gendistill.settings.schedule import Step
 from gendistill.training.method import Method
 from gendistill.training.preparation import checkpoint_gradients
@@ -48,7 +52,9 @@ class StepNeeds:
     """Memory in bytes and computation of an optimizer step.
 
     Attributes:
-        weights: bytes of the teacher's pipeline, the student and its EMA.
+        encoding: peak bytes while prompts are encoded, before the text encoders are released: all weights of the teacher's
+            pipeline, and activations.
+        weights: bytes of the teacher's denoiser and decoder, the student and its EMA.
         optimizer: bytes of the optimizer state.
         step: peak bytes of activations and gradients.
         trained: number of trained parameters.
@@ -56,6 +62,7 @@ class StepNeeds:
         passes: forward and backward passes of an optimizer step (gradient accumulation).
     """
 
+    encoding: int
     weights: int
     optimizer: int
     step: int
@@ -65,7 +72,8 @@ class StepNeeds:
 
     @property
     def peak(self) -> int:
-        return self.weights + self.optimizer + self.step
+        """Peak bytes of the run, which encodes first and then trains."""
+        return max(self.encoding, self.weights + self.optimizer + self.step)
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,11 @@ class TrainingPlan:
     def table(self) -> Table:
         table = Table(title=f"{self.method} from {self.teacher}: predicted", title_justify="left", box=SIMPLE_HEAD)
         table.add_column("settings")
-        for name in ("weights", "optimizer", "step", "peak, GiB"):
+        for name in ("encoding", "weights", "optimizer", "step", "peak, GiB"):
             table.add_column(name, justify="right")
         table.add_column("trained parameters", justify="right")
         for name, needs in self.needs.items():
-            sizes = (needs.weights, needs.optimizer, needs.step, needs.peak + self.context)
+            sizes = (needs.encoding, needs.weights, needs.optimizer, needs.step, needs.peak + self.context)
             cells = (f"{size / 2**30:.2f}" for size in sizes)
             table.add_row(name if name == AS_IT_IS else f"and {name}", *cells, f"{needs.trained / 1e6:,.1f} M")
         return table
@@ -171,6 +179,8 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
         changes["lora.enabled=true"] = {"lora": {"enabled": True}}
     if config.dtype == "float32":
         changes["dtype=float16"] = {"dtype": "float16"}
+    if (config.lora.enabled or "lora.enabled=true" in changes) and config.lora.quantization == "none":
+        changes["lora.quantization=nf4-weights"] = {"lora": {"quantization": "nf4-weights"}}
     for name, change in changes.items():
         for section, values in change.items():
             value = getattr(config, section).model_copy(update=values) if isinstance(values, dict) else values
@@ -181,17 +191,22 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     """The needs of an optimizer step of the first stage of the method, computed on the meta device."""
     networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
-    dtype = getattr(torch, config.dtype)
+    config, dtype = fitting(config, networks.family, networks.family.pipelines[0]), getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
         module.to(dtype)
+    if config.lora.quantization != "none":
+        quantize_weights(networks.network, config.lora.quantization)
     latents = _latents(config, networks)
+    resolution = max(latents) * networks.factor
+    encoding = bytes_of([*networks.text, networks.network, networks.decoder]) + networks.encoding(images_at_once(resolution))
     passes = 1 if _keeps_all_parts(config) else config.trainer.gradient_accumulation_steps
     rows = config.trainer.batch_size // passes
     family, network = networks.family, networks.network
     schedule = family.noise_schedule(networks.scheduler, network.config, latents)
     prediction_type = family.prediction_type(networks.scheduler)
-    teacher = Denoiser(network, schedule, prediction_type, family.call)
-    unconditional = family.example_conditioning(network.config, 1, dtype)
+    guidance = family.default_guidance if family.guidance_input else None
+    teacher = Denoiser(network, schedule, prediction_type, family.call, guidance_input=guidance)
+    unconditional = family.example_conditioning(network.config, 1, dtype) if family.guided else Conditioning()
     method = next(denoiser_stages(DenoiserContext(config, family, teacher, unconditional))).method
     assert isinstance(method, DenoiserMethod)
     trained = [parameter for group in method.trained_parameters().values() for parameter in group.values()]
@@ -204,6 +219,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
     num_trained = sum(parameter.numel() for parameter in trained)
     return StepNeeds(
+        encoding,
         bytes_of(modules),
         num_trained * MOMENTS[config.trainer.optimizer],
         step,
@@ -225,8 +241,7 @@ def _step(method: Method, batch: Batch, rows: int) -> None:
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:
     """Height and width of the training latents."""
-    resolution = config.data.resolution
-    height, width = (resolution, resolution) if resolution else networks.size
+    height, width = config.data.size or networks.size
     return height // networks.factor, width // networks.factor
 
 
@@ -243,8 +258,8 @@ def _batch(config: RunConfig, networks: MetaNetworks, rows: int, latents: tuple[
 
 
 def _modules_in_memory(method: DenoiserMethod, networks: MetaNetworks) -> list[nn.Module]:
-    """All modules that are in memory during training."""
-    return [*networks.text, networks.decoder, *method.held_networks()]
+    """All modules that are in memory during training; the text encoders are released before it."""
+    return [networks.decoder, *method.held_networks()]
 
 
 def _count_calls(modules: list[nn.Module], denoiser: type, calls: Calls) -> None:
@@ -277,15 +292,17 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     if config.trainer.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     rows = config.trainer.batch_size // config.trainer.gradient_accumulation_steps
-    meta_inputs = networks.family.example_inputs(network.config, rows, _latents(config, networks), network.dtype)
-    inputs = {name: _random_like(value, device) for name, value in meta_inputs.items()}
+    family, (channels, _) = networks.family, networks.family.channels(network.config)
+    x_t, t = torch.rand(rows, channels, *_latents(config, networks), device=device), torch.rand(rows, device=device)
+    example = family.example_conditioning(network.config, rows, network.dtype)
+    conditioning = Conditioning(**{name: _random_like(value, device) for name, value in example.items()})
 
     def forward() -> None:
         with torch.no_grad():
-            network(**inputs)
+            family.call(network, x_t, t, conditioning)
 
     def forward_and_backward() -> None:
-        network(**inputs).sample.sum().backward()
+        family.call(network, x_t, t, conditioning).sum().backward()
 
     plain = _median_seconds(forward, device) / rows
     network.requires_grad_(True)
@@ -294,9 +311,7 @@ def measured_seconds(config: RunConfig, needs: StepNeeds) -> tuple[float, str]:
     return seconds, device
 
 
-def _random_like(value: Any, device: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _random_like(item, device) for name, item in value.items()}
+def _random_like(value: Tensor, device: str) -> Tensor:
     return torch.rand(value.shape, device=device).to(value.dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from gendistill.evaluation.default_extractor import chosen_extractor, is_embedde
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import Evaluator, build_evaluator, teacher_evaluator
 from gendistill.evaluation.extraction import Advance
+from gendistill.evaluation.image_cache import BATCH_SIZE
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.progress import advancing_bar
-from gendistill.samplers import FewStepSampler, image_grid, to_uint8
-from gendistill.schedulers import flow_scheduler, nearest_divisors, solver_eta, student_scheduler
+from gendistill.samplers import FewStepSampler, image_grid, images_at_once, to_uint8
+from gendistill.samplers.prompt_cache import PromptCache
+from gendistill.schedulers import edm_scheduler, flow_scheduler, nearest_divisors, solver_eta, student_scheduler
 from gendistill.training.log import RunLog
 from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
@@ -39,10 +42,14 @@ class Validator:
 
     Args:
         evaluator: with at least as many prompts as the largest validation has.
+        encoded: the conditions of `validation_prompts`, as the pipeline has no text encoders during training.
     """
 
-    def __init__(self, config: RunConfig, teacher: Teacher, stage: Stage, evaluator: Evaluator, samples: Path) -> None:
+    def __init__(
+        self, config: RunConfig, teacher: Teacher, stage: Stage, evaluator: Evaluator, samples: Path, encoded: PromptCache
+    ) -> None:
         self.config, self.teacher, self.stage, self.evaluator, self.samples = config, teacher, stage, evaluator, samples
+        self.encoded = encoded
         samples.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, step: int) -> Validation:
@@ -75,7 +82,7 @@ class Validator:
         evaluator, solvers = self.evaluator.first(num), self.stage.solvers
         distances: dict[str, dict[str, float]] = {}
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
-            sampler = FewStepSampler(pipeline)
+            sampler = FewStepSampler(pipeline, size=self.teacher.size, encoded=self.encoded)
             for solver in solvers:
                 pipeline.scheduler = scheduler_of(solver, self.config, self.teacher, self.stage)
                 sampler.eta = solver_eta(solver)
@@ -105,6 +112,15 @@ class Validator:
             ),
             total,
         )
+
+
+def validation_prompts(config: RunConfig, evaluator: Evaluator, resolution: int) -> Iterator[list[str]]:
+    """The prompts that this process samples in the validations of a run, in their batches."""
+    size = images_at_once(resolution, BATCH_SIZE)
+    for count in (config.trainer.num_validation, config.trainer.solver_images):
+        validated = evaluator.first(count)
+        prompts = validated.subset(items_of_process(len(validated.prompts))).prompts
+        yield from (prompts[start : start + size] for start in range(0, len(prompts), size))
 
 
 def solver_table(validation: Validation) -> str:
@@ -155,7 +171,7 @@ def validation_evaluator(config: RunConfig, teacher: Teacher, data: LatentData) 
 def validation_extractor(config: RunConfig, teacher: Teacher, reference: str | None) -> str:
     """The name of the feature network of a run's validations; reports the choice."""
     sampler = FewStepSampler(teacher.pipeline)
-    embedded = is_embedded(sampler.size, prompts_of(sampler), reference)
+    embedded = is_embedded(teacher.size, prompts_of(sampler), reference)
     return reported_extractor(config.validation_extractor, embedded=embedded)
 
 
@@ -172,6 +188,8 @@ def scheduler_of(solver: str, config: RunConfig, teacher: Teacher, stage: Stage)
     schedule = teacher.denoiser.schedule
     if schedule.kind == "flow":
         return flow_scheduler(solver, schedule, teacher.family.passes_sigmas)
+    if schedule.kind == "edm":
+        return edm_scheduler(solver, teacher.pipeline.scheduler.config, max(stage.steps))
     method: Any = stage.method  # every recipe of denoisers has a `DenoiserMethod`
     trained, timesteps = method.solver_grid, schedule.num_train_timesteps
     return student_scheduler(

@@ -59,9 +59,9 @@ def search_grids(
     """
     schedule = teacher.denoiser.schedule
     candidates = trailing(CANDIDATES, schedule.num_train_timesteps)
-    at_once, unconditional = images_at_once(teacher.resolution), teacher.unconditional()
+    at_once, unconditional = images_at_once(max(teacher.size)), teacher.unconditional()
     costs = torch.zeros(CANDIDATES, CANDIDATES + 1, dtype=torch.float64)
-    shape = teacher.codec.latent_shape(teacher.resolution)
+    shape = teacher.codec.latent_shape(teacher.size)
     for start in range(0, len(prompts), at_once):
         part = list(prompts[start : start + at_once])
         conditioning = teacher.encode_prompts(part)

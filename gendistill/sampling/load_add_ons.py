@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import ControlNetModel
 from diffusers.utils import convert_unet_state_dict_to_peft, logging
 from torch import Tensor, nn
 
 from gendistill.samplers.families import family_of, network_of
+from gendistill.samplers.layouts.lora_files import lora_source, lora_weights
 from gendistill.samplers.missing_weights import open_network, require_finite, require_pairs
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -79,12 +81,11 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise DoesNotLoadError(f"a {type(pipeline).__name__} does not support LoRA")
-    source: dict[str, Any] = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     network, failed = network_of(pipeline), f"{file.name} does not load"
-    state = tried(lambda: pipeline.lora_state_dict(str(file.parent), unet_config=network.config, **source)[0], failed)
+    state = tried(lambda: lora_weights(pipeline, file), failed)
     tried(lambda: require_pairs(file.name, state), failed)
     tried(lambda: require_finite(file.name, state), failed)
-    modules, absent, other_widths = _fitting(state, network)
+    modules, absent, other_widths = _fitting(state, network, family_of(pipeline).network_part)
     unfit = [*other_widths, *absent]
     if other_widths:  # diffusers then loads nothing, and logs all modules
         name, reason = next(iter(other_widths.items()))
@@ -100,7 +101,8 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     for component in (getattr(copied, name) for name in components):
         active += component.active_adapters() if getattr(component, "_hf_peft_config_loaded", False) else []
     with _quiet_diffusers():
-        tried(lambda: copied.load_lora_weights(str(file.parent), adapter_name=ADAPTER, **source), failed)
+        source, settings = lora_source(pipeline, file)
+        tried(lambda: copied.load_lora_weights(source, adapter_name=ADAPTER, **settings), failed)
     if not any(ADAPTER in adapters for adapters in copied.get_list_adapters().values()):
         raise DoesNotLoadError(f"no module of {file.name} was loaded", unfit)
     copied.set_adapters([*dict.fromkeys(active), ADAPTER])
@@ -109,9 +111,9 @@ def with_lora(pipeline: Any, file: Path) -> tuple[Any, list[str], str]:
     return copied, unfit, note if absent else ""
 
 
-def _fitting(state: dict[str, Tensor], network: nn.Module) -> tuple[set[str], list[str], dict[str, str]]:
+def _fitting(state: dict[str, Tensor], network: nn.Module, part: str) -> tuple[set[str], list[str], dict[str, str]]:
     """The modules with LoRA weights; those that the network does not have; and those of another width, with the reason."""
-    prefix = "unet."
+    prefix = f"{part}."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix) and "lora" in key}
     if own and not any("lora_A" in key for key in own):
         own = convert_unet_state_dict_to_peft(own)
@@ -129,7 +131,22 @@ def _fitting(state: dict[str, Tensor], network: nn.Module) -> tuple[set[str], li
     return modules, absent, other_widths
 
 
-def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
+def control_network(pipeline: Any, control: Path) -> Any:
+    """A ControlNet in the dtype of a pipeline, on its device.
+
+    Raises:
+        ValueError: the folder has no ControlNet, or one for another network, or it cannot be opened.
+    """
+    name = str(json.loads((control / "config.json").read_text()).get("_class_name"))
+    network, expected = network_of(pipeline), f"{type(network_of(pipeline)).__name__.removesuffix('Transformer2DModel')}"
+    expected = "ControlNetModel" if expected.startswith("UNet") else f"{expected}ControlNetModel"
+    if name != expected or not hasattr(diffusers, expected):
+        raise ValueError(f"control {control}: is a {name}; a {type(pipeline).__name__} expects a {expected}")
+    opened = open_network(getattr(diffusers, name), control, control, "controlnet", network.dtype)
+    return opened.to(family_of(pipeline).device(pipeline)).eval()
+
+
+def open_control(pipeline: Any, control: Path) -> tuple[Any, str]:
     """A ControlNet for a pipeline, and a sentence if its numbers of skip connections differ.
 
     Raises:
@@ -137,10 +154,12 @@ def open_control(pipeline: Any, control: Path) -> tuple[ControlNetModel, str]:
     """
     if not family_of(pipeline).texts:
         raise DoesNotLoadError(f"a {type(pipeline).__name__} does not support ControlNets")
-    network, failed = network_of(pipeline), f"{control.name} does not load"
-    opened = tried(lambda: open_network(ControlNetModel, control, control, "controlnet", network.dtype), failed)
+    network = network_of(pipeline)
+    opened = tried(lambda: control_network(pipeline, control), f"{control.name} does not load")
+    if not hasattr(opened, "controlnet_down_blocks"):
+        return opened, ""
     # diffusers adds the residuals pairwise up to the shorter list, without a warning
     skips = 1 + sum(len(block.resnets) + len(block.downsamplers or ()) for block in network.down_blocks)
     residuals = len(opened.controlnet_down_blocks)
     note = f"{control.name} adds to {residuals} skip connections and the network has {skips}, so that they do not correspond"
-    return opened.to(pipeline.device).eval(), note if residuals != skips else ""
+    return opened, note if residuals != skips else ""

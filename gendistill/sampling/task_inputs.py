@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import ControlNetModel
 from torch import Tensor
 
 from gendistill.data.images import as_tensor, decode_image, fitted
 from gendistill.samplers import FewStepSampler
-from gendistill.samplers.missing_weights import open_network
 from gendistill.samplers.tasks import Task
-from gendistill.sampling.load_add_ons import require_control
+from gendistill.sampling.load_add_ons import control_network, require_control
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class TaskFiles:
             folder, file = self.control
             controls = read(Path(file), "--control")
             require_control(folder, controls[0], sampler.size)
-            network = open_network(ControlNetModel, folder, folder, "controlnet", sampler.pipeline.dtype).to(sampler.device)
+            network = control_network(sampler.pipeline, Path(folder))
             controls = controls.expand(count, -1, -1, -1)
         images = None if self.image is None else read(self.image, "--input").expand(count, -1, -1, -1)
         masks = None

@@ -86,7 +86,7 @@ def offer_of(name: str, sampler: Sampler) -> Offer:
         sampler.default_steps,
         sampler.default_guidance_scale,
         sampler.size,
-        multiple=8 if text_to_image else None,
+        multiple=sampler.size_multiple,
         prompts=None if prompts is None else tuple(prompts),
         images=text_to_image,
         allows=_allowing(sampler),

@@ -10,7 +10,8 @@ from gendistill.samplers.families.aura_flow import AuraFlow
 from gendistill.samplers.families.dit import DiT
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 from gendistill.samplers.families.flux import Flux
-from gendistill.samplers.families.flux_2 import Flux2Klein
+from gendistill.samplers.families.flux_2 import Flux2, Flux2Klein
+from gendistill.samplers.families.latent_unet import LatentUnconditional
 from gendistill.samplers.families.lumina_2 import Lumina2
 from gendistill.samplers.families.pixart import PixArt
 from gendistill.samplers.families.pixel_unet import ClassConditional, Unconditional
@@ -39,8 +40,10 @@ FAMILIES: list[Family] = [
     StableDiffusion3(),
     Flux(),
     Flux2Klein(),
+    Flux2(),
     Unconditional(),
     ClassConditional(),
+    LatentUnconditional(),
     PixArt(),
     DiT(),
     Sana(),

@@ -39,16 +39,16 @@ class AuraFlow(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Raises ValueError for more patches than the network has learned positions for."""
         network, factor = self.network(pipeline), self.codec(pipeline).factor
-        patches, most = edge // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
-        if patches > most:
-            edge_of_most = most * factor * network.config.patch_size
+        patches, max_patches = max(size) // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
+        if patches > max_patches:
+            max_edge = max_patches * factor * network.config.patch_size
             raise ValueError(
-                f"data.resolution {edge}: the network has positions for {edge_of_most} pixels; expects at most these"
+                f"data.resolution {max(size)}: the network has positions for {max_edge} pixels; expects at most these"
             )
-        super().set_size(pipeline, edge)
+        super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, _, _ = pipeline.encode_prompt(prompts, None, False, device=self.device(pipeline))

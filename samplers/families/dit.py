@@ -30,10 +30,10 @@ class DiT(Family):
     task = "unconditional-image-generation"
     example = "pipeline(class_labels=[0], num_inference_steps={steps}, guidance_scale={scale:g})"
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Raises ValueError: the pipeline's images have the network's size, which determines the positions in the network."""
-        size = self.size(pipeline)[0]
-        raise ValueError(f"data.resolution {edge}: a DiTPipeline samples images of one size only; expects {size}")
+        own = self.size(pipeline)[0]
+        raise ValueError(f"data.resolution {max(size)}: a DiTPipeline samples images of one size only; expects {own}")
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         classes, known = self.network(pipeline).config.num_embeds_ada_norm, pipeline.labels
@@ -66,7 +66,7 @@ class DiT(Family):
         conditioning, guided = Conditioning(**conditions), options.guidance_scale > 1
         if guided:
             conditioning = Conditioning.cat([conditioning, Conditioning(**unconditional).expand(count)])
-        shape = (count, *codec.latent_shape(self.size(pipeline)[0]))
+        shape = (count, *codec.latent_shape(self.size(pipeline)))
         x_t = randn_tensor(shape, options.generators, self.device(pipeline), network.dtype)
         scheduler.set_timesteps(options.num_inference_steps)
         for t in scheduler.timesteps:
@@ -94,10 +94,7 @@ class DiT(Family):
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
         """A `DiTPipeline` with the labels of the classes, also in its `model_index.json`."""
-        labels: dict[int, str] = {}
-        for label, number in pipeline.labels.items():
-            labels[number] = f"{labels[number]}, {label}" if number in labels else label
-        student = DiTPipeline(**{**pipeline.components, **parts}, id2label=labels or None)
-        if labels:
-            student.register_to_config(id2label=labels)
+        labels = pipeline.config.get("id2label")
+        student = DiTPipeline(**{**pipeline.components, **parts}, id2label=labels)
+        student.register_to_config(id2label=labels)
         return student

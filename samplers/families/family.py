@@ -16,8 +16,9 @@ from torch import Generator, Tensor
 
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.precision import in_own_precision
-from gendistill.schedulers import NoiseSchedule, is_flow
+from gendistill.schedulers import NoiseSchedule, is_edm, is_flow
 
 Conditions = dict[str, Tensor]
 
@@ -52,6 +53,7 @@ class Family(ABC):
         pipelines: diffusers' names of its pipeline classes; a model card shows the first.
         network_part: name of the denoiser in the pipeline, in its `model_index.json` and in a LoRA file: `unet` or
             `transformer`.
+        decoder_part: name of the autoencoder in the pipeline, if it has one.
         prompt_encoders: names of the components that encode prompts.
         optional_encoders: those of them without which its pipelines also encode prompts.
         texts: whether prompts are texts; otherwise `own_prompts` lists all prompts.
@@ -61,14 +63,18 @@ class Family(ABC):
         default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
         embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
             config).
+        rectangles: whether the default size of its pipelines may be no square; otherwise such a size is an argument of calls.
+        pads: whether its networks pad feature maps with odd edges; otherwise `size_multiple` holds for every size.
         schedules: kinds of the noise schedules that its pipelines can sample with: `vp`, `flow`, `edm`.
         passes_sigmas: whether its pipelines pass the trailing sigmas to a flow-matching scheduler, instead of leaving the
             choice to it.
         stores_size: whether the config of its networks has the default size of its images; otherwise a call passes the size.
         bounded: whether it diffuses images in [-1, 1] instead of latents.
+        solvers: solvers that its pipelines can sample students with.
         accepts_eta: whether its pipelines are called with `eta`; other pipelines use the scheduler's default.
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
+        original_layout: the layout of its checkpoints in one file and of its LoRAs in kohya's format; None if there is none.
         cache_dtype: dtype of encoded prompts on disk: float16 for the normalised states of CLIP's and T5's last layers, while
             inner states of language models exceed its range.
         task: the hub's task name, for the model card.
@@ -78,13 +84,17 @@ class Family(ABC):
     summary = ""
     pipelines: tuple[str, ...]
     network_part = "unet"
+    decoder_part = "vae"
     prompt_encoders: tuple[str, ...] = ()
     optional_encoders: tuple[str, ...] = ()
-    texts = guided = guidance_input = embeds_guidance = bounded = accepts_eta = lora = passes_sigmas = False
+    texts = guided = guidance_input = embeds_guidance = rectangles = bounded = accepts_eta = lora = passes_sigmas = False
     stores_size = True
     default_guidance = 7.5
+    pads = True
     schedules: tuple[str, ...] = ("vp",)
+    solvers: tuple[str, ...] = ("ddim", "lcm", "tcd", "stochastic")
     lora_targets: tuple[str, ...] = ()
+    original_layout: OriginalLayout | None = None
     cache_dtype = torch.float16
     task: str
     example: str
@@ -124,12 +134,24 @@ class Family(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return height * factor, width * factor
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
-        """Make squares of `edge` pixels the default size of its images, also of the images of a pipeline with its network."""
-        sample_size = edge // self.codec(pipeline).factor
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
+        """Make `size` (height, width) the default size of its images, also of the images of a pipeline with its network.
+
+        A family whose pipelines have only squares as their default sizes leaves another size to the arguments of the call.
+        """
+        if size[0] != size[1] and not self.rectangles:
+            return
+        height, width = (edge // self.codec(pipeline).factor for edge in size)
+        sample_size = height if height == width else [height, width]
         self.network(pipeline).register_to_config(sample_size=sample_size)
+        if hasattr(pipeline, "_is_unet_config_sample_size_int"):  # that of the network when the pipeline was built
+            pipeline._is_unet_config_sample_size_int = height == width
         if hasattr(pipeline, "default_sample_size"):  # that of the network when the pipeline was built
             pipeline.default_sample_size = sample_size
+
+    def only_square(self, pipeline: Any) -> bool:
+        """Whether the stock pipeline of its students generates squares only."""
+        return False
 
     def size_multiple(self, pipeline: Any) -> int:
         """The edges of images must be multiples of so many pixels, as a U-Net halves its latents at each level but one."""
@@ -184,6 +206,9 @@ class Family(ABC):
 
     # Training: called by `load_teacher` and by the teacher that it returns
 
+    def prepare_teacher(self, pipeline: Any) -> None:  # noqa: B027
+        """Change a pipeline that was opened to be distilled, where the schedulers of its students do not fit its network."""
+
     @abstractmethod
     def codec(self, pipeline: Any) -> Codec:
         """The codec between images (B, 3, H, W) in [-1, 1] and latents (B, C, h, w)."""
@@ -202,13 +227,15 @@ class Family(ABC):
         patch = config.get("patch_size", 1)
         return size[0] // patch * (size[1] // patch)
 
-    def schedule_of(self, pipeline: Any) -> NoiseSchedule:
-        """The noise schedule of a pipeline at its default size."""
-        height, width = (edge // self.codec(pipeline).factor for edge in self.size(pipeline))
+    def schedule_of(self, pipeline: Any, size: tuple[int, int] | None = None) -> NoiseSchedule:
+        """The noise schedule of a pipeline for images of `size` (height, width), by default those of its default size."""
+        height, width = (edge // self.codec(pipeline).factor for edge in size or self.size(pipeline))
         return self.noise_schedule(pipeline.scheduler, self.network(pipeline).config, (height, width))
 
     def prediction_type(self, scheduler: Any) -> str:
         """The network's prediction type, one of `PREDICTION_TYPES`, from the pipeline's scheduler."""
+        if is_edm(scheduler):
+            return "v_prediction" if scheduler.config.prediction_type == "v_prediction" else "negative_v"
         named = str(scheduler.config.get("prediction_type", "flow" if is_flow(scheduler) else "epsilon"))
         return named.removesuffix("_prediction") if is_flow(scheduler) else named
 

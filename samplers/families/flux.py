@@ -13,6 +13,8 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import GUIDANCE_SCALE, Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.layouts.flux_layout import FluxLayout
+from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.precision import in_own_precision
 
 T5_TOKENS = 512  # per prompt, in the pipeline's calls
@@ -31,6 +33,7 @@ class Flux(Family):
     network_part = "transformer"
     prompt_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     texts = guidance_input = passes_sigmas = lora = True
+    original_layout: OriginalLayout | None = FluxLayout()
     schedules = ("flow",)
     stores_size = False  # it is an attribute of an opened pipeline, 1024 pixels at first
     default_guidance = 3.5
@@ -53,8 +56,9 @@ class Flux(Family):
         edge = int(pipeline.default_sample_size * pipeline.vae_scale_factor)
         return edge, edge
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
-        pipeline.default_sample_size = edge // pipeline.vae_scale_factor
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
+        if size[0] == size[1]:
+            pipeline.default_sample_size = size[0] // pipeline.vae_scale_factor
 
     def size_multiple(self, pipeline: Any) -> int:
         return int(pipeline.vae_scale_factor * PATCH)

@@ -29,8 +29,9 @@ class Flux2Klein(Flux):
     """
 
     summary = "Flux.2 klein base: a transformer trained by flow matching, with the inner states of a Qwen3 as prompts"
-    pipelines = ("Flux2KleinPipeline",)
+    pipelines: tuple[str, ...] = ("Flux2KleinPipeline",)
     prompt_encoders = ("text_encoder",)
+    original_layout = None
     guided, guidance_input = True, False
     default_guidance = 4.0
     lora_targets = (
@@ -57,6 +58,7 @@ class Flux2Klein(Flux):
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
         negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
         height, width = self.size(pipeline)
+        arguments = {"height": height, "width": width, **options.arguments}
         output: Tensor = pipeline(
             **conditions,
             **(negative if options.guidance_scale > 1 else {}),
@@ -65,9 +67,14 @@ class Flux2Klein(Flux):
             generator=options.generators,
             output_type="latent" if options.latent else "pt",
             return_dict=False,
-            **{"height": height, "width": width, **options.arguments},
+            **arguments,
         )[0]
-        return self.codec(pipeline).scaled(pixel_unshuffle(output, PATCH)) if options.latent else output
+        if not options.latent:
+            return output
+        if output.ndim == 4:  # of klein: those of the VAE
+            return self.codec(pipeline).scaled(pixel_unshuffle(output, PATCH))
+        edge = self.size_multiple(pipeline)
+        return output.transpose(1, 2).unflatten(2, (arguments["height"] // edge, arguments["width"] // edge))
 
     def codec(self, pipeline: Any) -> Codec:
         norm = pipeline.vae.bn
@@ -125,3 +132,14 @@ class Flux2Klein(Flux):
         student = type(pipeline)(**{**pipeline.components, **parts})
         student.default_sample_size = pipeline.default_sample_size
         return student
+
+
+class Flux2(Flux2Klein):
+    """Flux.2 dev, which has the guidance scale as an input, on the states of a Mistral 3."""
+
+    summary = "Flux.2 dev: a transformer trained by flow matching, with guidance as an input and a Mistral 3"
+    pipelines = ("Flux2Pipeline",)
+    guided, guidance_input = False, True
+
+    def unconditional(self, pipeline: Any) -> Conditions:
+        return {}

@@ -34,21 +34,23 @@ class PixArt(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Keeps the network's positions: diffusers computes them from `sample_size` when a network is opened.
 
         Raises:
             ValueError: the network has the size of the images as a condition.
         """
-        network, sample_size = self.network(pipeline), edge // self.codec(pipeline).factor
+        network, sample_size = self.network(pipeline), size[0] // self.codec(pipeline).factor
         if network.use_additional_conditions:
             raise ValueError(
-                f"data.resolution {edge}: a {type(pipeline).__name__} passes the image size to networks for "
+                f"data.resolution {max(size)}: a {type(pipeline).__name__} passes the image size to networks for "
                 f"{self.size(pipeline)[0]} pixels only; expects {self.size(pipeline)[0]}"
             )
+        if size[0] != size[1]:
+            return
         scale = network.pos_embed.interpolation_scale * sample_size / (network.pos_embed.base_size * network.config.patch_size)
         network.register_to_config(use_additional_conditions=False, interpolation_scale=scale)
-        super().set_size(pipeline, edge)
+        super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         """The prompts are cleaned as in a call of the pipeline, which needs BeautifulSoup and ftfy."""

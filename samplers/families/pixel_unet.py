@@ -1,17 +1,20 @@
-"""Pixel-space models: an unconditional or a class-conditional `UNet2DModel`."""
+"""Pixel-space models: an unconditional or a class-conditional `UNet2DModel` of grey, RGB or RGBA images."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import ConsistencyModelPipeline, DDPMPipeline
-from torch import Tensor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
 
 from gendistill.samplers.codec import Codec, PixelCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.schedulers import is_edm, sigma_data_of
 
 
 class Unconditional(Family):
@@ -19,12 +22,17 @@ class Unconditional(Family):
 
     summary = "A U-Net in pixel space without conditions"
     pipelines = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
-    bounded = True
+    schedules = ("vp", "edm")
+    bounded = rectangles = True
+    pads = False
     task = "unconditional-image-generation"
     example = "pipeline(num_inference_steps={steps})"
 
     def supports(self, pipeline: Any) -> bool:
         return super().supports(pipeline) and self.network(pipeline).config.num_class_embeds is None
+
+    def only_square(self, pipeline: Any) -> bool:
+        return is_edm(pipeline.scheduler)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         return {}
@@ -33,22 +41,41 @@ class Unconditional(Family):
         return [""]
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        """Sample by `ConsistencyModelPipeline`, a stock pipeline that supports class labels, all our solvers and any dtype."""
-        stock: Any = ConsistencyModelPipeline(self.network(pipeline), pipeline.scheduler)
-        stock.set_progress_bar_config(disable=True)
-        images = stock(
-            batch_size=len(options.generators),
-            **conditions,
-            num_inference_steps=options.num_inference_steps,
-            generator=options.generators,
-            output_type="pt",
-            return_dict=False,
-            **options.arguments,
-        )[0]
-        return images * 2 - 1 if options.latent else images
+        """Sample as the stock pipelines do, of which none has class labels, other sizes than squares and a learned variance."""
+        images = (self.denoised(pipeline, conditions, options) / 2 + 0.5).clamp(0, 1)
+        return images * 2 - 1 if options.latent else self.codec(pipeline).rgb(images)
+
+    @torch.no_grad()
+    def denoised(self, pipeline: Any, conditions: Conditions, options: SampleOptions) -> Tensor:
+        """The end (B, C, h, w) of the sampling loop from noise, by the pipeline's scheduler."""
+        network, scheduler = self.network(pipeline), pipeline.scheduler
+        shape = (len(options.generators), *self.codec(pipeline).latent_shape(self.size(pipeline)))
+        x_t = randn_tensor(shape, options.generators, self.device(pipeline), network.dtype) * scheduler.init_noise_sigma
+        scheduler.set_timesteps(options.num_inference_steps)
+        accepts_generator = "generator" in inspect.signature(scheduler.step).parameters
+        random = {"generator": options.generators} if accepts_generator else {}
+        for t in scheduler.timesteps:
+            output = network(scheduler.scale_model_input(x_t, t), t, **conditions).sample
+            output = output if uses_variance(scheduler) else output[:, : shape[1]]
+            x_t = scheduler.step(output, t, x_t, **random, return_dict=False)[0]
+        return x_t
 
     def codec(self, pipeline: Any) -> Codec:
-        return PixelCodec()
+        return PixelCodec(self.network(pipeline).config.in_channels, sigma_data_of(pipeline.scheduler))
+
+    def prepare_teacher(self, pipeline: Any) -> None:
+        """Remove the learned variance (Nichol & Dhariwal 2021, equation 15), as many channels as the prediction's, from the
+        network: the schedulers of few-step students do not read it."""
+        network = self.network(pipeline)
+        channels = network.config.in_channels
+        if network.config.out_channels != 2 * channels:
+            return
+        layer = network.conv_out
+        layer.weight, layer.bias = (nn.Parameter(tensor[:channels].clone()) for tensor in (layer.weight, layer.bias))
+        layer.out_channels = channels
+        network.register_to_config(out_channels=channels)
+        if uses_variance(pipeline.scheduler):
+            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, variance_type="fixed_small")
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(**encoded)
@@ -63,8 +90,17 @@ class Unconditional(Family):
         return Conditioning()
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        """A `DDPMPipeline`, which supports all our solvers; `DDIMPipeline` would replace LCM's scheduler by its own."""
-        return DDPMPipeline(**{**pipeline.components, **parts})
+        """A `DDPMPipeline`, which supports all our solvers; `DDIMPipeline` would replace LCM's scheduler by its own.
+
+        With EDM it is a `ConsistencyModelPipeline`, which scales the network's input.
+        """
+        kind: Any = ConsistencyModelPipeline if is_edm(pipeline.scheduler) else DDPMPipeline
+        return kind(**{**pipeline.components, **parts})
+
+
+def uses_variance(scheduler: Any) -> bool:
+    """Whether a scheduler reads a learned variance from the network's output."""
+    return type(scheduler).__name__ == "DDPMScheduler" and str(scheduler.config.variance_type).startswith("learned")
 
 
 class ClassConditional(Unconditional):
@@ -75,6 +111,9 @@ class ClassConditional(Unconditional):
 
     def supports(self, pipeline: Any) -> bool:
         return Family.supports(self, pipeline) and self.network(pipeline).config.num_class_embeds is not None
+
+    def only_square(self, pipeline: Any) -> bool:
+        return True
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         classes = self.network(pipeline).config.num_class_embeds

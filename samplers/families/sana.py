@@ -39,13 +39,13 @@ class Sana(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Keeps the network's positions: diffusers computes them from `sample_size` when a network is opened."""
-        network, sample_size = self.network(pipeline), edge // self.codec(pipeline).factor
-        if network.patch_embed.pos_embed is not None:
-            size = network.patch_embed.base_size * network.config.patch_size
-            network.register_to_config(interpolation_scale=network.patch_embed.interpolation_scale * sample_size / size)
-        super().set_size(pipeline, edge)
+        network, sample_size = self.network(pipeline), size[0] // self.codec(pipeline).factor
+        if size[0] == size[1] and network.patch_embed.pos_embed is not None:
+            own = network.patch_embed.base_size * network.config.patch_size
+            network.register_to_config(interpolation_scale=network.patch_embed.interpolation_scale * sample_size / own)
+        super().set_size(pipeline, size)
 
     def size_multiple(self, pipeline: Any) -> int:
         return math.lcm(SIZE_MULTIPLE, super().size_multiple(pipeline))

@@ -12,6 +12,9 @@ from torch import Tensor
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.layouts.layout import OriginalLayout
+from gendistill.samplers.layouts.unet_layout import StableDiffusionLayout
+from gendistill.schedulers import sigma_data_of
 
 TOKENS = 77  # per prompt, of CLIP's tokenizers
 
@@ -22,11 +25,13 @@ class StableDiffusion(Family):
     summary = "Stable Diffusion 1.x and 2.x: a U-Net in latent space with one CLIP text encoder"
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline",)
     prompt_encoders: tuple[str, ...] = ("text_encoder",)
-    texts = guided = embeds_guidance = accepts_eta = lora = True
+    schedules = ("vp", "edm")
+    texts = guided = embeds_guidance = rectangles = accepts_eta = lora = True
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
         *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
     )
+    original_layout: OriginalLayout = StableDiffusionLayout()
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
@@ -52,7 +57,7 @@ class StableDiffusion(Family):
         )[0]
 
     def codec(self, pipeline: Any) -> Codec:
-        return LatentCodec(pipeline.vae)
+        return LatentCodec(pipeline.vae, sigma_data=sigma_data_of(pipeline.scheduler))
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         return Conditioning(prompt_embeds=encoded["prompt_embeds"])

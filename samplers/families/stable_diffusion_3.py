@@ -14,6 +14,7 @@ from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 from gendistill.samplers.families.repeated_tokens import knows_repeated_tokens
+from gendistill.samplers.layouts.sd3_layout import StableDiffusion3Layout
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # per prompt, in the pipeline's calls
 
@@ -31,6 +32,7 @@ class StableDiffusion3(Family):
     prompt_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     optional_encoders = ("text_encoder_3",)
     texts = guided = lora = True
+    original_layout = StableDiffusion3Layout()
     schedules = ("flow",)
     default_guidance = 7.0
     lora_targets = (
@@ -42,11 +44,13 @@ class StableDiffusion3(Family):
     task = "text-to-image"
     example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
-    def set_size(self, pipeline: Any, edge: int) -> None:
+    def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
-        if edge > limit:
-            raise ValueError(f"data.resolution {edge}: expects at most {limit} pixels, for which the network has positions")
-        super().set_size(pipeline, edge)
+        if max(size) > limit:
+            raise ValueError(
+                f"data.resolution {max(size)}: expects at most {limit} pixels, for which the network has positions"
+            )
+        super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, self.device(pipeline), 1, False)

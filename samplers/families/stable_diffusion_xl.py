@@ -13,6 +13,8 @@ from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.samplers.families.family import Conditions
 from gendistill.samplers.families.stable_diffusion import StableDiffusion
+from gendistill.samplers.layouts.unet_layout import StableDiffusionXLLayout
+from gendistill.schedulers import sigma_data_of
 
 SIZES = 6  # original height and width, the crop's top and left, target height and width
 
@@ -25,6 +27,8 @@ class StableDiffusionXL(StableDiffusion):
     summary = "Stable Diffusion XL: a U-Net in latent space with two text encoders and the image size as a condition"
     pipelines = ("StableDiffusionXLPipeline",)
     prompt_encoders = ("text_encoder", "text_encoder_2")
+    rectangles = False
+    original_layout = StableDiffusionXLLayout()
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, self.device(pipeline), 1, False)
@@ -38,7 +42,8 @@ class StableDiffusionXL(StableDiffusion):
     def codec(self, pipeline: Any) -> Codec:
         """The codec with `latents_mean` and `latents_std` if the VAE's config has both, as in diffusers' pipelines."""
         mean, std = (pipeline.vae.config.get(name) for name in ("latents_mean", "latents_std"))
-        return LatentCodec(pipeline.vae) if mean is None or std is None else LatentCodec(pipeline.vae, mean, std)
+        statistics = {} if mean is None or std is None else {"mean": mean, "std": std}
+        return LatentCodec(pipeline.vae, **statistics, sigma_data=sigma_data_of(pipeline.scheduler))
 
     def conditioning(self, encoded: Conditions, size: tuple[int, int] | None) -> Conditioning:
         """Conditions with `size` as original and target size and without a crop, the pipeline's default."""

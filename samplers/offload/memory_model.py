@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from gendistill.samplers.codec import LatentCodec
 from gendistill.samplers.families import Family, family_of
 from gendistill.samplers.offload.live_memory import bytes_of, peak_bytes
 from gendistill.samplers.offload.meta_pipeline import meta_network_like, meta_pipeline
 from gendistill.samplers.quantization.small_weights import quantize_weights, weight_quantization
 
 TILE = 512  # edge of a tile in pixels
+LONGEST_PROMPT = 512  # tokens of a T5 or of a language model; CLIP's have 77
 CUDA_CONTEXT = 600 * 2**20  # assumed size of the driver's context and the libraries' workspaces
 
 
@@ -129,7 +131,7 @@ class MetaNetworks:
     @property
     def factor(self) -> int:
         """Pixels along the edge of a latent."""
-        return int(2 ** (len(self.decoder.config.block_out_channels) - 1))
+        return LatentCodec(self.decoder).factor
 
     def needs(self, size: tuple[int, int], batch: int, *, guided: bool, dtype: torch.dtype, cpu: bool) -> Needs:
         """Memory needs of sampling a batch of `batch` images of `size` (height, width).
@@ -156,17 +158,25 @@ class MetaNetworks:
         def decode(count: int, area: Sequence[int]) -> int:
             return peak_of(lambda: self.decoder.decode(empty(count, channels, *area).to(self.decoder.dtype)))
 
-        rows = batch * (2 if guided else 1)
+        rows = batch * (2 if guided and self.family.guided else 1)
+        config = self.network.config
+        conditioning = self.family.example_conditioning(config, rows, dtype)
+        x_t, t = empty(rows, channels, *latents), torch.empty(rows, device="meta")
         return Needs(
             text=bytes_of(self.text),
             network=bytes_of([self.network]),
             decoder=bytes_of([self.decoder]),
             largest_layer=max(_largest_layer(module) for module in (*self.text, self.network, self.decoder.decoder)),
-            encode=sum(peak_of(lambda text=text: text(_tokens(text, rows))) for text in self.text),
-            denoise=peak_of(lambda: self.network(**self.family.example_inputs(self.network.config, rows, latents, dtype))),
+            encode=self.encoding(rows),
+            denoise=peak_of(lambda: self.family.call(self.network, x_t, t, conditioning)),
             decode=decode(batch, latents),
             decode_tiled=decode(1, tile) + batch * 3 * math.prod(size) * dtype.itemsize,
         )
+
+    def encoding(self, rows: int) -> int:
+        """Peak bytes of the activations while the text encoders encode `rows` prompts."""
+        with torch.no_grad():
+            return sum(peak_bytes(lambda text=text: text(_tokens(text, rows))) for text in self.text)
 
 
 def fastest_that_fits(needs: Needs, free: float) -> Placement | None:
@@ -187,7 +197,8 @@ def _networks_of(pipeline: Any) -> MetaNetworks:
 
 
 def _tokens(text: Any, rows: int) -> torch.Tensor:
-    return torch.zeros(rows, text.config.max_position_embeddings, dtype=torch.long, device="meta")
+    count = min(getattr(text.config, "max_position_embeddings", LONGEST_PROMPT), LONGEST_PROMPT)
+    return torch.zeros(rows, count, dtype=torch.long, device="meta")
 
 
 def _largest_layer(module: nn.Module) -> int:

@@ -63,7 +63,6 @@ class PlacedSampler(FewStepSampler):
 
     def cold(self) -> FewStepSampler:
         self._encoded.clear()
-        self._unconditional = None
         return self
 
     def _pipeline_of(self, task: Task, count: int, steps: int) -> Any:

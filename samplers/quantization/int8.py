@@ -29,10 +29,22 @@ LEVELS, MAX_LEVEL = 255, 127  # of an activation and of a weight
 
 
 def layers_in_8_bits(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """The layers to quantize, by path: all but those of the time embedding, the first and the last layer."""
+    """The layers of the numbered blocks, by path: all but those of the time embedding, the first and the last layer."""
     for path, layer in network.named_modules():
-        plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        if (plain or isinstance(layer, nn.Linear)) and not NOT_QUANTIZED & set(path.split(".")):
+        plain, names = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros", set(path.split("."))
+        if plain and isinstance(layer.padding, str):
+            continue
+        if (plain or isinstance(layer, nn.Linear)) and any(map(str.isdigit, names)) and not NOT_QUANTIZED & names:
+            yield path, layer
+
+
+def layers_computed_in_8_bits(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """The layers whose products are computed in 8 bits: `layers_in_8_bits` without those in a norm, which read the time.
+
+    These modulate all tokens of a transformer, from one row for each image, so that they cost little in float32.
+    """
+    for path, layer in layers_in_8_bits(network):
+        if not any(part.startswith("norm") for part in path.split(".")):
             yield path, layer
 
 
@@ -57,7 +69,7 @@ def to_int8(network: nn.Module) -> None:
     """
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
         raise ValueError("quantization int8: this torch was built without oneDNN; expects one for x86 processors")
-    for path, layer in list(layers_in_8_bits(network)):
+    for path, layer in list(layers_computed_in_8_bits(network)):
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, Int8Layer(layer))
 

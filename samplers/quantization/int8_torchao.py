@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from gendistill.samplers.quantization.int8 import layers_in_8_bits
+from gendistill.samplers.quantization.int8 import layers_computed_in_8_bits
 
 
 def require_torchao() -> None:
@@ -30,7 +30,7 @@ def to_int8_by_torchao(network: nn.Module) -> None:
     require_torchao()
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    linear = {layer for _, layer in layers_in_8_bits(network) if isinstance(layer, nn.Linear)}
+    linear = {layer for _, layer in layers_computed_in_8_bits(network) if isinstance(layer, nn.Linear)}
     quantize_(network, Int8DynamicActivationInt8WeightConfig(), filter_fn=lambda layer, path: layer in linear)
 
 

@@ -66,7 +66,7 @@ KINDS = {"int8-weights": lambda weight: Int8Weight(), "nf4-weights": NF4Weight}
 
 
 def quantize_weights(network: nn.Module, kind: str) -> None:
-    """Quantize the weights of a network's layers to `kind`, one of `KINDS`; for inference only."""
+    """Quantize the weights of a network's layers to `kind`, one of `KINDS`; they cannot be trained, adapters on them can."""
     for _, layer in layers_in_8_bits(network):
         parametrize.register_parametrization(layer.requires_grad_(False), "weight", KINDS[kind](layer.weight))
 

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="pipeline folder for the initial weights")
     add_caption_arguments(parser, (0.25, 0.45, 0.15))
     parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of the transformer, which takes minutes at first")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the transformer: minutes at first")
     parser.add_argument("--only-export", action="store_true", help="export the average of the last checkpoint, no training")
     parser.add_argument("--out", type=Path, default=ASSETS / "tiny-sd3")
     args = parser.parse_args()

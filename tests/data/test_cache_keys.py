@@ -150,7 +150,7 @@ OPEN = {
     "weights of the VAE": (moved_weight("vae"), ALL),
     "weights of the text encoder": (moved_weight("text_encoder"), TEXT),
     "dtype": (in_half, ALL),
-    "resolution": (lambda teacher: replace(teacher, resolution=64), {"generated", "trajectories"}),
+    "resolution": (lambda teacher: replace(teacher, size=(64, 64)), {"generated", "trajectories"}),
     "prediction type of the denoiser": (
         lambda teacher: replace(teacher, denoiser=teacher.denoiser.with_prediction_type("v_prediction")),
         {"generated", "trajectories"},

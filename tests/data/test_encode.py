@@ -53,7 +53,7 @@ def prepare(images, teacher, tmp_path):
 
     def run(seed=0, cache="cache", **settings):
         config = DataConfig(**{"path": str(images), "cache": str(tmp_path / cache), **settings})
-        return prepare_data(config, replace(teacher, resolution=config.resolution or teacher.resolution), seed)
+        return prepare_data(config, replace(teacher, size=config.size or teacher.size), seed)
 
     return run
 

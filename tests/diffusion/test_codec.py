@@ -78,7 +78,7 @@ def test_images_are_encoded_and_decoded_as_the_pipelines_of_the_family_do(family
     pipeline = open_pipeline(family_folder(family))
     make(pipeline)
     codec, size = teacher_of(pipeline, family).codec, tuple(images.shape[2:])
-    noise = torch.randn(3, *codec.latent_shape(32), generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(3, *codec.latent_shape((32, 32)), generator=torch.Generator().manual_seed(5))
     img2img = AutoPipelineForImage2Image.from_pipe(pipeline)
     generator = torch.Generator().manual_seed(5)
     first = {"add_noise": False} if family == "sdxl" else {}
@@ -115,12 +115,12 @@ def test_a_decoder_that_samples_is_refused(teacher):
 
 def test_the_latent_shape_is_that_of_real_latents(teacher, images):
     mean = teacher.codec.moments(images).chunk(2, dim=1)[0]
-    assert tuple(mean.shape[1:]) == teacher.codec.latent_shape(32) == (4, 8, 8)
-    assert teacher.resolution == 32
+    assert tuple(mean.shape[1:]) == teacher.codec.latent_shape((32, 32)) == (4, 8, 8)
+    assert teacher.size == (32, 32)
 
 
 def test_pixels_are_their_own_latents(images):
     codec = PixelCodec()
     noise = torch.randn_like(images)
     assert torch.equal(codec.decode(sample_moments(codec.moments(images), noise)), images)
-    assert codec.latent_shape(32) == tuple(images.shape[1:])
+    assert codec.latent_shape((32, 32)) == tuple(images.shape[1:])

@@ -64,7 +64,7 @@ def test_it_is_made_for_the_latents_and_conditions_of_every_family(family, famil
     assert method.trained_modules().keys() == {"student", "discriminator"}
     prompts = teacher.own_prompts or ["food"]
     conditioning = teacher.encode_prompts([prompts[0], prompts[-1]])
-    latents = torch.randn(2, *teacher.codec.latent_shape(teacher.resolution)).requires_grad_(True)
+    latents = torch.randn(2, *teacher.codec.latent_shape(teacher.size)).requires_grad_(True)
     random = PerSampleRandom(0, 0, 0, 2)
     assert adversary.update(latents, latents.flip(0), conditioning, 0, random).loss.isfinite()
     adversary.generator_loss(latents, conditioning, random).backward()

@@ -11,22 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from fresh_process import FreshProcess, ran
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_runs import settings_of
 
-from gendistill.export import formats, runtimes
+from gendistill.export import runtimes
 from gendistill.export.formats import export
 from gendistill.export.kohya import kohya_weights
-from gendistill.export.original_layout import original_weights, release_of, unet_name
 from gendistill.run.distill import distill
 from gendistill.runtime.files import new_folder
 from gendistill.samplers import FewStepSampler, StudentSpec
+from gendistill.samplers.families import family_of
+from gendistill.samplers.layouts.unet_layout import BIAS_OF_V, StableDiffusionLayout, StableDiffusionXLLayout, unet_name
 from gendistill.samplers.loading import open_pipeline
 from gendistill.samplers.single_file import ARCHITECTURES
+from gendistill.sampling.load_add_ons import with_lora
 from gendistill.training.stopping import StopSignals
 
 HALF = 2e-2  # of an image that half precision may change
@@ -74,6 +76,30 @@ def test_a_lora_opens_again_on_its_teacher(student, family_folder, tmp_path, fam
     assert (generated[0] - generated[1]).abs().max() > 0.01  # it does something
 
 
+KEYS = {
+    "sd3": ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "joint_blocks.0.x_block.attn.qkv"),
+    "flux": ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "double_blocks.0.img_attn.qkv"),
+}
+
+
+@pytest.mark.parametrize("family", KEYS)
+def test_a_lora_of_a_transformer_opens_from_every_format(student, family_folder, tmp_path, family):
+    key, original = KEYS[family]
+    names = {
+        "lora": key,
+        "kohya": f"lora_unet_{original.replace('.', '_')}.lora_down.weight",
+        "checkpoint": f"model.diffusion_model.{original}.weight",
+    }
+    for kind, name in names.items():
+        folder = student(family, lora=True, data__resolution=32)
+        exported = export(str(folder), kind, tmp_path / f"{kind}.safetensors", dtype="float32")
+        assert exported.max_error < 1e-4
+        assert name in load_file(exported.path)
+    copied, unfit, _ = with_lora(open_pipeline(family_folder(family)), tmp_path / "kohya.safetensors")
+    assert not unfit
+    assert copied.get_active_adapters()
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_every_key_of_kohyas_format_is_that_of_a_weight(student, family):
     """ComfyUI looks for the original names and for diffusers', each with underscores."""
@@ -83,7 +109,7 @@ def test_every_key_of_kohyas_format_is_that_of_a_weight(student, family):
     names = [name for name in network.state_dict() if name.endswith(".weight")]
     known = {unet_name(name, network.config) for name in names} if family == "sdxl" else set(names)
     known = {"lora_unet_" + name.removesuffix(".weight").replace(".", "_") for name in known}
-    keys = {key.split(".")[0] for key in kohya_weights(pipeline, adapter, torch.float32)}
+    keys = {key.split(".")[0] for key in kohya_weights(pipeline, family_of(pipeline).original_layout, adapter, torch.float32)}
     assert keys
     assert keys <= known
 
@@ -110,7 +136,7 @@ def test_the_published_lists_of_names(architecture, count, names):
         network.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=inside), "speed")
     kind = {"sd1": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}[architecture]
     pipeline = type(kind, (), {"unet": network})()
-    weights = kohya_weights(_on_cpu(pipeline), "speed", torch.float16)
+    weights = kohya_weights(_on_cpu(pipeline), family_of(pipeline).original_layout, "speed", torch.float16)
     assert len(weights) == 3 * count
     assert all(f"lora_unet_{name}.lora_down.weight" in weights for name in names)
     assert {float(of) for name, of in weights.items() if name.endswith(".alpha")} == {2.0}
@@ -149,24 +175,34 @@ def test_a_prediction_type_that_other_programs_would_not_see_is_refused_with_the
 
 
 def test_checkpoints_of_2_x_are_told_apart_by_a_bias_and_those_of_xl_by_a_key():
-    small, large = ({formats.BIAS_OF_V: spread * torch.linspace(-1, 1, 64)} for spread in (0.05, 0.5))
-    for release, kind, weights in (("xl", "v_prediction", {}), ("2", "v_prediction", large), ("1", "epsilon", {})):
-        formats._require_readable(release, kind, weights)
-    for release, kind, weights in (("2", "v_prediction", small), ("1", "v_prediction", {}), ("xl", "sample", {})):
-        with pytest.raises(ValueError, match=f"the student predicts {kind}"):
-            formats._require_readable(release, kind, weights)
+    second = {"cond_stage_model.model.ln_final.bias": torch.zeros(1)}
+    small, large = ({BIAS_OF_V: spread * torch.linspace(-1, 1, 64), **second} for spread in (0.05, 0.5))
+    one, xl = StableDiffusionLayout(), StableDiffusionXLLayout()
+    for layout, kind, weights in ((xl, "v_prediction", {}), (one, "v_prediction", large), (one, "epsilon", {})):
+        marks = layout.marks(DDIMScheduler(prediction_type=kind), weights)
+        assert set(marks) == ({"v_pred"} if kind == "v_prediction" else set())
+    for layout, kind, weights in ((one, "v_prediction", small), (one, "v_prediction", {}), (xl, "sample", {})):
+        assert layout.marks(DDIMScheduler(prediction_type=kind), weights) is None
 
 
 def test_the_original_layout_has_every_weight_once(student):
     pipeline = FewStepSampler.from_pretrained(student("sdxl")).pipeline
     parts = [getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")]
     numbers = sum(parameter.numel() for part in parts for parameter in part.parameters())
-    assert sum(of.numel() for name, of in original_weights(pipeline).items() if "position_ids" not in name) == numbers
+    assert (
+        sum(
+            of.numel()
+            for name, of in family_of(pipeline).original_layout.weights(pipeline).items()
+            if "position_ids" not in name
+        )
+        == numbers
+    )
 
 
 def test_statistics_of_latents_have_no_place_in_a_checkpoint(family_folder):
     pipeline = open_pipeline(family_folder("sdxl"))
-    assert release_of(pipeline) == "xl"
+    release_of = family_of(pipeline).original_layout.release
+    assert release_of(pipeline) == "stable-diffusion-xl-v1-base"
     pipeline.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     with pytest.raises(ValueError, match="has no latents_mean and latents_std of a VAE; expects --format diffusers"):
         release_of(pipeline)

@@ -104,7 +104,7 @@ def test_plans_know_its_networks(registered, dit_folder):
 @torch.no_grad()
 def test_its_networks_and_its_images_are_those_of_diffusers(registered, dit_folder, generator):
     teacher = load_teacher(dit_folder)
-    assert (type(teacher.family), teacher.resolution, len(teacher.own_prompts)) == (registered.DiT, 32, 1000)
+    assert (type(teacher.family), teacher.size, len(teacher.own_prompts)) == (registered.DiT, (32, 32), 1000)
     x_t, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([10, 500])
     conditioning = teacher.encode_prompts(["0", "2"])
     eps = teacher.network(x_t, t, torch.tensor([0, 2])).sample[:, :4]

@@ -37,7 +37,7 @@ def test_images_are_seen_as_the_clip_score_sees_them(images, scorer):
 
 def test_latents_come_to_mean_what_the_teachers_mean(tiny_sd, images, scorer):
     distance = ClipDistance(tiny_sd.codec, scorer)
-    theirs = tiny_sd.codec.moments(F.interpolate(images / 127.5 - 1, tiny_sd.resolution))[:, : tiny_sd.codec.channels]
+    theirs = tiny_sd.codec.moments(F.interpolate(images / 127.5 - 1, tiny_sd.size))[:, : tiny_sd.codec.channels]
     ours = (theirs.flip(0) + 0.1).requires_grad_(True)
     optimizer = torch.optim.Adam([ours], 0.05)
     distances = []

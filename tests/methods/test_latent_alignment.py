@@ -128,7 +128,7 @@ def test_as_an_auxiliary_loss_it_is_added_with_its_weight_of_the_step():
 def test_latents_of_similar_features_are_near_and_gradients_pass(teacher):
     perception = LatentPerception(teacher.denoiser)
     conditioning = teacher.encode_prompts(["food", "animals"])
-    edge = teacher.resolution // teacher.codec.factor
+    edge = teacher.size[0] // teacher.codec.factor
     teacher_x0 = torch.randn(2, teacher.codec.channels, edge, edge, generator=torch.Generator().manual_seed(0))
     student_x0 = (teacher_x0 + 0.1).requires_grad_(True)
 

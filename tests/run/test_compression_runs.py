@@ -2,14 +2,18 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, SD3Transformer2DModel, UNet2DConditionModel
 from fresh_process import ran
+from plain_calls import plain_images, plain_pipeline
+from tiny_multimodal import tiny_sd3
 from tiny_runs import logged, settings_of
 
-from gendistill.methods.compression import compressed_config, matched_blocks
-from gendistill.networks.pruning.unet_pruning import macs_fraction
+from gendistill.evaluation.fit import measure_fit
+from gendistill.methods.compression import compressed_config, macs_fraction, matched_blocks, pruning_for
 from gendistill.run.distill import distill
 from gendistill.samplers import FewStepSampler
+from gendistill.samplers.families import family_called
+from gendistill.samplers.quantization.int8 import Int8Layer
 
 
 @pytest.fixture
@@ -98,28 +102,94 @@ def test_a_config_of_ones_own_keeps_what_fits(settings, tiny_folder, tmp_path):
     assert list(student.config.block_out_channels) == [16, 32]
 
 
+SD = family_called("StableDiffusionPipeline")
+
+
 def test_blocks_are_matched_by_size_and_depth_also_where_the_middle_is_missing(tiny_folder):
-    config = UNet2DConditionModel.load_config(tiny_folder / "unet")
-    paths = {hint.teacher_path: hint.student_path for hint in matched_blocks(config, {**config, "mid_block_type": None})}
+    unet = UNet2DConditionModel.from_pretrained(tiny_folder / "unet")
+    pruning, smaller = pruning_for(unet, SD), {**unet.config, "mid_block_type": None}
+    paths = {hint.teacher_path: hint.student_path for hint in matched_blocks(pruning, smaller)}
     assert "mid_block" not in paths
     assert paths == {name: name for name in paths}
     assert len(paths) == 4
     with pytest.raises(
         ValueError, match=r"compression.features.layers middle: expects a block of the teacher, one of down_blocks"
     ):
-        matched_blocks(config, config, {"middle": "mid_block"})
+        matched_blocks(pruning, unet.config, {"middle": "mid_block"})
 
 
-def test_half_of_tiny_sd_spends_half_of_the_multiply_accumulates(tiny_sd_config):
+def test_half_of_tiny_sd_spends_half_of_the_multiply_accumulates():
     from gendistill.networks.pruning.compress_config import CompressConfig
 
-    share = macs_fraction(tiny_sd_config, compressed_config(tiny_sd_config, CompressConfig(factor=2)))
-    assert share == pytest.approx(0.5, rel=0.1)
+    unet = UNet2DConditionModel.from_pretrained("assets/tiny-sd/unet")
+    half = UNet2DConditionModel.from_config(compressed_config(pruning_for(unet, SD), CompressConfig(factor=2)))
+    assert macs_fraction(SD, unet, half) == pytest.approx(0.5, rel=0.1)
 
 
-@pytest.fixture
-def tiny_sd_config():
-    return UNet2DConditionModel.load_config("assets/tiny-sd/unet")
+@pytest.fixture(scope="module")
+def deep_sd3(tmp_path_factory):
+    """The folder of a Stable Diffusion 3 of four blocks."""
+    place = tmp_path_factory.mktemp("deep-sd3")
+    pipeline = tiny_sd3(place / "tokenizer", t5=False)
+    torch.manual_seed(3)
+    deeper = SD3Transformer2DModel.from_config(pipeline.transformer.config, num_layers=4)
+    pipeline.register_modules(transformer=deeper.eval())
+    pipeline.save_pretrained(place / "pipeline")
+    return place / "pipeline"
+
+
+def test_a_transformer_of_half_the_blocks_by_the_command_line_is_opened_by_plain_diffusers(deep_sd3, tmp_path):
+    (tmp_path / "prompts.txt").write_text("food\nanimals\n")
+    settings = {
+        "data.prompts": tmp_path / "prompts.txt",
+        "data.num_synthetic": 4,
+        "data.synthetic_steps": 2,
+        "data.cache": tmp_path / "cache",
+        "trainer.max_steps": 3,
+        "trainer.batch_size": 4,
+        "trainer.num_validation": 4,
+        "trainer.trackers": [],
+        "steps": [4],
+        "quantization": "int8",
+        "device": "cpu",
+        **{name.replace("__", "."): weight for name, weight in EVERY_LOSS.items()},
+    }
+    options = [option for name, value in settings.items() for option in ("--set", f"{name}={value}")]
+    done = ran("distill", deep_sd3, "--method", "compression", "--compress", "2", "--out", tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    student = tmp_path / "run" / "student"
+    plain, spec = plain_pipeline(student)
+    kept, teacher = plain.transformer, SD3Transformer2DModel.from_pretrained(deep_sd3 / "transformer")
+    assert (kept.config.num_layers, kept.config.num_attention_heads) == (2, 2)
+    fraction = macs_fraction(family_called("StableDiffusion3Pipeline"), teacher, kept)
+    assert fraction == pytest.approx(0.5, rel=0.1)
+    assert f"{fraction:.3f} of the teacher's" in (student / "README.md").read_text()
+    assert all(torch.tensor(logged(tmp_path / "run", "loss")).isfinite())
+
+    own = FewStepSampler.from_pretrained(student, quantization="none")
+    images = torch.cat(list(own.images(["food", "animals"], [0, 1], batch_size=1)))
+    torch.testing.assert_close(images, plain_images(plain, spec, "sd3", ["food", "animals"], [0, 1]), atol=1e-5, rtol=0)
+    sampler = FewStepSampler.from_pretrained(student)
+    in_8_bits = {path for path, layer in sampler.pipeline.transformer.named_modules() if isinstance(layer, Int8Layer)}
+    assert {"transformer_blocks.0.attn.to_q", "transformer_blocks.1.ff.net.2"} <= in_8_bits
+    assert not any("norm" in path for path in in_8_bits)
+    coarse = torch.cat(list(sampler.images(["food", "animals"], [0, 1], batch_size=1)))
+    assert 0 < (coarse - images).abs().mean() < 0.02
+    few = {"teacher_steps": 2, "student_steps": 2}
+    fit = measure_fit(FewStepSampler.from_pretrained(deep_sd3), own, ["food", "animals"] * 2, list(range(4)), **few)
+    pairs = [(layer.teacher, layer.student) for layer in fit.layers]
+    assert pairs == [("transformer_blocks.1", "transformer_blocks.0"), ("transformer_blocks.3", "transformer_blocks.1")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["consistency", "progressive", "latent_alignment"])
+def test_the_steps_of_a_smaller_transformer_are_distilled_in_the_same_run(settings, deep_sd3, method):
+    changes = {"progressive__start_steps": 4, "compression__trainer": {"max_steps": 2}}
+    result = distill(settings("run", teacher=str(deep_sd3), method=method, steps=[2, 1], **changes))
+    plain, spec = plain_pipeline(result.student_folder)
+    assert plain.transformer.config.num_layers == 2
+    images = next(iter(FewStepSampler.from_pretrained(result.student_folder).images(["food"], [0])))
+    torch.testing.assert_close(images, plain_images(plain, spec, "sd3", ["food"], [0]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +210,7 @@ def test_mistakes_are_told_before_anything_is_opened(settings, changes, sentence
 
 
 def test_a_teacher_of_another_kind_is_told(family_folder, settings):
-    with pytest.raises(ValueError, match="compress: expects a teacher whose network is a UNet2DConditionModel"):
+    with pytest.raises(ValueError, match="compress: got a teacher whose network is a UNet2DModel; expects a UNet2D"):
         distill(settings("run", teacher=str(family_folder("unconditional")), data__prompts=None))
 
 

@@ -13,6 +13,7 @@ from original_checkpoint import save_checkpoint
 from PIL import Image
 from plain_calls import plain_images, plain_pipeline
 from tiny_families import TINY, TRANSFORMER_FAMILIES
+from tiny_multimodal import MULTIMODAL
 from tiny_pipeline import CAPTIONS
 
 from gendistill.diffusion.trained_networks import adapter_parameters
@@ -26,7 +27,9 @@ from gendistill.samplers.loading import open_pipeline
 from gendistill.sampling.generate import generate
 
 SEEDS = [3, 1, 4]
-PROMPTS = {"unconditional": [""] * 3, "classes": ["2", "0", "1"], "dit": ["shark", "0", "1"]}
+UNCONDITIONAL, CLASSES = [""] * 3, ["2", "0", "1"]
+PROMPTS = dict.fromkeys(("unconditional", "edm", "rgba", "ldm"), UNCONDITIONAL)
+PROMPTS |= {"classes": CLASSES, "grey": CLASSES, "dit": ["shark", "0", "1"]}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,10 @@ RUNS = {
     "unconditional, from nothing": ("unconditional", {"solvers": ["tcd"]}),
     "classes, from labelled images": ("classes", {"data__path": True, "data__caption": "label"}),
     "classes, from nothing": ("classes", {"solvers": ["tcd"]}),
+    "EDM, LoRA": ("playground", {"data__path": True, **LORA}),
+    "EDM in pixels": ("edm", {}),
+    "RGBA, not square, with a learned variance": ("rgba", {"data__path": True}),
+    "latent, unconditional": ("ldm", {"data__path": True}),
     "pixart-alpha, full": ("pixart-alpha", {"data__path": True, "solvers": ["tcd"]}),
     "pixart-sigma, full, cfg": ("pixart-sigma", {"data__prompts": True, "guidance__mode": "cfg"}),
     "dit, full, from nothing": ("dit", {}),
@@ -103,8 +110,11 @@ RUNS = {
     "sd3, LoRA, cfg, without T5": ("sd3-without-t5", {"data__path": True, "guidance__mode": "cfg", **LORA}),
     "flux, full, embedded": ("flux", {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded"}),
     "flux, LoRA": ("flux", {"data__prompts": True, "data__resolution": 32, **LORA}),
-    "flux2, full": ("flux2", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
-    "flux2, LoRA": ("flux2", {"data__path": True, "data__resolution": 32, "solvers": ["ddim"], **LORA}),
+    "flux2-klein, full": ("flux2-klein", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
+    "flux2, LoRA, embedded": (
+        "flux2",
+        {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded", "solvers": ["ddim"], **LORA},
+    ),
 }
 METHODS = {
     "consistency": {},
@@ -122,27 +132,28 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     assert result.training.steps == 20
     assert any(not torch.equal(p, result.networks.averaged[name]) for name, p in result.networks.trained.items())
     plain = assert_plain_diffusers_draws_the_same(result.student_folder, family)
+    assert network_of(plain).config.out_channels == result.networks.teacher.network.config.out_channels
     schedule = family_of(plain).schedule_of(plain)
-    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", "sd3", "sd3-without-t5", "flux", "flux2"))
+    assert (schedule.kind == "flow") == (family in ("sana", "auraflow", "lumina2", *MULTIMODAL))
     if schedule.kind == "vp":
         assert plain.scheduler.config.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
         assert bool(plain.scheduler.config.rescale_betas_zero_snr) == (family == "sd2")
-        assert bool(plain.scheduler.config.clip_sample) == (family in ("unconditional", "classes"))
+        assert bool(plain.scheduler.config.clip_sample) == (family in ("unconditional", "classes", "rgba"))
     if result.exported.lora:
         (adapter,) = plain.get_active_adapters()
         loaded = dict(adapter_parameters(network_of(plain), adapter))
         assert loaded.keys() == result.networks.averaged.keys()
         assert all(torch.equal(p, result.networks.averaged[name].half().float()) for name, p in loaded.items())
     card = (result.student_folder / "README.md").read_text()
-    assert (result.exported.guidance == "embedded" or family == "flux") == ("an input of the network" in card)
+    assert (result.exported.guidance == "embedded" or family in ("flux", "flux2")) == ("an input of the network" in card)
     assert not list(result.student_folder.rglob("*.bin"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", TRANSFORMER_FAMILIES)
-def test_every_method_makes_students_of_a_transformer_that_a_fresh_process_samples_the_same(family_folder, place, family):
+@pytest.mark.parametrize("family", [*TRANSFORMER_FAMILIES, "playground", "edm", "grey", "rgba", "ldm"])
+def test_every_method_makes_students_that_a_fresh_process_samples_the_same(family_folder, place, family):
     teacher, requests = family_folder(family), []
-    prompts = {} if family == "dit" else {"data.prompts": str(place / "prompts.txt")}
+    prompts = {} if family in PROMPTS else {"data.prompts": str(place / "prompts.txt")}  # whose prompts are known
     prompts |= {"data.resolution": 32} if family.startswith("flux") else {}
     for method, changes in METHODS.items():
         for lora in [{}, LORA] if family_of(open_pipeline(teacher)).lora else [{}]:

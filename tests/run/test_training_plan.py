@@ -9,6 +9,7 @@ from tiny_runs import settings_of
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.run.training_plan import AS_IT_IS, TrainingPlan, plan_training, step_needs
+from gendistill.samplers.offload.memory_model import CUDA_CONTEXT, MetaNetworks
 
 
 @pytest.fixture
@@ -53,6 +54,47 @@ def test_gradient_checkpoints_and_smaller_batches_take_less(planned):
     assert planned(trainer__batch_size=8, trainer__gradient_checkpointing=True).step < plain.step
     assert planned(trainer__batch_size=2).step < planned(trainer__batch_size=8).step
     assert planned(trainer__batch_size=8, trainer__optimizer="adamw_8bit").optimizer == plain.optimizer / 4
+
+
+def test_a_base_in_4_bits_and_released_text_encoders_take_less(planned):
+    lora = {"lora__enabled": True, "lora__rank": 4, "trainer__gradient_checkpointing": True}
+    plain, small = planned(**lora), planned(**lora, lora__quantization="nf4-weights")
+    assert small.weights < plain.weights
+    assert small.encoding < plain.encoding
+    assert small.trained == plain.trained
+    assert plain.peak == max(plain.encoding, plain.weights + plain.optimizer + plain.step)
+
+
+PUBLISHED = {  # parameters in billions of the denoiser and of the text encoders
+    "sd3-medium": (2.03, 5.58),
+    "sd3.5-medium": (2.24, 5.58),
+    "sd3.5-large": (8.06, 5.58),
+    "flux-dev": (11.90, 4.89),
+    "sana-1600m": (1.60, 2.61),
+    "pixart-sigma": (0.61, 4.76),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_published_numbers_of_parameters(name):
+    networks = MetaNetworks.from_configs(name)
+    counts = [sum(of.numel() for part in parts for of in part.parameters()) for parts in ([networks.network], networks.text)]
+    assert [count / 1e9 for count in counts] == pytest.approx(PUBLISHED[name], abs=0.006)
+    assert networks.size == (1024, 1024)
+
+
+@pytest.mark.slow
+def test_a_step_of_a_lora_on_flux_in_4_bits_is_predicted_within_24_gib():
+    settings = {
+        "teacher": "flux-dev",
+        "data.path": "images",
+        "dtype": "bfloat16",
+        "lora.enabled": True,
+        "trainer.batch_size": 1,
+    }
+    settings |= {"trainer.gradient_checkpointing": True, "lora.quantization": "nf4-weights"}
+    needs = step_needs(load_config(None, settings))
+    assert needs.peak + CUDA_CONTEXT < 24 * 2**30
 
 
 def test_what_is_predicted_learns_is_what_learns(planned, tiny_folder, tmp_path):

@@ -16,7 +16,7 @@ def test_example_inputs_are_what_a_network_takes_and_nothing_is_computed(family_
     pipeline = open_pipeline(family_folder(name))
     family, network = family_of(pipeline), network_of(pipeline).to("meta")
     edge = network.config.get("sample_size", 8)
-    size = edge, edge * (2 if family.texts else 1)
+    size = (edge, edge * (2 if family.texts else 1)) if isinstance(edge, int) else tuple(edge)
     inputs = family.example_inputs(network.config, 2, size, torch.float32)
     channels, _ = family.channels(network.config)
     assert network(**inputs).sample.is_meta

@@ -32,7 +32,9 @@ def configs(tiny_folder, tmp_path):
 
 
 def generate(pipeline):
-    return torch.cat(list(FewStepSampler(pipeline).images(PROMPTS, [5, 6], num_inference_steps=3, guidance_scale=3.0)))
+    return torch.cat(
+        list(FewStepSampler(pipeline).images(PROMPTS, [5, 6], num_inference_steps=3, guidance_scale=3.0, size=(32, 32)))
+    )
 
 
 def test_a_checkpoint_samples_what_its_folder_samples(checkpoint, configs, tiny_folder):
@@ -40,12 +42,45 @@ def test_a_checkpoint_samples_what_its_folder_samples(checkpoint, configs, tiny_
     assert torch.equal(generate(from_file), generate(open_pipeline(tiny_folder)))
 
 
-@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd2", "sdxl", "sd3", "sd3-without-t5", "flux"])
 def test_checkpoints_of_the_other_versions_sample_what_their_folders_sample(family_folder, tmp_path, family):
     from_folder = open_pipeline(family_folder(family))
     save_checkpoint(from_folder, tmp_path / "one.safetensors")
     from_file = open_pipeline(tmp_path / "one.safetensors", config=str(family_folder(family)))
+    torch.testing.assert_close(generate(from_file), generate(from_folder), atol=1e-5, rtol=0)  # SD3's projection is moved
+
+
+def test_a_file_of_a_transformer_alone_opens_with_the_rest_of_a_folder(family_folder, tmp_path):
+    folder = family_folder("flux")
+    from_folder = open_pipeline(folder)
+    save_checkpoint(from_folder, tmp_path / "all.safetensors")
+    weights = load_file(tmp_path / "all.safetensors")
+    prefix = "model.diffusion_model."
+    own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    save_file(own, tmp_path / "transformer.safetensors")
+    from_file = open_pipeline(tmp_path / "transformer.safetensors", config=str(folder))
     assert torch.equal(generate(from_file), generate(from_folder))
+    configs = tmp_path / "configs"
+    shutil.copytree(folder, configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.rmtree(configs / "tokenizer_2")
+    with pytest.raises(
+        ValueError,
+        match=r"holds no text_encoder, text_encoder_2, VAE, tokenizer_2; .* teacher_config: a diffusers",
+    ):
+        open_pipeline(tmp_path / "transformer.safetensors", config=str(configs))
+
+
+def test_a_stable_diffusion_3_without_its_t5_is_opened_and_says_so(family_folder, tmp_path, caplog):
+    with_t5 = open_pipeline(family_folder("sd3"))
+    save_checkpoint(with_t5, tmp_path / "with-t5.safetensors")
+    configs = tmp_path / "configs"
+    shutil.copytree(family_folder("sd3"), configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.rmtree(configs / "tokenizer_3")
+    opened = open_pipeline(tmp_path / "with-t5.safetensors", config=str(configs))
+    assert opened.text_encoder_3 is None
+    assert "is opened without text_encoder_3; teacher_config, a diffusers folder with tokenizer_3, adds it" in caplog.text
+    with_t5.register_modules(text_encoder_3=None, tokenizer_3=None)
+    torch.testing.assert_close(generate(opened), generate(with_t5), atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_that_says_that_it_predicts_v_is_scheduled_so(checkpoint, configs, tmp_path):
@@ -74,7 +109,9 @@ def test_every_architecture_that_we_carry_has_all_its_configs():
     for folder in ARCHITECTURES.iterdir():
         index = json.loads((folder / "model_index.json").read_text())
         parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
-        assert parts - {"tokenizer", "tokenizer_2"} == {path.name for path in folder.iterdir() if path.is_dir()}
+        assert {name for name in parts if not name.startswith("tokenizer")} == {
+            path.name for path in folder.iterdir() if path.is_dir()
+        }
 
 
 def without(checkpoint, prefix, file):
@@ -108,7 +145,7 @@ def test_mistakes_about_checkpoints_are_one_sentence(checkpoint, configs, tiny_f
         (
             checkpoint,
             "sd3",
-            "sd3 has no model_index.json; expects a diffusers folder, or one of sd1, sd2-base",
+            "sd3 has no model_index.json; expects a diffusers folder, or one of flux-dev, pixart-sigma",
         ),
         (checkpoint, str(configs), "has no tokenizer, and its text encoder has .* tokens, not CLIP's 49408"),
         (checkpoint, "sd1", "does not fit the architecture"),

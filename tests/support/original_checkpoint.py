@@ -2,8 +2,8 @@
 
 from safetensors.torch import save_file
 
-from gendistill.export.original_layout import original_weights
+from gendistill.samplers.families import family_of
 
 
 def save_checkpoint(pipeline, file):
-    save_file({name: of.contiguous() for name, of in original_weights(pipeline).items()}, file)
+    save_file({name: of.contiguous() for name, of in family_of(pipeline).original_layout.weights(pipeline).items()}, file)

@@ -11,14 +11,14 @@ from diffusers import DiffusionPipeline
 
 def plain_arguments(family, prompt, scale):
     """The arguments of the call of a pipeline of `family` (see `tiny_families.TINY`) for one image of `prompt`."""
-    if family == "unconditional":
+    if family in ("unconditional", "edm", "rgba", "ldm"):
         return {}
-    if family == "classes":
+    if family in ("classes", "grey"):
         return {"class_labels": int(prompt)}
     if family == "dit":
         return {"class_labels": [2 if prompt == "shark" else int(prompt)], "guidance_scale": scale}
     arguments = {"prompt": prompt, "guidance_scale": scale}
-    if family in ("sana", "auraflow", "flux", "flux2"):  # whose default size is 1024 pixels
+    if family in ("sana", "auraflow") or family.startswith("flux"):  # whose default size is 1024 pixels
         arguments |= {"height": 32, "width": 32}
     if family in ("sana", "pixart-alpha", "pixart-sigma"):  # they have lists of resolutions for a few network sizes
         return {**arguments, "use_resolution_binning": False}
@@ -54,7 +54,8 @@ def plain_images(pipeline, spec, family, prompts, seeds):
             generator=torch.manual_seed(seed),  # torch's own, from which schedulers sample where a pipeline passes none
             output_type="np",
         ).images
-        images.append(torch.from_numpy(image).permute(2, 0, 1))
+        image = torch.from_numpy(image).permute(2, 0, 1)
+        images.append(image[:3] * image[3:] + 1 - image[3:] if family == "rgba" else image.expand(3, -1, -1))
     return torch.stack(images)
 
 

@@ -18,7 +18,8 @@ from tiny_pipeline import tiny_text_encoder, tiny_tokenizer, tiny_vae
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextModelWithProjection, Qwen2TokenizerFast, T5Config, T5EncoderModel, T5TokenizerFast
 
-SHIFTED = {"shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+SHIFTED = {"latent_channels": 16, "shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+LANGUAGE_MODEL = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
 
 
 def tiny_t5(width):
@@ -38,13 +39,11 @@ def tiny_t5(width):
 
 
 def tiny_sd3(tokenizer_folder, t5=True):
-    """Stable Diffusion 3 for 32 pixels: prompts (L, 48) of two CLIPs (24 + 16), with or without T5, pooled (8 + 8,)."""
+    """Stable Diffusion 3 for 32 pixels: prompts (L, 48) of two CLIPs (8 + 16), with or without T5, pooled (8 + 8,)."""
     tokenizer = tiny_tokenizer(tokenizer_folder)
     torch.manual_seed(5)
     transformer = SD3Transformer2DModel(
         sample_size=8,
-        in_channels=4,
-        out_channels=4,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -61,7 +60,7 @@ def tiny_sd3(tokenizer_folder, t5=True):
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=tiny_vae(AutoencoderKL, **SHIFTED),
-        text_encoder=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=24, **text),
+        text_encoder=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=8, **text),
         tokenizer=tokenizer,
         text_encoder_2=tiny_text_encoder(tokenizer, CLIPTextModelWithProjection, hidden_size=16, hidden_act="gelu", **text),
         tokenizer_2=tokenizer,
@@ -79,7 +78,7 @@ def tiny_flux(tokenizer_folder, guidance_embeds=True):
     tokenizer = tiny_tokenizer(tokenizer_folder)
     torch.manual_seed(6)
     transformer = FluxTransformer2DModel(
-        in_channels=16,
+        in_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -101,18 +100,16 @@ def tiny_flux(tokenizer_folder, guidance_embeds=True):
     )
 
 
-def tiny_flux_2(tokenizer_folder, **settings):
-    """Flux.2 klein base, where diffusers has it: prompts (512, 3 * 8) of layers 9, 18 and 27 of a Qwen3."""
+def tiny_flux_2_parts(tokenizer_folder, guidance_embeds):
+    """The parts of Flux.2 other than the text encoder, for prompts (512, 3 * 8)."""
     tokenizer_folder.mkdir(exist_ok=True)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     (tokenizer_folder / "vocab.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
     (tokenizer_folder / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = Qwen2TokenizerFast.from_pretrained(tokenizer_folder)
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    content = "message['content'] if message['content'] is string else message['content'][0]['text']"
+    tokenizer.chat_template = "{% for message in messages %}{{ " + content + " }}{% endfor %}"
     torch.manual_seed(7)
-    text = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 28, "num_attention_heads": 1, "head_dim": 8}
-    config = transformers.Qwen3Config(**text, num_key_value_heads=1, vocab_size=len(tokenizer))
-    encoder = transformers.Qwen3ForCausalLM(config)
     transformer = diffusers.Flux2Transformer2DModel(
         in_channels=16,
         num_layers=1,
@@ -122,24 +119,35 @@ def tiny_flux_2(tokenizer_folder, **settings):
         joint_attention_dim=24,
         timestep_guidance_channels=32,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        guidance_embeds=guidance_embeds,
     )
     vae = tiny_vae(diffusers.AutoencoderKLFlux2)
     vae.bn.running_mean.normal_(0, 0.3)
     vae.bn.running_var.uniform_(0.5, 2)
-    return diffusers.Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae,
-        text_encoder=encoder.eval(),
-        tokenizer=tokenizer,
-        transformer=transformer.eval(),
-        **settings,
-    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    return {"transformer": transformer.eval(), "vae": vae, "scheduler": scheduler, "tokenizer": tokenizer}
+
+
+def tiny_flux_2_klein(tokenizer_folder, **settings):
+    """Flux.2 klein base, with layers 9, 18 and 27 of a Qwen3."""
+    parts = tiny_flux_2_parts(tokenizer_folder, guidance_embeds=False)
+    config = transformers.Qwen3Config(**LANGUAGE_MODEL, num_hidden_layers=28, vocab_size=len(parts["tokenizer"]))
+    return diffusers.Flux2KleinPipeline(text_encoder=transformers.Qwen3ForCausalLM(config).eval(), **parts, **settings)
+
+
+def tiny_flux_2(tokenizer_folder):
+    """Flux.2 dev, with layers 10, 20 and 30 of a Mistral 3."""
+    parts = tiny_flux_2_parts(tokenizer_folder, guidance_embeds=True)
+    text = transformers.MistralConfig(**LANGUAGE_MODEL, num_hidden_layers=31, vocab_size=len(parts["tokenizer"]))
+    eyes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 8}
+    vision = transformers.PixtralVisionConfig(**eyes, patch_size=4)
+    encoder = transformers.Mistral3ForConditionalGeneration(transformers.Mistral3Config(text_config=text, vision_config=vision))
+    return diffusers.Flux2Pipeline(text_encoder=encoder.eval(), **parts)
 
 
 MULTIMODAL = {
     "sd3": tiny_sd3,
     "sd3-without-t5": tiny_sd3_without_t5,
     "flux": tiny_flux,
-    **({"flux2": tiny_flux_2} if hasattr(diffusers, "Flux2KleinPipeline") else {}),
+    **({"flux2-klein": tiny_flux_2_klein, "flux2": tiny_flux_2} if hasattr(diffusers, "Flux2KleinPipeline") else {}),
 }

@@ -10,12 +10,16 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    LDMPipeline,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    VQModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -139,6 +143,19 @@ def tiny_sdxl(tokenizer_folder):
     )
 
 
+def tiny_playground(tokenizer_folder):
+    """Stable Diffusion XL as Playground v2.5: EDM, and a VAE with the mean and the deviation of its latents."""
+    pipeline = tiny_sdxl(tokenizer_folder)
+    pipeline.vae.register_to_config(latents_mean=[-1.6, 1.1, 3.2, -2.2], latents_std=[8.4, 5.9, 8.1, 6.3], scaling_factor=0.5)
+    pipeline.scheduler = EDMDPMSolverMultistepScheduler()
+    return pipeline
+
+
+def tiny_edm(tokenizer_folder=None):
+    """Unconditional images by EDM, whose output diffusers calls v."""
+    return ConsistencyModelPipeline(tiny_pixel_unet(), EDMEulerScheduler(prediction_type="v_prediction", sigma_max=40.0))
+
+
 def tiny_pixel_unet(**changes):
     """A `UNet2DModel` of random weights for images (3, 16, 16)."""
     torch.manual_seed(3)
@@ -163,4 +180,42 @@ def tiny_classes(tokenizer_folder=None):
     return ConsistencyModelPipeline(tiny_pixel_unet(num_class_embeds=3), DDIMScheduler())
 
 
-TINY = {"sd1": tiny_pipeline, "sd2": tiny_sd2, "sdxl": tiny_sdxl, "unconditional": tiny_ddpm, "classes": tiny_classes}
+def tiny_rgba(tokenizer_folder=None):
+    """Unconditional RGBA images that are not square, with a learned variance and DDPM's scheduler for it."""
+    unet = tiny_pixel_unet(sample_size=(14, 20), in_channels=4, out_channels=8)
+    return DDPMPipeline(unet, DDPMScheduler(variance_type="learned_range"))
+
+
+def tiny_grey(tokenizer_folder=None):
+    """Three classes of grey images of 14 pixels, of edges that halve to an odd number."""
+    unet = tiny_pixel_unet(sample_size=14, in_channels=1, out_channels=1, num_class_embeds=3)
+    return ConsistencyModelPipeline(unet, DDIMScheduler())
+
+
+def tiny_ldm(tokenizer_folder=None):
+    """Unconditional latent diffusion with a VQ autoencoder, latents (3, 8, 8)."""
+    unet = tiny_pixel_unet(sample_size=8)
+    torch.manual_seed(4)
+    vqvae = VQModel(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 16],
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+        scaling_factor=0.7,
+    ).eval()
+    return LDMPipeline(vqvae, unet, DDIMScheduler(clip_sample=False))
+
+
+TINY = {
+    "sd1": tiny_pipeline,
+    "sd2": tiny_sd2,
+    "sdxl": tiny_sdxl,
+    "unconditional": tiny_ddpm,
+    "playground": tiny_playground,
+    "classes": tiny_classes,
+    "edm": tiny_edm,
+    "rgba": tiny_rgba,
+    "grey": tiny_grey,
+    "ldm": tiny_ldm,
+}

@@ -8,6 +8,7 @@ from PIL import Image
 
 from gendistill.data.images import fitted
 from gendistill.runtime.hashing import chance
+from gendistill.settings.image_size import written_size
 
 Crop: TypeAlias = Literal["center", "random", "buckets"]
 
@@ -31,14 +32,14 @@ class Framing:
     seed: int = 0
 
     @classmethod
-    def from_settings(cls, crop: Crop, resolution: int, multiple: int, seed: int) -> "Framing":
+    def from_settings(cls, crop: Crop, size: tuple[int, int], multiple: int, seed: int) -> "Framing":
         """The framing of the settings.
 
         Args:
-            resolution: edge of squares, in pixels; buckets have at most the same area.
+            size: height and width in pixels; buckets have at most the same area.
             multiple: edges must be multiples of this number of pixels.
         """
-        sizes = bucket_sizes(resolution, multiple) if crop == "buckets" else ((resolution, resolution),)
+        sizes = bucket_sizes(size, multiple) if crop == "buckets" else (size,)
         return cls(sizes, crop, seed if crop == "random" else 0)
 
     def frame(self, image: Image.Image, key: str) -> Image.Image:
@@ -50,20 +51,21 @@ class Framing:
         return fitted(image, height, width)
 
 
-def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
-    """Sizes (height, width) of at most `resolution`^2 pixels, with edges that are multiples of `multiple`, from 1:2 to 2:1.
+def bucket_sizes(size: tuple[int, int], multiple: int) -> tuple[tuple[int, int], ...]:
+    """Sizes (height, width) of at most the pixels of `size`, with edges that are multiples of `multiple`, from 1:2 to 2:1.
 
     Each height has the largest width that fits, and vice versa, as in the buckets of SDXL (Podell et al. 2023, appendix I;
     there for 1024 and 64).
 
     Raises:
-        ValueError: the resolution is not a multiple of `multiple`.
+        ValueError: the edges of `size` are no multiples of `multiple`.
     """
-    if resolution % multiple:
-        raise ValueError(f"data.resolution {resolution}: expects a multiple of {multiple} with data.crop=buckets")
-    sizes = set()
-    for edge in range(multiple, resolution + 1, multiple):
-        other = resolution**2 // edge // multiple * multiple
+    height, width = size
+    if height % multiple or width % multiple:
+        raise ValueError(f"data.resolution {written_size(size)}: expects a multiple of {multiple} with data.crop=buckets")
+    sizes = {size}
+    for edge in range(multiple, math.isqrt(height * width) + 1, multiple):
+        other = height * width // edge // multiple * multiple
         if other <= MAX_RATIO * edge:
             sizes |= {(edge, other), (other, edge)}
     return tuple(sorted(sizes))

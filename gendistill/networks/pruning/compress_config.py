@@ -30,7 +30,8 @@ class CompressConfig(Section):
     )
     blocks: bool = Field(
         False,
-        description="Remove layers of a diffusion model's blocks first, until each block has one",
+        description="Remove layers of a U-Net's blocks first, until each block has one; or, without factor, half of the blocks "
+        "of a transformer, whose factor is met by fewer blocks in any case, and by fewer heads only where these cannot meet it",
         json_schema_extra=about(paper=papers.BK_SDM, at="section 3.1"),
     )
     depth: float | Literal["auto"] = Field(

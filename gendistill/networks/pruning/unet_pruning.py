@@ -132,12 +132,6 @@ def on_meta(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"config: diffusers cannot build a UNet2DConditionModel from it: {error}") from None
 
 
-def macs_fraction(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> float:
-    """The multiply-accumulates of a forward pass of the student's network, as a fraction of the teacher's."""
-    teacher_macs, student_macs = (macs(on_meta(config), example_inputs(config)) for config in (teacher, student))
-    return student_macs / teacher_macs
-
-
 def _plain(config: Mapping[str, Any]) -> Config:
     """The config without diffusers' private entries: entries listed in `_use_default_values` would be reset to defaults."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
