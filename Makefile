@@ -121,6 +121,11 @@ assets: $(READY)  ## make assets/ again: hours; each recipe resumes
 	$(BIN)/python scripts/recipes/tiny_sd.py --init runs/recipes/tiny-sd/pipeline --run runs/recipes/tiny-sd-2 --seed 4 \
 		--steps 8400 --learning-rate 8e-4 --level-probabilities 0.5 0.25 0.1
 	$(BIN)/gendistill evaluate assets/tiny-sd --caption subcategory
+	$(BIN)/python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64
+	$(BIN)/python scripts/recipes/tiny_vae.py --pipeline tiny-sd3 --images runs/recipes/emoji-64 --init assets/tiny-sd/vae \
+		--run runs/recipes/tiny-sd3-vae --steps 16000 --batch 4 --learning-rate 8e-4
+	$(BIN)/python scripts/recipes/tiny_sd3.py
+	$(BIN)/gendistill evaluate assets/tiny-sd3 --caption subcategory
 	$(BIN)/python scripts/recipes/tiny_gan.py  # hours on a CPU, minutes on a GPU
 	$(BIN)/gendistill evaluate assets/tiny-gan --caption category
 

@@ -90,6 +90,8 @@ def _check_fraction(prediction_type: str, fraction: float) -> None:
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type {prediction_type!r} is not known; expects one of {', '.join(PREDICTION_TYPES)}")
     if prediction_type in ("sample", "negative_v") and fraction != 1:
+        predicted = {"sample": "x_0", "negative_v": "-v"}[prediction_type]
         raise ValueError(
-            f"fraction {fraction} of {prediction_type}: expects 1; between it and eps an output determines neither"
+            f"fraction {fraction} of {prediction_type}: expects 1; between eps and {predicted} there is an output that "
+            "determines neither"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ class DenoiserRun:
         spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
-            with self.encoders.restored():
+            with self.encoders.restored() if stage.method.networks.lora is None else nullcontext():
                 export_student(folder, self.teacher, stage.method.networks, spec, scheduler, provenance)
         return spec, f"{spec.method} student, sampled by {spec.solver}"
 

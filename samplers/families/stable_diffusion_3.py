@@ -98,7 +98,8 @@ class StableDiffusion3(Family):
         return {
             "hidden_states": x_t,
             "timestep": t,
-            "encoder_hidden_states": _all_tokens(conditioning).to(dtype),
+            # first in `dtype`, as autocast to bfloat16 joins no tensors in float16
+            "encoder_hidden_states": _all_tokens({name: states.to(dtype) for name, states in conditioning.items()}),
             "pooled_projections": conditioning["pooled_embeds"].to(dtype),
             **({} if t5 is None or t5.shape[1] > 1 else {"joint_attention_kwargs": {"repeats": T5_TOKENS}}),
         }

@@ -20,6 +20,7 @@ from gendistill.samplers.layouts.layout import NETWORK, OriginalLayout, from_ori
 from gendistill.samplers.missing_weights import network_class, require_all
 
 CLIP_MODEL = "text_model."
+SCALE = "scale_weight"  # in names of scales for weights in float8, which ComfyUI's files may have
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # of T5
 
 
@@ -54,6 +55,8 @@ class TransformerLayout(OriginalLayout):
 
     def networks(self, file: Path, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         weights = {name.removeprefix(NETWORK): tensor for name, tensor in load_file(file).items()}
+        if scaled := next((name for name in weights if SCALE in name), None):
+            raise ValueError(f"{scaled} is a scale of weights in float8; expects weights in 16 or 32 bits")
         networks: dict[str, Any] = {}
         for component in [name for name in index if self.holds(name, weights)]:
             network = _without_weights(network_class(index[component]), folder / component)

@@ -38,12 +38,12 @@ class ReleasedEncoders:
             self.encoded.to("cpu")
         self.encoded.unconditional = family.unconditional(pipeline)
         self._networks = family.encoders(pipeline)
-        self._storage = Disk(device) if device.type == "cpu" else HostMemory(device)
+        self._storage = Disk(device) if device.type == "cpu" else HostMemory(torch.device("cpu"))
         self._release()
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """The pipeline with its text encoders, on the device, while the context is open."""
+        """The pipeline with its text encoders, in the host's memory, while the context is open."""
         for name, network in self._networks.items():
             self._storage.load(name, network)
             setattr(self.pipeline, name, network)

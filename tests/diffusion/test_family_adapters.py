@@ -17,7 +17,7 @@ from diffusers import (
 )
 from plain_calls import null_parts, plain_arguments
 from tiny_families import TINY, TRANSFORMER_FAMILIES
-from tiny_multimodal import tiny_flux
+from tiny_multimodal import MULTIMODAL, tiny_flux
 from tiny_pipeline import tiny_pixel_unet, tiny_unet
 from torch.nn.functional import pixel_shuffle
 
@@ -330,3 +330,14 @@ def test_without_t5_the_conditions_have_no_zeros_and_the_network_has_them(family
     assert states.shape == (1, tokens + 256, 48)
     assert not states[:, tokens:].any()
     assert load_teacher(family_folder("sd3")).encode_prompts(["food"])["t5_embeds"].shape == (1, 256, 48)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MULTIMODAL)
+def test_conditions_of_the_cache_enter_a_network_under_autocast_to_another_precision(family_folder, name):
+    teacher = load_teacher(family_folder(name), size=(32, 32))
+    conditioning = teacher.encode_prompts(["food"]).to("cpu", teacher.family.cache_dtype)
+    x_t, t = torch.randn(1, *teacher.codec.latent_shape((32, 32))), torch.tensor([500])
+    expected = teacher.denoiser(x_t, t, conditioning).x_0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (teacher.denoiser(x_t, t, conditioning).x_0 - expected).abs().mean() < 0.05

@@ -16,12 +16,12 @@ class Network(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv_in = nn.Conv2d(3, 8, 3, padding=1)
-        self.wide = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2, bias=False)
-        self.down = Downsample2D(8, use_conv=True)
+        wide = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2, bias=False)
+        self.blocks = nn.ModuleList([wide, Downsample2D(8, use_conv=True)])
         self.linear = nn.ModuleList([nn.Linear(8, 8), nn.Dropout(0.0), nn.Linear(8, 4, bias=False)])
 
     def forward(self, x):
-        h = self.down(torch.relu(self.wide(self.conv_in(x)))).flatten(2).mT
+        h = self.blocks[1](torch.relu(self.blocks[0](self.conv_in(x)))).flatten(2).mT
         for layer in self.linear:
             h = layer(h)
         return h
@@ -62,8 +62,8 @@ def test_swapped_layers_learn_to_the_bit_what_layers_of_another_class_learn():
 def test_a_layer_of_two_names_stays_one_layer_and_training_mode_stays():
     network = Network().eval()
     compute_as_int8(network)
-    assert network.down.conv is network.down.Conv2d_0
-    assert isinstance(network.down.conv, FakeInt8Conv2d)
+    assert network.blocks[1].conv is network.blocks[1].Conv2d_0
+    assert isinstance(network.blocks[1].conv, FakeInt8Conv2d)
     assert not any(layer.training for layer in network.modules())
     compute_as_int8(network)  # a later stage begins with the network of the stage before
     assert isinstance(network.linear[0], FakeInt8Linear)

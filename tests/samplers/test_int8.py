@@ -46,9 +46,9 @@ def test_a_layer_in_8_bits_computes_what_the_formulas_say_and_training_sees_the_
     x = torch.randn(shape, generator=generator) * torch.tensor([1.0, 5.0, 0.1]).reshape(3, *[1] * (len(shape) - 1)) + 0.3
     wanted = torch.cat([by_hand(of, layer) for of in x.split(1)]).float()
     torch.testing.assert_close(Int8Layer(layer)(x), wanted, atol=1e-4, rtol=1e-3)
-    fake = nn.ModuleDict({"of": copy.deepcopy(layer)})
+    fake = nn.ModuleList([copy.deepcopy(layer)])
     compute_as_int8(fake)
-    torch.testing.assert_close(fake["of"](x), wanted, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(fake[0](x), wanted, atol=1e-4, rtol=1e-3)
     assert (wanted - layer(x)).norm() < 0.03 * layer(x).norm()
 
 

@@ -60,6 +60,9 @@ def test_a_file_of_a_transformer_alone_opens_with_the_rest_of_a_folder(family_fo
     save_file(own, tmp_path / "transformer.safetensors")
     from_file = open_pipeline(tmp_path / "transformer.safetensors", config=str(folder))
     assert torch.equal(generate(from_file), generate(from_folder))
+    save_file(own | {"double_blocks.0.img_attn.qkv.scale_weight": torch.ones(1)}, tmp_path / "scaled.safetensors")
+    with pytest.raises(ValueError, match="is a scale of weights in float8; expects weights in 16 or 32 bits"):
+        open_pipeline(tmp_path / "scaled.safetensors", config=str(folder))
     configs = tmp_path / "configs"
     shutil.copytree(folder, configs, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.rmtree(configs / "tokenizer_2")
