@@ -62,7 +62,11 @@ def test_every_command_uses_options_and_settings_that_exist(monkeypatch):
             if arguments:
                 context = commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
                 settings = parse_settings(context.params.get("set_") or [])
-                options = {"method": context.params.get("method"), "compress.factor": context.params.get("compress")}
+                options = {
+                    "method": context.params.get("method"),
+                    "compress.factor": context.params.get("compress"),
+                    "lora.enabled": context.params.get("lora"),
+                }
                 load_config(None, {name: value for name, value in options.items() if value is not None} | settings)
             elif not_run(command) and command[0] == "python":
                 assert (ROOT / command[1]).is_file(), block

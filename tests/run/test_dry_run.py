@@ -14,7 +14,11 @@ from gendistill.run.denoisers import count_parameters
 from gendistill.run.distill import distill
 from gendistill.run.dry_run import dry_run
 
-NAMES_OF_SD1 = ("model.diffusion_model.w", "first_stage_model.w", "cond_stage_model.transformer.w")
+NAMES_OF_SD1 = {
+    "model.diffusion_model.input_blocks.0.0.weight": (1, 4, 1, 1),
+    "first_stage_model.w": (1,),
+    "cond_stage_model.transformer.w": (1,),
+}
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -84,7 +88,7 @@ def test_every_family_has_a_plan(family_folder, place, family):
 
 
 def test_a_checkpoint_file_has_a_plan_without_its_weights_being_read(place):
-    save_file({name: torch.zeros(1) for name in NAMES_OF_SD1}, place / "model.safetensors")
+    save_file({name: torch.zeros(shape) for name, shape in NAMES_OF_SD1.items()}, place / "model.safetensors")
     plan = dry_run(load_config(None, {"teacher": "model.safetensors", "data.prompts": "prompts.txt"}))
     assert plan.teacher == "model.safetensors, a StableDiffusionPipeline of 859.52 M parameters"
 

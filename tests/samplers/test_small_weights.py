@@ -22,7 +22,7 @@ FAMILIES = ("sd1", "sd2", "sdxl", "unconditional", "classes")
 
 
 def kept(layer, kind):
-    quantize_weights(nn.ModuleDict({"of": layer}), kind)
+    quantize_weights(nn.ModuleList([layer]), kind)
     return layer
 
 
