@@ -301,7 +301,7 @@ TEACHERS = {
     "a file that is none": (lambda: file("a.safetensors", b"<html>not found</html>"), "a.safetensors is no safetensors file"),
     "a file that claims too much": (lambda: file("a.safetensors", b"\xff" * 64), "a.safetensors is no safetensors file"),
     "a pickle": (lambda: file("a.ckpt", PICKLE), "a.ckpt is a pickle, which may run code"),
-    "a LoRA": (lambda: save_file({"lora": torch.zeros(2)}, "a.safetensors") or "a.safetensors", "holds no UNet"),
+    "a LoRA": (lambda: save_file({"lora": torch.zeros(2)}, "a.safetensors") or "a.safetensors", "its architecture cannot be inferred"),
     "a folder named like markup": (lambda: "[/red]", "model [/red] does not exist"),
     "a hub id with a path": (lambda: "../etc/passwd", "model ../etc/passwd does not exist"),
     "a student": (lambda: student(lora=False)(), "student has no model_index.json"),

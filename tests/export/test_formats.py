@@ -358,7 +358,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_model_of_pixels_has_no_programs(family_folder, tmp_path, kind):
-    with pytest.raises(ValueError, match=f"--format {kind}: expects a text-to-image model; this is a DDPMPipeline"):
+    with pytest.raises(ValueError, match=f"--format {kind}: expects a text-to-image model with a U-Net; this is a DDPMPipeline"):
         export(str(family_folder("unconditional")), kind, tmp_path / "programs")
     assert not list(tmp_path.iterdir())
 

@@ -147,7 +147,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
     card = (result.student_folder / "README.md").read_text()
     assert (result.exported.guidance == "embedded" or family in ("flux", "flux2")) == ("an input of the network" in card)
     assert ("text_encoder_3=None, tokenizer_3=None" in card) == (family == "sd3-without-t5")
-    assert ("height=32, width=32" in card) == family.startswith("flux")
+    assert ("height=32, width=32" in card) == family.startswith(("flux", "sana", "auraflow"))
     assert not list(result.student_folder.rglob("*.bin"))
 
 
