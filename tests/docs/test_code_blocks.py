@@ -65,7 +65,7 @@ def test_every_command_uses_options_and_settings_that_exist(monkeypatch):
                 options = {
                     "method": context.params.get("method"),
                     "compress.factor": context.params.get("compress"),
-                    "lora.enabled": context.params.get("lora"),
+                    "lora.enabled": context.params.get("lora") is True or None,
                 }
                 load_config(None, {name: value for name, value in options.items() if value is not None} | settings)
             elif not_run(command) and command[0] == "python":
