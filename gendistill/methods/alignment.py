@@ -32,6 +32,7 @@ from gendistill.methods.recipe import Recipe, RunConfig
 from gendistill.metrics.distances.clip_score import load_scorer
 from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers.conditioning import Conditioning
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight, weight_at
@@ -326,7 +327,8 @@ def alignment_of(context: DenoiserContext, networks: Networks, steps: Sequence[i
     settings, teacher = context.config.align, context.opened
     adversary = clip = None
     if settings.distribution.adversarial != 0 and teacher is not None:
-        adversary = _adversary(teacher, student)
+        assert context.examples is not None  # of every run
+        adversary = _adversary(teacher, context.examples.conditioning[:1], student)
     if settings.semantic.clip != 0 and teacher is not None:
         clip = ClipDistance(teacher.codec, load_scorer(settings.clip, teacher.pipeline.device))
     return Alignment(networks, settings, steps, adversary=adversary, clip=clip)
@@ -337,9 +339,8 @@ def auxiliary_alignment(context: DenoiserContext, networks: Networks, steps: Seq
     return [alignment_of(context, networks, steps)] if context.config.align.weight != 0 else []
 
 
-def _adversary(teacher: Teacher, student: str) -> LatentAdversary:
-    """A discriminator for the teacher's latents and conditions, with random weights."""
-    example = teacher.encode_prompts((teacher.own_prompts or [""])[:1])
+def _adversary(teacher: Teacher, example: Conditioning, student: str) -> LatentAdversary:
+    """A discriminator for the teacher's latents and for conditions such as `example`, with random weights."""
     classes = teacher.network.config.get("num_class_embeds") or 0
     network = LatentDiscriminator(teacher.codec.latent_shape(teacher.size), example, classes)
     return LatentAdversary(network.to(teacher.pipeline.device), teacher.denoiser.schedule, student)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gendistill.data.batches import Batch
 from gendistill.diffusion.latent_discriminator import LatentDiscriminator, condition_of
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.methods.alignment import alignment_of
@@ -58,13 +59,16 @@ def test_it_learns_which_latents_belong_to_which_class():
 def test_it_is_made_for_the_latents_and_conditions_of_every_family(family, family_folder):
     teacher = load_teacher(family_folder(family))
     config = load_config(None, {"method": "latent_alignment", "align.distribution.adversarial": 1})
-    context = DenoiserContext(config, teacher.family, teacher.denoiser, teacher.unconditional(), opened=teacher)
-    method = LatentAlignment({"student": alignment_of(context, context.networks(), [1])}, 0.9)
-    (adversary,) = method.critics
-    assert method.trained_modules().keys() == {"student", "discriminator"}
     prompts = teacher.own_prompts or ["food"]
     conditioning = teacher.encode_prompts([prompts[0], prompts[-1]])
     latents = torch.randn(2, *teacher.codec.latent_shape(teacher.size)).requires_grad_(True)
+    examples = Batch(latents.detach(), conditioning)
+    context = DenoiserContext(
+        config, teacher.family, teacher.denoiser, teacher.unconditional(), opened=teacher, examples=examples
+    )
+    method = LatentAlignment({"student": alignment_of(context, context.networks(), [1])}, 0.9)
+    (adversary,) = method.critics
+    assert method.trained_modules().keys() == {"student", "discriminator"}
     random = PerSampleRandom(0, 0, 0, 2)
     assert adversary.update(latents, latents.flip(0), conditioning, 0, random).loss.isfinite()
     adversary.generator_loss(latents, conditioning, random).backward()
