@@ -153,7 +153,7 @@ class DenoiserContext:
         teacher: frozen.
         unconditional: the encoded empty prompt (batch of 1), for guidance.
         start: a network that the student is initialised from instead of the teacher's.
-        opened: the teacher's pipeline, for losses that need its codec or prompts; None on the meta device.
+        opened: the teacher's pipeline, for losses that need its codec; its text encoders are released. None on the meta device.
         examples: a batch of the training data, on which pruning measures importance; None on the meta device.
     """
 
