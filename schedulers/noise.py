@@ -181,7 +181,8 @@ def edm_sigmas(config: Mapping[str, Any]) -> Tensor:
     low, high, rho = config["sigma_min"], config["sigma_max"], config["rho"]
     if config["sigma_schedule"] == "exponential":
         return torch.exp(math.log(low) + ramp * math.log(high / low))
-    return torch.lerp(*(torch.tensor(edge ** (1 / rho), dtype=torch.float64) for edge in (low, high)), ramp) ** rho
+    first, last = (torch.tensor(edge ** (1 / rho), dtype=torch.float64) for edge in (low, high))
+    return torch.lerp(first, last, ramp) ** rho
 
 
 def _in_float64(t: Tensor | float) -> Tensor:

@@ -30,6 +30,8 @@ def family_folder(tmp_path_factory):
     made = {}
 
     def folder_of(name):
+        if name not in TINY:
+            pytest.skip(f"{name} cannot be built with these versions")
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             TINY[name](made[name] / "tokenizer-of-its-own").save_pretrained(made[name] / "pipeline")

@@ -95,6 +95,6 @@ class DiT(Family):
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
         """A `DiTPipeline` with the labels of the classes, also in its `model_index.json`."""
         labels = pipeline.config.get("id2label")
-        student = DiTPipeline(**{**pipeline.components, **parts}, id2label=labels)
+        student: Any = DiTPipeline(**{**pipeline.components, **parts}, id2label=labels)
         student.register_to_config(id2label=labels)
         return student

@@ -132,7 +132,7 @@ class Flux(Family):
         )
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        student = FluxPipeline(**{**pipeline.components, **parts})
+        student: Any = FluxPipeline(**{**pipeline.components, **parts})
         student.default_sample_size = pipeline.default_sample_size
         return student
 

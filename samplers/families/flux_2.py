@@ -72,7 +72,8 @@ class Flux2Klein(Flux):
         if not options.latent:
             return output
         if output.ndim == 4:  # of klein: those of the VAE
-            return self.codec(pipeline).scaled(pixel_unshuffle(output, PATCH))
+            codec: Any = self.codec(pipeline)
+            return codec.scaled(pixel_unshuffle(output, PATCH))
         edge = self.size_multiple(pipeline)
         return output.transpose(1, 2).unflatten(2, (arguments["height"] // edge, arguments["width"] // edge))
 

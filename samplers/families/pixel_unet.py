@@ -21,8 +21,8 @@ class Unconditional(Family):
     """An unconditional `UNet2DModel` in pixel space, which ignores prompts."""
 
     summary = "A U-Net in pixel space without conditions"
-    pipelines = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
-    schedules = ("vp", "edm")
+    pipelines: tuple[str, ...] = ("DDPMPipeline", "DDIMPipeline", "ConsistencyModelPipeline")
+    schedules: tuple[str, ...] = ("vp", "edm")
     bounded = rectangles = True
     pads = False
     task = "unconditional-image-generation"
@@ -43,7 +43,8 @@ class Unconditional(Family):
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
         """Sample as the stock pipelines do, of which none has class labels, other sizes than squares and a learned variance."""
         images = (self.denoised(pipeline, conditions, options) / 2 + 0.5).clamp(0, 1)
-        return images * 2 - 1 if options.latent else self.codec(pipeline).rgb(images)
+        codec: Any = self.codec(pipeline)  # of pixels
+        return images * 2 - 1 if options.latent else codec.rgb(images)
 
     @torch.no_grad()
     def denoised(self, pipeline: Any, conditions: Conditions, options: SampleOptions) -> Tensor:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 
 
@@ -22,8 +22,11 @@ def collapse_last_tokens(states: torch.Tensor, repeats: int) -> torch.Tensor:
     return states[:, : states.shape[1] - repeats + 1]
 
 
+Stock: Any = JointAttnProcessor2_0  # diffusers' annotations lack other processors and plain tensors
+
+
 @contextmanager
-def last_token_repeated(transformer: SD3Transformer2DModel, repeats: int) -> Iterator[None]:
+def last_token_repeated(transformer: Any, repeats: int) -> Iterator[None]:
     """A context in which the last text token stands for `repeats` identical tokens; the processors are restored at its end.
 
     with last_token_repeated(transformer, 256):
@@ -43,7 +46,7 @@ def knows_repeated_tokens(network: torch.nn.Module) -> bool:
     A network with diffusers' processors has those of this module from then on, which compute the same without that argument. A
     network with others, such as those of an IP-Adapter, is left as it is.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, Attention)]
+    layers: list[Any] = [layer for layer in network.modules() if isinstance(layer, Attention)]
     if not layers or any(type(layer.processor) not in (JointAttnProcessor2_0, RepeatedTokenProcessor) for layer in layers):
         return False
     for layer in layers:
@@ -52,7 +55,7 @@ def knows_repeated_tokens(network: torch.nn.Module) -> bool:
     return True
 
 
-class RepeatedTokenProcessor(JointAttnProcessor2_0):  # type: ignore[misc]
+class RepeatedTokenProcessor(Stock):
     """`JointAttnProcessor2_0` with the last text token in place of `repeats` identical tokens.
 
     Attention of the image alone (`attn2` of Stable Diffusion 3.5) is unchanged.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ class MetaNetworks:
     def encoding(self, rows: int) -> int:
         """Peak bytes of the activations while the text encoders encode `rows` prompts."""
         with torch.no_grad():
-            return sum(peak_bytes(lambda text=text: text(_tokens(text, rows))) for text in self.text)
+            return sum(peak_bytes(partial(_encode, text, rows)) for text in self.text)
 
 
 def fastest_that_fits(needs: Needs, free: float) -> Placement | None:
@@ -194,6 +195,10 @@ def _networks_of(pipeline: Any) -> MetaNetworks:
     family = family_of(pipeline)
     text, network = tuple(family.encoders(pipeline).values()), family.network(pipeline)
     return MetaNetworks(family, text, network, pipeline.vae, pipeline.scheduler, family.size(pipeline))
+
+
+def _encode(text: Any, rows: int) -> None:
+    text(_tokens(text, rows))
 
 
 def _tokens(text: Any, rows: int) -> torch.Tensor:

@@ -67,8 +67,8 @@ class Disk(HostMemory):
         if _is_offloaded(network):
             weights: Mapping[str, torch.Tensor] = OffloadedWeightsLoader(save_folder=str(self._folder_of(name)))
             network.load_state_dict({key: weights[key] for key in weights}, assign=True)
-            if hasattr(network, "tie_weights"):
-                network.tie_weights()
+            if callable(tie_weights := getattr(network, "tie_weights", None)):
+                tie_weights()
 
     def offload(self, name: str, network: nn.Module) -> None:
         if not _is_offloaded(network):
