@@ -64,7 +64,7 @@ class Flux(Family):
         return int(pipeline.vae_scale_factor * PATCH)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
-        embeds, pooled, _ = pipeline.encode_prompt(prompts, device=self.device(pipeline), max_sequence_length=T5_TOKENS)
+        embeds, pooled, _ = pipeline.encode_prompt(prompts, None, device=self.device(pipeline), max_sequence_length=T5_TOKENS)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
