@@ -107,7 +107,10 @@ RUNS = {
     "lumina2, full": ("lumina2", {"data__path": True}),
     "lumina2, LoRA, cfg": ("lumina2", {"data__prompts": True, "guidance__mode": "cfg", **LORA}),
     "sd3, full": ("sd3", {"data__prompts": True}),
-    "sd3, LoRA, cfg, without T5": ("sd3-without-t5", {"data__path": True, "guidance__mode": "cfg", **LORA}),
+    "sd3, LoRA, cfg, without T5": (
+        "sd3-without-t5",
+        {"data__path": True, "guidance__mode": "cfg", "solvers": ["ddim"], **LORA},
+    ),
     "flux, full, embedded": ("flux", {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded"}),
     "flux, LoRA": ("flux", {"data__prompts": True, "data__resolution": 32, **LORA}),
     "flux2-klein, full": ("flux2-klein", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
