@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,10 @@ from gendistill.samplers.families.repeated_tokens import knows_repeated_tokens
 from gendistill.samplers.layouts.sd3_layout import StableDiffusion3Layout
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # per prompt, in the pipeline's calls
+# without T5, earlier versions of diffusers have as many zeros as tokens of CLIP
+EARLIER = (
+    "tokenizer_max_length" in inspect.getsource(StableDiffusion3Pipeline._get_t5_prompt_embeds).partition("text_inputs")[0]
+)
 
 
 class StableDiffusion3(Family):
@@ -65,7 +70,7 @@ class StableDiffusion3(Family):
         arguments: dict[str, Any] = {}
         if not hasattr(pipeline, "controlnet") and _computes_one_zero(self.network(pipeline), conditions):
             conditions, unconditional = _with_one_zero(conditions), _with_one_zero(unconditional) if unconditional else {}
-            arguments = {"joint_attention_kwargs": {"repeats": T5_TOKENS}}
+            arguments = {"joint_attention_kwargs": {"repeats": _zeros(conditions)}}
         arguments |= _arguments(conditions)
         if options.guidance_scale > 1:
             expanded = {name: t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
@@ -93,7 +98,7 @@ class StableDiffusion3(Family):
     def network_inputs(
         self, config: Mapping[str, Any], x_t: Tensor, t: Tensor, conditioning: Conditioning, dtype: torch.dtype
     ) -> dict[str, Any]:
-        """A T5 of one token stands for `T5_TOKENS` zeros, see `call`."""
+        """A T5 of one token stands for all zeros, see `call`."""
         t5 = conditioning.get("t5_embeds")
         return {
             "hidden_states": x_t,
@@ -101,7 +106,7 @@ class StableDiffusion3(Family):
             # first in `dtype`, as autocast to bfloat16 joins no tensors in float16
             "encoder_hidden_states": _all_tokens({name: states.to(dtype) for name, states in conditioning.items()}),
             "pooled_projections": conditioning["pooled_embeds"].to(dtype),
-            **({} if t5 is None or t5.shape[1] > 1 else {"joint_attention_kwargs": {"repeats": T5_TOKENS}}),
+            **({} if t5 is None or t5.shape[1] > 1 else {"joint_attention_kwargs": {"repeats": _zeros(conditioning)}}),
         }
 
     def call(self, network: Any, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -132,7 +137,12 @@ def _with_one_zero(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _all_tokens(conditions: Mapping[str, Tensor]) -> Tensor:
     """The tokens (B, L, D) of CLIP and T5, zeros without T5."""
     clip, t5 = conditions["prompt_embeds"], conditions.get("t5_embeds")
-    return pad(clip, (0, 0, 0, T5_TOKENS)) if t5 is None else torch.cat([clip, t5], dim=1)
+    return pad(clip, (0, 0, 0, _zeros(conditions))) if t5 is None else torch.cat([clip, t5], dim=1)
+
+
+def _zeros(conditions: Mapping[str, Tensor]) -> int:
+    """Number of zeros in place of T5's tokens."""
+    return conditions["prompt_embeds"].shape[1] if EARLIER else T5_TOKENS
 
 
 def _arguments(conditions: Conditions) -> dict[str, Tensor]:
