@@ -327,8 +327,8 @@ def alignment_of(context: DenoiserContext, networks: Networks, steps: Sequence[i
     settings, teacher = context.config.align, context.opened
     adversary = clip = None
     if settings.distribution.adversarial != 0 and teacher is not None:
-        assert context.examples is not None  # of every run
-        adversary = _adversary(teacher, context.examples.conditioning[:1], student)
+        example = context.unconditional if context.examples is None else context.examples.conditioning[:1]
+        adversary = _adversary(teacher, example, student)
     if settings.semantic.clip != 0 and teacher is not None:
         clip = ClipDistance(teacher.codec, load_scorer(settings.clip, teacher.pipeline.device))
     return Alignment(networks, settings, steps, adversary=adversary, clip=clip)
