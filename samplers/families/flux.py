@@ -68,6 +68,11 @@ class Flux(Family):
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
+        output, size = self._called(pipeline, conditions, options)
+        return unpacked(output, size) if options.latent else output
+
+    def _called(self, pipeline: Any, conditions: Conditions, options: SampleOptions) -> tuple[Tensor, tuple[int, int]]:
+        """The images of a call, or its packed latents, and the height and width of the VAE's latents."""
         height, width = self.size(pipeline)
         arguments = {"height": height, "width": width, **options.arguments}
         output: Tensor = pipeline(
@@ -79,10 +84,8 @@ class Flux(Family):
             return_dict=False,
             **arguments,
         )[0]
-        if not options.latent:
-            return output
         edge = pipeline.vae_scale_factor
-        return unpacked(output, (arguments["height"] // edge, arguments["width"] // edge))
+        return output, (arguments["height"] // edge, arguments["width"] // edge)
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, pipeline.vae.config.get("shift_factor") or 0.0)

@@ -57,25 +57,13 @@ class Flux2Klein(Flux):
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
         negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
-        height, width = self.size(pipeline)
-        arguments = {"height": height, "width": width, **options.arguments}
-        output: Tensor = pipeline(
-            **conditions,
-            **(negative if options.guidance_scale > 1 else {}),
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            return_dict=False,
-            **arguments,
-        )[0]
+        output, size = self._called(pipeline, conditions | (negative if options.guidance_scale > 1 else {}), options)
         if not options.latent:
             return output
         if output.ndim == 4:  # of klein: those of the VAE
             codec: Any = self.codec(pipeline)
             return codec.scaled(pixel_unshuffle(output, PATCH))
-        edge = self.size_multiple(pipeline)
-        return output.transpose(1, 2).unflatten(2, (arguments["height"] // edge, arguments["width"] // edge))
+        return output.transpose(1, 2).unflatten(2, (size[0] // PATCH, size[1] // PATCH))
 
     def codec(self, pipeline: Any) -> Codec:
         norm = pipeline.vae.bn
