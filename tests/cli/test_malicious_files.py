@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 import tarfile
 import zlib
@@ -17,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from fresh_process import ran
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -381,11 +381,10 @@ def test_hostile_input_is_one_sentence(place, monkeypatch, capsys, case):
 
 def test_a_fresh_process_refuses_a_shard_that_climbs_out_and_writes_nothing(place):
     tar(("../climbs.png", tarfile.REGTYPE, "", None))
-    command = [sys.executable, "-m", "gendistill.cli", *DISTILL.split(), "--data", "x.tar"]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
-    assert "error: data: the shard x.tar holds '../climbs.png', outside its folder" in ran.stderr
-    assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
+    refused = ran(*DISTILL.split(), "--data", "x.tar")
+    assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+    assert "error: data: the shard x.tar holds '../climbs.png', outside its folder" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     assert not (place.parent / "climbs.png").exists()
 
 
