@@ -103,29 +103,40 @@ def test_an_add_on_that_was_trained_further_has_other_contents(models, add_ons, 
     assert contents() != once
 
 
-def test_students_of_another_latent_space_and_of_another_kind_are_compared_without_a_fit(halved_run, gans, add_ons, tmp_path):
-    tiny_pipeline(tmp_path / "tokenizer", tiny_unet(sample_size=4)).save_pretrained(tmp_path / "small")
+def compared_with(teacher, student, caption, place, add_ons):
     config = ComparisonConfig(
         HELD_OUT,
-        caption="category",
+        caption=caption,
         num=4,
         steps=[2, 1],
         quick=True,
         extractor="emoji",
         probes=add_ons / "probes.yaml",
         cache=str(add_ons / "cache"),
-        out=tmp_path / "out",
+        out=place / "out",
         device="cpu",
     )
-    found = compare([str(tmp_path / "small"), str(halved_run), str(gans["teacher"])], config)
+    return compare([str(teacher), str(student)], config)
+
+
+def test_a_student_and_a_model_of_another_latent_space_are_compared_without_a_fit(halved_run, add_ons, tmp_path):
+    tiny_pipeline(tmp_path / "tokenizer", tiny_unet(sample_size=4)).save_pretrained(tmp_path / "small")
+    found = compared_with(tmp_path / "small", halved_run, "subcategory", tmp_path, add_ons)
     assert found.fits == {}
     assert found.warnings[1:] == [
         "whether run still fits small was not measured: student: has latents of shape (4, 8, 8) and the teacher (4, 4, 4); "
-        "expects models of one latent space",
-        "whether teacher still fits small was not measured: expects two diffusion models of one latent space",
+        "expects models of one latent space"
     ]
     assert found.fit_table() is None
     assert "still fit?" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_student_and_a_gan_are_compared_without_a_fit(gans, halved_run, add_ons, tmp_path):
+    found = compared_with(gans["teacher"], halved_run, "category", tmp_path, add_ons)
+    assert found.fits == {}
+    assert found.warnings[1:] == [
+        "whether run still fits teacher was not measured: expects two diffusion models of one latent space"
+    ]
 
 
 def test_a_missing_lora_is_one_sentence_before_anything_is_sampled(tiny_folder, halved_run, tmp_path):
