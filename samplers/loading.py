@@ -227,7 +227,9 @@ def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
         if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
             state = "cannot be read: permission denied"
         elif os.path.isdir(folder):
-            state = "has no model_index.json"
+            state = "has no model_index.json" + (
+                f" and no {FILE_NAME} that names the model of its LoRA" if (folder / LORA_FILE).is_file() else ""
+            )
         elif folder.is_symlink():
             state = f"is a link to {os.readlink(folder)}, which does not exist"
         else:
