@@ -227,9 +227,11 @@ def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
         if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
             state = "cannot be read: permission denied"
         elif os.path.isdir(folder):
-            state = "has no model_index.json" + (
-                f" and no {FILE_NAME} that names the model of its LoRA" if (folder / LORA_FILE).is_file() else ""
-            )
+            state = "has no model_index.json"
+            if (folder / LORA_FILE).is_file():
+                state += f" and no {FILE_NAME} that names the model of its LoRA"
+            elif (folder / "student").is_dir():
+                state += f" (there is {Path(source) / 'student'})"
         elif folder.is_symlink():
             state = f"is a link to {os.readlink(folder)}, which does not exist"
         else:
