@@ -136,7 +136,7 @@ def _layout(sampler: FewStepSampler) -> OriginalLayout:
     """The layout of the release; raises ValueError for a family without one."""
     if (layout := sampler.family.original_layout) is None:
         known = dict.fromkeys(name for family in FAMILIES if family.original_layout for name in family.pipelines)
-        raise ValueError(f"got a {sampler.kind}; the original layout exists for {', '.join(known)}")
+        raise ValueError(f"--format checkpoint, kohya: a {sampler.kind} has no original layout; expects {', '.join(known)}")
     return layout
 
 

@@ -309,7 +309,7 @@ TEACHERS = {
     "a pickle": (lambda: file("a.ckpt", PICKLE), "a.ckpt is a pickle, which may run code"),
     "a LoRA": (
         lambda: f"{lora_in('.')}/pytorch_lora_weights.safetensors",
-        "model pytorch_lora_weights.safetensors is a LoRA, which needs its model; expects the model that the LoRA was trained on",
+        "model pytorch_lora_weights.safetensors is a LoRA, which needs its model; expects the model that the LoRA was",
     ),
     "the LoRA of a student": (
         lambda: f"{lora_in(student()())}/pytorch_lora_weights.safetensors",

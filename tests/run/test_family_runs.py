@@ -155,7 +155,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*TRANSFORMER_FAMILIES, "playground", "edm", "grey", "rgba", "ldm"])
+@pytest.mark.parametrize("family", [*TRANSFORMER_FAMILIES, "playground", "edm", "unconditional", "grey", "rgba", "ldm"])
 def test_every_method_makes_students_that_a_fresh_process_samples_the_same(family_folder, place, family):
     teacher, requests = family_folder(family), []
     prompts = {} if family in PROMPTS else {"data.prompts": str(place / "prompts.txt")}  # whose prompts are known
