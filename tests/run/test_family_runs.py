@@ -172,6 +172,14 @@ def test_every_method_makes_students_that_a_fresh_process_samples_the_same(famil
         torch.testing.assert_close(own_images(folder, family), images, atol=1e-5, rtol=0)
 
 
+def test_a_student_of_a_network_of_one_size_is_trained_further(family_folder, place):
+    changes = {"trainer__max_steps": 1, "solvers": ["ddim"]}
+    first = distill(settings(place, family_folder("dit"), "first", **changes))
+    second = distill(settings(place, family_folder("dit"), "second", start=str(first.student_folder), **changes))
+    name, moved = next(iter(first.networks.averaged.items()))
+    assert (second.networks.averaged[name] - moved).abs().max() < 0.01
+
+
 def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):
     save_checkpoint(open_pipeline(tiny_folder), place / "tiny.safetensors")
     changes = {"teacher_config": str(tiny_folder), "data__path": str(place / "images"), "lora__enabled": True}
