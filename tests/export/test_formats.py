@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,10 @@ def student(family_folder, tmp_path_factory):
     return folder_of
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("kind", ["diffusers", "checkpoint"])
+WHOLE = [*product(("sd1", "sd2", "sdxl"), (False, True), ("diffusers", "checkpoint")), ("sd3-without-t5", True, "diffusers")]
+
+
+@pytest.mark.parametrize(("family", "lora", "kind"), WHOLE)
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
     out = tmp_path / {"diffusers": "folder", "checkpoint": "one.safetensors"}[kind]
     assert export(str(student(family, lora)), kind, out).max_error < HALF
