@@ -210,7 +210,8 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
             f"{teacher.denoiser.prediction_type}, as its teacher does"
         )
-    teacher.family.set_size(pipeline, teacher.size)
+    if teacher.family.size(pipeline) != teacher.size:
+        teacher.family.set_size(pipeline, teacher.size)
     return network.to(teacher.pipeline.device)
 
 

@@ -42,9 +42,7 @@ class AuraFlow(Family):
         patches, max_patches = max(size) // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
         if patches > max_patches:
             max_edge = max_patches * factor * network.config.patch_size
-            raise ValueError(
-                f"data.resolution {max(size)}: the network has positions for {max_edge} pixels; expects at most these"
-            )
+            raise ValueError(f"the network has positions for {max_edge} pixels; expects at most these")
         super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:

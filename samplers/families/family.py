@@ -60,6 +60,8 @@ class Family(ABC):
         guided: whether classifier-free guidance is supported, and so `unconditional`.
         guidance_input: whether the guidance scale is an input of its teachers' networks, which need one call a step at any
             scale. Students keep that input, and `guided` is False.
+        normalizes_guidance: whether its pipelines give guided outputs (B, C, h, w) the norm of the conditional ones in each row
+            of w values (`cfg_normalization`).
         default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
         embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
             config).
@@ -89,6 +91,7 @@ class Family(ABC):
     prompt_encoders: tuple[str, ...] = ()
     optional_encoders: tuple[str, ...] = ()
     texts = guided = guidance_input = embeds_guidance = rectangles = bounded = accepts_eta = lora = passes_sigmas = False
+    normalizes_guidance = False
     stores_size = True
     default_guidance = 7.5
     pads = True
@@ -140,6 +143,9 @@ class Family(ABC):
         """Make `size` (height, width) the default size of its images, also of the images of a pipeline with its network.
 
         A family whose pipelines have only squares as their default sizes leaves another size to the arguments of the call.
+
+        Raises:
+            ValueError: the network does not support the size; the message is the reason and what is expected.
         """
         if size[0] != size[1] and not self.rectangles:
             return

@@ -27,8 +27,7 @@ class Lumina2(Family):
     """Lumina-Image 2.0 (Qin et al. 2025): a `Lumina2Transformer2DModel` of joint attention to the inner states of a Gemma 2.
 
     The network predicts x_0 - eps, and its time runs from noise to images. The pipeline prepends a system prompt to prompts,
-    but not to the unconditional one. Its `cfg_normalization` changes the norm of a guided prediction; teachers and students are
-    sampled without it, since the guidance that a student learns is linear in the scale.
+    but not to the unconditional one.
     """
 
     summary = "Lumina-Image 2.0: a transformer with joint attention in latent space, with a Gemma text encoder"
@@ -36,12 +35,10 @@ class Lumina2(Family):
     network_part = "transformer"
     default_guidance = 4.0
     prompt_encoders = ("text_encoder",)
-    texts = guided = passes_sigmas = lora = True
+    texts = guided = normalizes_guidance = passes_sigmas = lora = True
     schedules = ("flow",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "linear_3")
     cache_dtype = torch.bfloat16  # inner states of Gemma are not normalised, and exceed the range of float16
-    call_arguments: Mapping[str, Any] = {"cfg_normalization": False}
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}, cfg_normalization=False{eta})'
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, mask, _, _ = pipeline.encode_prompt(prompts, False, device=self.device(pipeline))

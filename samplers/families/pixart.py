@@ -41,10 +41,8 @@ class PixArt(Family):
         """
         network, sample_size = self.network(pipeline), size[0] // self.codec(pipeline).factor
         if network.use_additional_conditions:
-            raise ValueError(
-                f"data.resolution {max(size)}: a {type(pipeline).__name__} passes the image size to networks for "
-                f"{self.size(pipeline)[0]} pixels only; expects {self.size(pipeline)[0]}"
-            )
+            kind, own = type(pipeline).__name__, self.size(pipeline)[0]
+            raise ValueError(f"a {kind} passes the image size to networks for {own} pixels only; expects {own}")
         if size[0] != size[1]:
             return
         scale = network.pos_embed.interpolation_scale * sample_size / (network.pos_embed.base_size * network.config.patch_size)

@@ -51,9 +51,7 @@ class StableDiffusion3(Family):
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
         if max(size) > limit:
-            raise ValueError(
-                f"data.resolution {max(size)}: expects at most {limit} pixels, for which the network has positions"
-            )
+            raise ValueError(f"expects at most {limit} pixels, for which the network has positions")
         super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:

@@ -256,6 +256,12 @@ def student(**settings):
     return make
 
 
+def lora_in(folder):
+    Path(folder).mkdir(exist_ok=True)
+    save_file({"unet.conv_in.lora_A.weight": torch.zeros(2)}, f"{folder}/pytorch_lora_weights.safetensors")
+    return folder
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TEACHERS = {
     "no UNet": (teacher(lambda place: shutil.rmtree(place / "unet")), "it has no unet, which its model_index.json lists"),
@@ -302,8 +308,20 @@ TEACHERS = {
     "a file that claims too much": (lambda: file("a.safetensors", b"\xff" * 64), "a.safetensors is no safetensors file"),
     "a pickle": (lambda: file("a.ckpt", PICKLE), "a.ckpt is a pickle, which may run code"),
     "a LoRA": (
-        lambda: save_file({"lora": torch.zeros(2)}, "a.safetensors") or "a.safetensors",
-        "its architecture cannot be inferred",
+        lambda: f"{lora_in('.')}/pytorch_lora_weights.safetensors",
+        "model pytorch_lora_weights.safetensors is a LoRA, which needs its model; expects the model that the LoRA was",
+    ),
+    "the LoRA of a student": (
+        lambda: f"{lora_in(student()())}/pytorch_lora_weights.safetensors",
+        "is a LoRA, which needs its model; expects the folder of the student, student",
+    ),
+    "a LoRA without the settings of its student": (
+        lambda: lora_in("student"),
+        "student has no model_index.json and no gendistill.json that names the model of its LoRA; expects a diffusers pipeline",
+    ),
+    "a component": (
+        lambda: f"{teacher(lambda folder: None)()}/unet/diffusion_pytorch_model.safetensors",
+        "is the unet of a pipeline; expects its folder, other",
     ),
     "a folder named like markup": (lambda: "[/red]", "model [/red] does not exist"),
     "a hub id with a path": (lambda: "../etc/passwd", "model ../etc/passwd does not exist"),

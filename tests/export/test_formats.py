@@ -61,6 +61,7 @@ def student(family_folder, tmp_path_factory):
         ("sd2", False, "checkpoint"),
         ("sdxl", False, "diffusers"),
         ("sdxl", True, "checkpoint"),
+        ("sd3-without-t5", True, "diffusers"),
     ],
 )
 def test_a_whole_student_opens_again(student, tmp_path, family, lora, kind):
