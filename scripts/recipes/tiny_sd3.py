@@ -76,8 +76,10 @@ def matrices_of_layers(networks: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def explicit_attention() -> Iterator[None]:
-    """A context in which attention is computed by matrix products, without torch's kernels, whose backward pass is slow in bfloat16
-    on a CPU: a fifth of a step's time at this size."""
+    """A context in which attention is computed by matrix products.
+
+    The backward pass of torch's kernels is slow in bfloat16 on a CPU: a fifth of a step's time at this size.
+    """
     fused = F.scaled_dot_product_attention
 
     def attention(
