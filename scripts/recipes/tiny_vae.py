@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -67,6 +68,15 @@ def augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images
 
 
+def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
+    return error.square().mean() + 0.1 * error.abs().mean()
+
+
+def halved(x: torch.Tensor) -> torch.Tensor:
+    """Images or latents (N, C, H, W) at half of the edges."""
+    return F.avg_pool2d(x, 2)
+
+
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
     """Mean PSNR over images, 10 log10(peak^2 / MSE), of reconstructions from the posterior's mode."""
@@ -115,6 +125,12 @@ def main() -> None:
     parser.add_argument(
         "--decoder-of", type=Path, help="folder of an autoencoder to train the decoder of, for the same latents"
     )
+    parser.add_argument(
+        "--scale-equivariance",
+        type=float,
+        default=0.0,
+        help="weight of the loss of halved images, decoded from halved latents: smoother latents, which are learned faster",
+    )
     parser.add_argument("--bfloat16", action="store_true", help="autocast: faster where the CPU has instructions for it")
     args = parser.parse_args()
 
@@ -130,9 +146,12 @@ def main() -> None:
         images = augmented(train.images[rows], run.generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
             posterior: DiagonalGaussianDistribution = vae.encode(images).latent_dist
-            reconstructed = vae.decode(posterior.sample(run.generator)).sample
-        error = reconstructed - images
-        loss = error.square().mean() + 0.1 * error.abs().mean() + KL_WEIGHT * posterior.kl().mean()
+            latents = posterior.sample(run.generator)
+            error = vae.decode(latents).sample - images
+            loss = reconstruction_loss(error) + KL_WEIGHT * posterior.kl().mean()
+            if args.scale_equivariance:
+                smaller = vae.decode(halved(latents)).sample - halved(images)
+                loss = loss + args.scale_equivariance * reconstruction_loss(smaller)
         loss.backward()
         run.record(error.square().mean())
         if step % 500 == 499:
