@@ -21,11 +21,9 @@ def user_errors(config: RunConfig, num_processes: int) -> Iterator[None]:
     """Raise ValueError if memory or disk space runs out inside the context."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise ValueError(out_of_memory(config, num_processes)) from error
-    except (OSError, SafetensorError) as error:
+    except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        if ran_out(error):
+            raise ValueError(out_of_memory(config, num_processes)) from error
         os_error = as_os_error(error)
         if os_error is None or os_error.errno not in DISK:
             raise

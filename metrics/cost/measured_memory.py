@@ -66,8 +66,9 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> PeakMemory:
 
 def ran_out(error: Exception) -> bool:
     """Whether an error is an out-of-memory error, on any device."""
-    phrases = ("out of memory", "not enough memory")  # on a CPU and on MPS torch has no error class for it
-    named = isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in phrases)
+    # on a CPU and on MPS torch has no error class for it; the last ones are of C++, of the system, and of oneDNN
+    phrases = ("out of memory", "not enough memory", "bad_alloc", "cannot allocate memory", "could not create a memory")
+    named = isinstance(error, RuntimeError | OSError) and any(phrase in str(error).lower() for phrase in phrases)
     return named or isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
