@@ -72,7 +72,7 @@ def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
     return error.square().mean() + 0.1 * error.abs().mean()
 
 
-def halved(x: torch.Tensor) -> torch.Tensor:
+def half_size(x: torch.Tensor) -> torch.Tensor:
     """Images or latents (N, C, H, W) at half of the edges."""
     return F.avg_pool2d(x, 2)
 
@@ -129,7 +129,7 @@ def main() -> None:
         "--scale-equivariance",
         type=float,
         default=0.0,
-        help="weight of the loss of halved images, decoded from halved latents: smoother latents, which are learned faster",
+        help="weight of the loss of images of half the size, decoded from latents of half the size: smoother latents, which are learned faster",
     )
     parser.add_argument("--bfloat16", action="store_true", help="autocast: faster where the CPU has instructions for it")
     args = parser.parse_args()
@@ -150,7 +150,7 @@ def main() -> None:
             error = vae.decode(latents).sample - images
             loss = reconstruction_loss(error) + KL_WEIGHT * posterior.kl().mean()
             if args.scale_equivariance:
-                smaller = vae.decode(halved(latents)).sample - halved(images)
+                smaller = vae.decode(half_size(latents)).sample - half_size(images)
                 loss = loss + args.scale_equivariance * reconstruction_loss(smaller)
         loss.backward()
         run.record(error.square().mean())
