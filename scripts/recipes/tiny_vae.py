@@ -129,7 +129,7 @@ def main() -> None:
         "--scale-equivariance",
         type=float,
         default=0.0,
-        help="weight of the loss of images of half the size, decoded from latents of half the size: smoother latents, which are learned faster",
+        help="weight of the loss of small images, decoded from small latents: smoother latents, which are learned faster",
     )
     parser.add_argument("--bfloat16", action="store_true", help="autocast: faster where the CPU has instructions for it")
     args = parser.parse_args()
