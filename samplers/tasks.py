@@ -14,6 +14,10 @@ from torch import Tensor
 from gendistill.schedulers.noise import is_flow
 
 
+class TaskError(ValueError):
+    """A task for which diffusers has no pipeline of the model's family."""
+
+
 @dataclass(frozen=True)
 class Task:
     """The inputs of a call in addition to the prompts, one row per prompt.
@@ -64,7 +68,7 @@ class Task:
         """The stock pipeline for this task, with the parts of `pipeline`.
 
         Raises:
-            ValueError: diffusers has none.
+            TaskError: diffusers has none.
         """
         # imported here because they import every pipeline that diffusers has
         from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
@@ -78,9 +82,9 @@ class Task:
         try:
             task_pipeline = kind.from_pipe(pipeline, **({} if self.controlnet is None else {"controlnet": self.controlnet}))
         except ValueError as error:  # from classes that it does not list
-            raise ValueError(refused) from error
+            raise TaskError(refused) from error
         if self.arguments(slice(0, 0), task_pipeline).keys() - inspect.signature(task_pipeline.__call__).parameters.keys():
-            raise ValueError(refused)
+            raise TaskError(refused)
         if hasattr(pipeline, "default_sample_size"):  # of a pipeline that was built with it
             task_pipeline.default_sample_size = pipeline.default_sample_size
         if self.images is not None and is_flow(scheduler := pipeline.scheduler) and not hasattr(scheduler, "scale_noise"):

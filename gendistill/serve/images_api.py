@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from torch import Tensor
 
+from gendistill.samplers.tasks import TaskError
 from gendistill.serve.body import form_of, json_of
 from gendistill.serve.image_request import RefusedError, read_request
 from gendistill.serve.studio import Studio
@@ -55,6 +56,8 @@ def images_api(studio: Studio) -> APIRouter:
             generated = await _when_generated(studio.worker.submit(image_request), request)
         except RefusedError as error:
             return refusal(400, str(error), error.field)
+        except TaskError as error:
+            return refusal(400, str(error), "image")
         except BusyError as error:
             return refusal(429, str(error), headers={"Retry-After": "1"})
         except asyncio.CancelledError:

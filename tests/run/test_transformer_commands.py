@@ -1,19 +1,23 @@
 """Every command on a student of Stable Diffusion 3 and of Flux: planned, sampled, served, evaluated and compared."""
 
 import contextlib
+import io
 import json
 import sys
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
+from tiny_families import TINY
 from tiny_runs import settings_of
 
 from gendistill import cli
 from gendistill.run.distill import distill
 from gendistill.sampling.load import ON_CPU
 from gendistill.serve.image_request import RequestLimits, read_request
+from gendistill.serve.server import application
 from gendistill.serve.studio import open_models, studio_of
 
 FEW = ["--reference", "assets/emoji/heldout-*.tar.gz", "--caption", "subcategory", "--num", "4", "--device", "cpu"]
@@ -66,6 +70,19 @@ def test_it_is_served_next_to_its_teacher(run):
         images = [studio.worker.submit(request).result().images for request in requests]
     assert [image.shape for image in images] == [(1, 32, 32, 3)] * 3
     assert not torch.equal(images[0], images[1])
+
+
+@pytest.mark.skipif("auraflow" not in TINY, reason="the installed versions cannot build it")
+def test_a_task_for_which_diffusers_has_no_pipeline_is_one_sentence_of_the_server(family_folder):
+    models, _ = open_models(str(family_folder("auraflow")), None, ON_CPU)
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "png")
+    with studio_of(models, RequestLimits()) as studio:
+        client = TestClient(application(studio, "localhost"), base_url="http://localhost")
+        answer = client.post("/v1/images/edits", data={"prompt": "food"}, files={"image": ("image.png", image.getvalue())})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "image"
+    assert "no pipeline for image-to-image with a AuraFlowPipeline" in answer.json()["error"]["message"]
 
 
 @pytest.mark.slow
