@@ -1,5 +1,6 @@
 """`gendistill` in processes of its own that start at once: forks of a server that has imported everything already."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -111,6 +112,7 @@ def limit(what, size):
 def _run(work, output, errors, folder, environment, before):
     import torch
 
+    gc.freeze()  # what the server has imported; a garbage collection that visits it takes 0.3 s and copies its memory
     with open(output, "ab") as file, open(errors or output, "ab") as beside:
         os.dup2(file.fileno(), 1)
         os.dup2(beside.fileno(), 2)

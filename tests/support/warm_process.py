@@ -8,11 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 SERVER = """
-import json, os, sys
+import gc, json, os, sys
+gc.disable()
 import torch, peft, transformers, diffusers
 from diffusers import StableDiffusionPipeline, StableDiffusion3Pipeline
 
 torch.set_num_threads(1)
+gc.freeze()
+gc.enable()
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
