@@ -101,8 +101,9 @@ def _has_checkpoints(run: Path) -> bool:
 def _compared(config: RunConfig) -> dict[str, Any]:
     """The settings by name that a resumed run has to share, with absolute paths."""
     values: dict[str, Any] = {}
+    absolute = located(config)
     for name in setting_names(type(config)):
-        value: Any = located(config)
+        value: Any = absolute
         for part in name.split("."):
             value = getattr(value, part)
         if name not in CHANGEABLE:
