@@ -52,6 +52,12 @@ def family_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def evaluation_cache(tmp_path_factory):
+    """A cache of features and images for evaluations that test something else."""
+    return tmp_path_factory.mktemp("evaluation-cache")
+
+
+@pytest.fixture(scope="session")
 def halved_run(tiny_folder, tmp_path_factory):
     """A run that left two students with a slider, after a step of training each."""
     place = tmp_path_factory.mktemp("halved")

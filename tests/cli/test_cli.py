@@ -1,8 +1,6 @@
 """The command line in fresh processes, from a teacher folder to images sampled by plain diffusers."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import yaml
 from fresh_process import ran
 from PIL import Image
 from tiny_pipeline import ROOT
+from warm_process import ran_warm
 
 from gendistill.samplers import FewStepSampler, StudentSpec
 
@@ -82,7 +81,7 @@ def by_plain_diffusers(full, lora, embedded, place):
         spec, generated[kind] = StudentSpec.load(folder / "student"), place / f"{kind}-by-diffusers.npy"
         wanted = spec.num_inference_steps[0], spec.pipeline_guidance_scale, spec.eta
         jobs.append((str(folder / "student"), spec.teacher if spec.lora else "", *wanted, PROMPTS, str(generated[kind])))
-    done = subprocess.run([sys.executable, "-c", PLAIN_DIFFUSERS, json.dumps(jobs)], capture_output=True, text=True)
+    done = ran_warm(PLAIN_DIFFUSERS, json.dumps(jobs), folder=place)
     assert done.returncode == 0, done.stderr
     return {kind: np.load(file) for kind, file in generated.items()}
 

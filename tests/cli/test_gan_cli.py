@@ -36,9 +36,9 @@ def ran(arguments, place, code=0):
 
 
 @pytest.fixture(scope="module")
-def evaluated(gans, tmp_path_factory):
+def evaluated(gans, evaluation_cache, tmp_path_factory):
     place = tmp_path_factory.mktemp("evaluated")
-    few = ["--reference", HELD_OUT, "--caption", "category", "--num", str(NUM), "--cache", place / "cache"]
+    few = ["--reference", HELD_OUT, "--caption", "category", "--num", str(NUM), "--cache", evaluation_cache]
     printed = ran(["evaluate", gans["student"], *few, "--out", place / "out"], place)
     return place, printed, json.loads((place / "out" / "evaluation.json").read_text())
 
@@ -107,12 +107,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("command", "sentence"), MISTAKES, ids=[" ".join(command) for command, _ in MISTAKES])
-def test_a_mistake_is_one_sentence_and_exit_code_2(gans, command, sentence, tmp_path):
+def test_a_mistake_is_one_sentence_and_exit_code_2(gans, command, sentence, evaluation_cache, tmp_path):
     arguments = [str(gans.get(part, part)) for part in command]
     if command[0] == "sample":
         arguments += ["--out", str(tmp_path / "out.png")]
     else:
-        arguments += ["--reference", HELD_OUT, "--num", "20", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "c")]
+        arguments += ["--reference", HELD_OUT, "--num", "20", "--out", tmp_path / "out", "--cache", evaluation_cache]
     told = ran(arguments, tmp_path, code=2)
     assert re.search(r"error: .*" + sentence, told)
 
@@ -145,13 +145,13 @@ def test_costs_are_counted_and_timed_side_by_side(evaluated, gans):
         assert result["speed_up"][str(of["batch_size"])] == pytest.approx(medians["teacher"] / medians["student"])
 
 
-def test_the_figures_are_those_of_the_images_that_were_sampled(evaluated, gans):
+def test_the_figures_are_those_of_the_images_that_were_sampled(evaluated, gans, evaluation_cache):
     """Generated once more by hand: prompts by frequency, the seeds of the evaluation."""
     from gendistill.evaluation.evaluation_config import EvaluationConfig
     from gendistill.evaluation.evaluator import build_evaluator
 
-    place, _, result = evaluated
-    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="category", num=NUM, cache=str(place / "cache")))
+    _, _, result = evaluated
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="category", num=NUM, cache=str(evaluation_cache)))
     generated = {}
     for name in ("teacher", "student"):
         images = open_sampler(gans[name]).images(evaluator.prompts, evaluator.seeds)
@@ -176,8 +176,8 @@ def test_the_report_shows_both_from_the_same_noise_and_between_noises_and_loads_
         assert "student" in section
 
 
-def test_a_teacher_alone_is_evaluated_into_rows_and_its_caption_field_is_found(gans, tmp_path):
-    few = ["--reference", HELD_OUT, "--num", "20", "--cache", tmp_path / "cache", "--out", tmp_path / "out", "--json"]
+def test_a_teacher_alone_is_evaluated_into_rows_and_its_caption_field_is_found(gans, evaluation_cache, tmp_path):
+    few = ["--reference", HELD_OUT, "--num", "20", "--cache", evaluation_cache, "--out", tmp_path / "out", "--json"]
     ran(["evaluate", gans["teacher"], *few], tmp_path)
     (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert row["model"] == "teacher"
@@ -207,8 +207,8 @@ def test_the_field_that_names_a_gans_classes_is_the_one_that_holds_nothing_else(
         class_caption(HELD_OUT, [few])
 
 
-def test_a_generator_of_oblong_images_without_classes_is_evaluated_without_clip(gans, tmp_path):
-    few = ["--reference", HELD_OUT, "--num", "20", "--cache", tmp_path / "cache", "--out", tmp_path / "out"]
+def test_a_generator_of_oblong_images_without_classes_is_evaluated_without_clip(gans, evaluation_cache, tmp_path):
+    few = ["--reference", HELD_OUT, "--num", "20", "--cache", evaluation_cache, "--out", tmp_path / "out"]
     ran(["evaluate", gans["plain"], "--extractor", "emoji", *few], tmp_path)
     (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert "clip_score" not in row["scores"]

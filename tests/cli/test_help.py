@@ -1,15 +1,14 @@
 """Help that teaches: examples that can be typed, lists from the registries, explanations of settings, completion by Tab."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
+from fresh_process import gendistill as process_of_gendistill
 
 from gendistill import cli
 from gendistill.cli import overview
@@ -179,17 +178,13 @@ def test_the_catalogue_is_read_from_the_cache_until_the_installation_changes(mon
         ("explain progressive.sam", {"progressive.sampler"}),
     ],
 )
-def test_the_tab_key_completes(typed, expected):
+def test_the_tab_key_completes(typed, expected, tmp_path):
     words = ["gendistill", *typed.split(" ")]
     environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
         "_GENDISTILL_COMPLETE": "complete_bash",
         "COMP_WORDS": " ".join(words),
         "COMP_CWORD": str(len(words) - 1),
     }
-    program = "import sys; sys.argv = ['gendistill']; from gendistill.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120
-    )
-    assert set(done.stdout.split()) == expected, done.stderr
+    process = process_of_gendistill([], tmp_path / "shown", folder=ROOT, environment=environment)
+    process.wait()
+    assert set(process.text.split()) == expected

@@ -43,12 +43,12 @@ def probes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def options(tiny_folder, halved_run, probes, tmp_path_factory):
+def options(tiny_folder, halved_run, probes, evaluation_cache, tmp_path_factory):
     place = tmp_path_factory.mktemp("compared")
     models = ["compare", str(tiny_folder), str(halved_run), "--steps", "1,2,4", "--reference", HELD_OUT]
     few = ["--caption", "subcategory", "-w", "2", "--solver", "ddim", "--quick", "--num", "40", "--probes", str(probes)]
     few += ["--metrics", "attributes,modes,robustness"]
-    return [*models, *few, "--cache", str(place / "cache"), "--out", str(place / "out")], place
+    return [*models, *few, "--cache", str(evaluation_cache), "--out", str(place / "out")], place
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +96,20 @@ def test_regressions_of_the_student_are_reported_against_the_first_model(compare
     assert 0 <= broke["memorisation"]["student"]["near_fraction"] <= 1
 
 
-def test_a_repeated_comparison_samples_and_times_nothing_anew(compared, options):
+def test_a_repeated_comparison_samples_and_times_nothing_anew(compared, options, evaluation_cache):
     place, _ = compared
-    before = {file: file.stat().st_mtime_ns for file in (place / "cache").rglob("*.png")}
+    before = {file: file.stat().st_mtime_ns for file in evaluation_cache.rglob("*.png")}
     costs = {file: file.stat().st_mtime_ns for file in (place / "out" / "costs").iterdir()}
     first = json.loads((place / "out" / "comparison.json").read_text())
     process = gendistill(options[0], place / "printed again", folder=ROOT)
     assert process.wait() == 0, process.text
-    assert {file: file.stat().st_mtime_ns for file in (place / "cache").rglob("*.png")} == before
+    assert {file: file.stat().st_mtime_ns for file in evaluation_cache.rglob("*.png")} == before
     assert {file: file.stat().st_mtime_ns for file in (place / "out" / "costs").iterdir()} == costs
     again = json.loads((place / "out" / "comparison.json").read_text())
     assert [row["scores"] for row in again["rows"]] == [row["scores"] for row in first["rows"]]
 
 
-def test_a_model_does_not_differ_from_itself(tiny_folder, tmp_path):
+def test_a_model_does_not_differ_from_itself(tiny_folder, evaluation_cache, tmp_path):
     (tmp_path / "same").symlink_to(tiny_folder)
     found = compare(
         [str(tiny_folder), str(tmp_path / "same")],
@@ -120,7 +120,7 @@ def test_a_model_does_not_differ_from_itself(tiny_folder, tmp_path):
             num=12,
             guidance_scale=1.0,
             quick=True,
-            cache=str(tmp_path / "cache"),
+            cache=str(evaluation_cache),
             out=tmp_path / "out",
             device="cpu",
         ),
@@ -148,8 +148,8 @@ def test_models_are_named_by_as_many_path_components_as_make_them_distinct():
         distinct_names(["a", "a"])
 
 
-def test_neutral_and_unusual_prompts_occur_equally_often_and_have_their_own_seeds(probes, tmp_path):
-    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(tmp_path)))
+def test_neutral_and_unusual_prompts_occur_equally_often_and_have_their_own_seeds(probes, evaluation_cache):
+    evaluator = build_evaluator(EvaluationConfig(HELD_OUT, caption="subcategory", num=4, cache=str(evaluation_cache)))
     found = Probes.load(probes)
     open_prompts = neutral(evaluator, found.attributes["vendor"], 7)
     assert open_prompts.prompts == ["", "food", "", "food", "", "food", ""]
@@ -210,7 +210,7 @@ def test_50_steps_of_tiny_sd_differ_from_8_with_500_prompts(tmp_path):
     assert torch.isfinite(torch.tensor(test.interval.high))
 
 
-def test_models_without_prompts_are_compared_without_clip(family_folder, tmp_path):
+def test_models_without_prompts_are_compared_without_clip(family_folder, evaluation_cache, tmp_path):
     folder = family_folder("unconditional")
     found = compare(
         [str(folder)],
@@ -220,7 +220,7 @@ def test_models_without_prompts_are_compared_without_clip(family_folder, tmp_pat
             num=8,
             quick=True,
             extractor="emoji",
-            cache=str(tmp_path / "cache"),
+            cache=str(evaluation_cache),
             out=tmp_path / "out",
             device="cpu",
         ),

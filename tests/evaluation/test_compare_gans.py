@@ -18,14 +18,14 @@ unusual: {path: unusual.txt}
 
 
 @pytest.fixture(scope="module")
-def compared(gans, tiny_folder, tmp_path_factory):
+def compared(gans, tiny_folder, evaluation_cache, tmp_path_factory):
     place = tmp_path_factory.mktemp("compared-gans")
     (place / "probes.yaml").write_text(PROBES)
     (place / "unusual.txt").write_text("zebra\nyak\n")
     models = [gans["teacher"], gans["student"].parent, tiny_folder]
     few = ["--steps", "1,2", "--solver", "ddim", "--quick", "--num", "40", "--metrics", "attributes,modes,robustness"]
     few += ["--caption", "category", "--reference", HELD_OUT]
-    where = ["--probes", place / "probes.yaml", "--cache", place / "cache", "--out", place / "out", "--device", "cpu"]
+    where = ["--probes", place / "probes.yaml", "--cache", evaluation_cache, "--out", place / "out", "--device", "cpu"]
     process = gendistill(["compare", *models, *few, *where], place / "printed", folder=ROOT)
     assert process.wait() == 0, process.text
     return place, json.loads((place / "out" / "comparison.json").read_text())

@@ -6,9 +6,9 @@ TEMPLATE = "my_metric"
 HELD_OUT = "assets/emoji/heldout-*.tar.gz"
 
 
-def test_it_is_computed_printed_stored_shown_and_listed(gendistill, gans, tmp_path, pytestconfig):
+def test_it_is_computed_printed_stored_shown_and_listed(gendistill, gans, evaluation_cache, tmp_path, pytestconfig):
     given = ["evaluate", gans["student"], "--reference", HELD_OUT, "--caption", "category", "--num", "8", "--device", "cpu"]
-    given += ["--cache", tmp_path / "cache", "--out", tmp_path / "out"]
+    given += ["--cache", evaluation_cache, "--out", tmp_path / "out"]
     done = gendistill(*given, "--metrics", "nn", "--json", folder=pytestconfig.rootpath)
     assert done.returncode == 0, done.stderr
     (student,), (teacher,) = json.loads(done.stdout)["student"], json.loads(done.stdout)["teacher"]

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from diffusers import UNet2DModel
 from test_opening import tiny_gan
 from torch import nn
+from warm_process import ran_warm
 
 from gendistill.gan import gan_export as export
 from gendistill.gan.architectures.rrdb import RRDBGenerator
@@ -127,7 +126,8 @@ def test_torch_alone_opens_the_program_as_the_card_says(student):
     (code,) = [block for block in card.split("```python\n")[1:] if "torch.export.load" in block]
     code = code.split("```")[0].replace("PATH_OF_THIS_FOLDER", str(student))
     check = "\nimport sys\nassert tuple(images.shape) == (4, 3, 16, 16)\nassert 'gendistill' not in sys.modules"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code + check], check=True, cwd="/", env={"OMP_NUM_THREADS": "1"})
+    opened = ran_warm(code + check, folder="/")
+    assert opened.returncode == 0, opened.stderr
 
 
 def test_the_card_opens_it_with_gendistill_and_onnxruntime_too(student):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from unseen_generators import UNSEEN, Unseen
+from warm_process import ran_warm
 
 from gendistill.networks.pruning import pruned_architecture
 from gendistill.networks.pruning.prune import compress
@@ -50,7 +49,8 @@ def test_another_process_rebuilds_it_from_class_record_and_safetensors(tmp_path:
     (tmp_path / "slim.json").write_text(json.dumps(pruned_architecture.record(student)))
     save_file(student.state_dict(), tmp_path / "weights.safetensors")
     save_file({"x": unseen.inputs()[0]}, tmp_path / "x.safetensors")
-    subprocess.run([sys.executable, "-c", ELSEWHERE, str(tmp_path)], check=True, timeout=60)
+    rebuilt = ran_warm(ELSEWHERE, tmp_path, folder=tmp_path)
+    assert rebuilt.returncode == 0, rebuilt.stderr
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "y.safetensors")["y"], student(*unseen.inputs()))
 

@@ -56,7 +56,7 @@ def test_a_student_is_trained_and_opens_in_few_steps(settings, tmp_path, changes
     "terms",
     [
         {"align__on_policy_fraction": 0.5, "align__distribution__sliced_wasserstein": 1.0},
-        {"align__distribution__adversarial": 0.5},
+        pytest.param({"align__distribution__adversarial": 0.5}, marks=pytest.mark.slow),
         {"align__distribution__adversarial": 0.5, "method": "consistency", "align__weight": 1.0},
         {"align__peer": "mutual", "align__on_policy_fraction": 0.5, "align__distribution__adversarial": {0: 0, 2: 0.5}},
     ],

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -96,7 +97,7 @@ def assert_nothing_is_half_written(run):
 
 
 @pytest.mark.parametrize("moment", ["of the clock", "of a write"])
-@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(distill, uninterrupted, tmp_path, moment, times):
     expected, seconds, writes = uninterrupted
     random, kills, number = Random(moment), 0, 0
@@ -120,12 +121,20 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(distill, uninte
     assert kills == times
 
 
-@pytest.fixture
-def half_done(distill, tmp_path):
-    """A run that ended after 4 of its steps, with checkpoints of steps 2 and 4."""
-    process = distill(tmp_path / "run", {"trainer.max_steps": 4})
+@pytest.fixture(scope="module")
+def half_way(place, distill):
+    """A run that ended after 4 of its steps, with checkpoints of steps 2 and 4, in a folder with its data."""
+    folder = place / "half-way"
+    process = distill(folder / "run", {"trainer.max_steps": 4})
     assert process.wait() == 0, process.text
-    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == ["step-00000002", "step-00000004"]
+    assert Checkpoints(folder / "run" / "checkpoints").steps() == ["step-00000002", "step-00000004"]
+    return folder.rename(place / "half-done")  # so that a copy is the run, moved with its data
+
+
+@pytest.fixture
+def half_done(half_way, tmp_path):
+    """A copy of the run for each test."""
+    shutil.copytree(half_way, tmp_path, dirs_exist_ok=True, symlinks=True)
     return tmp_path / "run"
 
 
@@ -236,21 +245,20 @@ def test_memory_that_runs_out_is_one_sentence_that_says_what_would_fit(distill, 
     ) in process.text
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step_and_names_the_command_that_resumes_it(
-    distill, place, tmp_path, number, code
-):
-    run = tmp_path / "stopped"
-    process = distill(run, {"trainer.max_steps": 100_000, "trainer.checkpoint_every": 50_000, "trainer.validate_every": 50_000})
-    while not (run / "log.jsonl").exists() or '"step": 7,' not in (run / "log.jsonl").read_text():
-        assert not process.ended_within(0.05), process.text
-    process.signal(number)
-    assert process.wait() == code, process.text
-    last = Checkpoints(run / "checkpoints").load_last()
-    steps = last.state["step"]
-    resume = f"gendistill distill --config {run}/config.yaml --resume"
-    assert f"stopped after step {steps}; its checkpoint is saved; to resume, run: {resume}" in process.text
-    assert "Traceback" not in process.text
+def test_a_stopped_run_leaves_the_checkpoint_of_its_last_step_and_names_the_command_that_resumes_it(distill, place, tmp_path):
+    run, steps = tmp_path / "stopped", 0
+    settings = {"trainer.max_steps": 100_000, "trainer.checkpoint_every": 50_000, "trainer.validate_every": 50_000}
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        process = distill(run, settings)
+        while not (run / "log.jsonl").exists() or f'"step": {steps + 7},' not in (run / "log.jsonl").read_text():
+            assert not process.ended_within(0.05), process.text
+        process.signal(number)
+        assert process.wait() == code, process.text
+        last = Checkpoints(run / "checkpoints").load_last()
+        steps = last.state["step"]
+        resume = f"gendistill distill --config {run}/config.yaml --resume"
+        assert f"stopped after step {steps}; its checkpoint is saved; to resume, run: {resume}" in process.text
+        assert "Traceback" not in process.text
     straight = distill(tmp_path / "straight", {"trainer.max_steps": steps, "trainer.validate_every": 50_000})
     assert straight.wait() == 0, straight.text
     for file in ("weights.safetensors", "optimizers.safetensors"):

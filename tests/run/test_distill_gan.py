@@ -1,8 +1,6 @@
 """Generators that nobody listed, distilled from the command line as their users would, in fresh processes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from fresh_process import gendistill
 from PIL import Image
 from safetensors.torch import save_file
 from unseen_generators import UNSEEN
+from warm_process import ran_warm
 
 from gendistill.data.sources.source import open_source
 from gendistill.networks import counting
@@ -128,8 +127,7 @@ def test_its_program_opens_without_gendistill_and_without_the_users_module(disti
     inputs = unseen.inputs(3)[0].clamp(-1, 1)
     torch.save(inputs, tmp_path / "inputs.pt")
     program = place / "run" / "student" / "generator.pt2"
-    command = [sys.executable, "-c", WITHOUT_US, program, tmp_path / "inputs.pt", tmp_path / "outputs.pt", unseen.module]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    process = ran_warm(WITHOUT_US, program, "inputs.pt", "outputs.pt", unseen.module, folder=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == [], "neither is imported"
     outputs = torch.load(tmp_path / "outputs.pt", weights_only=True)
