@@ -44,6 +44,7 @@ class AuditContext:
         amount: number of images to generate for each attribute and each kind of prompt.
         audits: the requested names in `AUDITS`.
         fitted: probes that were fitted for an earlier student, by attribute.
+        captioned: captions that were read earlier, by path and caption field.
     """
 
     evaluator: Evaluator
@@ -53,6 +54,13 @@ class AuditContext:
     audits: Sequence[str] = ()
     progress: Callable[[int], None] | None = None
     fitted: dict[str, LinearProbe] = field(default_factory=dict)
+    captioned: dict[tuple[str, str | None], list[str]] = field(default_factory=dict)
+
+    def captions(self, path: str, caption: str | None) -> list[str]:
+        """Captions of all images of a source, which is read once."""
+        if (path, caption) not in self.captioned:
+            self.captioned[path, caption] = captions_of(image_source(path, caption))
+        return self.captioned[path, caption]
 
     def features_of(self, source: ImageSource) -> Tensor:
         """Features (N, D) of all images of a source."""

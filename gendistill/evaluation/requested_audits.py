@@ -149,28 +149,28 @@ def _probe(context: AuditContext, name: str, attribute: Attribute) -> LinearProb
     source = image_source(reference, attribute.caption)
     cached = attribute.features == "extractor"
     features = as_tensor(context.evaluator.reference.features) if cached else _source_inputs(context, source, attribute)
-    captions = captions_of(source)
+    captions = context.captions(reference, attribute.caption)
     if len(captions) != len(features):
         raise ValueError("the reference has images that cannot be decoded, so captions do not match images; remove them.")
     values = [[value] if isinstance(value, str) else value for value in attribute.values.values()]
     phrases = sorted((phrase for phrase_list in values for phrase in phrase_list), key=len, reverse=True)
     pattern = re.compile("|".join(re.escape(phrase.lower()) for phrase in phrases))
     groups = [pattern.sub("", caption.lower()) for caption in captions]  # images that differ in the attribute only
-    probe = fit_probe(features, _labels(reference, name, attribute), attribute=name, groups=groups)
+    probe = fit_probe(features, _labels(context, reference, name, attribute), attribute=name, groups=groups)
     if held_out is not None and held_out.with_images:
         with suppress(ValueError):  # held-out images may lack a value
-            labels = _labels(held_out.path, name, attribute)
+            labels = _labels(context, held_out.path, name, attribute)
             held_out_features = _source_inputs(context, image_source(held_out.path, attribute.caption), attribute)
             probe = probe.tested(held_out_features, labels, on="held-out images")
     return probe
 
 
-def _labels(path: str, name: str, attribute: Attribute) -> list[str | None]:
+def _labels(context: AuditContext, path: str, name: str, attribute: Attribute) -> list[str | None]:
     """The attribute's value in the caption of each image of a source; None for images that the probe is not trained on."""
     rule = AttributeRule(name, attribute.values, attribute.otherwise)
-    labels = rule.labels(captions_of(image_source(path, attribute.caption)))
+    labels = rule.labels(context.captions(path, attribute.caption))
     for kind, words in attribute.among.items():
-        others = captions_of(image_source(path, kind))
+        others = context.captions(path, kind)
         labels = [label if words.lower() in text.lower() else None for label, text in zip(labels, others, strict=True)]
     return labels
 

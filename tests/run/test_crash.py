@@ -55,8 +55,21 @@ def distill(place):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(place, distill):
-    """What a run leaves that nobody disturbs, the seconds it takes, and how often it writes."""
+def half_way(place, distill):
+    """A run that ended after 4 of its steps, with checkpoints of steps 2 and 4, in a folder with its data."""
+    folder = place / "half-way"
+    process = distill(folder / "run", {"trainer.max_steps": 4})
+    assert process.wait() == 0, process.text
+    assert Checkpoints(folder / "run" / "checkpoints").steps() == ["step-00000002", "step-00000004"]
+    return folder.rename(place / "half-done")  # so that a copy is the run, moved with its data
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place, distill, half_way):
+    """What a run leaves that nobody disturbs, the seconds it takes, and how often it writes.
+
+    `half_way` has started the server of processes: with the start in the seconds, most runs would end before they are killed.
+    """
     run, counted = place / "uninterrupted", place / "writes"
     started = time.monotonic()
     process = distill(run, before=partial(count_writes, run, counted))
@@ -119,16 +132,6 @@ def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(distill, uninte
         number += 1
         run = tmp_path / f"run-{number}"
     assert kills == times
-
-
-@pytest.fixture(scope="module")
-def half_way(place, distill):
-    """A run that ended after 4 of its steps, with checkpoints of steps 2 and 4, in a folder with its data."""
-    folder = place / "half-way"
-    process = distill(folder / "run", {"trainer.max_steps": 4})
-    assert process.wait() == 0, process.text
-    assert Checkpoints(folder / "run" / "checkpoints").steps() == ["step-00000002", "step-00000004"]
-    return folder.rename(place / "half-done")  # so that a copy is the run, moved with its data
 
 
 @pytest.fixture
