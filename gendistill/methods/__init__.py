@@ -10,6 +10,7 @@ from gendistill.methods.compression import CompressionRecipe, first_outline
 from gendistill.methods.consistency import ConsistencyRecipe
 from gendistill.methods.decoder import DecoderRecipe
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
+from gendistill.methods.distribution_matching import DistributionMatchingRecipe
 from gendistill.methods.gan_build import GanRecipe
 from gendistill.methods.latent_alignment import AlignmentRecipe
 from gendistill.methods.method_registry import RECIPES, compresses, recipe_of, register
@@ -17,7 +18,15 @@ from gendistill.methods.progressive import ProgressiveRecipe
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
 
 COMPRESSION = CompressionRecipe()
-for _recipe in (ConsistencyRecipe(), ProgressiveRecipe(), AlignmentRecipe(), COMPRESSION, DecoderRecipe(), GanRecipe()):
+for _recipe in (
+    ConsistencyRecipe(),
+    ProgressiveRecipe(),
+    AlignmentRecipe(),
+    DistributionMatchingRecipe(),
+    COMPRESSION,
+    DecoderRecipe(),
+    GanRecipe(),
+):
     register(_recipe)
 
 __all__ = ["RECIPES", "Recipe", "RunConfig", "Stage", "StageOutline", "denoiser_stages", "outline_of", "recipe_of", "register"]

@@ -110,13 +110,23 @@ class DenoiserMethod(Method):
         raise NotImplementedError
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        total, logs = self.loss(batch, step, random)
+        yield from self.student_updates(self.loss(batch, step, random), batch, step, random)
+
+    def student_updates(
+        self, own: LossAndLogs, batch: Batch, step: int, random: PerSampleRandom, watch: dict[str, Tensor] | None = None
+    ) -> Iterator[Update]:
+        """The update of the student by the method's own loss and the auxiliary losses, whose critics step before it.
+
+        Args:
+            watch: outputs of other networks that the own loss depends on, see `Update.watch`.
+        """
+        total, logs = own
         for auxiliary in self.auxiliary:
             if weight := weight_at(auxiliary.weight, step):
                 value, terms = yield from auxiliary.updates(batch, step, random)
                 logs = {**logs, "own": total.detach(), auxiliary.name: value.detach(), **terms}
                 total = total + weight * value
-        yield Update(total, ("student", *self.with_student), {"loss": total.detach(), **logs})
+        yield Update(total, ("student", *self.with_student), {"loss": total.detach(), **logs}, watch or {})
 
     def trained_modules(self) -> dict[str, nn.Module]:
         students = {name: networks.student.network for name, networks in self.students.items()}

@@ -43,8 +43,8 @@ MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's moments per trained p
 class Calls:
     """Samples that pass through the denoisers in a step: `plain` without gradients, `learning` with gradients."""
 
-    plain: int = 0
-    learning: int = 0
+    plain: float = 0
+    learning: float = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class StepNeeds:
         optimizer: bytes of the optimizer state.
         step: peak bytes of activations and gradients.
         trained: number of trained parameters.
-        rows: samples that pass through the denoisers in one forward and backward pass.
+        rows: samples that pass through the denoisers in the forward and backward passes of all updates of a step, the mean of
+            a cycle of steps.
         passes: forward and backward passes of an optimizer step (gradient accumulation).
     """
 
@@ -216,7 +217,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     modules = _modules_in_memory(method, networks)
     _count_calls(modules, type(network), calls)
     batch = _batch(config, networks, rows, latents, dtype)
-    step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
+    step = peak_bytes(lambda: _cycle(method, batch, rows), copies_of_convolutions=cpu)
     num_trained = sum(parameter.numel() for parameter in trained)
     return StepNeeds(
         encoding,
@@ -224,7 +225,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
         num_trained * MOMENTS[config.trainer.optimizer],
         step,
         num_trained,
-        calls,
+        Calls(calls.plain / method.cycle, calls.learning / method.cycle),
         passes,
     )
 
@@ -234,9 +235,11 @@ def _keeps_all_parts(config: RunConfig) -> bool:
     return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
 
 
-def _step(method: Method, batch: Batch, rows: int) -> None:
-    for update in method.updates(batch, Step(0, 0.0), PerSampleRandom(0, 0, 0, rows)):
-        update.loss.backward()
+def _cycle(method: Method, batch: Batch, rows: int) -> None:
+    """The updates of all steps until they repeat."""
+    for step in range(method.cycle):
+        for update in method.updates(batch, Step(step, 0.0), PerSampleRandom(0, step, 0, rows)):
+            update.loss.backward()
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:

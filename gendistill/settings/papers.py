@@ -26,6 +26,8 @@ CFG = Paper("Ho & Salimans 2022", "Classifier-Free Diffusion Guidance", "2207.12
 CLIP = Paper("Radford et al. 2021", "Learning Transferable Visual Models From Natural Language Supervision", "2103.00020")
 CONSISTENCY = Paper("Song et al. 2023", "Consistency Models", "2303.01469")
 DENOISING_STUDENT = Paper("Luhman & Luhman 2021", "Knowledge Distillation in Iterative Generative Models", "2101.02388")
+DMD = Paper("Yin et al. 2024", "One-step Diffusion with Distribution Matching Distillation", "2311.18828")
+DMD2 = Paper("Yin et al. 2024b", "Improved Distribution Matching Distillation for Fast Image Synthesis", "2405.14867")
 DPM_SOLVER = Paper(
     "Lu et al. 2022", "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095"
 )
@@ -36,7 +38,9 @@ LORA = Paper("Hu et al. 2021", "LoRA: Low-Rank Adaptation of Large Language Mode
 MULTISTEP_CONSISTENCY = Paper("Heek et al. 2024", "Multistep Consistency Models", "2403.06807")
 MUTUAL = Paper("Zhang et al. 2018", "Deep Mutual Learning", "1706.00384")
 PROGRESSIVE = Paper("Salimans & Ho 2022", "Progressive Distillation for Fast Sampling of Diffusion Models", "2202.00512")
+SD3 = Paper("Esser et al. 2024", "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206")
 TCD = Paper("Zheng et al. 2024", "Trajectory Consistency Distillation", "2402.19159")
+TDM = Paper("Luo et al. 2025", "Learning Few-Step Diffusion Models by Trajectory Distribution Matching", "2503.06674")
 
 # networks and optimisation
 ADAM = Paper("Kingma & Ba 2015", "Adam: A Method for Stochastic Optimization", "1412.6980")

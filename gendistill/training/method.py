@@ -63,6 +63,11 @@ class Method(ABC):
         return True
 
     @property
+    def cycle(self) -> int:
+        """Number of steps after which the updates repeat; all optimizers step in the last step of a cycle."""
+        return 1
+
+    @property
     def averages(self) -> Mapping[str, MovingAverage]:
         """All moving averages by optimizer name; `student` is `networks`. They are updated after each step, and saved."""
         return {"student": self.networks}
