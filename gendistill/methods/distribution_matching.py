@@ -5,8 +5,8 @@ the fake score, a second denoiser, is trained to know that of the student's own 
 the student need not follow the teacher's trajectories, and no images are needed.
 
 The samples of a student of several steps are those of its own sampler, from noise, as after training (backward simulation,
-Yin et al. 2024b, section 4.5). A sample is the prediction of x_0 in one of the steps; or, with `segments`, the point x_s at which
-the step arrives, which is compared at the timesteps of that step (Luo et al. 2025, TDM).
+Yin et al. 2024b, section 4.5). A sample is the prediction of x_0 in one of the steps; or, with `segments`, the point x_s at
+which the step arrives, which is compared at the timesteps of that step (Luo et al. 2025, TDM).
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class DistributionMatchingConfig(Section):
     times: TimesConfig = TimesConfig()
     segments: bool = Field(
         False,
-        description="Match the points at which the student's steps arrive, each at the timesteps of its step, in place of x_0 at "
-        "all timesteps",
+        description="Match the points at which the student's steps arrive, each at the timesteps of its step, in place of x_0 "
+        "at all timesteps",
         json_schema_extra=about(paper=papers.TDM),
     )
     ema_decay: float = Field(
