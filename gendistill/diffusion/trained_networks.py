@@ -76,7 +76,7 @@ class Networks(MovingAverage):
     lora: LoraConfig | None = None
 
 
-def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Any = None) -> Networks:
+def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Denoiser | None = None) -> Networks:
     """Three networks; the student is initialised from the teacher, in float32 for a teacher of any precision.
 
     All networks are in evaluation mode, as the base of a LoRA is: conditions are dropped by the method, not by the network.
@@ -85,15 +85,15 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, star
     that the student equals the teacher at first.
 
     Args:
-        start: a network to initialise the student from instead of the teacher.
+        start: a denoiser to initialise the student from instead of the teacher; it may have another prediction type.
     """
-    initial = teacher.network if start is None else start
-    student = copy_network(initial, time_cond_proj_dim).float().eval().requires_grad_(True)
+    initial = teacher if start is None else start
+    student = copy_network(initial.network, time_cond_proj_dim).float().eval().requires_grad_(True)
     average = copy.deepcopy(student).requires_grad_(False)
     return Networks(
         teacher,
-        teacher.with_network(student),
-        teacher.with_network(average),
+        initial.with_network(student),
+        initial.with_network(average),
         dict(student.named_parameters()),
         dict(average.named_parameters()),
     )

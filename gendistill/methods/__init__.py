@@ -50,7 +50,7 @@ def _stages(context: DenoiserContext) -> Iterator[Stage]:
         first = COMPRESSION.first_stage(context)
         yield first
         assert isinstance(first.method, DenoiserMethod)
-        context = replace(context, start=first.method.networks.average.network)
+        context = replace(context, start=first.method.networks.average)
     yield from recipe.stages(context)
 
 

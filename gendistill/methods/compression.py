@@ -178,7 +178,7 @@ class CompressionRecipe(Recipe):
         config, teacher, settings = context.config, context.teacher, context.config.compression
         pruning = pruning_for(teacher.network, context.family)
         student = pruning.pruned(compressed_config(pruning, config.compress), partial(_prediction, context))
-        networks = replace(context, start=student.network).networks()
+        networks = replace(context, start=teacher.with_network(student.network)).networks()
         requested = any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES)
         requested |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
         chosen = settings.features.layers or student.ends

@@ -162,7 +162,7 @@ class DenoiserContext:
         family: family of the teacher's pipeline.
         teacher: frozen.
         unconditional: the encoded empty prompt (batch of 1), for guidance.
-        start: a network that the student is initialised from instead of the teacher's.
+        start: a denoiser that the student is initialised from instead of the teacher.
         opened: the teacher's pipeline, for losses that need its codec; its text encoders are released. None on the meta device.
         examples: a batch of the training data, on which pruning measures importance; None on the meta device.
     """
@@ -171,7 +171,7 @@ class DenoiserContext:
     family: Family
     teacher: Denoiser
     unconditional: Conditioning
-    start: Any = None
+    start: Denoiser | None = None
     opened: Teacher | None = None
     examples: Batch | None = None
 

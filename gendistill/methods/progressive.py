@@ -179,8 +179,8 @@ class ProgressiveDistillation(DenoiserMethod):
     ) -> None:
         self.networks, self.guidance, self.config, self.times, self.auxiliary = networks, guidance, config, times, auxiliary
         networks.decay = config.ema_decay
-        teacher, student = networks.teacher, networks.student
-        self.start = teacher.fraction if student.prediction_type == teacher.prediction_type else 0.0
+        student = networks.student
+        self.start = student.fraction
         self.change_steps = config.prediction_type_steps
         self._averaged = (0, self.start)  # a step and its `average_fraction`, from which the next one is computed
         if max_steps is not None:
@@ -334,16 +334,18 @@ class ProgressiveRecipe(Recipe):
         config, teacher = context.config, context.teacher
         settings: ProgressiveConfig = config.progressive
         guidance = Guidance(context.unconditional, config.guidance)
-        prediction_type = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
         networks = context.networks()
+        given = networks.student.prediction_type
+        prediction_type = settings.prediction_type if given == "epsilon" else given
 
         def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
             grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
             return Stage(method, _trainer(config, name), student, f"stages/{name}", [steps], [solver], grids)
 
-        if config.guidance.changes(teacher) or prediction_type != teacher.prediction_type:
-            networks.student = networks.student.with_prediction_type(prediction_type)
-            networks.average = networks.average.with_prediction_type(prediction_type)
+        if config.guidance.changes(teacher) or prediction_type != given:
+            fraction = 1.0 if prediction_type == given else 0.0
+            networks.student = networks.student.with_prediction_type(prediction_type, fraction)
+            networks.average = networks.average.with_prediction_type(prediction_type, fraction)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
             max_steps = _trainer(config, GUIDANCE_STAGE).max_steps
             method = GuidanceDistillation(networks, guidance, settings, times, max_steps=max_steps)

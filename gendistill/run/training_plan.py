@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -58,8 +58,7 @@ class StepNeeds:
         optimizer: bytes of the optimizer state.
         step: peak bytes of activations and gradients.
         trained: number of trained parameters.
-        rows: samples that pass through the denoisers in the forward and backward passes of all updates of a step, the mean of
-            a cycle of steps.
+        rows: samples that pass through the denoisers in one forward and backward pass, the mean of a cycle of steps.
         passes: forward and backward passes of an optimizer step (gradient accumulation).
     """
 
@@ -217,7 +216,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     modules = _modules_in_memory(method, networks)
     _count_calls(modules, type(network), calls)
     batch = _batch(config, networks, rows, latents, dtype)
-    step = peak_bytes(lambda: _cycle(method, batch, rows), copies_of_convolutions=cpu)
+    step = peak_bytes(lambda: _steps(method, batch, rows, calls), copies_of_convolutions=cpu)
     num_trained = sum(parameter.numel() for parameter in trained)
     return StepNeeds(
         encoding,
@@ -225,7 +224,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
         num_trained * MOMENTS[config.trainer.optimizer],
         step,
         num_trained,
-        Calls(calls.plain / method.cycle, calls.learning / method.cycle),
+        calls,
         passes,
     )
 
@@ -235,11 +234,17 @@ def _keeps_all_parts(config: RunConfig) -> bool:
     return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
 
 
-def _cycle(method: Method, batch: Batch, rows: int) -> None:
-    """The updates of all steps until they repeat."""
-    for step in range(method.cycle):
+def _steps(method: Method, batch: Batch, rows: int, calls: Calls) -> None:
+    """The first step of a cycle, which stands for all but the last, and the last; `calls` become the mean of the cycle."""
+    for step, fraction in {0: 1 - 1 / method.cycle, method.cycle - 1: 1 / method.cycle}.items():
+        before = replace(calls)
         for update in method.updates(batch, Step(step, 0.0), PerSampleRandom(0, step, 0, rows)):
             update.loss.backward()
+            for name in update.optimizers:
+                for parameter in method.trained_parameters()[name].values():
+                    parameter.grad = None  # as after the step of an optimizer
+        calls.plain = before.plain + fraction * (calls.plain - before.plain)
+        calls.learning = before.learning + fraction * (calls.learning - before.learning)
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:

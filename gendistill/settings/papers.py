@@ -27,7 +27,7 @@ CLIP = Paper("Radford et al. 2021", "Learning Transferable Visual Models From Na
 CONSISTENCY = Paper("Song et al. 2023", "Consistency Models", "2303.01469")
 DENOISING_STUDENT = Paper("Luhman & Luhman 2021", "Knowledge Distillation in Iterative Generative Models", "2101.02388")
 DMD = Paper("Yin et al. 2024", "One-step Diffusion with Distribution Matching Distillation", "2311.18828")
-DMD2 = Paper("Yin et al. 2024b", "Improved Distribution Matching Distillation for Fast Image Synthesis", "2405.14867")
+DMD2 = Paper("Yin et al. 2024", "Improved Distribution Matching Distillation for Fast Image Synthesis", "2405.14867")
 DPM_SOLVER = Paper(
     "Lu et al. 2022", "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095"
 )

@@ -64,7 +64,7 @@ class Method(ABC):
 
     @property
     def cycle(self) -> int:
-        """Number of steps after which the updates repeat; all optimizers step in the last step of a cycle."""
+        """Number of steps after which the updates repeat: all optimizers step in the last of them, the others are equal."""
         return 1
 
     @property

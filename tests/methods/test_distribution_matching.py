@@ -18,6 +18,7 @@ from test_consistency_of_a_mixture import (
     posterior_mean,
 )
 from test_latent_alignment_of_a_mixture import shares
+from tiny_runs import settings_of
 from tiny_training import tiny_data
 from torch import nn
 
@@ -30,6 +31,7 @@ from gendistill.diffusion.trained_networks import Networks, full_networks
 from gendistill.losses.score_matching import DIVERGENCES, divergence_weights, forward_process, reverse_kl_gradient
 from gendistill.methods.distribution_matching import DistributionMatching, DistributionMatchingConfig, numbered_steps
 from gendistill.run.config import load_config
+from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
 from gendistill.training.trainer import Trainer
@@ -355,3 +357,15 @@ def test_a_fake_score_that_falls_behind_ends_the_training():
     assert method.stop_reason({"fake_score_error": 1.0}) is None
     with pytest.raises(ValueError, match=r"fake_score\.steps 5: .* expects at most trainer\.max_steps \(3\)"):
         load_config(None, {"method": "distribution_matching", "trainer.max_steps": 3})
+
+
+def test_a_student_of_another_prediction_type_than_its_teacher_is_trained_further(halved_run, tiny_folder, tmp_path):
+    changes = {"method": "distribution_matching", "distribution_matching__fake_score__steps": 2, "steps": [2, 1]}
+    changes |= {"start": str(halved_run / "student-2"), "trainer__max_steps": 2}
+    result = distill(settings_of(tmp_path, tiny_folder, "run", guidance__mode="embedded", **changes))
+    networks = result.method.networks
+    assert (networks.teacher.prediction_type, networks.student.prediction_type) == ("epsilon", "v_prediction")
+    assert result.exported.prediction_type == "v_prediction"
+    assert "time_embedding.cond_proj.weight" in result.method.fake_score.parameters
+    with pytest.raises(ValueError, match=r"start .*student-2: its guidance scale is an input; expects guidance\.mode=embedded"):
+        distill(settings_of(tmp_path, tiny_folder, "baked", **changes))
