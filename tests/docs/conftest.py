@@ -173,6 +173,7 @@ def _shrink(config):
     config.trainer = config.trainer.model_copy(update={**limits, "trackers": [], "optimizer": "adamw"})
     config.device, config.lora.rank = "cpu", 2
     config.data.num_synthetic, config.data.synthetic_steps = 4, 2
+    config.distribution_matching.fake_score.steps = 1
     config.align.trajectories, config.align.trajectory_steps = 4, 2
     config.progressive = config.progressive.model_copy(
         update={"start_steps": 2 * max(config.steps), "stages": {}, "grid": None}
