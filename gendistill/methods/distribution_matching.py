@@ -217,6 +217,10 @@ class DistributionMatching(DenoiserMethod):
         return [self.fake_score, *super().critics]
 
     @property
+    def shards(self) -> bool:
+        return not self.auxiliary
+
+    @property
     def cycle(self) -> int:
         return self.config.fake_score.steps
 

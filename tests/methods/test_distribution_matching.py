@@ -19,14 +19,13 @@ from test_consistency_of_a_mixture import (
 )
 from test_latent_alignment_of_a_mixture import shares
 from tiny_runs import settings_of
-from tiny_training import tiny_data
+from tiny_training import tiny_data, tiny_trainer
 from torch import nn
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.rollout import few_step_rollout
-from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import Networks, full_networks
 from gendistill.losses.score_matching import DIVERGENCES, divergence_weights, forward_process, reverse_kl_gradient
 from gendistill.methods.distribution_matching import DistributionMatching, DistributionMatchingConfig, numbered_steps
@@ -34,8 +33,6 @@ from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.training.trainer import Trainer
-from gendistill.training.trainer_config import TrainerConfig
 
 NOTHING, UNGUIDED = Conditioning(), Guidance(Conditioning(), GuidanceConfig(scale=1.0))
 
@@ -296,16 +293,11 @@ def test_a_sample_without_distance_from_its_teachers_prediction_has_a_finite_gra
 
 @pytest.fixture
 def trainer(tiny_folder, tmp_path):
-    """trainer(folder, max_steps): a fresh one for a student of two steps and of one, which is updated in every second step."""
+    """trainer(folder, max_steps): a fresh one whose student is updated in every second step."""
 
-    def make(folder, max_steps, **settings):
-        torch.manual_seed(0)
-        teacher = load_teacher(tiny_folder)
-        config = DistributionMatchingConfig(fake_score={"steps": 2}, **settings)
-        guidance = Guidance(teacher.unconditional(), GuidanceConfig())
-        method = DistributionMatching(full_networks(teacher.denoiser), guidance, config, [2, 1])
-        limits = TrainerConfig(max_steps=max_steps, batch_size=4, checkpoint_every=1, log_every=1, trackers=[])
-        return Trainer(method, tiny_data(tiny_folder, tmp_path / "cache"), limits, tmp_path / folder, seed=5, cpu=True)
+    def make(folder, max_steps):
+        data, limits = tiny_data(tiny_folder, tmp_path / "cache"), {"checkpoint_every": 1, "log_every": 1}
+        return tiny_trainer(tiny_folder, data, tmp_path / folder, matching=2, max_steps=max_steps, **limits)
 
     return make
 

@@ -8,6 +8,7 @@ from gendistill.diffusion.guidance import Guidance, GuidanceConfig
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import full_networks, lora_config, lora_networks
 from gendistill.methods.consistency import ConsistencyConfig, ConsistencyDistillation
+from gendistill.methods.distribution_matching import DistributionMatching, DistributionMatchingConfig
 from gendistill.training.trainer import Trainer
 from gendistill.training.trainer_config import TrainerConfig
 
@@ -29,8 +30,11 @@ def tiny_data(teacher_folder, folder):
     return LatentData(write_cache(folder, [as_rows(moments, prompts)]))
 
 
-def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **settings):
-    """A fresh one for the run folder `folder`, as a fresh process makes it; `settings` of TrainerConfig."""
+def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, matching=0, **settings):
+    """A fresh one for the run folder `folder`, as a fresh process makes it; `settings` of TrainerConfig.
+
+    With `matching` it is one of distribution matching for 2 steps and 1, with so many updates of the fake score in a cycle.
+    """
     teacher = load_teacher(teacher_folder)
     networks = (
         lora_networks(teacher.denoiser, lora_config(teacher.family.lora_targets, 4))
@@ -44,7 +48,10 @@ def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, **s
                 parameter.copy_(0.01 * torch.randn(parameter.shape, generator=fill) if number % 2 == 0 else parameter * 0)
         networks.update_average(0.0)
     guidance = Guidance(teacher.unconditional(), GuidanceConfig())
-    method = ConsistencyDistillation(networks, guidance, ConsistencyConfig(num_ddim_timesteps=10))
+    if matching:
+        method = DistributionMatching(networks, guidance, DistributionMatchingConfig(fake_score={"steps": matching}), [2, 1])
+    else:
+        method = ConsistencyDistillation(networks, guidance, ConsistencyConfig(num_ddim_timesteps=10))
     config = TrainerConfig(
         **{"batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 1, "trackers": [], **settings}
     )

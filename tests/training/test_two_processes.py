@@ -180,12 +180,13 @@ def run_in_shards(place, folder, teacher, steps, processes, sharded, **settings)
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
 def test_all_processes_hold_the_same_average_and_one_can_go_on(place, tiny_folder, tmp_path, sharded):
-    run_in_shards(place, tmp_path / "two", tiny_folder, 4, 2, sharded)
+    settings = {"matching": int(sharded)}  # two trained networks in shards
+    run_in_shards(place, tmp_path / "two", tiny_folder, 4, 2, sharded, **settings)
     averages = [load_file(tmp_path / "two" / f"average-{rank}.safetensors") for rank in (0, 1)]
     for name, tensor in averages[0].items():
         assert tensor.equal(averages[1][name]), name
-    run_in_shards(place, tmp_path / "two", tiny_folder, 6, 2, sharded)  # resumed
-    run_in_shards(place, tmp_path / "one", tiny_folder, 6, 1, False)
+    run_in_shards(place, tmp_path / "two", tiny_folder, 6, 2, sharded, **settings)  # resumed
+    run_in_shards(place, tmp_path / "one", tiny_folder, 6, 1, False, **settings)
     assert_same_curve(tmp_path / "two", tmp_path / "one", steps=6)
 
 
