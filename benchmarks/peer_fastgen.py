@@ -1,4 +1,4 @@
-"""The losses of distribution matching beside those of NVIDIA's FastGen, on the same tensors.
+"""The losses of distribution matching compared with those of NVIDIA's FastGen, on the same tensors.
 
     git clone https://github.com/NVlabs/FastGen
     python benchmarks/peer_fastgen.py FastGen
@@ -61,26 +61,26 @@ def divergence_table(checkout: Path) -> Any:
 
 
 def pairs(fastgen: Any, weights: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, our value and FastGen's, of all losses, gradients and weights."""
+    """Name, gendistill's value and the peer's, of all losses, gradients and weights."""
     generator = torch.Generator().manual_seed(0)
     x, fake, real, noise = torch.randn(4, 8, 4, 16, 16, generator=generator)
     t = torch.randint(20, 980, (8,), generator=generator)
     x.requires_grad_()
-    ours = loss_with_gradient(x, reverse_kl_gradient(x, fake, real).detach())
-    theirs = fastgen.variational_score_distillation_loss(x, real, fake)
-    yield "distribution matching", ours, theirs
-    yield "its gradient", *(torch.autograd.grad(loss, x)[0] * x.numel() for loss in (ours, theirs))
-    for name, their_name in PREDICTION_TYPES.items():
+    value = loss_with_gradient(x, reverse_kl_gradient(x, fake, real).detach())
+    peer = fastgen.variational_score_distillation_loss(x, real, fake)
+    yield "distribution matching", value, peer
+    yield "its gradient", *(torch.autograd.grad(loss, x)[0] * x.numel() for loss in (value, peer))
+    for name, peer_name in PREDICTION_TYPES.items():
         target = from_prediction(Prediction(x.detach(), noise), t, name, SCHEDULE)
-        theirs = fastgen.denoising_score_matching_loss(their_name, fake, x.detach(), noise, SCHEDULE, t)
-        yield f"fake score, {name}", (fake - target).square().mean(), theirs
+        peer = fastgen.denoising_score_matching_loss(peer_name, fake, x.detach(), noise, SCHEDULE, t)
+        yield f"fake score, {name}", (fake - target).square().mean(), peer
     logits, real_logits = torch.randn(2, 8, 3, generator=generator)
     yield "generator", generator_loss(logits, "logistic"), fastgen.gan_loss_generator(logits)
-    theirs = fastgen.gan_loss_discriminator(real_logits, logits)
-    yield "discriminator", discriminator_loss(real_logits, logits, "logistic"), theirs
-    for name, their_name in DIVERGENCES.items():
-        theirs = weights[their_name](logits[:, 0].exp()).expand(len(logits))
-        yield f"weights, {name}", divergence_weights(logits[:, 0], name), theirs / theirs.mean()
+    peer = fastgen.gan_loss_discriminator(real_logits, logits)
+    yield "discriminator", discriminator_loss(real_logits, logits, "logistic"), peer
+    for name, peer_name in DIVERGENCES.items():
+        peer = weights[peer_name](logits[:, 0].exp()).expand(len(logits))
+        yield f"weights, {name}", divergence_weights(logits[:, 0], name), peer / peer.mean()
 
 
 def main() -> None:
@@ -88,8 +88,8 @@ def main() -> None:
     parser.add_argument("checkout", type=Path, help="a checkout of NVIDIA's FastGen")
     checkout = parser.parse_args().checkout
     largest = 0.0
-    for name, ours, theirs in pairs(common_loss(checkout), divergence_table(checkout)):
-        difference = float(((ours - theirs).abs().max() / theirs.abs().max()).detach())
+    for name, value, peer in pairs(common_loss(checkout), divergence_table(checkout)):
+        difference = float(((value - peer).abs().max() / peer.abs().max()).detach())
         largest = max(largest, difference)
         print(f"{name:32} {difference:.1e}")
     sys.exit(int(largest > 1e-5))

@@ -335,15 +335,15 @@ class ProgressiveRecipe(Recipe):
         settings: ProgressiveConfig = config.progressive
         guidance = Guidance(context.unconditional, config.guidance)
         networks = context.networks()
-        given = networks.student.prediction_type
-        prediction_type = settings.prediction_type if given == "epsilon" else given
+        initial = networks.student.prediction_type
+        prediction_type = settings.prediction_type if initial == "epsilon" else initial
 
         def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
             grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
             return Stage(method, _trainer(config, name), student, f"stages/{name}", [steps], [solver], grids)
 
-        if config.guidance.changes(teacher) or prediction_type != given:
-            fraction = 1.0 if prediction_type == given else 0.0
+        if config.guidance.changes(teacher) or prediction_type != initial:
+            fraction = 1.0 if prediction_type == initial else 0.0
             networks.student = networks.student.with_prediction_type(prediction_type, fraction)
             networks.average = networks.average.with_prediction_type(prediction_type, fraction)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
