@@ -241,9 +241,9 @@ class DistributionMatching(DenoiserMethod):
         student, shape, device = self.networks.student, batch.latents.shape[1:], batch.latents.device
         schedule = student.schedule
         conditioning, scale = self.guidance.sample(batch.conditioning, random)
-        count, k = random.of_step(2)
-        count = self.steps[int(count * len(self.steps))]
-        k = int(k * count)
+        which_count, which_step = random.of_step(2)
+        count = self.steps[int(which_count * len(self.steps))]
+        k = int(which_step * count)
         noise = to_device(random.normal(shape), device)
         sampler_step = partial(self._sampler_step, random=random)
         x_t, t = few_step_rollout(student, noise, conditioning, count, k, sampler_step)
@@ -344,5 +344,5 @@ class DistributionMatchingRecipe(Recipe):
         config, networks, solvers = context.config, context.networks(), context.solvers[:1]
         auxiliary = auxiliary_alignment(context, networks, config.steps)
         guidance, settings = Guidance(context.unconditional, config.guidance), config.distribution_matching
-        method = DistributionMatching(networks, guidance, settings, config.steps, *solvers, auxiliary)
+        method = DistributionMatching(networks, guidance, settings, config.steps, solvers[0], auxiliary)
         yield Stage(method, config.trainer, steps=config.steps, solvers=solvers)

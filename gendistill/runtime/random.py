@@ -117,7 +117,8 @@ class PerSampleRandom:
 
     def of_step(self, count: int) -> list[float]:
         """`count` uniform numbers in [0, 1) that all samples of the step share; the same in every call."""
-        return torch.rand(count, generator=_generator("step", self.seed, self.step), dtype=torch.float64).tolist()
+        numbers: list[float] = torch.rand(count, generator=_generator("step", self.seed, self.step)).tolist()
+        return numbers
 
 
 def _generator(purpose: str, *parts: int) -> torch.Generator:

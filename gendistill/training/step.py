@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -156,11 +156,11 @@ class OptimizerStep:
         optimizer.zero_grad(set_to_none=True)
         return None if norm is None else full_tensor(norm)
 
-    def _clip(self, gradients_of: Iterable[nn.Parameter]) -> Tensor | None:
+    def _clip(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
         """Clip the gradients of one network; returns their norm. accelerate's own function is for one sharded module."""
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
-        clip = nn.utils.clip_grad_norm_ if sharded else self.accelerator.clip_grad_norm_
-        norm: Tensor | None = clip(gradients_of, self.config.max_grad_norm)
+        clip: Callable[..., Any] = nn.utils.clip_grad_norm_ if sharded else self.accelerator.clip_grad_norm_
+        norm: Tensor | None = clip(parameters, self.config.max_grad_norm)
         return norm
 
     def _check(self, name: str, parameters: dict[str, nn.Parameter], update: Update) -> None:
