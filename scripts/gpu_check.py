@@ -224,7 +224,7 @@ def step_without_waiting(machine: Machine, method: str) -> tuple[str, bool | Non
     trained = next(denoiser_stages(context)).method
     conditioning = teacher.encode_prompts(list(PROMPTS) * 2)
     for number in range(2):
-        latents = torch.randn(4, *teacher.latent_shape, device=machine.device)
+        latents = torch.randn(4, *teacher.codec.latent_shape(teacher.size), device=machine.device)
         batch = Batch(latents, conditioning, trajectories_like(latents, conditioning))
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error" if number else "default")  # the first step fills caches

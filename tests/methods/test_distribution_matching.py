@@ -1,11 +1,12 @@
 """Distribution matching: its gradient is that of the KL in closed form, its losses are those of the papers, and it resumes."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from test_consistency_of_a_mixture import (
     CENTRES,
     SCHEDULE,
@@ -25,14 +26,23 @@ from torch import nn
 from gendistill.data.batches import Batch
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance, GuidanceConfig
-from gendistill.diffusion.rollout import few_step_rollout
-from gendistill.diffusion.trained_networks import Networks, full_networks
+from gendistill.diffusion.rollout import few_step_rollout, rollout_times
+from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.trained_networks import Networks, full_networks, lora_config, lora_networks
 from gendistill.losses.score_matching import DIVERGENCES, divergence_weights, forward_process, reverse_kl_gradient
-from gendistill.methods.distribution_matching import DistributionMatching, DistributionMatchingConfig, numbered_steps
+from gendistill.methods.distribution_matching import (
+    DistributionMatching,
+    DistributionMatchingConfig,
+    FakeScore,
+    FakeScoreConfig,
+    numbered_steps,
+)
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
+from gendistill.samplers import noisy_step
 from gendistill.samplers.conditioning import Conditioning
+from gendistill.schedulers import fresh_noise, solver_eta, student_scheduler, to_prediction
 
 NOTHING, UNGUIDED = Conditioning(), Guidance(Conditioning(), GuidanceConfig(scale=1.0))
 
@@ -361,3 +371,50 @@ def test_a_student_of_another_prediction_type_than_its_teacher_is_trained_furthe
     assert "time_embedding.cond_proj.weight" in result.method.fake_score.parameters
     with pytest.raises(ValueError, match=r"start .*student-2: its guidance scale is an input; expects guidance\.mode=embedded"):
         distill(settings_of(tmp_path, tiny_folder, "baked", **changes))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd3", "dit"])
+def test_the_number_of_a_step_is_an_input_of_the_fake_score_alone(family_folder, family, generator):
+    """A LoRA, whose base is that of all networks; and all weights of a DiT, each of whose blocks embeds t."""
+    teacher = load_teacher(family_folder(family))
+    lora, denoiser = teacher.family.lora, teacher.denoiser
+    networks = lora_networks(denoiser, lora_config(teacher.family.lora_targets, 2)) if lora else full_networks(denoiser)
+    fake = FakeScore(networks, FakeScoreConfig(), 3)
+    conditions = teacher.encode_prompts(["0" if family == "dit" else "food"])
+    inputs = torch.randn(1, *teacher.codec.latent_shape(teacher.size), generator=generator), torch.tensor([499]), conditions
+    before = [network(*inputs).x_0 for network in (networks.student, networks.teacher)]
+    torch.testing.assert_close(fake(*inputs, step=2).x_0, before[1])
+    with torch.no_grad():
+        fake.step_embedding.vectors[2].normal_(generator=generator)
+    torch.testing.assert_close(fake(*inputs, step=0).x_0, before[1])
+    assert not torch.allclose(fake(*inputs, step=2).x_0, before[1])
+    for network, expected in zip((networks.student, networks.teacher), before, strict=True):
+        torch.testing.assert_close(network(*inputs).x_0, expected)
+
+    def gradients():
+        parameters = list(fake.parameters.values())
+        return torch.autograd.grad(fake(*inputs, step=2).x_0.square().mean(), parameters, allow_unused=True)
+
+    expected = [gradient for gradient in gradients() if gradient is not None]
+    fake.module.enable_gradient_checkpointing()
+    for found, other in zip([gradient for gradient in gradients() if gradient is not None], expected, strict=True):
+        torch.testing.assert_close(found, other)
+
+
+@pytest.mark.parametrize(("solver", "tolerance"), [("ddim", 1e-5), ("tcd", 1e-5), ("lcm", 2e-3)])  # LCM's c_skip is not 0
+def test_the_steps_of_the_rollout_are_those_of_the_scheduler_that_a_student_is_exported_with(solver, tolerance, generator):
+    config = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config
+    scheduler = student_scheduler(solver, config, "sample", 40)
+    scheduler.set_timesteps(4)
+    times = rollout_times(4, SCHEDULE)
+    assert scheduler.timesteps.tolist() == times[:-1]
+    options = {"eta": solver_eta(solver)} if solver == "tcd" else {}
+    x_t, x_0 = torch.randn(2, 3, 4, generator=generator)
+    for t, s in pairwise(times):
+        noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(t))
+        found = scheduler.step(x_0, t, x_t, generator=torch.Generator().manual_seed(t), **options).prev_sample
+        prediction = to_prediction(x_0, x_t, torch.full((3,), t), "sample", SCHEDULE)
+        x_t = noisy_step(prediction, noise, torch.full((3,), s), SCHEDULE, fresh_noise(solver))
+        if s != SCHEDULE.clean or solver != "tcd":  # whose last step ends at timestep 0
+            torch.testing.assert_close(found, x_t, atol=tolerance, rtol=0)
+    torch.testing.assert_close(x_t, x_0)
