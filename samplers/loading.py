@@ -228,6 +228,10 @@ def _require_pipeline(source: str | Path, folder: Path) -> dict[str, Any]:
             state = "cannot be read: permission denied"
         elif os.path.isdir(folder):
             state = "has no model_index.json"
+            if (folder / LORA_FILE).is_file():
+                state += f" and no {FILE_NAME} that names the model of its LoRA"
+            elif (folder / "student").is_dir():
+                state += f" (there is {Path(source) / 'student'})"
         elif folder.is_symlink():
             state = f"is a link to {os.readlink(folder)}, which does not exist"
         else:

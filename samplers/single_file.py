@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from transformers import CLIPTokenizer
 from gendistill.samplers.families import FAMILIES, family_called, require_supported
 from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.missing_weights import MissingWeightsError, network_class, open_network, require_all
+from gendistill.samplers.spec import FILE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 OPTIONAL = ("feature_extractor", "image_encoder")  # pipelines sample without them
 LABELS = {"unet": "UNet", "vae": "VAE"}
 MERGES = Path(__file__).parent / "clip-merges" / "merges.txt.gz"
+LORA_WEIGHT = re.compile(r"(^|[._])(lora|hada|lokr|lycoris)([._]|$)")
 CLIP_VOCABULARY = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -42,13 +45,14 @@ def architecture_of(file: Path, config: str | None = None) -> Path:
             folder without CLIP's tokenizer gets it.
 
     Raises:
-        ValueError: the file does not exist, is a pickle or lacks a component, or its architecture cannot be inferred.
+        ValueError: the file does not exist, is a pickle or a LoRA or lacks a component, or its architecture cannot be inferred.
     """
     if not file.is_file():
         raise ValueError(f"model {file} does not exist; expects a .safetensors checkpoint, a diffusers folder or a hub id")
     if file.suffix != ".safetensors":
         raise ValueError(f"model {file} is a pickle, which may run code when it is opened; expects a .safetensors checkpoint")
     shapes = _header(file)
+    _require_pipeline_weights(file, shapes)
     folder = _config_folder(file, shapes, config)
     index = _index(folder)
     require_supported(file, index["_class_name"])
@@ -133,6 +137,16 @@ def _header(file: Path) -> Shapes:
             return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"model {file} is no safetensors file: {error}") from error
+
+
+def _require_pipeline_weights(file: Path, shapes: Shapes) -> None:
+    """Raise ValueError for a LoRA, or for a component in the folder of a pipeline, with the model that is expected instead."""
+    if any(LORA_WEIGHT.search(name) for name in shapes):
+        student = (file.parent / FILE_NAME).is_file()
+        expected = f"the folder of the student, {file.parent}" if student else "the model that the LoRA was trained on"
+        raise ValueError(f"model {file} is a LoRA, which needs its model; expects {expected}")
+    if (file.parent.parent / "model_index.json").is_file():
+        raise ValueError(f"model {file} is the {file.parent.name} of a pipeline; expects its folder, {file.parent.parent}")
 
 
 def _index(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import Tensor
 
 from gendistill.schedulers.noise import is_flow
@@ -84,8 +84,9 @@ class Task:
         if hasattr(pipeline, "default_sample_size"):  # of a pipeline that was built with it
             task_pipeline.default_sample_size = pipeline.default_sample_size
         if self.images is not None and is_flow(scheduler := pipeline.scheduler) and not hasattr(scheduler, "scale_noise"):
-            shift = scheduler.config.flow_shift
-            task_pipeline.scheduler = FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps, shift)
+            renoises = str(scheduler.config.algorithm_type).startswith("sde")
+            stock: Any = FlowMatchLCMScheduler if renoises else FlowMatchEulerDiscreteScheduler
+            task_pipeline.scheduler = stock(scheduler.config.num_train_timesteps, scheduler.config.flow_shift)
         task_pipeline.set_progress_bar_config(disable=True)
         return task_pipeline
 
@@ -115,7 +116,8 @@ def grid_arguments(pipeline: Any, original: Any, steps: int) -> dict[str, Any]:
     """The arguments with which `Task.pipeline` of an original pipeline samples on the same grid of timesteps.
 
     Pipelines of Stable Diffusion 3 for images expect a `FlowMatchEulerDiscreteScheduler`, which samples as DPM-Solver of first
-    order does, but has the trailing grid only if the sigmas, before its shift, are passed.
+    order does, or a `FlowMatchLCMScheduler` in place of its SDE solver. These have the trailing grid only if the sigmas, before
+    their shift, are passed.
     """
     if pipeline.scheduler is original.scheduler or "sigmas" not in inspect.signature(pipeline.__call__).parameters:
         return {}

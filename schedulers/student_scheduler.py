@@ -58,13 +58,14 @@ def flow_scheduler(solver: str, schedule: NoiseSchedule, passes_sigmas: bool) ->
       own sigmas would end close to 0, and `DPMSolverMultistepScheduler` of first order, which is the same method, has the
       trailing ones.
     - `dpm-solver++`: `DPMSolverMultistepScheduler` of second order.
-    - `lcm`: `FlowMatchLCMScheduler`, fresh noise on the predicted x_0 between steps.
+    - `lcm`: fresh noise on the predicted x_0 between steps. `FlowMatchLCMScheduler`, where the pipeline passes the sigmas;
+      otherwise `DPMSolverMultistepScheduler` as the SDE solver of first order, whose step samples the posterior of x_s given
+      x_t and x_0 (Ho et al. 2020, eq. 7), so that a part e^-h of eps is kept, where h is the step of ln(alpha / sigma).
     """
     common = {"num_train_timesteps": schedule.num_train_timesteps}
-    if solver == "lcm":
-        return FlowMatchLCMScheduler(**common, shift=schedule.shift)
-    if solver == "ddim" and passes_sigmas:
-        return FlowMatchEulerDiscreteScheduler(**common, shift=schedule.shift)
+    if passes_sigmas and solver in ("ddim", "lcm"):
+        kind: Any = FlowMatchEulerDiscreteScheduler if solver == "ddim" else FlowMatchLCMScheduler
+        return kind(**common, shift=schedule.shift)
     from diffusers import DPMSolverMultistepScheduler  # takes a second where scipy is installed, which it imports
 
     return DPMSolverMultistepScheduler(
@@ -72,7 +73,8 @@ def flow_scheduler(solver: str, schedule: NoiseSchedule, passes_sigmas: bool) ->
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         flow_shift=schedule.shift,
-        solver_order=1 if solver == "ddim" else 2,
+        algorithm_type="sde-dpmsolver++" if solver == "lcm" else "dpmsolver++",
+        solver_order=2 if solver == "dpm-solver++" else 1,
         final_sigmas_type="zero",
     )
 

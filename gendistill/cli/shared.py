@@ -29,7 +29,7 @@ WIDE = 160  # columns of a table that is not printed to a terminal
 
 PANELS = DISTILL, SAMPLE, EVALUATE, DESCRIBE = ("Distill", "Use a student", "Evaluate", "Describe")  # of commands in --help
 
-TINY_SD, TINY_GAN = "assets/tiny-sd", "assets/tiny-gan"
+TINY_SD = "assets/tiny-sd"
 MODEL_HELP = "Student folder, diffusers folder, hub id or .safetensors checkpoint; or a GAN's folder"
 Teacher = Annotated[str, typer.Argument(help="Diffusers folder, hub id or .safetensors checkpoint", show_default=TINY_SD)]
 AnyTeacher = Annotated[

@@ -68,7 +68,6 @@ class ImageSource(ABC):
 
     Attributes:
         broken_images: number of images that the latest iteration has skipped so far because they cannot be decoded.
-        missing_captions: number of samples with the caption "" in the latest iteration so far.
         seen: the files, fields or columns that were searched for captions, for a message.
     """
 
@@ -76,14 +75,13 @@ class ImageSource(ABC):
 
     def __init__(self, choice: CaptionChoice, read_as: Any = None):
         self.choice, self.read_as = choice, choice if read_as is None else read_as
-        self.broken_images = self.missing_captions = 0
+        self.broken_images = 0
 
     def __iter__(self) -> Iterator[Sample]:
         broken: list[Skipped] = []
-        self.broken_images = self.missing_captions = 0
+        self.broken_images = 0
         for _, sample in self.decoded(self.entries(), broken):
             self.broken_images = len(broken)
-            self.missing_captions += not sample.caption
             yield sample
         self.broken_images = len(broken)
         if broken:

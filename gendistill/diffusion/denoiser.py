@@ -30,6 +30,7 @@ class Denoiser:
             recomputed from the clipped x_0). The gradient passes through the clipping unchanged.
         guidance_input: the guidance scale of a network that has it as an input, where the conditions have none; None without
             that input, where guidance is classifier-free.
+        normalizes_guidance: whether guided outputs get the norm of the conditional ones (`Family.normalizes_guidance`).
         fraction: the output is (1 - fraction) eps + fraction (prediction of `prediction_type`); below 1 only while a student
             changes its prediction type (`to_prediction`).
     """
@@ -40,17 +41,22 @@ class Denoiser:
     call: NetworkCall
     clip: float | None = None
     guidance_input: float | None = None
+    normalizes_guidance: bool = False
     fraction: float = 1.0
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Prediction:
         """The predicted x_0 and eps at x_t (B, C, H, W), t (B,) in [0, num_train_timesteps); in float32 or wider."""
         output = self.call(self.network, x_t, self.schedule.network_time(t), conditioning)
-        dtype = torch.promote_types(x_t.dtype, torch.float32)
-        prediction = to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.fraction)
+        prediction = self.prediction_of(output, x_t, t)
         if self.clip is None:
             return prediction
         x_0 = prediction.x_0
         return Prediction(x_0.detach().clamp(-self.clip, self.clip) + (x_0 - x_0.detach()), prediction.eps)
+
+    def prediction_of(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
+        """The prediction of a raw network output (B, ...) at x_t (B, ...), t (B,), the inverse of `output_of`."""
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
+        return to_prediction(output.to(dtype), x_t.to(dtype), t, self.prediction_type, self.schedule, self.fraction)
 
     def output_of(self, prediction: Prediction, t: Tensor) -> Tensor:
         """The network output (B, ...) that corresponds to `prediction` at t (B,)."""
@@ -73,7 +79,12 @@ class Denoiser:
         batch = len(x_t)
         both = Conditioning.cat([conditioning, conditioning.under(unconditional, batch)])
         prediction = self(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
-        return prediction[:batch].guided(prediction[batch:], scale)
+        guided = prediction[:batch].guided(prediction[batch:], scale)
+        if not self.normalizes_guidance:
+            return guided
+        conditional, output = self.output_of(prediction[:batch], t), self.output_of(guided, t)
+        norm = conditional.norm(dim=-1, keepdim=True) / output.norm(dim=-1, keepdim=True)
+        return self.prediction_of(output * norm, x_t, t)
 
     def with_prediction_type(self, prediction_type: str, fraction: float = 1.0) -> Denoiser:
         """The same network with its output interpreted as another prediction type, or as a mix of that and eps (`fraction`)."""

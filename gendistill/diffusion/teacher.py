@@ -160,7 +160,10 @@ def teacher_of(pipeline: Any, source: str | Path, size: tuple[int, int] | None =
         kind, edges = type(pipeline).__name__, written_size(size)
         raise ValueError(f"data.resolution {edges}: a {kind} generates squares only; expects one edge, such as {size[0]}")
     if size != own_size:
-        family.set_size(pipeline, size)
+        try:
+            family.set_size(pipeline, size)
+        except ValueError as error:
+            raise ValueError(f"data.resolution {written_size(size)}: {error}") from error
     denoiser = Denoiser(
         family.network(pipeline),
         family.schedule_of(pipeline, size),
@@ -168,6 +171,7 @@ def teacher_of(pipeline: Any, source: str | Path, size: tuple[int, int] | None =
         family.call,
         scheduler.config.get("clip_sample_range", 1.0) if clips else None,
         family.default_guidance if family.guidance_input else None,
+        family.normalizes_guidance,
     )
     _require_distillable(source, denoiser, codec, family, type(scheduler).__name__)
     left_out = tuple(_not_in_student(pipeline, family))

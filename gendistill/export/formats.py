@@ -25,6 +25,7 @@ from gendistill.samplers.families import FAMILIES
 from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.layouts.lora_files import lora_source
 from gendistill.samplers.loading import lists_safety_checker, open_pipeline
+from gendistill.samplers.single_file import left_out
 from gendistill.samplers.tasks import TEXT_TO_IMAGE, Task
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ def _write_folder(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> Non
 
 
 def _open_folder(sampler: FewStepSampler, out: Path) -> FewStepSampler:
-    return FewStepSampler(DiffusionPipeline.from_pretrained(out, use_safetensors=True), sampler.spec)
+    null = left_out(DiffusionPipeline.load_config(out))  # as Stable Diffusion 3 without T5
+    return FewStepSampler(DiffusionPipeline.from_pretrained(out, use_safetensors=True, **null), sampler.spec)
 
 
 def _write_checkpoint(sampler: FewStepSampler, out: Path, dtype: torch.dtype) -> None:
@@ -134,7 +136,7 @@ def _layout(sampler: FewStepSampler) -> OriginalLayout:
     """The layout of the release; raises ValueError for a family without one."""
     if (layout := sampler.family.original_layout) is None:
         known = dict.fromkeys(name for family in FAMILIES if family.original_layout for name in family.pipelines)
-        raise ValueError(f"got a {sampler.kind}; the original layout exists for {', '.join(known)}")
+        raise ValueError(f"--format checkpoint, kohya: a {sampler.kind} has no original layout; expects {', '.join(known)}")
     return layout
 
 

@@ -41,11 +41,8 @@ class FeatureConfig(Section):
     )
 
 
-class RelationConfig(Section):
-    """Weights of the distances between the relations of a micro-batch's images in student and teacher; 0 is off.
-
-    A micro-batch has the samples of one process, or of one of its parts with `trainer.gradient_accumulation_steps`.
-    """
+class PairRelationConfig(Section):
+    """Weights of the distances between the pairwise relations of a micro-batch in student and teacher."""
 
     distance: Weight = Field(
         0.0,
@@ -57,6 +54,14 @@ class RelationConfig(Section):
         description="Weight of the difference of the angles of triplets in a micro-batch (RKD)",
         json_schema_extra=about(paper=papers.RKD, at="section 3.2.2"),
     )
+
+
+class RelationConfig(PairRelationConfig):
+    """Weights of the distances between the relations of a micro-batch's images in student and teacher; 0 is off.
+
+    A micro-batch has the samples of one process, or of one of its parts with `trainer.gradient_accumulation_steps`.
+    """
+
     similarity: Weight = Field(
         0.0,
         description="Weight of the difference of the similarity matrices of a micro-batch",

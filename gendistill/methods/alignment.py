@@ -23,7 +23,7 @@ from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses import distributions
 from gendistill.losses.distributions import patch_sliced_wasserstein
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.losses.terms import RELATION_LOSSES, Loss, Term, weighted
+from gendistill.losses.terms import RELATION_LOSSES, Loss, PairRelationConfig, Term, weighted
 from gendistill.methods.clip_distance import ClipDistance
 from gendistill.methods.denoiser_method import DenoiserContext, LossAndLogs
 from gendistill.methods.latent_adversary import LatentAdversary
@@ -95,19 +95,9 @@ class LatentDistributionConfig(Section):
     )
 
 
-class SemanticConfig(Section):
+class SemanticConfig(PairRelationConfig):
     """Weights of the distances between the relations of a micro-batch's latents, and between CLIP embeddings; 0 is off."""
 
-    distance: Weight = Field(
-        0.0,
-        description="Weight of the difference of pairwise distances in a micro-batch (RKD)",
-        json_schema_extra=about(paper=papers.RKD, at="section 3.2.1"),
-    )
-    angle: Weight = Field(
-        0.0,
-        description="Weight of the difference of the angles of triplets in a micro-batch (RKD)",
-        json_schema_extra=about(paper=papers.RKD, at="section 3.2.2"),
-    )
     contrastive: Weight = Field(
         0.0,
         description="Weight of InfoNCE between the student's and the teacher's latents of a sample, against the others of "

@@ -166,15 +166,14 @@ class CompressionRecipe(Recipe):
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         trainer = context.config.trainer
-        yield Stage(self._method(context, trainer), trainer, steps=context.config.steps, solvers=["ddim"])
+        yield Stage(self._method(context), trainer, steps=context.config.steps, solvers=["ddim"])
 
     def first_stage(self, context: DenoiserContext) -> Stage:
         """The stage before those of another method; its student is saved in `compressed`."""
         trainer, steps = first_trainer(context.config), context.config.compression.steps
-        method = self._method(context, trainer)
-        return Stage(method, trainer, "compressed", "stages/compression", steps=[steps], solvers=["ddim"])
+        return Stage(self._method(context), trainer, "compressed", "stages/compression", steps=[steps], solvers=["ddim"])
 
-    def _method(self, context: DenoiserContext, trainer: TrainerConfig) -> Compression:
+    def _method(self, context: DenoiserContext) -> Compression:
         config, teacher, settings = context.config, context.teacher, context.config.compression
         pruning = pruning_for(teacher.network, context.family)
         student = pruning.pruned(compressed_config(pruning, config.compress), partial(_prediction, context))

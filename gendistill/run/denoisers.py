@@ -208,7 +208,8 @@ def starting_denoiser(config: RunConfig, teacher: Teacher) -> Denoiser | None:
             )
     if actual.get("time_cond_proj_dim") and config.guidance.mode != "embedded":
         raise ValueError(f"start {config.start}: its guidance scale is an input; expects guidance.mode=embedded")
-    teacher.family.set_size(pipeline, teacher.size)
+    if teacher.family.size(pipeline) != teacher.size:
+        teacher.family.set_size(pipeline, teacher.size)
     started = teacher.denoiser.with_network(network.to(teacher.pipeline.device))
     return started.with_prediction_type(teacher.family.prediction_type(pipeline.scheduler))
 

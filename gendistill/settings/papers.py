@@ -53,7 +53,6 @@ INT8 = Paper(
 )
 MIXED_PRECISION = Paper("Micikevicius et al. 2018", "Mixed Precision Training", "1710.03740")
 MOBILENETS = Paper("Howard et al. 2017", "MobileNets: Efficient CNNs for Mobile Vision Applications", "1704.04861")
-PRUNING = Paper("Li et al. 2017", "Pruning Filters for Efficient ConvNets", "1608.08710")
 QLORA = Paper("Dettmers et al. 2023", "QLoRA: Efficient Finetuning of Quantized LLMs", "2305.14314")
 RESIDUAL_ENSEMBLES = Paper(
     "Veit et al. 2016", "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", "1605.06431"

@@ -7,12 +7,11 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import release_memory
-from pydantic import ConfigDict, TypeAdapter
 
 from gendistill.metrics.cost.components import (
     REST,
@@ -88,8 +87,6 @@ class Costs:
         notes: one sentence for each quantity that was not measured, with the reason.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     device: str
     setting: dict[str, str | int | float]
     network_calls: int
@@ -133,15 +130,6 @@ class Costs:
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Costs:
-        """The costs of a result of `to_dict`.
-
-        Raises:
-            ValueError: a field is missing, unknown or of another type.
-        """
-        return TypeAdapter(cls).validate_python(fields)
 
 
 def measure(

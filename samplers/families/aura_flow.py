@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import AuraFlowPipeline
 from torch import Tensor
 
 from gendistill.samplers.codec import Codec, LatentCodec
@@ -36,8 +35,6 @@ class AuraFlow(Family):
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("linear_1", "linear_2", "out_projection", "proj_out"),
     )
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Raises ValueError for more patches than the network has learned positions for."""
@@ -45,35 +42,16 @@ class AuraFlow(Family):
         patches, max_patches = max(size) // (factor * network.config.patch_size), int(network.config.pos_embed_max_size**0.5)
         if patches > max_patches:
             max_edge = max_patches * factor * network.config.patch_size
-            raise ValueError(
-                f"data.resolution {max(size)}: the network has positions for {max_edge} pixels; expects at most these"
-            )
+            raise ValueError(f"the network has positions for {max_edge} pixels; expects at most these")
         super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _, _, _ = pipeline.encode_prompt(prompts, None, False, device=self.device(pipeline))
         return {"prompt_embeds": embeds}
 
-    def unconditional(self, pipeline: Any) -> Conditions:
-        return self.encode(pipeline, [""])
-
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        height, width = self.size(pipeline)
-        branches = {"": conditions, "negative_": unconditional if options.guidance_scale > 1 else {}}
-        arguments = {}
-        for prefix, branch in branches.items():
-            for name, embeds in branch.items():
-                arguments[prefix + name] = embeds.expand(len(options.generators), *embeds.shape[1:])
-                arguments[f"{prefix}prompt_attention_mask"] = embeds.new_ones(len(options.generators), 1)  # not used
-        return pipeline(
-            **arguments,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            return_dict=False,
-            **{"height": height, "width": width, **options.arguments},
-        )[0]
+        """The pipeline requires masks, which it does not use."""
+        return super().sample(pipeline, _with_mask(conditions), _with_mask(unconditional), options)
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae)
@@ -94,5 +72,8 @@ class AuraFlow(Family):
         shape = (batch, MAX_TOKENS, config["joint_attention_dim"])
         return Conditioning(prompt_embeds=torch.empty(shape, dtype=dtype, device="meta"))
 
-    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        return AuraFlowPipeline(**{**pipeline.components, **parts})
+
+def _with_mask(conditions: Conditions) -> Conditions:
+    """The conditions (B, ...) with masks (B, 1), if there are any conditions."""
+    embeds = conditions.get("prompt_embeds")
+    return conditions if embeds is None else {**conditions, "prompt_attention_mask": embeds.new_ones(len(embeds), 1)}

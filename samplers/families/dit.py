@@ -32,8 +32,7 @@ class DiT(Family):
 
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Raises ValueError: the pipeline's images have the network's size, which determines the positions in the network."""
-        own = self.size(pipeline)[0]
-        raise ValueError(f"data.resolution {max(size)}: a DiTPipeline samples images of one size only; expects {own}")
+        raise ValueError(f"a DiTPipeline samples images of one size only; expects {self.size(pipeline)[0]}")
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         classes, known = self.network(pipeline).config.num_embeds_ada_norm, pipeline.labels

@@ -60,6 +60,8 @@ class Family(ABC):
         guided: whether classifier-free guidance is supported, and so `unconditional`.
         guidance_input: whether the guidance scale is an input of its teachers' networks, which need one call a step at any
             scale. Students keep that input, and `guided` is False.
+        normalizes_guidance: whether its pipelines give guided outputs (B, C, h, w) the norm of the conditional ones in each row
+            of w values (`cfg_normalization`).
         default_guidance: guidance scale of its pipelines' calls where none is given; with `guidance_input`, that of diffusers.
         embeds_guidance: whether the guidance scale can be added as an input to its students (`time_cond_proj_dim` in their
             config).
@@ -75,6 +77,7 @@ class Family(ABC):
         lora: whether diffusers can load a LoRA into its pipelines.
         lora_targets: names of the layers that a LoRA adapts, PEFT's `target_modules`.
         original_layout: the layout of its checkpoints in one file and of its LoRAs in kohya's format; None if there is none.
+        call_arguments: additional arguments of every call of its pipelines.
         cache_dtype: dtype of encoded prompts on disk: float16 for the normalised states of CLIP's and T5's last layers, while
             inner states of language models exceed its range.
         task: the hub's task name, for the model card.
@@ -88,6 +91,7 @@ class Family(ABC):
     prompt_encoders: tuple[str, ...] = ()
     optional_encoders: tuple[str, ...] = ()
     texts = guided = guidance_input = embeds_guidance = rectangles = bounded = accepts_eta = lora = passes_sigmas = False
+    normalizes_guidance = False
     stores_size = True
     default_guidance = 7.5
     pads = True
@@ -95,9 +99,10 @@ class Family(ABC):
     solvers: tuple[str, ...] = ("ddim", "lcm", "tcd", "stochastic")
     lora_targets: tuple[str, ...] = ()
     original_layout: OriginalLayout | None = None
+    call_arguments: Mapping[str, Any] = {}
     cache_dtype = torch.float16
-    task: str
-    example: str
+    task = "text-to-image"
+    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
     @property
     def has_guidance(self) -> bool:
@@ -138,6 +143,9 @@ class Family(ABC):
         """Make `size` (height, width) the default size of its images, also of the images of a pipeline with its network.
 
         A family whose pipelines have only squares as their default sizes leaves another size to the arguments of the call.
+
+        Raises:
+            ValueError: the network does not support the size; the message is the reason and what is expected.
         """
         if size[0] != size[1] and not self.rectangles:
             return
@@ -184,25 +192,42 @@ class Family(ABC):
         """
 
     def unconditional(self, pipeline: Any) -> Conditions:
-        """Tensors (1, ...) of the unconditional branch of guidance, by the names of `encode`; none without guidance."""
-        return {}
+        """Tensors (1, ...) of the unconditional branch of guidance, by the names of `encode`; none without guidance.
+
+        By default they are those of an empty prompt.
+        """
+        return self.encode(pipeline, [""]) if self.guided else {}
 
     def own_prompts(self, pipeline: Any) -> list[str] | None:
         """All prompts of the model; None if any text is a prompt."""
         return None
 
-    @abstractmethod
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
         """Sample images (B, 3, H, W) in [0, 1], or latents (B, C, h, w), depending on the options.
 
         This is called once per batch, and uses the pipeline's scheduler. Sample k depends only on its own condition and
-        generator.
+        generator. By default it is one call of the pipeline.
 
         Args:
             pipeline: a pipeline of this family, or diffusers' pipeline for another task with the same parts.
             conditions: result of `encode` for B prompts.
             unconditional: result of `unconditional`; used if the guidance scale is above 1.
         """
+        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
+        arguments = {**self.call_arguments, **({"eta": options.eta} if self.accepts_eta else {})}
+        if not self.stores_size:
+            arguments["height"], arguments["width"] = self.size(pipeline)
+        output: Tensor = pipeline(
+            **conditions,
+            **(negative if options.guidance_scale > 1 else {}),
+            num_inference_steps=options.num_inference_steps,
+            guidance_scale=options.guidance_scale,
+            generator=options.generators,
+            output_type="latent" if options.latent else "pt",
+            return_dict=False,
+            **{**arguments, **options.arguments},
+        )[0]
+        return output
 
     # Training: called by `load_teacher` and by the teacher that it returns
 
@@ -293,9 +318,9 @@ class Family(ABC):
         t = torch.empty(batch, device="meta")
         return self.network_inputs(config, x_t, t, self.example_conditioning(config, batch, dtype), dtype)
 
-    @abstractmethod
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
         """The stock diffusers pipeline of a student: `parts` by component name, the other components are the teacher's.
 
         This is called with `{network_part: student}`, with another decoder, or with all parts in another dtype and a scheduler.
         """
+        return type(pipeline)(**{**pipeline.components, **parts})

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -44,8 +43,6 @@ class Flux(Family):
     )
     # T5's last layer normalises its states to at most sqrt(width) times a weight, far below 65504; bfloat16 would round CLIP's
     cache_dtype = torch.float16
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
     def refusal(self, pipeline: Any) -> str | None:
         if self.network(pipeline).config.guidance_embeds:
@@ -68,24 +65,14 @@ class Flux(Family):
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        output, size = self._called(pipeline, conditions, options)
-        return unpacked(output, size) if options.latent else output
+        output = super().sample(pipeline, conditions, unconditional, options)
+        return unpacked(output, self._latent_size(pipeline, options)) if options.latent else output
 
-    def _called(self, pipeline: Any, conditions: Conditions, options: SampleOptions) -> tuple[Tensor, tuple[int, int]]:
-        """The images of a call, or its packed latents, and the height and width of the VAE's latents."""
+    def _latent_size(self, pipeline: Any, options: SampleOptions) -> tuple[int, int]:
+        """Height and width of the VAE's latents in a call."""
         height, width = self.size(pipeline)
-        arguments = {"height": height, "width": width, **options.arguments}
-        output: Tensor = pipeline(
-            **conditions,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            return_dict=False,
-            **arguments,
-        )[0]
         edge = pipeline.vae_scale_factor
-        return output, (arguments["height"] // edge, arguments["width"] // edge)
+        return options.arguments.get("height", height) // edge, options.arguments.get("width", width) // edge
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, pipeline.vae.config.get("shift_factor") or 0.0)
@@ -135,7 +122,7 @@ class Flux(Family):
         )
 
     def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        student: Any = FluxPipeline(**{**pipeline.components, **parts})
+        student = super().student_pipeline(pipeline, parts)
         student.default_sample_size = pipeline.default_sample_size
         return student
 

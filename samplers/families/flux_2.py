@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_unshuffle
 
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import GUIDANCE_SCALE, Conditioning
-from gendistill.samplers.families.family import Conditions, SampleOptions
+from gendistill.samplers.families.family import Conditions, Family, SampleOptions
 from gendistill.samplers.families.flux import PATCH, Flux
 from gendistill.samplers.precision import in_own_precision
 from gendistill.schedulers import NoiseSchedule
@@ -52,18 +52,15 @@ class Flux2Klein(Flux):
         embeds, _ = pipeline.encode_prompt(prompts, self.device(pipeline), max_sequence_length=TEXT_TOKENS)
         return {"prompt_embeds": embeds}
 
-    def unconditional(self, pipeline: Any) -> Conditions:
-        return self.encode(pipeline, [""])
-
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
-        output, size = self._called(pipeline, conditions | (negative if options.guidance_scale > 1 else {}), options)
+        output = Family.sample(self, pipeline, conditions, unconditional, options)
         if not options.latent:
             return output
         if output.ndim == 4:  # of klein: those of the VAE
             codec: Any = self.codec(pipeline)
             return codec.scaled(pixel_unshuffle(output, PATCH))
-        return output.transpose(1, 2).unflatten(2, (size[0] // PATCH, size[1] // PATCH))
+        height, width = self._latent_size(pipeline, options)
+        return output.transpose(1, 2).unflatten(2, (height // PATCH, width // PATCH))
 
     def codec(self, pipeline: Any) -> Codec:
         norm = pipeline.vae.bn
@@ -117,11 +114,6 @@ class Flux2Klein(Flux):
         scale = torch.empty(batch, device="meta") if config["guidance_embeds"] else None
         return Conditioning(prompt_embeds=torch.empty(shape, dtype=dtype, device="meta"), guidance_scale=scale)
 
-    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        student = type(pipeline)(**{**pipeline.components, **parts})
-        student.default_sample_size = pipeline.default_sample_size
-        return student
-
 
 class Flux2(Flux2Klein):
     """Flux.2 dev, which has the guidance scale as an input, on the states of a Mistral 3."""
@@ -129,6 +121,3 @@ class Flux2(Flux2Klein):
     summary = "Flux.2 dev: a transformer trained by flow matching, with guidance as an input and a Mistral 3"
     pipelines = ("Flux2Pipeline",)
     guided, guidance_input = False, True
-
-    def unconditional(self, pipeline: Any) -> Conditions:
-        return {}

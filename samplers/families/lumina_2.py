@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import Lumina2Pipeline
 from torch import Tensor
 
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.family import Conditions, Family
 
 MAX_TOKENS = 256  # per prompt, with the system prompt
 TIMESTEPS = 1000  # of the network's time, which is 1 for images and 0 for noise
@@ -28,8 +27,7 @@ class Lumina2(Family):
     """Lumina-Image 2.0 (Qin et al. 2025): a `Lumina2Transformer2DModel` of joint attention to the inner states of a Gemma 2.
 
     The network predicts x_0 - eps, and its time runs from noise to images. The pipeline prepends a system prompt to prompts,
-    but not to the unconditional one. Its `cfg_normalization` changes the norm of a guided prediction; teachers and students are
-    sampled without it, since the guidance that a student learns is linear in the scale.
+    but not to the unconditional one.
     """
 
     summary = "Lumina-Image 2.0: a transformer with joint attention in latent space, with a Gemma text encoder"
@@ -37,12 +35,10 @@ class Lumina2(Family):
     network_part = "transformer"
     default_guidance = 4.0
     prompt_encoders = ("text_encoder",)
-    texts = guided = passes_sigmas = lora = True
+    texts = guided = normalizes_guidance = passes_sigmas = lora = True
     schedules = ("flow",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "linear_3")
     cache_dtype = torch.bfloat16  # inner states of Gemma are not normalised, and exceed the range of float16
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}, cfg_normalization=False{eta})'
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, mask, _, _ = pipeline.encode_prompt(prompts, False, device=self.device(pipeline))
@@ -51,20 +47,6 @@ class Lumina2(Family):
     def unconditional(self, pipeline: Any) -> Conditions:
         _, _, embeds, mask = pipeline.encode_prompt([""], True, device=self.device(pipeline))
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
-
-    def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
-        return pipeline(
-            **conditions,
-            **(negative if options.guidance_scale > 1 else {}),
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            cfg_normalization=False,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            return_dict=False,
-            **options.arguments,
-        )[0]
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, pipeline.vae.config.shift_factor)
@@ -95,6 +77,3 @@ class Lumina2(Family):
             prompt_embeds=torch.empty(batch, MAX_TOKENS, config["cap_feat_dim"], dtype=dtype, device="meta"),
             prompt_mask=torch.empty(batch, MAX_TOKENS, dtype=torch.int64, device="meta"),
         )
-
-    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        return Lumina2Pipeline(**{**pipeline.components, **parts})

@@ -31,8 +31,7 @@ class PixArt(Family):
     default_guidance = 4.5
     prompt_encoders = ("text_encoder",)
     texts = guided = accepts_eta = True
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
+    call_arguments: Mapping[str, Any] = {"negative_prompt": None, "use_resolution_binning": False}
 
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Keeps the network's positions: diffusers computes them from `sample_size` when a network is opened.
@@ -42,10 +41,8 @@ class PixArt(Family):
         """
         network, sample_size = self.network(pipeline), size[0] // self.codec(pipeline).factor
         if network.use_additional_conditions:
-            raise ValueError(
-                f"data.resolution {max(size)}: a {type(pipeline).__name__} passes the image size to networks for "
-                f"{self.size(pipeline)[0]} pixels only; expects {self.size(pipeline)[0]}"
-            )
+            kind, own = type(pipeline).__name__, self.size(pipeline)[0]
+            raise ValueError(f"a {kind} passes the image size to networks for {own} pixels only; expects {own}")
         if size[0] != size[1]:
             return
         scale = network.pos_embed.interpolation_scale * sample_size / (network.pos_embed.base_size * network.config.patch_size)
@@ -58,31 +55,14 @@ class PixArt(Family):
         embeds, mask, _, _ = pipeline.encode_prompt(prompts, False, device=self.device(pipeline), clean_caption=cleans)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
-    def unconditional(self, pipeline: Any) -> Conditions:
-        return self.encode(pipeline, [""])
-
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
         try:
-            images: Tensor = pipeline(
-                **conditions,
-                negative_prompt=None,
-                **(negative if options.guidance_scale > 1 else {}),
-                num_inference_steps=options.num_inference_steps,
-                guidance_scale=options.guidance_scale,
-                eta=options.eta,
-                generator=options.generators,
-                output_type="latent" if options.latent else "pt",
-                use_resolution_binning=False,
-                return_dict=False,
-                **options.arguments,
-            )[0]
+            return super().sample(pipeline, conditions, unconditional, options)
         except IndexError as error:  # for one step the pipeline of PixArt-alpha expects a scheduler that also returns x_0
             if options.num_inference_steps > 1:
                 raise
             scheduler = type(pipeline.scheduler).__name__
             raise ValueError(f"steps 1: a {type(pipeline).__name__} with {scheduler} expects at least 2") from error
-        return images
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae)
@@ -118,6 +98,3 @@ class PixArt(Family):
             prompt_mask=torch.empty(batch, MAX_TOKENS, dtype=torch.int64, device="meta"),
             sizes=torch.empty(batch, 3, device="meta"),
         )
-
-    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        return type(pipeline)(**{**pipeline.components, **parts})

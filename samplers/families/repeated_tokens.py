@@ -16,12 +16,6 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 
-
-def collapse_last_tokens(states: torch.Tensor, repeats: int) -> torch.Tensor:
-    """Text states (N, L, D), whose last `repeats` tokens are identical, with one of these tokens: (N, L - repeats + 1, D)."""
-    return states[:, : states.shape[1] - repeats + 1]
-
-
 Stock: Any = JointAttnProcessor2_0  # diffusers' annotations lack other processors and plain tensors
 
 
@@ -30,7 +24,7 @@ def last_token_repeated(transformer: Any, repeats: int) -> Iterator[None]:
     """A context in which the last text token stands for `repeats` identical tokens; the processors are restored at its end.
 
     with last_token_repeated(transformer, 256):
-        transformer(latents, encoder_hidden_states=collapse_last_tokens(states, 256), ...)
+        transformer(latents, encoder_hidden_states=states[:, :-255], ...)  # one of the 256
     """
     processors = transformer.attn_processors
     transformer.set_attn_processor(RepeatedTokenProcessor(repeats))

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import SanaPipeline
 from torch import Tensor
 
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.family import Conditions, Family
 
 MAX_TOKENS = 300  # per prompt
 SIZE_MULTIPLE = 32  # of images, which the pipeline requires
@@ -36,8 +35,7 @@ class Sana(Family):
     schedules = ("flow",)
     stores_size = False
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "conv_inverted", "conv_point", "proj_out")
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
+    call_arguments: Mapping[str, Any] = {"negative_prompt": None, "use_resolution_binning": False}
 
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         """Keeps the network's positions: diffusers computes them from `sample_size` when a network is opened."""
@@ -57,22 +55,6 @@ class Sana(Family):
 
     def unconditional(self, pipeline: Any) -> Conditions:
         return _encoded(pipeline, self.device(pipeline), [""], None)
-
-    def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        height, width = self.size(pipeline)
-        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
-        return pipeline(
-            **conditions,
-            negative_prompt=None,
-            **(negative if options.guidance_scale > 1 else {}),
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            use_resolution_binning=False,
-            return_dict=False,
-            **{"height": height, "width": width, **options.arguments},
-        )[0]
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae)
@@ -95,9 +77,6 @@ class Sana(Family):
             prompt_embeds=torch.empty(batch, MAX_TOKENS, config["caption_channels"], dtype=dtype, device="meta"),
             prompt_mask=torch.empty(batch, MAX_TOKENS, dtype=torch.int64, device="meta"),
         )
-
-    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        return SanaPipeline(**{**pipeline.components, **parts})
 
 
 def _encoded(pipeline: Any, device: torch.device, prompts: list[str], instruction: list[str] | None) -> Conditions:

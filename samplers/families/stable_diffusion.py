@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gendistill.samplers.codec import Codec, LatentCodec
 from gendistill.samplers.conditioning import Conditioning
-from gendistill.samplers.families.family import Conditions, Family, SampleOptions
+from gendistill.samplers.families.family import Conditions, Family
 from gendistill.samplers.layouts.layout import OriginalLayout
 from gendistill.samplers.layouts.unet_layout import StableDiffusionLayout
 from gendistill.schedulers import sigma_data_of
@@ -32,29 +32,10 @@ class StableDiffusion(Family):
         *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
     )
     original_layout: OriginalLayout = StableDiffusionLayout()
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
         embeds, _ = pipeline.encode_prompt(prompts, self.device(pipeline), 1, False)
         return {"prompt_embeds": embeds}
-
-    def unconditional(self, pipeline: Any) -> Conditions:
-        return self.encode(pipeline, [""])
-
-    def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        negative = {f"negative_{name}": t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
-        return pipeline(
-            **conditions,
-            **(negative if options.guidance_scale > 1 else {}),
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            eta=options.eta,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            return_dict=False,
-            **options.arguments,
-        )[0]
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, sigma_data=sigma_data_of(pipeline.scheduler))

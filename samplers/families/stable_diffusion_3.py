@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,15 +47,11 @@ class StableDiffusion3(Family):
     )
     # T5's last layer normalises its states to at most sqrt(width) times a weight, far below 65504; bfloat16 would round CLIP's
     cache_dtype = torch.float16
-    task = "text-to-image"
-    example = 'pipeline("a prompt", num_inference_steps={steps}, guidance_scale={scale:g}{eta})'
 
     def set_size(self, pipeline: Any, size: tuple[int, int]) -> None:
         limit = self.network(pipeline).config.pos_embed_max_size * self.size_multiple(pipeline)
         if max(size) > limit:
-            raise ValueError(
-                f"data.resolution {max(size)}: expects at most {limit} pixels, for which the network has positions"
-            )
+            raise ValueError(f"expects at most {limit} pixels, for which the network has positions")
         super().set_size(pipeline, size)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> Conditions:
@@ -63,27 +60,13 @@ class StableDiffusion3(Family):
         t5 = {} if pipeline.text_encoder_3 is None else {"t5_embeds": embeds[:, tokens:]}
         return {"prompt_embeds": embeds[:, :tokens], **t5, "pooled_prompt_embeds": pooled}
 
-    def unconditional(self, pipeline: Any) -> Conditions:
-        return self.encode(pipeline, [""])
-
     def sample(self, pipeline: Any, conditions: Conditions, unconditional: Conditions, options: SampleOptions) -> Tensor:
-        arguments: dict[str, Any] = {}
         if not hasattr(pipeline, "controlnet") and _computes_one_zero(self.network(pipeline), conditions):
             conditions, unconditional = _with_one_zero(conditions), _with_one_zero(unconditional) if unconditional else {}
-            arguments = {"joint_attention_kwargs": {"repeats": _zeros(conditions)}}
-        arguments |= _arguments(conditions)
-        if options.guidance_scale > 1:
-            expanded = {name: t.expand(len(options.generators), *t.shape[1:]) for name, t in unconditional.items()}
-            arguments |= {f"negative_{name}": tensor for name, tensor in _arguments(expanded).items()}
-        return pipeline(
-            **arguments,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
-            generator=options.generators,
-            output_type="latent" if options.latent else "pt",
-            return_dict=False,
-            **options.arguments,
-        )[0]
+            repeats = {"joint_attention_kwargs": {"repeats": _zeros(conditions)}}
+            options = replace(options, arguments={**repeats, **options.arguments})
+        unconditional = _arguments(unconditional) if unconditional else {}
+        return super().sample(pipeline, _arguments(conditions), unconditional, options)
 
     def codec(self, pipeline: Any) -> Codec:
         return LatentCodec(pipeline.vae, pipeline.vae.config.get("shift_factor") or 0.0)
@@ -121,9 +104,6 @@ class StableDiffusion3(Family):
             t5_embeds=torch.empty(batch, T5_TOKENS, width, dtype=dtype, device="meta"),
             pooled_embeds=torch.empty(batch, config["pooled_projection_dim"], dtype=dtype, device="meta"),
         )
-
-    def student_pipeline(self, pipeline: Any, parts: dict[str, Any]) -> Any:
-        return StableDiffusion3Pipeline(**{**pipeline.components, **parts})
 
 
 def _computes_one_zero(network: Any, conditions: Mapping[str, Tensor]) -> bool:

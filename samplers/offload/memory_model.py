@@ -132,7 +132,12 @@ class MetaNetworks:
     @property
     def factor(self) -> int:
         """Pixels along the edge of a latent."""
-        return LatentCodec(self.decoder).factor
+        return LatentCodec(self.decoder, patch=self.patch).factor
+
+    @property
+    def patch(self) -> int:
+        """Edge of the patches of the VAE's latents that are one latent of the denoiser."""
+        return math.isqrt(self.family.channels(self.network.config)[0] // self.decoder.config.latent_channels)
 
     def needs(self, size: tuple[int, int], batch: int, *, guided: bool, dtype: torch.dtype, cpu: bool) -> Needs:
         """Memory needs of sampling a batch of `batch` images of `size` (height, width).
@@ -157,7 +162,8 @@ class MetaNetworks:
                 return peak_bytes(call, copies_of_convolutions=cpu)
 
         def decode(count: int, area: Sequence[int]) -> int:
-            return peak_of(lambda: self.decoder.decode(empty(count, channels, *area).to(self.decoder.dtype)))
+            shape = (count, channels // self.patch**2, *(edge * self.patch for edge in area))
+            return peak_of(lambda: self.decoder.decode(empty(*shape).to(self.decoder.dtype)))
 
         rows = batch * (2 if guided and self.family.guided else 1)
         config = self.network.config

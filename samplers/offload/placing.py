@@ -89,13 +89,10 @@ def _is_offloaded(network: nn.Module) -> bool:
 
 
 def _free(network: nn.Module) -> None:
-    """Free all tensors of a network's state dict; others, which could not be restored, are kept."""
+    """Free all parameters of a network; its buffers are kept, as pipelines and accelerate read them between its calls."""
     for module in network.modules():
         for name, weights in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(weights.to("meta"), weights.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                setattr(module, name, buffer.to("meta"))
 
 
 class _LoadingHook(ModelHook):

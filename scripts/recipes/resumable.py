@@ -5,11 +5,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
+
+MUON_FACTOR = 6.0  # an update of Muon by the learning rate 0.006 has the size of one by 0.02 in the form of Jordan et al.
 
 
 def recipe_parser(
@@ -35,6 +37,7 @@ class ResumableRun:
     Args:
         args: arguments of a `recipe_parser`.
         decay_fraction: last fraction of the steps, over which the learning rate decays to zero by a cosine; constant before.
+        muon: matrices that Muon trains (Jordan et al. 2024), at `MUON_FACTOR` times the learning rate; AdamW trains the others.
     """
 
     def __init__(
@@ -46,15 +49,22 @@ class ResumableRun:
         weight_decay: float = 0.01,
         ema_decay: float = 0.999,
         decay_fraction: float = 1.0,
+        muon: Sequence[nn.Parameter] = (),
         checkpoint_seconds: float = 120,
     ) -> None:
         self.folder, self.network, self.steps, self.minutes, self.warmup = args.run, network, args.steps, args.minutes, warmup
-        self.learning_rate, self.seed, self.ema_decay = args.learning_rate, args.seed, ema_decay
+        self.seed, self.ema_decay = args.seed, ema_decay
         self.decay_fraction, self.checkpoint_seconds = decay_fraction, checkpoint_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), args.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
-        )
+        matrices = {id(parameter) for parameter in muon}
+        others = [parameter for parameter in network.parameters() if id(parameter) not in matrices]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, args.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+        ]
+        if muon:
+            rate = MUON_FACTOR * args.learning_rate
+            self.optimizers.append(torch.optim.Muon(muon, rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.ema = [p.detach().clone() for p in network.parameters()]
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.generator = torch.Generator()
@@ -72,13 +82,14 @@ class ResumableRun:
             self.generator.manual_seed(self.seed * 1_000_003 + self.step)
             progress = max(0.0, 1 - (1 - self.progress) / self.decay_fraction)
             scale = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * scale
+            for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+                optimizer.param_groups[0]["lr"] = rate * scale
             started = time.monotonic()
             yield self.step
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.step += 1
             decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.network.parameters()], 1 - decay)
@@ -111,7 +122,7 @@ class ResumableRun:
     def _save(self) -> None:
         state = {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema,
             "step": self.step,
             "seconds": self.seconds,
@@ -122,6 +133,7 @@ class ResumableRun:
     def _load(self) -> None:
         state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, moments in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(moments)
         self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
         print(f"resumed at step {self.step}")

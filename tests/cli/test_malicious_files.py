@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 import tarfile
 import zlib
@@ -17,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from fresh_process import ran
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -256,6 +256,12 @@ def student(**settings):
     return make
 
 
+def lora_in(folder):
+    Path(folder).mkdir(exist_ok=True)
+    save_file({"unet.conv_in.lora_A.weight": torch.zeros(2)}, f"{folder}/pytorch_lora_weights.safetensors")
+    return folder
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TEACHERS = {
     "no UNet": (teacher(lambda place: shutil.rmtree(place / "unet")), "it has no unet, which its model_index.json lists"),
@@ -302,8 +308,20 @@ TEACHERS = {
     "a file that claims too much": (lambda: file("a.safetensors", b"\xff" * 64), "a.safetensors is no safetensors file"),
     "a pickle": (lambda: file("a.ckpt", PICKLE), "a.ckpt is a pickle, which may run code"),
     "a LoRA": (
-        lambda: save_file({"lora": torch.zeros(2)}, "a.safetensors") or "a.safetensors",
-        "its architecture cannot be inferred",
+        lambda: f"{lora_in('.')}/pytorch_lora_weights.safetensors",
+        "model pytorch_lora_weights.safetensors is a LoRA, which needs its model; expects the model that the LoRA was",
+    ),
+    "the LoRA of a student": (
+        lambda: f"{lora_in(student()())}/pytorch_lora_weights.safetensors",
+        "is a LoRA, which needs its model; expects the folder of the student, student",
+    ),
+    "a LoRA without the settings of its student": (
+        lambda: lora_in("student"),
+        "student has no model_index.json and no gendistill.json that names the model of its LoRA; expects a diffusers pipeline",
+    ),
+    "a component": (
+        lambda: f"{teacher(lambda folder: None)()}/unet/diffusion_pytorch_model.safetensors",
+        "is the unet of a pipeline; expects its folder, other",
     ),
     "a folder named like markup": (lambda: "[/red]", "model [/red] does not exist"),
     "a hub id with a path": (lambda: "../etc/passwd", "model ../etc/passwd does not exist"),
@@ -381,11 +399,10 @@ def test_hostile_input_is_one_sentence(place, monkeypatch, capsys, case):
 
 def test_a_fresh_process_refuses_a_shard_that_climbs_out_and_writes_nothing(place):
     tar(("../climbs.png", tarfile.REGTYPE, "", None))
-    command = [sys.executable, "-m", "gendistill.cli", *DISTILL.split(), "--data", "x.tar"]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
-    assert "error: data: the shard x.tar holds '../climbs.png', outside its folder" in ran.stderr
-    assert len(ran.stderr.strip().splitlines()) == 1, ran.stderr
+    refused = ran(*DISTILL.split(), "--data", "x.tar")
+    assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+    assert "error: data: the shard x.tar holds '../climbs.png', outside its folder" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     assert not (place.parent / "climbs.png").exists()
 
 

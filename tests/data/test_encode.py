@@ -3,19 +3,21 @@
 import io
 import json
 import logging
-import subprocess
-import sys
+import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from fresh_process import FreshProcess
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gendistill.data import cached, encode
 from gendistill.data.data_config import DataConfig
 from gendistill.data.encode import prepare_data
+from gendistill.diffusion.teacher import load_teacher
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
@@ -277,32 +279,23 @@ def test_a_run_that_dies_while_encoding_loses_one_part_at_most(prepare, teacher,
     assert sum(encoded) <= COUNT + 5
 
 
-ENCODE = """
-import sys
-from dataclasses import replace
-from gendistill.data.data_config import DataConfig
-from gendistill.data import cached, encode
-from gendistill.diffusion.teacher import load_teacher
-
-cached.PART_SIZE, encode.images_at_once = 5, lambda resolution: 2
-teacher, encoded = load_teacher(sys.argv[1]), []
-print("ready", flush=True)
-sys.stdin.readline()
-encode.prepare_data(DataConfig(path=sys.argv[2], cache=sys.argv[3], crop="buckets"), teacher, 0, encoded.append)
-print(sum(encoded))
-"""
+def encode_with_another(folder, images, place, number):
+    """Encode the images into `place`/shared as soon as another process is ready for it, and print how many."""
+    cached.PART_SIZE, encode.images_at_once = 5, lambda resolution: 2
+    teacher, encoded = load_teacher(folder), []
+    (place / f"ready-{number}").touch()
+    while len(list(place.glob("ready-*"))) < 2:
+        time.sleep(0.01)
+    encode.prepare_data(DataConfig(path=str(images), cache=str(place / "shared"), crop="buckets"), teacher, 0, encoded.append)
+    print(sum(encoded), flush=True)
 
 
 def test_processes_that_encode_at_once_share_the_work_and_make_the_same_bytes(prepare, images, tiny_folder, tmp_path):
     prepare(cache="alone", crop="buckets")
-    command = [sys.executable, "-c", ENCODE, str(tiny_folder), str(images), str(tmp_path / "shared")]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    encoded = [int(process.communicate()[0]) for process in processes]
+    work = [partial(encode_with_another, tiny_folder, images, tmp_path, number) for number in range(2)]
+    processes = [FreshProcess(each, tmp_path / f"out-{number}") for number, each in enumerate(work)]
+    assert [process.wait() for process in processes] == [0, 0], [process.text for process in processes]
+    encoded = [int(process.text.split()[-1]) for process in processes]
     assert sum(encoded) == COUNT  # each image once, whoever did it
     (key,) = keys(tmp_path, "alone")
     files = sorted(file.name for file in (tmp_path / "alone" / key).glob("*.*"))

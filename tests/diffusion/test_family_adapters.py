@@ -78,6 +78,16 @@ def test_a_image_is_the_plain_pipelines_and_does_not_depend_on_the_batch(family_
         torch.testing.assert_close(ours, torch.from_numpy(theirs).permute(2, 0, 1), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sd3", "auraflow", "lumina2"])
+def test_guidance_is_that_of_a_plain_call(family_folder, name):
+    teacher = load_teacher(family_folder(name))
+    noise, conditioning = torch.randn(1, *teacher.codec.latent_shape(teacher.size)), teacher.encode_prompts(["food"])
+    guided = teacher.denoiser.guided(noise, torch.tensor([999]), conditioning, teacher.unconditional(), 3.5)
+    plain = teacher.pipeline(**plain_arguments(name, "food", 3.5), num_inference_steps=1, latents=noise, output_type="latent")
+    torch.testing.assert_close(guided.x_0, plain.images, atol=1e-5, rtol=0)
+
+
 def latents_of(tokens, name):
     """Latents (B, C, h, w) of 32 pixels from the tokens (B, 16, C') of families whose pipelines pack them."""
     if not name.startswith("flux"):

@@ -33,6 +33,7 @@ SLOW = {  # pages of more than some seconds
     "README.md",
     "docs/guides/does-it-still-fit.md",
     "docs/guides/evaluate.md",
+    "docs/guides/fine-tune.md",
     "docs/guides/gans.md",
     "docs/guides/memory.md",
     "docs/guides/quantization.md",

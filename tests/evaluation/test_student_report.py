@@ -1,10 +1,8 @@
 """The columns of a student's page, and what an evaluation imports."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from warm_process import ran_warm
 
 from gendistill.evaluation.reporting.page import Gallery
 from gendistill.evaluation.student_report import StudentComparison, write_report
@@ -24,8 +22,8 @@ def test_every_column_of_a_students_page_is_explained_for_every_network(names, t
         assert METRICS[metric].explanation.replace("'", "&#39;") in page
 
 
-def test_audits_are_imported_only_on_request():
+def test_audits_are_imported_only_on_request(tmp_path):
     code = "import sys, gendistill.evaluation.compare; print(*sys.modules)"
-    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    imported = ran_warm(code, folder=tmp_path).stdout.split()
     assert "gendistill.metrics.audit.groups" in imported
     assert not {f"gendistill.metrics.audit.{name}" for name in ("attributes", "modes", "probe", "robustness")} & set(imported)

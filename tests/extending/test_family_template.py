@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from plugin import install_template
 from tiny_pipeline import tiny_vae
+from warm_process import ran_warm
 
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.run.config import load_config
@@ -83,7 +83,7 @@ def test_its_model_is_distilled_and_the_student_opens_in_plain_diffusers(gendist
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert "pipeline(class_labels=[0], num_inference_steps=2, guidance_scale=1).images" in card
 
-    plain = subprocess.run([sys.executable, "-c", PLAIN], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    plain = ran_warm(PLAIN, folder=tmp_path)
     assert plain.returncode == 0, plain.stderr
     asked = ["--prompt", "7", "--num", "2", "--seed", "3", "--steps", "2", "--device", "cpu", "--out", "ours.npy"]
     sampled = gendistill("sample", "run/student", *asked)

@@ -1,6 +1,11 @@
 """The method of docs/extending.md, by one file and one registration, from outside of the package."""
 
 import json
+import os
+import subprocess
+import sys
+
+from plugin import install_template
 
 TEMPLATE = "my_method"
 
@@ -42,9 +47,16 @@ def test_a_method_of_two_time_scales_is_trained_resumed_and_exported(gendistill,
     assert "6 steps" in resumed.stderr + resumed.stdout
 
 
+def test_a_fresh_process_finds_it_as_an_installed_package(tmp_path):
+    path = os.pathsep.join([str(install_template(tmp_path / "site", TEMPLATE)), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "gendistill.cli", "methods"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert "a student and a fake score" in done.stdout, done.stderr
+
+
 def test_its_name_its_settings_and_its_help_come_from_its_file_alone(gendistill, tiny_folder):
     assert "two_time_scale" in gendistill("distill", "--help").stdout
-    assert "a student and a fake score" in gendistill("methods").stdout
     wrong = gendistill("distill", tiny_folder, "--method", "two_time_scale", "--set", "two_time_scale.fake_score_step=3")
     assert wrong.returncode == 2
     assert "did you mean two_time_scale.fake_score_steps?" in wrong.stderr

@@ -121,7 +121,7 @@ def test_four_steps_of_a_student_are_nearly_as_good_as_256_of_its_teacher(genera
     assert of_student < 0.2 * of_four_steps  # of the teacher
 
 
-@pytest.mark.parametrize("weighting", ["truncated_snr", "snr_plus_one"])
+@pytest.mark.parametrize("weighting", ["truncated_snr", pytest.param("snr_plus_one", marks=pytest.mark.slow)])
 def test_one_step_of_a_student_that_predicts_v_is_almost_as_good_as_eight_of_its_teacher(weighting, generator):
     data, noise = draw_data(4000, generator), torch.randn(4000, 2, generator=generator)
     of_student = sliced_wasserstein(sample(one_step_student_of("v_prediction", weighting, generator), 1, noise), data)

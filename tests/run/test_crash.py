@@ -20,7 +20,6 @@ from tiny_training import TINY_RUN
 
 from gendistill.training.checkpoint import Checkpoints
 
-KILLS = 20
 MAX_STEPS = 9
 SETTINGS = {
     **TINY_RUN,
@@ -97,16 +96,17 @@ def assert_nothing_is_half_written(run):
 
 
 @pytest.mark.parametrize("moment", ["of the clock", "of a write"])
-def test_a_run_killed_at_20_random_moments_goes_on_to_the_same_bits(distill, uninterrupted, tmp_path, moment):
+@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_goes_on_to_the_same_bits(distill, uninterrupted, tmp_path, moment, times):
     expected, seconds, writes = uninterrupted
     random, kills, number = Random(moment), 0, 0
     run = tmp_path / "run-0"
-    while kills < KILLS or run.exists():
+    while kills < times or run.exists():
         trap = None
-        if kills < KILLS and moment == "of a write":
+        if kills < times and moment == "of a write":
             trap = partial(die_at_write, run, random.randrange(1, writes + 1))
         process = distill(run, before=trap)
-        if kills < KILLS and moment == "of the clock" and not process.ended_within(random.uniform(0, seconds)):
+        if kills < times and moment == "of the clock" and not process.ended_within(random.uniform(0, seconds)):
             process.signal(signal.SIGKILL)
         if (code := process.wait()) == -signal.SIGKILL:
             kills += 1
@@ -117,7 +117,7 @@ def test_a_run_killed_at_20_random_moments_goes_on_to_the_same_bits(distill, uni
         assert not list(run.rglob(".*")), "what a killed process left is gone"
         number += 1
         run = tmp_path / f"run-{number}"
-    assert kills == KILLS
+    assert kills == times
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from tiny_runs import logged, settings_of
+from warm_process import ran_warm
 
 from gendistill.data.decoded import _augmented
 from gendistill.diffusion.tiny_autoencoder import decoded_by, encoded_by, tiny_autoencoder
@@ -65,8 +64,8 @@ def test_both_halves_learn_and_the_pipeline_opens_in_plain_diffusers(settings, t
     assert told["psnr"].keys() == set(ROUND_TRIPS)
     assert told["psnr_lost"] == pytest.approx(told["psnr"][ROUND_TRIPS[0]] - told["psnr"][ROUND_TRIPS[1]])
     assert told["parameters"]["tiny"] < told["parameters"]["teacher"]
-    opened = subprocess.run([sys.executable, "-c", OPEN, folder], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert opened.stdout.split("\n")[0] == f"AutoencoderTiny ({EDGE}, {EDGE}, 3) True"
+    opened = ran_warm(OPEN, folder, folder=tmp_path)
+    assert opened.stdout.split("\n")[0] == f"AutoencoderTiny ({EDGE}, {EDGE}, 3) True", opened.stderr
     assert "takes" not in (folder / "README.md").read_text()
     assert (tmp_path / "run" / "samples" / "step-000030.png").is_file()
 
@@ -198,9 +197,7 @@ def test_it_fits_stable_diffusions_own_autoencoder(tiny_folder, settings, tmp_pa
     taesd = {"decoder__width": 64, "decoder__blocks": 3}
     teacher = str(tmp_path / "teacher")
     result = distill(settings("run", teacher=teacher, trainer__max_steps=2, trainer__num_validation=4, **taesd))
-    opened = subprocess.run(
-        [sys.executable, "-c", OPEN, result.student_folder], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    assert opened.stdout.split("\n")[0] == "AutoencoderTiny (64, 64, 3) True"
+    opened = ran_warm(OPEN, result.student_folder, folder=tmp_path)
+    assert opened.stdout.split("\n")[0] == "AutoencoderTiny (64, 64, 3) True", opened.stderr
     print(result.exported.describe())
     assert min(result.exported.speed_up.values()) > 4

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from warm_process import ran_warm
+
 import gendistill
 from gendistill import FewStepSampler, distill, load_config, load_teacher
 
@@ -32,8 +34,8 @@ def test_the_script_trains_a_student_that_the_sampler_opens(tiny_folder, tmp_pat
         "lora.rank": 2,
         "out": "run",
     }
-    command = [sys.executable, str(SCRIPT), *(f"{name}={value}" for name, value in given.items())]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    code = f"import runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    ran = ran_warm(code, *(f"{name}={value}" for name, value in given.items()), folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     sampler = FewStepSampler.from_pretrained(tmp_path / "run" / "student")
     (images,) = sampler.images(["food"], [0], num_inference_steps=1)

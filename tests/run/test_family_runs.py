@@ -161,7 +161,7 @@ def test_a_teacher_of_every_family_becomes_a_student_that_plain_diffusers_sample
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*TRANSFORMER_FAMILIES, "playground", "edm", "grey", "rgba", "ldm"])
+@pytest.mark.parametrize("family", [*TRANSFORMER_FAMILIES, "playground", "edm", "unconditional", "grey", "rgba", "ldm"])
 def test_every_method_makes_students_that_a_fresh_process_samples_the_same(family_folder, place, family):
     teacher, requests = family_folder(family), []
     prompts = {} if family in PROMPTS else {"data.prompts": str(place / "prompts.txt")}  # whose prompts are known
@@ -176,6 +176,14 @@ def test_every_method_makes_students_that_a_fresh_process_samples_the_same(famil
     subprocess.run(program, check=True, env={**os.environ, "PYTHONPATH": ""})
     for (folder, *_), images in zip(requests, torch.load(place / "images.pt"), strict=True):
         torch.testing.assert_close(own_images(folder, family), images, atol=1e-5, rtol=0)
+
+
+def test_a_student_of_a_network_of_one_size_is_trained_further(family_folder, place):
+    changes = {"trainer__max_steps": 1, "solvers": ["ddim"]}
+    first = distill(settings(place, family_folder("dit"), "first", **changes))
+    second = distill(settings(place, family_folder("dit"), "second", start=str(first.student_folder), **changes))
+    name, moved = next(iter(first.networks.averaged.items()))
+    assert (second.networks.averaged[name] - moved).abs().max() < 0.01
 
 
 def test_a_lora_of_a_checkpoint_finds_its_checkpoint_again(tiny_folder, place):

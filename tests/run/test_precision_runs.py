@@ -25,6 +25,7 @@ MODES = {
     "consistency-cfg": {"guidance.mode": "cfg"},
     "consistency-lora": LORA,
     "consistency-lora-cfg": LORA | {"guidance.mode": "cfg"},
+    "consistency-lora-on-4-bits": LORA | {"lora.quantization": "nf4-weights"},
     "progressive": PROGRESSIVE,
     "progressive-embedded": PROGRESSIVE | {"guidance.mode": "embedded"},
     "progressive-lora": PROGRESSIVE | LORA,
@@ -57,19 +58,31 @@ PRODUCT = [
     for mode in MODES
     if (dtype, mixed) != ("float32", "no")
 ]
-HALF = FEW + [pytest.param(*values, marks=pytest.mark.slow) for values in PRODUCT if values not in FEW]
+TRANSFORMERS = [("sd3", "bfloat16", "no", "consistency"), ("flux", "float16", "no", "consistency-lora-on-4-bits")]
+TRANSFORMER_MODES = [mode for mode in MODES if "embedded" not in mode and not mode.endswith("cfg")]
+HALF = [("sd1", *values) for values in FEW] + TRANSFORMERS
+MANY = [("sd1", *values) for values in PRODUCT]
+MANY += [
+    (name, dtype, "no", mode) for name in ("sd3", "flux") for dtype in ("float16", "bfloat16") for mode in TRANSFORMER_MODES
+]
+HALF += [pytest.param(*values, marks=pytest.mark.slow) for values in MANY if values not in HALF]
 
 
-@pytest.mark.parametrize(("dtype", "mixed", "mode"), HALF)
-def test_a_teacher_in_half_precision_is_distilled(settings, dtype, mixed, mode):
+@pytest.mark.parametrize(("family", "dtype", "mixed", "mode"), HALF)
+def test_a_teacher_in_half_precision_is_distilled(settings, family_folder, family, dtype, mixed, mode):
     guided = {} if "guidance.mode" in MODES[mode] else {"guidance.scale": 3.0}
-    result = distill(settings(dtype=dtype, trainer__mixed_precision=mixed, **MODES[mode], **guided))
+    sized = {"data__resolution": 32} if family == "flux" else {}
+    given = {"teacher": str(family_folder(family)), "dtype": dtype, "trainer__mixed_precision": mixed, **sized}
+    result = distill(settings(**given, **MODES[mode], **guided))
     assert result.training.steps == 2
     trained = result.networks.trained
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
-    sampler = FewStepSampler.from_pretrained(result.student_folder)
-    (image,) = sampler.images(["food"], [0], num_inference_steps=1, guidance_scale=1.0)
-    assert image.isfinite().all()
+    images = []
+    for precision in (torch.float32, getattr(torch, dtype)):
+        sampler = FewStepSampler.from_pretrained(result.student_folder, dtype=precision)
+        images += sampler.images(["food"], [0], num_inference_steps=1, guidance_scale=sampler.default_guidance_scale)
+    assert images[1].isfinite().all()
+    assert (images[1] - images[0]).abs().mean() < 0.05
 
 
 def test_a_student_of_all_weights_is_exported_from_float32_not_from_the_teachers_dtype(settings):

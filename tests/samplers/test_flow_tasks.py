@@ -110,12 +110,13 @@ def test_an_image_from_an_image_is_the_stock_pipelines(pipelines, tasks, family,
     torch.testing.assert_close(generate(pipeline, task)[1], theirs, atol=1e-5, rtol=0)
 
 
-def test_a_student_of_dpm_solver_changes_images_on_the_grid_of_its_steps(pipelines, tasks):
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_a_student_of_dpm_solver_changes_images_on_the_grid_of_its_steps(pipelines, tasks, algorithm):
     """The pipeline for images expects another scheduler."""
     pipeline, task = pipelines["sd3"], tasks("sd3")["image-to-image"]
     original = pipeline.scheduler
     settings = {"use_flow_sigmas": True, "flow_shift": 3.0, "solver_order": 1, "prediction_type": "flow_prediction"}
-    pipeline.scheduler = DPMSolverMultistepScheduler(**settings, timestep_spacing="trailing")
+    pipeline.scheduler = DPMSolverMultistepScheduler(**settings, timestep_spacing="trailing", algorithm_type=algorithm)
     times = []
     hook = pipeline.transformer.register_forward_pre_hook(
         lambda network, args, inputs: times.append(float(inputs["timestep"][0])), with_kwargs=True

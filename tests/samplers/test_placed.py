@@ -81,6 +81,17 @@ def test_every_placement_samples_the_same_images_in_less_memory(pipeline):
     assert peaks[4] < peaks[3] < peaks[2]  # one network, one layer
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux2"])
+def test_networks_whose_buffers_are_read_between_calls_are_placed_too(family_folder, name):
+    """Positions of Stable Diffusion 3, and the statistics of Flux.2's latents."""
+    pipeline = open_pipeline(family_folder(name))
+    plain, sampler = generate(FewStepSampler(pipeline), size=(32, 32)), placed(pipeline)
+    for placement in PLACEMENTS[-2:]:
+        sampler._placing.apply(placement)
+        sampler.cold()
+        torch.testing.assert_close(generate(sampler, size=(32, 32)), plain, atol=1e-4, rtol=0)
+
+
 def test_under_a_falling_ceiling_it_steps_down_through_every_placement_and_goes_on(pipeline):
     plain, told = generate(FewStepSampler(pipeline)), []
     sampler = placed(pipeline, told)

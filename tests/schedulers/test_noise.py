@@ -74,13 +74,30 @@ def test_flow_matching_has_diffusers_sigmas_at_its_timesteps(shift, generator):
 
 
 @pytest.mark.parametrize("passes_sigmas", [True, False])
-def test_a_scheduler_of_flow_matching_visits_the_trailing_grid_at_any_number_of_steps(passes_sigmas):
+@pytest.mark.parametrize("solver", ["ddim", "lcm"])
+def test_a_scheduler_of_flow_matching_visits_the_trailing_grid_at_any_number_of_steps(solver, passes_sigmas):
     schedule = NoiseSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0))
-    scheduler = flow_scheduler("ddim", schedule, passes_sigmas)
+    scheduler = flow_scheduler(solver, schedule, passes_sigmas)
     for count in (1, 2, 3, 4, 8):
         given = {"sigmas": torch.linspace(1, 1 / count, count).tolist()} if passes_sigmas else {"num_inference_steps": count}
         scheduler.set_timesteps(**given)
         torch.testing.assert_close(scheduler.sigmas[:-1], schedule.sigma(trailing(count)).float(), atol=1e-3, rtol=0)
+
+
+def test_fresh_noise_of_a_pipeline_that_passes_no_sigmas_is_that_of_the_posterior():
+    """Of x_s given x_t and x_0, under the forward process from s to t (Ho et al. 2020, eq. 7)."""
+    schedule = NoiseSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    scheduler = flow_scheduler("lcm", schedule, passes_sigmas=False)
+    scheduler.set_timesteps(4)
+    x_t, velocity, noise = torch.randn(3, 2, 4, 3, 3, dtype=torch.float64)
+    sigma = scheduler.sigmas.double()
+    for number, t in enumerate(scheduler.timesteps):
+        x_s = scheduler.step(velocity, t, x_t, variance_noise=noise).prev_sample.double()
+        x_0, (high, low) = x_t - sigma[number] * velocity, sigma[number : number + 2]
+        kept = (1 - high) / (1 - low)
+        fresh = (high**2 - (kept * low) ** 2) / high**2
+        expected = kept * low**2 / high**2 * x_t + (1 - low) * fresh * x_0 + low * fresh.sqrt() * noise
+        torch.testing.assert_close(x_s, expected, atol=1e-5, rtol=0)
 
 
 def test_a_dynamic_shift_is_that_of_the_size_and_needs_one():

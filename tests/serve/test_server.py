@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -48,23 +46,20 @@ class Server:
     """`gendistill serve`, asked by its address."""
 
     def __init__(self, student, log, *given):
-        command = [sys.executable, "-m", "gendistill.cli", "serve", str(student), "--port", "0", *given]
-        self.log = log
-        with log.open("w") as told:
-            self.process = subprocess.Popen(command, stdout=told, stderr=told)
+        log.touch()
+        self.process = gendistill(["serve", student, "--port", "0", *given], log)
         while not (at := re.search(r"at (http://[\d.]+:\d+),", self.text)):
-            assert self.process.poll() is None, self.text
-            time.sleep(0.1)
+            assert not self.process.ended_within(0.1), self.text
         self.address = at[1]
 
     @property
     def text(self):
-        return " ".join(self.log.read_text().split())
+        return self.process.text
 
     @property
     def memory(self):
         """MiB that it holds now."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.process.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
     def ask(self, given, **headers):
@@ -79,7 +74,7 @@ class Server:
             return error.code, error.read().decode()
 
     def end(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
+        self.process.signal(how)
         return self.process.wait(30)
 
 
@@ -280,14 +275,14 @@ def test_html_in_a_prompt_is_a_text(page):
 def test_the_end_finishes_what_is_sampled_and_leaves_at_once(student, tmp_path):
     server = Server(student, tmp_path / "log.txt", "--no-teacher", "--max-images", "16")
     with ThreadPoolExecutor(2) as people:
-        generating = people.submit(server.ask, {"prompt": PROMPT, "steps": 60, "n": 12})
+        generating = people.submit(server.ask, {"prompt": PROMPT, "steps": 60, "n": 4})
         while not generating.done() and json.load(urllib.request.urlopen(f"{server.address}/health"))["sampling"] == 0:
             time.sleep(0.01)
         started = time.monotonic()
         assert server.end(signal.SIGINT) == 0
         assert time.monotonic() - started < 20
         status, answer = generating.result()
-    assert (status, len(answer["data"])) == (200, 12)
+    assert (status, len(answer["data"])) == (200, 4)
     assert "Traceback" not in server.text
 
 

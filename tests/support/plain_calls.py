@@ -22,7 +22,7 @@ def plain_arguments(family, prompt, scale):
         arguments |= {"height": 32, "width": 32}
     if family in ("sana", "pixart-alpha", "pixart-sigma"):  # they have lists of resolutions for a few network sizes
         return {**arguments, "use_resolution_binning": False}
-    return {**arguments, "cfg_normalization": False} if family == "lumina2" else arguments
+    return arguments
 
 
 def null_parts(folder):

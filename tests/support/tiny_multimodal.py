@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextModelWithProjection, Qwen2TokenizerFast, T5Config, T5EncoderModel, T5TokenizerFast
 
 SHIFTED = {"latent_channels": 16, "shift_factor": 0.1, "use_quant_conv": False, "use_post_quant_conv": False}
+HEADS = {"attention_head_dim": 16, "num_attention_heads": 2}
+BLOCKS = {"num_layers": 1, "num_single_layers": 1, **HEADS}  # of Flux
 LANGUAGE_MODEL = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
 
 
@@ -45,8 +47,7 @@ def tiny_sd3(tokenizer_folder, t5=True):
     transformer = SD3Transformer2DModel(
         sample_size=8,
         num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **HEADS,
         joint_attention_dim=48,
         caption_projection_dim=32,
         pooled_projection_dim=16,
@@ -79,10 +80,7 @@ def tiny_flux(tokenizer_folder, guidance_embeds=True):
     torch.manual_seed(6)
     transformer = FluxTransformer2DModel(
         in_channels=64,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **BLOCKS,
         joint_attention_dim=32,
         pooled_projection_dim=24,
         guidance_embeds=guidance_embeds,
@@ -112,10 +110,7 @@ def tiny_flux_2_parts(tokenizer_folder, guidance_embeds):
     torch.manual_seed(7)
     transformer = diffusers.Flux2Transformer2DModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        **BLOCKS,
         joint_attention_dim=24,
         timestep_guidance_channels=32,
         axes_dims_rope=(4, 4, 4, 4),

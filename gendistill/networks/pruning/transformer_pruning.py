@@ -126,7 +126,7 @@ def smaller_config(network: Any, factor: float, inputs: Callable[[Mapping[str, A
         if _within(best[0]) or not has_fewer_heads(network):
             break
         if above > 0:
-            narrow = _fewer_heads(type(network), config, lambda c: math.log(_total(type(network), c, inputs) * factor / total))
+            narrow = _fewer_heads(config, lambda c: math.log(_total(type(network), c, inputs) * factor / total))
             best = min(best, narrow, key=lambda candidate: abs(candidate[0]))
     if not _within(best[0]):
         narrows = has_fewer_heads(network)
@@ -317,7 +317,7 @@ def _within(deviation: float) -> bool:
     return abs(math.exp(deviation) - 1) <= TOLERANCE
 
 
-def _fewer_heads(network_class: Any, config: Config, deviation: Callable[[Config], float]) -> tuple[float, Config]:
+def _fewer_heads(config: Config, deviation: Callable[[Config], float]) -> tuple[float, Config]:
     """The config with as many heads as come nearest, and its deviation; multiply-accumulates grow with the heads."""
     at = cache(lambda heads: deviation(with_heads(config, {**config, "num_attention_heads": heads})))
     low, high = 1, config["num_attention_heads"]

@@ -60,7 +60,7 @@ class Slices:
         weight = weight.detach()
         for dim, size in enumerate(shape):
             if weight.shape[dim] != size:
-                index = self._index(_labels(name, dim, weight.ndim), weight.shape[dim])
+                index = self._index(_labels(name, dim), weight.shape[dim])
                 if index is None or len(index) != size:
                     return None
                 weight = weight.index_select(dim, index.to(weight.device))
@@ -85,7 +85,7 @@ def _chosen(scores: Tensor, full: int, fewer: int, *, heads: bool) -> Tensor:
     return scores.topk(size * fewer).indices.sort().values
 
 
-def _labels(name: str, dim: int, ndim: int) -> Labels:
+def _labels(name: str, dim: int) -> Labels:
     """The labels of the channels along a dimension of a weight; 0 is the layer's output, except for the table of positions."""
     layer = re.sub(r"\.(weight|bias)$", "", name)
     reads = dim > 0 and layer != name
@@ -128,7 +128,7 @@ def _scores(network: Any, predict: Callable[[], Any]) -> dict[str, Tensor]:
     for path, energy in energies.items():
         contributions = layers[path].weight.detach().double().square().sum(0) * energy
         fractions = (contributions / contributions.sum().clamp(min=1e-30)).sqrt().cpu()
-        labels = _labels(f"{path}.weight", 1, 2)
+        labels = _labels(f"{path}.weight", 1)
         sizes = [len(fractions)] if len(labels) == 1 else [heads, len(fractions) - heads]
         for label, part in zip(labels, fractions.split(sizes), strict=True):
             scores[label] = scores[label] + part if label in scores else part

@@ -18,7 +18,7 @@ from gendistill.metrics.cost.components import (
     parameters_by_dtype,
     seconds_by_component,
 )
-from gendistill.metrics.cost.efficiency import Costs, images_generated, measure, time_batch
+from gendistill.metrics.cost.efficiency import images_generated, measure, time_batch
 from gendistill.metrics.cost.energy import measure_energy
 from gendistill.metrics.cost.measured_memory import available_memory, peak_memory, ran_out
 
@@ -281,22 +281,12 @@ def test_costs_survive_json():
     costs = measure(
         model, model.components, network="network", batch_sizes=[2], repeats=2, energy_seconds=0, setting={"steps": 3}
     )
-    again = Costs.from_dict(json.loads(json.dumps(costs.to_dict())))
-    assert again == costs
-    assert again.latency == costs.batches[0].seconds
-    assert again.flops == sum(component.flops for component in costs.components.values())
-    assert again.parameter_bytes == 4 * again.parameters == 4 * (8 * 16 + 16 + 4 * 4 * 9 + 4 + 16 * 5 + 5)
-    assert math.isfinite(again.images_per_second)
-
-
-def test_a_wrong_field_of_stored_costs_is_named():
-    model = Generator()
-    fields = measure(model, model.components, network="network", batch_sizes=[1], repeats=1, energy_seconds=0).to_dict()
-    with pytest.raises(ValueError, match="colour\n  Unexpected"):
-        Costs.from_dict({**fields, "colour": 1})
-    del fields["components"]["network"]["flops"]
-    with pytest.raises(ValueError, match=r"components\.network\.flops\n  Field required"):
-        Costs.from_dict(fields)
+    stored = json.loads(json.dumps(costs.to_dict()))
+    assert stored["components"].keys() == costs.components.keys()
+    assert costs.latency == stored["batches"][0]["seconds"]
+    assert costs.flops == sum(component["flops"] for component in stored["components"].values())
+    assert costs.parameter_bytes == 4 * costs.parameters == 4 * (8 * 16 + 16 + 4 * 4 * 9 + 4 + 16 * 5 + 5)
+    assert math.isfinite(costs.images_per_second)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_sizes": [0]}, {"repeats": 0}, {"warmup": 0}])
