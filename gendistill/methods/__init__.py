@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gendistill.diffusion.int8_training import compute_as_int8
+from gendistill.methods.adversarial import AdversarialRecipe
 from gendistill.methods.compression import CompressionRecipe, first_outline
 from gendistill.methods.consistency import ConsistencyRecipe
 from gendistill.methods.decoder import DecoderRecipe
@@ -23,6 +24,7 @@ for _recipe in (
     ProgressiveRecipe(),
     AlignmentRecipe(),
     DistributionMatchingRecipe(),
+    AdversarialRecipe(),
     COMPRESSION,
     DecoderRecipe(),
     GanRecipe(),

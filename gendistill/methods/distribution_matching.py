@@ -12,92 +12,38 @@ which the step arrives, which is compared at the timesteps of that step (Luo et 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
 from gendistill.data.batches import Batch
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.rollout import few_step_rollout, rollout_times
-from gendistill.diffusion.step_embedding import StepEmbedding
-from gendistill.diffusion.trained_networks import Networks, another_network
-from gendistill.losses.score_matching import forward_process, loss_with_gradient, reverse_kl_gradient
+from gendistill.diffusion.trained_networks import Networks
+from gendistill.losses.score_matching import (
+    divergence_weights,
+    forward_process,
+    loss_with_gradient,
+    reverse_kl_gradient,
+)
+from gendistill.methods.adversarial import FeatureAdversary, adversary_of
 from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
 from gendistill.methods.denoiser_method import AuxiliaryLoss, Critic, DenoiserContext, DenoiserMethod, LossAndLogs
+from gendistill.methods.fake_score import FakeScore, FakeScoreConfig
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
+from gendistill.methods.student_samples import Samples, StudentSampler, TimesConfig
 from gendistill.runtime.device import to_device
 from gendistill.runtime.random import PerSampleRandom
-from gendistill.samplers import noisy_step
-from gendistill.samplers.conditioning import Conditioning
-from gendistill.schedulers import NoiseSchedule, Prediction, expand_to, fresh_noise
+from gendistill.schedulers import Prediction, expand_to
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
+from gendistill.settings.schedule import weight_at
 from gendistill.settings.section import Section
-from gendistill.training.method import OptimizerSettings, Update
+from gendistill.training.method import Update
 
 BEHIND, LOGS_BEHIND = 2.0, 10  # ratio of the fake score's error to the teacher's; logged steps in a row in which it is above
-
-
-class FakeScoreConfig(Section):
-    """The fake score, a denoiser that is trained on the student's samples."""
-
-    steps: int = Field(
-        5,
-        ge=1,
-        description="Updates of the fake score for each update of the student, which is in the last of so many steps",
-        json_schema_extra=about("steps", papers.DMD2, "section 4.2"),
-    )
-    learning_rate_factor: float = Field(
-        1.0,
-        gt=0,
-        description="Ratio of the fake score's learning rate to the student's",
-        json_schema_extra=about(paper=papers.TTUR),
-    )
-
-
-class TimesConfig(Section):
-    """The timesteps at which the scores are compared, and at which the fake score is trained."""
-
-    distribution: Literal["uniform", "logit_normal"] = Field(
-        "uniform",
-        description="Distribution of the timesteps: uniform, or the logistic function of a normal variable",
-        json_schema_extra=about(paper=papers.SD3, at="section 3.1"),
-    )
-    mean: float = Field(
-        0.0,
-        description="Mean of the normal variable of logit_normal",
-        json_schema_extra=about(paper=papers.SD3, at="equation 19"),
-    )
-    std: float = Field(
-        1.0,
-        gt=0,
-        description="Standard deviation of the normal variable of logit_normal",
-        json_schema_extra=about(paper=papers.SD3, at="equation 19"),
-    )
-    range: tuple[float, float] = Field(
-        (0.02, 0.98),
-        description="Lowest and highest timestep as fractions of all timesteps, or of those of a segment",
-        json_schema_extra=about(paper=papers.DMD, at="section 4.1"),
-    )
-
-    @field_validator("range")
-    @classmethod
-    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < value[1] <= 1:
-            raise ValueError("two rising fractions such as [0.02, 0.98]")
-        return value
-
-    def sample(self, lower: int, upper: int, random: PerSampleRandom) -> Tensor:
-        """Timesteps (B,) int64 above `lower`, at most `upper`."""
-        uniform = self.distribution == "uniform"
-        u = random.uniform() if uniform else torch.sigmoid(self.mean + self.std * random.normal(()))
-        low, high = self.range
-        return lower + ((low + (high - low) * u) * (upper - lower)).ceil().clamp(min=1).long()
 
 
 class DistributionMatchingConfig(Section):
@@ -111,83 +57,23 @@ class DistributionMatchingConfig(Section):
         "at all timesteps",
         json_schema_extra=about(paper=papers.TDM),
     )
+    divergence: Literal[
+        "reverse_kl", "forward_kl", "jeffreys", "jensen_shannon", "softened_reverse_kl", "squared_hellinger"
+    ] = Field(
+        "reverse_kl",
+        description="Divergence that the student minimises; all but reverse_kl weight the samples by a discriminator",
+        json_schema_extra=about(paper=papers.F_DISTILL, at="table 1"),
+    )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="Decay per update of the student's moving average, which is exported as the student"
     )
 
 
-def numbered_steps(counts: Sequence[int], schedule: NoiseSchedule, segments: bool = False) -> dict[tuple[int, int], int]:
-    """The number of step k of the sampler of N steps, by (N, k).
-
-    Steps from the same distribution of x_t to the same kind of sample have one number: the first step of every sampler is a
-    prediction of x_0 from the noise. With `segments` they arrive at different points.
-    """
-    known: dict[tuple[int, ...], int] = {}
-    return {
-        (count, k): known.setdefault(tuple(rollout_times(count, schedule)[: k + 1 + segments]), len(known))
-        for count in counts
-        for k in range(count)
-    }
-
-
-class FakeScore:
-    """The denoiser of the student's samples, initialised from the teacher: a `Critic` to the trainer.
-
-    The samples of each of the student's steps have a distribution of their own, so that the number of the step is an input
-    where there are several (as in TDM).
-    """
-
-    name = "fake_score"
-
-    def __init__(self, networks: Networks, config: FakeScoreConfig, num_steps: int = 1) -> None:
-        self.denoiser, self.parameters = another_network(networks, self.name)
-        self.module: nn.Module = self.denoiser.network
-        self.settings = OptimizerSettings(learning_rate_factor=config.learning_rate_factor)
-        self.step_embedding = StepEmbedding(self.module, num_steps) if num_steps > 1 else None
-        if self.step_embedding is not None:
-            self.parameters["step_embedding.vectors"] = self.step_embedding.vectors
-
-    @property
-    def network(self) -> nn.Module:
-        network: nn.Module = self.denoiser.network
-        return network
-
-    @network.setter
-    def network(self, wrapped: nn.Module) -> None:
-        self.denoiser = self.denoiser.with_network(wrapped)
-
-    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, step: int) -> Prediction:
-        """The prediction at x_t (B, ...), t (B,) for samples of the student's step of that number."""
-        if self.step_embedding is not None:
-            self.step_embedding.step = step
-        return self.denoiser(x_t, t, conditioning)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples of the student from one of its steps.
-
-    Attributes:
-        x_s: (B, ...), what is matched: x_0, or the point at which the step arrives.
-        s: (B,), its timestep, `clean` for x_0.
-        x_0: (B, ...), the prediction of x_0 in that step.
-        times: the timesteps at which x_s is matched: above the first, at most the second.
-        step: the number of the step.
-        conditioning: of the student (B).
-        scale: guidance scale of the teacher, (B,) or one number.
-    """
-
-    x_s: Tensor
-    s: Tensor
-    x_0: Tensor
-    times: tuple[int, int]
-    step: int
-    conditioning: Conditioning
-    scale: Tensor | float
-
-
 class DistributionMatching(DenoiserMethod):
     """The student and its fake score, in turns.
+
+    Attributes:
+        adversary: a discriminator of the student's samples and real ones; None without.
 
     Args:
         steps: step counts of the student's samplers.
@@ -206,19 +92,19 @@ class DistributionMatching(DenoiserMethod):
         auxiliary: Sequence[AuxiliaryLoss] = (),
     ) -> None:
         self.networks, self.guidance, self.config, self.auxiliary = networks, guidance, config, auxiliary
-        self.steps, self.eta = list(steps), fresh_noise(solver)
         networks.decay = config.ema_decay
-        self.numbers = numbered_steps(steps, networks.teacher.schedule, config.segments)
-        self.fake_score = FakeScore(networks, config.fake_score, max(self.numbers.values()) + 1)
+        self.sampler = StudentSampler(networks, guidance, steps, solver, config.segments)
+        self.fake_score = FakeScore(networks, config.fake_score, max(self.sampler.numbers.values()) + 1)
+        self.adversary: FeatureAdversary | None = None
         self.logs_behind = 0
 
     @property
     def critics(self) -> list[Critic]:
-        return [self.fake_score, *super().critics]
+        return [self.fake_score, *([] if self.adversary is None else [self.adversary]), *super().critics]
 
     @property
     def shards(self) -> bool:
-        return not self.auxiliary
+        return not self.auxiliary and self.adversary is None
 
     @property
     def cycle(self) -> int:
@@ -226,41 +112,21 @@ class DistributionMatching(DenoiserMethod):
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
         trains_student = (step + 1) % self.cycle == 0
-        samples = self.generate(batch, random, learning=trains_student)
+        samples = self.sampler.generate(batch, random, learning=trains_student)
+        weight = 0.0 if self.adversary is None else weight_at(self.adversary.config.weight, step)
+        adversary = self.adversary if weight else None
         if trains_student:
-            own, watch = self.student_loss(samples, random)
-            yield from self.student_updates(own, batch, step, random, watch)
-        loss = self.fake_score_loss(samples, random)
-        yield Update(loss, (self.fake_score.name,), {"fake_score_loss": loss.detach()}, {"student": samples.x_0.mean()})
-
-    def generate(self, batch: Batch, random: PerSampleRandom, *, learning: bool) -> Samples:
-        """Samples of a step of the student, for the conditions of a batch; its sampler makes the steps before without gradient.
-
-        The step count and the step are random, the same for all samples of an optimizer step.
-        """
-        student, shape, device = self.networks.student, batch.latents.shape[1:], batch.latents.device
-        schedule = student.schedule
-        conditioning, scale = self.guidance.sample(batch.conditioning, random)
-        which_count, which_step = random.of_step(2)
-        count = self.steps[int(which_count * len(self.steps))]
-        k = int(which_step * count)
-        noise = to_device(random.normal(shape), device)
-        sampler_step = partial(self._sampler_step, random=random)
-        x_t, t = few_step_rollout(student, noise, conditioning, count, k, sampler_step)
-        with torch.set_grad_enabled(learning):
-            prediction = student(x_t, t, conditioning)
-            lower, upper = schedule.clean, schedule.num_train_timesteps - 1
-            if self.config.segments:
-                upper, lower = rollout_times(count, schedule)[k : k + 2]
-            s = torch.full_like(t, lower)
-            x_s = sampler_step(prediction, s)
-        number = self.numbers[count, k]
-        return Samples(x_s, s, prediction.x_0, (lower, upper), number, conditioning, scale)
-
-    def _sampler_step(self, prediction: Prediction, s: Tensor, random: PerSampleRandom) -> Tensor:
-        """x_s (B, ...) of a step of the student's sampler."""
-        noise = random.normal(prediction.x_0.shape[1:]) if self.eta else torch.zeros(())
-        return noisy_step(prediction, to_device(noise, s.device), s, self.networks.student.schedule, self.eta)
+            (value, logs), watch = self.student_loss(samples, random, adversary)
+            if adversary is not None:
+                logs["adversarial"] = adversary.student_loss(samples, random)
+                value = value + weight * logs["adversarial"]
+            yield from self.student_updates((value, detached(logs)), batch, step, random, watch)
+        loss, trained = self.fake_score_loss(samples, random), [self.fake_score.name]
+        logs = {"fake_score_loss": loss}
+        if adversary is not None:
+            value, found = adversary.loss(samples, batch.latents, random)
+            loss, logs, trained = loss + adversary.config.discriminator_weight * value, logs | found, [*trained, adversary.name]
+        yield Update(loss, tuple(trained), detached(logs), {"student": samples.x_0.mean()})
 
     def diffused(self, samples: Samples, random: PerSampleRandom) -> tuple[Tensor, Tensor, Prediction, Tensor]:
         """x_t and t of the forward process from detached samples, and the target and weight of a denoiser of these."""
@@ -270,7 +136,9 @@ class DistributionMatching(DenoiserMethod):
         x_t, target, weight = forward_process(x_s, noise, samples.s, t, self.networks.teacher.schedule)
         return x_t, t, target, weight
 
-    def student_loss(self, samples: Samples, random: PerSampleRandom) -> tuple[LossAndLogs, dict[str, Tensor]]:
+    def student_loss(
+        self, samples: Samples, random: PerSampleRandom, adversary: FeatureAdversary | None = None
+    ) -> tuple[LossAndLogs, dict[str, Tensor]]:
         """A scalar with the gradient of the reverse KL, values for the log, and the outputs that it depends on.
 
         The teacher alone is guided: the fake score has learned from the student whatever guidance that has.
@@ -281,6 +149,9 @@ class DistributionMatching(DenoiserMethod):
             real = self.guidance.predict(teacher, x_t, t, conditioning, samples.scale)
             fake = self.fake_score(x_t, t, conditioning, samples.step)
             gradient = reverse_kl_gradient(samples.x_0, fake.x_0, real.x_0)
+            if adversary is not None and self.config.divergence != "reverse_kl":
+                ratio = adversary.log_density_ratio(x_t, t, samples)
+                gradient = gradient * expand_to(divergence_weights(ratio, self.config.divergence), gradient)
             error, teacher_error = (denoising_loss(teacher, known, target, t, weight) for known in (fake, real))
             logs = {"fake_score_error": error / teacher_error, "teacher_distance": (samples.x_0 - real.x_0).abs().mean()}
         watch = {"student": samples.x_0.mean(), self.fake_score.name: fake.x_0.mean()}
@@ -315,6 +186,11 @@ class DistributionMatching(DenoiserMethod):
         self.logs_behind = state["logs_behind"]
 
 
+def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values without gradients, for the log."""
+    return {name: value.detach() for name, value in values.items()}
+
+
 def denoising_loss(denoiser: Denoiser, prediction: Prediction, target: Prediction, t: Tensor, weight: Tensor) -> Tensor:
     """The squared error in the denoiser's own prediction type, with a weight (B,) for each sample: a scalar."""
     error = denoiser.output_of(prediction, t) - denoiser.output_of(target, t)
@@ -331,6 +207,12 @@ class DistributionMatchingRecipe(Recipe):
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: DistributionMatchingConfig = config.distribution_matching
+        adversarial = config.adversarial
+        if settings.divergence != "reverse_kl" and (adversarial.weight == 0 or adversarial.loss != "logistic"):
+            raise ValueError(
+                f"distribution_matching.divergence {settings.divergence}: its weights are read from a discriminator with the "
+                "logistic loss; expects adversarial.weight above 0 and adversarial.loss=logistic"
+            )
         if settings.fake_score.steps > config.trainer.max_steps:
             raise ValueError(
                 f"distribution_matching.fake_score.steps {settings.fake_score.steps}: the student is never updated; expects "
@@ -345,4 +227,6 @@ class DistributionMatchingRecipe(Recipe):
         auxiliary = auxiliary_alignment(context, networks, config.steps)
         guidance, settings = Guidance(context.unconditional, config.guidance), config.distribution_matching
         method = DistributionMatching(networks, guidance, settings, config.steps, solvers[0], auxiliary)
+        if config.adversarial.weight != 0:
+            method.adversary = adversary_of(context, networks, method.fake_score)
         yield Stage(method, config.trainer, steps=config.steps, solvers=solvers)

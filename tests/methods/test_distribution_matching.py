@@ -30,13 +30,9 @@ from gendistill.diffusion.rollout import few_step_rollout, rollout_times
 from gendistill.diffusion.teacher import load_teacher
 from gendistill.diffusion.trained_networks import Networks, full_networks, lora_config, lora_networks
 from gendistill.losses.score_matching import DIVERGENCES, divergence_weights, forward_process, reverse_kl_gradient
-from gendistill.methods.distribution_matching import (
-    DistributionMatching,
-    DistributionMatchingConfig,
-    FakeScore,
-    FakeScoreConfig,
-    numbered_steps,
-)
+from gendistill.methods.distribution_matching import DistributionMatching, DistributionMatchingConfig
+from gendistill.methods.fake_score import FakeScore, FakeScoreConfig
+from gendistill.methods.student_samples import numbered_steps
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.runtime.random import PerSampleRandom
@@ -127,7 +123,7 @@ def test_the_gradient_of_a_generator_is_that_of_the_reverse_kl_in_closed_form(wi
 
     points, weights = quadrature(nodes, 2 * width)
     random = Numbers(points[:, :width], points[:, width:], t=0.4999)
-    samples = method.generate(Batch(torch.zeros(len(points), width), NOTHING), random, learning=True)
+    samples = method.sampler.generate(Batch(torch.zeros(len(points), width), NOTHING), random, learning=True)
     (loss, _), _ = method.student_loss(samples, random)
     gradient = torch.autograd.grad(loss, samples.x_s, retain_graph=True)[0] * samples.x_s.numel()
     x_t = SCHEDULE.add_noise(samples.x_s, points[:, width:], t.expand(len(points))).detach()
@@ -267,12 +263,12 @@ def test_the_steps_of_several_samplers_have_numbers_by_the_points_that_they_star
 @pytest.mark.parametrize("segments", [False, True])
 def test_samples_are_from_the_steps_of_the_sampler_and_are_compared_at_the_timesteps_of_their_segment(segments):
     method = of_small_networks([1])
-    method.steps, method.numbers = [4], {(4, k): k for k in range(4)}
-    method.config.segments = segments
+    method.sampler.steps, method.sampler.numbers = [4], {(4, k): k for k in range(4)}
+    method.sampler.segments = segments
     times = [999, 749, 499, 249, SCHEDULE.clean]
     for step in range(12):
         random = PerSampleRandom(0, step, 0, 8)
-        samples = method.generate(Batch(torch.zeros(8, 2), NOTHING), random, learning=True)
+        samples = method.sampler.generate(Batch(torch.zeros(8, 2), NOTHING), random, learning=True)
         k, noise = samples.step, PerSampleRandom(0, step, 0, 8).normal((2,))
         x_t, t = few_step_rollout(method.networks.student, noise, NOTHING, 4, k)
         torch.testing.assert_close(samples.x_0, method.networks.student(x_t, t, NOTHING).x_0)

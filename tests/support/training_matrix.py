@@ -21,7 +21,7 @@ from gendistill.gan.architectures.translation import ResNetTranslator
 from gendistill.methods import Stage, denoiser_stages, recipe_of
 from gendistill.methods.decoder import AutoencoderContext
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
-from gendistill.methods.distribution_matching import FakeScore
+from gendistill.methods.fake_score import FakeScore
 from gendistill.run.config import load_config
 from gendistill.training.trainer import Trainer
 
@@ -41,6 +41,9 @@ METHODS = {
     "distribution_matching": MATCHED,
     "distribution_matching, segments": MATCHED
     | {"distribution_matching.segments": True, "guidance.mode": "embedded", "solvers": ["tcd"]},
+    "distribution_matching, adversarial": MATCHED
+    | {"adversarial.weight": 0.1, "adversarial.features": "fake_score", "adversarial.loss": "logistic"},
+    "adversarial": {"method": "adversarial", "adversarial.r1": 0.01},
     "compression": {"method": "compression"},
     "decoder": {"method": "decoder", "decoder.width": 8, "decoder.blocks": 1},
     "gan": {"method": "gan"},
