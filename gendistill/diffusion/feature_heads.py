@@ -24,7 +24,7 @@ def blocks_at(network: Any, depths: Sequence[float]) -> list[str]:
 class FeatureHeads(nn.Module):
     """A small discriminator of each of several feature maps, conditional on the prompt by projection.
 
-    Latent adversarial diffusion distillation (Sauer et al. 2024, section 3) has such heads after the teacher's blocks; DMD2
+    Latent adversarial diffusion distillation (Sauer et al. 2024) has such heads after the teacher's blocks; DMD2
     (Yin et al. 2024b, section 4.3) has one on the fake score's middle block.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ def condition_of(conditioning: Conditioning) -> Tensor | None:
     if "prompt_embeds" in conditioning:
         return conditioning["prompt_embeds"].float().mean(1)
     return conditioning.get("class_labels")
+
+
+def number_of_classes(config: Any) -> int:
+    """Number of class labels by a network's config, with that of the empty prompt; 0 without classes."""
+    known = config.get("num_embeds_ada_norm")  # of DiT, whose last embedding is that of the empty prompt
+    count: int = config.get("num_class_embeds") or (known + 1 if known else 0)
+    return count
 
 
 class LatentDiscriminator(nn.Module):

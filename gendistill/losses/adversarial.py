@@ -51,7 +51,7 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
 @in_float32
 def approximate_r1_penalty(logits: Tensor, moved: Tensor, deviation: float) -> Tensor:
     """E (D(x + s n) - D(x))^2 / (2 s^2), n standard normal, a scalar: `r1_penalty` of each logit as s goes to 0, without a
-    gradient within the loss (Lin et al. 2025, section 3.3).
+    gradient within the loss (Lin et al. 2025).
 
     Args:
         logits, moved: D(x) and D(x + s n) of any shape, on real samples.

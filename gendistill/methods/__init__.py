@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gendistill.diffusion.int8_training import compute_as_int8
-from gendistill.methods.adversarial import AdversarialRecipe
 from gendistill.methods.compression import CompressionRecipe, first_outline
 from gendistill.methods.consistency import ConsistencyRecipe
 from gendistill.methods.decoder import DecoderRecipe
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
 from gendistill.methods.distribution_matching import DistributionMatchingRecipe
+from gendistill.methods.feature_adversary import AdversarialRecipe
 from gendistill.methods.gan_build import GanRecipe
 from gendistill.methods.latent_alignment import AlignmentRecipe
+from gendistill.methods.matching_features import FeatureMatchingRecipe
 from gendistill.methods.method_registry import RECIPES, compresses, recipe_of, register
 from gendistill.methods.progressive import ProgressiveRecipe
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
@@ -25,6 +26,7 @@ for _recipe in (
     AlignmentRecipe(),
     DistributionMatchingRecipe(),
     AdversarialRecipe(),
+    FeatureMatchingRecipe(),
     COMPRESSION,
     DecoderRecipe(),
     GanRecipe(),

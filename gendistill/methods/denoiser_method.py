@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gendistill.data.batches import Batch
+from gendistill.data.batches import Batch, LatentData
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_config, lora_networks
@@ -165,6 +165,7 @@ class DenoiserContext:
         start: a denoiser that the student is initialised from instead of the teacher.
         opened: the teacher's pipeline, for losses that need its codec; its text encoders are released. None on the meta device.
         examples: a batch of the training data, on which pruning measures importance; None on the meta device.
+        data: the encoded training data; None on the meta device.
     """
 
     config: RunConfig
@@ -174,6 +175,7 @@ class DenoiserContext:
     start: Denoiser | None = None
     opened: Teacher | None = None
     examples: Batch | None = None
+    data: LatentData | None = None
 
     @property
     def solvers(self) -> list[str]:

@@ -28,10 +28,11 @@ from gendistill.losses.score_matching import (
     loss_with_gradient,
     reverse_kl_gradient,
 )
-from gendistill.methods.adversarial import FeatureAdversary, adversary_of
-from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.alignment import needs_trajectories
+from gendistill.methods.auxiliary_losses import auxiliary_losses
 from gendistill.methods.denoiser_method import AuxiliaryLoss, Critic, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.fake_score import FakeScore, FakeScoreConfig
+from gendistill.methods.feature_adversary import FeatureAdversary, adversary_of
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.methods.student_samples import Samples, StudentSampler, TimesConfig
 from gendistill.runtime.device import to_device
@@ -118,15 +119,16 @@ class DistributionMatching(DenoiserMethod):
         if trains_student:
             (value, logs), watch = self.student_loss(samples, random, adversary)
             if adversary is not None:
-                logs["adversarial"] = adversary.student_loss(samples, random)
+                logs["adversarial"] = watch[adversary.name] = adversary.student_loss(samples, random)
                 value = value + weight * logs["adversarial"]
             yield from self.student_updates((value, detached(logs)), batch, step, random, watch)
         loss, trained = self.fake_score_loss(samples, random), [self.fake_score.name]
-        logs = {"fake_score_loss": loss}
+        logs, watch = {"fake_score_loss": loss}, {"student": samples.x_0.mean(), self.fake_score.name: loss}
         if adversary is not None:
-            value, found = adversary.loss(samples, batch.latents, random)
-            loss, logs, trained = loss + adversary.config.discriminator_weight * value, logs | found, [*trained, adversary.name]
-        yield Update(loss, tuple(trained), detached(logs), {"student": samples.x_0.mean()})
+            watch[adversary.name], found = adversary.loss(samples, batch.latents, random)
+            loss = loss + adversary.config.discriminator_weight * watch[adversary.name]
+            logs, trained = logs | found, [*trained, adversary.name]
+        yield Update(loss, tuple(trained), detached(logs), watch)
 
     def diffused(self, samples: Samples, random: PerSampleRandom) -> tuple[Tensor, Tensor, Prediction, Tensor]:
         """x_t and t of the forward process from detached samples, and the target and weight of a denoiser of these."""
@@ -203,7 +205,7 @@ class DistributionMatchingRecipe(Recipe):
     name = section = "distribution_matching"
     Config = DistributionMatchingConfig
     summary = "Matches the distribution of the student's samples by two scores, from prompts alone: no image is copied"
-    supports = Supports(auxiliary_losses=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True, adversary=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: DistributionMatchingConfig = config.distribution_matching
@@ -224,7 +226,7 @@ class DistributionMatchingRecipe(Recipe):
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         config, networks, solvers = context.config, context.networks(), context.solvers[:1]
-        auxiliary = auxiliary_alignment(context, networks, config.steps)
+        auxiliary = auxiliary_losses(context, networks, config.steps)
         guidance, settings = Guidance(context.unconditional, config.guidance), config.distribution_matching
         method = DistributionMatching(networks, guidance, settings, config.steps, solvers[0], auxiliary)
         if config.adversarial.weight != 0:

@@ -32,7 +32,8 @@ from torch.nn.functional import mse_loss
 from gendistill.data.batches import Batch
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks, next_networks
-from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.alignment import needs_trajectories
+from gendistill.methods.auxiliary_losses import auxiliary_losses
 from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
@@ -294,7 +295,7 @@ class ProgressiveRecipe(Recipe):
     name = section = "progressive"
     Config = ProgressiveConfig
     summary = "Halves the number of steps stage by stage: deterministic students, each for its own step count"
-    supports = Supports(auxiliary_losses=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: ProgressiveConfig = config.progressive
@@ -355,7 +356,7 @@ class ProgressiveRecipe(Recipe):
             networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
             trainer = _trainer(config, str(count))
-            auxiliary = auxiliary_alignment(context, networks, [count]) if student else []
+            auxiliary = auxiliary_losses(context, networks, [count]) if student else []
             halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary, trainer.max_steps)
             yield stage(halving, str(count), count, settings.sampler, student)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,8 @@ class DenoiserRun:
         teacher, config, device = self.teacher, self.config, self.processes.device
         rows = self.latents.rows_of_step(config.seed, 0, NUM_EXAMPLES)
         examples = self.latents.batch(rows, PerSampleRandom(config.seed, 0, 0, NUM_EXAMPLES), device)
-        return denoiser_stages(
-            DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
-        )
+        context = DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
+        return denoiser_stages(replace(context, data=self.latents))
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)

@@ -335,7 +335,7 @@ def test_the_average_follows_the_students_updates_alone():
         torch.testing.assert_close(value, before[name] + 1 - networks.decay_at(1))
 
 
-@pytest.mark.parametrize("network", ["fake_score", "student"])
+@pytest.mark.parametrize("network", ["fake_score", "feature_discriminator", "student"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_network_that_is_not_finite_is_named(trainer, network, step):
     broken = trainer("broken", 2)

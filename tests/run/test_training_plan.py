@@ -43,7 +43,7 @@ def test_rows_that_pass_the_networks_are_counted(planned):
     assert accumulated.rows.learning == 2
 
 
-@pytest.mark.parametrize("method", ["consistency", "progressive", "latent_alignment", "distribution_matching"])
+@pytest.mark.parametrize("method", ["consistency", "progressive", "latent_alignment", "distribution_matching", "adversarial"])
 def test_every_method_is_planned_with_all_weights_and_as_a_lora(planned, method):
     settings = {"method": method, "distribution_matching__fake_score__steps": 1}
     whole, lora = planned(**settings), planned(**settings, lora__enabled=True, lora__rank=4)

@@ -89,10 +89,11 @@ def test_two_processes_make_the_loss_curve_of_one(distill, place, alone):
     assert processes[1].text == ""
 
 
-def test_a_lora_its_fake_score_and_its_discriminator_do_too_on_a_batch_that_is_split(distill, place):
+def test_a_lora_its_fake_score_and_its_discriminators_do_too_on_a_batch_that_is_split(distill, place):
     settings = {"method": "distribution_matching", "distribution_matching__fake_score__steps": 1}
     settings |= {"lora__enabled": "true", "lora__rank": 4, "trainer__gradient_accumulation_steps": 2}
     settings |= {"align__weight": 1, "align__distribution__adversarial": 0.1}
+    settings |= {"adversarial__weight": 0.1, "adversarial__features": "fake_score"}
     settings |= {"align__trajectories": 8, "align__trajectory_steps": 4}
     for run, processes in (("lora-alone", 1), ("lora-two", 2)):
         started, codes = distill(run, processes, **settings)

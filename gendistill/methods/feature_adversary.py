@@ -19,7 +19,7 @@ from gendistill.diffusion.blocks import recorded_maps, shapes_of_blocks
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.feature_heads import FeatureHeads, blocks_at
 from gendistill.diffusion.guidance import Guidance
-from gendistill.diffusion.latent_discriminator import condition_of
+from gendistill.diffusion.latent_discriminator import condition_of, number_of_classes
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.adversarial import (
     approximate_r1_penalty,
@@ -27,7 +27,8 @@ from gendistill.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.alignment import needs_trajectories
+from gendistill.methods.auxiliary_losses import auxiliary_losses
 from gendistill.methods.compression import inputs_of_default_size
 from gendistill.methods.denoiser_method import AuxiliaryLoss, Critic, DenoiserContext, DenoiserMethod
 from gendistill.methods.fake_score import FakeScore
@@ -43,7 +44,7 @@ from gendistill.settings.schedule import Weight
 from gendistill.settings.section import Section
 from gendistill.training.method import OptimizerSettings, Update
 
-R1_DEVIATION = 0.01  # standard deviation of the noise of the approximate R1 penalty (Lin et al. 2025, section 3.3)
+R1_DEVIATION = 0.01  # standard deviation of the noise of the approximate R1 penalty (Lin et al. 2025)
 SCALE = 1024.0  # of the loss while its gradient at the samples is computed, which float16 would round to 0
 
 
@@ -59,17 +60,17 @@ class AdversarialConfig(Section):
     features: Literal["teacher", "fake_score"] = Field(
         "teacher",
         description="Network with the features: the frozen teacher, or the fake score, which is trained with the heads",
-        json_schema_extra=about(paper=papers.LADD, at="section 3"),
+        json_schema_extra=about(paper=papers.LADD),
     )
     depths: list[float] = Field(
         [0.25, 0.5, 0.75, 1.0],
         description="Blocks of that network with heads, as fractions of its depth",
-        json_schema_extra=about(paper=papers.LADD, at="section 3"),
+        json_schema_extra=about(paper=papers.LADD),
     )
     times: TimesConfig = Field(
         TimesConfig(distribution="logit_normal", mean=1.0),
         description="Timesteps of the noisy samples that the discriminator gets",
-        json_schema_extra=about(paper=papers.LADD, at="section 4.1"),
+        json_schema_extra=about(paper=papers.LADD),
     )
     loss: Literal["hinge", "logistic"] = Field(
         "hinge",
@@ -80,7 +81,7 @@ class AdversarialConfig(Section):
         0.0,
         ge=0,
         description="Weight of the R1 penalty on real samples, in its form of finite differences; 0 is off",
-        json_schema_extra=about(paper=papers.APT, at="section 3.3"),
+        json_schema_extra=about(paper=papers.APT),
     )
     discriminator_weight: float = Field(
         0.01,
@@ -227,19 +228,13 @@ def adversary_of(context: DenoiserContext, networks: Networks, fake_score: FakeS
     return FeatureAdversary(heads, networks.teacher, settings, fake_score if settings.features == "fake_score" else None)
 
 
-def number_of_classes(config: Any) -> int:
-    """Number of class labels by a network's config, with that of the empty prompt; 0 without classes."""
-    with_empty: int = config.get("num_embeds_ada_norm", -1) + 1
-    return config.get("num_class_embeds") or with_empty
-
-
 class AdversarialRecipe(Recipe):
     """One stage; the student is trained, validated and exported with one solver, the first of `solvers`."""
 
     name = section = "adversarial"
     Config = AdversarialConfig
     summary = "Discriminator heads on the teacher's features tell the student's samples from real images"
-    supports = Supports(auxiliary_losses=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True, adversary=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         if config.adversarial.features == "fake_score":
@@ -254,6 +249,6 @@ class AdversarialRecipe(Recipe):
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         config, networks, solvers = context.config, context.networks(), context.solvers[:1]
         sampler = StudentSampler(networks, Guidance(context.unconditional, config.guidance), config.steps, solvers[0])
-        auxiliary = auxiliary_alignment(context, networks, config.steps)
+        auxiliary = auxiliary_losses(context, networks, config.steps)
         method = AdversarialDistillation(networks, sampler, adversary_of(context, networks), auxiliary)
         yield Stage(method, config.trainer, steps=config.steps, solvers=solvers)
