@@ -70,6 +70,7 @@ def test_samples_move_to_the_real_ones_of_their_own_condition(name, generator):
     found = student.detach()
     for label in (0, 1):
         of_label = found[labels == label]
-        torch.testing.assert_close(of_label.mean(0), real[known == label].mean(0), atol=0.25, rtol=0)
-        assert 0.1 < of_label.std(0).mean() < 0.5
+        away = (of_label - real[known == label].mean(0)).norm(dim=1)
+        assert 0.05 < away.median() < 0.5
+        assert (away < 1).float().mean() > 0.8
     assert student.grad.isfinite().all()
