@@ -1,7 +1,7 @@
 """Adversarial distillation (Sauer et al. 2024, LADD): discriminator heads on the features of a denoiser.
 
 A frozen teacher, or the fake score of distribution matching (Yin et al. 2024b, DMD2), computes features of noisy samples; small
-heads on several of its blocks tell the student's samples from real ones. Real samples are the training data: images, or what
+heads on several of its blocks classify samples as real or generated. Real samples are the training data: images, or what
 the teacher generates from prompts.
 """
 
@@ -86,7 +86,7 @@ class AdversarialConfig(Section):
     discriminator_weight: float = Field(
         0.01,
         gt=0,
-        description="Weight of the discriminator's loss beside the fake score's own, where the features are the fake score's",
+        description="Weight of the discriminator's loss in addition to the fake score's own, where the features are the fake score's",
         json_schema_extra=about(paper=papers.DMD2, at="section 4.3"),
     )
     learning_rate_factor: float = Field(
@@ -216,7 +216,7 @@ def adversary_of(context: DenoiserContext, networks: Networks, fake_score: FakeS
     """The discriminator by the settings `adversarial`, with random weights.
 
     Args:
-        fake_score: the fake score, whose features it has where the settings say so.
+        fake_score: the fake score, whose features it has by `features`.
     """
     settings: AdversarialConfig = context.config.adversarial
     family, network = context.family, context.teacher.network
@@ -233,7 +233,7 @@ class AdversarialRecipe(Recipe):
 
     name = section = "adversarial"
     Config = AdversarialConfig
-    summary = "Discriminator heads on the teacher's features tell the student's samples from real images"
+    summary = "Discriminator heads on the teacher's features compare the student's samples with real images"
     supports = Supports(auxiliary_losses=True, feature_matching=True, adversary=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:

@@ -197,7 +197,7 @@ def check_additions(config: RunConfig, recipe: Recipe) -> None:
         return
     if config.validation_extractor == settings.features:
         raise ValueError(
-            f"feature_matching.features {settings.features}: validation judges by this network; expects another one than "
+            f"feature_matching.features {settings.features}: is the network of validation; expects another one than "
             "validation_extractor"
         )
     if config.dtype == "float16":

@@ -88,7 +88,7 @@ def test_a_student_is_trained_by_it_alone_and_in_addition(tiny_folder, tmp_path,
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"validation_extractor": "clip", "feature_matching.features": "clip"}, r"features clip: validation judges by this"),
+        ({"validation_extractor": "clip", "feature_matching.features": "clip"}, r"features clip: is the network of validation"),
         ({"dtype": "float16"}, r"feature_matching: .* overflows in dtype 'float16'"),
         (
             {"method": "latent_alignment"},
