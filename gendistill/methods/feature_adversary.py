@@ -86,7 +86,7 @@ class AdversarialConfig(Section):
     discriminator_weight: float = Field(
         0.01,
         gt=0,
-        description="Weight of the discriminator's loss in addition to the fake score's own, where the features are the fake score's",
+        description="Weight of the discriminator's loss next to the fake score's own loss, where it has the features",
         json_schema_extra=about(paper=papers.DMD2, at="section 4.3"),
     )
     learning_rate_factor: float = Field(
