@@ -211,7 +211,7 @@ def small_run(machine: Machine, method: str, out: Path, options: dict[str, Any])
 
 def waiting(machine: Machine) -> Checks:
     """Forward and backward passes of the methods for denoisers in which an operation that waits for the GPU is an error."""
-    for method in ("consistency", "progressive", "latent_alignment", "distribution_matching", "compression"):
+    for method in ("consistency", "progressive", "latent_alignment", "distribution_matching", "adversarial", "compression"):
         yield method, partial(step_without_waiting, machine, method)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gendistill.metrics.features.extractors import IMAGENET
-from gendistill.metrics.features.vision_towers import CLIP, DINOV2, dinov2_features, open_clip_model
+from gendistill.metrics.features.vision_towers import CLIP, DINOV2, DINOV2_SIZE, dinov2_features, open_clip_model
 
 
 class ImageTower:
@@ -40,7 +40,7 @@ class ImageTower:
         if kind == "dinov2":
             extractor = dinov2_features(rest or DINOV2, device)
             mean, deviation = (tuple(value / 255 for value in channels) for channels in IMAGENET)
-            return cls(extractor.module, extractor.resizing.size, mean, deviation)
+            return cls(extractor.module, extractor.resizing.size or DINOV2_SIZE, mean, deviation)
         model = open_clip_model(CLIP if name == "clip" else name, field).model
         return cls.of_clip(model.eval().requires_grad_(False).to(device))
 

@@ -128,7 +128,8 @@ def bank_of(data: LatentData, teacher: Teacher, tower: ImageTower, config: Featu
     """The features of at most `bank` rows of the training data, spread evenly over it."""
     device, num_classes = teacher.pipeline.device, number_of_classes(teacher.network.config)
     count = min(config.bank, len(data))
-    features, conditions, start = [], [], 0
+    features, conditions = list[Tensor](), list[Tensor]()
+    start = 0
     chosen = (torch.arange(count) * len(data)) // count
     for size in data.cache.groups.values():  # the latents of a group have one shape
         group = chosen[(chosen >= start) & (chosen < start + size)]
