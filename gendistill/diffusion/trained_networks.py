@@ -76,7 +76,7 @@ class Networks(MovingAverage):
     lora: LoraConfig | None = None
 
 
-def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Any = None) -> Networks:
+def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Denoiser | None = None) -> Networks:
     """Three networks; the student is initialised from the teacher, in float32 for a teacher of any precision.
 
     All networks are in evaluation mode, as the base of a LoRA is: conditions are dropped by the method, not by the network.
@@ -85,15 +85,15 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, star
     that the student equals the teacher at first.
 
     Args:
-        start: a network to initialise the student from instead of the teacher.
+        start: a denoiser to initialise the student from instead of the teacher; it may have another prediction type.
     """
-    initial = teacher.network if start is None else start
-    student = copy_network(initial, time_cond_proj_dim).float().eval().requires_grad_(True)
+    initial = teacher if start is None else start
+    student = copy_network(initial.network, time_cond_proj_dim).float().eval().requires_grad_(True)
     average = copy.deepcopy(student).requires_grad_(False)
     return Networks(
         teacher,
-        teacher.with_network(student),
-        teacher.with_network(average),
+        initial.with_network(student),
+        initial.with_network(average),
         dict(student.named_parameters()),
         dict(average.named_parameters()),
     )
@@ -159,13 +159,16 @@ def lora_networks(teacher: Denoiser, lora: LoraConfig) -> Networks:
 def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, nn.Parameter]]:
     """Another trained denoiser, initialised from the teacher, and its parameters by name: for example a fake score network.
 
-    With LoRA it is one more adapter `name` on the shared base; else a copy of the teacher's network in float32.
+    With LoRA it is one more adapter `name` on the shared base; else a copy of the teacher's network in float32, with the
+    guidance scale as an input where the student has it.
     """
-    teacher = networks.teacher
+    teacher, student = networks.teacher, networks.student
     if networks.lora is not None:
         shared: SharedBase = networks.average.network.shared
         return teacher.with_network(shared.adapter(name, trained=True)), shared.parameters(name)
-    network = copy.deepcopy(teacher.network).float().eval().requires_grad_(True)
+    network = (
+        copy_network(teacher.network, student.network.config.get("time_cond_proj_dim")).float().eval().requires_grad_(True)
+    )
     return teacher.with_network(network), dict(network.named_parameters())
 
 
@@ -226,6 +229,12 @@ class SharedBase:
         with self._switched([((name,) if name else (), name is None)] * len(self._layers)):
             yield
 
+    @property
+    def active(self) -> str | None:
+        """The adapter that is active now; None for the base alone."""
+        names, disabled = self._state()[0]
+        return None if disabled else names[0]
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass, each with the adapter of its forward pass."""
         self.network.enable_gradient_checkpointing(self._checkpoint)
@@ -264,6 +273,11 @@ class AdapterView(nn.Module):
         self.shared, self.adapter = shared, adapter
         self.base = shared.network
         self.config = self.base.config
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a forward pass with this adapter, or its recomputation, is under way."""
+        return self.shared.active == self.adapter
 
     def enable_gradient_checkpointing(self) -> None:
         self.shared.enable_gradient_checkpointing()

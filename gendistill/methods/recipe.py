@@ -105,6 +105,8 @@ class Supports:
         compression: compression of a denoiser as the first stage (`--compress`).
         full_weights: `start` and `quantization`, which train all weights of a denoiser.
         auxiliary_losses: alignment with the teacher's trajectories as an additional loss (`align.weight`).
+        feature_matching: feature matching as an additional loss (`feature_matching.weight`), or as the method.
+        adversary: a discriminator on features as an additional loss (`adversarial.weight`), or as the method.
         gradient_checkpointing: gradient checkpointing, and a teacher in half precision.
         planning: a training step on the meta device, for `plan --train`.
     """
@@ -113,6 +115,8 @@ class Supports:
     compression: bool = True
     full_weights: bool = True
     auxiliary_losses: bool = False
+    feature_matching: bool = False
+    adversary: bool = False
     gradient_checkpointing: bool = True
     planning: bool = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's moments per trained p
 class Calls:
     """Samples that pass through the denoisers in a step: `plain` without gradients, `learning` with gradients."""
 
-    plain: int = 0
-    learning: int = 0
+    plain: float = 0
+    learning: float = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepNeeds:
         optimizer: bytes of the optimizer state.
         step: peak bytes of activations and gradients.
         trained: number of trained parameters.
-        rows: samples that pass through the denoisers in one forward and backward pass.
+        rows: samples that pass through the denoisers in one forward and backward pass, the mean of a cycle of steps.
         passes: forward and backward passes of an optimizer step (gradient accumulation).
     """
 
@@ -216,7 +216,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     modules = _modules_in_memory(method, networks)
     _count_calls(modules, type(network), calls)
     batch = _batch(config, networks, rows, latents, dtype)
-    step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
+    step = peak_bytes(lambda: _steps(method, batch, rows, calls), copies_of_convolutions=cpu)
     num_trained = sum(parameter.numel() for parameter in trained)
     return StepNeeds(
         encoding,
@@ -234,9 +234,17 @@ def _keeps_all_parts(config: RunConfig) -> bool:
     return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
 
 
-def _step(method: Method, batch: Batch, rows: int) -> None:
-    for update in method.updates(batch, Step(0, 0.0), PerSampleRandom(0, 0, 0, rows)):
-        update.loss.backward()
+def _steps(method: Method, batch: Batch, rows: int, calls: Calls) -> None:
+    """The first step of a cycle, which stands for all but the last, and the last; `calls` become the mean of the cycle."""
+    for step, fraction in {0: 1 - 1 / method.cycle, method.cycle - 1: 1 / method.cycle}.items():
+        before = replace(calls)
+        for update in method.updates(batch, Step(step, 0.0), PerSampleRandom(0, step, 0, rows)):
+            update.loss.backward()
+            for name in update.optimizers:
+                for parameter in method.trained_parameters()[name].values():
+                    parameter.grad = None  # as after the step of an optimizer
+        calls.plain = before.plain + fraction * (calls.plain - before.plain)
+        calls.learning = before.learning + fraction * (calls.learning - before.learning)
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:

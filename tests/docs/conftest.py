@@ -170,6 +170,7 @@ def small(monkeypatch, stand_ins, tmp_path, tiny_folder, gans):
 def _shrink(config):
     """One step of training, of a batch of 2, on a few samples."""
     limits = {"max_steps": 1, "max_minutes": None, "batch_size": 2, "gradient_accumulation_steps": 1, "num_validation": 4}
+    config.distribution_matching.fake_score.steps = 1
     config.trainer = config.trainer.model_copy(update={**limits, "trackers": [], "optimizer": "adamw"})
     config.device, config.lora.rank = "cpu", 2
     config.data.num_synthetic, config.data.synthetic_steps = 4, 2
