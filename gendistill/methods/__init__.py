@@ -16,6 +16,7 @@ from gendistill.methods.latent_alignment import AlignmentRecipe
 from gendistill.methods.method_registry import RECIPES, compresses, recipe_of, register
 from gendistill.methods.progressive import ProgressiveRecipe
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
+from gendistill.methods.sequence import SequenceRecipe
 
 COMPRESSION = CompressionRecipe()
 for _recipe in (
@@ -23,6 +24,7 @@ for _recipe in (
     ProgressiveRecipe(),
     AlignmentRecipe(),
     DistributionMatchingRecipe(),
+    SequenceRecipe(),
     COMPRESSION,
     DecoderRecipe(),
     GanRecipe(),

@@ -130,6 +130,7 @@ class Stage:
         solvers: solvers to choose from by validation.
         grids: timesteps of the student's samplers where these are not the trailing grid.
         data: function from the data of the run to the data of this stage; None for the data of the run.
+        config: the settings of the stage where these are not the run's.
     """
 
     method: Method
@@ -140,6 +141,7 @@ class Stage:
     solvers: list[str] = field(default_factory=list)
     grids: list[list[int]] = field(default_factory=list)
     data: Callable[[Any], Any] | None = None
+    config: RunConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,10 @@ class Recipe(ABC):
         """The kind of training data: encoded images, the teacher's trajectories, images for a GAN, or latents with their
         images and the teacher's reconstructions."""
         return "latents"
+
+    def parts(self, config: RunConfig) -> list[RunConfig]:
+        """The settings of each method that is trained: those of the run, but for a sequence of methods."""
+        return [config]
 
     @abstractmethod
     def stages(self, context: Any) -> Iterator[Stage]:
