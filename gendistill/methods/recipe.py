@@ -13,6 +13,7 @@ from gendistill.data.data_config import DataConfig
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.trained_networks import LoraSettings
 from gendistill.gan.generator_config import GeneratorConfig
+from gendistill.methods.watch_config import WatchConfig
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
@@ -84,6 +85,7 @@ class RunConfig(Section):
     compress: CompressConfig = CompressConfig()
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
+    watch: WatchConfig = WatchConfig()
 
     if TYPE_CHECKING:  # the sections of the methods
 
