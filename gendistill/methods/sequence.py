@@ -1,7 +1,7 @@
 """A sequence of methods in one run: each continues the student of the one before, the best by its validation.
 
 The teacher is the same in all stages. With all weights each stage starts from a copy of the student's moving average; with LoRA
-the adapter goes on, while the adapters of other networks, such as a fake score, are removed. Optimizers and moving averages
+the adapter is trained further, while those of other networks, such as a fake score, are removed. Optimizers and moving averages
 start anew, so that a stage equals a run with `start`.
 """
 

@@ -136,7 +136,8 @@ def validation_prompts(config: RunConfig, evaluator: Evaluator, resolution: int)
         validated = evaluator.first(count)
         prompts = validated.subset(items_of_process(len(validated.prompts))).prompts
         yield from (prompts[start : start + size] for start in range(0, len(prompts), size))
-    yield watched_prompts(config.watch, evaluator)
+    if config.watch.prompts:
+        yield watched_prompts(config.watch, evaluator)
 
 
 def solver_table(validation: Validation) -> str:

@@ -133,7 +133,7 @@ def test_a_dry_run_names_stages_lengths_students_and_all_data(tiny_folder, tmp_p
     ]
 
 
-def test_the_plan_is_that_of_the_stage_that_needs_most(tiny_folder, tmp_path):
+def test_the_plan_is_that_of_the_stage_with_the_highest_peak(tiny_folder, tmp_path):
     both = step_needs(sequence(tmp_path, tiny_folder))
     alone = step_needs(sequence(tmp_path, tiny_folder, stages=[MATCHING]))
     assert (
