@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from gendistill.evaluation.evaluator import Evaluator
@@ -64,6 +65,7 @@ class DriftWatch:
         self.config, self.file, self.sample_teacher = config, file, teacher
         self.evaluator = evaluator.with_prompts([prompt for prompt in prompts for _ in range(config.seeds)], seeds)
         stored = json.loads(file.read_text()) if file.is_file() else {}
+        [stored] = broadcast_object_list([stored])  # other machines may not have the file
         self.known = {name: ImageStatistics(**values) for name, values in stored.items()}
 
     def __call__(self, images: Tensor) -> tuple[dict[str, float], str | None]:

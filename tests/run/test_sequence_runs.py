@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import logged, settings_of
 
+from gendistill.diffusion.teacher import load_teacher
+from gendistill.diffusion.trained_networks import lora_config, lora_networks, networks_from_adapter
+from gendistill.methods.distribution_matching import FakeScore, FakeScoreConfig
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.run.dry_run import dry_run
@@ -131,6 +134,30 @@ def test_a_dry_run_names_stages_lengths_students_and_all_data(tiny_folder, tmp_p
         f"{run}/stages/progressive/student-1",
         f"{run}/student",
     ]
+
+
+def test_a_fake_score_begins_as_the_teacher_in_every_stage_of_a_lora(tiny_folder):
+    """Nothing of the fake score before it is left, neither its adapter nor its vectors for the student's steps."""
+    opened = load_teacher(tiny_folder)
+    teacher, conditioning = opened.denoiser, opened.encode_prompts(["food"])
+    networks = lora_networks(teacher, lora_config(opened.family.lora_targets, 2))
+    before = FakeScore(networks, FakeScoreConfig(), 2)
+    x_t, t = torch.randn(1, *opened.codec.latent_shape(opened.size)), torch.tensor([500])
+    expected = teacher(x_t, t, conditioning).x_0
+    with torch.no_grad():
+        for parameter in before.parameters.values():
+            parameter.fill_(0.1)
+    assert not torch.equal(before(x_t, t, conditioning, 0).x_0, expected)
+    after = FakeScore(networks_from_adapter(networks.average, teacher), FakeScoreConfig(), 2)
+    assert torch.equal(after(x_t, t, conditioning, 0).x_0, expected)
+
+
+@pytest.mark.slow
+def test_a_progressive_student_is_matched_in_its_prediction_type(tiny_folder, tmp_path):
+    halved = {"method": "progressive", "progressive": {"start_steps": 4, "prediction_type_steps": 2}}
+    result = distill(sequence(tmp_path, tiny_folder, stages=[halved, MATCHING], lora__enabled=True, lora__rank=2))
+    assert result.exported.prediction_type == "v_prediction"
+    assert (tmp_path / "run" / "stages" / "progressive" / "student-2").is_dir()
 
 
 def test_the_plan_is_that_of_the_stage_with_the_highest_peak(tiny_folder, tmp_path):
