@@ -68,6 +68,7 @@ def test_a_run_that_drifts_ends_at_its_best_with_a_sentence_and_resumes_from_its
     assert "watch.colour 0.001" in result.training.ended
     assert result.training.steps == 2
     assert result.training.best_step == 0
+    assert result.training.ended in (result.student_folder / "README.md").read_text()
     known = json.loads((tmp_path / "run" / "samples" / "watch.json").read_text())
     assert known.keys() == {"teacher", "start"}
     first, last = logged(tmp_path / "run", "validation")
