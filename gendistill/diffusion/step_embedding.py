@@ -42,4 +42,6 @@ class StepEmbedding(nn.Module):
             active = not isinstance(network, AdapterView) or network.is_active
             return output + self.vectors[self.step].to(output.dtype) if active else output
 
-        embedding.register_forward_hook(add)
+        hook = embedding.register_forward_hook(add)
+        if isinstance(network, AdapterView):
+            network.shared.hooks.append(hook)

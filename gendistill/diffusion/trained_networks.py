@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.settings import papers
@@ -105,18 +106,32 @@ def next_networks(networks: Networks) -> Networks:
     if networks.lora is None:
         return full_networks(average, average.network.config.get("time_cond_proj_dim"))
     shared: SharedBase = average.network.shared
-    previous_view, student_view, average_view = (shared.adapter(name) for name in (PREVIOUS, STUDENT, AVERAGE))
-    previous, student = shared.parameters(PREVIOUS), shared.parameters(STUDENT)
+    teacher, previous = average.with_network(shared.adapter(PREVIOUS)), shared.parameters(PREVIOUS)
     with torch.no_grad():
         for name, parameter in networks.averaged.items():
             previous[name].copy_(parameter)
+    return networks_from_adapter(average, teacher)
+
+
+def networks_from_adapter(average: Denoiser, teacher: Denoiser) -> Networks:
+    """Student and EMA from the EMA of an earlier stage, on the same base, where only the teacher's adapter is kept of others.
+
+    Args:
+        teacher: an adapter of that base, or the base's network alone.
+    """
+    shared: SharedBase = average.network.shared
+    kept = teacher.network.adapter if isinstance(teacher.network, AdapterView) else None
+    shared.keep(STUDENT, AVERAGE, *([kept] if kept else []))
+    student, averaged = shared.parameters(STUDENT), shared.parameters(AVERAGE)
+    with torch.no_grad():
+        for name, parameter in averaged.items():
             student[name].copy_(parameter)
     return Networks(
-        average.with_network(previous_view),
-        average.with_network(student_view),
-        average.with_network(average_view),
+        teacher.with_network(shared.adapter(kept) if kept else shared.without_adapter()),
+        average.with_network(shared.adapter(STUDENT)),
+        average.with_network(shared.adapter(AVERAGE)),
         student,
-        networks.averaged,
+        averaged,
         shared.lora,
     )
 
@@ -189,10 +204,14 @@ class SharedBase:
     Args:
         network: a diffusers model without adapters; its weights are frozen.
         lora: the configuration of all adapters.
+
+    Attributes:
+        hooks: hooks of single adapters in the base, which `keep` removes.
     """
 
     def __init__(self, network: Any, lora: LoraConfig) -> None:
         self.network, self.lora = network.requires_grad_(False), lora
+        self.hooks: list[RemovableHandle] = []
         self._layers: list[Any] = []
 
     def adapter(self, name: str, *, trained: bool = False) -> AdapterView:
@@ -214,6 +233,14 @@ class SharedBase:
             self._layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
             self._switch([((name,), True)] * len(self._layers))
         return AdapterView(self, name)
+
+    def keep(self, *names: str) -> None:
+        """Remove all other adapters, and all hooks."""
+        while self.hooks:
+            self.hooks.pop().remove()
+        self._switch([((names[0],), True)] * len(self._layers))  # PEFT would activate another one in place of a removed one
+        if others := [name for name in self.network.peft_config if name not in names]:
+            self.network.delete_adapters(others)
 
     def without_adapter(self) -> AdapterView:
         """The base network with all adapters disabled."""

@@ -18,6 +18,7 @@ from gendistill.methods.matching_features import FeatureMatchingRecipe
 from gendistill.methods.method_registry import RECIPES, compresses, recipe_of, register
 from gendistill.methods.progressive import ProgressiveRecipe
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
+from gendistill.methods.sequence import SequenceRecipe
 
 COMPRESSION = CompressionRecipe()
 for _recipe in (
@@ -27,6 +28,7 @@ for _recipe in (
     DistributionMatchingRecipe(),
     AdversarialRecipe(),
     FeatureMatchingRecipe(),
+    SequenceRecipe(),
     COMPRESSION,
     DecoderRecipe(),
     GanRecipe(),

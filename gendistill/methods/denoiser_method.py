@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from gendistill.data.batches import Batch, LatentData
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
-from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_config, lora_networks
+from gendistill.diffusion.trained_networks import (
+    GUIDANCE_EMBEDDING,
+    Networks,
+    full_networks,
+    lora_config,
+    lora_networks,
+    networks_from_adapter,
+)
 from gendistill.methods.recipe import RunConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
@@ -187,6 +194,8 @@ class DenoiserContext:
         """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an
         input."""
         config = self.config
+        if config.lora.enabled and self.start is not None:
+            return networks_from_adapter(self.start, self.teacher)
         if config.lora.enabled:
             return lora_networks(self.teacher, lora_config(self.family.lora_targets, config.lora.rank, config.lora.alpha))
         embedded = config.guidance.mode == "embedded" and self.family.embeds_guidance

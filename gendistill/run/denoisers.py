@@ -61,6 +61,8 @@ class DenoiserRun:
             quantization=config.lora.quantization,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
+        for part in recipe_of(config).parts(self.config):
+            fitting(part, self.teacher.family, type(self.teacher.pipeline).__name__)
         recipe_of(config).check(self.config, self.teacher)
         if compresses(config):
             pruning = pruning_for(self.teacher.network, self.teacher.family)
@@ -115,7 +117,9 @@ class DenoiserRun:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded)
+        self.validating = Validator(
+            stage.config or self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded
+        )
         return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
@@ -129,7 +133,9 @@ class DenoiserRun:
                 "--resume, or a smaller progressive.prediction_type_steps"
             )
         validation = self.validating.choose_solver(training.best)
-        spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
+        spec, scheduler = describe_student(
+            stage.config or self.config, self.teacher, stage, validation.figures["solver"], validation
+        )
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
             with self.encoders.restored() if stage.method.networks.lora is None else nullcontext():

@@ -152,8 +152,10 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
         option = "--compress" if compresses(config) else f"method {config.method}"
         planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
         raise ValueError(f"{option}: plan --train expects one of {planned}; distill --dry-run describes other runs")
-    if recipe.data_needs(config) == "trajectories" and (
-        config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0
+    if any(
+        recipe_of(part).data_needs(part) == "trajectories"
+        and (part.align.distribution.adversarial != 0 or part.align.semantic.clip != 0)
+        for part in recipe.parts(config)
     ):
         raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
@@ -189,7 +191,12 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
 
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
-    """The needs of an optimizer step of the first stage of the method, computed on the meta device."""
+    """The needs of an optimizer step of the method that needs most memory, in its first stage, computed on the meta device."""
+    parts = recipe_of(config).parts(config)
+    return max((_needs_of_method(part, cpu=cpu) for part in parts), key=lambda needs: needs.peak)
+
+
+def _needs_of_method(config: RunConfig, *, cpu: bool) -> StepNeeds:
     networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     config, dtype = fitting(config, networks.family, networks.family.pipelines[0]), getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
