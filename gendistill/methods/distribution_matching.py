@@ -171,21 +171,23 @@ class DistributionMatching(DenoiserMethod):
             super().after_step(step // self.cycle, skipped)
 
     def stop_reason(self, logs: dict[str, float]) -> str | None:
-        """The fake score no longer knows the student's samples, so that its gradients mean nothing."""
+        """The fake score no longer knows the student's samples, so that its gradients mean nothing; or the adversary's reason."""
         if "fake_score_error" in logs:
             self.logs_behind = self.logs_behind + 1 if logs["fake_score_error"] > BEHIND else 0
         if self.logs_behind < LOGS_BEHIND:
-            return None
+            return None if self.adversary is None else self.adversary.stop_reason(logs)
         return (
             f"the fake score falls behind, its error on the student's samples is more than {BEHIND:g} times the teacher's in "
             f"{LOGS_BEHIND} logged steps; a smaller trainer.learning_rate or more distribution_matching.fake_score.steps helps"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"logs_behind": self.logs_behind}
+        return {"logs_behind": self.logs_behind, "accuracies": [] if self.adversary is None else self.adversary.accuracies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.logs_behind = state["logs_behind"]
+        if self.adversary is not None:
+            self.adversary.accuracies = state["accuracies"]
 
 
 def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:

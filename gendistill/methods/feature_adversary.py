@@ -44,6 +44,7 @@ from gendistill.settings.schedule import Weight
 from gendistill.settings.section import Section
 from gendistill.training.method import OptimizerSettings, Update
 
+SATURATED_LOGS = 30  # logged steps in a row of high accuracy for a saturated discriminator
 R1_DEVIATION = 0.01  # standard deviation of the noise of the approximate R1 penalty (Lin et al. 2025)
 SCALE = 1024.0  # of the loss while its gradient at the samples is computed, which float16 would round to 0
 
@@ -95,6 +96,9 @@ class AdversarialConfig(Section):
         description="Ratio of the learning rate of the heads to the student's",
         json_schema_extra=about(paper=papers.TTUR),
     )
+    max_accuracy: float = Field(
+        0.995, gt=0, le=1, description="Accuracy of the discriminator above which training ends if it lasts; 1 never ends it"
+    )
     ema_decay: float = Field(
         0.99, ge=0, lt=1, description="Decay per step of the student's moving average with --method adversarial"
     )
@@ -125,6 +129,19 @@ class FeatureAdversary:
         self.teacher, self.config, self.fake_score = teacher, config, fake_score
         self.parameters = dict(heads.named_parameters())
         self.settings = OptimizerSettings(learning_rate_factor=config.learning_rate_factor, betas=(0.0, 0.99))
+        self.accuracies: list[float] = []  # in the latest logged steps
+
+    def stop_reason(self, logs: dict[str, float]) -> str | None:
+        """The discriminator is saturated, so that its gradients mean nothing."""
+        if (accuracy := logs.get(f"{self.name}_accuracy")) is not None:
+            self.accuracies = [*self.accuracies, accuracy][-SATURATED_LOGS:]
+        if len(self.accuracies) < SATURATED_LOGS or min(self.accuracies) <= self.config.max_accuracy:
+            return None
+        return (
+            f"the discriminator is saturated, its accuracy is {min(self.accuracies):.1%} or more in {SATURATED_LOGS} logged steps "
+            f"(adversarial.max_accuracy {self.config.max_accuracy:g}); a smaller adversarial.learning_rate_factor or "
+            "adversarial.r1=0.1 helps"
+        )
 
     def logits(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, step: int, *, learning: bool = False) -> list[Tensor]:
         """Logits (B, 1, h, w) of each head for x_t (B, ...), t (B,).
@@ -210,6 +227,15 @@ class AdversarialDistillation(DenoiserMethod):
         yield Update(loss, (self.adversary.name,), logs, {"student": samples.x_0.mean()})
         own: tuple[Tensor, dict[str, Tensor]] = self.adversary.student_loss(samples, random), {}
         yield from self.student_updates(own, batch, step, random)
+
+    def stop_reason(self, logs: dict[str, float]) -> str | None:
+        return self.adversary.stop_reason(logs)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracies": self.adversary.accuracies}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.adversary.accuracies = state["accuracies"]
 
 
 def adversary_of(context: DenoiserContext, networks: Networks, fake_score: FakeScore | None = None) -> FeatureAdversary:

@@ -163,6 +163,10 @@ class FeatureMatchingDistillation(DenoiserMethod):
         self.networks, self.matching, networks.decay = networks, matching, ema_decay
 
     @property
+    def monotone(self) -> bool:
+        return False  # distances of small batches vary, and the student need not stay near its teacher
+
+    @property
     def shards(self) -> bool:
         return False
 

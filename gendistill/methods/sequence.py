@@ -49,7 +49,7 @@ class SequenceRecipe(Recipe):
     name = section = "sequence"
     Config = SequenceConfig
     summary = "Several methods in one run, each from the best student of the one before: alignment, then matching, for example"
-    supports = Supports(auxiliary_losses=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True, adversary=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         for number, part in enumerate(self.parts(config)):

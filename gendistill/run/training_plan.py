@@ -147,17 +147,8 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     Raises:
         ValueError: the method or one of its loss terms cannot be planned, or the teacher does not exist.
     """
-    recipe = recipe_of(config)
-    if not recipe.supports.planning or compresses(config):
-        option = "--compress" if compresses(config) else f"method {config.method}"
-        planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
-        raise ValueError(f"{option}: plan --train expects one of {planned}; distill --dry-run describes other runs")
-    if any(
-        recipe_of(part).data_needs(part) == "trajectories"
-        and (part.align.distribution.adversarial != 0 or part.align.semantic.clip != 0)
-        for part in recipe.parts(config)
-    ):
-        raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
+    for part in recipe_of(config).parts(config):
+        _require_planning(part)
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
     family = MetaNetworks.from_configs(config.teacher, config=config.teacher_config).family
     for name, changed in _memory_savings(config, family):
@@ -167,6 +158,20 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
         seconds, device = measured_seconds(config, needs[AS_IT_IS])
     context = 0 if cpu else CUDA_CONTEXT
     return TrainingPlan(config.teacher, config.method, needs, memory, seconds, device, context)
+
+
+def _require_planning(config: RunConfig) -> None:
+    """Raise ValueError where the method or one of its loss terms cannot be planned."""
+    recipe = recipe_of(config)
+    if not recipe.supports.planning or compresses(config):
+        option = "--compress" if compresses(config) else f"method {config.method}"
+        planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
+        raise ValueError(f"{option}: plan --train expects one of {planned}; distill --dry-run describes other runs")
+    if config.feature_matching.weight != 0:
+        raise ValueError("feature_matching.weight: plan --train does not cover feature matching; expects 0")
+    distribution, semantic = config.align.distribution, config.align.semantic
+    if recipe.data_needs(config) == "trajectories" and (distribution.adversarial != 0 or semantic.clip != 0):
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
 
 
 def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig]]:
@@ -238,7 +243,8 @@ def _needs_of_method(config: RunConfig, *, cpu: bool) -> StepNeeds:
 
 def _keeps_all_parts(config: RunConfig) -> bool:
     """Whether the activations of all parts of a batch are kept: those of two students, until each of them has stepped."""
-    return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
+    parts = recipe_of(config).parts(config)
+    return any(recipe_of(part).data_needs(part) == "trajectories" and part.align.peer == "mutual" for part in parts)
 
 
 def _steps(method: Method, batch: Batch, rows: int, calls: Calls) -> None:

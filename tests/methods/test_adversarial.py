@@ -163,6 +163,20 @@ def test_a_generator_of_one_step_finds_all_modes_of_real_data(generator):
     assert sliced_wasserstein(found, draw_data(10_000, generator)) < 0.2 < before
 
 
+def test_a_saturated_discriminator_ends_training_after_30_logs_which_a_resumed_run_continues():
+    before, after = of_a_mixture(max_accuracy=0.9), of_a_mixture(max_accuracy=0.9)
+    assert all(before.stop_reason(logs) is None for logs in [{"feature_discriminator_accuracy": 0.95}] * 29)
+    after.load_state_dict(before.state_dict())
+    assert "the discriminator is saturated, its accuracy is 95.0% or more in 30 logged steps" in after.stop_reason(
+        {"feature_discriminator_accuracy": 0.97}
+    )
+    assert after.stop_reason({"feature_discriminator_accuracy": 0.5}) is None
+
+    matching = of_small_networks([1])
+    matching.adversary = before.adversary
+    assert "the discriminator is saturated" in matching.stop_reason({"feature_discriminator_accuracy": 1.0})
+
+
 def test_a_divergence_weights_the_gradient_by_the_discriminators_density_ratio(generator):
     ratios = torch.tensor([-1.0, 0.0, 2.0, 1.0])
     method = of_small_networks([1], divergence="jensen_shannon")
