@@ -14,13 +14,19 @@ from gendistill.methods.distribution_matching import FakeScore, FakeScoreConfig
 from gendistill.run.config import load_config
 from gendistill.run.distill import distill
 from gendistill.run.dry_run import dry_run
-from gendistill.run.training_plan import step_needs
+from gendistill.run.training_plan import plan_training, step_needs
 
 MATCHING = {"method": "distribution_matching", "distribution_matching": {"fake_score": {"steps": 1}}}
 LIMITED = MATCHING | {"trainer": {"max_steps": 4}}
 KINDS = {
     "all weights": {"stages": [{"method": "consistency"}, LIMITED]},
-    "LoRA, two fake scores": {"stages": [MATCHING, LIMITED], "lora__enabled": True, "lora__rank": 2},
+    "LoRA, two fake scores": {
+        "stages": [MATCHING, LIMITED],
+        "lora__enabled": True,
+        "lora__rank": 2,
+        "adversarial__weight": 0.1,  # of both stages
+        "adversarial__features": "fake_score",
+    },
 }
 
 
@@ -43,7 +49,8 @@ def trained(request, tiny_folder, tmp_path_factory):
 def test_a_stage_starts_from_the_best_student_of_the_one_before(trained):
     _, _, first, second = trained
     best = min(first.glob("checkpoints/best-*"), key=lambda folder: json.loads((folder / "state.json").read_text())["score"])
-    assert logged(second, "validation")[0] == json.loads((best / "state.json").read_text())["figures"]
+    validated, figures = logged(second, "validation")[0], json.loads((best / "state.json").read_text())["figures"]
+    assert validated == validated | figures  # which a consistency student has without those of the watches
     assert json.loads((first / "student" / "gendistill.json").read_text())["method"] == first.name
     assert json.loads((first.parent.parent / "student" / "gendistill.json").read_text())["method"] == "distribution_matching"
 
@@ -105,6 +112,10 @@ def test_limits_of_a_stage_may_change_when_it_resumes_and_other_settings_may_not
             "sequence.stages.0.trainer.num_validation: is the same",
         ),
         (
+            [MATCHING, {"method": "latent_alignment", "adversarial": {"weight": 1}}],
+            "sequence.stages.1.adversarial.weight 1.0: --method latent_alignment has no such additional loss; expects 0",
+        ),
+        (
             [MATCHING | {"distribution_matching": {"fake_score": {"steps": 9}}, "trainer": {"max_steps": 3}}],
             "sequence.stages.0.distribution_matching.fake_score.steps 9: the student is never updated",
         ),
@@ -113,6 +124,18 @@ def test_limits_of_a_stage_may_change_when_it_resumes_and_other_settings_may_not
 def test_mistakes_name_the_setting_of_the_stage(stages, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
         load_config(None, {"method": "sequence", "sequence.stages": stages})
+
+
+def test_students_are_handed_on_between_all_methods_with_a_second_network_or_features(tiny_folder, tmp_path):
+    stages = [{"method": "adversarial"}, {"method": "feature_matching"}, MATCHING | {"feature_matching": {"weight": 0.1}}]
+    changes = {"stages": stages, "trainer__max_steps": 2, "trainer__validate_every": 9, "trainer__num_validation": 2}
+    assert distill(sequence(tmp_path, tiny_folder, **changes)).exported.method == "distribution_matching"
+    names = [stage["method"] for stage in stages]
+    [[adversarial], [features], _] = (logged(tmp_path / "run" / "stages" / name, "loss") for name in names)
+    assert adversarial != features
+    assert logged(tmp_path / "run" / "stages" / names[2], "feature_matching")
+    with pytest.raises(ValueError, match=r"method feature_matching: plan --train expects one of consistency"):
+        plan_training(sequence(tmp_path, tiny_folder, **changes))
 
 
 def test_a_dry_run_names_stages_lengths_students_and_all_data(tiny_folder, tmp_path):
