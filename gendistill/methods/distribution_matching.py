@@ -171,7 +171,7 @@ class DistributionMatching(DenoiserMethod):
             super().after_step(step // self.cycle, skipped)
 
     def stop_reason(self, logs: dict[str, float]) -> str | None:
-        """The fake score no longer knows the student's samples, so that its gradients mean nothing; or the adversary's reason."""
+        """The fake score no longer knows the student's samples, so that its gradients mean nothing; or the discriminator's."""
         if "fake_score_error" in logs:
             self.logs_behind = self.logs_behind + 1 if logs["fake_score_error"] > BEHIND else 0
         if self.logs_behind < LOGS_BEHIND:

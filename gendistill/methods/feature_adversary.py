@@ -138,8 +138,8 @@ class FeatureAdversary:
         if len(self.accuracies) < SATURATED_LOGS or min(self.accuracies) <= self.config.max_accuracy:
             return None
         return (
-            f"the discriminator is saturated, its accuracy is {min(self.accuracies):.1%} or more in {SATURATED_LOGS} logged steps "
-            f"(adversarial.max_accuracy {self.config.max_accuracy:g}); a smaller adversarial.learning_rate_factor or "
+            f"the discriminator is saturated, its accuracy is {min(self.accuracies):.1%} or more in {SATURATED_LOGS} logged "
+            f"steps (adversarial.max_accuracy {self.config.max_accuracy:g}); a smaller adversarial.learning_rate_factor or "
             "adversarial.r1=0.1 helps"
         )
 

@@ -26,6 +26,7 @@ from gendistill.methods.image_tower import ImageTower
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.methods.student_samples import StudentSampler
 from gendistill.runtime.device import to_device
+from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.codec import Codec
 from gendistill.samplers.conditioning import Conditioning
@@ -131,14 +132,16 @@ def bank_of(data: LatentData, teacher: Teacher, tower: ImageTower, config: Featu
     features, conditions = list[Tensor](), list[Tensor]()
     start = 0
     chosen = (torch.arange(count) * len(data)) // count
-    for size in data.cache.groups.values():  # the latents of a group have one shape
-        group = chosen[(chosen >= start) & (chosen < start + size)]
-        for rows in group.split(AT_ONCE):
-            random = PerSampleRandom(seed, 0, int(rows[0]), len(rows))
-            batch = data.batch(rows, random, device)
-            features.append(features_of(tower, teacher.codec.decode(batch.latents), config, random))
-            conditions.append(condition_vectors(batch.conditioning, features[-1], num_classes))
-        start += size
+    with advancing_bar("features of real images (feature_matching.bank)", count) as advance:
+        for size in data.cache.groups.values():  # the latents of a group have one shape
+            group = chosen[(chosen >= start) & (chosen < start + size)]
+            for rows in group.split(AT_ONCE):
+                random = PerSampleRandom(seed, 0, int(rows[0]), len(rows))
+                batch = data.batch(rows, random, device)
+                features.append(features_of(tower, teacher.codec.decode(batch.latents), config, random))
+                conditions.append(condition_vectors(batch.conditioning, features[-1], num_classes))
+                advance(len(rows))
+            start += size
     return FeatureBank(torch.cat(features), torch.cat(conditions), num_classes)
 
 

@@ -44,6 +44,7 @@ METHODS = {
     "distribution_matching, adversarial": MATCHED
     | {"adversarial.weight": 0.1, "adversarial.features": "fake_score", "adversarial.loss": "logistic"},
     "adversarial": {"method": "adversarial", "adversarial.r1": 0.01},
+    "feature_matching": {"method": "feature_matching", "feature_matching.bank": 8},
     "compression": {"method": "compression"},
     "decoder": {"method": "decoder", "decoder.width": 8, "decoder.blocks": 1},
     "gan": {"method": "gan"},
@@ -106,6 +107,8 @@ class Step:
 def supported(case):
     if case.method in FULL_ONLY and (case.lora or (case.method == "gan" and case.precision.endswith("teacher"))):
         return False
+    if case.method == "feature_matching" and (case.accumulation > 1 or "float16 teacher" in case.precision.split(", ")):
+        return False  # it compares the samples of a part with each other, and its decoder overflows in float16
     return not (case.checkpointing and case.method in NOT_CHECKPOINTED)
 
 
@@ -189,7 +192,7 @@ class Matrix:
             yield from ((stage, data) for stage in recipe.stages(AutoencoderContext(config, teacher.codec)))
             return
         denoiser = teacher.denoiser.with_network(copy.deepcopy(teacher.network))
-        context = DenoiserContext(config, teacher.family, denoiser, unconditional, opened=teacher)
+        context = DenoiserContext(config, teacher.family, denoiser, unconditional, opened=teacher, data=self.latents)
         data = self._trajectories(config) if recipe.data_needs(config) == "trajectories" else self.latents
         for stage in denoiser_stages(context):
             if case.lora:
