@@ -85,8 +85,8 @@ class LatentData(CachedData):
         return self.cache.provenance.get("described", "unknown")
 
     def summary(self) -> dict[str, Any]:
-        missing = int(self.cache.notes.get("missing_captions", 0))
-        return {**super().summary(), "buckets": self.cache.groups, "missing_captions": missing}
+        counts = {name: int(self.cache.notes.get(name, 0)) for name in ("missing_captions", "enlarged")}
+        return {**super().summary(), "buckets": self.cache.groups, **counts}
 
 
 def as_rows(moments: Tensor, conditioning: Conditioning, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:

@@ -162,7 +162,7 @@ def _example(rows: StoredRows) -> str:
 
 
 def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
-    """Log the numbers of skipped images and missing captions; raise ValueError if too many images were skipped."""
+    """Log the numbers of skipped and enlarged images and missing captions; raise ValueError if too many images were skipped."""
     images = len(rows) + rows.broken + rows.left_out
     listed = f"they are listed in {rows.folder / SKIPPED}{_example(rows)}"
     if rows.broken > MAX_BROKEN * images:
@@ -176,3 +176,10 @@ def _warn_of_missing(rows: StoredRows, source: ImageSource) -> None:
         logger.warning("data: %d of %d images are left out; %s", rows.broken + rows.left_out, images, listed)
     if missing := rows.notes.get("missing_captions"):
         logger.warning("data: %d of %d images have no caption: trained as ''", missing, images)
+    if enlarged := rows.notes.get("enlarged"):
+        logger.warning(
+            "data: %d of %d images are smaller than the teacher's and are enlarged, which may make students blurry; larger "
+            "images, or data.prompts alone, do not",
+            enlarged,
+            images,
+        )

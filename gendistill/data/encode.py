@@ -99,7 +99,7 @@ class EncodedImages(ImageRowMaker):
         source, missing_caption = self.source, self.missing_caption
         framed: dict[tuple[int, int], list[tuple[str, Image.Image, str]]] = {}
         skipped: list[Skipped] = []
-        missing = 0
+        missing = enlarged = 0
         for entry, sample in source.decoded(items, skipped):
             if not sample.caption and missing_caption == "error":
                 raise ValueError(
@@ -110,6 +110,7 @@ class EncodedImages(ImageRowMaker):
                 continue
             missing += not sample.caption
             image = self.framing.frame(sample.image, sample.key)
+            enlarged += sample.image.height < image.height or sample.image.width < image.width
             framed.setdefault((image.height, image.width), []).append((sample.key, image, sample.caption))
         groups = {}
         for (height, width), samples in sorted(framed.items()):
@@ -119,7 +120,7 @@ class EncodedImages(ImageRowMaker):
                 if progress:
                     progress(len(batch))
             groups[f"{height}x{width}"] = {name: torch.cat([rows[name] for rows in batches]) for name in batches[0]}
-        return StoredPart(groups, skipped, {"missing_captions": missing})
+        return StoredPart(groups, skipped, {"missing_captions": missing, "enlarged": enlarged})
 
     def _encoded(self, batch: list[tuple[str, Image.Image, str]]) -> dict[str, Tensor]:
         images = torch.stack([as_tensor(image) for _, image, _ in batch])

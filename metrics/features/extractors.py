@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from gendistill.assets import ASSETS
 from gendistill.metrics.features.emoji_network import EmojiFeatureNetwork
@@ -70,9 +69,14 @@ def network_name(extractor: FeatureExtractor) -> str:
 
 
 class EmojiFeatures(FeatureExtractor):
-    """The pooled layer of the emoji classifier (`assets/emoji-features`), computed on the network's device."""
+    """The pooled layer of the emoji classifier (`assets/emoji-features`), computed on the network's device.
 
-    resize = "to 32x32, bilinear with antialiasing, in float32, not rounded"
+    Larger images are resized with Lanczos, as `assets/emoji` was: bilinear filters would give its own images, at 64 pixels, a
+    distance of 0.49 from it, in place of 0.20.
+    """
+
+    resizing = Resize("clean-lanczos", 32)
+    resize = str(resizing)
 
     def __init__(self, network: EmojiFeatureNetwork, weights_hash: str, name: str = "emoji") -> None:
         self.network, self.weights_hash, self.name = network, weights_hash, name
@@ -88,10 +92,7 @@ class EmojiFeatures(FeatureExtractor):
         return cls(network, digest, "emoji" if embedded else f"emoji-{digest[:8]}")
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        prepared = images.float() / 127.5 - 1
-        if prepared.shape[-2:] != (32, 32):
-            prepared = F.interpolate(prepared, (32, 32), mode="bilinear", antialias=True)
-        return prepared
+        return (images.float() if images.shape[-2:] == (32, 32) else self.resizing(images)) / 127.5 - 1
 
     @torch.inference_mode()
     def features(self, prepared: torch.Tensor) -> torch.Tensor:

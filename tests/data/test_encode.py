@@ -167,6 +167,17 @@ def test_what_has_no_caption_is_trained_left_out_or_stops_the_run(prepare, image
         prepare(missing_caption="error")
 
 
+# ---- small images
+
+
+def test_images_smaller_than_the_teachers_are_enlarged_and_counted(prepare, images, caplog):
+    for number, size in enumerate([(20, 20), (40, 31), (32, 32)]):
+        (images / f"{number:02}.png").write_bytes(png(number, size))
+    data = prepare()
+    assert (len(data), data.summary()["enlarged"]) == (COUNT, 2)
+    assert "2 of 24 images are smaller than the teacher's and are enlarged" in caplog.text
+
+
 # ---- broken images
 
 

@@ -63,6 +63,14 @@ def test_the_lanczos_filter_equals_clean_fids_lanczos_to_the_last_bit(held_out):
         assert np.array_equal(ours[0].permute(1, 2, 0).numpy(), theirs(np.asarray(image)))
 
 
+def test_the_emoji_network_sees_larger_images_as_its_reference_was_made_and_its_own_size_unchanged(held_out, extractor):
+    theirs = make_resizer("PIL", False, "lanczos", (32, 32))
+    for image in images_of(held_out):
+        seen = extractor.prepare(as_batch(image))[0].permute(1, 2, 0).numpy()
+        assert np.array_equal(seen, theirs(np.asarray(image)) / np.float32(127.5) - 1)
+    assert torch.equal(extractor.prepare(held_out[0][:5]), held_out[0][:5].float() / 127.5 - 1)
+
+
 def test_images_of_a_batch_are_resized_each_for_itself(held_out):
     images = held_out[0][:5]
     together = resize_clean(images, 64)
