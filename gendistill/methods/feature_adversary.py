@@ -185,8 +185,9 @@ class FeatureAdversary:
         with torch.enable_grad():
             logits = self.logits(*self._noisy(x_0, random), samples.conditioning, samples.step)
             loss = torch.stack([generator_loss(head, self.config.loss) for head in logits]).mean()
-            gradient = torch.autograd.grad(loss * SCALE, x_0)[0] / SCALE
-        return loss.detach() + (gradient * (samples.x_0 - x_0.detach())).sum()
+            (loss * SCALE).backward(inputs=[x_0])
+        assert x_0.grad is not None
+        return loss.detach() + (x_0.grad / SCALE * (samples.x_0 - x_0.detach())).sum()
 
     @torch.no_grad()
     def log_density_ratio(self, x_t: Tensor, t: Tensor, samples: Samples) -> Tensor:

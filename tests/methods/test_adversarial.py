@@ -91,7 +91,7 @@ def test_the_losses_are_those_of_the_papers_on_the_same_tensors(adversary, featu
 
 
 @pytest.mark.parametrize(
-    ("features", "lora", "recomputed"), [("teacher", True, False), ("fake_score", False, True), ("fake_score", True, True)]
+    ("features", "lora", "recomputed"), [("teacher", True, True), ("fake_score", False, True), ("fake_score", True, True)]
 )
 def test_the_student_alone_gets_the_gradient_of_its_loss(adversary, features, lora, recomputed):
     found, samples, _, networks, fake_score = adversary(features, lora, loss="logistic")

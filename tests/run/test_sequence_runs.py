@@ -186,6 +186,8 @@ def test_a_progressive_student_is_matched_in_its_prediction_type(tiny_folder, tm
 
 
 def test_the_plan_is_that_of_the_stage_with_the_highest_peak(tiny_folder, tmp_path):
+    recomputed = {"lora__enabled": True, "lora__rank": 2, "trainer__gradient_checkpointing": True}
+    assert step_needs(sequence(tmp_path, tiny_folder, stages=[{"method": "adversarial"}], **recomputed)).step > 0
     both = step_needs(sequence(tmp_path, tiny_folder))
     alone = step_needs(sequence(tmp_path, tiny_folder, stages=[MATCHING]))
     assert (
