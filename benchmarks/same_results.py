@@ -116,6 +116,7 @@ PROGRESSIVE = {"method": "progressive", "progressive.start_steps": 8, "progressi
 PROGRESSIVE |= {"trainer.max_steps": 8, "trainer.validate_every": 8}
 ALIGNED = {"method": "latent_alignment", "solvers": ["ddim"], "align.trajectories": 16, "align.trajectory_steps": 4}
 ADVERSARY = {"align.distribution.adversarial": 0.1, "align.match.perceptual": 0.1}
+MATCHED = {"method": "distribution_matching", "solvers": ["ddim"]}
 HALF = {"compress.factor": 2, "compression.steps": 2}
 CASES: dict[str, Case] = {
     "consistency": Case({}, exports=("diffusers", "checkpoint", "onnx")),
@@ -133,6 +134,8 @@ CASES: dict[str, Case] = {
     "alignment": Case({**ALIGNED, **PROMPTS, "align.on_policy_fraction": 0.3, "align.distribution.patches": 1.0}),
     "alignment-lora": Case({**ALIGNED, **LORA, "align.semantic.clip": 0.1, "align.semantic.distance": 0.1}),
     "alignment-mutual": Case({**ALIGNED, **ADVERSARY, "align.peer": "mutual"}),
+    "matching": Case({**MATCHED, **PROMPTS}),
+    "matching-lora": Case({**MATCHED, **LORA, "distribution_matching.segments": True, "solvers": ["tcd"]}),
     "decoder": Case({"method": "decoder", "decoder.width": 16, "decoder.blocks": 1, "decoder.patches": 0.1}, steps=4),
     "gan": Case(
         {

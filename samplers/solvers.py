@@ -20,6 +20,20 @@ def ddim_step(x_0: Tensor, eps: Tensor, s: Tensor, schedule: NoiseSchedule) -> T
     return expand_to(schedule.alpha(s), x_0) * x_0 + expand_to(schedule.sigma(s), eps) * eps
 
 
+def noisy_step(prediction: Prediction, noise: Tensor, s: Tensor, schedule: NoiseSchedule, eta: float) -> Tensor:
+    """x_s of a step with a fraction `eta` of fresh noise: DDIM to (1 - eta) s, then the forward process to s.
+
+    Algorithm 2 of Zheng et al. 2024 (TCD), whose gamma is eta. With 1 it adds noise to x_0 itself (LCM, Luo et al. 2023,
+    algorithm 3), with 0 it is `ddim_step`. At `clean` it is x_0.
+
+    Args:
+        noise: (B, ...), of unit variance.
+        s: (B,), the next time.
+    """
+    below = ((1 - eta) * (s + 1)).floor() - 1
+    return schedule.perturb(ddim_step(prediction.x_0, prediction.eps, below, schedule), noise, below, s)
+
+
 def dpm_solver_path(
     predict: Callable[[Tensor, Tensor], Prediction], noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule
 ) -> Tensor:

@@ -8,6 +8,7 @@ from gendistill.schedulers.stochastic_ddim import StochasticDDIMScheduler
 from gendistill.schedulers.student_scheduler import (
     edm_scheduler,
     flow_scheduler,
+    fresh_noise,
     solver_eta,
     student_scheduler,
     usable_solvers,
@@ -24,6 +25,7 @@ __all__ = [
     "edm_scheduler",
     "expand_to",
     "flow_scheduler",
+    "fresh_noise",
     "from_prediction",
     "is_edm",
     "is_flow",

@@ -170,3 +170,8 @@ def solver_eta(solver: str) -> float:
     It cannot be in a scheduler's config, as pipelines pass their own argument, by default 0, which makes TCD deterministic.
     """
     return TCD_ETA if solver == "tcd" else 0.0
+
+
+def fresh_noise(solver: str) -> float:
+    """The fraction of fresh noise in a step of `ddim`, `tcd` or `lcm`: 0 is deterministic, 1 adds noise to x_0 itself."""
+    return 1.0 if solver == "lcm" else solver_eta(solver)

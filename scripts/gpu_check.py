@@ -203,7 +203,7 @@ def small_run(machine: Machine, method: str, out: Path, options: dict[str, Any])
     else:
         settings |= {"data.prompts": str(prompts), "data.num_synthetic": 16, "data.synthetic_steps": 2}
         settings |= {"steps": [4], "solvers": ["ddim"], "progressive.start_steps": 8, "align.trajectories": 16}
-        settings |= {"align.trajectory_steps": 4}
+        settings |= {"align.trajectory_steps": 4, "distribution_matching.fake_score.steps": 1}
     if method == "compression":
         settings |= {"compress.factor": 2}
     return load_config(None, settings)
@@ -211,7 +211,7 @@ def small_run(machine: Machine, method: str, out: Path, options: dict[str, Any])
 
 def waiting(machine: Machine) -> Checks:
     """Forward and backward passes of the methods for denoisers in which an operation that waits for the GPU is an error."""
-    for method in ("consistency", "progressive", "latent_alignment", "compression"):
+    for method in ("consistency", "progressive", "latent_alignment", "distribution_matching", "adversarial", "compression"):
         yield method, partial(step_without_waiting, machine, method)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from gendistill.networks.counting import called
 from gendistill.networks.pruning.transformer_pruning import stacks_of
 
 Sizes = Mapping[str, tuple[int, int]]
@@ -53,6 +55,14 @@ def recorded_maps(network: Any, names: Iterable[str] | None = None) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def shapes_of_blocks(network: Any, inputs: Sequence[Any] | Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """The shape (C, h, w) of each block's feature map of one sample, for a network and its arguments on the meta device."""
+    with recorded_maps(network) as maps:
+        called(network, inputs)
+    return {name: (features.shape[1], features.shape[2], features.shape[3]) for name, features in maps.items()}
 
 
 def sizes_of(maps: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ def condition_of(conditioning: Conditioning) -> Tensor | None:
     if "prompt_embeds" in conditioning:
         return conditioning["prompt_embeds"].float().mean(1)
     return conditioning.get("class_labels")
+
+
+def number_of_classes(config: Any) -> int:
+    """Number of class labels by a network's config, with that of the empty prompt; 0 without classes."""
+    known = config.get("num_embeds_ada_norm")  # of DiT, whose last embedding is that of the empty prompt
+    count: int = config.get("num_class_embeds") or (known + 1 if known else 0)
+    return count
 
 
 class LatentDiscriminator(nn.Module):
@@ -46,7 +55,7 @@ class LatentDiscriminator(nn.Module):
             width = wider
         self.blocks = nn.Sequential(*blocks, _Block(width, width, size))
         self.logit = nn.Conv2d(width, 1, 1)
-        self.condition_embedding = _embedding(None if example is None else condition_of(example), num_classes, width)
+        self.condition_embedding = condition_embedding(None if example is None else condition_of(example), num_classes, width)
 
     def forward(self, x_t: Tensor, log_snr: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits (B, 1, h', w'), large for latents of the teacher.
@@ -85,7 +94,8 @@ def _conv(channels: int, out_channels: int, size: int) -> nn.Module:
     return nn.Conv2d(channels, out_channels, size, padding=size // 2)
 
 
-def _embedding(example: Tensor | None, num_classes: int, width: int) -> nn.Module | None:
+def condition_embedding(example: Tensor | None, num_classes: int, width: int) -> nn.Module | None:
+    """A trained module from conditions such as `example` to vectors (B, width); None without conditions."""
     if example is None:
         return None
     if not example.is_floating_point():

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.settings import papers
@@ -76,7 +77,7 @@ class Networks(MovingAverage):
     lora: LoraConfig | None = None
 
 
-def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Any = None) -> Networks:
+def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, start: Denoiser | None = None) -> Networks:
     """Three networks; the student is initialised from the teacher, in float32 for a teacher of any precision.
 
     All networks are in evaluation mode, as the base of a LoRA is: conditions are dropped by the method, not by the network.
@@ -85,15 +86,15 @@ def full_networks(teacher: Denoiser, time_cond_proj_dim: int | None = None, star
     that the student equals the teacher at first.
 
     Args:
-        start: a network to initialise the student from instead of the teacher.
+        start: a denoiser to initialise the student from instead of the teacher; it may have another prediction type.
     """
-    initial = teacher.network if start is None else start
-    student = copy_network(initial, time_cond_proj_dim).float().eval().requires_grad_(True)
+    initial = teacher if start is None else start
+    student = copy_network(initial.network, time_cond_proj_dim).float().eval().requires_grad_(True)
     average = copy.deepcopy(student).requires_grad_(False)
     return Networks(
         teacher,
-        teacher.with_network(student),
-        teacher.with_network(average),
+        initial.with_network(student),
+        initial.with_network(average),
         dict(student.named_parameters()),
         dict(average.named_parameters()),
     )
@@ -105,18 +106,32 @@ def next_networks(networks: Networks) -> Networks:
     if networks.lora is None:
         return full_networks(average, average.network.config.get("time_cond_proj_dim"))
     shared: SharedBase = average.network.shared
-    previous_view, student_view, average_view = (shared.adapter(name) for name in (PREVIOUS, STUDENT, AVERAGE))
-    previous, student = shared.parameters(PREVIOUS), shared.parameters(STUDENT)
+    teacher, previous = average.with_network(shared.adapter(PREVIOUS)), shared.parameters(PREVIOUS)
     with torch.no_grad():
         for name, parameter in networks.averaged.items():
             previous[name].copy_(parameter)
+    return networks_from_adapter(average, teacher)
+
+
+def networks_from_adapter(average: Denoiser, teacher: Denoiser) -> Networks:
+    """Student and EMA from the EMA of an earlier stage, on the same base, where only the teacher's adapter is kept of others.
+
+    Args:
+        teacher: an adapter of that base, or the base's network alone.
+    """
+    shared: SharedBase = average.network.shared
+    kept = teacher.network.adapter if isinstance(teacher.network, AdapterView) else None
+    shared.keep(STUDENT, AVERAGE, *([kept] if kept else []))
+    student, averaged = shared.parameters(STUDENT), shared.parameters(AVERAGE)
+    with torch.no_grad():
+        for name, parameter in averaged.items():
             student[name].copy_(parameter)
     return Networks(
-        average.with_network(previous_view),
-        average.with_network(student_view),
-        average.with_network(average_view),
+        teacher.with_network(shared.adapter(kept) if kept else shared.without_adapter()),
+        average.with_network(shared.adapter(STUDENT)),
+        average.with_network(shared.adapter(AVERAGE)),
         student,
-        networks.averaged,
+        averaged,
         shared.lora,
     )
 
@@ -159,13 +174,16 @@ def lora_networks(teacher: Denoiser, lora: LoraConfig) -> Networks:
 def another_network(networks: Networks, name: str) -> tuple[Denoiser, dict[str, nn.Parameter]]:
     """Another trained denoiser, initialised from the teacher, and its parameters by name: for example a fake score network.
 
-    With LoRA it is one more adapter `name` on the shared base; else a copy of the teacher's network in float32.
+    With LoRA it is one more adapter `name` on the shared base; else a copy of the teacher's network in float32, with the
+    guidance scale as an input where the student has it.
     """
-    teacher = networks.teacher
+    teacher, student = networks.teacher, networks.student
     if networks.lora is not None:
         shared: SharedBase = networks.average.network.shared
         return teacher.with_network(shared.adapter(name, trained=True)), shared.parameters(name)
-    network = copy.deepcopy(teacher.network).float().eval().requires_grad_(True)
+    network = (
+        copy_network(teacher.network, student.network.config.get("time_cond_proj_dim")).float().eval().requires_grad_(True)
+    )
     return teacher.with_network(network), dict(network.named_parameters())
 
 
@@ -186,10 +204,14 @@ class SharedBase:
     Args:
         network: a diffusers model without adapters; its weights are frozen.
         lora: the configuration of all adapters.
+
+    Attributes:
+        hooks: hooks of single adapters in the base, which `keep` removes.
     """
 
     def __init__(self, network: Any, lora: LoraConfig) -> None:
         self.network, self.lora = network.requires_grad_(False), lora
+        self.hooks: list[RemovableHandle] = []
         self._layers: list[Any] = []
 
     def adapter(self, name: str, *, trained: bool = False) -> AdapterView:
@@ -212,6 +234,14 @@ class SharedBase:
             self._switch([((name,), True)] * len(self._layers))
         return AdapterView(self, name)
 
+    def keep(self, *names: str) -> None:
+        """Remove all other adapters, and all hooks."""
+        while self.hooks:
+            self.hooks.pop().remove()
+        self._switch([((names[0],), True)] * len(self._layers))  # PEFT would activate another one in place of a removed one
+        if others := [name for name in self.network.peft_config if name not in names]:
+            self.network.delete_adapters(others)
+
     def without_adapter(self) -> AdapterView:
         """The base network with all adapters disabled."""
         return AdapterView(self, None)
@@ -225,6 +255,12 @@ class SharedBase:
         """Activate the adapter `name`, or none, within the context."""
         with self._switched([((name,) if name else (), name is None)] * len(self._layers)):
             yield
+
+    @property
+    def active(self) -> str | None:
+        """The adapter that is active now; None for the base alone."""
+        names, disabled = self._state()[0]
+        return None if disabled else names[0]
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass, each with the adapter of its forward pass."""
@@ -264,6 +300,11 @@ class AdapterView(nn.Module):
         self.shared, self.adapter = shared, adapter
         self.base = shared.network
         self.config = self.base.config
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a forward pass with this adapter, or its recomputation, is under way."""
+        return self.shared.active == self.adapter
 
     def enable_gradient_checkpointing(self) -> None:
         self.shared.enable_gradient_checkpointing()

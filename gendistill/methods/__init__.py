@@ -10,14 +10,29 @@ from gendistill.methods.compression import CompressionRecipe, first_outline
 from gendistill.methods.consistency import ConsistencyRecipe
 from gendistill.methods.decoder import DecoderRecipe
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
+from gendistill.methods.distribution_matching import DistributionMatchingRecipe
+from gendistill.methods.feature_adversary import AdversarialRecipe
 from gendistill.methods.gan_build import GanRecipe
 from gendistill.methods.latent_alignment import AlignmentRecipe
+from gendistill.methods.matching_features import FeatureMatchingRecipe
 from gendistill.methods.method_registry import RECIPES, compresses, recipe_of, register
 from gendistill.methods.progressive import ProgressiveRecipe
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline
+from gendistill.methods.sequence import SequenceRecipe
 
 COMPRESSION = CompressionRecipe()
-for _recipe in (ConsistencyRecipe(), ProgressiveRecipe(), AlignmentRecipe(), COMPRESSION, DecoderRecipe(), GanRecipe()):
+for _recipe in (
+    ConsistencyRecipe(),
+    ProgressiveRecipe(),
+    AlignmentRecipe(),
+    DistributionMatchingRecipe(),
+    AdversarialRecipe(),
+    FeatureMatchingRecipe(),
+    SequenceRecipe(),
+    COMPRESSION,
+    DecoderRecipe(),
+    GanRecipe(),
+):
     register(_recipe)
 
 __all__ = ["RECIPES", "Recipe", "RunConfig", "Stage", "StageOutline", "denoiser_stages", "outline_of", "recipe_of", "register"]
@@ -41,7 +56,7 @@ def _stages(context: DenoiserContext) -> Iterator[Stage]:
         first = COMPRESSION.first_stage(context)
         yield first
         assert isinstance(first.method, DenoiserMethod)
-        context = replace(context, start=first.method.networks.average.network)
+        context = replace(context, start=first.method.networks.average)
     yield from recipe.stages(context)
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from gendistill.data.batches import Batch, Trajectories
-from gendistill.diffusion.latent_discriminator import LatentDiscriminator
+from gendistill.diffusion.latent_discriminator import LatentDiscriminator, number_of_classes
 from gendistill.diffusion.rollout import few_step_rollout
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import Networks
@@ -324,14 +324,9 @@ def alignment_of(context: DenoiserContext, networks: Networks, steps: Sequence[i
     return Alignment(networks, settings, steps, adversary=adversary, clip=clip)
 
 
-def auxiliary_alignment(context: DenoiserContext, networks: Networks, steps: Sequence[int]) -> list[Alignment]:
-    """The alignment as an auxiliary loss of another method; empty where `align.weight` is 0."""
-    return [alignment_of(context, networks, steps)] if context.config.align.weight != 0 else []
-
-
 def _adversary(teacher: Teacher, example: Conditioning, student: str) -> LatentAdversary:
     """A discriminator for the teacher's latents and for conditions such as `example`, with random weights."""
-    classes = teacher.network.config.get("num_class_embeds") or 0
+    classes = number_of_classes(teacher.network.config)
     network = LatentDiscriminator(teacher.codec.latent_shape(teacher.size), example, classes)
     return LatentAdversary(network.to(teacher.pipeline.device), teacher.denoiser.schedule, student)
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gendistill.data.batches import Batch
-from gendistill.diffusion.blocks import paired_blocks, recorded_maps
+from gendistill.diffusion.blocks import paired_blocks, recorded_maps, shapes_of_blocks
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2
@@ -34,7 +34,6 @@ from gendistill.losses.terms import (
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
 from gendistill.networks.classes import read_arguments
-from gendistill.networks.counting import called
 from gendistill.networks.hints import Hint, Regressors
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.networks.pruning.denoiser_pruning import DenoiserPruning, pruning_of
@@ -177,7 +176,7 @@ class CompressionRecipe(Recipe):
         config, teacher, settings = context.config, context.teacher, context.config.compression
         pruning = pruning_for(teacher.network, context.family)
         student = pruning.pruned(compressed_config(pruning, config.compress), partial(_prediction, context))
-        networks = replace(context, start=student.network).networks()
+        networks = replace(context, start=teacher.with_network(student.network)).networks()
         requested = any(getattr(settings.features, name) != 0 for name in FEATURE_LOSSES)
         requested |= any(getattr(settings.relations, name) != 0 for name in RELATION_LOSSES)
         chosen = settings.features.layers or student.ends
@@ -222,7 +221,7 @@ def pruning_for(network: Any, family: Family) -> DenoiserPruning:
     Raises:
         ValueError: the network is of a kind that cannot be pruned.
     """
-    if (pruning := pruning_of(network, partial(_example_inputs, family))) is None:
+    if (pruning := pruning_of(network, partial(inputs_of_default_size, family))) is None:
         raise ValueError(
             f"compress: got a teacher whose network is a {type(network).__name__}; expects a UNet2DConditionModel or a "
             "transformer whose config has the number of its blocks"
@@ -235,7 +234,7 @@ def macs_fraction(family: Family, teacher: Any, student: Any) -> float:
 
     It is 1 for networks of different classes, and for those that cannot be pruned.
     """
-    pruning = pruning_of(teacher, partial(_example_inputs, family)) if type(teacher) is type(student) else None
+    pruning = pruning_of(teacher, partial(inputs_of_default_size, family)) if type(teacher) is type(student) else None
     return 1.0 if pruning is None else pruning.macs(student.config) / pruning.macs(teacher.config)
 
 
@@ -259,7 +258,9 @@ def matched_blocks(pruning: DenoiserPruning, student: Mapping[str, Any], chosen:
     Raises:
         ValueError: a chosen block does not exist, or two chosen blocks have maps of different sizes.
     """
-    teacher_shapes, student_shapes = (shapes_of_blocks(pruning, config) for config in (pruning.network.config, student))
+    teacher_shapes, student_shapes = (
+        shapes_of_blocks(pruning.on_meta(config), pruning.inputs(config)) for config in (pruning.network.config, student)
+    )
     sizes = ({name: shape[1:] for name, shape in shapes.items()} for shapes in (teacher_shapes, student_shapes))
     pairs = paired_blocks(*sizes) if chosen is None else list(chosen.items())
     for teacher_block, student_block in pairs:
@@ -276,15 +277,8 @@ def matched_blocks(pruning: DenoiserPruning, student: Mapping[str, Any], chosen:
     return [Hint(one, other, teacher_shapes[one], student_shapes[other]) for one, other in pairs]
 
 
-def shapes_of_blocks(pruning: DenoiserPruning, config: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """The shape (C, h, w) of each block's feature map of one sample; computed on the meta device, without weights."""
-    network = pruning.on_meta(config)
-    with torch.no_grad(), recorded_maps(network) as maps:
-        called(network, pruning.inputs(config))
-    return {name: (features.shape[1], features.shape[2], features.shape[3]) for name, features in maps.items()}
-
-
-def _example_inputs(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def inputs_of_default_size(family: Family, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a network of a family for one sample, on the meta device."""
     size = config.get("sample_size") or DEFAULT_SIZE
     return family.example_inputs(config, 1, (size, size) if isinstance(size, int) else tuple(size), torch.float32)
 

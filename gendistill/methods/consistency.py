@@ -18,7 +18,8 @@ from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.losses.pixel import l2, pseudo_huber
-from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.alignment import needs_trajectories
+from gendistill.methods.auxiliary_losses import auxiliary_losses
 from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
 from gendistill.runtime.device import to_device
@@ -182,7 +183,7 @@ class ConsistencyRecipe(Recipe):
     name = section = "consistency"
     Config = ConsistencyConfig
     summary = "Maps every point of a trajectory to its end: one student for 4, 2 and 1 steps, with the fewest settings"
-    supports = Supports(auxiliary_losses=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: ConsistencyConfig = config.consistency
@@ -198,7 +199,7 @@ class ConsistencyRecipe(Recipe):
 
     def stages(self, context: DenoiserContext) -> Iterator[Stage]:
         config, networks = context.config, context.networks()
-        auxiliary = auxiliary_alignment(context, networks, config.steps)
+        auxiliary = auxiliary_losses(context, networks, config.steps)
         guidance = Guidance(context.unconditional, config.guidance)
         method = ConsistencyDistillation(networks, guidance, config.consistency, auxiliary)
         yield Stage(method, config.trainer, steps=config.steps, solvers=context.solvers)

@@ -8,10 +8,17 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gendistill.data.batches import Batch
+from gendistill.data.batches import Batch, LatentData
 from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher
-from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, Networks, full_networks, lora_config, lora_networks
+from gendistill.diffusion.trained_networks import (
+    GUIDANCE_EMBEDDING,
+    Networks,
+    full_networks,
+    lora_config,
+    lora_networks,
+    networks_from_adapter,
+)
 from gendistill.methods.recipe import RunConfig
 from gendistill.runtime.random import PerSampleRandom
 from gendistill.samplers.conditioning import Conditioning
@@ -110,13 +117,23 @@ class DenoiserMethod(Method):
         raise NotImplementedError
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Iterator[Update]:
-        total, logs = self.loss(batch, step, random)
+        yield from self.student_updates(self.loss(batch, step, random), batch, step, random)
+
+    def student_updates(
+        self, own: LossAndLogs, batch: Batch, step: int, random: PerSampleRandom, watch: dict[str, Tensor] | None = None
+    ) -> Iterator[Update]:
+        """The update of the student by the method's own loss and the auxiliary losses, whose critics step before it.
+
+        Args:
+            watch: outputs of other networks that the own loss depends on, see `Update.watch`.
+        """
+        total, logs = own
         for auxiliary in self.auxiliary:
             if weight := weight_at(auxiliary.weight, step):
                 value, terms = yield from auxiliary.updates(batch, step, random)
                 logs = {**logs, "own": total.detach(), auxiliary.name: value.detach(), **terms}
                 total = total + weight * value
-        yield Update(total, ("student", *self.with_student), {"loss": total.detach(), **logs})
+        yield Update(total, ("student", *self.with_student), {"loss": total.detach(), **logs}, watch or {})
 
     def trained_modules(self) -> dict[str, nn.Module]:
         students = {name: networks.student.network for name, networks in self.students.items()}
@@ -152,18 +169,20 @@ class DenoiserContext:
         family: family of the teacher's pipeline.
         teacher: frozen.
         unconditional: the encoded empty prompt (batch of 1), for guidance.
-        start: a network that the student is initialised from instead of the teacher's.
+        start: a denoiser that the student is initialised from instead of the teacher.
         opened: the teacher's pipeline, for losses that need its codec; its text encoders are released. None on the meta device.
         examples: a batch of the training data, on which pruning measures importance; None on the meta device.
+        data: the encoded training data; None on the meta device.
     """
 
     config: RunConfig
     family: Family
     teacher: Denoiser
     unconditional: Conditioning
-    start: Any = None
+    start: Denoiser | None = None
     opened: Teacher | None = None
     examples: Batch | None = None
+    data: LatentData | None = None
 
     @property
     def solvers(self) -> list[str]:
@@ -175,6 +194,8 @@ class DenoiserContext:
         """Teacher, student and EMA by the settings: an adapter, or full weights with or without the guidance scale as an
         input."""
         config = self.config
+        if config.lora.enabled and self.start is not None:
+            return networks_from_adapter(self.start, self.teacher)
         if config.lora.enabled:
             return lora_networks(self.teacher, lora_config(self.family.lora_targets, config.lora.rank, config.lora.alpha))
         embedded = config.guidance.mode == "embedded" and self.family.embeds_guidance

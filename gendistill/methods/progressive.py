@@ -32,7 +32,8 @@ from torch.nn.functional import mse_loss
 from gendistill.data.batches import Batch
 from gendistill.diffusion.guidance import Guidance
 from gendistill.diffusion.trained_networks import Networks, next_networks
-from gendistill.methods.alignment import auxiliary_alignment, needs_trajectories
+from gendistill.methods.alignment import needs_trajectories
+from gendistill.methods.auxiliary_losses import auxiliary_losses
 from gendistill.methods.denoiser_method import AuxiliaryLoss, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.halving import halving_target, halving_times, halvings, sampled_times
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, StageOutline, Supports
@@ -179,8 +180,8 @@ class ProgressiveDistillation(DenoiserMethod):
     ) -> None:
         self.networks, self.guidance, self.config, self.times, self.auxiliary = networks, guidance, config, times, auxiliary
         networks.decay = config.ema_decay
-        teacher, student = networks.teacher, networks.student
-        self.start = teacher.fraction if student.prediction_type == teacher.prediction_type else 0.0
+        student = networks.student
+        self.start = student.fraction
         self.change_steps = config.prediction_type_steps
         self._averaged = (0, self.start)  # a step and its `average_fraction`, from which the next one is computed
         if max_steps is not None:
@@ -294,7 +295,7 @@ class ProgressiveRecipe(Recipe):
     name = section = "progressive"
     Config = ProgressiveConfig
     summary = "Halves the number of steps stage by stage: deterministic students, each for its own step count"
-    supports = Supports(auxiliary_losses=True)
+    supports = Supports(auxiliary_losses=True, feature_matching=True)
 
     def check(self, config: RunConfig, teacher: Any = None) -> None:
         settings: ProgressiveConfig = config.progressive
@@ -334,16 +335,18 @@ class ProgressiveRecipe(Recipe):
         config, teacher = context.config, context.teacher
         settings: ProgressiveConfig = config.progressive
         guidance = Guidance(context.unconditional, config.guidance)
-        prediction_type = settings.prediction_type if teacher.prediction_type == "epsilon" else teacher.prediction_type
         networks = context.networks()
+        initial = networks.student.prediction_type
+        prediction_type = settings.prediction_type if initial == "epsilon" else initial
 
         def stage(method: ProgressiveDistillation, name: str, steps: int, solver: str, student: str | None) -> Stage:
             grids = [sampled_times(steps, teacher.schedule, settings.grid).tolist()] if settings.grid else []
             return Stage(method, _trainer(config, name), student, f"stages/{name}", [steps], [solver], grids)
 
-        if config.guidance.changes(teacher) or prediction_type != teacher.prediction_type:
-            networks.student = networks.student.with_prediction_type(prediction_type)
-            networks.average = networks.average.with_prediction_type(prediction_type)
+        if config.guidance.changes(teacher) or prediction_type != initial:
+            fraction = 1.0 if prediction_type == initial else 0.0
+            networks.student = networks.student.with_prediction_type(prediction_type, fraction)
+            networks.average = networks.average.with_prediction_type(prediction_type, fraction)
             times = sampled_times(settings.start_steps * settings.calls_a_step, teacher.schedule, settings.grid or ())
             max_steps = _trainer(config, GUIDANCE_STAGE).max_steps
             method = GuidanceDistillation(networks, guidance, settings, times, max_steps=max_steps)
@@ -353,7 +356,7 @@ class ProgressiveRecipe(Recipe):
             networks = next_networks(networks) if index else networks
             student = f"student-{count}" if count in config.steps else None
             trainer = _trainer(config, str(count))
-            auxiliary = auxiliary_alignment(context, networks, [count]) if student else []
+            auxiliary = auxiliary_losses(context, networks, [count]) if student else []
             halving = StepHalving(networks, guidance, settings, count // settings.calls_a_step, auxiliary, trainer.max_steps)
             yield stage(halving, str(count), count, settings.sampler, student)
 

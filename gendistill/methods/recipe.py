@@ -13,6 +13,7 @@ from gendistill.data.data_config import DataConfig
 from gendistill.diffusion.guidance import GuidanceConfig
 from gendistill.diffusion.trained_networks import LoraSettings
 from gendistill.gan.generator_config import GeneratorConfig
+from gendistill.methods.watch_config import WatchConfig
 from gendistill.networks.pruning.compress_config import CompressConfig
 from gendistill.settings import papers
 from gendistill.settings.explanation import about
@@ -84,6 +85,7 @@ class RunConfig(Section):
     compress: CompressConfig = CompressConfig()
     lora: LoraSettings = LoraSettings()
     trainer: TrainerConfig = TrainerConfig()
+    watch: WatchConfig = WatchConfig()
 
     if TYPE_CHECKING:  # the sections of the methods
 
@@ -105,6 +107,8 @@ class Supports:
         compression: compression of a denoiser as the first stage (`--compress`).
         full_weights: `start` and `quantization`, which train all weights of a denoiser.
         auxiliary_losses: alignment with the teacher's trajectories as an additional loss (`align.weight`).
+        feature_matching: feature matching as an additional loss (`feature_matching.weight`), or as the method.
+        adversary: a discriminator on features as an additional loss (`adversarial.weight`), or as the method.
         gradient_checkpointing: gradient checkpointing, and a teacher in half precision.
         planning: a training step on the meta device, for `plan --train`.
     """
@@ -113,6 +117,8 @@ class Supports:
     compression: bool = True
     full_weights: bool = True
     auxiliary_losses: bool = False
+    feature_matching: bool = False
+    adversary: bool = False
     gradient_checkpointing: bool = True
     planning: bool = True
 
@@ -130,6 +136,7 @@ class Stage:
         solvers: solvers to choose from by validation.
         grids: timesteps of the student's samplers where these are not the trailing grid.
         data: function from the data of the run to the data of this stage; None for the data of the run.
+        config: the settings of the stage where these are not the run's.
     """
 
     method: Method
@@ -140,6 +147,7 @@ class Stage:
     solvers: list[str] = field(default_factory=list)
     grids: list[list[int]] = field(default_factory=list)
     data: Callable[[Any], Any] | None = None
+    config: RunConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,10 @@ class Recipe(ABC):
         """The kind of training data: encoded images, the teacher's trajectories, images for a GAN, or latents with their
         images and the teacher's reconstructions."""
         return "latents"
+
+    def parts(self, config: RunConfig) -> list[RunConfig]:
+        """The settings of each method that is trained: those of the run, but for a sequence of methods."""
+        return [config]
 
     @abstractmethod
     def stages(self, context: Any) -> Iterator[Stage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gendistill.data.cached import image_source
 from gendistill.data.encode import NOTHING_TO_LEARN_ON, prepare_data, training_texts
 from gendistill.data.sources.prompts import Prompts
 from gendistill.data.trajectories import TrajectoryData, generate_trajectories
+from gendistill.diffusion.denoiser import Denoiser
 from gendistill.diffusion.teacher import Teacher, load_teacher
 from gendistill.diffusion.trained_networks import GUIDANCE_EMBEDDING, lora_config
 from gendistill.export.student_folder import export_student
@@ -59,11 +61,13 @@ class DenoiserRun:
             quantization=config.lora.quantization,
         )
         self.config = fitting(config, self.teacher.family, type(self.teacher.pipeline).__name__)
+        for part in recipe_of(config).parts(self.config):
+            fitting(part, self.teacher.family, type(self.teacher.pipeline).__name__)
         recipe_of(config).check(self.config, self.teacher)
         if compresses(config):
             pruning = pruning_for(self.teacher.network, self.teacher.family)
             compressed_config(pruning, config.compress)  # raises ValueError before the data are encoded
-        self.start = starting_network(self.config, self.teacher)
+        self.start = starting_denoiser(self.config, self.teacher)
 
     @staticmethod
     def require_teacher(config: RunConfig) -> None:
@@ -106,15 +110,16 @@ class DenoiserRun:
         teacher, config, device = self.teacher, self.config, self.processes.device
         rows = self.latents.rows_of_step(config.seed, 0, NUM_EXAMPLES)
         examples = self.latents.batch(rows, PerSampleRandom(config.seed, 0, 0, NUM_EXAMPLES), device)
-        return denoiser_stages(
-            DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
-        )
+        context = DenoiserContext(config, teacher.family, teacher.denoiser, self.unconditional, self.start, teacher, examples)
+        return denoiser_stages(replace(context, data=self.latents))
 
     def data(self, stage: Stage) -> LatentData | TrajectoryData:
         return self.training_data if stage.data is None else stage.data(self.training_data)
 
     def validator(self, stage: Stage, samples: Path) -> Validate:
-        self.validating = Validator(self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded)
+        self.validating = Validator(
+            stage.config or self.config, self.teacher, stage, self.evaluator, samples, self.encoders.encoded
+        )
         return self.validating
 
     def export(self, stage: Stage, training: TrainingResult, folder: Path) -> tuple[StudentSpec, str]:
@@ -128,7 +133,9 @@ class DenoiserRun:
                 "--resume, or a smaller progressive.prediction_type_steps"
             )
         validation = self.validating.choose_solver(training.best)
-        spec, scheduler = describe_student(self.config, self.teacher, stage, validation.figures["solver"], validation)
+        spec, scheduler = describe_student(
+            stage.config or self.config, self.teacher, stage, validation.figures["solver"], validation
+        )
         if self.processes.is_main_process:
             provenance = self._provenance(stage, training)
             with self.encoders.restored() if stage.method.networks.lora is None else nullcontext():
@@ -187,8 +194,8 @@ def describe_student(
     return spec, scheduler
 
 
-def starting_network(config: RunConfig, teacher: Teacher) -> Any:
-    """The network of the student at `config.start`; None if `start` is not set.
+def starting_denoiser(config: RunConfig, teacher: Teacher) -> Denoiser | None:
+    """The student at `config.start`, which may have another prediction type than the teacher; None if `start` is not set.
 
     Raises:
         ValueError: the student cannot be opened, or its network does not match the teacher's.
@@ -205,14 +212,12 @@ def starting_network(config: RunConfig, teacher: Teacher) -> Any:
             raise ValueError(
                 f"start {config.start}: its network has {name} {actual.get(name)}; expects {expected.get(name)}, the teacher's"
             )
-    if spec is not None and spec.prediction_type != teacher.denoiser.prediction_type:
-        raise ValueError(
-            f"start {config.start}: predicts {spec.prediction_type}; expects a student that predicts "
-            f"{teacher.denoiser.prediction_type}, as its teacher does"
-        )
+    if actual.get("time_cond_proj_dim") and config.guidance.mode != "embedded":
+        raise ValueError(f"start {config.start}: its guidance scale is an input; expects guidance.mode=embedded")
     if teacher.family.size(pipeline) != teacher.size:
         teacher.family.set_size(pipeline, teacher.size)
-    return network.to(teacher.pipeline.device)
+    started = teacher.denoiser.with_network(network.to(teacher.pipeline.device))
+    return started.with_prediction_type(teacher.family.prediction_type(pipeline.scheduler))
 
 
 def fitting(config: RunConfig, family: Family, pipeline_class: str) -> RunConfig:

@@ -184,7 +184,7 @@ def _distill(kind: RunOfKind, run: Path, processes: PartialState, resume: bool) 
         if stage.student is None:
             continue
         exported, description = kind.export(stage, training, run / stage.student)
-        if not stage.steps or config.steps[0] in stage.steps:
+        if not stage.steps or (stage.config or config).steps[0] in stage.steps:
             main = DistillResult(run / stage.student, exported, description, training, stage.method, processes.is_main_process)
     assert main is not None  # every method has a student of the main step count
     return main

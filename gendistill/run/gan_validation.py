@@ -15,6 +15,7 @@ from gendistill.metrics.distances.frechet import frechet_distance
 from gendistill.metrics.features.feature_extractor import FeatureExtractor, extract, metric_name, network_name
 from gendistill.metrics.features.gaussian import GaussianStatistics, gaussian_statistics
 from gendistill.run.validation import GRID_IMAGES, save_image_grid
+from gendistill.run.watch import diversity
 from gendistill.runtime.progress import advancing_bar
 from gendistill.runtime.random import PerSampleRandom, indices_of_step
 from gendistill.samplers import image_grid, images_at_once, to_uint8
@@ -125,13 +126,3 @@ def in_colour(images: Tensor) -> Tensor:
     """Images (B, C, H, W) in [-1, 1] as uint8 (B, 3, H, W) on the CPU; grey images get three equal channels."""
     values = to_uint8(images.float() / 2 + 0.5).cpu()
     return values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values[:, :3]
-
-
-def diversity(features: Tensor, labels: Tensor | None) -> float:
-    """The mean pairwise distance of image features (N, D); with classes (N,), of pairs within a class, if there are any."""
-    distances = torch.cdist(features, features)
-    same = torch.ones_like(distances, dtype=torch.bool) if labels is None else labels[:, None] == labels
-    same.fill_diagonal_(False)
-    if not same.any():
-        return diversity(features, None)
-    return distances[same].mean().item()

@@ -153,7 +153,6 @@ class GeneratorRun:
             "parameters": f"{start.parameters:,} (teacher: {start.teacher_parameters:,})",
             "data": data,
             **provenance_of(config, stage, training),
-            **({"ended": training.ended} if training.ended else {}),
             **({name: f"{value:.4g}" for name, value in _numbers(training.best.figures).items()} if training.best else {}),
         }
 

@@ -107,12 +107,16 @@ def _compared(config: RunConfig) -> dict[str, Any]:
         for part in name.split("."):
             value = getattr(value, part)
         if name not in CHANGEABLE:
-            values[name] = _without_limits(value) if isinstance(value, dict) else value
+            values[name] = _without_limits(value)
     return values
 
 
-def _without_limits(value: dict[Any, Any]) -> dict[Any, Any]:
-    """Settings by stage, without those that may change."""
+def _without_limits(value: Any) -> Any:
+    """Settings by stage, without those that may change; other values as they are."""
+    if isinstance(value, list):
+        return [_without_limits(each) for each in value]
+    if not isinstance(value, dict):
+        return value
     return {
         key: {name: each for name, each in inner.items() if f"trainer.{name}" not in CHANGEABLE}
         if isinstance(inner, dict)

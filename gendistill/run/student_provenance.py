@@ -22,4 +22,5 @@ def provenance_of(config: RunConfig, stage: Stage, training: TrainingResult) -> 
         "seed": config.seed,
         "versions": f"gendistill {gendistill.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}, "
         f"transformers {transformers.__version__}",
+        **({"ended": training.ended} if training.ended else {}),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes of Adam's moments per trained p
 class Calls:
     """Samples that pass through the denoisers in a step: `plain` without gradients, `learning` with gradients."""
 
-    plain: int = 0
-    learning: int = 0
+    plain: float = 0
+    learning: float = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepNeeds:
         optimizer: bytes of the optimizer state.
         step: peak bytes of activations and gradients.
         trained: number of trained parameters.
-        rows: samples that pass through the denoisers in one forward and backward pass.
+        rows: samples that pass through the denoisers in one forward and backward pass, the mean of a cycle of steps.
         passes: forward and backward passes of an optimizer step (gradient accumulation).
     """
 
@@ -147,15 +147,8 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
     Raises:
         ValueError: the method or one of its loss terms cannot be planned, or the teacher does not exist.
     """
-    recipe = recipe_of(config)
-    if not recipe.supports.planning or compresses(config):
-        option = "--compress" if compresses(config) else f"method {config.method}"
-        planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
-        raise ValueError(f"{option}: plan --train expects one of {planned}; distill --dry-run describes other runs")
-    if recipe.data_needs(config) == "trajectories" and (
-        config.align.distribution.adversarial != 0 or config.align.semantic.clip != 0
-    ):
-        raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
+    for part in recipe_of(config).parts(config):
+        _require_planning(part)
     needs = {AS_IT_IS: step_needs(config, cpu=cpu)}
     family = MetaNetworks.from_configs(config.teacher, config=config.teacher_config).family
     for name, changed in _memory_savings(config, family):
@@ -165,6 +158,20 @@ def plan_training(config: RunConfig, *, memory: float | None = None, probe: bool
         seconds, device = measured_seconds(config, needs[AS_IT_IS])
     context = 0 if cpu else CUDA_CONTEXT
     return TrainingPlan(config.teacher, config.method, needs, memory, seconds, device, context)
+
+
+def _require_planning(config: RunConfig) -> None:
+    """Raise ValueError where the method or one of its loss terms cannot be planned."""
+    recipe = recipe_of(config)
+    if not recipe.supports.planning or compresses(config):
+        option = "--compress" if compresses(config) else f"method {config.method}"
+        planned = ", ".join(name for name, known in RECIPES.items() if known.supports.planning)
+        raise ValueError(f"{option}: plan --train expects one of {planned}; distill --dry-run describes other runs")
+    if config.feature_matching.weight != 0:
+        raise ValueError("feature_matching.weight: plan --train does not cover feature matching; expects 0")
+    distribution, semantic = config.align.distribution, config.align.semantic
+    if recipe.data_needs(config) == "trajectories" and (distribution.adversarial != 0 or semantic.clip != 0):
+        raise ValueError("align.distribution.adversarial, align.semantic.clip: plan --train does not cover them; expects 0")
 
 
 def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, RunConfig]]:
@@ -189,7 +196,12 @@ def _memory_savings(config: RunConfig, family: Family) -> Iterator[tuple[str, Ru
 
 
 def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
-    """The needs of an optimizer step of the first stage of the method, computed on the meta device."""
+    """The needs of an optimizer step of the method that needs most memory, in its first stage, computed on the meta device."""
+    parts = recipe_of(config).parts(config)
+    return max((_needs_of_method(part, cpu=cpu) for part in parts), key=lambda needs: needs.peak)
+
+
+def _needs_of_method(config: RunConfig, *, cpu: bool) -> StepNeeds:
     networks = MetaNetworks.from_configs(config.teacher, config=config.teacher_config)
     config, dtype = fitting(config, networks.family, networks.family.pipelines[0]), getattr(torch, config.dtype)
     for module in (*networks.text, networks.network, networks.decoder):
@@ -216,7 +228,7 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
     modules = _modules_in_memory(method, networks)
     _count_calls(modules, type(network), calls)
     batch = _batch(config, networks, rows, latents, dtype)
-    step = peak_bytes(lambda: _step(method, batch, rows), copies_of_convolutions=cpu)
+    step = peak_bytes(lambda: _steps(method, batch, rows, calls), copies_of_convolutions=cpu)
     num_trained = sum(parameter.numel() for parameter in trained)
     return StepNeeds(
         encoding,
@@ -231,12 +243,21 @@ def step_needs(config: RunConfig, *, cpu: bool = False) -> StepNeeds:
 
 def _keeps_all_parts(config: RunConfig) -> bool:
     """Whether the activations of all parts of a batch are kept: those of two students, until each of them has stepped."""
-    return recipe_of(config).data_needs(config) == "trajectories" and config.align.peer == "mutual"
+    parts = recipe_of(config).parts(config)
+    return any(recipe_of(part).data_needs(part) == "trajectories" and part.align.peer == "mutual" for part in parts)
 
 
-def _step(method: Method, batch: Batch, rows: int) -> None:
-    for update in method.updates(batch, Step(0, 0.0), PerSampleRandom(0, 0, 0, rows)):
-        update.loss.backward()
+def _steps(method: Method, batch: Batch, rows: int, calls: Calls) -> None:
+    """The first step of a cycle, which stands for all but the last, and the last; `calls` become the mean of the cycle."""
+    for step, fraction in {0: 1 - 1 / method.cycle, method.cycle - 1: 1 / method.cycle}.items():
+        before = replace(calls)
+        for update in method.updates(batch, Step(step, 0.0), PerSampleRandom(0, step, 0, rows)):
+            update.loss.backward()
+            for name in update.optimizers:
+                for parameter in method.trained_parameters()[name].values():
+                    parameter.grad = None  # as after the step of an optimizer
+        calls.plain = before.plain + fraction * (calls.plain - before.plain)
+        calls.learning = before.learning + fraction * (calls.learning - before.learning)
 
 
 def _latents(config: RunConfig, networks: MetaNetworks) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from gendistill.evaluation.extraction import Advance
 from gendistill.evaluation.image_cache import BATCH_SIZE
 from gendistill.export.student_folder import student_pipeline
 from gendistill.methods import RunConfig, Stage
+from gendistill.run.watch import DriftWatch, watched_prompts
 from gendistill.runtime.files import written_alone
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, image_grid, images_at_once, to_uint8
@@ -33,6 +34,7 @@ from gendistill.training.processes import gathered, items_of_process
 from gendistill.training.state import Validation
 
 GRID_IMAGES = 32
+STEPS_OF_TEACHER = 20  # of the images that a student is compared with
 
 
 class Validator:
@@ -51,6 +53,8 @@ class Validator:
         self.config, self.teacher, self.stage, self.evaluator, self.samples = config, teacher, stage, evaluator, samples
         self.encoded = encoded
         samples.mkdir(parents=True, exist_ok=True)
+        watches = config.watch.prompts and not stage.method.monotone  # a regression does not drift
+        self.watch = DriftWatch(config.watch, evaluator, samples / "watch.json", self._of_teacher) if watches else None
 
     def __call__(self, step: int) -> Validation:
         """The score of a checkpoint: the best solver's distance, averaged over the step counts. All processes sample.
@@ -81,6 +85,7 @@ class Validator:
     def _validate(self, num: int, step: int | None = None, progress: Advance = None) -> Validation:
         evaluator, solvers = self.evaluator.first(num), self.stage.solvers
         distances: dict[str, dict[str, float]] = {}
+        drift, reason_to_end = dict[str, float](), None
         with student_pipeline(self.teacher, self.stage.method.networks) as pipeline:
             sampler = FewStepSampler(pipeline, size=self.teacher.size, encoded=self.encoded)
             for solver in solvers:
@@ -93,6 +98,8 @@ class Validator:
                         continue
                     images = self._images(evaluator, sampler, count, progress)
                     distances[solver][str(count)] = evaluator.scores(images)[evaluator.metric]
+                    if self.watch and step is not None and (solver, count) == (solvers[0], self.stage.steps[0]):
+                        drift, reason_to_end = self.watch(self._images(self.watch.evaluator, sampler, count, progress))
                     if step is not None and count == self.stage.steps[0]:
                         grid = image_grid(images[:GRID_IMAGES].float() / 255)
                         save_image_grid(grid, self.samples / f"step-{step:06d}-{solver}-{count}.png")
@@ -100,18 +107,26 @@ class Validator:
         best = min(means, key=lambda solver: means[solver])
         incomplete = self.stage.student is not None and self.stage.method.networks.average.fraction < 1
         figures = {"solver": best, evaluator.metric: distances, "images": len(evaluator.prompts), "network": evaluator.network}
-        return Validation(math.inf if incomplete else means[best], figures)
+        return Validation(math.inf if incomplete else means[best], figures | drift, reason_to_end)
 
-    def _images(self, evaluator: Evaluator, sampler: FewStepSampler, count: int, progress: Advance) -> Tensor:
-        """The images of all prompts; each process samples its own."""
-        total = len(evaluator.prompts)
-        subset = evaluator.subset(items_of_process(total))
-        return gathered(
-            subset.generate(
-                sampler, count, self.config.guidance.pipeline_scale(self.teacher.family.neutral_guidance), progress
-            ),
-            total,
-        )
+    def _images(
+        self, evaluator: Evaluator, sampler: FewStepSampler, count: int, progress: Advance, scale: float | None = None
+    ) -> Tensor:
+        """The images of all prompts; each process samples its own. The scale is by default that of the student's pipeline."""
+        total, guidance = len(evaluator.prompts), self.config.guidance
+        scale = guidance.pipeline_scale(self.teacher.family.neutral_guidance) if scale is None else scale
+        return gathered(evaluator.subset(items_of_process(total)).generate(sampler, count, scale, progress), total)
+
+    def _of_teacher(self, evaluator: Evaluator) -> Tensor:
+        """The images of the guided teacher for all prompts, by its own scheduler."""
+        teacher, networks = self.teacher, self.stage.method.networks
+        network = teacher.network if networks.lora is None else networks.average.network.shared.without_adapter()
+        frozen = replace(networks, average=teacher.denoiser.with_network(network))
+        with student_pipeline(teacher, frozen) as pipeline:
+            sampler = FewStepSampler(pipeline, size=teacher.size, encoded=self.encoded)
+            scale = self.config.guidance.scale
+            scale = teacher.family.neutral_guidance if scale == 1 else scale
+            return self._images(evaluator, sampler, STEPS_OF_TEACHER, None, scale)
 
 
 def validation_prompts(config: RunConfig, evaluator: Evaluator, resolution: int) -> Iterator[list[str]]:
@@ -121,6 +136,8 @@ def validation_prompts(config: RunConfig, evaluator: Evaluator, resolution: int)
         validated = evaluator.first(count)
         prompts = validated.subset(items_of_process(len(validated.prompts))).prompts
         yield from (prompts[start : start + size] for start in range(0, len(prompts), size))
+    if config.watch.prompts:
+        yield watched_prompts(config.watch, evaluator)
 
 
 def solver_table(validation: Validation) -> str:

@@ -105,6 +105,7 @@ class PerSampleRandom:
 
     def __init__(self, seed: int, step: int, first: int, count: int):
         self.generators = [_generator("sample", seed, step, first + k) for k in range(count)]
+        self.seed, self.step = seed, step
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal, float32 (count, *shape) on the CPU."""
@@ -113,6 +114,11 @@ class PerSampleRandom:
     def uniform(self, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform in [0, 1), float32 (count, *shape) on the CPU."""
         return torch.stack([torch.rand(shape, generator=generator, dtype=torch.float32) for generator in self.generators])
+
+    def of_step(self, count: int) -> list[float]:
+        """`count` uniform numbers in [0, 1) that all samples of the step share; the same in every call."""
+        numbers: list[float] = torch.rand(count, generator=_generator("step", self.seed, self.step)).tolist()
+        return numbers
 
 
 def _generator(purpose: str, *parts: int) -> torch.Generator:

@@ -26,17 +26,25 @@ CFG = Paper("Ho & Salimans 2022", "Classifier-Free Diffusion Guidance", "2207.12
 CLIP = Paper("Radford et al. 2021", "Learning Transferable Visual Models From Natural Language Supervision", "2103.00020")
 CONSISTENCY = Paper("Song et al. 2023", "Consistency Models", "2303.01469")
 DENOISING_STUDENT = Paper("Luhman & Luhman 2021", "Knowledge Distillation in Iterative Generative Models", "2101.02388")
+DMD = Paper("Yin et al. 2024", "One-step Diffusion with Distribution Matching Distillation", "2311.18828")
+DMD2 = Paper("Yin et al. 2024", "Improved Distribution Matching Distillation for Fast Image Synthesis", "2405.14867")
 DPM_SOLVER = Paper(
     "Lu et al. 2022", "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", "2211.01095"
 )
 GUIDED = Paper("Meng et al. 2023", "On Distillation of Guided Diffusion Models", "2210.03142")
 IMPROVED_CONSISTENCY = Paper("Song & Dhariwal 2023", "Improved Techniques for Training Consistency Models", "2310.14189")
+LADD = Paper(
+    "Sauer et al. 2024", "Fast High-Resolution Image Synthesis with Latent Adversarial Diffusion Distillation", "2403.12015"
+)
 LCM = Paper("Luo et al. 2023", "Latent Consistency Models", "2310.04378")
 LORA = Paper("Hu et al. 2021", "LoRA: Low-Rank Adaptation of Large Language Models", "2106.09685")
 MULTISTEP_CONSISTENCY = Paper("Heek et al. 2024", "Multistep Consistency Models", "2403.06807")
 MUTUAL = Paper("Zhang et al. 2018", "Deep Mutual Learning", "1706.00384")
+F_DISTILL = Paper("Xu et al. 2025", "One-step Diffusion Models with f-Divergence Distribution Matching", "2502.15681")
 PROGRESSIVE = Paper("Salimans & Ho 2022", "Progressive Distillation for Fast Sampling of Diffusion Models", "2202.00512")
+SD3 = Paper("Esser et al. 2024", "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206")
 TCD = Paper("Zheng et al. 2024", "Trajectory Consistency Distillation", "2402.19159")
+TDM = Paper("Luo et al. 2025", "Learning Few-Step Diffusion Models by Trajectory Distribution Matching", "2503.06674")
 
 # networks and optimisation
 ADAM = Paper("Kingma & Ba 2015", "Adam: A Method for Stochastic Optimization", "1412.6980")
@@ -67,11 +75,13 @@ RKD = Paper("Park et al. 2019", "Relational Knowledge Distillation", "1904.05068
 SIMILARITY = Paper("Tung & Mori 2019", "Similarity-Preserving Knowledge Distillation", "1907.09682")
 
 # distances between distributions
+DRIFTING = Paper("Deng et al. 2026", "Generative Modeling via Drifting", "2602.04770")
 MMD = Paper("Gretton et al. 2012", "A Kernel Two-Sample Test, Journal of Machine Learning Research 13")
 PATCHES = Paper("Elnekave & Weiss 2022", "Generating Natural Images with Direct Patch Distributions Matching", "2203.11862")
 SLICED = Paper("Bonneel et al. 2015", "Sliced and Radon Wasserstein Barycenters of Measures, JMIV 51")
 
 # GANs
+APT = Paper("Lin et al. 2025", "Diffusion Adversarial Post-Training for One-Step Video Generation", "2501.08316")
 DIFF_AUGMENT = Paper("Zhao et al. 2020", "Differentiable Augmentation for Data-Efficient GAN Training", "2006.10738")
 GAN_DISTILLATION = Paper("Aguinaldo et al. 2019", "Compressing GANs Using Knowledge Distillation", "1902.00159")
 HINGE = Paper("Lim & Ye 2017", "Geometric GAN", "1705.02894")

@@ -63,6 +63,16 @@ class Method(ABC):
         return True
 
     @property
+    def shards(self) -> bool:
+        """Whether FSDP may shard all trained modules: they are full networks, called as they are wrapped."""
+        return bool(self.networks.shards) and len(self.trained_modules()) == 1
+
+    @property
+    def cycle(self) -> int:
+        """Number of steps after which the updates repeat: all optimizers step in the last of them, the others are equal."""
+        return 1
+
+    @property
     def averages(self) -> Mapping[str, MovingAverage]:
         """All moving averages by optimizer name; `student` is `networks`. They are updated after each step, and saved."""
         return {"student": self.networks}

@@ -25,12 +25,12 @@ def prepare(method: Method, config: TrainerConfig, accelerator: Accelerator) -> 
         ValueError: the method does not support this kind of distributed training, the optimizer is not installed, a network
             does not support gradient checkpointing, or a parameter cannot be trained.
     """
-    kind, several = accelerator.distributed_type, len(method.trained_modules()) > 1
-    unsharded = method.networks.lora is not None or not method.networks.shards or several
+    kind = accelerator.distributed_type
+    unsharded = method.networks.lora is not None or not method.shards
     if kind == DistributedType.DEEPSPEED or (kind == DistributedType.FSDP and (unsharded or not accelerator.is_fsdp2)):
         raise ValueError(
             f"accelerate's {kind.value.lower()} cannot train this method; expects DDP (--config_file {ACCELERATE['ddp']}), or, "
-            f"for all weights of one diffusion model, FSDP of version 2 (--config_file {ACCELERATE['fsdp']})"
+            f"for all weights of diffusion models, FSDP of version 2 (--config_file {ACCELERATE['fsdp']})"
         )
     if kind == DistributedType.FSDP and config.mixed_precision != "no":
         accelerator.state.fsdp_plugin.set_mixed_precision(config.mixed_precision)

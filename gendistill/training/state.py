@@ -12,10 +12,15 @@ from gendistill.training.trainer_config import TrainerConfig
 
 @dataclass(frozen=True)
 class Validation:
-    """The result of a validation: the checkpoint with the smallest `score` becomes the student."""
+    """The result of a validation: the checkpoint with the smallest `score` becomes the student.
+
+    Attributes:
+        reason_to_end: the reason to end the training with the best checkpoint before this one, if any.
+    """
 
     score: float
     figures: dict[str, Any]
+    reason_to_end: str | None = None
 
 
 @dataclass
@@ -57,7 +62,9 @@ class TrainState:
         """Add a validation; returns whether it is the best so far. The validation of the initial weights counts only until the
         first one of trained weights."""
         self.validated_step = self.step
-        better = self.best is None or self.best_step == 0 or validation.score < self.best.score
+        better = self.best is None or (
+            validation.reason_to_end is None and (self.best_step == 0 or validation.score < self.best.score)
+        )
         if better:
             self.best, self.best_step = validation, self.step
         self.validations_since_best = 0 if better else self.validations_since_best + 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from gendistill.runtime.random import PerSampleRandom
@@ -147,13 +148,20 @@ class OptimizerStep:
             mean_gradients(parameters.values())
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(parameters.values(), self.config.max_grad_norm)
+        norm = self._clip(parameters.values())
         if scaler is None:
             optimizer.step()
         else:
             scaler.step(optimizer)  # skips it where a gradient is not finite
         optimizer.zero_grad(set_to_none=True)
         return None if norm is None else full_tensor(norm)
+
+    def _clip(self, parameters: Iterable[nn.Parameter]) -> Tensor | None:
+        """Clip the gradients of one network; returns their norm. accelerate's own function is for one sharded module."""
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        clip: Callable[..., Any] = nn.utils.clip_grad_norm_ if sharded else self.accelerator.clip_grad_norm_
+        norm: Tensor | None = clip(parameters, self.config.max_grad_norm)
+        return norm
 
     def _check(self, name: str, parameters: dict[str, nn.Parameter], update: Update) -> None:
         """In the first step of an optimizer, check that its parameters get gradients."""

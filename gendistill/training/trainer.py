@@ -175,7 +175,7 @@ class Trainer:
         self.unsaved = True
         if state.add(validation) and self.accelerator.is_main_process:
             self.checkpoints.save_best(state.step, average, asdict(validation))
-        state.end(self.method.stop_reason({}))
+        state.end(validation.reason_to_end or self.method.stop_reason({}))
         return True
 
     def _log(self, losses: dict[str, Tensor]) -> str:

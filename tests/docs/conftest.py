@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from code_blocks import ROOT
+from code_blocks import ROOT, blocks_of
 from diffusers import UNet2DConditionModel
 from original_checkpoint import save_checkpoint
 from PIL import Image
@@ -71,6 +71,8 @@ def stand_ins(tiny_folder, family_folder, halved_run, gans, students, tmp_path_f
     shutil.move(place / "style" / "pytorch_lora_weights.safetensors", place / "style.safetensors")
     save_checkpoint(tiny_pipeline(place / "tokenizer"), place / "my-fine-tune.safetensors")
     (place / "prompts.txt").write_text("food\nanimals\n")
+    recipe = next(block for block in blocks_of(ROOT / "docs/methods/sequence.md") if block.language == "yaml")
+    (place / "sequence.yaml").write_text(recipe.text)
     (place / "mine.yaml").write_text("lora: {enabled: true}\n")
     own = UNSEEN[1]
     save_file(own.build(place).state_dict(), place / "g.safetensors")
@@ -170,6 +172,9 @@ def small(monkeypatch, stand_ins, tmp_path, tiny_folder, gans):
 def _shrink(config):
     """One step of training, of a batch of 2, on a few samples."""
     limits = {"max_steps": 1, "max_minutes": None, "batch_size": 2, "gradient_accumulation_steps": 1, "num_validation": 4}
+    config.distribution_matching.fake_score.steps = 1
+    config.watch.prompts = 0
+    config.sequence.stages = [{**stage, "trainer": {}} for stage in config.sequence.stages]
     config.trainer = config.trainer.model_copy(update={**limits, "trackers": [], "optimizer": "adamw"})
     config.device, config.lora.rank = "cpu", 2
     config.data.num_synthetic, config.data.synthetic_steps = 4, 2

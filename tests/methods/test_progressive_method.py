@@ -22,10 +22,9 @@ def batch_for(teacher, count, generator):
 
 def method_of(teacher, kind, dialect="v_prediction", *, scale=1.0, mode="baked", max_steps=None, **settings):
     networks = full_networks(teacher.denoiser, GUIDANCE_EMBEDDING if mode == "embedded" else None)
-    networks.student, networks.average = (
-        networks.student.with_prediction_type(dialect),
-        networks.average.with_prediction_type(dialect),
-    )
+    fraction = 1.0 if dialect == teacher.denoiser.prediction_type else 0.0
+    networks.student = networks.student.with_prediction_type(dialect, fraction)
+    networks.average = networks.average.with_prediction_type(dialect, fraction)
     guidance = Guidance(teacher.unconditional(), GuidanceConfig(mode=mode, scale=scale))
     config = ProgressiveConfig(**settings)
     if kind is StepHalving:

@@ -113,6 +113,24 @@ RUNS = {
     ),
     "flux, full, embedded": ("flux", {"data__path": True, "data__resolution": 32, "guidance__mode": "embedded"}),
     "flux, LoRA": ("flux", {"data__prompts": True, "data__resolution": 32, **LORA}),
+    "classes, distribution matching": ("classes", {"method": "distribution_matching", "solvers": ["tcd"]}),
+    "classes, adversarial": ("classes", {"method": "adversarial"}),
+    "dit, adversarial": ("dit", {"method": "adversarial"}),
+    "flux, LoRA, adversarial": (
+        "flux",
+        {"data__prompts": True, "data__resolution": 32, "method": "adversarial", **LORA},
+    ),
+    "sd3, LoRA, distribution matching": (
+        "sd3",
+        {
+            "data__prompts": True,
+            "method": "distribution_matching",
+            "solvers": ["lcm"],
+            "adversarial__weight": 0.1,
+            "adversarial__features": "fake_score",
+            **LORA,
+        },
+    ),
     "flux2-klein, full": ("flux2-klein", {"data__prompts": True, "data__resolution": 32, "solvers": ["ddim"]}),
     "flux2, LoRA, embedded": (
         "flux2",
@@ -121,6 +139,7 @@ RUNS = {
 }
 METHODS = {
     "consistency": {},
+    "distribution matching": {"method": "distribution_matching", "steps": [2, 1]},
     "progressive": {"method": "progressive", "steps": [1], "progressive.start_steps": 2, "solvers": None},
     "alignment": {"method": "latent_alignment", "solvers": None, "align.trajectories": 4, "align.trajectory_steps": 2},
 }

@@ -14,6 +14,7 @@ METHODS = {
     "consistency": {"steps": [2, 1]},
     "progressive": {"progressive__start_steps": 4, "steps": [2], "solvers": ["ddim"]},
     "latent_alignment": {"align__trajectories": 4, "align__trajectory_steps": 4},
+    "distribution_matching": {"distribution_matching__fake_score__steps": 2},
     "compression": {"compress__factor": 2, "compression__steps": 4, "steps": [4]},
 }
 

@@ -35,14 +35,18 @@ def test_rows_that_pass_the_networks_are_counted(planned):
     assert (rows.plain, rows.learning) == (8 * 2, 8)
     both = planned(trainer__batch_size=8, guidance__scale=3.0, align__weight=1).rows
     assert (both.plain, both.learning) == (8 * 3, 8 * 2)
+    matching = {"method": "distribution_matching", "steps": [1], "distribution_matching__fake_score__steps": 2}
+    cycle = planned(trainer__batch_size=8, guidance__scale=3.0, **matching).rows  # the fake score alone, then both
+    assert (cycle.plain, cycle.learning) == ((8 + 8 * 3) / 2, (8 + 8 * 2) / 2)
     accumulated = planned(trainer__batch_size=8, trainer__gradient_accumulation_steps=4)
     assert accumulated.passes == 4
     assert accumulated.rows.learning == 2
 
 
-@pytest.mark.parametrize("method", ["consistency", "progressive", "latent_alignment"])
+@pytest.mark.parametrize("method", ["consistency", "progressive", "latent_alignment", "distribution_matching", "adversarial"])
 def test_every_method_is_planned_with_all_weights_and_as_a_lora(planned, method):
-    whole, lora = planned(method=method), planned(method=method, lora__enabled=True, lora__rank=4)
+    settings = {"method": method, "distribution_matching__fake_score__steps": 1}
+    whole, lora = planned(**settings), planned(**settings, lora__enabled=True, lora__rank=4)
     assert lora.trained < whole.trained
     assert lora.optimizer == 8 * lora.trained
     assert lora.weights < whole.weights

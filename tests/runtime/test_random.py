@@ -58,6 +58,7 @@ def test_a_step_does_not_depend_on_the_steps_before_it():
 
 def test_a_sample_gets_the_same_numbers_at_any_split_of_its_step():
     whole, part = PerSampleRandom(3, 5, 0, 8), PerSampleRandom(3, 5, 4, 4)
+    assert whole.of_step(2) == part.of_step(2) != PerSampleRandom(3, 6, 0, 8).of_step(2)
     for _ in range(2):
         assert torch.equal(whole.normal((4, 3, 3))[4:], part.normal((4, 3, 3)))
         assert torch.equal(whole.uniform()[4:], part.uniform())

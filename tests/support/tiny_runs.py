@@ -26,6 +26,8 @@ def settings_of(place, teacher, name, /, **changes):
         "trainer.checkpoint_every": 2,
         "trainer.num_validation": 4,
         "trainer.trackers": [],
+        "watch.prompts": 1,
+        "watch.seeds": 2,
     }
     given |= {name.replace("__", "."): value for name, value in changes.items()}
     return load_config(None, {name: value for name, value in given.items() if value is not None})

@@ -21,12 +21,14 @@ from gendistill.gan.architectures.translation import ResNetTranslator
 from gendistill.methods import Stage, denoiser_stages, recipe_of
 from gendistill.methods.decoder import AutoencoderContext
 from gendistill.methods.denoiser_method import DenoiserContext, DenoiserMethod
+from gendistill.methods.fake_score import FakeScore
 from gendistill.run.config import load_config
 from gendistill.training.trainer import Trainer
 
 ADVERSARIAL = {"align.distribution.adversarial": 0.1, "align.match.pseudo_huber": 0.0, "align.match.l2": 1.0}
 ALIGNED = {"method": "latent_alignment", "align.match.perceptual": 0.5, "align.on_policy_fraction": 1.0}
 HALVED = {"method": "progressive", "progressive.start_steps": 4, "progressive.prediction_type_steps": 0}
+MATCHED = {"method": "distribution_matching", "distribution_matching.fake_score.steps": 1}
 METHODS = {
     "consistency": {"consistency.target": "student", "consistency.loss": "l2", "guidance.mode": "cfg"},
     "consistency, embedded guidance": {"consistency.loss": "l2", "guidance.mode": "embedded"},
@@ -36,6 +38,13 @@ METHODS = {
     "progressive, embedded guidance": HALVED | {"guidance.mode": "embedded"},
     "latent_alignment": ALIGNED | ADVERSARIAL,
     "latent_alignment, two students": ALIGNED | ADVERSARIAL | {"align.peer": "mutual"},
+    "distribution_matching": MATCHED,
+    "distribution_matching, segments": MATCHED
+    | {"distribution_matching.segments": True, "guidance.mode": "embedded", "solvers": ["tcd"]},
+    "distribution_matching, adversarial": MATCHED
+    | {"adversarial.weight": 0.1, "adversarial.features": "fake_score", "adversarial.loss": "logistic"},
+    "adversarial": {"method": "adversarial", "adversarial.r1": 0.01},
+    "feature_matching": {"method": "feature_matching", "feature_matching.bank": 8},
     "compression": {"method": "compression"},
     "decoder": {"method": "decoder", "decoder.width": 8, "decoder.blocks": 1},
     "gan": {"method": "gan"},
@@ -44,6 +53,7 @@ FULL_ONLY = {
     "consistency, embedded guidance",
     "progressive, embedded guidance",
     "latent_alignment, two students",
+    "distribution_matching, segments",
     "compression",
     "decoder",
     "gan",
@@ -97,6 +107,8 @@ class Step:
 def supported(case):
     if case.method in FULL_ONLY and (case.lora or (case.method == "gan" and case.precision.endswith("teacher"))):
         return False
+    if case.method == "feature_matching" and (case.accumulation > 1 or "float16 teacher" in case.precision.split(", ")):
+        return False  # it compares the samples of a part with each other, and its decoder overflows in float16
     return not (case.checkpointing and case.method in NOT_CHECKPOINTED)
 
 
@@ -180,11 +192,12 @@ class Matrix:
             yield from ((stage, data) for stage in recipe.stages(AutoencoderContext(config, teacher.codec)))
             return
         denoiser = teacher.denoiser.with_network(copy.deepcopy(teacher.network))
-        context = DenoiserContext(config, teacher.family, denoiser, unconditional, opened=teacher)
+        context = DenoiserContext(config, teacher.family, denoiser, unconditional, opened=teacher, data=self.latents)
         data = self._trajectories(config) if recipe.data_needs(config) == "trajectories" else self.latents
         for stage in denoiser_stages(context):
             if case.lora:
                 randomise(stage.method)
+            move_fake_scores(stage.method)
             yield stage, data
 
     def _gan_stages(self, config):
@@ -255,6 +268,15 @@ def randomise(method):
         for parameter in networks.trained.values():
             parameter.copy_(0.05 * torch.randn(parameter.shape, generator=fill))
         networks.update_average(0.0)
+
+
+@torch.no_grad()
+def move_fake_scores(method):
+    """Fake scores other than the teacher, from which they are initialised: the difference of equal scores is rounding alone."""
+    fill = torch.Generator().manual_seed(2)
+    for critic in getattr(method, "critics", []):
+        for parameter in critic.parameters.values() if isinstance(critic, FakeScore) else ():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=fill).to(parameter.device))
 
 
 def whole(gradients):

@@ -33,6 +33,12 @@ METHODS = [
         "align.semantic.distance": 1.0,
         "align.semantic.contrastive": 1.0,
     },
+    {
+        "method": "distribution_matching",
+        "distribution_matching.segments": True,
+        "distribution_matching.fake_score.steps": 2,
+        "solvers": ["tcd"],
+    },
     {"method": "compression", "compress.factor": 2, "lora.enabled": False},
 ]
 

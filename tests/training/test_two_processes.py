@@ -89,9 +89,11 @@ def test_two_processes_make_the_loss_curve_of_one(distill, place, alone):
     assert processes[1].text == ""
 
 
-def test_a_lora_and_its_discriminator_do_too_on_a_batch_that_is_split(distill, place):
-    settings = {"lora__enabled": "true", "lora__rank": 4, "trainer__gradient_accumulation_steps": 2}
+def test_a_lora_its_fake_score_and_its_discriminators_do_too_on_a_batch_that_is_split(distill, place):
+    settings = {"method": "distribution_matching", "distribution_matching__fake_score__steps": 1}
+    settings |= {"lora__enabled": "true", "lora__rank": 4, "trainer__gradient_accumulation_steps": 2}
     settings |= {"align__weight": 1, "align__distribution__adversarial": 0.1}
+    settings |= {"adversarial__weight": 0.1, "adversarial__features": "fake_score"}
     settings |= {"align__trajectories": 8, "align__trajectory_steps": 4}
     for run, processes in (("lora-alone", 1), ("lora-two", 2)):
         started, codes = distill(run, processes, **settings)
@@ -177,21 +179,16 @@ def run_in_shards(place, folder, teacher, steps, processes, sharded, **settings)
         assert process.wait() == 0, process.text
 
 
-@pytest.fixture(scope="module")
-def unsharded(place, tiny_folder):
-    """The run of one process, of 4 steps."""
-    run_in_shards(place, place / "one", tiny_folder, 4, 1, False)
-    return place / "one"
-
-
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
-def test_all_processes_hold_the_same_average_and_one_can_go_on(place, tiny_folder, unsharded, tmp_path, sharded):
-    run_in_shards(place, tmp_path / "two", tiny_folder, 2, 2, sharded)
+def test_all_processes_hold_the_same_average_and_one_can_go_on(place, tiny_folder, tmp_path, sharded):
+    settings = {"matching": int(sharded)}  # two trained networks in shards
+    run_in_shards(place, tmp_path / "two", tiny_folder, 2, 2, sharded, **settings)
     averages = [load_file(tmp_path / "two" / f"average-{rank}.safetensors") for rank in (0, 1)]
     for name, tensor in averages[0].items():
         assert tensor.equal(averages[1][name]), name
-    run_in_shards(place, tmp_path / "two", tiny_folder, 4, 2, sharded)  # resumed
-    assert_same_curve(tmp_path / "two", unsharded, steps=4)
+    run_in_shards(place, tmp_path / "two", tiny_folder, 4, 2, sharded, **settings)  # resumed
+    run_in_shards(place, tmp_path / "one", tiny_folder, 4, 1, False, **settings)
+    assert_same_curve(tmp_path / "two", tmp_path / "one", steps=4)
 
 
 @pytest.mark.slow

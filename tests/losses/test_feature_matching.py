@@ -1,0 +1,76 @@
+"""Losses between features of the student's samples and of real ones: those of the formulas, and they follow the conditions."""
+
+import pytest
+import torch
+
+from gendistill.losses.distributions import FACTORS
+from gendistill.losses.feature_matching import (
+    FEATURE_MATCHING,
+    conditional_mmd,
+    drift,
+    log_similarity,
+    median_distance,
+)
+
+
+@pytest.fixture
+def given(generator):
+    """Features of 5 samples and of 7 real ones, with conditions in the plane, and the similarities of these."""
+    x, y = torch.randn(5, 3, generator=generator), torch.randn(7, 3, generator=generator) + 0.5
+    c, d = torch.randn(5, 2, generator=generator), torch.randn(7, 2, generator=generator)
+    return x, y, log_similarity(c, c, torch.tensor(2.0)), log_similarity(c, d, torch.tensor(2.0)), (c, d)
+
+
+def test_conditions_are_similar_by_a_gaussian_kernel(given):
+    _, _, _, between, (c, d) = given
+    torch.testing.assert_close(between[1, 2].exp(), (-(c[1] - d[2]).square().sum() / (2 * 0.5**2)).exp())
+
+
+def test_the_discrepancy_is_that_of_its_formula(given):
+    x, y, among, between, _ = given
+
+    def kernel(one, other):
+        return sum((-(one - other).square().sum() / (2 * (1.5 * factor) ** 2)).exp() for factor in FACTORS) / len(FACTORS)
+
+    own = [among[i, j].exp() * kernel(x[i], x[j]) for i in range(5) for j in range(5) if i != j]
+    cross = [between[i, j].exp() * kernel(x[i], y[j]) for i in range(5) for j in range(7)]
+    expected = sum(own) / len(own) - 2 * sum(cross) / len(cross)
+    torch.testing.assert_close(conditional_mmd(x, y, among, between, torch.tensor(1.5)), expected)
+
+
+def test_the_drift_is_the_difference_of_two_mean_shifts(given):
+    x, y, among, between, _ = given
+
+    def shift(i, samples, similarity, left_out=None):
+        kept = [j for j in range(len(samples)) if j != left_out]
+        weights = [similarity[i, j].exp() * (-(x[i] - samples[j]).norm() / 0.7).exp() for j in kept]
+        return sum(weight * (samples[j] - x[i]) for weight, j in zip(weights, kept, strict=True)) / sum(weights)
+
+    expected = torch.stack([shift(i, y, between) - shift(i, x, among, left_out=i) for i in range(5)])
+    torch.testing.assert_close(drift(x, y, among, between, 0.7), expected)
+    with pytest.raises(ValueError, match="drift expects at least 2 samples"):
+        drift(x[:1], y, among[:1, :1], between[:1], 0.7)
+
+
+@pytest.mark.parametrize("name", FEATURE_MATCHING)
+def test_samples_move_to_the_real_ones_of_their_own_condition(name, generator):
+    """Two conditions, whose real samples are on the left and on the right; the student starts from one Gaussian for both."""
+    labels, known = torch.arange(64) % 2, torch.arange(200) % 2
+    one_hot = torch.eye(2)
+    real = 0.2 * torch.randn(200, 2, generator=generator) + torch.stack([2.0 * known - 1, 0.0 * known], dim=1)
+    student = torch.randn(64, 2, generator=generator).requires_grad_()
+    scale = median_distance(one_hot[known])
+    among = log_similarity(one_hot[labels], one_hot[labels], scale)
+    between = log_similarity(one_hot[labels], one_hot[known], scale)
+    optimizer = torch.optim.Adam([student], 0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        FEATURE_MATCHING[name](student, real, among, between, median_distance(real)).backward()
+        optimizer.step()
+    found = student.detach()
+    for label in (0, 1):
+        of_label = found[labels == label]
+        away = (of_label - real[known == label].mean(0)).norm(dim=1)
+        assert 0.05 < away.median() < 0.5
+        assert (away < 1).float().mean() > 0.8
+    assert student.grad.isfinite().all()
