@@ -32,11 +32,11 @@ def tiny_data(teacher_folder, folder):
     return LatentData(write_cache(folder, [as_rows(moments, prompts)]))
 
 
-def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, matching=0, **settings):
+def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, matching=0, adversary=True, **settings):
     """A fresh one for the run folder `folder`, as a fresh process makes it; `settings` of TrainerConfig.
 
     With `matching` it is one of distribution matching for 2 steps and 1, with so many updates of the fake score in a cycle, and
-    with a discriminator on the fake score's features.
+    with a discriminator on the fake score's features, unless `adversary` is False.
     """
     teacher = load_teacher(teacher_folder)
     networks = (
@@ -53,12 +53,13 @@ def tiny_trainer(teacher_folder, data, folder, *, validate=None, lora=False, mat
     guidance = Guidance(teacher.unconditional(), GuidanceConfig())
     if matching:
         method = DistributionMatching(networks, guidance, DistributionMatchingConfig(fake_score={"steps": matching}), [2, 1])
+    else:
+        method = ConsistencyDistillation(networks, guidance, ConsistencyConfig(num_ddim_timesteps=10))
+    if matching and adversary:
         torch.manual_seed(0)
         heads = FeatureHeads({"mid_block": (networks.teacher.network.config.block_out_channels[-1], 4, 4)})
         adversarial = AdversarialConfig(weight=0.01, features="fake_score")
         method.adversary = FeatureAdversary(heads, networks.teacher, adversarial, method.fake_score)
-    else:
-        method = ConsistencyDistillation(networks, guidance, ConsistencyConfig(num_ddim_timesteps=10))
     config = TrainerConfig(
         **{"batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2, "validate_every": 1, "trackers": [], **settings}
     )

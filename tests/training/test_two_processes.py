@@ -181,7 +181,7 @@ def run_in_shards(place, folder, teacher, steps, processes, sharded, **settings)
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
 def test_all_processes_hold_the_same_average_and_one_can_go_on(place, tiny_folder, tmp_path, sharded):
-    settings = {"matching": int(sharded)}  # two trained networks in shards
+    settings = {"matching": int(sharded), "adversary": False}  # two trained networks in shards
     run_in_shards(place, tmp_path / "two", tiny_folder, 2, 2, sharded, **settings)
     averages = [load_file(tmp_path / "two" / f"average-{rank}.safetensors") for rank in (0, 1)]
     for name, tensor in averages[0].items():
