@@ -2,8 +2,8 @@
 
     python scripts/recipes/emoji_data.py --resolution 64 --out runs/recipes/emoji-64
     python scripts/recipes/tiny_vae.py --pipeline tiny-sd3 --images runs/recipes/emoji-64 --init assets/tiny-sd/vae \\
-        --run runs/recipes/tiny-sd3-vae --minutes 15 --bfloat16
-    python scripts/recipes/tiny_sd3.py --out runs/recipes/tiny-sd3/pipeline --minutes 90      # on 1 CPU core; resumes
+        --run runs/recipes/tiny-sd3-vae --minutes 60 --bfloat16 --batch 4 --scale-equivariance 0.5
+    python scripts/recipes/tiny_sd3.py --out runs/recipes/tiny-sd3/pipeline --minutes 240     # on 1 CPU core; resumes
     python scripts/recipes/tiny_sd3.py --init runs/recipes/tiny-sd3/pipeline --run runs/recipes/tiny-sd3-2 --seed 6
 
 Rectified flow (Esser et al. 2024, arXiv:2403.03206): x_t = (1 - t) x_0 + t noise, and the network predicts noise - x_0. Times
@@ -121,7 +121,7 @@ def encode_texts(towers: list[CLIPTextModelWithProjection], tokens: torch.Tensor
 def main() -> None:
     parser = recipe_parser(__doc__, Path("runs/recipes/tiny-sd3"), steps=12_000, batch=64, learning_rate=1e-3, seed=5)
     parser.add_argument("--images", type=Path, default=Path("runs/recipes/emoji-64"))
-    parser.add_argument("--vae", type=Path, default=Path("runs/recipes/tiny-sd3-vae/vae"))
+    parser.add_argument("--vae", type=Path, help="VAE folder; default: that of --init, or runs/recipes/tiny-sd3-vae/vae")
     parser.add_argument("--init", type=Path, help="pipeline folder for the initial weights, wherever their shapes fit")
     add_caption_arguments(parser, (0.25, 0.45, 0.15))
     parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16")
@@ -142,7 +142,7 @@ def main() -> None:
         second = build_text_tower(first.config, layers=3)
     networks = nn.ModuleDict({"transformer": transformer, "text_encoder": first, "text_encoder_2": second})
     print({name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f} M" for name, part in networks.items()})
-    vae = AutoencoderKL.from_pretrained(args.init / "vae" if args.init else args.vae).eval()
+    vae = AutoencoderKL.from_pretrained(args.vae or (args.init or Path("runs/recipes/tiny-sd3-vae")) / "vae").eval()
 
     run = ResumableRun(args, networks, decay_fraction=0.5, muon=matrices_of_layers(networks))
     if not args.only_export:
