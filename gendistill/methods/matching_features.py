@@ -37,6 +37,7 @@ from gendistill.settings.section import Section
 from gendistill.training.method import Update
 
 AT_ONCE = 16  # images that are decoded at once for the bank
+TINY_CLIP, LARGEST_FOR_TINY_CLIP = "assets/tiny-clip", 64  # which sees 32 pixels
 
 
 class FeatureMatchingConfig(Section):
@@ -49,9 +50,10 @@ class FeatureMatchingConfig(Section):
         "the same prompt and away from the student's other ones",
         json_schema_extra=about(paper=papers.DRIFTING),
     )
-    features: str = Field(
-        "assets/tiny-clip",
-        description="Network of the features, not that of validation: clip, dinov2, or a folder or MODEL/TAG of open_clip",
+    features: str | None = Field(
+        None,
+        description="Network of the features, not that of validation: clip, dinov2, or a folder or MODEL/TAG of open_clip; by "
+        "default assets/tiny-clip for images of at most 64 pixels, and clip for larger ones",
         json_schema_extra=about(paper=papers.CLIP, path=True),
     )
     bank: int = Field(4096, ge=2, description="Real images whose features are computed once", json_schema_extra=about("images"))
@@ -145,13 +147,20 @@ def bank_of(data: LatentData, teacher: Teacher, tower: ImageTower, config: Featu
     return FeatureBank(torch.cat(features), torch.cat(conditions), num_classes)
 
 
+def default_features(size: Sequence[int]) -> str:
+    """The network of features for images of a size in pixels."""
+    return TINY_CLIP if max(size) <= LARGEST_FOR_TINY_CLIP else "clip"
+
+
 def feature_matching_of(context: DenoiserContext, networks: Networks, steps: Sequence[int]) -> list[FeatureMatching]:
     """The loss by the settings `feature_matching`; empty on the meta device, where there are neither decoder nor data."""
     if context.opened is None or context.data is None:
         return []
     config, teacher = context.config, context.opened
     settings: FeatureMatchingConfig = config.feature_matching
-    tower = ImageTower.called(settings.features, "feature_matching.features", teacher.pipeline.device)
+    name = settings.features or default_features(teacher.size)
+    _require_other_network(name, config)
+    tower = ImageTower.called(name, "feature_matching.features", teacher.pipeline.device)
     bank = bank_of(context.data, teacher, tower, settings, config.seed)
     sampler = StudentSampler(networks, Guidance(context.unconditional, config.guidance), steps, context.solvers[0])
     return [FeatureMatching(settings, sampler, teacher.codec, tower, bank)]
@@ -203,13 +212,17 @@ def check_additions(config: RunConfig, recipe: Recipe) -> None:
     settings: FeatureMatchingConfig = config.feature_matching
     if settings.weight == 0 and recipe.section != "feature_matching":
         return
-    if config.validation_extractor == settings.features:
-        raise ValueError(
-            f"feature_matching.features {settings.features}: is the network of validation; expects another one than "
-            "validation_extractor"
-        )
+    _require_other_network(settings.features, config)
     if config.dtype == "float16":
         raise ValueError(
             "feature_matching: its gradients pass through the teacher's decoder, which overflows in dtype 'float16'; expects "
             "'float32' or 'bfloat16'"
+        )
+
+
+def _require_other_network(features: str | None, config: RunConfig) -> None:
+    """Raise ValueError where the network of features is that of validation."""
+    if features is not None and config.validation_extractor == features:
+        raise ValueError(
+            f"feature_matching.features {features}: is the network of validation; expects another one than validation_extractor"
         )

@@ -71,8 +71,8 @@ def network_name(extractor: FeatureExtractor) -> str:
 class EmojiFeatures(FeatureExtractor):
     """The pooled layer of the emoji classifier (`assets/emoji-features`), computed on the network's device.
 
-    Larger images are resized with Lanczos, as `assets/emoji` was: bilinear filters would give its own images, at 64 pixels, a
-    distance of 0.49 from it, in place of 0.20.
+    Images of other sizes are resized with Lanczos, as `assets/emoji` was: bilinear filters would give its own images, at 64
+    pixels, a distance of 0.49 from it, in place of 0.20.
     """
 
     resizing = Resize("clean-lanczos", 32)

@@ -163,7 +163,7 @@ def test_fidelity_compares_with_the_teacher_at_the_same_guidance(halved_run, hal
     pairs = evaluator.generate(student, 2, 2.0), evaluator.generate(teacher, TEACHER_STEPS, 2.0)
     cosine = torch.cosine_similarity(*(extract(evaluator.extractor, images) for images in pairs))
     assert row.scores["psnr"] == pytest.approx(psnr(*pairs).mean().item())
-    assert row.scores["feature_cosine"] == pytest.approx(cosine.mean().item(), rel=1e-4)  # levels are rounded either way
+    assert row.scores["feature_cosine"] == pytest.approx(cosine.mean().item(), rel=1e-5)  # features of batches of other sizes
 
 
 def test_steps_that_no_student_of_a_run_was_trained_for_are_refused(halved_run, evaluation_cache):

@@ -17,6 +17,7 @@ from gendistill.methods.matching_features import (
     FeatureMatchingConfig,
     bank_of,
     condition_vectors,
+    default_features,
 )
 from gendistill.methods.student_samples import StudentSampler
 from gendistill.run.config import load_config
@@ -34,6 +35,10 @@ def parts(tiny_folder, tmp_path_factory):
         tiny_data(tiny_folder, tmp_path_factory.mktemp("features")),
         ImageTower.called("assets/tiny-clip", "x", "cpu"),
     )
+
+
+def test_images_larger_than_those_of_the_embedded_teachers_are_compared_by_a_network_that_sees_them():
+    assert [default_features((edge, 32)) for edge in (32, 64, 65, 1024)] == ["assets/tiny-clip"] * 2 + ["clip"] * 2
 
 
 @pytest.mark.parametrize("loss", FEATURE_MATCHING)
