@@ -134,7 +134,9 @@ def test_a_teacher_is_evaluated_from_the_command_line_and_the_same_twice(tiny_fo
     assert len(json.loads((tmp_path / "evaluation.json").read_text())) == len(rows)
     config = EvaluationConfig(HELD_OUT, caption="subcategory", num=4, out=tmp_path / "b", cache=str(tmp_path / "b"))
     monkeypatch.setattr(teacher_plans, "TEACHER_PLANS", TEACHER_PLANS[3:])  # once in 50 steps is enough
-    assert [row.scores for row in evaluate(str(tiny_folder), config).teacher] == [row["scores"] for row in rows[3:]]
+    again = evaluate(str(tiny_folder), config).teacher
+    # A value that lies between two of the 256 levels of an image may be rounded either way in another process.
+    assert [row.scores for row in again] == [pytest.approx(row["scores"], rel=1e-4) for row in rows[3:]]
 
 
 @pytest.fixture(scope="module")
