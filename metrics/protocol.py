@@ -35,11 +35,13 @@ class EvaluationProtocol:
     eta: float = 0.0  # fraction of fresh noise in a step
     timesteps: list[int] | None = None  # None: the sampler's default timesteps
     reference_hash: str | None = None  # hash of the reference's contents
+    dtype: str | None = None  # precision of the model that was sampled
 
     def describe(self) -> str:
         """The protocol as one sentence."""
         clip = f"; CLIP by {self.clip_model} ({self.clip_weights_hash})" if self.clip_model else ""
         prompts = f", {self.prompts}, seed {self.seed}" if self.prompts else ""
+        prompts += f", in {self.dtype}" if self.dtype not in (None, "float32") else ""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return (
             f"{self.metric}: features of {self.extractor} ({self.weights_hash}), images {self.resize}; {self.num_samples} "

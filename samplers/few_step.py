@@ -148,6 +148,11 @@ class FewStepSampler(Sampler):
         return self.family.device(self.pipeline)
 
     @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.pipeline.dtype
+        return dtype
+
+    @property
     def default_steps(self) -> int:
         return self.spec.num_inference_steps[0] if self.spec else TEACHER_STEPS
 

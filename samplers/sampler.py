@@ -63,6 +63,11 @@ class Sampler(ABC):
     def device(self) -> torch.device: ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the model."""
+        return torch.float32
+
+    @property
     @abstractmethod
     def size(self) -> tuple[int, int]:
         """Height and width of the images in pixels."""

@@ -34,6 +34,9 @@ PromptsFile = Annotated[
     str | None, typer.Option(help="Text file with one prompt per line, instead of the reference's captions")
 ]
 Resize = Annotated[str | None, typer.Option(help="Resizing of images: clean, legacy or none; default: that of the extractor")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Precision of diffusion models: float16, bfloat16 or float32, which is the default")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the prompts, the noise and the resampling")]
 
 
@@ -74,6 +77,7 @@ def evaluate(
     ] = None,
     cache: Cache = CACHE,
     device: Device = None,
+    dtype: Dtype = None,
     quantization: Quantization = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,6 +107,7 @@ def evaluate(
         steps=None if steps is None else parse_steps(steps),
         inputs=input_,
         quantization=quantization,
+        dtype=dtype,
     )
     _show_result(run(model, config), as_json)
 
@@ -156,6 +161,7 @@ def compare(
     ),
     cache: Cache = CACHE,
     device: Device = None,
+    dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare models: quality against steps, time and memory, tests of the differences, and regressions of the students.
@@ -180,6 +186,7 @@ def compare(
         cache=cache,
         out=out,
         device=device,
+        dtype=dtype,
         steps=parse_steps(steps),
         guidance_scale=guidance_scale,
         solver=solver,

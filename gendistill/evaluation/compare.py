@@ -78,7 +78,12 @@ def _compare(models: list[str], config: ComparisonConfig, folder: Path) -> Model
     device, reference = usable_device(config.device), config.reference
     probes = Probes.load(config.probes) if config.probes else Probes.for_reference(reference)
     entries = open_entries(
-        models, list(config.steps or STEPS), guidance_scale=config.guidance_scale, solver=config.solver, device=device
+        models,
+        list(config.steps or STEPS),
+        guidance_scale=config.guidance_scale,
+        solver=config.solver,
+        device=device,
+        dtype=config.dtype,
     )
     add_ons = open_add_ons(config.loras, config.controls, entries)
     samplers = [sampler for model in entries for sampler in model.samplers.values()]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gendistill.evaluation.evaluate_student import student_folders
 from gendistill.evaluation.teacher_plans import SOLVERS, teacher_scheduler
 from gendistill.samplers import FewStepSampler, Sampler
-from gendistill.sampling.load import Opening, open_sampler
+from gendistill.sampling.load import Opening, gan_folder, open_sampler
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,13 @@ class ModelEntry:
 
 
 def open_entries(
-    models: list[str], steps: list[int], *, guidance_scale: float | None = None, solver: str | None = None, device: str = "cpu"
+    models: list[str],
+    steps: list[int],
+    *,
+    guidance_scale: float | None = None,
+    solver: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
 ) -> list[ModelEntry]:
     """Open the models of a comparison.
 
@@ -39,20 +45,29 @@ def open_entries(
         steps: step counts; a student is sampled at those that it was trained for, a GAN in one step.
         guidance_scale: guidance scale of all models that support guidance; each model's default if None.
         solver: one of `SOLVERS`, for models that are not students; the pipeline's scheduler if None.
+        dtype: precision of diffusion models; float32 if None.
 
     Raises:
         ValueError: a model cannot be opened, or a student was trained for none of the step counts.
     """
     if solver is not None and solver not in SOLVERS:
         raise ValueError(f"solver {solver!r}: expects {' or '.join(SOLVERS)}")
-    names = distinct_names(models)
-    return [_open(model, name, steps, guidance_scale, solver, device) for model, name in zip(models, names, strict=True)]
-
-
-def _open(model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, device: str) -> ModelEntry:
-    folders = [str(folder) for folder in student_folders(Path(model))] or [model]
     unquantized = Opening(device, quantization="none")  # feature maps are read and LoRAs loaded
-    samplers = [open_sampler(folder, unquantized) for folder in folders]
+
+    def opening(model: str) -> Opening:
+        return unquantized if gan_folder(model) is not None else replace(unquantized, dtype=dtype)
+
+    names = distinct_names(models)
+    return [
+        _open(model, name, steps, guidance_scale, solver, opening(model)) for model, name in zip(models, names, strict=True)
+    ]
+
+
+def _open(
+    model: str, name: str, steps: list[int], guidance_scale: float | None, solver: str | None, opening: Opening
+) -> ModelEntry:
+    folders = [str(folder) for folder in student_folders(Path(model))] or [model]
+    samplers = [open_sampler(folder, opening) for folder in folders]
     first = samplers[0]
     if first.from_images:
         raise ValueError(

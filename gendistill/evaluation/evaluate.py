@@ -37,8 +37,9 @@ def evaluate(
     if is_image_set(model):
         return evaluate_images(model, config)
     if gan_folder(model) is not None:
-        if config.quantization not in (None, "none"):
-            raise ValueError(f"--quantization {config.quantization}: expects a diffusion model; {model} is a GAN")
+        for name, value in {"--quantization": config.quantization, "--dtype": config.dtype}.items():
+            if value not in (None, "none"):
+                raise ValueError(f"{name} {value}: expects a diffusion model; {model} is a GAN")
         return evaluate_generator(model, config)
     if config.inputs is not None:
         raise ValueError(f"--input {config.inputs}: expects a GAN that translates images, not {model}")

@@ -29,7 +29,7 @@ from gendistill.evaluation.teacher_plans import (
 )
 from gendistill.metrics.features.feature_extractor import extract
 from gendistill.metrics.protocol import Evaluation
-from gendistill.runtime.device import usable_device
+from gendistill.runtime.device import usable_device, usable_dtype
 from gendistill.runtime.files import atomic_write
 from gendistill.runtime.progress import advancing_bar
 from gendistill.samplers import FewStepSampler, StudentSpec
@@ -52,10 +52,13 @@ def evaluate_student(model: str, config: EvaluationConfig) -> StudentComparison:
     Raises:
         ValueError: a model, the reference, a metric or a metric network cannot be used.
     """
-    device = usable_device(config.device)
+    device, dtype = usable_device(config.device), usable_dtype(config.dtype or "float32")
     folders = student_folders(Path(model)) or [Path(model)]
     sources = [folder if folder.is_dir() else model for folder in folders]
-    samplers = [FewStepSampler.from_pretrained(source, device=device, quantization=config.quantization) for source in sources]
+    samplers = [
+        FewStepSampler.from_pretrained(source, dtype=dtype, device=device, quantization=config.quantization)
+        for source in sources
+    ]
     sampler = samplers[0]
     if config.out is None and not Path(model).is_dir():
         raise ValueError(f"out: model {model} is not a folder to write to; expects --out FOLDER")
@@ -79,7 +82,9 @@ def _evaluate_students(
     rows, guidance_rows = _student_rows(students, evaluator)
     spec, teacher = sampler.spec, config.teacher or sampler.spec.teacher
     pinned, revision = (None, None) if config.teacher else (spec.teacher_config, spec.teacher_revision)
-    teacher_sampler = FewStepSampler.from_pretrained(teacher, config=pinned, revision=revision, device=device)
+    teacher_sampler = FewStepSampler.from_pretrained(
+        teacher, config=pinned, revision=revision, dtype=usable_dtype(config.dtype or "float32"), device=device
+    )
     teacher_folder = Path(asset_path(teacher))
     rows_of_teacher = stored_rows(teacher_folder, rows[0]) or teacher_rows(teacher_sampler, evaluator, teacher_folder.name)
     if wants_fidelity(evaluator):

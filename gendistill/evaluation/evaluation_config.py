@@ -32,6 +32,7 @@ class EvaluationConfig:
         steps: step counts of the student; those that it was trained for if None.
         inputs: images for a GAN that translates images.
         quantization: quantization of a diffusion student, see `quantize`; the one that it was trained with if None.
+        dtype: precision of a diffusion student and of its teacher: `float16`, `bfloat16`, `float32`; float32 if None.
     """
 
     reference: str
@@ -51,6 +52,7 @@ class EvaluationConfig:
     steps: Sequence[int] | None = None
     inputs: Path | None = None
     quantization: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ class Evaluator:
             num_inference_steps=steps,
             eta=sampler.eta,
             timesteps=timesteps,
+            dtype=str(sampler.dtype).removeprefix("torch."),
             reference_hash=self.reference_hash,
             **networks_of(self.extractor, self.scorer),
         )

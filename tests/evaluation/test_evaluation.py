@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, StableDiffusionPipeline, UNet
 from fresh_process import ran
 
 from gendistill.evaluation import teacher_plans
+from gendistill.evaluation.entries import open_entries
 from gendistill.evaluation.evaluate import evaluate
 from gendistill.evaluation.evaluation_config import EvaluationConfig
 from gendistill.evaluation.evaluator import build_evaluator
@@ -137,6 +138,25 @@ def test_a_teacher_is_evaluated_from_the_command_line_and_the_same_twice(tiny_fo
     again = evaluate(str(tiny_folder), config).teacher
     # A value that lies between two of the 256 levels of an image may be rounded either way in another process.
     assert [row.scores for row in again] == [pytest.approx(row["scores"], rel=1e-4) for row in rows[3:]]
+
+
+def test_a_model_is_evaluated_in_half_precision(tiny_folder, evaluation_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_plans, "TEACHER_PLANS", TEACHER_PLANS[-1:])
+
+    def evaluated(dtype):
+        options = {"caption": "subcategory", "num": 4, "out": tmp_path, "cache": str(evaluation_cache), "dtype": dtype}
+        return evaluate(str(tiny_folder), reference=HELD_OUT, **options).teacher[0]
+
+    half, single = evaluated("bfloat16"), evaluated(None)
+    assert (half.protocol.dtype, single.protocol.dtype) == ("bfloat16", "float32")
+    assert "in bfloat16" in half.protocol.describe()
+    assert half.scores != single.scores
+    assert half.scores == pytest.approx(single.scores, rel=0.1)
+    assert open_entries([str(tiny_folder)], [1], dtype="bfloat16")[0].samplers[1].dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="dtype half: expects one of float16, bfloat16, float32"):
+        evaluated("half")
+    with pytest.raises(ValueError, match="--dtype bfloat16: expects a diffusion model; assets/tiny-gan is a GAN"):
+        evaluate("assets/tiny-gan", reference=HELD_OUT, dtype="bfloat16")
 
 
 @pytest.fixture(scope="module")
