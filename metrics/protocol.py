@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -99,7 +100,8 @@ class Evaluation:
         Raises:
             ValueError: the text is not JSON, or a field is missing or unknown.
         """
-        text = text.replace(" drawn by frequency from ", " sampled by frequency from ")  # words: allowed, of older files
+        older = r"(?<=\d) (?:drawn|sampled) by frequency"  # words: allowed, of older files
+        text = re.sub(older, " prompts sampled by frequency", text)
         return TypeAdapter(cls).validate_python(json.loads(text))
 
     def table(self) -> Table:

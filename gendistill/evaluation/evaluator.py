@@ -264,13 +264,13 @@ def build_evaluator(
         logger.warning(
             "%d of %d images of %s have no caption: the prompt ''", captions.count(""), len(captions), name_of(reference)
         )
-    captions_of = f"the {caption} captions of" if caption else "the captions of"
+    captions_of = f"{f'the {caption} captions' if caption else 'the captions'} of {printable(Path(reference).name)}"
     return Evaluator(
         prompts=_sampled_prompts(captions, num, seed),
         seeds=seeds_of(seed, num),
         reference=real.reference,
         reference_name=name_of(reference),
-        prompt_source=f"{num} sampled by frequency from {config.prompts or f'{captions_of} {printable(Path(reference).name)}'}",
+        prompt_source=f"{num} prompts sampled by frequency from {config.prompts or captions_of}",
         extractor=network,
         scorer=scorer,
         seed=seed,

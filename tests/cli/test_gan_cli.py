@@ -181,7 +181,7 @@ def test_a_teacher_alone_is_evaluated_into_rows_and_its_caption_field_is_found(g
     ran(["evaluate", gans["teacher"], *few], tmp_path)
     (row,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert row["model"] == "teacher"
-    assert row["protocol"]["prompts"].startswith("20 sampled by frequency from the category captions of")
+    assert row["protocol"]["prompts"].startswith("20 prompts sampled by frequency from the category captions of")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["evaluation.json"]
 
 
