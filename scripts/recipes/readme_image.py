@@ -1,4 +1,4 @@
-"""The image at the top of the README: a teacher at many steps above its student at few, of the same prompts and seeds.
+"""The image at the top of the README: a teacher at many steps above its students at few, of the same prompts and seeds.
 
 python scripts/recipes/readme_image.py assets/tiny-sd runs/demo/student --out docs/images/teacher-and-student.png
 """
@@ -34,20 +34,22 @@ EDGE, GAP, LABEL = 88, 8, 30  # pixels of an image, between two, and of a line o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("teacher")
-    parser.add_argument("student")
-    parser.add_argument("--steps", type=int, nargs=2, default=(50, 4), help="of the teacher, and of the student")
+    parser.add_argument("students", nargs="+")
+    parser.add_argument("--steps", type=int, nargs="+", default=(50, 4), help="of the teacher, and of the students")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the teacher")
     parser.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count on")
     parser.add_argument("--out", type=Path, default=Path("docs/images/teacher-and-student.png"))
     options = parser.parse_args()
-    teacher, student = (FewStepSampler.from_pretrained(folder) for folder in (options.teacher, options.student))
-    many, few = options.steps
-    rows = {
-        f"Teacher, {many} steps ({teacher.network_calls(many, options.guidance_scale)} network calls)": sampled(
-            teacher, many, options.guidance_scale, options.seed
-        ),
-        f"Student, {few} steps ({student.network_calls(few, 1)} network calls)": sampled(student, few, None, options.seed),
-    }
+    teacher, many = FewStepSampler.from_pretrained(options.teacher), options.steps[0]
+    calls = teacher.network_calls(many, options.guidance_scale)
+    rows = {f"Teacher, {many} steps ({calls} network calls)": sampled(teacher, many, options.guidance_scale, options.seed)}
+    students = [FewStepSampler.from_pretrained(folder) for folder in options.students]
+    for student in students:
+        assert student.spec is not None
+        name = "Student" if len(students) == 1 else student.spec.method.replace("_", " ").capitalize()
+        for few in (steps for steps in options.steps[1:] if steps in student.spec.num_inference_steps):
+            label = f"{name}, {few} step{'s' if few > 1 else ''} ({student.network_calls(few, 1)} network calls)"
+            rows[label] = sampled(student, few, None, options.seed)
     labelled_rows(rows).save(options.out, optimize=True)
 
 
