@@ -73,6 +73,25 @@ def test_the_loss_is_that_of_the_features_of_decoded_samples(parts, loss):
         assert result() < found
 
 
+def test_the_frechet_loss_compares_the_last_step_of_each_step_count_and_its_moments_are_resumed(parts, tiny_folder, tmp_path):
+    teacher = parts[0]
+    networks = full_networks(teacher.denoiser)
+    sampler = StudentSampler(networks, Guidance(teacher.unconditional(), GuidanceConfig()), [4, 2, 1], last=True)
+    assert sorted(sampler.numbers) == [(1, 0), (2, 1), (4, 3)]
+    settings = {"method": "feature_matching", "feature_matching__loss": "frechet", "feature_matching__population": 8}
+    settings |= {"trainer__checkpoint_every": 2, "trainer__log_every": 1, "steps": [2, 1]}
+
+    def losses(name, steps, resume=False):
+        distill(settings_of(tmp_path, tiny_folder, name, **settings, trainer__max_steps=steps), resume=resume)
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+    whole = losses("whole", 4)
+    assert all(loss > 0 for loss in whole.values())
+    losses("parts", 2)
+    assert losses("parts", 4, resume=True) == whole
+
+
 def test_conditions_are_vectors():
     vectors = condition_vectors(Conditioning(class_labels=torch.tensor([0, 2, 2])), torch.zeros(3, 1), 4)
     assert vectors.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
