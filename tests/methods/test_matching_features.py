@@ -41,6 +41,15 @@ def test_images_larger_than_those_of_the_embedded_teachers_are_compared_by_a_net
     assert [default_features((edge, 32)) for edge in (32, 64, 65, 1024)] == ["assets/tiny-clip"] * 2 + ["clip"] * 2
 
 
+@pytest.mark.parametrize("edge", [32, 64])
+def test_images_in_bfloat16_of_any_size_have_features_with_gradients(parts, edge):
+    images = torch.rand(2, 3, edge, edge, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts[2](images).sum().backward()
+    assert images.grad.isfinite().all()
+    assert images.grad.any()
+
+
 @pytest.mark.parametrize("loss", FEATURE_MATCHING)
 def test_the_loss_is_that_of_the_features_of_decoded_samples(parts, loss):
     teacher, data, tower = parts
