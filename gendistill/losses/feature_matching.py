@@ -112,10 +112,10 @@ class FrechetMoments:
     def update(self, features: Tensor) -> None:
         """Let the moments include features (B, D); values that are not finite change nothing."""
         features = features.to(self.mean)
-        share = min(len(features) / self.population, 1.0) * features.isfinite().all()
+        fraction = min(len(features) / self.population, 1.0) * features.isfinite().all()
         features = features.nan_to_num(0.0, 0.0, 0.0)
-        self.mean.lerp_(features.mean(0), share)
-        self.second.lerp_(features.T @ features / len(features), share)
+        self.mean.lerp_(features.mean(0), fraction)
+        self.second.lerp_(features.T @ features / len(features), fraction)
 
     @torch.no_grad()
     def distance(self) -> tuple[Tensor, Tensor]:
