@@ -18,6 +18,7 @@ from gendistill.losses.numerics import check_batch, in_float32
 from gendistill.losses.score_matching import loss_with_gradient
 
 CONDITION_FACTOR = 0.25  # bandwidth of the kernel of conditions in units of their median distance
+SMALLEST = 1e-8  # eigenvalue of a product of covariances, as a fraction of the largest one
 TEMPERATURES = (0.25, 0.5, 1.0)  # of the drift's kernel in units of the median distance
 
 
@@ -82,6 +83,60 @@ def drift_loss(student: Tensor, real: Tensor, among: Tensor, between: Tensor, sc
     x, y = student.float() / scale, real.float() / scale
     fields = [drift(x.detach(), y, among, between, temperature) for temperature in TEMPERATURES]
     return torch.stack([loss_with_gradient(x, -field) for field in fields]).mean()
+
+
+class FrechetMoments:
+    """The Fréchet distance of a student's features to real ones as a loss (Yang et al. 2026): of a population that is much
+    larger than a batch.
+
+    The student's mean and second moment are moving averages, which begin at the real ones: the distance is 0 at first and
+    grows to its value while the student's samples replace them, so that no covariance is ever one of few samples.
+
+    Attributes:
+        mean, second: (D,) and (D, D), float64, the student's moments, updated in place.
+
+    Args:
+        real: features (M, D) of real samples.
+        population: the student's latest samples, over which the average extends.
+    """
+
+    def __init__(self, real: Tensor, population: int) -> None:
+        real = real.cpu().double() if real.device.type == "mps" else real.double()  # which has no float64
+        self.population = population
+        self.real_mean, self.real_covariance = real.mean(0), torch.cov(real.T, correction=0)
+        values, vectors = torch.linalg.eigh(self.real_covariance)
+        self.real_root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        self.mean, self.second = self.real_mean.clone(), real.T @ real / len(real)
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """Let the moments include features (B, D); values that are not finite change nothing."""
+        features = features.to(self.mean)
+        fraction = min(len(features) / self.population, 1.0) * features.isfinite().all()
+        features = features.nan_to_num(0.0, 0.0, 0.0)
+        self.mean.lerp_(features.mean(0), fraction)
+        self.second.lerp_(features.T @ features / len(features), fraction)
+
+    @torch.no_grad()
+    def distance(self) -> tuple[Tensor, Tensor]:
+        """The distance, a scalar, and its derivative (D, D) by the student's covariance S.
+
+        With R the real covariance and A its root, tr(S + R - 2 (A S A)^(1/2)) has the derivative I - A (A S A)^(-1/2) A.
+        """
+        covariance = self.second - torch.outer(self.mean, self.mean)
+        values, vectors = torch.linalg.eigh(self.real_root @ covariance @ self.real_root)
+        roots = values.clamp(min=SMALLEST * float(values.max())).sqrt()
+        inverse = self.real_root @ ((vectors / roots) @ vectors.T) @ self.real_root
+        traces = covariance.trace() + self.real_covariance.trace() - 2 * roots.sum()
+        return (self.mean - self.real_mean).square().sum() + traces, torch.eye(len(inverse)).to(inverse) - inverse
+
+    def loss(self, features: Tensor) -> Tensor:
+        """The distance, a scalar, whose gradient at features (B, D) is that of a population of B samples."""
+        distance, by_covariance = self.distance()
+        shift = features.detach().to(self.mean) - self.mean
+        gradient = (2 * (self.mean - self.real_mean + shift @ by_covariance)).to(features)
+        value = (features * gradient).sum() / len(features)
+        return value - value.detach() + distance.to(value)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

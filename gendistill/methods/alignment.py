@@ -228,6 +228,9 @@ class Alignment:
     def weight(self) -> float | dict[float, float]:
         return self.config.weight
 
+    def buffers(self) -> dict[str, Tensor]:
+        return {}
+
     @property
     def critics(self) -> list[LatentAdversary]:
         return [] if self.adversary is None else [self.adversary]

@@ -71,6 +71,10 @@ class AuxiliaryLoss(Protocol):
     @property
     def critics(self) -> Sequence[Critic]: ...
 
+    def buffers(self) -> dict[str, Tensor]:
+        """Tensors that it changes, as `Method.buffers`."""
+        ...
+
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
         """Yield the updates of the critics, which step before the student, and return the student's loss (0-d) and its terms
         for the log."""
@@ -144,6 +148,9 @@ class DenoiserMethod(Method):
             networks.student = networks.student.with_network(wrapped[name])
         for critic in self.critics:
             critic.network = wrapped[critic.name]
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {f"{loss.name}.{name}": buffer for loss in self.auxiliary for name, buffer in loss.buffers().items()}
 
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         students = {name: networks.trained for name, networks in self.students.items()}

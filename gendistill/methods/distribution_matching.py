@@ -94,7 +94,7 @@ class DistributionMatching(DenoiserMethod):
     ) -> None:
         self.networks, self.guidance, self.config, self.auxiliary = networks, guidance, config, auxiliary
         networks.decay = config.ema_decay
-        self.sampler = StudentSampler(networks, guidance, steps, solver, config.segments)
+        self.sampler = StudentSampler(networks, guidance, steps, solver, segments=config.segments)
         self.fake_score = FakeScore(networks, config.fake_score, max(self.sampler.numbers.values()) + 1)
         self.adversary: FeatureAdversary | None = None
         self.logs_behind = 0

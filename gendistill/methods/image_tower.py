@@ -45,7 +45,8 @@ class ImageTower:
         return cls.of_clip(model.eval().requires_grad_(False).to(device))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Embeddings (B, E) of images (B, 3, H, W) in [-1, 1]."""
+        """Embeddings (B, E) of images (B, 3, H, W) in [-1, 1], of any dtype: torch resizes none of bfloat16 on a CPU."""
+        images = images.float()
         if images.shape[2:] != (self.size, self.size):
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         prepared = ((images + 1) / 2 - self.mean.to(images)) / self.deviation.to(images)

@@ -20,7 +20,7 @@ from gendistill.diffusion.latent_discriminator import condition_of, number_of_cl
 from gendistill.diffusion.teacher import Teacher
 from gendistill.diffusion.trained_networks import Networks
 from gendistill.gan.augmentation import NUM_UNIFORM, augment
-from gendistill.losses.feature_matching import FEATURE_MATCHING, log_similarity, median_distance
+from gendistill.losses.feature_matching import FEATURE_MATCHING, FrechetMoments, log_similarity, median_distance
 from gendistill.methods.denoiser_method import Critic, DenoiserContext, DenoiserMethod, LossAndLogs
 from gendistill.methods.image_tower import ImageTower
 from gendistill.methods.recipe import Recipe, RunConfig, Stage, Supports
@@ -35,6 +35,7 @@ from gendistill.settings.explanation import about
 from gendistill.settings.schedule import Weight
 from gendistill.settings.section import Section
 from gendistill.training.method import Update
+from gendistill.training.processes import of_all_processes
 
 AT_ONCE = 16  # images that are decoded at once for the bank
 TINY_CLIP, LARGEST_FOR_TINY_CLIP = "assets/tiny-clip", 64  # which sees 32 pixels
@@ -44,11 +45,21 @@ class FeatureMatchingConfig(Section):
     """Feature matching (`--method feature_matching`), or feature matching in addition to another method's loss."""
 
     weight: Weight = Field(0.0, description="Weight of feature matching in addition to another method's loss; 0 is off")
-    loss: Literal["mmd", "drift"] = Field(
+    loss: Literal["frechet", "mmd", "drift"] = Field(
         "mmd",
-        description="Distance: the maximum mean discrepancy of features and conditions, or a drift towards real features of "
-        "the same prompt and away from the student's other ones",
-        json_schema_extra=about(paper=papers.DRIFTING),
+        description="Distance: the Fréchet distance of the student's latest samples, or the maximum mean discrepancy of a "
+        "batch, both of features and conditions together; or a drift towards real features of the same prompt and away from "
+        "the student's other ones",
+        json_schema_extra=about(paper=papers.FD_LOSS),
+    )
+    population: int = Field(
+        2048,
+        ge=2,
+        description="Latest samples of the student whose moments frechet compares with the real ones, for each step count",
+        json_schema_extra=about("samples", paper=papers.FD_LOSS),
+    )
+    condition: float = Field(
+        0.5, ge=0, description="Weight of the conditions next to the features, for frechet; 0 compares the features alone"
     )
     features: str | None = Field(
         None,
@@ -102,10 +113,24 @@ class FeatureMatching:
         self, config: FeatureMatchingConfig, sampler: StudentSampler, codec: Codec, tower: ImageTower, bank: FeatureBank
     ) -> None:
         self.config, self.sampler, self.codec, self.tower, self.bank = config, sampler, codec, tower, bank
+        self.moments: dict[int, FrechetMoments] = {}
+        if config.loss == "frechet":
+            real = self.joint(bank.features, bank.conditions)
+            self.moments = {number: FrechetMoments(real, config.population) for number in set(sampler.numbers.values())}
 
     @property
     def weight(self) -> float | dict[float, float]:
         return self.config.weight
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The student's moments, which a resumed run needs."""
+        means = {f"{number}.mean": moments.mean for number, moments in self.moments.items()}
+        return means | {f"{number}.second": moments.second for number, moments in self.moments.items()}
+
+    def joint(self, features: Tensor, conditions: Tensor) -> Tensor:
+        """Features and weighted conditions (N, D + C) in units of their median distances."""
+        weight = self.config.condition / self.bank.condition_scale
+        return torch.cat([features / self.bank.scale, weight * conditions], dim=1)
 
     def updates(self, batch: Batch, step: int, random: PerSampleRandom) -> Generator[Update, None, LossAndLogs]:
         yield from ()
@@ -114,6 +139,10 @@ class FeatureMatching:
         features = features_of(self.tower, images, self.config, random)
         bank = self.bank
         conditions = condition_vectors(samples.conditioning, features, self.bank.num_classes)
+        if self.moments:
+            moments, joint = self.moments[samples.step], self.joint(features, conditions)
+            moments.update(of_all_processes(joint.detach()))
+            return moments.loss(joint), {}
         among = log_similarity(conditions, conditions, bank.condition_scale)
         between = log_similarity(conditions, bank.conditions, bank.condition_scale)
         return FEATURE_MATCHING[self.config.loss](features, bank.features, among, between, bank.scale), {}
@@ -162,7 +191,7 @@ def feature_matching_of(context: DenoiserContext, networks: Networks, steps: Seq
     _require_other_network(name, config)
     tower = ImageTower.called(name, "feature_matching.features", teacher.pipeline.device)
     bank = bank_of(context.data, teacher, tower, settings, config.seed)
-    sampler = StudentSampler(networks, Guidance(context.unconditional, config.guidance), steps, context.solvers[0])
+    sampler = StudentSampler(networks, Guidance(context.unconditional, config.guidance), steps, context.solvers[0], last=True)
     return [FeatureMatching(settings, sampler, teacher.codec, tower, bank)]
 
 
@@ -173,6 +202,9 @@ class FeatureMatchingDistillation(DenoiserMethod):
 
     def __init__(self, networks: Networks, matching: Sequence[FeatureMatching], ema_decay: float) -> None:
         self.networks, self.matching, networks.decay = networks, matching, ema_decay
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {name: buffer for matching in self.matching for name, buffer in matching.buffers().items()}
 
     @property
     def monotone(self) -> bool:

@@ -109,14 +109,23 @@ class StudentSampler:
         steps: step counts of the student's samplers.
         solver: the solver of these samplers, `ddim`, `tcd` or `lcm`.
         segments: whether a sample is the point at which a step arrives, in place of x_0.
+        last: whether samples are those of the last step of a sampler alone, which are its images.
     """
 
     def __init__(
-        self, networks: Networks, guidance: Guidance, steps: Sequence[int], solver: str = "ddim", segments: bool = False
+        self,
+        networks: Networks,
+        guidance: Guidance,
+        steps: Sequence[int],
+        solver: str = "ddim",
+        *,
+        segments: bool = False,
+        last: bool = False,
     ) -> None:
-        self.networks, self.guidance, self.steps, self.segments = networks, guidance, list(steps), segments
-        self.eta = fresh_noise(solver)
-        self.numbers = numbered_steps(steps, networks.teacher.schedule, segments)
+        self.networks, self.guidance, self.steps = networks, guidance, list(steps)
+        self.segments, self.last, self.eta = segments, last, fresh_noise(solver)
+        numbers = numbered_steps(steps, networks.teacher.schedule, segments)
+        self.numbers = {step: number for step, number in numbers.items() if not last or step[1] == step[0] - 1}
 
     def generate(self, batch: Batch, random: PerSampleRandom, *, learning: bool) -> Samples:
         """Samples of a step of the student, for the conditions of a batch; its sampler makes the steps before without gradient.
@@ -128,7 +137,7 @@ class StudentSampler:
         conditioning, scale = self.guidance.sample(batch.conditioning, random)
         which_count, which_step = random.of_step(2)
         count = self.steps[int(which_count * len(self.steps))]
-        k = int(which_step * count)
+        k = count - 1 if self.last else int(which_step * count)
         noise = to_device(random.normal(shape), device)
         sampler_step = partial(self._sampler_step, random=random)
         x_t, t = few_step_rollout(student, noise, conditioning, count, k, sampler_step)

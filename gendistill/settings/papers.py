@@ -76,6 +76,7 @@ SIMILARITY = Paper("Tung & Mori 2019", "Similarity-Preserving Knowledge Distilla
 
 # distances between distributions
 DRIFTING = Paper("Deng et al. 2026", "Generative Modeling via Drifting", "2602.04770")
+FD_LOSS = Paper("Yang et al. 2026", "Representation Fréchet Loss for Visual Generation", "2604.28190")
 MMD = Paper("Gretton et al. 2012", "A Kernel Two-Sample Test, Journal of Machine Learning Research 13")
 PATCHES = Paper("Elnekave & Weiss 2022", "Generating Natural Images with Direct Patch Distributions Matching", "2203.11862")
 SLICED = Paper("Bonneel et al. 2015", "Sliced and Radon Wasserstein Barycenters of Measures, JMIV 51")

@@ -77,6 +77,11 @@ def items_of_process(count: int) -> list[int]:
     return [index % count for index in range(state.process_index * each, (state.process_index + 1) * each)]
 
 
+def of_all_processes(rows: Tensor) -> Tensor:
+    """The rows (N, ...) of all processes, equally many of each, on every process."""
+    return rows if PartialState().num_processes == 1 else gather(rows)
+
+
 def gathered(results: Tensor, count: int) -> Tensor:
     """The results (count, ...) of all items in order, on the CPU of every process, from those of its `items_of_process`."""
     state = PartialState()

@@ -6,11 +6,14 @@ import torch
 from gendistill.losses.distributions import FACTORS
 from gendistill.losses.feature_matching import (
     FEATURE_MATCHING,
+    FrechetMoments,
     conditional_mmd,
     drift,
     log_similarity,
     median_distance,
 )
+from gendistill.metrics.distances.frechet import frechet_distance
+from gendistill.metrics.features.gaussian import gaussian_statistics
 
 
 @pytest.fixture
@@ -74,3 +77,37 @@ def test_samples_move_to_the_real_ones_of_their_own_condition(name, generator):
         assert 0.05 < away.median() < 0.5
         assert (away < 1).float().mean() > 0.8
     assert student.grad.isfinite().all()
+
+
+def test_the_frechet_loss_and_its_gradient_are_those_of_the_distance_of_a_whole_population(generator):
+    real = torch.randn(400, 5, generator=generator) @ torch.randn(5, 5, generator=generator)
+    x = torch.randn(300, 5, generator=generator, dtype=torch.float64).mul(2).add(1).requires_grad_()
+    moments = FrechetMoments(real, population=300)
+    assert float(moments.distance()[0]) == pytest.approx(0, abs=1e-9)
+    moments.update(x)
+    loss = moments.loss(x)
+    expected = frechet_distance(*(gaussian_statistics(features.detach()) for features in (x, real)))
+    assert float(loss.detach()) == pytest.approx(expected, rel=0.01)  # of covariances with N - 1
+    loss.backward()
+    root = moments.real_root
+
+    def distance(x):
+        mean, covariance = x.mean(0), torch.cov(x.T, correction=0)
+        cross = torch.linalg.eigvalsh(root @ covariance @ root).sqrt().sum()
+        return (mean - moments.real_mean).square().sum() + covariance.trace() + moments.real_covariance.trace() - 2 * cross
+
+    torch.testing.assert_close(x.grad, torch.autograd.grad(distance(x), x)[0])
+    torch.testing.assert_close(loss, distance(x))
+
+
+def test_the_moments_of_the_frechet_loss_follow_the_latest_samples_of_several_batches(generator):
+    real, moved = torch.randn(2000, 3, generator=generator), torch.randn(4000, 3, generator=generator) + 2
+    moments, distances = FrechetMoments(real, population=200), []
+    for batch in moved.split(50):
+        moments.update(batch)
+        distances.append(float(moments.distance()[0]))
+    assert 0 < distances[0] < distances[3] < distances[10]
+    assert distances[-1] == pytest.approx(12, rel=0.1)
+    before = moments.mean.clone()
+    moments.update(torch.full((4, 3), torch.nan))
+    assert torch.equal(moments.mean, before)

@@ -41,6 +41,15 @@ def test_images_larger_than_those_of_the_embedded_teachers_are_compared_by_a_net
     assert [default_features((edge, 32)) for edge in (32, 64, 65, 1024)] == ["assets/tiny-clip"] * 2 + ["clip"] * 2
 
 
+@pytest.mark.parametrize("edge", [32, 64])
+def test_images_in_bfloat16_of_any_size_have_features_with_gradients(parts, edge):
+    images = torch.rand(2, 3, edge, edge, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        parts[2](images).sum().backward()
+    assert images.grad.isfinite().all()
+    assert images.grad.any()
+
+
 @pytest.mark.parametrize("loss", FEATURE_MATCHING)
 def test_the_loss_is_that_of_the_features_of_decoded_samples(parts, loss):
     teacher, data, tower = parts
@@ -71,6 +80,25 @@ def test_the_loss_is_that_of_the_features_of_decoded_samples(parts, loss):
     optimizer.step()
     if loss == "mmd":
         assert result() < found
+
+
+def test_the_frechet_loss_compares_the_last_step_of_each_step_count_and_its_moments_are_resumed(parts, tiny_folder, tmp_path):
+    teacher = parts[0]
+    networks = full_networks(teacher.denoiser)
+    sampler = StudentSampler(networks, Guidance(teacher.unconditional(), GuidanceConfig()), [4, 2, 1], last=True)
+    assert sorted(sampler.numbers) == [(1, 0), (2, 1), (4, 3)]
+    settings = {"method": "feature_matching", "feature_matching__loss": "frechet", "feature_matching__population": 8}
+    settings |= {"trainer__checkpoint_every": 2, "trainer__log_every": 1, "steps": [2, 1]}
+
+    def losses(name, steps, resume=False):
+        distill(settings_of(tmp_path, tiny_folder, name, **settings, trainer__max_steps=steps), resume=resume)
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+    whole = losses("whole", 4)
+    assert all(loss > 0 for loss in whole.values())
+    losses("parts", 2)
+    assert losses("parts", 4, resume=True) == whole
 
 
 def test_conditions_are_vectors():
