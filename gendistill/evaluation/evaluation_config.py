@@ -54,6 +54,12 @@ class EvaluationConfig:
     quantization: str | None = None
     dtype: str | None = None
 
+    def __post_init__(self) -> None:
+        """Paths may be given as strings."""
+        for name in ("out", "inputs", "probes"):
+            if isinstance(value := getattr(self, name, None), str):
+                object.__setattr__(self, name, Path(value))
+
 
 @dataclass(frozen=True)
 class ComparisonConfig(EvaluationConfig):

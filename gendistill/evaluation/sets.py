@@ -166,6 +166,7 @@ def save_statistics(
     Raises:
         ValueError: the images cannot be read, or `out` is not an `.npz`.
     """
+    out = Path(out)
     if out.suffix != STATISTICS:
         raise ValueError(f"out {out}: expects a {STATISTICS}")
     out = out.expanduser()

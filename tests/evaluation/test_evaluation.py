@@ -144,8 +144,8 @@ def test_a_model_is_evaluated_in_half_precision(tiny_folder, evaluation_cache, t
     monkeypatch.setattr(teacher_plans, "TEACHER_PLANS", TEACHER_PLANS[-1:])
 
     def evaluated(dtype):
-        options = {"caption": "subcategory", "num": 4, "out": tmp_path, "cache": str(evaluation_cache), "dtype": dtype}
-        return evaluate(str(tiny_folder), reference=HELD_OUT, **options).teacher[0]
+        options = {"caption": "subcategory", "num": 4, "out": str(tmp_path), "cache": str(evaluation_cache)}
+        return evaluate(str(tiny_folder), reference=HELD_OUT, dtype=dtype, **options).teacher[0]
 
     half, single = evaluated("bfloat16"), evaluated(None)
     assert (half.protocol.dtype, single.protocol.dtype) == ("bfloat16", "float32")
